@@ -1,0 +1,1 @@
+"""What a run learns from: sources of images and masks, their augmentation, and the loaders."""

@@ -1,0 +1,116 @@
+"""What runs where: the Trainer, and the precision that this machine is fastest at."""
+
+from typing import Any, Literal
+
+import lightning as L
+import torch
+from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator
+
+Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true", "64-true"]
+
+
+class HardwareError(ValueError):
+    """The machine lacks what the config asks for."""
+
+
+def pick_accelerator(accelerator: str) -> str:
+    """cpu, gpu or mps for ``auto``; else the one asked for.
+
+    Raises:
+        HardwareError: when a GPU is asked for and none is there.
+    """
+    if accelerator == "auto":
+        if CUDAAccelerator.is_available():
+            return "gpu"
+        return "mps" if MPSAccelerator.is_available() else "cpu"
+    if accelerator in ("gpu", "cuda") and not CUDAAccelerator.is_available():
+        if accelerator == "gpu" and MPSAccelerator.is_available():
+            return "mps"
+        raise HardwareError(
+            f"trainer.accelerator={accelerator}: no GPU that this PyTorch ({torch.__version__}) can use; "
+            "take trainer=cpu, or check the driver and that PyTorch is a CUDA build"
+        )
+    return accelerator
+
+
+def pick_precision(precision: Precision, accelerator: str) -> tuple[str, str]:
+    """Lightning's name of the precision, and why."""
+    if precision != "auto":
+        return precision, "as asked"
+    if accelerator in ("gpu", "cuda"):
+        major, minor = torch.cuda.get_device_capability()
+        if major >= 8:
+            return "bf16-mixed", f"compute capability {major}.{minor} multiplies bfloat16 in hardware"
+        if major == 7:
+            return "16-mixed", f"compute capability {major}.{minor} multiplies float16, not bfloat16"
+        return "32-true", f"compute capability {major}.{minor} gains nothing from half precision"
+    return "32-true", f"half precision is slower on {accelerator}"
+
+
+class Layout(L.Callback):
+    """Puts the network into the memory layout and the compiler asked for, before anything runs."""
+
+    def __init__(self, channels_last: bool, compile: bool) -> None:
+        self.channels_last, self.compile = channels_last, compile
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if self.channels_last:
+            pl_module.model.to(memory_format=torch.channels_last)
+        if self.compile:
+            pl_module.model.compile(dynamic=True)  # in place: checkpoint keys stay as they are
+
+
+def build_trainer(
+    accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps", "tpu"] = "auto",
+    devices: int | str | list[int] = "auto",
+    strategy: str = "auto",
+    num_nodes: int = 1,
+    precision: Precision = "auto",
+    channels_last: bool = False,
+    compile: bool = False,
+    max_epochs: int | None = 20,
+    max_steps: int = -1,
+    max_time: str | None = None,
+    check_val_every_n_epoch: int = 1,
+    accumulate_grad_batches: int = 1,
+    gradient_clip_val: float | None = None,
+    limit_train_batches: int | float = 1.0,
+    limit_val_batches: int | float = 1.0,
+    deterministic: bool = False,
+    log_every_n_steps: int = 10,
+    callbacks: list[L.Callback] | None = None,
+    logger: Any = False,
+) -> L.Trainer:
+    """Lightning's Trainer for this machine; each argument is explained in conf/trainer/auto.yaml.
+
+    Raises:
+        HardwareError: when a GPU is asked for and none is there.
+    """
+    accelerator = pick_accelerator(accelerator)
+    name, _ = pick_precision(precision, accelerator)
+    if accelerator == "cpu" and devices == "auto":
+        devices = 1
+    return L.Trainer(
+        accelerator=accelerator,
+        devices=devices,
+        strategy=strategy,
+        num_nodes=num_nodes,
+        precision=name,
+        max_epochs=max_epochs,
+        max_steps=max_steps,
+        max_time=max_time,
+        check_val_every_n_epoch=check_val_every_n_epoch,
+        accumulate_grad_batches=accumulate_grad_batches,
+        gradient_clip_val=gradient_clip_val,
+        limit_train_batches=limit_train_batches,
+        limit_val_batches=limit_val_batches,
+        deterministic=deterministic,
+        log_every_n_steps=log_every_n_steps,
+        callbacks=[Layout(channels_last, compile), *(callbacks or [])],
+        logger=logger,
+        use_distributed_sampler=False,  # ours deals the samples itself
+        enable_model_summary=False,
+        enable_progress_bar=any(isinstance(c, L.pytorch.callbacks.ProgressBar) for c in callbacks or []),
+        num_sanity_val_steps=0,
+        inference_mode=True,
+    )

@@ -1,0 +1,209 @@
+"""The run folder: made, written, and read back; a checkpoint is loaded without running its code.
+
+    config.yaml     all that was chosen, resolved
+    run.json        versions, command, commit, hardware, times, data, final metrics
+    metrics.csv     every measurement
+    checkpoints/    best.ckpt and last.ckpt, each enough by itself
+    panels/         pictures: image | truth | prediction | error
+    log.txt         what the terminal showed, and the libraries' warnings
+"""
+
+import json
+import os
+import pickle
+import platform
+import re
+import subprocess
+import sys
+import time
+import zipfile
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from hydra.utils import instantiate
+from torch import nn
+
+from seg.data.intensity import Intensity
+
+ALLOWED = ("seg.models.",)  # constructors that a checkpoint may name for its network
+
+
+class RunError(ValueError):
+    """A run or checkpoint that isn't there, or isn't ours."""
+
+
+def create_folder(outputs: Path, name: str) -> Path:
+    """A new folder ``outputs/TIME-name`` that no other process got; ``outputs/latest`` points to it."""
+    outputs.mkdir(parents=True, exist_ok=True)
+    stem = f"{time.strftime('%Y-%m-%d_%H-%M-%S')}-{re.sub(r'[^A-Za-z0-9._=-]+', '_', name)[:100]}"
+    for attempt in range(1000):
+        folder = outputs / (stem if attempt == 0 else f"{stem}-{attempt + 1}")
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            continue
+        for part in ("checkpoints", "panels"):
+            (folder / part).mkdir()
+        point_latest(outputs, folder)
+        return folder
+    raise RunError(f"{outputs}: a thousand runs of this second are there already")
+
+
+def point_latest(outputs: Path, folder: Path) -> None:
+    link, aside = outputs / "latest", outputs / f".latest-{os.getpid()}"
+    if link.exists() and not link.is_symlink():
+        return  # a user's own folder of that name
+    try:
+        aside.symlink_to(folder.name)
+        os.replace(aside, link)
+    except OSError:  # a file system without links: a convenience less
+        aside.unlink(missing_ok=True)
+
+
+def write_json(file: Path, content: dict) -> None:
+    """Whole or not at all."""
+    aside = file.with_name(f".{file.name}")
+    aside.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    os.replace(aside, file)
+
+
+def write_config(file: Path, config: dict) -> None:
+    file.write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+
+
+def origin() -> dict[str, Any]:
+    """Where a run comes from: command, versions, commit, hardware."""
+    packages = ("seg", "torch", "lightning", "hydra-core", "albumentations", "numpy", "wandb")
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "command": [Path(sys.executable).name, *sys.orig_argv[1:]],
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "versions": {"python": platform.python_version()} | {p: version(p) for p in packages},
+        "git": git_state(),
+        "hardware": {
+            "machine": platform.machine(),
+            "system": platform.system(),
+            "cpus": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "gpus": gpus,
+        },
+    }
+
+
+def git_state() -> dict[str, Any] | None:
+    """Commit of the source, and whether files differ from it; None outside a checkout."""
+    here = Path(__file__).parent
+    try:
+        ask = ["git", "-C", str(here)]
+        commit = subprocess.run([*ask, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+        status = subprocess.run(
+            [*ask, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return {"commit": commit.stdout.strip(), "dirty": bool(status.stdout.strip())}
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """A trained network and all that is needed to use it.
+
+    Attributes:
+        checkpoint: the file it came from.
+        folder: the run's folder; the file's own where it stands alone.
+        model: in evaluation mode.
+        config: the run's, resolved.
+        classes: names in the order of the mask's values.
+        colors: one (red, green, blue) in 0..255 a class.
+        intensity: how grey values become network input.
+    """
+
+    checkpoint: Path
+    folder: Path
+    model: nn.Module
+    config: dict[str, Any]
+    classes: list[str]
+    colors: list[tuple[int, int, int]]
+    intensity: Intensity
+
+
+def find_checkpoint(run: str | Path | None) -> Path:
+    """The checkpoint file of a run folder (the best, else the last), or the file itself.
+
+    Raises:
+        RunError: when there is none.
+    """
+    if run is None:
+        raise RunError("run is not set: give a run folder or a checkpoint file, run=outputs/latest")
+    path = Path(run)
+    if path.is_file():
+        return path
+    if not path.exists():
+        raise RunError(f"run={run}: no such folder or file{nearby(path)}")
+    for name in ("best.ckpt", "last.ckpt"):
+        if (path / "checkpoints" / name).is_file():
+            return path / "checkpoints" / name
+    raise RunError(f"run={run}: no checkpoints/best.ckpt or last.ckpt in it; a run folder has one")
+
+
+def nearby(path: Path) -> str:
+    runs = sorted(p.name for p in path.parent.glob("*/") if (p / "checkpoints").is_dir())
+    return f"; the newest run in {path.parent} is {runs[-1]}" if runs else ""
+
+
+def load(run: str | Path | None) -> LoadedRun:
+    """Reads a run back from its folder or checkpoint file; neither code nor data set is needed.
+
+    Raises:
+        RunError: when the file isn't a checkpoint of ours, or would run code.
+    """
+    file = find_checkpoint(run)
+    try:
+        content = read_checkpoint(file)
+        card, weights = content["seg"], content["state_dict"]
+        config, intensity = card["config"], Intensity(**card["intensity"])
+        classes, colors = list(card["classes"]), [tuple(c) for c in card["colors"]]
+        target = config["model"]["_target_"]
+    except pickle.UnpicklingError as error:
+        raise RunError(f"{file}: holds more than weights and plain values; it is not loaded") from error
+    except (RuntimeError, EOFError, OSError, zipfile.BadZipFile, KeyError, TypeError) as error:
+        reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        raise RunError(f"{file}: not a checkpoint of seg.train, or cut off ({reason[:200]})") from error
+    check_targets(config["model"], file)
+    try:
+        model = instantiate(config["model"], _convert_="all")
+        model.load_state_dict(
+            {k.removeprefix("model."): v for k, v in weights.items() if k.startswith("model.")}
+        )
+    except Exception as error:
+        raise RunError(f"{file}: its weights don't fit {target} of this version: {error}") from error
+    folder = file.parent.parent if file.parent.name == "checkpoints" else file.parent
+    return LoadedRun(file, folder, model.eval(), config, classes, colors, intensity)
+
+
+def read_checkpoint(file: str | Path) -> dict[str, Any]:
+    """The content of a checkpoint; a pickle that holds more than tensors and plain values is refused."""
+    return torch.load(file, map_location="cpu", weights_only=True)
+
+
+def check_targets(node: Any, file: Path) -> None:
+    """Refuses a config that names a constructor outside the allow-list, however deep.
+
+    Raises:
+        RunError: naming file and constructor.
+    """
+    if isinstance(node, dict):
+        target = node.get("_target_")
+        if "_target_" in node and not (isinstance(target, str) and target.startswith(ALLOWED)):
+            raise RunError(f"{file}: its config names {target!r}; only {ALLOWED} are honoured")
+        for value in node.values():
+            check_targets(value, file)
+    elif isinstance(node, list):
+        for value in node:
+            check_targets(value, file)
+    elif isinstance(node, str) and "${" in node:
+        raise RunError(f"{file}: its config holds the interpolation {node!r}; a saved config has none")
