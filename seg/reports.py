@@ -16,11 +16,17 @@ from rich.table import Table
 from torch import Tensor
 
 from seg import metrics
+from seg.console import console
 from seg.data.module import Samples
 from seg.logits import IGNORE, predicted_classes
 from seg.panels import panel, sheet, to_rgb
 
 log = logging.getLogger("seg")
+
+
+def on_terminal() -> bool:
+    """Whether anybody watches."""
+    return console.is_terminal
 
 
 def progress_bar() -> RichProgressBar:

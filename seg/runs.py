@@ -174,6 +174,7 @@ def load(run: str | Path | None) -> LoadedRun:
         reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
         raise RunError(f"{file}: not a checkpoint of seg.train, or cut off ({reason[:200]})") from error
     check_targets(config["model"], file)
+    check_targets(config["loss"], file, ("seg.losses.",))
     try:
         model = instantiate(config["model"], _convert_="all")
         model.load_state_dict(
@@ -190,7 +191,7 @@ def read_checkpoint(file: str | Path) -> dict[str, Any]:
     return torch.load(file, map_location="cpu", weights_only=True)
 
 
-def check_targets(node: Any, file: Path) -> None:
+def check_targets(node: Any, file: Path, allowed: tuple[str, ...] = ALLOWED) -> None:
     """Refuses a config that names a constructor outside the allow-list, however deep.
 
     Raises:
@@ -198,12 +199,12 @@ def check_targets(node: Any, file: Path) -> None:
     """
     if isinstance(node, dict):
         target = node.get("_target_")
-        if "_target_" in node and not (isinstance(target, str) and target.startswith(ALLOWED)):
-            raise RunError(f"{file}: its config names {target!r}; only {ALLOWED} are honoured")
+        if "_target_" in node and not (isinstance(target, str) and target.startswith(allowed)):
+            raise RunError(f"{file}: its config names {target!r}; only {allowed} are honoured")
         for value in node.values():
-            check_targets(value, file)
+            check_targets(value, file, allowed)
     elif isinstance(node, list):
         for value in node:
-            check_targets(value, file)
+            check_targets(value, file, allowed)
     elif isinstance(node, str) and "${" in node:
         raise RunError(f"{file}: its config holds the interpolation {node!r}; a saved config has none")

@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from seg import hardware, reports, runs
 from seg.cli import build, command
-from seg.console import console, logging_to, quiet
+from seg.console import logging_to, quiet
 from seg.data.module import DataModule
 from seg.logits import num_logits
 from seg.task import SegmentationTask
@@ -83,7 +83,7 @@ def run(
         folder / "checkpoints", "best", monitor="val/dice", mode="max", enable_version_counter=False
     )
     last = ModelCheckpoint(folder / "checkpoints", "last", enable_version_counter=False)
-    bar = [reports.progress_bar()] if console.is_terminal else []
+    bar = [reports.progress_bar()] if reports.on_terminal() else []
     trainer = build(
         cfg.trainer,
         "trainer",

@@ -1,0 +1,142 @@
+"""Segments images with a trained run: ``python -m seg.predict run=outputs/latest input=IMAGES output=OUT``."""
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import tifffile
+from omegaconf import DictConfig
+from rich.progress import track
+
+from seg import runs
+from seg.cli import UserError, command
+from seg.console import console, quiet
+from seg.data.images import TIFF, as_image, is_image, list_images, read_image, read_pages, write_png
+from seg.data.sources import DataError
+from seg.hardware import pick_accelerator
+from seg.panels import overlay
+from seg.tiles import check_tiles, predict_probabilities
+
+log = logging.getLogger("seg")
+KINDS = ("masks", "probabilities", "overlays")
+
+
+def predict(cfg: DictConfig) -> list[Path]:
+    """Segments each input and returns the files written, in folders named by what they hold."""
+    quiet()
+    check_request(cfg)
+    run = runs.load(cfg.run)
+    device = {"gpu": "cuda"}.get(pick_accelerator({"cuda": "gpu"}.get(cfg.device, cfg.device)), "cpu")
+    run.model.to(device)
+    files = inputs(cfg.input)
+    output = empty_folder(cfg.output, cfg.save)
+    written: list[Path] = []
+    failed: list[str] = []
+    for file in track(files, "predicting", console=console, transient=True, disable=not console.is_terminal):
+        try:
+            pages = stack(file)
+            for page in pages:
+                check_channels(page, run, file)
+            maps = [
+                predict_probabilities(
+                    run.model, page, lambda i: run.intensity.normalised(run.intensity.scaled(i)),
+                    cfg.tile, cfg.overlap, device,
+                )
+                for page in pages
+            ]  # fmt: skip
+        except DataError as error:
+            failed.append(str(error))
+            continue
+        written += write(output, file, pages, maps, cfg.save, run)
+    log.info(f"{len(files) - len(failed)} of {len(files)} inputs segmented; results in {output}")
+    if failed:
+        raise UserError("; ".join(failed))
+    return written
+
+
+def check_request(cfg: DictConfig) -> None:
+    for option, what in (("input", "an image, a TIFF stack or a folder"), ("output", "a folder")):
+        if cfg[option] is None:
+            raise UserError(f"{option} is not set: give {what}, {option}=...")
+    unknown = [kind for kind in cfg.save if kind not in KINDS]
+    if unknown or not cfg.save:
+        raise UserError(f"save={list(cfg.save)}: choose from {', '.join(KINDS)}")
+    try:
+        check_tiles(cfg.tile, cfg.overlap)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def inputs(given: str) -> list[Path]:
+    path = Path(given)
+    if path.is_dir():
+        return list_images(path)
+    if not path.exists():
+        raise UserError(f"input={given}: no such file or folder")
+    if not is_image(path):
+        raise UserError(f"input={given}: not an image by its name; PNG, JPEG, TIFF and the like are read")
+    return [path]
+
+
+def empty_folder(given: str, save: list[str]) -> Path:
+    """The output folder, made if absent.
+
+    Raises:
+        UserError: when it holds results already, or can't be made.
+    """
+    folder = Path(given)
+    full = [kind for kind in save if (folder / kind).is_dir() and any((folder / kind).iterdir())]
+    if full:
+        raise UserError(f"output={given}: {full[0]}/ holds results already; give another folder or empty it")
+    try:
+        for kind in save:
+            (folder / kind).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"output={given}: can't be written ({error.strerror})") from error
+    return folder
+
+
+def stack(file: Path) -> list[np.ndarray]:
+    """The images of a file, (H, W, C) each: one, or a TIFF's pages."""
+    if file.suffix.lower() not in TIFF:
+        return [read_image(file)]
+    return [as_image(page, file) for page in read_pages(file)]
+
+
+def check_channels(image: np.ndarray, run: runs.LoadedRun, file: Path) -> None:
+    if image.shape[2] != run.intensity.channels:
+        raise DataError(f"{file}: {image.shape[2]} channels; the run was trained on {run.intensity.channels}")
+
+
+def write(
+    output: Path, file: Path, pages: list[np.ndarray], maps: list[np.ndarray], save: list[str], run: runs.LoadedRun
+) -> list[Path]:
+    """A file's results: a stack in gives stacks out, and one overlay a page."""
+    masks = [m.argmax(0).astype(np.uint8) for m in maps]
+    many, stem, written = len(pages) > 1, file.stem, []
+    if "masks" in save:
+        written.append(output / "masks" / f"{stem}{'.tif' if file.suffix.lower() in TIFF else '.png'}")
+        if file.suffix.lower() in TIFF:
+            tifffile.imwrite(written[-1], np.stack(masks) if many else masks[0], compression="zlib")
+        else:
+            write_png(written[-1], masks[0])
+    if "probabilities" in save:
+        written.append(output / "probabilities" / f"{stem}.tif")
+        tifffile.imwrite(
+            written[-1], np.stack(maps) if many else maps[0], compression="zlib",
+            photometric="minisblack", metadata={"axes": "ZCYX" if many else "CYX"},
+        )  # fmt: skip
+    if "overlays" in save:
+        for number, (page, mask) in enumerate(zip(pages, masks, strict=True)):
+            written.append(output / "overlays" / (f"{stem}-{number:03d}.png" if many else f"{stem}.png"))
+            write_png(written[-1], overlay(page, mask, run.colors))
+    return written
+
+
+@command("predict")
+def main(cfg: DictConfig) -> None:
+    predict(cfg)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""Predicts an image of any size: whole where it is small, else in overlapping tiles."""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from seg.logits import probabilities
+
+GRID = 32  # px: tiles start on multiples of the coarsest stride of any network here, or pooling shifts
+
+
+def check_tiles(tile: int, overlap: int) -> None:
+    """Raises ValueError unless tiles start on the grid and have a middle."""
+    if tile % GRID or overlap % GRID or overlap < 0 or tile <= 2 * overlap:
+        raise ValueError(
+            f"tile={tile} and overlap={overlap}: both must be multiples of {GRID} px, "
+            "and tile more than twice overlap"
+        )
+
+
+def windows(height: int, width: int, tile: int, overlap: int) -> Iterator[tuple[tuple, tuple, tuple]]:
+    """What to read, which part of the result to keep, and where it goes: pairs of slices (rows, columns).
+
+    Kept parts cover the image once; each has ``overlap`` px of context, less at the image's borders.
+    """
+    core = tile - 2 * overlap
+
+    def along(size: int) -> Iterator[tuple[slice, slice, slice]]:
+        if size <= tile:
+            yield slice(0, size), slice(0, size), slice(0, size)
+            return
+        for start in range(0, size, core):
+            stop = min(start + core, size)
+            low, high = max(0, start - overlap), min(size, stop + overlap)
+            yield slice(low, high), slice(start - low, stop - low), slice(start, stop)
+
+    for rows in along(height):
+        for columns in along(width):
+            read, keep, put = zip(rows, columns, strict=True)
+            yield read, keep, put
+
+
+@torch.inference_mode()
+def predict_probabilities(
+    model: nn.Module,
+    image: np.ndarray,
+    prepare: Callable[[np.ndarray], np.ndarray],
+    tile: int = 1024,
+    overlap: int = 128,
+    device: str | torch.device = "cpu",
+) -> np.ndarray:
+    """Class probabilities (C, H, W) float32 of an image (H, W, C) as stored.
+
+    Args:
+        model: in evaluation mode, on ``device``.
+        image: as stored.
+        prepare: makes network input of it, (h, w, C) -> (h, w, C) float32.
+        tile: px, side of what goes through at once.
+        overlap: px of context on each side.
+        device: where the model is.
+    """
+    check_tiles(tile, overlap)
+    height, width = image.shape[:2]
+    result: np.ndarray | None = None
+    for read, keep, put in windows(height, width, tile, overlap):
+        normal = np.ascontiguousarray(prepare(image[read]).transpose(2, 0, 1))
+        p_CHW: Tensor = probabilities(model(torch.from_numpy(normal)[None].to(device)))[0].cpu()
+        if result is None:
+            result = np.empty((len(p_CHW), height, width), np.float32)
+        result[(slice(None), *put)] = p_CHW[(slice(None), *keep)].numpy()
+    assert result is not None  # an image has at least one window
+    return result

@@ -1,0 +1,157 @@
+"""Losses against hand-worked values and properties that each of them must have."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from seg.logits import IGNORE
+from seg.losses import CrossEntropy, Dice, Focal, Jaccard, Sum, judge
+
+ALL = {
+    "bce": CrossEntropy,
+    "dice": Dice,
+    "dice_squared": lambda: Dice(squared=True),
+    "iou": Jaccard,
+    "focal": Focal,
+    "bce_dice": lambda: Sum({"bce": {"weight": 0.5, "loss": CrossEntropy()}, "dice": {"weight": 1.0, "loss": Dice()}}),
+}  # fmt: skip
+
+
+@pytest.fixture(params=list(ALL))
+def loss(request):
+    torch.manual_seed(0)
+    return ALL[request.param]()
+
+
+def sample(k: int, size: int = 8) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.randn(2, k, size, size), torch.randint(0, max(k, 2), (2, size, size))
+
+
+@pytest.mark.parametrize("k", [1, 2, 4])
+def test_ignoring_pixels_equals_cropping_them(loss, k):
+    logits, mask = sample(k)
+    cropped = loss(logits[:, :, :4], mask[:, :4])
+    mask[:, 4:] = IGNORE
+    before = mask.clone()
+    torch.testing.assert_close(loss(logits, mask), cropped)
+    assert torch.equal(mask, before)
+
+
+@pytest.mark.parametrize("k", [1, 2, 4])
+def test_an_ignored_pixel_gets_no_gradient(loss, k):
+    logits, mask = sample(k)
+    mask[:, 4:] = IGNORE
+    logits.requires_grad_()
+    loss(logits, mask).backward()
+    assert logits.grad[:, :, 4:].abs().sum() == 0
+    assert logits.grad[:, :, :4].abs().sum() > 0
+
+
+@pytest.mark.parametrize("k", [1, 2, 4])
+@pytest.mark.parametrize("size", [1e-3, 1e4])
+def test_value_and_gradient_are_finite_at_both_extremes(loss, k, size):
+    logits, mask = sample(k)
+    logits = (logits * size).requires_grad_()
+    value = loss(logits, mask)
+    value.backward()
+    assert value >= 0 and value.isfinite() and logits.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("k", [1, 2, 4])
+def test_all_ignored_is_finite_and_teaches_nothing(loss, k):
+    logits, mask = sample(k)
+    logits.requires_grad_()
+    value = loss(logits, torch.full_like(mask, IGNORE))
+    value.backward()
+    assert value.isfinite() and logits.grad.abs().sum() == 0
+
+
+def test_two_logits_equal_one(loss):
+    one, mask = sample(1)
+    two = torch.cat([torch.zeros_like(one), one], dim=1)
+    torch.testing.assert_close(loss(two, mask), loss(one, mask))
+
+
+def test_the_right_answer_costs_least_and_the_opposite_most(loss):
+    mask = torch.randint(0, 2, (1, 8, 8))
+    right = (mask * 2 - 1).unsqueeze(1) * 20.0
+    assert loss(right, mask) < 0.01 < loss(torch.zeros_like(right), mask) < loss(-right, mask)
+
+
+def test_all_foreground_on_an_empty_mask_costs_more_than_nothing(loss):
+    mask = torch.zeros(1, 8, 8, dtype=torch.long)
+    empty, full = torch.full((1, 1, 8, 8), -10.0), torch.full((1, 1, 8, 8), 10.0)
+    assert loss(full, mask) > loss(empty, mask) + 0.1
+
+
+def test_half_precision_logits_are_judged_in_float32(loss):
+    logits, mask = sample(2)
+    value = loss(logits.half(), mask)
+    assert value.dtype == torch.float32
+    torch.testing.assert_close(value, loss(logits.half().float(), mask))
+
+
+def test_gradients_are_those_of_the_formula(loss):
+    logits, mask = sample(1, size=3)
+    mask[0, 0, 0] = IGNORE
+    logits = logits.double().requires_grad_()
+    step = 1e-2  # float32 inside: central differences at this step are exact to about 1e-4
+    loss(logits, mask).backward()
+    values = logits.detach()
+    for i in range(3):
+        moved = torch.zeros_like(values)
+        moved[1, 0, i, i] = step
+        slope = (loss(values + moved, mask) - loss(values - moved, mask)) / (2 * step)
+        assert abs(float(slope) - float(logits.grad[1, 0, i, i])) < 2e-3
+
+
+def test_cross_entropy_is_torch_s_own():
+    logits, mask = sample(4)
+    mask[0, 0] = IGNORE
+    torch.testing.assert_close(CrossEntropy()(logits, mask), F.cross_entropy(logits, mask, ignore_index=IGNORE))
+    logits, mask = sample(1)
+    wanted = F.binary_cross_entropy_with_logits(logits[:, 0], mask.float())
+    torch.testing.assert_close(CrossEntropy()(logits, mask), wanted)
+    weighted = F.binary_cross_entropy_with_logits(logits[:, 0], mask.float(), pos_weight=torch.tensor(3.0))
+    torch.testing.assert_close(CrossEntropy([1.0, 3.0])(logits, mask), weighted)
+
+
+@pytest.mark.parametrize(
+    ("loss", "wanted"),
+    [
+        # four pixels, p of class 1 = .5 each, truth 1 1 0 0
+        (CrossEntropy(), math.log(2)),
+        (Focal(gamma=2.0), 0.25 * math.log(2)),  # (1 - .5)^2 log 2
+        # each class: overlap 1, p 2, g 2 -> (2 + 1) / (4 + 1) = .6
+        (Dice(smooth=1.0), 0.4),
+        # each class: overlap 1, p^2 4 * .25 = 1, g 2 -> (2 + 1) / (3 + 1) = .75
+        (Dice(smooth=1.0, squared=True), 0.25),
+        # each class: (1 + 1) / (2 + 2 - 1 + 1) = .5
+        (Jaccard(smooth=1.0), 0.5),
+        (Sum({"a": {"weight": 2.0, "loss": CrossEntropy()}, "b": {"weight": 1.0, "loss": Dice()}}), 2 * math.log(2) + 0.4),
+    ],
+)  # fmt: skip
+def test_a_hand_worked_value(loss, wanted):
+    mask = torch.tensor([[[1, 1], [0, 0]]])
+    torch.testing.assert_close(float(loss(torch.zeros(1, 1, 2, 2), mask)), wanted)
+
+
+def test_focal_without_focus_is_cross_entropy():
+    logits, mask = sample(3)
+    torch.testing.assert_close(Focal(gamma=0.0)(logits, mask), CrossEntropy()(logits, mask))
+
+
+def test_heads_are_averaged_and_terms_named():
+    (a, mask), (b, _) = sample(1), sample(1)
+    loss = ALL["bce_dice"]()
+    value, terms = judge(loss, [a, b], mask)
+    torch.testing.assert_close(value, (loss(a, mask) + loss(b, mask)) / 2)
+    torch.testing.assert_close(terms["dice"], (Dice()(a, mask) + Dice()(b, mask)) / 2)
+    assert judge(Dice(), [a], mask)[1] == {}
+
+
+def test_weights_that_do_not_fit_the_classes_say_so():
+    with pytest.raises(ValueError, match="class_weights has 3 numbers and the data 2 classes"):
+        CrossEntropy([1.0, 2.0, 3.0])(*sample(1))
