@@ -67,7 +67,10 @@ def test_no_two_images_of_any_seed_split_or_index_are_equal():
 def test_the_generator_draws_what_it_has_always_drawn():
     """A change here changes everybody's data: make it on purpose, and say so in the changelog."""
     image, mask = Membranes(size=96).read("train-000")
-    assert hashlib.sha256(image.tobytes() + mask.tobytes()).hexdigest() == "a05d2171ba5009c5b9f29c7827274ea6f6b3b3fdb301c814449f68a05f5b9b0e"
+    assert (
+        hashlib.sha256(image.tobytes() + mask.tobytes()).hexdigest()
+        == "a05d2171ba5009c5b9f29c7827274ea6f6b3b3fdb301c814449f68a05f5b9b0e"
+    )
 
 
 # what an image is

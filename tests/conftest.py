@@ -1,0 +1,44 @@
+"""Small data sets on disk, made for a test, and quiet surroundings."""
+
+import os
+
+os.environ["WANDB_MODE"] = "disabled"  # tests that need it say so
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+from PIL import Image
+
+from seg.data.membranes import Membranes
+
+torch.set_num_threads(min(2, os.cpu_count() or 1))
+
+
+@pytest.fixture
+def stack_root(tmp_path) -> Path:
+    """Ten sections of 48x48 in the layout of ISBI 2012."""
+    source = Membranes(size=48, train=10, val=1, test=0)
+    pairs = [source.read(name) for name in source.splits["train"]]
+    root = tmp_path / "isbi"
+    root.mkdir()
+    tifffile.imwrite(root / "train-volume.tif", np.stack([i[..., 0] for i, _ in pairs]))
+    tifffile.imwrite(root / "train-labels.tif", np.stack([m * 255 for _, m in pairs]))
+    return root
+
+
+@pytest.fixture
+def folder_root(tmp_path) -> Path:
+    """Six RGB images of 40x56 with index masks of three classes."""
+    rng = np.random.default_rng(0)
+    root = tmp_path / "folder"
+    for part in ("images", "masks"):
+        (root / part).mkdir(parents=True)
+    for i in range(6):
+        mask = np.kron(rng.integers(0, 3, (5, 7)), np.ones((8, 8))).astype(np.uint8)
+        image = (mask[..., None] * 80 + rng.integers(0, 60, (40, 56, 3))).astype(np.uint8)
+        Image.fromarray(image).save(root / "images" / f"{i}.png")
+        Image.fromarray(mask).save(root / "masks" / f"{i}.png")
+    return root

@@ -1,0 +1,246 @@
+"""What is read from disk, what is refused and how, and that a sample depends on its key alone."""
+
+import albumentations as A
+import numpy as np
+import pytest
+import tifffile
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from seg.data.augment import Augment
+from seg.data.folder import Folder
+from seg.data.images import read_image
+from seg.data.intensity import Intensity
+from seg.data.isbi2012 import ISBI2012
+from seg.data.masks import MaskValues
+from seg.data.module import DataModule, EpochSampler
+from seg.data.sources import DataError
+
+ABC = ["a", "b", "c"]
+
+
+def test_isbi_validates_on_a_contiguous_block_of_sections(stack_root):
+    source = ISBI2012(str(stack_root), fold=1, folds=5)
+    assert source.splits["val"] == ["section-02", "section-03"]
+    assert len(source.splits["train"]) == 8 and not set(source.splits["train"]) & set(source.splits["val"])
+
+
+def test_isbi_s_default_fold_holds_the_last_fifth(stack_root):
+    assert ISBI2012(str(stack_root)).splits["val"] == ["section-08", "section-09"]
+
+
+def test_isbi_maps_black_to_membrane_and_white_to_cell(stack_root):
+    image, mask = ISBI2012(str(stack_root)).read("section-03")
+    assert image.shape == (48, 48, 1)
+    np.testing.assert_array_equal(mask * 255, tifffile.imread(stack_root / "train-labels.tif")[3])
+
+
+def test_isbi_folds_cover_every_section_once(stack_root):
+    folds = [ISBI2012(str(stack_root), fold=i, folds=3).splits["val"] for i in range(3)]
+    assert sorted(sum(folds, [])) == [f"section-{i:02d}" for i in range(10)]
+
+
+def test_a_folder_pairs_by_name_and_splits_by_image(folder_root):
+    source = Folder(str(folder_root), ABC, val=0.34)
+    assert [len(source.splits[s]) for s in ("train", "val")] == [4, 2]
+    image, mask = source.read("3")
+    np.testing.assert_array_equal(image, np.array(Image.open(folder_root / "images/3.png")))
+    np.testing.assert_array_equal(mask, np.array(Image.open(folder_root / "masks/3.png")))
+
+
+def test_a_folder_of_splits_keeps_them(folder_root, tmp_path):
+    root = tmp_path / "split"
+    root.mkdir()
+    for split in ("train", "val", "test"):
+        (root / split).symlink_to(folder_root)
+    source = Folder(str(root), ABC)
+    assert {s: len(n) for s, n in source.splits.items()} == {"train": 6, "val": 6, "test": 6}
+    assert source.splits["val"][0] == "val/0"
+
+
+def test_declared_values_become_classes_and_void_becomes_255(folder_root):
+    source = Folder(str(folder_root), ["x", "y"], values={0: 1, 2: 0}, ignore=[1])
+    _, mask = source.read("0")
+    stored = np.array(Image.open(folder_root / "masks/0.png"))
+    np.testing.assert_array_equal(mask, np.select([stored == 0, stored == 2], [1, 0], 255))
+
+
+def damage(root, what):
+    image, mask = root / "images/2.png", root / "masks/2.png"
+    if what == "missing mask":
+        mask.unlink()
+    elif what == "missing image":
+        image.unlink()
+    elif what == "size":
+        Image.fromarray(np.zeros((40, 40), np.uint8)).save(mask)
+    elif what == "transposed":
+        Image.fromarray(np.array(Image.open(mask)).T).save(mask)
+    elif what == "255":
+        Image.fromarray(np.where(np.array(Image.open(mask)) == 1, 255, 0).astype(np.uint8)).save(mask)
+    elif what == "void":
+        stored = np.array(Image.open(mask))
+        stored[0, :3] = 255
+        Image.fromarray(stored).save(mask)
+    elif what == "colours":
+        Image.open(image).save(mask)
+    elif what == "truncated":
+        image.write_bytes(image.read_bytes()[:200])
+    elif what == "text":
+        image.write_text("no image")
+    elif what == "channels":
+        Image.open(image).convert("L").save(image)
+    elif what == "nan":
+        image.unlink()
+        values = np.random.default_rng(0).random((40, 56, 3), np.float32)
+        values[0, 0, 0] = np.nan
+        tifffile.imwrite(root / "images/2.tif", values, photometric="rgb")
+
+
+@pytest.mark.parametrize(
+    ("what", "file", "message"),
+    [
+        ("missing mask", "images/2.png", "no mask of that name"),
+        ("missing image", "masks/2.png", "no image of that name"),
+        ("size", "masks/2.png", "40x40 px, and its image .* 40x56"),
+        ("transposed", "masks/2.png", "56x40 px"),
+        ("255", "masks/2.png", r"mask value \[255\] not declared.*data.values=\{0: 0, 255: 1\}"),
+        ("void", "masks/2.png", r"mask value \[255\] not declared.*data.ignore=\[255\]"),
+        ("colours", "masks/2.png", "a colour picture"),
+        ("truncated", "images/2.png", "not a readable image"),
+        ("text", "images/2.png", "not a readable image"),
+        ("channels", "2:", "1 channels of uint8, but .* 3"),
+        ("nan", "images/2.tif", "1 of 6720 values are NaN or infinite"),
+    ],
+)
+def test_a_damaged_data_set_is_refused_with_file_and_finding(folder_root, what, file, message):
+    damage(folder_root, what)
+    with pytest.raises(DataError, match=message) as error:
+        DataModule(Folder(str(folder_root), ABC))
+    assert file in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_place_without_data_is_an_error(tmp_path, folder_root):
+    with pytest.raises(DataError, match="no such folder"):
+        Folder(str(tmp_path / "nowhere"), ABC)
+    with pytest.raises(DataError, match="data.root is not set"):
+        ISBI2012(None)
+    for file in (folder_root / "images").iterdir():
+        file.unlink()
+    with pytest.raises(DataError, match="no images here"):
+        Folder(str(folder_root), ABC)
+
+
+def test_classes_must_be_named_and_the_error_tells_the_values_found(folder_root):
+    with pytest.raises(DataError, match=r"data.classes is not set.*hold \[0, 1, 2\]"):
+        Folder(str(folder_root), None)
+
+
+def test_a_class_that_is_not_there_is_refused():
+    with pytest.raises(DataError, match=r"data.values sends values to \[2\]"):
+        MaskValues(["a", "b"], {0: 0, 255: 2}, [])
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_tiff_of_every_type_keeps_its_values(tmp_path, dtype, channels):
+    values = (np.random.default_rng(0).random((9, 11, channels)) * 250).astype(dtype)
+    photometric = "rgb" if channels == 3 else "minisblack"
+    tifffile.imwrite(tmp_path / "a.tif", values.squeeze(), compression="zlib", photometric=photometric)
+    image = read_image(tmp_path / "a.tif")
+    assert image.dtype == dtype
+    np.testing.assert_array_equal(image, values)
+
+
+def test_a_palette_image_is_read_as_colours_and_a_palette_mask_as_indices(folder_root):
+    indices = np.array(Image.open(folder_root / "masks/0.png"))
+    picture = Image.fromarray(indices)
+    picture = picture.convert("P")
+    picture.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
+    picture.putdata(indices.flatten().tolist())
+    picture.save(folder_root / "masks/0.png")
+    np.testing.assert_array_equal(Folder(str(folder_root), ABC).read("0")[1], indices)
+    assert read_image(folder_root / "masks/0.png").shape == (40, 56, 3)
+
+
+def test_the_training_split_becomes_mean_0_and_deviation_1(folder_root):
+    data = DataModule(Folder(str(folder_root), ABC))
+    pixels = np.concatenate([s["image"].flatten(1).numpy() for s in map_samples(data.samples("train"))], 1)
+    np.testing.assert_allclose(pixels.mean(1), 0, atol=1e-5)
+    np.testing.assert_allclose(pixels.std(1), 1, atol=1e-5)
+
+
+def map_samples(samples):
+    return [samples[0, i] for i in range(len(samples))]
+
+
+def test_a_constant_image_does_not_divide_by_zero():
+    intensity = Intensity.measured([np.full((4, 4, 1), 7, np.float32)])
+    assert np.isfinite(intensity.normalised(intensity.scaled(np.full((4, 4, 1), 7, np.float32)))).all()
+
+
+RICH = A.Compose(
+    [A.D4(p=1), A.ElasticTransform(alpha=40, sigma=6, border_mode=4, p=0.7), A.RandomBrightnessContrast(p=0.7)]
+)
+
+
+def epochs(root, workers: int) -> list[torch.Tensor]:
+    """All that two epochs would show the network, in order of images and not of time."""
+    data = DataModule(
+        Folder(str(root), ABC), RICH, seed=0, crop=24, repeats=2, batch_size=3, workers=workers
+    )
+    loader, seen = data.train_dataloader(), []
+    for epoch in range(2):
+        loader.sampler.set_epoch(epoch)
+        for batch in loader:
+            seen += [batch["image"], batch["mask"].float()]
+    return seen
+
+
+def test_samples_are_the_same_for_0_1_and_2_workers_and_new_in_each_epoch(folder_root):
+    alone = epochs(folder_root, 0)
+    for workers in (1, 2):
+        for a, b in zip(alone, epochs(folder_root, workers), strict=True):
+            assert torch.equal(a, b)
+    half = len(alone) // 2
+    assert not any(torch.equal(a, b) for a, b in zip(alone[:half:2], alone[half::2], strict=True))
+
+
+def test_transforms_draw_independently_of_each_other():
+    # a seed given to Compose makes these three agree in all 200 calls
+    flips = [A.HorizontalFlip(p=0.5), A.VerticalFlip(p=0.5), A.Transpose(p=0.5)]
+    augment = Augment(A.Compose(flips), crop=None, seed=0)
+    image = np.arange(16, dtype=np.float32).reshape(4, 4, 1) / 16
+    outcomes = {augment(image, np.zeros((4, 4), np.uint8), 0, i)[0].tobytes() for i in range(200)}
+    assert len(outcomes) == 8
+
+
+@given(st.integers(0, 1000), st.sampled_from([8, 24, 64]))
+@settings(max_examples=25, deadline=None)
+def test_image_and_mask_move_together_and_no_class_is_invented(index, crop):
+    rng = np.random.default_rng(index)
+    mask = np.kron(rng.integers(1, 3, (4, 4)), np.ones((8, 8))).astype(np.uint8)
+    image = (mask / 4).astype(np.float32)[..., None]
+    augment = Augment(A.Compose([A.D4(p=1), A.Affine(rotate=(-30, 30), border_mode=4, p=0.5)]), crop, 0)
+    image, mask = augment(image, mask, 0, index)
+    assert image.shape == (crop, crop, 1) and set(np.unique(mask)) <= {1, 2}
+    inner = np.abs(image[..., 0] * 4 - mask) < 0.02  # away from the edges that interpolation blurs
+    assert inner.mean() > 0.5
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_processes_share_the_samples_without_counting_one_twice_in_validation(world):
+    shares = [list(EpochSampler(10, 0, shuffle=False, rank=r, world=world)) for r in range(world)]
+    assert sorted(i for share in shares for _, i in share) == list(range(10))
+    assert [len(EpochSampler(10, 0, False, r, world)) for r in range(world)] == [len(s) for s in shares]
+
+
+def test_order_depends_on_seed_and_epoch_alone():
+    def order(seed, epoch):
+        sampler = EpochSampler(20, seed, shuffle=True)
+        sampler.set_epoch(epoch)
+        return [i for _, i in sampler]
+
+    assert order(0, 3) == order(0, 3)
+    assert order(0, 3) != order(0, 4) and order(0, 3) != order(1, 3)

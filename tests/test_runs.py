@@ -1,0 +1,97 @@
+"""The run folder, and checkpoints that are refused."""
+
+import os
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+from seg import runs
+from seg.runs import RunError
+
+
+def test_runs_that_start_in_the_same_second_get_folders_of_their_own(tmp_path):
+    with ThreadPoolExecutor(20) as pool:
+        folders = list(pool.map(lambda _: runs.create_folder(tmp_path, "model=unet x/../y"), range(20)))
+    assert len(set(folders)) == 20
+    assert all((f / "checkpoints").is_dir() and f.parent == tmp_path for f in folders)
+    assert (tmp_path / "latest").resolve() in folders
+
+
+def test_a_user_s_own_folder_called_latest_stays(tmp_path):
+    (tmp_path / "latest").mkdir()
+    (tmp_path / "latest/keep.txt").write_text("mine")
+    runs.create_folder(tmp_path, "x")
+    assert (tmp_path / "latest/keep.txt").read_text() == "mine"
+
+
+MODEL = {"_target_": "seg.models.UNet", "in_channels": 1, "num_classes": 1, "width": 2, "depth": 1}
+
+
+def checkpoint(file, model=MODEL, **changes):
+    from seg.models import UNet
+
+    weights = {f"model.{k}": v for k, v in UNet(1, 1, width=2, depth=1).state_dict().items()}
+    card = {
+        "config": {"model": model, "loss": {"_target_": "seg.losses.Dice"}},
+        "classes": ["a", "b"],
+        "colors": [[0, 0, 0], [255, 255, 255]],
+        "intensity": {"low": 0.0, "high": 255.0, "mean": [0.5], "std": [0.2]},
+    }
+    torch.save({"state_dict": weights, "seg": card | changes}, file)
+    return file
+
+
+def test_a_checkpoint_alone_is_enough(tmp_path):
+    run = runs.load(checkpoint(tmp_path / "a.ckpt"))
+    assert run.classes == ["a", "b"] and run.model(torch.zeros(1, 1, 4, 4)).shape == (1, 1, 4, 4)
+
+
+class Bomb:
+    def __reduce__(self):
+        return os.system, ("touch exploded",)
+
+
+def test_a_pickle_bomb_is_refused_and_does_not_go_off(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"state_dict": {}, "seg": Bomb()}, "bomb.ckpt")
+    (tmp_path / "raw.ckpt").write_bytes(pickle.dumps(Bomb(), protocol=2))
+    for name in ("bomb.ckpt", "raw.ckpt"):
+        with pytest.raises(RunError, match=name):
+            runs.load(name)
+    assert not (tmp_path / "exploded").exists()
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"_target_": "os.system", "command": "touch exploded"},
+        MODEL | {"width": {"_target_": "builtins.eval", "_args_": ["1+1"]}},
+        MODEL | {"norm": [{"_target_": "subprocess.run", "args": "touch exploded"}]},
+        MODEL | {"width": "${oc.env:HOME}"},
+        MODEL | {"_target_": "seg.modelsx.evil"},
+        MODEL | {"_target_": 5},
+    ],
+)
+def test_a_config_that_names_foreign_code_is_refused(tmp_path, monkeypatch, model):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RunError, match=r"only|interpolation"):
+        runs.load(checkpoint(tmp_path / "a.ckpt", model))
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_what_is_no_checkpoint_is_an_error_that_names_it(tmp_path):
+    (tmp_path / "text.ckpt").write_text("hello")
+    whole = checkpoint(tmp_path / "whole.ckpt").read_bytes()
+    (tmp_path / "cut.ckpt").write_bytes(whole[: len(whole) // 2])
+    torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
+    for name in ("text.ckpt", "cut.ckpt", "other.ckpt"):
+        with pytest.raises(RunError, match=name):
+            runs.load(tmp_path / name)
+    with pytest.raises(RunError, match="no such folder or file"):
+        runs.load(tmp_path / "nothing")
+    with pytest.raises(RunError, match="no checkpoints"):
+        runs.load(tmp_path)
+    with pytest.raises(RunError, match="run is not set"):
+        runs.load(None)

@@ -1,0 +1,40 @@
+"""Tiled prediction against the whole image at once."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from seg.logits import probabilities
+from seg.models import UNet
+from seg.tiles import predict_probabilities, windows
+
+
+@given(st.integers(1, 400), st.integers(1, 400), st.sampled_from([(96, 32), (64, 0), (160, 64)]))
+@settings(max_examples=60, deadline=None)
+def test_kept_parts_cover_each_pixel_once_and_start_on_the_grid(height, width, sizes):
+    covered = np.zeros((height, width), int)
+    for read, keep, put in windows(height, width, *sizes):
+        covered[put] += 1
+        for r, k, p in zip(read, keep, put, strict=True):
+            assert r.start % 32 == 0 and r.start + k.start == p.start and r.stop <= 400
+            assert k.stop - k.start == p.stop - p.start and r.stop - r.start <= sizes[0]
+    assert (covered == 1).all()
+
+
+def test_tiles_equal_the_whole_image_when_their_context_covers_the_receptive_field():
+    torch.manual_seed(0)
+    model = UNet(1, 2, width=4, depth=2, norm="none").eval()  # sees less than 32 px around a pixel
+    image = np.random.default_rng(0).random((200, 230, 1), np.float32)
+    tiled = predict_probabilities(model, image, lambda i: i - 0.5, tile=128, overlap=32)
+    with torch.no_grad():
+        whole = probabilities(model(torch.from_numpy(image - 0.5)[None, ..., 0][None]))[0]
+    np.testing.assert_allclose(tiled, whole.numpy(), atol=1e-5)
+    np.testing.assert_allclose(tiled.sum(0), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize(("tile", "overlap"), [(100, 32), (128, 20), (128, 64), (128, -32)])
+def test_tiles_off_the_grid_or_without_a_middle_are_refused(tile, overlap):
+    with pytest.raises(ValueError, match=f"tile={tile} and overlap={overlap}"):
+        predict_probabilities(UNet(1, 1, width=2), np.zeros((9, 9, 1)), lambda i: i, tile, overlap)

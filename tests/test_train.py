@@ -1,0 +1,166 @@
+"""A run from config to metrics: what it learns, leaves behind, and repeats."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+from PIL import Image
+
+from seg import runs
+from seg.cli import CONF
+from seg.evaluate import evaluate
+from seg.predict import predict
+from seg.tracking import read_metrics
+from seg.train import train
+
+TINY = ["data.size=64", "data.train=4", "data.val=2", "data.test=1", "loader.crop=32", "loader.repeats=2",
+        "logger=none", "model.width=4", "trainer=cpu", "trainer.max_epochs=2", "panels=1"]  # fmt: skip
+
+
+def config(name: str, *overrides: str) -> DictConfig:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose(name, list(overrides))
+
+
+def tiny(tmp_path: Path, *overrides: str) -> tuple[dict[str, float], Path]:
+    outputs = tmp_path / "outputs"
+    scores = train(config("train", *TINY, f"outputs={outputs}", *overrides))
+    return scores, (outputs / "latest").resolve()
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return runs.read_checkpoint(folder / "checkpoints/last.ckpt")["state_dict"]
+
+
+def test_a_run_leaves_all_that_the_other_commands_read(tmp_path, capsys):
+    scores, folder = tiny(tmp_path)
+    names = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
+    assert {"config.yaml", "run.json", "metrics.csv", "log.txt", "checkpoints/best.ckpt",
+            "checkpoints/last.ckpt", "panels/all.png"} <= names  # fmt: skip
+    record = json.loads((folder / "run.json").read_text())
+    assert record["status"] == "finished" and record["metrics"] == scores
+    assert record["splits"]["val"] == ["val-000", "val-001"] and record["versions"]["torch"]
+    saved = OmegaConf.load(folder / "config.yaml")
+    assert saved.model.in_channels == 1 and saved.model.num_classes == 1 and saved.seed == 0
+    rows = read_metrics(folder / "metrics.csv")
+    for key in ("train/loss", "train/loss/dice", "val/loss", "val/dice/membrane", "val/iou", "lr", "images_per_second"):
+        assert any(r[key] for r in rows), key
+    printed = capsys.readouterr()
+    assert "python -m seg.predict run=" in printed.out and "membrane" in printed.out
+    assert printed.err == "" and "Warning" not in printed.out
+
+
+def test_the_loss_falls_and_four_images_are_learnt(tmp_path):
+    scores, folder = tiny(
+        tmp_path, "data.difficulty=0.0", "trainer.max_epochs=15", "loader.repeats=4", "model.width=8",
+        "trainer.check_val_every_n_epoch=15", "trainer.log_every_n_steps=1",
+    )  # fmt: skip
+    losses = [float(r["train/loss"]) for r in read_metrics(folder / "metrics.csv") if r["train/loss"]]
+    assert np.mean(losses[-4:]) < 0.6 * np.mean(losses[:4])
+    assert scores["best/val/dice"] > 0.7
+
+
+@pytest.mark.parametrize("model", ["unet", "unetpp", "fcn"])
+def test_the_same_seed_gives_the_same_weights_bit_for_bit_whatever_the_workers(tmp_path, model):
+    kept = []
+    for workers in (0, 1, 2) if model == "unet" else (0, 2):
+        _, folder = tiny(tmp_path, f"loader.workers={workers}", "augment=elastic", "model.dropout=0.3", f"model={model}")
+        kept.append(weights(folder))
+    for other in kept[1:]:
+        assert all(torch.equal(kept[0][k], other[k]) for k in kept[0])
+
+
+def test_seed_0_counts_and_another_seed_differs(tmp_path):
+    a, b, c = (weights(tiny(tmp_path, f"seed={s}", "trainer.max_epochs=1")[1]) for s in (0, 0, 1))
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    assert any(not torch.equal(a[k], c[k]) for k in a)
+
+
+def test_evaluate_repeats_the_log_from_folder_or_file_with_any_batch(tmp_path):
+    scores, folder = tiny(tmp_path, "trainer.max_epochs=3")
+    best = max(float(r["val/dice"]) for r in read_metrics(folder / "metrics.csv") if r["val/dice"])
+    for run, batch in ((folder, 1), (folder / "checkpoints/best.ckpt", 2)):
+        output = tmp_path / f"evaluation-{batch}"
+        found = evaluate(config("evaluate", f"run={run}", f"output={output}", f"eval_batch_size={batch}"))
+        logged = {k.removeprefix("best/"): v for k, v in scores.items() if k.startswith("best/val/")}
+        for key, value in logged.items():
+            if batch == 1 or "loss" not in key:  # a batch of Dice loss isn't the mean of its images'
+                assert math.isclose(found[key], value, abs_tol=1e-6), key
+        assert abs(found["val/dice"] - best) < 1e-6
+        assert json.loads((output / "metrics.json").read_text())["metrics"] == found
+        assert (output / "panels/all.png").is_file()
+    test = evaluate(config("evaluate", f"run={folder}", "data.split=test"))
+    assert math.isclose(test["test/dice"], scores["test/dice"], abs_tol=1e-6)
+
+
+def test_evaluate_takes_another_data_set(tmp_path, stack_root):
+    _, folder = tiny(tmp_path)
+    other = config("evaluate", f"run={folder}", "data=isbi2012", f"data.root={stack_root}", f"output={tmp_path / 'e'}")
+    assert 0 <= evaluate(other)["val/dice"] <= 1
+
+
+def test_predict_gives_masks_probabilities_and_overlays_of_a_stack(tmp_path, stack_root):
+    _, folder = tiny(tmp_path, "data=isbi2012", f"data.root={stack_root}")
+    written = predict(
+        config("predict", f"run={folder / 'checkpoints/best.ckpt'}", f"input={stack_root / 'train-volume.tif'}",
+               f"output={tmp_path / 'out'}", "save=[masks,probabilities,overlays]")
+    )  # fmt: skip
+    masks = tifffile.imread(tmp_path / "out/masks/train-volume.tif")
+    p = tifffile.imread(tmp_path / "out/probabilities/train-volume.tif")
+    assert masks.shape == (10, 48, 48) and p.shape == (10, 2, 48, 48) and p.dtype == np.float32
+    np.testing.assert_allclose(p.sum(1), 1, atol=1e-5)
+    np.testing.assert_array_equal(masks, p.argmax(1))
+    assert len(written) == 12 and (tmp_path / "out/overlays/train-volume-009.png").is_file()
+
+
+
+
+@pytest.mark.parametrize("logits", [1, 2])
+def test_colour_images_of_other_sizes_with_many_classes_train_and_predict(tmp_path, folder_root, logits):
+    Image.open(folder_root / "images/1.png").resize((33, 70)).save(folder_root / "images/1.png")
+    Image.open(folder_root / "masks/1.png").resize((33, 70), 0).save(folder_root / "masks/1.png")
+    scores = train(
+        config("train", "data=folder", f"data.root={folder_root}", "data.classes=[ground,car,tree]",
+               f"outputs={tmp_path / 'o'}", "trainer=smoke", "logger=none", "model.width=4", "loader.crop=32",
+               f"two_class_logits={logits}")
+    )  # fmt: skip
+    assert {"best/val/dice/ground", "best/val/dice/car", "best/val/dice/tree"} <= set(scores)
+    predict(config("predict", f"run={tmp_path / 'o/latest'}", f"input={folder_root / 'images'}", f"output={tmp_path / 'p'}"))
+    assert Image.open(tmp_path / "p/masks/1.png").size == (33, 70)
+
+
+def test_one_and_two_logits_of_two_classes_score_the_same_way(tmp_path):
+    for logits in (1, 2):
+        scores, folder = tiny(tmp_path, f"two_class_logits={logits}", "trainer=smoke")
+        assert {"best/val/dice/membrane", "best/val/dice/cell"} <= set(scores)
+        assert runs.load(folder).config["model"]["num_classes"] == logits
+
+
+MODELS = sorted(p.stem for p in (CONF / "model").glob("*.yaml"))
+LOSSES = sorted(p.stem for p in (CONF / "loss").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("loss", LOSSES)
+def test_every_model_trains_with_every_loss(tmp_path, model, loss):
+    scores, _ = tiny(tmp_path, f"model={model}", f"loss={loss}", "trainer=smoke", "panels=0")
+    assert math.isfinite(scores["best/val/loss"])
+
+
+@pytest.mark.parametrize("augment", sorted(p.stem for p in (CONF / "augment").glob("*.yaml")))
+@pytest.mark.parametrize("optim", sorted(p.stem for p in (CONF / "optim").glob("*.yaml")))
+def test_every_augmentation_and_optimiser_trains(tmp_path, augment, optim):
+    scores, _ = tiny(tmp_path, f"augment={augment}", f"optim={optim}", "trainer=smoke", "panels=0")
+    assert math.isfinite(scores["best/val/loss"])
+
+
+@pytest.mark.parametrize("schedule", sorted(p.stem for p in (CONF / "schedule").glob("*.yaml")))
+def test_every_schedule_trains(tmp_path, schedule):
+    scores, _ = tiny(tmp_path, f"schedule={schedule}", "trainer=smoke", "panels=0")
+    assert math.isfinite(scores["best/val/loss"])
