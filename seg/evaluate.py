@@ -82,6 +82,7 @@ def write(
     runs.write_json(folder / "metrics.json", facts | {"metrics": scores})
     table = reports.score_table(f"{split}, {run.checkpoint}", scores, run.classes, f"{split}/")
     log.info("", extra={"table": table})
+    log.info(reports.score_line(scores, f"{split}/"))
     log.info(f"numbers {folder}/metrics.json, pictures {panels}/all.png")
 
 

@@ -162,14 +162,18 @@ def score_table(title: str, scores: Mapping[str, float], classes: list[str], pre
     table.add_row(
         "mean", number(scores.get(f"{prefix}dice")), number(scores.get(f"{prefix}iou")), "", "", style="bold"
     )
+    return table
+
+
+def score_line(scores: Mapping[str, float], prefix: str) -> str:
+    """What stands under the table: the images' own scores, and accuracy."""
     spread = scores.get(f"{prefix}dice_per_image_sd")
     plus_minus = "" if spread is None else f" +- {spread:.4f}"
-    table.caption = (
-        f"over all pixels; per image Dice {number(scores.get(f'{prefix}dice_per_image'))}{plus_minus}, "
+    return (
+        f"over all pixels of the split; the mean of each image's own Dice is "
+        f"{number(scores.get(f'{prefix}dice_per_image'))}{plus_minus}; "
         f"accuracy {number(scores.get(f'{prefix}accuracy'))}"
     )
-    table.caption_justify = "left"
-    return table
 
 
 def number(value: float | None) -> str:

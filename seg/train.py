@@ -137,6 +137,7 @@ def conclude(folder: Path, scores: dict[str, float], data: DataModule, minutes: 
     for prefix, title in (("best/val/", "validation, best checkpoint"), ("test/", "test")):
         if f"{prefix}dice" in scores:
             log.info("", extra={"table": reports.score_table(title, scores, data.source.classes, prefix)})
+            log.info(reports.score_line(scores, prefix))
     log.info(f"trained in {minutes:.1f} minutes; run folder {shown}, pictures {shown}/panels/all.png")
     log.info("next:")
     log.info(f"  python -m seg.evaluate run={shown}")
