@@ -7,12 +7,12 @@
 import os
 import sys
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, InstantiationException
@@ -26,7 +26,7 @@ from seg.options import CONF, UserError, check_node, check_plain, explain, group
 from seg.runs import RunError
 
 MISTAKES = (UserError, DataError, RunError, HardwareError)
-__all__ = ["CONF", "UserError", "build", "checked", "command"]
+__all__ = ["CONF", "UserError", "build", "checked", "command", "plain"]
 
 
 def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
@@ -34,7 +34,7 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
 
     def decorate(function: Callable[[DictConfig], Any]) -> Callable[[], None]:
         def job(cfg: DictConfig) -> Any:
-            if hydra.core.hydra_config.HydraConfig.get().mode == RunMode.MULTIRUN:
+            if HydraConfig.get().mode == RunMode.MULTIRUN:
                 return function(cfg)  # one job's failure is told at the end, and the others go on
             try:
                 return function(cfg)
@@ -44,12 +44,14 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
         def main() -> None:
             try:
                 arguments = get_args_parser().parse_args()
-                asks = any((arguments.help, arguments.hydra_help, arguments.version, arguments.info,
+                asks = any((arguments.help, arguments.hydra_help, arguments.info,
                             arguments.shell_completion))  # fmt: skip
                 if not asks:
                     check_line(config_name, arguments.overrides, arguments.multirun)
                 os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # exceptions come here as they are
-                hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(job)()
+                hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(
+                    job
+                )()
             except MISTAKES as error:
                 fail(error)
             except KeyboardInterrupt:
@@ -78,7 +80,10 @@ def fault(error: Exception) -> NoReturn:
 
 
 def one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+    text = str(error)
+    if "Original Traceback" in text:  # from a loader's worker: its own message comes last
+        text = text.rstrip().rpartition("\n")[2].partition("Error: ")[2] or text
+    return " ".join(text.split())
 
 
 def build(node: DictConfig, path: str, **given: Any) -> Any:
@@ -105,6 +110,11 @@ def build(node: DictConfig, path: str, **given: Any) -> Any:
         raise UserError(f"{path}: {one_line(error)}") from error
 
 
+def plain(cfg: DictConfig) -> dict[str, Any]:
+    """A config as plain dicts, lists and values, interpolations resolved."""
+    return cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
+
+
 def check_line(config_name: str, words: list[str], multirun: bool) -> None:
     """Checks a command line; in a sweep each value of each option, the others at their first."""
     overrides = parse(words)
@@ -124,7 +134,9 @@ def check_line(config_name: str, words: list[str], multirun: bool) -> None:
     checked(config_name, line)
     for i, (override, values) in enumerate(zip(overrides, choices, strict=True)):
         for value in (values or [])[1:]:
-            checked(config_name, [*line[:i], f"{override.get_key_element()}={value}", *line[i + 1 :]])
+            checked(
+                config_name, [*line[:i], f"{override.get_key_element()}={value}", *line[i + 1 :]]
+            )
 
 
 def parse(words: list[str]) -> list[Override]:
@@ -134,7 +146,11 @@ def parse(words: list[str]) -> list[Override]:
         try:
             overrides.append(parser.parse_override(word))
         except HydraException as error:
-            remedy = "write option=value" if "=" not in word else "quote values with spaces, commas or brackets"
+            remedy = (
+                "write option=value"
+                if "=" not in word
+                else "quote values with spaces, commas or brackets"
+            )
             raise UserError(f"{word}: can't be read as an override; {remedy}") from error
     return overrides
 
@@ -167,7 +183,7 @@ def composed(
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
             cfg = hydra.compose(config_name, words)
         OmegaConf.to_container(cfg, resolve=True)
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise UserError(explain(error, config_name, overrides, base)) from error
     finally:
         GlobalHydra.instance().clear()

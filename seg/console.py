@@ -2,14 +2,19 @@
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
 
 console = Console(highlight=False, soft_wrap=True)
-LIBRARIES = ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero", "torch")
+LIBRARIES = (
+    "lightning.pytorch",
+    "lightning.fabric",
+    "lightning.pytorch.utilities.rank_zero",
+    "torch",
+)
 
 
 class Terminal(logging.Handler):
@@ -42,7 +47,7 @@ def quiet() -> None:
 
 
 @contextmanager
-def logging_to(file: Path) -> Iterator[None]:
+def logging_to(file: Path) -> Generator[None]:
     """Adds a log file for everything said within; tables become text."""
     with file.open("a", encoding="utf-8") as stream:
         said = Terminal(Console(file=stream, width=120, highlight=False))

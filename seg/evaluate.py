@@ -8,7 +8,7 @@ import lightning as L
 from omegaconf import DictConfig, OmegaConf
 
 from seg import reports, runs
-from seg.cli import UserError, build, command
+from seg.cli import UserError, build, command, plain
 from seg.console import quiet
 from seg.data.module import DataModule
 from seg.hardware import pick_accelerator
@@ -38,7 +38,7 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     folder = Path(cfg.output) if cfg.output else run.folder / f"evaluate-{split}"
     loss = build(OmegaConf.create(run.config["loss"]), "loss")
     task = SegmentationTask(run.model, loss, run.classes)
-    bar = [reports.progress_bar()] if reports.on_terminal() else []
+    bar: list[L.Callback] = [reports.progress_bar()] if reports.on_terminal() else []
     trainer = L.Trainer(
         accelerator=accelerator, devices=1, logger=False, enable_checkpointing=False,
         enable_model_summary=False, enable_progress_bar=bool(bar), callbacks=bar,
@@ -52,7 +52,7 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
 
 def chosen_data(given: DictConfig, run: runs.LoadedRun) -> tuple[str, dict[str, Any]]:
     """The split, and the config of the data: the run's own with what was given, or another altogether."""
-    data: dict[str, Any] = OmegaConf.to_container(given, resolve=True)
+    data = plain(given)
     split = data.pop("split")
     data = {key: value for key, value in data.items() if value is not None}
     if "_target_" in data:
@@ -60,7 +60,9 @@ def chosen_data(given: DictConfig, run: runs.LoadedRun) -> tuple[str, dict[str, 
     own = run.config["data"]
     unknown = sorted(set(data) - set(own))
     if unknown:
-        raise UserError(f"data.{unknown[0]}: the run's data has no such option; it has {', '.join(own)}")
+        raise UserError(
+            f"data.{unknown[0]}: the run's data has no such option; it has {', '.join(own)}"
+        )
     runs.check_targets(own, run.checkpoint, allowed=("seg.data.",))
     return split, own | data
 

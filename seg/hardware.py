@@ -1,10 +1,11 @@
 """What runs where: the Trainer, and the precision that this machine is fastest at."""
 
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import lightning as L
 import torch
 from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator
+from torch import nn
 
 Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true", "64-true"]
 
@@ -40,9 +41,15 @@ def pick_precision(precision: Precision, accelerator: str) -> tuple[str, str]:
     if accelerator in ("gpu", "cuda"):
         major, minor = torch.cuda.get_device_capability()
         if major >= 8:
-            return "bf16-mixed", f"compute capability {major}.{minor} multiplies bfloat16 in hardware"
+            return (
+                "bf16-mixed",
+                f"compute capability {major}.{minor} multiplies bfloat16 in hardware",
+            )
         if major == 7:
-            return "16-mixed", f"compute capability {major}.{minor} multiplies float16, not bfloat16"
+            return (
+                "16-mixed",
+                f"compute capability {major}.{minor} multiplies float16, not bfloat16",
+            )
         return "32-true", f"compute capability {major}.{minor} gains nothing from half precision"
     return "32-true", f"half precision is slower on {accelerator}"
 
@@ -54,10 +61,13 @@ class Layout(L.Callback):
         self.channels_last, self.compile = channels_last, compile
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        model = cast(nn.Module, pl_module.model)
         if self.channels_last:
-            pl_module.model.to(memory_format=torch.channels_last)
+            for parameter in model.parameters():
+                if parameter.ndim == 4:
+                    parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
         if self.compile:
-            pl_module.model.compile(dynamic=True)  # in place: checkpoint keys stay as they are
+            model.compile(dynamic=True)  # in place: checkpoint keys stay as they are
 
 
 def build_trainer(
@@ -86,16 +96,16 @@ def build_trainer(
     Raises:
         HardwareError: when a GPU is asked for and none is there.
     """
-    accelerator = pick_accelerator(accelerator)
-    name, _ = pick_precision(precision, accelerator)
-    if accelerator == "cpu" and devices == "auto":
+    picked = pick_accelerator(accelerator)
+    name, _ = pick_precision(precision, picked)
+    if picked == "cpu" and devices == "auto":
         devices = 1
     return L.Trainer(
-        accelerator=accelerator,
+        accelerator=picked,
         devices=devices,
         strategy=strategy,
         num_nodes=num_nodes,
-        precision=name,
+        precision=cast(Any, name),
         max_epochs=max_epochs,
         max_steps=max_steps,
         max_time=max_time,
@@ -110,7 +120,9 @@ def build_trainer(
         logger=logger,
         use_distributed_sampler=False,  # ours deals the samples itself
         enable_model_summary=False,
-        enable_progress_bar=any(isinstance(c, L.pytorch.callbacks.ProgressBar) for c in callbacks or []),
+        enable_progress_bar=any(
+            isinstance(c, L.pytorch.callbacks.ProgressBar) for c in callbacks or []
+        ),
         num_sanity_val_steps=0,
         inference_mode=True,
     )

@@ -47,7 +47,9 @@ def overlaps(logits_BKHW: Tensor, mask_BHW: Tensor, squared: bool) -> tuple[Tens
 
 def weights_buffer(class_weights: list[float] | None) -> Tensor | None:
     if class_weights is not None and (not class_weights or min(class_weights) < 0):
-        raise ValueError(f"class_weights are {class_weights}; give one number of at least 0 a class")
+        raise ValueError(
+            f"class_weights are {class_weights}; give one number of at least 0 a class"
+        )
     return None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
 
 
@@ -60,7 +62,9 @@ def weight_of_truth(weights_C: Tensor | None, mask_BHW: Tensor, num_classes: int
             f"class_weights has {len(weights_C)} numbers and the data {num_classes} classes: "
             "give one a class, in the order of data.classes"
         )
-    return of_truth(weights_C.view(1, -1, 1, 1).expand(len(mask_BHW), -1, *mask_BHW.shape[1:]), mask_BHW)
+    return of_truth(
+        weights_C.view(1, -1, 1, 1).expand(len(mask_BHW), -1, *mask_BHW.shape[1:]), mask_BHW
+    )
 
 
 class CrossEntropy(nn.Module):
@@ -178,7 +182,9 @@ class Sum(nn.Module):
         return torch.stack([self.weights[name] * value for name, value in values.items()]).sum()
 
 
-def judge(loss: nn.Module, heads: list[Tensor], mask_BHW: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+def judge(
+    loss: nn.Module, heads: list[Tensor], mask_BHW: Tensor
+) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss, and each term of a sum by name: the mean over a supervised network's heads."""
     if not isinstance(loss, Sum):
         return torch.stack([loss(logits, mask_BHW) for logits in heads]).mean(), {}

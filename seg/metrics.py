@@ -30,7 +30,9 @@ def check_values(mask_BHW: Tensor, num_classes: int) -> None:
     wrong = (mask_BHW != IGNORE) & ((mask_BHW < 0) | (mask_BHW >= num_classes))
     if wrong.any():
         values = mask_BHW[wrong].unique().tolist()[:8]
-        raise ValueError(f"mask holds {values}; allowed are 0..{num_classes - 1} and {IGNORE} (ignore)")
+        raise ValueError(
+            f"mask holds {values}; allowed are 0..{num_classes - 1} and {IGNORE} (ignore)"
+        )
 
 
 def dice(counts: Tensor) -> Tensor:
@@ -100,7 +102,9 @@ class SegmentationMetrics(Metric):
             scores |= {f"{name}/{c}": v for c, v in zip(self.classes, values_C, strict=True)}
         scores["accuracy"] = accuracy(counts_CC)
         per_image_B = dice(dim_zero_cat(self.counts_BCC).cpu()).nanmean(-1)
-        per_image_B = per_image_B[~per_image_B.isnan()]  # an image that is ignored throughout has none
+        per_image_B = per_image_B[
+            ~per_image_B.isnan()
+        ]  # an image that is ignored throughout has none
         scores["dice_per_image"] = per_image_B.mean()
         if len(per_image_B) > 1:
             scores["dice_per_image_sd"] = per_image_B.std()

@@ -10,7 +10,7 @@ import inspect
 import typing
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from hydra.core.override_parser.types import Override
 from hydra.utils import get_object
@@ -19,7 +19,9 @@ from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 from pydantic.errors import PydanticSchemaGenerationError
 
 HERE = Path(__file__).parent
-CONF = HERE / "conf" if (HERE / "conf").exists() else HERE.parent / "conf"  # in a wheel, or a checkout
+CONF = (
+    HERE / "conf" if (HERE / "conf").exists() else HERE.parent / "conf"
+)  # in a wheel, or a checkout
 HYDRA_KEYS = {"_target_", "_partial_", "_recursive_", "_convert_", "_args_"}
 
 
@@ -66,7 +68,12 @@ def explain(
     groups = group_names(config_name)
     for override in overrides:
         key, value = override.key_or_group, override.value()
-        if key in groups and isinstance(value, str) and value not in groups[key] and not override.is_delete():
+        if (
+            key in groups
+            and isinstance(value, str)
+            and value not in groups[key]
+            and not override.is_delete()
+        ):
             return f"{key}={value}: no such {key}{nearest(value, groups[key])} (choices: {listed(groups[key])})"
         if key in groups and isinstance(value, str) and override.is_add():
             return f"{override.input_line}: write {key}={value}, without the +"
@@ -74,7 +81,10 @@ def explain(
             return f"{override.input_line}: {key} takes one of {listed(groups[key])}"
     if base is not None:
         for override in overrides:
-            if override.key_or_group not in groups and override.key_or_group.split(".")[0] != "hydra":
+            if (
+                override.key_or_group not in groups
+                and override.key_or_group.split(".")[0] != "hydra"
+            ):
                 try:
                     check_known(override.key_or_group, base)
                 except UserError as wrong:
@@ -91,7 +101,9 @@ def check_known(key: str, base: DictConfig) -> None:
             return
         path = ".".join(parts[: depth + 1])
         if not isinstance(node, DictConfig):
-            raise UserError(f"{path}: {'.'.join(parts[:depth])} is one value ({node}), not a group of options")
+            raise UserError(
+                f"{path}: {'.'.join(parts[:depth])} is one value ({node}), not a group of options"
+            )
         if part not in node:
             raise unknown(path, visible(node))
         node = OmegaConf.select(node, part) if OmegaConf.is_missing(node, part) else node[part]
@@ -114,7 +126,11 @@ def check_plain(key: str, cfg: DictConfig, base: DictConfig) -> None:
             continue
         if "_target_" in parent or part in HYDRA_KEYS:
             return  # check_node knows the constructor
-        if known is None and depth > 0 and "_target_" not in (OmegaConf.select(base, ".".join(parts[: depth - 1])) or {}):
+        if (
+            known is None
+            and depth > 0
+            and "_target_" not in (OmegaConf.select(base, ".".join(parts[: depth - 1])) or {})
+        ):
             return
         if isinstance(known, DictConfig) and not is_free(known, parent_key, base):
             raise unknown(".".join(parts[: depth + 1]), visible(known))
@@ -156,20 +172,28 @@ def check_call(node: DictConfig, path: str, known: Any) -> None:
     try:
         called = get_object(target)
     except Exception as error:
-        raise UserError(f"{path}._target_={target}: can't be imported ({' '.join(str(error).split())})") from error
+        raise UserError(
+            f"{path}._target_={target}: can't be imported ({' '.join(str(error).split())})"
+        ) from error
     parameters = inspect.signature(called).parameters
+    values = cast(dict[str, Any], OmegaConf.to_container(node, resolve=True))
     takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     for name in node:
         if name in HYDRA_KEYS:
             continue
         if name not in parameters and not takes_all:
-            raise unknown(f"{path}.{name}", visible(known) if isinstance(known, DictConfig) else list(parameters))
-        value = OmegaConf.to_container(node, resolve=True)[name]
+            raise unknown(
+                f"{path}.{name}",
+                visible(known) if isinstance(known, DictConfig) else list(parameters),
+            )
+        value = values[str(name)]
         if holds_target(value):
             continue
         adapter = annotation(target, str(name))
         if adapter is None:
-            check_like(f"{path}.{name}", value, known.get(name) if isinstance(known, DictConfig) else None)
+            check_like(
+                f"{path}.{name}", value, known.get(name) if isinstance(known, DictConfig) else None
+            )
         elif not (value is None and isinstance(known, DictConfig) and known.get(name, 0) is None):
             check_fits(f"{path}.{name}", value, adapter, known)
 
@@ -190,14 +214,25 @@ def annotation(target: str, name: str) -> TypeAdapter | None:
         if "torch" in str(hint) or "Tensor" in str(hint) or hint is Any:
             return None
         return TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True, strict=True))
-    except (KeyError, NameError, TypeError, AttributeError, PydanticUserError, PydanticSchemaGenerationError):
+    except (
+        KeyError,
+        NameError,
+        TypeError,
+        AttributeError,
+        PydanticUserError,
+        PydanticSchemaGenerationError,
+    ):
         return None
 
 
 def check_fits(path: str, value: Any, adapter: TypeAdapter, known: Any) -> None:
     """Raises UserError when the value doesn't fit the argument's annotation."""
     try:
-        adapter.validate_python(tuple(value) if "tuple" in str(adapter.core_schema) and isinstance(value, list) else value)
+        adapter.validate_python(
+            tuple(value)
+            if "tuple" in str(adapter.core_schema) and isinstance(value, list)
+            else value
+        )
     except ValidationError as error:
         first = error.errors()[0]
         now = known.get(path.rpartition(".")[2]) if isinstance(known, DictConfig) else None
@@ -212,14 +247,18 @@ def check_fits(path: str, value: Any, adapter: TypeAdapter, known: Any) -> None:
 
 def check_like(path: str, value: Any, known: Any) -> None:
     """Raises UserError when a value is of another kind than the file's own; null there allows all."""
-    if known is None or value is None and not isinstance(known, bool | int | float):
+    if known is None or (value is None and not isinstance(known, bool | int | float)):
         return
-    numbers = isinstance(known, float) and isinstance(value, int | float) and not isinstance(value, bool)
+    numbers = (
+        isinstance(known, float) and isinstance(value, int | float) and not isinstance(value, bool)
+    )
     texts = isinstance(known, str) and isinstance(value, str | int | float)
     mappings = isinstance(known, DictConfig | dict) and isinstance(value, DictConfig | dict)
     lists = isinstance(known, ListConfig | list) and isinstance(value, ListConfig | list)
     same = type(value) is type(known) and not isinstance(known, DictConfig | ListConfig)
     if not (numbers or texts or mappings or lists or same):
         kinds = {bool: "true or false", int: "a whole number", float: "a number", str: "a word"}
-        kind = kinds.get(type(known), "a list" if isinstance(known, ListConfig) else "a group of options")
+        kind = kinds.get(
+            type(known), "a list" if isinstance(known, ListConfig) else "a group of options"
+        )
         raise UserError(f"{path}={value}: {kind} is needed (the file says {known})")

@@ -26,13 +26,17 @@ def predict(cfg: DictConfig) -> list[Path]:
     quiet()
     check_request(cfg)
     run = runs.load(cfg.run)
-    device = {"gpu": "cuda"}.get(pick_accelerator({"cuda": "gpu"}.get(cfg.device, cfg.device)), "cpu")
+    device = {"gpu": "cuda"}.get(
+        pick_accelerator({"cuda": "gpu"}.get(cfg.device, cfg.device)), "cpu"
+    )
     run.model.to(device)
     files = inputs(cfg.input)
     output = empty_folder(cfg.output, cfg.save)
     written: list[Path] = []
     failed: list[str] = []
-    for file in track(files, "predicting", console=console, transient=True, disable=not console.is_terminal):
+    for file in track(
+        files, "predicting", console=console, transient=True, disable=not console.is_terminal
+    ):
         try:
             pages = stack(file)
             for page in pages:
@@ -74,7 +78,9 @@ def inputs(given: str) -> list[Path]:
     if not path.exists():
         raise UserError(f"input={given}: no such file or folder")
     if not is_image(path):
-        raise UserError(f"input={given}: not an image by its name; PNG, JPEG, TIFF and the like are read")
+        raise UserError(
+            f"input={given}: not an image by its name; PNG, JPEG, TIFF and the like are read"
+        )
     return [path]
 
 
@@ -87,7 +93,9 @@ def empty_folder(given: str, save: list[str]) -> Path:
     folder = Path(given)
     full = [kind for kind in save if (folder / kind).is_dir() and any((folder / kind).iterdir())]
     if full:
-        raise UserError(f"output={given}: {full[0]}/ holds results already; give another folder or empty it")
+        raise UserError(
+            f"output={given}: {full[0]}/ holds results already; give another folder or empty it"
+        )
     try:
         for kind in save:
             (folder / kind).mkdir(parents=True, exist_ok=True)
@@ -105,17 +113,26 @@ def stack(file: Path) -> list[np.ndarray]:
 
 def check_channels(image: np.ndarray, run: runs.LoadedRun, file: Path) -> None:
     if image.shape[2] != run.intensity.channels:
-        raise DataError(f"{file}: {image.shape[2]} channels; the run was trained on {run.intensity.channels}")
+        raise DataError(
+            f"{file}: {image.shape[2]} channels; the run was trained on {run.intensity.channels}"
+        )
 
 
 def write(
-    output: Path, file: Path, pages: list[np.ndarray], maps: list[np.ndarray], save: list[str], run: runs.LoadedRun
+    output: Path,
+    file: Path,
+    pages: list[np.ndarray],
+    maps: list[np.ndarray],
+    save: list[str],
+    run: runs.LoadedRun,
 ) -> list[Path]:
     """A file's results: a stack in gives stacks out, and one overlay a page."""
     masks = [m.argmax(0).astype(np.uint8) for m in maps]
     many, stem, written = len(pages) > 1, file.stem, []
     if "masks" in save:
-        written.append(output / "masks" / f"{stem}{'.tif' if file.suffix.lower() in TIFF else '.png'}")
+        written.append(
+            output / "masks" / f"{stem}{'.tif' if file.suffix.lower() in TIFF else '.png'}"
+        )
         if file.suffix.lower() in TIFF:
             tifffile.imwrite(written[-1], np.stack(masks) if many else masks[0], compression="zlib")
         else:
@@ -128,7 +145,9 @@ def write(
         )  # fmt: skip
     if "overlays" in save:
         for number, (page, mask) in enumerate(zip(pages, masks, strict=True)):
-            written.append(output / "overlays" / (f"{stem}-{number:03d}.png" if many else f"{stem}.png"))
+            written.append(
+                output / "overlays" / (f"{stem}-{number:03d}.png" if many else f"{stem}.png")
+            )
             write_png(written[-1], overlay(page, mask, run.colors))
     return written
 

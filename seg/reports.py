@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import numpy as np
@@ -40,8 +40,15 @@ class Lines(L.Callback):
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.started, self.paused, self.images = time.perf_counter(), 0.0, 0
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
-        self.images += len(args[1]["image"])
+    def on_train_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        self.images += len(batch["image"])
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         seconds = time.perf_counter() - self.started - self.paused
@@ -85,7 +92,12 @@ class Pictures(L.Callback):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         loggers = [one for one in trainer.loggers if isinstance(one, WandbLogger)]
-        if not loggers or not self.indices or trainer.state.fn != "fit" or not trainer.is_global_zero:
+        if (
+            not loggers
+            or not self.indices
+            or trainer.state.fn != "fit"
+            or not trainer.is_global_zero
+        ):
             return
         import wandb
 
@@ -93,7 +105,7 @@ class Pictures(L.Callback):
         pictures = []
         for index in self.indices:
             sample = self.samples[0, index]
-            prediction = predict_one(pl_module.model, sample["image"])
+            prediction = predict_one(cast(torch.nn.Module, pl_module.model), sample["image"])
             masks = {"prediction": prediction, "truth": sample["mask"].numpy()}
             pictures.append(
                 wandb.Image(
@@ -116,7 +128,9 @@ class Pictures(L.Callback):
             sample = self.samples[0, index]
             truth, prediction = sample["mask"], predict_one(model, sample["image"].to(device))
             scores = metrics.dice(
-                metrics.confusion(torch.from_numpy(prediction)[None], truth[None], len(self.classes))[0]
+                metrics.confusion(
+                    torch.from_numpy(prediction)[None], truth[None], len(self.classes)
+                )[0]
             )
             dice = ", ".join(
                 f"{c} {v:.3f}" for c, v in zip(self.classes, scores.tolist(), strict=True) if v == v
@@ -160,7 +174,12 @@ def score_table(title: str, scores: Mapping[str, float], classes: list[str], pre
         table.add_row(c, *(number(scores.get(f"{prefix}{name}/{c}")) for name in columns))
     table.add_section()
     table.add_row(
-        "mean", number(scores.get(f"{prefix}dice")), number(scores.get(f"{prefix}iou")), "", "", style="bold"
+        "mean",
+        number(scores.get(f"{prefix}dice")),
+        number(scores.get(f"{prefix}iou")),
+        "",
+        "",
+        style="bold",
     )
     return table
 

@@ -1,11 +1,11 @@
 """The run folder: made, written, and read back; a checkpoint is loaded without running its code.
 
-    config.yaml     all that was chosen, resolved
-    run.json        versions, command, commit, hardware, times, data, final metrics
-    metrics.csv     every measurement
-    checkpoints/    best.ckpt and last.ckpt, each enough by itself
-    panels/         pictures: image | truth | prediction | error
-    log.txt         what the terminal showed, and the libraries' warnings
+config.yaml     all that was chosen, resolved
+run.json        versions, command, commit, hardware, times, data, final metrics
+metrics.csv     every measurement
+checkpoints/    best.ckpt and last.ckpt, each enough by itself
+panels/         pictures: image | truth | prediction | error
+log.txt         what the terminal showed, and the libraries' warnings
 """
 
 import json
@@ -37,7 +37,7 @@ class RunError(ValueError):
 
 
 def create_folder(outputs: Path, name: str) -> Path:
-    """A new folder ``outputs/TIME-name`` that no other process got; ``outputs/latest`` points to it."""
+    """A new folder ``outputs/TIME-name`` that no other process got."""
     outputs.mkdir(parents=True, exist_ok=True)
     stem = f"{time.strftime('%Y-%m-%d_%H-%M-%S')}-{re.sub(r'[^A-Za-z0-9._=-]+', '_', name)[:100]}"
     for attempt in range(1000):
@@ -48,13 +48,13 @@ def create_folder(outputs: Path, name: str) -> Path:
             continue
         for part in ("checkpoints", "panels"):
             (folder / part).mkdir()
-        point_latest(outputs, folder)
         return folder
     raise RunError(f"{outputs}: a thousand runs of this second are there already")
 
 
-def point_latest(outputs: Path, folder: Path) -> None:
-    link, aside = outputs / "latest", outputs / f".latest-{os.getpid()}"
+def point_latest(folder: Path) -> None:
+    """Makes ``latest`` beside a run's folder point to it."""
+    link, aside = folder.parent / "latest", folder.parent / f".latest-{os.getpid()}"
     if link.exists() and not link.is_symlink():
         return  # a user's own folder of that name
     try:
@@ -99,7 +99,9 @@ def git_state() -> dict[str, Any] | None:
     here = Path(__file__).parent
     try:
         ask = ["git", "-C", str(here)]
-        commit = subprocess.run([*ask, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+        commit = subprocess.run(
+            [*ask, "rev-parse", "HEAD"], capture_output=True, text=True, check=True
+        )
         status = subprocess.run(
             [*ask, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True
         )
@@ -169,10 +171,14 @@ def load(run: str | Path | None) -> LoadedRun:
         classes, colors = list(card["classes"]), [tuple(c) for c in card["colors"]]
         target = config["model"]["_target_"]
     except pickle.UnpicklingError as error:
-        raise RunError(f"{file}: holds more than weights and plain values; it is not loaded") from error
+        raise RunError(
+            f"{file}: holds more than weights and plain values; it is not loaded"
+        ) from error
     except (RuntimeError, EOFError, OSError, zipfile.BadZipFile, KeyError, TypeError) as error:
         reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-        raise RunError(f"{file}: not a checkpoint of seg.train, or cut off ({reason[:200]})") from error
+        raise RunError(
+            f"{file}: not a checkpoint of seg.train, or cut off ({reason[:200]})"
+        ) from error
     check_targets(config["model"], file)
     check_targets(config["loss"], file, ("seg.losses.",))
     try:
@@ -181,7 +187,9 @@ def load(run: str | Path | None) -> LoadedRun:
             {k.removeprefix("model."): v for k, v in weights.items() if k.startswith("model.")}
         )
     except Exception as error:
-        raise RunError(f"{file}: its weights don't fit {target} of this version: {error}") from error
+        raise RunError(
+            f"{file}: its weights don't fit {target} of this version: {error}"
+        ) from error
     folder = file.parent.parent if file.parent.name == "checkpoints" else file.parent
     return LoadedRun(file, folder, model.eval(), config, classes, colors, intensity)
 
@@ -207,4 +215,6 @@ def check_targets(node: Any, file: Path, allowed: tuple[str, ...] = ALLOWED) -> 
         for value in node:
             check_targets(value, file, allowed)
     elif isinstance(node, str) and "${" in node:
-        raise RunError(f"{file}: its config holds the interpolation {node!r}; a saved config has none")
+        raise RunError(
+            f"{file}: its config holds the interpolation {node!r}; a saved config has none"
+        )

@@ -42,12 +42,15 @@ class SegmentationTask(L.LightningModule):
         self.model, self.loss = model, loss
         self.optim, self.schedule = optim, schedule or Constant()
         self.seed, self.card = seed, card or {}
-        self.metrics = nn.ModuleDict({s: SegmentationMetrics(classes) for s in ("val", "test")})
+        self.val_metrics, self.test_metrics = (
+            SegmentationMetrics(classes),
+            SegmentationMetrics(classes),
+        )
 
     def forward(self, image: Tensor) -> Tensor:
         return self.model(image)
 
-    def on_train_batch_start(self, batch: Any, batch_index: int) -> None:
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         torch.manual_seed(self.seed * 1_000_003 + self.global_step)  # dropout of this step
 
     def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
@@ -78,7 +81,7 @@ class SegmentationTask(L.LightningModule):
             sync_dist=not train,
         )
         if not train:
-            self.metrics[stage].update(predicted_classes(heads[-1]), mask)
+            self.metrics(stage).update(predicted_classes(heads[-1]), mask)
         return loss
 
     def on_validation_epoch_end(self) -> None:
@@ -87,10 +90,13 @@ class SegmentationTask(L.LightningModule):
     def on_test_epoch_end(self) -> None:
         self.log_metrics("test")
 
+    def metrics(self, stage: str) -> SegmentationMetrics:
+        return self.val_metrics if stage == "val" else self.test_metrics
+
     def log_metrics(self, stage: str) -> None:
-        scores = self.metrics[stage].compute()
+        scores = self.metrics(stage).compute()
         self.log_dict({f"{stage}/{name}": value.float() for name, value in scores.items()})
-        self.metrics[stage].reset()
+        self.metrics(stage).reset()
 
     def configure_optimizers(self) -> Any:
         if self.optim is None:
@@ -98,7 +104,10 @@ class SegmentationTask(L.LightningModule):
         optimizer = self.optim(p for p in self.model.parameters() if p.requires_grad)
         steps = int(self.trainer.estimated_stepping_batches)
         scheduler = LambdaLR(optimizer, lambda step: self.schedule.factor(step, steps))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["seg"] = self.card

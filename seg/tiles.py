@@ -8,7 +8,9 @@ from torch import Tensor, nn
 
 from seg.logits import probabilities
 
-GRID = 32  # px: tiles start on multiples of the coarsest stride of any network here, or pooling shifts
+GRID = (
+    32  # px: tiles start on multiples of the coarsest stride of any network here, or pooling shifts
+)
 
 
 def check_tiles(tile: int, overlap: int) -> None:
@@ -20,7 +22,9 @@ def check_tiles(tile: int, overlap: int) -> None:
         )
 
 
-def windows(height: int, width: int, tile: int, overlap: int) -> Iterator[tuple[tuple, tuple, tuple]]:
+def windows(
+    height: int, width: int, tile: int, overlap: int
+) -> Iterator[tuple[tuple, tuple, tuple]]:
     """What to read, which part of the result to keep, and where it goes: pairs of slices (rows, columns).
 
     Kept parts cover the image once; each has ``overlap`` px of context, less at the image's borders.

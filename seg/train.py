@@ -6,18 +6,20 @@ other command reads. ``-m`` with comma-separated values sweeps.
 
 import logging
 import shlex
+import shutil
 import time
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import lightning as L
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from lightning.pytorch.callbacks import ModelCheckpoint
-from omegaconf import DictConfig, OmegaConf
+from lightning.pytorch.loggers import WandbLogger
+from omegaconf import DictConfig
 
 from seg import hardware, reports, runs
-from seg.cli import build, command
+from seg.cli import build, command, plain
 from seg.console import logging_to, quiet
 from seg.data.module import DataModule
 from seg.logits import num_logits
@@ -31,14 +33,14 @@ def train(cfg: DictConfig) -> dict[str, float]:
     """Trains what the config says and returns the final metrics; all it wrote lies in the run folder."""
     quiet()
     L.seed_everything(cfg.seed, verbose=False)
-    accelerator = hardware.pick_accelerator(cfg.trainer.accelerator)
+    hardware.pick_accelerator(cfg.trainer.accelerator)  # an error now, if it isn't there
     source = build(cfg.data, "data")
     data: DataModule = build(
         cfg.loader, "loader", source=source, augment=build(cfg.augment, "augment"), seed=cfg.seed
     )
     cfg.model.in_channels = data.intensity.channels
     cfg.model.num_classes = num_logits(len(source.classes), cfg.two_class_logits)
-    config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)
+    config = plain(cfg)
     card = {
         "config": config,
         "classes": source.classes,
@@ -57,10 +59,15 @@ def train(cfg: DictConfig) -> dict[str, float]:
     name, group = names(cfg)
     folder = runs.create_folder(parent(cfg), name)
     with logging_to(folder / "log.txt"):
-        return run(cfg, config, folder, name, group, task, data, accelerator)
+        try:
+            trainer, pictures = prepare(cfg, config, folder, name, group, task, data)
+        except BaseException:
+            shutil.rmtree(folder)  # nothing was trained
+            raise
+        return run(cfg, folder, name, group, task, data, trainer, pictures)
 
 
-def run(
+def prepare(
     cfg: DictConfig,
     config: dict,
     folder: Path,
@@ -68,59 +75,88 @@ def run(
     group: str | None,
     task: SegmentationTask,
     data: DataModule,
-    accelerator: str,
-) -> dict[str, float]:
-    """Fits and scores; the folder exists and everything is built."""
-    record = runs.origin() | {"name": name, "group": group, "seed": cfg.seed, "splits": data.source.splits}
-    runs.write_config(folder / "config.yaml", config)
-    runs.write_json(folder / "run.json", record | {"status": "running"})
-    announce(cfg, name, task, data, accelerator)
-    logger = build(cfg.logger, "logger", name=name, folder=folder, group=group, options=config)
+) -> tuple[L.Trainer, reports.Pictures]:
+    """The Trainer with its callbacks and loggers, once the run is announced."""
     pictures = reports.Pictures(
         data.samples("val"), cfg.panels, data.source.classes, data.source.colors, folder / "panels"
     )
-    best = ModelCheckpoint(
-        folder / "checkpoints", "best", monitor="val/dice", mode="max", enable_version_counter=False
-    )
-    last = ModelCheckpoint(folder / "checkpoints", "last", enable_version_counter=False)
-    bar = [reports.progress_bar()] if reports.on_terminal() else []
-    trainer = build(
-        cfg.trainer,
-        "trainer",
-        callbacks=[best, last, reports.Lines(), pictures, *bar],
-        logger=[MetricsCSV(folder / "metrics.csv"), *([logger] if logger else [])],
-    )
+    checkpoints = folder / "checkpoints"
+    callbacks = [
+        ModelCheckpoint(
+            checkpoints, "best", monitor="val/dice", mode="max", enable_version_counter=False
+        ),
+        ModelCheckpoint(checkpoints, "last", enable_version_counter=False),
+        reports.Lines(),
+        pictures,
+        *([reports.progress_bar()] if reports.on_terminal() else []),
+    ]
+    trainer: L.Trainer = build(cfg.trainer, "trainer", callbacks=callbacks)
+    announce(cfg, name, task, data)
+    logger = build(cfg.logger, "logger", name=name, folder=folder, group=group, options=config)
+    trainer.loggers = [MetricsCSV(folder / "metrics.csv"), *([logger] if logger else [])]
+    runs.write_config(folder / "config.yaml", config)
+    return trainer, pictures
+
+
+def run(
+    cfg: DictConfig,
+    folder: Path,
+    name: str,
+    group: str | None,
+    task: SegmentationTask,
+    data: DataModule,
+    trainer: L.Trainer,
+    pictures: reports.Pictures,
+) -> dict[str, float]:
+    """Fits, scores the best checkpoint and writes what came out; run.json tells how it ended."""
+    record = runs.origin() | {
+        "name": name,
+        "group": group,
+        "seed": cfg.seed,
+        "splits": data.source.splits,
+    }
+    runs.write_json(folder / "run.json", record | {"status": "running"})
+    runs.point_latest(folder)
     started = time.perf_counter()
-    trainer.fit(task, datamodule=data)
-    minutes = (time.perf_counter() - started) / 60
-    scores = score(trainer, task, data, best.best_model_path)
+    try:
+        trainer.fit(task, datamodule=data)
+        minutes = (time.perf_counter() - started) / 60
+        scores = score(trainer, task, data)
+    except BaseException as error:
+        runs.write_json(folder / "run.json", record | {"status": "failed", "error": repr(error)})
+        raise
+    finally:
+        for logger in trainer.loggers[1:]:
+            cast(WandbLogger, logger).experiment.finish()
     if trainer.is_global_zero:
         pictures.write(task.model)
         done = {"status": "finished", "minutes": minutes, "steps": trainer.global_step}
         runs.write_json(folder / "run.json", record | done | {"metrics": scores})
         conclude(folder, scores, data, minutes)
-    if logger:
-        logger.experiment.finish()
     return scores
 
 
-def score(trainer: L.Trainer, task: SegmentationTask, data: DataModule, checkpoint: str) -> dict[str, float]:
+def score(trainer: L.Trainer, task: SegmentationTask, data: DataModule) -> dict[str, float]:
     """Metrics of the best checkpoint on the validation split, and on the test split where there is one."""
-    task.load_state_dict(runs.read_checkpoint(checkpoint)["state_dict"])
-    scores = {f"best/{k}": v for k, v in trainer.validate(task, datamodule=data, verbose=False)[0].items()}
+    best = cast(ModelCheckpoint, trainer.checkpoint_callback).best_model_path
+    task.load_state_dict(runs.read_checkpoint(best)["state_dict"])
+    scores = {
+        f"best/{k}": v for k, v in trainer.validate(task, datamodule=data, verbose=False)[0].items()
+    }
     if "test" in data.source.splits:
         scores |= trainer.test(task, datamodule=data, verbose=False)[0]
     return scores
 
 
-def announce(
-    cfg: DictConfig, name: str, task: SegmentationTask, data: DataModule, accelerator: str
-) -> None:
+def announce(cfg: DictConfig, name: str, task: SegmentationTask, data: DataModule) -> None:
     """What trains on what: the first lines of a run."""
     splits = ", ".join(f"{len(n)} {s}" for s, n in data.source.splits.items())
     sizes = sorted({size for split in data.sizes.values() for size in split})
-    span = f"{sizes[0][0]}x{sizes[0][1]}" + (f" to {sizes[-1][0]}x{sizes[-1][1]}" if len(sizes) > 1 else "")
+    span = f"{sizes[0][0]}x{sizes[0][1]}" + (
+        f" to {sizes[-1][0]}x{sizes[-1][1]}" if len(sizes) > 1 else ""
+    )
     parameters = sum(p.numel() for p in task.model.parameters())
+    accelerator = hardware.pick_accelerator(cfg.trainer.accelerator)
     precision, why = hardware.pick_precision(cfg.trainer.precision, accelerator)
     log.info(f"run        {name}, seed {cfg.seed}")
     log.info(f"model      {type(task.model).__name__}, {parameters / 1e6:.2f} M parameters")
@@ -136,9 +172,13 @@ def conclude(folder: Path, scores: dict[str, float], data: DataModule, minutes: 
     shown = shlex.quote(str(relative(folder)))
     for prefix, title in (("best/val/", "validation, best checkpoint"), ("test/", "test")):
         if f"{prefix}dice" in scores:
-            log.info("", extra={"table": reports.score_table(title, scores, data.source.classes, prefix)})
+            log.info(
+                "", extra={"table": reports.score_table(title, scores, data.source.classes, prefix)}
+            )
             log.info(reports.score_line(scores, prefix))
-    log.info(f"trained in {minutes:.1f} minutes; run folder {shown}, pictures {shown}/panels/all.png")
+    log.info(
+        f"trained in {minutes:.1f} minutes; run folder {shown}, pictures {shown}/panels/all.png"
+    )
     log.info("next:")
     log.info(f"  python -m seg.evaluate run={shown}")
     log.info(f"  python -m seg.predict run={shown} input=IMAGES output=PREDICTIONS")
@@ -155,9 +195,20 @@ def names(cfg: DictConfig) -> tuple[str, str | None]:
     if not HydraConfig.initialized():
         return cfg.name or "run", None
     hydra = HydraConfig.get()
-    skip = ("outputs", "data.root", "logger", "name", "panels", "hydra", "trainer.max_", "loader.workers")
+    skip = (
+        "outputs",
+        "data.root",
+        "logger",
+        "name",
+        "panels",
+        "hydra",
+        "trainer.max_",
+        "loader.workers",
+    )
     changed = [o.lstrip("+~") for o in hydra.overrides.task if not o.lstrip("+~").startswith(skip)]
-    words = [o.split("=", 1)[1] if o.split("=", 1)[0] in hydra.runtime.choices else o for o in changed]
+    words = [
+        o.split("=", 1)[1] if o.split("=", 1)[0] in hydra.runtime.choices else o for o in changed
+    ]
     sweep = hydra.mode == RunMode.MULTIRUN
     return cfg.name or "-".join(words) or "default", Path(hydra.sweep.dir).name if sweep else None
 

@@ -97,7 +97,9 @@ def test_a_sweep_checks_each_value_of_each_option():
 
 
 def seg(command: str, *words: str, cwd) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-m", f"seg.{command}", *words], cwd=cwd, capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, "-m", f"seg.{command}", *words], cwd=cwd, capture_output=True, text=True
+    )
 
 
 @pytest.mark.parametrize(
@@ -119,5 +121,9 @@ def test_a_mistake_exits_with_2_one_line_and_leaves_nothing(tmp_path, command, w
             pytest.skip("this machine has a GPU")
     done = seg(command, *words, cwd=tmp_path)
     assert done.returncode == 2
-    assert message in done.stderr and done.stderr.count("\n") == 1 and done.stderr.startswith("error: ")
+    assert (
+        message in done.stderr
+        and done.stderr.count("\n") == 1
+        and done.stderr.startswith("error: ")
+    )
     assert done.stdout == "" and list(tmp_path.iterdir()) == []

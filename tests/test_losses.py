@@ -110,11 +110,15 @@ def test_gradients_are_those_of_the_formula(loss):
 def test_cross_entropy_is_torch_s_own():
     logits, mask = sample(4)
     mask[0, 0] = IGNORE
-    torch.testing.assert_close(CrossEntropy()(logits, mask), F.cross_entropy(logits, mask, ignore_index=IGNORE))
+    torch.testing.assert_close(
+        CrossEntropy()(logits, mask), F.cross_entropy(logits, mask, ignore_index=IGNORE)
+    )
     logits, mask = sample(1)
     wanted = F.binary_cross_entropy_with_logits(logits[:, 0], mask.float())
     torch.testing.assert_close(CrossEntropy()(logits, mask), wanted)
-    weighted = F.binary_cross_entropy_with_logits(logits[:, 0], mask.float(), pos_weight=torch.tensor(3.0))
+    weighted = F.binary_cross_entropy_with_logits(
+        logits[:, 0], mask.float(), pos_weight=torch.tensor(3.0)
+    )
     torch.testing.assert_close(CrossEntropy([1.0, 3.0])(logits, mask), weighted)
 
 

@@ -31,7 +31,9 @@ def test_scores_are_those_of_scikit_learn(seed, classes):
     ):  # fmt: skip
         if theirs is jaccard_score:
             options["zero_division"] = 0
-        np.testing.assert_allclose(ours(counts).nan_to_num(0), np.nan_to_num(theirs(*pair, **options)))
+        np.testing.assert_allclose(
+            ours(counts).nan_to_num(0), np.nan_to_num(theirs(*pair, **options))
+        )
 
 
 @pytest.mark.parametrize("batch", [1, 2, 5])
@@ -42,7 +44,9 @@ def test_batch_size_changes_nothing(batch):
     whole.update(found, truth)
     for start in range(0, 5, batch):
         parts.update(found[start : start + batch], truth[start : start + batch])
-    assert {k: float(v) for k, v in whole.compute().items()} == {k: float(v) for k, v in parts.compute().items()}
+    assert {k: float(v) for k, v in whole.compute().items()} == {
+        k: float(v) for k, v in parts.compute().items()
+    }
 
 
 def test_a_hand_counted_case():

@@ -62,7 +62,9 @@ def test_every_parameter_learns(small):
     model = small().train()
     out = model(torch.randn(2, 1, 64, 64))
     sum(head.square().mean() for head in (out if isinstance(out, list) else [out])).backward()
-    still = {n for n, p in model.named_parameters() if p.requires_grad and not p.grad.abs().sum() > 0}
+    still = {
+        n for n, p in model.named_parameters() if p.requires_grad and not p.grad.abs().sum() > 0
+    }
     # FCN's finer scores start at zero, so its finer streams pass no gradient on, but get one
     assert still == set()
 

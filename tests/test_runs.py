@@ -13,16 +13,19 @@ from seg.runs import RunError
 
 def test_runs_that_start_in_the_same_second_get_folders_of_their_own(tmp_path):
     with ThreadPoolExecutor(20) as pool:
-        folders = list(pool.map(lambda _: runs.create_folder(tmp_path, "model=unet x/../y"), range(20)))
+        folders = list(
+            pool.map(lambda _: runs.create_folder(tmp_path, "model=unet x/../y"), range(20))
+        )
     assert len(set(folders)) == 20
     assert all((f / "checkpoints").is_dir() and f.parent == tmp_path for f in folders)
-    assert (tmp_path / "latest").resolve() in folders
+    runs.point_latest(folders[3])
+    assert (tmp_path / "latest").resolve() == folders[3]
 
 
 def test_a_user_s_own_folder_called_latest_stays(tmp_path):
     (tmp_path / "latest").mkdir()
     (tmp_path / "latest/keep.txt").write_text("mine")
-    runs.create_folder(tmp_path, "x")
+    runs.point_latest(runs.create_folder(tmp_path, "x"))
     assert (tmp_path / "latest/keep.txt").read_text() == "mine"
 
 

@@ -38,7 +38,9 @@ os.kill(os.getpid(), signal.SIGKILL)
     done = subprocess.run([sys.executable, "-c", script], capture_output=True)
     assert done.returncode == -signal.SIGKILL
     rows = read_metrics(tmp_path / "metrics.csv")
-    assert [float(r["loss"]) for r in rows] == [s / 2 for s in range(50)] and rows[-1]["dice"] == "1.0"
+    assert [float(r["loss"]) for r in rows] == [s / 2 for s in range(50)] and rows[-1][
+        "dice"
+    ] == "1.0"
 
 
 @pytest.fixture
@@ -77,7 +79,9 @@ def test_a_server_that_answers_is_heard():
     import http.server
     import threading
 
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), http.server.SimpleHTTPRequestHandler) as server:
+    with http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), http.server.SimpleHTTPRequestHandler
+    ) as server:
         server.RequestHandlerClass.log_message = lambda *a: None
         threading.Thread(target=server.serve_forever, daemon=True).start()
         assert answers(f"http://127.0.0.1:{server.server_port}", 4.0)
@@ -94,7 +98,9 @@ def test_an_offline_run_is_recorded_with_config_metrics_and_pictures(no_key, tmp
     logger = tracking.wandb_logger("a-run", tmp_path, "a-sweep", {"seed": 3}, tags=["t"])
     for step in range(3):
         logger.log_metrics({"val/dice": 0.5 + step / 10, "val/loss": 1.0 - step / 10}, step=step)
-    picture = wandb.Image(np.zeros((8, 8, 3), np.uint8), masks={"truth": {"mask_data": np.zeros((8, 8), int)}})
+    picture = wandb.Image(
+        np.zeros((8, 8, 3), np.uint8), masks={"truth": {"mask_data": np.zeros((8, 8), int)}}
+    )
     logger.experiment.log({"val/images": [picture], "trainer/global_step": 2})
     logger.experiment.finish()
     assert "wandb: offline (no API key" in caplog.text

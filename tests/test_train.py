@@ -49,7 +49,15 @@ def test_a_run_leaves_all_that_the_other_commands_read(tmp_path, capsys):
     saved = OmegaConf.load(folder / "config.yaml")
     assert saved.model.in_channels == 1 and saved.model.num_classes == 1 and saved.seed == 0
     rows = read_metrics(folder / "metrics.csv")
-    for key in ("train/loss", "train/loss/dice", "val/loss", "val/dice/membrane", "val/iou", "lr", "images_per_second"):
+    for key in (
+        "train/loss",
+        "train/loss/dice",
+        "val/loss",
+        "val/dice/membrane",
+        "val/iou",
+        "lr",
+        "images_per_second",
+    ):
         assert any(r[key] for r in rows), key
     printed = capsys.readouterr()
     assert "python -m seg.predict run=" in printed.out and "membrane" in printed.out
@@ -61,7 +69,9 @@ def test_the_loss_falls_and_four_images_are_learnt(tmp_path):
         tmp_path, "data.difficulty=0.0", "trainer.max_epochs=15", "loader.repeats=4", "model.width=8",
         "trainer.check_val_every_n_epoch=15",
     )  # fmt: skip
-    losses = [float(r["train/loss"]) for r in read_metrics(folder / "metrics.csv") if r["train/loss"]]
+    losses = [
+        float(r["train/loss"]) for r in read_metrics(folder / "metrics.csv") if r["train/loss"]
+    ]
     assert np.mean(losses[-4:]) < 0.6 * np.mean(losses[:4])
     assert scores["best/val/dice"] > 0.7
 
@@ -70,7 +80,13 @@ def test_the_loss_falls_and_four_images_are_learnt(tmp_path):
 def test_the_same_seed_gives_the_same_weights_bit_for_bit_whatever_the_workers(tmp_path, model):
     kept = []
     for workers in (0, 1, 2) if model == "unet" else (0, 2):
-        _, folder = tiny(tmp_path, f"loader.workers={workers}", "augment=elastic", "model.dropout=0.3", f"model={model}")
+        _, folder = tiny(
+            tmp_path,
+            f"loader.workers={workers}",
+            "augment=elastic",
+            "model.dropout=0.3",
+            f"model={model}",
+        )
         kept.append(weights(folder))
     for other in kept[1:]:
         assert all(torch.equal(kept[0][k], other[k]) for k in kept[0])
@@ -87,10 +103,16 @@ def test_evaluate_repeats_the_log_from_folder_or_file_with_any_batch(tmp_path):
     best = max(float(r["val/dice"]) for r in read_metrics(folder / "metrics.csv") if r["val/dice"])
     for run, batch in ((folder, 1), (folder / "checkpoints/best.ckpt", 2)):
         output = tmp_path / f"evaluation-{batch}"
-        found = evaluate(config("evaluate", f"run={run}", f"output={output}", f"eval_batch_size={batch}"))
-        logged = {k.removeprefix("best/"): v for k, v in scores.items() if k.startswith("best/val/")}
+        found = evaluate(
+            config("evaluate", f"run={run}", f"output={output}", f"eval_batch_size={batch}")
+        )
+        logged = {
+            k.removeprefix("best/"): v for k, v in scores.items() if k.startswith("best/val/")
+        }
         for key, value in logged.items():
-            if batch == 1 or "loss" not in key:  # a batch of Dice loss isn't the mean of its images'
+            if (
+                batch == 1 or "loss" not in key
+            ):  # a batch of Dice loss isn't the mean of its images'
                 assert math.isclose(found[key], value, abs_tol=1e-6), key
         assert abs(found["val/dice"] - best) < 1e-6
         assert json.loads((output / "metrics.json").read_text())["metrics"] == found
@@ -101,13 +123,21 @@ def test_evaluate_repeats_the_log_from_folder_or_file_with_any_batch(tmp_path):
 
 def test_evaluate_takes_another_data_set(tmp_path, stack_root):
     _, folder = tiny(tmp_path)
-    other = config("evaluate", f"run={folder}", "data=isbi2012", f"data.root={stack_root}", f"output={tmp_path / 'e'}")
+    other = config(
+        "evaluate",
+        f"run={folder}",
+        "data=isbi2012",
+        f"data.root={stack_root}",
+        f"output={tmp_path / 'e'}",
+    )
     assert 0 <= evaluate(other)["val/dice"] <= 1
 
 
 def test_predict_gives_masks_probabilities_and_overlays_of_a_stack(tmp_path, stack_root):
     options = [o for o in TINY if not o.startswith("data.")]
-    train(config("train", *options, "data=isbi2012", f"data.root={stack_root}", f"outputs={tmp_path}"))
+    train(
+        config("train", *options, "data=isbi2012", f"data.root={stack_root}", f"outputs={tmp_path}")
+    )
     folder = tmp_path / "latest"
     written = predict(
         config("predict", f"run={folder / 'checkpoints/best.ckpt'}", f"input={stack_root / 'train-volume.tif'}",
@@ -121,10 +151,10 @@ def test_predict_gives_masks_probabilities_and_overlays_of_a_stack(tmp_path, sta
     assert len(written) == 12 and (tmp_path / "out/overlays/train-volume-009.png").is_file()
 
 
-
-
 @pytest.mark.parametrize("logits", [1, 2])
-def test_colour_images_of_other_sizes_with_many_classes_train_and_predict(tmp_path, folder_root, logits):
+def test_colour_images_of_other_sizes_with_many_classes_train_and_predict(
+    tmp_path, folder_root, logits
+):
     Image.open(folder_root / "images/1.png").resize((33, 70)).save(folder_root / "images/1.png")
     Image.open(folder_root / "masks/1.png").resize((33, 70), 0).save(folder_root / "masks/1.png")
     scores = train(
@@ -133,7 +163,14 @@ def test_colour_images_of_other_sizes_with_many_classes_train_and_predict(tmp_pa
                f"two_class_logits={logits}")
     )  # fmt: skip
     assert {"best/val/dice/ground", "best/val/dice/car", "best/val/dice/tree"} <= set(scores)
-    predict(config("predict", f"run={tmp_path / 'o/latest'}", f"input={folder_root / 'images'}", f"output={tmp_path / 'p'}"))
+    predict(
+        config(
+            "predict",
+            f"run={tmp_path / 'o/latest'}",
+            f"input={folder_root / 'images'}",
+            f"output={tmp_path / 'p'}",
+        )
+    )
     assert Image.open(tmp_path / "p/masks/1.png").size == (33, 70)
 
 

@@ -22,9 +22,11 @@ class Augment:
     """
 
     def __init__(self, transform: A.Compose, crop: int | None, seed: int) -> None:
-        cropping = [] if crop is None else [
-            A.RandomCrop(crop, crop, pad_if_needed=True, border_mode=cv2.BORDER_REFLECT_101)
-        ]
+        cropping = (
+            []
+            if crop is None
+            else [A.RandomCrop(crop, crop, pad_if_needed=True, border_mode=cv2.BORDER_REFLECT_101)]
+        )
         self.compose = A.Compose([*cropping, *transform.transforms])
         self.seed = seed
 

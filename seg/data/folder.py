@@ -49,7 +49,9 @@ class Folder:
             present = [s for s in ("train", "val", "test") if (self.root / s).is_dir()]
             pairs = {s: self.pair(self.root / s) for s in present}
             for split in {"train", "val"} - set(present):
-                raise DataError(f"{self.root}: {split}/ is missing beside {present}; make it, or {images}/")
+                raise DataError(
+                    f"{self.root}: {split}/ is missing beside {present}; make it, or {images}/"
+                )
         else:
             pairs = {"all": self.pair(self.root)}
         self.files = {name: files for split in pairs.values() for name, files in split.items()}
@@ -81,7 +83,9 @@ class Folder:
         return {f"{prefix}{i.stem}": (i, masks_by_stem[i.stem]) for i in images}
 
     def name_the_classes(self) -> str:
-        found = sorted({v for _, m in list(self.files.values())[:20] for v in np.unique(read_mask(m)).tolist()})
+        found = sorted(
+            {v for _, m in list(self.files.values())[:20] for v in np.unique(read_mask(m)).tolist()}
+        )
         return (
             "data.classes is not set: name the classes in the order of the mask's values, "
             f"data.classes=[background,cell]; the first masks of {self.root} hold {found[:20]}"
@@ -124,7 +128,9 @@ def given_colors(colors: list[list[int]] | None, classes: int) -> list[tuple[int
         return default_colors(classes)
     good = all(len(c) == 3 and all(0 <= v <= 255 for v in c) for c in colors)
     if len(colors) != classes or not good:
-        raise DataError(f"data.colors={colors}: give one [red,green,blue] in 0..255 for each of {classes} classes")
+        raise DataError(
+            f"data.colors={colors}: give one [red,green,blue] in 0..255 for each of {classes} classes"
+        )
     return [(c[0], c[1], c[2]) for c in colors]
 
 
@@ -132,11 +138,15 @@ def random_split(
     names: list[str], val: float, test: float, seed: int, root: Path
 ) -> dict[str, list[str]]:
     """Names drawn into train, val and test (if any), each in its own order of names."""
-    if not (0 < val and 0 <= test and val + test < 1):
-        raise DataError(f"data.val={val} and data.test={test}: shares of 0..1 that leave some to train on")
+    if not (val > 0 and test >= 0 and val + test < 1):
+        raise DataError(
+            f"data.val={val} and data.test={test}: shares of 0..1 that leave some to train on"
+        )
     counts = {"val": max(1, round(val * len(names))), "test": round(test * len(names))}
     if len(names) <= sum(counts.values()):
-        raise DataError(f"{root}: {len(names)} images can't be split into train {counts}; add images")
+        raise DataError(
+            f"{root}: {len(names)} images can't be split into train {counts}; add images"
+        )
     drawn = np.random.default_rng(seed).permutation(len(names)).tolist()
     splits = {}
     for split, count in counts.items():

@@ -88,19 +88,23 @@ def as_image(page: np.ndarray, file: Path | str) -> np.ndarray:
     """
     image = page[..., None] if page.ndim == 2 else page
     if image.ndim != 3 or not image.size:
-        raise DataError(f"{file}: shape {page.shape}; an image of (height, width[, channels]) is needed")
+        raise DataError(
+            f"{file}: shape {page.shape}; an image of (height, width[, channels]) is needed"
+        )
     if image.dtype == np.bool_:
         image = image.astype(np.uint8) * 255
     if image.dtype in (np.uint8, np.uint16):
         return image
-    if image.dtype == np.int32 and 0 <= image.min() and image.max() <= 65535:
+    if image.dtype == np.int32 and image.min() >= 0 and image.max() <= 65535:
         return image.astype(np.uint16)  # Pillow's mode I: 16-bit PNG in its older releases
     if image.dtype.kind not in "fiu":
         raise DataError(f"{file}: values of type {image.dtype}; integers or floats are needed")
     image = image.astype(np.float32)
     bad = int((~np.isfinite(image)).sum())
     if bad:
-        raise DataError(f"{file}: {bad} of {image.size} values are NaN or infinite; replace them first")
+        raise DataError(
+            f"{file}: {bad} of {image.size} values are NaN or infinite; replace them first"
+        )
     return image
 
 

@@ -45,11 +45,14 @@ class Intensity:
 
     def scaled(self, image: np.ndarray) -> np.ndarray:
         """(H, W, C) as stored -> float32 in 0..1 (floats may lie outside)."""
-        return ((image.astype(np.float32) - self.low) / (self.high - self.low or 1.0)).astype(np.float32)
+        return ((image.astype(np.float32) - self.low) / (self.high - self.low or 1.0)).astype(
+            np.float32
+        )
 
     def normalised(self, scaled: np.ndarray) -> np.ndarray:
         """(H, W, C) in 0..1 -> float32 of mean 0 and standard deviation 1 over the training split."""
-        return ((scaled - np.float32(self.mean)) / np.float32(self.std)).astype(np.float32)
+        mean, std = np.array(self.mean, np.float32), np.array(self.std, np.float32)
+        return ((scaled - mean) / std).astype(np.float32)
 
     def to_dict(self) -> dict:
         """Plain values, for the checkpoint."""

@@ -31,12 +31,16 @@ class ISBI2012:
 
     def __init__(self, root: str | None, fold: int = 4, folds: int = 5) -> None:
         if root is None:
-            raise DataError(f"data.root is not set: give the folder that holds {VOLUME} and {LABELS}")
+            raise DataError(
+                f"data.root is not set: give the folder that holds {VOLUME} and {LABELS}"
+            )
         folder = Path(root)
         if not folder.is_dir():
             raise DataError(f"data.root={root}: no such folder; it must hold {VOLUME} and {LABELS}")
         if not (folds >= 2 and 0 <= fold < folds):
-            raise DataError(f"data.fold={fold} of data.folds={folds}: give 2 folds or more, and 0 <= fold < folds")
+            raise DataError(
+                f"data.fold={fold} of data.folds={folds}: give 2 folds or more, and 0 <= fold < folds"
+            )
         values = MaskValues(self.classes, values={0: 0, 255: 1}, ignore=[])
         self.images = [as_image(p, folder / VOLUME) for p in read_pages(folder / VOLUME)]
         self.masks = [values.indices(p, folder / LABELS) for p in read_pages(folder / LABELS)]
@@ -47,7 +51,9 @@ class ISBI2012:
                 "they must match section by section"
             )
         if len(self.images) < folds:
-            raise DataError(f"{folder / VOLUME}: {len(self.images)} sections; data.folds={folds} needs more")
+            raise DataError(
+                f"{folder / VOLUME}: {len(self.images)} sections; data.folds={folds} needs more"
+            )
         val = np.array_split(np.arange(len(self.images)), folds)[fold]
         names = [f"section-{i:02d}" for i in range(len(self.images))]
         self.splits = {

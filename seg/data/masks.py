@@ -18,7 +18,9 @@ class MaskValues:
         DataError: when ``values`` names a class that isn't there, or a value twice.
     """
 
-    def __init__(self, classes: list[str], values: dict[int, int] | None, ignore: list[int]) -> None:
+    def __init__(
+        self, classes: list[str], values: dict[int, int] | None, ignore: list[int]
+    ) -> None:
         self.classes = classes
         known = dict(enumerate(range(len(classes)))) if values is None else dict(values)
         wrong = sorted(set(known.values()) - set(range(len(classes))))
@@ -46,7 +48,9 @@ class MaskValues:
         found = np.unique(mask).tolist()
         unknown = [v for v in found if v not in self.index]
         if unknown:
-            raise DataError(f"{file}: mask value {short(unknown)} not declared; {self.remedy(found)}")
+            raise DataError(
+                f"{file}: mask value {short(unknown)} not declared; {self.remedy(found)}"
+            )
         if mask.dtype == np.uint8:
             table = np.full(256, IGNORE, np.uint8)
             for value, index in self.index.items():
@@ -69,9 +73,13 @@ class MaskValues:
             return f"{declared}; did you mean 'data.values={{{pairs}}}'?"
         if set(plain) <= set(self.index) and IGNORE in found:
             return f"{declared}; is it void? then data.ignore=[{IGNORE}]"
-        return f"{declared}; the mask holds {short(found)}: name each in data.classes or data.ignore"
+        return (
+            f"{declared}; the mask holds {short(found)}: name each in data.classes or data.ignore"
+        )
 
 
 def short(items: list) -> str:
     """A list, without its middle if it is long."""
-    return str(items) if len(items) <= 12 else f"[{', '.join(map(str, items[:10]))}, ... {items[-1]}]"
+    return (
+        str(items) if len(items) <= 12 else f"[{', '.join(map(str, items[:10]))}, ... {items[-1]}]"
+    )

@@ -15,7 +15,9 @@ from seg.data.augment import Augment
 from seg.data.intensity import Intensity
 from seg.data.sources import DataError, Source
 
-SURVEY = 1000  # images of a split that are read before the run starts; the rest is checked when read
+SURVEY = (
+    1000  # images of a split that are read before the run starts; the rest is checked when read
+)
 
 
 class Samples(Dataset):
@@ -43,13 +45,13 @@ class Samples(Dataset):
     def __len__(self) -> int:
         return len(self.names) * self.repeats
 
-    def __getitem__(self, epoch_and_index: tuple[int, int]) -> dict:
-        epoch, index = epoch_and_index
-        name = self.names[index % len(self.names)]
+    def __getitem__(self, index: tuple[int, int]) -> dict:
+        epoch, number = index
+        name = self.names[number % len(self.names)]
         image, mask = self.source.read(name)
         scaled = self.intensity.scaled(image)
         if self.augment is not None:
-            scaled, mask = self.augment(scaled, mask, epoch, index)
+            scaled, mask = self.augment(scaled, mask, epoch, number)
         normal = self.intensity.normalised(scaled).transpose(2, 0, 1)
         return {
             "image": torch.from_numpy(np.ascontiguousarray(normal)),
@@ -114,11 +116,17 @@ class DataModule(L.LightningDataModule):
         intensity: Intensity | None = None,
     ) -> None:
         super().__init__()
-        for name, value in (("batch_size", batch_size), ("repeats", repeats), ("eval_batch_size", eval_batch_size)):
+        for name, value in (
+            ("batch_size", batch_size),
+            ("repeats", repeats),
+            ("eval_batch_size", eval_batch_size),
+        ):
             if value < 1:
                 raise ValueError(f"{name} is {value}; it must be at least 1")
         if workers < 0 or (crop is not None and crop < 1):
-            raise ValueError(f"workers is {workers} and crop {crop}; workers must be 0 or more, crop 1 or more")
+            raise ValueError(
+                f"workers is {workers} and crop {crop}; workers must be 0 or more, crop 1 or more"
+            )
         self.source, self.seed, self.workers = source, seed, workers
         self.batch_size, self.crop, self.repeats = batch_size, crop, repeats
         self.eval_batch_size = eval_batch_size
@@ -181,5 +189,7 @@ def survey(source: Source, intensity: Intensity | None) -> tuple[Intensity, dict
             if split == "train" and intensity is None:
                 images.append(image)
     if intensity is not None and first and first[1] != intensity.channels:
-        raise DataError(f"{first[0]}: {first[1]} channels; the run was trained on {intensity.channels}")
+        raise DataError(
+            f"{first[0]}: {first[1]} channels; the run was trained on {intensity.channels}"
+        )
     return intensity or Intensity.measured(images), sizes

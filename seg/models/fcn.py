@@ -66,11 +66,15 @@ class FCN(nn.Module):
         he_init(self)
         coarse_to_fine = [64 * width, *(8 * width, 4 * width)[: (32 // stride).bit_length() - 1]]
         self.scores = nn.ModuleList(nn.Conv2d(c, num_classes, 1) for c in coarse_to_fine)
-        self.doubles = nn.ModuleList(bilinear_upsampling(num_classes, 2) for _ in coarse_to_fine[1:])
-        self.last = bilinear_upsampling(num_classes, stride).requires_grad_(False)  # fixed, section 3.3
-        for score in self.scores[1:]:  # a finer stream starts silent, section 4.2
-            nn.init.zeros_(score.weight)
-            nn.init.zeros_(score.bias)
+        self.doubles = nn.ModuleList(
+            bilinear_upsampling(num_classes, 2) for _ in coarse_to_fine[1:]
+        )
+        self.last = bilinear_upsampling(num_classes, stride).requires_grad_(
+            False
+        )  # fixed, section 3.3
+        for score in list(self.scores)[1:]:  # a finer stream starts silent, section 4.2
+            for parameter in score.parameters():
+                nn.init.zeros_(parameter)
 
     def forward(self, image: Tensor) -> Tensor:
         height, width = image.shape[-2:]

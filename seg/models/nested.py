@@ -81,6 +81,10 @@ class UNetPP(nn.Module):
                 level = i - j
                 raised = self.ups[f"{level}_{j}"](grid[level + 1][j - 1])
                 grid[level].append(self.node(level, [*grid[level], raised]))
-        outputs = self.heads.items() if self.training else [(str(self.depth), self.heads[str(self.depth)])]
+        outputs = (
+            self.heads.items()
+            if self.training
+            else [(str(self.depth), self.heads[str(self.depth)])]
+        )
         logits = [head(grid[0][int(j)])[..., :height, :width] for j, head in outputs]
         return logits if len(logits) > 1 else logits[0]

@@ -1,5 +1,7 @@
 """U-Net: a contracting path, an expanding path, and a copy across at each level."""
 
+import itertools
+
 import torch
 from torch import Tensor, nn
 
@@ -47,7 +49,7 @@ class UNet(nn.Module):
         check_counts(in_channels=in_channels, num_classes=num_classes, width=width, depth=depth)
         check_fraction("dropout", dropout)
         widths = [width * 2**i for i in range(depth + 1)]
-        steps = list(zip(widths[:-1], widths[1:], strict=True))
+        steps = list(itertools.pairwise(widths))
         self.down = nn.ModuleList([DoubleConv(in_channels, width, norm)])
         self.down.extend(DoubleConv(above, below, norm) for above, below in steps)
         self.pool = nn.MaxPool2d(2)
