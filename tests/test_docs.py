@@ -1,0 +1,76 @@
+"""Every command that README and docs show is one that runs, in both languages."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from seg.cli import check_line, checked
+from seg.evaluate import evaluate
+from seg.predict import predict
+from seg.train import train
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "README.zh-CN.md", *sorted((ROOT / "docs").glob("*.md"))]
+COMMAND = re.compile(r"python -m seg\.(\w+)((?: [^\n`|#]+)?)")
+RUN = {"train": train, "evaluate": evaluate, "predict": predict}
+SMALL = ["trainer=smoke", "logger=none", "model.width=2", "loader.crop=32", "panels=1"]
+
+
+def commands(page: Path) -> list[tuple[str, list[str]]]:
+    """(command, words) of each code block and code span of a page that stands complete."""
+    text = page.read_text()
+    code = re.findall(r"```(?:sh|bash)?\n(.*?)```", text, re.S) + re.findall(r"`(python -m [^`\n]+)`", text)
+    found = [m for block in code for m in COMMAND.findall(block.replace("\\\n", " "))]
+    return [(name, shlex.split(words)) for name, words in found if "..." not in words]
+
+
+EVERY = sorted({(name, tuple(words)) for page in PAGES for name, words in commands(page)})
+
+
+@pytest.mark.parametrize(("name", "words"), EVERY, ids=lambda v: v if isinstance(v, str) else " ".join(v))
+def test_a_documented_command_is_understood(name, words):
+    check_line(name, [w for w in words if w != "-m" and not w.startswith("--")], multirun="-m" in words)
+
+
+@pytest.mark.parametrize(("name", "words"), EVERY, ids=lambda v: v if isinstance(v, str) else " ".join(v))
+def test_a_documented_command_runs(name, words, tmp_path, monkeypatch, stack_root, folder_root):
+    """On small made data and for two steps; a sweep runs its first job."""
+    if any(w.startswith("--") for w in words):
+        pytest.skip("informs, runs nothing")
+    monkeypatch.chdir(tmp_path)
+    line = [w.split(",")[0] if "," in w and "[" not in w else w for w in words if w != "-m"]
+    if name == "train":
+        train(checked("train", small(line, stack_root, folder_root)))
+        return
+    train(checked("train", [*SMALL, "data.size=64", "data.train=2", "data.val=1"]))
+    image = folder_root.parent / "isbi" / "train-volume.tif"
+    places = {"input": str(image), "output": str(tmp_path / "out"), "run": "outputs/latest"}
+    RUN[name](checked(name, [f"{k}={places[k]}" if (k := w.split("=")[0]) in places else w for w in line]))
+
+
+def small(line: list[str], stack_root: Path, folder_root: Path) -> list[str]:
+    """A documented training at a size for tests, on data laid out as the documented one."""
+    stack = any(w in ("data=isbi2012", "experiment=isbi2012") for w in line)
+    folder = any(w in ("data=folder", "experiment=camvid", "experiment=vnc") for w in line)
+    if stack or folder:
+        line = [f"data.root={stack_root if stack else folder_root}" if w.startswith("data.root=") else w for w in line]
+        if folder:
+            line = [w for w in line if not w.startswith(("data.classes", "data.values", "data.ignore"))]
+            line += ["data.classes=[a,b,c]", "data.colors=null", "data.ignore=[]"]
+        return [*line, *SMALL]
+    return [*line, *SMALL, "data.size=64", "data.train=2", "data.val=1", "data.test=1"]
+
+
+def test_both_readmes_show_the_same_commands_numbers_and_pictures():
+    pages = [p.read_text() for p in PAGES[:2]]
+    assert commands(PAGES[0]) == commands(PAGES[1]) and len(commands(PAGES[0])) > 5
+    for pattern in (r"\]\(([^)]+\.(?:png|jpg))\)", r"\|\s*\*{0,2}(\.\d+|\d+\.\d+)\*{0,2}\s*(?=\|)"):
+        assert re.findall(pattern, pages[0]) == re.findall(pattern, pages[1])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_every_link_and_picture_is_there(page):
+    for link in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+        assert link.startswith("http") or (page.parent / link).exists(), link
