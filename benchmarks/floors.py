@@ -28,7 +28,9 @@ def main() -> None:
     for sigma in (0, 1, 2):
         images = [gaussian_filter(image[..., 0].astype(float), sigma) for image, _ in pairs]
         otsu = score([i > threshold_otsu(i) for i in images], masks)
-        best = max((score([i > t for i in images], masks) for t in range(40, 200, 2)), key=lambda s: s[0])
+        best = max(
+            (score([i > t for i in images], masks) for t in range(40, 200, 2)), key=lambda s: s[0]
+        )
         for name, (membrane, cell) in (("Otsu", otsu), ("best", best)):
             print(f"{name:<12} {sigma:>8} {membrane:>9.3f} {cell:>7.3f}")
 

@@ -11,7 +11,7 @@ from seg import reports, runs
 from seg.cli import UserError, build, command, plain
 from seg.console import quiet
 from seg.data.module import DataModule
-from seg.hardware import pick_accelerator
+from seg.hardware import build_trainer
 from seg.task import SegmentationTask
 
 log = logging.getLogger("seg")
@@ -21,7 +21,6 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     """Metrics of the run's network on a split, as logged in training; writes them beside panels."""
     quiet()
     run = runs.load(cfg.run)
-    accelerator = pick_accelerator({"cuda": "gpu"}.get(cfg.device, cfg.device))
     split, chosen = chosen_data(cfg.data, run)
     source = build(OmegaConf.create(chosen), "data")
     if list(source.classes) != run.classes:
@@ -39,10 +38,14 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     loss = build(OmegaConf.create(run.config["loss"]), "loss")
     task = SegmentationTask(run.model, loss, run.classes)
     bar: list[L.Callback] = [reports.progress_bar()] if reports.on_terminal() else []
-    trainer = L.Trainer(
-        accelerator=accelerator, devices=1, logger=False, enable_checkpointing=False,
-        enable_model_summary=False, enable_progress_bar=bool(bar), callbacks=bar,
-    )  # fmt: skip
+    trained = run.config["trainer"]
+    trainer = build_trainer(
+        cfg.accelerator,
+        devices=1,
+        precision=trained["precision"],
+        channels_last=trained["channels_last"],
+        callbacks=bar,
+    )
     loader = data.loader(data.samples(split), cfg.eval_batch_size, shuffle=False)
     found = trainer.test(task, loader, verbose=False)[0]
     scores = {f"{split}/{key.removeprefix('test/')}": value for key, value in found.items()}

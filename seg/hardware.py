@@ -1,10 +1,13 @@
 """What runs where: the Trainer, and the precision that this machine is fastest at."""
 
+import ctypes
+import sys
 from typing import Any, Literal, cast
 
 import lightning as L
 import torch
 from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator
+from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from torch import nn
 
 Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true", "64-true"]
@@ -34,6 +37,11 @@ def pick_accelerator(accelerator: str) -> str:
     return accelerator
 
 
+def torch_device(accelerator: str) -> str:
+    """PyTorch's name of Lightning's accelerator."""
+    return "cuda" if accelerator == "gpu" else accelerator
+
+
 def pick_precision(precision: Precision, accelerator: str) -> tuple[str, str]:
     """Lightning's name of the precision, and why."""
     if precision != "auto":
@@ -54,6 +62,19 @@ def pick_precision(precision: Precision, accelerator: str) -> tuple[str, str]:
     return "32-true", f"half precision is slower on {accelerator}"
 
 
+def keep_memory() -> None:
+    """Lets glibc keep freed blocks for the next step.
+
+    By default it returns large ones to the system and asks for them anew: the page faults cost a quarter
+    of a training step of U-Net on two cores, and far more under a hypervisor (benchmarks/cpu.py).
+    """
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if libc is not None and hasattr(libc, "mallopt"):
+        m_trim_threshold, m_mmap_max = -1, -4  # malloc.h
+        libc.mallopt(m_mmap_max, 0)
+        libc.mallopt(m_trim_threshold, 2**31 - 1)
+
+
 class Layout(L.Callback):
     """Puts the network into the memory layout and the compiler asked for, before anything runs."""
 
@@ -62,12 +83,16 @@ class Layout(L.Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         model = cast(nn.Module, pl_module.model)
-        if self.channels_last:
-            for parameter in model.parameters():
-                if parameter.ndim == 4:
-                    parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+        self.arrange(model, self.channels_last)
         if self.compile:
             model.compile(dynamic=True)  # in place: checkpoint keys stay as they are
+
+    @staticmethod
+    def arrange(model: nn.Module, channels_last: bool) -> None:
+        """Lays out the weights of convolutions as NHWC, which their inputs and outputs follow."""
+        for parameter in model.parameters() if channels_last else ():
+            if parameter.ndim == 4:
+                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
 
 
 def build_trainer(
@@ -76,7 +101,7 @@ def build_trainer(
     strategy: str = "auto",
     num_nodes: int = 1,
     precision: Precision = "auto",
-    channels_last: bool = False,
+    channels_last: bool | Literal["auto"] = "auto",
     compile: bool = False,
     max_epochs: int | None = 20,
     max_steps: int = -1,
@@ -98,8 +123,11 @@ def build_trainer(
     """
     picked = pick_accelerator(accelerator)
     name, _ = pick_precision(precision, picked)
-    if picked == "cpu" and devices == "auto":
-        devices = 1
+    if picked == "cpu":
+        keep_memory()
+        devices = 1 if devices == "auto" else devices
+    if channels_last == "auto":  # faster on CPUs, and on GPUs whose tensor cores are used
+        channels_last = picked == "cpu" or name in ("bf16-mixed", "16-mixed")
     return L.Trainer(
         accelerator=picked,
         devices=devices,
@@ -118,11 +146,10 @@ def build_trainer(
         log_every_n_steps=log_every_n_steps,
         callbacks=[Layout(channels_last, compile), *(callbacks or [])],
         logger=logger,
+        enable_checkpointing=any(isinstance(c, Checkpoint) for c in callbacks or []),
         use_distributed_sampler=False,  # ours deals the samples itself
         enable_model_summary=False,
-        enable_progress_bar=any(
-            isinstance(c, L.pytorch.callbacks.ProgressBar) for c in callbacks or []
-        ),
+        enable_progress_bar=any(isinstance(c, ProgressBar) for c in callbacks or []),
         num_sanity_val_steps=0,
         inference_mode=True,
     )

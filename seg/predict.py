@@ -13,7 +13,7 @@ from seg.cli import UserError, command
 from seg.console import console, quiet
 from seg.data.images import TIFF, as_image, is_image, list_images, read_image, read_pages, write_png
 from seg.data.sources import DataError
-from seg.hardware import pick_accelerator
+from seg.hardware import pick_accelerator, torch_device
 from seg.panels import overlay
 from seg.tiles import check_tiles, predict_probabilities
 
@@ -26,9 +26,7 @@ def predict(cfg: DictConfig) -> list[Path]:
     quiet()
     check_request(cfg)
     run = runs.load(cfg.run)
-    device = {"gpu": "cuda"}.get(
-        pick_accelerator({"cuda": "gpu"}.get(cfg.device, cfg.device)), "cpu"
-    )
+    device = torch_device(pick_accelerator(cfg.accelerator))
     run.model.to(device)
     files = inputs(cfg.input)
     output = empty_folder(cfg.output, cfg.save)

@@ -21,7 +21,9 @@ SMALL = ["trainer=smoke", "logger=none", "model.width=2", "loader.crop=32", "pan
 def commands(page: Path) -> list[tuple[str, list[str]]]:
     """(command, words) of each code block and code span of a page that stands complete."""
     text = page.read_text()
-    code = re.findall(r"```(?:sh|bash)?\n(.*?)```", text, re.S) + re.findall(r"`(python -m [^`\n]+)`", text)
+    code = re.findall(r"```(?:sh|bash)?\n(.*?)```", text, re.S) + re.findall(
+        r"`(python -m [^`\n]+)`", text
+    )
     found = [m for block in code for m in COMMAND.findall(block.replace("\\\n", " "))]
     return [(name, shlex.split(words)) for name, words in found if "..." not in words]
 
@@ -29,12 +31,18 @@ def commands(page: Path) -> list[tuple[str, list[str]]]:
 EVERY = sorted({(name, tuple(words)) for page in PAGES for name, words in commands(page)})
 
 
-@pytest.mark.parametrize(("name", "words"), EVERY, ids=lambda v: v if isinstance(v, str) else " ".join(v))
+@pytest.mark.parametrize(
+    ("name", "words"), EVERY, ids=lambda v: v if isinstance(v, str) else " ".join(v)
+)
 def test_a_documented_command_is_understood(name, words):
-    check_line(name, [w for w in words if w != "-m" and not w.startswith("--")], multirun="-m" in words)
+    check_line(
+        name, [w for w in words if w != "-m" and not w.startswith("--")], multirun="-m" in words
+    )
 
 
-@pytest.mark.parametrize(("name", "words"), EVERY, ids=lambda v: v if isinstance(v, str) else " ".join(v))
+@pytest.mark.parametrize(
+    ("name", "words"), EVERY, ids=lambda v: v if isinstance(v, str) else " ".join(v)
+)
 def test_a_documented_command_runs(name, words, tmp_path, monkeypatch, stack_root, folder_root):
     """On small made data and for two steps; a sweep runs its first job."""
     if any(w.startswith("--") for w in words):
@@ -47,7 +55,9 @@ def test_a_documented_command_runs(name, words, tmp_path, monkeypatch, stack_roo
     train(checked("train", [*SMALL, "data.size=64", "data.train=2", "data.val=1"]))
     image = folder_root.parent / "isbi" / "train-volume.tif"
     places = {"input": str(image), "output": str(tmp_path / "out"), "run": "outputs/latest"}
-    RUN[name](checked(name, [f"{k}={places[k]}" if (k := w.split("=")[0]) in places else w for w in line]))
+    RUN[name](
+        checked(name, [f"{k}={places[k]}" if (k := w.split("=")[0]) in places else w for w in line])
+    )
 
 
 def small(line: list[str], stack_root: Path, folder_root: Path) -> list[str]:
@@ -55,9 +65,14 @@ def small(line: list[str], stack_root: Path, folder_root: Path) -> list[str]:
     stack = any(w in ("data=isbi2012", "experiment=isbi2012") for w in line)
     folder = any(w in ("data=folder", "experiment=camvid", "experiment=vnc") for w in line)
     if stack or folder:
-        line = [f"data.root={stack_root if stack else folder_root}" if w.startswith("data.root=") else w for w in line]
+        line = [
+            f"data.root={stack_root if stack else folder_root}" if w.startswith("data.root=") else w
+            for w in line
+        ]
         if folder:
-            line = [w for w in line if not w.startswith(("data.classes", "data.values", "data.ignore"))]
+            line = [
+                w for w in line if not w.startswith(("data.classes", "data.values", "data.ignore"))
+            ]
             line += ["data.classes=[a,b,c]", "data.colors=null", "data.ignore=[]"]
         return [*line, *SMALL]
     return [*line, *SMALL, "data.size=64", "data.train=2", "data.val=1", "data.test=1"]

@@ -15,7 +15,18 @@ ROOT = Path(__file__).parent.parent
 def wheel(tmp_path_factory) -> Path:
     """The package as `pip install .` would lay it out."""
     folder = tmp_path_factory.mktemp("wheel")
-    build = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(folder), "."]
+    build = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "-q",
+        "--no-deps",
+        "--no-build-isolation",
+        "-w",
+        str(folder),
+        ".",
+    ]
     subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
     with zipfile.ZipFile(next(folder.glob("*.whl"))) as archive:
         archive.extractall(folder / "site")
@@ -29,7 +40,15 @@ def test_the_wheel_brings_every_config_and_no_tests(wheel):
 
 
 def test_the_wheel_trains_from_another_folder(wheel, tmp_path):
-    words = ["trainer=smoke", "data.size=64", "data.train=2", "data.val=1", "loader.crop=32", "model.width=2", "logger=none"]
+    words = [
+        "trainer=smoke",
+        "data.size=64",
+        "data.train=2",
+        "data.val=1",
+        "loader.crop=32",
+        "model.width=2",
+        "logger=none",
+    ]
     done = subprocess.run(
         [sys.executable, "-W", "error::SyntaxWarning", "-m", "seg.train", *words],
         cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(wheel)}, capture_output=True, text=True,
@@ -41,13 +60,19 @@ def test_the_wheel_trains_from_another_folder(wheel, tmp_path):
 
 
 def test_make_help_lists_each_target():
-    shown = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    shown = subprocess.run(
+        ["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
     for target in ("install", "demo", "test", "lint", "clean", "help"):
         assert any(line.startswith(target) for line in shown.splitlines()), target
 
 
 def test_every_tested_package_is_pinned():
-    pins = {line.split("==")[0].lower() for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line}
+    pins = {
+        line.split("==")[0].lower()
+        for line in (ROOT / "constraints.txt").read_text().splitlines()
+        if "==" in line
+    }
     import tomllib
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
