@@ -6,7 +6,10 @@
 
 import os
 import sys
+from argparse import Namespace
 from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
 from typing import Any, NoReturn, cast
 
 import hydra
@@ -14,15 +17,23 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Glob, IntervalSweep, Override
 from hydra.errors import HydraException, InstantiationException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
 
 from seg.data.sources import DataError
 from seg.hardware import HardwareError
-from seg.options import CONF, UserError, check_node, check_plain, explain, group_names
+from seg.options import (
+    CONF,
+    UserError,
+    check_choice,
+    check_level,
+    check_word,
+    group_names,
+    is_hydras,
+)
 from seg.runs import RunError
 
 MISTAKES = (UserError, DataError, RunError, HardwareError)
@@ -40,14 +51,13 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
                 return function(cfg)
             except MISTAKES as error:
                 fail(error)
+            except Exception as error:
+                fault(error)  # here, since Hydra would print a line of its own
 
         def main() -> None:
             try:
                 arguments = get_args_parser().parse_args()
-                asks = any((arguments.help, arguments.hydra_help, arguments.info,
-                            arguments.shell_completion))  # fmt: skip
-                if not asks:
-                    check_line(config_name, arguments.overrides, arguments.multirun)
+                check_flags(config_name, arguments)
                 os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # exceptions come here as they are
                 hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(
                     job
@@ -55,8 +65,11 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
             except MISTAKES as error:
                 fail(error)
             except KeyboardInterrupt:
-                print("interrupted", file=sys.stderr)
-                sys.exit(130)
+                interrupted()
+            except SystemExit as error:
+                if isinstance(error.__context__, KeyboardInterrupt):
+                    interrupted()  # Lightning leaves with 1
+                raise
             except Exception as error:
                 fault(error)
 
@@ -79,6 +92,11 @@ def fault(error: Exception) -> NoReturn:
     sys.exit(1)
 
 
+def interrupted() -> NoReturn:
+    print("interrupted", file=sys.stderr)
+    sys.exit(130)
+
+
 def one_line(error: Exception) -> str:
     text = str(error)
     if "Original Traceback" in text:  # from a loader's worker: its own message comes last
@@ -92,6 +110,9 @@ def build(node: DictConfig, path: str, **given: Any) -> Any:
     Raises:
         UserError: when the constructor refuses an argument; names the option's path.
     """
+    twice = [name for name in given if name in node]
+    if twice:
+        raise UserError(f"{path}.{twice[0]}: set by the command itself; leave it out")
     try:
         if not given:
             return hydra.utils.instantiate(node, _convert_="all")
@@ -104,7 +125,11 @@ def build(node: DictConfig, path: str, **given: Any) -> Any:
         if isinstance(cause, MISTAKES):
             raise cause from error
         if isinstance(cause, ValueError | TypeError | ImportError):
-            raise UserError(f"{path}: {one_line(cause)}") from error
+            full = (
+                str(error).rpartition("full_key: ")[2].strip() if "full_key: " in str(error) else ""
+            )
+            where = full if full.startswith(path) else f"{path}.{full}" if full else path
+            raise UserError(f"{where}: {one_line(cause)}") from error
         raise
     except (ValueError, TypeError) as error:
         raise UserError(f"{path}: {one_line(error)}") from error
@@ -115,28 +140,54 @@ def plain(cfg: DictConfig) -> dict[str, Any]:
     return cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
 
 
+def check_flags(config_name: str, arguments: Namespace) -> None:
+    """Checks what was typed, unless Hydra is only asked for help or the like."""
+    if arguments.config_path:
+        raise UserError("--config-path: can't be changed; --config-dir FOLDER adds a folder")
+    asks = (arguments.help, arguments.hydra_help, arguments.info, arguments.shell_completion)
+    if not any(asks) and not arguments.experimental_rerun:
+        words = [*searching(arguments.config_dir), *arguments.overrides]
+        check_line(arguments.config_name or config_name, words, arguments.multirun)
+
+
+def searching(folder: str | None) -> list[str]:
+    """The override that ``--config-dir FOLDER`` stands for."""
+    if folder is None:
+        return []
+    path = Path(folder).resolve()
+    if not path.is_dir():
+        raise UserError(f"--config-dir {folder}: no such folder")
+    return [f"hydra.searchpath=['file://{path}']"]
+
+
 def check_line(config_name: str, words: list[str], multirun: bool) -> None:
     """Checks a command line; in a sweep each value of each option, the others at their first."""
     overrides = parse(words)
-    if not multirun:
-        sweeping = [o for o in overrides if o.is_sweep_override()]
-        if sweeping:
-            raise UserError(f"{sweeping[0].input_line}: several values are a sweep; add -m")
-        checked(config_name, words)
-        return
-    choices = [
-        list(o.sweep_string_iterator())[:64] if o.is_sweep_override() else None for o in overrides
-    ]
-    line = [
-        f"{o.get_key_element()}={c[0]}" if c else o.input_line or ""
-        for o, c in zip(overrides, choices, strict=True)
-    ]
+    sweeping = [o for o in overrides if o.is_sweep_override()]
+    if sweeping and not multirun:
+        raise UserError(f"{sweeping[0].input_line}: several values are a sweep; add -m")
+    groups = group_names(overrides)
+    choices = [swept(o, groups) for o in overrides]
+    line = [values[0] for values in choices]
     checked(config_name, line)
-    for i, (override, values) in enumerate(zip(overrides, choices, strict=True)):
-        for value in (values or [])[1:]:
-            checked(
-                config_name, [*line[:i], f"{override.get_key_element()}={value}", *line[i + 1 :]]
-            )
+    for i, values in enumerate(choices):
+        for value in values[1:]:
+            checked(config_name, [*line[:i], value, *line[i + 1 :]])
+
+
+def swept(override: Override, groups: dict[str, list[str]]) -> list[str]:
+    """A word as single overrides, one for each value of a sweep; the first 64."""
+    if not override.is_sweep_override():
+        return [override.input_line or ""]
+    value, key = override.value(), override.get_key_element()
+    if isinstance(value, IntervalSweep):
+        return [f"{key}={value.start}"]
+    if isinstance(value, Glob):
+        names = value.filter(groups.get(override.key_or_group, []))
+        if not names:
+            raise UserError(f"{override.input_line}: no {override.key_or_group} is so named")
+        return [f"{key}={name}" for name in names]
+    return [f"{key}={text}" for text in islice(override.sweep_string_iterator(), 64)]
 
 
 def parse(words: list[str]) -> list[Override]:
@@ -144,14 +195,14 @@ def parse(words: list[str]) -> list[Override]:
     overrides = []
     for word in words:
         try:
-            overrides.append(parser.parse_override(word))
+            override = parser.parse_override(word)
         except HydraException as error:
-            remedy = (
-                "write option=value"
-                if "=" not in word
-                else "quote values with spaces, commas or brackets"
-            )
+            remedy = "quote values with spaces, commas or brackets"
+            remedy = remedy if "=" in word else "write option=value"
             raise UserError(f"{word}: can't be read as an override; {remedy}") from error
+        if not override.key_or_group:
+            raise UserError(f"{word}: can't be read as an override; write option=value")
+        overrides.append(override)
     return overrides
 
 
@@ -162,29 +213,45 @@ def checked(config_name: str, words: list[str]) -> DictConfig:
         UserError: naming the first word that is wrong, and the nearest right one.
     """
     overrides = parse(words)
-    groups = group_names(config_name)
-    chosen = [o for o in overrides if o.key_or_group in groups]
-    base = composed(config_name, [o.input_line or "" for o in chosen], overrides)
-    cfg = composed(config_name, words, overrides, base)
-    typed = [o.key_or_group for o in overrides if o not in chosen and not o.is_delete()]
-    for key in typed:
-        if key.split(".")[0] != "hydra":
-            check_plain(key, cfg, base)
-    for key in cfg:
-        check_node(cfg, str(key), str(key), base)
+    groups = group_names(overrides)
+    for override in overrides:
+        check_choice(override, groups)
+    hydras = [o.input_line or "" for o in overrides if is_hydras(o)]
+    picks = [o.input_line or "" for o in overrides if o.key_or_group in groups]
+    _, own, chosen = composed(config_name, hydras)
+    if picks:
+        _, _, chosen = composed(config_name, [*hydras, *picks])
+    choose = [f"{g}={c}" for g, c in chosen.items() if c and g in groups and g != "experiment"]
+    _, files, _ = composed(config_name, [*hydras, *choose])
+    unchosen = [group for group, choice in chosen.items() if choice is None]
+    try:
+        cfg, tree, _ = composed(config_name, words)
+    except UserError:
+        for override in overrides:
+            if not is_hydras(override) and override.key_or_group not in groups:
+                check_word(override, files, unchosen)
+        raise
+    check_level(tree, files, own, unchosen)
     return cfg
 
 
-def composed(
-    config_name: str, words: list[str], overrides: list[Override], base: DictConfig | None = None
-) -> DictConfig:
+def composed(config_name: str, words: list[str]) -> tuple[DictConfig, dict[str, Any], dict]:
+    """The config, the same resolved and plain, and the choice of each group."""
+    outer = HydraConfig.instance().cfg
     GlobalHydra.instance().clear()
     try:
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-            cfg = hydra.compose(config_name, words)
-        OmegaConf.to_container(cfg, resolve=True)
+            cfg = hydra.compose(config_name, words, return_hydra_config=True)
+        choices = dict(cfg.hydra.runtime.choices)
+        for key, value in (("job.num", 0), ("job.id", "0"), ("runtime.output_dir", ".")):
+            OmegaConf.update(cfg, f"hydra.{key}", value)  # known only in a job
+        HydraConfig.instance().set_config(cfg)  # for ${hydra:...}
+        with flag_override(cfg, ["struct", "readonly"], [False, False]):
+            del cfg["hydra"]
+        tree = plain(cfg)
     except (HydraException, OmegaConfBaseException, ValueError) as error:
-        raise UserError(explain(error, config_name, overrides, base)) from error
+        raise UserError(one_line(error)) from error
     finally:
+        HydraConfig.instance().cfg = outer
         GlobalHydra.instance().clear()
-    return cfg
+    return cfg, tree, choices

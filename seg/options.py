@@ -2,43 +2,58 @@
 
 The signature is the schema: an option must be an argument of the constructor that its node's
 ``_target_`` names, and a value must fit that argument's annotation; where there is none, the type
-that the file's own value has.
+that the file's own value has. Trees here are plain dicts and lists; ``known`` is the same place in
+the files, before any word of the user's or of an experiment.
 """
 
 import difflib
 import inspect
+import sys
 import typing
+from collections.abc import Callable, Collection, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
+from hydra._internal.utils import _locate
 from hydra.core.override_parser.types import Override
-from hydra.utils import get_object
-from omegaconf import DictConfig, ListConfig, OmegaConf
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 from pydantic.errors import PydanticSchemaGenerationError
+from pydantic_core import SchemaError
 
 HERE = Path(__file__).parent
 CONF = (
     HERE / "conf" if (HERE / "conf").exists() else HERE.parent / "conf"
 )  # in a wheel, or a checkout
 HYDRA_KEYS = {"_target_", "_partial_", "_recursive_", "_convert_", "_args_"}
+KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a word",
+         list: "a list", dict: "a group of options"}  # fmt: skip
+FAULTS = {"bool_type": KINDS[bool], "int_type": KINDS[int], "float_type": KINDS[float],
+          "string_type": KINDS[str], "list_type": KINDS[list], "dict_type": KINDS[dict]}  # fmt: skip
 
 
 class UserError(ValueError):
     """A mistake of the user's: one line, no traceback."""
 
 
-def group_names(config_name: str) -> dict[str, list[str]]:
-    """Config groups -> their choices; experiment included though it may hold none yet."""
-    return {
-        folder.name: sorted(file.stem for file in folder.glob("*.yaml"))
-        for folder in sorted(CONF.iterdir())
-        if folder.is_dir()
-    }
+def group_names(overrides: Collection[Override] = ()) -> dict[str, list[str]]:
+    """Config groups -> their choices, also those of folders that ``hydra.searchpath`` adds."""
+    folders = [CONF]
+    for override in overrides:
+        added = override.value()
+        if override.key_or_group == "hydra.searchpath" and isinstance(added, list):
+            folders += [Path(str(folder).removeprefix("file://")) for folder in added]
+    groups: dict[str, set[str]] = {}
+    for file in (file for folder in folders for file in folder.glob("*/*.yaml")):
+        groups.setdefault(file.parent.name, set()).add(file.stem)
+    return {name: sorted(groups[name]) for name in sorted(groups)}
 
 
-def nearest(word: str, words: list[str]) -> str:
+def is_hydras(override: Override) -> bool:
+    return override.key_or_group.replace("/", ".").split(".")[0] == "hydra"
+
+
+def nearest(word: str, words: Collection[str]) -> str:
     """``; did you mean x?`` or nothing."""
     close = difflib.get_close_matches(word, words, n=1, cutoff=0.5)
     return f"; did you mean {close[0]}?" if close else ""
@@ -48,217 +63,247 @@ def listed(words: list[str]) -> str:
     return ", ".join(words[:12]) + (", ..." if len(words) > 12 else "")
 
 
+def shown(value: Any) -> str:
+    """As one writes it on a command line."""
+    return (
+        str(value).lower() if isinstance(value, bool) else "null" if value is None else str(value)
+    )
+
+
+def says(known: Any) -> str:
+    return "" if holds_dict(known) else f" (the file says {shown(known)})"
+
+
 def unknown(key: str, siblings: list[str]) -> UserError:
     """The error for an option that isn't there, with the valid ones of its level."""
     parent, _, name = key.rpartition(".")
-    full = [f"{parent}.{s}" if parent else s for s in siblings]
     close = nearest(name, siblings)
     if close and parent:
         close = close.replace("did you mean ", f"did you mean {parent}.")
-    if not close and not parent:
-        close = nearest(name, full)
     where = f"options of {parent}" if parent else "options"
-    return UserError(f"{key}: no such option{close} ({where}: {listed(siblings)})")
+    return UserError(f"{key}: no such option{close} ({where}: {listed(siblings) or 'none'})")
 
 
-def explain(
-    error: Exception, config_name: str, overrides: list[Override], base: DictConfig | None
-) -> str:
-    """One sentence in the user's words for what Hydra could not compose."""
-    groups = group_names(config_name)
-    for override in overrides:
-        key, value = override.key_or_group, override.value()
-        if (
-            key in groups
-            and isinstance(value, str)
-            and value not in groups[key]
-            and not override.is_delete()
-        ):
-            return f"{key}={value}: no such {key}{nearest(value, groups[key])} (choices: {listed(groups[key])})"
-        if key in groups and isinstance(value, str) and override.is_add():
-            return f"{override.input_line}: write {key}={value}, without the +"
-        if key in groups and base is None and not isinstance(value, str) and value is not None:
-            return f"{override.input_line}: {key} takes one of {listed(groups[key])}"
-    if base is not None:
-        for override in overrides:
-            if (
-                override.key_or_group not in groups
-                and override.key_or_group.split(".")[0] != "hydra"
-            ):
-                try:
-                    check_known(override.key_or_group, base)
-                except UserError as wrong:
-                    return str(wrong)
-    return " ".join(str(error).split())
-
-
-def check_known(key: str, base: DictConfig) -> None:
-    """Raises UserError when the base config has no such path; list indices are let pass."""
-    node: Any = base
-    parts = key.split(".")
-    for depth, part in enumerate(parts):
-        if isinstance(node, ListConfig):
-            return
-        path = ".".join(parts[: depth + 1])
-        if not isinstance(node, DictConfig):
-            raise UserError(
-                f"{path}: {'.'.join(parts[:depth])} is one value ({node}), not a group of options"
-            )
-        if part not in node:
-            raise unknown(path, visible(node))
-        node = OmegaConf.select(node, part) if OmegaConf.is_missing(node, part) else node[part]
-
-
-def visible(node: DictConfig) -> list[str]:
-    return [str(k) for k in node if k not in HYDRA_KEYS and k != "hydra"]
-
-
-def check_plain(key: str, cfg: DictConfig, base: DictConfig) -> None:
-    """An option typed by the user: known to the files, or an argument of its node's constructor."""
-    parts = key.split(".")
-    for depth, part in enumerate(parts):
-        parent_key = ".".join(parts[:depth])
-        parent = OmegaConf.select(cfg, parent_key) if parent_key else cfg
-        known = OmegaConf.select(base, parent_key) if parent_key else base
-        if not isinstance(parent, DictConfig) or isinstance(known, ListConfig):
-            return
-        if isinstance(known, DictConfig) and part in known:
-            continue
-        if "_target_" in parent or part in HYDRA_KEYS:
-            return  # check_node knows the constructor
-        if (
-            known is None
-            and depth > 0
-            and "_target_" not in (OmegaConf.select(base, ".".join(parts[: depth - 1])) or {})
-        ):
-            return
-        if isinstance(known, DictConfig) and not is_free(known, parent_key, base):
-            raise unknown(".".join(parts[: depth + 1]), visible(known))
-
-
-def is_free(node: DictConfig, path: str, base: DictConfig) -> bool:
-    """Whether a mapping is an argument's value, whose keys the user chooses (terms, values)."""
-    while "." in path:
-        path = path.rpartition(".")[0]
-        if "_target_" in (OmegaConf.select(base, path) or {}):
-            return True
-    return False
-
-
-def check_node(parent: Any, key: str | int, path: str, base: Any) -> None:
-    """Checks what lies at parent[key] and below: constructors, their arguments, their types."""
-    if path == "hydra":
+def check_choice(override: Override, groups: dict[str, list[str]]) -> None:
+    """Raises UserError when the word chooses a file of a group that isn't there."""
+    key, value, line = override.key_or_group, override.value(), override.input_line
+    if key not in groups or override.is_delete() or isinstance(value, dict):
         return
-    if isinstance(parent, DictConfig) and OmegaConf.is_missing(parent, key):
-        raise UserError(f"{path}: required")
-    node = parent[key]
-    known = OmegaConf.select(base, path) if isinstance(base, DictConfig) else None
-    if isinstance(node, DictConfig):
-        if "_target_" in node:
-            check_call(node, path, known)
-        for name in node:
-            if name not in HYDRA_KEYS:
-                check_node(node, name, f"{path}.{name}", base)
-    elif isinstance(node, ListConfig):
-        for index in range(len(node)):
-            check_node(node, index, f"{path}.{index}", base)
-    if isinstance(parent, DictConfig) and "_target_" not in parent:
-        check_like(path, node, known)
+    names = value if isinstance(value, list) else [value]
+    if not all(isinstance(name, str) for name in names):
+        raise UserError(f"{line}: {key} takes one of {listed(groups[key])}")
+    for name in names:
+        if "/" not in name and name not in groups[key]:
+            near = nearest(name, groups[key])
+            raise UserError(f"{key}={name}: no such {key}{near} (choices: {listed(groups[key])})")
+    if override.is_add() or override.is_force_add():
+        raise UserError(f"{line}: write {str(line).lstrip('+')}, without the +")
 
 
-def check_call(node: DictConfig, path: str, known: Any) -> None:
-    """A node that names a constructor: the constructor is there and takes these arguments."""
-    target = node["_target_"]
-    try:
-        called = get_object(target)
-    except Exception as error:
-        raise UserError(
-            f"{path}._target_={target}: can't be imported ({' '.join(str(error).split())})"
-        ) from error
-    parameters = inspect.signature(called).parameters
-    values = cast(dict[str, Any], OmegaConf.to_container(node, resolve=True))
-    takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    for name in node:
+def check_word(override: Override, base: dict[str, Any], unchosen: Collection[str]) -> None:
+    """Raises UserError when the files have no such path, or have it where ``+`` was typed."""
+    node: Any = base
+    parts = override.key_or_group.split(".")
+    for depth, part in enumerate(parts):
+        path = ".".join(parts[: depth + 1])
+        if isinstance(node, list) and part.isdigit():
+            if int(part) >= len(node):
+                whole = ".".join(parts[:depth])
+                raise UserError(f"{path}: {whole} has {len(node)} entries, from 0")
+            node = node[int(part)]
+            continue
+        if not isinstance(node, dict):
+            whole = ".".join(parts[:depth])
+            raise UserError(f"{path}: {whole} is one value{says(node)}, not a group of options")
+        if part not in node:
+            near = nearest(part, visible(node))
+            if parts[0] in unchosen and not near and not override.is_delete():
+                raise UserError(f"{override.input_line}: write +{override.input_line}")
+            raise unknown(path, visible(node))
+        node = node[part]
+    if override.is_add():
+        word = str(override.input_line).lstrip("+")
+        raise UserError(f"+{word}: write {word}, without the +")
+    if isinstance(node, dict | list) and type(override.value()) is not type(node):
+        raise UserError(f"{override.input_line}: {KINDS[type(node)]} is needed{says(node)}")
+
+
+def visible(node: Mapping[str, Any]) -> list[str]:
+    return [str(key) for key in node if key not in HYDRA_KEYS]
+
+
+def check_level(
+    level: dict[str, Any],
+    known: dict[str, Any],
+    own: Any,
+    unchosen: Collection[str],
+    path: str = "",
+) -> None:
+    """A group of options that the command itself reads: no more keys than the files have, no fewer."""
+    for name in [*level, *known]:
+        full = f"{path}.{name}" if path else str(name)
+        if name not in level:
+            raise UserError(f"~{full}: can't be left out, the command reads it")
+        if name not in known:
+            raise unknown(full, visible(known))
+        value, filed = level[name], known[name]
+        below = own.get(name) if isinstance(own, dict) else None
+        if isinstance(value, dict) and "_target_" in value:
+            check_call(full, value, filed, below if isinstance(below, dict) else {})
+        elif isinstance(value, dict) and isinstance(filed, dict) and full not in unchosen:
+            check_level(value, filed, below, unchosen, full)
+        elif full not in unchosen:
+            check_value(full, value, filed, None)
+
+
+def check_call(path: str, node: dict[str, Any], known: Any, own: Mapping[str, Any]) -> None:
+    """A node that names a constructor: it is there and takes these arguments.
+
+    Args:
+        path: of the node.
+        node: its options.
+        known: the same node in the files.
+        own: options beside the constructor's that the command's own file has there.
+    """
+    called = located(path, node["_target_"])
+    parameters = arguments(called)
+    known = known if isinstance(known, dict) else {}
+    ours = {} if "_target_" in own else own
+    for name, value in node.items():
         if name in HYDRA_KEYS:
             continue
-        if name not in parameters and not takes_all:
-            raise unknown(
-                f"{path}.{name}",
-                visible(known) if isinstance(known, DictConfig) else list(parameters),
-            )
-        value = values[str(name)]
-        if holds_target(value):
-            continue
-        adapter = annotation(target, str(name))
-        if adapter is None:
-            check_like(
-                f"{path}.{name}", value, known.get(name) if isinstance(known, DictConfig) else None
-            )
-        elif not (value is None and isinstance(known, DictConfig) and known.get(name, 0) is None):
-            check_fits(f"{path}.{name}", value, adapter, known)
+        if name in ours:
+            check_value(f"{path}.{name}", value, ours[name], None)
+        elif parameters is not None and name not in parameters:
+            raise unknown(f"{path}.{name}", visible(known) or list(parameters))
+        elif value is not None or known.get(name, 0) is not None:
+            check_value(f"{path}.{name}", value, known.get(name), hint(called, str(name)))
 
 
-def holds_target(value: Any) -> bool:
-    if isinstance(value, dict):
-        return "_target_" in value or any(holds_target(v) for v in value.values())
-    return isinstance(value, list) and any(holds_target(v) for v in value)
+def check_value(path: str, value: Any, known: Any, wanted: Any) -> None:
+    """A value and what lies below it, against an annotation (None: the constructor has none)."""
+    if value == "???":
+        raise UserError(f"{path}: required")
+    inner = typing.get_args(wanted)
+    if isinstance(value, dict) and "_target_" in value:
+        check_call(path, value, known, {})
+    elif isinstance(value, dict) and typing.is_typeddict(wanted):
+        hints = typing.get_type_hints(wanted)
+        for name in [*value, *wanted.__required_keys__]:
+            if name not in hints:
+                raise unknown(f"{path}.{name}", list(hints))
+            if name not in value:
+                raise UserError(f"{path}.{name}: required")
+            check_value(f"{path}.{name}", value[name], at(known, name), hints[name])
+    elif isinstance(value, dict) and holds_dict(list(value.values())):
+        for name in value:
+            check_value(
+                f"{path}.{name}", value[name], at(known, name), inner[-1] if inner else None
+            )
+    elif isinstance(value, list) and holds_dict(value):
+        for index, item in enumerate(value):
+            check_value(f"{path}.{index}", item, at(known, index), inner[0] if inner else None)
+    elif (adapter := adapter_of(wanted)) is not None:
+        check_fits(path, value, adapter, known)
+    else:
+        check_like(path, value, known)
+
+
+def at(known: Any, key: Any) -> Any:
+    try:
+        return known[key]
+    except (KeyError, IndexError, TypeError):
+        return None
+
+
+def holds_dict(value: Any) -> bool:
+    return isinstance(value, dict) or (isinstance(value, list) and any(map(holds_dict, value)))
+
+
+def located(path: str, target: Any) -> Callable:
+    """What ``_target_`` names; hydra's own get_object would log as it fails."""
+    try:
+        called = _locate(str(target))
+    except Exception as error:
+        module, _, name = str(target).rpartition(".")
+        close = nearest(name, dir(sys.modules[module])) if module in sys.modules else ""
+        raise UserError(f"{path}._target_={target}: can't be imported{close}") from error
+    if not callable(called):
+        raise UserError(f"{path}._target_={target}: can't be called")
+    return called
+
+
+def arguments(called: Callable) -> list[str] | None:
+    """The names that a constructor takes; None where it takes all or doesn't say."""
+    try:
+        parameters = inspect.signature(called).parameters
+    except ValueError:
+        return None
+    takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    return None if takes_all else list(parameters)
 
 
 @cache
-def annotation(target: str, name: str) -> TypeAdapter | None:
-    """What checks an argument's value; None where the constructor doesn't say or can't be asked."""
-    called = get_object(target)
-    function = called.__init__ if inspect.isclass(called) else called
+def hint(called: Callable, name: str) -> Any:
+    """An argument's annotation; None where the constructor doesn't say."""
     try:
-        hint = typing.get_type_hints(function)[name]
-        if "torch" in str(hint) or "Tensor" in str(hint) or hint is Any:
-            return None
-        return TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True, strict=True))
-    except (
-        KeyError,
-        NameError,
-        TypeError,
-        AttributeError,
-        PydanticUserError,
-        PydanticSchemaGenerationError,
-    ):
+        found = typing.get_type_hints(called.__init__ if inspect.isclass(called) else called)[name]
+    except (KeyError, NameError, TypeError, AttributeError):
+        return None
+    return None if found is Any else found
+
+
+@cache
+def adapter_of(wanted: Any) -> TypeAdapter | None:
+    """What checks a value against an annotation; None where that can't be done."""
+    if wanted is None or "torch" in str(wanted):
+        return None
+    try:
+        return TypeAdapter(wanted, config=ConfigDict(arbitrary_types_allowed=True, strict=True))
+    except (PydanticUserError, PydanticSchemaGenerationError, SchemaError, TypeError, NameError):
         return None
 
 
 def check_fits(path: str, value: Any, adapter: TypeAdapter, known: Any) -> None:
     """Raises UserError when the value doesn't fit the argument's annotation."""
+    tuples = "tuple" in str(adapter.core_schema) and isinstance(value, list)  # YAML has none
     try:
-        adapter.validate_python(
-            tuple(value)
-            if "tuple" in str(adapter.core_schema) and isinstance(value, list)
-            else value
-        )
+        adapter.validate_python(tuple(value) if tuples else value)
     except ValidationError as error:
-        first = error.errors()[0]
-        now = known.get(path.rpartition(".")[2]) if isinstance(known, DictConfig) else None
-        wanted = first["msg"][0].lower() + first["msg"][1:]
-        literals = [e["ctx"]["expected"] for e in error.errors() if e["type"] == "literal_error"]
-        close = ""
-        if literals:
-            choices = literals[0].replace(" or ", ", ").replace("'", "").split(", ")
-            wanted, close = f"one of {', '.join(choices)}", nearest(str(value), choices)
-        raise UserError(f"{path}={value}: {wanted}{close} (the file says {now})") from error
+        kinds, choices = [], []
+        for found in error.errors():
+            if found["type"] == "literal_error":
+                choices += (
+                    found["ctx"]["expected"].replace(" or ", ", ").replace("'", "").split(", ")
+                )
+            else:
+                message = found["msg"][0].lower() + found["msg"][1:]
+                kinds.append(FAULTS.get(found["type"], message.removeprefix("input should be ")))
+        if KINDS[float] in kinds:
+            kinds = [kind for kind in kinds if kind != KINDS[int]]
+        wanted = [f"one of {', '.join(choices)}"] if choices else []
+        wanted += [f"{' or '.join(dict.fromkeys(kinds))} is needed"] if kinds else []
+        close = nearest(str(value), choices)
+        if kinds == [KINDS[str]] and isinstance(value, int | float) and not choices:
+            close = f"; write \"{path}='{shown(value)}'\""
+        raise UserError(
+            f"{path}={shown(value)}: {' or '.join(wanted)}{close}{says(known)}"
+        ) from error
 
 
 def check_like(path: str, value: Any, known: Any) -> None:
     """Raises UserError when a value is of another kind than the file's own; null there allows all."""
-    if known is None or (value is None and not isinstance(known, bool | int | float)):
+    if known is None:
         return
-    numbers = (
-        isinstance(known, float) and isinstance(value, int | float) and not isinstance(value, bool)
-    )
-    texts = isinstance(known, str) and isinstance(value, str | int | float)
-    mappings = isinstance(known, DictConfig | dict) and isinstance(value, DictConfig | dict)
-    lists = isinstance(known, ListConfig | list) and isinstance(value, ListConfig | list)
-    same = type(value) is type(known) and not isinstance(known, DictConfig | ListConfig)
-    if not (numbers or texts or mappings or lists or same):
-        kinds = {bool: "true or false", int: "a whole number", float: "a number", str: "a word"}
-        kind = kinds.get(
-            type(known), "a list" if isinstance(known, ListConfig) else "a group of options"
-        )
-        raise UserError(f"{path}={value}: {kind} is needed (the file says {known})")
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if isinstance(known, float):
+        same = number
+    elif isinstance(known, str):
+        same = number or isinstance(value, str)
+    else:
+        same = type(value) is type(known)
+    if not same:
+        raise UserError(f"{path}={shown(value)}: {KINDS[type(known)]} is needed{says(known)}")
+    if isinstance(known, list) and known and not holds_dict(known):
+        for item in value:
+            check_like(path, item, known[0])

@@ -193,7 +193,7 @@ def relative(path: Path) -> Path:
 def names(cfg: DictConfig) -> tuple[str, str | None]:
     """The run's name, made of what differs from the defaults, and its group in a sweep."""
     if not HydraConfig.initialized():
-        return cfg.name or "run", None
+        return str(cfg.name or "run"), None
     hydra = HydraConfig.get()
     skip = (
         "outputs",
@@ -210,7 +210,7 @@ def names(cfg: DictConfig) -> tuple[str, str | None]:
         o.split("=", 1)[1] if o.split("=", 1)[0] in hydra.runtime.choices else o for o in changed
     ]
     sweep = hydra.mode == RunMode.MULTIRUN
-    return cfg.name or "-".join(words) or "default", Path(hydra.sweep.dir).name if sweep else None
+    return str(cfg.name or "-".join(words) or "default"), Path(hydra.sweep.dir).name if sweep else None
 
 
 def parent(cfg: DictConfig) -> Path:

@@ -4,8 +4,9 @@ import subprocess
 import sys
 
 import pytest
+from omegaconf import OmegaConf
 
-from seg.cli import UserError, check_line, checked
+from seg.cli import UserError, build, check_line, checked, command, searching
 from seg.options import CONF
 
 
@@ -22,11 +23,11 @@ from seg.options import CONF
         ("seeed=1", r"seeed: no such option; did you mean seed\?"),
         ("optim.lr=abc", r"optim.lr=abc: a number is needed \(the file says 0.003\)"),
         ("seed=abc", "seed=abc: a whole number is needed"),
-        ("seed=null", "seed=None: a whole number is needed"),
-        ("loader.batch_size=2.5", "loader.batch_size=2.5: input should be a valid integer"),
-        ("trainer.max_epochs=ten", "trainer.max_epochs=ten: input should be a valid integer"),
-        ("trainer.compile=maybe", "trainer.compile=maybe: input should be a valid boolean"),
-        ("model.width=big", "model.width=big: input should be a valid integer"),
+        ("seed=null", "seed=null: a whole number is needed"),
+        ("loader.batch_size=2.5", "loader.batch_size=2.5: a whole number is needed"),
+        ("trainer.max_epochs=ten", "trainer.max_epochs=ten: a whole number is needed"),
+        ("trainer.compile=maybe", "trainer.compile=maybe: true or false is needed"),
+        ("model.width=big", "model.width=big: a whole number is needed"),
         ("model.up=transpose", r"model.up=transpose: one of transposed, bilinear; did you mean transposed\?"),
         ("trainer.precision=bf16_mixed", r"trainer.precision=bf16_mixed: one of auto.*did you mean bf16-mixed\?"),
         ("model=5", "model=5: model takes one of fcn, unet, unetpp|model=5: no such model"),
@@ -39,7 +40,24 @@ from seg.options import CONF
         ("augment.transforms=[{_target_:albumentations.HorizontalFlip,pp:1}]", "transforms.0.pp: no such option"),
         ("augment.transforms=[{_target_:albumentations.HorizontalFlipp,p:1}]", "can't be imported"),
         ("optim.lr='${nothing}'", "nothing"),
+        ("optim=[1]", "takes one of adam, adamw, sgd"),
+        ("experiment=null", "experiment=null: experiment takes one of .*demo"),
+        ("optim={lr:abc}", "optim.lr=abc: a number is needed"),
+        ("outputs=null", "outputs=null: a word is needed"),
+        ("optim.betas=[a,b]", "optim.betas=a: a number is needed"),
+        ("+seed=3", r"\+seed=3: write seed=3, without the \+"),
+        ("++experiment=demo", r"write experiment=demo, without the \+"),
+        ("~seed", "~seed: can't be left out"),
+        ("~optim", "~optim: can't be left out"),
+        ("~optim.wd", "optim.wd: no such option"),
+        ("data=folder data.root=2012", r"data.root=2012: a word is needed; write \"data.root='2012'\""),
+        ("optim._target_=torch.optim.Adamm", r"can't be imported; did you mean Adam\?"),
+        ("augment.transforms.7.p=1", "augment.transforms has 1 entries"),
+        ("trainer.limit_train_batches=abc", "limit_train_batches=abc: a number is needed"),
+        ("loader=[1]", r"loader=\[1\]: a group of options is needed"),
+        ("=3", "write option=value"),
         ("panels=[1]", "panels=.* a whole number is needed"),
+        ("+loss.terms.bce.wieght=1", r"did you mean loss.terms.bce.weight\?"),
         ("loss.terms.bce.wieght=1", r"did you mean loss.terms.bce.weight\?"),
     ],
 )  # fmt: skip
@@ -68,6 +86,9 @@ def test_a_wrong_word_is_told_with_the_nearest_right_one(words, message):
         "loader.crop=null",
         "experiment=isbi2012 optim.lr=0.1",
         "logger.tags=[x]",
+        "hydra/launcher=basic",
+        "name=${hydra:runtime.choices.model}",
+        "+loss.terms.iou={weight:1,loss:{_target_:seg.losses.Jaccard,smooth:1}}",
     ],
 )
 def test_a_right_line_passes(words):
@@ -88,10 +109,103 @@ def test_the_other_commands_check_theirs(name):
         checked(name, ["runn=x"])
 
 
+def test_evaluate_takes_other_data_or_options_of_the_runs_own():
+    assert checked("evaluate", ["data=folder", "data.root=/d", "data.split=test"]).data.root == "/d"
+    assert checked("evaluate", ["+data.root=/d"]).data.split == "val"
+    for words, message in [
+        (["data.root=/d"], r"data.root=/d: write \+data.root=/d"),
+        (["data.splitt=test"], r"did you mean data.split\?"),
+        (["data=folder", "data.rot=/d"], r"did you mean data.root\?"),
+        (["data=folder", "data.split=[1]"], "data.split=.*a word is needed"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            checked("evaluate", words)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("seeed: 1", r"seeed: no such option; did you mean seed\?"),
+        ("seed: abc", "seed=abc: a whole number is needed"),
+        ("loader: {crops: 1}", r"did you mean loader.crop\?"),
+        ("optim: {lr: fast}", "optim.lr=fast: a number is needed"),
+        ("defaults: [{override /model: unett}]", "unett"),
+    ],
+)
+def test_a_mistake_in_a_users_experiment_file_is_told_as_on_the_line(tmp_path, text, message):
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text(f"# @package _global_\n{text}\n")
+    with pytest.raises(UserError, match=message):
+        checked("train", [*searching(str(tmp_path)), "experiment=mine"])
+
+
+def test_a_folder_of_ones_own_adds_choices(tmp_path):
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\nseed: 7\n")
+    assert checked("train", [*searching(str(tmp_path)), "experiment=mine"]).seed == 7
+    with pytest.raises(UserError, match="nowhere: no such folder"):
+        searching("nowhere")
+
+
+def test_what_the_command_gives_itself_is_refused_and_a_nested_refusal_is_named():
+    node = OmegaConf.create({"_target_": "seg.losses.Dice", "smooth": 1.0})
+    with pytest.raises(UserError, match=r"loss.smooth: set by the command itself"):
+        build(node, "loss", smooth=2.0)
+    cfg = OmegaConf.create({"loss": {"_target_": "seg.losses.Sum", "terms": {"a": {
+        "weight": 1, "loss": {"_target_": "seg.losses.Dice", "smooth": -1.0}}}}})  # fmt: skip
+    with pytest.raises(UserError, match=r"^loss\.terms\.a\.loss: "):
+        build(cfg.loss, "loss")
+
+
+def leaves(error: BaseException) -> None:
+    """Leaves as Lightning does, with 1 once it was interrupted."""
+    try:
+        raise error
+    except KeyboardInterrupt:
+        sys.exit(1)
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "text"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted\n"),
+        (UserError("[red] no\nsuch"), 2, "error: [red] no such\n"),
+        (RuntimeError("odd"), 1, "fault: RuntimeError: odd (SEG_TRACEBACK=1 shows where)\n"),
+    ],
+)
+def test_a_job_that_ends_badly_is_one_line_and_its_code(monkeypatch, capsys, error, code, text):
+    monkeypatch.setattr(sys, "argv", ["train", "model.width=4"])
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    with pytest.raises(SystemExit) as left:
+        command("train")(lambda cfg: leaves(error))()
+    assert left.value.code == code
+    assert capsys.readouterr().err == text
+
+
+def test_the_other_jobs_of_a_sweep_go_on(monkeypatch, capsys, tmp_path):
+    seen = []
+
+    def job(cfg):
+        seen.append(cfg.seed)
+        if cfg.seed == 0:
+            raise UserError("not 0")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["train", "-m", "seed=0,1"])
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    with pytest.raises(SystemExit) as left:
+        command("train")(job)()
+    assert (seen, left.value.code) == ([0, 1], 2)
+    assert capsys.readouterr().err.splitlines()[1:] == ["error: not 0"]  # Hydra names the job first
+
+
 def test_a_sweep_checks_each_value_of_each_option():
     check_line("train", ["model=fcn,unet", "seed=0,1", "optim.lr=choice(0.1,0.2)"], multirun=True)
     with pytest.raises(UserError, match=r"model=unetp: no such model"):
         check_line("train", ["seed=0,1", "model=fcn,unetp"], multirun=True)
+    check_line("train", ["model=glob(u*)", "optim.lr=interval(0.1,0.2)"], multirun=True)
+    with pytest.raises(UserError, match="no model is so named"):
+        check_line("train", ["model=glob(x*)"], multirun=True)
     with pytest.raises(UserError, match=r"optim.lr=x"):
         check_line("train", ["seed=0,1", "optim.lr=0.1,x"], multirun=True)
 
