@@ -65,25 +65,27 @@ def read_metrics(file: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(stream))
 
 
-def no_logger(name: str, folder: Path, group: str | None, options: dict) -> None:
+def no_logger(name: str, folder: Path, sweep: str | None, options: dict) -> None:
     """Nothing besides metrics.csv."""
 
 
 def wandb_logger(
     name: str,
     folder: Path,
-    group: str | None,
+    sweep: str | None,
     options: dict,
     project: str = "seg",
     entity: str | None = None,
+    group: str | None = None,
     tags: list[str] | None = None,
     offline: bool = False,
-    timeout: float = 4.0,
+    timeout: float = 3.0,
 ) -> Logger:
     """A W&B run: online if a key and the server are there within ``timeout`` seconds, else offline.
 
     Never asks at the terminal and never waits longer; what it decided is said in one line.
     """
+    os.environ.setdefault("WANDB_SILENT", "true")  # wandb's own lines; what matters is said here
     import wandb
 
     reason = "as asked" if offline else offline_reason(timeout)
@@ -96,7 +98,7 @@ def wandb_logger(
         disable_git=True,
     )
     arguments: dict[str, Any] = {
-        "project": project, "entity": entity, "name": name, "group": group, "tags": tags or [],
+        "project": project, "entity": entity, "name": name, "group": group or sweep, "tags": tags or [],
         "config": options, "dir": str(folder), "settings": settings, "reinit": "finish_previous",
     }  # fmt: skip
     if reason is None:

@@ -92,7 +92,7 @@ def prepare(
     ]
     trainer: L.Trainer = build(cfg.trainer, "trainer", callbacks=callbacks)
     announce(cfg, name, task, data)
-    logger = build(cfg.logger, "logger", name=name, folder=folder, group=group, options=config)
+    logger = build(cfg.logger, "logger", name=name, folder=folder, sweep=group, options=config)
     trainer.loggers = [MetricsCSV(folder / "metrics.csv"), *([logger] if logger else [])]
     runs.write_config(folder / "config.yaml", config)
     return trainer, pictures
@@ -210,7 +210,9 @@ def names(cfg: DictConfig) -> tuple[str, str | None]:
         o.split("=", 1)[1] if o.split("=", 1)[0] in hydra.runtime.choices else o for o in changed
     ]
     sweep = hydra.mode == RunMode.MULTIRUN
-    return str(cfg.name or "-".join(words) or "default"), Path(hydra.sweep.dir).name if sweep else None
+    return str(cfg.name or "-".join(words) or "default"), Path(
+        hydra.sweep.dir
+    ).name if sweep else None
 
 
 def parent(cfg: DictConfig) -> Path:

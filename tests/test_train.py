@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +64,32 @@ def test_a_run_leaves_all_that_the_other_commands_read(tmp_path, capsys):
     printed = capsys.readouterr()
     assert "python -m seg.predict run=" in printed.out and "membrane" in printed.out
     assert printed.err == "" and "Warning" not in printed.out
+
+
+def test_wandb_gets_metrics_config_and_pictures_and_offline_is_said(tmp_path, monkeypatch, capsys):
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    _, folder = tiny(tmp_path, "logger=wandb")
+    printed = capsys.readouterr()
+    assert "wandb: offline (no API key" in printed.out and printed.err == ""
+    run = next((folder / "wandb").glob("offline-run-*"))
+    wandb = Path(sys.executable).with_name("wandb")
+    shown = subprocess.run(
+        [wandb, "leet", "inspect", "--json", run], capture_output=True, text=True, check=True
+    )
+    for key in (
+        "train/loss",
+        "val/dice/membrane",
+        "val/iou",
+        "lr",
+        "images_per_second",
+        "seg.models.UNet",
+    ):
+        assert key in shown.stdout, key
+    assert list(run.glob("files/media/images/val/*.png")) and list(
+        run.glob("files/media/images/mask/*")
+    )
 
 
 def test_the_loss_falls_and_four_images_are_learnt(tmp_path):
