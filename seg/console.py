@@ -6,6 +6,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 
 console = Console(highlight=False, soft_wrap=True)
@@ -32,6 +33,11 @@ class Terminal(logging.Handler):
             self.target.print(table, soft_wrap=False)
 
 
+def first_process() -> bool:
+    """Whether this is the process that speaks and writes, of those that train one run together."""
+    return not getattr(rank_zero_only, "rank", 0)
+
+
 def quiet() -> None:
     """Our own messages to the terminal; those of the libraries, and warnings, only to log.txt."""
     logging.captureWarnings(True)
@@ -39,7 +45,8 @@ def quiet() -> None:
     ours = logging.getLogger("seg")
     ours.setLevel(logging.INFO)
     ours.propagate = False
-    ours.handlers = [h for h in ours.handlers if not isinstance(h, Terminal)] + [Terminal(console)]
+    ours.handlers = [h for h in ours.handlers if not isinstance(h, Terminal)]
+    ours.addHandler(Terminal(console) if first_process() else logging.NullHandler())
     for name in (*LIBRARIES, "py.warnings"):
         library = logging.getLogger(name)
         library.handlers = [logging.NullHandler()]

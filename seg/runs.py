@@ -25,8 +25,10 @@ from typing import Any
 import torch
 import yaml
 from hydra.utils import instantiate
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import nn
 
+from seg.console import first_process
 from seg.data.intensity import Intensity
 
 ALLOWED = ("seg.models.",)  # constructors that a checkpoint may name for its network
@@ -52,6 +54,16 @@ def create_folder(outputs: Path, name: str) -> Path:
     raise RunError(f"{outputs}: a thousand runs of this second are there already")
 
 
+def share_folder(outputs: Path, name: str) -> Path:
+    """The run's folder: made by the first process, and found by those that Lightning starts after it."""
+    if not first_process():
+        return Path(os.environ["SEG_RUN_FOLDER"])
+    folder = create_folder(outputs, name)
+    os.environ["SEG_RUN_FOLDER"] = str(folder.resolve())
+    return folder
+
+
+@rank_zero_only
 def point_latest(folder: Path) -> None:
     """Makes ``latest`` beside a run's folder point to it."""
     link, aside = folder.parent / "latest", folder.parent / f".latest-{os.getpid()}"
@@ -64,6 +76,7 @@ def point_latest(folder: Path) -> None:
         aside.unlink(missing_ok=True)
 
 
+@rank_zero_only
 def write_json(file: Path, content: dict) -> None:
     """Whole or not at all."""
     aside = file.with_name(f".{file.name}")
@@ -71,6 +84,7 @@ def write_json(file: Path, content: dict) -> None:
     os.replace(aside, file)
 
 
+@rank_zero_only
 def write_config(file: Path, config: dict) -> None:
     file.write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
 

@@ -20,7 +20,7 @@ from omegaconf import DictConfig
 
 from seg import hardware, reports, runs
 from seg.cli import build, command, plain
-from seg.console import logging_to, quiet
+from seg.console import first_process, logging_to, quiet
 from seg.data.module import DataModule
 from seg.logits import num_logits
 from seg.task import SegmentationTask
@@ -57,12 +57,12 @@ def train(cfg: DictConfig) -> dict[str, float]:
         card,
     )
     name, group = names(cfg)
-    folder = runs.create_folder(parent(cfg), name)
+    folder = runs.share_folder(parent(cfg), name)
     with logging_to(folder / "log.txt"):
         try:
             trainer, pictures = prepare(cfg, config, folder, name, group, task, data)
         except BaseException:
-            shutil.rmtree(folder)  # nothing was trained
+            shutil.rmtree(folder, ignore_errors=True)  # nothing was trained
             raise
         return run(cfg, folder, name, group, task, data, trainer, pictures)
 
@@ -92,7 +92,9 @@ def prepare(
     ]
     trainer: L.Trainer = build(cfg.trainer, "trainer", callbacks=callbacks)
     announce(cfg, name, task, data)
-    logger = build(cfg.logger, "logger", name=name, folder=folder, sweep=group, options=config)
+    logger = None
+    if first_process():
+        logger = build(cfg.logger, "logger", name=name, folder=folder, sweep=group, options=config)
     trainer.loggers = [MetricsCSV(folder / "metrics.csv"), *([logger] if logger else [])]
     runs.write_config(folder / "config.yaml", config)
     return trainer, pictures

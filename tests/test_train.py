@@ -209,6 +209,23 @@ def test_one_and_two_logits_of_two_classes_score_the_same_way(tmp_path):
         assert runs.load(folder).config["model"]["num_classes"] == logits
 
 
+@pytest.mark.slow
+def test_two_processes_train_one_run_and_count_each_image_once(tmp_path):
+    words = [*TINY, "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "data.val=3"]
+    done = subprocess.run(
+        [sys.executable, "-m", "seg.train", *words], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("\nmodel ") == 1
+    runs_made = [p for p in (tmp_path / "outputs").iterdir() if not p.is_symlink()]
+    assert len(runs_made) == 1
+    together = json.loads((runs_made[0] / "run.json").read_text())["metrics"]
+    output = tmp_path / "alone"
+    alone = evaluate(config("evaluate", f"run={runs_made[0]}", f"output={output}"))
+    for key in ("val/dice", "val/iou", "val/dice_per_image", "val/dice_per_image_sd"):
+        assert math.isclose(together[f"best/{key}"], alone[key], abs_tol=1e-6), key
+
+
 MODELS = sorted(p.stem for p in (CONF / "model").glob("*.yaml"))
 LOSSES = sorted(p.stem for p in (CONF / "loss").glob("*.yaml"))
 
