@@ -211,7 +211,14 @@ def test_one_and_two_logits_of_two_classes_score_the_same_way(tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_train_one_run_and_count_each_image_once(tmp_path):
-    words = [*TINY, "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "data.val=3"]
+    words = [
+        *TINY,
+        "trainer=ddp",
+        "trainer.accelerator=cpu",
+        "trainer.devices=2",
+        "data.val=3",
+        "data.test=2",
+    ]
     done = subprocess.run(
         [sys.executable, "-m", "seg.train", *words], cwd=tmp_path, capture_output=True, text=True
     )

@@ -155,6 +155,11 @@ class DataModule(L.LightningDataModule):
 
     def loader(self, samples: Samples, batch_size: int, shuffle: bool) -> DataLoader:
         rank = self.trainer.global_rank if self.trainer else 0
+        if len(samples) < self.world:
+            raise DataError(
+                f"{len(samples)} images for {self.world} processes ({samples.names[0]} ...): each needs "
+                "one; take fewer devices"
+            )
         return DataLoader(
             samples,
             batch_size=batch_size,
