@@ -41,7 +41,7 @@ class RunError(ValueError):
 def create_folder(outputs: Path, name: str) -> Path:
     """A new folder ``outputs/TIME-name`` that no other process got."""
     outputs.mkdir(parents=True, exist_ok=True)
-    stem = f"{time.strftime('%Y-%m-%d_%H-%M-%S')}-{re.sub(r'[^A-Za-z0-9._=-]+', '_', name)[:100]}"
+    stem = f"{time.strftime('%Y-%m-%d_%H-%M-%S')}-{re.sub(r'[^A-Za-z0-9._-]+', '_', name)[:100]}"
     for attempt in range(1000):
         folder = outputs / (stem if attempt == 0 else f"{stem}-{attempt + 1}")
         try:
