@@ -66,6 +66,9 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
                 fail(error)
             except KeyboardInterrupt:
                 interrupted()
+            except BrokenPipeError:  # who read our output went away, as `| head` does
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                sys.exit(141)
             except SystemExit as error:
                 if isinstance(error.__context__, KeyboardInterrupt):
                     interrupted()  # Lightning leaves with 1
