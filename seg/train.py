@@ -139,9 +139,15 @@ def run(
 
 
 def score(trainer: L.Trainer, task: SegmentationTask, data: DataModule) -> dict[str, float]:
-    """Metrics of the best checkpoint on the validation split, and on the test split where there is one."""
-    best = cast(ModelCheckpoint, trainer.checkpoint_callback).best_model_path
-    task.load_state_dict(runs.read_checkpoint(best)["state_dict"])
+    """Metrics of the best checkpoint on the validation split, and on the test split where there is one.
+
+    A run too short to have validated is scored as it is, and kept as its own best.
+    """
+    checkpoints = cast(ModelCheckpoint, trainer.checkpoint_callback)
+    if checkpoints.best_model_path:
+        task.load_state_dict(runs.read_checkpoint(checkpoints.best_model_path)["state_dict"])
+    else:
+        trainer.save_checkpoint(Path(str(checkpoints.dirpath)) / "best.ckpt")
     scores = {
         f"best/{k}": v for k, v in trainer.validate(task, datamodule=data, verbose=False)[0].items()
     }

@@ -209,6 +209,13 @@ def test_one_and_two_logits_of_two_classes_score_the_same_way(tmp_path):
         assert runs.load(folder).config["model"]["num_classes"] == logits
 
 
+@pytest.mark.parametrize("steps", ["trainer.max_steps=3", "trainer.max_epochs=0"])
+def test_a_run_too_short_to_validate_is_scored_and_kept_all_the_same(tmp_path, steps):
+    scores, folder = tiny(tmp_path, steps)
+    found = evaluate(config("evaluate", f"run={folder}"))
+    assert math.isclose(found["val/dice"], scores["best/val/dice"], abs_tol=1e-6)
+
+
 @pytest.mark.slow
 def test_two_processes_train_one_run_and_count_each_image_once(tmp_path):
     words = [
