@@ -65,8 +65,8 @@ def pick_precision(precision: Precision, accelerator: str) -> tuple[str, str]:
 def keep_memory() -> None:
     """Lets glibc keep freed blocks for the next step.
 
-    By default it returns large ones to the system and asks for them anew: the page faults cost a quarter
-    of a training step of U-Net on two cores, and far more under a hypervisor (benchmarks/cpu.py).
+    By default it returns large ones to the system and asks for them anew: page faults then take a
+    seventh (FCN) to a third (UNet++) of a training step on two cores: benchmarks/cpu.py.
     """
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
     if libc is not None and hasattr(libc, "mallopt"):

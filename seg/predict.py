@@ -134,7 +134,7 @@ def write(
         if file.suffix.lower() in TIFF:
             tifffile.imwrite(written[-1], np.stack(masks) if many else masks[0], compression="zlib")
         else:
-            write_png(written[-1], masks[0])
+            write_mask(written[-1], masks[0], run.colors)
     if "probabilities" in save:
         written.append(output / "probabilities" / f"{stem}.tif")
         tifffile.imwrite(

@@ -108,6 +108,13 @@ def as_image(page: np.ndarray, file: Path | str) -> np.ndarray:
     return image
 
 
+def write_mask(file: Path, mask: np.ndarray, colors: list[tuple[int, int, int]]) -> None:
+    """Class indices (H, W) uint8 as a PNG whose values are the indices and that shows the colours."""
+    image = Image.frombytes("P", mask.shape[::-1], np.ascontiguousarray(mask).tobytes())
+    image.putpalette([v for color in colors for v in color])
+    image.save(file)
+
+
 def write_png(file: Path, image: np.ndarray) -> None:
     """(H, W) or (H, W, 3) uint8 as PNG."""
     Image.fromarray(image).save(file)
