@@ -11,7 +11,16 @@ from rich.progress import track
 from seg import runs
 from seg.cli import UserError, command
 from seg.console import console, quiet
-from seg.data.images import TIFF, as_image, is_image, list_images, read_image, read_pages, write_png
+from seg.data.images import (
+    TIFF,
+    as_image,
+    is_image,
+    list_images,
+    read_image,
+    read_pages,
+    write_mask,
+    write_png,
+)
 from seg.data.sources import DataError
 from seg.hardware import pick_accelerator, torch_device
 from seg.panels import overlay
