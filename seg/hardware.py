@@ -121,6 +121,8 @@ def build_trainer(
     Raises:
         HardwareError: when a GPU is asked for and none is there.
     """
+    if max_epochs in (None, -1) and max_steps == -1:
+        raise ValueError(f"max_epochs is {max_epochs} and max_steps -1; the schedule needs an end")
     picked = pick_accelerator(accelerator)
     name, _ = pick_precision(precision, picked)
     if picked == "cpu":

@@ -12,14 +12,16 @@ from pathlib import Path
 from typing import cast
 
 import lightning as L
+import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import WandbLogger
 from omegaconf import DictConfig
+from torch import nn
 
 from seg import hardware, reports, runs
-from seg.cli import build, command, plain
+from seg.cli import UserError, build, command, plain
 from seg.console import first_process, logging_to, quiet
 from seg.data.module import DataModule
 from seg.logits import num_logits
@@ -56,6 +58,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
         cfg.seed,
         card,
     )
+    check_loss(task.loss, cfg.model.num_classes)
     name, group = names(cfg)
     folder = runs.share_folder(parent(cfg), name)
     with logging_to(folder / "log.txt"):
@@ -65,6 +68,14 @@ def train(cfg: DictConfig) -> dict[str, float]:
             shutil.rmtree(folder, ignore_errors=True)  # nothing was trained
             raise
         return run(cfg, folder, name, group, task, data, trainer, pictures)
+
+
+def check_loss(loss: nn.Module, num_logits: int) -> None:
+    """Raises UserError when the loss can't judge so many logits; better now than at the first step."""
+    try:
+        loss(torch.zeros(1, num_logits, 1, 1), torch.zeros(1, 1, 1, dtype=torch.int64))
+    except ValueError as error:
+        raise UserError(f"loss: {error}") from error
 
 
 def prepare(

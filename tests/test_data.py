@@ -185,6 +185,14 @@ def map_samples(samples):
     return [samples[0, i] for i in range(len(samples))]
 
 
+def test_whole_images_of_several_sizes_do_not_share_a_batch(folder_root):
+    Image.new("RGB", (8, 8)).save(folder_root / "images/1.png")
+    Image.new("L", (8, 8)).save(folder_root / "masks/1.png")
+    with pytest.raises(DataError, match=r"train images have 2 sizes.*loader\.crop=null"):
+        DataModule(Folder(str(folder_root), ABC, split_seed=1), crop=None)
+    DataModule(Folder(str(folder_root), ABC, split_seed=1), crop=None, batch_size=1)
+
+
 def test_a_constant_image_does_not_divide_by_zero():
     intensity = Intensity.measured([np.full((4, 4, 1), 7, np.float32)])
     assert np.isfinite(

@@ -217,6 +217,23 @@ def test_a_run_too_short_to_validate_is_scored_and_kept_all_the_same(tmp_path, s
     assert math.isclose(found["val/dice"], scores["best/val/dice"], abs_tol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["loss.class_weights=[1,2,3]", "loss=weighted_bce"],
+            "class_weights has 3 numbers and the data 2",
+        ),
+        (["trainer.max_epochs=-1"], "the schedule needs an end"),
+        (["loader.batch_size=0"], "batch_size is 0"),
+    ],
+)
+def test_what_only_the_data_shows_wrong_is_told_before_anything_is_made(tmp_path, words, message):
+    with pytest.raises(ValueError, match=message):
+        tiny(tmp_path, *words)
+    assert not list((tmp_path / "outputs").glob("*"))
+
+
 @pytest.mark.slow
 def test_two_processes_train_one_run_and_count_each_image_once(tmp_path):
     words = [

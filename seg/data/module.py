@@ -133,6 +133,20 @@ class DataModule(L.LightningDataModule):
         self.augment = Augment(augment or A.Compose([]), crop, seed)
         measured = survey(source, intensity)
         self.intensity, self.sizes = intensity or measured[0], measured[1]
+        self.check_batches()
+
+    def check_batches(self) -> None:
+        """Raises DataError when images of several sizes would have to share a batch."""
+        whole = {split: self.eval_batch_size for split in self.sizes}
+        if "train" in whole:
+            whole["train"] = self.batch_size if self.crop is None else 1
+        for split, size in whole.items():
+            if size > 1 and len(self.sizes[split]) > 1:
+                option = "loader.crop=null" if split == "train" else "eval_batch_size"
+                raise DataError(
+                    f"the {split} images have {len(self.sizes[split])} sizes and can't share a batch of "
+                    f"{size} whole; change {option}, or take batches of 1"
+                )
 
     def samples(self, split: str) -> Samples:
         """A split's images, whole and as they are."""
