@@ -4,7 +4,10 @@ Legend for shapes: B images, K logits, C classes, H x W pixels. K = 1 is the two
 logit (sigmoid, C = 2, the logit speaks for class 1); K >= 2 is softmax (C = K).
 """
 
+import math
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 IGNORE = 255  # mask value of pixels that no loss and no metric sees
@@ -29,3 +32,11 @@ def predicted_classes(logits_BKHW: Tensor) -> Tensor:
     if logits_BKHW.shape[1] == 1:
         return (logits_BKHW[:, 0] > 0).long()
     return logits_BKHW.argmax(dim=1)
+
+
+def average(heads: list[Tensor]) -> Tensor:
+    """Logits (B, K, H, W) whose probabilities are the mean of those of several logits of that shape."""
+    stacked = torch.stack(heads).float()
+    if stacked.shape[2] == 1:  # the logit of a mean is the log of its odds
+        return F.logsigmoid(stacked).logsumexp(0) - F.logsigmoid(-stacked).logsumexp(0)
+    return stacked.log_softmax(dim=2).logsumexp(0) - math.log(len(heads))

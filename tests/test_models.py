@@ -5,14 +5,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from seg.models import FCN, UNet, UNetPP
+from seg.models import FCN, NestedUNet, UNet
 from seg.models.blocks import pad_to_multiple
 from seg.models.fcn import bilinear_upsampling
 
 SMALL = {
     "fcn": lambda **k: FCN(1, 2, width=2, **k),
     "unet": lambda **k: UNet(1, 2, width=4, **k),
-    "unetpp": lambda **k: UNetPP(1, 2, width=4, **k),
+    "unetpp": lambda **k: NestedUNet(1, 2, width=4, **k),
 }
 
 
@@ -32,13 +32,13 @@ def test_unet_of_width_64_has_the_parameters_of_the_paper():
 
 
 def test_unetpp_of_width_32_has_the_parameters_of_the_official_code():
-    assert parameters(UNetPP(1, 1, width=32, norm="none", deep_supervision=False)) == 9_041_601
-    assert parameters(UNetPP(1, 1, width=32, norm="none")) == 9_041_700  # four heads
+    assert parameters(NestedUNet(1, 1, width=32, norm="none", deep_supervision=False)) == 9_041_601
+    assert parameters(NestedUNet(1, 1, width=32, norm="none")) == 9_041_700  # four heads
 
 
 @pytest.mark.parametrize(("depth", "count"), [(1, 100_961), (2, 511_105), (3, 2_204_961)])
 def test_shallower_unetpp_has_the_parameters_of_the_pruned_one(depth, count):
-    assert parameters(UNetPP(1, 1, 32, depth, norm="none", deep_supervision=False)) == count
+    assert parameters(NestedUNet(1, 1, 32, depth, norm="none", deep_supervision=False)) == count
 
 
 def test_unet_of_width_32_has_the_parameters_of_the_official_code():
@@ -85,7 +85,7 @@ def test_a_shift_by_the_stride_shifts_the_logits(small):
 
 
 def test_unetpp_gives_four_heads_in_training_and_the_deepest_one_later():
-    model = UNetPP(1, 2, width=4, norm="none")
+    model = NestedUNet(1, 2, width=4, norm="none")
     image = torch.randn(1, 1, 32, 32)
     heads = model.train()(image)
     assert [h.shape for h in heads] == [(1, 2, 32, 32)] * 4
@@ -94,7 +94,7 @@ def test_unetpp_gives_four_heads_in_training_and_the_deepest_one_later():
 
 def test_unetpp_equals_a_grid_written_from_equation_1():
     torch.manual_seed(1)
-    model = UNetPP(1, 3, width=4, depth=3, norm="none", deep_supervision=False).eval()
+    model = NestedUNet(1, 3, width=4, depth=3, norm="none", deep_supervision=False).eval()
     image = torch.randn(1, 1, 24, 32)
     x = {}
     for j in range(4):  # column by column, as the paper writes it
@@ -103,7 +103,7 @@ def test_unetpp_equals_a_grid_written_from_equation_1():
                 fed = image if i == 0 else F.max_pool2d(x[i - 1, 0], 2)
             else:
                 up = model.ups[f"{i}_{j}"]
-                raised = F.conv_transpose2d(x[i + 1, j - 1], up.weight, up.bias, stride=2)
+                raised = F.conv_transpose2d(x[i + 1, j - 1], up.conv.weight, up.conv.bias, stride=2)
                 fed = torch.cat([*(x[i, k] for k in range(j)), raised], 1)
             for conv in (m for m in model.nodes[f"{i}_{j}"].modules() if isinstance(m, nn.Conv2d)):
                 fed = F.relu(F.conv2d(fed, conv.weight, conv.bias, padding=1))
@@ -135,7 +135,7 @@ def test_padding_reflects_where_it_can_and_repeats_the_edge_where_not():
     ("make", "message"),
     [
         (lambda: UNet(1, 2, width=0), "width is 0"),
-        (lambda: UNetPP(1, 2, depth=0), "depth is 0"),
+        (lambda: NestedUNet(1, 2, depth=0), "depth is 0"),
         (lambda: UNet(1, 2, dropout=1.5), "dropout is 1.5"),
         (lambda: FCN(1, 2, stride=4), "stride is 4; it must be 32, 16 or 8"),
     ],

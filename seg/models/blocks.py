@@ -1,45 +1,204 @@
-"""Parts that the networks share; x is always (B, C, H, W)."""
+"""Parts that the networks share; x is always (B, C, H, W).
+
+``padding`` is ``same`` (convolutions keep the size, zeros beyond the border) or ``valid`` (nothing is
+made up beyond the border; each 3x3 convolution takes a pixel from each side).
+"""
 
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 Norm = Literal["batch", "group", "none"]
-Up = Literal["transposed", "bilinear"]
+Padding = Literal["same", "valid"]
+Down = Literal["max", "average", "strided"]
+Up = Literal["transposed", "bilinear", "nearest", "pixel_shuffle", "unpool"]
+Fuse = Literal["concat", "add"]
+BlockName = Literal["double_conv", "residual", "bottleneck"]
 
 
-def conv_norm_relu(in_channels: int, out_channels: int, kernel: int, norm: Norm) -> nn.Sequential:
-    """Convolution that keeps the size, normalisation, ReLU; the weights after He et al. 2015."""
-    layers: list[nn.Module] = [
-        nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2, bias=norm == "none")
-    ]
+def conv_norm(
+    in_channels: int,
+    out_channels: int,
+    kernel: int,
+    norm: Norm,
+    padding: Padding = "same",
+    stride: int = 1,
+) -> list[nn.Module]:
+    """Convolution and normalisation, which makes the convolution's own bias needless."""
+    pad = kernel // 2 if padding == "same" else 0
+    conv = nn.Conv2d(in_channels, out_channels, kernel, stride, pad, bias=norm == "none")
     if norm == "batch":
-        layers.append(nn.BatchNorm2d(out_channels))
-    elif norm == "group":
-        layers.append(nn.GroupNorm(min(8, out_channels), out_channels))
-    layers.append(nn.ReLU(inplace=True))
-    return nn.Sequential(*layers)
+        return [conv, nn.BatchNorm2d(out_channels)]
+    if norm == "group":
+        return [conv, nn.GroupNorm(groups(out_channels), out_channels)]
+    return [conv]
+
+
+def groups(channels: int) -> int:
+    """The largest number of groups up to 8 that divides the channels."""
+    return next(g for g in range(min(8, channels), 0, -1) if channels % g == 0)
+
+
+def conv_norm_relu(
+    in_channels: int,
+    out_channels: int,
+    kernel: int,
+    norm: Norm,
+    padding: Padding = "same",
+    stride: int = 1,
+) -> nn.Sequential:
+    """Convolution, normalisation, ReLU."""
+    layers = conv_norm(in_channels, out_channels, kernel, norm, padding, stride)
+    return nn.Sequential(*layers, nn.ReLU(inplace=True))
 
 
 class DoubleConv(nn.Sequential):
     """Two 3x3 convolutions, each with normalisation and ReLU: the blue arrows of the U-Net figure."""
 
-    def __init__(self, in_channels: int, out_channels: int, norm: Norm) -> None:
+    margin = 2  # px that valid convolutions take from each side
+
+    def __init__(
+        self, in_channels: int, out_channels: int, norm: Norm, padding: Padding = "same"
+    ) -> None:
         super().__init__(
-            conv_norm_relu(in_channels, out_channels, 3, norm),
-            conv_norm_relu(out_channels, out_channels, 3, norm),
+            conv_norm_relu(in_channels, out_channels, 3, norm, padding),
+            conv_norm_relu(out_channels, out_channels, 3, norm, padding),
         )
 
 
-def upsampling(in_channels: int, out_channels: int, up: Up) -> nn.Module:
-    """Doubles height and width and sets the channels: the green arrows of the U-Net figure."""
-    if up == "transposed":
-        return nn.ConvTranspose2d(in_channels, out_channels, kernel_size=2, stride=2)
-    return nn.Sequential(
-        nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False),
-        nn.Conv2d(in_channels, out_channels, kernel_size=1),
-    )
+class Shortcut(nn.Module):
+    """x + body(x), then ReLU; x goes through a 1x1 convolution where the channels differ.
+
+    He et al., CVPR 2016, arXiv:1512.03385, figures 2 and 5; with valid convolutions x is cropped.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, norm: Norm, body: list[nn.Module], crop: int
+    ) -> None:
+        super().__init__()
+        self.body, self.crop = nn.Sequential(*body), crop
+        self.shortcut = nn.Sequential(
+            *(conv_norm(in_channels, out_channels, 1, norm) if in_channels != out_channels else [])
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.body(x)
+        if self.crop:
+            x = x[..., self.crop : -self.crop, self.crop : -self.crop]
+        return F.relu(y + self.shortcut(x))
+
+
+class Residual(Shortcut):
+    """Two 3x3 convolutions beside a shortcut (He et al. 2016, figure 2)."""
+
+    margin = 2
+
+    def __init__(
+        self, in_channels: int, out_channels: int, norm: Norm, padding: Padding = "same"
+    ) -> None:
+        body = [
+            conv_norm_relu(in_channels, out_channels, 3, norm, padding),
+            *conv_norm(out_channels, out_channels, 3, norm, padding),
+        ]
+        super().__init__(in_channels, out_channels, norm, body, 2 if padding == "valid" else 0)
+
+
+class Bottleneck(Shortcut):
+    """The dumbbell: 1x1 to a quarter of the channels, 3x3 there, 1x1 to all (He et al. 2016, figure 5)."""
+
+    margin = 1
+
+    def __init__(
+        self, in_channels: int, out_channels: int, norm: Norm, padding: Padding = "same"
+    ) -> None:
+        narrow = max(1, out_channels // 4)
+        body = [
+            conv_norm_relu(in_channels, narrow, 1, norm),
+            conv_norm_relu(narrow, narrow, 3, norm, padding),
+            *conv_norm(narrow, out_channels, 1, norm),
+        ]
+        super().__init__(in_channels, out_channels, norm, body, 1 if padding == "valid" else 0)
+
+
+BLOCKS = {"double_conv": DoubleConv, "residual": Residual, "bottleneck": Bottleneck}
+
+
+def downsampling(channels: int, down: Down) -> nn.Module:
+    """Halves height and width, even ones: the red arrows of the U-Net figure."""
+    if down == "strided":
+        return nn.Conv2d(channels, channels, kernel_size=2, stride=2)
+    return nn.MaxPool2d(2) if down == "max" else nn.AvgPool2d(2)
+
+
+class Upsampling(nn.Module):
+    """Doubles height and width and sets the channels: the green arrows of the U-Net figure.
+
+    Args:
+        in_channels: of what comes from below.
+        out_channels: of the level above.
+        up: how. transposed: 2x2 transposed convolution, stride 2 (U-Net). bilinear, nearest:
+            interpolation, then 1x1 convolution. pixel_shuffle: 1x1 convolution to four times the
+            channels, dealt out to 2x2 pixels (Shi et al. 2016, arXiv:1609.05158); the four start
+            equal, so that the network starts without a checkerboard (ICNR, Aitken et al. 2017,
+            arXiv:1707.02937). unpool: 1x1 convolution, then each value goes where the skip has the
+            largest of its 2x2 pixels, zeros elsewhere (SegNet).
+        padding: with valid, bilinear leaves out the border pixels that lack a neighbour.
+
+    Shape:
+        x (B, in, H, W), skip (B, out, 2 H, 2 W) -> (B, out, 2 H, 2 W); 2 H - 2 and 2 W - 2 for
+        bilinear with valid padding.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, up: Up, padding: Padding = "same"
+    ) -> None:
+        super().__init__()
+        self.up, self.margin = up, int(up == "bilinear" and padding == "valid")
+        if up == "transposed":
+            self.conv: nn.Module = nn.ConvTranspose2d(in_channels, out_channels, 2, stride=2)
+        else:
+            self.conv = nn.Conv2d(
+                in_channels, out_channels * (4 if up == "pixel_shuffle" else 1), 1
+            )
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        x = self.conv(x)  # a 1x1 convolution and an interpolation commute: the small one first
+        if self.up == "bilinear":
+            x = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+            return x[..., 1:-1, 1:-1] if self.margin else x
+        if self.up == "nearest":
+            return F.interpolate(x, scale_factor=2, mode="nearest")
+        if self.up == "pixel_shuffle":
+            return F.pixel_shuffle(x, 2)
+        if self.up == "unpool":
+            return F.max_unpool2d(x, F.max_pool2d(skip, 2, return_indices=True)[1], [2, 2])
+        return x
+
+    def start_even(self) -> None:
+        """ICNR: the four pixels that one pixel gives start alike."""
+        if self.up == "pixel_shuffle":
+            assert isinstance(self.conv, nn.Conv2d)
+            with torch.no_grad():
+                weight = self.conv.weight
+                weight.copy_(weight[::4].repeat_interleave(4, dim=0))
+
+
+def fused(channels: int, skips: int, fuse: Fuse) -> int:
+    """Channels that a node sees of ``skips`` skips and one upsampled map."""
+    return channels * (skips + 1 if fuse == "concat" else 1)
+
+
+def join(skips: list[Tensor], raised: Tensor, fuse: Fuse) -> Tensor:
+    """Skips beside what comes from below: concatenated (U-Net) or added (FCN)."""
+    return torch.cat([*skips, raised], dim=1) if fuse == "concat" else sum(skips, raised)
+
+
+def crop_centre(x: Tensor, height: int, width: int) -> Tensor:
+    """The middle of x: the U-Net figure's crop (grey arrows)."""
+    top, left = (x.shape[-2] - height) // 2, (x.shape[-1] - width) // 2
+    return x[..., top : top + height, left : left + width]
 
 
 def he_init(model: nn.Module) -> None:
@@ -49,6 +208,9 @@ def he_init(model: nn.Module) -> None:
             nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
+    for module in model.modules():
+        if isinstance(module, Upsampling):
+            module.start_even()
 
 
 def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
@@ -75,3 +237,9 @@ def check_fraction(name: str, value: float) -> None:
     """Raises ValueError for a probability outside 0 <= value < 1."""
     if not 0 <= value < 1:
         raise ValueError(f"{name} is {value}; it must be at least 0 and below 1")
+
+
+def check_word(name: str, word: object, words: tuple) -> None:
+    """Raises ValueError for a word outside the valid ones."""
+    if word not in words:
+        raise ValueError(f"{name} is {word}; it must be one of {', '.join(map(str, words))}")

@@ -1,5 +1,6 @@
 """FCN: a classification network made convolutional, its coarse scores refined by those of finer layers."""
 
+import typing
 from typing import Literal
 
 import torch
@@ -9,27 +10,35 @@ from seg.models.blocks import (
     Norm,
     check_counts,
     check_fraction,
+    check_word,
     conv_norm_relu,
     he_init,
     pad_to_multiple,
 )
+from seg.models.encoders import Encoder, alexnet, pooling, vgg16
 
-STAGES = ((1, 2), (2, 2), (4, 3), (8, 3), (8, 3))  # VGG16: (times width, 3x3 convolutions) a stage
+Fixed = Literal["last", "all", "none"]
 
 
 class FCN(nn.Module):
-    """FCN-32s, -16s or -8s on VGG16. Long, Shelhamer, Darrell, CVPR 2015, arXiv:1411.4038, figure 3.
+    """FCN-32s, -16s or -8s. Long, Shelhamer, Darrell, CVPR 2015, arXiv:1411.4038, figure 3.
 
-    Differs: sides are padded to a multiple of 32 instead of by 100 px, so that no crop is needed, and
-    convolutions can be normalised, without which no VGG16 learns from scratch.
+    Differs: sides are padded to a multiple of 32 instead of by 100 px, so that no crop is needed;
+    convolutions can be normalised, without which no VGG16 learns from scratch; the coarsest scores
+    start as drawn, not at zero. AlexNet is torchvision's of one column; its finer scores come from
+    pool2 (16 px) and pool1 (8 px).
 
     Args:
         in_channels: C of the image.
         num_classes: K of the logits.
-        width: channels of the first stage; 64 in VGG16. fc6 and fc7 have 64 times as many.
-        stride: px of the finest scores: 32 (pool5), 16 (and pool4) or 8 (and pool3).
+        encoder: alexnet or vgg16.
+        width: channels of the first stage; 64 in both. fc6 and fc7 have 64 times as many.
+        stride: px of the finest scores: 32 (the last pooling), 16 (and the one before) or 8 (and the
+            one before that).
         norm: after each convolution: batch, group or none (as in the paper).
         dropout: probability in 0..1 after fc6 and fc7.
+        fixed_upsampling: which transposed convolutions stay the bilinear interpolation that all
+            start as: last (section 4.3 of the paper), all, or none.
 
     Shape:
         image (B, C, H, W) -> logits (B, K, H, W), any H and W.
@@ -39,54 +48,55 @@ class FCN(nn.Module):
         self,
         in_channels: int,
         num_classes: int,
+        encoder: Encoder = "vgg16",
         width: int = 64,
         stride: Literal[32, 16, 8] = 8,
         norm: Norm = "batch",
         dropout: float = 0.5,
+        fixed_upsampling: Fixed = "last",
     ) -> None:
         super().__init__()
         check_counts(in_channels=in_channels, num_classes=num_classes, width=width)
         check_fraction("dropout", dropout)
-        if stride not in (32, 16, 8):
-            raise ValueError(f"stride is {stride}; it must be 32, 16 or 8")
-        self.stages = nn.ModuleList()
-        channels = in_channels
-        for times, convolutions in STAGES:
-            layers = []
-            for _ in range(convolutions):
-                layers.append(conv_norm_relu(channels, times * width, 3, norm))
-                channels = times * width
-            self.stages.append(nn.Sequential(*layers, nn.MaxPool2d(2)))
+        check_word("encoder", encoder, typing.get_args(Encoder))
+        check_word("stride", stride, (32, 16, 8))
+        check_word("fixed_upsampling", fixed_upsampling, typing.get_args(Fixed))
+        self.encoder, self.norm = encoder, norm
+        make = vgg16 if encoder == "vgg16" else alexnet
+        self.stages, channels = make(in_channels, width, norm)
+        self.pools = pooling(encoder)
+        fc6 = conv_norm_relu(channels[-1], 64 * width, 7, norm)
+        if encoder == "alexnet":  # 6x6: a pixel more to the left and top, against pool3's offset
+            valid = conv_norm_relu(channels[-1], 64 * width, 6, norm, "valid")
+            fc6 = nn.Sequential(nn.ZeroPad2d((3, 2, 3, 2)), valid)
         self.classifier = nn.Sequential(
-            conv_norm_relu(channels, 64 * width, 7, norm),  # fc6
+            fc6,
             nn.Dropout(dropout),
             conv_norm_relu(64 * width, 64 * width, 1, norm),  # fc7
             nn.Dropout(dropout),
         )
         he_init(self)
-        coarse_to_fine = [64 * width, *(8 * width, 4 * width)[: (32 // stride).bit_length() - 1]]
+        self.finer = (32 // stride).bit_length() - 1  # skips: 0, 1 or 2
+        coarse_to_fine = [64 * width, *channels[-2::-1][: self.finer]]
         self.scores = nn.ModuleList(nn.Conv2d(c, num_classes, 1) for c in coarse_to_fine)
-        self.doubles = nn.ModuleList(
-            bilinear_upsampling(num_classes, 2) for _ in coarse_to_fine[1:]
-        )
-        self.last = bilinear_upsampling(num_classes, stride).requires_grad_(
-            False
-        )  # fixed, section 3.3
-        for score in list(self.scores)[1:]:  # a finer stream starts silent, section 4.2
+        self.doubles = nn.ModuleList(bilinear_upsampling(num_classes, 2) for _ in range(self.finer))
+        self.last = bilinear_upsampling(num_classes, stride)
+        self.last.requires_grad_(fixed_upsampling == "none")
+        self.doubles.requires_grad_(fixed_upsampling != "all")
+        for score in list(self.scores)[1:]:  # a finer stream starts silent
             for parameter in score.parameters():
                 nn.init.zeros_(parameter)
 
     def forward(self, image: Tensor) -> Tensor:
         height, width = image.shape[-2:]
         x = pad_to_multiple(image, 32)
-        pools = []
-        for stage in self.stages:
-            x = stage(x)
-            pools.append(x)
-        logits = self.scores[0](self.classifier(x))
-        finer = zip(self.doubles, self.scores[1:], (pools[3], pools[2]), strict=False)
-        for double, score, pool in finer:
-            logits = double(logits) + score(pool)  # skips are added
+        pooled = []
+        for stage, pool in zip(self.stages, self.pools, strict=True):
+            x = pool(stage(x))
+            pooled.append(x)
+        logits = self.scores[0](self.classifier(pooled.pop()))
+        for double, score in zip(self.doubles, self.scores[1:], strict=True):
+            logits = double(logits) + score(pooled.pop())  # skips are added
         return self.last(logits)[..., :height, :width]
 
 

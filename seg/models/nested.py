@@ -1,39 +1,74 @@
-"""The nested grid of UNet++: node X(i, j) stands at level i, j steps along the skip."""
+"""The nested grid of UNet++ and its relatives: node X(i, j) stands at level i, j steps along the skip."""
 
-import torch
+import typing
+from typing import Literal
+
 from torch import Tensor, nn
 
+from seg.logits import average
 from seg.models.blocks import (
-    DoubleConv,
+    BLOCKS,
+    BlockName,
+    Down,
+    Fuse,
     Norm,
     Up,
+    Upsampling,
     check_counts,
     check_fraction,
+    check_word,
+    downsampling,
+    fused,
     he_init,
+    join,
     pad_to_multiple,
-    upsampling,
 )
 
+Links = Literal["none", "short", "dense"]
+Node = tuple[int, int]  # (i, j) of the paper's X^{i,j}
 
-class UNetPP(nn.Module):
-    """UNet++ of Zhou et al., DLMIA 2018, arXiv:1807.10165, figure 1a.
 
-    X(i, 0) is the encoder. X(i, j) for j > 0 joins all X(i, 0..j-1) of its own level with X(i+1, j-1)
-    upsampled. X(0, 1..depth) each carry a head under deep supervision.
+class NestedUNet(nn.Module):
+    """UNet++, UNet+ and UNet^e. Zhou et al. 2018, arXiv:1807.10165, figure 1; 2020, arXiv:1912.05074.
+
+    X(i, 0) is the encoder. X(i, j) for j > 0 joins X(i+1, j-1), upsampled, with nodes of its own level:
+
+    ======== ================== ====================================================================
+    links    same-level inputs  network
+    ======== ================== ====================================================================
+    dense    X(i, 0..j-1)       UNet++
+    short    X(i, j-1)          UNet+: only neighbours are joined
+    none     X(i, 0)            UNet^e: U-Nets of depth 1 to ``depth`` that share one encoder
+    ======== ================== ====================================================================
+
+    Heads stand on X(0, 1) ... X(0, depth). With ``links="none"`` the U-Net of depth d consists of the
+    encoder down to X(d, 0) and the nodes with i + j = d, and none of these feeds another depth's. So
+    without deep supervision the loss sees only X(0, depth), and the decoders with i + j < depth get no
+    gradient at all: they stay as drawn. With dense or short links they feed X(0, depth), and learn.
+
+    Depth d needs X(i, j) with i + j <= d (none: i + j = d, and the encoder down to X(d, 0)). Nothing
+    else is computed, and ``pruned`` builds nothing else.
 
     Args:
         in_channels: C of the image.
         num_classes: K of the logits.
         width: channels of level 0, doubled at each level below; 32 in the paper.
         depth: levels below the first; 4 in the paper (L4).
-        norm: after each 3x3 convolution: batch, group or none (as in the paper's code).
+        links: which nodes of its level feed a node: dense, short or none.
+        norm: in each block: batch, group or none (as in the paper's code).
         dropout: probability in 0..1 at the end of each node.
-        deep_supervision: a head on each X(0, j), instead of only on the last.
-        up: how X(i+1, j-1) doubles its size: transposed (as in the paper's code) or bilinear.
+        deep_supervision: in training mode all heads speak, instead of only the deepest.
+        output: the head that speaks in evaluation mode: deepest, its depth, or average: of the
+            probabilities of all (the paper's accurate mode).
+        pruned: builds only the deepest head and what it needs, for use after training.
+        down: how the size is halved: max (as in the paper), average or strided 2x2 convolution.
+        up: how X(i+1, j-1) doubles its size, see ``Upsampling``; transposed in the paper's code.
+        fuse: inputs of a node are concatenated (as in the paper) or added.
+        block: of each node: double_conv (as in the paper), residual or bottleneck.
 
     Shape:
-        image (B, C, H, W) -> logits (B, K, H, W), any H and W: padded inside to 2 ** depth. In training
-        mode with deep supervision a list of them, shallowest first.
+        image (B, C, H, W) -> logits (B, K, H, W), any H and W: padded inside to 2 to the depth of
+        the deepest head that speaks. In training mode with deep supervision a list, shallowest first.
     """
 
     def __init__(
@@ -42,49 +77,88 @@ class UNetPP(nn.Module):
         num_classes: int,
         width: int = 32,
         depth: int = 4,
+        links: Links = "dense",
         norm: Norm = "batch",
         dropout: float = 0.0,
         deep_supervision: bool = True,
+        output: int | Literal["deepest", "average"] = "deepest",
+        pruned: bool = False,
+        down: Down = "max",
         up: Up = "transposed",
+        fuse: Fuse = "concat",
+        block: BlockName = "double_conv",
     ) -> None:
         super().__init__()
         check_counts(in_channels=in_channels, num_classes=num_classes, width=width, depth=depth)
         check_fraction("dropout", dropout)
-        self.depth, self.stride = depth, 2**depth
+        check_word("links", links, typing.get_args(Links))
+        check_word("block", block, tuple(BLOCKS))
+        self.depth, self.links, self.fuse = depth, links, fuse
+        self.deep_supervision = deep_supervision and not pruned
+        built = [depth] if pruned or not deep_supervision else list(range(1, depth + 1))
+        self.output = output
+        if output not in ("deepest", "average", *built):
+            raise ValueError(f"output is {output}; this network has deepest, average or {built}")
         widths = [width * 2**i for i in range(depth + 1)]
-        self.pool = nn.MaxPool2d(2)
+        self.pools = nn.ModuleList(downsampling(c, down) for c in widths[:-1])
         self.dropout = nn.Dropout(dropout)
-        self.nodes = nn.ModuleDict()
-        self.ups = nn.ModuleDict()
-        for i in range(depth + 1):
+        self.nodes, self.ups = nn.ModuleDict(), nn.ModuleDict()
+        make = BLOCKS[block]
+        for i, j in self.needed([depth]) if pruned else triangle(depth):
             above = in_channels if i == 0 else widths[i - 1]
-            self.nodes[f"{i}_0"] = DoubleConv(above, widths[i], norm)
-            for j in range(1, depth + 1 - i):
-                self.ups[f"{i}_{j}"] = upsampling(widths[i + 1], widths[i], up)
-                self.nodes[f"{i}_{j}"] = DoubleConv((j + 1) * widths[i], widths[i], norm)
-        heads = range(1, depth + 1) if deep_supervision else [depth]
-        self.heads = nn.ModuleDict({str(j): nn.Conv2d(width, num_classes, 1) for j in heads})
+            if j:
+                self.ups[f"{i}_{j}"] = Upsampling(widths[i + 1], widths[i], up)
+                above = fused(widths[i], len(self.same_level(i, j)), fuse)
+            self.nodes[f"{i}_{j}"] = make(above, widths[i], norm)
+        self.heads = nn.ModuleDict({str(j): nn.Conv2d(width, num_classes, 1) for j in built})
         he_init(self)
 
-    def node(self, i: int, inputs: list[Tensor]) -> Tensor:
-        """X(i, j) from its inputs joined, with j = number of inputs - 1."""
-        j = len(inputs) - 1
-        return self.dropout(self.nodes[f"{i}_{j}"](torch.cat(inputs, dim=1)))
+    def same_level(self, i: int, j: int) -> list[Node]:
+        """The nodes of its own level that X(i, j) joins, j > 0."""
+        if self.links == "dense":
+            return [(i, k) for k in range(j)]
+        return [(i, j - 1 if self.links == "short" else 0)]
+
+    def needed(self, depths: list[int]) -> list[Node]:
+        """The nodes that the heads of these depths need, column by column, each level from the top."""
+        return [
+            (i, j)
+            for i, j in triangle(max(depths))
+            if j == 0 or self.links != "none" or i + j in depths
+        ]
+
+    def speaking(self) -> list[int]:
+        """Depths of the heads whose logits are asked for now."""
+        every = [int(name) for name in self.heads]
+        if self.training and self.deep_supervision:
+            return every
+        if self.training or self.output == "deepest":
+            return [self.depth]
+        return every if self.output == "average" else [int(self.output)]
 
     def forward(self, image: Tensor) -> Tensor | list[Tensor]:
         height, width = image.shape[-2:]
-        x = pad_to_multiple(image, self.stride)
-        grid: list[list[Tensor]] = []  # grid[i][j] is X(i, j); filled along anti-diagonals
-        for i in range(self.depth + 1):
-            grid.append([self.node(i, [x if i == 0 else self.pool(grid[i - 1][0])])])
-            for j in range(1, i + 1):  # X(i-j, j): what the new encoder level makes possible
-                level = i - j
-                raised = self.ups[f"{level}_{j}"](grid[level + 1][j - 1])
-                grid[level].append(self.node(level, [*grid[level], raised]))
-        outputs = (
-            self.heads.items()
-            if self.training
-            else [(str(self.depth), self.heads[str(self.depth)])]
-        )
-        logits = [head(grid[0][int(j)])[..., :height, :width] for j, head in outputs]
-        return logits if len(logits) > 1 else logits[0]
+        depths = self.speaking()
+        padded = pad_to_multiple(image, 2 ** max(depths))
+        logits = []
+        x: dict[Node, Tensor] = {}
+        for i, j in self.needed(depths):
+            if j == 0:
+                below = self.pools[i - 1](x[i - 1, 0]) if i else padded
+            else:
+                raised = self.ups[f"{i}_{j}"](x[i + 1, j - 1], x[i, 0])
+                below = join([x[node] for node in self.same_level(i, j)], raised, self.fuse)
+                del raised
+            x[i, j] = self.dropout(self.nodes[f"{i}_{j}"](below))
+            if j and i + j == max(depths):  # a column's lowest node: no other needs the level below
+                x = {node: value for node, value in x.items() if node[0] <= i}
+            if i == 0 and j in depths:
+                logits.append(self.heads[str(j)](x[0, j])[..., :height, :width])
+        if self.training and self.deep_supervision:
+            return logits
+        return average(logits) if len(logits) > 1 else logits[0]
+
+
+def triangle(depth: int) -> list[Node]:
+    """All (i, j) with i + j <= depth, column by column, each level from the top."""
+    return [(i, j) for j in range(depth + 1) for i in range(depth + 1 - j)]

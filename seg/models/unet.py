@@ -1,38 +1,56 @@
 """U-Net: a contracting path, an expanding path, and a copy across at each level."""
 
 import itertools
+import typing
 
-import torch
 from torch import Tensor, nn
 
 from seg.models.blocks import (
-    DoubleConv,
+    BLOCKS,
+    BlockName,
+    Down,
+    Fuse,
     Norm,
+    Padding,
     Up,
+    Upsampling,
     check_counts,
     check_fraction,
+    check_word,
+    crop_centre,
+    downsampling,
+    fused,
     he_init,
+    join,
     pad_to_multiple,
-    upsampling,
 )
 
 
 class UNet(nn.Module):
     """U-Net of Ronneberger, Fischer, Brox, MICCAI 2015, arXiv:1505.04597, figure 1.
 
-    Differs: convolutions keep the size (the paper's are valid), and are normalised by default.
+    The paper's network is ``width=64, norm="none", padding="valid", dropout=0.5`` and two logits.
 
     Args:
         in_channels: C of the image.
         num_classes: K of the logits.
         width: channels of the first level, doubled at each level below; 64 in the paper.
         depth: times that the image is halved; 4 in the paper.
-        norm: after each 3x3 convolution: batch, group or none (as in the paper).
+        padding: same, or valid as in the paper: the logits are smaller by ``context`` px on each side.
+        norm: in each block: batch, group or none (as in the paper).
         dropout: probability in 0..1 at the end of the contracting path.
-        up: how the expanding path doubles the size: transposed (as in the paper) or bilinear.
+        down: how the size is halved: max (as in the paper), average, or strided 2x2 convolution.
+        up: how it is doubled, see ``Upsampling``; transposed in the paper.
+        fuse: skips are concatenated (as in the paper) or added.
+        block: of each level: double_conv (as in the paper), residual or bottleneck.
 
     Shape:
         image (B, C, H, W) -> logits (B, K, H, W), any H and W: padded inside to 2 ** depth.
+        With valid padding -> (B, K, H - 2 context, W - 2 context), for sides that halve evenly at
+        each level: 572 -> 388 for the paper's.
+
+    Raises:
+        ValueError: from ``forward``, for a side that valid padding can't take; names the nearest.
     """
 
     def __init__(
@@ -41,35 +59,95 @@ class UNet(nn.Module):
         num_classes: int,
         width: int = 64,
         depth: int = 4,
+        padding: Padding = "same",
         norm: Norm = "batch",
         dropout: float = 0.0,
+        down: Down = "max",
         up: Up = "transposed",
+        fuse: Fuse = "concat",
+        block: BlockName = "double_conv",
     ) -> None:
         super().__init__()
         check_counts(in_channels=in_channels, num_classes=num_classes, width=width, depth=depth)
         check_fraction("dropout", dropout)
+        check_word("padding", padding, typing.get_args(Padding))
+        check_word("block", block, tuple(BLOCKS))
+        make = BLOCKS[block]
         widths = [width * 2**i for i in range(depth + 1)]
         steps = list(itertools.pairwise(widths))
-        self.down = nn.ModuleList([DoubleConv(in_channels, width, norm)])
-        self.down.extend(DoubleConv(above, below, norm) for above, below in steps)
-        self.pool = nn.MaxPool2d(2)
+        self.down = nn.ModuleList([make(in_channels, width, norm, padding)])
+        self.down.extend(make(above, below, norm, padding) for above, below in steps)
+        self.pools = nn.ModuleList(downsampling(above, down) for above in widths[:-1])
         self.dropout = nn.Dropout(dropout)
-        self.up = nn.ModuleList(upsampling(below, above, up) for above, below in reversed(steps))
+        self.up = nn.ModuleList(Upsampling(c, a, up, padding) for a, c in reversed(steps))
         self.fuse = nn.ModuleList(
-            DoubleConv(2 * above, above, norm) for above, _ in reversed(steps)
+            make(fused(above, 1, fuse), above, norm, padding) for above, _ in reversed(steps)
         )
         self.head = nn.Conv2d(width, num_classes, kernel_size=1)
-        self.stride = 2**depth
+        self.joined, self.valid, self.stride = fuse, padding == "valid", 2**depth
+        self.upsampling_margin = int(up == "bilinear")  # px that valid padding leaves out there
+        self.smallest, self.context = (
+            valid_geometry(depth, make.margin, self.upsampling_margin) if self.valid else (1, 0)
+        )
         he_init(self)
 
     def forward(self, image: Tensor) -> Tensor:
         height, width = image.shape[-2:]
-        x = self.down[0](pad_to_multiple(image, self.stride))
+        if self.valid:
+            self.check_size(height, width)
+            x = self.down[0](image)
+        else:
+            x = self.down[0](pad_to_multiple(image, self.stride))
         skips = []
-        for block in self.down[1:]:
+        for pool, block in zip(self.pools, self.down[1:], strict=True):
             skips.append(x)
-            x = block(self.pool(x))
+            x = block(pool(x))
         x = self.dropout(x)
-        for up, fuse, skip in zip(self.up, self.fuse, reversed(skips), strict=True):
-            x = fuse(torch.cat([skip, up(x)], dim=1))
-        return self.head(x)[..., :height, :width]
+        for up, block in zip(self.up, self.fuse, strict=True):
+            skip = skips.pop()
+            if self.valid:
+                height, width = (2 * (side - self.upsampling_margin) for side in x.shape[-2:])
+                skip = crop_centre(skip, height, width)
+            x = block(join([skip], up(x, skip), self.joined))
+        return self.head(x) if self.valid else self.head(x)[..., :height, :width]
+
+    def input_side(self, output: int) -> int:
+        """The smallest input side, in px, whose logits have at least ``output`` px a side."""
+        if not self.valid:
+            return output
+        short = max(0, output + 2 * self.context - self.smallest)
+        return self.smallest + -(-short // self.stride) * self.stride
+
+    def check_size(self, height: int, width: int) -> None:
+        for side in (height, width):
+            if side < self.smallest or (side - self.smallest) % self.stride:
+                steps = max(0, round((side - self.smallest) / self.stride))
+                near = self.smallest + steps * self.stride
+                raise ValueError(
+                    f"the image is {height}x{width} px; with padding=valid this U-Net takes sides of "
+                    f"{self.smallest}, {self.smallest + self.stride}, {self.smallest + 2 * self.stride}, "
+                    f"... px; the nearest to {side} is {near}, which gives {near - 2 * self.context}"
+                )
+
+
+def valid_geometry(depth: int, block: int, up: int) -> tuple[int, int]:
+    """The smallest side that a valid U-Net takes, and the context, both in px.
+
+    Going up from a bottom of n px, each level had 2 n + 2 block px; going down the other side each
+    level keeps 2 n - 2 up - 2 block px of n.
+
+    Args:
+        depth: times that the image is halved.
+        block: px that a block takes from each side.
+        up: px that an upsampling takes from each side.
+    """
+    for bottom in itertools.count(1):  # px before the lowest block
+        side, inner = bottom, bottom - 2 * block
+        for _ in range(depth):
+            side = 2 * side + 2 * block
+            inner = 2 * inner - 2 * up - 2 * block
+            if inner <= 0:
+                break
+        else:
+            return side, (side - inner) // 2
+    raise AssertionError

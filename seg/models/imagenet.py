@@ -1,0 +1,135 @@
+"""Weights that torchvision publishes for AlexNet and VGG16, trained on ImageNet."""
+
+from urllib.error import URLError
+
+import torch
+from torch import Tensor, nn
+from torch.hub import load_state_dict_from_url
+
+from seg.models.blocks import Norm
+from seg.models.encoders import Encoder
+from seg.models.fcn import FCN
+from seg.models.segnet import SegNet
+
+SITE = "https://download.pytorch.org/models/"  # a file's name ends in the start of its SHA-256
+FILES = {
+    ("vgg16", "none"): "vgg16-397923af.pth",
+    ("vgg16", "batch"): "vgg16_bn-6c64b313.pth",
+    ("alexnet", "none"): "alexnet-owt-7be5be79.pth",
+}
+
+
+def published(encoder: Encoder, norm: Norm) -> str:
+    """The address of torchvision's file for an encoder.
+
+    Raises:
+        ValueError: when there is none with such normalisation.
+    """
+    if (encoder, norm) not in FILES:
+        known = ", ".join(f"{e} with norm={n}" for e, n in FILES)
+        raise ValueError(
+            f"no weights are published for {encoder} with norm={norm}; there are {known}"
+        )
+    return SITE + FILES[encoder, norm]
+
+
+def download(url: str) -> dict[str, Tensor]:
+    """A state dict, from PyTorch's cache or the network; the file's hash must be the one in its name.
+
+    Raises:
+        ValueError: when it can't be had, or isn't the published file.
+    """
+    try:
+        return load_state_dict_from_url(
+            url, map_location="cpu", check_hash=True, weights_only=True, progress=False
+        )
+    except (URLError, TimeoutError, ConnectionError) as error:
+        folder = f"{torch.hub.get_dir()}/checkpoints"
+        raise ValueError(
+            f"{url} can't be downloaded ({error}); put the file into {folder} yourself, or start "
+            "without it"
+        ) from error
+    except RuntimeError as error:
+        raise ValueError(f"{url}: {error}; the file isn't the published one") from error
+
+
+def convolutions(parts: list[nn.Module]) -> list[tuple[nn.Conv2d, nn.BatchNorm2d | None]]:
+    """The convolutions in order, each with the normalisation that follows it."""
+    pairs: list[tuple[nn.Conv2d, nn.BatchNorm2d | None]] = []
+    for layer in (layer for part in parts for layer in part.modules()):
+        if isinstance(layer, nn.Conv2d):
+            pairs.append((layer, None))
+        elif isinstance(layer, nn.BatchNorm2d):
+            pairs[-1] = (pairs[-1][0], layer)
+    return pairs
+
+
+def entries(weights: dict[str, Tensor]) -> list[tuple[Tensor, Tensor, dict[str, Tensor]]]:
+    """A file's convolutions and linear layers in order: weight, bias, and the normalisation's values."""
+    layers: dict[str, dict[str, Tensor]] = {}
+    for name, value in weights.items():
+        prefix, _, leaf = name.rpartition(".")
+        layers.setdefault(prefix, {})[leaf] = value
+    found: list[tuple[Tensor, Tensor, dict[str, Tensor]]] = []
+    for layer in layers.values():
+        if "running_mean" in layer:
+            found[-1] = (*found[-1][:2], layer)
+        else:
+            found.append((layer["weight"], layer["bias"], {}))
+    return found
+
+
+def copy_layer(
+    conv: nn.Conv2d,
+    norm: nn.BatchNorm2d | None,
+    weight: Tensor,
+    bias: Tensor,
+    their_norm: dict[str, Tensor],
+    url: str,
+) -> None:
+    """Copies one layer; what its bias adds goes into the normalisation where the convolution has none."""
+    _, channels, *kernel = conv.weight.shape
+    if weight.ndim == 2:  # a linear layer is a convolution over all of its input
+        weight = weight.reshape(len(weight), -1, *kernel)
+    if channels == 1 and weight.shape[1] == 3:
+        weight = weight.sum(1, keepdim=True)
+    if weight.shape != conv.weight.shape:
+        raise ValueError(
+            f"{url} has {tuple(weight.shape)} where this network has {tuple(conv.weight.shape)}; "
+            "take width=64 and images of 1 or 3 channels"
+        )
+    conv.weight.copy_(weight)
+    if conv.bias is not None:
+        conv.bias.copy_(bias)
+    elif norm is not None and their_norm:
+        norm.load_state_dict(their_norm | {"running_mean": their_norm["running_mean"] - bias})
+    elif norm is not None:
+        norm.bias.copy_(bias)
+
+
+def load_published(model: nn.Module, url: str | None = None) -> str:
+    """Gives an encoder, and FCN's fc6 and fc7, the ImageNet weights that torchvision publishes.
+
+    Grey images get the sum of the first filters over red, green and blue, which answers to a grey
+    image as the filters do to its three equal channels. Where batch normalisation follows a
+    convolution without a bias, the file's bias goes into it, which comes to the same.
+
+    Args:
+        model: an FCN or SegNet of width 64.
+        url: of the file; None: torchvision's.
+
+    Returns:
+        The address that the weights came from.
+
+    Raises:
+        ValueError: when there are no such weights, or they don't fit.
+    """
+    if not isinstance(model, FCN | SegNet):
+        raise ValueError(f"{type(model).__name__} has no published weights; FCN and SegNet have")
+    url = url or published(model.encoder, model.norm)
+    ours = convolutions([*model.stages, *([model.classifier] if isinstance(model, FCN) else [])])
+    theirs = entries(download(url))
+    with torch.no_grad():
+        for (conv, norm), (weight, bias, their_norm) in zip(ours, theirs, strict=False):
+            copy_layer(conv, norm, weight, bias, their_norm, url)
+    return url

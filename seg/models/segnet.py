@@ -1,0 +1,57 @@
+"""SegNet: the decoder puts values back to where the encoder's max-pooling took them from."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from seg.models.blocks import Norm, check_counts, conv_norm_relu, he_init, pad_to_multiple
+from seg.models.encoders import VGG16, Encoder, vgg16
+
+
+class SegNet(nn.Module):
+    """SegNet. Badrinarayanan, Kendall, Cipolla, PAMI 2017, arXiv:1511.00561, figure 2.
+
+    The 13 convolutions of VGG16, and their mirror image: each decoder stage first unpools with the
+    indices of its encoder stage (figure 3), then convolves as often; the last convolution of a stage
+    goes to the channels of the next, and the very last to the classes.
+
+    Args:
+        in_channels: C of the image.
+        num_classes: K of the logits.
+        width: channels of the first stage; 64 in the paper.
+        norm: after each convolution but the last: batch (as in the paper), group or none.
+
+    Shape:
+        image (B, C, H, W) -> logits (B, K, H, W), any H and W: padded inside to 32.
+    """
+
+    encoder: Encoder = "vgg16"
+
+    def __init__(
+        self, in_channels: int, num_classes: int, width: int = 64, norm: Norm = "batch"
+    ) -> None:
+        super().__init__()
+        check_counts(in_channels=in_channels, num_classes=num_classes, width=width)
+        self.norm = norm
+        self.stages, channels = vgg16(in_channels, width, norm)
+        self.decoder = nn.ModuleList()
+        for level in range(4, -1, -1):
+            inner = [
+                conv_norm_relu(channels[level], channels[level], 3, norm)
+                for _ in range(VGG16[level][1] - 1)
+            ]
+            if level:
+                inner.append(conv_norm_relu(channels[level], channels[level - 1], 3, norm))
+            self.decoder.append(nn.Sequential(*inner))
+        self.head = nn.Conv2d(width, num_classes, 3, padding=1)
+        he_init(self)
+
+    def forward(self, image: Tensor) -> Tensor:
+        height, width = image.shape[-2:]
+        x = pad_to_multiple(image, 32)
+        taken_from = []
+        for stage in self.stages:
+            x, indices = F.max_pool2d(stage(x), 2, return_indices=True)
+            taken_from.append(indices)
+        for stage in self.decoder:
+            x = stage(F.max_unpool2d(x, taken_from.pop(), [2, 2]))
+        return self.head(x)[..., :height, :width]
