@@ -66,7 +66,7 @@ def chosen_data(given: DictConfig, run: runs.LoadedRun) -> tuple[str, dict[str, 
         raise UserError(
             f"data.{unknown[0]}: the run's data has no such option; it has {', '.join(own)}"
         )
-    runs.check_targets(own, run.checkpoint, allowed=("seg.data.",))
+    runs.check_targets(own, run.checkpoint, packages=("seg.data",))
     return split, own | data
 
 

@@ -12,6 +12,7 @@ import sys
 import typing
 from collections.abc import Callable, Collection, Mapping
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ HERE = Path(__file__).parent
 CONF = (
     HERE / "conf" if (HERE / "conf").exists() else HERE.parent / "conf"
 )  # in a wheel, or a checkout
+EXTRAS = {"segmentation_models_pytorch": "smp"}  # package -> the extra that brings it
 HYDRA_KEYS = {"_target_", "_partial_", "_recursive_", "_convert_", "_args_"}
 KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a word",
          list: "a list", dict: "a group of options"}  # fmt: skip
@@ -225,12 +227,22 @@ def located(path: str, target: Any) -> Callable:
     try:
         called = _locate(str(target))
     except Exception as error:
+        if need := missing_extra(target):
+            raise UserError(f"{path}._target_={target}: {need}") from error
         module, _, name = str(target).rpartition(".")
         close = nearest(name, dir(sys.modules[module])) if module in sys.modules else ""
         raise UserError(f"{path}._target_={target}: can't be imported{close}") from error
     if not callable(called):
         raise UserError(f"{path}._target_={target}: can't be called")
     return called
+
+
+def missing_extra(target: Any) -> str | None:
+    """What to install for a constructor of an optional package that isn't there."""
+    package = str(target).partition(".")[0]
+    if package not in EXTRAS or find_spec(package):
+        return None
+    return f"needs the extra {EXTRAS[package]}: pip install 'seg[{EXTRAS[package]}]'"
 
 
 def arguments(called: Callable) -> list[str] | None:

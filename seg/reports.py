@@ -20,6 +20,7 @@ from seg.console import console
 from seg.data.module import Samples
 from seg.logits import IGNORE, predicted_classes
 from seg.panels import panel, sheet, to_rgb
+from seg.tiles import full_logits
 
 log = logging.getLogger("seg")
 
@@ -158,7 +159,7 @@ def predict_one(model: torch.nn.Module, image: Tensor) -> np.ndarray:
     """Classes (H, W) uint8 of one normalised image (C, H, W), in the mode the network is in, kept so."""
     device = next(model.parameters()).device
     training = model.training
-    classes = predicted_classes(model.eval()(image[None].to(device)))[0]
+    classes = predicted_classes(full_logits(model.eval(), image[None].to(device)))[0]
     model.train(training)
     return classes.cpu().numpy().astype(np.uint8)
 

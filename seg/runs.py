@@ -8,6 +8,7 @@ panels/         pictures: image | truth | prediction | error
 log.txt         what the terminal showed, and the libraries' warnings
 """
 
+import importlib
 import json
 import os
 import pickle
@@ -30,8 +31,13 @@ from torch import nn
 
 from seg.console import first_process
 from seg.data.intensity import Intensity
+from seg.models.imagenet import load_published
+from seg.options import missing_extra
 
-ALLOWED = ("seg.models.",)  # constructors that a checkpoint may name for its network
+NETWORKS = (
+    "seg.models",
+    "segmentation_models_pytorch",
+)  # where a checkpoint's network may come from
 
 
 class RunError(ValueError):
@@ -194,9 +200,9 @@ def load(run: str | Path | None) -> LoadedRun:
             f"{file}: not a checkpoint of seg.train, or cut off ({reason[:200]})"
         ) from error
     check_targets(config["model"], file)
-    check_targets(config["loss"], file, ("seg.losses.",))
+    check_targets(config["loss"], file, ("seg.losses",))
     try:
-        model = instantiate(config["model"], _convert_="all")
+        model = instantiate(without_weights(config["model"]), _convert_="all")
         model.load_state_dict(
             {k.removeprefix("model."): v for k, v in weights.items() if k.startswith("model.")}
         )
@@ -213,22 +219,74 @@ def read_checkpoint(file: str | Path) -> dict[str, Any]:
     return torch.load(file, map_location="cpu", weights_only=True)
 
 
-def check_targets(node: Any, file: Path, allowed: tuple[str, ...] = ALLOWED) -> None:
-    """Refuses a config that names a constructor outside the allow-list, however deep.
+def check_targets(node: Any, file: Path, packages: tuple[str, ...] = NETWORKS) -> None:
+    """Refuses a config that names a constructor from outside these packages, however deep.
+
+    What counts is where the constructor was written: a foreign one that a module of ours imports, as in
+    ``seg.models.unet.typing.Any``, is refused too.
 
     Raises:
         RunError: naming file and constructor.
     """
     if isinstance(node, dict):
-        target = node.get("_target_")
-        if "_target_" in node and not (isinstance(target, str) and target.startswith(allowed)):
-            raise RunError(f"{file}: its config names {target!r}; only {allowed} are honoured")
+        if need := missing_extra(node.get("_target_")):
+            raise RunError(f"{file}: its network is {node['_target_']}; it {need}")
+        if "_target_" in node and not written_in(node["_target_"], packages):
+            raise RunError(
+                f"{file}: its config names {node['_target_']!r}; only {', '.join(packages)} are honoured"
+            )
         for value in node.values():
-            check_targets(value, file, allowed)
+            check_targets(value, file, packages)
     elif isinstance(node, list):
         for value in node:
-            check_targets(value, file, allowed)
+            check_targets(value, file, packages)
     elif isinstance(node, str) and "${" in node:
         raise RunError(
             f"{file}: its config holds the interpolation {node!r}; a saved config has none"
         )
+
+
+def written_in(target: object, packages: tuple[str, ...]) -> bool:
+    """Whether a dotted name is that of a class written in one of these packages; imports no others."""
+    module, _, name = str(target).rpartition(".")
+    if not any(module == package or module.startswith(f"{package}.") for package in packages):
+        return False
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError):
+        return False
+    home = found.__module__ if isinstance(found, type) else ""
+    return any(home == package or home.startswith(f"{package}.") for package in packages)
+
+
+def without_weights(node: dict[str, Any]) -> dict[str, Any]:
+    """A network's config without the download of weights that the checkpoint replaces anyway."""
+    plain = {k: without_weights(v) if isinstance(v, dict) else v for k, v in node.items()}
+    return plain | ({"encoder_weights": None} if "encoder_weights" in plain else {})
+
+
+def start_from(model: nn.Module, init: str) -> str:
+    """Gives a network its first weights, and says which.
+
+    Args:
+        model: changed in place.
+        init: imagenet, or a run folder or checkpoint: what has the same name and shape is taken.
+
+    Raises:
+        RunError: when there are no such weights, or none of them fits.
+    """
+    if init == "imagenet":
+        try:
+            return f"the encoder's weights from {load_published(model)}"
+        except ValueError as error:
+            raise RunError(f"init=imagenet: {error}") from error
+    file = find_checkpoint(init)
+    weights = load(file).model.state_dict()
+    own = model.state_dict()
+    same = {k: v for k, v in weights.items() if k in own and own[k].shape == v.shape}
+    if not same:
+        raise RunError(f"init={init}: nothing in {file} has a name and shape of this network")
+    model.load_state_dict(same, strict=False)
+    fresh = sorted({name.rpartition(".")[0] for name in own if name not in same})
+    rest = f"; not in it, or of another shape: {', '.join(fresh)}" if fresh else ""
+    return f"{len(same)} of {len(own)} tensors from {file}{rest}"

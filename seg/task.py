@@ -13,6 +13,7 @@ from seg.logits import predicted_classes
 from seg.losses import judge
 from seg.metrics import SegmentationMetrics
 from seg.schedules import Constant, Schedule
+from seg.tiles import full_logits
 
 
 class SegmentationTask(L.LightningModule):
@@ -65,7 +66,7 @@ class SegmentationTask(L.LightningModule):
     def step(self, batch: dict[str, Any], stage: str) -> Tensor:
         """Loss of a batch; logs it and its terms, and counts the metrics outside training."""
         image, mask = batch["image"], batch["mask"]
-        logits = self.model(image)
+        logits = self.model(image) if stage == "train" else full_logits(self.model, image)
         heads = logits if isinstance(logits, list) else [logits]
         mask = centre(mask, heads[-1].shape[-2:])
         with torch.autocast(image.device.type, enabled=False):
@@ -113,7 +114,7 @@ class SegmentationTask(L.LightningModule):
         checkpoint["seg"] = self.card
 
 
-def centre(mask: Tensor, size: torch.Size | tuple[int, int]) -> Tensor:
+def centre(mask: Tensor, size: tuple[int, ...]) -> Tensor:
     """The middle of masks (B, H, W) at the size of the logits, which valid convolutions make smaller."""
     top, left = (mask.shape[-2] - size[0]) // 2, (mask.shape[-1] - size[1]) // 2
     return mask[..., top : top + size[0], left : left + size[1]]

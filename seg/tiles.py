@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from seg.logits import probabilities
+from seg.models import UNet
 
 GRID = (
     32  # px: tiles start on multiples of the coarsest stride of any network here, or pooling shifts
@@ -46,6 +47,27 @@ def windows(
             yield read, keep, put
 
 
+def full_logits(model: nn.Module, image: Tensor) -> Tensor:
+    """Logits (B, K, H, W) of images (B, C, H, W), also of a U-Net whose logits are smaller.
+
+    Its context is mirrored at the borders: the overlap-tile of Ronneberger et al. 2015, figure 2.
+    """
+    if not (isinstance(model, UNet) and model.context):
+        return model(image)
+    size = image.shape[-2:]
+    for dim, side in zip((-2, -1), size, strict=True):
+        rows = mirrored(side, model.context, model.input_side(side) - side - model.context)
+        image = image.index_select(dim, rows.to(image.device))
+    return model(image)[..., : size[0], : size[1]]
+
+
+def mirrored(side: int, before: int, after: int) -> Tensor:
+    """Indices 0 .. side - 1 continued by reflection about the first and the last, which aren't repeated."""
+    period = max(1, 2 * (side - 1))
+    index = torch.arange(-before, side + after) % period
+    return torch.minimum(index, period - index) if side > 1 else torch.zeros_like(index)
+
+
 @torch.inference_mode()
 def predict_probabilities(
     model: nn.Module,
@@ -67,10 +89,14 @@ def predict_probabilities(
     """
     check_tiles(tile, overlap)
     height, width = image.shape[:2]
+    if isinstance(model, UNet) and overlap < model.context and max(height, width) > tile:
+        raise ValueError(f"overlap={overlap}: this network needs {model.context} px of context")
     result: np.ndarray | None = None
     for read, keep, put in windows(height, width, tile, overlap):
         normal = np.ascontiguousarray(prepare(image[read]).transpose(2, 0, 1))
-        p_CHW: Tensor = probabilities(model(torch.from_numpy(normal)[None].to(device)))[0].cpu()
+        p_CHW: Tensor = probabilities(
+            full_logits(model, torch.from_numpy(normal)[None].to(device))
+        )[0].cpu()
         if result is None:
             result = np.empty((len(p_CHW), height, width), np.float32)
         result[(slice(None), *put)] = p_CHW[(slice(None), *keep)].numpy()

@@ -25,6 +25,7 @@ from seg.cli import UserError, build, command, plain
 from seg.console import first_process, logging_to, quiet
 from seg.data.module import DataModule
 from seg.logits import num_logits
+from seg.models import UNet
 from seg.task import SegmentationTask
 from seg.tracking import MetricsCSV
 
@@ -59,15 +60,26 @@ def train(cfg: DictConfig) -> dict[str, float]:
         card,
     )
     check_loss(task.loss, cfg.model.num_classes)
+    fit_crops(data, task.model)
+    taken = cfg.init and runs.start_from(task.model, cfg.init)
     name, group = names(cfg)
     folder = runs.share_folder(parent(cfg), name)
     with logging_to(folder / "log.txt"):
         try:
-            trainer, pictures = prepare(cfg, config, folder, name, group, task, data)
+            trainer, pictures = prepare(cfg, config, folder, name, group, task, data, taken)
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)  # nothing was trained
             raise
         return run(cfg, folder, name, group, task, data, trainer, pictures)
+
+
+def fit_crops(data: DataModule, model: nn.Module) -> None:
+    """Gives a network of valid convolutions crops with their surroundings: loader.crop is what is judged."""
+    if not (isinstance(model, UNet) and model.context):
+        return
+    if data.crop is None:
+        raise UserError("loader.crop=null: model.padding=valid needs crops; give loader.crop=388")
+    data.widen(model.input_side(data.crop), model.context)
 
 
 def check_loss(loss: nn.Module, num_logits: int) -> None:
@@ -86,6 +98,7 @@ def prepare(
     group: str | None,
     task: SegmentationTask,
     data: DataModule,
+    taken: str | None,
 ) -> tuple[L.Trainer, reports.Pictures]:
     """The Trainer with its callbacks and loggers, once the run is announced."""
     pictures = reports.Pictures(
@@ -102,7 +115,7 @@ def prepare(
         *([reports.progress_bar()] if reports.on_terminal() else []),
     ]
     trainer: L.Trainer = build(cfg.trainer, "trainer", callbacks=callbacks)
-    announce(cfg, name, task, data)
+    announce(cfg, name, task, data, taken)
     logger = None
     if first_process():
         logger = build(cfg.logger, "logger", name=name, folder=folder, sweep=group, options=config)
@@ -167,7 +180,9 @@ def score(trainer: L.Trainer, task: SegmentationTask, data: DataModule) -> dict[
     return scores
 
 
-def announce(cfg: DictConfig, name: str, task: SegmentationTask, data: DataModule) -> None:
+def announce(
+    cfg: DictConfig, name: str, task: SegmentationTask, data: DataModule, taken: str | None
+) -> None:
     """What trains on what: the first lines of a run."""
     splits = ", ".join(f"{len(n)} {s}" for s, n in data.source.splits.items())
     sizes = sorted({size for split in data.sizes.values() for size in split})
@@ -179,6 +194,12 @@ def announce(cfg: DictConfig, name: str, task: SegmentationTask, data: DataModul
     precision, why = hardware.pick_precision(cfg.trainer.precision, accelerator)
     log.info(f"run        {name}, seed {cfg.seed}")
     log.info(f"model      {type(task.model).__name__}, {parameters / 1e6:.2f} M parameters")
+    if isinstance(task.model, UNet) and task.model.context and data.crop:
+        side = task.model.input_side(data.crop)
+        inner = side - 2 * task.model.context
+        log.info(f"crops      {side}x{side} px go in, the {inner}x{inner} in their middle come out")
+    if taken:
+        log.info(f"init       {taken}")
     log.info(
         f"data       {type(data.source).__name__}: {splits}; {span} px, {data.intensity.channels} channel(s); "
         f"classes {', '.join(data.source.classes)}"

@@ -19,14 +19,16 @@ class Augment:
         transform: spatial ones must reflect at borders or fill masks with 255, or they invent class 0.
         crop: px, side of the square; smaller images are padded by reflection. None: no crop.
         seed: of the run.
+        context: px mirrored at each border before the crop.
     """
 
-    def __init__(self, transform: A.Compose, crop: int | None, seed: int) -> None:
-        cropping = (
-            []
-            if crop is None
-            else [A.RandomCrop(crop, crop, pad_if_needed=True, border_mode=cv2.BORDER_REFLECT_101)]
-        )
+    def __init__(self, transform: A.Compose, crop: int | None, seed: int, context: int = 0) -> None:
+        mirror = cv2.BORDER_REFLECT_101
+        cropping: list[A.BasicTransform] = []
+        if context:
+            cropping.append(A.Pad(context, border_mode=mirror))
+        if crop is not None:
+            cropping.append(A.RandomCrop(crop, crop, pad_if_needed=True, border_mode=mirror))
         self.compose = A.Compose([*cropping, *transform.transforms])
         self.seed = seed
 

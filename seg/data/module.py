@@ -130,7 +130,8 @@ class DataModule(L.LightningDataModule):
         self.source, self.seed, self.workers = source, seed, workers
         self.batch_size, self.crop, self.repeats = batch_size, crop, repeats
         self.eval_batch_size = eval_batch_size
-        self.augment = Augment(augment or A.Compose([]), crop, seed)
+        self.transforms = augment or A.Compose([])
+        self.augment = Augment(self.transforms, crop, seed)
         measured = survey(source, intensity)
         self.intensity, self.sizes = intensity or measured[0], measured[1]
         self.check_batches()
@@ -147,6 +148,10 @@ class DataModule(L.LightningDataModule):
                     f"the {split} images have {len(self.sizes[split])} sizes and can't share a batch of "
                     f"{size} whole; change {option}, or take batches of 1"
                 )
+
+    def widen(self, crop: int, context: int) -> None:
+        """Training crops of ``crop`` px that may reach ``context`` px, mirrored, beyond the border."""
+        self.augment = Augment(self.transforms, crop, self.seed, context)
 
     def samples(self, split: str) -> Samples:
         """A split's images, whole and as they are."""
