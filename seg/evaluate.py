@@ -21,19 +21,7 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     """Metrics of the run's network on a split, as logged in training; writes them beside panels."""
     quiet()
     run = runs.load(cfg.run)
-    split, chosen = chosen_data(cfg.data, run)
-    source = build(OmegaConf.create(chosen), "data")
-    if list(source.classes) != run.classes:
-        raise UserError(f"the data's classes {source.classes} aren't the run's {run.classes}")
-    if split not in source.splits:
-        raise UserError(f"data.split={split}: this data has {', '.join(source.splits)}")
-    source.splits = {split: source.splits[split]}
-    data = DataModule(
-        source,
-        eval_batch_size=cfg.eval_batch_size,
-        workers=cfg.workers,
-        intensity=run.intensity,
-    )
+    split, data = open_data(cfg, run)
     folder = Path(cfg.output) if cfg.output else run.folder / f"evaluate-{split}"
     loss = build(OmegaConf.create(run.config["loss"]), "loss")
     task = SegmentationTask(run.model, loss, run.classes)
@@ -51,6 +39,24 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     scores = {f"{split}/{key.removeprefix('test/')}": value for key, value in found.items()}
     write(folder, scores, run, cfg, data, split)
     return scores
+
+
+def open_data(cfg: DictConfig, run: runs.LoadedRun) -> tuple[str, DataModule]:
+    """The split that the config asks for, and its data, checked against the run."""
+    split, chosen = chosen_data(cfg.data, run)
+    source = build(OmegaConf.create(chosen), "data")
+    if list(source.classes) != run.classes:
+        raise UserError(f"the data's classes {source.classes} aren't the run's {run.classes}")
+    if split not in source.splits:
+        raise UserError(f"data.split={split}: this data has {', '.join(source.splits)}")
+    source.splits = {split: source.splits[split]}
+    data = DataModule(
+        source,
+        eval_batch_size=cfg.eval_batch_size,
+        workers=cfg.workers,
+        intensity=run.intensity,
+    )
+    return split, data
 
 
 def chosen_data(given: DictConfig, run: runs.LoadedRun) -> tuple[str, dict[str, Any]]:

@@ -183,11 +183,18 @@ class Sum(nn.Module):
 
 
 def judge(
-    loss: nn.Module, heads: list[Tensor], mask_BHW: Tensor
+    loss: nn.Module, heads: list[Tensor], mask_BHW: Tensor, weights: list[float] | None = None
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The loss, and each term of a sum by name: the mean over a supervised network's heads."""
+    """The loss, and each term of a sum by name: the weighted mean over a supervised network's heads."""
+
+    def mean(values: list[Tensor]) -> Tensor:
+        if weights is None or len(values) == 1:
+            return torch.stack(values).mean()
+        weighted = [weight * value for weight, value in zip(weights, values, strict=True)]
+        return torch.stack(weighted).sum() / sum(weights)
+
     if not isinstance(loss, Sum):
-        return torch.stack([loss(logits, mask_BHW) for logits in heads]).mean(), {}
+        return mean([loss(logits, mask_BHW) for logits in heads]), {}
     values = [loss.named(logits, mask_BHW) for logits in heads]
-    mean = {name: torch.stack([value[name] for value in values]).mean() for name in values[0]}
-    return loss.total(mean), mean
+    terms = {name: mean([value[name] for value in values]) for name in values[0]}
+    return loss.total(terms), terms

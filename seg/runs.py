@@ -219,6 +219,13 @@ def read_checkpoint(file: str | Path) -> dict[str, Any]:
     return torch.load(file, map_location="cpu", weights_only=True)
 
 
+def write_checkpoint(file: Path, content: dict[str, Any]) -> None:
+    """Whole or not at all."""
+    aside = file.with_name(f".{file.name}")
+    torch.save(content, aside)
+    os.replace(aside, file)
+
+
 def check_targets(node: Any, file: Path, packages: tuple[str, ...] = NETWORKS) -> None:
     """Refuses a config that names a constructor from outside these packages, however deep.
 

@@ -27,6 +27,7 @@ class SegmentationTask(L.LightningModule):
         schedule: learning rate over the run.
         seed: from which each step's random numbers follow, so that a run can be taken up at any step.
         card: what a checkpoint must know to be used alone: plain values only.
+        head_weights: of each head under deep supervision, shallowest first; None: equal.
     """
 
     def __init__(
@@ -38,11 +39,13 @@ class SegmentationTask(L.LightningModule):
         schedule: Schedule | None = None,
         seed: int = 0,
         card: dict[str, Any] | None = None,
+        head_weights: list[float] | None = None,
     ) -> None:
         super().__init__()
         self.model, self.loss = model, loss
         self.optim, self.schedule = optim, schedule or Constant()
         self.seed, self.card = seed, card or {}
+        self.head_weights = head_weights
         self.val_metrics, self.test_metrics = (
             SegmentationMetrics(classes),
             SegmentationMetrics(classes),
@@ -70,7 +73,9 @@ class SegmentationTask(L.LightningModule):
         heads = logits if isinstance(logits, list) else [logits]
         mask = centre(mask, heads[-1].shape[-2:])
         with torch.autocast(image.device.type, enabled=False):
-            loss, terms = judge(self.loss, [head.float() for head in heads], mask)
+            loss, terms = judge(
+                self.loss, [head.float() for head in heads], mask, self.head_weights
+            )
         train = stage == "train"
         values = {f"{stage}/loss": loss.detach()}
         values |= {f"{stage}/loss/{name}": value.detach() for name, value in terms.items()}

@@ -25,7 +25,7 @@ from seg.cli import UserError, build, command, plain
 from seg.console import first_process, logging_to, quiet
 from seg.data.module import DataModule
 from seg.logits import num_logits
-from seg.models import UNet
+from seg.models import NestedUNet, UNet
 from seg.task import SegmentationTask
 from seg.tracking import MetricsCSV
 
@@ -58,7 +58,9 @@ def train(cfg: DictConfig) -> dict[str, float]:
         build(cfg.schedule, "schedule"),
         cfg.seed,
         card,
+        config["head_weights"],
     )
+    check_head_weights(config["head_weights"], task.model)
     check_loss(task.loss, cfg.model.num_classes)
     fit_crops(data, task.model)
     taken = cfg.init and runs.start_from(task.model, cfg.init)
@@ -71,6 +73,18 @@ def train(cfg: DictConfig) -> dict[str, float]:
             shutil.rmtree(folder, ignore_errors=True)  # nothing was trained
             raise
         return run(cfg, folder, name, group, task, data, trainer, pictures)
+
+
+def check_head_weights(weights: list[float] | None, model: nn.Module) -> None:
+    """Raises UserError unless there is a weight for each head that is trained, or none at all."""
+    if weights is None:
+        return
+    heads = len(model.heads) if isinstance(model, NestedUNet) and model.deep_supervision else 1
+    if heads == 1 or len(weights) != heads or min(weights) < 0 or sum(weights) == 0:
+        raise UserError(
+            f"head_weights={weights}: this network trains {heads} head{'s' * (heads > 1)}; give null, or "
+            "with deep supervision as many weights of 0 or more, not all 0"
+        )
 
 
 def fit_crops(data: DataModule, model: nn.Module) -> None:

@@ -1,0 +1,100 @@
+"""Shows a network: ``python -m seg.models model=unet data.size=572``.
+
+Layers in the order in which they run, with output sizes, parameters and multiply-adds; nothing is
+computed, so that any width and size is instant.
+"""
+
+import logging
+
+import torch
+from omegaconf import DictConfig
+from rich.table import Table
+from torch import Tensor, nn
+
+from seg import costs
+from seg.cli import UserError, build, command
+from seg.console import quiet
+from seg.models import UNet
+
+log = logging.getLogger("seg")
+Row = tuple[str, nn.Module, tuple[int, ...]]
+
+
+def show(cfg: DictConfig) -> tuple[int, int]:
+    """Prints the table and returns height and width of the logits."""
+    quiet()
+    size, channels = cfg.data.size, cfg.data.channels
+    cfg.model.in_channels, cfg.model.num_classes = channels, cfg.logits
+    with torch.device("meta"):
+        model: nn.Module = build(cfg.model, "model").eval()
+        image = torch.empty(1, channels, size, size)
+    try:
+        rows, logits = layers(model, image)
+    except ValueError as error:
+        raise UserError(f"data.size={size}: {error}") from error
+    counts = costs.multiply_adds(model, image)
+    name = type(model).__name__
+    table = Table(title=f"{name}, image {channels} x {size} x {size}", title_justify="left")
+    for heading in ("layer", "is a", "output C x H x W", "parameters", "multiply-adds"):
+        table.add_column(heading, justify="left" if heading in ("layer", "is a") else "right")
+    for path, layer, shape in rows:
+        mega = counts.get(f"{name}.{path}", 0) / 1e6
+        own = costs.parameters(layer)
+        table.add_row(
+            path,
+            type(layer).__name__,
+            " x ".join(str(side) for side in shape[1:]),
+            f"{own:,}" if own else "",
+            f"{mega:,.1f} M" if mega else "",
+        )
+    log.info("", extra={"table": table})
+    height, width = logits.shape[-2:]
+    log.info(
+        f"{costs.parameters(model):,} parameters, {counts['Global'] / 1e9:.1f} G multiply-adds; "
+        f"{size}x{size} -> {height}x{width}"
+    )
+    if isinstance(model, UNet) and not model.valid:
+        log.info(f"with model.padding=valid the same weights give {valid_sizes(cfg, size)}")
+    return height, width
+
+
+def layers(model: nn.Module, image: Tensor) -> tuple[list[Row], Tensor]:
+    """The parts that a network's figure shows, in the order in which they run, and the logits."""
+    rows: list[Row] = []
+    shelves = (nn.ModuleList, nn.ModuleDict)
+    parts = {
+        f"{name}.{inner}" if isinstance(child, shelves) else name: part
+        for name, child in model.named_children()
+        for inner, part in (child.named_children() if isinstance(child, shelves) else [("", child)])
+    }
+    hooks = [
+        part.register_forward_hook(
+            lambda part, _, out, path=path: rows.append((path, part, tuple(out.shape)))
+        )
+        for path, part in parts.items()
+        if not isinstance(part, nn.Dropout)
+    ]
+    with torch.no_grad():
+        logits = model(image)
+    for hook in hooks:
+        hook.remove()
+    return rows, logits
+
+
+def valid_sizes(cfg: DictConfig, size: int) -> str:
+    """What the same U-Net with valid convolutions makes of the size, or which one it takes instead."""
+    cfg.model.padding = "valid"
+    with torch.device("meta"):
+        model: UNet = build(cfg.model, "model")
+    side = model.input_side(size - 2 * model.context)  # the size itself, if it is one
+    inner = side - 2 * model.context
+    return f"{side}x{side} -> {inner}x{inner}"
+
+
+@command("models")
+def main(cfg: DictConfig) -> None:
+    show(cfg)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,220 @@
+"""UNet++ at each depth, and the small one alone: ``python -m seg.prune run=outputs/latest depth=2``.
+
+A head at depth d needs only part of the grid (Zhou et al. 2018, figure 1c): the table says what each
+depth scores and costs, ``depth`` writes a checkpoint of nothing but what that depth needs.
+"""
+
+import dataclasses
+import functools
+import logging
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")  # before pyplot: no window
+import matplotlib.pyplot as plt
+import torch
+from omegaconf import DictConfig
+from rich.table import Table
+from torch import Tensor
+
+from seg import costs, runs
+from seg.cli import UserError, command
+from seg.console import quiet
+from seg.data.module import DataModule
+from seg.evaluate import open_data
+from seg.hardware import keep_memory, pick_accelerator, torch_device
+from seg.logits import predicted_classes
+from seg.metrics import SegmentationMetrics
+from seg.models import NestedUNet
+
+log = logging.getLogger("seg")
+
+
+@dataclasses.dataclass(frozen=True)
+class Level:
+    """One network out of a grid, and what it scores and costs.
+
+    Attributes:
+        name: L1, L2, ... or average.
+        scores: as logged in training, ``dice``, ``iou``, ``dice/CLASS`` and so on.
+        parameters: weights.
+        multiply_adds: of one image.
+        peak_bytes: of tensors, for one image.
+        seconds: median for one image.
+    """
+
+    name: str
+    scores: dict[str, float]
+    parameters: int
+    multiply_adds: int
+    peak_bytes: int
+    seconds: float
+
+
+def prune(cfg: DictConfig) -> list[Level]:
+    """Compares the depths of a run's grid, writes table and plot, and the small network if asked."""
+    quiet()
+    run = runs.load(cfg.run)
+    depths = prunable(run)
+    if cfg.depth is not None and cfg.depth not in depths:
+        raise UserError(f"depth={cfg.depth}: {run.checkpoint} has heads {depths}")
+    split, data = open_data(cfg, run)
+    folder = Path(cfg.output) if cfg.output else run.folder / "prune"
+    folder.mkdir(parents=True, exist_ok=True)
+    if cfg.depth is not None:
+        write_pruned(run, cfg.depth, folder / f"L{cfg.depth}.ckpt", data, split)
+    networks = {f"L{depth}": pruned(run, depth) for depth in depths}
+    networks["average"] = network(run, output="average")
+    levels = compare(networks, run.classes, data, split, cfg.rounds, cfg.accelerator)
+    log.info("", extra={"table": level_table(levels, f"{split}, {run.checkpoint}")})
+    facts = {"checkpoint": str(run.checkpoint), "split": split, "origin": runs.origin()}
+    runs.write_json(
+        folder / "prune.json", facts | {"levels": [dataclasses.asdict(level) for level in levels]}
+    )
+    plot(levels, folder / "prune.png")
+    log.info(f"numbers {folder}/prune.json, plot {folder}/prune.png")
+    return levels
+
+
+def prunable(run: runs.LoadedRun) -> list[int]:
+    """The depths of a run's heads.
+
+    Raises:
+        UserError: when it has only one.
+    """
+    if not isinstance(run.model, NestedUNet) or len(run.model.heads) < 2:
+        raise UserError(
+            f"{run.checkpoint}: a {type(run.model).__name__} with one head can't be pruned; "
+            "train model=unetpp model.deep_supervision=true"
+        )
+    return [int(depth) for depth in run.model.heads]
+
+
+def network(run: runs.LoadedRun, **changes: Any) -> NestedUNet:
+    """The run's grid with other options and as many of its weights as they need."""
+    options = {k: v for k, v in run.config["model"].items() if k != "_target_"} | changes
+    model = NestedUNet(**options)
+    weights = run.model.state_dict()
+    model.load_state_dict({name: weights[name] for name in model.state_dict()})
+    return model.eval()
+
+
+PRUNED = {"pruned": True, "deep_supervision": False, "output": "deepest"}
+
+
+def pruned(run: runs.LoadedRun, depth: int) -> NestedUNet:
+    """What head ``depth`` needs, and no more."""
+    return network(run, depth=depth, **PRUNED)
+
+
+@torch.inference_mode()
+def write_pruned(run: runs.LoadedRun, depth: int, file: Path, data: DataModule, split: str) -> None:
+    """A checkpoint of head ``depth`` alone, after its logits proved equal to the full network's."""
+    small, full = pruned(run, depth), network(run, output=depth)
+    image = data.samples(split)[0, 0]["image"][None]
+    if not torch.equal(small(image), full(image)):
+        raise RuntimeError(f"the pruned network differs from head {depth} of {run.checkpoint}")
+    content = runs.read_checkpoint(run.checkpoint)
+    card = content["seg"]
+    card["config"]["model"] |= PRUNED | {"depth": depth}
+    weights = {f"model.{name}": value for name, value in small.state_dict().items()}
+    runs.write_checkpoint(file, {"state_dict": weights, "seg": card})
+    log.info(
+        f"wrote {file}: {costs.parameters(small):,} of {costs.parameters(full):,} parameters; its "
+        f"logits equal head {depth} of the full network bit for bit"
+    )
+    log.info(f"  python -m seg.predict run={file} input=IMAGES output=PREDICTIONS")
+
+
+@torch.inference_mode()
+def compare(
+    networks: dict[str, NestedUNet],
+    classes: list[str],
+    data: DataModule,
+    split: str,
+    rounds: int,
+    accelerator: str,
+) -> list[Level]:
+    """Scores and costs of each network on a split; times are taken in turn."""
+    device = torch_device(pick_accelerator(accelerator))
+    if device == "cpu":
+        keep_memory()
+    samples = data.samples(split)
+    image = samples[0, 0]["image"][None].to(device)
+    for model in networks.values():
+        model.to(device)
+    seconds = costs.median_seconds(
+        [functools.partial(model, image) for model in networks.values()], rounds, device
+    )
+    return [
+        Level(
+            name,
+            score(model, data, split, classes, device),
+            costs.parameters(model),
+            costs.multiply_adds(model, image)["Global"],
+            costs.peak_memory(functools.partial(model, image), device),
+            taken,
+        )
+        for (name, model), taken in zip(networks.items(), seconds, strict=True)
+    ]
+
+
+def score(
+    model: NestedUNet, data: DataModule, split: str, classes: list[str], device: str
+) -> dict[str, float]:
+    """Metrics over a split."""
+    metrics = SegmentationMetrics(classes).to(device)
+    for batch in data.loader(data.samples(split), data.eval_batch_size, shuffle=False):
+        logits: Tensor = model(batch["image"].to(device))
+        metrics.update(predicted_classes(logits), batch["mask"].to(device))
+    return {name: float(value) for name, value in metrics.compute().items()}
+
+
+def level_table(levels: list[Level], title: str) -> Table:
+    """A row a level; time also as a share of the deepest one's."""
+    table = Table(title=title, title_justify="left")
+    table.add_column("level", style="bold")
+    for head in ("Dice", "IoU", "parameters", "mult-adds", "memory", "an image", "of deepest"):
+        table.add_column(head, justify="right", no_wrap=True)
+    deepest = levels[-2].seconds  # the average comes last
+    for level in levels:
+        table.add_row(
+            level.name,
+            f"{level.scores['dice']:.4f}",
+            f"{level.scores['iou']:.4f}",
+            f"{level.parameters:,}",
+            f"{level.multiply_adds / 1e9:.2f} G",
+            f"{level.peak_bytes / 2**20:.0f} MiB",
+            f"{level.seconds * 1000:.1f} ms",
+            f"{level.seconds / deepest:.2f}",
+        )
+    return table
+
+
+def plot(levels: list[Level], file: Path) -> None:
+    """Dice against time; the area of a disc is the number of parameters."""
+    figure, axes = plt.subplots(figsize=(6, 4), dpi=150, layout="constrained")
+    most = max(level.parameters for level in levels)
+    for level in levels:
+        x, y = level.seconds * 1000, level.scores["dice"]
+        area = 1200 * level.parameters / most
+        axes.scatter(x, y, s=area, alpha=0.4, linewidths=0, color="#0072b2")
+        axes.scatter(x, y, s=8, color="#0072b2")
+        label = f"{level.name}, {level.parameters / 1e6:.2f} M"
+        axes.annotate(label, (x, y), xytext=(8, 8), textcoords="offset points")
+    axes.set(xlabel="ms an image", ylabel="Dice, mean over classes")
+    axes.margins(x=0.25, y=0.25)
+    axes.grid(alpha=0.3)
+    figure.savefig(file)
+    plt.close(figure)
+
+
+@command("prune")
+def main(cfg: DictConfig) -> None:
+    prune(cfg)
+
+
+if __name__ == "__main__":
+    main()
