@@ -25,6 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from seg.data.sources import DataError
 from seg.hardware import HardwareError
+from seg.help import help_text
 from seg.options import (
     CONF,
     UserError,
@@ -57,6 +58,9 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
         def main() -> None:
             try:
                 arguments = get_args_parser().parse_args()
+                if arguments.help:
+                    print(help_text(config_name))
+                    return
                 check_flags(config_name, arguments)
                 os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # exceptions come here as they are
                 hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(
@@ -147,7 +151,7 @@ def check_flags(config_name: str, arguments: Namespace) -> None:
     """Checks what was typed, unless Hydra is only asked for help or the like."""
     if arguments.config_path:
         raise UserError("--config-path: can't be changed; --config-dir FOLDER adds a folder")
-    asks = (arguments.help, arguments.hydra_help, arguments.info, arguments.shell_completion)
+    asks = (arguments.hydra_help, arguments.info, arguments.shell_completion)
     if not any(asks) and not arguments.experimental_rerun:
         words = [*searching(arguments.config_dir), *arguments.overrides]
         check_line(arguments.config_name or config_name, words, arguments.multirun)

@@ -280,7 +280,7 @@ def start_from(model: nn.Module, init: str) -> str:
         init: imagenet, or a run folder or checkpoint: what has the same name and shape is taken.
 
     Raises:
-        RunError: when there are no such weights, or none of them fits.
+        RunError: when there are no such weights, or most of the network would get none.
     """
     if init == "imagenet":
         try:
@@ -291,9 +291,12 @@ def start_from(model: nn.Module, init: str) -> str:
     weights = load(file).model.state_dict()
     own = model.state_dict()
     same = {k: v for k, v in weights.items() if k in own and own[k].shape == v.shape}
-    if not same:
-        raise RunError(f"init={init}: nothing in {file} has a name and shape of this network")
+    if 2 * len(same) < len(own):
+        raise RunError(
+            f"init={init}: only {len(same)} of this network's {len(own)} tensors are in {file} with "
+            "the same name and shape; take a run of the same model and width"
+        )
     model.load_state_dict(same, strict=False)
-    fresh = sorted({name.rpartition(".")[0] for name in own if name not in same})
+    fresh = sorted({".".join(name.split(".")[:2]) for name in own if name not in same})
     rest = f"; not in it, or of another shape: {', '.join(fresh)}" if fresh else ""
     return f"{len(same)} of {len(own)} tensors from {file}{rest}"

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import pytest
 from omegaconf import OmegaConf
@@ -13,7 +14,7 @@ from seg.options import CONF
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("model=unetp", r"model=unetp: no such model; did you mean unetpp\? \(choices: fcn, unet, unetpp\)"),
+        ("model=unetp", r"model=unetp: no such model; did you mean unetpp\? \(choices: fcn, segnet, smp, unet, "),
         ("modl=unet", r"modl: no such option; did you mean model\?"),
         ("loss=focal loss.gama=2", r"loss.gama: no such option; did you mean loss.gamma\?.*gamma, class_weights"),
         ("+loss.gama=2 loss=focal", r"loss.gama: no such option; did you mean loss.gamma\?"),
@@ -28,9 +29,9 @@ from seg.options import CONF
         ("trainer.max_epochs=ten", "trainer.max_epochs=ten: a whole number is needed"),
         ("trainer.compile=maybe", "trainer.compile=maybe: true or false is needed"),
         ("model.width=big", "model.width=big: a whole number is needed"),
-        ("model.up=transpose", r"model.up=transpose: one of transposed, bilinear; did you mean transposed\?"),
+        ("model.up=transpose", r"model.up=transpose: one of transposed, bilinear, nearest, pixel_shuffle, unpool; did you mean transposed\?"),
         ("trainer.precision=bf16_mixed", r"trainer.precision=bf16_mixed: one of auto.*did you mean bf16-mixed\?"),
-        ("model=5", "model=5: model takes one of fcn, unet, unetpp|model=5: no such model"),
+        ("model=5", "model=5: model takes one of fcn, segnet|model=5: no such model"),
         ("lr 1", "lr 1: can't be read as an override; write option=value"),
         ("lr=[1", r"lr=\[1: can't be read"),
         ("model.width.x=3", "model.width.x: model.width is one value|model.width"),
@@ -98,6 +99,10 @@ def test_a_right_line_passes(words):
 @pytest.mark.parametrize("group", [g for g in CONF.iterdir() if g.is_dir()], ids=lambda g: g.name)
 def test_every_file_of_a_group_passes_and_comments_each_option(group):
     for file in group.glob("*.yaml"):
+        if file.stem == "smp" and not find_spec("segmentation_models_pytorch"):
+            with pytest.raises(UserError, match=r"needs the extra smp: pip install 'seg\[smp\]'"):
+                checked("train", ["model=smp"])
+            continue
         checked("train", [f"{group.name}={file.stem}"])
         assert file.read_text().startswith("# "), file
 

@@ -159,3 +159,13 @@ def test_heads_are_averaged_and_terms_named():
 def test_weights_that_do_not_fit_the_classes_say_so():
     with pytest.raises(ValueError, match="class_weights has 3 numbers and the data 2 classes"):
         CrossEntropy([1.0, 2.0, 3.0])(*sample(1))
+
+
+def test_heads_are_weighed_as_told():
+    heads, mask = [torch.randn(2, 1, 4, 4) for _ in range(3)], torch.randint(0, 2, (2, 4, 4))
+    loss = Dice()
+    values = [loss(head, mask) for head in heads]
+    torch.testing.assert_close(judge(loss, heads, mask)[0], sum(values) / 3)
+    weighed = (values[0] + 3 * values[2]) / 4
+    torch.testing.assert_close(judge(loss, heads, mask, [1, 0, 3])[0], weighed)
+    torch.testing.assert_close(judge(loss, heads[:1], mask, [1, 0, 3])[0], values[0])

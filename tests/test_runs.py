@@ -75,6 +75,9 @@ def test_a_pickle_bomb_is_refused_and_does_not_go_off(tmp_path, monkeypatch):
         MODEL | {"norm": [{"_target_": "subprocess.run", "args": "touch exploded"}]},
         MODEL | {"width": "${oc.env:HOME}"},
         MODEL | {"_target_": "seg.modelsx.evil"},
+        {"_target_": "seg.models.fcn.torch.serialization.os.system", "command": "touch exploded"},
+        {"_target_": "seg.models.imagenet.load_state_dict_from_url", "url": "http://127.0.0.1/x"},
+        {"_target_": "seg.models.fcn.torch.nn.Identity"},
         MODEL | {"_target_": 5},
     ],
 )

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from seg.logits import probabilities
 from seg.models import UNet
-from seg.tiles import predict_probabilities, windows
+from seg.tiles import full_logits, mirrored, predict_probabilities, windows
 
 
 @given(st.integers(1, 400), st.integers(1, 400), st.sampled_from([(96, 32), (64, 0), (160, 64)]))
@@ -38,3 +38,33 @@ def test_tiles_equal_the_whole_image_when_their_context_covers_the_receptive_fie
 def test_tiles_off_the_grid_or_without_a_middle_are_refused(tile, overlap):
     with pytest.raises(ValueError, match=f"tile={tile} and overlap={overlap}"):
         predict_probabilities(UNet(1, 1, width=2), np.zeros((9, 9, 1)), lambda i: i, tile, overlap)
+
+
+@pytest.mark.parametrize("up", ["transposed", "bilinear", "unpool"])
+def test_tiles_of_a_valid_unet_equal_the_whole_image_up_to_its_borders(up):
+    torch.manual_seed(0)
+    model = UNet(1, 2, width=4, depth=2, padding="valid", norm="none", up=up).eval()
+    image = np.random.default_rng(0).random((200, 230, 1), np.float32)
+    tiled = predict_probabilities(model, image, lambda i: i - 0.5, tile=96, overlap=32)
+    with torch.no_grad():
+        whole = probabilities(full_logits(model, torch.from_numpy(image - 0.5)[None, ..., 0][None]))
+    np.testing.assert_allclose(tiled, whole[0].numpy(), atol=1e-5)
+    # the paper's overlap-tile by hand: pad the mirrored context, and run the plain network
+    side, context = model.input_side(200), model.context
+    padded = np.pad(image[:, :200, 0], ((context, side - 200 - context),) * 2, mode="reflect")
+    with torch.no_grad():
+        by_hand = model(torch.from_numpy(padded - 0.5)[None, None])[..., :200, :200]
+        ours = full_logits(model, torch.from_numpy(image[:, :200, 0] - 0.5)[None, None])
+    torch.testing.assert_close(ours, by_hand)
+
+
+def test_an_overlap_smaller_than_the_context_is_refused():
+    model = UNet(1, 1, width=2, padding="valid").eval()
+    with pytest.raises(ValueError, match=r"overlap=32: this network needs 92 px"):
+        predict_probabilities(model, np.zeros((300, 300, 1)), lambda i: i, tile=128, overlap=32)
+
+
+@given(st.integers(1, 9), st.integers(0, 30), st.integers(0, 30))
+def test_mirroring_goes_on_as_numpy_s_does(side, before, after):
+    wanted = np.pad(np.arange(side), (before, after), mode="reflect")
+    assert mirrored(side, before, after).tolist() == wanted.tolist()

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
 from seg import runs
-from seg.cli import CONF
+from seg.cli import CONF, UserError
 from seg.evaluate import evaluate
 from seg.predict import predict
 from seg.tracking import read_metrics
@@ -118,6 +118,75 @@ def test_the_same_seed_gives_the_same_weights_bit_for_bit_whatever_the_workers(t
         kept.append(weights(folder))
     for other in kept[1:]:
         assert all(torch.equal(kept[0][k], other[k]) for k in kept[0])
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["model=segnet"],
+        ["model=fcn", "model.encoder=alexnet", "model.fixed_upsampling=none"],
+        ["model=unet_e", "head_weights=[1,0,2,3]"],
+        ["model=unet_plus", "model.deep_supervision=false", "model.output=deepest"],
+        ["model=unet_wide", "model.up=pixel_shuffle", "model.block=bottleneck"],
+        ["model=unet_paper", "model.depth=2", "two_class_logits=2"],
+    ],
+    ids=" ".join,
+)
+def test_each_network_trains_is_scored_again_and_predicts(tmp_path, words):
+    scores, folder = tiny(tmp_path, *words, "trainer.max_epochs=1")
+    again = evaluate(config("evaluate", f"run={folder}", "panels=1"))
+    for key, value in again.items():
+        assert value == pytest.approx(scores[f"best/{key}"], abs=1e-6), key
+    image = tmp_path / "image.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (50, 71), np.uint8)).save(image)
+    predict(config("predict", f"run={folder}", f"input={image}", f"output={tmp_path / 'out'}"))
+    with Image.open(tmp_path / "out/masks/image.png") as mask:
+        assert mask.size == (71, 50)
+
+
+def test_a_valid_unet_is_judged_on_all_pixels_and_sees_mirrored_context(tmp_path, capsys):
+    _, folder = tiny(tmp_path, "model=unet_paper", "model.depth=2", "trainer.max_epochs=1")
+    # depth 2: context 20 px, sides of 44 + 4 n: a crop of 32 + 2 * 20 = 72 px, which is one of them
+    assert (
+        "crops      72x72 px go in, the 32x32 in their middle come out" in capsys.readouterr().out
+    )
+    told = json.loads((folder / "run.json").read_text())["metrics"]
+    assert 0 < told["test/accuracy"] < 1
+    with pytest.raises(UserError, match=r"loader.crop=null: model.padding=valid needs crops"):
+        tiny(tmp_path, "model=unet_paper", "model.depth=2", "loader.crop=null")
+
+
+def test_a_finer_fcn_starts_from_the_coarser_one(tmp_path, capsys):
+    _, coarse = tiny(tmp_path, "model=fcn", "model.stride=32", "trainer.max_epochs=1")
+    capsys.readouterr()
+    still = ["optim=sgd", "optim.lr=0", "optim.weight_decay=0", "trainer.max_epochs=1"]
+    _, fine = tiny(tmp_path, "model=fcn", "model.stride=16", f"init={coarse}", *still)
+    assert (
+        "not in it, or of another shape: doubles.0, last.weight, scores.1"
+        in capsys.readouterr().out
+    )
+    old, new = runs.load(coarse).model, runs.load(fine).model
+    for name, value in old.named_parameters():
+        if not name.startswith("last"):
+            assert torch.equal(value, new.state_dict()[name]), name
+
+
+def test_what_can_not_be_started_from_is_told_before_a_folder_is_made(tmp_path):
+    for words, message in (
+        (["init=imagenet"], "init=imagenet: UNet has no published weights; FCN and SegNet have"),
+        (["init=nothing"], "run=nothing: no such folder or file"),
+        (["head_weights=[1,2]"], r"head_weights=\[1, 2\]: this network trains 1 head"),
+        (["model=unetpp", "head_weights=[1,2]"], "trains 4 heads"),
+        (["model=unetpp", "head_weights=[0,0,0,0]"], "not all 0"),
+    ):
+        with pytest.raises((UserError, runs.RunError), match=message):
+            tiny(tmp_path, *words)
+    assert not (tmp_path / "outputs").exists()
+    _, folder = tiny(tmp_path, "trainer.max_epochs=1")
+    with pytest.raises(
+        runs.RunError, match=r"only 1 of this network's 152 tensors are in .*best.ckpt"
+    ):
+        tiny(tmp_path, "model=segnet", f"init={folder}")
 
 
 def test_seed_0_counts_and_another_seed_differs(tmp_path):
@@ -265,6 +334,8 @@ LOSSES = sorted(p.stem for p in (CONF / "loss").glob("*.yaml"))
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("loss", LOSSES)
 def test_every_model_trains_with_every_loss(tmp_path, model, loss):
+    if model == "smp":
+        pytest.importorskip("segmentation_models_pytorch", exc_type=Exception)
     scores, _ = tiny(tmp_path, f"model={model}", f"loss={loss}", "trainer=smoke", "panels=0")
     assert math.isfinite(scores["best/val/loss"])
 
