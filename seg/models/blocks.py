@@ -4,6 +4,7 @@
 made up beyond the border; each 3x3 convolution takes a pixel from each side).
 """
 
+import typing
 from typing import Literal
 
 import torch
@@ -127,6 +128,7 @@ BLOCKS = {"double_conv": DoubleConv, "residual": Residual, "bottleneck": Bottlen
 
 def downsampling(channels: int, down: Down) -> nn.Module:
     """Halves height and width, even ones: the red arrows of the U-Net figure."""
+    check_word("down", down, typing.get_args(Down))
     if down == "strided":
         return nn.Conv2d(channels, channels, kernel_size=2, stride=2)
     return nn.MaxPool2d(2) if down == "max" else nn.AvgPool2d(2)
@@ -155,6 +157,7 @@ class Upsampling(nn.Module):
         self, in_channels: int, out_channels: int, up: Up, padding: Padding = "same"
     ) -> None:
         super().__init__()
+        check_word("up", up, typing.get_args(Up))
         self.up, self.margin = up, int(up == "bilinear" and padding == "valid")
         if up == "transposed":
             self.conv: nn.Module = nn.ConvTranspose2d(in_channels, out_channels, 2, stride=2)
@@ -173,7 +176,7 @@ class Upsampling(nn.Module):
         if self.up == "pixel_shuffle":
             return F.pixel_shuffle(x, 2)
         if self.up == "unpool":
-            return F.max_unpool2d(x, F.max_pool2d(skip, 2, return_indices=True)[1], [2, 2])
+            return unpool(x, F.max_pool2d(skip, 2, return_indices=True)[1])
         return x
 
     def start_even(self) -> None:
@@ -185,8 +188,23 @@ class Upsampling(nn.Module):
                 weight.copy_(weight[::4].repeat_interleave(4, dim=0))
 
 
+def unpool(x: Tensor, indices: Tensor) -> Tensor:
+    """Puts each value where 2x2 max-pooling took its maximum from, zeros elsewhere (SegNet, figure 3).
+
+    As ``torch.nn.functional.max_unpool2d``, which can't be traced.
+
+    Shape:
+        x and indices (B, C, H, W) -> (B, C, 2 H, 2 W).
+    """
+    batch, channels, height, width = x.shape
+    empty = x.new_zeros(batch, channels, 4 * height * width)
+    put = empty.scatter(2, indices.flatten(2), x.flatten(2))
+    return put.view(batch, channels, 2 * height, 2 * width)
+
+
 def fused(channels: int, skips: int, fuse: Fuse) -> int:
     """Channels that a node sees of ``skips`` skips and one upsampled map."""
+    check_word("fuse", fuse, typing.get_args(Fuse))
     return channels * (skips + 1 if fuse == "concat" else 1)
 
 

@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from seg.models.blocks import Norm, check_counts, conv_norm_relu, he_init, pad_to_multiple
+from seg.models.blocks import Norm, check_counts, conv_norm_relu, he_init, pad_to_multiple, unpool
 from seg.models.encoders import VGG16, Encoder, vgg16
 
 
@@ -53,5 +53,5 @@ class SegNet(nn.Module):
             x, indices = F.max_pool2d(stage(x), 2, return_indices=True)
             taken_from.append(indices)
         for stage in self.decoder:
-            x = stage(F.max_unpool2d(x, taken_from.pop(), [2, 2]))
+            x = stage(unpool(x, taken_from.pop()))
         return self.head(x)[..., :height, :width]
