@@ -131,7 +131,7 @@ def build(node: DictConfig, path: str, **given: Any) -> Any:
         cause = error.__cause__
         if isinstance(cause, MISTAKES):
             raise cause from error
-        if isinstance(cause, ValueError | TypeError | ImportError):
+        if isinstance(cause, ValueError | TypeError | KeyError | ImportError):
             full = (
                 str(error).rpartition("full_key: ")[2].strip() if "full_key: " in str(error) else ""
             )

@@ -25,7 +25,7 @@ from seg.cli import UserError, build, command, plain
 from seg.console import first_process, logging_to, quiet
 from seg.data.module import DataModule
 from seg.logits import num_logits
-from seg.models import NestedUNet, UNet
+from seg.models import NestedUNet, Peer, UNet
 from seg.task import SegmentationTask
 from seg.tracking import MetricsCSV
 
@@ -207,7 +207,8 @@ def announce(
     accelerator = hardware.pick_accelerator(cfg.trainer.accelerator)
     precision, why = hardware.pick_precision(cfg.trainer.precision, accelerator)
     log.info(f"run        {name}, seed {cfg.seed}")
-    log.info(f"model      {type(task.model).__name__}, {parameters / 1e6:.2f} M parameters")
+    network = task.model.network if isinstance(task.model, Peer) else task.model
+    log.info(f"model      {type(network).__name__}, {parameters / 1e6:.2f} M parameters")
     if isinstance(task.model, UNet) and task.model.context and data.crop:
         side = task.model.input_side(data.crop)
         inner = side - 2 * task.model.context
