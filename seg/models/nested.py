@@ -146,10 +146,9 @@ class NestedUNet(nn.Module):
             if j == 0:
                 below = self.pools[i - 1](x[i - 1, 0]) if i else padded
             else:
-                raised = self.ups[f"{i}_{j}"](x[i + 1, j - 1], x[i, 0])
-                below = join([x[node] for node in self.same_level(i, j)], raised, self.fuse)
-                del raised
+                below = self.meet(x, i, j)
             x[i, j] = self.dropout(self.nodes[f"{i}_{j}"](below))
+            del below  # a large one, which the next node's must not stand beside
             if j and i + j == max(depths):  # a column's lowest node: no other needs the level below
                 x = {node: value for node, value in x.items() if node[0] <= i}
             if i == 0 and j in depths:
@@ -157,6 +156,11 @@ class NestedUNet(nn.Module):
         if self.training and self.deep_supervision:
             return logits
         return average(logits) if len(logits) > 1 else logits[0]
+
+    def meet(self, x: dict[Node, Tensor], i: int, j: int) -> Tensor:
+        """What X(i, j) sees, j > 0: nodes of its own level beside X(i+1, j-1), doubled."""
+        raised = self.ups[f"{i}_{j}"](x[i + 1, j - 1], x[i, 0])
+        return join([x[node] for node in self.same_level(i, j)], raised, self.fuse)
 
 
 def triangle(depth: int) -> list[Node]:

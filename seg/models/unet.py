@@ -104,12 +104,15 @@ class UNet(nn.Module):
             x = block(pool(x))
         x = self.dropout(x)
         for up, block in zip(self.up, self.fuse, strict=True):
-            skip = skips.pop()
-            if self.valid:
-                height, width = (2 * (side - self.upsampling_margin) for side in x.shape[-2:])
-                skip = crop_centre(skip, height, width)
-            x = block(join([skip], up(x, skip), self.joined))
+            x = block(self.meet(up, x, skips.pop()))  # nothing else holds the skip any longer
         return self.head(x) if self.valid else self.head(x)[..., :height, :width]
+
+    def meet(self, up: nn.Module, x: Tensor, skip: Tensor) -> Tensor:
+        """What comes from below, doubled, beside the skip, which valid convolutions crop."""
+        if self.valid:
+            height, width = (2 * (side - self.upsampling_margin) for side in x.shape[-2:])
+            skip = crop_centre(skip, height, width)
+        return join([skip], up(x, skip), self.joined)
 
     def input_side(self, output: int) -> int:
         """The smallest input side, in px, whose logits have at least ``output`` px a side."""
