@@ -118,6 +118,11 @@ def check_word(override: Override, base: dict[str, Any], unchosen: Collection[st
             whole = ".".join(parts[:depth])
             raise UserError(f"{path}: {whole} is one value{says(node)}, not a group of options")
         if part not in node:
+            inside = [
+                name for name, group in base.items() if isinstance(group, dict) and part in group
+            ]
+            if len(parts) == 1 and inside:
+                raise UserError(f"{part}: no such option; did you mean {inside[0]}.{part}?")
             near = nearest(part, visible(node))
             if parts[0] in unchosen and not near and not override.is_delete():
                 raise UserError(f"{override.input_line}: write +{override.input_line}")

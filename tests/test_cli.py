@@ -31,6 +31,7 @@ from seg.options import CONF
         ("model.width=big", "model.width=big: a whole number is needed"),
         ("model.up=transpose", r"model.up=transpose: one of transposed, bilinear, nearest, pixel_shuffle, unpool; did you mean transposed\?"),
         ("trainer.precision=bf16_mixed", r"trainer.precision=bf16_mixed: one of auto.*did you mean bf16-mixed\?"),
+        ("stride=16 model=fcn", r"stride: no such option; did you mean model.stride\?"),
         ("model=5", "model=5: model takes one of fcn, segnet|model=5: no such model"),
         ("lr 1", "lr 1: can't be read as an override; write option=value"),
         ("lr=[1", r"lr=\[1: can't be read"),

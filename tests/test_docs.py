@@ -6,15 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from seg.cli import check_line, checked
+from seg.cli import CONF, check_line, checked
 from seg.evaluate import evaluate
+from seg.models.__main__ import show
 from seg.predict import predict
+from seg.prune import prune
 from seg.train import train
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "README.zh-CN.md", *sorted((ROOT / "docs").glob("*.md"))]
 COMMAND = re.compile(r"python -m seg\.(\w+)((?: [^\n`|#]+)?)")
-RUN = {"train": train, "evaluate": evaluate, "predict": predict}
+RUN = {"train": train, "evaluate": evaluate, "predict": predict, "prune": prune, "models": show}
 SMALL = ["trainer=smoke", "logger=none", "model.width=2", "loader.crop=32", "panels=1"]
 
 
@@ -49,10 +51,16 @@ def test_a_documented_command_runs(name, words, tmp_path, monkeypatch, stack_roo
         pytest.skip("informs, runs nothing")
     monkeypatch.chdir(tmp_path)
     line = [w.split(",")[0] if "," in w and "[" not in w else w for w in words if w != "-m"]
+    if name == "models":
+        show(checked("models", line))
+        return
+    model = {"prune": "unetpp", "train": "fcn"}.get(name, "unet")
+    if name != "train" or any(w.startswith("init=") for w in line):  # it starts from a run
+        first = [f"model={model}", *(["model.stride=32"] if model == "fcn" else [])]
+        train(checked("train", [*first, *SMALL, "data.size=64", "data.train=2", "data.val=1"]))
     if name == "train":
         train(checked("train", small(line, stack_root, folder_root)))
         return
-    train(checked("train", [*SMALL, "data.size=64", "data.train=2", "data.val=1"]))
     image = folder_root.parent / "isbi" / "train-volume.tif"
     places = {"input": str(image), "output": str(tmp_path / "out"), "run": "outputs/latest"}
     RUN[name](
@@ -76,6 +84,19 @@ def small(line: list[str], stack_root: Path, folder_root: Path) -> list[str]:
             line += ["data.classes=[a,b,c]", "data.colors=null", "data.ignore=[]"]
         return [*line, *SMALL]
     return [*line, *SMALL, "data.size=64", "data.train=2", "data.val=1", "data.test=1"]
+
+
+@pytest.mark.parametrize("file", ["fcn", "segnet", "unet", "unetpp", "smp"])
+def test_the_docs_show_each_option_and_default_of_a_model(file):
+    text = (CONF / f"model/{file}.yaml").read_text().rstrip()
+    assert f"```yaml\n{text}\n```" in (ROOT / "docs/models.md").read_text()
+
+
+def test_the_docs_name_every_model():
+    text = (ROOT / "docs/models.md").read_text() + "`smp`"
+    base = {"fcn", "segnet", "unet", "unetpp"}
+    for file in (CONF / "model").glob("*.yaml"):
+        assert file.stem in base or f"`{file.stem}`" in text, file.stem
 
 
 def test_both_readmes_show_the_same_commands_numbers_and_pictures():

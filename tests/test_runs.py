@@ -3,6 +3,7 @@
 import os
 import pickle
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -102,3 +103,16 @@ def test_what_is_no_checkpoint_is_an_error_that_names_it(tmp_path):
         runs.load(tmp_path)
     with pytest.raises(RunError, match="run is not set"):
         runs.load(None)
+
+
+@pytest.mark.skipif(bool(find_spec("segmentation_models_pytorch")), reason="the extra is there")
+def test_a_network_of_an_extra_that_is_not_installed_names_it(tmp_path):
+    network = {"_target_": "segmentation_models_pytorch.Unet", "encoder_weights": "imagenet"}
+    model = {"_target_": "seg.models.Peer", "in_channels": 1, "num_classes": 1, "network": network}
+    with pytest.raises(RunError, match=r"a.ckpt: .* needs the extra smp: pip install 'seg\[smp\]'"):
+        runs.load(checkpoint(tmp_path / "a.ckpt", model))
+
+
+def test_reading_a_run_back_downloads_no_weights():
+    node = {"network": {"encoder_weights": "imagenet", "encoder_name": "x"}, "multiple": 32}
+    assert runs.without_weights(node)["network"] == {"encoder_weights": None, "encoder_name": "x"}
