@@ -63,9 +63,9 @@ class DoubleConv(nn.Sequential):
     def __init__(
         self, in_channels: int, out_channels: int, norm: Norm, padding: Padding = "same"
     ) -> None:
-        super().__init__(
-            conv_norm_relu(in_channels, out_channels, 3, norm, padding),
-            conv_norm_relu(out_channels, out_channels, 3, norm, padding),
+        super().__init__(  # in one row: a nested one would hold on to its input as it works
+            *conv_norm_relu(in_channels, out_channels, 3, norm, padding),
+            *conv_norm_relu(out_channels, out_channels, 3, norm, padding),
         )
 
 
