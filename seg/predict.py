@@ -22,7 +22,7 @@ from seg.data.images import (
     write_png,
 )
 from seg.data.sources import DataError
-from seg.hardware import pick_accelerator, torch_device
+from seg.hardware import pick_accelerator, settle, torch_device
 from seg.panels import overlay
 from seg.tiles import check_tiles, predict_probabilities
 
@@ -36,7 +36,7 @@ def predict(cfg: DictConfig) -> list[Path]:
     check_request(cfg)
     run = runs.load(cfg.run)
     device = torch_device(pick_accelerator(cfg.accelerator))
-    run.model.to(device)
+    settle(run.model, device)
     files = inputs(cfg.input)
     output = empty_folder(cfg.output, cfg.save)
     written: list[Path] = []

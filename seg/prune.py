@@ -24,7 +24,7 @@ from seg.cli import UserError, command
 from seg.console import quiet
 from seg.data.module import DataModule
 from seg.evaluate import open_data
-from seg.hardware import keep_memory, pick_accelerator, torch_device
+from seg.hardware import pick_accelerator, settle, torch_device
 from seg.logits import predicted_classes
 from seg.metrics import SegmentationMetrics
 from seg.models import NestedUNet
@@ -139,12 +139,10 @@ def compare(
 ) -> list[Level]:
     """Scores and costs of each network on a split; times are taken in turn."""
     device = torch_device(pick_accelerator(accelerator))
-    if device == "cpu":
-        keep_memory()
     samples = data.samples(split)
     image = samples[0, 0]["image"][None].to(device)
     for model in networks.values():
-        model.to(device)
+        settle(model, device)
     seconds = costs.median_seconds(
         [functools.partial(model, image) for model in networks.values()], rounds, device
     )
