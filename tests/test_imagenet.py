@@ -172,6 +172,8 @@ def test_what_does_not_fit_is_told(site):
         load_published(FCN(5, 2, width=2, norm="none"), url)
     with pytest.raises(ValueError, match="UNet has no published weights; FCN and SegNet have"):
         load_published(UNet(3, 2, width=2), url)
+    with pytest.raises(ValueError, match="are for width=64; this network's is 2"):
+        load_published(FCN(3, 2, width=2, norm="none"))
     with pytest.raises(
         ValueError, match="published for vgg16 with norm=group; there are vgg16 with"
     ):
@@ -193,7 +195,7 @@ def test_summed_filters_are_the_answer_to_equal_channels_by_definition():
 def test_a_run_starts_from_them_and_is_read_back_without_them(site, tmp_path, monkeypatch, capsys):
     folder, address = site
     url = address + serve(folder, torchvision_like("vgg16_bn", 4))
-    monkeypatch.setattr("seg.models.imagenet.published", lambda encoder, norm: url)
+    monkeypatch.setattr("seg.runs.load_published", partial(load_published, url=url))
     _, run = tiny(tmp_path, "model=segnet", "init=imagenet", "trainer.max_epochs=1")
     assert f"init       the encoder's weights from {url}" in capsys.readouterr().out
     monkeypatch.setattr("seg.models.imagenet.download", None)

@@ -33,6 +33,11 @@ def test_every_model_is_shown(name, capsys):
     assert "parameters" in capsys.readouterr().out
 
 
+def test_a_size_of_nothing_is_told():
+    with pytest.raises(UserError, match=r"data.size=0: it must be at least 1"):
+        show(checked("models", ["data.size=0"]))
+
+
 def test_a_size_that_a_valid_unet_can_not_take_is_told():
     with pytest.raises(UserError, match=r"data.size=512: .* nearest to 512 is 508"):
         show(checked("models", ["model=unet_paper", "data.size=512"]))

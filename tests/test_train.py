@@ -177,6 +177,7 @@ def test_what_can_not_be_started_from_is_told_before_a_folder_is_made(tmp_path):
         (["init=nothing"], "run=nothing: no such folder or file"),
         (["head_weights=[1,2]"], r"head_weights=\[1, 2\]: this network trains 1 head"),
         (["model=unetpp", "head_weights=[1,2]"], "trains 4 heads"),
+        (["model=unetpp", "head_weights=3"], "head_weights=3: a list of numbers is needed"),
         (["model=unetpp", "head_weights=[0,0,0,0]"], "not all 0"),
     ):
         with pytest.raises((UserError, runs.RunError), match=message):

@@ -24,6 +24,9 @@ def show(cfg: DictConfig) -> tuple[int, int]:
     """Prints the table and returns height and width of the logits."""
     quiet()
     size, channels = cfg.data.size, cfg.data.channels
+    for option, value in (("data.size", size), ("data.channels", channels), ("logits", cfg.logits)):
+        if value < 1:
+            raise UserError(f"{option}={value}: it must be at least 1")
     cfg.model.in_channels, cfg.model.num_classes = channels, cfg.logits
     with torch.device("meta"):
         model: nn.Module = build(cfg.model, "model").eval()

@@ -126,8 +126,11 @@ def load_published(model: nn.Module, url: str | None = None) -> str:
     """
     if not isinstance(model, FCN | SegNet):
         raise ValueError(f"{type(model).__name__} has no published weights; FCN and SegNet have")
-    url = url or published(model.encoder, model.norm)
     ours = convolutions([*model.stages, *([model.classifier] if isinstance(model, FCN) else [])])
+    if url is None:
+        url, width = published(model.encoder, model.norm), ours[0][0].out_channels
+        if width != 64:  # told before hundreds of MB come
+            raise ValueError(f"the published weights are for width=64; this network's is {width}")
     theirs = entries(download(url))
     with torch.no_grad():
         for (conv, norm), (weight, bias, their_norm) in zip(ours, theirs, strict=False):
