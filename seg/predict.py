@@ -35,6 +35,10 @@ def predict(cfg: DictConfig) -> list[Path]:
     quiet()
     check_request(cfg)
     run = runs.load(cfg.run)
+    try:
+        check_tiles(run.model, cfg.tile, cfg.overlap)
+    except ValueError as error:
+        raise UserError(str(error)) from error
     device = torch_device(pick_accelerator(cfg.accelerator))
     settle(run.model, device)
     files = inputs(cfg.input)
@@ -72,10 +76,6 @@ def check_request(cfg: DictConfig) -> None:
     unknown = [kind for kind in cfg.save if kind not in KINDS]
     if unknown or not cfg.save:
         raise UserError(f"save={list(cfg.save)}: choose from {', '.join(KINDS)}")
-    try:
-        check_tiles(cfg.tile, cfg.overlap)
-    except ValueError as error:
-        raise UserError(str(error)) from error
 
 
 def inputs(given: str) -> list[Path]:

@@ -56,13 +56,18 @@ class Level:
 def prune(cfg: DictConfig) -> list[Level]:
     """Compares the depths of a run's grid, writes table and plot, and the small network if asked."""
     quiet()
+    if cfg.rounds < 1:
+        raise UserError(f"rounds={cfg.rounds}: it must be at least 1")
     run = runs.load(cfg.run)
     depths = prunable(run)
-    if cfg.depth is not None and cfg.depth not in depths:
+    if cfg.depth is not None and (not isinstance(cfg.depth, int) or cfg.depth not in depths):
         raise UserError(f"depth={cfg.depth}: {run.checkpoint} has heads {depths}")
     split, data = open_data(cfg, run)
     folder = Path(cfg.output) if cfg.output else run.folder / "prune"
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"output={folder}: can't be written ({error.strerror})") from error
     if cfg.depth is not None:
         write_pruned(run, cfg.depth, folder / f"L{cfg.depth}.ckpt", data, split)
     networks = {f"L{depth}": pruned(run, depth) for depth in depths}

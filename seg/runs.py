@@ -242,7 +242,10 @@ def check_targets(node: Any, file: Path, packages: tuple[str, ...] = NETWORKS) -
             raise RunError(
                 f"{file}: its config names {node['_target_']!r}; only {', '.join(packages)} are honoured"
             )
-        for value in node.values():
+        for name, value in node.items():
+            elsewhere = name == "encoder_name" and ":" in str(value)  # timm's way to a hub
+            if elsewhere or name in ("checkpoint_path", "pretrained", "pretrained_cfg"):
+                raise RunError(f"{file}: its config reads weights from elsewhere: {name}={value!r}")
             check_targets(value, file, packages)
     elif isinstance(node, list):
         for value in node:
@@ -269,7 +272,8 @@ def written_in(target: object, packages: tuple[str, ...]) -> bool:
 def without_weights(node: dict[str, Any]) -> dict[str, Any]:
     """A network's config without the download of weights that the checkpoint replaces anyway."""
     plain = {k: without_weights(v) if isinstance(v, dict) else v for k, v in node.items()}
-    return plain | ({"encoder_weights": None} if "encoder_weights" in plain else {})
+    theirs = str(node.get("_target_")).startswith("segmentation_models_pytorch.")
+    return plain | ({"encoder_weights": None} if theirs else {})  # imagenet is its default
 
 
 def start_from(model: nn.Module, init: str) -> str:
@@ -287,7 +291,12 @@ def start_from(model: nn.Module, init: str) -> str:
             return f"the encoder's weights from {load_published(model)}"
         except ValueError as error:
             raise RunError(f"init=imagenet: {error}") from error
-    file = find_checkpoint(init)
+    if not isinstance(init, str):
+        raise RunError(f"init={init}: imagenet, a run folder or a checkpoint file is needed")
+    try:
+        file = find_checkpoint(init)
+    except RunError as error:
+        raise RunError(str(error).replace("run=", "init=", 1)) from error
     weights = load(file).model.state_dict()
     own = model.state_dict()
     same = {k: v for k, v in weights.items() if k in own and own[k].shape == v.shape}

@@ -7,19 +7,33 @@ import torch
 from torch import Tensor, nn
 
 from seg.logits import probabilities
-from seg.models import UNet
+from seg.models import NestedUNet, Peer, UNet
 
-GRID = (
-    32  # px: tiles start on multiples of the coarsest stride of any network here, or pooling shifts
-)
+GRID = 32  # px: where tiles start, or pooling shifts; a network with a coarser stride has its own
 
 
-def check_tiles(tile: int, overlap: int) -> None:
-    """Raises ValueError unless tiles start on the grid and have a middle."""
-    if tile % GRID or overlap % GRID or overlap < 0 or tile <= 2 * overlap:
+def coarsest(model: nn.Module) -> int:
+    """The grid in px on which a network's tiles start: its coarsest stride, or a multiple of it."""
+    if isinstance(model, UNet):
+        return max(GRID, model.stride)
+    if isinstance(model, NestedUNet):
+        return max(GRID, 2**model.depth)
+    return max(GRID, model.multiple) if isinstance(model, Peer) else GRID
+
+
+def check_tiles(model: nn.Module, tile: int, overlap: int) -> None:
+    """Raises ValueError unless tiles start on the network's grid, have a middle and enough context."""
+    grid = coarsest(model)
+    if tile % grid or overlap % grid or overlap < 0 or tile <= 2 * overlap:
         raise ValueError(
-            f"tile={tile} and overlap={overlap}: both must be multiples of {GRID} px, "
+            f"tile={tile} and overlap={overlap}: both must be multiples of {grid} px, "
             "and tile more than twice overlap"
+        )
+    context = model.context if isinstance(model, UNet) else 0
+    if overlap < context:
+        enough = -(-context // grid) * grid
+        raise ValueError(
+            f"overlap={overlap}: this network needs {context} px of context; take overlap={enough}"
         )
 
 
@@ -87,10 +101,8 @@ def predict_probabilities(
         overlap: px of context on each side.
         device: where the model is.
     """
-    check_tiles(tile, overlap)
+    check_tiles(model, tile, overlap)
     height, width = image.shape[:2]
-    if isinstance(model, UNet) and overlap < model.context and max(height, width) > tile:
-        raise ValueError(f"overlap={overlap}: this network needs {model.context} px of context")
     result: np.ndarray | None = None
     for read, keep, put in windows(height, width, tile, overlap):
         normal = np.ascontiguousarray(prepare(image[read]).transpose(2, 0, 1))

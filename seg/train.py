@@ -5,6 +5,7 @@ other command reads. ``-m`` with comma-separated values sweeps.
 """
 
 import logging
+import math
 import shlex
 import shutil
 import time
@@ -79,7 +80,9 @@ def check_head_weights(weights: list[float] | None, model: nn.Module) -> None:
     """Raises UserError unless there is a weight for each head that is trained, or none at all."""
     if weights is None:
         return
-    if not isinstance(weights, list) or not all(isinstance(w, int | float) for w in weights):
+    if not isinstance(weights, list) or not all(
+        isinstance(w, int | float) and math.isfinite(w) for w in weights
+    ):
         raise UserError(f"head_weights={weights}: a list of numbers is needed, [1,1,1,2], or null")
     heads = len(model.heads) if isinstance(model, NestedUNet) and model.deep_supervision else 1
     if heads == 1 or len(weights) != heads or min(weights) < 0 or sum(weights) == 0:

@@ -161,6 +161,22 @@ def test_a_file_that_is_not_the_published_one_is_refused(site, tmp_path):
     assert not list((tmp_path / "cache").rglob("*.pth"))
 
 
+def test_a_file_put_into_the_cache_is_hashed_too(site, tmp_path):
+    _, address = site
+    cache = tmp_path / "cache/hub/checkpoints"
+    cache.mkdir(parents=True)
+    (cache / "net-12345678.pth").write_text("junk")
+    with pytest.raises(ValueError, match=r"net-12345678.pth: its SHA-256 starts with .* remove it"):
+        load_published(FCN(3, 2, width=2, norm="none"), f"{address}net-12345678.pth")
+
+
+def test_a_file_of_too_few_layers_is_refused(site):
+    folder, address = site
+    url = address + serve(folder, nn.Sequential(nn.Conv2d(3, 2, 3)))
+    with pytest.raises(ValueError, match="has 1 layers; this network takes 15"):
+        load_published(FCN(3, 2, width=2, norm="none"), url)
+
+
 def test_what_does_not_fit_is_told(site):
     folder, address = site
     url = address + serve(folder, torchvision_like("vgg16", 2))

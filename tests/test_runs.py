@@ -114,5 +114,15 @@ def test_a_network_of_an_extra_that_is_not_installed_names_it(tmp_path):
 
 
 def test_reading_a_run_back_downloads_no_weights():
-    node = {"network": {"encoder_weights": "imagenet", "encoder_name": "x"}, "multiple": 32}
-    assert runs.without_weights(node)["network"] == {"encoder_weights": None, "encoder_name": "x"}
+    network = {"_target_": "segmentation_models_pytorch.Unet", "encoder_name": "x"}
+    for given in ({}, {"encoder_weights": "imagenet"}):
+        node = {"network": network | given, "multiple": 32}
+        assert runs.without_weights(node)["network"] == network | {"encoder_weights": None}
+
+
+@pytest.mark.parametrize(
+    "more", [{"encoder_name": "tu-hf-hub:a/b"}, {"checkpoint_path": "evil.pth"}]
+)
+def test_a_config_that_reads_weights_from_elsewhere_is_refused(tmp_path, more):
+    with pytest.raises(RunError, match="reads weights from elsewhere"):
+        runs.load(checkpoint(tmp_path / "a.ckpt", MODEL | more))

@@ -60,8 +60,15 @@ def test_tiles_of_a_valid_unet_equal_the_whole_image_up_to_its_borders(up):
 
 def test_an_overlap_smaller_than_the_context_is_refused():
     model = UNet(1, 1, width=2, padding="valid").eval()
-    with pytest.raises(ValueError, match=r"overlap=32: this network needs 92 px"):
+    with pytest.raises(
+        ValueError, match=r"overlap=32: this network needs 92 px of context; take overlap=96"
+    ):
         predict_probabilities(model, np.zeros((300, 300, 1)), lambda i: i, tile=128, overlap=32)
+
+
+def test_a_network_of_coarser_stride_has_a_coarser_grid():
+    with pytest.raises(ValueError, match="multiples of 64 px"):
+        predict_probabilities(UNet(1, 1, 1, 6), np.zeros((9, 9, 1)), lambda i: i, 160, 32)
 
 
 @given(st.integers(1, 9), st.integers(0, 30), st.integers(0, 30))

@@ -174,7 +174,9 @@ def test_a_finer_fcn_starts_from_the_coarser_one(tmp_path, capsys):
 def test_what_can_not_be_started_from_is_told_before_a_folder_is_made(tmp_path):
     for words, message in (
         (["init=imagenet"], "init=imagenet: UNet has no published weights; FCN and SegNet have"),
-        (["init=nothing"], "run=nothing: no such folder or file"),
+        (["init=nothing"], "init=nothing: no such folder or file"),
+        (["init=123"], "init=123: imagenet, a run folder or a checkpoint file is needed"),
+        (["model=unetpp", "head_weights=[nan,1,1,1]"], "a list of numbers is needed"),
         (["head_weights=[1,2]"], r"head_weights=\[1, 2\]: this network trains 1 head"),
         (["model=unetpp", "head_weights=[1,2]"], "trains 4 heads"),
         (["model=unetpp", "head_weights=3"], "head_weights=3: a list of numbers is needed"),

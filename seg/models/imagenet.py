@@ -1,5 +1,7 @@
 """Weights that torchvision publishes for AlexNet and VGG16, trained on ImageNet."""
 
+import hashlib
+from pathlib import Path
 from urllib.error import URLError
 
 import torch
@@ -39,6 +41,14 @@ def download(url: str) -> dict[str, Tensor]:
     Raises:
         ValueError: when it can't be had, or isn't the published file.
     """
+    kept = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
+    if kept.is_file():  # the library hashes only what it downloads
+        found, wanted = hashlib.sha256(kept.read_bytes()).hexdigest(), kept.stem.rpartition("-")[2]
+        if not found.startswith(wanted):
+            raise ValueError(
+                f"{kept}: its SHA-256 starts with {found[:8]}, not {wanted}; the file isn't the "
+                "published one: remove it"
+            )
     try:
         return load_state_dict_from_url(
             url, map_location="cpu", check_hash=True, weights_only=True, progress=False
@@ -132,6 +142,8 @@ def load_published(model: nn.Module, url: str | None = None) -> str:
         if width != 64:  # told before hundreds of MB come
             raise ValueError(f"the published weights are for width=64; this network's is {width}")
     theirs = entries(download(url))
+    if len(theirs) < len(ours):
+        raise ValueError(f"{url} has {len(theirs)} layers; this network takes {len(ours)}")
     with torch.no_grad():
         for (conv, norm), (weight, bias, their_norm) in zip(ours, theirs, strict=False):
             copy_layer(conv, norm, weight, bias, their_norm, url)
