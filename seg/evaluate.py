@@ -1,30 +1,68 @@
 """Scores a run on a split or on other data: ``python -m seg.evaluate run=outputs/latest data.split=test``."""
 
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
+import torch
 from omegaconf import DictConfig, OmegaConf
+from rich.progress import track
 
 from seg import reports, runs
 from seg.cli import UserError, build, command, plain
-from seg.console import quiet
-from seg.data.module import DataModule
+from seg.console import console, quiet
+from seg.data.module import DataModule, Samples
 from seg.hardware import build_trainer
+from seg.logits import IGNORE, probabilities
+from seg.metrics import SegmentationMetrics, boundaries, instances
+from seg.metrics.calibration import reliability_plot
+from seg.metrics.significance import Evidence, Interval, interval
 from seg.task import SegmentationTask
+from seg.tiles import full_logits
 
 log = logging.getLogger("seg")
+STANDARD = {"_target_": "seg.metrics.SegmentationMetrics"}  # of a run older than its choice
 
 
 def evaluate(cfg: DictConfig) -> dict[str, float]:
-    """Metrics of the run's network on a split, as logged in training; writes them beside panels."""
+    """Metrics of the run's network on a split, as logged in training; writes them beside panels.
+
+    Where the data counts objects, also those of seg.metrics.boundaries and seg.metrics.instances.
+    """
     quiet()
     run = runs.load(cfg.run)
+    metrics = chosen_metrics(cfg, run)
     split, data = open_data(cfg, run)
     folder = Path(cfg.output) if cfg.output else run.folder / f"evaluate-{split}"
-    loss = build(OmegaConf.create(run.config["loss"]), "loss")
-    task = SegmentationTask(run.model, loss, run.classes)
+    task = SegmentationTask(run.model, build(OmegaConf.create(run.config["loss"]), "loss"), metrics)
+    scores = count(cfg, run, task, data, split)
+    evidence = task.test_metrics.evidence()
+    if data.source.task == "instances":
+        found, more = count_objects(run, data.samples(split))
+        scores |= {f"{split}/{name}": value for name, value in found.items()}
+        evidence |= more
+    Report(cfg, run, data, split, folder, task.test_metrics).write(scores, evidence)
+    return scores
+
+
+def chosen_metrics(cfg: DictConfig, run: runs.LoadedRun) -> SegmentationMetrics:
+    """What is computed: as asked, else as in training; at the run's threshold, if no other is given."""
+    asked = cfg.get("metrics")
+    node = plain(asked) if asked else run.config.get("metrics", STANDARD)
+    runs.check_targets(node, run.checkpoint, packages=("seg.metrics",))
+    return build(
+        OmegaConf.create(node), "metrics", classes=run.classes, overlapping=run.overlapping,
+        threshold=runs.threshold(run, cfg.threshold),
+    )  # fmt: skip
+
+
+def count(
+    cfg: DictConfig, run: runs.LoadedRun, task: SegmentationTask, data: DataModule, split: str
+) -> dict[str, float]:
+    """Runs the network over the split and returns the metrics by their logged names."""
     bar: list[L.Callback] = [reports.progress_bar()] if reports.on_terminal() else []
     trained = run.config["trainer"]
     trainer = build_trainer(
@@ -36,9 +74,7 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     )
     loader = data.loader(data.samples(split), cfg.eval_batch_size, shuffle=False)
     found = trainer.test(task, loader, verbose=False)[0]
-    scores = {f"{split}/{key.removeprefix('test/')}": value for key, value in found.items()}
-    write(folder, scores, run, cfg, data, split)
-    return scores
+    return {f"{split}/{key.removeprefix('test/')}": value for key, value in found.items()}
 
 
 def open_data(cfg: DictConfig, run: runs.LoadedRun) -> tuple[str, DataModule]:
@@ -47,6 +83,11 @@ def open_data(cfg: DictConfig, run: runs.LoadedRun) -> tuple[str, DataModule]:
     source = build(OmegaConf.create(chosen), "data")
     if list(source.classes) != run.classes:
         raise UserError(f"the data's classes {source.classes} aren't the run's {run.classes}")
+    if (source.task == "overlapping") != run.overlapping:
+        raise UserError(
+            f"data.task={source.task}: the run was trained on data.task={run.task}; classes overlap in both "
+            "or in neither"
+        )
     if split not in source.splits:
         raise UserError(f"data.split={split}: this data has {', '.join(source.splits)}")
     source.splits = {split: source.splits[split]}
@@ -76,25 +117,84 @@ def chosen_data(given: DictConfig, run: runs.LoadedRun) -> tuple[str, dict[str, 
     return split, own | data
 
 
-def write(
-    folder: Path,
-    scores: dict[str, float],
-    run: runs.LoadedRun,
-    cfg: DictConfig,
-    data: DataModule,
-    split: str,
-) -> None:
-    """metrics.json, panels and the table."""
-    panels = folder / "panels"
-    panels.mkdir(parents=True, exist_ok=True)
-    pictures = reports.Pictures(data.samples(split), cfg.panels, run.classes, run.colors, panels)
-    pictures.write(run.model)
-    facts = {"checkpoint": str(run.checkpoint), "split": split, "images": data.source.splits[split]}
-    runs.write_json(folder / "metrics.json", facts | {"metrics": scores})
-    table = reports.score_table(f"{split}, {run.checkpoint}", scores, run.classes, f"{split}/")
-    log.info("", extra={"table": table})
-    log.info(reports.score_line(scores, f"{split}/"))
-    log.info(f"numbers {folder}/metrics.json, pictures {panels}/all.png")
+@torch.inference_mode()
+def count_objects(
+    run: runs.LoadedRun, samples: Samples
+) -> tuple[dict[str, float], dict[str, Evidence]]:
+    """Scores of borders and objects by name, and what their intervals rest on."""
+    sections, counts = [], []
+    model = run.model.cpu()
+    for index in track(
+        range(len(samples)), "objects", console=console, transient=True, disable=not console.is_terminal
+    ):  # fmt: skip
+        sample = samples[0, index]
+        interior = probabilities(full_logits(model, sample["image"][None]))[0, 1].numpy()
+        truth = sample["mask"].numpy().astype(np.uint8)
+        sections.append(boundaries.section_scores(interior, truth))
+        found = instances.objects(interior, run.threshold)
+        true = instances.components(truth == 1)
+        counts.append(instances.match(true, found, truth != IGNORE))
+    scores = boundaries.best(sections)
+    pooled = instances.object_scores(np.sum(counts, axis=0))
+    scores |= {name: float(value) for name, value in pooled.items()}
+    return scores, boundaries.evidence(sections) | instances.evidence(np.stack(counts))
+
+
+@dataclass(frozen=True)
+class Report:
+    """What evaluate leaves: numbers, intervals, pictures, plots, and the tables on the terminal."""
+
+    cfg: DictConfig
+    run: runs.LoadedRun
+    data: DataModule
+    split: str
+    folder: Path
+    metrics: SegmentationMetrics
+
+    def write(self, scores: dict[str, float], evidence: dict[str, Evidence]) -> None:
+        """metrics.json, panels, the reliability plot and the tables."""
+        run, split, panels = self.run, self.split, self.folder / "panels"
+        panels.mkdir(parents=True, exist_ok=True)
+        samples, threshold = self.data.samples(split), self.metrics.threshold
+        pictures = reports.Pictures(samples, self.cfg.panels, run.colors, panels, threshold)
+        pictures.write(run.model)
+        intervals = self.intervals(evidence)
+        facts = {
+            "checkpoint": str(run.checkpoint),
+            "split": split,
+            "images": samples.names,
+            "threshold": threshold,
+            "confidence": self.cfg.confidence,
+            "intervals": {key: [i.low, i.high] for key, i in intervals.items() if i.low == i.low},
+            "confusion": self.metrics.pixels.images().tolist(),  # of each image, for paired tests
+        }
+        runs.write_json(self.folder / "metrics.json", facts | {"metrics": scores})
+        title = f"{split}, {run.checkpoint}"
+        table = reports.score_table(title, scores, run.classes, f"{split}/", intervals)
+        log.info("", extra={"table": table})
+        log.info(reports.score_line(scores, run.classes, f"{split}/"))
+        if self.metrics.surfaces is not None:
+            table = reports.border_table(scores, run.classes, f"{split}/", intervals)
+            log.info("", extra={"table": table})
+        if intervals:
+            log.info(reports.interval_line(len(samples), self.cfg.confidence))
+        if self.data.source.task == "instances":
+            log.info("", extra={"table": reports.object_table(scores, f"{split}/", intervals)})
+        if self.metrics.calibration is not None:
+            reliability_plot(self.metrics.calibration, title, self.folder / "reliability.png")
+            log.info(f"reliability {self.folder}/reliability.png")
+        log.info(f"numbers {self.folder}/metrics.json, pictures {panels}/all.png")
+
+    def intervals(self, evidence: dict[str, Evidence]) -> dict[str, Interval]:
+        """Of what the tables show, by bootstrap over images; none if not asked for."""
+        if self.cfg.confidence is None:
+            return {}
+        shown = ("dice", "iou", *reports.BORDERS, *reports.OBJECTS)
+        return {
+            f"{self.split}/{name}": interval(rows, score, self.cfg.confidence)
+            for name, (rows, score) in evidence.items()
+            if name.split("/")[0].removesuffix("_per_image") in shown
+        }
 
 
 @command("evaluate")

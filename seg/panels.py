@@ -92,6 +92,24 @@ def colorize(mask: np.ndarray, colors: Sequence[Color]) -> np.ndarray:
     return np.where((mask == IGNORE)[..., None], _hatch(*mask.shape), picture)
 
 
+def picture(mask: np.ndarray) -> np.ndarray:
+    """A mask (H, W) as it is; of classes that overlap (K, H, W): 0 where none is, else k + 1 of the last.
+
+    Ignored where each of its classes is; `shown` has the names and colours of these values.
+    """
+    if mask.ndim == 2:
+        return mask
+    order = np.arange(1, len(mask) + 1, dtype=np.uint8)[:, None, None]
+    return np.where((mask == IGNORE).all(0), np.uint8(IGNORE), ((mask == 1) * order).max(0))
+
+
+def shown(
+    classes: list[str], colors: list[Color], overlapping: bool
+) -> tuple[list[str], list[Color]]:
+    """Names and colours of a picture's values; classes that overlap have one more: none of them."""
+    return (["none", *classes], [OKABE_ITO[0], *colors]) if overlapping else (classes, colors)
+
+
 def overlay(
     image: np.ndarray, mask: np.ndarray, colors: Sequence[Color], alpha: float = 0.45
 ) -> np.ndarray:

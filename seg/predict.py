@@ -23,7 +23,8 @@ from seg.data.images import (
 )
 from seg.data.sources import DataError
 from seg.hardware import pick_accelerator, settle, torch_device
-from seg.panels import overlay
+from seg.logits import decided
+from seg.panels import overlay, picture, shown
 from seg.tiles import check_tiles, predict_probabilities
 
 log = logging.getLogger("seg")
@@ -35,6 +36,7 @@ def predict(cfg: DictConfig) -> list[Path]:
     quiet()
     check_request(cfg)
     run = runs.load(cfg.run)
+    threshold = runs.threshold(run, cfg.threshold)
     try:
         check_tiles(run.model, cfg.tile, cfg.overlap)
     except ValueError as error:
@@ -55,14 +57,14 @@ def predict(cfg: DictConfig) -> list[Path]:
             maps = [
                 predict_probabilities(
                     run.model, page, lambda i: run.intensity.normalised(run.intensity.scaled(i)),
-                    cfg.tile, cfg.overlap, device,
+                    cfg.tile, cfg.overlap, device, run.overlapping,
                 )
                 for page in pages
             ]  # fmt: skip
         except DataError as error:
             failed.append(str(error))
             continue
-        written += write(output, file, pages, maps, cfg.save, run)
+        written += write(output, file, pages, maps, cfg.save, run, threshold)
     log.info(f"{len(files) - len(failed)} of {len(files)} inputs segmented; results in {output}")
     if failed:
         raise UserError("; ".join(failed))
@@ -132,30 +134,38 @@ def write(
     maps: list[np.ndarray],
     save: list[str],
     run: runs.LoadedRun,
+    threshold: float,
 ) -> list[Path]:
-    """A file's results: a stack in gives stacks out, and one overlay a page."""
-    masks = [m.argmax(0).astype(np.uint8) for m in maps]
+    """A file's results: a stack in gives stacks out, and one overlay a page.
+
+    Classes that overlap have a page each in a mask, which then is a TIFF.
+    """
+    masks = [decided(m, threshold, run.overlapping) for m in maps]
     many, stem, written = len(pages) > 1, file.stem, []
+    tiff = run.overlapping or file.suffix.lower() in TIFF
+    axes = "ZCYX" if many else "CYX"
     if "masks" in save:
-        written.append(
-            output / "masks" / f"{stem}{'.tif' if file.suffix.lower() in TIFF else '.png'}"
-        )
-        if file.suffix.lower() in TIFF:
-            tifffile.imwrite(written[-1], np.stack(masks) if many else masks[0], compression="zlib")
+        written.append(output / "masks" / f"{stem}{'.tif' if tiff else '.png'}")
+        if tiff:
+            tifffile.imwrite(
+                written[-1], np.stack(masks) if many else masks[0], compression="zlib",
+                photometric="minisblack", metadata={"axes": axes if run.overlapping else axes.replace("C", "")},
+            )  # fmt: skip
         else:
             write_mask(written[-1], masks[0], run.colors)
     if "probabilities" in save:
         written.append(output / "probabilities" / f"{stem}.tif")
         tifffile.imwrite(
             written[-1], np.stack(maps) if many else maps[0], compression="zlib",
-            photometric="minisblack", metadata={"axes": "ZCYX" if many else "CYX"},
+            photometric="minisblack", metadata={"axes": axes},
         )  # fmt: skip
     if "overlays" in save:
+        _, colors = shown(run.classes, run.colors, run.overlapping)
         for number, (page, mask) in enumerate(zip(pages, masks, strict=True)):
             written.append(
                 output / "overlays" / (f"{stem}-{number:03d}.png" if many else f"{stem}.png")
             )
-            write_png(written[-1], overlay(page, mask, run.colors))
+            write_png(written[-1], overlay(page, picture(mask), colors))
     return written
 
 

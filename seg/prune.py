@@ -25,7 +25,6 @@ from seg.console import quiet
 from seg.data.module import DataModule
 from seg.evaluate import open_data
 from seg.hardware import pick_accelerator, settle, torch_device
-from seg.logits import predicted_classes
 from seg.metrics import SegmentationMetrics
 from seg.models import NestedUNet
 
@@ -72,7 +71,7 @@ def prune(cfg: DictConfig) -> list[Level]:
         write_pruned(run, cfg.depth, folder / f"L{cfg.depth}.ckpt", data, split)
     networks = {f"L{depth}": pruned(run, depth) for depth in depths}
     networks["average"] = network(run, output="average")
-    levels = compare(networks, run.classes, data, split, cfg.rounds, cfg.accelerator)
+    levels = compare(networks, run, data, split, cfg.rounds, cfg.accelerator)
     log.info("", extra={"table": level_table(levels, f"{split}, {run.checkpoint}")})
     facts = {"checkpoint": str(run.checkpoint), "split": split, "origin": runs.origin()}
     runs.write_json(
@@ -136,7 +135,7 @@ def write_pruned(run: runs.LoadedRun, depth: int, file: Path, data: DataModule, 
 @torch.inference_mode()
 def compare(
     networks: dict[str, NestedUNet],
-    classes: list[str],
+    run: runs.LoadedRun,
     data: DataModule,
     split: str,
     rounds: int,
@@ -154,7 +153,7 @@ def compare(
     return [
         Level(
             name,
-            score(model, data, split, classes, device),
+            score(model, data, split, run, device),
             costs.parameters(model),
             costs.multiply_adds(model, image)["Global"],
             costs.peak_memory(functools.partial(model, image), device),
@@ -165,13 +164,13 @@ def compare(
 
 
 def score(
-    model: NestedUNet, data: DataModule, split: str, classes: list[str], device: str
+    model: NestedUNet, data: DataModule, split: str, run: runs.LoadedRun, device: str
 ) -> dict[str, float]:
     """Metrics over a split."""
-    metrics = SegmentationMetrics(classes).to(device)
+    metrics = SegmentationMetrics(run.classes, run.overlapping, threshold=run.threshold).to(device)
     for batch in data.loader(data.samples(split), data.eval_batch_size, shuffle=False):
         logits: Tensor = model(batch["image"].to(device))
-        metrics.update(predicted_classes(logits), batch["mask"].to(device))
+        metrics.update(logits, batch["mask"].to(device))
     return {name: float(value) for name, value in metrics.compute().items()}
 
 

@@ -15,11 +15,12 @@ from lightning.pytorch.loggers import WandbLogger
 from rich.table import Table
 from torch import Tensor
 
-from seg import metrics
 from seg.console import console
 from seg.data.module import Samples
 from seg.logits import IGNORE, predicted_classes
-from seg.panels import panel, sheet, to_rgb
+from seg.metrics.confusion import Tally, confusion, dice
+from seg.metrics.significance import Interval
+from seg.panels import panel, picture, sheet, shown, to_rgb
 from seg.tiles import full_logits
 
 log = logging.getLogger("seg")
@@ -80,16 +81,19 @@ class Pictures(L.Callback):
     Args:
         samples: the validation split, whole images.
         count: how many, evenly spread over the split.
-        classes: names in the order of the mask's values.
         colors: one a class.
         folder: receives the files.
+        threshold: probability above which a pixel is class 1 of two, or has a class that may overlap.
     """
 
     def __init__(
-        self, samples: Samples, count: int, classes: list[str], colors: list, folder: Path
+        self, samples: Samples, count: int, colors: list, folder: Path, threshold: float = 0.5
     ) -> None:
-        self.samples, self.classes, self.colors, self.folder = samples, classes, colors, folder
+        self.samples, self.folder, self.threshold = samples, folder, threshold
+        self.classes, self.colors = list(samples.source.classes), list(colors)
+        self.overlapping = samples.source.task == "overlapping"
         self.indices = evenly(len(samples), count)
+        self.shown_classes, self.shown_colors = shown(self.classes, self.colors, self.overlapping)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         loggers = [one for one in trainer.loggers if isinstance(one, WandbLogger)]
@@ -102,12 +106,13 @@ class Pictures(L.Callback):
             return
         import wandb
 
-        names = dict(enumerate(self.classes)) | {IGNORE: "ignore"}
+        names = dict(enumerate(self.shown_classes)) | {IGNORE: "ignore"}
         pictures = []
         for index in self.indices:
             sample = self.samples[0, index]
-            prediction = predict_one(cast(torch.nn.Module, pl_module.model), sample["image"])
-            masks = {"prediction": prediction, "truth": sample["mask"].numpy()}
+            model = cast(torch.nn.Module, pl_module.model)
+            prediction = predict_one(model, sample["image"], self.threshold, self.overlapping)
+            masks = {"prediction": picture(prediction), "truth": picture(sample["mask"].numpy())}
             pictures.append(
                 wandb.Image(
                     to_rgb(self.image(index)),
@@ -127,19 +132,18 @@ class Pictures(L.Callback):
         rows, files = [], []
         for index in self.indices:
             sample = self.samples[0, index]
-            truth, prediction = sample["mask"], predict_one(model, sample["image"].to(device))
-            scores = metrics.dice(
-                metrics.confusion(
-                    torch.from_numpy(prediction)[None], truth[None], len(self.classes)
-                )[0]
+            truth = sample["mask"]
+            prediction = predict_one(
+                model, sample["image"].to(device), self.threshold, self.overlapping
             )
-            dice = ", ".join(
-                f"{c} {v:.3f}" for c, v in zip(self.classes, scores.tolist(), strict=True) if v == v
-            )
+            counts = confusion(torch.from_numpy(prediction)[None], truth[None], len(self.classes))
+            scores = dice(Tally.of(counts[0], self.overlapping)).tolist()
+            named = zip(self.classes, scores, strict=True)
+            caption = ", ".join(f"{c} {v:.3f}" for c, v in named if v == v)
             rows.append(
                 panel(
-                    self.image(index), truth.numpy(), prediction, self.classes, self.colors,
-                    title=sample["name"], caption=f"Dice: {dice}",
+                    self.image(index), picture(truth.numpy()), picture(prediction), self.shown_classes,
+                    self.shown_colors, title=sample["name"], caption=f"Dice: {caption}",
                 )
             )  # fmt: skip
             files.append(self.folder / f"{Path(sample['name']).name}.png")
@@ -155,44 +159,146 @@ def evenly(size: int, count: int) -> list[int]:
 
 
 @torch.no_grad()
-def predict_one(model: torch.nn.Module, image: Tensor) -> np.ndarray:
-    """Classes (H, W) uint8 of one normalised image (C, H, W), in the mode the network is in, kept so."""
+def predict_one(
+    model: torch.nn.Module, image: Tensor, threshold: float = 0.5, overlapping: bool = False
+) -> np.ndarray:
+    """Classes (H, W) or planes (K, H, W) uint8 of one normalised image (C, H, W); the mode is kept."""
     device = next(model.parameters()).device
     training = model.training
-    classes = predicted_classes(full_logits(model.eval(), image[None].to(device)))[0]
+    logits = full_logits(model.eval(), image[None].to(device))
     model.train(training)
-    return classes.cpu().numpy().astype(np.uint8)
+    return predicted_classes(logits, threshold, overlapping)[0].cpu().numpy().astype(np.uint8)
 
 
-def score_table(title: str, scores: Mapping[str, float], classes: list[str], prefix: str) -> Table:
-    """Dice, IoU, precision and recall: a row a class, the mean below."""
+COLUMNS = {
+    "dice": "Dice (F1)",
+    "iou": "IoU",
+    "precision": "precision",
+    "recall": "recall",
+    "specificity": "specificity",
+}
+BORDERS = {
+    "boundary_f": "boundary F",
+    "surface_dice": "surface Dice",
+    "hausdorff_95": "HD95, px",
+}
+NO_INTERVALS: Mapping[str, Interval] = {}
+
+
+def score_table(
+    title: str,
+    scores: Mapping[str, float],
+    classes: list[str],
+    prefix: str,
+    intervals: Mapping[str, Interval] = NO_INTERVALS,
+) -> Table:
+    """A row a class, the mean over those that occur below; with intervals, Dice and IoU have theirs."""
+    columns = dict(COLUMNS)
+    if intervals:  # they take the place of the least asked for
+        del columns["specificity"]
+    return class_table(title, columns, scores, classes, prefix, intervals)
+
+
+def border_table(
+    scores: Mapping[str, float],
+    classes: list[str],
+    prefix: str,
+    intervals: Mapping[str, Interval] = NO_INTERVALS,
+) -> Table:
+    """How well the borders of each class lie."""
+    columns = {name: text for name, text in BORDERS.items() if f"{prefix}{name}" in scores}
+    return class_table("borders", columns, scores, classes, prefix, intervals)
+
+
+def class_table(
+    title: str,
+    columns: Mapping[str, str],
+    scores: Mapping[str, float],
+    classes: list[str],
+    prefix: str,
+    intervals: Mapping[str, Interval],
+) -> Table:
     table = Table(title=title, title_justify="left", header_style="bold")
     table.add_column("class")
-    columns = ("dice", "iou", "precision", "recall")
-    for name in ("Dice", "IoU", "precision", "recall"):
-        table.add_column(name, justify="right")
-    for c in classes:
-        table.add_row(c, *(number(scores.get(f"{prefix}{name}/{c}")) for name in columns))
-    table.add_section()
-    table.add_row(
-        "mean",
-        number(scores.get(f"{prefix}dice")),
-        number(scores.get(f"{prefix}iou")),
-        "",
-        "",
-        style="bold",
-    )
+    for name, header in columns.items():
+        table.add_column(header, justify="right")
+        if f"{prefix}{name}" in intervals:
+            table.add_column("interval", justify="center", style="dim")
+    for c in (*classes, None):
+        if c is None:
+            table.add_section()
+        cells = []
+        for name in columns:
+            key = f"{prefix}{name}" if c is None else f"{prefix}{name}/{c}"
+            cells.append(number(scores.get(key)))
+            if f"{prefix}{name}" in intervals:
+                cells.append(span(intervals[key]) if key in intervals else "")
+        table.add_row("mean" if c is None else c, *cells, style="bold" if c is None else None)
     return table
 
 
-def score_line(scores: Mapping[str, float], prefix: str) -> str:
-    """What stands under the table: the images' own scores, and accuracy."""
+OBJECTS = {  # scores of objects: key and name
+    "v_rand": "V_rand, after border thinning",
+    "v_info": "V_info, after border thinning",
+    "rand_error": "rand error",
+    "warping_error": "warping error, every pixel that differs",
+    "split_merge_error": "warping error, splits and mergers",
+    "pixel_error": "pixel error",
+    "object_f1": "objects: F1 at IoU above 0.5",
+    "ap": "objects: AP, mean over IoU 0.50 to 0.95",
+    "pq": "objects: panoptic quality",
+}
+
+
+def object_table(
+    scores: Mapping[str, float], prefix: str, intervals: Mapping[str, Interval]
+) -> Table:
+    """Scores of borders between objects, each at its best threshold, and of objects one by one."""
+    title = "borders at the best of 11 thresholds; objects by watershed"
+    table = Table(title=title, title_justify="left", header_style="bold")
+    table.add_column("score")
+    table.add_column("", justify="right")
+    if intervals:
+        table.add_column("interval", justify="center", style="dim")
+    for name, header in OBJECTS.items():
+        key, tiny = f"{prefix}{name}", "warping" in header  # the paper gives these to 1e-6
+        value = f"{scores[key]:.6f}" if tiny else number(scores[key])
+        table.add_row(header, value, *([span(intervals[key], 6 if tiny else 3)] if intervals else []))
+    return table
+
+
+def span(interval: Interval, digits: int = 3) -> str:
+    """Its ends, briefly: .861-.874 or 3.4-5.1."""
+    if interval.low != interval.low:
+        return "-"
+    if interval.high > 1:
+        return f"{interval.low:.2g}-{interval.high:.2g}"
+    low, high = (f"{end:.{digits}f}" for end in (interval.low, interval.high))
+    return f"{low.removeprefix('0')}-{high.removeprefix('0')}"
+
+
+def interval_line(images: int, level: float) -> str:
+    """What the intervals are, and how far to trust them."""
+    few = "; so few images make them too narrow" if images < 20 else ""
+    return f"intervals: {level:.0%} by bootstrap over {images} images, taken as independent{few}"
+
+
+def score_line(scores: Mapping[str, float], classes: list[str], prefix: str) -> str:
+    """What stands under the table: what the mean leaves out, the images' own scores, accuracy."""
     spread = scores.get(f"{prefix}dice_per_image_sd")
     plus_minus = "" if spread is None else f" +- {spread:.4f}"
+    absent = [
+        c
+        for c in classes
+        if scores.get(f"{prefix}dice/{c}", 0) != scores.get(f"{prefix}dice/{c}", 0)
+    ]
+    left_out = f"; {', '.join(absent)} occurs nowhere and is left out of the mean" if absent else ""
+    ece = scores.get(f"{prefix}ece")
+    calibration = "" if ece is None else f"; expected calibration error {ece:.4f}"
     return (
-        f"over all pixels of the split; the mean of each image's own Dice is "
+        f"over all pixels of the split{left_out}; the mean of each image's own Dice is "
         f"{number(scores.get(f'{prefix}dice_per_image'))}{plus_minus}; "
-        f"accuracy {number(scores.get(f'{prefix}accuracy'))}"
+        f"pixel accuracy {number(scores.get(f'{prefix}pixel_accuracy'))}{calibration}"
     )
 
 

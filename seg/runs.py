@@ -31,6 +31,7 @@ from torch import nn
 
 from seg.console import first_process
 from seg.data.intensity import Intensity
+from seg.data.sources import Task
 from seg.models.imagenet import load_published
 from seg.options import missing_extra
 
@@ -38,6 +39,7 @@ NETWORKS = (
     "seg.models",
     "segmentation_models_pytorch",
 )  # where a checkpoint's network may come from
+UNFIT = (KeyError, TypeError, ValueError)  # what a card that isn't ours raises
 
 
 class RunError(ValueError):
@@ -142,6 +144,8 @@ class LoadedRun:
         classes: names in the order of the mask's values.
         colors: one (red, green, blue) in 0..255 a class.
         intensity: how grey values become network input.
+        task: of the data it was trained on: classes, instances or overlapping.
+        threshold: probability in 0..1 above which a pixel is class 1 of two, or has a label.
     """
 
     checkpoint: Path
@@ -151,6 +155,31 @@ class LoadedRun:
     classes: list[str]
     colors: list[tuple[int, int, int]]
     intensity: Intensity
+    task: Task = "classes"
+    threshold: float = 0.5
+
+    @property
+    def overlapping(self) -> bool:
+        """Whether a pixel may have several classes."""
+        return self.task == "overlapping"
+
+
+def threshold(run: LoadedRun, asked: float | None) -> float:
+    """The threshold asked for, or the run's own.
+
+    Raises:
+        RunError: when the one asked for is none, or the run's classes have no threshold.
+    """
+    if asked is None:
+        return run.threshold
+    if not isinstance(asked, int | float) or not 0 < asked < 1:
+        raise RunError(f"threshold={asked}: a number between 0 and 1 is needed, or null")
+    if len(run.classes) != 2 and not run.overlapping:
+        raise RunError(
+            f"threshold={asked}: the run has {len(run.classes)} classes, of which the most probable is "
+            "taken; two classes or overlapping ones have a threshold"
+        )
+    return float(asked)
 
 
 def find_checkpoint(run: str | Path | None) -> Path:
@@ -189,12 +218,15 @@ def load(run: str | Path | None) -> LoadedRun:
         card, weights = content["seg"], content["state_dict"]
         config, intensity = card["config"], Intensity(**card["intensity"])
         classes, colors = list(card["classes"]), [tuple(c) for c in card["colors"]]
+        task, threshold = card.get("task", "classes"), float(card.get("threshold", 0.5))
         target = config["model"]["_target_"]
     except pickle.UnpicklingError as error:
         raise RunError(
             f"{file}: holds more than weights and plain values; it is not loaded"
         ) from error
-    except (RuntimeError, EOFError, OSError, zipfile.BadZipFile, KeyError, TypeError) as error:
+    except (
+        RuntimeError, EOFError, OSError, zipfile.BadZipFile, KeyError, TypeError, ValueError
+    ) as error:  # fmt: skip
         reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
         raise RunError(
             f"{file}: not a checkpoint of seg.train, or cut off ({reason[:200]})"
@@ -211,7 +243,9 @@ def load(run: str | Path | None) -> LoadedRun:
             f"{file}: its weights don't fit {target} of this version: {error}"
         ) from error
     folder = file.parent.parent if file.parent.name == "checkpoints" else file.parent
-    return LoadedRun(file, folder, model.eval(), config, classes, colors, intensity)
+    return LoadedRun(
+        file, folder, model.eval(), config, classes, colors, intensity, task, threshold
+    )
 
 
 def read_checkpoint(file: str | Path) -> dict[str, Any]:

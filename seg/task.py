@@ -1,16 +1,17 @@
 """Ties a network, a loss and the metrics to Lightning's loop."""
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from copy import deepcopy
+from typing import Any, cast
 
 import lightning as L
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+from torchmetrics import MeanMetric
 
-from seg.logits import predicted_classes
-from seg.losses import judge
+from seg.losses import Sum, judge
 from seg.metrics import SegmentationMetrics
 from seg.schedules import Constant, Schedule
 from seg.tiles import full_logits
@@ -22,7 +23,7 @@ class SegmentationTask(L.LightningModule):
     Args:
         model: image (B, C, H, W) -> logits (B, K, H, W), or a list of them while training.
         loss: (logits, mask) -> scalar.
-        classes: names in the order of the mask's values.
+        metrics: of a split; validation and test get one each.
         optim: parameters -> optimiser.
         schedule: learning rate over the run.
         seed: from which each step's random numbers follow, so that a run can be taken up at any step.
@@ -34,7 +35,7 @@ class SegmentationTask(L.LightningModule):
         self,
         model: nn.Module,
         loss: nn.Module,
-        classes: list[str],
+        metrics: SegmentationMetrics,
         optim: Callable[[Iterable[nn.Parameter]], Optimizer] | None = None,
         schedule: Schedule | None = None,
         seed: int = 0,
@@ -46,10 +47,13 @@ class SegmentationTask(L.LightningModule):
         self.optim, self.schedule = optim, schedule or Constant()
         self.seed, self.card = seed, card or {}
         self.head_weights = head_weights
-        self.val_metrics, self.test_metrics = (
-            SegmentationMetrics(classes),
-            SegmentationMetrics(classes),
+        self.val_metrics, self.test_metrics = metrics, deepcopy(metrics)
+        names = (
+            ["loss", *(f"loss/{name}" for name in loss.losses)]
+            if isinstance(loss, Sum)
+            else ["loss"]
         )
+        self.mean_losses = nn.ModuleDict({name: MeanMetric() for name in names})
 
     def forward(self, image: Tensor) -> Tensor:
         return self.model(image)
@@ -67,27 +71,26 @@ class SegmentationTask(L.LightningModule):
         self.step(batch, "test")
 
     def step(self, batch: dict[str, Any], stage: str) -> Tensor:
-        """Loss of a batch; logs it and its terms, and counts the metrics outside training."""
-        image, mask = batch["image"], batch["mask"]
+        """Loss of a batch; training logs it and its terms, else it is averaged and the metrics counted."""
+        image, mask, gaps = batch["image"], batch["mask"], batch.get("gaps")
         logits = self.model(image) if stage == "train" else full_logits(self.model, image)
         heads = logits if isinstance(logits, list) else [logits]
         mask = centre(mask, heads[-1].shape[-2:])
+        gaps = None if gaps is None else centre(gaps, heads[-1].shape[-2:])
         with torch.autocast(image.device.type, enabled=False):
             loss, terms = judge(
-                self.loss, [head.float() for head in heads], mask, self.head_weights
+                self.loss, [head.float() for head in heads], mask, self.head_weights, gaps
             )
-        train = stage == "train"
-        values = {f"{stage}/loss": loss.detach()}
-        values |= {f"{stage}/loss/{name}": value.detach() for name, value in terms.items()}
-        self.log_dict(
-            values,
-            on_step=train,
-            on_epoch=not train,  # the mean over images
-            batch_size=len(image),
-            sync_dist=not train,
-        )
-        if not train:
-            self.metrics(stage).update(predicted_classes(heads[-1]), mask)
+        values = {"loss": loss.detach()}
+        values |= {f"loss/{name}": value.detach() for name, value in terms.items()}
+        if stage == "train":
+            self.log_dict(
+                {f"train/{name}": value for name, value in values.items()}, batch_size=len(image)
+            )
+            return loss
+        for name, value in values.items():  # the mean over images, also of several processes
+            cast(MeanMetric, self.mean_losses[name]).update(value, weight=len(image))
+        self.metrics(stage).update(heads[-1], mask)
         return loss
 
     def on_validation_epoch_end(self) -> None:
@@ -99,10 +102,22 @@ class SegmentationTask(L.LightningModule):
     def metrics(self, stage: str) -> SegmentationMetrics:
         return self.val_metrics if stage == "val" else self.test_metrics
 
-    def log_metrics(self, stage: str) -> None:
-        scores = self.metrics(stage).compute()
-        self.log_dict({f"{stage}/{name}": value.float() for name, value in scores.items()})
+    def on_validation_epoch_start(self) -> None:
+        self.start("val")
+
+    def on_test_epoch_start(self) -> None:
+        self.start("test")
+
+    def start(self, stage: str) -> None:
+        """Forgets what was counted before; it stays readable until then."""
         self.metrics(stage).reset()
+        for mean in self.mean_losses.values():
+            cast(MeanMetric, mean).reset()
+
+    def log_metrics(self, stage: str) -> None:
+        scores = {name: cast(MeanMetric, mean).compute() for name, mean in self.mean_losses.items()}
+        scores |= self.metrics(stage).compute()
+        self.log_dict({f"{stage}/{name}": value.float() for name, value in scores.items()})
 
     def configure_optimizers(self) -> Any:
         if self.optim is None:
@@ -120,6 +135,6 @@ class SegmentationTask(L.LightningModule):
 
 
 def centre(mask: Tensor, size: tuple[int, ...]) -> Tensor:
-    """The middle of masks (B, H, W) at the size of the logits, which valid convolutions make smaller."""
+    """The middle of masks (B, H, W) or (B, K, H, W) at the size of the logits, which valid convolutions make smaller."""
     top, left = (mask.shape[-2] - size[0]) // 2, (mask.shape[-1] - size[1]) // 2
     return mask[..., top : top + size[0], left : left + size[1]]

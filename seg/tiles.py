@@ -90,6 +90,7 @@ def predict_probabilities(
     tile: int = 1024,
     overlap: int = 128,
     device: str | torch.device = "cpu",
+    overlapping: bool = False,
 ) -> np.ndarray:
     """Class probabilities (C, H, W) float32 of an image (H, W, C) as stored.
 
@@ -100,6 +101,7 @@ def predict_probabilities(
         tile: px, side of what goes through at once.
         overlap: px of context on each side.
         device: where the model is.
+        overlapping: whether classes overlap, each with a probability of its own.
     """
     check_tiles(model, tile, overlap)
     height, width = image.shape[:2]
@@ -107,7 +109,7 @@ def predict_probabilities(
     for read, keep, put in windows(height, width, tile, overlap):
         normal = np.ascontiguousarray(prepare(image[read]).transpose(2, 0, 1))
         p_CHW: Tensor = probabilities(
-            full_logits(model, torch.from_numpy(normal)[None].to(device))
+            full_logits(model, torch.from_numpy(normal)[None].to(device)), overlapping
         )[0].cpu()
         if result is None:
             result = np.empty((len(p_CHW), height, width), np.float32)

@@ -18,7 +18,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import WandbLogger
-from omegaconf import DictConfig
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from seg import hardware, reports, runs
@@ -26,6 +27,8 @@ from seg.cli import UserError, build, command, plain
 from seg.console import first_process, logging_to, quiet
 from seg.data.module import DataModule
 from seg.logits import num_logits
+from seg.losses.balance import balance
+from seg.losses.sums import weight_map
 from seg.models import NestedUNet, Peer, UNet
 from seg.task import SegmentationTask
 from seg.tracking import MetricsCSV
@@ -43,18 +46,25 @@ def train(cfg: DictConfig) -> dict[str, float]:
         cfg.loader, "loader", source=source, augment=build(cfg.augment, "augment"), seed=cfg.seed
     )
     cfg.model.in_channels = data.intensity.channels
-    cfg.model.num_classes = num_logits(len(source.classes), cfg.two_class_logits)
+    overlapping = source.task == "overlapping"
+    cfg.model.num_classes = num_logits(len(source.classes), cfg.two_class_logits, overlapping)
+    cfg.loss = balanced(cfg.loss, data)
     config = plain(cfg)
     card = {
         "config": config,
         "classes": source.classes,
         "colors": [list(c) for c in source.colors],
         "intensity": data.intensity.to_dict(),
+        "task": source.task,
     }
+    metrics = build(
+        cfg.metrics, "metrics", classes=source.classes, overlapping=overlapping,
+        threshold=0.5 if cfg.threshold is None else cfg.threshold,
+    )  # fmt: skip
     task = SegmentationTask(
         build(cfg.model, "model"),
         build(cfg.loss, "loss"),
-        source.classes,
+        metrics,
         build(cfg.optim, "optim"),
         build(cfg.schedule, "schedule"),
         cfg.seed,
@@ -62,7 +72,9 @@ def train(cfg: DictConfig) -> dict[str, float]:
         config["head_weights"],
     )
     check_head_weights(config["head_weights"], task.model)
-    check_loss(task.loss, cfg.model.num_classes)
+    check_loss(task.loss, cfg.model.num_classes, overlapping)
+    if (weights := weight_map(task.loss)) is not None:
+        data.weigh(weights.gaps)
     fit_crops(data, task.model)
     taken = cfg.init and runs.start_from(task.model, cfg.init)
     name, group = names(cfg)
@@ -74,6 +86,20 @@ def train(cfg: DictConfig) -> dict[str, float]:
             shutil.rmtree(folder, ignore_errors=True)  # nothing was trained
             raise
         return run(cfg, folder, name, group, task, data, trainer, pictures)
+
+
+def balanced(loss: DictConfig, data: DataModule) -> DictConfig:
+    """The loss's config with numbers where it says ``auto``, from the training split.
+
+    Raises:
+        UserError: when that split can't tell.
+    """
+    source, node = data.source, plain(loss)
+    overlapping = source.task == "overlapping"
+    try:
+        return OmegaConf.create(balance(node, data.shares, source.classes, overlapping))
+    except ValueError as error:
+        raise UserError(f"loss: {error}") from error
 
 
 def check_head_weights(weights: list[float] | None, model: nn.Module) -> None:
@@ -101,10 +127,11 @@ def fit_crops(data: DataModule, model: nn.Module) -> None:
     data.widen(model.input_side(data.crop), model.context)
 
 
-def check_loss(loss: nn.Module, num_logits: int) -> None:
-    """Raises UserError when the loss can't judge so many logits; better now than at the first step."""
+def check_loss(loss: nn.Module, num_logits: int, overlapping: bool) -> None:
+    """Raises UserError when the loss can't judge such logits; better now than at the first step."""
+    logits = torch.zeros(1, num_logits, 2, 2)
     try:
-        loss(torch.zeros(1, num_logits, 1, 1), torch.zeros(1, 1, 1, dtype=torch.int64))
+        loss(logits, (logits if overlapping else logits[:, 0]).long())
     except ValueError as error:
         raise UserError(f"loss: {error}") from error
 
@@ -121,7 +148,7 @@ def prepare(
 ) -> tuple[L.Trainer, reports.Pictures]:
     """The Trainer with its callbacks and loggers, once the run is announced."""
     pictures = reports.Pictures(
-        data.samples("val"), cfg.panels, data.source.classes, data.source.colors, folder / "panels"
+        data.samples("val"), cfg.panels, data.source.colors, folder / "panels"
     )
     checkpoints = folder / "checkpoints"
     callbacks = [
@@ -167,6 +194,7 @@ def run(
         trainer.fit(task, datamodule=data)
         minutes = (time.perf_counter() - started) / 60
         scores = score(trainer, task, data)
+        record["threshold"] = task.val_metrics.threshold
     except BaseException as error:
         runs.write_json(folder / "run.json", record | {"status": "failed", "error": repr(error)})
         raise
@@ -174,6 +202,7 @@ def run(
         for logger in trainer.loggers[1:]:
             cast(WandbLogger, logger).experiment.finish()
     if trainer.is_global_zero:
+        pictures.threshold = task.val_metrics.threshold
         pictures.write(task.model)
         done = {"status": "finished", "minutes": minutes, "steps": trainer.global_step}
         runs.write_json(folder / "run.json", record | done | {"metrics": scores})
@@ -184,19 +213,34 @@ def run(
 def score(trainer: L.Trainer, task: SegmentationTask, data: DataModule) -> dict[str, float]:
     """Metrics of the best checkpoint on the validation split, and on the test split where there is one.
 
-    A run too short to have validated is scored as it is, and kept as its own best.
+    A run too short to have validated is scored as it is, and kept as its own best. Where the threshold is
+    to be the best one, validation chooses it, and the best checkpoint remembers.
     """
     checkpoints = cast(ModelCheckpoint, trainer.checkpoint_callback)
+    best = Path(checkpoints.best_model_path or Path(str(checkpoints.dirpath)) / "best.ckpt")
     if checkpoints.best_model_path:
-        task.load_state_dict(runs.read_checkpoint(checkpoints.best_model_path)["state_dict"])
+        task.load_state_dict(runs.read_checkpoint(best)["state_dict"])
     else:
-        trainer.save_checkpoint(Path(str(checkpoints.dirpath)) / "best.ckpt")
-    scores = {
-        f"best/{k}": v for k, v in trainer.validate(task, datamodule=data, verbose=False)[0].items()
-    }
+        trainer.save_checkpoint(best)
+    validated = trainer.validate(task, datamodule=data, verbose=False)[0]
+    if task.val_metrics.curve is not None:
+        chosen = task.val_metrics.choose_threshold()
+        task.test_metrics.threshold = chosen
+        keep_threshold(best, chosen)
+        validated = trainer.validate(task, datamodule=data, verbose=False)[0]
+    scores = {f"best/{k}": v for k, v in validated.items()}
     if "test" in data.source.splits:
         scores |= trainer.test(task, datamodule=data, verbose=False)[0]
     return scores
+
+
+@rank_zero_only
+def keep_threshold(checkpoint: Path, threshold: float) -> None:
+    """Writes the threshold into a checkpoint, from where evaluate and predict take it."""
+    content = runs.read_checkpoint(checkpoint)
+    content["seg"]["threshold"] = threshold
+    runs.write_checkpoint(checkpoint, content)
+    log.info(f"threshold  {threshold:g}, the best Dice on the validation split; kept in the run")
 
 
 def announce(
@@ -235,7 +279,10 @@ def conclude(folder: Path, scores: dict[str, float], data: DataModule, minutes: 
             log.info(
                 "", extra={"table": reports.score_table(title, scores, data.source.classes, prefix)}
             )
-            log.info(reports.score_line(scores, prefix))
+            log.info(reports.score_line(scores, data.source.classes, prefix))
+            if any(f"{prefix}{name}" in scores for name in reports.BORDERS):
+                table = reports.border_table(scores, data.source.classes, prefix)
+                log.info("", extra={"table": table})
     log.info(
         f"trained in {minutes:.1f} minutes; run folder {shown}, pictures {shown}/panels/all.png"
     )

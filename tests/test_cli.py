@@ -16,7 +16,7 @@ from seg.options import CONF
     [
         ("model=unetp", r"model=unetp: no such model; did you mean unetpp\? \(choices: fcn, segnet, smp, unet, "),
         ("modl=unet", r"modl: no such option; did you mean model\?"),
-        ("loss=focal loss.gama=2", r"loss.gama: no such option; did you mean loss.gamma\?.*gamma, class_weights"),
+        ("loss=focal loss.gama=2", r"loss.gama: no such option; did you mean loss.gamma\?.*gamma, alpha"),
         ("+loss.gama=2 loss=focal", r"loss.gama: no such option; did you mean loss.gamma\?"),
         ("+optim.lrr=1", r"optim.lrr: no such option; did you mean optim.lr\?"),
         ("++optim.lrr=1", r"optim.lrr: no such option; did you mean optim.lr\?"),
@@ -77,7 +77,7 @@ def test_a_wrong_word_is_told_with_the_nearest_right_one(words, message):
         "+optim.eps=1e-6",
         "optim.lr=1",
         "optim=sgd ~optim.weight_decay",
-        "loss=focal loss.class_weights=[1,2]",
+        "loss=focal loss.alpha=[1,2]",
         "loss.terms.dice.weight=2",
         "data=folder data.root=/d data.classes=[a,b] data.values={0:0,255:1} data.ignore=[7]",
         "augment.transforms=[{_target_:albumentations.HorizontalFlip,p:0.5}]",

@@ -151,7 +151,7 @@ def test_a_valid_unet_is_judged_on_all_pixels_and_sees_mirrored_context(tmp_path
         "crops      72x72 px go in, the 32x32 in their middle come out" in capsys.readouterr().out
     )
     told = json.loads((folder / "run.json").read_text())["metrics"]
-    assert 0 < told["test/accuracy"] < 1
+    assert 0 < told["test/pixel_accuracy"] < 1
     with pytest.raises(UserError, match=r"loader.crop=null: model.padding=valid needs crops"):
         tiny(tmp_path, "model=unet_paper", "model.depth=2", "loader.crop=null")
 
@@ -293,7 +293,7 @@ def test_a_run_too_short_to_validate_is_scored_and_kept_all_the_same(tmp_path, s
     ("words", "message"),
     [
         (
-            ["loss.class_weights=[1,2,3]", "loss=weighted_bce"],
+            ["loss.class_weights=[1,2,3]", "loss=bce"],
             "class_weights has 3 numbers and the data 2",
         ),
         (["trainer.max_epochs=-1"], "the schedule needs an end"),

@@ -33,12 +33,12 @@ class Augment:
         self.seed = seed
 
     def __call__(
-        self, image: np.ndarray, mask: np.ndarray, epoch: int, index: int
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Image (H, W, C) float32 in 0..1 and mask (H, W) uint8, transformed together."""
+        self, image: np.ndarray, masks: list[np.ndarray], epoch: int, index: int
+    ) -> tuple[np.ndarray, list[np.ndarray]]:
+        """Image (H, W, C) float32 in 0..1 and what lies on it, (H, W) or (H, W, K), transformed together."""
         key = np.random.SeedSequence([self.seed, epoch, index])
         for_python = int(key.generate_state(1)[0])
         self.compose.set_random_state(np.random.default_rng(key), random.Random(for_python))
-        out = self.compose(image=np.ascontiguousarray(image), mask=mask)
+        out = self.compose(image=np.ascontiguousarray(image), masks=masks)
         image = out["image"] if out["image"].ndim == 3 else out["image"][..., None]
-        return image, out["mask"]
+        return image, list(out["masks"])

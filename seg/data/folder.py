@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 
 from seg.data.images import list_images, read_image, read_pages
-from seg.data.masks import MaskValues
-from seg.data.sources import DataError
+from seg.data.masks import MaskValues, stacked_planes
+from seg.data.sources import DataError, Task, check_task
 from seg.panels import default_colors
 
 
@@ -24,6 +24,8 @@ class Folder:
         val: share of the images in 0..1 that validates, where the folders don't say.
         test: share of the images in 0..1 kept for the test, likewise.
         split_seed: of the random split.
+        task: ``overlapping``: a mask has a page for each class, 0 where it isn't, 1 or 255 where it is
+            (or as ``values`` says).
 
     Raises:
         DataError: when a folder, a mask or a setting is missing or wrong.
@@ -41,6 +43,7 @@ class Folder:
         val: float = 0.2,
         test: float = 0.0,
         split_seed: int = 0,
+        task: Task = "classes",
     ) -> None:
         self.root = existing_root(root, images, masks)
         self.parts = (images, masks)
@@ -57,8 +60,14 @@ class Folder:
         self.files = {name: files for split in pairs.values() for name, files in split.items()}
         if classes is None:
             raise DataError(self.name_the_classes())
-        self.classes, self.values = classes, MaskValues(classes, values, ignore or [])
-        self.colors = given_colors(colors, len(classes))
+        check_task(task, classes, may_overlap=True)
+        self.classes, self.task = classes, task
+        if task == "overlapping":
+            present = {0: 0, 1: 1, 255: 1} if values is None else values
+            self.values = MaskValues(["absent", "present"], present, ignore or [])
+        else:
+            self.values = MaskValues(classes, values, ignore or [])
+        self.colors = given_colors(colors, len(classes), spare=task == "overlapping")
         self.splits = {s: list(p) for s, p in pairs.items()}
         if not split_by_folder:
             self.splits = random_split(self.splits["all"], val, test, split_seed, self.root)
@@ -84,7 +93,12 @@ class Folder:
 
     def name_the_classes(self) -> str:
         found = sorted(
-            {v for _, m in list(self.files.values())[:20] for v in np.unique(read_mask(m)).tolist()}
+            {
+                value
+                for _, mask in list(self.files.values())[:20]
+                for page in read_pages(mask)
+                for value in np.unique(page).tolist()
+            }
         )
         return (
             "data.classes is not set: name the classes in the order of the mask's values, "
@@ -92,11 +106,15 @@ class Folder:
         )
 
     def read(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """Image (H, W, C) and mask (H, W) uint8 of class indices, 255 = ignore."""
+        """Image (H, W, C) and mask (H, W) uint8 of class indices, or (H, W, K) of 0 and 1; 255 = ignore."""
         image_file, mask_file = self.files[name]
         image = read_image(image_file)
-        mask = self.values.indices(read_mask(mask_file), mask_file)
-        if mask.shape != image.shape[:2]:
+        if self.task == "overlapping":
+            planes = stacked_planes(read_pages(mask_file), self.classes, mask_file)
+            mask = np.stack([self.values.indices(plane, mask_file) for plane in planes], axis=-1)
+        else:
+            mask = self.values.indices(read_mask(mask_file), mask_file)
+        if mask.shape[:2] != image.shape[:2]:
             raise DataError(
                 f"{mask_file}: {mask.shape[0]}x{mask.shape[1]} px, and its image {image_file} "
                 f"{image.shape[0]}x{image.shape[1]} (height x width); they must be equal"
@@ -123,9 +141,12 @@ def read_mask(file: Path) -> np.ndarray:
     return pages[0]
 
 
-def given_colors(colors: list[list[int]] | None, classes: int) -> list[tuple[int, int, int]]:
+def given_colors(
+    colors: list[list[int]] | None, classes: int, spare: bool
+) -> list[tuple[int, int, int]]:
+    """One colour a class; the readable palette's first one can be spared for none of them."""
     if colors is None:
-        return default_colors(classes)
+        return default_colors(classes + spare)[spare:]
     good = all(len(c) == 3 and all(0 <= v <= 255 for v in c) for c in colors)
     if len(colors) != classes or not good:
         raise DataError(

@@ -6,7 +6,7 @@ import numpy as np
 
 from seg.data.images import as_image, read_pages
 from seg.data.masks import MaskValues
-from seg.data.sources import DataError
+from seg.data.sources import DataError, Task, check_task
 
 VOLUME, LABELS = "train-volume.tif", "train-labels.tif"
 
@@ -21,6 +21,7 @@ class ISBI2012:
         root: folder of train-volume.tif and train-labels.tif.
         fold: which block of sections validates, 0 .. folds - 1.
         folds: number of blocks.
+        task: ``instances``: the cells are also counted one by one.
 
     Raises:
         DataError: when a file is missing or isn't what it should be, or the fold isn't there.
@@ -29,7 +30,11 @@ class ISBI2012:
     classes: list[str] = ["membrane", "cell"]  # noqa: RUF012  (a constant of the challenge)
     colors: list[tuple[int, int, int]] = [(20, 60, 120), (255, 190, 60)]  # noqa: RUF012
 
-    def __init__(self, root: str | None, fold: int = 4, folds: int = 5) -> None:
+    def __init__(
+        self, root: str | None, fold: int = 4, folds: int = 5, task: Task = "instances"
+    ) -> None:
+        check_task(task, self.classes)
+        self.task: Task = task
         if root is None:
             raise DataError(
                 f"data.root is not set: give the folder that holds {VOLUME} and {LABELS}"

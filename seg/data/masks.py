@@ -78,6 +78,23 @@ class MaskValues:
         )
 
 
+def stacked_planes(pages: list[np.ndarray], classes: list[str], file: object) -> list[np.ndarray]:
+    """The plane (H, W) of each class, from pages or from channels.
+
+    Raises:
+        DataError: when there aren't as many as classes, or of several sizes.
+    """
+    if len(pages) == 1 and pages[0].ndim == 3:
+        pages = list(np.moveaxis(pages[0], -1, 0))
+    if len(pages) != len(classes) or len({page.shape for page in pages}) > 1:
+        sizes = ", ".join(sorted({"x".join(map(str, page.shape)) for page in pages}))
+        raise DataError(
+            f"{file}: {len(pages)} pages of {sizes} px; data.task=overlapping needs one a class, in the "
+            f"order of {short(classes)}"
+        )
+    return pages
+
+
 def short(items: list) -> str:
     """A list, without its middle if it is long."""
     return (

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.random import PCG64, Generator, SeedSequence
 
-from seg.data.sources import DataError
+from seg.data.sources import DataError, Task, check_task
 
 Window = tuple[slice, slice]
 
@@ -49,6 +49,7 @@ class Membranes:
         test: number of test images, 0 for none.
         difficulty: 0 .. 1; scales noise, faint stretches of membrane and look-alike organelles.
         data_seed: of everything random.
+        task: ``instances``: the cells are also counted one by one.
 
     Raises:
         ValueError: when an argument is out of its range.
@@ -66,7 +67,10 @@ class Membranes:
         test: int = 6,
         difficulty: float = 0.5,
         data_seed: int = 0,
+        task: Task = "classes",
     ) -> None:
+        check_task(task, self.classes)
+        self.task: Task = task
         if not 32 <= size <= 2048:
             raise ValueError(f"data.size={size} px: give a side from 32 to 2048")
         for option, count, least in (("train", train, 1), ("val", val, 1), ("test", test, 0)):

@@ -1,9 +1,12 @@
 """The DataModule: checks and measures a source, then loads it as batches.
 
-A batch is ``{"image": (B, C, H, W) float32, "mask": (B, H, W) int64, "name": list of B}``.
+A batch is ``{"image": (B, C, H, W) float32, "mask": (B, H, W) int64, "name": list of B}``; where classes
+overlap the mask is (B, K, H, W). With a weight map there is ``"gaps"``, float32 of the mask's shape.
 """
 
-from collections.abc import Iterator
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import albumentations as A
 import lightning as L
@@ -14,10 +17,31 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from seg.data.augment import Augment
 from seg.data.intensity import Intensity
 from seg.data.sources import DataError, Source
+from seg.logits import IGNORE
 
 SURVEY = (
     1000  # images of a split that are read before the run starts; the rest is checked when read
 )
+KEPT_MAPS = 256  # weight maps of images kept in memory
+
+
+class GapCache:
+    """The weight map's second term of each image, computed once; the latest 256 of them are kept.
+
+    Args:
+        gaps: mask (H, W) or (K, H, W) -> the term, of that shape.
+    """
+
+    def __init__(self, gaps: Callable[[np.ndarray], np.ndarray]) -> None:
+        self.gaps, self.kept = gaps, OrderedDict()
+
+    def __call__(self, name: str, mask: np.ndarray) -> np.ndarray:
+        """Of the image of that name, whose mask is (H, W) or (H, W, K): float32 of the mask's shape."""
+        if name not in self.kept:
+            self.kept[name] = planes_last(self.gaps(planes_first(mask)))
+            if len(self.kept) > KEPT_MAPS:
+                self.kept.popitem(last=False)
+        return self.kept[name]
 
 
 class Samples(Dataset):
@@ -29,6 +53,7 @@ class Samples(Dataset):
         intensity: how grey values become network input.
         augment: None: whole images as they are.
         repeats: samples that each image gives.
+        gaps: the weight map's second term of an image; None: no such map.
     """
 
     def __init__(
@@ -38,9 +63,11 @@ class Samples(Dataset):
         intensity: Intensity,
         augment: Augment | None = None,
         repeats: int = 1,
+        gaps: GapCache | None = None,
     ) -> None:
         self.source, self.names, self.intensity = source, names, intensity
         self.augment, self.repeats = augment, repeats
+        self.gaps = gaps
 
     def __len__(self) -> int:
         return len(self.names) * self.repeats
@@ -49,15 +76,28 @@ class Samples(Dataset):
         epoch, number = index
         name = self.names[number % len(self.names)]
         image, mask = self.source.read(name)
+        layers = [mask] if self.gaps is None else [mask, self.gaps(name, mask)]
         scaled = self.intensity.scaled(image)
         if self.augment is not None:
-            scaled, mask = self.augment(scaled, mask, epoch, number)
+            scaled, layers = self.augment(scaled, layers, epoch, number)
         normal = self.intensity.normalised(scaled).transpose(2, 0, 1)
-        return {
+        mask, *gaps = (torch.from_numpy(np.ascontiguousarray(planes_first(x))) for x in layers)
+        sample = {
             "image": torch.from_numpy(np.ascontiguousarray(normal)),
-            "mask": torch.from_numpy(mask.astype(np.int64)),
+            "mask": mask.long(),
             "name": name,
         }
+        return sample | ({"gaps": gaps[0]} if gaps else {})
+
+
+def planes_first(layer: np.ndarray) -> np.ndarray:
+    """(H, W, K) as (K, H, W); (H, W) as it is."""
+    return layer if layer.ndim == 2 else layer.transpose(2, 0, 1)
+
+
+def planes_last(layer: np.ndarray) -> np.ndarray:
+    """(K, H, W) as (H, W, K); (H, W) as it is."""
+    return layer if layer.ndim == 2 else layer.transpose(1, 2, 0)
 
 
 class EpochSampler(Sampler):
@@ -132,8 +172,8 @@ class DataModule(L.LightningDataModule):
         self.eval_batch_size = eval_batch_size
         self.transforms = augment or A.Compose([])
         self.augment = Augment(self.transforms, crop, seed)
-        measured = survey(source, intensity)
-        self.intensity, self.sizes = intensity or measured[0], measured[1]
+        self.intensity, self.sizes, self.shares = survey(source, intensity)
+        self.gaps: GapCache | None = None
         self.check_batches()
 
     def check_batches(self) -> None:
@@ -153,13 +193,17 @@ class DataModule(L.LightningDataModule):
         """Training crops of ``crop`` px that may reach ``context`` px, mirrored, beyond the border."""
         self.augment = Augment(self.transforms, crop, self.seed, context)
 
+    def weigh(self, gaps: Callable[[np.ndarray], np.ndarray]) -> None:
+        """Samples bring their weight map along, from the whole image: mask (H, W) or (K, H, W) -> map."""
+        self.gaps = GapCache(gaps)
+
     def samples(self, split: str) -> Samples:
         """A split's images, whole and as they are."""
-        return Samples(self.source, self.source.splits[split], self.intensity)
+        return Samples(self.source, self.source.splits[split], self.intensity, gaps=self.gaps)
 
     def train_dataloader(self) -> DataLoader:
         names = self.source.splits["train"]
-        samples = Samples(self.source, names, self.intensity, self.augment, self.repeats)
+        samples = Samples(self.source, names, self.intensity, self.augment, self.repeats, self.gaps)
         return self.loader(samples, self.batch_size // self.world or 1, shuffle=True)
 
     def val_dataloader(self) -> DataLoader:
@@ -189,8 +233,22 @@ class DataModule(L.LightningDataModule):
         )
 
 
-def survey(source: Source, intensity: Intensity | None) -> tuple[Intensity, dict[str, set]]:
-    """Reads up to 1000 images of each split: grey value statistics, and sizes (H, W) by split.
+class Survey(NamedTuple):
+    """What a look at the data found.
+
+    Attributes:
+        intensity: how grey values become network input.
+        sizes: (H, W) of the images of each split.
+        shares: of the training split's pixels that are of each class, in 0..1, ignored ones aside; (C,).
+    """
+
+    intensity: Intensity
+    sizes: dict[str, set]
+    shares: np.ndarray
+
+
+def survey(source: Source, intensity: Intensity | None) -> Survey:
+    """Reads up to 1000 images of each split: grey values, sizes, and how frequent each class is.
 
     Raises:
         DataError: for the first file that can't be used, or when channels or types differ.
@@ -199,10 +257,11 @@ def survey(source: Source, intensity: Intensity | None) -> tuple[Intensity, dict
         if not names:
             raise DataError(f"the {split} split has no images: {type(source).__name__} found none")
     sizes, images, first = {}, [], None
+    pixels_C, valid_C = np.zeros((2, len(source.classes)))
     for split, names in source.splits.items():
         sizes[split] = set()
         for name in names[:: -(-len(names) // SURVEY)]:
-            image, _ = source.read(name)
+            image, mask = source.read(name)
             first = first or (name, image.shape[2], image.dtype)
             if (image.shape[2], image.dtype) != first[1:]:
                 raise DataError(
@@ -210,10 +269,20 @@ def survey(source: Source, intensity: Intensity | None) -> tuple[Intensity, dict
                     f"of {first[2]}; all images of a data set must agree"
                 )
             sizes[split].add(image.shape[:2])
-            if split == "train" and intensity is None:
-                images.append(image)
+            if split == "train":
+                pixels_C += class_pixels(mask, len(source.classes))
+                valid_C += (mask != IGNORE).sum((0, 1))  # of each plane, where classes overlap
+                if intensity is None:
+                    images.append(image)
     if intensity is not None and first and first[1] != intensity.channels:
         raise DataError(
             f"{first[0]}: {first[1]} channels; the run was trained on {intensity.channels}"
         )
-    return intensity or Intensity.measured(images), sizes
+    return Survey(intensity or Intensity.measured(images), sizes, pixels_C / valid_C.clip(1))
+
+
+def class_pixels(mask: np.ndarray, num_classes: int) -> np.ndarray:
+    """Pixels of each class (C,) in a mask (H, W), or of each plane of (H, W, K)."""
+    if mask.ndim == 3:
+        return (mask == 1).sum((0, 1))
+    return np.bincount(mask.ravel(), minlength=IGNORE + 1)[:num_classes]

@@ -1,0 +1,139 @@
+"""Whether probabilities mean what they say, and the threshold on them that scores best."""
+
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")  # before pyplot: no window
+import matplotlib.pyplot as plt
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from seg.logits import IGNORE
+from seg.metrics.confusion import Tally, class_mean, dice
+
+
+class Calibration(Metric):
+    """Expected calibration error: the mean over pixels of |confidence - accuracy| of their bin, in 0..1.
+
+    Guo et al. 2017, arXiv:1706.04599, eq. 3, on bins of equal width. Confidence is the probability of
+    the class called, so it is 1 / C at least; of overlapping labels that of being there or not.
+
+    Args:
+        bins: of confidence between 0 and 1.
+    """
+
+    full_state_update = False
+    pixels: Tensor
+    hits: Tensor
+    confidence: Tensor
+
+    def __init__(self, bins: int = 15) -> None:
+        super().__init__()
+        self.bins = bins
+        for state, dtype in (
+            ("pixels", torch.int64),
+            ("hits", torch.int64),
+            ("confidence", torch.float64),
+        ):
+            self.add_state(state, torch.zeros(bins, dtype=dtype), dist_reduce_fx="sum")
+
+    def update(self, p_BCHW: Tensor, mask: Tensor) -> None:
+        if mask.ndim == 4:
+            confidence, hit = p_BCHW.maximum(1 - p_BCHW), (p_BCHW > 0.5).long() == mask
+        else:
+            confidence, called = p_BCHW.max(dim=1)
+            hit = called == mask
+        index = (confidence * self.bins).long().clamp(max=self.bins - 1)
+        index = index.where(mask != IGNORE, self.bins).flatten()  # one more bin for ignored pixels
+        extended = (self.bins + 1,)
+        for state, values in (
+            (self.pixels, torch.ones_like(index)),
+            (self.hits, hit.long().flatten()),
+            (self.confidence, confidence.double().flatten()),
+        ):
+            total = torch.zeros(extended, dtype=state.dtype, device=state.device)
+            state += total.scatter_add_(0, index, values)[:-1]
+
+    def compute(self) -> Tensor:
+        gaps = (self.confidence - self.hits).abs()  # of each bin, times its pixels
+        return gaps.sum() / self.pixels.sum()
+
+
+def reliability_plot(calibration: Calibration, title: str, file: Path) -> None:
+    """Accuracy against confidence, a bar a bin, and below how many pixels each has."""
+    edges = torch.linspace(0, 1, calibration.bins + 1)
+    pixels, hits = calibration.pixels.cpu(), calibration.hits.cpu()
+    used = pixels > 0
+    said = (calibration.confidence.cpu() / pixels)[used]
+    true = (hits / pixels)[used]
+    figure, (above, below) = plt.subplots(
+        2, 1, figsize=(4.5, 5.5), dpi=150, height_ratios=(3, 1), sharex=True, layout="constrained"
+    )
+    width, left = 1 / calibration.bins, edges[:-1]
+    above.plot([0, 1], [0, 1], color="#666666", linewidth=1, label="probabilities that hold")
+    above.bar(left[used], true, width, align="edge", color="#56b4e9", edgecolor="white")
+    above.plot(said, true, "o", color="#d55e00", markersize=4, label="mean confidence of a bin")
+    above.set(ylabel="share of pixels that are right", ylim=(0, 1), xlim=(0, 1))
+    above.set_title(f"{title}\nexpected calibration error {float(calibration.compute()):.4f}")
+    above.title.set_fontsize(9)
+    above.legend(fontsize=8, loc="upper left")
+    below.bar(left, pixels / pixels.sum(), width, align="edge", color="#999999", edgecolor="white")
+    below.set(xlabel="confidence", ylabel="share of pixels")
+    figure.savefig(file)
+    plt.close(figure)
+
+
+class ThresholdCurve(Metric):
+    """Dice at each threshold on the probability of class 1 of two, or of each label's being there.
+
+    Args:
+        labels: K where labels overlap; None: two classes.
+        steps: thresholds are 1 / steps, 2 / steps, ... below 1.
+    """
+
+    full_state_update = False
+    counts: Tensor
+
+    def __init__(self, labels: int | None = None, steps: int = 100) -> None:
+        super().__init__()
+        self.labels, self.steps = labels, steps
+        zeros = torch.zeros(labels or 1, 2, steps + 1, dtype=torch.int64)  # truth, bin of p
+        self.add_state("counts", zeros, dist_reduce_fx="sum")
+
+    def update(self, p_BCHW: Tensor, mask: Tensor) -> None:
+        p, truth = (p_BCHW, mask) if self.labels else (p_BCHW[:, 1:2], mask.unsqueeze(1))
+        label = torch.arange(p.shape[1], device=p.device).view(1, -1, 1, 1)
+        bins = (
+            p * self.steps
+        ).ceil().long() - 1  # p in (i, i + 1] / steps: above thresholds up to i
+        bins = bins.clamp(0, self.steps - 1).where(truth != IGNORE, self.steps)
+        cell = ((label * 2 + (truth == 1)) * (self.steps + 1) + bins).flatten()
+        counts = torch.zeros(self.counts.numel(), dtype=torch.int64, device=p.device)
+        self.counts += counts.scatter_add_(0, cell, torch.ones_like(cell)).view_as(self.counts)
+
+    def compute(self) -> Tensor:
+        """Dice (steps - 1,), mean over the classes or labels that occur, at each threshold."""
+        above_K2T = (
+            self.counts[..., :-1].flip(-1).cumsum(-1).flip(-1)
+        )  # p above step 0 (all), 1, ...
+        false, hit = above_K2T[..., 1:].unbind(1)
+        rest, missed = (above_K2T[..., :1] - above_K2T[..., 1:]).unbind(1)
+        tally = Tally(hit.T, false.T, missed.T, rest.T)
+        if not self.labels:  # class 0 of two: the same with the roles exchanged
+            tally = Tally(
+                torch.cat([tally.rest, tally.hit], -1),
+                torch.cat([tally.missed, tally.false], -1),
+                torch.cat([tally.false, tally.missed], -1),
+                torch.cat([tally.hit, tally.rest], -1),
+            )
+        return class_mean(dice(tally), tally)
+
+    def best(self) -> float:
+        """The threshold of the highest Dice; the middle one of equals; 0.5 when nothing was seen."""
+        curve = self.compute()
+        if curve.isnan().all():
+            return 0.5
+        highest = (curve == curve[~curve.isnan()].max()).nonzero().flatten()
+        return (int(highest[len(highest) // 2]) + 1) / self.steps

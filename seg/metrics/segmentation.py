@@ -1,0 +1,161 @@
+"""All scores of a split: of pixels always, of borders and of calibration where asked for."""
+
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
+
+from seg.logits import predicted_classes, probabilities
+from seg.metrics.calibration import Calibration, ThresholdCurve
+from seg.metrics.confusion import PixelScores
+from seg.metrics.significance import Evidence, mean, total
+from seg.metrics.surfaces import boundary_f, surface_dice, surface_scores
+
+
+class SegmentationMetrics(nn.Module):
+    """Counts batches of logits against masks and gives a split's scores by name.
+
+    Args:
+        classes: names in the order of the mask's values, or of its planes.
+        overlapping: whether they are labels that overlap.
+        tolerance: px; boundary F-score and surface Dice within it; None: not computed.
+        hausdorff: whether the 95 % Hausdorff distance is computed, px.
+        calibration: whether the expected calibration error is computed.
+        threshold: probability in 0..1 above which a pixel is class 1 of two, or has a label; ``best``:
+            0.5 until ``choose_threshold`` took the best of what was seen.
+
+    Raises:
+        ValueError: when a number is out of its range, or more than two classes have a threshold.
+    """
+
+    def __init__(
+        self,
+        classes: list[str],
+        overlapping: bool = False,
+        tolerance: float | None = None,
+        hausdorff: bool = False,
+        calibration: bool = False,
+        threshold: float | Literal["best"] = 0.5,
+    ) -> None:
+        super().__init__()
+        fixed = 0.5 if threshold == "best" else threshold
+        if not isinstance(fixed, int | float) or not 0 < fixed < 1:
+            raise ValueError(f"threshold is {threshold}; it must lie between 0 and 1, or be best")
+        if threshold != 0.5 and len(classes) != 2 and not overlapping:
+            raise ValueError(
+                f"threshold is {threshold} and there are {len(classes)} classes, of which the most "
+                "probable is taken; two classes or overlapping labels have a threshold"
+            )
+        if tolerance is not None and tolerance < 0:
+            raise ValueError(f"tolerance is {tolerance} px; it must be 0 or more")
+        self.classes, self.overlapping, self.threshold = classes, overlapping, float(fixed)
+        self.pixels = PixelScores(classes, overlapping)
+        wanted = tolerance is not None or hausdorff
+        self.surfaces = SurfaceMetric(classes, tolerance, hausdorff) if wanted else None
+        self.calibration = Calibration() if calibration else None
+        labels = len(classes) if overlapping else None
+        self.curve = ThresholdCurve(labels) if threshold == "best" else None
+
+    @torch.no_grad()
+    def update(self, logits_BKHW: Tensor, mask: Tensor) -> None:
+        prediction = predicted_classes(logits_BKHW, self.threshold, self.overlapping)
+        self.pixels.update(prediction, mask)
+        if self.surfaces is not None:
+            self.surfaces.update(prediction, mask)
+        for part in (self.calibration, self.curve):
+            if part is not None:
+                part.update(probabilities(logits_BKHW, self.overlapping), mask)
+
+    def compute(self) -> dict[str, Tensor]:
+        """Scores by name; see the parts."""
+        scores = self.pixels.compute()
+        if self.surfaces is not None:
+            scores |= self.surfaces.compute()
+        if self.calibration is not None:
+            scores["ece"] = self.calibration.compute()
+        return scores
+
+    def evidence(self) -> dict[str, Evidence]:
+        """Score's name -> rows of the images, and the score of their sums: see seg.metrics.significance."""
+        return self.pixels.evidence() | (self.surfaces.evidence() if self.surfaces else {})
+
+    def choose_threshold(self) -> float:
+        """Takes the threshold that was best over what was seen, if asked for, and returns the one in use."""
+        if self.curve is not None:
+            self.threshold = self.curve.best()
+        return self.threshold
+
+    def reset(self) -> None:
+        for part in (self.pixels, self.surfaces, self.calibration, self.curve):
+            if part is not None:
+                part.reset()
+
+
+class SurfaceMetric(Metric):
+    """Boundary F-score, surface Dice and Hausdorff distance over a split; each image is measured on the CPU.
+
+    F-score and surface Dice come from border pixels counted over the whole split, means are over the
+    classes that have a border; ``hausdorff_95`` is the mean over the images that have the class.
+
+    Args:
+        classes: names in the order of the mask's values, or of its planes.
+        tolerance: px; None: no F-score and no surface Dice.
+        hausdorff: whether the distance is given.
+    """
+
+    full_state_update = False
+    counts: list[Tensor]
+    distances: list[Tensor]
+
+    def __init__(self, classes: list[str], tolerance: float | None, hausdorff: bool) -> None:
+        super().__init__()
+        self.classes, self.tolerance, self.hausdorff = classes, tolerance, hausdorff
+        self.add_state("counts", [], dist_reduce_fx="cat")
+        self.add_state("distances", [], dist_reduce_fx="cat")
+
+    def update(self, prediction: Tensor, mask: Tensor) -> None:
+        for found, truth in zip(prediction.cpu().numpy(), mask.cpu().numpy(), strict=True):
+            if truth.ndim == 3:  # a plane a class: its two states, of which the class is state 1
+                each = [
+                    surface_scores(*plane, 2, self.tolerance or 0)
+                    for plane in zip(found, truth, strict=True)
+                ]
+                counts, distances = (np.stack([r[i][1] for r in each]) for i in (0, 1))
+            else:
+                counts, distances = surface_scores(
+                    found, truth, len(self.classes), self.tolerance or 0
+                )
+            self.counts.append(torch.from_numpy(counts)[None].to(mask.device))
+            self.distances.append(torch.from_numpy(distances).float()[None].to(mask.device))
+
+    def evidence(self) -> dict[str, Evidence]:
+        """Score's name -> rows of the images, and the score of their sums: see seg.metrics.significance."""
+        found: dict[str, Evidence] = {}
+        if self.tolerance is not None:
+            rows = dim_zero_cat(self.counts).cpu().numpy()
+            for name, score in (("boundary_f", boundary_f), ("surface_dice", surface_dice)):
+                found[name] = rows, lambda sums, score=score: over_present(score(sums))
+                for i, c in enumerate(self.classes):
+                    found[f"{name}/{c}"] = rows, lambda sums, score=score, i=i: score(sums)[:, i]
+        if self.hausdorff:
+            distances_BC = dim_zero_cat(self.distances).cpu().double().numpy()
+            rows = np.stack([np.nan_to_num(distances_BC), ~np.isnan(distances_BC)], axis=-1)
+            found["hausdorff_95"] = rows, lambda sums: over_present(mean(sums))
+            for i, c in enumerate(self.classes):
+                found[f"hausdorff_95/{c}"] = rows, lambda sums, i=i: mean(sums)[:, i]
+        return found
+
+    def compute(self) -> dict[str, Tensor]:
+        scores = {}
+        for name, (rows, score) in self.evidence().items():
+            scores[name] = torch.tensor(total(rows, score), dtype=torch.float64)
+        return scores
+
+
+def over_present(scores_RC: np.ndarray) -> np.ndarray:
+    """The mean (R,) over the classes that have a score; nan where none has."""
+    known_RC = ~np.isnan(scores_RC)
+    return np.where(known_RC, scores_RC, 0).sum(1) / known_RC.sum(1)

@@ -1,0 +1,232 @@
+"""Border metrics against all pairwise distances, scikit-image and hand-worked cases."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from skimage.metrics import hausdorff_distance
+from skimage.morphology import erosion
+
+from seg.logits import IGNORE
+from seg.metrics.surfaces import boundary_f, label_scores, surface_dice, surface_scores
+
+NEIGHBOURS = ((-1, 0), (1, 0), (0, -1), (0, 1))
+
+
+def random_maps(seed: int, classes: int = 3) -> tuple[np.ndarray, np.ndarray]:
+    """A blocky prediction and truth of some size, a few of its pixels ignored."""
+    rng = np.random.default_rng(seed)
+    h, w = rng.integers(1, 14, 2)
+    blocks = rng.integers(0, classes, (2, -(-h // 3), -(-w // 3)))
+    truth, found = np.kron(blocks, np.ones((3, 3), dtype=int))[:, :h, :w]
+    noisy = rng.random((h, w)) < 0.1
+    found = np.where(rng.random() < 0.5, found, truth)  # half of the predictions are near the truth
+    found = np.where(noisy, rng.integers(0, classes, (h, w)), found)
+    return found, np.where(rng.random((h, w)) < 0.15 * rng.integers(2), IGNORE, truth)
+
+
+def slow_border(classes: np.ndarray, valid: np.ndarray, c: int) -> list[tuple[int, int]]:
+    """Pixels of class c with a neighbour of another, read off one by one."""
+    points = []
+    for y, x in np.argwhere(valid & (classes == c)):
+        for y2, x2 in ((y + dy, x + dx) for dy, dx in NEIGHBOURS):
+            inside = 0 <= y2 < classes.shape[0] and 0 <= x2 < classes.shape[1]
+            if inside and valid[y2, x2] and classes[y2, x2] != c:
+                points.append((y, x))
+                break
+    return points
+
+
+def slow_scores(found, truth, c, tolerance, percentile):
+    """The four counts and the Hausdorff distance from the distance of each pair of border pixels."""
+    valid = truth != IGNORE
+    ours, theirs = slow_border(found, valid, c), slow_border(truth, valid, c)
+    if not ours or not theirs:
+        present = [bool((valid & (m == c)).any()) for m in (found, truth)]
+        lost = ours or theirs or present[0] != present[1]
+        return [0, len(ours), 0, len(theirs)], math.hypot(*truth.shape) if lost else math.nan
+    nearest_true = [min(math.dist(p, q) for q in theirs) for p in ours]
+    nearest_found = [min(math.dist(p, q) for p in ours) for q in theirs]
+    hits = [sum(d <= tolerance for d in ds) for ds in (nearest_true, nearest_found)]
+    worst = max(np.percentile(ds, percentile) for ds in (nearest_true, nearest_found))
+    return [hits[0], len(ours), hits[1], len(theirs)], worst
+
+
+@given(
+    st.integers(0, 100_000), st.sampled_from([0, 1, math.sqrt(2), 2.5]), st.sampled_from([50, 95])
+)
+@settings(max_examples=120, deadline=None)
+def test_counts_and_distances_are_those_of_all_pairs_of_border_pixels(seed, tolerance, percentile):
+    found, truth = random_maps(seed)
+    scores = surface_scores(found, truth, 3, tolerance, percentile)
+    for c in range(3):
+        counts, distance = slow_scores(found, truth, c, tolerance, percentile)
+        assert scores.counts[c].tolist() == counts
+        np.testing.assert_allclose(scores.hausdorff[c], distance)
+
+
+@given(st.integers(0, 100_000))
+@settings(max_examples=60, deadline=None)
+def test_the_100th_percentile_is_the_hausdorff_distance_of_scikit_image(seed):
+    rng = np.random.default_rng(seed)
+    masks = np.zeros(
+        (2, 24, 24), dtype=bool
+    )  # away from the edge, where erosion means something else
+    masks[:, 2:-2, 2:-2] = np.kron(rng.random((2, 5, 5)) < 0.6, np.ones((4, 4)))
+    cross = np.array([[0, 1, 0], [1, 1, 1], [0, 1, 0]])
+    borders = [mask & ~erosion(mask, cross) for mask in masks]
+    assume(masks.any((1, 2)).all())
+    ours = surface_scores(masks[0].astype(int), masks[1].astype(int), 2, 1.0, percentile=100)
+    assert ours.hausdorff[1] == pytest.approx(hausdorff_distance(*borders))
+    assert ours.counts[1, [1, 3]].tolist() == [border.sum() for border in borders]
+
+
+def test_a_square_moved_by_two_pixels_scores_what_was_worked_by_hand():
+    truth, found = np.zeros((2, 12, 12), dtype=int)
+    truth[3:7, 3:7] = 1  # rows and columns 3..6: a ring of 12 border pixels around 4 inner ones
+    found[3:7, 5:9] = 1  # the same, two columns to the right
+    counts, hausdorff = surface_scores(found, truth, 2, tolerance=1.0)
+    # predicted ring, nearest true border pixel is columns 3..6 of the true ring:
+    #   rows 3, 6: columns 5, 6 at 0, column 7 at 1, column 8 at 2 -> distances 0 0 1 2, twice
+    #   rows 4, 5: column 5 at 1 (to row 3 or 6, or to column 6), column 8 at 2 -> 1 2, twice
+    # within 1: 3 + 3 + 1 + 1 = 8 of 12; the true ring mirrors it
+    assert counts[1].tolist() == [8, 12, 8, 12]
+    assert boundary_f(counts)[1] == pytest.approx(8 / 12)  # precision = recall
+    assert surface_dice(counts)[1] == pytest.approx((8 + 8) / (12 + 12))
+    # sorted 0 0 0 0 1 1 1 1 2 2 2 2; the 95th percentile is a 2
+    assert hausdorff[1] == 2
+    exact = surface_scores(found, truth, 2, tolerance=0.0).counts[1]
+    assert exact.tolist() == [4, 12, 4, 12]  # the four zeros
+
+
+def test_f_and_surface_dice_differ_where_precision_and_recall_do():
+    counts = np.array([6, 6, 10, 30])  # precision 1, recall 1/3
+    assert boundary_f(counts) == pytest.approx(2 * 1 * (1 / 3) / (1 + 1 / 3))  # 1/2
+    assert surface_dice(counts) == pytest.approx(16 / 36)
+
+
+@given(st.integers(0, 100_000))
+@settings(max_examples=40, deadline=None)
+def test_a_perfect_prediction_scores_one_and_has_no_distance(seed):
+    _, truth = random_maps(seed)
+    counts, hausdorff = surface_scores(np.where(truth == IGNORE, 0, truth), truth, 3, tolerance=0.0)
+    bordered = counts[:, 3] > 0
+    for score in (boundary_f, surface_dice):
+        np.testing.assert_array_equal(score(counts), np.where(bordered, 1, np.nan))
+    np.testing.assert_array_equal(hausdorff, np.where(bordered, 0, np.nan))
+
+
+@given(st.integers(0, 100_000))
+@settings(max_examples=40, deadline=None)
+def test_swapping_prediction_and_truth_swaps_precision_and_recall_only(seed):
+    found, truth = random_maps(seed)
+    truth = np.where(truth == IGNORE, 0, truth)
+    there, back = surface_scores(found, truth, 3, 1.0), surface_scores(truth, found, 3, 1.0)
+    np.testing.assert_array_equal(there.counts, back.counts[:, [2, 3, 0, 1]])
+    np.testing.assert_array_equal(there.hausdorff, back.hausdorff)
+    np.testing.assert_allclose(boundary_f(there.counts), boundary_f(back.counts))
+
+
+def test_the_edge_of_the_image_makes_no_border():
+    truth = np.zeros((5, 6), dtype=int)
+    truth[:, 3:] = 1
+    counts, _ = surface_scores(truth, truth, 2, tolerance=0.0)
+    assert counts.tolist() == [[5, 5, 5, 5]] * 2  # a column of each class, not a ring
+
+
+def test_touching_corners_make_no_border():
+    truth = np.zeros((4, 4), dtype=int)
+    truth[:2, :2] = 1  # (1, 1) touches (2, 2) by a corner; its border is (0, 1), (1, 0), (1, 1)
+    assert surface_scores(truth, truth, 2, tolerance=0.0).counts[:, 3].tolist() == [4, 3]
+
+
+@given(st.integers(0, 100_000))
+@settings(max_examples=40, deadline=None)
+def test_what_is_predicted_on_ignored_pixels_changes_nothing(seed):
+    found, truth = random_maps(seed)
+    truth[:, ::2] = IGNORE
+    other = np.where(
+        truth == IGNORE, np.random.default_rng(seed).integers(0, 9, truth.shape), found
+    )
+    ours, theirs = surface_scores(found, truth, 3, 1.0), surface_scores(other, truth, 3, 1.0)
+    np.testing.assert_array_equal(ours.counts, theirs.counts)
+    np.testing.assert_array_equal(ours.hausdorff, theirs.hausdorff)
+
+
+@given(st.integers(0, 100_000))
+@settings(max_examples=40, deadline=None)
+def test_ignoring_a_strip_at_the_edge_equals_cropping_it(seed):
+    found, truth = random_maps(seed)
+    cut = max(1, truth.shape[1] // 2)
+    cropped = surface_scores(found[:, :cut], truth[:, :cut], 3, 1.0)
+    truth[:, cut:] = IGNORE
+    ignored = surface_scores(found, truth, 3, 1.0)
+    np.testing.assert_array_equal(ignored.counts, cropped.counts)
+    both = (cropped.counts[:, [1, 3]] > 0).all(1)  # else it is the diagonal, of another image
+    np.testing.assert_array_equal(ignored.hausdorff[both], cropped.hausdorff[both])
+
+
+def test_an_ignored_region_has_no_border_of_its_own():
+    truth = np.zeros((7, 7), dtype=int)
+    truth[2:5, 2:5] = IGNORE
+    counts, hausdorff = surface_scores(np.zeros_like(truth), truth, 2, tolerance=1.0)
+    assert counts.tolist() == [[0, 0, 0, 0]] * 2
+    assert np.isnan(hausdorff).all()
+
+
+def test_a_class_that_one_map_lacks_scores_zero_and_is_as_far_as_the_diagonal():
+    empty, thing = np.zeros((2, 6, 8), dtype=int)
+    thing[2:4, 2:4] = 1
+    for found, truth in ((empty, thing), (thing, empty)):
+        counts, hausdorff = surface_scores(found, truth, 3, tolerance=2.0)
+        assert boundary_f(counts)[:2].tolist() == surface_dice(counts)[:2].tolist() == [0, 0]
+        assert hausdorff[:2].tolist() == [10, 10]  # hypot(6, 8)
+        assert np.isnan([boundary_f(counts)[2], surface_dice(counts)[2], hausdorff[2]]).all()
+
+
+def test_a_whole_image_of_the_wrong_class_is_far_though_it_has_no_border():
+    counts, hausdorff = surface_scores(
+        np.ones((3, 4), int), np.zeros((3, 4), int), 3, tolerance=1.0
+    )
+    assert hausdorff[:2].tolist() == [5, 5] and np.isnan(hausdorff[2])
+    assert np.isnan(boundary_f(counts)).all() and np.isnan(surface_dice(counts)).all()
+
+
+def test_images_are_pooled_by_adding_their_counts():
+    square, empty = np.zeros((2, 10, 10), dtype=int)
+    square[3:6, 3:6] = 1  # a ring of 8
+    right, missed = (surface_scores(found, square, 2, 1.0).counts for found in (square, empty))
+    pooled = right + missed  # of class 1: 8 of 8 predicted, 8 of 16 true pixels
+    assert boundary_f(pooled)[1] == pytest.approx(2 * 8 / (8 + 16))  # p = 1, r = 1/2: 2/3
+    assert surface_dice(pooled)[1] == pytest.approx((8 + 8) / (8 + 16))
+    np.testing.assert_array_equal(boundary_f(np.stack([right, missed]))[:, 1], [1, 0])  # (N, C)
+
+
+def test_labels_that_overlap_are_scored_by_themselves():
+    rng = np.random.default_rng(0)
+    found, true = np.kron(rng.random((2, 4, 4)) < 0.5, np.ones((3, 3))).astype(bool)
+    truth = np.where(rng.random(true.shape) < 0.1, IGNORE, true)
+    both = surface_scores(found.astype(int), truth, 2, 1.0)
+    counts, hausdorff = label_scores(found, true, truth != IGNORE, 1.0)
+    assert counts.tolist() == both.counts[1].tolist() and hausdorff == both.hausdorff[1]
+
+
+@pytest.mark.parametrize(
+    ("prediction", "truth", "options", "message"),
+    [
+        ([[0, 1]], [[0, 1, 1]], {}, r"prediction is \(1, 2\) and truth \(1, 3\)"),
+        ([0, 1], [0, 1], {}, "both must be one"),
+        ([[0, 2]], [[0, 1]], {}, r"prediction holds \[2\]; allowed are 0\.\.1$"),
+        ([[0, 1]], [[0, 254]], {}, r"truth holds \[254\]; allowed are 0\.\.1 and 255"),
+        ([[0, IGNORE]], [[0, 1]], {}, r"prediction holds \[255\]"),
+        ([[0, 1]], [[0, 1]], {"tolerance": -1.0}, "tolerance is -1"),
+        ([[0, 1]], [[0, 1]], {"tolerance": math.nan}, "tolerance is nan"),
+        ([[0, 1]], [[0, 1]], {"percentile": 101}, "percentile is 101"),
+    ],
+)
+def test_a_wrong_argument_is_an_error_that_names_it(prediction, truth, options, message):
+    options = {"tolerance": 1.0} | options
+    with pytest.raises(ValueError, match=message):
+        surface_scores(np.array(prediction), np.array(truth), 2, **options)
