@@ -94,9 +94,11 @@ def misfits(mask: Tensor, num_classes: int) -> Tensor:
 
 def check_mask(mask: Tensor, num_classes: int) -> None:
     """Raises ValueError when a mask value is neither a class nor 255; waits for the device."""
-    wrong = misfits(mask, num_classes)
-    if wrong.any():
-        highest = num_classes - 1 if mask.ndim == 3 else 1
-        raise ValueError(
-            f"mask holds {mask[wrong].unique().tolist()[:8]}; allowed are 0..{highest} and {IGNORE} (ignore)"
-        )
+    highest = num_classes - 1 if mask.ndim == 3 else 1
+    counted = mask.where(mask != IGNORE, 0)
+    if counted.numel() == 0:
+        return
+    low, high = counted.aminmax()
+    if low < 0 or high > highest:
+        wrong = mask[misfits(mask, num_classes)].unique().tolist()[:8]
+        raise ValueError(f"mask holds {wrong}; allowed are 0..{highest} and {IGNORE} (ignore)")

@@ -263,7 +263,9 @@ def object_table(
     for name, header in OBJECTS.items():
         key, tiny = f"{prefix}{name}", "warping" in header  # the paper gives these to 1e-6
         value = f"{scores[key]:.6f}" if tiny else number(scores[key])
-        table.add_row(header, value, *([span(intervals[key], 6 if tiny else 3)] if intervals else []))
+        table.add_row(
+            header, value, *([span(intervals[key], 6 if tiny else 3)] if intervals else [])
+        )
     return table
 
 

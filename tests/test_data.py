@@ -236,7 +236,7 @@ def test_transforms_draw_independently_of_each_other():
     flips = [A.HorizontalFlip(p=0.5), A.VerticalFlip(p=0.5), A.Transpose(p=0.5)]
     augment = Augment(A.Compose(flips), crop=None, seed=0)
     image = np.arange(16, dtype=np.float32).reshape(4, 4, 1) / 16
-    outcomes = {augment(image, np.zeros((4, 4), np.uint8), 0, i)[0].tobytes() for i in range(200)}
+    outcomes = {augment(image, [np.zeros((4, 4), np.uint8)], 0, i)[0].tobytes() for i in range(200)}
     assert len(outcomes) == 8
 
 
@@ -249,7 +249,7 @@ def test_image_and_mask_move_together_and_no_class_is_invented(index, crop):
     augment = Augment(
         A.Compose([A.D4(p=1), A.Affine(rotate=(-30, 30), border_mode=4, p=0.5)]), crop, 0
     )
-    image, mask = augment(image, mask, 0, index)
+    image, (mask,) = augment(image, [mask], 0, index)
     assert image.shape == (crop, crop, 1) and set(np.unique(mask)) <= {1, 2}
     inner = np.abs(image[..., 0] * 4 - mask) < 0.02  # away from the edges that interpolation blurs
     assert inner.mean() > 0.5

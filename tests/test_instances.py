@@ -10,6 +10,7 @@ from seg.metrics.instances import (
     IOU_THRESHOLDS,
     components,
     consecutive,
+    evidence,
     match,
     object_scores,
     objects,
@@ -140,6 +141,17 @@ def test_images_pool_by_summing():
     assert each["ap"].shape == (5,)
     assert pooled["pq"] == pytest.approx(object_scores(side_by_side)["pq"])
     assert each["pq"][3] == pytest.approx(object_scores(counts[3])["pq"])
+
+
+def test_evidence_of_resampled_images_is_the_score_of_their_sum():
+    counts = np.stack([match(blocks(seed), shaken(blocks(seed), seed)) for seed in range(4)])
+    draws = np.stack([counts[[0, 0, 3, 1]].sum(0), counts.sum(0)])  # (resamples, T, 4)
+    found = evidence(counts)
+    for name, (rows, score) in found.items():
+        np.testing.assert_array_equal(rows, counts)
+        np.testing.assert_array_equal(score(draws), object_scores(draws)[name])
+    assert set(found) == set(object_scores(counts))
+    assert len({float(score(draws)[0]) for _, score in found.values()}) > 5  # each its own
 
 
 def test_scores_without_a_denominator_are_nan():

@@ -240,9 +240,11 @@ def warping_errors(inside: NDArray, proposal: NDArray, valid: NDArray) -> dict[s
 
     ``warping_error`` counts them all, as a share of the valid pixels (Jain et al., CVPR 2010).
     ``split_merge_error`` counts only those whose flip would join two cells or cut one: the challenge's
-    "minimum splits and mergers warping error", which is Table 1 of the U-Net paper. A spurious or
-    a missing cell costs in the first and not in the second, so a proposal without any cell has a
-    ``split_merge_error`` of 0, in Fiji too: read it beside the others.
+    "minimum splits and mergers warping error", which is Table 1 of the U-Net paper. A gap in a border
+    costs its width, a wall through a cell one pixel; borders may shift, but a thin one only by 1 px,
+    since nothing but differing pixels flips. A spurious or missing cell costs in the first and not
+    in the second, so a proposal without any cell has a ``split_merge_error`` of 0, in Fiji too: read
+    it beside the others.
 
     Differs from Fiji's ``WarpingError``: pixels are flipped in sub-lattices, not by how far the
     probability is from the threshold, so where a proposal is noisy a few pixels more or less may

@@ -25,11 +25,13 @@ def confusion(prediction: Tensor, mask: Tensor, num_classes: int) -> Tensor:
         ValueError: when a mask value is neither a class nor 255; on a CPU only, a GPU isn't waited for:
             there it is counted nowhere, and ``PixelScores`` raises at the end of the split.
     """
+    counted = mask != IGNORE
     if mask.device.type == "cpu":
         check_mask(mask, num_classes)
+    else:
+        counted &= ~misfits(mask, num_classes)
     states = 2 if mask.ndim == 4 else num_classes
     cells = states**2
-    counted = (mask != IGNORE) & ~misfits(mask, num_classes)
     cell = (mask * states + prediction).where(counted, cells).flatten(-2)
     counts = torch.zeros(*cell.shape[:-1], cells + 1, dtype=torch.int64, device=mask.device)
     counts.scatter_add_(-1, cell, torch.ones_like(cell))
@@ -154,7 +156,8 @@ class PixelScores(Metric):
         counts = confusion(prediction, mask, len(self.classes))
         self.counts += counts.sum(0)
         self.image_counts.append(counts)
-        self.misfits += misfits(mask, len(self.classes)).sum()
+        if mask.device.type != "cpu":  # there it is an error at once
+            self.misfits += misfits(mask, len(self.classes)).sum()
 
     def images(self) -> Tensor:
         """The confusion matrix of each image, in the order seen: (B, C, C) or (B, K, 2, 2)."""

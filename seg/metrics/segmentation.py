@@ -5,14 +5,12 @@ from typing import Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torchmetrics import Metric
-from torchmetrics.utilities import dim_zero_cat
 
 from seg.logits import predicted_classes, probabilities
 from seg.metrics.calibration import Calibration, ThresholdCurve
 from seg.metrics.confusion import PixelScores
-from seg.metrics.significance import Evidence, mean, total
-from seg.metrics.surfaces import boundary_f, surface_dice, surface_scores
+from seg.metrics.significance import Evidence
+from seg.metrics.surfaces import SurfaceMetric
 
 
 class SegmentationMetrics(nn.Module):
@@ -92,70 +90,3 @@ class SegmentationMetrics(nn.Module):
         for part in (self.pixels, self.surfaces, self.calibration, self.curve):
             if part is not None:
                 part.reset()
-
-
-class SurfaceMetric(Metric):
-    """Boundary F-score, surface Dice and Hausdorff distance over a split; each image is measured on the CPU.
-
-    F-score and surface Dice come from border pixels counted over the whole split, means are over the
-    classes that have a border; ``hausdorff_95`` is the mean over the images that have the class.
-
-    Args:
-        classes: names in the order of the mask's values, or of its planes.
-        tolerance: px; None: no F-score and no surface Dice.
-        hausdorff: whether the distance is given.
-    """
-
-    full_state_update = False
-    counts: list[Tensor]
-    distances: list[Tensor]
-
-    def __init__(self, classes: list[str], tolerance: float | None, hausdorff: bool) -> None:
-        super().__init__()
-        self.classes, self.tolerance, self.hausdorff = classes, tolerance, hausdorff
-        self.add_state("counts", [], dist_reduce_fx="cat")
-        self.add_state("distances", [], dist_reduce_fx="cat")
-
-    def update(self, prediction: Tensor, mask: Tensor) -> None:
-        for found, truth in zip(prediction.cpu().numpy(), mask.cpu().numpy(), strict=True):
-            if truth.ndim == 3:  # a plane a class: its two states, of which the class is state 1
-                each = [
-                    surface_scores(*plane, 2, self.tolerance or 0)
-                    for plane in zip(found, truth, strict=True)
-                ]
-                counts, distances = (np.stack([r[i][1] for r in each]) for i in (0, 1))
-            else:
-                counts, distances = surface_scores(
-                    found, truth, len(self.classes), self.tolerance or 0
-                )
-            self.counts.append(torch.from_numpy(counts)[None].to(mask.device))
-            self.distances.append(torch.from_numpy(distances).float()[None].to(mask.device))
-
-    def evidence(self) -> dict[str, Evidence]:
-        """Score's name -> rows of the images, and the score of their sums: see seg.metrics.significance."""
-        found: dict[str, Evidence] = {}
-        if self.tolerance is not None:
-            rows = dim_zero_cat(self.counts).cpu().numpy()
-            for name, score in (("boundary_f", boundary_f), ("surface_dice", surface_dice)):
-                found[name] = rows, lambda sums, score=score: over_present(score(sums))
-                for i, c in enumerate(self.classes):
-                    found[f"{name}/{c}"] = rows, lambda sums, score=score, i=i: score(sums)[:, i]
-        if self.hausdorff:
-            distances_BC = dim_zero_cat(self.distances).cpu().double().numpy()
-            rows = np.stack([np.nan_to_num(distances_BC), ~np.isnan(distances_BC)], axis=-1)
-            found["hausdorff_95"] = rows, lambda sums: over_present(mean(sums))
-            for i, c in enumerate(self.classes):
-                found[f"hausdorff_95/{c}"] = rows, lambda sums, i=i: mean(sums)[:, i]
-        return found
-
-    def compute(self) -> dict[str, Tensor]:
-        scores = {}
-        for name, (rows, score) in self.evidence().items():
-            scores[name] = torch.tensor(total(rows, score), dtype=torch.float64)
-        return scores
-
-
-def over_present(scores_RC: np.ndarray) -> np.ndarray:
-    """The mean (R,) over the classes that have a score; nan where none has."""
-    known_RC = ~np.isnan(scores_RC)
-    return np.where(known_RC, scores_RC, 0).sum(1) / known_RC.sum(1)

@@ -1,6 +1,6 @@
 """How well borders are placed: boundary F-score, surface Dice and Hausdorff distance, by class.
 
-Legend for shapes: H x W pixels, C classes, P border pixels. Numpy only: one image at a time, on the CPU.
+Legend for shapes: H x W pixels, C classes, P border pixels. One image at a time, on the CPU.
 
 A *border pixel* of a class is a pixel of it with a 4-neighbour of another class. The edge of the image
 makes no border: truth and prediction share it, so it would be found for nothing. Ignored pixels (255 in
@@ -16,9 +16,14 @@ import math
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from scipy.ndimage import distance_transform_edt
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
 
 from seg.logits import IGNORE
+from seg.metrics.significance import Evidence, mean, total
 
 
 class SurfaceScores(NamedTuple):
@@ -182,3 +187,71 @@ def check(
         raise ValueError(f"tolerance is {tolerance} px; it must be 0 or more")
     if not 0 <= percentile <= 100:
         raise ValueError(f"percentile is {percentile}; it must be in 0..100")
+
+
+class SurfaceMetric(Metric):
+    """Boundary F-score, surface Dice and Hausdorff distance over a split; each image is measured on the CPU.
+
+    F-score and surface Dice come from border pixels counted over the whole split, means are over the
+    classes that have a border; ``hausdorff_95`` is the mean over the images that have the class.
+
+    Args:
+        classes: names in the order of the mask's values, or of its planes.
+        tolerance: px; None: no F-score and no surface Dice.
+        hausdorff: whether the distance is given.
+    """
+
+    full_state_update = False
+    counts: list[Tensor]
+    distances: list[Tensor]
+
+    def __init__(self, classes: list[str], tolerance: float | None, hausdorff: bool) -> None:
+        super().__init__()
+        self.classes, self.tolerance, self.hausdorff = classes, tolerance, hausdorff
+        self.add_state("counts", [], dist_reduce_fx="cat")
+        self.add_state("distances", [], dist_reduce_fx="cat")
+
+    def update(self, prediction: Tensor, mask: Tensor) -> None:
+        tolerance = self.tolerance or 0.0
+        for found, truth in zip(prediction.cpu().numpy(), mask.cpu().numpy(), strict=True):
+            if truth.ndim == 3:  # a plane a class
+                labels = [
+                    (found[c] == 1, truth[c] == 1, truth[c] != IGNORE) for c in range(len(truth))
+                ]
+            else:
+                valid = truth != IGNORE
+                labels = [(found == c, truth == c, valid) for c in range(len(self.classes))]
+            each = [label_scores(*label, tolerance) for label in labels]
+            for state, values in zip(
+                (self.counts, self.distances), zip(*each, strict=True), strict=True
+            ):
+                state.append(torch.from_numpy(np.stack(values))[None].to(mask.device))
+
+    def evidence(self) -> dict[str, Evidence]:
+        """Score's name -> rows of the images, and the score of their sums: see seg.metrics.significance."""
+        found: dict[str, Evidence] = {}
+        if self.tolerance is not None:
+            rows = dim_zero_cat(self.counts).cpu().numpy()
+            for name, score in (("boundary_f", boundary_f), ("surface_dice", surface_dice)):
+                found[name] = rows, lambda sums, score=score: over_present(score(sums))
+                for i, c in enumerate(self.classes):
+                    found[f"{name}/{c}"] = rows, lambda sums, score=score, i=i: score(sums)[:, i]
+        if self.hausdorff:
+            distances_BC = dim_zero_cat(self.distances).cpu().numpy()
+            rows = np.stack([np.nan_to_num(distances_BC), ~np.isnan(distances_BC)], axis=-1)
+            found["hausdorff_95"] = rows, lambda sums: over_present(mean(sums))
+            for i, c in enumerate(self.classes):
+                found[f"hausdorff_95/{c}"] = rows, lambda sums, i=i: mean(sums)[:, i]
+        return found
+
+    def compute(self) -> dict[str, Tensor]:
+        scores = {}
+        for name, (rows, score) in self.evidence().items():
+            scores[name] = torch.tensor(total(rows, score), dtype=torch.float64)
+        return scores
+
+
+def over_present(scores_RC: np.ndarray) -> np.ndarray:
+    """The mean (R,) over the classes that have a score; nan where none has."""
+    known_RC = ~np.isnan(scores_RC)
+    return np.where(known_RC, scores_RC, 0).sum(1) / known_RC.sum(1)
