@@ -86,10 +86,18 @@ def point_latest(folder: Path) -> None:
 
 @rank_zero_only
 def write_json(file: Path, content: dict) -> None:
-    """Whole or not at all."""
+    """Whole or not at all; nan, which JSON hasn't, becomes null."""
     aside = file.with_name(f".{file.name}")
-    aside.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    aside.write_text(json.dumps(without_nan(content), indent=2, ensure_ascii=False) + "\n")
     os.replace(aside, file)
+
+
+def without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: without_nan(below) for key, below in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(below) for below in value]
+    return None if value != value else value
 
 
 @rank_zero_only

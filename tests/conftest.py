@@ -42,3 +42,19 @@ def folder_root(tmp_path) -> Path:
         Image.fromarray(image).save(root / "images" / f"{i}.png")
         Image.fromarray(mask).save(root / "masks" / f"{i}.png")
     return root
+
+
+@pytest.fixture
+def planes_root(tmp_path) -> Path:
+    """Six grey images of 40x56 whose masks have a page each for two classes that overlap, 255 where unknown."""
+    rng = np.random.default_rng(1)
+    root = tmp_path / "planes"
+    for part in ("images", "masks"):
+        (root / part).mkdir(parents=True)
+    for i in range(6):
+        planes = np.kron(rng.random((2, 5, 7)) < 0.4, np.ones((1, 8, 8))).astype(np.uint8)
+        image = 60 + 70 * planes[0] + 90 * planes[1] + rng.integers(0, 30, (40, 56), np.uint8)
+        planes[0, :4] = 7
+        tifffile.imwrite(root / "images" / f"{i}.tif", image.astype(np.uint8))
+        tifffile.imwrite(root / "masks" / f"{i}.tif", planes, photometric="minisblack")
+    return root

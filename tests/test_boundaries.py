@@ -160,6 +160,23 @@ def test_thinning_leaves_dams_between_objects_only():
     assert (thin(np.zeros((4, 4), int)) == 1).all()  # as Fiji floods a flat image
 
 
+@given(st.integers(0, 100_000))
+@settings(max_examples=20, deadline=None)
+def test_thinned_objects_grow_and_never_touch_by_an_edge(seed):
+    found = components(cells(seed))
+    thinned = thin(found)
+    np.testing.assert_array_equal(thinned[found > 0], found[found > 0])
+    for one, other in ((thinned[1:], thinned[:-1]), (thinned[:, 1:], thinned[:, :-1])):
+        assert ((one == other) | (one == 0) | (other == 0)).all()
+
+
+def test_dams_may_connect_by_corners():
+    row, column = np.mgrid[:8, :8]
+    found = (row < column) + 2 * (row > column + 1)  # a staircase of 8 + 7 px between two objects
+    assert (found == 0).sum() == 15
+    assert (thin(found) == 0).sum() <= 8
+
+
 def test_a_thick_border_costs_nothing_after_thinning():
     truth = np.ones((9, 21), np.uint8)
     truth[:, 10] = 0

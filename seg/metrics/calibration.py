@@ -6,6 +6,7 @@ import matplotlib
 
 matplotlib.use("Agg")  # before pyplot: no window
 import matplotlib.pyplot as plt
+import numpy as np
 import torch
 from torch import Tensor
 from torchmetrics import Metric
@@ -63,15 +64,17 @@ class Calibration(Metric):
 
 def reliability_plot(calibration: Calibration, title: str, file: Path) -> None:
     """Accuracy against confidence, a bar a bin, and below how many pixels each has."""
-    edges = torch.linspace(0, 1, calibration.bins + 1)
-    pixels, hits = calibration.pixels.cpu(), calibration.hits.cpu()
+    left = np.arange(calibration.bins) / calibration.bins
+    pixels, hits, confidence = (
+        state.cpu().numpy()
+        for state in (calibration.pixels, calibration.hits, calibration.confidence)
+    )
     used = pixels > 0
-    said = (calibration.confidence.cpu() / pixels)[used]
-    true = (hits / pixels)[used]
+    said, true = confidence[used] / pixels[used], hits[used] / pixels[used]
     figure, (above, below) = plt.subplots(
         2, 1, figsize=(4.5, 5.5), dpi=150, height_ratios=(3, 1), sharex=True, layout="constrained"
     )
-    width, left = 1 / calibration.bins, edges[:-1]
+    width = 1 / calibration.bins
     above.plot([0, 1], [0, 1], color="#666666", linewidth=1, label="probabilities that hold")
     above.bar(left[used], true, width, align="edge", color="#56b4e9", edgecolor="white")
     above.plot(said, true, "o", color="#d55e00", markersize=4, label="mean confidence of a bin")

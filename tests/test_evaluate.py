@@ -1,0 +1,214 @@
+"""What evaluate writes, the threshold that a run keeps, overlapping classes and weights from the data."""
+
+import json
+import math
+
+import albumentations as A
+import numpy as np
+import pytest
+import tifffile
+import torch
+from omegaconf import OmegaConf
+from PIL import Image
+from test_train import TINY, config, tiny
+
+from seg import runs
+from seg.cli import UserError, build
+from seg.data.membranes import Membranes
+from seg.data.module import DataModule
+from seg.data.sources import DataError
+from seg.evaluate import evaluate
+from seg.losses import WeightMap
+from seg.metrics.confusion import Tally, dice
+from seg.metrics.significance import paired_test
+from seg.predict import predict
+from seg.runs import RunError
+from seg.train import train
+
+
+def written(folder) -> dict:
+    return json.loads((folder / "metrics.json").read_text())
+
+
+def test_evaluate_writes_scores_of_objects_intervals_and_a_reliability_plot(tmp_path, capsys):
+    _, folder = tiny(tmp_path, "data.task=instances", "trainer.max_epochs=1")
+    capsys.readouterr()
+    scores = evaluate(config("evaluate", f"run={folder}", "metrics=full", "panels=1"))
+    out = capsys.readouterr().out
+    report = written(folder / "evaluate-val")
+    known = {name: value for name, value in scores.items() if not math.isnan(value)}
+    assert {k: v for k, v in report["metrics"].items() if v is not None} == known
+    assert (folder / "evaluate-val/reliability.png").is_file()
+    for name in ("v_rand", "v_info", "rand_error", "warping_error", "pixel_error", "object_f1", "ap", "pq"):  # fmt: skip
+        assert f"val/{name}" in scores, name
+        assert f"val/{name}" in report["intervals"] or math.isnan(scores[f"val/{name}"]), name
+    for words in ("V_rand, after border thinning", "panoptic quality", "boundary", "Dice (F1)", "2 images"):  # fmt: skip
+        assert words in out
+    low, high = report["intervals"]["val/dice"]
+    assert low <= scores["val/dice"] <= high
+    assert report["images"] == ["val-000", "val-001"] and np.shape(report["confusion"]) == (2, 2, 2)
+
+
+def test_no_intervals_and_no_objects_where_none_are_asked_for(tmp_path, capsys):
+    _, folder = tiny(tmp_path, "trainer.max_epochs=1")
+    capsys.readouterr()
+    scores = evaluate(config("evaluate", f"run={folder}", "confidence=null", "panels=0"))
+    assert written(folder / "evaluate-val")["intervals"] == {} and "val/v_rand" not in scores
+    assert "intervals:" not in capsys.readouterr().out
+
+
+def test_two_runs_are_compared_on_the_same_images_from_what_evaluate_wrote(tmp_path):
+    rows = []
+    for seed in (0, 1):
+        _, folder = tiny(tmp_path, f"seed={seed}", "data.val=4", "trainer.max_epochs=1")
+        evaluate(config("evaluate", f"run={folder}", "panels=0"))
+        rows.append(np.array(written(folder / "evaluate-val")["confusion"]))
+
+    def mean_dice(sums):
+        return dice(Tally.of(torch.from_numpy(sums))).nanmean(-1).numpy()
+
+    found = paired_test(*rows, mean_dice)
+    alone = [float(mean_dice(r.sum(0, keepdims=True).astype(float))[0]) for r in rows]
+    assert found.value == pytest.approx(alone[1] - alone[0]) and found.images == 4
+    assert 1 / 16 <= found.p <= 1
+
+
+def test_the_threshold_that_is_best_on_validation_is_kept_and_used(tmp_path):
+    scores, folder = tiny(tmp_path, "threshold=best", "trainer.max_epochs=1", "loss=weighted_bce")
+    kept = json.loads((folder / "run.json").read_text())["threshold"]
+    run = runs.load(folder)
+    assert run.threshold == kept and 0 < kept < 1
+    again = evaluate(config("evaluate", f"run={folder}", "panels=0"))
+    assert again["val/dice"] == pytest.approx(scores["best/val/dice"], abs=1e-6)
+    for other in (0.2, 0.5, 0.8):
+        line = [
+            f"run={folder}",
+            f"threshold={other}",
+            f"output={tmp_path / str(other)}",
+            "panels=0",
+        ]
+        assert evaluate(config("evaluate", *line))["val/dice"] <= again["val/dice"] + 1e-6
+    image = tmp_path / "image.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 50), np.uint8)).save(image)
+    for given, wanted in ((None, kept), (0.9, 0.9)):
+        out = tmp_path / f"out-{given}"
+        predict(
+            config(
+                "predict", f"run={folder}", f"input={image}", f"output={out}",
+                f"threshold={'null' if given is None else given}", "save=[masks,probabilities]",
+            )
+        )  # fmt: skip
+        p = tifffile.imread(out / "probabilities/image.tif")
+        with Image.open(out / "masks/image.png") as mask:
+            np.testing.assert_array_equal(np.array(mask), p[1] > wanted)
+
+
+@pytest.mark.parametrize(
+    ("words", "error", "message"),
+    [
+        (["threshold=2"], UserError, "threshold is 2"),
+        (["threshold=bst"], UserError, "threshold is bst; it must lie between 0 and 1, or be best"),
+        (["loss=sum"], UserError, r"no term has a weight.*loss.terms.dice.weight=1"),
+        (["data.task=overlapping"], DataError, "one class a pixel; take data=folder"),
+        (["metrics.tolerance=-1"], UserError, "tolerance is -1"),
+    ],
+)
+def test_what_can_not_be_is_told_before_a_folder_is_made(tmp_path, words, error, message):
+    with pytest.raises(error, match=message):
+        tiny(tmp_path, *words)
+    assert not list((tmp_path / "outputs").glob("*"))
+
+
+FOLDER = [o for o in TINY if not o.startswith("data.")]
+
+
+def overlapping(planes_root, tmp_path, *words):
+    return train(
+        config(
+            "train", *FOLDER, "data=folder", f"data.root={planes_root}", "data.task=overlapping",
+            "data.classes=[first,second]", "data.ignore=[7]", f"outputs={tmp_path / 'o'}", *words,
+        )
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "loss", ["bce_dice", "weight_map", "weighted_bce", "cross_entropy", "cldice"]
+)
+def test_classes_that_overlap_train_evaluate_and_predict(tmp_path, planes_root, loss):
+    words = [f"loss={loss}", "threshold=best", "augment=elastic"]
+    scores = overlapping(planes_root, tmp_path, *words)
+    run = runs.load(tmp_path / "o/latest")
+    assert run.overlapping and run.config["model"]["num_classes"] == 2
+    again = evaluate(config("evaluate", f"run={tmp_path / 'o/latest'}", "metrics=full"))
+    assert again["val/dice"] == pytest.approx(scores["best/val/dice"], abs=1e-6)
+    assert {"val/dice/first", "val/boundary_f/second", "val/ece"} <= set(again)
+    predict(
+        config("predict", f"run={tmp_path / 'o/latest'}", f"input={planes_root / 'images'}",
+               f"output={tmp_path / 'p'}", "save=[masks,probabilities,overlays]")
+    )  # fmt: skip
+    masks = tifffile.imread(tmp_path / "p/masks/0.tif")
+    p = tifffile.imread(tmp_path / "p/probabilities/0.tif")
+    assert masks.shape == p.shape == (2, 40, 56)
+    np.testing.assert_array_equal(masks, p > run.threshold)
+
+
+def test_a_run_and_data_must_agree_whether_classes_overlap(tmp_path, planes_root):
+    overlapping(planes_root, tmp_path, "trainer=smoke")
+    run = tmp_path / "o/latest"
+    with pytest.raises(UserError, match=r"trained on data\.task=overlapping"):
+        evaluate(config("evaluate", f"run={run}", "+data.task=classes", "+data.masks=images", "+data.ignore=null"))  # fmt: skip
+    tifffile.imwrite(
+        planes_root / "masks/0.tif", np.zeros((3, 40, 56), np.uint8), photometric="minisblack"
+    )
+    with pytest.raises(DataError, match=r"0.tif: 3 pages of 40x56 px; data.task=overlapping needs one a class"):  # fmt: skip
+        overlapping(planes_root, tmp_path, "trainer=smoke")
+
+
+def test_a_threshold_of_many_classes_or_out_of_range_is_refused(tmp_path, folder_root):
+    train(
+        config("train", *FOLDER, "data=folder", f"data.root={folder_root}", "data.classes=[a,b,c]",
+               f"outputs={tmp_path / 'o'}", "trainer=smoke")
+    )  # fmt: skip
+    run = tmp_path / "o/latest"
+    with pytest.raises(RunError, match=r"threshold=0.3: the run has 3 classes"):
+        evaluate(config("evaluate", f"run={run}", "threshold=0.3"))
+    with pytest.raises(RunError, match="a number between 0 and 1"):
+        evaluate(config("evaluate", f"run={run}", "threshold=abc"))
+    with pytest.raises(DataError, match=r"instances needs two classes.*these are 3: a, b, c"):
+        evaluate(config("evaluate", f"run={run}", "+data.task=instances"))
+
+
+def test_auto_weights_are_the_training_splits_and_stand_in_the_config(tmp_path):
+    _, folder = tiny(tmp_path, "loss=weighted_bce", "trainer=smoke")
+    saved = OmegaConf.load(folder / "config.yaml")
+    source = config("train", *TINY)
+    made = build(source.data, "data")
+    masks = np.stack([made.read(name)[1] for name in made.splits["train"]])
+    assert saved.loss.pos_weight == pytest.approx((masks == 0).sum() / (masks == 1).sum(), rel=1e-3)
+    _, folder = tiny(tmp_path, "loss=cross_entropy", "trainer=smoke")
+    shares = np.bincount(masks.ravel()) / masks.size
+    weights = OmegaConf.load(folder / "config.yaml").loss.class_weights
+    np.testing.assert_allclose(weights, 1 / (2 * shares), rtol=1e-3)
+    assert float(np.dot(weights, shares)) == pytest.approx(1, rel=1e-3)  # the mean weight
+
+
+def test_a_weight_map_is_made_of_the_whole_image_once_and_moves_with_it():
+    source, calls = Membranes(size=96, train=2, val=1, test=0), []
+    loss = WeightMap()
+
+    def gaps(mask):
+        calls.append(mask)
+        return loss.gaps(mask)
+
+    data = DataModule(source, augment=A.Compose([A.D4(p=1)]), crop=48, repeats=6)
+    data.weigh(gaps)
+    samples = data.train_dataloader().dataset
+    seen = [samples[epoch, i] for epoch in range(2) for i in range(12)]
+    assert len(calls) == 2  # one an image
+    whole = {name: loss.gaps(source.read(name)[1]) for name in source.splits["train"]}
+    for sample in seen:
+        mask, found = sample["mask"].numpy(), sample["gaps"].numpy()
+        assert (found[mask == 1] == 0).all()  # it still lies on the membranes
+        everything = np.unique(whole[sample["name"]].round(4))
+        assert np.isin(found.round(4), everything).all()
+    assert any(not np.allclose(s["gaps"], loss.gaps(s["mask"].numpy()), atol=1e-2) for s in seen)
