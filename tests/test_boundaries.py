@@ -429,6 +429,15 @@ def test_evidence_over_all_sections_is_the_best_score():
         assert one == pytest.approx(best(sections[:1])[name])
 
 
+def test_a_lone_cell_and_cells_of_one_pixel_can_be_perfect():
+    lone = at(np.ones((4, 4)), np.ones((4, 4), int))  # no entropy to share
+    assert (
+        lone["v_rand"] == lone["v_info"] == lone["v_info_precision"] == lone["v_info_recall"] == 1
+    )
+    specks = np.eye(4, dtype=int)  # no pair of pixels in a cell
+    assert at(specks, specks)["rand_error"] == 0
+
+
 def test_older_errors_have_ten_thresholds():
     truth = two_cells()
     scores = section_scores(soft(truth, 0), truth)

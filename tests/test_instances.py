@@ -193,6 +193,14 @@ def test_touching_discs_are_split_where_they_meet():
     assert scores["ap"] == 1
 
 
+def test_unequal_discs_are_split_at_the_neck_too():
+    found = objects(discs((24, 18, 16), (24, 40, 9)).astype(float))
+    # the circles cross (22 * 22 + 16 * 16 - 9 * 9) / (2 * 22) = 15 px right of the large one's centre
+    assert found.max() == 2
+    assert set(np.unique(found[:, :32])) == {0, found[24, 18]}
+    assert set(np.unique(found[:, 35:])) == {0, found[24, 40]}
+
+
 def test_a_deeper_neck_is_needed_for_a_split_as_neck_grows():
     pair = discs((24, 20, 12), (24, 34, 12)).astype(float)
     # centres 14 px apart: half-width 12 in the discs, sqrt(144 - 49) = 9.7 in the neck, 2.3 px less

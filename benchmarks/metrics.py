@@ -1,0 +1,101 @@
+"""What metrics and losses cost beside a training step: ``python benchmarks/metrics.py``.
+
+A step is forward, bce_dice, backward and AdamW on 4 crops of 256x256 px, float32. Beside it, on the same
+batch: counting the metrics, the same by torchmetrics' own confusion matrix, the optional ones, and each
+loss with its gradient. Rounds are interleaved; printed are medians and their share of the step.
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torchmetrics.classification import MulticlassConfusionMatrix
+
+from seg.cli import build, checked
+from seg.data.membranes import Membranes
+from seg.hardware import Layout, keep_memory
+from seg.logits import predicted_classes
+from seg.losses import ClDice, CrossEntropy, Dice, Focal, Lovasz, WeightMap, judge
+from seg.metrics import SegmentationMetrics
+
+ROUNDS = 9
+
+
+def step_of(model_name: str, image: Tensor, mask: Tensor) -> Callable[[], None]:
+    """A whole training step of a model at its default width."""
+    cfg = checked("train", [f"model={model_name}"])
+    cfg.model.in_channels, cfg.model.num_classes = 1, 1
+    model, loss = build(cfg.model, "model"), build(cfg.loss, "loss")
+    Layout.arrange(model, channels_last=True)
+    optimizer = build(cfg.optim, "optim")(model.parameters())
+
+    def step() -> None:
+        optimizer.zero_grad()
+        logits = model(image)
+        judge(loss, logits if isinstance(logits, list) else [logits], mask)[0].backward()
+        optimizer.step()
+
+    return step
+
+
+def counting(mask: Tensor, logits: Tensor, **choice: object) -> Callable[[], None]:
+    metrics = SegmentationMetrics(["membrane", "cell"], **choice)
+
+    def count() -> None:
+        metrics.update(logits, mask)
+        metrics.reset()
+
+    return count
+
+
+def gradient(loss: torch.nn.Module, logits: Tensor, mask: Tensor, *more: Tensor) -> Callable:
+    return lambda: loss(logits, mask, *more).backward()
+
+
+def main() -> None:
+    keep_memory()
+    torch.manual_seed(0)
+    source = Membranes(train=4, val=1, test=0)
+    pairs = [source.read(name) for name in source.splits["train"]]
+    image = torch.stack(
+        [torch.from_numpy(i[..., 0]).float().sub(128).div(50)[None] for i, _ in pairs]
+    )
+    mask = torch.stack([torch.from_numpy(m).long() for _, m in pairs])
+    logits = torch.randn(4, 1, 256, 256)
+    learnt = torch.randn(4, 1, 256, 256, requires_grad=True)
+    peer = MulticlassConfusionMatrix(2, ignore_index=255, validate_args=False)
+    weights = WeightMap()
+    gaps = torch.stack([torch.from_numpy(weights.gaps(m)) for _, m in pairs])
+    works: dict[str, Callable] = {
+        "a step of model=unet": step_of("unet", image, mask),
+        "a step of model=unetpp": step_of("unetpp", image, mask),
+        "metrics=standard": counting(mask, logits),
+        "  torchmetrics' confusion matrix": lambda: peer.update(predicted_classes(logits), mask),
+        "  with calibration": counting(mask, logits, calibration=True),
+        "metrics=full (borders on the CPU)": counting(mask, logits, calibration=True, tolerance=2.0, hausdorff=True),
+        "cross-entropy": gradient(CrossEntropy(), learnt, mask),
+        "Dice": gradient(Dice(), learnt, mask),
+        "focal": gradient(Focal(), learnt, mask),
+        "Lovasz": gradient(Lovasz(), learnt, mask),
+        "clDice": gradient(ClDice(), learnt, mask),
+        "weight map, kept": gradient(weights, learnt, mask, gaps),
+        "weight map, computed anew": gradient(weights, learnt, mask),
+    }  # fmt: skip
+    times: dict[str, list[float]] = {name: [] for name in works}
+    for turn in range(ROUNDS + 2):
+        for name, work in works.items():
+            started = time.perf_counter()
+            work()
+            if turn >= 2:
+                times[name].append(time.perf_counter() - started)
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    step = medians["a step of model=unet"]
+    print(f"4 crops of 256x256 px, {torch.get_num_threads()} threads, median of {ROUNDS}")
+    for name, seconds in medians.items():
+        print(f"{name:<36} {seconds * 1000:8.1f} ms   {seconds / step:6.1%} of a unet step")
+
+
+if __name__ == "__main__":
+    main()
