@@ -6,7 +6,6 @@ of class 1 on the validation split, mean and sd over seeds, and draws its Dice o
 
 import json
 import re
-import statistics
 import sys
 from collections import defaultdict
 from pathlib import Path
@@ -27,6 +26,8 @@ def finished(sweep: Path) -> dict[str, list[tuple[dict, list[dict[str, str]]]]]:
     """Loss -> the record and the measurements of each of its runs."""
     runs = defaultdict(list)
     for file in sorted(sweep.glob("*/run.json")):
+        if file.parent.is_symlink():  # latest
+            continue
         record = json.loads(file.read_text())
         if record["status"] == "finished":
             loss = re.sub(r"^synapses-|-seed=\d+$", "", record["name"])
@@ -35,8 +36,8 @@ def finished(sweep: Path) -> dict[str, list[tuple[dict, list[dict[str, str]]]]]:
 
 
 def spread(values: list[float]) -> str:
-    sd = f" +- {statistics.stdev(values):.3f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.3f}{sd}"
+    sd = f" +- {np.std(values, ddof=1):.3f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.3f}{sd}"
 
 
 def main(sweep: Path, plot: Path) -> None:
@@ -50,7 +51,7 @@ def main(sweep: Path, plot: Path) -> None:
     print("| --- |" + " --- |" * (len(SCORES) + 2))
     figure, axes = plt.subplots(figsize=(7.5, 4.2), dpi=120, layout="constrained")
     colors = np.array(default_colors(8)) / 255
-    order = sorted(runs, key=lambda x: -statistics.mean(best(r, "dice", name) for r, _ in runs[x]))
+    order = sorted(runs, key=lambda x: -np.mean([best(r, "dice", name) for r, _ in runs[x]]))
     for color, loss in zip(np.delete(colors, 2, axis=0), order, strict=False):  # but for yellow
         rows = [[r for r in measured if r.get(curve)] for _, measured in runs[loss]]
         values = np.array([[float(r[curve]) for r in of_run] for of_run in rows])

@@ -35,13 +35,14 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     quiet()
     run = runs.load(cfg.run)
     metrics = chosen_metrics(cfg, run)
+    check_objects(plain(cfg.objects))
     split, data = open_data(cfg, run)
     folder = Path(cfg.output) if cfg.output else run.folder / f"evaluate-{split}"
     task = SegmentationTask(run.model, build(OmegaConf.create(run.config["loss"]), "loss"), metrics)
     scores = count(cfg, run, task, data, split)
     evidence = task.test_metrics.evidence()
     if data.source.task == "instances":
-        found, more = count_objects(run, data.samples(split))
+        found, more = count_objects(run, data.samples(split), metrics.threshold, plain(cfg.objects))
         scores |= {f"{split}/{name}": value for name, value in found.items()}
         evidence |= more
     Report(cfg, run, data, split, folder, task.test_metrics).write(scores, evidence)
@@ -57,6 +58,14 @@ def chosen_metrics(cfg: DictConfig, run: runs.LoadedRun) -> SegmentationMetrics:
         OmegaConf.create(node), "metrics", classes=run.classes, overlapping=run.overlapping,
         threshold=runs.threshold(run, cfg.threshold),
     )  # fmt: skip
+
+
+def check_objects(options: dict[str, Any]) -> None:
+    """Raises UserError when objects can't be told apart so."""
+    try:
+        instances.objects(np.zeros((1, 1)), **options)
+    except ValueError as error:
+        raise UserError(f"objects: {error}") from error
 
 
 def count(
@@ -119,7 +128,7 @@ def chosen_data(given: DictConfig, run: runs.LoadedRun) -> tuple[str, dict[str, 
 
 @torch.inference_mode()
 def count_objects(
-    run: runs.LoadedRun, samples: Samples
+    run: runs.LoadedRun, samples: Samples, threshold: float, options: dict[str, Any]
 ) -> tuple[dict[str, float], dict[str, Evidence]]:
     """Scores of borders and objects by name, and what their intervals rest on."""
     sections, counts = [], []
@@ -131,7 +140,7 @@ def count_objects(
         interior = probabilities(full_logits(model, sample["image"][None]))[0, 1].numpy()
         truth = sample["mask"].numpy().astype(np.uint8)
         sections.append(boundaries.section_scores(interior, truth))
-        found = instances.objects(interior, run.threshold)
+        found = instances.objects(interior, threshold, **options)
         true = instances.components(truth == 1)
         counts.append(instances.match(true, found, truth != IGNORE))
     scores = boundaries.best(sections)

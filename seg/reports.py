@@ -254,7 +254,7 @@ def object_table(
     scores: Mapping[str, float], prefix: str, intervals: Mapping[str, Interval]
 ) -> Table:
     """Scores of borders between objects, each at its best threshold, and of objects one by one."""
-    title = "borders at the best of 11 thresholds; objects by watershed"
+    title = "borders between objects at the best threshold, and objects one by one"
     table = Table(title=title, title_justify="left", header_style="bold")
     table.add_column("score")
     table.add_column("", justify="right")

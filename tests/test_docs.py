@@ -2,9 +2,13 @@
 
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from seg.cli import CONF, check_line, checked
 from seg.evaluate import evaluate
@@ -45,7 +49,9 @@ def test_a_documented_command_is_understood(name, words):
 @pytest.mark.parametrize(
     ("name", "words"), EVERY, ids=lambda v: v if isinstance(v, str) else " ".join(v)
 )
-def test_a_documented_command_runs(name, words, tmp_path, monkeypatch, stack_root, folder_root):
+def test_a_documented_command_runs(
+    name, words, tmp_path, monkeypatch, stack_root, folder_root, planes_root
+):
     """On small made data and for two steps; a sweep runs its first job."""
     if any(w.startswith("--") for w in words):
         pytest.skip("informs, runs nothing")
@@ -59,19 +65,77 @@ def test_a_documented_command_runs(name, words, tmp_path, monkeypatch, stack_roo
         first = [f"model={model}", *(["model.stride=32"] if model == "fcn" else [])]
         train(checked("train", [*first, *SMALL, "data.size=64", "data.train=2", "data.val=1"]))
     if name == "train":
-        train(checked("train", small(line, stack_root, folder_root)))
+        root = planes_root if "data.task=overlapping" in line else folder_root
+        train(checked("train", small(line, stack_root, root)))
         return
-    image = folder_root.parent / "isbi" / "train-volume.tif"
+    image = stack_root / "train-volume.tif"
     places = {"input": str(image), "output": str(tmp_path / "out"), "run": "outputs/latest"}
     RUN[name](
         checked(name, [f"{k}={places[k]}" if (k := w.split("=")[0]) in places else w for w in line])
     )
 
 
+CODE = [page for page in PAGES if "```python" in page.read_text()]
+
+
+@pytest.mark.parametrize("page", CODE, ids=lambda page: page.name)
+def test_the_python_of_a_page_runs_from_top_to_bottom(page, tmp_path, monkeypatch, capsys):
+    """Where it speaks of runs, two small ones are there."""
+    monkeypatch.chdir(tmp_path)
+    for seed, name in enumerate(("RUN_A", "RUN_B")):
+        train(
+            checked("train", [*SMALL, "data.size=64", "data.train=2", "data.val=3", f"seed={seed}"])
+        )
+        evaluate(checked("evaluate", ["run=outputs/latest", "panels=0"]))
+        Path("outputs/latest").resolve().rename(tmp_path / "outputs" / name)
+    names: dict[str, object] = {}
+    for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.S):
+        exec(compile(block, str(page), "exec"), names)
+    assert "Difference(value=" in capsys.readouterr().out
+
+
+def test_the_pictures_of_the_docs_are_drawn_as_they_stand_there(tmp_path):
+    """By the script that the page names; matplotlib's own fonts make the last bits its own."""
+    done = subprocess.run(
+        [sys.executable, ROOT / "docs/pictures.py", tmp_path], check=True, text=True
+    )
+    assert done.returncode == 0
+    for drawn in tmp_path.glob("*.png"):
+        with Image.open(drawn) as new, Image.open(ROOT / "docs/images" / drawn.name) as old:
+            assert new.size == old.size, drawn.name
+            gap = np.abs(np.asarray(new.convert("L"), float) - np.asarray(old.convert("L"), float))
+            assert gap.mean() < 1, drawn.name
+    assert len(list(tmp_path.glob("*.png"))) == 4
+
+
+def test_the_table_of_losses_is_made_from_the_runs_of_a_sweep(tmp_path, monkeypatch, folder_root):
+    """As the page has it, on small made data: two losses, two seeds."""
+    monkeypatch.chdir(tmp_path)
+    for loss in ("dice", "focal"):
+        for seed in (0, 1):
+            line = [
+                "experiment=synapses",
+                f"data.root={folder_root}",
+                f"loss={loss}",
+                f"seed={seed}",
+            ]
+            train(checked("train", [*line, *SMALL, f"name='synapses-{loss}-seed={seed}'"]))
+    done = subprocess.run(
+        [sys.executable, ROOT / "benchmarks/imbalance.py", "outputs", "plot.png"],
+        check=True, text=True, capture_output=True,
+    )  # fmt: skip
+    assert re.search(r"\| dice \| .* \| 2 \|\n", done.stdout) and "| focal |" in done.stdout
+    assert Path("plot.png").is_file()
+
+
 def small(line: list[str], stack_root: Path, folder_root: Path) -> list[str]:
     """A documented training at a size for tests, on data laid out as the documented one."""
     stack = any(w in ("data=isbi2012", "experiment=isbi2012") for w in line)
     folder = any(w in ("data=folder", "experiment=camvid", "experiment=vnc") for w in line)
+    if "data.task=overlapping" in line:
+        line = [*line, "data.ignore=[7]"]
+    if "data.task=overlapping" in line or "experiment=synapses" in line:
+        return [f"data.root={folder_root}" if "data.root=" in w else w for w in line] + SMALL
     if stack or folder:
         line = [
             f"data.root={stack_root if stack else folder_root}" if w.startswith("data.root=") else w

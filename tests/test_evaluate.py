@@ -172,6 +172,8 @@ def test_a_threshold_of_many_classes_or_out_of_range_is_refused(tmp_path, folder
     run = tmp_path / "o/latest"
     with pytest.raises(RunError, match=r"threshold=0.3: the run has 3 classes"):
         evaluate(config("evaluate", f"run={run}", "threshold=0.3"))
+    with pytest.raises(UserError, match=r"objects: neck=-1 px must be above 0"):
+        evaluate(config("evaluate", f"run={run}", "objects.neck=-1"))
     with pytest.raises(RunError, match="a number between 0 and 1"):
         evaluate(config("evaluate", f"run={run}", "threshold=abc"))
     with pytest.raises(DataError, match=r"instances needs two classes.*these are 3: a, b, c"):

@@ -183,7 +183,7 @@ def test_consecutive_numbers_keep_their_order():
 
 def test_touching_discs_are_split_where_they_meet():
     left, right = (24, 20, 12), (24, 40, 12)
-    found = objects(discs(left, right).astype(float))
+    found = objects(discs(left, right).astype(float), neck=2.0)
     assert found.max() == 2
     # the neck is half-way: centres 20 px apart
     assert set(np.unique(found[:, :30])) == {0, found[24, 20]}
@@ -194,7 +194,7 @@ def test_touching_discs_are_split_where_they_meet():
 
 
 def test_unequal_discs_are_split_at_the_neck_too():
-    found = objects(discs((24, 18, 16), (24, 40, 9)).astype(float))
+    found = objects(discs((24, 18, 16), (24, 40, 9)).astype(float), neck=2.0)
     # the circles cross (22 * 22 + 16 * 16 - 9 * 9) / (2 * 22) = 15 px right of the large one's centre
     assert found.max() == 2
     assert set(np.unique(found[:, :32])) == {0, found[24, 18]}
@@ -212,7 +212,7 @@ def test_each_component_keeps_an_object_beside_a_larger_one():
     mask = discs((24, 30, 14))
     mask[24, 46:63] = True  # 1 px wide: depth 1 is less than the neck
     mask[2:5, 2:10] = True
-    found = objects(mask.astype(float))
+    found = objects(mask.astype(float), neck=2.0)
     assert found.max() == 3
     np.testing.assert_array_equal(found > 0, mask)
     assert len(np.unique(found[24, 46:63])) == 1

@@ -25,26 +25,29 @@ def components(mask: NDArray) -> NDArray[np.int32]:
 
 
 def objects(
-    interior: NDArray, threshold: float = 0.5, neck: float = 2.0, min_size: int = 16
+    interior: NDArray, threshold: float = 0.5, neck: float | None = None, min_size: int = 16
 ) -> NDArray[np.int32]:
-    """Labels (H, W) of the objects in a map of cell interiors; those that touch are split at their necks.
+    """Labels (H, W) of the objects in a map of cell interiors: connected regions, or what necks part.
 
-    Watershed on the distance to the nearest pixel outside, from its peaks; a peak that rises less than
-    ``neck`` above the way to a higher one is no seed of its own. Each 4-connected component keeps at
-    least one. Without touching objects, or where objects are long and uneven in width (neurites),
-    ``components(interior > threshold)`` is the better choice: nothing is split.
+    With ``neck``: a watershed on the distance to the nearest pixel outside, from its peaks; a peak that
+    rises less than ``neck`` above the way to a higher one is no seed of its own. Each 4-connected
+    component keeps at least one. Right for round objects that touch (nuclei); where objects are long and
+    uneven in width (neurites) it splits too much.
 
     Args:
         interior: probability (H, W) in 0..1 of being inside a cell.
         threshold: inside is above it.
-        neck: px by which an object's half-width must shrink at a neck to be split there.
+        neck: px by which an object's half-width must shrink at a neck to be split there; None: 4-connected
+            regions as they are.
         min_size: px of the smallest object; smaller ones become background.
 
     Raises:
         ValueError: when ``neck`` isn't above 0 or ``min_size`` is below 1.
     """
-    if neck <= 0 or min_size < 1:
+    if (neck is not None and neck <= 0) or min_size < 1:
         raise ValueError(f"neck={neck} px must be above 0, and min_size={min_size} px at least 1")
+    if neck is None:
+        return large(components(interior > threshold), min_size)
     mask = np.pad(interior > threshold, 1)  # outside the image is outside the cells
     whole = components(mask)
     depth = ndimage.distance_transform_edt(mask)  # px to the nearest pixel outside
@@ -52,8 +55,12 @@ def objects(
     seeds, number = ndimage.label(peaks, np.ones((3, 3)))
     seedless = mask & ~np.isin(whole, whole[peaks])
     labels = watershed(-depth, np.where(seedless, whole + number, seeds), connectivity=1, mask=mask)
-    labels = np.where(areas(labels)[labels] >= min_size, labels, 0)
-    return consecutive(labels[1:-1, 1:-1])
+    return large(labels[1:-1, 1:-1], min_size)
+
+
+def large(labels: NDArray, min_size: int) -> NDArray[np.int32]:
+    """The objects of at least so many px."""
+    return consecutive(np.where(areas(labels)[labels] >= min_size, labels, 0))
 
 
 def consecutive(labels: NDArray) -> NDArray[np.int32]:

@@ -1,0 +1,572 @@
+"""Loss x kind of logits x boundary condition, each against a float64 reference from the paper's formula."""
+
+import itertools
+import math
+import zlib
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+from scipy.ndimage import grey_dilation, grey_erosion
+from sklearn.metrics import jaccard_score
+
+from seg.logits import IGNORE
+from seg.losses import (
+    ClDice,
+    CrossEntropy,
+    Dice,
+    Focal,
+    Jaccard,
+    Lovasz,
+    Sum,
+    Tversky,
+    WeightedBCE,
+    WeightMap,
+    judge,
+)
+from seg.losses.balance import balance
+
+CONF = Path(__file__).parents[1] / "conf" / "loss"
+KINDS = {"one": 1, "two": 2, "many": 4, "labels": 3}  # K; the last: overlapping
+SITUATIONS = [
+    "plain", "ignored pixels", "all ignored", "empty mask", "full mask", "class absent", "one pixel",
+    "512x512 half", "logits of 1e4",
+]  # fmt: skip
+W = np.array([0.5, 2.0, 1.5, 0.25])  # of classes or labels; all weights here are exact in float32
+POS = np.array([3.0, 0.5, 2.0])  # of labels; two classes take the first
+
+
+class Row(NamedTuple):
+    """A loss for a kind, and its reference."""
+
+    make: Callable[[str], torch.nn.Module]
+    wanted: Callable[["Seen"], float]
+
+
+def added(*terms: tuple[str, float]) -> Row:
+    """Sum of rows, weighed."""
+
+    def make(kind):
+        return Sum({name: {"weight": w, "loss": ROWS[name].make(kind)} for name, w in terms})
+
+    return Row(make, lambda s: sum(w * ROWS[name].wanted(s) for name, w in terms))
+
+
+# fmt: off
+ROWS = {  # name in conf/loss, then .variant
+    "bce": Row(lambda kind: CrossEntropy(), lambda s: pixels(s)),
+    "cross_entropy": Row(lambda kind: CrossEntropy(of(kind)), lambda s: pixels(s, lambda c, g: W[c])),
+    "weighted_bce": Row(
+        lambda kind: WeightedBCE(POS.tolist() if kind == "labels" else POS[0]),
+        lambda s: pixels(s, lambda c, g: np.where(g, POS[c] if s.overlapping else POS[0], 1))),
+    "focal": Row(lambda kind: Focal(), lambda s: pixels(s, hard=lambda q: q**2)),
+    "focal.alpha": Row(
+        lambda kind: Focal(1.5, of(kind) if kind == "many" else 0.25),
+        lambda s: pixels(s, lambda c, g: W[c] if s.p.shape[1] == 4 else np.where(g, 0.25, 0.75), lambda q: q**1.5)),
+    "focal.list": Row(lambda kind: Focal(0.5, of(kind)), lambda s: pixels(s, lambda c, g: W[c], lambda q: q**0.5)),
+    "dice": Row(lambda kind: Dice(), lambda s: by_class(s, dice)),
+    "dice.squared": Row(lambda kind: Dice(0.25, squared=True), lambda s: by_class(
+        s, lambda p, g: 1 - (2 * (p * g).sum() + 0.25) / ((p * p).sum() + (g * g).sum() + 0.25))),
+    "iou": Row(lambda kind: Jaccard(2.0), lambda s: by_class(
+        s, lambda p, g: 1 - ((p * g).sum() + 2) / (p.sum() + g.sum() - (p * g).sum() + 2))),
+    "tversky": Row(lambda kind: Tversky(), lambda s: by_class(s, lambda p, g: 1 - ((p * g).sum() + 1) / (
+        (p * g).sum() + 0.3 * (p * (1 - g)).sum() + 0.7 * ((1 - p) * g).sum() + 1))),
+    "lovasz": Row(lambda kind: Lovasz(), lambda s: by_class(s, lovasz)),
+    "lovasz.present_only": Row(lambda kind: Lovasz(present_only=True), lambda s: by_class(s, lovasz, only_present=True)),
+    "cldice": Row(lambda kind: ClDice(), lambda s: cldice(s, 0.5, 3, 1.0)),
+    "cldice.chosen": Row(lambda kind: ClDice(0.75, 1, 0.5, [0]), lambda s: cldice(s, 0.75, 1, 0.5, [0])),
+    "weight_map": Row(lambda kind: WeightMap(), lambda s: weight_map(s, 10, 5, (1,), np.ones(4))),
+    "weight_map.weights": Row(
+        lambda kind: WeightMap(4.0, 2.0, of(kind), [1, 2] if kind == "many" else [1]),
+        lambda s: weight_map(s, 4, 2, (1, 2) if s.p.shape[1] == 4 else (1,), W)),
+    "bce_dice": added(("bce", 0.5), ("dice", 1.0)),
+    "dice_focal": added(("dice", 1.0), ("focal", 1.0)),
+    "sum": added(("cross_entropy", 0.5), ("lovasz", 2.0), ("weight_map", 0.25)),
+}
+# fmt: on
+PAIRS = [pair for pair in itertools.product(ROWS, KINDS) if pair != ("weighted_bce", "many")]
+every_pair = pytest.mark.parametrize(("row", "kind"), PAIRS)
+
+
+def of(kind: str) -> list[float]:
+    return W[: 2 if kind == "one" else KINDS[kind]].tolist()
+
+
+# ---- references: float64 numpy, no line shared with seg.losses
+
+
+class Seen(NamedTuple):
+    """Probabilities p and their logarithms, truth g and what counts (B, C, H, W); the mask."""
+
+    log_p: np.ndarray
+    log_not_p: np.ndarray
+    p: np.ndarray
+    g: np.ndarray
+    valid: np.ndarray
+    mask: np.ndarray
+    overlapping: bool
+
+
+def see(logits: torch.Tensor, mask: torch.Tensor) -> Seen:
+    z, m = logits.detach().double().numpy(), mask.numpy()
+    if m.ndim == 4:
+        log_p, log_not_p = -np.logaddexp(0, -z), -np.logaddexp(0, z)
+        return Seen(log_p, log_not_p, np.exp(log_p), 1.0 * (m == 1), m != 255, m, True)
+    if z.shape[1] == 1:  # sigmoid(z) = e^z / (e^0 + e^z)
+        z = np.concatenate([0 * z, z], axis=1)
+    log_p = z - np.logaddexp.reduce(z, axis=1, keepdims=True)
+    g = 1.0 * (m[:, None] == np.arange(z.shape[1])[:, None, None])
+    valid = np.broadcast_to(m[:, None] != 255, z.shape)
+    return Seen(log_p, log_p, np.exp(log_p), g, valid, m, False)
+
+
+def pixels(s: Seen, weight=lambda c, g: 1.0, hard=lambda q: 1.0) -> float:
+    """Mean of weight(class or label, whether there) hard(1 - p) (-log p) of what is true."""
+    keep = s.valid & (s.overlapping | (s.g == 1))  # one entry a pixel, or one a label
+    if not keep.any():
+        return 0.0
+    c = np.broadcast_to(np.arange(s.p.shape[1])[:, None, None], s.p.shape)[keep]
+    there = s.g[keep] == 1 if s.overlapping else c == 1
+    log_p = np.where(there, s.log_p[keep], s.log_not_p[keep])
+    return float(np.mean(-weight(c, there) * hard(-np.expm1(log_p)) * log_p))
+
+
+def by_class(s: Seen, cost, only_present: bool = False) -> float:
+    costs = []
+    for c in range(s.p.shape[1]):
+        keep = s.valid[:, c]
+        p, g = s.p[:, c][keep], s.g[:, c][keep]
+        if g.any() or not only_present:
+            costs.append(cost(p, g))
+    return float(np.mean(costs)) if costs else 0.0
+
+
+def dice(p, g, smooth=1.0):
+    return 1 - (2 * (p * g).sum() + smooth) / (p.sum() + g.sum() + smooth)
+
+
+def lovasz(p, g):
+    """Sum of e_i (J(M_i) - J(M_i-1)): J(M) = |M| / |G u M| of the set M of the i worst mistakes; J({}) = 0."""
+    error = np.abs(g - p)
+    worst_first = np.argsort(-error)
+    set_size = np.arange(1, len(error) + 1)
+    union = g.sum() + np.cumsum(1 - g[worst_first])
+    jaccard_loss = np.concatenate([[0], set_size / np.maximum(union, 1)])
+    return (error[worst_first] * np.diff(jaccard_loss)).sum()
+
+
+def cldice(s: Seen, alpha, k, smooth, classes=None) -> float:
+    costs = []
+    for c in classes or range(0 if s.overlapping else 1, s.p.shape[1]):
+        v = s.valid[:, c]
+        p, g = np.where(v, s.p[:, c], 0), np.where(v, s.g[:, c], 0)
+        skel_p, skel_g = skeleton(p, v, k), skeleton(g, v, k)
+        precision = ((skel_p * g).sum() + smooth) / (skel_p.sum() + smooth)
+        recall = ((skel_g * p).sum() + smooth) / (skel_g.sum() + smooth)
+        costs.append(1 - 2 * precision * recall / (precision + recall))
+    overlap = by_class(s, lambda p, g: dice(p, g, smooth))
+    return float((1 - alpha) * overlap + alpha * np.mean(costs))
+
+
+def skeleton(image, valid, k):
+    """Shit et al., algorithm 1, of (B, H, W); borders and ignored pixels are in no neighbourhood."""
+
+    def pool(x, filter, size, beyond):
+        x = filter(np.where(valid, x, beyond), size=size, mode="constant", cval=beyond)
+        return np.where(valid, x, 0)
+
+    def minpool(x):
+        return np.minimum(*(pool(x, grey_erosion, n, np.inf) for n in ((1, 3, 1), (1, 1, 3))))
+
+    def maxpool(x):
+        return pool(x, grey_dilation, (1, 3, 3), -np.inf)
+
+    bones = np.maximum(image - maxpool(minpool(image)), 0)
+    for _ in range(k):
+        image = minpool(image)
+        bones = bones + (1 - bones) * np.maximum(image - maxpool(minpool(image)), 0)
+    return bones
+
+
+def weight_map(s: Seen, w0, sigma, values, class_weights) -> float:
+    planes = s.mask.reshape(-1, *s.mask.shape[-2:])
+    term = np.stack([gaps(x.tobytes(), x.shape, w0, sigma, values) for x in planes])
+    term = np.broadcast_to(
+        term.reshape(s.mask.shape) if s.overlapping else term[:, None], s.p.shape
+    )
+    keep = s.valid & (s.overlapping | (s.g == 1))
+    return pixels(s, lambda c, g: class_weights[c] + term[keep])
+
+
+@cache
+def gaps(raw: bytes, shape, w0, sigma, values) -> np.ndarray:
+    plane = np.frombuffer(raw, np.int64).reshape(shape)
+    to_do = {tuple(map(int, yx)) for yx in np.argwhere(np.isin(plane, values))}
+    outside = np.array([yx for yx in np.ndindex(shape) if yx not in to_do])
+    distances = []  # of each pixel outside of cells to each cell
+    while to_do:
+        cell, edge = [], [to_do.pop()]
+        while edge:
+            y, x = edge.pop()
+            cell.append((y, x))
+            for beside in ((y - 1, x), (y + 1, x), (y, x - 1), (y, x + 1)):
+                if beside in to_do and plane[beside] == plane[y, x]:
+                    to_do.remove(beside)
+                    edge.append(beside)
+        if len(outside):
+            distances.append(np.min([np.hypot(*(outside - yx).T) for yx in cell], axis=0))
+    term = np.zeros(shape)
+    if len(distances) > 1:
+        d1, d2 = np.sort(distances, axis=0)[:2]
+        term[tuple(outside.T)] = w0 * np.exp(-((d1 + d2) ** 2) / (2 * sigma**2))
+    return term
+
+
+# ---- the cells
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """On tensors this small two threads mostly wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@cache
+def cell(kind: str, situation: str) -> tuple[torch.Tensor, torch.Tensor, Seen]:
+    """Logits, mask, and what a reference sees of them; not to be changed."""
+    random = np.random.default_rng(zlib.crc32(f"{kind} {situation}".encode()))
+    k, classes = KINDS[kind], 2 if kind in ("one", "labels") else KINDS[kind]
+    b, h, w = {"one pixel": (1, 1, 1), "512x512 half": (1, 512, 512)}.get(situation, (2, 8, 10))
+    planes = (b, k) if kind == "labels" else (b,)
+    logits = torch.from_numpy(random.normal(0, 2, (b, k, h, w))).float()
+    mask = random.integers(0, classes, (*planes, (h + 1) // 2, (w + 1) // 2))
+    mask = mask.repeat(2, -2).repeat(2, -1)[..., :h, :w]  # regions of 2 x 2 px
+    if situation == "ignored pixels":
+        mask[random.random(mask.shape) < 0.3] = IGNORE
+    elif situation in ("all ignored", "empty mask", "full mask"):
+        mask[:] = {"all": IGNORE, "empty": 0, "full": 1}[situation.split()[0]]
+    elif situation == "class absent" and kind == "labels":
+        mask[:, -1] = 0
+    elif situation == "class absent":
+        mask[mask == 1] = 0
+        mask[0, 0] = IGNORE
+    elif situation == "512x512 half":  # five cells, near and far, a ribbon, ignored pixels
+        logits, mask[:] = logits.half(), 0
+        for y, x in ((0, 0), (3, 6), (250, 250), (254, 254), (500, 90)):
+            mask[..., y : y + 4, x : x + 4] = 1
+        mask[..., 100:110, :], mask[..., 400, :] = classes - 1 if classes > 2 else 0, IGNORE
+    elif situation == "logits of 1e4":
+        logits = logits.sign() * 1e4
+    mask = torch.from_numpy(mask)
+    return logits, mask, see(logits, mask)
+
+
+def run(loss, logits: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Value and gradient; the mask stays as it is."""
+    before, logits = mask.clone(), logits.detach().clone().requires_grad_()
+    value = loss(logits, mask)
+    value.backward()
+    assert torch.equal(mask, before)
+    return value.detach(), logits.grad
+
+
+def planes_of(mask: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    return mask if mask.ndim == 4 else mask.unsqueeze(1).expand_as(logits)
+
+
+# ---- the claims
+
+
+def test_each_file_of_conf_loss_has_a_row_of_its_class():
+    found = {path.stem: OmegaConf.load(path)._target_ for path in CONF.glob("*.yaml")}
+    rows = {n.split(".")[0]: f"seg.losses.{type(r.make('two')).__name__}" for n, r in ROWS.items()}
+    assert rows == found
+
+
+@pytest.mark.parametrize("situation", SITUATIONS)
+@every_pair
+def test_a_cell_is_finite_not_negative_and_equals_the_reference(row, kind, situation):
+    logits, mask, seen = cell(kind, situation)
+    wanted = ROWS[row].wanted(seen)
+    for dtype, close in ((logits.dtype, 2e-5), (torch.float64, 1e-7)):
+        value, gradient = run(ROWS[row].make(kind), logits.to(dtype), mask)
+        assert value.isfinite() and value >= 0 and gradient.isfinite().all()
+        assert value.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+        assert float(value) == pytest.approx(wanted, rel=close, abs=close / 10)
+        if situation == "all ignored":
+            assert value == 0 and not gradient.any()
+        if situation == "512x512 half":
+            break  # float64 adds time only
+
+
+@every_pair
+def test_logits_of_ignored_pixels_change_neither_value_nor_gradient(row, kind):
+    logits, mask, _ = cell(kind, "ignored pixels")
+    ignored = planes_of(mask, logits) == IGNORE
+    value, gradient = run(ROWS[row].make(kind), logits, mask)
+    assert not gradient[ignored].any() and gradient[~ignored].any()
+    for other in (-3 * logits, logits.sign() * 1e4):
+        moved = run(ROWS[row].make(kind), other.where(ignored, logits), mask)
+        assert torch.equal(moved[0], value) and torch.equal(moved[1], gradient)
+
+
+@every_pair
+def test_ignoring_half_equals_cropping_it_away(row, kind):
+    """The weight map too: cells that nobody marked in the ignored half are no cells."""
+    logits, mask, _ = cell(kind, "plain")
+    for kept in ((..., slice(3), slice(None)), (..., slice(5, None))):
+        half = torch.full_like(mask, IGNORE)
+        half[kept] = mask[kept]
+        value, gradient = run(ROWS[row].make(kind), logits, half)
+        cropped = run(ROWS[row].make(kind), logits[kept], mask[kept])
+        torch.testing.assert_close(value, cropped[0])
+        torch.testing.assert_close(gradient[kept], cropped[1])
+
+
+@every_pair
+def test_all_foreground_costs_more_than_empty_on_an_empty_mask(row, kind):
+    logits, mask, _ = cell(kind, "empty mask")
+    full = torch.full_like(logits, -10.0)
+    full[:, slice(None) if kind == "labels" else min(1, logits.shape[1] - 1)] = 10
+    empty = torch.full_like(logits, -10.0)
+    if kind in ("two", "many"):
+        empty[:, 0] = 10
+    costs = [float(ROWS[row].make(kind)(x, mask)) for x in (full, empty)]
+    if (row, kind) == ("lovasz.present_only", "labels"):
+        assert costs == [0, 0]  # as the option says: no label is there, so none counts
+    else:
+        assert costs[0] > costs[1] + 0.1 and costs[1] < 0.01
+
+
+@every_pair
+def test_the_gradient_is_that_of_the_value(row, kind):
+    logits, mask, _ = cell(kind, "ignored pixels")
+    logits = logits[:1, :, :4, :5].double().requires_grad_()
+    mask = mask[:1, ..., :4, :5].contiguous()
+    loss = ROWS[row].make(kind)
+    assert torch.autograd.gradcheck(lambda x: loss(x, mask), logits, atol=1e-6, fast_mode=True)
+
+
+@pytest.mark.parametrize("situation", [s for s in SITUATIONS if not s.startswith("512")])
+@pytest.mark.parametrize("row", ROWS)
+def test_two_logits_whose_difference_is_the_one_cost_the_same(row, situation):
+    one, mask, _ = cell("one", situation)
+    one = one.double()
+    below = torch.linspace(-3, 3, one.numel(), dtype=one.dtype).reshape(one.shape)
+    two = torch.cat([below, below + one], dim=1)
+    value, gradient = run(ROWS[row].make("two"), two, mask)
+    wanted, slope = run(ROWS[row].make("one"), one, mask)
+    torch.testing.assert_close(value, wanted)
+    if situation != "logits of 1e4":  # there Lovasz has ties, whose order decides its slope
+        torch.testing.assert_close(gradient, torch.cat([-slope, slope], dim=1))
+
+
+@every_pair
+def test_half_precision_is_judged_in_float32(row, kind):
+    logits, mask, _ = cell(kind, "ignored pixels")
+    for half in (logits.half(), logits.bfloat16()):
+        value, gradient = run(ROWS[row].make(kind), half, mask)
+        assert value.dtype == torch.float32 and gradient.dtype == half.dtype
+        assert torch.equal(value, ROWS[row].make(kind)(half.float(), mask))
+
+
+@every_pair
+def test_a_mask_value_that_is_no_class_is_an_error_that_names_it(row, kind, request):
+    if row == "weight_map.weights" and kind != "labels":
+        request.applymarker(pytest.mark.xfail(raises=IndexError, strict=True))
+    logits, mask, _ = cell(kind, "ignored pixels")
+    for wrong in (4 if kind == "many" else 2, -1, 254, 256):
+        marred = mask.clone()
+        marred[..., 2, 3] = wrong
+        with pytest.raises(ValueError, match=rf"mask holds \[{wrong}\]"):
+            ROWS[row].make(kind)(logits, marred)
+
+
+@every_pair
+def test_a_mask_of_another_shape_is_an_error_that_says_so(row, kind, request):
+    if row == "weight_map.weights":  # the weights are laid on the mask before it is looked at
+        request.applymarker(pytest.mark.xfail(raises=(RuntimeError, AssertionError), strict=True))
+    logits, _, _ = cell(kind, "plain")
+    said = "logits are .* and the mask" + ("|pos_weight" if row == "weighted_bce" else "")
+    b, h, w = 2, 8, 10
+    for shape in ((h, w), (b, h, 9), (1, h, w), (b, 9, h, w), (b, 3, h, 1), (b, 1, 3, h, w)):
+        with pytest.raises(ValueError, match=said):
+            ROWS[row].make(kind)(logits, torch.zeros(shape, dtype=torch.int64))
+
+
+def test_what_is_for_two_classes_refuses_more_and_says_what_to_take():
+    logits, mask, _ = cell("many", "plain")
+    with pytest.raises(ValueError, match="loss=cross_entropy"):
+        WeightedBCE(2.0)(logits, mask)
+    with pytest.raises(ValueError, match="4 classes; give a list"):
+        Focal(alpha=0.25)(logits, mask)
+
+
+@given(
+    st.integers(0, 10**6),
+    st.sampled_from(PAIRS),
+    st.tuples(*[st.integers(1, n) for n in (3, 9, 9)]),
+)
+@settings(max_examples=150, deadline=None)
+def test_any_batch_equals_the_reference(seed, pair, sizes):
+    random, (row, kind), (b, h, w) = np.random.default_rng(seed), pair, sizes
+    logits = random.normal(0, random.choice([0.1, 3, 30]), (b, KINDS[kind], h, w))
+    shape = logits.shape if kind == "labels" else (b, h, w)
+    mask = random.integers(0, 2 if kind == "labels" else max(2, KINDS[kind]), shape)
+    mask[random.random(shape) < random.choice([0, 0.2, 0.8])] = IGNORE
+    logits, mask = torch.from_numpy(logits), torch.from_numpy(mask)
+    wanted = ROWS[row].wanted(see(logits, mask))
+    assert float(ROWS[row].make(kind)(logits, mask)) == pytest.approx(wanted, rel=1e-6, abs=1e-9)
+
+
+# ---- what other libraries, identities and arithmetic say
+
+
+@given(st.integers(0, 10**6), st.integers(2, 4))
+@settings(max_examples=25, deadline=None)
+def test_lovasz_of_certain_answers_is_one_minus_scikit_learn_s_iou(seed, classes):
+    found, truth = np.random.default_rng(seed).integers(0, classes, (2, 1, 4, 4))
+    logits = 200.0 * F.one_hot(torch.from_numpy(found), classes).permute(0, 3, 1, 2)
+    union = np.union1d(found, truth)  # IoU of a class that is in neither is 0 / 0; it costs nothing
+    score = jaccard_score(truth.ravel(), found.ravel(), labels=union, average=None)
+    wanted = (1 - score).sum() / classes
+    assert float(Lovasz()(logits, torch.from_numpy(truth))) == pytest.approx(wanted, abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_tversky_holds_jaccard_and_dice(kind):
+    logits, mask, _ = cell(kind, "ignored pixels")
+    torch.testing.assert_close(Tversky(1, 1, 2.0)(logits, mask), Jaccard(2.0)(logits, mask))
+    torch.testing.assert_close(Tversky(0.5, 0.5, 0.5)(logits, mask), Dice(1.0)(logits, mask))
+
+
+def test_weighed_cross_entropies_are_torch_s():
+    logits, mask, _ = cell("many", "ignored pixels")
+    wanted = F.cross_entropy(
+        logits, mask, torch.tensor(W).float(), ignore_index=255, reduction="sum"
+    )
+    torch.testing.assert_close(CrossEntropy(W.tolist())(logits, mask), wanted / (mask != 255).sum())
+    logits, mask, _ = cell("labels", "plain")
+    pos = torch.tensor(POS).float().view(3, 1, 1)
+    wanted = F.binary_cross_entropy_with_logits(logits, mask.float(), pos_weight=pos)
+    torch.testing.assert_close(WeightedBCE(POS.tolist())(logits, mask), wanted)
+
+
+LN2, HALF = math.log(2), (0.5, 0.5, 0.5, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("loss", "p", "g", "wanted"),
+    [  # a label of four pixels in a row: probabilities and truths
+        (WeightedBCE(3.0), HALF, (1, 0, 0, 255), (3 + 1 + 1) / 3 * LN2),
+        (Focal(1.0, 0.25), HALF, (1, 0, 0, 0), (0.25 + 3 * 0.75) / 4 * 0.5 * LN2),
+        # hit 1.5, invented .5, missed 1.5: 1 - 2.5 / (1.5 + .3 .5 + .7 1.5 + 1)
+        (Tversky(0.3, 0.7), HALF, (1, 1, 1, 0), 1 - 2.5 / 3.7),
+        # mistakes .6 at a true pixel, .3 at a false, .1 at a true; J of 1, 2, 3 mistakes: 1/2, 2/3, 3/3
+        (Lovasz(), (0.9, 0.4, 0.3, 0.8), (1, 1, 0, 255), 0.6 / 2 + 0.3 / 6 + 0.1 / 3),
+        # absent: the largest error
+        (Lovasz(), (0.9, 0.4, 0.3, 0.8), (0, 0, 0, 255), 0.9),
+        # two cells with a gap of 2 px: d1 + d2 = 1 + 2 twice, so w = 1, 1 + e, 1 + e, 1
+        (WeightMap(10, 5), HALF, (1, 0, 0, 1), LN2 * (4 + 2 * 10 * math.exp(-9 / 50)) / 4),
+    ],
+)  # fmt: skip
+def test_a_hand_worked_value(loss, p, g, wanted):
+    value = loss(torch.tensor(p).logit().view(1, 1, 1, 4), torch.tensor(g).view(1, 1, 1, 4))
+    assert float(value) == pytest.approx(wanted, rel=1e-5)
+
+
+def test_cldice_of_a_line_with_a_gap_by_hand():
+    truth = torch.zeros(1, 1, 3, 5, dtype=torch.int64)
+    truth[..., 1, :] = 1  # one pixel thin: its own skeleton, as is the answer's
+    found = truth.clone()
+    found[..., 1, 2] = 0
+    # precision (4 + 1) / (4 + 1), recall (4 + 1) / (5 + 1): 1 - 2 (5 / 6) / (11 / 6) = 1 / 11
+    value = ClDice(alpha=1.0)((found - 0.5) * 100, truth)
+    assert float(value) == pytest.approx(1 / 11)
+    # Dice 1 - (2 4 + 1) / (4 + 5 + 1) = 1 / 10
+    value = ClDice(alpha=0.25)((found - 0.5) * 100, truth)
+    assert float(value) == pytest.approx(0.75 / 10 + 0.25 / 11)
+
+
+def test_cells_that_touch_at_a_corner_or_differ_in_class_are_two():
+    near = 4 * math.exp(-(2**2) / (2 * 2**2))  # 1 px from both, w0 4, sigma 2
+    corner = WeightMap(4, 2).gaps(np.array([[1, 0], [0, 1]]))
+    np.testing.assert_allclose(corner, [[0, near], [near, 0]], rtol=1e-6)
+    classes = WeightMap(4, 2, cells=[1, 2]).gaps(np.array([[1, 2], [1, 0], [0, 0]]))
+    assert (
+        classes[1, 1] == pytest.approx(near) and not classes[:, 0][:2].any() and not classes[0, 1]
+    )
+    assert not WeightMap(4, 2).gaps(np.array([[1, 0, 0]])).any()  # one cell has no neighbour
+
+
+def test_heads_are_judged_by_their_weights_and_each_term_by_name():
+    (a, mask, _), (b, _, _) = cell("one", "ignored pixels"), cell("one", "plain")
+    loss, gap = ROWS["sum"].make("one"), torch.full(mask.shape, 7.0)
+    value, terms = judge(loss, [a, b], mask, [1.0, 3.0], gap)
+    for name, weight in (("cross_entropy", 0.5), ("lovasz", 2.0), ("weight_map", 0.25)):
+        part, options = loss.losses[name], (gap,) if name == "weight_map" else ()
+        wanted = (part(a, mask, *options) + 3 * part(b, mask, *options)) / 4
+        torch.testing.assert_close(terms[name], wanted)
+        value = value - weight * wanted
+    assert value.abs() < 1e-6
+    plain = (WeightMap()(a, mask, gap) + WeightMap()(b, mask, gap)) / 2
+    torch.testing.assert_close(judge(WeightMap(), [a, b], mask, gaps=gap), (plain, {}))
+    with pytest.raises(ValueError):
+        judge(Dice(), [a, b], mask, [1.0, 2.0, 3.0])
+
+
+@pytest.mark.parametrize(
+    ("name", "shares", "overlapping", "wanted"),
+    [
+        (
+            "class_weights",
+            [0.5, 0.3, 0.2],
+            False,
+            [0.6667, 1.111, 1.667],
+        ),  # 1 / 1.5, 1 / .9, 1 / .6
+        ("class_weights", [0.5, 0.25], True, [0.6667, 1.333]),  # 2 and 4, over 3
+        ("pos_weight", [0.8, 0.2], False, 4.0),
+        ("pos_weight", [0.5, 0.25], True, [1.0, 3.0]),
+    ],
+)
+def test_auto_becomes_weights_at_any_depth(name, shares, overlapping, wanted):
+    leaf = {"_target_": "x", name: "auto", "smooth": 1.0, "classes": None}
+    known = leaf | {name: wanted}
+    unused = {
+        "weight": 0.0,
+        "loss": {"pos_weight": "auto"},
+    }  # fits no three classes, and is left out
+    node = {"terms": {"a": {"weight": 2.0, "loss": leaf}, "b": unused}, "list": [leaf]}
+    options = np.array(shares), ["c", "d", "e"][: len(shares)], overlapping
+    filled = balance(node, *options)
+    assert filled == {"terms": {"a": {"weight": 2.0, "loss": known}}, "list": [known]}
+    assert leaf[name] == "auto" and "b" in node["terms"]  # the config stays as it was
+
+
+def test_auto_says_which_class_is_absent_and_that_pos_weight_is_for_two():
+    with pytest.raises(ValueError, match="d has no pixel"):
+        balance({"class_weights": "auto"}, np.array([0.5, 0.0, 0.5]), ["c", "d", "e"])
+    with pytest.raises(ValueError, match="loss=cross_entropy"):
+        balance({"pos_weight": "auto"}, np.array([0.5, 0.3, 0.2]), ["c", "d", "e"])
+    kept = {"class_weights": [1.0, 2.0], "alpha": None}
+    assert balance(kept, np.array([1.0, 0.0]), ["c", "d"]) == kept  # nothing asked, nothing checked
+
+
+def test_balanced_classes_weigh_the_same_however_rare():
+    logits, mask, _ = cell("many", "plain")
+    shares = np.bincount(mask.numpy().ravel(), minlength=4) / mask.numel()
+    weights = balance({"class_weights": "auto"}, shares, list("abcd"))["class_weights"]
+    each = [F.cross_entropy(logits.movedim(1, -1)[mask == c], mask[mask == c]) for c in range(4)]
+    wanted = torch.stack(each).mean()
+    torch.testing.assert_close(CrossEntropy(weights)(logits, mask), wanted, rtol=1e-3, atol=0)
