@@ -10,16 +10,18 @@ import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 from rich.progress import track
+from torch import nn
 
 from seg import reports, runs
 from seg.cli import UserError, build, command, plain
 from seg.console import console, quiet
 from seg.data.module import DataModule, Samples
-from seg.hardware import build_trainer
+from seg.hardware import build_trainer, pick_accelerator, settle, torch_device
 from seg.logits import IGNORE, probabilities
 from seg.metrics import SegmentationMetrics, boundaries, instances
 from seg.metrics.calibration import reliability_plot
 from seg.metrics.significance import Evidence, Interval, interval
+from seg.options import arguments, located
 from seg.task import SegmentationTask
 from seg.tiles import full_logits
 
@@ -35,14 +37,18 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     quiet()
     run = runs.load(cfg.run)
     metrics = chosen_metrics(cfg, run)
-    check_objects(plain(cfg.objects))
+    check_report(cfg)
     split, data = open_data(cfg, run)
     folder = Path(cfg.output) if cfg.output else run.folder / f"evaluate-{split}"
-    task = SegmentationTask(run.model, build(OmegaConf.create(run.config["loss"]), "loss"), metrics)
+    task = SegmentationTask(run.model, trained_loss(run), metrics)
     scores = count(cfg, run, task, data, split)
     evidence = task.test_metrics.evidence()
     if data.source.task == "instances":
-        found, more = count_objects(run, data.samples(split), metrics.threshold, plain(cfg.objects))
+        device = torch_device(pick_accelerator(cfg.accelerator))
+        settle(run.model, device)
+        found, more = count_objects(
+            run, data.samples(split), metrics.threshold, plain(cfg.objects), device
+        )
         scores |= {f"{split}/{name}": value for name, value in found.items()}
         evidence |= more
     Report(cfg, run, data, split, folder, task.test_metrics).write(scores, evidence)
@@ -52,20 +58,42 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
 def chosen_metrics(cfg: DictConfig, run: runs.LoadedRun) -> SegmentationMetrics:
     """What is computed: as asked, else as in training; at the run's threshold, if no other is given."""
     asked = cfg.get("metrics")
-    node = plain(asked) if asked else run.config.get("metrics", STANDARD)
-    runs.check_targets(node, run.checkpoint, packages=("seg.metrics",))
+    node = plain(asked) if asked else run.config.get("metrics") or STANDARD
+    if not asked:
+        runs.check_targets(node, run.checkpoint, packages=("seg.metrics",))
     return build(
         OmegaConf.create(node), "metrics", classes=run.classes, overlapping=run.overlapping,
         threshold=runs.threshold(run, cfg.threshold),
     )  # fmt: skip
 
 
-def check_objects(options: dict[str, Any]) -> None:
-    """Raises UserError when objects can't be told apart so."""
+def check_report(cfg: DictConfig) -> None:
+    """Raises UserError for what would be told only after the network ran."""
+    if not 0 <= cfg.confidence < 1:
+        raise UserError(f"confidence={cfg.confidence}: a number from 0 (no intervals) to below 1")
+    if cfg.panels < 0 or cfg.eval_batch_size < 1:
+        raise UserError(
+            f"panels={cfg.panels} and eval_batch_size={cfg.eval_batch_size}: give 0 and 1 or more"
+        )
     try:
-        instances.objects(np.zeros((1, 1)), **options)
-    except ValueError as error:
+        instances.objects(np.zeros((1, 1)), **plain(cfg.objects))
+    except (ValueError, TypeError) as error:
         raise UserError(f"objects: {error}") from error
+
+
+def trained_loss(run: runs.LoadedRun) -> nn.Module:
+    """The loss that the run was trained with.
+
+    Raises:
+        UserError: when this version has no such loss any more.
+    """
+    try:
+        return build(OmegaConf.create(run.config["loss"]), "loss")
+    except UserError as error:
+        raise UserError(
+            f"{run.checkpoint}: made by an older version, whose loss this one doesn't know ({error}); predict "
+            "works, to evaluate train anew or take the version in its run.json"
+        ) from error
 
 
 def count(
@@ -117,27 +145,28 @@ def chosen_data(given: DictConfig, run: runs.LoadedRun) -> tuple[str, dict[str, 
     if "_target_" in data:
         return split, data
     own = run.config["data"]
-    unknown = sorted(set(data) - set(own))
+    runs.check_targets(own, run.checkpoint, packages=("seg.data",))
+    takes = arguments(located("data", own["_target_"])) or []  # also what is newer than the run
+    unknown = sorted(set(data) - set(own) - set(takes))
     if unknown:
         raise UserError(
             f"data.{unknown[0]}: the run's data has no such option; it has {', '.join(own)}"
         )
-    runs.check_targets(own, run.checkpoint, packages=("seg.data",))
     return split, own | data
 
 
 @torch.inference_mode()
 def count_objects(
-    run: runs.LoadedRun, samples: Samples, threshold: float, options: dict[str, Any]
+    run: runs.LoadedRun, samples: Samples, threshold: float, options: dict[str, Any], device: str
 ) -> tuple[dict[str, float], dict[str, Evidence]]:
     """Scores of borders and objects by name, and what their intervals rest on."""
     sections, counts = [], []
-    model = run.model.cpu()
     for index in track(
         range(len(samples)), "objects", console=console, transient=True, disable=not console.is_terminal
     ):  # fmt: skip
         sample = samples[0, index]
-        interior = probabilities(full_logits(model, sample["image"][None]))[0, 1].numpy()
+        logits = full_logits(run.model, sample["image"][None].to(device))
+        interior = probabilities(logits)[0, 1].cpu().numpy()
         truth = sample["mask"].numpy().astype(np.uint8)
         sections.append(boundaries.section_scores(interior, truth))
         found = instances.objects(interior, threshold, **options)
@@ -165,8 +194,6 @@ class Report:
         run, split, panels = self.run, self.split, self.folder / "panels"
         panels.mkdir(parents=True, exist_ok=True)
         samples, threshold = self.data.samples(split), self.metrics.threshold
-        pictures = reports.Pictures(samples, self.cfg.panels, run.colors, panels, threshold)
-        pictures.write(run.model)
         intervals = self.intervals(evidence)
         facts = {
             "checkpoint": str(run.checkpoint),
@@ -178,6 +205,7 @@ class Report:
             "confusion": self.metrics.pixels.images().tolist(),  # of each image, for paired tests
         }
         runs.write_json(self.folder / "metrics.json", facts | {"metrics": scores})
+        reports.Pictures(samples, self.cfg.panels, run.colors, panels, threshold).write(run.model)
         title = f"{split}, {run.checkpoint}"
         table = reports.score_table(title, scores, run.classes, f"{split}/", intervals)
         log.info("", extra={"table": table})
@@ -196,7 +224,7 @@ class Report:
 
     def intervals(self, evidence: dict[str, Evidence]) -> dict[str, Interval]:
         """Of what the tables show, by bootstrap over images; none if not asked for."""
-        if self.cfg.confidence is None:
+        if not self.cfg.confidence:
             return {}
         shown = ("dice", "iou", *reports.BORDERS, *reports.OBJECTS)
         return {

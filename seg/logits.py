@@ -48,13 +48,12 @@ def predicted_classes(
 
     Args:
         logits_BKHW: of the network.
-        threshold: probability in 0..1 above which a pixel is class 1 of two, or has a label; a tie stays
+        threshold: probability above 0 and below 1, above which a pixel is class 1 of two, or has a label; a tie stays
             below. More classes go by the most probable one.
         overlapping: whether labels overlap.
     """
-    odds = math.inf if threshold >= 1 else -math.inf
-    if 0 < threshold < 1:
-        odds = math.log(threshold / (1 - threshold))
+    odds = math.log(threshold / (1 - threshold))
+    logits_BKHW = logits_BKHW.float()  # half precision would move the threshold
     if overlapping:
         return (logits_BKHW > odds).long()
     if logits_BKHW.shape[1] == 1:

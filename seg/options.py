@@ -124,6 +124,9 @@ def check_word(override: Override, base: dict[str, Any], unchosen: Collection[st
             if len(parts) == 1 and inside:
                 raise UserError(f"{part}: no such option; did you mean {inside[0]}.{part}?")
             near = nearest(part, visible(node))
+            if depth == 0 and part in unchosen:
+                line = override.input_line
+                raise UserError(f"{line}: choose its file first, {part}=..., and then {line}")
             if parts[0] in unchosen and not near and not override.is_delete():
                 raise UserError(f"{override.input_line}: write +{override.input_line}")
             raise unknown(path, visible(node))

@@ -70,7 +70,8 @@ def prune(cfg: DictConfig) -> list[Level]:
     if cfg.depth is not None:
         write_pruned(run, cfg.depth, folder / f"L{cfg.depth}.ckpt", data, split)
     networks = {f"L{depth}": pruned(run, depth) for depth in depths}
-    networks["average"] = network(run, output="average")
+    if not run.overlapping:  # heads are averaged as a softmax
+        networks["average"] = network(run, output="average")
     levels = compare(networks, run, data, split, cfg.rounds, cfg.accelerator)
     log.info("", extra={"table": level_table(levels, f"{split}, {run.checkpoint}")})
     facts = {"checkpoint": str(run.checkpoint), "split": split, "origin": runs.origin()}
@@ -177,7 +178,7 @@ def score(
 def level_table(levels: list[Level], title: str) -> Table:
     """A row a level; time also as a share of the deepest one's."""
     table = Table(title=title, title_justify="left")
-    deepest = levels[-2]  # the average comes last
+    deepest = [level for level in levels if level.name != "average"][-1]
     table.add_column("level", style="bold", no_wrap=True)
     heads = ("Dice", "IoU", "parameters", "G mult-adds", "MiB", "ms", f"of {deepest.name}")
     for head in heads:

@@ -274,7 +274,7 @@ def span(interval: Interval, digits: int = 3) -> str:
     if interval.low != interval.low:
         return "-"
     if interval.high > 1:
-        return f"{interval.low:.2g}-{interval.high:.2g}"
+        return f"{interval.low:.3g}-{interval.high:.3g}"
     low, high = (f"{end:.{digits}f}" for end in (interval.low, interval.high))
     return f"{low.removeprefix('0')}-{high.removeprefix('0')}"
 

@@ -39,7 +39,6 @@ NETWORKS = (
     "seg.models",
     "segmentation_models_pytorch",
 )  # where a checkpoint's network may come from
-UNFIT = (KeyError, TypeError, ValueError)  # what a card that isn't ours raises
 
 
 class RunError(ValueError):
@@ -227,6 +226,8 @@ def load(run: str | Path | None) -> LoadedRun:
         config, intensity = card["config"], Intensity(**card["intensity"])
         classes, colors = list(card["classes"]), [tuple(c) for c in card["colors"]]
         task, threshold = card.get("task", "classes"), float(card.get("threshold", 0.5))
+        if not 0 < threshold < 1:
+            raise ValueError(f"its threshold is {threshold}")
         target = config["model"]["_target_"]
     except pickle.UnpicklingError as error:
         raise RunError(

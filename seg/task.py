@@ -53,7 +53,9 @@ class SegmentationTask(L.LightningModule):
             if isinstance(loss, Sum)
             else ["loss"]
         )
-        self.mean_losses = nn.ModuleDict({name: MeanMetric() for name in names})
+        self.mean_losses = nn.ModuleDict(
+            {name: MeanMetric(nan_strategy="disable") for name in names}
+        )
 
     def forward(self, image: Tensor) -> Tensor:
         return self.model(image)

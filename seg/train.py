@@ -50,17 +50,18 @@ def train(cfg: DictConfig) -> dict[str, float]:
     cfg.model.num_classes = num_logits(len(source.classes), cfg.two_class_logits, overlapping)
     cfg.loss = balanced(cfg.loss, data)
     config = plain(cfg)
+    metrics = build(
+        cfg.metrics, "metrics", classes=source.classes, overlapping=overlapping,
+        threshold=0.5 if cfg.threshold is None else cfg.threshold,
+    )  # fmt: skip
     card = {
         "config": config,
         "classes": source.classes,
         "colors": [list(c) for c in source.colors],
         "intensity": data.intensity.to_dict(),
         "task": source.task,
+        "threshold": metrics.threshold,
     }
-    metrics = build(
-        cfg.metrics, "metrics", classes=source.classes, overlapping=overlapping,
-        threshold=0.5 if cfg.threshold is None else cfg.threshold,
-    )  # fmt: skip
     task = SegmentationTask(
         build(cfg.model, "model"),
         build(cfg.loss, "loss"),
@@ -73,6 +74,10 @@ def train(cfg: DictConfig) -> dict[str, float]:
     )
     check_head_weights(config["head_weights"], task.model)
     check_loss(task.loss, cfg.model.num_classes, overlapping)
+    if overlapping and isinstance(task.model, NestedUNet) and task.model.output == "average":
+        raise UserError(
+            "model.output=average: heads are averaged as a softmax; overlapping classes have none"
+        )
     if (weights := weight_map(task.loss)) is not None:
         data.weigh(weights.gaps)
     fit_crops(data, task.model)
@@ -148,7 +153,11 @@ def prepare(
 ) -> tuple[L.Trainer, reports.Pictures]:
     """The Trainer with its callbacks and loggers, once the run is announced."""
     pictures = reports.Pictures(
-        data.samples("val"), cfg.panels, data.source.colors, folder / "panels"
+        data.samples("val"),
+        cfg.panels,
+        data.source.colors,
+        folder / "panels",
+        task.val_metrics.threshold,
     )
     checkpoints = folder / "checkpoints"
     callbacks = [
@@ -226,7 +235,9 @@ def score(trainer: L.Trainer, task: SegmentationTask, data: DataModule) -> dict[
     if task.val_metrics.curve is not None:
         chosen = task.val_metrics.choose_threshold()
         task.test_metrics.threshold = chosen
-        keep_threshold(best, chosen)
+        for checkpoint in (best, best.with_name("last.ckpt")):
+            keep_threshold(checkpoint, chosen)
+        log.info(f"threshold  {chosen:g}, the best Dice on the validation split; kept in the run")
         validated = trainer.validate(task, datamodule=data, verbose=False)[0]
     scores = {f"best/{k}": v for k, v in validated.items()}
     if "test" in data.source.splits:
@@ -236,11 +247,12 @@ def score(trainer: L.Trainer, task: SegmentationTask, data: DataModule) -> dict[
 
 @rank_zero_only
 def keep_threshold(checkpoint: Path, threshold: float) -> None:
-    """Writes the threshold into a checkpoint, from where evaluate and predict take it."""
+    """Writes the threshold into a checkpoint, from where evaluate and predict take it; if it is there."""
+    if not checkpoint.is_file():
+        return
     content = runs.read_checkpoint(checkpoint)
     content["seg"]["threshold"] = threshold
     runs.write_checkpoint(checkpoint, content)
-    log.info(f"threshold  {threshold:g}, the best Dice on the validation split; kept in the run")
 
 
 def announce(

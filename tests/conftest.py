@@ -14,7 +14,7 @@ from PIL import Image
 
 from seg.data.membranes import Membranes
 
-torch.set_num_threads(min(2, os.cpu_count() or 1))
+torch.set_num_threads(1)  # tensors here are small, and tests share the cores
 
 
 @pytest.fixture

@@ -47,6 +47,13 @@ def test_overlapping_labels_are_calibrated_as_two_class_problems():
     assert float(ours.compute()) == pytest.approx(float(pairs.compute()))
 
 
+def test_probabilities_that_are_nan_break_nothing():
+    calibration = Calibration()
+    calibration.update(torch.full((1, 2, 2, 2), float("nan")), torch.zeros(1, 2, 2).long())
+    calibration.compute()
+    assert int(calibration.pixels.sum()) == 4
+
+
 def test_the_reliability_plot_is_a_picture(tmp_path):
     calibration = Calibration()
     calibration.update(probabilities(torch.randn(1, 1, 16, 16)), torch.randint(0, 2, (1, 16, 16)))

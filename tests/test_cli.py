@@ -121,6 +121,10 @@ def test_evaluate_takes_other_data_or_options_of_the_runs_own():
     for words, message in [
         (["data.root=/d"], r"data.root=/d: write \+data.root=/d"),
         (["data.splitt=test"], r"did you mean data.split\?"),
+        (
+            ["metrics.tolerance=2"],
+            r"choose its file first, metrics=\.\.\., and then metrics.tolerance=2",
+        ),
         (["data=folder", "data.rot=/d"], r"did you mean data.root\?"),
         (["data=folder", "data.split=[1]"], "data.split=.*a word is needed"),
     ]:

@@ -13,7 +13,7 @@ from PIL import Image
 from test_train import TINY, config, tiny
 
 from seg import runs
-from seg.cli import UserError, build
+from seg.cli import UserError, build, checked
 from seg.data.membranes import Membranes
 from seg.data.module import DataModule
 from seg.data.sources import DataError
@@ -22,6 +22,7 @@ from seg.losses import WeightMap
 from seg.metrics.confusion import Tally, dice
 from seg.metrics.significance import paired_test
 from seg.predict import predict
+from seg.prune import prune
 from seg.runs import RunError
 from seg.train import train
 
@@ -52,7 +53,7 @@ def test_evaluate_writes_scores_of_objects_intervals_and_a_reliability_plot(tmp_
 def test_no_intervals_and_no_objects_where_none_are_asked_for(tmp_path, capsys):
     _, folder = tiny(tmp_path, "trainer.max_epochs=1")
     capsys.readouterr()
-    scores = evaluate(config("evaluate", f"run={folder}", "confidence=null", "panels=0"))
+    scores = evaluate(checked("evaluate", [f"run={folder}", "confidence=0", "panels=0"]))
     assert written(folder / "evaluate-val")["intervals"] == {} and "val/v_rand" not in scores
     assert "intervals:" not in capsys.readouterr().out
 
@@ -103,6 +104,52 @@ def test_the_threshold_that_is_best_on_validation_is_kept_and_used(tmp_path):
             np.testing.assert_array_equal(np.array(mask), p[1] > wanted)
 
 
+def test_a_threshold_of_ones_own_is_kept_too(tmp_path):
+    scores, folder = tiny(tmp_path, "threshold=0.3", "trainer.max_epochs=1")
+    assert (
+        runs.load(folder).threshold == runs.load(folder / "checkpoints/last.ckpt").threshold == 0.3
+    )
+    again = evaluate(config("evaluate", f"run={folder}", "panels=0"))
+    assert again["val/dice"] == pytest.approx(scores["best/val/dice"], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["confidence=2"], "confidence=2: a number from 0"),
+        (["panels=-1"], "panels=-1"),
+        (["objects.neck=nan"], "objects: neck=nan px must be above 0"),
+        (["objects.neck=abc"], "objects: "),
+        (["+data.task=foo"], "data.task=foo: one of classes, instances, overlapping is needed"),
+    ],
+)
+def test_what_evaluate_can_not_do_is_told_before_the_network_runs(tmp_path, words, message):
+    _, folder = tiny(tmp_path, "trainer=smoke")
+    with pytest.raises((UserError, DataError), match=message):
+        evaluate(checked("evaluate", [f"run={folder}", *words]))
+    assert not (folder / "evaluate-val").exists()
+
+
+def test_an_older_run_is_scored_for_objects_and_a_loss_no_longer_known_is_said(tmp_path):
+    _, folder = tiny(tmp_path, "trainer=smoke")
+    file = folder / "checkpoints/best.ckpt"
+    content = runs.read_checkpoint(file)
+    card = content["seg"]
+    for node, key in ((card, "task"), (card, "threshold"), (card["config"], "metrics"), (card["config"]["data"], "task")):  # fmt: skip
+        del node[key]
+    torch.save(content, file)
+    scores = evaluate(config("evaluate", f"run={folder}", "+data.task=instances", "panels=0"))
+    assert "val/v_rand" in scores and runs.load(folder).threshold == 0.5
+    card["config"]["loss"] = {"_target_": "seg.losses.Focal", "gamma": 2.0, "class_weights": None}
+    torch.save(content, file)
+    with pytest.raises(UserError, match=r"made by an older version, whose loss.*class_weights.*predict works"):  # fmt: skip
+        evaluate(config("evaluate", f"run={folder}"))
+    card["threshold"] = 7.0
+    torch.save(content, file)
+    with pytest.raises(RunError, match=r"its threshold is 7.0"):
+        runs.load(folder)
+
+
 @pytest.mark.parametrize(
     ("words", "error", "message"),
     [
@@ -111,6 +158,11 @@ def test_the_threshold_that_is_best_on_validation_is_kept_and_used(tmp_path):
         (["loss=sum"], UserError, r"no term has a weight.*loss.terms.dice.weight=1"),
         (["data.task=overlapping"], DataError, "one class a pixel; take data=folder"),
         (["metrics.tolerance=-1"], UserError, "tolerance is -1"),
+        (
+            ["loss=weight_map", "loss.cells=[7]"],
+            UserError,
+            r"loss: cells is \[7\]; give class indices, 0..1",
+        ),
     ],
 )
 def test_what_can_not_be_is_told_before_a_folder_is_made(tmp_path, words, error, message):
@@ -150,6 +202,15 @@ def test_classes_that_overlap_train_evaluate_and_predict(tmp_path, planes_root, 
     p = tifffile.imread(tmp_path / "p/probabilities/0.tif")
     assert masks.shape == p.shape == (2, 40, 56)
     np.testing.assert_array_equal(masks, p > run.threshold)
+
+
+def test_heads_of_overlapping_classes_are_not_averaged(tmp_path, planes_root):
+    words = ["model=unetpp", "trainer=smoke"]
+    with pytest.raises(UserError, match=r"model.output=average: heads are averaged as a softmax"):
+        overlapping(planes_root, tmp_path, *words, "model.output=average")
+    overlapping(planes_root, tmp_path, *words)
+    levels = prune(config("prune", f"run={tmp_path / 'o/latest'}", "rounds=1"))
+    assert [level.name for level in levels] == ["L1", "L2", "L3", "L4"]
 
 
 def test_a_run_and_data_must_agree_whether_classes_overlap(tmp_path, planes_root):

@@ -16,7 +16,7 @@ from sklearn.metrics import (
     recall_score,
 )
 
-from seg.logits import IGNORE
+from seg.logits import IGNORE, decided, predicted_classes, probabilities
 from seg.metrics import SegmentationMetrics
 from seg.metrics.confusion import SCORES, PixelScores, Tally, class_mean, confusion, pixel_accuracy
 from seg.metrics.significance import interval
@@ -142,6 +142,13 @@ def test_values_that_a_device_found_to_be_no_class_raise_at_the_end():
     score.misfits += 3  # as an update on a GPU does, which isn't waited for
     with pytest.raises(ValueError, match="3 mask pixels are neither a class"):
         score.compute()
+
+
+def test_half_precision_logits_are_told_apart_in_float32():
+    logits = torch.linspace(-0.7, -0.4, 4001).bfloat16().view(1, 1, 1, -1)
+    for two in (logits, torch.cat([-logits / 2, logits / 2], 1)):
+        found = predicted_classes(two, 0.37)
+        np.testing.assert_array_equal(found[0], decided(probabilities(two)[0].numpy(), 0.37))
 
 
 def test_every_score_has_its_evidence():

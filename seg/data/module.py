@@ -22,11 +22,11 @@ from seg.logits import IGNORE
 SURVEY = (
     1000  # images of a split that are read before the run starts; the rest is checked when read
 )
-KEPT_MAPS = 256  # weight maps of images kept in memory
+KEPT = 2**29  # bytes of weight maps that a process keeps
 
 
 class GapCache:
-    """The weight map's second term of each image, computed once; the latest 256 of them are kept.
+    """The weight map's second term of each image, computed once a process; 512 MiB of them are kept.
 
     Args:
         gaps: mask (H, W) or (K, H, W) -> the term, of that shape.
@@ -39,7 +39,7 @@ class GapCache:
         """Of the image of that name, whose mask is (H, W) or (H, W, K): float32 of the mask's shape."""
         if name not in self.kept:
             self.kept[name] = planes_last(self.gaps(planes_first(mask)))
-            if len(self.kept) > KEPT_MAPS:
+            while len(self.kept) > 1 and sum(m.nbytes for m in self.kept.values()) > KEPT:
                 self.kept.popitem(last=False)
         return self.kept[name]
 
@@ -199,6 +199,10 @@ class DataModule(L.LightningDataModule):
 
     def samples(self, split: str) -> Samples:
         """A split's images, whole and as they are."""
+        return Samples(self.source, self.source.splits[split], self.intensity)
+
+    def judged(self, split: str) -> Samples:
+        """The same with their weight maps, where there are any."""
         return Samples(self.source, self.source.splits[split], self.intensity, gaps=self.gaps)
 
     def train_dataloader(self) -> DataLoader:
@@ -207,10 +211,10 @@ class DataModule(L.LightningDataModule):
         return self.loader(samples, self.batch_size // self.world or 1, shuffle=True)
 
     def val_dataloader(self) -> DataLoader:
-        return self.loader(self.samples("val"), self.eval_batch_size, shuffle=False)
+        return self.loader(self.judged("val"), self.eval_batch_size, shuffle=False)
 
     def test_dataloader(self) -> DataLoader:
-        return self.loader(self.samples("test"), self.eval_batch_size, shuffle=False)
+        return self.loader(self.judged("test"), self.eval_batch_size, shuffle=False)
 
     @property
     def world(self) -> int:

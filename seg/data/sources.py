@@ -1,6 +1,6 @@
 """What a data set is: classes, named splits, and how one image and its mask are read."""
 
-from typing import Literal, Protocol
+from typing import Literal, Protocol, get_args
 
 import numpy as np
 
@@ -40,6 +40,8 @@ class Source(Protocol):
 
 def check_task(task: Task, classes: list[str], may_overlap: bool = False) -> None:
     """Raises DataError when such classes, or such data, can't be used so."""
+    if task not in get_args(Task):
+        raise DataError(f"data.task={task}: one of {', '.join(get_args(Task))} is needed")
     if task == "instances" and len(classes) != 2:
         raise DataError(
             f"data.task=instances needs two classes, what lies between objects and the objects; these are "

@@ -4,6 +4,8 @@ from typing import Any
 
 import numpy as np
 
+from seg.losses.sums import weighed
+
 AUTO = "auto"
 
 
@@ -21,15 +23,15 @@ def balance(node: Any, shares_C: np.ndarray, classes: list[str], overlapping: bo
         overlapping: whether they are labels that overlap.
 
     Raises:
-        ValueError: when a class that shall be weighed has no pixels, or pos_weight more than two classes.
+        ValueError: when a class that shall be weighed has no pixels, or pos_weight more than two classes,
+            or no term of a sum has a weight.
     """
     if isinstance(node, list):
         return [balance(value, shares_C, classes, overlapping) for value in node]
     if not isinstance(node, dict):
         return node
     if "terms" in node:
-        used = {name: term for name, term in node["terms"].items() if term["weight"] != 0}
-        node = node | {"terms": used or node["terms"]}
+        node = node | {"terms": weighed(node["terms"])}
     auto = {name for name, value in node.items() if value == AUTO}
     if auto:
         check_all_occur(shares_C, classes)

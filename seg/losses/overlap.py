@@ -57,7 +57,7 @@ class Jaccard(nn.Module):
 class Tversky(nn.Module):
     """1 - (TP + smooth) / (TP + alpha FP + beta FN + smooth). Salehi et al. 2017, arXiv:1706.05721, eq. 3.
 
-    TP = sum p g, FP = sum p (1 - g), FN = sum (1 - p) g. With alpha = beta = 0.5 it is Dice of half the
+    TP = sum p g, FP = sum p (1 - g), FN = sum (1 - p) g. With alpha = beta = 0.5 it is Dice of twice the
     ``smooth``, with 1 and 1 it is Jaccard.
 
     Args:
@@ -68,7 +68,7 @@ class Tversky(nn.Module):
 
     def __init__(self, alpha: float = 0.3, beta: float = 0.7, smooth: float = 1.0) -> None:
         super().__init__()
-        if alpha < 0 or beta < 0 or alpha + beta == 0:
+        if not (alpha >= 0 and beta >= 0 and alpha + beta > 0):
             raise ValueError(f"alpha is {alpha} and beta {beta}; give 0 or more, one above 0")
         check_smooth(smooth)
         self.alpha, self.beta, self.smooth = alpha, beta, smooth
@@ -83,5 +83,5 @@ class Tversky(nn.Module):
 
 
 def check_smooth(smooth: float) -> None:
-    if smooth <= 0:
+    if not smooth > 0:
         raise ValueError(f"smooth is {smooth}; it must be above 0")

@@ -100,7 +100,7 @@ class Focal(nn.Module):
 
     def __init__(self, gamma: float = 2.0, alpha: float | list[float] | None = None) -> None:
         super().__init__()
-        if gamma < 0:
+        if not gamma >= 0:
             raise ValueError(f"gamma is {gamma}; it must be at least 0")
         if isinstance(alpha, int | float):
             if not 0 <= alpha <= 1:

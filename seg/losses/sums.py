@@ -1,7 +1,7 @@
 """Sums of losses by name, and the loss of a network with several heads."""
 
 from collections.abc import Mapping
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -25,15 +25,7 @@ class Sum(nn.Module):
 
     def __init__(self, terms: Mapping[str, Term]) -> None:
         super().__init__()
-        wrong = [name for name, term in terms.items() if term["weight"] < 0]
-        if wrong:
-            raise ValueError(f"terms.{wrong[0]}.weight is below 0; a loss is made small, not large")
-        used = {name: term for name, term in terms.items() if term["weight"]}
-        if not used:
-            raise ValueError(
-                "no term has a weight; give one, as in loss=sum loss.terms.dice.weight=1 "
-                f"(terms: {', '.join(terms) or 'none'})"
-            )
+        used = weighed(terms)
         self.losses = nn.ModuleDict({name: term["loss"] for name, term in used.items()})
         self.weights = {name: term["weight"] for name, term in used.items()}
 
@@ -49,9 +41,27 @@ class Sum(nn.Module):
         return torch.stack([self.weights[name] * value for name, value in values.items()]).sum()
 
 
+def weighed(terms: Mapping[str, Any]) -> dict[str, Any]:
+    """The terms of a sum whose weight isn't 0, built or as configs.
+
+    Raises:
+        ValueError: when there is none, or a weight is below 0.
+    """
+    wrong = [name for name, term in terms.items() if not term["weight"] >= 0]
+    if wrong:
+        raise ValueError(f"terms.{wrong[0]}.weight is {terms[wrong[0]]['weight']}; give 0 or more")
+    used = {name: term for name, term in terms.items() if term["weight"]}
+    if not used:
+        raise ValueError(
+            "no term has a weight; give one, as in loss=sum loss.terms.dice.weight=1 "
+            f"(terms: {', '.join(terms) or 'none'})"
+        )
+    return used
+
+
 def one(loss: nn.Module, logits_BKHW: Tensor, mask: Tensor, gaps: Tensor | None) -> Tensor:
-    """A loss that isn't a sum; only the weight map takes the gaps of the whole images."""
-    if isinstance(loss, WeightMap):
+    """A loss's value; only the weight map, and a sum that may hold one, take the gaps of whole images."""
+    if isinstance(loss, WeightMap | Sum):
         return loss(logits_BKHW, mask, gaps)
     return loss(logits_BKHW, mask)
 

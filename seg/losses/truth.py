@@ -54,6 +54,8 @@ def probabilities_and_truth(logits_BKHW: Tensor, mask: Tensor) -> tuple[Tensor, 
 
 
 def check_shapes(logits_BKHW: Tensor, mask: Tensor) -> None:
+    if mask.is_floating_point():
+        raise ValueError(f"mask is {mask.dtype}; class indices are whole numbers, int64")
     wanted = logits_BKHW.shape if overlaps(mask) else logits_BKHW[:, 0].shape
     if mask.shape != wanted:
         raise ValueError(
@@ -65,7 +67,8 @@ def check_shapes(logits_BKHW: Tensor, mask: Tensor) -> None:
 def verdict(mask: Tensor, of: Tensor) -> Tensor | float:
     """0, or what a mask value outside the classes makes of a loss: an error, on a device nan.
 
-    A CPU raises at once; a GPU would have to be waited for at each step, so there the loss turns nan.
+    A CPU raises at once; a GPU would have to be waited for at each step, so there the loss turns nan (and
+    the metrics of the next validation raise).
 
     Args:
         mask: as a loss gets it.
@@ -103,7 +106,7 @@ def weights_buffer(name: str, weights: list[float] | str | None) -> Tensor | Non
             f"{name} is {weights!r}: seg.train puts numbers there from the training split; "
             "from Python give the result of seg.losses.balance"
         )
-    if not weights or min(weights) < 0:
+    if not weights or not all(weight >= 0 for weight in weights):
         raise ValueError(f"{name} is {weights}; give one number of at least 0 a class")
     return torch.tensor(weights, dtype=torch.float32)
 
@@ -121,4 +124,4 @@ def weight_of_truth(weights_C: Tensor, mask: Tensor, num_classes: int, name: str
         )
     if overlaps(mask):
         return weights_C.view(1, -1, 1, 1)
-    return weights_C[mask.where(mask != IGNORE, 0).long()]
+    return weights_C[mask.where(mask != IGNORE, 0).clamp(0, num_classes - 1).long()]

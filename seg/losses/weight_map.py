@@ -40,7 +40,7 @@ class WeightMap(nn.Module):
         cells: list[int] | None = None,
     ) -> None:
         super().__init__()
-        if w0 < 0 or sigma <= 0:
+        if not (w0 >= 0 and sigma > 0):
             raise ValueError(f"w0 is {w0} and sigma {sigma}; w0 must be 0 or more, sigma above 0")
         self.w0, self.sigma, self.cells = w0, sigma, [1] if cells is None else cells
         weights = weights_buffer("class_weights", class_weights)
@@ -61,14 +61,17 @@ class WeightMap(nn.Module):
             gaps: second term of w, of the mask's shape, from the whole images, as the loader gives it;
                 None: computed from this mask.
         """
+        log_p = likelihood(logits_BKHW, mask)
+        classes = count_classes(logits_BKHW, mask)
+        if mask.ndim == 3 and not (self.cells and set(self.cells) <= set(range(classes))):
+            raise ValueError(f"cells is {self.cells}; give class indices, 0..{classes - 1}")
         if gaps is None:
             computed = np.stack([self.gaps(one) for one in mask.cpu().numpy()])
             gaps = torch.from_numpy(computed).to(mask.device)
         weight: Tensor | float = 1.0
         if self.weights_C is not None:
-            classes = count_classes(logits_BKHW, mask)
             weight = weight_of_truth(self.weights_C, mask, classes, "class_weights")
-        return mean_over_valid(-(weight + gaps) * likelihood(logits_BKHW, mask), mask)
+        return mean_over_valid(-(weight + gaps) * log_p, mask)
 
 
 def gap_weights(mask_HW: np.ndarray, cells: list[int], w0: float, sigma: float) -> np.ndarray:

@@ -14,6 +14,8 @@ from torchmetrics import Metric
 from seg.logits import IGNORE
 from seg.metrics.confusion import Tally, class_mean, dice
 
+UNIT = 2**20  # confidence is added up in units of 1 / UNIT
+
 
 class Calibration(Metric):
     """Expected calibration error: the mean over pixels of |confidence - accuracy| of their bin, in 0..1.
@@ -33,12 +35,9 @@ class Calibration(Metric):
     def __init__(self, bins: int = 15) -> None:
         super().__init__()
         self.bins = bins
-        for state, dtype in (
-            ("pixels", torch.int64),
-            ("hits", torch.int64),
-            ("confidence", torch.float64),
-        ):
-            self.add_state(state, torch.zeros(bins, dtype=dtype), dist_reduce_fx="sum")
+        for state in ("pixels", "hits", "confidence"):
+            zeros = torch.zeros(bins, dtype=torch.int64)
+            self.add_state(state, zeros, dist_reduce_fx="sum")
 
     def update(self, p_BCHW: Tensor, mask: Tensor) -> None:
         if mask.ndim == 4:
@@ -46,20 +45,20 @@ class Calibration(Metric):
         else:
             confidence, called = p_BCHW.max(dim=1)
             hit = called == mask
-        index = (confidence * self.bins).long().clamp(max=self.bins - 1)
+        index = (confidence * self.bins).long().clamp(0, self.bins - 1)
         index = index.where(mask != IGNORE, self.bins).flatten()  # one more bin for ignored pixels
-        extended = (self.bins + 1,)
+        units = (confidence * UNIT).round().long()  # whole, so that no order of adding up matters
         for state, values in (
             (self.pixels, torch.ones_like(index)),
             (self.hits, hit.long().flatten()),
-            (self.confidence, confidence.double().flatten()),
+            (self.confidence, units.flatten()),
         ):
-            total = torch.zeros(extended, dtype=state.dtype, device=state.device)
+            total = torch.zeros(self.bins + 1, dtype=torch.int64, device=state.device)
             state += total.scatter_add_(0, index, values)[:-1]
 
     def compute(self) -> Tensor:
-        gaps = (self.confidence - self.hits).abs()  # of each bin, times its pixels
-        return gaps.sum() / self.pixels.sum()
+        pixels, hits, units = (x.cpu().double() for x in (self.pixels, self.hits, self.confidence))
+        return (units / UNIT - hits).abs().sum() / pixels.sum()
 
 
 def reliability_plot(calibration: Calibration, title: str, file: Path) -> None:
@@ -69,6 +68,7 @@ def reliability_plot(calibration: Calibration, title: str, file: Path) -> None:
         state.cpu().numpy()
         for state in (calibration.pixels, calibration.hits, calibration.confidence)
     )
+    confidence = confidence / UNIT
     used = pixels > 0
     said, true = confidence[used] / pixels[used], hits[used] / pixels[used]
     figure, (above, below) = plt.subplots(

@@ -44,7 +44,7 @@ def objects(
     Raises:
         ValueError: when ``neck`` isn't above 0 or ``min_size`` is below 1.
     """
-    if (neck is not None and neck <= 0) or min_size < 1:
+    if (neck is not None and not 0 < neck < np.inf) or min_size < 1:
         raise ValueError(f"neck={neck} px must be above 0, and min_size={min_size} px at least 1")
     if neck is None:
         return large(components(interior > threshold), min_size)

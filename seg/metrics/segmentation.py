@@ -46,7 +46,7 @@ class SegmentationMetrics(nn.Module):
                 f"threshold is {threshold} and there are {len(classes)} classes, of which the most "
                 "probable is taken; two classes or overlapping labels have a threshold"
             )
-        if tolerance is not None and tolerance < 0:
+        if tolerance is not None and not tolerance >= 0:
             raise ValueError(f"tolerance is {tolerance} px; it must be 0 or more")
         self.classes, self.overlapping, self.threshold = classes, overlapping, float(fixed)
         self.pixels = PixelScores(classes, overlapping)
@@ -55,6 +55,7 @@ class SegmentationMetrics(nn.Module):
         self.calibration = Calibration() if calibration else None
         labels = len(classes) if overlapping else None
         self.curve = ThresholdCurve(labels) if threshold == "best" else None
+        self.best_threshold = self.threshold
 
     @torch.no_grad()
     def update(self, logits_BKHW: Tensor, mask: Tensor) -> None:
@@ -73,6 +74,8 @@ class SegmentationMetrics(nn.Module):
             scores |= self.surfaces.compute()
         if self.calibration is not None:
             scores["ece"] = self.calibration.compute()
+        if self.curve is not None:
+            self.best_threshold = self.curve.best()
         return scores
 
     def evidence(self) -> dict[str, Evidence]:
@@ -80,9 +83,9 @@ class SegmentationMetrics(nn.Module):
         return self.pixels.evidence() | (self.surfaces.evidence() if self.surfaces else {})
 
     def choose_threshold(self) -> float:
-        """Takes the threshold that was best over what was seen, if asked for, and returns the one in use."""
+        """Takes the threshold that was best when last computed, if asked for; returns the one in use."""
         if self.curve is not None:
-            self.threshold = self.curve.best()
+            self.threshold = self.best_threshold
         return self.threshold
 
     def reset(self) -> None:

@@ -225,7 +225,11 @@ class SurfaceMetric(Metric):
             for state, values in zip(
                 (self.counts, self.distances), zip(*each, strict=True), strict=True
             ):
-                state.append(torch.from_numpy(np.stack(values))[None].to(mask.device))
+                stacked = torch.from_numpy(np.stack(values))[None]
+                stacked = (
+                    stacked if stacked.dtype == torch.int64 else stacked.float()
+                )  # no float64 on MPS
+                state.append(stacked.to(mask.device))
 
     def evidence(self) -> dict[str, Evidence]:
         """Score's name -> rows of the images, and the score of their sums: see seg.metrics.significance."""
