@@ -17,7 +17,7 @@ demo: install  ## Train a U-Net on made EM images: a table, a run folder and pic
 	$(BIN)/python -m seg.train experiment=demo
 
 test: install  ## The fast tests
-	$(BIN)/python -m pytest -m 'not slow' -q
+	$(BIN)/python -m pytest -m 'not slow' -q -n 2
 
 test-all: install  ## All tests
 	$(BIN)/python -m pytest -q

@@ -93,14 +93,15 @@ def colorize(mask: np.ndarray, colors: Sequence[Color]) -> np.ndarray:
 
 
 def picture(mask: np.ndarray) -> np.ndarray:
-    """A mask (H, W) as it is; of classes that overlap (K, H, W): 0 where none is, else k + 1 of the last.
+    """A mask (H, W) as it is; of classes that overlap (K, H, W): 0 where none is, else k + 1 of the first.
 
-    Ignored where each of its classes is; `shown` has the names and colours of these values.
+    So the first class lies on top, and hides the others. Ignored where each of the classes is; `shown` has
+    the names and colours of these values.
     """
     if mask.ndim == 2:
         return mask
-    order = np.arange(1, len(mask) + 1, dtype=np.uint8)[:, None, None]
-    return np.where((mask == IGNORE).all(0), np.uint8(IGNORE), ((mask == 1) * order).max(0))
+    first = np.where((mask == 1).any(0), (mask == 1).argmax(0) + 1, 0).astype(np.uint8)
+    return np.where((mask == IGNORE).all(0), np.uint8(IGNORE), first)
 
 
 def shown(

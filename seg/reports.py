@@ -275,8 +275,8 @@ def span(interval: Interval, digits: int = 3) -> str:
         return "-"
     if interval.high > 1:
         return f"{interval.low:.3g}-{interval.high:.3g}"
-    low, high = (f"{end:.{digits}f}" for end in (interval.low, interval.high))
-    return f"{low.removeprefix('0')}-{high.removeprefix('0')}"
+    ends = (f"{end:.{digits}f}" for end in (interval.low, interval.high))
+    return "-".join("1" if end.startswith("1") else end.removeprefix("0") for end in ends)
 
 
 def interval_line(images: int, level: float) -> str:

@@ -14,7 +14,9 @@ from seg.panels import (
     errors,
     overlay,
     panel,
+    picture,
     sheet,
+    shown,
     to_rgb,
 )
 
@@ -340,3 +342,11 @@ def test_the_first_twenty_colours_are_far_apart():
 def test_more_colours_than_a_mask_can_hold_are_refused():
     with pytest.raises(ValueError, match="255 colours"):
         default_colors(255)
+
+
+def test_of_overlapping_classes_the_first_lies_on_top():
+    mask = np.array([[[1, 0, 0, IGNORE]], [[1, 1, 0, IGNORE]]], np.uint8)
+    assert picture(mask).tolist() == [[1, 2, 0, IGNORE]]
+    names, colors = shown(["a", "b"], [(1, 1, 1), (2, 2, 2)], overlapping=True)
+    assert names == ["none", "a", "b"] and colors[1:] == [(1, 1, 1), (2, 2, 2)]
+    assert picture(mask[0]).tolist() == mask[0].tolist()
