@@ -274,7 +274,8 @@ def span(interval: Interval, digits: int = 3) -> str:
     if interval.low != interval.low:
         return "-"
     if interval.high > 1:
-        return f"{interval.low:.3g}-{interval.high:.3g}"
+        digits = 1 if interval.high < 100 else 0
+        return f"{interval.low:.{digits}f}-{interval.high:.{digits}f}"
     ends = (f"{end:.{digits}f}" for end in (interval.low, interval.high))
     return "-".join("1" if end.startswith("1") else end.removeprefix("0") for end in ends)
 
