@@ -188,11 +188,11 @@ def panel(
     rgb, prediction = _smooth(rgb, size), _nearest(prediction, size)
     truth = None if truth is None else _nearest(truth, size)
     em = max(14, size[1] // 20)  # px of text: it grows with the cells, to be read in a page
-    row = _row(_cells(rgb, truth, prediction, colors), em)
+    row = row_of(_cells(rgb, truth, prediction, colors), em)
     ignored = any(mask is not None and (mask == IGNORE).any() for mask in (truth, prediction))
-    legend = _legend(classes, colors, em, judged=truth is not None, ignored=ignored)
-    parts = [_words(title), row, *legend, _words(caption)]
-    strips = [_flow(p, row.width, em) if isinstance(p, list) else p for p in parts if p]
+    legend = legend_of(classes, colors, em, judged=truth is not None, ignored=ignored)
+    parts = [words(title), row, *legend, words(caption)]
+    strips = [flow(p, row.width, em) if isinstance(p, list) else p for p in parts if p]
     return ImageOps.expand(sheet(strips, gap=em // 3), border=em, fill="white")
 
 
@@ -270,7 +270,7 @@ def _cells(
     return {"image": rgb, "truth": colorize(truth, colors), "prediction": guess, "error": error}
 
 
-def _row(cells: dict[str, np.ndarray], em: int) -> Image.Image:
+def row_of(cells: dict[str, np.ndarray], em: int) -> Image.Image:
     """The cells side by side, the name of each centred above."""
     height, width = next(iter(cells.values())).shape[:2]
     column, top = max(width, CELL[0]), round(1.6 * em)
@@ -283,7 +283,7 @@ def _row(cells: dict[str, np.ndarray], em: int) -> Image.Image:
     return row
 
 
-def _legend(
+def legend_of(
     classes: Sequence[str], colors: Sequence[Color], em: int, *, judged: bool, ignored: bool
 ) -> Iterator[list[Item]]:
     """Paragraphs of swatch and name: the classes, then what the colours of the error cell mean."""
@@ -296,12 +296,12 @@ def _legend(
         yield [(WRONG, "wrong class")]
 
 
-def _words(text: str) -> list[Item]:
+def words(text: str) -> list[Item]:
     """A paragraph without swatches."""
     return [(None, word) for word in _drawable(text, limit=600).split()]
 
 
-def _flow(items: Sequence[Item], width: int, em: int) -> Image.Image:
+def flow(items: Sequence[Item], width: int, em: int) -> Image.Image:
     """Items from left to right, on as many lines as the width (px) asks for."""
     x, y, line, placed = 0, 0, round(1.4 * em), []
     for swatch, text in items:

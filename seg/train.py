@@ -26,6 +26,7 @@ from seg import hardware, reports, runs
 from seg.cli import UserError, build, command, plain
 from seg.console import first_process, logging_to, quiet
 from seg.data.module import DataModule
+from seg.data.splits import split_hash
 from seg.logits import num_logits
 from seg.losses.balance import balance
 from seg.losses.sums import weight_map
@@ -195,6 +196,7 @@ def run(
         "group": group,
         "seed": cfg.seed,
         "splits": data.source.splits,
+        "split_hash": split_hash(data.source.splits),
     }
     runs.write_json(folder / "run.json", record | {"status": "running"})
     runs.point_latest(folder)
@@ -274,6 +276,8 @@ def announce(
         side = task.model.input_side(data.crop)
         inner = side - 2 * task.model.context
         log.info(f"crops      {side}x{side} px go in, the {inner}x{inner} in their middle come out")
+    if data.focus:
+        log.info(f"sampling   {data.sampling}")
     if taken:
         log.info(f"init       {taken}")
     log.info(

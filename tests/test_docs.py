@@ -10,17 +10,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from seg.check import check
 from seg.cli import CONF, check_line, checked
 from seg.evaluate import evaluate
 from seg.models.__main__ import show
 from seg.predict import predict
 from seg.prune import prune
+from seg.show import show as picture
 from seg.train import train
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "README.zh-CN.md", *sorted((ROOT / "docs").glob("*.md"))]
 COMMAND = re.compile(r"python -m seg\.(\w+)((?: [^\n`|#]+)?)")
-RUN = {"train": train, "evaluate": evaluate, "predict": predict, "prune": prune, "models": show}
+RUN = {"train": train, "evaluate": evaluate, "predict": predict, "prune": prune}
 SMALL = ["trainer=smoke", "logger=none", "model.width=2", "loader.crop=32", "panels=1"]
 
 
@@ -59,6 +61,18 @@ def test_a_documented_command_runs(
     line = [w.split(",")[0] if "," in w and "[" not in w else w for w in words if w != "-m"]
     if name == "models":
         show(checked("models", line))
+        return
+    if name == "show":
+        assert picture(
+            checked("show", [*line, "data.size=64", "data.train=2", "loader.crop=32"])
+        ).is_file()
+        return
+    if name == "check":
+        for mask in (folder_root / "masks").iterdir():  # two classes, as the pages have it
+            Image.fromarray(np.array(Image.open(mask)).clip(max=1)).save(mask)
+        made = ["data.size=64", "data.train=2"] if "data=membranes" in line else []
+        line = [f"data.root={folder_root}" if w.startswith("data.root=") else w for w in line]
+        assert check(checked("check", [*line, *made]))["errors"] == 0
         return
     model = {"prune": "unetpp", "train": "fcn"}.get(name, "unet")
     if name != "train" or any(w.startswith("init=") for w in line):  # it starts from a run

@@ -7,11 +7,21 @@ import numpy as np
 from seg.data.images import list_images, read_image, read_pages
 from seg.data.masks import MaskValues, stacked_planes
 from seg.data.sources import DataError, Task, check_task
+from seg.data.splits import (
+    Splits,
+    check_apart,
+    divide,
+    groups_of,
+    listed_split,
+    read_lists,
+    refuse,
+)
+from seg.logits import IGNORE
 from seg.panels import default_colors
 
 
 class Folder:
-    """Images and masks paired by name, split as the folders lie or at random by image.
+    """Images and masks paired by name, split as the folders lie, as lists say, or by seg.data.splits.
 
     Args:
         root: holds ``images/`` and ``masks/``, or ``train/`` and ``val/`` (and ``test/``) that do.
@@ -21,9 +31,15 @@ class Folder:
         masks: name of the folder of masks.
         values: mask value on disk -> class index; None: the values are the indices.
         ignore: mask values on disk that nobody counts.
-        val: share of the images in 0..1 that validates, where the folders don't say.
-        test: share of the images in 0..1 kept for the test, likewise.
-        split_seed: of the random split.
+        val: share of the images in 0..1 that validates, where no folders say; None: 0.2, or the fold.
+        test: share of the images in 0..1 kept for the test, where no folders say; the same for each fold.
+        fold: which of ``folds`` validates, 0 .. folds - 1; None: the share ``val``.
+        folds: number of folds.
+        blocks: contiguous in the order of names instead of random.
+        group_by: regular expression that finds an image's group in its name; groups stay on one side.
+        stratify: each part gets its share of the images in which a class occurs.
+        lists: folder of train.txt, val.txt and perhaps test.txt, or a file for each; a name a line.
+        split_seed: of what is random in the split.
         task: ``overlapping``: a mask has a page for each class, 0 where it isn't, 1 or 255 where it is
             (or as ``values`` says).
 
@@ -40,8 +56,14 @@ class Folder:
         masks: str = "masks",
         values: dict[int, int] | None = None,
         ignore: list[int] | None = None,
-        val: float = 0.2,
+        val: float | None = None,
         test: float = 0.0,
+        fold: int | None = None,
+        folds: int = 5,
+        blocks: bool = False,
+        group_by: str | None = None,
+        stratify: bool = False,
+        lists: str | dict[str, str] | None = None,
         split_seed: int = 0,
         task: Task = "classes",
     ) -> None:
@@ -68,13 +90,29 @@ class Folder:
         else:
             self.values = MaskValues(classes, values, ignore or [])
         self.colors = given_colors(colors, len(classes), spare=task == "overlapping")
-        self.splits = {s: list(p) for s, p in pairs.items()}
-        if not split_by_folder:
-            self.splits = random_split(self.splits["all"], val, test, split_seed, self.root)
+        choice = {"fold": fold, "blocks": blocks, "stratify": stratify}
+        groups = None if group_by is None else groups_of(list(self.files), group_by)
+        if split_by_folder:
+            where = "train/ and val/ in data.root"
+            refuse(choice | {"lists": lists}, where, "the folders say which image is on which side")
+            self.splits = {s: list(p) for s, p in pairs.items()}
+        elif lists is not None:
+            shares = {"val": val, "test": test or None}
+            refuse(choice | shares, "data.lists", "the lists say which image is on which side")
+            self.splits = self.listed(lists)
+        else:
+            names, presence = list(self.files), self.presence if stratify else None
+            self.splits = divide(
+                names, val, test, fold, folds, blocks, split_seed, groups, presence
+            )
+        if groups is not None:
+            check_apart(self.splits, groups)
 
     def pair(self, folder: Path) -> dict[str, tuple[Path, Path]]:
         """Image name -> files of image and mask."""
         images, masks = (list_images(folder / part) for part in self.parts)
+        for files in (images, masks):
+            check_names(files)
         masks_by_stem = {m.stem: m for m in masks}
         lonely = [i for i in images if i.stem not in masks_by_stem]
         if lonely:
@@ -108,18 +146,40 @@ class Folder:
     def read(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Image (H, W, C) and mask (H, W) uint8 of class indices, or (H, W, K) of 0 and 1; 255 = ignore."""
         image_file, mask_file = self.files[name]
-        image = read_image(image_file)
-        if self.task == "overlapping":
-            planes = stacked_planes(read_pages(mask_file), self.classes, mask_file)
-            mask = np.stack([self.values.indices(plane, mask_file) for plane in planes], axis=-1)
-        else:
-            mask = self.values.indices(read_mask(mask_file), mask_file)
+        image, mask = read_image(image_file), self.mask(mask_file)
         if mask.shape[:2] != image.shape[:2]:
             raise DataError(
                 f"{mask_file}: {mask.shape[0]}x{mask.shape[1]} px, and its image {image_file} "
                 f"{image.shape[0]}x{image.shape[1]} (height x width); they must be equal"
             )
         return image, mask
+
+    def mask(self, file: Path) -> np.ndarray:
+        """(H, W) or (H, W, K), as ``read`` gives it."""
+        if self.task != "overlapping":
+            return self.values.indices(read_mask(file), file)
+        planes = stacked_planes(read_pages(file), self.classes, file)
+        return np.stack([self.values.indices(plane, file) for plane in planes], axis=-1)
+
+    def presence(self, name: str) -> np.ndarray:
+        """Whether each class occurs in the image of that name, (C,) bool."""
+        mask = self.mask(self.files[name][1])
+        if mask.ndim == 3:
+            return (mask == 1).any((0, 1))
+        return np.bincount(mask.ravel(), minlength=IGNORE + 1)[: len(self.classes)] > 0
+
+    def listed(self, lists: str | dict[str, str]) -> Splits:
+        """The splits that lists give, of names with or without the file's suffix."""
+        with_suffix = {image.name: name for name, (image, _) in self.files.items()}
+        return listed_split(read_lists(lists), with_suffix | {name: name for name in self.files})
+
+
+def check_names(files: list[Path]) -> None:
+    """Raises DataError when two files have one name but for the suffix."""
+    named: dict[str, Path] = {}
+    for file in files:
+        if (other := named.setdefault(file.stem, file)) is not file:
+            raise DataError(f"{other}: {file.name} beside it has the same name; keep one of them")
 
 
 def existing_root(root: str | None, images: str, masks: str) -> Path:
@@ -153,24 +213,3 @@ def given_colors(
             f"data.colors={colors}: give one [red,green,blue] in 0..255 for each of {classes} classes"
         )
     return [(c[0], c[1], c[2]) for c in colors]
-
-
-def random_split(
-    names: list[str], val: float, test: float, seed: int, root: Path
-) -> dict[str, list[str]]:
-    """Names drawn into train, val and test (if any), each in its own order of names."""
-    if not (val > 0 and test >= 0 and val + test < 1):
-        raise DataError(
-            f"data.val={val} and data.test={test}: shares of 0..1 that leave some to train on"
-        )
-    counts = {"val": max(1, round(val * len(names))), "test": round(test * len(names))}
-    if len(names) <= sum(counts.values()):
-        raise DataError(
-            f"{root}: {len(names)} images can't be split into train {counts}; add images"
-        )
-    drawn = np.random.default_rng(seed).permutation(len(names)).tolist()
-    splits = {}
-    for split, count in counts.items():
-        splits[split], drawn = sorted(names[i] for i in drawn[:count]), drawn[count:]
-    splits = {"train": sorted(names[i] for i in drawn), **splits}
-    return {split: members for split, members in splits.items() if members}

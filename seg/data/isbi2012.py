@@ -7,6 +7,7 @@ import numpy as np
 from seg.data.images import as_image, read_pages
 from seg.data.masks import MaskValues
 from seg.data.sources import DataError, Task, check_task
+from seg.data.splits import fold_split, in_blocks
 
 VOLUME, LABELS = "train-volume.tif", "train-labels.tif"
 
@@ -42,10 +43,6 @@ class ISBI2012:
         folder = Path(root)
         if not folder.is_dir():
             raise DataError(f"data.root={root}: no such folder; it must hold {VOLUME} and {LABELS}")
-        if not (folds >= 2 and 0 <= fold < folds):
-            raise DataError(
-                f"data.fold={fold} of data.folds={folds}: give 2 folds or more, and 0 <= fold < folds"
-            )
         values = MaskValues(self.classes, values={0: 0, 255: 1}, ignore=[])
         self.images = [as_image(p, folder / VOLUME) for p in read_pages(folder / VOLUME)]
         self.masks = [values.indices(p, folder / LABELS) for p in read_pages(folder / LABELS)]
@@ -55,16 +52,8 @@ class ISBI2012:
                 f"{folder}: {VOLUME} holds {describe(shapes[0])} and {LABELS} {describe(shapes[1])}; "
                 "they must match section by section"
             )
-        if len(self.images) < folds:
-            raise DataError(
-                f"{folder / VOLUME}: {len(self.images)} sections; data.folds={folds} needs more"
-            )
-        val = np.array_split(np.arange(len(self.images)), folds)[fold]
         names = [f"section-{i:02d}" for i in range(len(self.images))]
-        self.splits = {
-            "train": [n for i, n in enumerate(names) if i not in val],
-            "val": [names[i] for i in val],
-        }
+        self.splits = fold_split(names, fold, folds, 0, in_blocks)
 
     def read(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Section (H, W, 1) uint8 and its mask (H, W) uint8: 0 membrane, 1 cell."""

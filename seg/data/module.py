@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from seg.data.augment import Augment
+from seg.data.augment import Augment, Focus, check
 from seg.data.intensity import Intensity
 from seg.data.sources import DataError, Source
 from seg.logits import IGNORE
@@ -79,7 +79,10 @@ class Samples(Dataset):
         layers = [mask] if self.gaps is None else [mask, self.gaps(name, mask)]
         scaled = self.intensity.scaled(image)
         if self.augment is not None:
-            scaled, layers = self.augment(scaled, layers, epoch, number)
+            try:
+                scaled, layers = self.augment(scaled, layers, epoch, number)
+            except DataError as error:
+                raise DataError(f"{name}: {error}") from error
         normal = self.intensity.normalised(scaled).transpose(2, 0, 1)
         mask, *gaps = (torch.from_numpy(np.ascontiguousarray(planes_first(x))) for x in layers)
         sample = {
@@ -137,6 +140,9 @@ class DataModule(L.LightningDataModule):
         repeats: samples that each training image gives in an epoch.
         eval_batch_size: images a step in validation and test.
         workers: loader processes; 0 loads in the process itself.
+        foreground: share of the crops, 0..1, that are centred on a pixel of a rare class: of any but the
+            training split's most frequent one, or, where classes overlap, of any. Each of them is chosen as
+            often as the others in the images that have it; where an image has none, the crop lies anywhere.
         intensity: of the run whose network this data is for; None: measured on the training split.
 
     Raises:
@@ -154,6 +160,7 @@ class DataModule(L.LightningDataModule):
         eval_batch_size: int = 1,
         workers: int = 0,
         intensity: Intensity | None = None,
+        foreground: float = 0.0,
     ) -> None:
         super().__init__()
         for name, value in (
@@ -167,12 +174,19 @@ class DataModule(L.LightningDataModule):
             raise ValueError(
                 f"workers is {workers} and crop {crop}; workers must be 0 or more, crop 1 or more"
             )
+        if not 0 <= foreground <= 1 or (foreground and crop is None):
+            raise ValueError(
+                f"foreground is {foreground} and crop {crop}; foreground is a share of the crops, 0 to 1, and "
+                "needs crops"
+            )
         self.source, self.seed, self.workers = source, seed, workers
         self.batch_size, self.crop, self.repeats = batch_size, crop, repeats
         self.eval_batch_size = eval_batch_size
         self.transforms = augment or A.Compose([])
-        self.augment = Augment(self.transforms, crop, seed)
-        self.intensity, self.sizes, self.shares = survey(source, intensity)
+        check(self.transforms)
+        self.intensity, self.sizes, self.shares, self.holds = survey(source, intensity)
+        self.focus = Focus(foreground, self.rare) if foreground else None
+        self.augment = Augment(self.transforms, crop, seed, focus=self.focus)
         self.gaps: GapCache | None = None
         self.check_batches()
 
@@ -191,7 +205,29 @@ class DataModule(L.LightningDataModule):
 
     def widen(self, crop: int, context: int) -> None:
         """Training crops of ``crop`` px that may reach ``context`` px, mirrored, beyond the border."""
-        self.augment = Augment(self.transforms, crop, self.seed, context)
+        self.augment = Augment(self.transforms, crop, self.seed, context, self.focus)
+
+    @property
+    def rare(self) -> list[int]:
+        """The classes that ``foreground`` looks for."""
+        classes = range(len(self.source.classes))
+        if self.source.task == "overlapping":
+            return list(classes)
+        return [k for k in classes if k != self.shares.argmax()]
+
+    @property
+    def sampling(self) -> str:
+        """In one line: what a training sample is cut from."""
+        if self.crop is None:
+            return "whole images"
+        text = f"{self.repeats} of {self.crop}x{self.crop} px from each image, "
+        if self.focus is None:
+            return f"{text}anywhere (loader.foreground=0)"
+        names = [self.source.classes[k] for k in self.focus.classes]
+        named = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+        without = int((~self.holds[:, self.focus.classes].any(1)).sum())
+        lacking = f"; {without} of {len(self.holds)} images have none" if without else ""
+        return f"{text}{self.focus.share:.0%} of them centred on {named or 'nothing'}, the others anywhere{lacking}"
 
     def weigh(self, gaps: Callable[[np.ndarray], np.ndarray]) -> None:
         """Samples bring their weight map along, from the whole image: mask (H, W) or (K, H, W) -> map."""
@@ -205,10 +241,13 @@ class DataModule(L.LightningDataModule):
         """The same with their weight maps, where there are any."""
         return Samples(self.source, self.source.splits[split], self.intensity, gaps=self.gaps)
 
-    def train_dataloader(self) -> DataLoader:
+    def training(self) -> Samples:
+        """The training split as the network sees it."""
         names = self.source.splits["train"]
-        samples = Samples(self.source, names, self.intensity, self.augment, self.repeats, self.gaps)
-        return self.loader(samples, self.batch_size // self.world or 1, shuffle=True)
+        return Samples(self.source, names, self.intensity, self.augment, self.repeats, self.gaps)
+
+    def train_dataloader(self) -> DataLoader:
+        return self.loader(self.training(), self.batch_size // self.world or 1, shuffle=True)
 
     def val_dataloader(self) -> DataLoader:
         return self.loader(self.judged("val"), self.eval_batch_size, shuffle=False)
@@ -244,11 +283,13 @@ class Survey(NamedTuple):
         intensity: how grey values become network input.
         sizes: (H, W) of the images of each split.
         shares: of the training split's pixels that are of each class, in 0..1, ignored ones aside; (C,).
+        holds: whether each training image read has each class; (N, C).
     """
 
     intensity: Intensity
     sizes: dict[str, set]
     shares: np.ndarray
+    holds: np.ndarray
 
 
 def survey(source: Source, intensity: Intensity | None) -> Survey:
@@ -261,7 +302,7 @@ def survey(source: Source, intensity: Intensity | None) -> Survey:
         if not names:
             raise DataError(f"the {split} split has no images: {type(source).__name__} found none")
     sizes, images, first = {}, [], None
-    pixels_C, valid_C = np.zeros((2, len(source.classes)))
+    pixels_NC, valid_C = [], np.zeros(len(source.classes))
     for split, names in source.splits.items():
         sizes[split] = set()
         for name in names[:: -(-len(names) // SURVEY)]:
@@ -274,7 +315,7 @@ def survey(source: Source, intensity: Intensity | None) -> Survey:
                 )
             sizes[split].add(image.shape[:2])
             if split == "train":
-                pixels_C += class_pixels(mask, len(source.classes))
+                pixels_NC.append(class_pixels(mask, len(source.classes)))
                 valid_C += (mask != IGNORE).sum((0, 1))  # of each plane, where classes overlap
                 if intensity is None:
                     images.append(image)
@@ -282,7 +323,9 @@ def survey(source: Source, intensity: Intensity | None) -> Survey:
         raise DataError(
             f"{first[0]}: {first[1]} channels; the run was trained on {intensity.channels}"
         )
-    return Survey(intensity or Intensity.measured(images), sizes, pixels_C / valid_C.clip(1))
+    counts = np.array(pixels_NC).reshape(-1, len(source.classes))
+    shares = counts.sum(0) / valid_C.clip(1)
+    return Survey(intensity or Intensity.measured(images), sizes, shares, counts > 0)
 
 
 def class_pixels(mask: np.ndarray, num_classes: int) -> np.ndarray:
