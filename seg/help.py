@@ -6,13 +6,16 @@ from seg.options import CONF, group_names
 
 
 def help_text(config_name: str) -> str:
-    """The command's own file, then each choice of each group that it composes."""
+    """The command's own file, that of the training it may build on, then each choice of each group."""
     main = (CONF / f"{config_name}.yaml").read_text()
-    groups = {name: names for name, names in group_names().items() if f"- {name}: " in main}
+    files = [config_name, *(["train"] if "\n  - train " in main else [])]
+    composed = "".join((CONF / f"{file}.yaml").read_text() for file in files)
+    groups = {name: names for name, names in group_names().items() if f"- {name}: " in composed}
     parts = [f"python -m seg.{config_name} [GROUP=CHOICE ...] [OPTION=VALUE ...]", ""]
     parts += [f"  {name}={'|'.join(names)}" for name, names in groups.items()]
     parts += ["", "--cfg job shows what a line composes, -m sweeps values separated by commas.", ""]
-    parts += section(config_name, CONF / f"{config_name}.yaml", until="hydra:")
+    for file in files:
+        parts += section(file, CONF / f"{file}.yaml", until="hydra:")
     for name, choices in groups.items():
         for choice in choices:
             parts += section(f"{name}={choice}", CONF / name / f"{choice}.yaml")

@@ -177,7 +177,8 @@ def check_call(path: str, node: dict[str, Any], known: Any, own: Mapping[str, An
     """
     called = located(path, node["_target_"])
     parameters = arguments(called)
-    known = known if isinstance(known, dict) else {}
+    if not isinstance(known, dict) or known.get("_target_", node["_target_"]) != node["_target_"]:
+        known = {}  # the file's node is of another constructor
     ours = {} if "_target_" in own else own
     for name, value in node.items():
         if name in HYDRA_KEYS:

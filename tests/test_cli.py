@@ -41,6 +41,7 @@ from seg.options import CONF
         ("model=unet,fcn", "several values are a sweep; add -m"),
         ("augment.transforms=[{_target_:albumentations.HorizontalFlip,pp:1}]", "transforms.0.pp: no such option"),
         ("augment.transforms=[{_target_:albumentations.HorizontalFlipp,p:1}]", "can't be imported"),
+        ("augment.transforms=[{_target_:albumentations.PadIfNeeded,value:0}]", "options of augment.transforms.0: min_height"),
         ("optim.lr='${nothing}'", "nothing"),
         ("optim=[1]", "takes one of adam, adamw, sgd"),
         ("experiment=null", "experiment=null: experiment takes one of .*demo"),

@@ -43,7 +43,7 @@ def test_a_size_that_a_valid_unet_can_not_take_is_told():
         show(checked("models", ["model=unet_paper", "data.size=512"]))
 
 
-@pytest.mark.parametrize("name", ["train", "models"])
+@pytest.mark.parametrize("name", ["train", "models", "check", "show"])
 def test_help_lists_every_model_and_each_of_its_options(name):
     text = help_text(name)
     for file in (CONF / "model").glob("*.yaml"):
