@@ -19,7 +19,7 @@ from seg.data.module import DataModule, Samples
 from seg.hardware import build_trainer, pick_accelerator, settle, torch_device
 from seg.logits import IGNORE, probabilities
 from seg.metrics import SegmentationMetrics, boundaries, instances
-from seg.metrics.calibration import reliability_plot
+from seg.metrics.reliability import reliability_plot
 from seg.metrics.significance import Evidence, Interval, interval
 from seg.options import arguments, located
 from seg.task import SegmentationTask
