@@ -19,8 +19,8 @@ from seg import panels
 from seg.cli import UserError, build, command
 from seg.console import quiet
 from seg.data.module import DataModule, EpochSampler, Samples
-from seg.logits import IGNORE, num_logits
-from seg.train import fit_crops
+from seg.logits import IGNORE
+from seg.train import fit_crops, open_data
 
 log = logging.getLogger("seg")
 SCREEN = 16 / 9  # width to height, about the picture's
@@ -36,7 +36,7 @@ def show(cfg: DictConfig) -> Path:
         raise UserError(f"output={cfg.output}: a picture is needed, {' or '.join(SUFFIXES)}")
     if cfg.n < 1 or cfg.epoch < 0:
         raise UserError(f"n={cfg.n} and epoch={cfg.epoch}: give n from 1, epoch from 0")
-    data = open_data(cfg)
+    data = cropped_as_trained(cfg)
     page = contact_sheet(data, cfg.n, cfg.epoch)
     file.parent.mkdir(parents=True, exist_ok=True)
     page.save(file)
@@ -45,15 +45,9 @@ def show(cfg: DictConfig) -> Path:
     return file
 
 
-def open_data(cfg: DictConfig) -> DataModule:
-    """As training has it; for a network of valid convolutions, with the surroundings of its crops."""
-    source = build(cfg.data, "data")
-    data: DataModule = build(
-        cfg.loader, "loader", source=source, augment=build(cfg.augment, "augment"), seed=cfg.seed
-    )
-    cfg.model.in_channels = data.intensity.channels
-    overlapping = source.task == "overlapping"
-    cfg.model.num_classes = num_logits(len(source.classes), cfg.two_class_logits, overlapping)
+def cropped_as_trained(cfg: DictConfig) -> DataModule:
+    """The training's data; for a network of valid convolutions, crops with their surroundings."""
+    data = open_data(cfg)
     with torch.device("meta"):  # only its sizes matter
         fit_crops(data, build(cfg.model, "model"))
     return data

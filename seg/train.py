@@ -42,13 +42,8 @@ def train(cfg: DictConfig) -> dict[str, float]:
     quiet()
     L.seed_everything(cfg.seed, verbose=False)
     hardware.pick_accelerator(cfg.trainer.accelerator)  # an error now, if it isn't there
-    source = build(cfg.data, "data")
-    data: DataModule = build(
-        cfg.loader, "loader", source=source, augment=build(cfg.augment, "augment"), seed=cfg.seed
-    )
-    cfg.model.in_channels = data.intensity.channels
-    overlapping = source.task == "overlapping"
-    cfg.model.num_classes = num_logits(len(source.classes), cfg.two_class_logits, overlapping)
+    data = open_data(cfg)
+    source, overlapping = data.source, data.source.task == "overlapping"
     cfg.loss = balanced(cfg.loss, data)
     config = plain(cfg)
     metrics = build(
@@ -74,11 +69,8 @@ def train(cfg: DictConfig) -> dict[str, float]:
         config["head_weights"],
     )
     check_head_weights(config["head_weights"], task.model)
+    check_average(task.model, overlapping)
     check_loss(task.loss, cfg.model.num_classes, overlapping)
-    if overlapping and isinstance(task.model, NestedUNet) and task.model.output == "average":
-        raise UserError(
-            "model.output=average: heads are averaged as a softmax; overlapping classes have none"
-        )
     if (weights := weight_map(task.loss)) is not None:
         data.weigh(weights.gaps)
     fit_crops(data, task.model)
@@ -92,6 +84,19 @@ def train(cfg: DictConfig) -> dict[str, float]:
             shutil.rmtree(folder, ignore_errors=True)  # nothing was trained
             raise
         return run(cfg, folder, name, group, task, data, trainer, pictures)
+
+
+def open_data(cfg: DictConfig) -> DataModule:
+    """The data of a run; the model's config is told its channels and classes."""
+    source = build(cfg.data, "data")
+    data: DataModule = build(
+        cfg.loader, "loader", source=source, augment=build(cfg.augment, "augment"), seed=cfg.seed
+    )
+    cfg.model.in_channels = data.intensity.channels
+    cfg.model.num_classes = num_logits(
+        len(source.classes), cfg.two_class_logits, source.task == "overlapping"
+    )
+    return data
 
 
 def balanced(loss: DictConfig, data: DataModule) -> DictConfig:
@@ -121,6 +126,14 @@ def check_head_weights(weights: list[float] | None, model: nn.Module) -> None:
         raise UserError(
             f"head_weights={weights}: this network trains {heads} head{'s' * (heads > 1)}; give null, or "
             "with deep supervision as many weights of 0 or more, not all 0"
+        )
+
+
+def check_average(model: nn.Module, overlapping: bool) -> None:
+    """Raises UserError when heads would be averaged that can't be."""
+    if overlapping and isinstance(model, NestedUNet) and model.output == "average":
+        raise UserError(
+            "model.output=average: heads are averaged as a softmax; overlapping classes have none"
         )
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 from seg.cli import UserError, checked
 from seg.data.sources import DataError
 from seg.logits import IGNORE
-from seg.show import alike, fitted, grid, main, open_data, order, sample, show
+from seg.show import alike, cropped_as_trained, fitted, grid, main, order, sample, show
 
 SMALL = ["data.size=64", "data.train=3", "data.val=1", "loader.crop=32"]
 
@@ -42,7 +42,7 @@ def test_the_same_line_gives_the_same_picture_and_another_epoch_another(tmp_path
 
 
 def test_the_samples_are_those_that_training_takes_first():
-    data = open_data(
+    data = cropped_as_trained(
         checked("show", [*SMALL, "augment=microscopy", "seed=4", "loader.batch_size=4"])
     )
     batch = next(iter(data.train_dataloader()))
@@ -121,7 +121,7 @@ def test_other_data_is_shown_alike(tmp_path, folder_root, planes_root):
 
 def test_a_training_s_line_shows_what_that_training_sees(tmp_path):
     words = [*SMALL, "model=unet_paper", "model.depth=2", "loss=weight_map", "optim.lr=1", "n=1"]
-    data = open_data(checked("show", words))
+    data = cropped_as_trained(checked("show", words))
     assert data.training()[0, 0]["image"].shape == (1, 72, 72)  # with the surroundings of the crop
     picture(tmp_path / "a.png", *words)
     assert checked("show", ["experiment=camvid", "data.root=/d"]).augment.transforms[0].p == 0.5
