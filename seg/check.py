@@ -24,20 +24,10 @@ from rich.table import Table
 from seg import runs
 from seg.cli import MISTAKES, UserError, build, command, plain
 from seg.console import console, quiet
-from seg.data.checks import (
-    KINDS,
-    UNPAIRED,
-    Fault,
-    Look,
-    Redraw,
-    Survey,
-    count,
-    judge,
-    percent,
-    survey_all,
-    told,
-)
+from seg.data.checks import Redraw, judge
+from seg.data.faults import KINDS, UNPAIRED, Fault, count, percent, told
 from seg.data.folder import Folder
+from seg.data.looks import Look, Looks, look_at_all
 from seg.data.sources import DataError, Source
 from seg.sheets import draw
 
@@ -59,19 +49,19 @@ def check(cfg: DictConfig) -> dict[str, Any]:
     output = new_folder(cfg.output)
     with opened(cfg) as data:
         names = [(split, name) for split, names in data.source.splits.items() for name in names]
-        survey = survey_all(
+        seen = look_at_all(
             data.source,
             track(
                 names, "looking", console=console, transient=True, disable=not console.is_terminal
             ),
             data.root,
         )
-        faults = judge(data.source, survey, data.root, data.redraw)
+        faults = judge(data.source, seen, data.root, data.redraw)
         faults = sorted([*data.unpaired, *faults], key=lambda f: list(KINDS).index(f.kind))
-        report = record(cfg, data.source, survey, faults)
+        report = record(cfg, data.source, seen, faults)
         output.mkdir(parents=True, exist_ok=True)
         if cfg.panels:
-            draw(data.source, survey, faults, cfg.panels, report).save(output / "sheet.png")
+            draw(data.source, seen, faults, cfg.panels, report).save(output / "sheet.png")
     report["seconds"] = round(time.perf_counter() - started, 2)
     runs.write_json(output / "check.json", report)
     tell(data.source, report, faults, output, bool(cfg.panels))
@@ -194,9 +184,9 @@ def set_aside(cfg: DictConfig, root: Path, mirror: Path) -> tuple[Source, list[F
     return source, faults
 
 
-def record(cfg: DictConfig, source: Source, survey: Survey, faults: list[Fault]) -> dict[str, Any]:
+def record(cfg: DictConfig, source: Source, seen: Looks, faults: list[Fault]) -> dict[str, Any]:
     """Plain values of all that was found."""
-    looks = survey.looks
+    looks = seen.looks
     splits = {
         split: of_split(source, [one for one in looks if one.split == split], names)
         for split, names in source.splits.items()
@@ -340,9 +330,11 @@ def values_of(source: Source, index: int) -> str:
     """The values on disk of a class, where the source says them."""
     if not isinstance(source, Folder):
         return str(index)
-    one = 1 if source.task == "overlapping" else index
-    values = [str(value) for value, i in source.values.index.items() if i == one]
-    return f"plane {index}" if source.task == "overlapping" else ", ".join(values)
+    if source.values.palette is not None:
+        return ", ".join(f"#{code:06x}" for code in np.flatnonzero(source.values.palette == index))
+    if source.layers:
+        return "layer"
+    return ", ".join(str(value) for value, i in source.values.index.items() if i == index)
 
 
 def train_command() -> str:

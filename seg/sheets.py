@@ -11,8 +11,9 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from seg.data.checks import UNPAIRED, Fault, Look, Survey, count, files_of, percent
+from seg.data.faults import UNPAIRED, Fault, count, percent
 from seg.data.images import read_image, read_pages
+from seg.data.looks import Look, Looks, files_of
 from seg.data.module import planes_first
 from seg.data.sources import DataError, Source
 from seg.logits import IGNORE
@@ -44,13 +45,13 @@ class Cell(NamedTuple):
 
 
 def draw(
-    source: Source, survey: Survey, faults: list[Fault], panels: int, report: dict[str, Any]
+    source: Source, seen: Looks, faults: list[Fault], panels: int, report: dict[str, Any]
 ) -> Image.Image:
     """The sheet: a bar a class, then images with their masks laid over, the faulty ones first."""
     first = {f.name or f.file: f for f in reversed(faults) if f.name or f.kind in UNPAIRED}
     names = [f.name or f.file for f in faults if first.get(f.name or f.file) is f][:panels]
-    good = [one for one in survey.looks if one.name not in first]
-    named = {one.name: one for one in survey.looks}
+    good = [one for one in seen.looks if one.name not in first]
+    named = {one.name: one for one in seen.looks}
     chosen = [good[i].name for i in evenly(len(good), panels - len(names))]
     root = Path(report["data"].get("root") or ".")
     cells = [

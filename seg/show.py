@@ -47,6 +47,7 @@ def show(cfg: DictConfig) -> Path:
 
 def cropped_as_trained(cfg: DictConfig) -> DataModule:
     """The training's data; for a network of valid convolutions, crops with their surroundings."""
+    cfg.loader.check = False  # also what is wrong can be looked at
     data = open_data(cfg)
     with torch.device("meta"):  # only its sizes matter
         fit_crops(data, build(cfg.model, "model"))
@@ -58,7 +59,7 @@ def contact_sheet(data: DataModule, n: int, epoch: int) -> Image.Image:
     samples = data.training()
     keys = list(itertools.islice(order(len(samples), data.seed, epoch), n))
     augmented = [samples[key] for key in keys]
-    crops = Samples(data.source, samples.names, data.intensity, data.augment.alone(), data.repeats)
+    crops = Samples(data.store, samples.names, data.intensity, data.augment.alone(), data.repeats)
     plain = [crops[key] for key in keys]
     pictures = alike([one["image"].numpy() for one in (*plain, *augmented)])
     classes, colors = panels.shown(

@@ -25,6 +25,7 @@ from torch import nn
 from seg import hardware, reports, runs
 from seg.cli import UserError, build, command, plain
 from seg.console import first_process, logging_to, quiet
+from seg.data.faults import KINDS
 from seg.data.module import DataModule
 from seg.data.splits import split_hash
 from seg.logits import num_logits
@@ -289,6 +290,10 @@ def announce(
         side = task.model.input_side(data.crop)
         inner = side - 2 * task.model.context
         log.info(f"crops      {side}x{side} px go in, the {inner}x{inner} in their middle come out")
+    if data.warnings:
+        kinds = list(dict.fromkeys(KINDS[fault.kind].heading for fault in data.warnings))
+        more = f" and {len(kinds) - 2} other kinds" if kinds[2:] else ""
+        log.info(f"warnings   {'; '.join(kinds[:2])}{more}: python -m seg.check tells more")
     if data.focus:
         log.info(f"sampling   {data.sampling}")
     if taken:

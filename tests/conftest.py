@@ -1,7 +1,11 @@
 """Small data sets on disk, made for a test, and quiet surroundings."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
+os.environ["SEG_CACHE"] = tempfile.mkdtemp(prefix="seg-cache-")  # the user's own stays as it is
 os.environ["WANDB_MODE"] = "disabled"  # tests that need it say so
 
 from pathlib import Path
@@ -14,6 +18,7 @@ from PIL import Image
 
 from seg.data.membranes import Membranes
 
+atexit.register(shutil.rmtree, os.environ["SEG_CACHE"], ignore_errors=True)
 torch.set_num_threads(1)  # tensors here are small, and tests share the cores
 
 

@@ -18,7 +18,8 @@ from PIL import Image
 
 from seg.check import check, main
 from seg.cli import UserError, checked
-from seg.data.checks import ALIKE, TURNS, alike, thumbnail
+from seg.data.duplicates import ALIKE, alike
+from seg.data.looks import TURNS, thumbnail
 from seg.data.membranes import Membranes
 from seg.data.sources import DataError
 

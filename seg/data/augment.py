@@ -9,7 +9,7 @@ with class 0, which is its default.
 
 import inspect
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
@@ -129,51 +129,57 @@ class Augment:
         context: int = 0,
         focus: Focus | None = None,
     ) -> None:
-        check(transform)
+        check_transforms(transform)
         self.crop, self.seed, self.context, self.focus = crop, seed, context, focus
-        cropping: list[A.BasicTransform] = []
-        if context:
-            cropping.append(A.Pad(context, border_mode=MIRROR))
-        if crop is not None:
-            cropping.append(A.RandomCrop(crop, crop, pad_if_needed=True, border_mode=MIRROR))
         always = isinstance(transform, A.Compose) and transform.p == 1
         transforms = transform.transforms if always else [transform]
         self.names = ", ".join(type(one).__name__ for one in transforms)
-        self.compose = A.Compose([*cropping, *transforms])
-        self.uncropped = A.Compose(transforms)
+        self.compose = A.Compose(transforms)
 
     def alone(self) -> "Augment":
         """The very same crops, and no transforms after them."""
         return Augment(A.Compose([]), self.crop, self.seed, self.context, self.focus)
 
     def __call__(
-        self, image: np.ndarray, masks: list[np.ndarray], epoch: int, index: int
+        self,
+        image: np.ndarray,
+        masks: list[np.ndarray],
+        epoch: int,
+        index: int,
+        scaled: Callable[[np.ndarray], np.ndarray] = np.asarray,
     ) -> tuple[np.ndarray, list[np.ndarray]]:
-        """Image (H, W, C) float32 in 0..1 and what lies on it, (H, W) or (H, W, K), transformed together.
+        """An image and what lies on it, cropped, scaled and transformed together.
 
-        The first of the masks holds labels, and no label that isn't in it before comes out.
+        Args:
+            image: (H, W, C) as stored.
+            masks: (H, W) or (H, W, K) each. The first holds labels, and no label that isn't in the crop
+                comes out of the transforms.
+            epoch: from 0.
+            index: of the sample in the epoch.
+            scaled: (h, w, C) as stored -> float32 in 0..1.
+
+        Returns:
+            The same of the crop's size, the image float32.
 
         Raises:
             DataError: when a transform can't take the image, changes the crop's size, or invents a label.
         """
         key = np.random.SeedSequence([self.seed, epoch, index])
-        for_python = int(key.generate_state(1)[0])
-        compose, before = self.compose, masks[0]
-        centre = None
-        if self.focus and self.crop:
-            centre = self.focus.centre(
-                masks[0], np.random.default_rng([self.seed, epoch, index, 1])
+        chance = random.Random(int(key.generate_state(1)[0]))
+        chance.random()  # unused, and kept: a seed has meant these crops from the beginning
+        if self.crop is not None:
+            centre = None
+            if self.focus:
+                drawn = np.random.default_rng([self.seed, epoch, index, 1])
+                centre = self.focus.centre(masks[0], drawn)
+            starts = None if centre else (chance.random(), chance.random())
+            image, *masks = (
+                cut(layer, self.crop, self.context, starts, centre) for layer in (image, *masks)
             )
-        if centre is not None and self.crop:
-            compose = self.uncropped
-            rows, columns = (
-                span(side, self.crop, self.context, middle)
-                for side, middle in zip(before.shape, centre, strict=False)
-            )
-            image, *masks = (layer[rows[:, None], columns] for layer in (image, *masks))
-        compose.set_random_state(np.random.default_rng(key), random.Random(for_python))
+        self.compose.set_random_state(np.random.default_rng(key), chance)
         try:
-            out = compose(image=np.ascontiguousarray(image), masks=masks)
+            ready = np.ascontiguousarray(scaled(image))
+            out = self.compose(force_apply=True, image=ready, masks=masks)
         except REFUSALS as error:
             said = " ".join(str(error).split())
             raise DataError(
@@ -185,7 +191,7 @@ class Augment:
                 f"augment ({self.names}): makes {image.shape[0]}x{image.shape[1]} px of a crop of "
                 f"{self.crop}x{self.crop}; leave out what changes the size"
             )
-        labels = self.labels(before, out["masks"][0])
+        labels = self.labels(masks[0], out["masks"][0])
         return image, [labels, *out["masks"][1:]]
 
     def labels(self, before: np.ndarray, after: np.ndarray) -> np.ndarray:
@@ -203,12 +209,41 @@ class Augment:
         return whole
 
 
-def span(side: int, crop: int, context: int, middle: int) -> np.ndarray:
-    """Which of a side's pixels a crop takes, mirrored beyond the border: around the middle, inside if it can."""
+def cut(
+    layer: np.ndarray,
+    crop: int,
+    context: int,
+    starts: tuple[float, float] | None,
+    centre: tuple[int, int] | None,
+) -> np.ndarray:
+    """A square of an array (H, W, ...): where ``starts``, 0..1 each way, say, or around the ``centre``.
+
+    Only that square is read of an array that is mapped from disk.
+    """
+    rows, columns = (
+        span(side, crop, context, None if starts is None else starts[i], centre and centre[i])
+        for i, side in enumerate(layer.shape[:2])
+    )
+    inside = [p[-1] - p[0] == len(p) - 1 and (np.diff(p) == 1).all() for p in (rows, columns)]
+    if all(inside):
+        return layer[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].copy()
+    return layer[rows[:, None], columns]
+
+
+def span(side: int, crop: int, context: int, start: float | None, middle: int | None) -> np.ndarray:
+    """Which of a side's pixels a crop takes, mirrored beyond the border.
+
+    It begins at the share ``start``, 0..1, of where it can, or lies around ``middle``, inside if it can.
+    """
     pixels = np.pad(np.arange(side), context, mode="reflect")
     missing = max(crop - len(pixels), 0)
-    start = min(max(middle + context - crop // 2, 0), len(pixels) - crop + missing)
-    return np.pad(pixels, (missing // 2, missing - missing // 2), "reflect")[start : start + crop]
+    room = len(pixels) - crop + missing
+    if start is not None:
+        first = int((room + 1) * start)
+    else:
+        assert middle is not None
+        first = min(max(middle + context - crop // 2, 0), room)
+    return np.pad(pixels, (missing // 2, missing - missing // 2), "reflect")[first : first + crop]
 
 
 def parts(transform: A.BasicTransform | BaseCompose) -> Iterator[A.BasicTransform]:
@@ -220,7 +255,13 @@ def parts(transform: A.BasicTransform | BaseCompose) -> Iterator[A.BasicTransfor
         yield transform
 
 
-def check(transform: A.BasicTransform | BaseCompose) -> None:
+def turns(transform: A.BasicTransform | BaseCompose) -> str:
+    """The first transform that swaps height and width; "": there is none."""
+    turning = (A.D4, A.Transpose, A.RandomRotate90)
+    return next((type(one).__name__ for one in parts(transform) if isinstance(one, turning)), "")
+
+
+def check_transforms(transform: A.BasicTransform | BaseCompose) -> None:
     """Raises DataError for arguments that albumentations ignores, and for what would spoil masks."""
     for one in parts(transform):
         name = type(one).__name__

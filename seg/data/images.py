@@ -1,5 +1,6 @@
 """Reads and writes image files: PNG, JPEG and the like through Pillow, TIFF through tifffile."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,10 @@ from PIL import Image
 from seg.data.sources import DataError
 
 TIFF = {".tif", ".tiff"}
-SUFFIXES = TIFF | {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".pgm", ".ppm"}
+SUFFIXES = TIFF | {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".pgm", ".ppm"}
+LARGE = (
+    2**24
+)  # bytes of a TIFF's page from which on it is mapped, not read, where its layout allows
 
 
 def list_images(folder: Path) -> list[Path]:
@@ -20,7 +24,8 @@ def list_images(folder: Path) -> list[Path]:
     """
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder")
-    files = sorted(f for f in folder.iterdir() if is_image(f))
+    names = sorted(os.listdir(folder))  # names, for they sort much faster than paths
+    files = [file for file in map(folder.joinpath, names) if is_image(file)]
     if not files:
         raise DataError(f"{folder}: no images here; looked for {', '.join(sorted(SUFFIXES))}")
     return files
@@ -30,8 +35,13 @@ def is_image(file: Path) -> bool:
     return file.suffix.lower() in SUFFIXES and not file.name.startswith(".")
 
 
-def read_pages(file: Path) -> list[np.ndarray]:
+def read_pages(file: Path, page: int | None = None, colours: bool = False) -> list[np.ndarray]:
     """The pages of a TIFF, or the one image of another file, each (H, W) or (H, W, C) as stored.
+
+    Args:
+        file: to read.
+        page: which one alone, from 0; None: all.
+        colours: a palette image gives its colours, not its indices.
 
     Raises:
         DataError: when the file can't be read whole.
@@ -41,20 +51,60 @@ def read_pages(file: Path) -> list[np.ndarray]:
     try:
         if file.suffix.lower() in TIFF:
             with tifffile.TiffFile(file) as tiff:
-                return [channels_last(page.asarray(), page.axes) for page in tiff.pages]
+                return stored(tiff, file, page)
         with Image.open(file) as image:
-            return [pixels(image)]
+            return [pixels(image, colours)]
     except Exception as error:  # decoders raise every kind; all mean the same to the user
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(f"{file}: not a readable image ({reason})") from error
+
+
+def stored(tiff: tifffile.TiffFile, file: Path, page: int | None) -> list[np.ndarray]:
+    """All pages of an open TIFF, or one; a large one is mapped."""
+    if hidden_pages(tiff):
+        whole = tiff.series[0].asarray().reshape(-1, *tiff.pages[0].shape)
+        return list(whole if page is None else whole[page : page + 1])
+    chosen = list(enumerate(tiff.pages)) if page is None else [(page, tiff.pages[page])]
+    arrays = []
+    for number, one in chosen:
+        mapped = one.nbytes >= LARGE and one.is_memmappable and one.parent.isnative
+        pixels = tifffile.memmap(file, page=number, mode="r") if mapped else one.asarray()
+        arrays.append(channels_last(pixels, one.axes))
+    return arrays
+
+
+def hidden_pages(tiff: tifffile.TiffFile) -> bool:
+    """Whether one page's directory stands for many, as ImageJ writes stacks above 4 GB."""
+    return (
+        len(tiff.pages) == 1 and len(tiff.series) == 1 and tiff.series[0].size > tiff.pages[0].size
+    )
+
+
+def count_pages(file: Path) -> int:
+    """Pages of a TIFF; 1 of another file.
+
+    Raises:
+        DataError: when it can't be read.
+    """
+    if file.suffix.lower() not in TIFF:
+        return 1
+    try:
+        with tifffile.TiffFile(file) as tiff:
+            if hidden_pages(tiff):
+                return tiff.series[0].size // tiff.pages[0].size
+            return len(tiff.pages)
+    except Exception as error:
+        raise DataError(f"{file}: not a readable image ({error})") from error
 
 
 def channels_last(page: np.ndarray, axes: str) -> np.ndarray:
     return np.moveaxis(page, 0, -1) if axes[0] == "S" else page  # planes stored one after another
 
 
-def pixels(image: Image.Image) -> np.ndarray:
-    """Pixels as stored: a palette image gives its indices, a 1-bit image 0 and 255."""
+def pixels(image: Image.Image, colours: bool) -> np.ndarray:
+    """Pixels as stored: a palette image gives its indices, or its colours, a 1-bit image 0 and 255."""
+    if colours and image.mode != "RGB":
+        return np.array(image.convert("RGB"))
     if image.mode == "1":
         image = image.convert("L")
     elif image.mode in ("CMYK", "YCbCr", "LAB", "HSV", "RGBa", "La"):
@@ -62,22 +112,35 @@ def pixels(image: Image.Image) -> np.ndarray:
     return np.array(image)
 
 
-def read_image(file: Path) -> np.ndarray:
+def read_image(file: Path, page: int | None = None, channels: bool = False) -> np.ndarray:
     """One image (H, W, C) uint8, uint16 or float32; alpha is dropped, a palette becomes colours.
 
+    Args:
+        file: to read.
+        page: of a stack, from 0; None: the file is one image.
+        channels: whether a TIFF's pages are the channels of one image.
+
     Raises:
-        DataError: when unreadable, of several pages, or not finite.
+        DataError: when unreadable, of several pages without leave, or not finite.
     """
-    pages = read_pages(file)
+    pages = read_pages(file, page)
     if len(pages) != 1:
-        raise DataError(f"{file}: {len(pages)} pages where one image is expected; split the stack")
+        if not channels:
+            raise DataError(
+                f"{file}: {len(pages)} pages where one image is expected; split the stack, or take each page as an "
+                "image (data.pages=slices) or as a channel (data.pages=channels)"
+            )
+        if len({(one.shape, one.dtype) for one in pages}) > 1 or pages[0].ndim != 2:
+            shapes = ", ".join(sorted({f"{one.shape} {one.dtype}" for one in pages}))
+            raise DataError(f"{file}: pages of {shapes}; data.pages=channels needs equal ones")
+        return as_image(np.stack(pages, axis=-1), file)
     if file.suffix.lower() not in TIFF:
         with Image.open(file) as image:
             if image.mode == "P":
                 pages = [np.array(image.convert("RGB"))]
             elif image.mode in ("LA", "RGBA"):
                 pages = [pages[0][..., :-1]]
-    return as_image(pages[0], file)
+    return as_image(pages[0], file if page is None else f"{file}, page {page}")
 
 
 def as_image(page: np.ndarray, file: Path | str) -> np.ndarray:

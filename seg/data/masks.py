@@ -5,45 +5,66 @@ import numpy as np
 from seg.data.sources import DataError
 from seg.logits import IGNORE
 
+UNKNOWN = 254  # in a table of colours: nobody declared it
+Colour = list[int]  # red, green, blue in 0..255
+
 
 class MaskValues:
-    """Which value on disk is which class.
+    """Which value on disk, or which colour, is which class.
 
     Args:
         classes: names, in the order of the class indices.
         values: value on disk -> class index; None: the values are the indices.
-        ignore: values on disk that nobody counts.
+        ignore: values on disk, or colours, that nobody counts.
+        palette: class name -> its colour, or several; None: masks aren't read as colours.
 
     Raises:
-        DataError: when ``values`` names a class that isn't there, or a value twice.
+        DataError: when ``values`` or ``palette`` name a class that isn't there, or a value twice.
     """
 
     def __init__(
-        self, classes: list[str], values: dict[int, int] | None, ignore: list[int]
+        self,
+        classes: list[str],
+        values: dict[int, int] | None = None,
+        ignore: list[int] | list[Colour] | None = None,
+        palette: dict[str, Colour | list[Colour]] | None = None,
     ) -> None:
-        self.classes = classes
+        self.classes, ignored = classes, ignore or []
+        self.palette = None if palette is None else colour_codes(palette, ignored, classes)
+        if palette is not None and values is not None:
+            raise DataError(
+                "data.values beside data.palette: masks hold values or colours; give one"
+            )
+        if palette is not None:
+            self.index = {}
+            return
+        void = [one for one in ignored if isinstance(one, int)]
+        if len(void) < len(ignored):
+            raise DataError(f"data.ignore={ignored}: a colour needs data.palette beside it")
         known = dict(enumerate(range(len(classes)))) if values is None else dict(values)
         wrong = sorted(set(known.values()) - set(range(len(classes))))
         if wrong:
             raise DataError(
                 f"data.values sends values to {wrong}; the classes are 0..{len(classes) - 1} {classes}"
             )
-        both = sorted(set(known) & set(ignore))
+        both = sorted(set(known) & set(void))
         if both and values is not None:
             raise DataError(f"data.ignore and data.values both name {both}")
-        self.index = known | dict.fromkeys(ignore, IGNORE)
+        self.index = known | dict.fromkeys(void, IGNORE)
 
     def indices(self, mask: np.ndarray, file: object) -> np.ndarray:
-        """Class indices (H, W) uint8 of a mask (H, W) as stored; 255 = ignore.
+        """Class indices (H, W) uint8 of a mask (H, W), or of colours (H, W, 3), as stored; 255 = ignore.
 
         Raises:
             DataError: naming the file, the values found and the setting that would mend it.
         """
+        if self.palette is not None:
+            return self.painted(mask, file)
         if mask.ndim == 3 and (mask.shape[2] == 1 or (mask[..., :1] == mask[..., :3]).all()):
             mask = mask[..., 0]  # grey saved as colours
         if mask.ndim != 2:
             raise DataError(
-                f"{file}: a colour picture {mask.shape} is no mask; save one class index a pixel"
+                f"{file}: a colour picture {mask.shape} is no mask by itself; {self.palette_remedy(mask)}"
             )
         found = np.unique(mask).tolist()
         unknown = [v for v in found if v not in self.index]
@@ -62,6 +83,37 @@ class MaskValues:
             result[mask == value] = self.index[value]
         return result
 
+    def painted(self, mask: np.ndarray, file: object) -> np.ndarray:
+        """Class indices (H, W) of a mask (H, W, 3) of declared colours."""
+        assert self.palette is not None
+        if mask.ndim == 2:
+            mask = np.repeat(mask[..., None], 3, axis=2)
+        if mask.dtype != np.uint8 or mask.shape[2] not in (3, 4):
+            raise DataError(
+                f"{file}: {mask.dtype} {mask.shape}; data.palette is for colours of 3 x 8 bits"
+            )
+        codes = coded(mask)
+        result = self.palette[codes]
+        if (result == UNKNOWN).any():
+            wrong = np.unique(codes[result == UNKNOWN])
+            raise DataError(
+                f"{file}: mask colour {short([rgb(c) for c in wrong.tolist()])} not declared; add it to a class in "
+                "data.palette, or to data.ignore"
+            )
+        return result
+
+    def palette_remedy(self, mask: np.ndarray) -> str:
+        """The setting that would make the colours of a mask (H, W, 3 or 4) legal."""
+        if mask.dtype != np.uint8 or mask.shape[2] > 4:
+            return "save one class index a pixel"
+        codes, counts = np.unique(coded(mask), return_counts=True)
+        if len(codes) > 64:
+            return f"{len(codes)} colours look like a photograph; save one class index a pixel"
+        often = [rgb(codes[i]) for i in counts.argsort()[::-1].tolist()]
+        names = [*self.classes, *(["CLASS"] * (len(often) - len(self.classes)))]
+        pairs = ", ".join(f"{n}: {colour}" for n, colour in zip(names, often, strict=False))
+        return f"say which colour is which class, 'data.palette={{{pairs}}}' in the right order"
+
     def remedy(self, found: list[int]) -> str:
         """The setting that would make the found values legal."""
         declared = f"declared are {short(sorted(self.index))} for {short(self.classes)}"
@@ -78,21 +130,101 @@ class MaskValues:
         )
 
 
-def stacked_planes(pages: list[np.ndarray], classes: list[str], file: object) -> list[np.ndarray]:
+def colour_codes(
+    palette: dict[str, Colour | list[Colour]], ignore: list, classes: list[str]
+) -> np.ndarray:
+    """Class index of each of the 2^24 colours, ``UNKNOWN`` where there is none; uint8.
+
+    Raises:
+        DataError: for a class that isn't there or has no colour, what is no colour, and a colour named twice.
+    """
+    strange, lacking = sorted(set(palette) - set(classes)), sorted(set(classes) - set(palette))
+    if strange or lacking:
+        raise DataError(
+            f"data.palette names {short(list(palette))}; it must give a colour to each of {short(classes)}, and to "
+            "no other"
+        )
+    table = np.full(2**24, UNKNOWN, np.uint8)
+    given = [(classes.index(name), colours) for name, colours in palette.items()]
+    for index, colours in [*given, (IGNORE, ignore)]:
+        several = colours if not colours or isinstance(colours[0], list) else [colours]
+        for colour in several:
+            whole = isinstance(colour, list) and all(isinstance(v, int) for v in colour)
+            if not whole or len(colour) != 3 or not all(0 <= v <= 255 for v in colour):
+                raise DataError(
+                    f"data.palette and data.ignore: {colour} is no colour; [red,green,blue] in 0..255 is"
+                )
+            code = coded(np.array([[colour]], np.uint8)).item()
+            if table[code] != UNKNOWN:
+                raise DataError(f"data.palette and data.ignore name the colour {colour} twice")
+            table[code] = index
+    return table
+
+
+def coded(mask: np.ndarray) -> np.ndarray:
+    """Colours (H, W, 3 or more) uint8 as numbers 0xrrggbb (H, W) uint32."""
+    red, green, blue = (mask[..., i].astype(np.uint32) for i in range(3))
+    return red << 16 | green << 8 | blue
+
+
+def rgb(code: int) -> list[int]:
+    """0xrrggbb as [red, green, blue]."""
+    return [int(code) >> shift & 255 for shift in (16, 8, 0)]
+
+
+def merged(planes: list[np.ndarray | None], classes: list[str], file: object) -> np.ndarray:
+    """One class a pixel (H, W) uint8, from a plane (H, W) of 0, 1 and 255 for each class.
+
+    One plane may be None: its class is where no other is. Else pixels of no plane are ignored.
+
+    Raises:
+        DataError: when a pixel has two classes.
+    """
+    there = [(k, plane) for k, plane in enumerate(planes) if plane is not None]
+    times = np.sum([plane == 1 for _, plane in there], axis=0)
+    if (times > 1).any():
+        both = [classes[k] for k, plane in there if (plane[times > 1] == 1).any()]
+        raise DataError(
+            f"{file}: {int((times > 1).sum())} pixels are of several classes, of {short(both)}; correct them, or "
+            "take data.task=overlapping"
+        )
+    rest = next((k for k, plane in enumerate(planes) if plane is None), IGNORE)
+    mask = np.full(times.shape, rest, np.uint8)
+    for k, plane in there:
+        mask[plane == 1] = k
+    void = np.any([plane == IGNORE for _, plane in there], axis=0)
+    mask[void & (times == 0)] = IGNORE
+    return mask
+
+
+def class_pixels(mask: np.ndarray, num_classes: int) -> np.ndarray:
+    """Pixels of each class (C,) in a mask (H, W), or of each plane of (H, W, K)."""
+    if mask.ndim == 3:
+        return (mask == 1).sum((0, 1))
+    return np.bincount(mask.ravel(), minlength=IGNORE + 1)[:num_classes]
+
+
+def stacked_planes(
+    pages: list[np.ndarray], classes: list[str], file: object, rest: bool
+) -> list[np.ndarray | None]:
     """The plane (H, W) of each class, from pages or from channels.
+
+    With ``rest`` the first class may lack one, and then is where no other is.
 
     Raises:
         DataError: when there aren't as many as classes, or of several sizes.
     """
     if len(pages) == 1 and pages[0].ndim == 3:
         pages = list(np.moveaxis(pages[0], -1, 0))
-    if len(pages) != len(classes) or len({page.shape for page in pages}) > 1:
+    lacking = len(classes) - len(pages)
+    if lacking not in ((0, 1) if rest else (0,)) or len({page.shape for page in pages}) > 1:
         sizes = ", ".join(sorted({"x".join(map(str, page.shape)) for page in pages}))
+        but = " (the first may be left out)" if rest else ""
         raise DataError(
-            f"{file}: {len(pages)} pages of {sizes} px; data.task=overlapping needs one a class, in the "
-            f"order of {short(classes)}"
+            f"{file}: {len(pages)} pages of {sizes} px; {'data.layers=pages' if rest else 'data.task=overlapping'} "
+            f"needs one a class, in the order of {short(classes)}{but}"
         )
-    return pages
+    return [None] * lacking + pages
 
 
 def short(items: list) -> str:

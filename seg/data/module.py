@@ -6,7 +6,7 @@ overlap the mask is (B, K, H, W). With a weight map there is ``"gaps"``, float32
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from pathlib import Path
 
 import albumentations as A
 import lightning as L
@@ -14,14 +14,13 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from seg.data.augment import Augment, Focus, check
+from seg.data.augment import Augment, Focus, check_transforms, turns
 from seg.data.intensity import Intensity
+from seg.data.pairs import packed
 from seg.data.sources import DataError, Source
-from seg.logits import IGNORE
+from seg.data.store import Store
+from seg.data.survey import survey
 
-SURVEY = (
-    1000  # images of a split that are read before the run starts; the rest is checked when read
-)
 KEPT = 2**29  # bytes of weight maps that a process keeps
 
 
@@ -58,14 +57,17 @@ class Samples(Dataset):
 
     def __init__(
         self,
-        source: Source,
+        source: Source | Store,
         names: list[str],
         intensity: Intensity,
         augment: Augment | None = None,
         repeats: int = 1,
         gaps: GapCache | None = None,
     ) -> None:
-        self.source, self.names, self.intensity = source, names, intensity
+        self.read = source.read
+        self.source = source.source if isinstance(source, Store) else source
+        self.names, self.intensity = names, intensity
+        self.packed = packed(names)  # loader processes read these without a copy
         self.augment, self.repeats = augment, repeats
         self.gaps = gaps
 
@@ -74,23 +76,26 @@ class Samples(Dataset):
 
     def __getitem__(self, index: tuple[int, int]) -> dict:
         epoch, number = index
-        name = self.names[number % len(self.names)]
-        image, mask = self.source.read(name)
+        name = self.packed[number % len(self.packed)].decode()
+        image, mask = self.read(name)
         layers = [mask] if self.gaps is None else [mask, self.gaps(name, mask)]
-        scaled = self.intensity.scaled(image)
-        if self.augment is not None:
+        if self.augment is None:
+            scaled = self.intensity.scaled(image)
+        else:
             try:
-                scaled, layers = self.augment(scaled, layers, epoch, number)
+                scaled, layers = self.augment(image, layers, epoch, number, self.intensity.scaled)
             except DataError as error:
                 raise DataError(f"{name}: {error}") from error
         normal = self.intensity.normalised(scaled).transpose(2, 0, 1)
-        mask, *gaps = (torch.from_numpy(np.ascontiguousarray(planes_first(x))) for x in layers)
+        mask, *gaps = (planes_first(layer) for layer in layers)
         sample = {
             "image": torch.from_numpy(np.ascontiguousarray(normal)),
-            "mask": mask.long(),
+            "mask": torch.from_numpy(mask.astype(np.int64, order="C")),
             "name": name,
         }
-        return sample | ({"gaps": gaps[0]} if gaps else {})
+        if gaps:
+            sample["gaps"] = torch.from_numpy(np.ascontiguousarray(gaps[0]))
+        return sample
 
 
 def planes_first(layer: np.ndarray) -> np.ndarray:
@@ -140,6 +145,11 @@ class DataModule(L.LightningDataModule):
         repeats: samples that each training image gives in an epoch.
         eval_batch_size: images a step in validation and test.
         workers: loader processes; 0 loads in the process itself.
+        percentiles: of the training split's grey values, 0..100, that become 0 and 1; what lies beyond is clipped.
+            None: the type's range, or the floats' smallest and largest.
+        check: whether the data is judged as seg.check does, errors being raised.
+        memory: GiB of decoded images that are kept in memory, if all fit.
+        cache: folder where decoded images are kept, to be mapped from disk; None: files are read each time.
         foreground: share of the crops, 0..1, that are centred on a pixel of a rare class: of any but the
             training split's most frequent one, or, where classes overlap, of any. Each of them is chosen as
             often as the others in the images that have it; where an image has none, the crop lies anywhere.
@@ -161,6 +171,10 @@ class DataModule(L.LightningDataModule):
         workers: int = 0,
         intensity: Intensity | None = None,
         foreground: float = 0.0,
+        percentiles: tuple[float, float] | list[float] | None = None,
+        check: bool = False,
+        memory: float = 2.0,
+        cache: str | None = None,
     ) -> None:
         super().__init__()
         for name, value in (
@@ -183,8 +197,19 @@ class DataModule(L.LightningDataModule):
         self.batch_size, self.crop, self.repeats = batch_size, crop, repeats
         self.eval_batch_size = eval_batch_size
         self.transforms = augment or A.Compose([])
-        check(self.transforms)
-        self.intensity, self.sizes, self.shares, self.holds = survey(source, intensity)
+        check_transforms(self.transforms)
+        if percentiles is not None and not (
+            len(percentiles) == 2 and 0 <= percentiles[0] < percentiles[1] <= 100
+        ):
+            raise ValueError(
+                f"percentiles is {list(percentiles)}; two of 0 to 100 are needed, [1, 99]"
+            )
+        if not memory >= 0:
+            raise ValueError(f"memory is {memory}; GiB, 0 or more")
+        self.store = Store(source, int(memory * 2**30), None if cache is None else Path(cache))
+        wanted = None if percentiles is None else (float(percentiles[0]), float(percentiles[1]))
+        found = survey(self.store, intensity, wanted, check)
+        self.intensity, self.sizes, self.shares, self.holds, self.warnings = found
         self.focus = Focus(foreground, self.rare) if foreground else None
         self.augment = Augment(self.transforms, crop, seed, focus=self.focus)
         self.gaps: GapCache | None = None
@@ -201,6 +226,14 @@ class DataModule(L.LightningDataModule):
                 raise DataError(
                     f"the {split} images have {len(self.sizes[split])} sizes and can't share a batch of "
                     f"{size} whole; change {option}, or take batches of 1"
+                )
+        if self.crop is None and self.batch_size > 1 and turns(self.transforms):
+            oblong = [size for size in self.sizes.get("train", ()) if size[0] != size[1]]
+            if oblong:
+                raise DataError(
+                    f"the training images are {oblong[0][0]}x{oblong[0][1]} px, and augment={turns(self.transforms)} "
+                    f"turns some: whole they can't share a batch of {self.batch_size}; take augment=flips, crops "
+                    "(loader.crop=256), or batches of 1"
                 )
 
     def widen(self, crop: int, context: int) -> None:
@@ -235,16 +268,16 @@ class DataModule(L.LightningDataModule):
 
     def samples(self, split: str) -> Samples:
         """A split's images, whole and as they are."""
-        return Samples(self.source, self.source.splits[split], self.intensity)
+        return Samples(self.store, self.source.splits[split], self.intensity)
 
     def judged(self, split: str) -> Samples:
         """The same with their weight maps, where there are any."""
-        return Samples(self.source, self.source.splits[split], self.intensity, gaps=self.gaps)
+        return Samples(self.store, self.source.splits[split], self.intensity, gaps=self.gaps)
 
     def training(self) -> Samples:
         """The training split as the network sees it."""
         names = self.source.splits["train"]
-        return Samples(self.source, names, self.intensity, self.augment, self.repeats, self.gaps)
+        return Samples(self.store, names, self.intensity, self.augment, self.repeats, self.gaps)
 
     def train_dataloader(self) -> DataLoader:
         return self.loader(self.training(), self.batch_size // self.world or 1, shuffle=True)
@@ -274,62 +307,3 @@ class DataModule(L.LightningDataModule):
             persistent_workers=self.workers > 0,
             pin_memory=torch.cuda.is_available(),
         )
-
-
-class Survey(NamedTuple):
-    """What a look at the data found.
-
-    Attributes:
-        intensity: how grey values become network input.
-        sizes: (H, W) of the images of each split.
-        shares: of the training split's pixels that are of each class, in 0..1, ignored ones aside; (C,).
-        holds: whether each training image read has each class; (N, C).
-    """
-
-    intensity: Intensity
-    sizes: dict[str, set]
-    shares: np.ndarray
-    holds: np.ndarray
-
-
-def survey(source: Source, intensity: Intensity | None) -> Survey:
-    """Reads up to 1000 images of each split: grey values, sizes, and how frequent each class is.
-
-    Raises:
-        DataError: for the first file that can't be used, or when channels or types differ.
-    """
-    for split, names in source.splits.items():
-        if not names:
-            raise DataError(f"the {split} split has no images: {type(source).__name__} found none")
-    sizes, images, first = {}, [], None
-    pixels_NC, valid_C = [], np.zeros(len(source.classes))
-    for split, names in source.splits.items():
-        sizes[split] = set()
-        for name in names[:: -(-len(names) // SURVEY)]:
-            image, mask = source.read(name)
-            first = first or (name, image.shape[2], image.dtype)
-            if (image.shape[2], image.dtype) != first[1:]:
-                raise DataError(
-                    f"{name}: {image.shape[2]} channels of {image.dtype}, but {first[0]} has {first[1]} "
-                    f"of {first[2]}; all images of a data set must agree"
-                )
-            sizes[split].add(image.shape[:2])
-            if split == "train":
-                pixels_NC.append(class_pixels(mask, len(source.classes)))
-                valid_C += (mask != IGNORE).sum((0, 1))  # of each plane, where classes overlap
-                if intensity is None:
-                    images.append(image)
-    if intensity is not None and first and first[1] != intensity.channels:
-        raise DataError(
-            f"{first[0]}: {first[1]} channels; the run was trained on {intensity.channels}"
-        )
-    counts = np.array(pixels_NC).reshape(-1, len(source.classes))
-    shares = counts.sum(0) / valid_C.clip(1)
-    return Survey(intensity or Intensity.measured(images), sizes, shares, counts > 0)
-
-
-def class_pixels(mask: np.ndarray, num_classes: int) -> np.ndarray:
-    """Pixels of each class (C,) in a mask (H, W), or of each plane of (H, W, K)."""
-    if mask.ndim == 3:
-        return (mask == 1).sum((0, 1))
-    return np.bincount(mask.ravel(), minlength=IGNORE + 1)[:num_classes]

@@ -38,6 +38,14 @@ class Source(Protocol):
         ...
 
 
+def check_choice(option: str, given: str | None, choices: object) -> None:
+    """Raises DataError unless an option of the data is None or one of the choices of a Literal."""
+    if given is not None and given not in get_args(choices):
+        raise DataError(
+            f"data.{option}={given}: null or one of {', '.join(get_args(choices))} is needed"
+        )
+
+
 def check_task(task: Task, classes: list[str], may_overlap: bool = False) -> None:
     """Raises DataError when such classes, or such data, can't be used so."""
     if task not in get_args(Task):
