@@ -36,6 +36,13 @@ from seg.task import SegmentationTask
 from seg.tracking import MetricsCSV
 
 log = logging.getLogger("seg")
+LAYOUT = tuple(  # options that say how data lies on disk; a run's name leaves them out
+    f"data.{option}="
+    for option in (
+        "root", "classes", "colors", "images", "masks", "table", "annotations", "pair_by", "pages", "layers",
+        "values", "palette", "ignore", "lists", "only_listed",
+    )
+)  # fmt: skip
 
 
 def train(cfg: DictConfig) -> dict[str, float]:
@@ -338,13 +345,13 @@ def names(cfg: DictConfig) -> tuple[str, str | None]:
     hydra = HydraConfig.get()
     skip = (
         "outputs",
-        "data.root",
         "logger",
         "name",
         "panels",
         "hydra",
         "trainer.max_",
         "loader.workers",
+        *LAYOUT,
     )
     changed = [o.lstrip("+~") for o in hydra.overrides.task if not o.lstrip("+~").startswith(skip)]
     words = [

@@ -1,6 +1,7 @@
 """Reads and writes image files: PNG, JPEG and the like through Pillow, TIFF through tifffile."""
 
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from seg.data.sources import DataError
 
 TIFF = {".tif", ".tiff"}
 SUFFIXES = TIFF | {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".pgm", ".ppm"}
+NATIVE = "<" if sys.byteorder == "little" else ">"
 LARGE = (
     2**24
 )  # bytes of a TIFF's page from which on it is mapped, not read, where its layout allows
@@ -67,7 +69,7 @@ def stored(tiff: tifffile.TiffFile, file: Path, page: int | None) -> list[np.nda
     chosen = list(enumerate(tiff.pages)) if page is None else [(page, tiff.pages[page])]
     arrays = []
     for number, one in chosen:
-        mapped = one.nbytes >= LARGE and one.is_memmappable and one.parent.isnative
+        mapped = one.nbytes >= LARGE and one.is_memmappable and one.parent.byteorder == NATIVE
         pixels = tifffile.memmap(file, page=number, mode="r") if mapped else one.asarray()
         arrays.append(channels_last(pixels, one.axes))
     return arrays

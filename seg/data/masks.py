@@ -5,6 +5,7 @@ import numpy as np
 from seg.data.sources import DataError
 from seg.logits import IGNORE
 
+BLOCK = 2**22  # pixels that are looked at together
 UNKNOWN = 254  # in a table of colours: nobody declared it
 Colour = list[int]  # red, green, blue in 0..255
 
@@ -66,7 +67,7 @@ class MaskValues:
             raise DataError(
                 f"{file}: a colour picture {mask.shape} is no mask by itself; {self.palette_remedy(mask)}"
             )
-        found = np.unique(mask).tolist()
+        found = distinct(mask)
         unknown = [v for v in found if v not in self.index]
         if unknown:
             raise DataError(
@@ -197,11 +198,27 @@ def merged(planes: list[np.ndarray | None], classes: list[str], file: object) ->
     return mask
 
 
+def distinct(mask: np.ndarray) -> list[int]:
+    """The values that occur, in order."""
+    if mask.dtype != np.uint8:
+        return np.unique(mask).tolist()
+    return np.flatnonzero(frequencies(mask)).tolist()  # a tenth of the time
+
+
+def frequencies(mask: np.ndarray) -> np.ndarray:
+    """How often each value occurs in a mask (H, W) uint8; (256,)."""
+    rows = max(1, BLOCK // max(1, mask.shape[1]))  # bincount makes 64 bits of each value
+    counts = np.zeros(256, np.int64)
+    for start in range(0, len(mask), rows):
+        counts += np.bincount(mask[start : start + rows].ravel(), minlength=256)
+    return counts
+
+
 def class_pixels(mask: np.ndarray, num_classes: int) -> np.ndarray:
     """Pixels of each class (C,) in a mask (H, W), or of each plane of (H, W, K)."""
     if mask.ndim == 3:
         return (mask == 1).sum((0, 1))
-    return np.bincount(mask.ravel(), minlength=IGNORE + 1)[:num_classes]
+    return frequencies(mask)[:num_classes]
 
 
 def stacked_planes(

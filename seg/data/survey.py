@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from rich.progress import track
 
+from seg.console import console
 from seg.data.checks import judge
 from seg.data.faults import Fault
 from seg.data.intensity import Intensity, Measure
@@ -90,7 +92,13 @@ def surveyed(
     pixels_NC, valid_C = [], np.zeros(len(source.classes))
     for split, names in chosen.items():
         closely = set(names[:: -(-len(names) // CLOSELY)])
-        for name in names:
+        for name in track(
+            names,
+            f"reading {split}",
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        ):
             image, mask = store.read(name)
             first = first or (name, image.shape[2], image.dtype)
             if (image.shape[2], image.dtype) != first[1:]:
