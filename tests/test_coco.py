@@ -1,0 +1,598 @@
+"""COCO's JSON: what is drawn of it, against hand-drawn masks and pycocotools itself, and what is refused."""
+
+import copy
+import json
+import sys
+from array import array
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
+from PIL import Image
+
+from seg.cli import UserError, checked
+from seg.data.annotations import compact
+from seg.data.coco import Coco
+from seg.data.outlines import check_polygon, filled, packed, run_lengths, uncompressed
+from seg.data.sources import DataError
+from seg.evaluate import evaluate
+from seg.options import missing_extra
+from seg.train import train
+
+pytestmark = [
+    pytest.mark.skipif(find_spec("pycocotools") is None, reason="the extra coco isn't installed"),
+    pytest.mark.filterwarnings(
+        "ignore:__array__ implementation"
+    ),  # pycocotools' decode with numpy 2
+]
+SIZE = (20, 30)  # height and width, px
+
+
+def box(x0: int, y0: int, x1: int, y1: int) -> list[list[int]]:
+    """The outline of mask[y0:y1, x0:x1]."""
+    return [[x0, y0, x1, y0, x1, y1, x0, y1]]
+
+
+def rectangle(x0: int, y0: int, x1: int, y1: int, shape: tuple[int, int] = SIZE) -> np.ndarray:
+    mask = np.zeros(shape, np.uint8)
+    mask[y0:y1, x0:x1] = 1
+    return mask
+
+
+def counted(mask: np.ndarray) -> dict:
+    """COCO's uncompressed run lengths, column by column, of absent first."""
+    flat = mask.T.ravel().astype(int)
+    edges = np.flatnonzero(np.diff(flat, prepend=0))
+    return {"counts": np.diff([0, *edges, flat.size]).tolist(), "size": list(mask.shape)}
+
+
+def compressed(mask: np.ndarray) -> dict:
+    """COCO's compressed run lengths, by pycocotools."""
+    from pycocotools.mask import encode
+
+    runs = encode(np.asfortranarray(mask.astype(np.uint8)))
+    return {"counts": runs["counts"].decode(), "size": list(mask.shape)}
+
+
+def coco_of(
+    shapes: dict[str, list[tuple]], sizes: dict[str, tuple[int, int]] | None = None
+) -> dict:
+    """A COCO file: image file -> (category id, segmentation[, iscrowd]); categories 3 cell, 7 nucleus."""
+    content: dict = {"images": [], "annotations": [], "info": {"year": 2024}}
+    content["categories"] = [{"id": 7, "name": "nucleus"}, {"id": 3, "name": "cell"}]
+    for number, (file, outlines) in enumerate(shapes.items(), start=100):
+        height, width = (sizes or {}).get(file, SIZE)
+        content["images"].append(
+            {"id": number, "file_name": file, "height": height, "width": width}
+        )
+        for category, segmentation, *crowd in outlines:
+            content["annotations"].append(
+                {"id": len(content["annotations"]) + 1, "image_id": number, "category_id": category,
+                 "segmentation": segmentation, "iscrowd": int(any(crowd)), "area": 1, "bbox": [0, 0, 1, 1]}
+            )  # fmt: skip
+    return content
+
+
+def written(folder: Path, content: dict, name: str = "coco.json", draw: bool = True) -> Path:
+    """The file, and grey pictures for its images, whose sides are 20 x 30 px."""
+    for row in content["images"] if draw else ():
+        file = folder / row["file_name"]
+        file.parent.mkdir(parents=True, exist_ok=True)
+        rng = np.random.default_rng(row["id"])
+        Image.fromarray(rng.integers(0, 255, SIZE, np.uint8)).save(file)
+    (folder / name).write_text(json.dumps(content))
+    return folder / name
+
+
+def made(folder: Path, shapes: dict[str, list[tuple]], **options) -> Coco:
+    """The source of these shapes; a second, empty image is added for the split."""
+    content = coco_of(shapes | {"empty.png": []})
+    return Coco(str(folder), str(written(folder, content)), **options)
+
+
+def coco_root(folder: Path) -> tuple[str, str]:
+    """Eight images of 40x56 px with bright objects of two categories, one of them crowd, and their JSON."""
+    rng, shapes = np.random.default_rng(0), {}
+    for i in range(8):
+        x, y = int(rng.integers(1, 12)), int(rng.integers(1, 8))
+        pixels = rng.integers(0, 60, (40, 56), np.uint8)
+        pixels[y : y + 24, x : x + 30] += 90
+        pixels[y + 6 : y + 16, x + 8 : x + 20] += 90
+        cell, nucleus = box(x, y, x + 30, y + 24), box(x + 8, y + 6, x + 20, y + 16)
+        crowd = (3, counted(rectangle(50, 30, 56, 40, (40, 56))), True)
+        shapes[f"images/{i}.png"] = [(3, cell), (7, nucleus), *([crowd] if i % 2 else [])]
+        (folder / "images").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(folder / f"images/{i}.png")
+    content = coco_of(shapes, dict.fromkeys(shapes, (40, 56)))
+    return str(folder), str(written(folder, content, draw=False))
+
+
+# What is drawn
+
+
+def test_a_rectangle_is_drawn_to_the_pixel(tmp_path):
+    source = made(tmp_path, {"a.png": [(3, box(4, 5, 11, 9))]})
+    assert source.classes == ["background", "cell", "nucleus"]  # in the order of the ids
+    image, mask = source.read("a")
+    assert image.shape == (*SIZE, 1) and mask.dtype == np.uint8
+    np.testing.assert_array_equal(mask, rectangle(4, 5, 11, 9))
+
+
+def test_parts_of_one_object_and_a_concave_polygon_are_filled(tmp_path):
+    ell = [[2, 2, 12, 2, 12, 6, 6, 6, 6, 14, 2, 14]]
+    parts = box(15, 1, 18, 4) + box(20, 10, 29, 19)
+    source = made(tmp_path, {"a.png": [(3, ell), (7, parts)]})
+    wanted = rectangle(2, 2, 12, 6) | rectangle(2, 2, 6, 14)
+    wanted += 2 * (rectangle(15, 1, 18, 4) | rectangle(20, 10, 29, 19))
+    np.testing.assert_array_equal(source.read("a")[1], wanted)
+
+
+def test_a_polygon_that_reaches_out_is_cut_at_the_border(tmp_path):
+    source = made(tmp_path, {"a.png": [(3, box(-4, -3, 40, 30))]})
+    assert (source.read("a")[1] == 1).all()
+
+
+def test_an_image_without_annotations_is_all_background(tmp_path):
+    assert not made(tmp_path, {"a.png": [(3, box(4, 5, 11, 9))]}).read("empty")[1].any()
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_the_smaller_of_two_lies_on_top_in_whatever_order(tmp_path, turned):
+    shapes = [(7, box(2, 2, 8, 8)), (3, box(1, 1, 20, 15))]
+    _, mask = made(tmp_path, {"a.png": shapes[::-1] if turned else shapes}).read("a")
+    np.testing.assert_array_equal(mask, rectangle(1, 1, 20, 15) + rectangle(2, 2, 8, 8))
+
+
+def test_of_two_of_one_size_the_later_lies_on_top(tmp_path):
+    _, mask = made(tmp_path, {"a.png": [(7, box(2, 2, 8, 8)), (3, box(5, 2, 11, 8))]}).read("a")
+    assert mask[4, 6] == 1 and mask[4, 3] == 2
+
+
+@pytest.mark.parametrize(
+    ("crowd", "values"), [("ignore", (255, 1)), ("object", (2, 2)), ("skip", (0, 1))]
+)
+def test_crowds_are_ignored_or_objects_or_skipped(tmp_path, crowd, values):
+    shapes = [(3, box(1, 1, 12, 12)), (7, counted(rectangle(10, 5, 20, 10)), True)]
+    source = made(tmp_path, {"a.png": shapes}, crowd=crowd)
+    _, mask = source.read("a")
+    assert (mask[7, 18], mask[7, 11]) == values  # the crowd alone; where an object lies in it
+    assert source.presence("a").tolist() == [True, True, crowd == "object"]
+
+
+def test_overlapping_gives_a_plane_for_each_category(tmp_path):
+    shapes = [(7, box(2, 2, 8, 8)), (3, box(1, 1, 20, 15)), (3, box(18, 1, 25, 5), True)]
+    source = made(tmp_path, {"a.png": shapes}, task="overlapping")
+    assert source.classes == ["cell", "nucleus"] and len(source.colors) == 2
+    _, mask = source.read("a")
+    crowd = rectangle(18, 1, 25, 5).astype(bool) & ~rectangle(1, 1, 20, 15).astype(bool)
+    np.testing.assert_array_equal(mask[..., 0], np.where(crowd, 255, rectangle(1, 1, 20, 15)))
+    np.testing.assert_array_equal(mask[..., 1], rectangle(2, 2, 8, 8))
+    assert source.presence("empty").tolist() == [False, False]
+
+
+def test_classes_choose_categories_and_their_order(tmp_path):
+    shapes = {"a.png": [(3, box(1, 1, 20, 15)), (7, box(2, 2, 8, 8))]}
+    source = made(tmp_path, shapes, classes=["rest", "nucleus"], task="instances")
+    np.testing.assert_array_equal(source.read("a")[1], rectangle(2, 2, 8, 8))
+    turned = made(tmp_path, shapes, classes=["rest", "nucleus", "cell"])
+    np.testing.assert_array_equal(
+        turned.read("a")[1], 2 * rectangle(1, 1, 20, 15) - rectangle(2, 2, 8, 8)
+    )
+
+
+def test_where_the_first_class_is_a_category_the_rest_is_ignored(tmp_path):
+    shapes = {"a.png": [(3, box(1, 1, 20, 15)), (7, box(2, 2, 8, 8))]}
+    source = made(tmp_path, shapes, classes=["cell", "nucleus"])
+    wanted = np.where(rectangle(1, 1, 20, 15), rectangle(2, 2, 8, 8), 255)
+    np.testing.assert_array_equal(source.read("a")[1], wanted)
+    assert source.presence("empty").tolist() == [False, False]
+
+
+def test_ids_may_be_words_and_two_categories_of_one_name_are_one_class(tmp_path):
+    content = coco_of({"a.png": [("y", box(1, 1, 5, 5)), ("x", box(7, 7, 9, 9))], "b.png": []})
+    content["categories"] = [{"id": "x", "name": "cell"}, {"id": "y", "name": "cell"}]
+    source = Coco(str(tmp_path), str(written(tmp_path, content)), task="instances")
+    assert source.classes == ["background", "cell"]
+    np.testing.assert_array_equal(
+        source.read("a")[1], rectangle(1, 1, 5, 5) + rectangle(7, 7, 9, 9)
+    )
+
+
+def test_alpha_and_palettes_are_read_as_the_other_data_does(tmp_path):
+    content = coco_of({"a.png": [], "b.png": []})
+    file = written(tmp_path, content)
+    rgba = np.random.default_rng(0).integers(0, 255, (*SIZE, 4), np.uint8)
+    Image.fromarray(rgba).save(tmp_path / "a.png")
+    grey = Image.fromarray(rgba[..., 0] % 4).convert("P")
+    grey.putpalette([9, 8, 7] * 256)
+    grey.save(tmp_path / "b.png")
+    source = Coco(str(tmp_path), str(file))
+    np.testing.assert_array_equal(source.read("a")[0], rgba[..., :3])
+    assert (source.read("b")[0] == [9, 8, 7]).all()
+
+
+# Run lengths
+
+
+MASKS = arrays(
+    np.uint8, array_shapes(min_dims=2, max_dims=2, max_side=24), elements=st.integers(0, 1)
+)
+
+
+@given(MASKS)
+@settings(deadline=None, max_examples=150)
+def test_any_mask_survives_run_lengths_of_both_kinds(mask):
+    from pycocotools.mask import decode
+
+    for shape in (compressed(mask), counted(mask)):
+        if isinstance(shape["counts"], str):
+            assert uncompressed(shape["counts"]).tolist() == counted(mask)["counts"]
+            np.testing.assert_array_equal(
+                decode(shape | {"counts": shape["counts"].encode()}), mask
+            )
+        counts = run_lengths(compact(shape), *mask.shape)
+        np.testing.assert_array_equal(filled(counts), mask.ravel("F"))
+
+
+def test_run_lengths_are_drawn_as_pycocotools_decodes_them(tmp_path):
+    mask = (np.random.default_rng(1).random(SIZE) < 0.3).astype(np.uint8)
+    a = made(tmp_path / "a", {"a.png": [(3, compressed(mask))]}).read("a")[1]
+    b = made(tmp_path / "b", {"a.png": [(3, counted(mask))]}).read("a")[1]
+    np.testing.assert_array_equal(a, mask)
+    np.testing.assert_array_equal(b, mask)
+
+
+@given(st.text(st.characters(min_codepoint=40, max_codepoint=120), max_size=12))
+@settings(deadline=None, max_examples=300)
+def test_any_text_is_refused_or_counts_that_fill_the_image(text):
+    try:
+        counts = run_lengths(compact({"counts": text, "size": [3, 4]}), 3, 4)
+    except ValueError as error:
+        assert "run lengths" in str(error)
+    else:
+        assert sum(counts) == 12 and filled(counts).shape == (12,)
+
+
+@given(st.lists(st.floats(-60, 90, width=32), min_size=6, max_size=14))
+@settings(deadline=None, max_examples=200)
+def test_any_polygon_is_drawn_or_refused(numbers):
+    from pycocotools.mask import decode, frPyObjects
+
+    try:
+        counts = run_lengths([packed("d", numbers)], *SIZE)
+    except ValueError as error:
+        assert "its polygon" in str(error)
+    else:
+        wanted = decode(frPyObjects([numbers], *SIZE))[..., 0]
+        np.testing.assert_array_equal(filled(counts), wanted.ravel("F"))
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), -1e300, 61, -31])
+def test_a_point_far_outside_is_refused_before_it_is_drawn(wrong):
+    """With some of them pycocotools would take all memory."""
+    check_polygon(array("d", [1, 2, 60, 4, 5, -30]), *SIZE)
+    with pytest.raises(ValueError, match="lies far outside of the image of 20x30 px"):
+        check_polygon(array("d", [1, 2, wrong, 4, 5, 9]), *SIZE)
+    with pytest.raises(ValueError, match="lies far outside"):
+        check_polygon(array("d", [1, 2, 3, wrong, 5, 9]), *SIZE)
+
+
+# Splits
+
+
+def many(folder: Path, count: int = 10) -> str:
+    """Images p0_0, p0_1, p1_2, ... of which every fifth has a nucleus."""
+    shapes = {
+        f"p{i // 2}_{i}.png": [(7, box(1, 1, 4, 4))] if i % 5 == 0 else [] for i in range(count)
+    }
+    return str(written(folder, coco_of(shapes)))
+
+
+def test_one_file_is_split_by_share_fold_block_group_class_and_list(tmp_path):
+    file, root = many(tmp_path), str(tmp_path)
+    names = [f"p{i // 2}_{i}" for i in range(10)]
+    shares = Coco(root, file, val=0.3, test=0.2, split_seed=1).splits
+    assert {s: len(n) for s, n in shares.items()} == {"train": 5, "val": 3, "test": 2}
+    folds = [Coco(root, file, fold=i).splits["val"] for i in range(5)]
+    assert sorted(n for fold in folds for n in fold) == names
+    assert Coco(root, file, blocks=True).splits["val"] == names[8:]
+    grouped = Coco(root, file, group_by=r"^(p\d)_", val=0.4).splits["val"]
+    assert len(grouped) == 4 and len({n[:2] for n in grouped}) == 2
+    stratified = Coco(root, file, stratify=True, fold=0, folds=2).splits
+    assert [sum(int(n[3]) % 5 == 0 for n in part) for part in stratified.values()] == [1, 1]
+    for split, part in (("train", ["p0_0", *names[2:]]), ("val", ["p0_1.png"])):
+        (tmp_path / f"{split}.txt").write_text("\n".join(part))
+    assert Coco(root, file, lists=root).splits["val"] == ["p0_1"]
+
+
+def test_a_file_for_each_split_says_which_is_where(tmp_path):
+    files = {}
+    for split in ("val", "train", "test"):
+        content = coco_of({f"{split}2017/1.png": [(3, box(1, 1, 5, 5))]})
+        content["categories"].reverse()  # another order in each file, and other ids
+        files[split] = str(written(tmp_path, content, f"{split}.json"))
+    source = Coco(str(tmp_path), files)
+    assert source.splits == {"train": ["train2017/1"], "val": ["val2017/1"], "test": ["test2017/1"]}
+    with pytest.raises(
+        DataError, match=r"data.fold=0 beside data.annotations of each split.*data.fold=null"
+    ):
+        Coco(str(tmp_path), files, fold=0)
+    with pytest.raises(DataError, match=r"data.val=0.1 beside data.annotations of each split"):
+        Coco(str(tmp_path), files, val=0.1)
+    with pytest.raises(
+        DataError, match=r"data.annotations names \['train'\]: train, val and perhaps test"
+    ):
+        Coco(str(tmp_path), {"train": files["train"]})
+
+
+def test_each_split_may_have_its_folder_as_coco_s_own_files_do(tmp_path):
+    files, folders = {}, {"train": "train2017", "val": "val2017"}
+    for split, folder in folders.items():
+        (tmp_path / folder).mkdir()
+        file = written(tmp_path / folder, coco_of({"1.png": [(3, box(1, 1, 5, 5))]}))
+        files[split] = str(file.rename(tmp_path / f"{split}.json"))
+    source = Coco(str(tmp_path), files, folders)
+    assert source.splits == {"train": ["train2017/1"], "val": ["val2017/1"]}
+    np.testing.assert_array_equal(source.read("val2017/1")[1], rectangle(1, 1, 5, 5))
+    with pytest.raises(DataError, match=r"data.folders=.*: give one for each of train, val"):
+        Coco(str(tmp_path), files, {"train": "train2017"})
+
+
+def test_ids_of_categories_may_differ_between_files_but_not_their_names(tmp_path):
+    contents = {s: coco_of({f"{s}.png": [(3, box(1, 1, 5, 5))]}) for s in ("train", "val")}
+    contents["val"]["categories"] = [{"id": 3, "name": "nucleus"}, {"id": 9, "name": "cell"}]
+    files = {s: str(written(tmp_path, c, f"{s}.json")) for s, c in contents.items()}
+    source = Coco(str(tmp_path), files)
+    assert [source.read(s)[1].max() for s in ("train", "val")] == [1, 2]
+    contents["val"]["categories"].append({"id": 1, "name": "new"})
+    written(tmp_path, contents["val"], "val.json")
+    with pytest.raises(
+        DataError, match=r"val.json: the category 'new' isn't in the file of the training"
+    ):
+        Coco(str(tmp_path), files)
+    contents["val"]["categories"] = [{"id": 3, "name": "nucleus"}]
+    written(tmp_path, contents["val"], "val.json")
+    with pytest.raises(DataError, match=r"val.json: no category 'cell'; it has \['nucleus'\]"):
+        Coco(str(tmp_path), files)
+
+
+def test_an_image_in_two_files_is_refused(tmp_path):
+    for split in ("train", "val"):
+        written(tmp_path, coco_of({"a.png": [], f"{split}.png": []}), f"{split}.json")
+    files = {split: str(tmp_path / f"{split}.json") for split in ("train", "val")}
+    with pytest.raises(
+        DataError, match=r"val.json: a.png is in .*train.json too; an image is on one side"
+    ):
+        Coco(str(tmp_path), files)
+
+
+# What is refused
+
+
+GOOD = {"a.png": [(3, box(4, 5, 11, 9)), (7, counted(rectangle(1, 1, 3, 3)))], "b/c.png": []}
+
+
+def put(*path, value):
+    """A change of the content at that path; None takes away."""
+
+    def change(content: dict) -> None:
+        node = content
+        for key in path[:-1]:
+            node = node[key]
+        if value is None:
+            del node[path[-1]]
+        else:
+            node[path[-1]] = value
+
+    return change
+
+
+FIRST, SECOND = ("annotations", 0, "segmentation"), ("annotations", 1, "segmentation")
+WRONG = [
+    (put("images", value=None), r"coco.json: no list images in it; a COCO file holds the lists"),
+    (put("annotations", value=None), r"coco.json: no list annotations in it"),
+    (put("categories", value={}), r"coco.json: no list categories in it"),
+    (put("images", value=[]), r"coco.json: no images in it"),
+    (put("images", 0, value=7), r"coco.json: images\[0\] is no object with keys; mend it or take it out"),
+    (put("images", 1, "file_name", value=None), r"coco.json: images\[1\]: no file_name"),
+    (put("images", 1, "file_name", value=7), r"coco.json: images\[1\]: file_name=7"),
+    (put("images", 1, "id", value=100), r"coco.json: images\[1\]: another of the images has the id 100"),
+    (put("annotations", 1, "id", value=1), r"annotations\[1\]: another of the annotations has the id 1"),
+    (put("annotations", 1, "id", value=[1]), r"annotations\[1\]: id=\[1\]"),
+    (put("categories", 1, "id", value=7), r"categories\[1\]: another of the categories has the id 7"),
+    (put(*FIRST, value=None), r"annotations\[0\]: no segmentation"),
+    (put("annotations", 0, "image_id", value=9), r"coco.json: annotation 1: no such image_id, 9; mend"),
+    (put("annotations", 0, "category_id", value=9), r"annotation 1: no such category_id, 9"),
+    (put("annotations", 0, "iscrowd", value=2), r"annotation 1: iscrowd=2; 0 or 1 is needed"),
+    (put("images", 0, "file_name", value="d.png"), r"d.png: no such file, but .*coco.json names it;"),
+    (put("images", 0, "file_name", value="../d.png"), r"coco.json: the image '../d.png' isn't inside data.root"),
+    (put("images", 0, "file_name", value="b\\..\\..\\d"), r"the image 'b.*' isn't inside data.root"),
+    (put("images", 0, "file_name", value="/etc/passwd"), r"the image '/etc/passwd' isn't inside data.root"),
+    (put("images", 0, "file_name", value="C:\\d.png"), r"isn't inside data.root"),
+    (put("images", 0, "file_name", value=""), r"the image '' isn't inside data.root"),
+    (put("images", 0, "file_name", value="b/c.jpg"), r"b/c.jpg and b/c.png are both called b/c; keep one"),
+    (put("images", 0, "height", value=30), r"coco.json: 30x30 px, and its image .*a.png 20x30 \(height x"),
+    (put("images", 0, "width", value="30"), r"coco.json: 20x30 px, and its image"),
+    (put(*FIRST, value=[]), r"coco.json: annotation 1 of a.png: its segmentation is empty; .* mend it or"),
+    (put(*FIRST, value=[[1, 2, 3, 4, 5, 6, 7]]), r"annotation 1 of a.png: its polygon has 7 numbers"),
+    (put(*FIRST, value=[[1, 2, 3, 4]]), r"its polygon has 4 numbers; x and y of three points or more"),
+    (put(*FIRST, value=[1, 2, 3, 4, 5, 6]), r"its polygon isn't a list of numbers"),
+    (put(*FIRST, value=[["1", "2", "3", "4", "5", "6"]]), r"its polygon isn't a list of numbers"),
+    (put(*FIRST, value=[[1, 2, 3, 4, 5, 51]]), r"lies far outside of the image of 20x30 px"),
+    (put(*SECOND, "size", value=[30, 20]), r"are of size \[30, 20\], and the image of \[20, 30\]"),
+    (put(*SECOND, "size", value=None), r"are of size None, and the image"),
+    (put(*SECOND, "counts", value=[599]), r"annotation 2 of a.png: its run lengths cover 599 px.* has 600"),
+    (put(*SECOND, "counts", value=[-1, 601]), r"its run lengths cover 600 px"),
+    (put(*SECOND, "counts", value=[1.5, 2]), r"have no counts that are whole numbers or a text"),
+    (put(*SECOND, "counts", value=None), r"have no counts that are whole numbers or a text"),
+    (put(*SECOND, "counts", value="~~"), r"its run lengths are no compressed counts"),
+    (put(*SECOND, "counts", value="o" * 40), r"its run lengths are no compressed counts"),
+    (put(*SECOND, "counts", value="1o"), r"its run lengths are cut off"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("change", "message"), WRONG, ids=[message[:50] for _, message in WRONG])
+def test_what_is_wrong_is_told_with_file_and_remedy(tmp_path, change, message):
+    content = copy.deepcopy(coco_of(GOOD))
+    written(tmp_path, content)
+    assert Coco(str(tmp_path), str(tmp_path / "coco.json")).read("a")[1].max() == 2  # all was well
+    change(content)
+    written(tmp_path, content, draw=False)
+    with pytest.raises(DataError, match=message):
+        Coco(str(tmp_path), str(tmp_path / "coco.json")).read("a")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "not JSON"),
+        ("\0\0", "not JSON"),
+        ("[1]", "no object with keys"),
+        ("{" * 10**5, "not JSON"),
+        ("[" * 10**6, "not JSON"),
+        ('{"images": ' + "9" * 5000 + "}", "not JSON"),
+        (b"\xff\xfe\0", "not JSON"),
+    ],
+    ids=["empty", "zeros", "list", "keys", "deep", "number", "bytes"],
+)
+def test_what_is_no_json_is_told(tmp_path, text, message):
+    file = tmp_path / "coco.json"
+    file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(DataError, match=f"coco.json: .*{message}"):
+        Coco(str(tmp_path), str(file))
+
+
+OPTIONS = [
+    ({"root": None}, r"data.root is not set: give the folder of the images"),
+    ({"root": "nowhere"}, r"data.root=nowhere: no such folder"),
+    ({"annotations": None}, r"data.annotations is not set: give the JSON file, or"),
+    ({"annotations": "none.json"}, r"none.json: can't be read \(No such file or directory\)"),
+    ({"crowd": "hide"}, r"data.crowd=hide: null or one of ignore, object, skip"),
+    ({"classes": ["rest", "tail"]}, r"no category 'tail'; it has \['cell', 'nucleus'\]"),
+    ({"classes": ["Cell", "nucleus"]}, r"Cell is no category, but cell is"),
+    ({"classes": ["x", "cell", "cell"]}, r"a name is there twice"),
+    ({"classes": ["cell"]}, r"too few; .*the first class is what no annotation covers"),
+    ({"task": "instances"}, r"data.task=instances needs two classes"),
+    ({"task": "overlapping", "classes": ["background", "cell"]}, r"no category 'background'"),
+    ({"colors": [[1, 2, 3]]}, r"data.colors=\[\[1, 2, 3\]\]: give one"),
+    ({"lists": "x", "val": 0.1}, r"data.val=0.1 beside data.lists"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), OPTIONS, ids=[m[:40] for _, m in OPTIONS])
+def test_what_an_option_gets_wrong_is_told(tmp_path, options, message):
+    file = written(tmp_path, coco_of(GOOD))
+    with pytest.raises(DataError, match=message):
+        Coco(**({"root": str(tmp_path), "annotations": str(file)} | options))
+
+
+def test_a_category_called_background_needs_the_classes_named(tmp_path):
+    content = coco_of(GOOD)
+    content["categories"][1]["name"] = "background"
+    file = str(written(tmp_path, content))
+    with pytest.raises(
+        DataError, match=r"coco.json: a category is called background; give data.classes"
+    ):
+        Coco(str(tmp_path), file)
+    assert Coco(str(tmp_path), file, classes=["background", "nucleus"]).read("a")[1][0, 0] == 255
+
+
+def test_more_classes_than_a_mask_holds_are_refused(tmp_path):
+    content = coco_of({"a.png": [], "b.png": []})
+    content["categories"] = [{"id": i, "name": f"c{i}"} for i in range(254)]
+    with pytest.raises(DataError, match=r"coco.json: 255 classes; 254 are possible"):
+        Coco(str(tmp_path), str(written(tmp_path, content)))
+    content["categories"].pop()
+    assert len(Coco(str(tmp_path), str(written(tmp_path, content))).classes) == 254
+
+
+def test_the_missing_extra_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr("seg.options.find_spec", lambda name: None)
+    with pytest.raises(
+        DataError, match=r"data=coco needs the extra coco: pip install 'seg\[coco\]'"
+    ):
+        Coco(str(tmp_path), None)
+    assert missing_extra("numpy") is None
+
+
+@given(st.data())
+@settings(
+    deadline=None, max_examples=250, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_a_spoilt_file_is_told_by_name_or_still_gives_masks(tmp_path, data):
+    """Cut off, or with flipped bits."""
+    good = written(tmp_path, coco_of(GOOD), "good.json", draw=not (tmp_path / "a.png").exists())
+    raw = bytearray(good.read_bytes())
+    if data.draw(st.booleans()):
+        raw = raw[: data.draw(st.integers(0, len(raw) - 1))]
+    for place in (
+        data.draw(st.lists(st.integers(0, max(0, len(raw) - 1)), max_size=3)) if raw else ()
+    ):
+        raw[place] ^= 1 << data.draw(st.integers(0, 7))
+    file = tmp_path / "spoilt.json"
+    file.write_bytes(raw)
+    try:
+        source = Coco(str(tmp_path), str(file))
+        masks = [source.read(name)[1] for names in source.splits.values() for name in names]
+    except DataError as error:
+        assert "spoilt.json" in str(error), error
+    else:
+        assert len(masks) == 2
+        for mask in masks:
+            assert mask.shape == SIZE and set(np.unique(mask)) <= {0, 1, 2, 255}
+
+
+# Size, and the commands
+
+
+def test_the_stamp_changes_with_the_image_its_annotations_and_the_options(tmp_path):
+    shapes = {"a.png": [(3, box(4, 5, 11, 9))], "b.png": []}
+    file = str(written(tmp_path, coco_of(shapes)))
+    first = Coco(str(tmp_path), file)
+    assert Coco(str(tmp_path), file).stamp("a") == first.stamp("a")
+    for options in ({"crowd": "skip"}, {"task": "overlapping"}, {"classes": ["cell", "nucleus"]}):
+        assert Coco(str(tmp_path), file, **options).stamp("a") != first.stamp("a")
+    shapes["a.png"] = [(3, box(4, 5, 11, 10))]
+    second = Coco(str(tmp_path), str(written(tmp_path, coco_of(shapes), draw=False)))
+    assert second.stamp("a") != first.stamp("a") and second.stamp("b") == first.stamp("b")
+    before = first.stamp("b")
+    Image.fromarray(np.zeros(SIZE, np.uint8)).save(tmp_path / "b.png")
+    assert first.stamp("b") != before
+
+
+def test_an_annotation_takes_a_few_bytes_more_than_its_numbers(tmp_path):
+    outline = np.random.default_rng(0).uniform(0, 19, 60).round(2).tolist()
+    content = coco_of({f"{i}.png": [(3, [outline])] * 5 for i in range(200)})
+    file = written(tmp_path, content, draw=False)
+    for i in range(200):
+        (tmp_path / f"{i}.png").touch()
+    source = Coco(str(tmp_path), str(file))
+    assert source.entries.bytes.nbytes < 200 * 5 * (60 * 8 + 120)
+    assert sys.getsizeof(source.entries.place) < 20000
+
+
+def test_check_train_and_evaluate_take_it(tmp_path, monkeypatch, capsys):
+    from seg.check import check
+
+    monkeypatch.chdir(tmp_path)
+    root, file = coco_root(tmp_path / "data")
+    data = ["data=coco", f"data.root={root}", f"data.annotations={file}"]
+    report = check(checked("check", data))
+    assert report["errors"] == 0 and report["classes"] == ["background", "cell", "nucleus"]
+    assert (tmp_path / "check/sheet.png").is_file()
+    small = ["trainer=smoke", "logger=none", "model.width=2", "loader.crop=32", "panels=1"]
+    train(checked("train", [*data, *small]))
+    evaluate(checked("evaluate", ["run=outputs/latest", "panels=0"]))
+    two = ["data.classes=[rest,nucleus]", "data.task=instances"]
+    train(checked("train", [*data, *small, *two]))
+    train(checked("train", [*data, *small, "data.task=overlapping"]))
+    assert "cell" in capsys.readouterr().out
+
+
+def test_a_typing_error_in_crowd_is_told_before_anything_is_read():
+    with pytest.raises(UserError, match=r"data.crowd=ignor: one of ignore, object, skip"):
+        checked("train", ["data=coco", "data.crowd=ignor"])
