@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.progress import track
 from torch import nn
 
-from seg import reports, runs
+from seg import ensemble, reports, runs
 from seg.cli import UserError, build, command, plain
 from seg.console import console, quiet
 from seg.data.module import DataModule, Samples
@@ -35,7 +35,7 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     Where the data counts objects, also those of seg.metrics.boundaries and seg.metrics.instances.
     """
     quiet()
-    run = runs.load(cfg.run)
+    run = ensemble.load(cfg.run)
     metrics = chosen_metrics(cfg, run)
     check_report(cfg)
     split, data = open_data(cfg, run)
@@ -69,12 +69,19 @@ def chosen_metrics(cfg: DictConfig, run: runs.LoadedRun) -> SegmentationMetrics:
 
 def check_report(cfg: DictConfig) -> None:
     """Raises UserError for what would be told only after the network ran."""
-    if not 0 <= cfg.confidence < 1:
-        raise UserError(f"confidence={cfg.confidence}: a number from 0 (no intervals) to below 1")
+    check_numbers(cfg)
     if cfg.panels < 0 or cfg.eval_batch_size < 1:
         raise UserError(
             f"panels={cfg.panels} and eval_batch_size={cfg.eval_batch_size}: give 0 and 1 or more"
         )
+    if OmegaConf.is_list(cfg.run) and not cfg.output:
+        raise UserError("output is not set: several runs have no folder in common; give output=...")
+
+
+def check_numbers(cfg: DictConfig) -> None:
+    """Raises UserError for a confidence, or a way to tell objects apart, that there isn't."""
+    if not 0 <= cfg.confidence < 1:
+        raise UserError(f"confidence={cfg.confidence}: a number from 0 (no intervals) to below 1")
     try:
         instances.objects(np.zeros((1, 1)), **plain(cfg.objects))
     except (ValueError, TypeError) as error:
@@ -127,6 +134,7 @@ def open_data(cfg: DictConfig, run: runs.LoadedRun) -> tuple[str, DataModule]:
         )
     if split not in source.splits:
         raise UserError(f"data.split={split}: this data has {', '.join(source.splits)}")
+    check_unseen(run, split, chosen, source.splits[split])
     source.splits = {split: source.splits[split]}
     data = DataModule(
         source,
@@ -153,6 +161,20 @@ def chosen_data(given: DictConfig, run: runs.LoadedRun) -> tuple[str, dict[str, 
             f"data.{unknown[0]}: the run's data has no such option; it has {', '.join(own)}"
         )
     return split, own | data
+
+
+def check_unseen(run: runs.LoadedRun, split: str, data: dict[str, Any], names: list[str]) -> None:
+    """Raises UserError when images of the run's own data trained a member of an ensemble."""
+    own = run.config["data"]
+    places = [[Path(str(one.get(k))).resolve() for k in ("root", "table")] for one in (data, own)]
+    if data["_target_"] != own["_target_"] or places[0] != places[1]:
+        return  # other data, whose names mean nothing here
+    if count := len(run.seen.intersection(names)):
+        folds = run.checkpoint.name == runs.CROSSVAL
+        raise UserError(
+            f"data.split={split}: {count} of its {len(names)} images trained a member of this ensemble"
+            f"{f'; its out-of-fold scores are in {run.checkpoint}' * folds}; here take data.split=test or other data"
+        )
 
 
 @torch.inference_mode()

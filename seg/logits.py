@@ -72,10 +72,10 @@ def decided(p_CHW: np.ndarray, threshold: float = 0.5, overlapping: bool = False
     return p_CHW.argmax(0).astype(np.uint8)
 
 
-def average(heads: list[Tensor]) -> Tensor:
+def average(heads: list[Tensor], overlapping: bool = False) -> Tensor:
     """Logits (B, K, H, W) whose probabilities are the mean of those of several logits of that shape."""
     stacked = torch.stack(heads).float()
-    if stacked.shape[2] == 1:  # the logit of a mean is the log of its odds
+    if overlapping or stacked.shape[2] == 1:  # the logit of a mean is the log of its odds
         return F.logsigmoid(stacked).logsumexp(0) - F.logsigmoid(-stacked).logsumexp(0)
     return stacked.log_softmax(dim=2).logsumexp(0) - math.log(len(heads))
 

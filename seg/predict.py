@@ -1,6 +1,7 @@
 """Segments images with a trained run: ``python -m seg.predict run=outputs/latest input=IMAGES output=OUT``."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import tifffile
 from omegaconf import DictConfig
 from rich.progress import track
 
-from seg import runs
+from seg import ensemble, runs
 from seg.cli import UserError, command
 from seg.console import console, quiet
 from seg.data.images import (
@@ -35,14 +36,9 @@ def predict(cfg: DictConfig) -> list[Path]:
     """Segments each input and returns the files written, in folders named by what they hold."""
     quiet()
     check_request(cfg)
-    run = runs.load(cfg.run)
+    run = ensemble.load(cfg.run)
     threshold = runs.threshold(run, cfg.threshold)
-    try:
-        check_tiles(run.model, cfg.tile, cfg.overlap)
-    except ValueError as error:
-        raise UserError(str(error)) from error
-    device = torch_device(pick_accelerator(cfg.accelerator))
-    settle(run.model, device)
+    device = placed(run, cfg, cfg.accelerator)
     files = inputs(cfg.input)
     output = empty_folder(cfg.output, cfg.save)
     written: list[Path] = []
@@ -54,13 +50,7 @@ def predict(cfg: DictConfig) -> list[Path]:
             pages = stack(file)
             for page in pages:
                 check_channels(page, run, file)
-            maps = [
-                predict_probabilities(
-                    run.model, page, lambda i: run.intensity.normalised(run.intensity.scaled(i)),
-                    cfg.tile, cfg.overlap, device, run.overlapping,
-                )
-                for page in pages
-            ]  # fmt: skip
+            maps = [probabilities_of(page, run, cfg, device) for page in pages]
         except DataError as error:
             failed.append(str(error))
             continue
@@ -75,9 +65,38 @@ def check_request(cfg: DictConfig) -> None:
     for option, what in (("input", "an image, a TIFF stack or a folder"), ("output", "a folder")):
         if cfg[option] is None:
             raise UserError(f"{option} is not set: give {what}, {option}=...")
-    unknown = [kind for kind in cfg.save if kind not in KINDS]
-    if unknown or not cfg.save:
-        raise UserError(f"save={list(cfg.save)}: choose from {', '.join(KINDS)}")
+    check_save(cfg.save)
+
+
+def check_save(save: Sequence[str]) -> None:
+    """Raises UserError unless something is to be saved, and it is something there is."""
+    if not save or any(kind not in KINDS for kind in save):
+        raise UserError(f"save={list(save)}: choose from {', '.join(KINDS)}")
+
+
+def placed(run: runs.LoadedRun, cfg: DictConfig, accelerator: str) -> str:
+    """The device that a run's network now is on, ready to predict in tiles.
+
+    Raises:
+        UserError: when the network can't be given ``cfg.tile`` and ``cfg.overlap``.
+    """
+    try:
+        check_tiles(run.model, cfg.tile, cfg.overlap)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    device = torch_device(pick_accelerator(accelerator))
+    settle(run.model, device)
+    return device
+
+
+def probabilities_of(
+    image: np.ndarray, run: runs.LoadedRun, cfg: DictConfig, device: str
+) -> np.ndarray:
+    """Class probabilities (C, H, W) of an image (H, W, C) as stored."""
+    return predict_probabilities(
+        run.model, image, lambda i: run.intensity.normalised(run.intensity.scaled(i)),
+        cfg.tile, cfg.overlap, device, run.overlapping,
+    )  # fmt: skip
 
 
 def inputs(given: str) -> list[Path]:

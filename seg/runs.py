@@ -41,6 +41,9 @@ NETWORKS = (
 )  # where a checkpoint's network may come from
 
 
+CROSSVAL = "crossval.json"  # what seg.crossval leaves in the folder of its runs
+
+
 class RunError(ValueError):
     """A run or checkpoint that isn't there, or isn't ours."""
 
@@ -89,6 +92,21 @@ def write_json(file: Path, content: dict) -> None:
     aside = file.with_name(f".{file.name}")
     aside.write_text(json.dumps(without_nan(content), indent=2, ensure_ascii=False) + "\n")
     os.replace(aside, file)
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """What ``write_json`` wrote.
+
+    Raises:
+        RunError: when it isn't there, or was damaged since.
+    """
+    try:
+        content = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise RunError(f"{file}: can't be read ({error})") from error
+    if not isinstance(content, dict):
+        raise RunError(f"{file}: not written by seg")
+    return content
 
 
 def without_nan(value: Any) -> Any:
@@ -153,6 +171,7 @@ class LoadedRun:
         intensity: how grey values become network input.
         task: of the data it was trained on: classes, instances or overlapping.
         threshold: probability in 0..1 above which a pixel is class 1 of two, or has a label.
+        seen: of an ensemble: names of the images that trained any of its members.
     """
 
     checkpoint: Path
@@ -164,6 +183,7 @@ class LoadedRun:
     intensity: Intensity
     task: Task = "classes"
     threshold: float = 0.5
+    seen: frozenset[str] = frozenset()
 
     @property
     def overlapping(self) -> bool:
@@ -205,6 +225,12 @@ def find_checkpoint(run: str | Path | None) -> Path:
     for name in ("best.ckpt", "last.ckpt"):
         if (path / "checkpoints" / name).is_file():
             return path / "checkpoints" / name
+    if (path / CROSSVAL).is_file():
+        folds = sorted(p.parent for p in path.glob("*/checkpoints") if not p.parent.is_symlink())
+        raise RunError(
+            f"run={run}: a cross-validation, which is several networks; only seg.predict and seg.evaluate take "
+            f"them together{f', here give one of them, run={folds[0]}' if folds else ''}"
+        )
     raise RunError(f"run={run}: no checkpoints/best.ckpt or last.ckpt in it; a run folder has one")
 
 

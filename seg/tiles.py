@@ -1,5 +1,6 @@
 """Predicts an image of any size: whole where it is small, else in overlapping tiles."""
 
+import math
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -7,31 +8,45 @@ import torch
 from torch import Tensor, nn
 
 from seg.logits import probabilities
-from seg.models import NestedUNet, Peer, UNet
+from seg.models import FCN, NestedUNet, Peer, SegNet, UNet
 
+NETWORKS = (FCN, SegNet, UNet, NestedUNet, Peer)
 GRID = 32  # px: where tiles start, or pooling shifts; a network with a coarser stride has its own
 
 
 def coarsest(model: nn.Module) -> int:
-    """The grid in px on which a network's tiles start: its coarsest stride, or a multiple of it."""
-    if isinstance(model, UNet):
-        return max(GRID, model.stride)
-    if isinstance(model, NestedUNet):
-        return max(GRID, 2**model.depth)
-    return max(GRID, model.multiple) if isinstance(model, Peer) else GRID
+    """The grid in px on which a network's tiles start: its coarsest stride, or a multiple of it.
+
+    Of an ensemble: a grid that each of its members has.
+    """
+    grids = [grid(network) for network in model.modules() if isinstance(network, NETWORKS)]
+    return math.lcm(*grids) if grids else GRID
+
+
+def grid(network: nn.Module) -> int:
+    """The grid of one network by itself."""
+    if isinstance(network, UNet):
+        return max(GRID, network.stride)
+    if isinstance(network, NestedUNet):
+        return max(GRID, 2**network.depth)
+    return max(GRID, network.multiple) if isinstance(network, Peer) else GRID
+
+
+def surroundings(model: nn.Module) -> int:
+    """The px of context that valid convolutions need on each side; of an ensemble, the most of its members."""
+    return max((n.context for n in model.modules() if isinstance(n, UNet)), default=0)
 
 
 def check_tiles(model: nn.Module, tile: int, overlap: int) -> None:
     """Raises ValueError unless tiles start on the network's grid, have a middle and enough context."""
-    grid = coarsest(model)
-    if tile % grid or overlap % grid or overlap < 0 or tile <= 2 * overlap:
+    step, context = coarsest(model), surroundings(model)
+    if tile % step or overlap % step or overlap < 0 or tile <= 2 * overlap:
         raise ValueError(
-            f"tile={tile} and overlap={overlap}: both must be multiples of {grid} px, "
+            f"tile={tile} and overlap={overlap}: both must be multiples of {step} px, "
             "and tile more than twice overlap"
         )
-    context = model.context if isinstance(model, UNet) else 0
     if overlap < context:
-        enough = -(-context // grid) * grid
+        enough = -(-context // step) * step
         raise ValueError(
             f"overlap={overlap}: this network needs {context} px of context; take overlap={enough}"
         )

@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from test_coco import coco_root
 
 from seg.check import check
 from seg.cli import CONF, check_line, checked
+from seg.crossval import crossval
 from seg.evaluate import evaluate
 from seg.models.__main__ import show
 from seg.predict import predict
@@ -75,9 +77,15 @@ def test_a_documented_command_runs(
         assert check(checked("check", [*line, *made]))["errors"] == 0
         return
     model = {"prune": "unetpp", "train": "fcn"}.get(name, "unet")
-    if name != "train" or any(w.startswith("init=") for w in line):  # it starts from a run
+    if name not in ("train", "crossval") or any(
+        w.startswith("init=") for w in line
+    ):  # it starts from a run
         first = [f"model={model}", *(["model.stride=32"] if model == "fcn" else [])]
         train(checked("train", [*first, *SMALL, "data.size=64", "data.train=2", "data.val=1"]))
+    if name == "crossval":
+        line = [w for w in line if not w.startswith("data.folds=")]
+        crossval(checked("crossval", [*small(line, stack_root, folder_root), "data.folds=2"]))
+        return
     if name == "train":
         root = planes_root if "data.task=overlapping" in line else folder_root
         train(checked("train", small(line, stack_root, root)))
@@ -148,6 +156,13 @@ def small(line: list[str], stack_root: Path, folder_root: Path) -> list[str]:
     """A documented training at a size for tests, on data laid out as the documented one."""
     stack = any(w in ("data=isbi2012", "experiment=isbi2012") for w in line)
     folder = any(w in ("data=folder", "experiment=camvid", "experiment=vnc") for w in line)
+    if "data=coco" in line:
+        pytest.importorskip("pycocotools", reason="the extra coco isn't installed")
+        root, file = coco_root(folder_root.parent / "coco")
+        places = {"data.root": root, "data.annotations": file}
+        return [f"{k}={places[k]}" if (k := w.split("=")[0]) in places else w for w in line] + SMALL
+    if stack and not any(w.startswith("data.root=") for w in line):
+        line = [*line, "data.root="]  # it would be downloaded
     if "data.task=overlapping" in line:
         line = [*line, "data.ignore=[7]"]
     if "data.task=overlapping" in line or "experiment=synapses" in line:

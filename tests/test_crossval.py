@@ -1,0 +1,567 @@
+"""A whole cross-validation and its ensemble, against sums done by hand."""
+
+import gc
+import json
+import math
+import os
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+from hydra.types import RunMode
+from omegaconf import OmegaConf
+from PIL import Image
+from test_train import config
+from torch import nn
+
+from seg import crossval as command
+from seg import ensemble, folds, runs
+from seg.cli import UserError
+from seg.crossval import crossval
+from seg.data.intensity import Intensity
+from seg.data.sources import DataError
+from seg.ensemble import Ensemble
+from seg.evaluate import evaluate
+from seg.logits import probabilities
+from seg.metrics.significance import interval
+from seg.models import FCN, SegNet, UNet
+from seg.predict import predict
+from seg.prune import prune
+from seg.runs import RunError
+from seg.task import SegmentationTask
+from seg.tiles import check_tiles, coarsest, full_logits, predict_probabilities, surroundings
+from seg.train import train
+
+FOLDS = 3
+TINY = ["data=folder", "data.classes=[out,in]", f"data.folds={FOLDS}", "model.width=2", "model.depth=2", "loader.crop=32",
+        "loader.repeats=2", "logger=none", "trainer=cpu", "trainer.max_epochs=1", "panels=0"]  # fmt: skip
+
+
+def make_images(root: Path, count: int = 8) -> Path:
+    """Grey images of 64x48, each of a brightness of its own, with two objects of class 1."""
+    rng = np.random.default_rng(0)
+    for part in ("images", "masks"):
+        (root / part).mkdir(parents=True)
+    rows, columns = np.mgrid[:64, :48]
+    for i in range(count):
+        mask = np.hypot(rows - 16 - i, columns - 24) < 8 + i // 2
+        mask |= abs(rows - 50) + abs(columns - 10 - 3 * i) < 10
+        image = 20 + 9 * i + (30 + 10 * i) * mask + rng.integers(0, 20 + i, mask.shape)
+        Image.fromarray(image.astype(np.uint8)).save(root / "images" / f"{i}.png")
+        Image.fromarray(mask.astype(np.uint8)).save(root / "masks" / f"{i}.png")
+    return root
+
+
+def line(root: Path, output: Path, *words: str) -> list[str]:
+    return [*TINY, f"data.root={root}", f"output={output}", *words]
+
+
+def read(file: Path) -> dict:
+    return json.loads(file.read_text())
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return make_images(tmp_path_factory.mktemp("data") / "d")
+
+
+@pytest.fixture(scope="module")
+def cv(data, tmp_path_factory):
+    """Three folds and a test split, with thresholds of their own and objects; read only."""
+    output = tmp_path_factory.mktemp("cv") / "cv"
+    words = ["data.test=0.25", "data.task=instances", "threshold=best", "loader.batch_size=2"]
+    assert crossval(config("crossval", *line(data, output, *words)))["status"] == "finished"
+    return output
+
+
+def by_hand(run: runs.LoadedRun, image: np.ndarray) -> np.ndarray:
+    """Probabilities (2, H, W) of a network of one logit, by its formula."""
+    scaled = image.astype(np.float32)[..., None] / np.float32(255)
+    x = (scaled - np.float32(run.intensity.mean)) / np.float32(run.intensity.std)
+    with torch.no_grad():
+        logit = run.model(torch.from_numpy(x.transpose(2, 0, 1))[None])[0, 0].double().numpy()
+    p = 1 / (1 + np.exp(-logit))
+    return np.stack([1 - p, p])
+
+
+def grey(file: Path) -> np.ndarray:
+    with Image.open(file) as image:
+        return np.array(image)
+
+
+def test_each_image_is_predicted_by_the_one_network_that_did_not_train_on_it(cv, data):
+    record = read(cv / "crossval.json")
+    assert len(record["images"]) == 6 and sorted(record["images"].values()) == [0, 0, 1, 1, 2, 2]
+    for name, fold in record["images"].items():
+        folder = cv / record["folds"][fold]["run"]
+        splits = read(folder / "run.json")["splits"]
+        assert name in splits["val"] and name not in splits["train"] + splits["test"]
+        run = runs.load(folder)
+        wanted = by_hand(run, grey(data / f"images/{name}.png"))
+        p = tifffile.imread(cv / f"out-of-fold/probabilities/{name}.tif")
+        assert p.dtype == np.float32
+        np.testing.assert_allclose(p, wanted, atol=1e-6)
+        mask = grey(cv / f"out-of-fold/masks/{name}.png")
+        np.testing.assert_array_equal(mask, p[1] > run.threshold)
+    assert len(list((cv / "out-of-fold/masks").iterdir())) == 6
+
+
+def test_pooled_scores_are_those_of_the_saved_masks(cv, data):
+    record = read(cv / "crossval.json")
+    rows = []
+    for name in record["images"]:
+        truth = grey(data / f"masks/{name}.png")
+        found = grey(cv / f"out-of-fold/masks/{name}.png")
+        rows.append([[((truth == t) & (found == f)).sum() for f in (0, 1)] for t in (0, 1)])
+    counts, pooled = np.array(rows), record["pooled"]
+    assert counts.tolist() == pooled["confusion"] and pooled["images"] == 6
+    (rest, false), (missed, hit) = counts.sum(0)
+    inner, outer = 2 * hit / (2 * hit + false + missed), 2 * rest / (2 * rest + false + missed)
+    assert pooled["metrics"]["dice/in"] == pytest.approx(inner)
+    assert pooled["metrics"]["dice"] == pytest.approx((inner + outer) / 2)
+    assert pooled["metrics"]["iou/in"] == pytest.approx(hit / (hit + false + missed))
+    hits = np.stack([counts[:, 1, 1], counts[:, 0, 1] + counts[:, 1, 0]], axis=1)
+    low, high = interval(hits, lambda s: 2 * s[:, 0] / (2 * s[:, 0] + s[:, 1]))[1:3]
+    assert pooled["intervals"]["dice/in"] == pytest.approx([low, high])
+
+
+def test_folds_are_told_as_their_runs_and_evaluate_tell_them_with_mean_and_sd(cv, tmp_path):
+    record = read(cv / "crossval.json")
+    for fold, told in enumerate(record["folds"]):
+        assert told["fold"] == fold and told["images"] == 2
+        run = read(cv / told["run"] / "run.json")
+        assert told["split_hash"] == run["split_hash"] == record["split_hashes"][fold]
+        assert told["threshold"] == run["threshold"]
+        again = evaluate(
+            config("evaluate", f"run={cv / told['run']}", f"output={tmp_path / str(fold)}", "panels=0")
+        )  # fmt: skip
+        for key in ("val/dice/in", "val/iou", "val/v_rand", "val/object_f1", "val/pq"):
+            if not math.isnan(again[key]):
+                assert told["metrics"][key] == pytest.approx(again[key], abs=1e-6), key
+        assert told["metrics"]["test/dice"] == run["metrics"]["test/dice"]
+    for key in ("val/dice", "val/v_rand", "test/dice/in"):
+        values = [told["metrics"][key] for told in record["folds"]]
+        assert record["mean"][key] == pytest.approx(statistics.mean(values))
+        assert (
+            record["sd"][key] == pytest.approx(statistics.stdev(values)) and record["sd"][key] > 0
+        )
+
+
+def test_what_a_fold_lacks_is_left_out_of_mean_and_sd():
+    mean, sd = command.spread([{"a": 1.0, "b": None}, {"a": 3.0, "b": 5.0}, {"a": 8.0}])
+    assert mean == {"a": 4.0, "b": 5.0} and sd["a"] == pytest.approx(math.sqrt(13))
+    assert math.isnan(sd["b"])
+
+
+def test_predict_gives_the_mean_of_the_folds_probabilities_above_the_mean_threshold(
+    cv, data, tmp_path
+):
+    words = [f"run={cv}", f"input={data / 'images'}", f"output={tmp_path}"]
+    predict(config("predict", *words, "save=[masks,probabilities]"))
+    record = read(cv / "crossval.json")
+    members = [runs.load(cv / fold["run"]) for fold in record["folds"]]
+    assert len({member.threshold for member in members}) > 1  # or the mean would show nothing
+    threshold = statistics.mean(member.threshold for member in members)
+    assert record["test"]["threshold"] == pytest.approx(threshold)
+    for file in (data / "images").iterdir():
+        wanted = np.mean([by_hand(member, grey(file)) for member in members], axis=0)
+        p = tifffile.imread(tmp_path / f"probabilities/{file.stem}.tif")
+        np.testing.assert_allclose(p, wanted, atol=1e-6)
+        np.testing.assert_array_equal(grey(tmp_path / f"masks/{file.name}"), p[1] > threshold)
+
+
+def test_evaluate_scores_the_ensemble_on_the_test_split_and_refuses_what_trained_it(
+    cv, data, tmp_path
+):
+    record = read(cv / "crossval.json")
+    words = [f"run={cv}", "panels=0", f"output={tmp_path / 'e'}"]
+    scores = evaluate(config("evaluate", *words, "data.split=test"))
+    for key, value in record["test"]["metrics"].items():
+        assert scores[f"test/{key}"] == pytest.approx(value, abs=1e-6), key
+    test = read(cv / record["folds"][0]["run"] / "run.json")["splits"]["test"]
+    assert read(tmp_path / "e/metrics.json")["images"] == test and record["test"]["images"] == 2
+    assert not set(test) & set(record["images"])
+    shutil.rmtree(tmp_path / "e")
+    for split, count in (("val", 2), ("train", 4)):
+        with pytest.raises(UserError, match=rf"data.split={split}: {count} of its {count} images trained.*crossval.json"):  # fmt: skip
+            evaluate(config("evaluate", *words, f"data.split={split}"))
+    with pytest.raises(
+        UserError, match=r"images trained a member"
+    ):  # the same images by another draw
+        evaluate(config("evaluate", *words, "data.split=test", "+data.split_seed=5"))
+    assert not (tmp_path / "e").exists()
+    other = make_images(tmp_path / "other", 3)
+    shutil.copytree(other / "images", tmp_path / "all/images")  # other files of the same names
+    shutil.copytree(other / "masks", tmp_path / "all/masks")
+    found = ["data=folder", f"data.root={tmp_path / 'all'}", "data.classes=[out,in]"]
+    assert 0 <= evaluate(config("evaluate", *words, *found))["val/dice"] <= 1
+
+
+def test_the_table_shows_folds_spread_pooled_scores_and_what_to_do_next(cv, data, capsys):
+    words = ["data.test=0.25", "data.task=instances", "threshold=best", "loader.batch_size=2"]
+    before = (cv / "crossval.json").stat()
+    crossval(config("crossval", *line(data, cv, *words, "loader.workers=1")))  # all is there
+    after, out = (cv / "crossval.json").stat(), capsys.readouterr().out
+    assert (before.st_mtime_ns, before.st_ino) == (after.st_mtime_ns, after.st_ino)
+    record = read(cv / "crossval.json")
+    assert "is finished: nothing is trained" in out and "6 images" in out
+    for value in (*(f["metrics"]["val/dice"] for f in record["folds"]), record["mean"]["val/dice"],
+                  record["sd"]["val/v_rand"], record["pooled"]["metrics"]["dice/in"],
+                  record["test"]["metrics"]["dice"]):  # fmt: skip
+        assert f"{value:.4f}" in out
+    assert f"predict run={cv} input=" in out and f"evaluate run={cv} data.split=test" in out
+    assert "checkpoint and threshold did best on these images" in out
+    assert max(map(len, out.split("next")[0].split("intervals:")[0].splitlines())) <= 100
+    assert "pooled" in (cv / "log.txt").read_text()
+
+
+def test_a_repeated_command_keeps_what_is_finished(data, tmp_path, monkeypatch, capsys):
+    output, alive = tmp_path / "cv", []
+    cfg = config("crossval", *line(data, output, "save=[masks]", "data.folds=2"))
+
+    def failing(own):
+        alive.append(sum(type(o) is SegmentationTask for o in gc.get_objects()))
+        if own.data.fold == 1:
+            monkeypatch.setattr("seg.train.score", broken)
+        return train(own)
+
+    def broken(*args):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(command, "train", failing)
+    gc.collect()  # other tests' tasks
+    with pytest.raises(RuntimeError, match="out of memory"):
+        crossval(cfg)
+    assert "the same command goes on from here" in capsys.readouterr().out
+    assert alive == [alive[0]] * 2  # nothing of fold 0 is held while fold 1 trains
+    assert read(output / "crossval.json")["status"] == "running"
+    assert not (output / "out-of-fold").exists()
+    with pytest.raises(RunError, match=r"crossval.json: not finished; the command that began it"):
+        ensemble.load(str(output))
+    (first,), (second,) = (list(output.glob(f"*-fold-{i}")) for i in (0, 1))
+    assert read(second / "run.json")["status"] == "failed"
+    files = {p: (p.stat().st_ino, p.stat().st_mtime_ns) for p in first.rglob("*")}
+    monkeypatch.undo()
+    record = crossval(cfg)
+    assert {p: (p.stat().st_ino, p.stat().st_mtime_ns) for p in first.rglob("*")} == files
+    out = capsys.readouterr().out
+    assert "fold 0     is finished and kept" in out and "fold 1     was not finished" in out
+    (second,) = output.glob("*-fold-1")
+    assert [fold["run"] for fold in record["folds"]] == [first.name, second.name]
+    assert read(second / "run.json")["status"] == "finished"
+    assert len(list((output / "out-of-fold/masks").iterdir())) == 8
+    assert [p.name for p in (output / "out-of-fold").iterdir()] == ["masks"]
+    for words, message in (
+        (["model.width=3"], "begun with model.width=2, and this is model.width=3; give what it"),
+        (["seed=5"], "begun with seed=0, and this is seed=5"),
+        (["name=x"], "begun with name=null, and this is name=x"),
+        (["model=unetpp"], "begun with model._target_=seg.models.UNet, and this is"),
+        (["data.split_seed=1"], "begun with data.split_seed=0"),
+    ):
+        with pytest.raises(UserError, match=message):
+            crossval(config("crossval", *line(data, output, "data.folds=2", *words)))
+    # what only judges is made anew, from the same networks
+    monkeypatch.setattr(command, "train", broken)
+    overlays = crossval(
+        config("crossval", *line(data, output, "save=[overlays]", "data.folds=2", "confidence=0"))
+    )
+    assert overlays["folds"] == record["folds"] and overlays["pooled"]["intervals"] == {}
+    assert overlays["pooled"]["confusion"] == record["pooled"]["confusion"]
+    assert [p.name for p in (output / "out-of-fold").iterdir()] == ["overlays"]
+
+
+def test_images_that_changed_since_are_refused(tmp_path):
+    root, output = make_images(tmp_path / "d", 4), tmp_path / "cv"
+    cfg = config("crossval", *line(root, output))
+    output.mkdir()
+    folds.begin(cfg, folds.planned(cfg), output)
+    assert (
+        folds.begin(cfg, folds.planned(cfg), output)["status"] == "running"
+    )  # the same: no refusal
+    shutil.copy(root / "images/0.png", root / "images/new.png")
+    shutil.copy(root / "masks/0.png", root / "masks/new.png")
+    with pytest.raises(UserError, match="begun with other images than the data has now"):
+        folds.begin(cfg, folds.planned(cfg), output)
+
+
+def test_a_second_process_is_refused_and_a_dead_one_holds_nothing(data, tmp_path, monkeypatch):
+    held = (
+        "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.flock(f, fcntl.LOCK_EX);"
+        "print('held', flush=True); sys.stdin.read()"
+    )
+    output = tmp_path / "cv"
+    output.mkdir()
+    with subprocess.Popen(
+        [sys.executable, "-c", held, output / ".lock"], stdin=-1, stdout=-1, text=True
+    ) as other:
+        assert other.stdout is not None and other.stdout.readline() == "held\n"
+        with pytest.raises(UserError, match=r"another seg\.crossval is at work there"):
+            crossval(config("crossval", *line(data, output)))
+        assert not (output / "crossval.json").exists()
+        other.kill()
+    trained = []
+    monkeypatch.setattr(command, "train", trained.append)
+    with pytest.raises(AssertionError):  # it left no run
+        crossval(config("crossval", *line(data, output)))
+    assert len(trained) == 1
+    with folds.alone(output):
+        pass  # released, though it failed
+
+
+def test_a_fold_is_trained_as_seg_train_would_in_a_group_of_its_own(data, tmp_path):
+    words = ["logger=wandb", "trainer.devices=auto", "save=[overlays]"]
+    cfg = config("crossval", *line(data, tmp_path / "cv", *words))
+    own = command.fold_config(cfg, folds.planned(cfg), 2)
+    alone = config("train", *TINY, "logger=wandb")
+    assert set(own) == set(alone)
+    assert (own.data.fold, own.name, own.outputs) == (2, "fold-2", str(tmp_path / "cv"))
+    assert own.logger.group == "cv" and own.trainer.devices == 1
+    named = config("crossval", *line(data, tmp_path / "cv", *words, "name=mine"))
+    own = command.fold_config(named, folds.planned(named), 1)
+    assert own.name == "mine-fold-1" and own.logger.group == "mine"
+    given = config("crossval", *line(data, tmp_path / "cv", *words, "logger.group=g"))
+    assert command.fold_config(given, folds.planned(given), 0).logger.group == "g"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["outputs=elsewhere"], "outputs=elsewhere: the folds' runs lie below output"),
+        (["data.folds=1"], r"data.folds=1: 2 or more are needed"),
+        (["data.folds=20"], r"data.folds=20 needs more"),
+        (
+            ["trainer.devices=2"],
+            r"trainer.devices=2 trainer.num_nodes=1: the folds train one after",
+        ),
+        (["trainer.num_nodes=2"], r"num_nodes=2: the folds train one after"),
+        (["save=[pictures]"], r"save=\['pictures'\]: choose from masks"),
+        (["confidence=1"], "confidence=1: a number from 0"),
+        (["objects.min_size=0"], r"objects: .*min_size=0"),
+    ],
+)
+def test_what_can_not_be_is_told_before_anything_is_made(data, tmp_path, words, message):
+    with pytest.raises((UserError, DataError), match=message):
+        crossval(config("crossval", *line(data, tmp_path / "cv", *words)))
+    assert not (tmp_path / "cv").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["data.fold=1"], r"data.fold=1: each fold is trained in its turn"),
+        (["data=membranes"], r"data.folds: Membranes has no such option; .* as data=folder"),
+    ],
+)
+def test_a_wrong_word_is_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys, words, message):
+    monkeypatch.chdir(tmp_path)
+    source = [] if words == ["data=membranes"] else ["data=isbi2012", f"data.root={tmp_path}"]
+    monkeypatch.setattr(sys, "argv", ["crossval", *words, *source])
+    with pytest.raises(SystemExit) as left:
+        command.main()
+    err = capsys.readouterr().err
+    assert left.value.code == 2 and re.fullmatch(f"error: {message}.*\n", err), err
+    assert not (tmp_path / "outputs/crossval").exists()
+
+
+def test_a_sweep_is_refused(data, tmp_path, monkeypatch):
+    sweep = OmegaConf.create({"mode": RunMode.MULTIRUN, "overrides": {"task": ["seed=0"]}})
+    hydra = SimpleNamespace(initialized=lambda: True, get=lambda: sweep)
+    monkeypatch.setattr(command, "HydraConfig", hydra)
+    with pytest.raises(UserError, match="-m: a cross-validation has one output"):
+        crossval(config("crossval", *line(data, tmp_path / "cv")))
+
+
+def test_a_folder_of_something_else_is_left_alone(data, tmp_path):
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(UserError, match="holds something else; give a new folder"):
+        crossval(config("crossval", *line(data, tmp_path)))
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="can't be written"):
+        crossval(config("crossval", *line(data, tmp_path / "file")))
+    assert (tmp_path / "mine.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["../other", "/absolute", "link", "x/../../other"])
+def test_a_crossval_json_that_names_a_run_elsewhere_is_refused(cv, tmp_path, name, monkeypatch):
+    record = read(cv / "crossval.json")
+    shutil.copytree(cv / record["folds"][0]["run"], tmp_path / "other")
+    folder = tmp_path / "cv"
+    folder.mkdir()
+    (folder / "link").symlink_to(tmp_path / "other")
+    given = str(tmp_path / "other") if name == "/absolute" else name
+    (folder / "crossval.json").write_text(
+        json.dumps(record | {"folds": [record["folds"][0] | {"run": given}]})
+    )
+    monkeypatch.setattr(torch, "load", lambda *a, **k: pytest.fail("was read"))
+    with pytest.raises(RunError, match="which lies outside its folder"):
+        ensemble.load(str(folder))
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[]", "{}", '{"status": "finished", "images": {}, "folds": 3}']
+)
+def test_a_damaged_crossval_json_is_told(tmp_path, text):
+    (tmp_path / "crossval.json").write_text(text)
+    with pytest.raises(RunError, match=r"crossval.json"):
+        ensemble.load(str(tmp_path))
+
+
+def test_commands_for_one_network_say_that_this_is_several(cv):
+    message = r"a cross-validation, which is several networks; only seg.predict and seg.evaluate"
+    with pytest.raises(RunError, match=f"run=.*{message}.*give one of them, run=.*-fold-0"):
+        prune(config("prune", f"run={cv}"))
+    with pytest.raises(RunError, match=f"init=.*{message}"):
+        runs.start_from(UNet(1, 1, 2), str(cv))
+
+
+def test_a_list_of_runs_is_an_ensemble_in_predict_and_evaluate(cv, data, tmp_path):
+    record = read(cv / "crossval.json")
+    pair = [cv / fold["run"] for fold in record["folds"][:2]]
+    words = f"run=[{pair[0]},{pair[1]}]"
+    image = data / "images/3.png"
+    predict(
+        config("predict", words, f"input={image}", f"output={tmp_path}", "save=[probabilities]")
+    )
+    wanted = np.mean([by_hand(runs.load(run), grey(image)) for run in pair], axis=0)
+    np.testing.assert_allclose(tifffile.imread(tmp_path / "probabilities/3.tif"), wanted, atol=1e-6)
+    with pytest.raises(UserError, match="output is not set: several runs have no folder in common"):
+        evaluate(config("evaluate", words, "data.split=test"))
+    with pytest.raises(
+        UserError, match=r"2 of its 2 images trained a member of this ensemble; here"
+    ):
+        evaluate(config("evaluate", words, f"output={tmp_path / 'e'}"))
+    with pytest.raises(RunError, match=r"run=\[\]: give at least one run"):
+        ensemble.load([])
+
+
+def run_of(name: str, **changes) -> runs.LoadedRun:
+    facts = {
+        "checkpoint": Path(name), "folder": Path("."), "model": UNet(1, 1, 2, 1), "classes": ["a", "b"],
+        "config": {"model": {"num_classes": 1}}, "colors": [], "intensity": Intensity(0, 255, [0.5], [0.2]),
+    }  # fmt: skip
+    return runs.LoadedRun(**facts | changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"classes": ["a", "c"]}, r"classes \['a', 'b'\] and \['a', 'c'\]"),
+        ({"intensity": Intensity(0, 1, [0] * 3, [1] * 3)}, "channels 1 and 3"),
+        ({"task": "instances"}, "task classes and instances"),
+        ({"config": {"model": {"num_classes": 2}}}, "logits 1 and 2"),
+    ],
+)
+def test_runs_that_do_not_fit_together_are_both_named(changes, message):
+    with pytest.raises(RunError, match=f"one.ckpt and two.ckpt make no ensemble: {message}"):
+        ensemble.join(
+            [run_of("one.ckpt"), run_of("one.ckpt"), run_of("two.ckpt", **changes)],
+            Path("x"), Path("."), set(),
+        )  # fmt: skip
+
+
+class Fixed(nn.Module):
+    """Logits that are its input times a number for each channel."""
+
+    def __init__(self, factors: list[float]) -> None:
+        super().__init__()
+        self.factors = torch.tensor(factors).reshape(1, -1, 1, 1)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return image * self.factors
+
+
+SIGMOID = (lambda x: np.stack([1 - 1 / (1 + np.exp(-x[0])), 1 / (1 + np.exp(-x[0]))]), 1, False)
+SOFTMAX = (lambda x: np.exp(x) / np.exp(x).sum(0), 3, False)
+SIGMOIDS = (lambda x: 1 / (1 + np.exp(-x)), 2, True)
+
+
+@pytest.mark.parametrize(("formula", "channels", "overlapping"), [SIGMOID, SOFTMAX, SIGMOIDS])
+def test_the_logits_of_an_ensemble_are_those_of_the_mean_of_probabilities(
+    formula, channels, overlapping
+):
+    rng = np.random.default_rng(0)
+    factors = rng.normal(0, 3, (3, channels))
+    one = Intensity(0.0, 1.0, [0.0] * channels, [1.0] * channels)
+    image = rng.normal(0, 2, (channels, 5, 7))
+    wanted = np.mean([formula(f[:, None, None] * image) for f in factors], axis=0)
+    model = Ensemble([Fixed(f.tolist()) for f in factors], [one] * 3, overlapping)
+    logits = model(torch.from_numpy(image).float()[None])
+    assert logits.shape == (1, channels, 5, 7)
+    np.testing.assert_allclose(probabilities(logits, overlapping)[0].numpy(), wanted, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16, np.float32])
+@pytest.mark.parametrize("clip", [False, True])
+def test_each_member_gets_bit_for_bit_what_it_gets_alone(kind, clip):
+    rng = np.random.default_rng(1)
+    image = rng.normal(120, 40, (9, 8, 3)).clip(0, 250).astype(kind)
+    members = [
+        Intensity(0.0, 255.0, [0.1, 0.4, 0.7], [0.2, 0.3, 0.15], clip),
+        Intensity(31.7, 188.2, [0.3, 0.6, 0.2], [0.5, 0.01, 0.7], clip),
+        Intensity(3.0, 3.0, [0.0, 0.1, 0.2], [1.0, 1.0, 1.0], clip),
+    ]
+    model = Ensemble([Fixed([1.0])] * 3, members)
+    reference = model.intensity
+    given = torch.from_numpy(reference.normalised(reference.scaled(image)).transpose(2, 0, 1))[None]
+    for number, own in enumerate(members):
+        alone = own.normalised(own.scaled(image)).transpose(2, 0, 1)
+        np.testing.assert_array_equal(model.normalised(given, number)[0].numpy(), alone)
+
+
+def test_members_of_other_geometry_share_the_coarsest_grid_and_the_largest_context():
+    torch.manual_seed(0)
+    own = [Intensity(0, 255, [0.2], [0.1]), Intensity(0, 255, [0.6], [0.3]), Intensity(9, 99, [0.5], [0.2])]  # fmt: skip
+    valid = UNet(1, 1, 2, 2, padding="valid", norm="none")
+    model = Ensemble([UNet(1, 1, 2, 6, norm="none"), valid, UNet(1, 1, 2, 1, norm="none")], own)
+    assert coarsest(model) == 64 and surroundings(model) == valid.context == 20
+    assert coarsest(Ensemble([FCN(1, 1, width=2, stride=8), SegNet(1, 1, width=2)], own[:2])) == 32
+    with pytest.raises(ValueError, match="multiples of 64 px"):
+        check_tiles(model, 96, 32)
+    deep = Ensemble([UNet(1, 1, 2, 4, padding="valid"), valid], own[:2])
+    with pytest.raises(ValueError, match=r"needs 92 px of context; take overlap=96"):
+        check_tiles(deep, 256, 64)
+    image = np.random.default_rng(0).integers(0, 255, (70, 53, 1), np.uint8)
+    reference = model.intensity
+    together = predict_probabilities(model.eval(), image, lambda i: reference.normalised(reference.scaled(i)), 192, 64)  # fmt: skip
+    alone = [
+        predict_probabilities(member, image, lambda i, own=own: own.normalised(own.scaled(i)))
+        for member, own in zip(model.members, own, strict=True)
+    ]
+    np.testing.assert_allclose(together, np.mean(alone, axis=0), atol=1e-6)
+    small = Ensemble([valid, UNet(1, 1, 2, 1, norm="none")], own[:2]).eval()
+    raw = np.random.default_rng(0).integers(0, 255, (200, 150, 1), np.uint8)
+    tiled = predict_probabilities(small, raw, lambda i: i.astype(np.float32), 96, 32)
+    with torch.no_grad():
+        whole = full_logits(small, torch.from_numpy(raw).float().permute(2, 0, 1)[None])
+    np.testing.assert_allclose(tiled, probabilities(whole)[0].numpy(), atol=1e-5)
+
+
+def test_classes_that_overlap_are_cross_validated_too(planes_root, tmp_path):
+    words = [w for w in TINY if not w.startswith("data.")]
+    own = ["data.task=overlapping", "data.classes=[first,second]", "data.ignore=[7]", "data.folds=2"]  # fmt: skip
+    record = crossval(
+        config("crossval", *words, *own, f"data.root={planes_root}", f"output={tmp_path / 'cv'}")
+    )
+    masks = {n: tifffile.imread(tmp_path / f"cv/out-of-fold/masks/{n}.tif") for n in record["images"]}  # fmt: skip
+    hit = false = missed = 0
+    for name, mask in masks.items():
+        truth = tifffile.imread(planes_root / f"masks/{name}.tif")[1]
+        hit += ((truth == 1) & (mask[1] == 1)).sum()
+        false += ((truth == 0) & (mask[1] == 1)).sum()
+        missed += ((truth == 1) & (mask[1] == 0)).sum()
+    assert record["pooled"]["metrics"]["dice/second"] == pytest.approx(2 * hit / (2 * hit + false + missed))  # fmt: skip
+    assert len(masks) == 6 and ensemble.load(str(tmp_path / "cv")).overlapping
+
+
+def test_names_with_folders_get_files_of_their_own():
+    assert str(folds.file_of("a/b.c")) == "a__b.c.png" and os.sep not in str(
+        folds.file_of("../../x")
+    )
