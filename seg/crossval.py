@@ -44,7 +44,9 @@ from seg.logits import decided
 from seg.metrics.confusion import PixelScores
 from seg.metrics.significance import Interval, interval
 from seg.options import arguments, located
-from seg.predict import check_save, placed, probabilities_of, write
+from seg.outputs import Request
+from seg.predict import check_save, write
+from seg.predictor import Predictor
 from seg.runs import CROSSVAL, LoadedRun
 from seg.train import relative, train
 
@@ -163,9 +165,9 @@ def judge(cfg: DictConfig, plan: Plan, folders: list[Path], output: Path) -> dic
     folds = []
     for fold, folder in enumerate(folders):
         run, source = runs.load(folder), opened(cfg, fold)
-        device = placed(run, cfg, cfg.trainer.accelerator)
-        predict_split(cfg, run, source, "val", device, pooled, aside)
-        folds.append(facts(cfg, run, source, fold, device))
+        predictor = ready(cfg, run)
+        predict_split(cfg, predictor, source, "val", pooled, aside)
+        folds.append(facts(cfg, run, source, fold, predictor.device))
     shutil.rmtree(output / PREDICTED, ignore_errors=True)
     os.replace(aside, output / PREDICTED)
     mean, sd = spread([fold["metrics"] for fold in folds])
@@ -180,26 +182,33 @@ def judge(cfg: DictConfig, plan: Plan, folders: list[Path], output: Path) -> dic
     return found | ({"test": tested(cfg, folders)} if "test" in plan.splits[0] else {})
 
 
+def ready(cfg: DictConfig, run: LoadedRun) -> Predictor:
+    """A run that predicts, at its own threshold."""
+    return Predictor(
+        run, run.threshold, tile=cfg.tile, overlap=cfg.overlap, accelerator=cfg.trainer.accelerator
+    )
+
+
 def predict_split(
     cfg: DictConfig,
-    run: LoadedRun,
+    predictor: Predictor,
     source: Source,
     split: str,
-    device: str,
     scores: PixelScores,
     folder: Path | None = None,
 ) -> None:
     """Counts the pixels of a split's images as predicted, and writes them where a folder is given."""
-    names = source.splits[split]
+    names, run = source.splits[split], predictor.run
+    request = Request(run, list(cfg.save), run.threshold, "float32", plain(cfg.objects))
     for name in track(
         names, "predicting", console=console, transient=True, disable=not console.is_terminal
     ):
         image, truth = source.read(name)
-        p_CHW = probabilities_of(image, run, cfg, device)
+        p_CHW = predictor.probabilities(image)
         pair = decided(p_CHW, run.threshold, run.overlapping), planes_first(truth)
         scores.update(*(torch.from_numpy(np.ascontiguousarray(m))[None].long() for m in pair))
         if folder is not None:
-            write(folder, file_of(name), [image], [p_CHW], cfg.save, run, run.threshold)
+            write(folder, file_of(name), image, p_CHW, request)
 
 
 def facts(
@@ -254,9 +263,8 @@ def tested(cfg: DictConfig, folders: list[Path]) -> dict[str, Any]:
     """Scores of the ensemble on the test split, which no fold trained or validated on."""
     members = [runs.load(folder) for folder in folders]
     run = ensemble.join(members, Path(CROSSVAL), Path(cfg.output), set())
-    device = placed(run, cfg, cfg.trainer.accelerator)
     scores = PixelScores(run.classes, run.overlapping)
-    predict_split(cfg, run, opened(cfg, 0), "test", device, scores)
+    predict_split(cfg, ready(cfg, run), opened(cfg, 0), "test", scores)
     return {"threshold": run.threshold} | summary(scores, cfg.confidence)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from seg import runs
 from seg.data.intensity import Intensity
+from seg.depth import shallower
 from seg.logits import average
 from seg.runs import CROSSVAL, LoadedRun, RunError
 from seg.tiles import full_logits
@@ -67,8 +68,12 @@ class Ensemble(nn.Module):
         return (scaled - self.mean[member]) / self.std[member]
 
 
-def load(run: str | Path | Sequence[str] | None) -> LoadedRun:
+def load(run: str | Path | Sequence[str] | None, depth: int | None = None) -> LoadedRun:
     """A run, or an ensemble where ``run`` is the folder of a cross-validation or a list of runs.
+
+    Args:
+        run: run folder or checkpoint file, or several.
+        depth: of the head of a UNet++ that is taken alone; None: what the run's config says.
 
     Raises:
         RunError: when a member can't be read, or members don't fit together.
@@ -76,16 +81,16 @@ def load(run: str | Path | Sequence[str] | None) -> LoadedRun:
     if isinstance(run, Sequence) and not isinstance(run, str):
         if not run:
             raise RunError("run=[]: give at least one run")
-        members = [runs.load(str(one)) for one in run]
+        members = [shallower(runs.load(str(one)), depth) for one in run]
         name = Path(" + ".join(str(member.checkpoint) for member in members))
         seen = {image for member in members for image in trained(member)}
         return join(members, name, members[0].folder, seen)
     if run is not None and (Path(str(run)) / CROSSVAL).is_file():
-        return load_folds(Path(str(run)))
-    return runs.load(run)
+        return load_folds(Path(str(run)), depth)
+    return shallower(runs.load(run), depth)
 
 
-def load_folds(folder: Path) -> LoadedRun:
+def load_folds(folder: Path, depth: int | None = None) -> LoadedRun:
     """The ensemble of a finished cross-validation."""
     file = folder / CROSSVAL
     record = runs.read_json(file)
@@ -96,7 +101,8 @@ def load_folds(folder: Path) -> LoadedRun:
         raise RunError(f"{file}: not written by seg.crossval ({error!r})") from error
     if status != "finished" or not folders:
         raise RunError(f"{file}: not finished; the command that began it goes on where it stopped")
-    return join([runs.load(inside(folder, name)) for name in folders], file, folder, images)
+    members = [shallower(runs.load(inside(folder, name)), depth) for name in folders]
+    return join(members, file, folder, images)
 
 
 def inside(folder: Path, name: str) -> Path:

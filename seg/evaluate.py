@@ -82,6 +82,11 @@ def check_numbers(cfg: DictConfig) -> None:
     """Raises UserError for a confidence, or a way to tell objects apart, that there isn't."""
     if not 0 <= cfg.confidence < 1:
         raise UserError(f"confidence={cfg.confidence}: a number from 0 (no intervals) to below 1")
+    check_objects(cfg)
+
+
+def check_objects(cfg: DictConfig) -> None:
+    """Raises UserError for a way to tell objects apart that there isn't."""
     try:
         instances.objects(np.zeros((1, 1)), **plain(cfg.objects))
     except (ValueError, TypeError) as error:

@@ -1,71 +1,88 @@
-"""Segments images with a trained run: ``python -m seg.predict run=outputs/latest input=IMAGES output=OUT``."""
+"""Segments images with a trained run: ``python -m seg.predict run=outputs/latest input=IMAGES output=OUT``.
 
+An image of any size goes through in bands of tiles, and its results grow on disk: memory doesn't depend on its
+height. Stopped and typed again, the command goes on where it was.
+"""
+
+import json
 import logging
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import tifffile
+from filelock import FileLock, Timeout
 from omegaconf import DictConfig
-from rich.progress import track
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from seg import ensemble, runs
-from seg.cli import UserError, command
+from seg.cli import UserError, command, plain
 from seg.console import console, quiet
-from seg.data.images import (
-    TIFF,
-    as_image,
-    is_image,
-    list_images,
-    read_image,
-    read_pages,
-    write_mask,
-    write_png,
-)
+from seg.data.images import is_image, list_images
 from seg.data.sources import DataError
-from seg.hardware import pick_accelerator, settle, torch_device
+from seg.evaluate import check_objects
 from seg.logits import decided
-from seg.panels import overlay, picture, shown
-from seg.tiles import check_tiles, predict_probabilities
+from seg.outputs import DEPTHS, KINDS, Band, Output, Place, Request, outputs
+from seg.predictor import Predictor, check_channels
+from seg.rasters import Raster, images_of
 
 log = logging.getLogger("seg")
-KINDS = ("masks", "probabilities", "overlays")
+RECORD, PARTIAL = "predict.json", ".partial"
+FREE = ("output", "accelerator", "check_seams", "batch")  # what results don't follow from
 
 
 def predict(cfg: DictConfig) -> list[Path]:
     """Segments each input and returns the files written, in folders named by what they hold."""
     quiet()
     check_request(cfg)
-    run = ensemble.load(cfg.run)
-    threshold = runs.threshold(run, cfg.threshold)
-    device = placed(run, cfg, cfg.accelerator)
+    run = ensemble.load(cfg.run, cfg.model.depth)
+    predictor = Predictor(
+        run, runs.threshold(run, cfg.threshold), cfg.tta, list(cfg.scales), cfg.tile, cfg.overlap,
+        cfg.batch, cfg.accelerator,
+    )  # fmt: skip
+    request = Request(
+        run, list(cfg.save), predictor.threshold, cfg.probabilities, plain(cfg.objects)
+    )
     files = inputs(cfg.input)
-    output = empty_folder(cfg.output, cfg.save)
-    written: list[Path] = []
     failed: list[str] = []
-    for file in track(
-        files, "predicting", console=console, transient=True, disable=not console.is_terminal
-    ):
-        try:
-            pages = stack(file)
-            for page in pages:
-                check_channels(page, run, file)
-            maps = [probabilities_of(page, run, cfg, device) for page in pages]
-        except DataError as error:
-            failed.append(str(error))
-            continue
-        written += write(output, file, pages, maps, cfg.save, run, threshold)
-    log.info(f"{len(files) - len(failed)} of {len(files)} inputs segmented; results in {output}")
+    with alone(Path(cfg.output)) as output:
+        record = begin(output, cfg, run)
+        left = [file for file in files if record["done"].get(str(file)) != stamp(file)]
+        if not left:
+            raise UserError(
+                f"output={cfg.output}: holds the results of all {len(files)} inputs already; give another folder"
+            )
+        if len(left) < len(files):
+            log.info(f"{len(files) - len(left)} of {len(files)} inputs are done already, and kept")
+        written: list[Path] = []
+        with bar() as progress:
+            for file in left:
+                try:
+                    written += segment(file, predictor, request, output, progress, cfg.check_seams)
+                except DataError as error:
+                    failed.append(str(error))
+                    continue
+                record["done"][str(file)] = stamp(file)
+                runs.write_json(output / RECORD, record)
+        runs.write_json(output / RECORD, record | {"status": "finished", "failed": failed})
+    log.info(f"{len(left) - len(failed)} of {len(left)} inputs segmented; results in {output}")
     if failed:
         raise UserError("; ".join(failed))
     return written
 
 
 def check_request(cfg: DictConfig) -> None:
+    """Raises UserError for what can be known before the run is read."""
     for option, what in (("input", "an image, a TIFF stack or a folder"), ("output", "a folder")):
         if cfg[option] is None:
             raise UserError(f"{option} is not set: give {what}, {option}=...")
     check_save(cfg.save)
+    if cfg.probabilities not in DEPTHS:
+        raise UserError(f"probabilities={cfg.probabilities}: choose from {', '.join(DEPTHS)}")
+    check_objects(cfg)
 
 
 def check_save(save: Sequence[str]) -> None:
@@ -74,35 +91,17 @@ def check_save(save: Sequence[str]) -> None:
         raise UserError(f"save={list(save)}: choose from {', '.join(KINDS)}")
 
 
-def placed(run: runs.LoadedRun, cfg: DictConfig, accelerator: str) -> str:
-    """The device that a run's network now is on, ready to predict in tiles.
-
-    Raises:
-        UserError: when the network can't be given ``cfg.tile`` and ``cfg.overlap``.
-    """
-    try:
-        check_tiles(run.model, cfg.tile, cfg.overlap)
-    except ValueError as error:
-        raise UserError(str(error)) from error
-    device = torch_device(pick_accelerator(accelerator))
-    settle(run.model, device)
-    return device
-
-
-def probabilities_of(
-    image: np.ndarray, run: runs.LoadedRun, cfg: DictConfig, device: str
-) -> np.ndarray:
-    """Class probabilities (C, H, W) of an image (H, W, C) as stored."""
-    return predict_probabilities(
-        run.model, image, lambda i: run.intensity.normalised(run.intensity.scaled(i)),
-        cfg.tile, cfg.overlap, device, run.overlapping,
-    )  # fmt: skip
-
-
 def inputs(given: str) -> list[Path]:
     path = Path(given)
     if path.is_dir():
-        return list_images(path)
+        files = list_images(path)
+        stems: dict[str, Path] = {}
+        for file in files:
+            if (other := stems.setdefault(file.stem, file)) is not file:
+                raise UserError(
+                    f"input={given}: {other.name} and {file.name} would share one result; rename one"
+                )
+        return files
     if not path.exists():
         raise UserError(f"input={given}: no such file or folder")
     if not is_image(path):
@@ -112,79 +111,209 @@ def inputs(given: str) -> list[Path]:
     return [path]
 
 
-def empty_folder(given: str, save: list[str]) -> Path:
-    """The output folder, made if absent.
+@contextmanager
+def alone(output: Path) -> Generator[Path]:
+    """The output folder, made if absent, for this process only; the lock falls when the process ends.
 
     Raises:
-        UserError: when it holds results already, or can't be made.
+        UserError: when another process is at work there, or it can't be written.
     """
-    folder = Path(given)
-    full = [kind for kind in save if (folder / kind).is_dir() and any((folder / kind).iterdir())]
+    partial = output / PARTIAL
+    try:
+        partial.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(partial / "lock")
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise UserError(
+            f"output={output}: another seg.predict is at work there; give another folder"
+        ) from error
+    except OSError as error:
+        raise UserError(f"output={output}: can't be written ({error.strerror})") from error
+    try:
+        yield output
+    except OSError as error:
+        raise UserError(
+            f"output={output}: can't be written ({error.strerror}); the same command goes on from here"
+        ) from error
+    finally:
+        lock.release()
+        if not [file for file in partial.iterdir() if file.name != "lock"]:
+            (partial / "lock").unlink(missing_ok=True)
+            partial.rmdir()
+
+
+def begin(output: Path, cfg: DictConfig, run: runs.LoadedRun) -> dict[str, Any]:
+    """The folder's record: as an interrupted command of the same settings left it, or new.
+
+    Raises:
+        UserError: when other results lie there.
+    """
+    settings = {name: value for name, value in plain(cfg).items() if name not in (*FREE, "input")}
+    settings = json.loads(json.dumps(settings)) | {"weights": runs.fingerprint(run.model)}
+    file = output / RECORD
+    if file.is_file():
+        record = runs.read_json(file)
+        if not isinstance(record.get("done"), dict) or "settings" not in record:
+            raise UserError(f"{file}: not written by seg.predict; give another folder")
+        for name, value in settings.items():
+            if (was := record["settings"].get(name)) != value:
+                raise UserError(
+                    f"output={output}: holds results of {name}={was}, and this is {name}={value}; give another folder"
+                )
+        return record | {"status": "running"}
+    full = [kind for kind in KINDS if (output / kind).is_dir() and any((output / kind).iterdir())]
     if full:
         raise UserError(
-            f"output={given}: {full[0]}/ holds results already; give another folder or empty it"
+            f"output={output}: {full[0]}/ holds results already; give another folder or empty it"
         )
+    record = {"status": "running", "settings": settings, "done": {}}
+    runs.write_json(file, record)
+    return record
+
+
+def stamp(file: Path) -> list[int]:
+    """Changes when a file does."""
+    facts = file.stat()
+    return [facts.st_size, facts.st_mtime_ns]
+
+
+def bar() -> Progress:
+    columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f} %")
+    return Progress(
+        *columns, TimeRemainingColumn(), console=console, transient=True,
+        disable=not console.is_terminal,
+    )  # fmt: skip
+
+
+def segment(
+    file: Path,
+    predictor: Predictor,
+    request: Request,
+    output: Path,
+    progress: Progress,
+    check_seams: bool = False,
+) -> list[Path]:
+    """The results of one file, from where an earlier command left it.
+
+    Raises:
+        DataError: when it can't be read, or isn't what the run was trained on; then nothing of it is left.
+    """
+    pages = images_of(file, predictor.run)
     try:
-        for kind in save:
-            (folder / kind).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"output={given}: can't be written ({error.strerror})") from error
-    return folder
+        height, width, _ = pages[0].shape
+        for page in pages:
+            check_channels(page.shape[2], predictor.run, file)
+            if page.shape[:2] != (height, width):
+                raise DataError(
+                    f"{file}: pages of {height}x{width} and {page.shape[0]}x{page.shape[1]} px; save them as "
+                    "files of their own"
+                )
+        place = Place(output, file, height, width, len(pages), pages[0].dtype)
+        made = outputs(request, place)
+        journey = Journey(file, output / PARTIAL / f"{file.name}.json", made, predictor)
+        task = progress.add_task(file.name, total=height * len(pages))
+        try:
+            journey.go(pages, lambda rows: progress.update(task, completed=rows))
+        except DataError:
+            journey.forget()
+            raise
+        finally:
+            progress.remove_task(task)
+        if check_seams:
+            told_seams(file, predictor, pages[0])
+        tags = pages[0].tags
+    finally:
+        for page in pages:
+            page.close()
+    for kind in request.save:
+        (output / kind).mkdir(parents=True, exist_ok=True)
+    written = [path for one in made for path in one.finish(tags)]
+    journey.mark.unlink(missing_ok=True)
+    return written
 
 
-def stack(file: Path) -> list[np.ndarray]:
-    """The images of a file, (H, W, C) each: one, or a TIFF's pages."""
-    if file.suffix.lower() not in TIFF:
-        return [read_image(file)]
-    return [as_image(page, file) for page in read_pages(file)]
+def told_seams(file: Path, predictor: Predictor, page: Raster) -> None:
+    """Says how far tiles are from the image at once."""
+    height, width, _ = page.shape
+    if max(height, width) <= predictor.tile:
+        log.info(f"seams      {file.name}: none, it went through at once")
+        return
+    part = page.rows(0, min(height, 2 * predictor.tile))
+    largest, mean = predictor.tiling(height, width).seams(part)
+    log.info(
+        f"seams      {file.name}: probabilities in tiles differ by {largest:.1e} at most, {mean:.1e} in the mean, "
+        f"from {min(height, 2 * predictor.tile)}x{min(width, 2 * predictor.tile)} px at once"
+    )
 
 
-def check_channels(image: np.ndarray, run: runs.LoadedRun, file: Path) -> None:
-    if image.shape[2] != run.intensity.channels:
-        raise DataError(
-            f"{file}: {image.shape[2]} channels; the run was trained on {run.intensity.channels}"
-        )
+@dataclass(frozen=True)
+class Journey:
+    """One file's way through the network, band by band, with a mark of how far it came.
+
+    Attributes:
+        file: of the image.
+        mark: JSON of the page and the row up to which all outputs are whole.
+        outputs: that grow.
+        predictor: of the run.
+    """
+
+    file: Path
+    mark: Path
+    outputs: list[Output]
+    predictor: Predictor
+
+    def go(self, pages: list[Raster], tell: Callable[[int], None]) -> None:
+        """Predicts what isn't there yet; tells how many rows are."""
+        run, threshold = self.predictor.run, self.predictor.threshold
+        height, width, _ = pages[0].shape
+        tiling = self.predictor.tiling(height, width)
+        first, start = self.reached(height)
+        for number in range(first, len(pages)):
+            begun = start if number == first else 0
+            for top, image, p_CHW in tiling.bands(pages[number].rows, height, begun):
+                band = Band(top, image, p_CHW, decided(p_CHW, threshold, run.overlapping))
+                for one in self.outputs:
+                    one.add(band)
+                bottom = top + len(image)
+                runs.write_json(self.mark, {"stamp": stamp(self.file), "at": [number, bottom]})
+                tell(number * height + bottom)
+
+    def reached(self, height: int) -> tuple[int, int]:
+        """The page and the row that come next; what is beyond them in the outputs is cut off."""
+        page, row = 0, 0
+        if self.mark.is_file():
+            content = runs.read_json(self.mark)
+            if content.get("stamp") == stamp(self.file):
+                page, row = content["at"]
+        wanted = [one.growing.height * page + one.rows(row) for one in self.outputs]
+        pairs = list(zip(self.outputs, wanted, strict=True))
+        if any(one.growing.done() < rows for one, rows in pairs):
+            page, row, pairs = 0, 0, [(one, 0) for one in self.outputs]
+        for one, rows in pairs:
+            one.growing.cut(rows)
+        if (page, row) != (0, 0):
+            log.info(f"{self.file.name} goes on at page {page}, row {row}")
+        return (page, row) if row < height else (page + 1, 0)
+
+    def forget(self) -> None:
+        """Removes all that there is of it."""
+        for file in (self.mark, *(one.growing.file for one in self.outputs)):
+            file.unlink(missing_ok=True)
 
 
 def write(
-    output: Path,
-    file: Path,
-    pages: list[np.ndarray],
-    maps: list[np.ndarray],
-    save: list[str],
-    run: runs.LoadedRun,
-    threshold: float,
+    folder: Path, file: Path, image: np.ndarray, p_CHW: np.ndarray, request: Request
 ) -> list[Path]:
-    """A file's results: a stack in gives stacks out, and one overlay a page.
-
-    Classes that overlap have a page each in a mask, which then is a TIFF.
-    """
-    masks = [decided(m, threshold, run.overlapping) for m in maps]
-    many, stem, written = len(pages) > 1, file.stem, []
-    tiff = run.overlapping or file.suffix.lower() in TIFF
-    axes = "ZCYX" if many else "CYX"
-    if "masks" in save:
-        written.append(output / "masks" / f"{stem}{'.tif' if tiff else '.png'}")
-        if tiff:
-            tifffile.imwrite(
-                written[-1], np.stack(masks) if many else masks[0], compression="zlib",
-                photometric="minisblack", metadata={"axes": axes if run.overlapping else axes.replace("C", "")},
-            )  # fmt: skip
-        else:
-            write_mask(written[-1], masks[0], run.colors)
-    if "probabilities" in save:
-        written.append(output / "probabilities" / f"{stem}.tif")
-        tifffile.imwrite(
-            written[-1], np.stack(maps) if many else maps[0], compression="zlib",
-            photometric="minisblack", metadata={"axes": axes},
-        )  # fmt: skip
-    if "overlays" in save:
-        _, colors = shown(run.classes, run.colors, run.overlapping)
-        for number, (page, mask) in enumerate(zip(pages, masks, strict=True)):
-            written.append(
-                output / "overlays" / (f"{stem}-{number:03d}.png" if many else f"{stem}.png")
-            )
-            write_png(written[-1], overlay(page, picture(mask), colors))
+    """The results of one image (H, W, C) that is in memory, named as the file."""
+    (folder / PARTIAL).mkdir(exist_ok=True)
+    place = Place(folder, file, *image.shape[:2], 1, image.dtype)
+    mask = decided(p_CHW, request.threshold, request.run.overlapping)
+    written = []
+    for one in outputs(request, place):
+        one.growing.cut(0)
+        one.add(Band(0, image, p_CHW, mask))
+        written += one.finish({})
+    os.rmdir(folder / PARTIAL)
     return written
 
 

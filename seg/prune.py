@@ -8,7 +8,6 @@ import dataclasses
 import functools
 import logging
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 
@@ -23,6 +22,7 @@ from seg import costs, runs
 from seg.cli import UserError, command
 from seg.console import quiet
 from seg.data.module import DataModule
+from seg.depth import PRUNED, network, prunable, pruned
 from seg.evaluate import open_data
 from seg.hardware import pick_accelerator, settle, torch_device
 from seg.metrics import SegmentationMetrics
@@ -81,37 +81,6 @@ def prune(cfg: DictConfig) -> list[Level]:
     plot(levels, folder / "prune.png")
     log.info(f"numbers {folder}/prune.json, plot {folder}/prune.png")
     return levels
-
-
-def prunable(run: runs.LoadedRun) -> list[int]:
-    """The depths of a run's heads.
-
-    Raises:
-        UserError: when it has only one.
-    """
-    if not isinstance(run.model, NestedUNet) or len(run.model.heads) < 2:
-        raise UserError(
-            f"{run.checkpoint}: a {type(run.model).__name__} with one head can't be pruned; "
-            "train model=unetpp model.deep_supervision=true"
-        )
-    return [int(depth) for depth in run.model.heads]
-
-
-def network(run: runs.LoadedRun, **changes: Any) -> NestedUNet:
-    """The run's grid with other options and as many of its weights as they need."""
-    options = {k: v for k, v in run.config["model"].items() if k != "_target_"} | changes
-    model = NestedUNet(**options)
-    weights = run.model.state_dict()
-    model.load_state_dict({name: weights[name] for name in model.state_dict()})
-    return model.eval()
-
-
-PRUNED = {"pruned": True, "deep_supervision": False, "output": "deepest"}
-
-
-def pruned(run: runs.LoadedRun, depth: int) -> NestedUNet:
-    """What head ``depth`` needs, and no more."""
-    return network(run, depth=depth, **PRUNED)
 
 
 @torch.inference_mode()

@@ -8,6 +8,7 @@ panels/         pictures: image | truth | prediction | error
 log.txt         what the terminal showed, and the libraries' warnings
 """
 
+import hashlib
 import importlib
 import json
 import os
@@ -281,6 +282,15 @@ def load(run: str | Path | None) -> LoadedRun:
     return LoadedRun(
         file, folder, model.eval(), config, classes, colors, intensity, task, threshold
     )
+
+
+def fingerprint(model: nn.Module) -> str:
+    """16 hex digits of the SHA-256 of a network's weights."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def read_checkpoint(file: str | Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -11,6 +12,8 @@ from seg.logits import probabilities
 from seg.models import FCN, NestedUNet, Peer, SegNet, UNet
 
 NETWORKS = (FCN, SegNet, UNet, NestedUNet, Peer)
+SEEN = 1e-4  # difference of a probability from which on a seam is one
+FARTHEST = 256  # px of context that are tried
 GRID = 32  # px: where tiles start, or pooling shifts; a network with a coarser stride has its own
 
 
@@ -52,6 +55,23 @@ def check_tiles(model: nn.Module, tile: int, overlap: int) -> None:
         )
 
 
+Span = tuple[
+    slice, slice, slice
+]  # what to read, which part of the result to keep, and where it goes
+
+
+def spans(size: int, tile: int, overlap: int) -> Iterator[Span]:
+    """The tiles along one side; kept parts cover it once, each with ``overlap`` px of context or the border."""
+    if size <= tile:
+        yield slice(0, size), slice(0, size), slice(0, size)
+        return
+    core = tile - 2 * overlap
+    for start in range(0, size, core):
+        stop = min(start + core, size)
+        low, high = max(0, start - overlap), min(size, stop + overlap)
+        yield slice(low, high), slice(start - low, stop - low), slice(start, stop)
+
+
 def windows(
     height: int, width: int, tile: int, overlap: int
 ) -> Iterator[tuple[tuple, tuple, tuple]]:
@@ -59,19 +79,8 @@ def windows(
 
     Kept parts cover the image once; each has ``overlap`` px of context, less at the image's borders.
     """
-    core = tile - 2 * overlap
-
-    def along(size: int) -> Iterator[tuple[slice, slice, slice]]:
-        if size <= tile:
-            yield slice(0, size), slice(0, size), slice(0, size)
-            return
-        for start in range(0, size, core):
-            stop = min(start + core, size)
-            low, high = max(0, start - overlap), min(size, stop + overlap)
-            yield slice(low, high), slice(start - low, stop - low), slice(start, stop)
-
-    for rows in along(height):
-        for columns in along(width):
+    for rows in spans(height, tile, overlap):
+        for columns in spans(width, tile, overlap):
             read, keep, put = zip(rows, columns, strict=True)
             yield read, keep, put
 
@@ -97,7 +106,91 @@ def mirrored(side: int, before: int, after: int) -> Tensor:
     return torch.minimum(index, period - index) if side > 1 else torch.zeros_like(index)
 
 
-@torch.inference_mode()
+@dataclass(frozen=True)
+class Tiling:
+    """How an image goes through a network.
+
+    Attributes:
+        model: in evaluation mode, on ``device``.
+        prepare: makes network input of what is stored, (h, w, C) -> (h, w, C) float32.
+        tile: px, side of what goes through at once.
+        overlap: px of context on each side.
+        batch: tiles that go through together.
+        device: where the model is.
+        overlapping: whether classes overlap, each with a probability of its own.
+
+    Raises:
+        ValueError: when tiles don't lie on the network's grid, or lack context.
+    """
+
+    model: nn.Module
+    prepare: Callable[[np.ndarray], np.ndarray]
+    tile: int = 1024
+    overlap: int = 128
+    batch: int = 1
+    device: str | torch.device = "cpu"
+    overlapping: bool = False
+
+    def __post_init__(self) -> None:
+        check_tiles(self.model, self.tile, self.overlap)
+        if self.batch < 1:
+            raise ValueError(f"batch={self.batch}: tiles that go through together, at least 1")
+
+    def bands(
+        self, rows: Callable[[int, int], np.ndarray], height: int, start: int = 0
+    ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        """An image from top to bottom: the first row, the rows as stored, their probabilities (C, h, W).
+
+        Args:
+            rows: the image's rows from one to before another, (h, W, C).
+            height: of the image, px.
+            start: the first row that is wanted; bands that end before it aren't predicted.
+        """
+        for read, keep, put in spans(height, self.tile, self.overlap):
+            if put.stop > start:
+                band = rows(read.start, read.stop)
+                yield put.start, band[keep], self.across(band)[:, keep]
+
+    def across(self, band: np.ndarray) -> np.ndarray:
+        """Probabilities (C, h, W) of rows (h, W, C), tile by tile from left to right."""
+        alike: dict[int, list[Span]] = {}  # by width
+        for span in spans(band.shape[1], self.tile, self.overlap):
+            alike.setdefault(span[0].stop - span[0].start, []).append(span)
+        result: np.ndarray | None = None
+        for group in alike.values():
+            for first in range(0, len(group), self.batch):
+                some = group[first : first + self.batch]
+                p_BCHW = self.probabilities([band[:, read] for read, _, _ in some])
+                if result is None:
+                    result = np.empty((p_BCHW.shape[1], *band.shape[:2]), np.float32)
+                for p_CHW, (_, keep, put) in zip(p_BCHW, some, strict=True):
+                    result[:, :, put] = p_CHW[:, :, keep].cpu().numpy()
+        assert result is not None  # an image has at least one tile
+        return result
+
+    @torch.inference_mode()
+    def probabilities(self, tiles: list[np.ndarray]) -> Tensor:
+        """Probabilities (B, C, h, w) of tiles (h, w, C) of one size."""
+        normal = np.stack([self.prepare(tile).transpose(2, 0, 1) for tile in tiles])
+        logits = full_logits(self.model, torch.from_numpy(normal).to(self.device))
+        return probabilities(logits, self.overlapping)
+
+    def whole(self, image: np.ndarray) -> np.ndarray:
+        """Class probabilities (C, H, W) float32 of an image (H, W, C) as stored."""
+        parts = [p_CHW for _, _, p_CHW in self.bands(lambda a, b: image[a:b], len(image))]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
+
+    def seams(self, image: np.ndarray) -> tuple[float, float]:
+        """Largest and mean difference of probabilities, in tiles and at once, over a part that fits in memory.
+
+        The part is the image's upper left one, up to twice a tile each way.
+        """
+        part = image[: 2 * self.tile, : 2 * self.tile]
+        at_once = self.probabilities([part])[0].cpu().numpy()
+        gap = np.abs(self.whole(part) - at_once)
+        return float(gap.max()), float(gap.mean())
+
+
 def predict_probabilities(
     model: nn.Module,
     image: np.ndarray,
@@ -107,27 +200,39 @@ def predict_probabilities(
     device: str | torch.device = "cpu",
     overlapping: bool = False,
 ) -> np.ndarray:
-    """Class probabilities (C, H, W) float32 of an image (H, W, C) as stored.
+    """Class probabilities (C, H, W) float32 of an image (H, W, C) as stored; see ``Tiling``."""
+    tiling = Tiling(model, prepare, tile, overlap, device=device, overlapping=overlapping)
+    return tiling.whole(image)
+
+
+@torch.inference_mode()
+def halo(model: nn.Module, channels: int, device: str | torch.device = "cpu") -> tuple[int, float]:
+    """The context in px that makes tiles seamless, a multiple of the network's grid, and the seams left then.
+
+    Measured on noise: probabilities in the middle of a large image against those of the same middle cut out with so
+    much around it; the first context at which none differs by more than ``SEEN`` is enough. Where even ``FARTHEST``
+    isn't (normalisation over the image), that is given.
 
     Args:
         model: in evaluation mode, on ``device``.
-        image: as stored.
-        prepare: makes network input of it, (h, w, C) -> (h, w, C) float32.
-        tile: px, side of what goes through at once.
-        overlap: px of context on each side.
-        device: where the model is.
-        overlapping: whether classes overlap, each with a probability of its own.
+        channels: C of its input.
+        device: where it is.
     """
-    check_tiles(model, tile, overlap)
-    height, width = image.shape[:2]
-    result: np.ndarray | None = None
-    for read, keep, put in windows(height, width, tile, overlap):
-        normal = np.ascontiguousarray(prepare(image[read]).transpose(2, 0, 1))
-        p_CHW: Tensor = probabilities(
-            full_logits(model, torch.from_numpy(normal)[None].to(device)), overlapping
-        )[0].cpu()
-        if result is None:
-            result = np.empty((len(p_CHW), height, width), np.float32)
-        result[(slice(None), *put)] = p_CHW[(slice(None), *keep)].numpy()
-    assert result is not None  # an image has at least one window
-    return result
+    step = coarsest(model)
+    reach = -(-FARTHEST // step) * step
+    noise = torch.randn(
+        1, channels, *[2 * reach + step] * 2, generator=torch.Generator().manual_seed(0)
+    )
+
+    def middle(image: Tensor) -> Tensor:
+        around = (image.shape[-1] - step) // 2
+        inner = slice(around, around + step)
+        return probabilities(full_logits(model, image.to(device)))[..., inner, inner].cpu()
+
+    whole, seam = middle(noise), np.inf
+    for context in range(max(step, -(-surroundings(model) // step) * step), reach, step):
+        cut = slice(reach - context, reach + step + context)
+        seam = float((middle(noise[..., cut, cut]) - whole).abs().max())
+        if seam <= SEEN:
+            return context, seam
+    return reach, seam

@@ -198,10 +198,11 @@ def test_evaluate_scores_the_ensemble_on_the_test_split_and_refuses_what_trained
     ):  # the same images by another draw
         evaluate(config("evaluate", *words, "data.split=test", "+data.split_seed=5"))
     assert not (tmp_path / "e").exists()
-    other = make_images(tmp_path / "other", 3)
-    shutil.copytree(other / "images", tmp_path / "all/images")  # other files of the same names
-    shutil.copytree(other / "masks", tmp_path / "all/masks")
-    found = ["data=folder", f"data.root={tmp_path / 'all'}", "data.classes=[out,in]"]
+    other = make_images(tmp_path / "other")  # other files of the names that trained
+    for name in test:
+        (other / f"images/{name}.png").unlink()
+        (other / f"masks/{name}.png").unlink()
+    found = ["data=folder", f"data.root={other}", "data.classes=[out,in]"]
     assert 0 <= evaluate(config("evaluate", *words, *found))["val/dice"] <= 1
 
 
@@ -259,6 +260,7 @@ def test_a_repeated_command_keeps_what_is_finished(data, tmp_path, monkeypatch, 
     assert read(second / "run.json")["status"] == "finished"
     assert len(list((output / "out-of-fold/masks").iterdir())) == 8
     assert [p.name for p in (output / "out-of-fold").iterdir()] == ["masks"]
+    assert {p.name for p in output.glob(".*")} == {".lock"}  # nothing half written
     for words, message in (
         (["model.width=3"], "begun with model.width=2, and this is model.width=3; give what it"),
         (["seed=5"], "begun with seed=0, and this is seed=5"),
@@ -292,6 +294,33 @@ def test_images_that_changed_since_are_refused(tmp_path):
         folds.begin(cfg, folds.planned(cfg), output)
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "message"),
+    [
+        ({"train": ["c"], "val": ["a/b"]}, {"train": ["a/b"], "val": ["c"]}, None),
+        ({"train": ["d"], "val": ["a"]}, {"train": ["a"], "val": ["c"]}, r"data.fold=0: its training"),
+        ({"train": ["c"], "val": ["a"]}, {"train": ["c"], "val": ["c"]}, r"data.fold=1: its training"),
+        (
+            {"train": ["c"], "val": ["a"], "test": ["d"]},
+            {"train": ["a"], "val": ["c"], "test": ["e"]},
+            r"data.fold=1: its training",
+        ),
+        ({"train": ["a__b"], "val": ["a/b"]}, {"train": ["a/b"], "val": ["a__b"]}, "would share a file"),
+    ],
+)  # fmt: skip
+def test_folds_must_part_the_images_into_files_of_their_own(
+    data, monkeypatch, first, second, message
+):
+    splits = [first, second]
+    monkeypatch.setattr(folds, "opened", lambda cfg, fold: SimpleNamespace(splits=splits[fold]))
+    cfg = config("crossval", *line(data, Path("o"), "data.folds=2"))
+    if message is None:
+        assert folds.planned(cfg).fold_of == {"a/b": 0, "c": 1}
+    else:
+        with pytest.raises(UserError, match=message):
+            folds.planned(cfg)
+
+
 def test_a_second_process_is_refused_and_a_dead_one_holds_nothing(data, tmp_path, monkeypatch):
     held = (
         "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.flock(f, fcntl.LOCK_EX);"
@@ -309,11 +338,11 @@ def test_a_second_process_is_refused_and_a_dead_one_holds_nothing(data, tmp_path
         other.kill()
     trained = []
     monkeypatch.setattr(command, "train", trained.append)
-    with pytest.raises(AssertionError):  # it left no run
+    with pytest.raises(AssertionError) as failed:  # it left no run
         crossval(config("crossval", *line(data, output)))
     assert len(trained) == 1
     with folds.alone(output):
-        pass  # released, though it failed
+        assert failed.tb is not None  # released, though what failed is still held
 
 
 def test_a_fold_is_trained_as_seg_train_would_in_a_group_of_its_own(data, tmp_path):
@@ -403,6 +432,13 @@ def test_a_crossval_json_that_names_a_run_elsewhere_is_refused(cv, tmp_path, nam
     monkeypatch.setattr(torch, "load", lambda *a, **k: pytest.fail("was read"))
     with pytest.raises(RunError, match="which lies outside its folder"):
         ensemble.load(str(folder))
+
+
+def test_an_unfinished_crossval_json_is_no_ensemble(cv, tmp_path):
+    record = read(cv / "crossval.json") | {"status": "running"}
+    (tmp_path / "crossval.json").write_text(json.dumps(record))
+    with pytest.raises(RunError, match=r"crossval.json: not finished"):
+        ensemble.load(str(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -520,7 +556,7 @@ def test_members_of_other_geometry_share_the_coarsest_grid_and_the_largest_conte
     torch.manual_seed(0)
     own = [Intensity(0, 255, [0.2], [0.1]), Intensity(0, 255, [0.6], [0.3]), Intensity(9, 99, [0.5], [0.2])]  # fmt: skip
     valid = UNet(1, 1, 2, 2, padding="valid", norm="none")
-    model = Ensemble([UNet(1, 1, 2, 6, norm="none"), valid, UNet(1, 1, 2, 1, norm="none")], own)
+    model = Ensemble([valid, UNet(1, 1, 2, 6, norm="none"), UNet(1, 1, 2, 1, norm="none")], own)
     assert coarsest(model) == 64 and surroundings(model) == valid.context == 20
     assert coarsest(Ensemble([FCN(1, 1, width=2, stride=8), SegNet(1, 1, width=2)], own[:2])) == 32
     with pytest.raises(ValueError, match="multiples of 64 px"):

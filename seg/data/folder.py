@@ -7,7 +7,7 @@ import numpy as np
 
 from seg.data.images import read_image, read_pages
 from seg.data.masks import Colour, MaskValues, class_pixels, merged, short, stacked_planes
-from seg.data.pairs import Pair, Pairs, page_by_page, paired_by_name, paired_by_table
+from seg.data.pairs import LIKE, Pair, Pairs, page_by_page, paired_by_name, paired_by_table
 from seg.data.sources import DataError, Task, check_choice, check_task
 from seg.data.splits import (
     SPLITS,
@@ -110,6 +110,11 @@ class Folder:
             refuse({"pair_by": pair_by}, "data.table", "the table pairs")
             self.root = Path(table).parent
             pairs, in_split, in_group = paired_by_table(Path(table), classes or [])
+            if self.only is not None:
+                first = next(iter(pairs))
+                pairs = {n: p for n, p in pairs.items() if self.only & {n, p.image.name}}
+                if not pairs:
+                    raise DataError(f"{table}: no image is in data.lists; {LIKE.format(first)}")
             by_split = {"all": pairs}
         if pages == "slices":
             refuse({"splits": in_split}, "data.pages=slices", "give the stacks' splits by folders")
@@ -122,10 +127,11 @@ class Folder:
         self.check_layers()
         if layers:
             present = {0: 0, 1: 1, 255: 1} if values is None else values
-            self.values = MaskValues(["absent", "present"], present, ignore)
+            self.values = MaskValues(["absent", "present"], present, ignore, paintable=False)
         else:
             self.values = MaskValues(classes, values, ignore, palette)
-        self.reading = repr((pages, layers, values, palette, ignore, classes, task))
+        lacking = self.has_files.tolist()
+        self.reading = repr((pages, layers, values, palette, ignore, classes, task, lacking))
         self.colors = given_colors(colors, classes, palette, spare=task == "overlapping")
 
         choice = {"fold": fold, "blocks": blocks, "stratify": stratify}
@@ -260,8 +266,7 @@ class Folder:
     def stamp(self, name: str) -> str:
         """Changes when what ``read`` gives of that name may have changed."""
         pair = self.files[name]
-        facts = [(file, file.stat()) for file in (pair.image, *pair.masks) if file is not None]
-        files = [f"{file.resolve()} {s.st_size} {s.st_mtime_ns}" for file, s in facts]
+        files = [state(file) for file in (pair.image, *pair.masks)]
         return "\n".join([*files, str(pair.page), self.reading])
 
     def presence(self, name: str) -> np.ndarray:
@@ -269,11 +274,16 @@ class Folder:
         return class_pixels(self.mask(self.files[name]), len(self.classes)) > 0
 
     def listed(self, lines: dict[str, list[str]]) -> Splits:
-        """The splits that lists give, of names with or without the file's suffix."""
-        names = list(self.files)
-        files = [Path(file.decode()).name for file in self.files.images.tolist()]
-        with_suffix = dict(zip(files, names, strict=True))
-        return listed_split(lines, with_suffix | {name: name for name in names})
+        """The splits that lists give, of names with or without the file's suffix; a stack is its pages."""
+        names, stacks = list(self.files), self.pages == "slices"
+        meant: dict[str, list[str]] = {}
+        for name, image in zip(names, self.files.images.tolist(), strict=True):
+            file = Path(image.decode())
+            for line in {name, name + file.suffix, file.name, file.stem if stacks else name}:
+                meant.setdefault(line, []).append(name)
+        clear = {line: of for line, of in meant.items() if stacks or len(of) == 1}
+        each = {s: [n for line in of for n in clear.get(line, [line])] for s, of in lines.items()}
+        return listed_split(each, {name: name for name in names})
 
 
 def tabled_split(in_split: dict[str, str], table: Path) -> Splits:
@@ -303,6 +313,14 @@ def existing_root(root: str | None, images: str, masks: str) -> Path:
     if not (folder / images).exists() and not (folder / "train").is_dir():
         raise DataError(f"data.root={root}: neither {images}/ nor train/ in it; {layout}")
     return folder
+
+
+def state(file: Path | None) -> str:
+    """Changes when a file does."""
+    if file is None:
+        return ""
+    facts = file.stat()
+    return f"{file.resolve()} {facts.st_size} {facts.st_mtime_ns}"
 
 
 def place(file: Path, page: int | None) -> str:

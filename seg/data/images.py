@@ -1,7 +1,12 @@
 """Reads and writes image files: PNG, JPEG and the like through Pillow, TIFF through tifffile."""
 
+import math
 import os
+import struct
 import sys
+import warnings
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -46,40 +51,104 @@ def read_pages(file: Path, page: int | None = None, colours: bool = False) -> li
         colours: a palette image gives its colours, not its indices.
 
     Raises:
-        DataError: when the file can't be read whole.
+        DataError: when the file can't be read whole, or isn't a TIFF and has several images.
     """
     if not file.is_file():
         raise DataError(f"{file}: no such file")
-    try:
+    with decoding(file):
         if file.suffix.lower() in TIFF:
             with tifffile.TiffFile(file) as tiff:
-                return stored(tiff, file, page)
+                return stored(tiff, file, page, colours)
         with Image.open(file) as image:
+            frames = getattr(image, "n_frames", 1)
+            if frames > 1 and image.format != "MPO":  # a camera's JPEG with its own thumbnail
+                raise DataError(
+                    f"{file}: {frames} frames where one image is expected; save each as a file of its own, or all as "
+                    "the pages of a TIFF"
+                )
             return [pixels(image, colours)]
-    except Exception as error:  # decoders raise every kind; all mean the same to the user
+
+
+@contextmanager
+def decoding(file: Path) -> Generator[None]:
+    """Errors of decoders, which raise every kind, become one that names the file; warnings go untold."""
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            yield
+    except DataError:
+        raise
+    except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = reason if len(reason) < 200 else f"{reason[:197]}..."  # some list a whole tag
         raise DataError(f"{file}: not a readable image ({reason})") from error
 
 
-def stored(tiff: tifffile.TiffFile, file: Path, page: int | None) -> list[np.ndarray]:
+def stored(
+    tiff: tifffile.TiffFile, file: Path, page: int | None, colours: bool
+) -> list[np.ndarray]:
     """All pages of an open TIFF, or one; a large one is mapped."""
+    if page is None:
+        check_last(tiff)
     if hidden_pages(tiff):
-        whole = tiff.series[0].asarray().reshape(-1, *tiff.pages[0].shape)
-        return list(whole if page is None else whole[page : page + 1])
+        whole = hidden_stack(tiff, file)
+        chosen = whole if page is None else whole[page : page + 1]
+        return [np.array(one, whole.dtype.newbyteorder("=")) for one in chosen]
     chosen = list(enumerate(tiff.pages)) if page is None else [(page, tiff.pages[page])]
     arrays = []
     for number, one in chosen:
+        check_whole(tiff, number)
         mapped = one.nbytes >= LARGE and one.is_memmappable and one.parent.byteorder == NATIVE
         pixels = tifffile.memmap(file, page=number, mode="r") if mapped else one.asarray()
+        if colours and (colormap := getattr(one.keyframe, "colormap", None)) is not None:
+            pixels = (colormap >> 8).astype(np.uint8).T[pixels]
         arrays.append(channels_last(pixels, one.axes))
     return arrays
 
 
+def check_whole(tiff: tifffile.TiffFile, number: int) -> None:
+    """Raises ValueError for a page that lacks pixels, in whose place tifffile would put zeros."""
+    page, size = tiff.pages[number], tiff.filehandle.size
+    parts = list(zip(page.dataoffsets, page.databytecounts, strict=False))
+    end = max((start + length for start, length in parts), default=0)
+    if page.dtype is None or not page.size or len(parts) < math.prod(page.chunked) or end > size:
+        raise ValueError(f"cut off: page {number} lacks pixels")
+
+
+def check_last(tiff: tifffile.TiffFile) -> None:
+    """Raises ValueError when more pages should follow those that are there."""
+    layout, reader, last = tiff.tiff, tiff.filehandle, tiff.pages[-1]
+    if last.offset:  # else a page that others' directories imply
+        reader.seek(last.offset)
+        (tags,) = struct.unpack(layout.tagnoformat, reader.read(layout.tagnosize))
+        reader.seek(last.offset + layout.tagnosize + tags * layout.tagsize)
+        (follows,) = struct.unpack(layout.offsetformat, reader.read(layout.offsetsize))
+        if follows:
+            raise ValueError(f"cut off: after {len(tiff.pages)} pages more should follow")
+    told = (tiff.imagej_metadata or {}).get("images", 1) if tiff.is_imagej else 1
+    end = sum((last.dataoffsets[0], last.nbytes)) if last.dataoffsets else 0
+    if told > 1 == len(tiff.pages) and not hidden_pages(tiff) and tiff.filehandle.size > end:
+        raise ValueError(f"cut off: {told} pages should be there")
+
+
 def hidden_pages(tiff: tifffile.TiffFile) -> bool:
     """Whether one page's directory stands for many, as ImageJ writes stacks above 4 GB."""
-    return (
-        len(tiff.pages) == 1 and len(tiff.series) == 1 and tiff.series[0].size > tiff.pages[0].size
-    )
+    if len(tiff.pages) != 1 or not (tiff.is_imagej or tiff.is_shaped):
+        return False
+    return len(tiff.series) == 1 and tiff.series[0].size > tiff.pages[0].size
+
+
+def hidden_stack(tiff: tifffile.TiffFile, file: Path) -> np.ndarray:
+    """Hidden pages, mapped; in the file's byte order."""
+    series, page = tiff.series[0], tiff.pages[0]
+    if series.dataoffset is None:
+        return series.asarray().reshape(-1, *page.shape)
+    kind, shape = series.dtype.newbyteorder(tiff.byteorder), (count(tiff), *page.shape)
+    return np.memmap(file, dtype=kind, mode="r", offset=series.dataoffset, shape=shape)
+
+
+def count(tiff: tifffile.TiffFile) -> int:
+    """Pages of an open TIFF."""
+    return tiff.series[0].size // tiff.pages[0].size if hidden_pages(tiff) else len(tiff.pages)
 
 
 def count_pages(file: Path) -> int:
@@ -90,13 +159,9 @@ def count_pages(file: Path) -> int:
     """
     if file.suffix.lower() not in TIFF:
         return 1
-    try:
-        with tifffile.TiffFile(file) as tiff:
-            if hidden_pages(tiff):
-                return tiff.series[0].size // tiff.pages[0].size
-            return len(tiff.pages)
-    except Exception as error:
-        raise DataError(f"{file}: not a readable image ({error})") from error
+    with decoding(file), tifffile.TiffFile(file) as tiff:
+        check_last(tiff)
+        return count(tiff)
 
 
 def channels_last(page: np.ndarray, axes: str) -> np.ndarray:
@@ -104,14 +169,23 @@ def channels_last(page: np.ndarray, axes: str) -> np.ndarray:
 
 
 def pixels(image: Image.Image, colours: bool) -> np.ndarray:
-    """Pixels as stored: a palette image gives its indices, or its colours, a 1-bit image 0 and 255."""
-    if colours and image.mode != "RGB":
-        return np.array(image.convert("RGB"))
+    """Pixels as stored, without alpha: a palette's indices or its colours, of a 1-bit image 0 and 255.
+
+    A GIF has greys or colours: what it is written by numbers them anew in each file.
+    """
+    if image.format == "GIF":
+        rgb = np.array(image.convert("RGB"))
+        return rgb[..., 0] if (rgb == rgb[..., :1]).all() else rgb
     if image.mode == "1":
         image = image.convert("L")
-    elif image.mode in ("CMYK", "YCbCr", "LAB", "HSV", "RGBa", "La"):
+    elif image.mode in ("CMYK", "YCbCr", "LAB", "HSV", "RGBa", "La") or (
+        colours and image.mode in ("P", "PA")
+    ):
         image = image.convert("RGB")
-    return np.array(image)
+    array = np.array(image)
+    if image.mode in ("LA", "PA"):
+        return array[..., 0]
+    return array[..., :3] if image.mode == "RGBA" else array
 
 
 def read_image(file: Path, page: int | None = None, channels: bool = False) -> np.ndarray:
@@ -125,7 +199,7 @@ def read_image(file: Path, page: int | None = None, channels: bool = False) -> n
     Raises:
         DataError: when unreadable, of several pages without leave, or not finite.
     """
-    pages = read_pages(file, page)
+    pages = read_pages(file, page, colours=file.suffix.lower() not in TIFF)
     if len(pages) != 1:
         if not channels:
             raise DataError(
@@ -136,12 +210,6 @@ def read_image(file: Path, page: int | None = None, channels: bool = False) -> n
             shapes = ", ".join(sorted({f"{one.shape} {one.dtype}" for one in pages}))
             raise DataError(f"{file}: pages of {shapes}; data.pages=channels needs equal ones")
         return as_image(np.stack(pages, axis=-1), file)
-    if file.suffix.lower() not in TIFF:
-        with Image.open(file) as image:
-            if image.mode == "P":
-                pages = [np.array(image.convert("RGB"))]
-            elif image.mode in ("LA", "RGBA"):
-                pages = [pages[0][..., :-1]]
     return as_image(pages[0], file if page is None else f"{file}, page {page}")
 
 
@@ -161,10 +229,10 @@ def as_image(page: np.ndarray, file: Path | str) -> np.ndarray:
     if image.dtype in (np.uint8, np.uint16):
         return image
     if image.dtype == np.int32 and image.min() >= 0 and image.max() <= 65535:
-        return image.astype(np.uint16)  # Pillow's mode I: 16-bit PNG in its older releases
+        return np.array(image, np.uint16)  # Pillow's mode I: 16-bit PNG in its older releases
     if image.dtype.kind not in "fiu":
         raise DataError(f"{file}: values of type {image.dtype}; integers or floats are needed")
-    image = image.astype(np.float32)
+    image = np.array(image, np.float32)  # in memory, also where the file is mapped
     bad = int((~np.isfinite(image)).sum())
     if bad:
         raise DataError(

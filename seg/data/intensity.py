@@ -137,6 +137,10 @@ class Measure:
 
 
 def counted_percentiles(counts: np.ndarray, percentiles: tuple[float, float]) -> list[float]:
-    """The smallest value with at least such a share of all counts (V,) at or below it, of each percentile."""
+    """The smallest value with at least such a share of all counts (V,) at or below it, of each percentile.
+
+    Of 0 it is the smallest that occurs.
+    """
     below = np.cumsum(counts) / counts.sum()
-    return [float(np.searchsorted(below, p / 100 - 1e-12)) for p in percentiles]
+    shares = [max(p / 100 - 1e-12, np.finfo(float).tiny) for p in percentiles]
+    return [float(value) for value in np.searchsorted(below, shares)]

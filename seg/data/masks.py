@@ -18,6 +18,7 @@ class MaskValues:
         values: value on disk -> class index; None: the values are the indices.
         ignore: values on disk, or colours, that nobody counts.
         palette: class name -> its colour, or several; None: masks aren't read as colours.
+        paintable: whether there may be a palette.
 
     Raises:
         DataError: when ``values`` or ``palette`` name a class that isn't there, or a value twice.
@@ -29,8 +30,10 @@ class MaskValues:
         values: dict[int, int] | None = None,
         ignore: list[int] | list[Colour] | None = None,
         palette: dict[str, Colour | list[Colour]] | None = None,
+        paintable: bool = True,
     ) -> None:
         self.classes, ignored = classes, ignore or []
+        self.paintable = paintable
         self.palette = None if palette is None else colour_codes(palette, ignored, classes)
         if palette is not None and values is not None:
             raise DataError(
@@ -89,7 +92,7 @@ class MaskValues:
         assert self.palette is not None
         if mask.ndim == 2:
             mask = np.repeat(mask[..., None], 3, axis=2)
-        if mask.dtype != np.uint8 or mask.shape[2] not in (3, 4):
+        if mask.dtype != np.uint8 or mask.ndim != 3 or mask.shape[2] not in (3, 4):
             raise DataError(
                 f"{file}: {mask.dtype} {mask.shape}; data.palette is for colours of 3 x 8 bits"
             )
@@ -104,9 +107,11 @@ class MaskValues:
         return result
 
     def palette_remedy(self, mask: np.ndarray) -> str:
-        """The setting that would make the colours of a mask (H, W, 3 or 4) legal."""
-        if mask.dtype != np.uint8 or mask.shape[2] > 4:
+        """The setting that would make the colours of a mask, (H, W, 3 or 4) in most cases, legal."""
+        if mask.dtype != np.uint8 or mask.ndim != 3 or mask.shape[2] not in (3, 4):
             return "save one class index a pixel"
+        if not self.paintable:
+            return "save 0 and 1, one number a pixel"
         codes, counts = np.unique(coded(mask), return_counts=True)
         if len(codes) > 64:
             return f"{len(codes)} colours look like a photograph; save one class index a pixel"
@@ -120,9 +125,12 @@ class MaskValues:
         declared = f"declared are {short(sorted(self.index))} for {short(self.classes)}"
         if len(found) > 32:
             return f"{declared}; {len(found)} different values look like a photograph or JPEG noise"
+        if any(v != v or v != int(v) for v in found):
+            return f"{declared}; save whole numbers: each value is a class"
         plain = [v for v in found if v != IGNORE]
-        if len(found) <= len(self.classes):
-            pairs = ", ".join(f"{v}: {i}" for i, v in enumerate(found))
+        counted = [int(v) for v in found if self.index.get(v) != IGNORE]
+        if len(counted) <= len(self.classes):
+            pairs = ", ".join(f"{v}: {i}" for i, v in enumerate(counted))
             return f"{declared}; did you mean 'data.values={{{pairs}}}'?"
         if set(plain) <= set(self.index) and IGNORE in found:
             return f"{declared}; is it void? then data.ignore=[{IGNORE}]"
@@ -147,8 +155,8 @@ def colour_codes(
         )
     table = np.full(2**24, UNKNOWN, np.uint8)
     given = [(classes.index(name), colours) for name, colours in palette.items()]
-    for index, colours in [*given, (IGNORE, ignore)]:
-        several = colours if not colours or isinstance(colours[0], list) else [colours]
+    for index, colours in [*given, *([(IGNORE, ignore)] if ignore else [])]:
+        several = colours if colours and isinstance(colours[0], list) else [colours]
         for colour in several:
             whole = isinstance(colour, list) and all(isinstance(v, int) for v in colour)
             if not whole or len(colour) != 3 or not all(0 <= v <= 255 for v in colour):

@@ -72,8 +72,15 @@ class Pairs:
 
 
 def packed(texts: list[str]) -> np.ndarray:
-    """Texts in one block of memory, as UTF-8 bytes."""
-    return np.array([text.encode() for text in texts], np.bytes_)
+    """Texts in one block of memory, as UTF-8 bytes.
+
+    Raises:
+        DataError: for the name of a file that isn't UTF-8.
+    """
+    try:
+        return np.array([text.encode() for text in texts], np.bytes_)
+    except UnicodeEncodeError as error:
+        raise DataError(f"{error.object!r}: a name that isn't UTF-8; rename the file") from error
 
 
 def paired_by_name(
@@ -130,13 +137,23 @@ def paired_by_name(
     return pairs
 
 
+LIKE = "a line is one name, like {}"
 PATTERN = ", or pair by a part of the names, data.pair_by='^[0-9]+'"
 
 
 def listed(place: Path, only: set[str] | None = None) -> list[Path]:
-    """The image files of a folder, or the one file; those in ``only``, by name with or without suffix."""
+    """The image files of a folder, or the one file; those in ``only``, by name with or without suffix.
+
+    Raises:
+        DataError: when there are none.
+    """
     files = [place] if place.is_file() else list_images(place)
-    return files if only is None else [f for f in files if f.name in only or f.stem in only]
+    if only is None:
+        return files
+    chosen = [f for f in files if f.name in only or f.stem in only]
+    if not chosen:
+        raise DataError(f"{place}: no image here is in data.lists; {LIKE.format(files[0].stem)}")
+    return chosen
 
 
 def keyed(files: list[Path], pair_by: str | None) -> dict[str, Path]:
@@ -196,17 +213,23 @@ def paired_by_table(
     """
     rows = table_rows(file, classes)
     pairs, splits, groups = {}, {}, {}
-    columns = [c for c in ("mask", *classes) if c in rows[0][1]]
+    layers = [c for c in classes if c in rows[0][1] and c not in OWN]
+    columns = classes if layers else ["mask"]
+    if layers and "mask" in rows[0][1] and "mask" not in classes:
+        raise DataError(
+            f"{file}: its first line names mask and {short(layers)}; a column for the mask or one for each class "
+            "is needed, not both"
+        )
     for line, row in rows:
         where = f"{file}, line {line}"
         if not row["image"]:
             raise DataError(f"{where}: no image; give its path")
-        if not any(row[c] for c in columns):
+        if not any(row.get(c) for c in columns):
             raise DataError(f"{where}: no mask; give its path, or take the line out")
         image = file.parent / row["image"]
-        masks = [file.parent / row[c] if row[c] else None for c in columns]
+        masks = [file.parent / row[c] if row.get(c) else None for c in columns]
         for path in (image, *masks):
-            if path is not None and not path.is_file():
+            if path is not None and not exists(path):
                 raise DataError(f"{where}: {path} isn't there; paths start at {file.parent}")
         name = Path(row["image"]).with_suffix("").as_posix()
         if name in pairs:
@@ -220,6 +243,18 @@ def paired_by_table(
         splits if "split" in rows[0][1] else None,
         groups if "group" in rows[0][1] else None,
     )
+
+
+OWN = ("image", "mask", "split", "group")  # columns of a table beside those of classes
+
+
+def exists(file: Path) -> bool:
+    try:
+        return file.is_file()
+    except (
+        OSError
+    ):  # a name longer than the system allows, as of two lines that a quotation mark joins
+        return False
 
 
 def table_rows(file: Path, classes: list[str]) -> list[tuple[int, dict[str, str]]]:
@@ -241,6 +276,9 @@ def table_rows(file: Path, classes: list[str]) -> list[tuple[int, dict[str, str]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise DataError(f"{file}: can't be read as a table ({reason})") from error
+    twice = [c for c in (*OWN, *classes) if columns.count(c) > 1]
+    if twice:
+        raise DataError(f"{file}: its first line names {twice[0]} twice; keep one of the columns")
     if "image" not in columns or not {"mask", *classes} & set(columns):
         raise DataError(
             f"{file}: its first line names {columns}; image and mask are needed (or a column for each class), "

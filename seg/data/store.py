@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +46,7 @@ class Store:
         if name in self.kept:
             return self.kept[name]
         decoded = self.source.read(name) if self.folder is None else self.mapped(name)
-        if self.open:
+        if self.open and self.folder is None:  # each mapped file stays open while it is kept
             self.keep(name, decoded)
         return decoded
 
@@ -63,8 +64,11 @@ class Store:
     def mapped(self, name: str) -> Decoded:
         """From the folder; decoded and put there, if it isn't there as its files are now."""
         assert self.folder is not None
-        stamp = self.source.stamp(name)  # ty: ignore[unresolved-attribute]
-        key = hashlib.sha256(stamp.encode()).hexdigest()[:32]
+        try:
+            stamp = self.source.stamp(name)  # ty: ignore[unresolved-attribute]
+        except OSError:  # a file went away; reading says which
+            return self.source.read(name)
+        key = hashlib.sha256(f"{version('seg')}\n{stamp}".encode()).hexdigest()[:32]
         files = [self.folder / f"{key}.{part}.npy" for part in ("image", "mask")]
         try:
             return opened(files)
@@ -79,7 +83,7 @@ class Store:
                 os.replace(aside, file)
         except OSError as error:
             raise DataError(
-                f"loader.cache={self.folder}: can't keep {name} there ({error.strerror}); give another folder or "
+                f"loader.cache={self.folder}: can't keep {name} there ({error.strerror or error}); give another folder or "
                 "take loader.cache=null"
             ) from error
         return opened(files)

@@ -1,0 +1,254 @@
+"""Images larger than memory: read by bands of rows, written as tiled TIFF.
+
+A page of a TIFF gives the rows asked for, whatever its layout: mapped where it is stored plainly, else decoded
+tile by tile or strip by strip. Results lie as plain bytes beside the output while they grow, so that an
+interrupted run goes on where it stopped, and become a compressed TIFF at the end.
+"""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tifffile
+
+from seg.data.images import (
+    TIFF,
+    as_image,
+    channels_last,
+    check_last,
+    check_whole,
+    count,
+    hidden_pages,
+    read_image,
+)
+from seg.data.sources import DataError
+from seg.runs import LoadedRun
+
+TILE = 256  # px, side of the tiles of what is written
+KEPT = (33550, 33922, 34264, 34735, 34736, 34737)  # tags of GeoTIFF: where on Earth the pixels are
+
+
+class Raster:
+    """One image whose rows are read as they are needed.
+
+    Args:
+        file: an image, or a TIFF of several pages.
+        page: which of them.
+        channels: whether all pages are the channels of one image.
+
+    Attributes:
+        shape: (H, W, C).
+
+    Raises:
+        DataError: when it can't be read.
+    """
+
+    def __init__(self, file: Path, page: int = 0, channels: bool = False) -> None:
+        self.file, self.page = file, page
+        self.whole: np.ndarray | None = None
+        self.tiff: tifffile.TiffFile | None = None
+        if channels or file.suffix.lower() not in TIFF:
+            self.whole = read_image(file, channels=channels)
+            self.shape = self.whole.shape
+            return
+        try:
+            self.tiff = tifffile.TiffFile(file)
+            check_last(self.tiff)
+            self.one = None
+            if not hidden_pages(self.tiff):
+                check_whole(self.tiff, page)
+                self.one = self.tiff.pages[page].aspage()
+        except Exception as error:  # decoders raise every kind
+            raise unreadable(file, error) from error
+        if self.one is None or not plain(self.one):
+            self.whole = self.band(0, None)
+            self.shape = self.whole.shape
+        else:
+            height, width = self.one.imagelength, self.one.imagewidth
+            self.shape = (height, width, self.one.samplesperpixel)
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        """Rows (stop - start, W, C) uint8, uint16 or float32.
+
+        Raises:
+            DataError: when they can't be read, or aren't finite.
+        """
+        if self.whole is not None:
+            return self.whole[start:stop]
+        return self.band(start, stop)
+
+    def band(self, start: int, stop: int | None) -> np.ndarray:
+        named = f"{self.file}, page {self.page}" if self.pages > 1 else self.file
+        try:
+            assert self.tiff is not None
+            if self.one is None:
+                stack = self.tiff.series[0].asarray()
+                found = stack.reshape(-1, *self.tiff.pages[0].shape)[self.page]
+            elif stop is None:
+                found = channels_last(self.one.asarray(), self.one.axes)
+            elif self.one.is_memmappable:
+                found = tifffile.memmap(self.file, page=self.page, mode="r")[start:stop]
+            else:
+                found = decoded(self.one, start, stop)
+        except Exception as error:
+            raise unreadable(self.file, error) from error
+        return as_image(np.asarray(found, found.dtype.newbyteorder("=")), named)
+
+    @property
+    def pages(self) -> int:
+        """Pages of the file."""
+        if self.tiff is None:
+            return 1
+        return count(self.tiff)
+
+    @property
+    def tags(self) -> dict[str, Any]:
+        """What a TIFF made of this one keeps, as arguments of tifffile: resolution, and place on Earth."""
+        if self.tiff is None:
+            return {}
+        tags = self.tiff.pages[0 if self.one is None else self.page].aspage().tags
+        kept: dict[str, Any] = {
+            "extratags": [
+                (tag.code, tag.dtype, tag.count, tag.value, True)
+                for tag in tags
+                if tag.code in KEPT
+            ]
+        }
+        if "XResolution" in tags and "YResolution" in tags:
+            kept["resolution"] = tags["XResolution"].value, tags["YResolution"].value
+            kept["resolutionunit"] = tags["ResolutionUnit"].value if "ResolutionUnit" in tags else 2
+        return kept
+
+    @property
+    def dtype(self) -> np.dtype:
+        """uint8, uint16 or float32, as ``rows`` gives them."""
+        return self.rows(0, 1).dtype
+
+    def close(self) -> None:
+        if self.tiff is not None:
+            self.tiff.close()
+
+
+def images_of(file: Path, run: LoadedRun) -> list[Raster]:
+    """The images of a file: its pages, unless the run was trained on pages as channels.
+
+    Raises:
+        DataError: when it can't be read.
+    """
+    if run.config.get("data", {}).get("pages") == "channels":
+        return [Raster(file, channels=True)]
+    first = Raster(file)
+    return [first, *(Raster(file, page) for page in range(1, first.pages))]
+
+
+def unreadable(file: Path, error: Exception) -> DataError:
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return DataError(f"{file}: not a readable image ({reason})")
+
+
+def plain(page: Any) -> bool:
+    """Whether a page's channels lie together, so that rows can be read by themselves."""
+    return page.imagedepth == 1 and (page.samplesperpixel == 1 or page.planarconfig == 1)
+
+
+def decoded(page: Any, start: int, stop: int) -> np.ndarray:
+    """Rows of a page, from just the strips or tiles that hold them; (stop - start, W[, C])."""
+    height, width, samples = page.imagelength, page.imagewidth, page.samplesperpixel
+    deep = page.tilelength if page.is_tiled else min(page.rowsperstrip, height)
+    across = -(-width // page.tilewidth) if page.is_tiled else 1
+    first, last = start // deep, -(-stop // deep)
+    out = np.zeros(((last - first) * deep, width, samples), page.dtype)
+    indices = range(first * across, min(last * across, len(page.dataoffsets)))
+    offsets = [page.dataoffsets[i] for i in indices]
+    counts = [page.databytecounts[i] for i in indices]
+    for data, index in page.parent.filehandle.read_segments(offsets, counts, indices=list(indices)):
+        segment, (_, _, row, column, _), (_, h, w, _) = page.decode(data, index)
+        if segment is None:
+            raise ValueError(f"a tile is missing at row {row}, column {column}")
+        h, w = min(h, height - row), min(w, width - column)
+        at = row - first * deep
+        out[at : at + h, column : column + w] = segment[0, :h, :w]
+    return out[start - first * deep : stop - first * deep]
+
+
+@dataclass
+class Growing:
+    """An array (pages, H, W) or (pages, C, H, W) that is written row by row, band after band, to a file.
+
+    Attributes:
+        file: of the plain bytes.
+        width: px.
+        height: px.
+        dtype: of the values.
+        planes: C; 0: a page is (H, W).
+        pages: number of pages.
+    """
+
+    file: Path
+    width: int
+    height: int
+    dtype: np.dtype
+    planes: int = 0
+    pages: int = 1
+
+    @property
+    def row(self) -> int:
+        """Bytes of a row of all planes."""
+        return self.width * max(1, self.planes) * self.dtype.itemsize
+
+    def done(self) -> int:
+        """Whole rows that are in the file, of all pages together."""
+        return self.file.stat().st_size // self.row if self.file.is_file() else 0
+
+    def cut(self, rows: int) -> None:
+        """Forgets what comes after so many rows."""
+        with self.file.open("ab") as out:
+            out.truncate(rows * self.row)
+
+    def add(self, band: np.ndarray) -> None:
+        """Appends rows (h, W), or (C, h, W)."""
+        rows = band[None] if band.ndim == 2 else band  # (C, h, W); in the file (h, C, W)
+        with self.file.open("ab") as out:
+            np.ascontiguousarray(rows.transpose(1, 0, 2), self.dtype).tofile(out)
+
+    def page(self, number: int) -> np.ndarray:
+        """A page, whole: (H, W), or (C, H, W)."""
+        planes = max(1, self.planes)
+        shape = (self.height, planes, self.width)
+        with self.file.open("rb") as file:
+            file.seek(number * self.height * self.row)
+            values = np.fromfile(file, self.dtype, int(np.prod(shape))).reshape(shape)
+        return np.ascontiguousarray(values.transpose(1, 0, 2)) if self.planes else values[:, 0]
+
+    def tiles(self) -> Iterator[np.ndarray]:
+        """All pages and planes in tiles (TILE, TILE), row after row of tiles."""
+        planes = max(1, self.planes)
+        shape = (self.pages * self.height, planes, self.width)
+        for page, plane in np.ndindex(self.pages, planes):
+            for top in range(0, self.height, TILE):
+                first, size = page * self.height + top, min(TILE, self.height - top)
+                whole = np.memmap(self.file, self.dtype, "r", shape=shape)  # anew: pages are let go
+                rows = np.array(whole[first : first + size, plane])
+                del whole
+                for left in range(0, self.width, TILE):
+                    tile = np.zeros((TILE, TILE), self.dtype)
+                    part = rows[:, left : left + TILE]
+                    tile[: part.shape[0], : part.shape[1]] = part
+                    yield tile
+
+    def finish(self, file: Path, tags: dict[str, Any]) -> None:
+        """Writes the TIFF, whole or not at all, and removes the plain bytes."""
+        aside = file.with_name(f".{os.getpid()}-{file.name}")
+        axes = {"Z": self.pages if self.pages > 1 else 0, "C": self.planes, "Y": self.height}
+        axes = {name: size for name, size in (axes | {"X": self.width}).items() if size}
+        tifffile.imwrite(
+            aside, self.tiles(), shape=tuple(axes.values()), dtype=self.dtype, tile=(TILE, TILE),
+            compression="zlib", predictor=True if self.dtype.kind == "u" else None,
+            photometric="minisblack", metadata={"axes": "".join(axes)},
+            bigtiff=self.pages * self.height * self.row > 2**31, **tags,
+        )  # fmt: skip
+        os.replace(aside, file)
+        self.file.unlink()
