@@ -1,5 +1,6 @@
 """Scores a run on a split or on other data: ``python -m seg.evaluate run=outputs/latest data.split=test``."""
 
+import dataclasses
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from seg.metrics.significance import Evidence, Interval, interval
 from seg.options import arguments, located
 from seg.task import SegmentationTask
 from seg.tiles import full_logits
+from seg.tta import viewed
 
 log = logging.getLogger("seg")
 STANDARD = {"_target_": "seg.metrics.SegmentationMetrics"}  # of a run older than its choice
@@ -35,7 +37,12 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     Where the data counts objects, also those of seg.metrics.boundaries and seg.metrics.instances.
     """
     quiet()
-    run = ensemble.load(cfg.run)
+    run = ensemble.load(cfg.run, cfg.model.depth)
+    try:
+        model = viewed(run.model, cfg.tta, list(cfg.scales), run.overlapping)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    run = dataclasses.replace(run, model=model)
     metrics = chosen_metrics(cfg, run)
     check_report(cfg)
     split, data = open_data(cfg, run)

@@ -1,6 +1,7 @@
 """A trained run, ready to predict: what seg.predict uses, and what ``seg.load`` gives to a notebook."""
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,7 +17,7 @@ from seg.data.sources import DataError
 from seg.hardware import pick_accelerator, settle, torch_device
 from seg.logits import decided
 from seg.tiles import SEEN, Tiling, check_tiles, coarsest, halo, surroundings
-from seg.tta import Averaged, Moves
+from seg.tta import Moves, viewed
 
 log = logging.getLogger("seg")
 
@@ -75,14 +76,13 @@ class Predictor:
     ) -> None:
         self.run, self.threshold = run, threshold
         self.tile, self.asked, self.batch = tile, overlap, batch
+        self.scales = list(scales)
         self.device = torch_device(pick_accelerator(accelerator))
         settle(run.model, self.device)
         if overlap != "auto" and not isinstance(overlap, int):
             raise UserError(f"overlap={overlap}: px, or auto, is needed")
         try:
-            self.model = run.model
-            if tta != "none" or list(scales) != [1.0]:
-                self.model = Averaged(run.model, tta, list(scales), run.overlapping).eval()
+            self.model = viewed(run.model, tta, scales, run.overlapping)
             self.least = -(-surroundings(run.model) // coarsest(run.model)) * coarsest(run.model)
             check_tiles(run.model, tile, self.least if overlap == "auto" else int(overlap))
             self.tiling(1, 1)
@@ -95,7 +95,14 @@ class Predictor:
         if self.asked != "auto":
             return int(self.asked)
         step = coarsest(self.run.model)
-        context, seam = halo(self.run.model, self.run.intensity.channels, self.device)
+        together = isinstance(self.run.model, ensemble.Ensemble)
+        networks = list(self.run.model.members) if together else [self.run.model]
+        channels, overlapping = self.run.intensity.channels, self.run.overlapping
+        found = [halo(network, channels, self.device, overlapping) for network in networks]
+        context, seam = max(c for c, _ in found), max(s for _, s in found)
+        context = (
+            math.ceil(context / min(1, *self.scales) / step) * step
+        )  # px of the image as it is
         largest = (self.tile - 1) // 2 // step * step
         if context > largest:
             log.info(
@@ -103,6 +110,10 @@ class Predictor:
             )
             return largest
         seamless = seam <= SEEN
+        if self.scales != [1]:
+            log.info(
+                "overlap    tiles of scaled images aren't seamless; check_seams=true says by how much"
+            )
         how = "leaves seams of" if not seamless else "leaves no seam above"
         log.info(f"overlap    {context} px: measured on noise, it {how} {max(seam, SEEN):.2g}")
         return context
@@ -126,7 +137,8 @@ class Predictor:
             DataError: when it can't be read, isn't finite, or has other channels than the run was trained on.
         """
         if isinstance(image, str | Path):
-            stored, name = read_image(Path(image)), str(image)
+            together = self.run.config.get("data", {}).get("pages") == "channels"
+            stored, name = read_image(Path(image), channels=together), str(image)
         else:
             stored, name = as_image(np.asarray(image), "the array"), "the array"
         check_channels(stored.shape[2], self.run, name)

@@ -65,11 +65,13 @@ def spans(size: int, tile: int, overlap: int) -> Iterator[Span]:
     if size <= tile:
         yield slice(0, size), slice(0, size), slice(0, size)
         return
-    core = tile - 2 * overlap
-    for start in range(0, size, core):
-        stop = min(start + core, size)
-        low, high = max(0, start - overlap), min(size, stop + overlap)
+    step = tile - 2 * overlap
+    for low in range(0, size - 2 * overlap, step):
+        high = min(low + tile, size)
+        start, stop = low + overlap if low else 0, high - overlap if high < size else size
         yield slice(low, high), slice(start - low, stop - low), slice(start, stop)
+        if high == size:
+            return
 
 
 def windows(
@@ -206,7 +208,12 @@ def predict_probabilities(
 
 
 @torch.inference_mode()
-def halo(model: nn.Module, channels: int, device: str | torch.device = "cpu") -> tuple[int, float]:
+def halo(
+    model: nn.Module,
+    channels: int,
+    device: str | torch.device = "cpu",
+    overlapping: bool = False,
+) -> tuple[int, float]:
     """The context in px that makes tiles seamless, a multiple of the network's grid, and the seams left then.
 
     Measured on noise: probabilities in the middle of a large image against those of the same middle cut out with so
@@ -217,6 +224,7 @@ def halo(model: nn.Module, channels: int, device: str | torch.device = "cpu") ->
         model: in evaluation mode, on ``device``.
         channels: C of its input.
         device: where it is.
+        overlapping: whether classes overlap, each with a probability of its own.
     """
     step = coarsest(model)
     reach = -(-FARTHEST // step) * step
@@ -227,7 +235,8 @@ def halo(model: nn.Module, channels: int, device: str | torch.device = "cpu") ->
     def middle(image: Tensor) -> Tensor:
         around = (image.shape[-1] - step) // 2
         inner = slice(around, around + step)
-        return probabilities(full_logits(model, image.to(device)))[..., inner, inner].cpu()
+        logits = full_logits(model, image.to(device))
+        return probabilities(logits, overlapping)[..., inner, inner].cpu()
 
     whole, seam = middle(noise), np.inf
     for context in range(max(step, -(-surroundings(model) // step) * step), reach, step):

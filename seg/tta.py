@@ -1,5 +1,6 @@
 """Test-time augmentation: the mean of what a network says of an image's flips, turns and scales."""
 
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 import torch
@@ -79,6 +80,17 @@ class Averaged(nn.Module):
             if rest := -side % grid:
                 image = image.index_select(dim, mirrored(side, 0, rest).to(image.device))
         return image
+
+
+def viewed(model: nn.Module, moves: Moves, scales: Sequence[float], overlapping: bool) -> nn.Module:
+    """The network averaged over such views; as it is, where there is one view.
+
+    Raises:
+        ValueError: for other moves, or a scale that isn't above 0.
+    """
+    if moves == "none" and list(scales) == [1.0]:
+        return model
+    return Averaged(model, moves, list(scales), overlapping).eval()
 
 
 def moved(image: Tensor, move: tuple[bool, bool, bool]) -> Tensor:

@@ -183,7 +183,7 @@ PLANTED = [  # fault, file, found, remedy
     ("255", "train/masks/2.png", "mask value [255] not declared", "'data.values={0: 0, 1: 1, 255: 1}'"),
     ("jpeg", "train/masks/2.jpg", "different values", "save masks as PNG or TIFF"),
     ("noise", "train/masks/2.png", "different values", "save masks as PNG or TIFF"),
-    ("rgb", "train/masks/2.png", "2 colours, #00c800", "save one class index a pixel"),
+    ("rgb", "train/masks/2.png", "2 colours, #00c800", "'data.palette={membrane: [0, 200, 0], cell: [40, 0, 0]}' in the right order"),
     ("size", "train/masks/2.png", "50x60 px", "nearest neighbour"),
     ("transposed", "train/masks/2.png", "80x96 px, and its image", "swap the mask's rows and columns"),
     ("no mask", "train/images/2.png", "no mask of that name in train/masks", "add it"),

@@ -156,7 +156,7 @@ def colour_codes(
     table = np.full(2**24, UNKNOWN, np.uint8)
     given = [(classes.index(name), colours) for name, colours in palette.items()]
     for index, colours in [*given, *([(IGNORE, ignore)] if ignore else [])]:
-        several = colours if colours and isinstance(colours[0], list) else [colours]
+        several: list = colours if colours and isinstance(colours[0], list) else [colours]
         for colour in several:
             whole = isinstance(colour, list) and all(isinstance(v, int) for v in colour)
             if not whole or len(colour) != 3 or not all(0 <= v <= 255 for v in colour):
