@@ -956,3 +956,13 @@ def test_voc_s_colours_are_those_of_its_devkit():
 def test_a_misspelt_choice_is_told_with_the_choices(root):
     refusal(lambda: opened(root, pages="slice"), "data.pages=slice", "slices, channels")
     refusal(lambda: opened(root, layers="page"), "data.layers=page", "pages, folders")
+
+
+@pytest.mark.parametrize(
+    ("column", "right"), [("Splits", "split"), ("groups", "group"), ("Mask", "mask")]
+)
+def test_a_table_s_misspelt_column_is_told_and_not_left_out(tmp_path, column, right):
+    table = tmp_path / "pairs.csv"
+    table.write_text(f"image,mask,{column}\na.png,b.png,train\n")
+    with pytest.raises(DataError, match=f"names '{column}'; write {right}"):
+        Folder(None, ["a", "b"], table=str(table))

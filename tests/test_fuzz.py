@@ -274,6 +274,20 @@ def test_a_cut_off_stack_of_layers_is_no_stack_of_fewer_classes(tmp_path, lost):
         )  # with 2 pages the first would be the rest
 
 
+@pytest.mark.parametrize("name", ["zlib rows.tif", "zlib tiles.tif", "rows.tif", "jpeg.tif"])
+@pytest.mark.parametrize("tag", ["ImageLength", "ImageWidth"])
+def test_a_directory_that_claims_more_than_is_stored_is_refused_at_once(tmp_path, name, tag):
+    file = tmp_path / name  # else zeros are made up: gigabytes of them, for minutes
+    file.write_bytes(IMAGES[name])
+    with tifffile.TiffFile(file, mode="r+b") as tiff:
+        value = tiff.pages[0].tags[tag].value
+        tiff.pages[0].tags[tag].overwrite(value + 2**13)
+    started = time.perf_counter()
+    with pytest.raises(DataError, match="not a readable image"):
+        read_pages(file)
+    assert time.perf_counter() - started < SLOW
+
+
 def test_a_hidden_stack_cut_inside_a_later_page_is_told(tmp_path):
     file = tmp_path / "v.tif"
     whole = by_tifffile(STACK, **HIDDEN)

@@ -299,6 +299,8 @@ class DataModule(L.LightningDataModule):
                 f"{len(samples)} images for {self.world} processes ({samples.names[0]} ...): each needs "
                 "one; take fewer devices"
             )
+        if self.workers:
+            self.store.fill(samples.names)
         return DataLoader(
             samples,
             batch_size=batch_size,

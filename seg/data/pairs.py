@@ -279,6 +279,11 @@ def table_rows(file: Path, classes: list[str]) -> list[tuple[int, dict[str, str]
     twice = [c for c in (*OWN, *classes) if columns.count(c) > 1]
     if twice:
         raise DataError(f"{file}: its first line names {twice[0]} twice; keep one of the columns")
+    known = ("image", "mask", *OWN, *classes)
+    misspelt = [c for c in columns if c not in known and c.lower().rstrip("s") in known]
+    if misspelt:
+        right = misspelt[0].lower().rstrip("s")
+        raise DataError(f"{file}: its first line names {misspelt[0]!r}; write {right}")
     if "image" not in columns or not {"mask", *classes} & set(columns):
         raise DataError(
             f"{file}: its first line names {columns}; image and mask are needed (or a column for each class), "

@@ -50,6 +50,13 @@ class Store:
             self.keep(name, decoded)
         return decoded
 
+    def fill(self, names: list[str]) -> None:
+        """Reads these now, as far as they may be kept: loader processes that start later share them."""
+        for name in names:
+            if not self.open:
+                return
+            self.read(name)
+
     def keep(self, name: str, decoded: Decoded) -> None:
         worker = get_worker_info()
         self.size += sum(array.nbytes for array in decoded if not isinstance(array, np.memmap))
