@@ -67,6 +67,7 @@ def measure(name: str, run: str, scratch: Path) -> dict[str, float]:
         import monai.inferers  # noqa: F401
     how, options, laid_out = CONTESTANTS[name]
     predictor = seg.load(run, **options)
+    settle(predictor.run.model, "cpu")
     if not laid_out:
         predictor.run.model.to(memory_format=torch.contiguous_format)
     image = np.load(scratch / "image.npy")
@@ -118,7 +119,6 @@ def prepare(run: str, size: int, scratch: Path) -> None:
     image = np.concatenate(rows)[:size, :size]
     np.save(scratch / "image.npy", image)
     predictor = seg.load(run, tile=2 ** (size - 1).bit_length())
-    settle(predictor.run.model, "cpu")
     np.save(scratch / "whole.npy", predictor.probabilities(image)[1])
 
 

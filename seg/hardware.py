@@ -1,6 +1,8 @@
 """What runs where: the Trainer, and the precision that this machine is fastest at."""
 
+import copy
 import ctypes
+import itertools
 import sys
 from typing import Any, Literal, cast
 
@@ -9,6 +11,7 @@ import torch
 from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true", "64-true"]
 
@@ -93,6 +96,22 @@ class Layout(L.Callback):
         for parameter in model.parameters() if channels_last else ():
             if parameter.ndim == 4:
                 parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+
+
+def folded(model: nn.Module) -> nn.Module:
+    """A copy for prediction alone: batch normalisation multiplied into the convolution before it.
+
+    The same function up to rounding (1e-5 of a probability); memory is passed over once less.
+    """
+    model = copy.deepcopy(model).eval()
+    for row in (module for module in model.modules() if isinstance(module, nn.Sequential)):
+        names = list(row._modules)
+        for first, second in itertools.pairwise(names):
+            conv, norm = row._modules[first], row._modules[second]
+            if type(conv) is nn.Conv2d and type(norm) is nn.BatchNorm2d:
+                row._modules[first] = fuse_conv_bn_eval(conv, norm)
+                row._modules[second] = nn.Identity()
+    return model
 
 
 def settle(model: nn.Module, device: str) -> nn.Module:

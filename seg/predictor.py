@@ -14,7 +14,7 @@ from seg import ensemble, panels, runs
 from seg.cli import UserError
 from seg.data.images import as_image, read_image
 from seg.data.sources import DataError
-from seg.hardware import pick_accelerator, settle, torch_device
+from seg.hardware import folded, pick_accelerator, settle, torch_device
 from seg.logits import decided
 from seg.tiles import SEEN, Tiling, check_tiles, coarsest, halo, surroundings
 from seg.tta import Moves, viewed
@@ -78,13 +78,16 @@ class Predictor:
         self.tile, self.asked, self.batch = tile, overlap, batch
         self.scales = list(scales)
         self.device = torch_device(pick_accelerator(accelerator))
-        settle(run.model, self.device)
+        network = folded(run.model)
+        settle(network, self.device)
+        self.network = network
         if overlap != "auto" and not isinstance(overlap, int):
             raise UserError(f"overlap={overlap}: px, or auto, is needed")
         try:
-            self.model = viewed(run.model, tta, scales, run.overlapping)
-            self.least = -(-surroundings(run.model) // coarsest(run.model)) * coarsest(run.model)
-            check_tiles(run.model, tile, self.least if overlap == "auto" else int(overlap))
+            self.model = viewed(network, tta, scales, run.overlapping)
+            step = coarsest(network)
+            self.least = -(-surroundings(network) // step) * step
+            check_tiles(network, tile, self.least if overlap == "auto" else int(overlap))
             self.tiling(1, 1)
         except ValueError as error:
             raise UserError(str(error)) from error

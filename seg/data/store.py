@@ -72,7 +72,7 @@ class Store:
         """From the folder; decoded and put there, if it isn't there as its files are now."""
         assert self.folder is not None
         try:
-            stamp = self.source.stamp(name)  # ty: ignore[unresolved-attribute]
+            stamp = self.source.stamp(name)  # ty: ignore[missing-attribute]
         except OSError:  # a file went away; reading says which
             return self.source.read(name)
         key = hashlib.sha256(f"{version('seg')}\n{stamp}".encode()).hexdigest()[:32]
