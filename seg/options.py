@@ -26,7 +26,8 @@ HERE = Path(__file__).parent
 CONF = (
     HERE / "conf" if (HERE / "conf").exists() else HERE.parent / "conf"
 )  # in a wheel, or a checkout
-EXTRAS = {"segmentation_models_pytorch": "smp", "pycocotools": "coco"}  # package -> its extra
+EXTRAS = {"segmentation_models_pytorch": "smp", "pycocotools": "coco", "onnx": "export",
+          "onnxruntime": "export"}  # package -> its extra  # fmt: skip
 HYDRA_KEYS = {"_target_", "_partial_", "_recursive_", "_convert_", "_args_"}
 KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a word",
          list: "a list", dict: "a group of options"}  # fmt: skip

@@ -185,9 +185,10 @@ class Tiling:
     def seams(self, image: np.ndarray) -> tuple[float, float]:
         """Largest and mean difference of probabilities, in tiles and at once, over a part that fits in memory.
 
-        The part is the image's upper left one, up to twice a tile each way.
+        The part is the image's upper left one, up to one and a half tiles each way.
         """
-        part = image[: 2 * self.tile, : 2 * self.tile]
+        side = 3 * self.tile // 2
+        part = image[:side, :side]
         at_once = self.probabilities([part])[0].cpu().numpy()
         gap = np.abs(self.whole(part) - at_once)
         return float(gap.max()), float(gap.mean())

@@ -32,7 +32,7 @@ class Peer(nn.Module):
         height, width = image.shape[-2:]
         padded = pad_to_multiple(image, self.multiple)
         logits = self.network(padded)
-        wanted = (len(image), self.num_classes, *padded.shape[-2:])
+        wanted = (image.shape[0], self.num_classes, *padded.shape[-2:])
         if tuple(logits.shape) != wanted:
             raise ValueError(
                 f"{type(self.network).__name__} gives {tuple(logits.shape)}, not {wanted}: "

@@ -1,0 +1,481 @@
+"""What an exported file says, against the network it came from, by code that isn't the exporter's."""
+
+import dataclasses
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from PIL import Image
+from test_train import config, tiny
+from torch import nn
+
+from seg import ensemble, options, runs
+from seg import export as command
+from seg.cli import UserError
+from seg.console import quiet
+from seg.data.intensity import Intensity
+from seg.ensemble import Ensemble
+from seg.export import Exported, Gap, export, opened, taken, write
+from seg.models import FCN, NestedUNet, Peer, SegNet, UNet
+from seg.models.blocks import pad_to_multiple
+from seg.predict import predict
+from seg.runs import LoadedRun
+from seg.tiles import full_logits, mirrored
+
+ROOT = Path(__file__).parent.parent
+GREY = Intensity(0.0, 255.0, [0.45], [0.2])
+SHAPES = ((1, 1, 1), (1, 37, 53), (2, 64, 32), (3, 33, 2), (1, 96, 130))  # batch, height, width
+
+
+def lively(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Weights and statistics that are not those of a new network, each part audible in the output."""
+    draw = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.running_mean.normal_(0, 0.1, generator=draw)
+                module.running_var.uniform_(0.5, 2, generator=draw)
+                module.weight.uniform_(0.5, 1.5, generator=draw)
+                module.bias.normal_(0, 0.1, generator=draw)
+        for module in getattr(model, "scores", []):  # of FCN: finer ones start at zero
+            module.weight.normal_(0, 0.2, generator=draw)
+    return model.eval()
+
+
+def as_run(
+    model: nn.Module, classes: int = 2, intensity: Intensity = GREY, task: str = "classes"
+) -> LoadedRun:
+    names = [f"class {i}" for i in range(classes)]
+    colors = [(i, 2 * i, 3 * i) for i in range(classes)]
+    here = Path("run")
+    return LoadedRun(here, here, model, {}, names, colors, intensity, task)
+
+
+def by_hand(run: LoadedRun, image: np.ndarray) -> np.ndarray:
+    """Probabilities (B, classes, H, W) of images (B, C, H, W) as stored, in double precision."""
+    at = run.intensity
+    mean, std = (np.array(v).reshape(1, -1, 1, 1) for v in (at.mean, at.std))
+    scaled = (image.astype(np.float64) - at.low) / (at.high - at.low)
+    scaled = scaled.clip(0, 1) if at.clip else scaled
+    with torch.inference_mode():
+        normal = torch.from_numpy(((scaled - mean) / std).astype(np.float32))
+        z = full_logits(run.model, normal).double().numpy()
+    if run.overlapping:
+        return 1 / (1 + np.exp(-z))
+    if z.shape[1] == 1:
+        p = 1 / (1 + np.exp(-z))
+        return np.concatenate([1 - p, p], axis=1)
+    powers = np.exp(z - z.max(1, keepdims=True))
+    return powers / powers.sum(1, keepdims=True)
+
+
+def stored(run: LoadedRun, batch: int, height: int, width: int, seed: int = 0) -> np.ndarray:
+    """Images (B, C, H, W) of noise, a tenth of the range beyond what is stored if floats are."""
+    low, high = run.intensity.low, run.intensity.high
+    more = 0.1 * (high - low) if run.intensity.clip else 0
+    shape = (batch, run.intensity.channels, height, width)
+    drawn = np.random.default_rng(seed).uniform(low - more, high + more, shape)
+    return (drawn if run.intensity.clip else drawn.round()).astype(np.float32)
+
+
+def check(run: LoadedRun, tmp_path: Path, format: str = "onnx", shapes=SHAPES) -> Path:
+    """Writes a run and compares it at each shape."""
+    quiet()
+    file = tmp_path / f"model{command.SUFFIXES[format]}"
+    write(Exported(run), command.description(run, []), file, format, 12)
+    call = opened(file, format)
+    for batch, height, width in shapes:
+        image = stored(run, batch, height, width)
+        found, truth = call(image), by_hand(run, image)
+        assert found.dtype == np.float32 and found.shape == (batch, len(run.classes), height, width)
+        np.testing.assert_allclose(found, truth, atol=1e-4, err_msg=f"{batch}x{height}x{width}")
+    return file
+
+
+PLAIN = {
+    "fcn32": lambda c, k: FCN(c, k, width=2, stride=32),
+    "fcn16": lambda c, k: FCN(c, k, width=2, stride=16),
+    "fcn8": lambda c, k: FCN(c, k, width=2, stride=8),
+    "alexnet": lambda c, k: FCN(c, k, encoder="alexnet", width=2, stride=8),
+    "segnet": lambda c, k: SegNet(c, k, width=2),
+    "peer": lambda c, k: Peer(c, k, UNet(c, k, width=2, depth=2), multiple=12),
+    **{
+        f"unet-{up}": lambda c, k, up=up: UNet(c, k, width=4, depth=3, up=up)
+        for up in ("transposed", "bilinear", "nearest", "pixel_shuffle", "unpool")
+    },
+    **{
+        f"valid-{up}": lambda c, k, up=up: UNet(c, k, width=4, depth=2, up=up, padding="valid")
+        for up in ("transposed", "bilinear", "nearest", "pixel_shuffle")
+    },
+    "residual": lambda c, k: UNet(
+        c, k, width=4, depth=2, down="average", fuse="add", block="residual"
+    ),
+    "bottleneck": lambda c, k: UNet(
+        c, k, width=4, depth=2, norm="none", down="strided", block="bottleneck"
+    ),
+    "valid-bottleneck": lambda c, k: UNet(
+        c, k, width=4, depth=1, block="bottleneck", padding="valid"
+    ),
+}
+NESTED = {
+    **{
+        f"{links}-{output}": lambda c, k, links=links, output=output: NestedUNet(
+            c, k, width=2, depth=3, links=links, output=output
+        )
+        for links in ("dense", "short", "none")
+        for output in ("deepest", 1, 2, "average")
+    },
+    **{
+        f"{links}-alone": lambda c, k, links=links: NestedUNet(
+            c, k, width=2, depth=3, links=links, deep_supervision=False
+        )
+        for links in ("dense", "short", "none")
+    },
+    "pruned": lambda c, k: NestedUNet(c, k, width=2, depth=2, pruned=True),
+    "unpool-residual": lambda c, k: NestedUNet(
+        c, k, width=2, depth=2, up="unpool", block="residual", fuse="add"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", [*PLAIN, *NESTED])
+def test_onnx_says_what_the_network_says_at_any_size(name, tmp_path):
+    model = lively((PLAIN | NESTED)[name](1, 1))
+    check(as_run(model), tmp_path)
+
+
+@pytest.mark.parametrize("name", ["valid-bilinear", "dense-1"])
+def test_so_does_torch_export(name, tmp_path):
+    check(as_run(lively((PLAIN | NESTED)[name](1, 1))), tmp_path, "torch")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*PLAIN, *NESTED])
+def test_so_does_torch_export_of_every_network(name, tmp_path):
+    check(as_run(lively((PLAIN | NESTED)[name](1, 1))), tmp_path, "torch")
+
+
+SLOW = pytest.param("torch", marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("format", ["onnx", SLOW])
+@pytest.mark.parametrize(
+    ("logits", "classes", "task"),
+    [(1, 2, "classes"), (2, 2, "instances"), (4, 4, "classes"), (3, 3, "overlapping")],
+)
+def test_every_kind_of_logits(logits, classes, task, format, tmp_path):
+    model = lively(UNet(1, logits, width=2, depth=1))
+    check(as_run(model, classes, GREY, task), tmp_path, format, ((1, 1, 1), (2, 9, 14)))
+
+
+@pytest.mark.parametrize(
+    "intensity",
+    [
+        Intensity(0.0, 65535.0, [0.3], [0.1]),
+        Intensity(-1.5, 7.25, [0.4, 0.5, 0.6], [0.3, 0.2, 0.1]),
+        Intensity(-1.5, 7.25, [0.4, 0.5], [0.3, 0.2], clip=True),
+        Intensity(12.0, 190.0, [0.5], [0.25], clip=True),
+    ],
+    ids=["uint16", "float", "clipped float", "clipped uint8"],
+)
+def test_stored_values_are_normalised_inside(intensity, tmp_path):
+    model = lively(UNet(intensity.channels, 3, width=2, depth=1))
+    check(as_run(model, 3, intensity), tmp_path, shapes=((1, 1, 1), (2, 9, 14)))
+
+
+@pytest.mark.parametrize("side", [1, 2, 3, 7, 8, 9, 40])
+@pytest.mark.parametrize("up", ["transposed", "bilinear"])
+@pytest.mark.parametrize("block", ["double_conv", "bottleneck"])
+@pytest.mark.parametrize("depth", [1, 2, 3, 4, 5])
+def test_a_border_is_continued_as_the_network_does_it(side, up, block, depth):
+    ramp = torch.arange(side)
+    same = UNet(1, 1, width=1, depth=depth)
+    rows = torch.arange(float(side)).reshape(1, 1, side, 1)
+    assert torch.equal(taken(same, side), pad_to_multiple(rows, 2**depth)[0, 0, :, 0].long())
+    valid = UNet(1, 1, width=1, depth=depth, up=up, block=block, padding="valid")
+    after = valid.input_side(side) - side - valid.context
+    assert torch.equal(taken(valid, side), ramp[mirrored(side, valid.context, after)])
+
+
+@pytest.mark.parametrize("format", ["onnx", SLOW])
+@pytest.mark.parametrize(("logits", "task"), [(1, "classes"), (3, "classes"), (3, "overlapping")])
+def test_an_ensemble_is_one_file(logits, task, format, tmp_path):
+    members = [
+        lively(UNet(1, logits, width=2, depth=1), 1),
+        lively(UNet(1, logits, width=2, depth=2, padding="valid"), 2),
+        lively(FCN(1, logits, width=2, stride=32), 3),
+    ]
+    spans = [GREY, Intensity(10.0, 200.0, [0.5], [0.3], clip=True), GREY]
+    classes = max(2, logits)
+    alone = [as_run(one, classes, at, task) for one, at in zip(members, spans, strict=True)]
+    together = Ensemble(members, spans, task == "overlapping")
+    run = as_run(together, classes, together.intensity, task)
+    file = tmp_path / f"model{command.SUFFIXES[format]}"
+    write(Exported(run), command.description(run, []), file, format, 12)
+    for shape in SHAPES[:4]:
+        image = stored(alone[0], *shape)
+        mean = np.mean([by_hand(one, image) for one in alone], axis=0)
+        np.testing.assert_allclose(opened(file, format)(image), mean, atol=1e-4)
+
+
+def test_what_is_told_is_the_runs_own():
+    run = as_run(UNet(2, 3, width=1, depth=1), 3, Intensity(0.0, 1.0, [0.5] * 2, [1.0] * 2))
+    told = command.description(dataclasses.replace(run, threshold=0.3, task="overlapping"), [])
+    assert (told["threshold"], told["task"], told["channels"]) == (0.3, "overlapping", 2)
+    assert told["colors"] == [[0, 0, 0], [1, 2, 3], [2, 4, 6]] and told["network"] == "UNet"
+
+
+def test_the_network_itself_stays_as_it_was():
+    model = lively(NestedUNet(1, 1, width=2, depth=2))
+    before = {name: t.clone() for name, t in model.state_dict().items()}
+    Exported(as_run(model))
+    assert not any(module.training for module in model.modules())
+    assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    words = ("model=unetpp", "model.output=average", "model.depth=2", "trainer.max_epochs=1")
+    return tiny(tmp_path_factory.mktemp("export"), *words)[1]
+
+
+def asked(*words: str):
+    return config("export", *words)
+
+
+def test_a_run_becomes_one_onnx_file_that_tells_what_it_is(trained, tmp_path, capfd):
+    file = export(asked(f"run={trained}", f"output={tmp_path}/new/m.onnx"))
+    assert file == tmp_path / "new/m.onnx" and [p.name for p in file.parent.iterdir()] == ["m.onnx"]
+    printed = capfd.readouterr()
+    assert printed.err == "" and "validation images val-000, val-001" in printed.out
+    for size in ("97x97", "64x160", "257x320"):
+        assert re.search(rf"{size} .* \d\.\de-0[5-9] .* \d\.\de-0[5-9] ", printed.out)
+    assert max(map(len, printed.out.replace(str(tmp_path), "").splitlines())) <= 80
+    assert "torchvision" not in printed.out and "Warning" not in printed.out
+    model = onnx.load(file)
+    assert {(one.domain, one.version) for one in model.opset_import} == {("", 12)}
+    shape = [d.dim_param or d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim]
+    assert shape == ["batch", 1, "height", "width"]
+    session = onnxruntime.InferenceSession(file)
+    facts = json.loads(session.get_modelmeta().custom_metadata_map["seg"])
+    best = trained / "checkpoints/best.ckpt"
+    digest = subprocess.run(["sha256sum", best], capture_output=True, text=True).stdout.split()[0]
+    assert facts == {
+        "seg": "0.1.0",
+        "classes": ["membrane", "cell"],
+        "colors": [list(color) for color in runs.load(trained).colors],
+        "threshold": 0.5,
+        "task": "classes",
+        "channels": 1,
+        "network": "NestedUNet",
+        "checkpoints": {str(best): digest},
+    }
+
+
+def test_torch_export_tells_the_same(trained, tmp_path):
+    file = export(asked(f"run={trained}", "format=torch", f"output={tmp_path}/m.pt2"))
+    extra = {"seg.json": ""}
+    torch.export.load(file, extra_files=extra)
+    facts = json.loads(extra["seg.json"])
+    assert facts["classes"] == ["membrane", "cell"] and len(facts["checkpoints"]) == 1
+
+
+def test_members_of_an_ensemble_are_named(trained, tmp_path):
+    two = f"run=[{trained},{trained}/checkpoints/last.ckpt]"
+    with pytest.raises(UserError, match=r"output is not set: .* give output="):
+        export(asked(two))
+    facts = json.loads(
+        onnx.load(export(asked(two, f"output={tmp_path}/m.onnx"))).metadata_props[0].value
+    )
+    assert [Path(p).name for p in facts["checkpoints"]] == ["best.ckpt", "last.ckpt"]
+
+
+def test_the_folds_of_a_cross_validation_are_one_file(trained, tmp_path):
+    for fold in ("fold-0", "fold-1"):
+        shutil.copytree(trained / "checkpoints", tmp_path / fold / "checkpoints")
+    record = {"status": "finished", "images": {}, "folds": [{"run": "fold-0"}, {"run": "fold-1"}]}
+    (tmp_path / "crossval.json").write_text(json.dumps(record))
+    file = export(asked(f"run={tmp_path}"))
+    assert file == tmp_path / "export/model.onnx"
+    facts = json.loads(onnx.load(file).metadata_props[0].value)
+    assert [Path(p).parts[-3] for p in facts["checkpoints"]] == ["fold-0", "fold-1"]
+
+
+def test_without_its_data_made_images_are_taken(trained, tmp_path, monkeypatch, capsys):
+    run = runs.load(trained)
+    data = run.config["data"] | {"_target_": "seg.data.folder.Folder", "root": "gone"}
+    gone = dataclasses.replace(run, config=run.config | {"data": data})
+    monkeypatch.setattr(ensemble, "load", lambda given: gone)
+    export(asked(f"run={trained}", f"output={tmp_path}/m.onnx"))
+    assert "made images (the run's own aren't there)" in capsys.readouterr().out
+    first, second = command.made(run), command.made(run)
+    assert np.array_equal(first, second) and 0 <= np.min(first) < 5 and 250 < np.max(first) <= 255
+
+
+def test_a_file_that_differs_is_not_left(trained, tmp_path):
+    words = (f"run={trained}", f"output={tmp_path}/m.onnx")
+    with pytest.raises(
+        UserError, match=r"differs from PyTorch by \d.* tolerance=1e-12; nothing is"
+    ):
+        export(asked(*words, "tolerance=1.0e-12"))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("place", range(6))
+@pytest.mark.parametrize("gap", [2e-4, float("nan"), float("inf")])
+def test_one_difference_of_six_is_enough(place, gap, trained, tmp_path, monkeypatch):
+    gaps = [Gap(b, h, w, 1e-6) for h, w in command.SIZES for b in command.BATCHES]
+    gaps[place] = dataclasses.replace(gaps[place], largest=gap)
+    monkeypatch.setattr(command, "write", lambda network, facts, file, *_: file.write_text("x"))
+    monkeypatch.setattr(command, "opened", lambda *_: None)
+    monkeypatch.setattr(command, "differences", lambda *_: gaps)
+    with pytest.raises(UserError, match="nothing is written"):
+        export(asked(f"run={trained}", f"output={tmp_path}/m.onnx"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_every_size_and_batch_is_compared():
+    run = as_run(lively(UNet(1, 1, width=2, depth=1)))
+    images, asked_for = command.made(run), []
+
+    def wrong(image: np.ndarray) -> np.ndarray:
+        asked_for.append(image)
+        return command.expected(run, image) + np.float32(len(asked_for))
+
+    gaps = command.differences(run, wrong, images)
+    assert [round(gap.largest) for gap in gaps] == [1, 2, 3, 4, 5, 6]
+    assert {one.shape[0] for one in asked_for} == {1, 2}
+    sides = {one.shape[2:] for one in asked_for}
+    assert len(sides) == 3 and any(h % 2 for h, _ in sides) and any(h != w for h, w in sides)
+    assert not np.array_equal(asked_for[-1][0], asked_for[-1][1])
+    small = command.differences(run, lambda image: command.expected(run, image)[:, :1], images)
+    assert all(gap.largest == np.inf for gap in small)
+
+
+class Branching(nn.Module):
+    """A network that no tracer follows: what it does depends on the image's size."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x if x.shape[-1] > 100 else -x
+
+
+class Foreign(nn.Module):
+    """A network of an operator that ONNX hasn't."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.special.bessel_j0(x)
+
+
+@pytest.mark.parametrize("format", ["onnx", "torch"])
+@pytest.mark.parametrize("network", [Branching, Foreign])
+def test_a_network_that_can_not_be_exported_is_refused(
+    network, format, trained, tmp_path, monkeypatch, capfd
+):
+    if (network, format) == (Foreign, "torch"):
+        pytest.skip("torch.export has it")
+    run = dataclasses.replace(runs.load(trained), model=Peer(1, 1, network()).eval())
+    monkeypatch.setattr(ensemble, "load", lambda given: run)
+    file = tmp_path / f"m{command.SUFFIXES[format]}"
+    with pytest.raises(UserError, match=f"its Peer (as|can't be exported as) {format}") as told:
+        export(asked(f"run={trained}", f"format={format}", f"output={file}"))
+    assert "\n" not in str(told.value) and not list(tmp_path.iterdir())
+    assert "graph(" not in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["format=tflite"], "format=tflite: onnx or torch is needed"),
+        (["tolerance=0"], "tolerance=0: it must be above 0"),
+        (["output=m.pt2"], "output=m.pt2: format=onnx is written as a file named .onnx"),
+        (["output=/dev/null/m.onnx"], "output=/dev/null/m.onnx: can't be written"),
+        (["opset=99"], "can't be exported as onnx: .*99"),
+        (["opset=8"], "can't be exported as onnx: .*opset"),
+    ],
+)
+def test_what_can_not_be_is_told(words, told, trained, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=told):
+        export(asked(f"run={trained}", "output=m.onnx", *words))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_is_there_stays(trained, tmp_path):
+    file = tmp_path / "m.onnx"
+    file.write_text("mine")
+    with pytest.raises(UserError, match="is there already; remove it or give another file"):
+        export(asked(f"run={trained}", f"output={file}"))
+    assert file.read_text() == "mine"
+
+
+def test_more_weights_than_one_onnx_file_holds(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "LARGEST", 1000)
+    with pytest.raises(UserError, match="take format=torch"):
+        export(asked(f"run={trained}", f"output={tmp_path}/m.onnx"))
+
+
+def test_a_checkpoint_of_foreign_code_is_refused(trained, tmp_path):
+    content = runs.read_checkpoint(trained / "checkpoints/best.ckpt")
+    content["seg"]["config"]["model"]["_target_"] = "os.system"
+    torch.save(content, tmp_path / "bad.ckpt")
+    with pytest.raises(runs.RunError, match=r"names 'os.system'; only"):
+        export(asked(f"run={tmp_path}/bad.ckpt"))
+    assert [p.name for p in tmp_path.iterdir()] == ["bad.ckpt"]
+
+
+@pytest.mark.parametrize("package", ["onnx", "onnxruntime"])
+def test_a_missing_extra_is_named(package, trained, monkeypatch):
+    real = options.find_spec
+    monkeypatch.setattr(options, "find_spec", lambda name: None if name == package else real(name))
+    with pytest.raises(
+        UserError, match=r"format=onnx needs the extra export: pip install 'seg\[export\]'"
+    ):
+        export(asked(f"run={trained}"))
+
+
+def test_the_example_gives_the_mask_of_predict_without_this_package_and_torch(trained, tmp_path):
+    picture = ROOT / "docs/images/section.png"
+    with Image.open(picture) as image:
+        image.crop((0, 0, 101, 77)).save(tmp_path / "small.png")
+    file = export(asked(f"run={trained}", f"output={tmp_path}/m.onnx"))
+    words = [ROOT / "examples/onnx_predict.py", file, tmp_path / "small.png", tmp_path / "mask.png"]
+    blocked = "import sys; sys.modules.update(seg=None, torch=None)"
+    program = f"{blocked}; del sys.argv[0]; import runpy; runpy.run_path(sys.argv[0])"
+    done = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    predict(
+        config("predict", f"run={trained}", f"input={tmp_path}/small.png", f"output={tmp_path}/p")
+    )
+    with (
+        Image.open(tmp_path / "mask.png") as one,
+        Image.open(tmp_path / "p/masks/small.png") as two,
+    ):
+        ours, theirs = np.asarray(one), np.asarray(two)
+    assert ours.shape == (77, 101) and len(np.unique(ours)) == 2
+    assert (ours != theirs).sum() <= 1  # a probability at the threshold
+
+
+def test_the_page_shows_the_example_as_it_is():
+    page, example = (
+        (ROOT / "docs/export.md").read_text(),
+        (ROOT / "examples/onnx_predict.py").read_text(),
+    )
+    assert f"```py\n{example}```" in page
+
+
+def test_as_a_user_types_it(trained, tmp_path, monkeypatch, capsys):
+    line = ["export", f"run={trained}", "tolerance=1e-12", f"output={tmp_path}/m.onnx"]
+    monkeypatch.setattr(sys, "argv", line)
+    with pytest.raises(SystemExit) as left:
+        command.main()
+    told = capsys.readouterr().err
+    assert left.value.code == 2 and told.startswith("error: ") and told.count("\n") == 1
+    assert not list(tmp_path.iterdir())
