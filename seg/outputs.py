@@ -6,7 +6,6 @@ and centroids.
 """
 
 import csv
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,12 +108,29 @@ class Output:
         return -(-image_rows // self.thin)
 
 
+def check_kinds(request: Request) -> None:
+    """Raises DataError when a kind that is wanted can't be had of this run."""
+    run = request.run
+    if len(run.classes) == 2 and not run.overlapping:
+        return
+    for kind, why in (
+        ("submission", "the challenge has two classes, membrane and cell"),
+        ("instances", "objects are told apart where there are two classes"),
+    ):
+        if kind in request.save:
+            overlap = " that overlap" if run.overlapping else ""
+            raise DataError(
+                f"save=[{kind}]: {why}; the run has {len(run.classes)}{overlap}: {', '.join(run.classes)}"
+            )
+
+
 def outputs(request: Request, place: Place) -> list[Output]:
     """The kinds asked for.
 
     Raises:
         DataError: when one of them can't be had of this image, or this run.
     """
+    check_kinds(request)
     return [KINDS[kind](request, place, kind) for kind in request.save]
 
 
@@ -142,10 +158,8 @@ def masks(request: Request, place: Place, kind: str) -> Output:
 
         def finish(tags: dict[str, Any]) -> list[Path]:
             file = place.output / kind / f"{stem}.png"
-            aside = file.with_name(f".{os.getpid()}-{file.name}")
-            write_mask(aside, grown.page(0), run.colors)
-            os.replace(aside, file)
-            grown.file.unlink()
+            with grown.aside(file) as new:
+                write_mask(new, grown.page(0), run.colors)
             return [file]
 
     return Output(grown, lambda band: band.mask, 1, finish)
@@ -172,12 +186,6 @@ def uncertainties(request: Request, place: Place, kind: str) -> Output:
 
 def submission(request: Request, place: Place, kind: str) -> Output:
     """What the ISBI 2012 challenge takes: float32, 0 surely membrane (class 0), 1 surely not."""
-    run = request.run
-    if len(run.classes) != 2 or run.overlapping:
-        raise DataError(
-            f"save=[submission]: the challenge has two classes, membrane and cell; the run has {len(run.classes)}: "
-            f"{', '.join(run.classes)}"
-        )
     grown = growing(place, kind, np.float32)
     file = place.output / kind / f"{place.file.stem}.tif"
     return Output(grown, lambda band: band.probabilities[1], 1, as_tiff(grown, file))
@@ -212,8 +220,8 @@ def pictures(request: Request, place: Place, kind: str) -> Output:
             image, mask = page[:-1].transpose(1, 2, 0), page[-1].astype(np.uint8)
             name = f"{stem}-{number:03d}.png" if place.pages > 1 else f"{stem}.png"
             files.append(place.output / kind / name)
-            Image.fromarray(draw(image, mask, colors)).save(files[-1])
-        seen.file.unlink()
+            with seen.aside(files[-1]) as new:
+                Image.fromarray(draw(image, mask, colors)).save(new)
         return files
 
     return Output(seen, made, thin, finish)
@@ -221,12 +229,7 @@ def pictures(request: Request, place: Place, kind: str) -> Output:
 
 def labelled(request: Request, place: Place, kind: str) -> Output:
     """Objects of class 1: a TIFF of labels, 0 between them, and a CSV of their areas and centroids."""
-    run, stem = request.run, place.file.stem
-    if len(run.classes) != 2 or run.overlapping:
-        raise DataError(
-            f"save=[instances]: objects are told apart where there are two classes; the run has "
-            f"{len(run.classes)}: {', '.join(run.classes)}"
-        )
+    stem = place.file.stem
     if place.height * place.width > COUNTED:
         raise DataError(
             f"{place.file}: {place.height}x{place.width} px; save=[instances] needs the whole image in memory and takes "
@@ -243,15 +246,16 @@ def labelled(request: Request, place: Place, kind: str) -> Output:
             rows += measured(labels[-1], interior, number)
         stack = np.stack(labels)
         stack = stack.astype(np.uint16 if stack.max() < 2**16 else np.int32)
-        tifffile.imwrite(
-            files[0], stack if place.pages > 1 else stack[0], compression="zlib",
-            photometric="minisblack", metadata={"axes": "ZYX" if place.pages > 1 else "YX"}, **tags,
-        )  # fmt: skip
-        with files[1].open("w", newline="", encoding="utf-8") as out:
+        with grown.aside(files[0]) as new:
+            tifffile.imwrite(
+                new, stack if place.pages > 1 else stack[0], compression="zlib",
+                photometric="minisblack", metadata={"axes": "ZYX" if place.pages > 1 else "YX"},
+                **tags,
+            )  # fmt: skip
+        with grown.aside(files[1]) as new, new.open("w", newline="", encoding="utf-8") as out:
             table = csv.DictWriter(out, COLUMNS)
             table.writeheader()
             table.writerows(rows)
-        grown.file.unlink()
         return files
 
     return Output(grown, lambda band: band.probabilities[1], 1, finish)

@@ -25,7 +25,7 @@ from seg.data.images import is_image, list_images
 from seg.data.sources import DataError
 from seg.evaluate import check_objects
 from seg.logits import decided
-from seg.outputs import DEPTHS, KINDS, Band, Output, Place, Request, outputs
+from seg.outputs import DEPTHS, KINDS, Band, Output, Place, Request, check_kinds, outputs
 from seg.predictor import Predictor, check_channels
 from seg.rasters import Raster, images_of
 
@@ -46,6 +46,7 @@ def predict(cfg: DictConfig) -> list[Path]:
     request = Request(
         run, list(cfg.save), predictor.threshold, cfg.probabilities, plain(cfg.objects)
     )
+    check_kinds(request)
     files = inputs(cfg.input)
     failed: list[str] = []
     with alone(Path(cfg.output)) as output:
@@ -55,17 +56,19 @@ def predict(cfg: DictConfig) -> list[Path]:
             raise UserError(
                 f"output={cfg.output}: holds the results of all {len(files)} inputs already; give another folder"
             )
+        check_names(left, record, output)
         if len(left) < len(files):
             log.info(f"{len(files) - len(left)} of {len(files)} inputs are done already, and kept")
         written: list[Path] = []
         with bar() as progress:
             for file in left:
+                seen = stamp(file)
                 try:
                     written += segment(file, predictor, request, output, progress, cfg.check_seams)
                 except DataError as error:
                     failed.append(str(error))
                     continue
-                record["done"][str(file)] = stamp(file)
+                record["done"][str(file)] = seen
                 runs.write_json(output / RECORD, record)
         runs.write_json(output / RECORD, record | {"status": "finished", "failed": failed})
     log.info(f"{len(left) - len(failed)} of {len(left)} inputs segmented; results in {output}")
@@ -86,8 +89,8 @@ def check_request(cfg: DictConfig) -> None:
 
 
 def check_save(save: Sequence[str]) -> None:
-    """Raises UserError unless something is to be saved, and it is something there is."""
-    if not save or any(kind not in KINDS for kind in save):
+    """Raises UserError unless something is to be saved, once, and it is something there is."""
+    if not save or any(kind not in KINDS for kind in save) or len(set(save)) < len(save):
         raise UserError(f"save={list(save)}: choose from {', '.join(KINDS)}")
 
 
@@ -133,12 +136,14 @@ def alone(output: Path) -> Generator[Path]:
         yield output
     except OSError as error:
         raise UserError(
-            f"output={output}: can't be written ({error.strerror}); the same command goes on from here"
+            f"output={output}: can't be written ({error.strerror or error}); the same command goes on from here"
         ) from error
     finally:
         lock.release()
-        if not [file for file in partial.iterdir() if file.name != "lock"]:
-            (partial / "lock").unlink(missing_ok=True)
+        rest = list(partial.iterdir())
+        if all(file.name == "lock" or file.name.startswith(".") for file in rest):
+            for file in rest:  # the lock, and marks that weren't written to their end
+                file.unlink(missing_ok=True)
             partial.rmdir()
 
 
@@ -171,9 +176,23 @@ def begin(output: Path, cfg: DictConfig, run: runs.LoadedRun) -> dict[str, Any]:
     return record
 
 
+def check_names(files: list[Path], record: dict[str, Any], output: Path) -> None:
+    """Raises UserError when results of other files would be overwritten."""
+    done = {Path(name).stem: Path(name) for name in record["done"]}
+    for file in files:
+        other = done.get(file.stem, file)
+        if other != file and other.absolute() != file.absolute():
+            raise UserError(
+                f"output={output}: holds results of {other}, and those of {file} have the same name; give another folder"
+            )
+
+
 def stamp(file: Path) -> list[int]:
-    """Changes when a file does."""
-    facts = file.stat()
+    """Changes when a file does; of one that isn't there, as a broken link, empty."""
+    try:
+        facts = file.stat()
+    except OSError:
+        return []
     return [facts.st_size, facts.st_mtime_ns]
 
 
@@ -208,7 +227,8 @@ def segment(
                     f"{file}: pages of {height}x{width} and {page.shape[0]}x{page.shape[1]} px; save them as "
                     "files of their own"
                 )
-        place = Place(output, file, height, width, len(pages), pages[0].dtype)
+        dtype = np.result_type(*{page.dtype for page in pages})
+        place = Place(output, file, height, width, len(pages), dtype)
         made = outputs(request, place)
         journey = Journey(file, output / PARTIAL / f"{file.name}.json", made, predictor)
         task = progress.add_task(file.name, total=height * len(pages))
@@ -228,7 +248,7 @@ def segment(
     for kind in request.save:
         (output / kind).mkdir(parents=True, exist_ok=True)
     written = [path for one in made for path in one.finish(tags)]
-    journey.mark.unlink(missing_ok=True)
+    journey.forget()  # not before all is there: else what failed at the last would begin anew
     return written
 
 
@@ -238,11 +258,12 @@ def told_seams(file: Path, predictor: Predictor, page: Raster) -> None:
     if max(height, width) <= predictor.tile:
         log.info(f"seams      {file.name}: none, it went through at once")
         return
-    part = page.rows(0, min(height, 2 * predictor.tile))
+    side = 3 * predictor.tile // 2
+    part = page.rows(0, min(height, side))
     largest, mean = predictor.tiling(height, width).seams(part)
     log.info(
         f"seams      {file.name}: probabilities in tiles differ by {largest:.1e} at most, {mean:.1e} in the mean, "
-        f"from {min(height, 2 * predictor.tile)}x{min(width, 2 * predictor.tile)} px at once"
+        f"from {min(height, side)}x{min(width, side)} px at once"
     )
 
 
@@ -267,7 +288,8 @@ class Journey:
         run, threshold = self.predictor.run, self.predictor.threshold
         height, width, _ = pages[0].shape
         tiling = self.predictor.tiling(height, width)
-        first, start = self.reached(height)
+        way = {"stamp": stamp(self.file), "tiles": [tiling.tile, tiling.overlap]}
+        first, start = self.reached(height, way)
         for number in range(first, len(pages)):
             begun = start if number == first else 0
             for top, image, p_CHW in tiling.bands(pages[number].rows, height, begun):
@@ -275,15 +297,18 @@ class Journey:
                 for one in self.outputs:
                     one.add(band)
                 bottom = top + len(image)
-                runs.write_json(self.mark, {"stamp": stamp(self.file), "at": [number, bottom]})
+                runs.write_json(self.mark, way | {"at": [number, bottom]})
                 tell(number * height + bottom)
 
-    def reached(self, height: int) -> tuple[int, int]:
-        """The page and the row that come next; what is beyond them in the outputs is cut off."""
+    def reached(self, height: int, way: dict[str, Any]) -> tuple[int, int]:
+        """The page and the row that come next; what is beyond them in the outputs is cut off.
+
+        Only what went the same way counts: the same file, in the same tiles, whose context is measured anew.
+        """
         page, row = 0, 0
         if self.mark.is_file():
             content = runs.read_json(self.mark)
-            if content.get("stamp") == stamp(self.file):
+            if all(content.get(name) == value for name, value in way.items()):
                 page, row = content["at"]
         wanted = [one.growing.height * page + one.rows(row) for one in self.outputs]
         pairs = list(zip(self.outputs, wanted, strict=True))
@@ -297,8 +322,9 @@ class Journey:
 
     def forget(self) -> None:
         """Removes all that there is of it."""
-        for file in (self.mark, *(one.growing.file for one in self.outputs)):
-            file.unlink(missing_ok=True)
+        self.mark.unlink(missing_ok=True)
+        for one in self.outputs:
+            one.growing.remove()
 
 
 def write(
@@ -313,6 +339,7 @@ def write(
         one.growing.cut(0)
         one.add(Band(0, image, p_CHW, mask))
         written += one.finish({})
+        one.growing.remove()
     os.rmdir(folder / PARTIAL)
     return written
 

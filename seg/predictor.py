@@ -20,6 +20,7 @@ from seg.tiles import SEEN, Tiling, check_tiles, coarsest, halo, surroundings
 from seg.tta import Moves, viewed
 
 log = logging.getLogger("seg")
+DEVICES = ("auto", "cpu", "gpu", "cuda", "mps")
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,8 @@ class Predictor:
         self.run, self.threshold = run, threshold
         self.tile, self.asked, self.batch = tile, overlap, batch
         self.scales = list(scales)
+        if accelerator not in DEVICES:
+            raise UserError(f"accelerator={accelerator}: choose from {', '.join(DEVICES)}")
         self.device = torch_device(pick_accelerator(accelerator))
         network = folded(run.model)
         settle(network, self.device)
@@ -97,15 +100,14 @@ class Predictor:
         """Context of each tile in px, measured where none was asked for."""
         if self.asked != "auto":
             return int(self.asked)
-        step = coarsest(self.run.model)
-        together = isinstance(self.run.model, ensemble.Ensemble)
-        networks = list(self.run.model.members) if together else [self.run.model]
+        step = coarsest(self.network)
+        together = isinstance(self.network, ensemble.Ensemble)
+        networks = list(self.network.members) if together else [self.network]
         channels, overlapping = self.run.intensity.channels, self.run.overlapping
         found = [halo(network, channels, self.device, overlapping) for network in networks]
         context, seam = max(c for c, _ in found), max(s for _, s in found)
-        context = (
-            math.ceil(context / min(1, *self.scales) / step) * step
-        )  # px of the image as it is
+        shrunk = min(1, *self.scales)  # px of the image as it is are more than the network's
+        context = math.ceil(context / shrunk / step) * step
         largest = (self.tile - 1) // 2 // step * step
         if context > largest:
             log.info(

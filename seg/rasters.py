@@ -5,9 +5,12 @@ tile by tile or strip by strip. Results lie as plain bytes beside the output whi
 interrupted run goes on where it stopped, and become a compressed TIFF at the end.
 """
 
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +25,14 @@ from seg.data.images import (
     check_whole,
     count,
     hidden_pages,
+    hidden_stack,
     read_image,
 )
 from seg.data.sources import DataError
 from seg.runs import LoadedRun
 
 TILE = 256  # px, side of the tiles of what is written
+JPEG = (6, 7, 33007, 34892)  # compressions whose tables may lie apart from the pixels
 KEPT = (33550, 33922, 34264, 34735, 34736, 34737)  # tags of GeoTIFF: where on Earth the pixels are
 
 
@@ -38,6 +43,7 @@ class Raster:
         file: an image, or a TIFF of several pages.
         page: which of them.
         channels: whether all pages are the channels of one image.
+        tiff: the file, if it is open already: a file of many pages is opened once.
 
     Attributes:
         shape: (H, W, C).
@@ -46,29 +52,37 @@ class Raster:
         DataError: when it can't be read.
     """
 
-    def __init__(self, file: Path, page: int = 0, channels: bool = False) -> None:
+    def __init__(
+        self,
+        file: Path,
+        page: int = 0,
+        channels: bool = False,
+        tiff: tifffile.TiffFile | None = None,
+    ) -> None:
         self.file, self.page = file, page
         self.whole: np.ndarray | None = None
-        self.tiff: tifffile.TiffFile | None = None
+        self.tiff = tiff
         if channels or file.suffix.lower() not in TIFF:
             self.whole = read_image(file, channels=channels)
             self.shape = self.whole.shape
             return
         try:
-            self.tiff = tifffile.TiffFile(file)
-            check_last(self.tiff)
-            self.one = None
-            if not hidden_pages(self.tiff):
+            if self.tiff is None:
+                self.tiff = tifffile.TiffFile(file)
+                check_last(self.tiff)
+            self.hidden = hidden_pages(self.tiff)
+            if not self.hidden:
                 check_whole(self.tiff, page)
-                self.one = self.tiff.pages[page].aspage()
+            self.one = self.tiff.pages[0 if self.hidden else page].aspage()
+            if self.one.imagedepth > 1:
+                self.whole = self.band(0, None)
         except Exception as error:  # decoders raise every kind
+            self.close()
             raise unreadable(file, error) from error
-        if self.one is None or not plain(self.one):
-            self.whole = self.band(0, None)
+        height, width = self.one.imagelength, self.one.imagewidth
+        self.shape = (height, width, self.one.samplesperpixel)
+        if self.whole is not None:
             self.shape = self.whole.shape
-        else:
-            height, width = self.one.imagelength, self.one.imagewidth
-            self.shape = (height, width, self.one.samplesperpixel)
 
     def rows(self, start: int, stop: int) -> np.ndarray:
         """Rows (stop - start, W, C) uint8, uint16 or float32.
@@ -84,13 +98,14 @@ class Raster:
         named = f"{self.file}, page {self.page}" if self.pages > 1 else self.file
         try:
             assert self.tiff is not None
-            if self.one is None:
-                stack = self.tiff.series[0].asarray()
-                found = stack.reshape(-1, *self.tiff.pages[0].shape)[self.page]
+            if self.hidden:
+                stack = hidden_stack(self.tiff, self.file)
+                found = channels_last(stack[self.page], self.one.axes)[start:stop]
             elif stop is None:
                 found = channels_last(self.one.asarray(), self.one.axes)
             elif self.one.is_memmappable:
-                found = tifffile.memmap(self.file, page=self.page, mode="r")[start:stop]
+                mapped = tifffile.memmap(self.file, page=self.page, mode="r")
+                found = channels_last(mapped, self.one.axes)[start:stop]
             else:
                 found = decoded(self.one, start, stop)
         except Exception as error:
@@ -107,9 +122,13 @@ class Raster:
     @property
     def tags(self) -> dict[str, Any]:
         """What a TIFF made of this one keeps, as arguments of tifffile: resolution, and place on Earth."""
-        if self.tiff is None:
+        if self.tiff is not None:
+            tags = self.one.tags
+        elif self.file.suffix.lower() in TIFF:  # whose pages are channels
+            with tifffile.TiffFile(self.file) as tiff:
+                tags = tiff.pages[0].aspage().tags
+        else:
             return {}
-        tags = self.tiff.pages[0 if self.one is None else self.page].aspage().tags
         kept: dict[str, Any] = {
             "extratags": [
                 (tag.code, tag.dtype, tag.count, tag.value, True)
@@ -117,17 +136,31 @@ class Raster:
                 if tag.code in KEPT
             ]
         }
-        if "XResolution" in tags and "YResolution" in tags:
-            kept["resolution"] = tags["XResolution"].value, tags["YResolution"].value
-            kept["resolutionunit"] = tags["ResolutionUnit"].value if "ResolutionUnit" in tags else 2
+        sides = [tags[name].value for name in ("XResolution", "YResolution") if name in tags]
+        unit = tags["ResolutionUnit"].value if "ResolutionUnit" in tags else 2
+        fractions = [
+            side for side in sides if isinstance(side, tuple) and len(side) == 2 and side[1]
+        ]
+        if len(fractions) == 2 and unit in (
+            1,
+            2,
+            3,
+        ):  # else the file says nothing that has a meaning
+            kept |= {"resolution": tuple(fractions), "resolutionunit": unit}
         return kept
 
     @property
     def dtype(self) -> np.dtype:
-        """uint8, uint16 or float32, as ``rows`` gives them."""
-        return self.rows(0, 1).dtype
+        """uint8, uint16 or float32: what holds all that ``rows`` gives."""
+        if self.whole is not None:
+            return self.whole.dtype
+        if self.one.dtype == np.bool_:
+            return np.dtype(np.uint8)
+        kept = self.one.dtype in (np.uint8, np.uint16)
+        return np.dtype(self.one.dtype if kept else np.float32)
 
     def close(self) -> None:
+        """Closes the file, also for its other pages."""
         if self.tiff is not None:
             self.tiff.close()
 
@@ -141,7 +174,7 @@ def images_of(file: Path, run: LoadedRun) -> list[Raster]:
     if run.config.get("data", {}).get("pages") == "channels":
         return [Raster(file, channels=True)]
     first = Raster(file)
-    return [first, *(Raster(file, page) for page in range(1, first.pages))]
+    return [first, *(Raster(file, page, tiff=first.tiff) for page in range(1, first.pages))]
 
 
 def unreadable(file: Path, error: Exception) -> DataError:
@@ -149,28 +182,27 @@ def unreadable(file: Path, error: Exception) -> DataError:
     return DataError(f"{file}: not a readable image ({reason})")
 
 
-def plain(page: Any) -> bool:
-    """Whether a page's channels lie together, so that rows can be read by themselves."""
-    return page.imagedepth == 1 and (page.samplesperpixel == 1 or page.planarconfig == 1)
-
-
 def decoded(page: Any, start: int, stop: int) -> np.ndarray:
-    """Rows of a page, from just the strips or tiles that hold them; (stop - start, W[, C])."""
+    """Rows of a page, from just the strips or tiles that hold them; (stop - start, W, C)."""
     height, width, samples = page.imagelength, page.imagewidth, page.samplesperpixel
     deep = page.tilelength if page.is_tiled else min(page.rowsperstrip, height)
     across = -(-width // page.tilewidth) if page.is_tiled else 1
-    first, last = start // deep, -(-stop // deep)
+    first, last = start // deep, -(-min(stop, height) // deep)
     out = np.zeros(((last - first) * deep, width, samples), page.dtype)
-    indices = range(first * across, min(last * across, len(page.dataoffsets)))
+    planes = 1 if page.planarconfig == 1 else samples  # stored one after another
+    each = -(-height // deep) * across
+    indices = [i + each * p for p in range(planes) for i in range(first * across, last * across)]
     offsets = [page.dataoffsets[i] for i in indices]
     counts = [page.databytecounts[i] for i in indices]
-    for data, index in page.parent.filehandle.read_segments(offsets, counts, indices=list(indices)):
-        segment, (_, _, row, column, _), (_, h, w, _) = page.decode(data, index)
+    jpeg = {"jpegtables": page.jpegtables, "jpegheader": page.jpegheader}
+    extra = jpeg if page.compression in JPEG else {}
+    for data, index in page.parent.filehandle.read_segments(offsets, counts, indices=indices):
+        segment, (plane, _, row, column, _), (_, h, w, c) = page.decode(data, index, **extra)
         if segment is None:
             raise ValueError(f"a tile is missing at row {row}, column {column}")
         h, w = min(h, height - row), min(w, width - column)
         at = row - first * deep
-        out[at : at + h, column : column + w] = segment[0, :h, :w]
+        out[at : at + h, column : column + w, plane : plane + c] = segment[0, :h, :w]
     return out[start - first * deep : stop - first * deep]
 
 
@@ -240,15 +272,32 @@ class Growing:
                     yield tile
 
     def finish(self, file: Path, tags: dict[str, Any]) -> None:
-        """Writes the TIFF, whole or not at all, and removes the plain bytes."""
-        aside = file.with_name(f".{os.getpid()}-{file.name}")
+        """Writes the TIFF, whole or not at all; the plain bytes stay until ``remove``."""
         axes = {"Z": self.pages if self.pages > 1 else 0, "C": self.planes, "Y": self.height}
         axes = {name: size for name, size in (axes | {"X": self.width}).items() if size}
-        tifffile.imwrite(
-            aside, self.tiles(), shape=tuple(axes.values()), dtype=self.dtype, tile=(TILE, TILE),
-            compression="zlib", predictor=True if self.dtype.kind == "u" else None,
-            photometric="minisblack", metadata={"axes": "".join(axes)},
-            bigtiff=self.pages * self.height * self.row > 2**31, **tags,
-        )  # fmt: skip
-        os.replace(aside, file)
-        self.file.unlink()
+        shape, metadata, times = tuple(axes.values()), {"axes": "".join(axes)}, 1
+        if self.width == 1:  # which tifffile would take for the channel of an image of other sides
+            shape, metadata, times = (self.height, 1), None, self.pages * max(1, self.planes)
+        tiles, large = self.tiles(), self.pages * self.height * self.row > 2**31
+        number = math.prod(shape[:-2]) * -(-self.height // TILE) * -(-self.width // TILE)
+        with self.aside(file) as new, tifffile.TiffWriter(new, bigtiff=large) as out:
+            for _ in range(times):
+                out.write(
+                    islice(tiles, number), shape=shape, dtype=self.dtype, tile=(TILE, TILE),
+                    compression="zlib", predictor=True if self.dtype.kind == "u" else None,
+                    photometric="minisblack", metadata=metadata, **tags,
+                )  # fmt: skip
+
+    @contextmanager
+    def aside(self, file: Path) -> Generator[Path]:
+        """A name beside the plain bytes for what becomes the file when it is whole."""
+        new = self.file.with_name(f"new-{file.name}")
+        try:
+            yield new
+            os.replace(new, file)
+        finally:
+            new.unlink(missing_ok=True)
+
+    def remove(self) -> None:
+        """Removes the plain bytes."""
+        self.file.unlink(missing_ok=True)

@@ -261,7 +261,7 @@ def load(run: str | Path | None) -> LoadedRun:
             f"{file}: holds more than weights and plain values; it is not loaded"
         ) from error
     except (
-        RuntimeError, EOFError, OSError, zipfile.BadZipFile, KeyError, TypeError, ValueError
+        RuntimeError, EOFError, OSError, zipfile.BadZipFile, LookupError, TypeError, ValueError
     ) as error:  # fmt: skip
         reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
         raise RunError(

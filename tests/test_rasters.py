@@ -1,0 +1,352 @@
+"""Rows of a TIFF of any layout against tifffile's own array; results that grow on disk and become a TIFF."""
+
+import resource
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import tifffile
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from seg import rasters
+from seg.data.images import read_image
+from seg.data.sources import DataError
+from seg.rasters import Growing, Raster, images_of
+
+HEIGHT, WIDTH = 75, 53
+SHAPES = {"grey": (HEIGHT, WIDTH), "RGB": (HEIGHT, WIDTH, 3), "planes": (3, HEIGHT, WIDTH)}
+COLOURS = {"photometric": "rgb"}
+PLANES = COLOURS | {"planarconfig": "separate"}
+TILES = {"tile": (16, 32)}
+ZIP = {"compression": "zlib"}
+# name -> (shape, type, arguments of tifffile)
+LAYOUTS = {
+    "in one piece": ("grey", np.uint8, {}),
+    "strips": ("grey", np.uint8, {"rowsperstrip": 7}),
+    "strips of one row": ("RGB", np.uint16, COLOURS | ZIP | {"rowsperstrip": 1}),
+    "strips, LZW": ("grey", np.uint16, {"rowsperstrip": 7, "compression": "lzw", "predictor": True}),
+    "one strip, deflate": ("grey", np.uint8, ZIP),
+    "tiles": ("grey", np.uint8, TILES),
+    "tiles, RGB": ("RGB", np.uint8, COLOURS | TILES),
+    "tiles, deflate": ("RGB", np.uint16, COLOURS | TILES | ZIP | {"predictor": True}),
+    "tiles, float predictor": ("grey", np.float32, TILES | ZIP | {"predictor": True}),
+    "tiles, zstd": ("grey", np.float16, TILES | {"compression": "zstd"}),
+    "tiles, packbits": ("grey", np.uint8, TILES | {"compression": "packbits"}),
+    "tiles, JPEG": ("RGB", np.uint8, COLOURS | TILES | {"compression": "jpeg"}),
+    "strips, YCbCr JPEG": ("RGB", np.uint8, {"photometric": "ycbcr", "compression": "jpeg", "rowsperstrip": 16}),
+    "planes": ("planes", np.uint8, PLANES),
+    "planes in strips": ("planes", np.uint16, PLANES | ZIP | {"rowsperstrip": 7, "predictor": True}),
+    "planes in tiles": ("planes", np.float32, PLANES | TILES | ZIP),
+    "big-endian": ("grey", np.uint16, {"byteorder": ">"}),
+    "big-endian tiles": ("RGB", np.float32, COLOURS | TILES | ZIP | {"byteorder": ">"}),
+    "BigTIFF": ("grey", np.uint8, {"bigtiff": True, "rowsperstrip": 20}),
+    "float64": ("grey", np.float64, {"rowsperstrip": 7}),
+    "int16": ("grey", np.int16, {}),
+    "1-bit": ("grey", np.bool_, {"rowsperstrip": 7}),
+    "1-bit tiles": ("grey", np.bool_, TILES | ZIP),
+    "two channels": ("grey+", np.uint8, TILES | ZIP | {"extrasamples": [0]}),
+}  # fmt: skip
+
+
+def made(shape: tuple[int, ...], dtype: type, seed: int = 0) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    if dtype is np.bool_:
+        return rng.random(shape) < 0.4
+    return (rng.random(shape) * 200).astype(dtype)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> dict[str, Path]:
+    root, found = tmp_path_factory.mktemp("layouts"), {}
+    for name, (shape, dtype, words) in LAYOUTS.items():
+        found[name] = root / f"{name}.tif"
+        size = (HEIGHT, WIDTH, 2) if shape == "grey+" else SHAPES[shape]
+        tifffile.imwrite(found[name], made(size, dtype), **{"photometric": "minisblack"} | words)
+    coarse = np.kron(made((15, 11, 3), np.uint8), np.ones((5, 5, 1), np.uint8))
+    for name, image in (("JPEG by libtiff", coarse[..., 0]), ("RGB JPEG by libtiff", coarse)):
+        found[name] = root / f"{name}.tif"
+        Image.fromarray(image).save(found[name], compression="jpeg")  # its tables lie apart
+    return found
+
+
+def as_stored(array: np.ndarray, axes: str) -> np.ndarray:
+    """What tifffile gives as (H, W, C) of one of our three types."""
+    array = np.moveaxis(array, 0, -1) if axes.startswith("S") else array
+    array = array.reshape(*array.shape[:2], -1)
+    if array.dtype == np.bool_:
+        return array * np.uint8(255)
+    return array if array.dtype in (np.uint8, np.uint16) else array.astype(np.float32)
+
+
+@pytest.mark.parametrize("name", [*LAYOUTS, "JPEG by libtiff", "RGB JPEG by libtiff"])
+def test_rows_of_every_layout_are_those_of_tifffile_s_own_array(files, name):
+    file = files[name]
+    with tifffile.TiffFile(file) as tiff:
+        whole = as_stored(tiff.pages[0].asarray(), tiff.pages[0].axes)
+    raster = Raster(file)
+    assert raster.shape == whole.shape and raster.pages == 1 and raster.whole is None
+
+    @given(st.integers(0, whole.shape[0] - 1), st.integers(1, 40))
+    @settings(max_examples=15, deadline=None)
+    def same(start, rows):
+        stop = min(start + rows, whole.shape[0])
+        found = raster.rows(start, stop)
+        np.testing.assert_array_equal(found, whole[start:stop])
+        assert found.dtype == raster.dtype == whole.dtype and found.dtype.isnative
+
+    same()
+    np.testing.assert_array_equal(raster.rows(0, whole.shape[0]), read_image(file))
+    raster.close()
+
+
+@pytest.mark.parametrize("words", [{}, {"compression": "zlib"}, {"tile": (16, 16)}, {"truncate": True}, {"imagej": True}, {"imagej": True, "truncate": True}, {"imagej": True, "truncate": True, "byteorder": "<"}], ids=str)  # fmt: skip
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+def test_pages_are_those_of_tifffile_also_hidden_ones(tmp_path, words, dtype):
+    stack = made((5, 40, 33), dtype)
+    file = tmp_path / "stack.tif"
+    tifffile.imwrite(file, stack, **words)
+    with tifffile.TiffFile(file) as tiff:
+        assert (len(tiff.pages) == 1) == ("truncate" in words)
+    pages = images_of(file, SimpleNamespace(config={}))
+    assert len(pages) == 5
+    for page, wanted in zip(pages, stack, strict=True):
+        assert page.pages == 5 and page.shape == (40, 33, 1) and page.dtype == dtype
+        np.testing.assert_array_equal(page.rows(7, 31)[..., 0], wanted[7:31])
+        np.testing.assert_array_equal(page.rows(0, 40)[..., 0], wanted)
+    pages[0].close()
+
+
+def test_hidden_pages_in_colour(tmp_path):
+    stack = made((4, 40, 33, 3), np.uint8)
+    file = tmp_path / "stack.tif"
+    tifffile.imwrite(file, stack, imagej=True, truncate=True)
+    pages = images_of(file, SimpleNamespace(config={}))
+    for page, wanted in zip(pages, stack, strict=True):
+        np.testing.assert_array_equal(page.rows(3, 9), wanted[3:9])
+    pages[0].close()
+
+
+def test_pages_of_other_sizes_and_types_are_each_read_as_they_are(tmp_path):
+    file = tmp_path / "mixed.tif"
+    pages = [made((40, 33), np.uint8), made((21, 50, 3), np.uint16), made((9, 9), np.float32)]
+    with tifffile.TiffWriter(file) as out:
+        for page in pages:
+            out.write(page, compression="zlib", metadata=None)
+    found = images_of(file, SimpleNamespace(config={}))
+    for page, wanted in zip(found, pages, strict=True):
+        np.testing.assert_array_equal(page.rows(1, 8), wanted.reshape(*page.shape)[1:8])
+        assert page.dtype == wanted.dtype
+    found[0].close()
+
+
+def test_pages_as_channels_are_one_image(tmp_path):
+    stack = made((3, 40, 33), np.uint16)
+    tifffile.imwrite(tmp_path / "c.tif", stack, resolution=(300, 200), photometric="minisblack")
+    run = SimpleNamespace(config={"data": {"pages": "channels"}})
+    (image,) = images_of(tmp_path / "c.tif", run)
+    assert image.shape == (40, 33, 3) and image.tags["resolution"] == ((300, 1), (200, 1))
+    np.testing.assert_array_equal(image.rows(5, 9), stack.transpose(1, 2, 0)[5:9])
+
+
+@pytest.mark.parametrize("planes", [False, True])
+def test_only_the_tiles_that_hold_the_rows_are_read(tmp_path, monkeypatch, planes):
+    file = tmp_path / "tiled.tif"
+    image = np.random.default_rng(0).integers(0, 255, (3, 512, 512), np.uint8)
+    if planes:
+        tifffile.imwrite(file, image, tile=(64, 64), compression="zlib", **PLANES)
+    else:
+        tifffile.imwrite(file, image[0], tile=(64, 64), compression="zlib")
+    read: list[int] = []
+    original = tifffile.FileHandle.read_segments
+
+    def counting(*args, **kwargs):
+        for data, index in original(*args, **kwargs):
+            read.append(len(data))
+            yield data, index
+
+    raster = Raster(file)
+    monkeypatch.setattr(tifffile.FileHandle, "read_segments", counting)
+    raster.rows(70, 120)  # in the second of eight rows of tiles
+    assert len(read) == 8 * (3 if planes else 1)
+    assert 0 < sum(read) < 1.2 * file.stat().st_size / 8
+    read.clear()
+    raster.rows(120, 130)  # in two of them
+    assert sum(read) < 1.2 * file.stat().st_size / 4
+    raster.close()
+
+
+def test_a_plain_page_is_mapped_and_not_read(tmp_path, monkeypatch):
+    image = made((300, 200), np.uint8)
+    tifffile.imwrite(tmp_path / "plain.tif", image)
+    raster = Raster(tmp_path / "plain.tif")
+    monkeypatch.setattr(tifffile.TiffPage, "asarray", lambda *a, **k: pytest.fail("read whole"))
+    found = raster.rows(10, 20)
+    while not isinstance(found, np.memmap):
+        assert found.base is not None
+        found = found.base
+    raster.close()
+
+
+def test_a_stack_of_many_pages_takes_one_file_descriptor(tmp_path):
+    file = tmp_path / "many.tif"
+    tifffile.imwrite(file, np.zeros((90, 8, 8), np.uint8), metadata=None)
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    opened = len(list(Path("/proc/self/fd").iterdir())) if Path("/proc/self/fd").is_dir() else 200
+    resource.setrlimit(resource.RLIMIT_NOFILE, (opened + 30, before[1]))
+    try:
+        pages = images_of(file, SimpleNamespace(config={}))
+        assert sum(int(page.rows(0, 8).sum()) for page in pages) == 0 and len(pages) == 90
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    pages[0].close()
+
+
+def test_the_type_holds_what_any_row_has(tmp_path):
+    image = np.zeros((80, 9), np.int32)
+    image[50] = 70_000
+    tifffile.imwrite(tmp_path / "i.tif", image)
+    raster = Raster(tmp_path / "i.tif")
+    assert raster.dtype == np.float32  # though the first rows alone would fit into uint16
+    assert np.result_type(raster.rows(0, 9), raster.rows(45, 55)) == np.float32
+    raster.close()
+
+
+@pytest.mark.parametrize("name", ["strips", "tiles, deflate", "planes in tiles", "BigTIFF", "strips, LZW"])  # fmt: skip
+@pytest.mark.parametrize("share", [0.0, 0.02, 0.5, 0.98])
+def test_what_is_cut_off_is_told_with_the_name_of_the_file(files, tmp_path, name, share):
+    cut = tmp_path / "cut.tif"
+    content = files[name].read_bytes()
+    cut.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(DataError, match=r"cut\.tif: not a readable image"):
+        Raster(cut).rows(0, HEIGHT)
+
+
+def test_damaged_pixels_and_a_missing_tile_are_told(files, tmp_path):
+    with tifffile.TiffFile(files["tiles, deflate"]) as tiff:
+        page = tiff.pages[0]
+        start, entry = page.dataoffsets[0], page.tags["TileByteCounts"].valueoffset
+        deep = page.tags["TileByteCounts"].dtype.name
+    content = bytearray(files["tiles, deflate"].read_bytes())
+    content[start + 2 : start + 12] = bytes(10)
+    (tmp_path / "bad.tif").write_bytes(content)
+    raster = Raster(tmp_path / "bad.tif")
+    with pytest.raises(DataError, match=r"bad\.tif: not a readable image"):
+        raster.rows(0, 9)
+    assert raster.rows(16, 32).shape == (16, WIDTH, 3)  # the tiles below are whole
+    raster.close()
+    content = bytearray(files["tiles, deflate"].read_bytes())
+    content[entry : entry + (2 if deep == "SHORT" else 4)] = bytes(2 if deep == "SHORT" else 4)
+    (tmp_path / "gap.tif").write_bytes(content)
+    raster = Raster(tmp_path / "gap.tif")
+    with pytest.raises(DataError, match=r"gap\.tif: .*a tile is missing at row 0, column 0"):
+        raster.rows(0, 9)
+    raster.close()
+
+
+def test_rows_that_are_not_finite_are_told_with_their_page(tmp_path):
+    stack = made((2, 40, 33), np.float32)
+    stack[1, 30, 5] = np.nan
+    tifffile.imwrite(tmp_path / "nan.tif", stack, compression="zlib")
+    first, second = images_of(tmp_path / "nan.tif", SimpleNamespace(config={}))
+    assert len(first.rows(0, 40)) == 40 and len(second.rows(0, 30)) == 30
+    with pytest.raises(DataError, match=r"nan\.tif, page 1: 1 of 33 values are NaN"):
+        second.rows(30, 31)
+    first.close()
+
+
+def grown(folder: Path, array: np.ndarray, pages: int, planes: int) -> Growing:
+    height, width = array.shape[-2:]
+    return Growing(folder / "x.tif.kind", width, height, array.dtype, planes, pages)
+
+
+def bands(array: np.ndarray, heights: list[int], start: int = 0) -> list[np.ndarray]:
+    """Rows of one page (H, W) or (C, H, W), of such heights in turn."""
+    parts, turn = [], 0
+    while start < array.shape[-2]:
+        parts.append(array[..., start : start + heights[turn % len(heights)], :])
+        start += heights[turn % len(heights)]
+        turn += 1
+    return parts
+
+
+@given(
+    st.sampled_from([np.uint8, np.uint16, np.float32]),
+    st.integers(0, 3), st.integers(1, 3), st.integers(1, 300), st.integers(1, 70),
+    st.lists(st.integers(1, 90), min_size=1, max_size=3),
+    st.integers(0, 10**6), st.booleans(),
+)  # fmt: skip
+@settings(max_examples=30, deadline=None)
+def test_what_grew_band_by_band_is_the_array_also_when_it_was_cut_and_went_on(
+    dtype, planes, pages, height, width, heights, cut, turned
+):
+    if turned:
+        height, width = width, height
+    shape = (pages, planes, height, width) if planes else (pages, height, width)
+    array = made(shape, dtype)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        growing = grown(folder, array, pages, planes)
+        assert growing.done() == 0
+        for page in array:
+            for band in bands(page, heights):
+                growing.add(band)
+        assert growing.done() == pages * height
+        left = cut % (pages * height + 1)
+        with growing.file.open("r+b") as out:  # as a kill may leave it, in the middle of a row
+            out.truncate(min(growing.file.stat().st_size, left * growing.row + growing.row // 2))
+        growing.cut(left)
+        assert growing.done() == left and growing.file.stat().st_size == left * growing.row
+        for number in range(left // height, pages):
+            start = left % height if number == left // height else 0
+            for band in bands(array[number], heights[::-1], start):
+                growing.add(band)
+        for number, page in enumerate(array):
+            np.testing.assert_array_equal(growing.page(number), page)
+        growing.finish(folder / "x.tif", {})
+        growing.remove()
+        assert [file.name for file in folder.iterdir()] == ["x.tif"]
+        found = tifffile.imread(folder / "x.tif")
+        assert found.dtype == dtype
+        np.testing.assert_array_equal(found.reshape(shape), array)
+
+
+def test_a_finished_file_is_tiled_compressed_and_says_its_axes(tmp_path):
+    array = np.zeros((3, 2, 600, 700), np.uint8)
+    growing = grown(tmp_path, array, 3, 2)
+    for page in array:
+        growing.add(page)
+    growing.finish(tmp_path / "x.tif", {})
+    with tifffile.TiffFile(tmp_path / "x.tif") as tiff:
+        page = tiff.pages[0]
+        assert len(tiff.pages) == 6 and tiff.series[0].axes == "ZCYX"
+        assert page.is_tiled and page.tile == (256, 256) and page.compression.name.endswith("DEFLATE")  # fmt: skip
+    assert (tmp_path / "x.tif").stat().st_size < array.size / 20
+
+
+@pytest.mark.parametrize("after", [0, 2])
+def test_a_failed_finish_leaves_no_half_file_and_can_be_done_again(tmp_path, monkeypatch, after):
+    array = made((600, 300), np.uint8)
+    growing = grown(tmp_path, array, 1, 0)
+    growing.add(array)
+    (tmp_path / "masks").mkdir()
+    (tmp_path / "masks/x.tif").write_bytes(b"an earlier one")
+    whole = Growing.tiles
+
+    def failing(self):
+        for number, tile in enumerate(whole(self)):
+            if number == after:
+                raise OSError(28, "No space left on device")
+            yield tile
+
+    monkeypatch.setattr(rasters.Growing, "tiles", failing)
+    with pytest.raises(OSError, match="No space left"):
+        growing.finish(tmp_path / "masks/x.tif", {})
+    assert (tmp_path / "masks/x.tif").read_bytes() == b"an earlier one"
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["masks", "x.tif", "x.tif.kind"]
+    monkeypatch.undo()
+    growing.finish(tmp_path / "masks/x.tif", {})
+    np.testing.assert_array_equal(tifffile.imread(tmp_path / "masks/x.tif"), array)
