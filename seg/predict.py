@@ -154,6 +154,7 @@ def begin(output: Path, cfg: DictConfig, run: runs.LoadedRun) -> dict[str, Any]:
         UserError: when other results lie there.
     """
     settings = {name: value for name, value in plain(cfg).items() if name not in (*FREE, "input")}
+    settings["threshold"] = runs.threshold(run, cfg.threshold)
     settings = json.loads(json.dumps(settings)) | {"weights": runs.fingerprint(run.model)}
     file = output / RECORD
     if file.is_file():

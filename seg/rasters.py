@@ -33,6 +33,7 @@ from seg.runs import LoadedRun
 
 TILE = 256  # px, side of the tiles of what is written
 JPEG = (6, 7, 33007, 34892)  # compressions whose tables may lie apart from the pixels
+UNITS = (1, 2, 3)  # none, inch, centimetre: of a TIFF's resolution
 KEPT = (33550, 33922, 34264, 34735, 34736, 34737)  # tags of GeoTIFF: where on Earth the pixels are
 
 
@@ -138,15 +139,9 @@ class Raster:
         }
         sides = [tags[name].value for name in ("XResolution", "YResolution") if name in tags]
         unit = tags["ResolutionUnit"].value if "ResolutionUnit" in tags else 2
-        fractions = [
-            side for side in sides if isinstance(side, tuple) and len(side) == 2 and side[1]
-        ]
-        if len(fractions) == 2 and unit in (
-            1,
-            2,
-            3,
-        ):  # else the file says nothing that has a meaning
-            kept |= {"resolution": tuple(fractions), "resolutionunit": unit}
+        whole = [s for s in sides if isinstance(s, tuple) and len(s) == 2 and s[1]]
+        if len(whole) == 2 and unit in UNITS:  # else what the file says has no meaning
+            kept |= {"resolution": tuple(whole), "resolutionunit": unit}
         return kept
 
     @property

@@ -451,6 +451,10 @@ def test_what_a_run_can_not_give_is_told_before_anything_is_made(
     with pytest.raises((UserError, DataError), match=rf"save=\[{kind}\]: .*; the run has 3"):
         predicted(own, folder, tmp_path / "out", f"save=[masks,{kind}]")
     assert not (tmp_path / "out").exists()
+    request = outputs.Request(runs.load(own), [kind], 0.5, "float32", {})
+    place = outputs.Place(tmp_path, Path("a.png"), 8, 8, 1, np.dtype(np.uint8))
+    with pytest.raises(DataError, match=rf"save=\[{kind}\]"):  # whoever asks for it
+        outputs.outputs(request, place)
 
 
 def test_an_ensemble_says_the_mean_of_its_members_in_tiles_too(root, run, folder, tmp_path):
@@ -629,7 +633,7 @@ def process(root):
         multiprocessing.forkserver.ensure_running()
 
     def start(words: list[str], log: Path, **how) -> multiprocessing.Process:
-        child = context.Process(target=typed, args=(words, str(log)), kwargs=how)
+        child = context.Process(target=typed, args=(words, str(log)), kwargs=how, daemon=True)
         child.start()
         return child
 
@@ -748,7 +752,7 @@ def test_tiles_of_another_context_start_anew(run, folder, tmp_path, monkeypatch,
 @pytest.mark.parametrize(
     ("word", "message"),
     [
-        ("threshold=0.3", "threshold=None, and this is threshold=0.3"),
+        ("threshold=0.3", "threshold=0.5, and this is threshold=0.3"),
         ("tile=160", "tile=96, and this is tile=160"),
         ("tta=flips", "tta=none, and this is tta=flips"),
         ("scales=[1,2]", r"scales=\[1.0\], and this is scales=\[1, 2\]"),
@@ -785,6 +789,13 @@ def test_a_run_retrained_in_its_place_is_refused(root, folder, tmp_path):
     make_run(root / "latest", seed=1)
     with pytest.raises(UserError, match=r"holds results of weights=\w{16}, and this is weights="):
         predicted(file, folder, tmp_path)
+
+
+def test_a_threshold_that_the_run_got_since_is_another(root, folder, tmp_path):
+    predicted(make_run(root / "tuned"), folder / "a.png", tmp_path)
+    tuned = make_run(root / "tuned", threshold=0.6)  # of the same weights
+    with pytest.raises(UserError, match=r"holds results of threshold=0.5, and this is threshold=0.6"):  # fmt: skip
+        predicted(tuned, folder / "b.png", tmp_path)
 
 
 def test_batch_and_input_may_change(run, folder, tmp_path):

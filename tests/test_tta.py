@@ -189,14 +189,15 @@ def test_uncertainty_of_overlapping_classes_is_the_mean_of_each_one_s():
 
 
 class Shift(nn.Module):
-    """The pixel so far up and left, 0 outside: what it sees is known exactly."""
+    """The pixel so far up and left, outside 0 or the border's: what it sees is known exactly."""
 
-    def __init__(self, px: int) -> None:
+    def __init__(self, px: int, outside: str = "constant") -> None:
         super().__init__()
-        self.px = px
+        self.px, self.outside = px, outside
 
     def forward(self, image: Tensor) -> Tensor:
-        return F.pad(image, (self.px, 0, self.px, 0))[..., : image.shape[-2], : image.shape[-1]]
+        wider = F.pad(image, (self.px, 0, self.px, 0), mode=self.outside)
+        return wider[..., : image.shape[-2], : image.shape[-1]]
 
 
 @pytest.mark.parametrize(("sees", "context"), [(0, 32), (1, 32), (32, 32), (33, 64), (64, 64), (65, 96), (224, 224), (225, 256), (260, 256)])  # fmt: skip
@@ -250,9 +251,9 @@ def predictor(model: nn.Module, intensity: Intensity, tile: int = 1024, **words)
 
 def test_an_ensemble_sees_as_much_as_the_member_that_sees_most():
     grey = Intensity(0.0, 255.0, [0.4], [0.2])
-    members = [Shift(10), Shift(70)]
-    assert predictor(Shift(70), grey).overlap == 96
-    both = Ensemble(members, [grey, grey])
+    deep = Intensity(0.0, 65535.0, [0.4], [0.2])  # noise of one grey value of 16 bits is none
+    members: list[nn.Module] = [Shift(10, "replicate"), Shift(70, "replicate")]
+    both = Ensemble(members, [deep, deep])
     assert predictor(both, both.intensity).overlap == 96
     torch.manual_seed(0)
     same = UNet(1, 1, width=3, depth=3).eval()
@@ -261,6 +262,14 @@ def test_an_ensemble_sees_as_much_as_the_member_that_sees_most():
     assert predictor(pair, pair.intensity).overlap == alone == 64
     coarse = Ensemble([UNet(1, 1, width=1, depth=6), same], [grey, grey])
     assert predictor(coarse, coarse.intensity).overlap % 64 == 0
+
+
+def test_the_context_is_measured_on_the_network_that_predicts_which_is_on_the_device(monkeypatch):
+    grey = Intensity(0.0, 255.0, [0.4], [0.2])
+    made = predictor(UNet(1, 1, width=2, depth=2), grey)
+    measured = []
+    monkeypatch.setattr("seg.predictor.halo", lambda model, *a: measured.append(model) or (32, 0.0))
+    assert made.overlap == 32 and measured == [made.model] and made.model is not made.run.model
 
 
 def test_the_context_is_in_px_of_the_image_also_where_it_is_shrunk():
