@@ -23,7 +23,7 @@ class Averaged(nn.Module):
     """A network whose probabilities are the mean over flips, turns and scales of its input.
 
     Each image is first continued, mirrored, to a multiple of the network's grid, so that a flip moves no
-    pooling window and a tile is seen as the whole image is.
+    pooling window and a tile is seen as the whole image is; resized by ``scales`` it isn't, which leaves seams.
 
     Args:
         model: the network; an ensemble is one.
