@@ -32,7 +32,6 @@ from seg.folds import (
     OWN,
     PREDICTED,
     Plan,
-    alone,
     begin,
     file_of,
     finished,
@@ -60,7 +59,7 @@ def crossval(cfg: DictConfig) -> dict[str, Any]:
     check_request(cfg)
     plan = planned(cfg)
     output = Path(cfg.output)
-    with alone(output):
+    with runs.alone(output, "seg.crossval"):
         record = begin(cfg, plan, output)
         if record["status"] == "finished":
             log.info(f"{output} is finished: nothing is trained")

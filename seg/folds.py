@@ -6,12 +6,10 @@ fold is a run folder beside it, found by its run.json.
 
 import hashlib
 import json
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
 from seg import runs
@@ -80,29 +78,6 @@ def opened(cfg: DictConfig, fold: int) -> Source:
 def file_of(name: str) -> Path:
     """The file that an image's name stands for, also where the name holds folders."""
     return Path(f"{name.replace('/', '__')}.png")
-
-
-@contextmanager
-def alone(output: Path) -> Generator[None]:
-    """The output folder, made if absent, for this process only; the lock falls when the process ends.
-
-    Raises:
-        UserError: when another process is at work there, or it can't be written.
-    """
-    lock = FileLock(output / ".lock")
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise UserError(
-            f"output={output}: another seg.crossval is at work there; wait for it, or give another folder"
-        ) from error
-    except OSError as error:
-        raise UserError(f"output={output}: can't be written ({error.strerror})") from error
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def begin(cfg: DictConfig, plan: Plan, output: Path) -> dict[str, Any]:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock, Timeout
 from omegaconf import DictConfig
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -49,7 +48,7 @@ def predict(cfg: DictConfig) -> list[Path]:
     check_kinds(request)
     files = inputs(cfg.input)
     failed: list[str] = []
-    with alone(Path(cfg.output)) as output:
+    with working(Path(cfg.output)) as output:
         record = begin(output, cfg, run)
         left = [file for file in files if record["done"].get(str(file)) != stamp(file)]
         if not left:
@@ -115,36 +114,26 @@ def inputs(given: str) -> list[Path]:
 
 
 @contextmanager
-def alone(output: Path) -> Generator[Path]:
-    """The output folder, made if absent, for this process only; the lock falls when the process ends.
+def working(output: Path) -> Generator[Path]:
+    """The output folder, with a place for what grows; that place goes once nothing is in it.
 
     Raises:
-        UserError: when another process is at work there, or it can't be written.
+        RunError: when another process is at work there.
+        UserError: when it can't be written.
     """
-    partial = output / PARTIAL
-    try:
-        partial.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(partial / "lock")
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise UserError(
-            f"output={output}: another seg.predict is at work there; give another folder"
-        ) from error
-    except OSError as error:
-        raise UserError(f"output={output}: can't be written ({error.strerror})") from error
-    try:
-        yield output
-    except OSError as error:
-        raise UserError(
-            f"output={output}: can't be written ({error.strerror or error}); the same command goes on from here"
-        ) from error
-    finally:
-        lock.release()
-        rest = list(partial.iterdir())
-        if all(file.name == "lock" or file.name.startswith(".") for file in rest):
-            for file in rest:  # the lock, and marks that weren't written to their end
-                file.unlink(missing_ok=True)
-            partial.rmdir()
+    with runs.alone(output, "seg.predict", PARTIAL) as partial:
+        try:
+            yield output
+        except OSError as error:
+            raise UserError(
+                f"output={output}: can't be written ({error.strerror or error}); the same command goes on from here"
+            ) from error
+        finally:
+            rest = list(partial.iterdir())
+            if all(file.name.startswith(".") for file in rest):
+                for file in rest:  # the lock, and marks that weren't written to their end
+                    file.unlink()
+                partial.rmdir()
 
 
 def begin(output: Path, cfg: DictConfig, run: runs.LoadedRun) -> dict[str, Any]:

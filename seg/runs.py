@@ -19,6 +19,8 @@ import subprocess
 import sys
 import time
 import zipfile
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -26,6 +28,7 @@ from typing import Any
 
 import torch
 import yaml
+from filelock import FileLock, Timeout
 from hydra.utils import instantiate
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import nn
@@ -85,6 +88,35 @@ def point_latest(folder: Path) -> None:
         os.replace(aside, link)
     except OSError:  # a file system without links: a convenience less
         aside.unlink(missing_ok=True)
+
+
+@contextmanager
+def alone(folder: Path, who: str, inside: str = "") -> Generator[Path]:
+    """A folder, made if absent, for this process only; the lock falls when the process ends.
+
+    Args:
+        folder: that is worked on.
+        who: the command that does.
+        inside: folder in it that holds the lock, made too, which is given.
+
+    Raises:
+        RunError: when another process is at work there, or the folder can't be written.
+    """
+    place = folder / inside
+    lock = FileLock(place / ".lock")
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise RunError(
+            f"output={folder}: another {who} is at work there; wait for it, or give another folder"
+        ) from error
+    except OSError as error:
+        raise RunError(f"output={folder}: can't be written ({error.strerror})") from error
+    try:
+        yield place
+    finally:
+        lock.release()
 
 
 @rank_zero_only

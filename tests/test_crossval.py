@@ -332,7 +332,7 @@ def test_a_second_process_is_refused_and_a_dead_one_holds_nothing(data, tmp_path
         [sys.executable, "-c", held, output / ".lock"], stdin=-1, stdout=-1, text=True
     ) as other:
         assert other.stdout is not None and other.stdout.readline() == "held\n"
-        with pytest.raises(UserError, match=r"another seg\.crossval is at work there"):
+        with pytest.raises(RunError, match=r"another seg\.crossval is at work there"):
             crossval(config("crossval", *line(data, output)))
         assert not (output / "crossval.json").exists()
         other.kill()
@@ -341,7 +341,7 @@ def test_a_second_process_is_refused_and_a_dead_one_holds_nothing(data, tmp_path
     with pytest.raises(AssertionError) as failed:  # it left no run
         crossval(config("crossval", *line(data, output)))
     assert len(trained) == 1
-    with folds.alone(output):
+    with runs.alone(output, "seg.crossval"):
         assert failed.tb is not None  # released, though what failed is still held
 
 
@@ -413,7 +413,7 @@ def test_a_folder_of_something_else_is_left_alone(data, tmp_path):
     with pytest.raises(UserError, match="holds something else; give a new folder"):
         crossval(config("crossval", *line(data, tmp_path)))
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="can't be written"):
+    with pytest.raises(RunError, match="can't be written"):
         crossval(config("crossval", *line(data, tmp_path / "file")))
     assert (tmp_path / "mine.txt").read_text() == "mine"
 

@@ -822,7 +822,7 @@ def test_two_processes_on_one_folder_are_one_too_many(process, run, folder, tmp_
         if (tmp_path / "there").exists():
             break
         time.sleep(0.1)
-    with pytest.raises(UserError, match=r"another seg\.predict is at work there; give another folder"):  # fmt: skip
+    with pytest.raises(RunError, match=r"another seg\.predict is at work there; wait for it, or give another folder"):  # fmt: skip
         predicted(run, folder / "b.png", tmp_path / "out", "save=[masks]")
     first.kill()
     first.join()
@@ -949,7 +949,7 @@ def test_folders_with_other_things_are_left_alone(run, folder, tmp_path):
     with pytest.raises(RunError, match=r"predict\.json: can't be read"):
         predicted(run, folder / "a.png", tmp_path)
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="can't be written"):
+    with pytest.raises(RunError, match="can't be written"):
         predicted(run, folder / "a.png", tmp_path / "file")
     assert (tmp_path / "masks/mine.png").read_text() == "mine"
     assert not (tmp_path / ".partial").exists()
