@@ -17,7 +17,7 @@ from seg.data.sources import DataError
 from seg.hardware import folded, pick_accelerator, settle, torch_device
 from seg.logits import decided
 from seg.tiles import SEEN, Tiling, check_tiles, coarsest, halo, surroundings
-from seg.tta import Moves, viewed
+from seg.tta import Averaged, Moves, viewed
 
 log = logging.getLogger("seg")
 DEVICES = ("auto", "cpu", "gpu", "cuda", "mps")
@@ -77,7 +77,6 @@ class Predictor:
     ) -> None:
         self.run, self.threshold = run, threshold
         self.tile, self.asked, self.batch = tile, overlap, batch
-        self.scales = list(scales)
         if accelerator not in DEVICES:
             raise UserError(f"accelerator={accelerator}: choose from {', '.join(DEVICES)}")
         self.device = torch_device(pick_accelerator(accelerator))
@@ -88,38 +87,39 @@ class Predictor:
             raise UserError(f"overlap={overlap}: px, or auto, is needed")
         try:
             self.model = viewed(network, tta, scales, run.overlapping)
-            step = coarsest(network)
-            self.least = -(-surroundings(network) // step) * step
-            check_tiles(network, tile, self.least if overlap == "auto" else int(overlap))
+            views = self.model if isinstance(self.model, Averaged) else None
+            self.step = views.step if views else coarsest(network)
+            self.shrunk = min(1, *views.scales) if views else 1
+            self.least = self.on_grid(surroundings(network))
+            given = self.least if overlap == "auto" else int(overlap)
+            check_tiles(network, tile, given, self.step)
             self.tiling(1, 1)
         except ValueError as error:
             raise UserError(str(error)) from error
+
+    def on_grid(self, context: int) -> int:
+        """Context in px of the image as it is, on the tiles' grid, for so many px of the network's."""
+        more = 2 if context and self.shrunk != 1 else 0  # what resizing looks at
+        return math.ceil((context + more) / self.shrunk / self.step) * self.step
 
     @cached_property
     def overlap(self) -> int:
         """Context of each tile in px, measured where none was asked for."""
         if self.asked != "auto":
             return int(self.asked)
-        step = coarsest(self.network)
         together = isinstance(self.network, ensemble.Ensemble)
         networks = list(self.network.members) if together else [self.network]
         channels, overlapping = self.run.intensity.channels, self.run.overlapping
         found = [halo(network, channels, self.device, overlapping) for network in networks]
         context, seam = max(c for c, _ in found), max(s for _, s in found)
-        shrunk = min(1, *self.scales)  # px of the image as it is are more than the network's
-        context = math.ceil(context / shrunk / step) * step
-        largest = (self.tile - 1) // 2 // step * step
+        context = self.on_grid(context)
+        largest = (self.tile - 1) // 2 // self.step * self.step
         if context > largest:
             log.info(
                 f"overlap    {largest} px, and this network sees {context}: take tile={4 * context} against seams"
             )
             return largest
-        seamless = seam <= SEEN
-        if self.scales != [1]:
-            log.info(
-                "overlap    tiles of scaled images aren't seamless; check_seams=true says by how much"
-            )
-        how = "leaves seams of" if not seamless else "leaves no seam above"
+        how = "leaves no seam above" if seam <= SEEN else "leaves seams of"
         log.info(f"overlap    {context} px: measured on noise, it {how} {max(seam, SEEN):.2g}")
         return context
 
@@ -128,7 +128,7 @@ class Predictor:
         overlap = self.overlap if max(height, width) > self.tile else self.least
         return Tiling(
             self.model, lambda i: self.run.intensity.normalised(self.run.intensity.scaled(i)),
-            self.tile, overlap, self.batch, self.device, self.run.overlapping,
+            self.tile, overlap, self.step, self.batch, self.device, self.run.overlapping,
         )  # fmt: skip
 
     def probabilities(self, image: np.ndarray) -> np.ndarray:

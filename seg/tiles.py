@@ -40,13 +40,13 @@ def surroundings(model: nn.Module) -> int:
     return max((n.context for n in model.modules() if isinstance(n, UNet)), default=0)
 
 
-def check_tiles(model: nn.Module, tile: int, overlap: int) -> None:
-    """Raises ValueError unless tiles start on the network's grid, have a middle and enough context."""
-    step, context = coarsest(model), surroundings(model)
+def check_tiles(model: nn.Module, tile: int, overlap: int, step: int) -> None:
+    """Raises ValueError unless tiles start on the grid of ``step`` px, have a middle and enough context."""
+    context = surroundings(model)
     if tile % step or overlap % step or overlap < 0 or tile <= 2 * overlap:
         raise ValueError(
             f"tile={tile} and overlap={overlap}: both must be multiples of {step} px, "
-            "and tile more than twice overlap"
+            f"and tile more than twice overlap; take tile={max(3, tile // step) * step}"
         )
     if overlap < context:
         enough = -(-context // step) * step
@@ -55,9 +55,8 @@ def check_tiles(model: nn.Module, tile: int, overlap: int) -> None:
         )
 
 
-Span = tuple[
-    slice, slice, slice
-]  # what to read, which part of the result to keep, and where it goes
+# what to read, which part of the result to keep, and where it goes
+Span = tuple[slice, slice, slice]
 
 
 def spans(size: int, tile: int, overlap: int) -> Iterator[Span]:
@@ -72,19 +71,6 @@ def spans(size: int, tile: int, overlap: int) -> Iterator[Span]:
         yield slice(low, high), slice(start - low, stop - low), slice(start, stop)
         if high == size:
             return
-
-
-def windows(
-    height: int, width: int, tile: int, overlap: int
-) -> Iterator[tuple[tuple, tuple, tuple]]:
-    """What to read, which part of the result to keep, and where it goes: pairs of slices (rows, columns).
-
-    Kept parts cover the image once; each has ``overlap`` px of context, less at the image's borders.
-    """
-    for rows in spans(height, tile, overlap):
-        for columns in spans(width, tile, overlap):
-            read, keep, put = zip(rows, columns, strict=True)
-            yield read, keep, put
 
 
 def full_logits(model: nn.Module, image: Tensor) -> Tensor:
@@ -117,6 +103,7 @@ class Tiling:
         prepare: makes network input of what is stored, (h, w, C) -> (h, w, C) float32.
         tile: px, side of what goes through at once.
         overlap: px of context on each side.
+        step: px of the grid that tiles start on; None: the model's own.
         batch: tiles that go through together.
         device: where the model is.
         overlapping: whether classes overlap, each with a probability of its own.
@@ -129,12 +116,13 @@ class Tiling:
     prepare: Callable[[np.ndarray], np.ndarray]
     tile: int = 1024
     overlap: int = 128
+    step: int | None = None
     batch: int = 1
     device: str | torch.device = "cpu"
     overlapping: bool = False
 
     def __post_init__(self) -> None:
-        check_tiles(self.model, self.tile, self.overlap)
+        check_tiles(self.model, self.tile, self.overlap, self.step or coarsest(self.model))
         if self.batch < 1:
             raise ValueError(f"batch={self.batch}: tiles that go through together, at least 1")
 
@@ -192,20 +180,6 @@ class Tiling:
         at_once = self.probabilities([part])[0].cpu().numpy()
         gap = np.abs(self.whole(part) - at_once)
         return float(gap.max()), float(gap.mean())
-
-
-def predict_probabilities(
-    model: nn.Module,
-    image: np.ndarray,
-    prepare: Callable[[np.ndarray], np.ndarray],
-    tile: int = 1024,
-    overlap: int = 128,
-    device: str | torch.device = "cpu",
-    overlapping: bool = False,
-) -> np.ndarray:
-    """Class probabilities (C, H, W) float32 of an image (H, W, C) as stored; see ``Tiling``."""
-    tiling = Tiling(model, prepare, tile, overlap, device=device, overlapping=overlapping)
-    return tiling.whole(image)
 
 
 @torch.inference_mode()

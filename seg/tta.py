@@ -1,6 +1,8 @@
 """Test-time augmentation: the mean of what a network says of an image's flips, turns and scales."""
 
+import math
 from collections.abc import Sequence
+from fractions import Fraction
 from typing import Literal, get_args
 
 import torch
@@ -22,17 +24,20 @@ MOVES = {
 class Averaged(nn.Module):
     """A network whose probabilities are the mean over flips, turns and scales of its input.
 
-    Each image is first continued, mirrored, to a multiple of the network's grid, so that a flip moves no
-    pooling window and a tile is seen as the whole image is; resized by ``scales`` it isn't, which leaves seams.
+    Each image is first continued, mirrored, to a multiple of ``step``: then a flip moves no pooling window,
+    resizing is exact, and a tile that starts on this grid is seen as the whole image is.
 
     Args:
         model: the network; an ensemble is one.
         moves: none, flips (4) or d4 (8: flips and quarter turns).
-        scales: factors of height and width; bilinear.
+        scales: factors of height and width, taken as fractions of denominators up to 20; bilinear.
         overlapping: whether classes overlap, each with a sigmoid of its own.
 
     Shape:
         image (B, C, H, W) -> logits (B, K, H, W), any H and W.
+
+    Attributes:
+        step: px, the least multiple of the network's grid that each scale makes one again.
 
     Raises:
         ValueError: for other moves, or a scale that isn't above 0.
@@ -53,33 +58,34 @@ class Averaged(nn.Module):
             raise ValueError(
                 f"scales={scales}: factors above 0 and up to 8 are needed, [0.75, 1, 1.25]"
             )
-        self.model, self.moves, self.scales = model, MOVES[moves], scales
-        self.overlapping = overlapping
+        self.model, self.moves, self.overlapping = model, MOVES[moves], overlapping
+        self.scales = [Fraction(scale).limit_denominator(20) or Fraction(1, 20) for scale in scales]
+        self.step = coarsest(model) * math.lcm(*(scale.denominator for scale in self.scales))
 
     def forward(self, image: Tensor) -> Tensor:
-        heads = [self.seen(image, scale, move) for scale in self.scales for move in self.moves]
-        return average(heads, self.overlapping)
+        height, width = image.shape[-2:]
+        whole = self.padded(image)
+        heads = [self.seen(whole, scale, move) for scale in self.scales for move in self.moves]
+        return average(heads, self.overlapping)[..., :height, :width]
 
-    def seen(self, image: Tensor, scale: float, move: tuple[bool, bool, bool]) -> Tensor:
+    def seen(self, image: Tensor, scale: Fraction, move: tuple[bool, bool, bool]) -> Tensor:
         """Logits of the image at one scale, moved and moved back."""
         size = image.shape[-2:]
         if scale != 1:
-            wanted = [max(1, round(side * scale)) for side in size]
-            image = F.interpolate(image, wanted, mode="bilinear", align_corners=False)
-        height, width = image.shape[-2:]
-        logits = back(full_logits(self.model, moved(self.padded(image), move)), move)
-        logits = logits[..., :height, :width]
-        if scale == 1:
-            return logits
-        return F.interpolate(logits.float(), size, mode="bilinear", align_corners=False)
+            image = resized(image, [int(side * scale) for side in size])
+        logits = back(full_logits(self.model, moved(image, move)), move)
+        return logits if scale == 1 else resized(logits.float(), list(size))
 
     def padded(self, image: Tensor) -> Tensor:
-        grid = coarsest(self.model)
         for dim in (-2, -1):
             side = image.shape[dim]
-            if rest := -side % grid:
+            if rest := -side % self.step:
                 image = image.index_select(dim, mirrored(side, 0, rest).to(image.device))
         return image
+
+
+def resized(image: Tensor, size: list[int]) -> Tensor:
+    return F.interpolate(image, size, mode="bilinear", align_corners=False)
 
 
 def viewed(model: nn.Module, moves: Moves, scales: Sequence[float], overlapping: bool) -> nn.Module:

@@ -37,7 +37,7 @@ from seg.predict import predict
 from seg.prune import prune
 from seg.runs import RunError
 from seg.task import SegmentationTask
-from seg.tiles import check_tiles, coarsest, full_logits, predict_probabilities, surroundings
+from seg.tiles import Tiling, check_tiles, coarsest, full_logits, surroundings
 from seg.train import train
 
 FOLDS = 3
@@ -560,21 +560,21 @@ def test_members_of_other_geometry_share_the_coarsest_grid_and_the_largest_conte
     assert coarsest(model) == 64 and surroundings(model) == valid.context == 20
     assert coarsest(Ensemble([FCN(1, 1, width=2, stride=8), SegNet(1, 1, width=2)], own[:2])) == 32
     with pytest.raises(ValueError, match="multiples of 64 px"):
-        check_tiles(model, 96, 32)
+        check_tiles(model, 96, 32, coarsest(model))
     deep = Ensemble([UNet(1, 1, 2, 4, padding="valid"), valid], own[:2])
     with pytest.raises(ValueError, match=r"needs 92 px of context; take overlap=96"):
-        check_tiles(deep, 256, 64)
+        check_tiles(deep, 256, 64, coarsest(deep))
     image = np.random.default_rng(0).integers(0, 255, (70, 53, 1), np.uint8)
     reference = model.intensity
-    together = predict_probabilities(model.eval(), image, lambda i: reference.normalised(reference.scaled(i)), 192, 64)  # fmt: skip
+    together = Tiling(model.eval(), lambda i: reference.normalised(reference.scaled(i)), 192, 64).whole(image)  # fmt: skip
     alone = [
-        predict_probabilities(member, image, lambda i, own=own: own.normalised(own.scaled(i)))
+        Tiling(member, lambda i, own=own: own.normalised(own.scaled(i))).whole(image)
         for member, own in zip(model.members, own, strict=True)
     ]
     np.testing.assert_allclose(together, np.mean(alone, axis=0), atol=1e-6)
     small = Ensemble([valid, UNet(1, 1, 2, 1, norm="none")], own[:2]).eval()
     raw = np.random.default_rng(0).integers(0, 255, (200, 150, 1), np.uint8)
-    tiled = predict_probabilities(small, raw, lambda i: i.astype(np.float32), 96, 32)
+    tiled = Tiling(small, lambda i: i.astype(np.float32), 96, 32).whole(raw)
     with torch.no_grad():
         whole = full_logits(small, torch.from_numpy(raw).float().permute(2, 0, 1)[None])
     np.testing.assert_allclose(tiled, probabilities(whole)[0].numpy(), atol=1e-5)

@@ -555,7 +555,9 @@ def test_evaluate_scores_the_masks_that_predict_writes(trained, tmp_path, words)
     run, data = trained
     scores = evaluate(config("evaluate", f"run={run}", f"output={tmp_path / 'e'}", "panels=0", *words))  # fmt: skip
     plain = evaluate(config("evaluate", f"run={run}", f"output={tmp_path / 'f'}", "panels=0"))
-    predicted(run, data / "images", tmp_path / "p", "save=[masks]", *words)
+    predicted(
+        run, data / "images", tmp_path / "p", "save=[masks]", "tile=192", "overlap=64", *words
+    )
     names = json.loads((tmp_path / "e/metrics.json").read_text())["images"]
     truth = np.concatenate([shown(data / f"masks/{name}.png") for name in names])
     found = np.concatenate([shown(tmp_path / f"p/masks/{name}.png") for name in names])
@@ -571,10 +573,16 @@ def test_tta_in_tiles_is_the_tta_of_the_whole_image(run, folder, tmp_path):
     assert np.abs(whole - by_hand(run, shown(folder / "c.png"))).max() > 0.01
 
 
-def test_scales_in_tiles_are_said_to_leave_seams(run, folder, tmp_path, capsys):
-    words = ["scales=[1.1]", "save=[masks]", "overlap=auto", "check_seams=true"]
-    predicted(run, folder / "c.png", tmp_path, *words)
-    assert "tiles of scaled images aren't seamless" in capsys.readouterr().out
+def test_scales_leave_no_seams_and_their_grid_is_told(run, tmp_path, capsys):
+    grey = np.random.default_rng(3).integers(0, 256, (500, 450), np.uint8)
+    Image.fromarray(grey).save(tmp_path / "g.png")
+    words = ["scales=[0.5,1.5]", "save=[probabilities]", "overlap=auto", "check_seams=true"]
+    predicted(run, tmp_path / "g.png", tmp_path / "tiles", *words, "tile=320")
+    predicted(run, tmp_path / "g.png", tmp_path / "whole", *words, "tile=640")
+    tiles, whole = (tifffile.imread(tmp_path / f"{n}/probabilities/g.tif") for n in ("tiles", "whole"))  # fmt: skip
+    np.testing.assert_allclose(tiles, whole, atol=2e-4)
+    with pytest.raises(UserError, match=r"both must be multiples of 160 px, .*take tile=480"):
+        predicted(run, tmp_path / "g.png", tmp_path / "off", "scales=[0.8]", "tile=512")
 
 
 # -- stopped, refused, out of space: in processes of their own, forked from one that has its imports done

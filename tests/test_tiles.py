@@ -1,5 +1,7 @@
 """Tiled prediction against the whole image at once."""
 
+from itertools import product
+
 import numpy as np
 import pytest
 import torch
@@ -8,14 +10,15 @@ from hypothesis import strategies as st
 
 from seg.logits import probabilities
 from seg.models import UNet
-from seg.tiles import full_logits, mirrored, predict_probabilities, windows
+from seg.tiles import Tiling, full_logits, mirrored, spans
 
 
 @given(st.integers(1, 400), st.integers(1, 400), st.sampled_from([(96, 32), (64, 0), (160, 64)]))
 @settings(max_examples=60, deadline=None)
 def test_kept_parts_cover_each_pixel_once_and_start_on_the_grid(height, width, sizes):
     covered = np.zeros((height, width), int)
-    for read, keep, put in windows(height, width, *sizes):
+    both = [[*spans(side, *sizes)] for side in (height, width)]
+    for read, keep, put in (zip(*pair, strict=True) for pair in product(*both)):
         covered[put] += 1
         for r, k, p in zip(read, keep, put, strict=True):
             assert r.start % 32 == 0 and r.start + k.start == p.start and r.stop <= 400
@@ -27,7 +30,7 @@ def test_tiles_equal_the_whole_image_when_their_context_covers_the_receptive_fie
     torch.manual_seed(0)
     model = UNet(1, 2, width=4, depth=2, norm="none").eval()  # sees less than 32 px around a pixel
     image = np.random.default_rng(0).random((200, 230, 1), np.float32)
-    tiled = predict_probabilities(model, image, lambda i: i - 0.5, tile=128, overlap=32)
+    tiled = Tiling(model, lambda i: i - 0.5, tile=128, overlap=32).whole(image)
     with torch.no_grad():
         whole = probabilities(model(torch.from_numpy(image - 0.5)[None, ..., 0][None]))[0]
     np.testing.assert_allclose(tiled, whole.numpy(), atol=1e-5)
@@ -37,7 +40,7 @@ def test_tiles_equal_the_whole_image_when_their_context_covers_the_receptive_fie
 @pytest.mark.parametrize(("tile", "overlap"), [(100, 32), (128, 20), (128, 64), (128, -32)])
 def test_tiles_off_the_grid_or_without_a_middle_are_refused(tile, overlap):
     with pytest.raises(ValueError, match=f"tile={tile} and overlap={overlap}"):
-        predict_probabilities(UNet(1, 1, width=2), np.zeros((9, 9, 1)), lambda i: i, tile, overlap)
+        Tiling(UNet(1, 1, width=2), lambda i: i, tile, overlap)
 
 
 @pytest.mark.parametrize("up", ["transposed", "bilinear", "unpool"])
@@ -45,7 +48,7 @@ def test_tiles_of_a_valid_unet_equal_the_whole_image_up_to_its_borders(up):
     torch.manual_seed(0)
     model = UNet(1, 2, width=4, depth=2, padding="valid", norm="none", up=up).eval()
     image = np.random.default_rng(0).random((200, 230, 1), np.float32)
-    tiled = predict_probabilities(model, image, lambda i: i - 0.5, tile=96, overlap=32)
+    tiled = Tiling(model, lambda i: i - 0.5, tile=96, overlap=32).whole(image)
     with torch.no_grad():
         whole = probabilities(full_logits(model, torch.from_numpy(image - 0.5)[None, ..., 0][None]))
     np.testing.assert_allclose(tiled, whole[0].numpy(), atol=1e-5)
@@ -63,12 +66,12 @@ def test_an_overlap_smaller_than_the_context_is_refused():
     with pytest.raises(
         ValueError, match=r"overlap=32: this network needs 92 px of context; take overlap=96"
     ):
-        predict_probabilities(model, np.zeros((300, 300, 1)), lambda i: i, tile=128, overlap=32)
+        Tiling(model, lambda i: i, tile=128, overlap=32)
 
 
 def test_a_network_of_coarser_stride_has_a_coarser_grid():
     with pytest.raises(ValueError, match="multiples of 64 px"):
-        predict_probabilities(UNet(1, 1, 1, 6), np.zeros((9, 9, 1)), lambda i: i, 160, 32)
+        Tiling(UNet(1, 1, 1, 6), lambda i: i, 160, 32)
 
 
 @given(st.integers(1, 9), st.integers(0, 30), st.integers(0, 30))

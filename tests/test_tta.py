@@ -121,16 +121,16 @@ def resized(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 @pytest.mark.parametrize("scales", [[1.0, 0.5], [2.0], [0.75, 1, 1.25]])
 def test_scales_are_means_over_the_resized_image(scales):
-    model, image = network(3), noise(64, 128)
+    model, image = network(3), noise(128, 256)  # on the grid of each scale
     model.head.weight.data *= 3  # clear of half
     heads = []
     for scale in scales:
-        height, width = round(64 * scale), round(128 * scale)
+        height, width = round(128 * scale), round(256 * scale)
         seen = resized(image, height, width).astype(np.float32)
         seen = np.pad(seen, [(0, 0), (0, -height % 32), (0, -width % 32)], mode="reflect")
         with torch.no_grad():
             logits = model(torch.from_numpy(seen)[None])[0, :, :height, :width].double().numpy()
-        logits = resized(logits, 64, 128)
+        logits = resized(logits, 128, 256)
         heads.append(np.exp(logits) / np.exp(logits).sum(0))
     found = said(Averaged(model, "none", scales), image)
     np.testing.assert_allclose(found, np.mean(heads, axis=0), atol=1e-4)
@@ -274,7 +274,7 @@ def test_the_context_is_measured_on_the_network_that_predicts_which_is_on_the_de
 
 def test_the_context_is_in_px_of_the_image_also_where_it_is_shrunk():
     grey = Intensity(0.0, 255.0, [0.4], [0.2])
-    assert predictor(Shift(40), grey, scales=[1.0, 0.5]).overlap == 128
+    assert predictor(Shift(40), grey, scales=[1.0, 0.5]).overlap == 192
     assert predictor(Shift(40), grey, scales=[2.0]).overlap == 64
 
 
