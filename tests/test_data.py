@@ -64,6 +64,15 @@ def test_a_folder_of_splits_keeps_them(folder_root, tmp_path):
     assert source.splits["val"][0] == "val/0"
 
 
+def test_a_share_beside_folders_of_splits_is_refused_not_left_unsaid(folder_root, tmp_path):
+    for split in ("train", "val"):
+        (tmp_path / split).symlink_to(folder_root)
+    with pytest.raises(
+        DataError, match=r"data.val=0.3 beside train/ and val/ .*take data.val=null"
+    ):
+        Folder(str(tmp_path), ABC, val=0.3)
+
+
 def test_declared_values_become_classes_and_void_becomes_255(folder_root):
     source = Folder(str(folder_root), ["x", "y"], values={0: 1, 2: 0}, ignore=[1])
     _, mask = source.read("0")

@@ -21,19 +21,12 @@ from seg.data.annotations import (
     read_json,
     rows,
 )
+from seg.data.division import Division, listed_split
 from seg.data.folder import given_colors
 from seg.data.images import read_image
 from seg.data.outlines import filled, run_lengths
 from seg.data.sources import DataError, Task, check_choice, check_task
-from seg.data.splits import (
-    SPLITS,
-    check_apart,
-    divide,
-    groups_of,
-    listed_split,
-    read_lists,
-    refuse,
-)
+from seg.data.splits import SPLITS
 from seg.logits import IGNORE
 from seg.options import missing_extra
 
@@ -109,25 +102,14 @@ class Coco:
         self.entries = Packed(entries)
         self.colors = given_colors(colors, self.classes, None, spare=task == "overlapping")
 
-        choice = {"fold": fold, "blocks": blocks, "stratify": stratify}
-        shares = {"val": val, "test": test or None}
-        names = list(entries)
-        groups = None if group_by is None else groups_of(names, group_by)
+        said, by = None, ("data.annotations of each split", "they say which image is where")
         if isinstance(annotations, dict):
-            beside = choice | shares | {"lists": lists}
-            refuse(beside, "data.annotations of each split", "they say which image is where")
-            self.splits = {split: list(found) for split, found in by_split.items()}
-        elif lists is not None:
-            refuse(choice | shares, "data.lists", "the lists say which image is on which side")
-            with_suffix = {entry.file: name for name, entry in entries.items()}
-            self.splits = listed_split(read_lists(lists), with_suffix | {n: n for n in names})
-        else:
-            presence = self.presence if stratify else None
-            self.splits = divide(
-                names, val, test, fold, folds, blocks, split_seed, groups, presence
-            )
-        if groups is not None:
-            check_apart(self.splits, groups)
+            said = {split: list(found) for split, found in by_split.items()}
+        division = Division(val, test, fold, folds, blocks, group_by, stratify, lists, split_seed)
+        named = {entry.file: name for name, entry in entries.items()} | {n: n for n in entries}
+        self.splits = division.splits(
+            list(entries), self.presence, lambda lines: listed_split(lines, named), said, by
+        )
 
     def load(
         self, file: Path, folder: str, classes: list[str] | None, further: bool

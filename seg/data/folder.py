@@ -5,20 +5,12 @@ from typing import Literal
 
 import numpy as np
 
+from seg.data.division import Division, listed_split, read_lists
 from seg.data.images import read_image, read_pages
 from seg.data.masks import Colour, MaskValues, class_pixels, merged, short, stacked_planes
 from seg.data.pairs import LIKE, Pair, Pairs, page_by_page, paired_by_name, paired_by_table
 from seg.data.sources import DataError, Task, check_choice, check_task
-from seg.data.splits import (
-    SPLITS,
-    Splits,
-    check_apart,
-    divide,
-    groups_of,
-    listed_split,
-    read_lists,
-    refuse,
-)
+from seg.data.splits import SPLITS, Splits, refuse
 from seg.panels import default_colors
 
 Pages = Literal["slices", "channels"]
@@ -134,31 +126,16 @@ class Folder:
         self.reading = repr((pages, layers, values, palette, ignore, classes, task, lacking))
         self.colors = given_colors(colors, classes, palette, spare=task == "overlapping")
 
-        choice = {"fold": fold, "blocks": blocks, "stratify": stratify}
-        shares = {"val": val, "test": test or None}
-        if in_group is not None:
-            refuse({"group_by": group_by}, "the table's column group", "it says the group")
-        groups = in_group if group_by is None else groups_of(list(self.files), group_by)
+        said, by = None, ("", "")
         if "all" not in by_split:
-            where = "train/ and val/ in data.root"
-            refuse(choice | {"lists": lists}, where, "the folders say which image is on which side")
-            self.splits = {s: list(p) for s, p in by_split.items()}
+            said = {split: list(pairs) for split, pairs in by_split.items()}
+            by = "train/ and val/ in data.root", "the folders say which image is on which side"
         elif in_split is not None:
-            where = "the table's column split"
-            refuse(
-                choice | shares | {"lists": lists}, where, "it says which image is on which side"
-            )
-            self.splits = tabled_split(in_split, Path(str(table)))
-        elif lists is not None:
-            refuse(choice | shares, "data.lists", "the lists say which image is on which side")
-            self.splits = self.listed(read_lists(lists))
-        else:
-            presence = self.presence if stratify else None
-            self.splits = divide(
-                list(self.files), val, test, fold, folds, blocks, split_seed, groups, presence
-            )
-        if groups is not None:
-            check_apart(self.splits, groups)
+            said = tabled_split(in_split, Path(str(table)))
+            by = "the table's column split", "it says which image is on which side"
+        division = Division(val, test, fold, folds, blocks, group_by, stratify, lists, split_seed)
+        names = list(self.files)
+        self.splits = division.splits(names, self.presence, self.listed, said, by, in_group)
 
     def pairs_by_split(self, classes: list[str]) -> dict[str, dict[str, Pair]]:
         """Name -> pair of each split that has a folder of its own, or of ``all``."""

@@ -10,7 +10,6 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 
@@ -254,73 +253,6 @@ def check_apart(splits: Splits, groups: dict[str, str]) -> None:
                     f"data.group_by: group {groups[name]!r} is in {first} ({other}) and in {split} ({name}); "
                     "move it to one side"
                 )
-
-
-def read_lists(lists: str | dict[str, str]) -> dict[str, list[str]]:
-    """The lines of train.txt, val.txt and perhaps test.txt of a folder, or of the files given by split.
-
-    Raises:
-        DataError: when one is missing, can't be read, or is for no such split.
-    """
-    if isinstance(lists, str):
-        if not Path(lists).is_dir():
-            raise DataError(
-                f"data.lists={lists}: no such folder; give one that holds train.txt and val.txt, or "
-                "'data.lists={train: FILE, val: FILE}'"
-            )
-        files = {split: Path(lists) / f"{split}.txt" for split in SPLITS}
-        files = {s: file for s, file in files.items() if s != "test" or file.is_file()}
-    else:
-        files = {split: Path(file) for split, file in lists.items()}
-    if not {"train", "val"} <= set(files) <= set(SPLITS):
-        raise DataError(f"data.lists names {sorted(files)}: train, val and perhaps test are needed")
-    lines = {}
-    for split, file in files.items():
-        try:
-            text = file.read_text("utf-8-sig")
-        except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or "not a text file"
-            raise DataError(f"{file}: can't be read as data.lists ({reason})") from error
-        lines[split] = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines
-
-
-def listed_split(lines: dict[str, list[str]], names: dict[str, str]) -> Splits:
-    """The splits that lists give.
-
-    Args:
-        lines: of each list; an image's name, or the name of its file.
-        names: name of a file, and name of an image -> name of the image.
-
-    Raises:
-        DataError: unless each image is in one list, once.
-    """
-    seen: dict[str, str] = {}
-    splits: Splits = {split: [] for split in SPLITS if split in lines}
-    for split, members in splits.items():
-        for line in lines[split]:
-            if line not in names:
-                raise DataError(
-                    f"data.lists: {split} names {line!r}, and data.root has no image of that name; a line is "
-                    f"one name, like {next(iter(names))}"
-                )
-            name = names[line]
-            if name in seen:
-                where = (
-                    f"twice in {split}" if seen[name] == split else f"in {seen[name]} and {split}"
-                )
-                raise DataError(f"data.lists: {name!r} is {where}; keep one of the two lines")
-            seen[name] = split
-            members.append(name)
-        if not members:
-            raise DataError(f"data.lists: {split} names no image; add some or leave the list out")
-    forgotten = sorted(set(names.values()) - set(seen))
-    if forgotten:
-        raise DataError(
-            f"data.lists: {len(forgotten)} of {len(forgotten) + len(seen)} images are in no list, "
-            f"{short(forgotten)}; add them to one, or take them out of data.root"
-        )
-    return splits
 
 
 def refuse(options: Mapping[str, object], beside: str, why: str) -> None:

@@ -1,0 +1,136 @@
+"""What a data set's options say of its splits: drawn, listed, or as the data itself says."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from seg.data.masks import short
+from seg.data.sources import DataError
+from seg.data.splits import SPLITS, Splits, check_apart, divide, groups_of, refuse
+
+
+@dataclass(frozen=True)
+class Division:
+    """The options, as seg.data.folder.Folder has them."""
+
+    val: float | None
+    test: float
+    fold: int | None
+    folds: int
+    blocks: bool
+    group_by: str | None
+    stratify: bool
+    lists: str | dict[str, str] | None
+    split_seed: int
+
+    def splits(
+        self,
+        names: list[str],
+        presence: Callable[[str], np.ndarray],
+        listed: Callable[[dict[str, list[str]]], Splits],
+        said: Splits | None = None,
+        by: tuple[str, str] = ("", ""),
+        groups: dict[str, str] | None = None,
+    ) -> Splits:
+        """The names of each split; a group is on one side.
+
+        Args:
+            names: of all images, in their order.
+            presence: name -> (C,) whether each class occurs.
+            listed: what the lines of ``lists`` mean.
+            said: the splits that the data itself says; None: it doesn't.
+            by: what says so, and why no option may.
+            groups: name -> group that the data itself says.
+
+        Raises:
+            DataError: when options exclude each other, or leave a split empty.
+        """
+        choice: dict[str, object] = {"fold": self.fold, "blocks": self.blocks}
+        choice |= {"stratify": self.stratify, "val": self.val, "test": self.test or None}
+        if groups is not None:
+            refuse({"group_by": self.group_by}, "the table's column group", "it says the group")
+        elif self.group_by is not None:
+            groups = groups_of(names, self.group_by)
+        if said is not None:
+            refuse(choice | {"lists": self.lists}, *by)
+            found = said
+        elif self.lists is not None:
+            refuse(choice, "data.lists", "the lists say which image is on which side")
+            found = listed(read_lists(self.lists))
+        else:
+            found = divide(
+                names, self.val, self.test, self.fold, self.folds, self.blocks, self.split_seed, groups,
+                presence if self.stratify else None,
+            )  # fmt: skip
+        if groups is not None:
+            check_apart(found, groups)
+        return found
+
+
+def read_lists(lists: str | dict[str, str]) -> dict[str, list[str]]:
+    """The lines of train.txt, val.txt and perhaps test.txt of a folder, or of the files given by split.
+
+    Raises:
+        DataError: when one is missing, can't be read, or is for no such split.
+    """
+    if isinstance(lists, str):
+        if not Path(lists).is_dir():
+            raise DataError(
+                f"data.lists={lists}: no such folder; give one that holds train.txt and val.txt, or "
+                "'data.lists={train: FILE, val: FILE}'"
+            )
+        files = {split: Path(lists) / f"{split}.txt" for split in SPLITS}
+        files = {s: file for s, file in files.items() if s != "test" or file.is_file()}
+    else:
+        files = {split: Path(file) for split, file in lists.items()}
+    if not {"train", "val"} <= set(files) <= set(SPLITS):
+        raise DataError(f"data.lists names {sorted(files)}: train, val and perhaps test are needed")
+    lines = {}
+    for split, file in files.items():
+        try:
+            text = file.read_text("utf-8-sig")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "not a text file"
+            raise DataError(f"{file}: can't be read as data.lists ({reason})") from error
+        lines[split] = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines
+
+
+def listed_split(lines: dict[str, list[str]], names: dict[str, str]) -> Splits:
+    """The splits that lists give.
+
+    Args:
+        lines: of each list; an image's name, or the name of its file.
+        names: name of a file, and name of an image -> name of the image.
+
+    Raises:
+        DataError: unless each image is in one list, once.
+    """
+    seen: dict[str, str] = {}
+    splits: Splits = {split: [] for split in SPLITS if split in lines}
+    for split, members in splits.items():
+        for line in lines[split]:
+            if line not in names:
+                raise DataError(
+                    f"data.lists: {split} names {line!r}, and data.root has no image of that name; a line is "
+                    f"one name, like {next(iter(names))}"
+                )
+            name = names[line]
+            if name in seen:
+                where = (
+                    f"twice in {split}" if seen[name] == split else f"in {seen[name]} and {split}"
+                )
+                raise DataError(f"data.lists: {name!r} is {where}; keep one of the two lines")
+            seen[name] = split
+            members.append(name)
+        if not members:
+            raise DataError(f"data.lists: {split} names no image; add some or leave the list out")
+    forgotten = sorted(set(names.values()) - set(seen))
+    if forgotten:
+        raise DataError(
+            f"data.lists: {len(forgotten)} of {len(forgotten) + len(seen)} images are in no list, "
+            f"{short(forgotten)}; add them to one, or take them out of data.root"
+        )
+    return splits
