@@ -112,6 +112,9 @@ class Folder:
             refuse({"splits": in_split}, "data.pages=slices", "give the stacks' splits by folders")
             by_split = {split: page_by_page(pairs) for split, pairs in by_split.items()}
         self.files = Pairs({n: pair for pairs in by_split.values() for n, pair in pairs.items()})
+        self.has_files = (self.files.masks != b"").any(
+            0
+        )  # whether any image has one; of each class
         if classes is None:
             raise DataError(self.name_the_classes())
         check_task(task, classes, may_overlap=True)
@@ -180,11 +183,6 @@ class Folder:
         without = [c for c, has in zip(self.classes, self.has_files, strict=True) if not has]
         if without and (self.task == "overlapping" or len(without) > 1):
             raise DataError(f"data.layers=folders: no file for {short(without)}; add them")
-
-    @property
-    def has_files(self) -> np.ndarray:
-        """Whether any image has a file of each class; (C,) bool."""
-        return (self.files.masks != b"").any(0)
 
     def name_the_classes(self) -> str:
         some = [self.files[name] for name in list(self.files)[:20]]
