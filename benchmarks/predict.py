@@ -3,7 +3,7 @@
 Needs MONAI: pip install monai. The same trained network segments the same made image, from a file in memory to class
 indices: ours in tiles of 512 px with 64 px of context each side, so every 384 px; MONAI's with windows of 512 px and
 an overlap of 0.25, so every 384 px too, weighted by a Gaussian. Each contestant runs in a process of its own, in turn,
-for several rounds. Printed are medians of the seconds, the peak memory of the process and what it had before (imports,
+for several rounds (a quarter of an hour on two cores). Printed are medians of the seconds, the peak memory of the process and what it had before (imports,
 network, image), and the error of the probabilities against the whole image at once. "MONAI, as ours" gives it our
 memory layout (channels_last, memory kept). The rows below are ours with other settings.
 """
