@@ -104,7 +104,7 @@ def interrupted() -> NoReturn:
     sys.exit(130)
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: BaseException) -> str:
     text = str(error)
     if "Original Traceback" in text:  # from a loader's worker: its own message comes last
         text = text.rstrip().rpartition("\n")[2].partition("Error: ")[2] or text

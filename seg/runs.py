@@ -5,6 +5,8 @@ run.json        versions, command, commit, hardware, times, data, final metrics
 metrics.csv     every measurement
 checkpoints/    best.ckpt and last.ckpt, each enough by itself
 panels/         pictures: image | truth | prediction | error
+images.csv      pixels right, wrong and missed of each image and class (seg.kept)
+predictions/    small pictures of some images: image, truth, prediction
 log.txt         what the terminal showed, and the libraries' warnings
 """
 
@@ -62,19 +64,26 @@ def create_folder(outputs: Path, name: str) -> Path:
             folder.mkdir()
         except FileExistsError:
             continue
-        for part in ("checkpoints", "panels"):
-            (folder / part).mkdir()
         return folder
     raise RunError(f"{outputs}: a thousand runs of this second are there already")
 
 
-def share_folder(outputs: Path, name: str) -> Path:
-    """The run's folder: made by the first process, and found by those that Lightning starts after it."""
+def share_folder(outputs: Path, name: str, exact: Path | None = None) -> Path:
+    """The run's folder: made by the first process, and found by those that Lightning starts after it.
+
+    Args:
+        outputs: receives it, named by time and ``name``.
+        name: of the run.
+        exact: the folder itself, where it is known already: of a job of a sweep.
+    """
     if not first_process():
         return Path(os.environ["SEG_RUN_FOLDER"])
-    folder = create_folder(outputs, name)
-    os.environ["SEG_RUN_FOLDER"] = str(folder.resolve())
-    return folder
+    if exact is None:
+        exact = create_folder(outputs, name)
+    for part in ("checkpoints", "panels"):
+        (exact / part).mkdir(parents=True, exist_ok=True)
+    os.environ["SEG_RUN_FOLDER"] = str(exact.resolve())
+    return exact
 
 
 @rank_zero_only
@@ -119,12 +128,23 @@ def alone(folder: Path, who: str, inside: str = "") -> Generator[Path]:
         lock.release()
 
 
+@contextmanager
+def whole(file: Path) -> Generator[Path]:
+    """A path to write what becomes ``file`` at the end: whole, or not at all."""
+    aside = file.with_name(f".{file.name}")
+    try:
+        yield aside
+        os.replace(aside, file)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
 @rank_zero_only
 def write_json(file: Path, content: dict) -> None:
     """Whole or not at all; nan, which JSON hasn't, becomes null."""
-    aside = file.with_name(f".{file.name}")
-    aside.write_text(json.dumps(without_nan(content), indent=2, ensure_ascii=False) + "\n")
-    os.replace(aside, file)
+    with whole(file) as aside:
+        text = json.dumps(without_nan(content), indent=2, ensure_ascii=False)
+        aside.write_text(f"{text}\n", encoding="utf-8")
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -152,7 +172,9 @@ def without_nan(value: Any) -> Any:
 
 @rank_zero_only
 def write_config(file: Path, config: dict) -> None:
-    file.write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+    with whole(file) as aside:
+        text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
+        aside.write_text(text, encoding="utf-8")
 
 
 def origin() -> dict[str, Any]:
@@ -332,9 +354,8 @@ def read_checkpoint(file: str | Path) -> dict[str, Any]:
 
 def write_checkpoint(file: Path, content: dict[str, Any]) -> None:
     """Whole or not at all."""
-    aside = file.with_name(f".{file.name}")
-    torch.save(content, aside)
-    os.replace(aside, file)
+    with whole(file) as aside:
+        torch.save(content, aside)
 
 
 def check_targets(node: Any, file: Path, packages: tuple[str, ...] = NETWORKS) -> None:

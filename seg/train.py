@@ -9,21 +9,22 @@ import math
 import shlex
 import shutil
 import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import cast
 
 import lightning as L
 import torch
 from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from seg import hardware, reports, runs
-from seg.cli import UserError, build, command, plain
+from seg import hardware, kept, reports, runs
+from seg.cli import UserError, build, command, one_line, plain
 from seg.console import first_process, logging_to, quiet
 from seg.data.faults import KINDS
 from seg.data.module import DataModule
@@ -45,8 +46,47 @@ LAYOUT = tuple(  # options that say how data lies on disk; a run's name leaves t
 )  # fmt: skip
 
 
-def train(cfg: DictConfig) -> dict[str, float]:
-    """Trains what the config says and returns the final metrics; all it wrote lies in the run folder."""
+class Pruned(Exception):
+    """Raised by a callback that ends a run which isn't worth going on with."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is known of a run beside its config.
+
+    Attributes:
+        name: of the run.
+        overrides: words of the command line.
+        choices: the file chosen in each group.
+        group: of the sweep or search that it belongs to.
+        job: its number there.
+        folder: the run's, where it is not to be made of time and name below ``outputs``.
+    """
+
+    name: str
+    overrides: list[str] = field(default_factory=list)
+    choices: dict[str, str] = field(default_factory=dict)
+    group: str | None = None
+    job: int | None = None
+    folder: Path | None = None
+
+    @property
+    def facts(self) -> dict:
+        """For run.json."""
+        return {k: v for k, v in asdict(self).items() if k != "folder"}
+
+
+def train(
+    cfg: DictConfig, callbacks: Sequence[L.Callback] = (), asked: Asked | None = None
+) -> dict[str, float]:
+    """Trains what the config says and returns the final metrics; all it wrote lies in the run folder.
+
+    Args:
+        cfg: composed from conf/train.yaml.
+        callbacks: more of Lightning's; one that raises ``Pruned`` ends the run, whose status tells so.
+        asked: by default what the command line says.
+    """
+    asked = asked or typed(cfg)
     quiet()
     L.seed_everything(cfg.seed, verbose=False)
     hardware.pick_accelerator(cfg.trainer.accelerator)  # an error now, if it isn't there
@@ -83,15 +123,14 @@ def train(cfg: DictConfig) -> dict[str, float]:
         data.weigh(weights.gaps)
     fit_crops(data, task.model)
     taken = cfg.init and runs.start_from(task.model, cfg.init)
-    name, group = names(cfg)
-    folder = runs.share_folder(parent(cfg), name)
+    folder = runs.share_folder(Path(cfg.outputs), asked.name, asked.folder)
     with logging_to(folder / "log.txt"):
         try:
-            trainer, pictures = prepare(cfg, config, folder, name, group, task, data, taken)
+            trainer, pictures = prepare(cfg, config, folder, asked, task, data, taken, callbacks)
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)  # nothing was trained
             raise
-        return run(cfg, folder, name, group, task, data, trainer, pictures)
+        return run(cfg, folder, asked, task, data, trainer, pictures)
 
 
 def open_data(cfg: DictConfig) -> DataModule:
@@ -167,11 +206,11 @@ def prepare(
     cfg: DictConfig,
     config: dict,
     folder: Path,
-    name: str,
-    group: str | None,
+    asked: Asked,
     task: SegmentationTask,
     data: DataModule,
     taken: str | None,
+    more: Sequence[L.Callback],
 ) -> tuple[L.Trainer, reports.Pictures]:
     """The Trainer with its callbacks and loggers, once the run is announced."""
     pictures = reports.Pictures(
@@ -183,6 +222,7 @@ def prepare(
     )
     checkpoints = folder / "checkpoints"
     callbacks = [
+        *more,
         ModelCheckpoint(
             checkpoints, "best", monitor="val/dice", mode="max", enable_version_counter=False
         ),
@@ -192,10 +232,12 @@ def prepare(
         *([reports.progress_bar()] if reports.on_terminal() else []),
     ]
     trainer: L.Trainer = build(cfg.trainer, "trainer", callbacks=callbacks)
-    announce(cfg, name, task, data, taken)
+    announce(cfg, asked.name, task, data, taken)
     logger = None
     if first_process():
-        logger = build(cfg.logger, "logger", name=name, folder=folder, sweep=group, options=config)
+        logger = build(
+            cfg.logger, "logger", name=asked.name, folder=folder, sweep=asked.group, options=config
+        )
     trainer.loggers = [MetricsCSV(folder / "metrics.csv"), *([logger] if logger else [])]
     runs.write_config(folder / "config.yaml", config)
     return trainer, pictures
@@ -204,21 +246,22 @@ def prepare(
 def run(
     cfg: DictConfig,
     folder: Path,
-    name: str,
-    group: str | None,
+    asked: Asked,
     task: SegmentationTask,
     data: DataModule,
     trainer: L.Trainer,
     pictures: reports.Pictures,
 ) -> dict[str, float]:
     """Fits, scores the best checkpoint and writes what came out; run.json tells how it ended."""
-    record = runs.origin() | {
-        "name": name,
-        "group": group,
+    source = data.source
+    record = runs.origin() | asked.facts | {
         "seed": cfg.seed,
-        "splits": data.source.splits,
-        "split_hash": split_hash(data.source.splits),
-    }
+        "classes": list(source.classes),
+        "colors": [list(color) for color in source.colors],
+        "parameters": sum(p.numel() for p in task.model.parameters()),
+        "splits": source.splits,
+        "split_hash": split_hash(source.splits),
+    }  # fmt: skip
     runs.write_json(folder / "run.json", record | {"status": "running"})
     runs.point_latest(folder)
     started = time.perf_counter()
@@ -227,8 +270,10 @@ def run(
         minutes = (time.perf_counter() - started) / 60
         scores = score(trainer, task, data)
         record["threshold"] = task.val_metrics.threshold
+        keep(cfg, folder, task, data, trainer)
     except BaseException as error:
-        runs.write_json(folder / "run.json", record | {"status": "failed", "error": repr(error)})
+        how = {"status": ended(error), "error": f"{type(error).__name__}: {one_line(error)}"}
+        runs.write_json(folder / "run.json", record | how)
         raise
     finally:
         for logger in trainer.loggers[1:]:
@@ -240,6 +285,33 @@ def run(
         runs.write_json(folder / "run.json", record | done | {"metrics": scores})
         conclude(folder, scores, data, minutes)
     return scores
+
+
+def ended(error: BaseException) -> str:
+    """How a run ended that raised this."""
+    if isinstance(error, Pruned):
+        return "pruned"
+    return "failed" if isinstance(error, Exception) else "interrupted"
+
+
+def keep(
+    cfg: DictConfig, folder: Path, task: SegmentationTask, data: DataModule, trainer: L.Trainer
+) -> None:
+    """Writes what seg.compare reads of each image: counts, and pictures of some."""
+    splits = {"val": task.val_metrics.pixels, "test": task.test_metrics.pixels}
+    splits = {split: scores for split, scores in splits.items() if split in data.source.splits}
+    scored = {
+        split: (kept.seen(data.source.splits[split], trainer.world_size), kept.all_counts(scores))
+        for split, scores in splits.items()
+    }
+    if not trainer.is_global_zero:
+        return
+    overlapping = data.source.task == "overlapping"
+    kept.write_counts(folder / "images.csv", scored, data.source.classes, overlapping)
+    samples = {split: data.samples(split) for split in splits}
+    kept.keep_pictures(
+        folder / "predictions", samples, cfg.kept, data.source.colors, task.model, task.val_metrics.threshold
+    )  # fmt: skip
 
 
 def score(trainer: L.Trainer, task: SegmentationTask, data: DataModule) -> dict[str, float]:
@@ -338,36 +410,34 @@ def relative(path: Path) -> Path:
     return path.resolve().relative_to(here) if path.resolve().is_relative_to(here) else path
 
 
-def names(cfg: DictConfig) -> tuple[str, str | None]:
-    """The run's name, made of what differs from the defaults, and its group in a sweep."""
+def typed(cfg: DictConfig) -> Asked:
+    """What the command line says of a run; its name is made of what differs from the defaults."""
     if not HydraConfig.initialized():
-        return str(cfg.name or "run"), None
+        return Asked(str(cfg.name or "run"))
     hydra = HydraConfig.get()
+    words, choices = list(hydra.overrides.task), dict(hydra.runtime.choices)
+    name = str(cfg.name or named(words, choices) or "default")
+    return Asked(name, words, {k: v for k, v in choices.items() if "/" not in k and v})
+
+
+def named(words: Sequence[str], choices: Mapping[str, str]) -> str:
+    """The words that tell runs apart, of a group only what was chosen."""
     skip = (
         "outputs",
         "logger",
         "name",
         "panels",
+        "kept",
+        "fresh",
         "hydra",
         "trainer.max_",
         "loader.workers",
         *LAYOUT,
     )
-    changed = [o.lstrip("+~") for o in hydra.overrides.task if not o.lstrip("+~").startswith(skip)]
-    words = [
-        o.split("=", 1)[1] if o.split("=", 1)[0] in hydra.runtime.choices else o for o in changed
-    ]
-    sweep = hydra.mode == RunMode.MULTIRUN
-    return str(cfg.name or "-".join(words) or "default"), Path(
-        hydra.sweep.dir
-    ).name if sweep else None
-
-
-def parent(cfg: DictConfig) -> Path:
-    """The folder that receives the run's: outputs, or the sweep's own folder in it."""
-    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
-        return Path(HydraConfig.get().sweep.dir)
-    return Path(cfg.outputs)
+    changed = [word.lstrip("+~") for word in words if not word.lstrip("+~").startswith(skip)]
+    return "-".join(
+        word.split("=", 1)[1] if word.split("=", 1)[0] in choices else word for word in changed
+    )
 
 
 @command("train")
