@@ -1,7 +1,7 @@
 """Between the shell and a command: composes its config, checks every word typed, sets the exit code.
 
 0: done. 1: a fault of ours. 2: a mistake of the user's, told in one line before anything is made.
-130: interrupted.
+130: interrupted. 143: terminated.
 """
 
 import os
@@ -20,6 +20,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, IntervalSweep, Override
 from hydra.errors import HydraException, InstantiationException
 from hydra.types import RunMode
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig, OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
 
@@ -57,7 +58,7 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
 
         def main() -> None:
             try:
-                arguments = get_args_parser().parse_args()
+                arguments = in_order()
                 if arguments.help:
                     print(help_text(config_name))
                     return
@@ -76,6 +77,8 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
             except SystemExit as error:
                 if isinstance(error.__context__, KeyboardInterrupt):
                     interrupted()  # Lightning leaves with 1
+                if isinstance(error, SIGTERMException):
+                    sys.exit(143)  # Lightning would leave with 0
                 raise
             except Exception as error:
                 fault(error)
@@ -83,6 +86,16 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
         return main
 
     return decorate
+
+
+def in_order() -> Namespace:
+    """What was typed; flags may stand anywhere, and come first for Hydra."""
+    arguments = get_args_parser().parse_intermixed_args()
+    flags = sys.argv[1:]
+    for word in arguments.overrides:
+        flags.remove(word)
+    sys.argv[1:] = [*flags, *arguments.overrides]
+    return arguments
 
 
 def fail(error: Exception) -> NoReturn:
@@ -236,7 +249,7 @@ def checked(config_name: str, words: list[str]) -> DictConfig:
     except UserError:
         for override in overrides:
             if not is_hydras(override) and override.key_or_group not in groups:
-                check_word(override, files, unchosen)
+                check_word(override, files, unchosen, groups)
         raise
     check_level(tree, files, own, unchosen)
     return cfg
@@ -249,7 +262,9 @@ def composed(config_name: str, words: list[str]) -> tuple[DictConfig, dict[str, 
     try:
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
             cfg = hydra.compose(config_name, words, return_hydra_config=True)
-        choices = dict(cfg.hydra.runtime.choices)
+            choices = dict(cfg.hydra.runtime.choices)
+            if any(key not in choices and (CONF / str(key)).is_dir() for key in cfg):
+                choices = several(config_name, words) | choices
         for key, value in (("job.num", 0), ("job.id", "0"), ("runtime.output_dir", ".")):
             OmegaConf.update(cfg, f"hydra.{key}", value)  # known only in a job
         HydraConfig.instance().set_config(cfg)  # for ${hydra:...}
@@ -262,3 +277,13 @@ def composed(config_name: str, words: list[str]) -> tuple[DictConfig, dict[str, 
         HydraConfig.instance().cfg = outer
         GlobalHydra.instance().clear()
     return cfg, tree, choices
+
+
+def several(config_name: str, words: list[str]) -> dict[str, str]:
+    """Group -> ``[a,b]`` of all files chosen in it; Hydra's own choices leave out where there are several."""
+    loader = GlobalHydra.instance().config_loader()
+    chosen: dict[str, list[str]] = {}
+    for entry in loader.compute_defaults_list(config_name, words, RunMode.RUN).defaults:
+        group, _, name = str(entry.config_path).rpartition("/")
+        chosen.setdefault(group, []).append(name)
+    return {group: f"[{','.join(names)}]" for group, names in chosen.items()}

@@ -38,15 +38,19 @@ def first_process() -> bool:
     return not getattr(rank_zero_only, "rank", 0)
 
 
-def quiet() -> None:
-    """Our own messages to the terminal; those of the libraries, and warnings, only to log.txt."""
+def quiet(speaks: bool = True) -> None:
+    """Our own messages to the terminal; those of the libraries, and warnings, only to log.txt.
+
+    Args:
+        speaks: false: our own go only to log.txt too, as those of a sweep's jobs.
+    """
     logging.captureWarnings(True)
     warnings.simplefilter("default")
     ours = logging.getLogger("seg")
     ours.setLevel(logging.INFO)
     ours.propagate = False
     ours.handlers = [h for h in ours.handlers if not isinstance(h, Terminal)]
-    ours.addHandler(Terminal(console) if first_process() else logging.NullHandler())
+    ours.addHandler(Terminal(console) if speaks and first_process() else logging.NullHandler())
     for name in (*LIBRARIES, "py.warnings"):
         library = logging.getLogger(name)
         library.handlers = [logging.NullHandler()]

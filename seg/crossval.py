@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.progress import track
 from rich.table import Table
 
-from seg import ensemble, reports, runs
+from seg import ensemble, provenance, reports, runs
 from seg.cli import UserError, command, plain
 from seg.console import console, logging_to, quiet
 from seg.data.module import Samples, planes_first
@@ -47,7 +47,7 @@ from seg.outputs import Request
 from seg.predict import check_save, write
 from seg.predictor import Predictor
 from seg.runs import CROSSVAL, LoadedRun
-from seg.train import relative, train
+from seg.train import train
 
 log = logging.getLogger("seg")
 
@@ -116,11 +116,13 @@ def check_request(cfg: DictConfig) -> None:
 def trained(cfg: DictConfig, plan: Plan, fold: int, output: Path) -> Path:
     """The run folder of a fold: the finished one, or a new one once it is trained."""
     if folder := finished(output, plan, fold):
-        log.info(f"fold {fold}     is finished and kept: {relative(folder)}")
+        log.info(f"fold {fold}     is finished and kept: {runs.relative(folder)}")
         return folder
     for folder, record in runs_named(output, plan.names[fold]):
         if record.get("status") != "finished":
-            log.info(f"fold {fold}     was not finished; trained anew, without {relative(folder)}")
+            log.info(
+                f"fold {fold}     was not finished; trained anew, without {runs.relative(folder)}"
+            )
             shutil.rmtree(folder)
     log.info(f"fold {fold}     of 0 to {len(plan.names) - 1}")
     try:
@@ -140,7 +142,7 @@ def trained(cfg: DictConfig, plan: Plan, fold: int, output: Path) -> Path:
 
 
 def fold_config(cfg: DictConfig, plan: Plan, fold: int) -> DictConfig:
-    """What seg.train would be given for one fold; W&B shows the folds as a group."""
+    """What seg.train would be given for one fold; loggers show the folds as a group."""
     own = copy.deepcopy(cfg)
     OmegaConf.set_struct(own, False)
     own.outputs, own.name, own.data.fold = str(cfg.output), plan.names[fold], fold
@@ -148,8 +150,9 @@ def fold_config(cfg: DictConfig, plan: Plan, fold: int) -> DictConfig:
         del own[key]
     if own.trainer.get("devices") == "auto":
         own.trainer.devices = 1
-    if "group" in own.logger and own.logger.group is None:
-        own.logger.group = cfg.name or Path(cfg.output).resolve().name
+    for logger in own.logger.values():
+        if "group" in logger and logger.group is None:
+            logger.group = cfg.name or Path(cfg.output).resolve().name
     return own
 
 
@@ -176,7 +179,7 @@ def judge(cfg: DictConfig, plan: Plan, folders: list[Path], output: Path) -> dic
         "mean": mean,
         "sd": sd,
         "pooled": summary(pooled, cfg.confidence),
-        "origin": runs.origin(),
+        "origin": provenance.origin(),
     }
     return found | ({"test": tested(cfg, folders)} if "test" in plan.splits[0] else {})
 
@@ -269,7 +272,7 @@ def tested(cfg: DictConfig, folders: list[Path]) -> dict[str, Any]:
 
 def tell(record: dict[str, Any], output: Path) -> None:
     """The closing table, what to think of it, and what to do next."""
-    place = shlex.quote(str(relative(output)))
+    place = shlex.quote(str(runs.relative(output)))
     log.info("", extra={"table": fold_table(record)})
     if level := record["options"]["confidence"]:
         log.info(reports.interval_line(len(record["images"]), level))

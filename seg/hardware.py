@@ -78,6 +78,13 @@ def keep_memory() -> None:
         libc.mallopt(m_trim_threshold, 2**31 - 1)
 
 
+def part() -> None:
+    """Ends the group of processes that train together, once all are here; the next run forms its own."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+
+
 class Layout(L.Callback):
     """Puts the network into the memory layout and the compiler asked for, before anything runs."""
 
@@ -138,6 +145,7 @@ def build_trainer(
     gradient_clip_val: float | None = None,
     limit_train_batches: int | float = 1.0,
     limit_val_batches: int | float = 1.0,
+    sync_batchnorm: bool = False,
     deterministic: bool = False,
     log_every_n_steps: int = 10,
     callbacks: list[L.Callback] | None = None,
@@ -171,6 +179,7 @@ def build_trainer(
         gradient_clip_val=gradient_clip_val,
         limit_train_batches=limit_train_batches,
         limit_val_batches=limit_val_batches,
+        sync_batchnorm=sync_batchnorm,
         deterministic=deterministic,
         log_every_n_steps=log_every_n_steps,
         callbacks=[Layout(channels_last, compile), *(callbacks or [])],

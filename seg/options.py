@@ -27,7 +27,8 @@ CONF = (
     HERE / "conf" if (HERE / "conf").exists() else HERE.parent / "conf"
 )  # in a wheel, or a checkout
 EXTRAS = {"segmentation_models_pytorch": "smp", "pycocotools": "coco", "onnx": "export",
-          "onnxruntime": "export"}  # package -> its extra  # fmt: skip
+          "onnxruntime": "export", "trackio": "trackio", "tensorboard": "tensorboard",
+          "mlflow": "mlflow"}  # package -> its extra  # fmt: skip
 HYDRA_KEYS = {"_target_", "_partial_", "_recursive_", "_convert_", "_args_"}
 KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a word",
          list: "a list", dict: "a group of options"}  # fmt: skip
@@ -93,7 +94,7 @@ def check_choice(override: Override, groups: dict[str, list[str]]) -> None:
     if key not in groups or override.is_delete() or isinstance(value, dict):
         return
     names = value if isinstance(value, list) else [value]
-    if not all(isinstance(name, str) for name in names):
+    if not names or not all(isinstance(name, str) for name in names):
         raise UserError(f"{line}: {key} takes one of {listed(groups[key])}")
     for name in names:
         if "/" not in name and name not in groups[key]:
@@ -103,7 +104,12 @@ def check_choice(override: Override, groups: dict[str, list[str]]) -> None:
         raise UserError(f"{line}: write {str(line).lstrip('+')}, without the +")
 
 
-def check_word(override: Override, base: dict[str, Any], unchosen: Collection[str]) -> None:
+def check_word(
+    override: Override,
+    base: dict[str, Any],
+    unchosen: Collection[str],
+    groups: Mapping[str, list[str]],
+) -> None:
     """Raises UserError when the files have no such path, or have it where ``+`` was typed."""
     node: Any = base
     parts = override.key_or_group.split(".")
@@ -120,10 +126,17 @@ def check_word(override: Override, base: dict[str, Any], unchosen: Collection[st
             raise UserError(f"{path}: {whole} is one value{says(node)}, not a group of options")
         if part not in node:
             inside = [
-                name for name, group in base.items() if isinstance(group, dict) and part in group
+                ".".join([*parts[:depth], str(name), part])
+                for name, group in node.items()
+                if isinstance(group, dict) and part in group
             ]
-            if len(parts) == 1 and inside:
-                raise UserError(f"{part}: no such option; did you mean {inside[0]}.{part}?")
+            if len(parts) == depth + 1 and inside:
+                raise UserError(f"{path}: no such option; did you mean {inside[0]}?")
+            if depth == 1 and "_target_" not in node and part in groups.get(parts[0], ()):
+                raise UserError(
+                    f"{override.input_line}: {part} isn't chosen; add {parts[0]}={part}, or "
+                    f"{parts[0]}=[{','.join([*visible(node), part])}]"
+                )
             near = nearest(part, visible(node))
             if depth == 0 and part in unchosen:
                 line = override.input_line
@@ -234,11 +247,11 @@ def holds_dict(value: Any) -> bool:
 
 def located(path: str, target: Any) -> Callable:
     """What ``_target_`` names; hydra's own get_object would log as it fails."""
+    if need := missing_extra(target):
+        raise UserError(f"{path}._target_={target}: {need}")
     try:
         called = _locate(str(target))
     except Exception as error:
-        if need := missing_extra(target):
-            raise UserError(f"{path}._target_={target}: {need}") from error
         module, _, name = str(target).rpartition(".")
         close = nearest(name, dir(sys.modules[module])) if module in sys.modules else ""
         raise UserError(f"{path}._target_={target}: can't be imported{close}") from error
@@ -248,9 +261,12 @@ def located(path: str, target: Any) -> Callable:
 
 
 def missing_extra(target: Any) -> str | None:
-    """What to install for a constructor of an optional package that isn't there."""
-    package = str(target).partition(".")[0]
-    if package not in EXTRAS or find_spec(package):
+    """What to install for a constructor of an optional package that isn't there.
+
+    Ours that need one stand in a module of its name, as seg.tracking.trackio.
+    """
+    package = next((word for word in str(target).split(".")[:-1] if word in EXTRAS), None)
+    if package is None or find_spec(package):
         return None
     return f"needs the extra {EXTRAS[package]}: pip install 'seg[{EXTRAS[package]}]'"
 

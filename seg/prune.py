@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 from rich.table import Table
 from torch import Tensor
 
-from seg import costs, runs
+from seg import costs, provenance, runs
 from seg.cli import UserError, command
 from seg.console import quiet
 from seg.data.module import DataModule
@@ -74,7 +74,7 @@ def prune(cfg: DictConfig) -> list[Level]:
         networks["average"] = network(run, output="average")
     levels = compare(networks, run, data, split, cfg.rounds, cfg.accelerator)
     log.info("", extra={"table": level_table(levels, f"{split}, {run.checkpoint}")})
-    facts = {"checkpoint": str(run.checkpoint), "split": split, "origin": runs.origin()}
+    facts = {"checkpoint": str(run.checkpoint), "split": split, "origin": provenance.origin()}
     runs.write_json(
         folder / "prune.json", facts | {"levels": [dataclasses.asdict(level) for level in levels]}
     )

@@ -11,17 +11,17 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.callbacks.progress.rich_progress import RichProgressBarTheme
-from lightning.pytorch.loggers import WandbLogger
 from rich.table import Table
 from torch import Tensor
 
 from seg.console import console
 from seg.data.module import Samples
-from seg.logits import IGNORE, predicted_classes
+from seg.logits import predicted_classes
 from seg.metrics.confusion import Tally, confusion, dice
 from seg.metrics.significance import Interval
 from seg.panels import panel, picture, sheet, shown, to_rgb
 from seg.tiles import full_logits
+from seg.tracking import Guarded, Picture
 
 log = logging.getLogger("seg")
 
@@ -37,10 +37,23 @@ def progress_bar() -> RichProgressBar:
 
 
 class Lines(L.Callback):
-    """One line for each validation, and images a second into the log."""
+    """One line for each validation, and images a second into the log.
+
+    Attributes:
+        seconds: spent on fitting until the last validation, those before a run was taken up included.
+    """
+
+    seconds = 0.0
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.started, self.paused, self.images = time.perf_counter(), 0.0, 0
+        self.before, self.started = self.seconds, time.perf_counter()
+        self.paused, self.images = 0.0, 0
+
+    def state_dict(self) -> dict[str, float]:
+        return {"seconds": self.seconds}
+
+    def load_state_dict(self, state_dict: dict[str, float]) -> None:
+        self.seconds = state_dict["seconds"]
 
     def on_train_batch_end(
         self,
@@ -64,19 +77,21 @@ class Lines(L.Callback):
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.state.fn != "fit" or not trainer.is_global_zero:
             return
-        self.paused += time.perf_counter() - self.pause
+        now = time.perf_counter()
+        self.paused += now - self.pause
+        self.seconds = self.before + now - self.started
         values = {k: float(v) for k, v in trainer.callback_metrics.items()}
         loss = values.get("train/loss", float("nan"))
         log.info(
             f"epoch {trainer.current_epoch + 1:>3}  step {trainer.global_step:>5}  "
             f"train/loss {loss:.3f}  val/loss {values['val/loss']:.3f}  "
             f"val/dice {values['val/dice']:.4f}  val/iou {values['val/iou']:.4f}  "
-            f"{time.perf_counter() - self.started:.0f} s"
+            f"{self.seconds:.0f} s"
         )
 
 
 class Pictures(L.Callback):
-    """Panels of fixed validation images: a file each when training ends, and to W&B at each validation.
+    """Panels of fixed validation images: a file each when training ends, and to the loggers at each validation.
 
     Args:
         samples: the validation split, whole images.
@@ -96,32 +111,25 @@ class Pictures(L.Callback):
         self.shown_classes, self.shown_colors = shown(self.classes, self.colors, self.overlapping)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        loggers = [one for one in trainer.loggers if isinstance(one, WandbLogger)]
-        if (
-            not loggers
-            or not self.indices
-            or trainer.state.fn != "fit"
-            or not trainer.is_global_zero
-        ):
+        loggers = [one for one in trainer.loggers if isinstance(one, Guarded)]
+        if not loggers or not self.indices or trainer.state.fn != "fit":
             return
-        import wandb
-
-        names = dict(enumerate(self.shown_classes)) | {IGNORE: "ignore"}
-        pictures = []
-        for index in self.indices:
-            sample = self.samples[0, index]
-            model = cast(torch.nn.Module, pl_module.model)
-            prediction = predict_one(model, sample["image"], self.threshold, self.overlapping)
-            masks = {"prediction": picture(prediction), "truth": picture(sample["mask"].numpy())}
-            pictures.append(
-                wandb.Image(
-                    to_rgb(self.image(index)),
-                    caption=sample["name"],
-                    masks={k: {"mask_data": m, "class_labels": names} for k, m in masks.items()},
-                )
-            )
+        model = cast(torch.nn.Module, pl_module.model)
+        pictures = [self.pictured(model, index) for index in self.indices]
         for one in loggers:
-            one.experiment.log({"val/images": pictures, "trainer/global_step": trainer.global_step})
+            one.log_pictures(pictures)
+
+    def pictured(self, model: torch.nn.Module, index: int) -> Picture:
+        sample = self.samples[0, index]
+        prediction = predict_one(model, sample["image"], self.threshold, self.overlapping)
+        return Picture(
+            sample["name"],
+            to_rgb(self.image(index)),
+            picture(sample["mask"].numpy()),
+            picture(prediction),
+            self.shown_classes,
+            self.shown_colors,
+        )
 
     def image(self, index: int) -> np.ndarray:
         return self.samples.source.read(self.samples.names[index])[0]

@@ -15,16 +15,13 @@ import importlib
 import json
 import os
 import pickle
-import platform
 import re
-import subprocess
-import sys
+import shutil
 import time
 import zipfile
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -54,10 +51,15 @@ class RunError(ValueError):
     """A run or checkpoint that isn't there, or isn't ours."""
 
 
+def as_folder(name: str) -> str:
+    """A name of a folder that needs no quotes on a command line."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", name)[:100]
+
+
 def create_folder(outputs: Path, name: str) -> Path:
     """A new folder ``outputs/TIME-name`` that no other process got."""
     outputs.mkdir(parents=True, exist_ok=True)
-    stem = f"{time.strftime('%Y-%m-%d_%H-%M-%S')}-{re.sub(r'[^A-Za-z0-9._-]+', '_', name)[:100]}"
+    stem = f"{time.strftime('%Y-%m-%d_%H-%M-%S')}-{as_folder(name)}"
     for attempt in range(1000):
         folder = outputs / (stem if attempt == 0 else f"{stem}-{attempt + 1}")
         try:
@@ -86,6 +88,19 @@ def share_folder(outputs: Path, name: str, exact: Path | None = None) -> Path:
     return exact
 
 
+def relative(path: Path) -> Path:
+    """As seen from here, if it lies below."""
+    here = Path.cwd()
+    return path.resolve().relative_to(here) if path.resolve().is_relative_to(here) else path
+
+
+def clear(folder: Path) -> None:
+    """Empties a folder that this process holds, but for its lock."""
+    for entry in folder.iterdir():
+        if entry.name != ".lock":
+            shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+
+
 @rank_zero_only
 def point_latest(folder: Path) -> None:
     """Makes ``latest`` beside a run's folder point to it."""
@@ -103,6 +118,8 @@ def point_latest(folder: Path) -> None:
 def alone(folder: Path, who: str, inside: str = "") -> Generator[Path]:
     """A folder, made if absent, for this process only; the lock falls when the process ends.
 
+    A process that has it may take it again. Those that train together have it by the first of them.
+
     Args:
         folder: that is worked on.
         who: the command that does.
@@ -112,16 +129,19 @@ def alone(folder: Path, who: str, inside: str = "") -> Generator[Path]:
         RunError: when another process is at work there, or the folder can't be written.
     """
     place = folder / inside
-    lock = FileLock(place / ".lock")
+    lock = FileLock(place / ".lock", is_singleton=True)
+    if not first_process():
+        yield place
+        return
     try:
         place.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except Timeout as error:
         raise RunError(
-            f"output={folder}: another {who} is at work there; wait for it, or give another folder"
+            f"{folder}: another {who} is at work there; wait for it, or give another folder"
         ) from error
     except OSError as error:
-        raise RunError(f"output={folder}: can't be written ({error.strerror})") from error
+        raise RunError(f"{folder}: can't be written ({error.strerror})") from error
     try:
         yield place
     finally:
@@ -175,41 +195,6 @@ def write_config(file: Path, config: dict) -> None:
     with whole(file) as aside:
         text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
         aside.write_text(text, encoding="utf-8")
-
-
-def origin() -> dict[str, Any]:
-    """Where a run comes from: command, versions, commit, hardware."""
-    packages = ("seg", "torch", "lightning", "hydra-core", "albumentations", "numpy", "wandb")
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return {
-        "command": [Path(sys.executable).name, *sys.orig_argv[1:]],
-        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "versions": {"python": platform.python_version()} | {p: version(p) for p in packages},
-        "git": git_state(),
-        "hardware": {
-            "machine": platform.machine(),
-            "system": platform.system(),
-            "cpus": os.cpu_count(),
-            "threads": torch.get_num_threads(),
-            "gpus": gpus,
-        },
-    }
-
-
-def git_state() -> dict[str, Any] | None:
-    """Commit of the source, and whether files differ from it; None outside a checkout."""
-    here = Path(__file__).parent
-    try:
-        ask = ["git", "-C", str(here)]
-        commit = subprocess.run(
-            [*ask, "rev-parse", "HEAD"], capture_output=True, text=True, check=True
-        )
-        status = subprocess.run(
-            [*ask, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return {"commit": commit.stdout.strip(), "dirty": bool(status.stdout.strip())}
 
 
 @dataclass(frozen=True)

@@ -8,22 +8,21 @@ import logging
 import math
 import shlex
 import shutil
-import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+import signal
+from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, TypeVar, cast
 
 import lightning as L
 import torch
-from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from seg import hardware, kept, reports, runs
+from seg import hardware, kept, provenance, reports, runs, sweep
+from seg.asked import Asked, typed
+from seg.checkpoints import Checkpoints, Interrupts, MidEpoch
 from seg.cli import UserError, build, command, one_line, plain
 from seg.console import first_process, logging_to, quiet
 from seg.data.faults import KINDS
@@ -33,47 +32,16 @@ from seg.logits import num_logits
 from seg.losses.balance import balance
 from seg.losses.sums import weight_map
 from seg.models import NestedUNet, Peer, UNet
+from seg.resume import continued, resumed
 from seg.task import SegmentationTask
-from seg.tracking import MetricsCSV
+from seg.tracking import MetricsCSV, TrackedRun, finish, start
 
 log = logging.getLogger("seg")
-LAYOUT = tuple(  # options that say how data lies on disk; a run's name leaves them out
-    f"data.{option}="
-    for option in (
-        "root", "classes", "colors", "images", "masks", "table", "annotations", "pair_by", "pages", "layers",
-        "values", "palette", "ignore", "lists", "only_listed",
-    )
-)  # fmt: skip
+Part = TypeVar("Part", bound=L.Callback)
 
 
 class Pruned(Exception):
     """Raised by a callback that ends a run which isn't worth going on with."""
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What is known of a run beside its config.
-
-    Attributes:
-        name: of the run.
-        overrides: words of the command line.
-        choices: the file chosen in each group.
-        group: of the sweep or search that it belongs to.
-        job: its number there.
-        folder: the run's, where it is not to be made of time and name below ``outputs``.
-    """
-
-    name: str
-    overrides: list[str] = field(default_factory=list)
-    choices: dict[str, str] = field(default_factory=dict)
-    group: str | None = None
-    job: int | None = None
-    folder: Path | None = None
-
-    @property
-    def facts(self) -> dict:
-        """For run.json."""
-        return {k: v for k, v in asdict(self).items() if k != "folder"}
 
 
 def train(
@@ -87,7 +55,7 @@ def train(
         asked: by default what the command line says.
     """
     asked = asked or typed(cfg)
-    quiet()
+    quiet(speaks=asked.job is None)
     L.seed_everything(cfg.seed, verbose=False)
     hardware.pick_accelerator(cfg.trainer.accelerator)  # an error now, if it isn't there
     data = open_data(cfg)
@@ -124,11 +92,12 @@ def train(
     fit_crops(data, task.model)
     taken = cfg.init and runs.start_from(task.model, cfg.init)
     folder = runs.share_folder(Path(cfg.outputs), asked.name, asked.folder)
-    with logging_to(folder / "log.txt"):
+    with runs.alone(folder, "seg.train"), logging_to(folder / "log.txt"):
         try:
             trainer, pictures = prepare(cfg, config, folder, asked, task, data, taken, callbacks)
         except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)  # nothing was trained
+            if asked.checkpoint is None:
+                shutil.rmtree(folder, ignore_errors=True)  # nothing was trained
             raise
         return run(cfg, folder, asked, task, data, trainer, pictures)
 
@@ -223,23 +192,27 @@ def prepare(
     checkpoints = folder / "checkpoints"
     callbacks = [
         *more,
-        ModelCheckpoint(
+        Checkpoints(
             checkpoints, "best", monitor="val/dice", mode="max", enable_version_counter=False
         ),
-        ModelCheckpoint(checkpoints, "last", enable_version_counter=False),
+        Checkpoints(checkpoints, "last", enable_version_counter=False, save_on_exception=True),
         reports.Lines(),
+        MidEpoch(),
+        Interrupts(),
         pictures,
-        *([reports.progress_bar()] if reports.on_terminal() else []),
+        *([reports.progress_bar()] if reports.on_terminal() and asked.job is None else []),
     ]
     trainer: L.Trainer = build(cfg.trainer, "trainer", callbacks=callbacks)
     announce(cfg, asked.name, task, data, taken)
-    logger = None
-    if first_process():
-        logger = build(
-            cfg.logger, "logger", name=asked.name, folder=folder, sweep=asked.group, options=config
-        )
-    trainer.loggers = [MetricsCSV(folder / "metrics.csv"), *([logger] if logger else [])]
     runs.write_config(folder / "config.yaml", config)
+    followed = TrackedRun(
+        asked.name, folder, config, parameters(task.model), asked.group, asked.job, asked.choices
+    )
+    loggers = start(cfg.logger, followed) if first_process() else []
+    until = None
+    if asked.checkpoint is not None:
+        until = runs.read_checkpoint(asked.checkpoint)["global_step"]
+    trainer.loggers = [MetricsCSV(folder / "metrics.csv", until), *loggers]
     return trainer, pictures
 
 
@@ -254,30 +227,37 @@ def run(
 ) -> dict[str, float]:
     """Fits, scores the best checkpoint and writes what came out; run.json tells how it ended."""
     source = data.source
-    record = runs.origin() | asked.facts | {
+    record = provenance.origin() | asked.facts | {
         "seed": cfg.seed,
         "classes": list(source.classes),
         "colors": [list(color) for color in source.colors],
-        "parameters": sum(p.numel() for p in task.model.parameters()),
+        "parameters": parameters(task.model),
         "splits": source.splits,
         "split_hash": split_hash(source.splits),
+        "data": {"fingerprint": provenance.data_fingerprint(data.digests)},
     }  # fmt: skip
+    if asked.checkpoint is not None:
+        record = continued(folder, record)
+    provenance.write_beside(folder, data.digests)
     runs.write_json(folder / "run.json", record | {"status": "running"})
-    runs.point_latest(folder)
-    started = time.perf_counter()
+    if asked.folder is None:
+        runs.point_latest(folder)
     try:
-        trainer.fit(task, datamodule=data)
-        minutes = (time.perf_counter() - started) / 60
+        trainer.fit(task, datamodule=data, ckpt_path=asked.checkpoint, weights_only=True)
+        minutes = part(trainer, reports.Lines).seconds / 60
         scores = score(trainer, task, data)
         record["threshold"] = task.val_metrics.threshold
         keep(cfg, folder, task, data, trainer)
     except BaseException as error:
         how = {"status": ended(error), "error": f"{type(error).__name__}: {one_line(error)}"}
         runs.write_json(folder / "run.json", record | how)
+        finish(trainer.loggers, how["status"], {})
+        if part(trainer, Interrupts).asked == signal.SIGINT:
+            raise KeyboardInterrupt from error
         raise
-    finally:
-        for logger in trainer.loggers[1:]:
-            cast(WandbLogger, logger).experiment.finish()
+    facts = {"minutes": minutes, "steps": trainer.global_step}
+    finish(trainer.loggers, "finished", scores | facts | {"parameters": parameters(task.model)})
+    hardware.part()
     if trainer.is_global_zero:
         pictures.threshold = task.val_metrics.threshold
         pictures.write(task.model)
@@ -285,6 +265,16 @@ def run(
         runs.write_json(folder / "run.json", record | done | {"metrics": scores})
         conclude(folder, scores, data, minutes)
     return scores
+
+
+def part(trainer: L.Trainer, kind: type[Part]) -> Part:
+    """The callback of that class."""
+    return next(c for c in cast(Any, trainer).callbacks if isinstance(c, kind))
+
+
+def parameters(model: nn.Module) -> int:
+    """How many numbers a network learns."""
+    return sum(p.numel() for p in model.parameters())
 
 
 def ended(error: BaseException) -> str:
@@ -359,12 +349,13 @@ def announce(
     span = f"{sizes[0][0]}x{sizes[0][1]}" + (
         f" to {sizes[-1][0]}x{sizes[-1][1]}" if len(sizes) > 1 else ""
     )
-    parameters = sum(p.numel() for p in task.model.parameters())
     accelerator = hardware.pick_accelerator(cfg.trainer.accelerator)
     precision, why = hardware.pick_precision(cfg.trainer.precision, accelerator)
     log.info(f"run        {name}, seed {cfg.seed}")
     network = task.model.network if isinstance(task.model, Peer) else task.model
-    log.info(f"model      {type(network).__name__}, {parameters / 1e6:.2f} M parameters")
+    log.info(
+        f"model      {type(network).__name__}, {parameters(task.model) / 1e6:.2f} M parameters"
+    )
     if isinstance(task.model, UNet) and task.model.context and data.crop:
         side = task.model.input_side(data.crop)
         inner = side - 2 * task.model.context
@@ -386,7 +377,7 @@ def announce(
 
 def conclude(folder: Path, scores: dict[str, float], data: DataModule, minutes: float) -> None:
     """The closing table and what a user wants next."""
-    shown = shlex.quote(str(relative(folder)))
+    shown = shlex.quote(str(runs.relative(folder)))
     for prefix, title in (("best/val/", "validation, best checkpoint"), ("test/", "test")):
         if f"{prefix}dice" in scores:
             log.info(
@@ -404,45 +395,15 @@ def conclude(folder: Path, scores: dict[str, float], data: DataModule, minutes: 
     log.info(f"  python -m seg.predict run={shown} input=IMAGES output=PREDICTIONS")
 
 
-def relative(path: Path) -> Path:
-    """As seen from here, if it lies below."""
-    here = Path.cwd()
-    return path.resolve().relative_to(here) if path.resolve().is_relative_to(here) else path
-
-
-def typed(cfg: DictConfig) -> Asked:
-    """What the command line says of a run; its name is made of what differs from the defaults."""
-    if not HydraConfig.initialized():
-        return Asked(str(cfg.name or "run"))
-    hydra = HydraConfig.get()
-    words, choices = list(hydra.overrides.task), dict(hydra.runtime.choices)
-    name = str(cfg.name or named(words, choices) or "default")
-    return Asked(name, words, {k: v for k, v in choices.items() if "/" not in k and v})
-
-
-def named(words: Sequence[str], choices: Mapping[str, str]) -> str:
-    """The words that tell runs apart, of a group only what was chosen."""
-    skip = (
-        "outputs",
-        "logger",
-        "name",
-        "panels",
-        "kept",
-        "fresh",
-        "hydra",
-        "trainer.max_",
-        "loader.workers",
-        *LAYOUT,
-    )
-    changed = [word.lstrip("+~") for word in words if not word.lstrip("+~").startswith(skip)]
-    return "-".join(
-        word.split("=", 1)[1] if word.split("=", 1)[0] in choices else word for word in changed
-    )
-
-
 @command("train")
 def main(cfg: DictConfig) -> None:
-    train(cfg)
+    if sweep.in_sweep():
+        sweep.job(cfg, train)
+    elif cfg.resume is not None:
+        config, asked = resumed(cfg)
+        train(config, asked=asked)
+    else:
+        train(cfg)
 
 
 if __name__ == "__main__":

@@ -88,7 +88,7 @@ def test_a_wrong_word_is_told_with_the_nearest_right_one(words, message):
         "name=123",
         "loader.crop=null",
         "experiment=isbi2012 optim.lr=0.1",
-        "logger.tags=[x]",
+        "logger.wandb.tags=[x]",
         "hydra/launcher=basic",
         "name=${hydra:runtime.choices.model}",
         "+loss.terms.iou={weight:1,loss:{_target_:seg.losses.Jaccard,smooth:1}}",

@@ -352,12 +352,12 @@ def test_a_fold_is_trained_as_seg_train_would_in_a_group_of_its_own(data, tmp_pa
     alone = config("train", *TINY, "logger=wandb")
     assert set(own) == set(alone)
     assert (own.data.fold, own.name, own.outputs) == (2, "fold-2", str(tmp_path / "cv"))
-    assert own.logger.group == "cv" and own.trainer.devices == 1
+    assert own.logger.wandb.group == "cv" and own.trainer.devices == 1
     named = config("crossval", *line(data, tmp_path / "cv", *words, "name=mine"))
     own = command.fold_config(named, folds.planned(named), 1)
-    assert own.name == "mine-fold-1" and own.logger.group == "mine"
-    given = config("crossval", *line(data, tmp_path / "cv", *words, "logger.group=g"))
-    assert command.fold_config(given, folds.planned(given), 0).logger.group == "g"
+    assert own.name == "mine-fold-1" and own.logger.wandb.group == "mine"
+    given = config("crossval", *line(data, tmp_path / "cv", *words, "logger.wandb.group=g"))
+    assert command.fold_config(given, folds.planned(given), 0).logger.wandb.group == "g"
 
 
 @pytest.mark.parametrize(

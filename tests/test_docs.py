@@ -19,13 +19,15 @@ from seg.export import export
 from seg.models.__main__ import show
 from seg.predict import predict
 from seg.prune import prune
+from seg.rerun import rerun
 from seg.show import show as picture
 from seg.train import train
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "README.zh-CN.md", *sorted((ROOT / "docs").glob("*.md"))]
 COMMAND = re.compile(r"python -m seg\.(\w+)((?: [^\n`|#]+)?)")
-RUN = {"train": train, "evaluate": evaluate, "predict": predict, "prune": prune, "export": export}
+RUN = {"train": train, "evaluate": evaluate, "predict": predict, "prune": prune, "export": export,
+       "rerun": rerun}  # fmt: skip
 SMALL = ["trainer=smoke", "logger=none", "model.width=2", "loader.crop=32", "panels=1"]
 
 

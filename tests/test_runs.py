@@ -19,7 +19,7 @@ def test_runs_that_start_in_the_same_second_get_folders_of_their_own(tmp_path):
         )
     assert len(set(folders)) == 20
     assert not set("= /,[]{}") & set("".join(f.name for f in folders))  # run=FOLDER needs no quotes
-    assert all((f / "checkpoints").is_dir() and f.parent == tmp_path for f in folders)
+    assert all(f.is_dir() and f.parent == tmp_path for f in folders)
     runs.point_latest(folders[3])
     assert (tmp_path / "latest").resolve() == folders[3]
 

@@ -1,16 +1,32 @@
-"""metrics.csv and the choice between W&B online and offline."""
+"""metrics.csv, what keeps a logger from harming its run, and the words that choose loggers."""
 
-import os
+import inspect
 import signal
-import socket
 import subprocess
 import sys
-import time
+from importlib.util import find_spec
+from unittest.mock import create_autospec
 
+import hydra
+import numpy as np
 import pytest
+from lightning.pytorch.loggers import MLFlowLogger
+from omegaconf import OmegaConf
 
-from seg import tracking
-from seg.tracking import MetricsCSV, answers, offline_reason, read_metrics
+from seg import options
+from seg.cli import UserError, build, checked, plain, searching
+from seg.tracking import (
+    Guarded,
+    MetricsCSV,
+    Picture,
+    TrackedRun,
+    Tracker,
+    finish,
+    mlflow,
+    read_metrics,
+    start,
+)
+from seg.tracking.tracker import best, flat
 
 
 def test_rows_keep_their_columns_when_new_ones_come(tmp_path):
@@ -43,73 +59,259 @@ os.kill(os.getpid(), signal.SIGKILL)
     ] == "1.0"
 
 
+class Noted(Tracker):
+    """Keeps what it is called with; raises what is put in ``fault``."""
+
+    def __init__(self, run: TrackedRun, fault: str | None = None) -> None:
+        self.run, self.fault, self.calls = run, fault and RuntimeError(fault), []
+
+    def start(self, known):
+        self.note("start", known)
+        return known or f"id-of-{self.run.name}"
+
+    def log(self, values, step):
+        self.note("log", dict(values), step)
+
+    def show(self, pictures, step):
+        self.note("show", step)
+
+    def finish(self, status, summary, step):
+        self.note("finish", status, dict(summary), step)
+
+    def note(self, *call):
+        self.calls.append(call)
+        if self.fault:
+            raise self.fault
+
+
+def followed(folder, name="a-run", **more) -> TrackedRun:
+    return TrackedRun(name, folder, {"seed": 3, "optim": {"lr": 0.1}}, 42, **more)
+
+
 @pytest.fixture
-def no_key(monkeypatch, tmp_path):
-    for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_BASE_URL"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
-
-
-def test_without_a_key_w_and_b_is_offline_and_says_why(no_key):
-    assert offline_reason(4.0) == "no API key; wandb login makes one known"
-
-
-def test_the_environment_can_ask_for_offline(monkeypatch):
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    assert offline_reason(4.0) == "WANDB_MODE=offline"
-
-
-@pytest.mark.parametrize("kind", ["refuses", "never answers", "name unknown"])
-def test_a_server_that_is_not_there_is_given_up_in_time(no_key, monkeypatch, kind):
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-        url = f"http://127.0.0.1:{port}"
-        if kind == "refuses":
-            server.close()
-        elif kind == "name unknown":
-            url = "http://nowhere.invalid"
-        monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
-        monkeypatch.setenv("WANDB_BASE_URL", url)
-        started = time.perf_counter()
-        assert "doesn't answer within 1 s" in str(offline_reason(1.0))
-        assert time.perf_counter() - started < 3
-
-
-def test_a_server_that_answers_is_heard():
-    import http.server
-    import threading
-
-    with http.server.ThreadingHTTPServer(
-        ("127.0.0.1", 0), http.server.SimpleHTTPRequestHandler
-    ) as server:
-        server.RequestHandlerClass.log_message = lambda *a: None
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        assert answers(f"http://127.0.0.1:{server.server_port}", 4.0)
-        server.shutdown()
-
-
-def test_an_offline_run_is_recorded_with_config_metrics_and_pictures(no_key, tmp_path, caplog):
-    import json
-
-    import numpy as np
-    import wandb
-
+def noted(tmp_path, caplog):
     caplog.set_level("INFO", "seg")
-    logger = tracking.wandb_logger("a-run", tmp_path, "a-sweep", {"seed": 3}, tags=["t"])
-    for step in range(3):
-        logger.log_metrics({"val/dice": 0.5 + step / 10, "val/loss": 1.0 - step / 10}, step=step)
-    picture = wandb.Image(
-        np.zeros((8, 8, 3), np.uint8), masks={"truth": {"mask_data": np.zeros((8, 8), int)}}
+    tracker = Noted(followed(tmp_path))
+    return tracker, Guarded("noted", tracker)
+
+
+def test_curves_end_with_fitting_and_the_summary_comes_last(noted):
+    tracker, logger = noted
+    logger.log_metrics({"val/dice": 0.5}, 7)
+    logger.log_pictures([])
+    logger.finalize("success")
+    logger.log_metrics({"val/dice": 0.4}, 9)  # the best checkpoint's scoring
+    finish([MetricsCSV(tracker.run.folder / "x"), logger], "finished", {"best/val/dice": 0.4})
+    assert tracker.calls == [
+        ("log", {"val/dice": 0.5}, 7),
+        ("show", 7),
+        ("finish", "finished", {"best/val/dice": 0.4}, 9),
+    ]
+
+
+def test_a_logger_that_fails_is_told_once_and_left_alone_after_three_failures(noted, caplog):
+    tracker, logger = noted
+    tracker.fault = RuntimeError("the disk\nis full")
+    for step in range(5):
+        logger.log_metrics({"x": 1.0}, step)
+    assert len(tracker.calls) == 3
+    logger.finish("finished", {})
+    assert [call[0] for call in tracker.calls] == ["log", "log", "log", "finish"]
+    told = [record.message for record in caplog.records]
+    assert told == [
+        "noted: RuntimeError: the disk is full; the run goes on, metrics.csv has it all",
+        "noted: failed 3 times in a row; it gets no more",
+    ]
+
+
+def test_a_logger_that_recovers_is_used_again(noted, caplog):
+    tracker, logger = noted
+    for step in range(9):
+        tracker.fault = RuntimeError("busy") if step % 3 else None
+        logger.log_metrics({"x": 1.0}, step)
+    assert len(tracker.calls) == 9 and len(caplog.records) == 1
+
+
+def test_an_interrupt_passes_through_a_logger(noted):
+    tracker, logger = noted
+    tracker.fault = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        logger.log_metrics({"x": 1.0}, 0)
+
+
+def test_a_second_interrupt_is_heard_while_loggers_finish(noted):
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as Lightning leaves it
+    try:
+        finish([noted[1]], "interrupted", {})
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def nodes(**faults):
+    target = f"{Noted.__module__}.Noted"
+    return OmegaConf.create({k: {"_target_": target, "fault": v} for k, v in faults.items()})
+
+
+def test_a_logger_that_cannot_start_is_told_and_the_others_start(tmp_path, caplog):
+    caplog.set_level("INFO", "seg")
+    loggers = start(nodes(first="locked", second=None), followed(tmp_path))
+    assert [logger.name for logger in loggers] == ["second"]
+    assert caplog.messages == [
+        "first: can't be started (RuntimeError: locked); the run goes on without, metrics.csv has it all"
+    ]
+
+
+def test_a_run_folder_that_was_followed_before_is_followed_under_its_id(tmp_path):
+    start(nodes(one=None), followed(tmp_path))
+    (again,) = start(nodes(one=None), followed(tmp_path, "another-name"))
+    assert again.tracker.calls == [("start", "id-of-a-run")]
+    (other,) = start(nodes(two=None), followed(tmp_path))
+    assert other.tracker.calls == [("start", None)]
+
+
+def test_without_loggers_nothing_is_written(tmp_path):
+    assert start(checked("train", ["logger=none"]).logger, followed(tmp_path)) == []
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "which"),
+    [
+        ("val/dice", "max"),
+        ("val/iou/membrane", "max"),
+        ("val/precision", "max"),
+        ("val/dice_per_image", "max"),
+        ("val/dice_per_image_sd", None),
+        ("val/loss", "min"),
+        ("val/loss/dice", "min"),
+        ("val/hausdorff_95/cell", "min"),
+        ("val/ece", "min"),
+        ("train/loss", None),
+        ("lr", None),
+        ("epoch", None),
+    ],
+)
+def test_the_best_of_a_score_is_its_highest_and_of_a_loss_its_lowest(name, which):
+    assert best(name) == which
+
+
+def test_a_run_can_be_filtered_by_its_options_its_choices_and_its_job(tmp_path):
+    run = followed(
+        tmp_path, job=2, choices={"model": "unetpp", "data": "membranes", "optim": "sgd"}
     )
-    logger.experiment.log({"val/images": [picture], "trainer/global_step": 2})
-    logger.experiment.finish()
-    assert "wandb: offline (no API key" in caplog.text
-    folder = next((tmp_path / "wandb").glob("offline-run-*"))
-    inspect = subprocess.run(
-        [os.path.join(os.path.dirname(sys.executable), "wandb"), "leet", "inspect", "--json", str(folder)],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    records = [json.loads(line) for line in inspect.stdout.splitlines() if line.startswith("{")]
-    text = json.dumps(records)
-    assert '"a-run"' in text and '"a-sweep"' in text and "val/dice" in text
-    assert len(list(folder.glob("files/media/images/val/*.png"))) == 1
+    assert flat(run.settings) == {
+        "seed": 3, "optim/lr": 0.1, "choices/model": "unetpp", "choices/data": "membranes",
+        "choices/optim": "sgd", "job": 2, "parameters": 42,
+    }  # fmt: skip
+    assert run.tags(["mine", "unetpp"]) == ["mine", "unetpp", "membranes"]
+    assert followed(tmp_path).tags(None) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "names"),
+    [
+        ([], ["wandb"]),
+        (["logger=csv"], []),
+        (["logger=[tensorboard,none,trackio,wandb]"], ["tensorboard", "trackio", "wandb"]),
+    ],
+)
+def test_the_loggers_named_are_those_composed(words, names):
+    logger = plain(checked("train", words).logger)
+    assert list(logger) == names
+
+
+def test_each_of_several_loggers_has_its_own_options():
+    words = ["logger=[wandb,trackio]", "logger.trackio.project=b", "logger.wandb.tags=[x]"]
+    logger = checked("train", words).logger
+    assert (logger.wandb.project, logger.trackio.project) == ("seg", "b")
+    assert (logger.wandb.tags, logger.trackio.tags) == (["x"], [])
+
+
+def test_an_experiment_may_name_several_loggers(tmp_path):
+    (tmp_path / "experiment").mkdir()
+    text = "# @package _global_\ndefaults: [{override /logger: [tensorboard, trackio]}]\n"
+    (tmp_path / "experiment" / "mine.yaml").write_text(text)
+    words = [*searching(str(tmp_path)), "experiment=mine", "logger.tensorboard.seconds=5"]
+    logger = checked("train", words).logger
+    assert list(logger) == ["tensorboard", "trackio"] and logger.tensorboard.seconds == 5
+    with pytest.raises(UserError, match=r"did you mean logger.trackio.project\?"):
+        checked("train", [*words, "logger.trackio.projekt=x"])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("logger=[wandb,trakio]", r"logger=trakio: no such logger; did you mean trackio\?"),
+        ("logger=[]", "logger takes one of csv, mlflow, none"),
+        ("logger.project=x", r"logger.project: no such option; did you mean logger.wandb.project\?"),
+        ("logger.trackio.project=x", r"trackio isn't chosen; add logger=trackio, or logger=\[wandb,trackio\]"),
+        ("logger=[wandb,trackio] logger.wandb.timeout=soon", "logger.wandb.timeout=soon: a number is needed"),
+    ],
+)  # fmt: skip
+def test_a_wrong_word_about_loggers_is_told_in_one_line(words, message):
+    with pytest.raises(UserError, match=message) as error:
+        checked("train", words.split(" "))
+    assert "\n" not in str(error.value)
+
+
+def test_a_logger_whose_package_is_missing_names_its_extra(monkeypatch):
+    missing: set[str] = set()
+    monkeypatch.setattr(options, "find_spec", lambda p: None if p in missing else find_spec(p))
+    for name in ("trackio", "tensorboard", "mlflow"):
+        (target,) = (node["_target_"] for node in yaml_of(name).values())
+        missing.add(name)
+        need = f"needs the extra {name}: pip install 'seg[{name}]'"
+        assert options.missing_extra(target) == need
+    with pytest.raises(
+        UserError, match=r"logger.mlflow._target_=.*needs the extra mlflow"
+    ) as error:
+        checked("train", ["logger=[wandb,mlflow]"])
+    assert "\n" not in str(error.value)
+    assert options.missing_extra("seg.tracking.wandb.Wandb") is None
+
+
+@pytest.mark.parametrize("name", ["wandb", "trackio", "tensorboard", "mlflow"])
+def test_the_file_of_a_logger_holds_the_arguments_of_its_constructor_with_their_defaults(name):
+    (key, node), *others = yaml_of(name).items()
+    assert key == name and not others
+    takes = inspect.signature(hydra.utils.get_class(node.pop("_target_"))).parameters
+    defaults = {k: v.default for k, v in takes.items() if k != "run"}
+    defaults |= (
+        {"tags": []} if "tags" in defaults else {}
+    )  # None there, as no list may be a default
+    assert node == defaults
+
+
+def yaml_of(name: str) -> dict:
+    return OmegaConf.to_container(OmegaConf.load(options.CONF / "logger" / f"{name}.yaml"))
+
+
+def test_mlflow_gets_run_settings_numbers_and_pictures_by_lightnings_logger(tmp_path, monkeypatch):
+    made = create_autospec(MLFlowLogger)  # refuses arguments that the real one hasn't
+    made.return_value.run_id = "abc"
+    monkeypatch.setattr(mlflow, "MLFlowLogger", made)
+    monkeypatch.chdir(tmp_path)
+    node = {"_target_": "seg.tracking.mlflow.MLflow", "project": "p", "group": None, "tags": ["t"]}
+    run = followed(tmp_path, group="sweep", choices={"model": "fcn"})
+    tracker = build(OmegaConf.create(node), "logger.mlflow", run=run)
+    assert tracker.start(None) == "abc"
+    place = (tmp_path / "outputs" / "mlflow").as_uri()
+    tags = {"group": "sweep", "tags": "t fcn"}
+    uri = "sqlite:///outputs/mlflow.db"
+    made.assert_called_once_with("p", "a-run", uri, tags, artifact_location=place, run_id=None)
+    logger = made.return_value
+    assert logger.log_hyperparams.call_args.args[0]["optim/lr"] == 0.1
+    tracker.log({"val/dice": 0.5}, 3)
+    logger.log_metrics.assert_called_once_with({"val/dice": 0.5}, 3)
+    zeros = np.zeros((8, 8), np.uint8)
+    shown = Picture("x", np.zeros((8, 8, 3), np.uint8), zeros, zeros, ["a"], [(0, 0, 0)])
+    tracker.show([shown], 3)
+    assert logger.experiment.log_image.call_args.kwargs == {"key": "val/images", "step": 3}
+    tracker.finish("interrupted", {"best/val/dice": 0.5}, 4)
+    logger.log_metrics.assert_called_with({"best/val/dice": 0.5}, 4)
+    logger.finalize.assert_called_once_with("KILLED")
+    again = build(OmegaConf.create(node), "logger.mlflow", run=run)
+    logger.log_hyperparams.reset_mock()
+    again.start("abc")
+    assert made.call_args.kwargs["run_id"] == "abc" and not logger.log_hyperparams.called

@@ -330,6 +330,25 @@ def test_two_processes_train_one_run_and_count_each_image_once(tmp_path):
         assert math.isclose(together[f"best/{key}"], alone[key], abs_tol=1e-6), key
 
 
+@pytest.mark.slow
+def test_two_processes_learn_the_weights_that_one_learns(tmp_path):
+    """Of a loss and a norm that know no batch, the gradient of two halves is that of the whole."""
+    words = [*TINY, "loss=bce", "model.norm=group", "loader.batch_size=4", "trainer.max_epochs=3"]
+    two = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
+    for outputs, more in (("one", []), ("two", two)):
+        command = [sys.executable, "-m", "seg.train", *words, *more, f"outputs={outputs}"]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    one, two = (weights(tmp_path / outputs / "latest") for outputs in ("one", "two"))
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, atol=1e-5, rtol=1e-5)
+    first, second = (
+        {tuple(r.values()) for r in read_metrics(tmp_path / outputs / "latest/images.csv")}
+        for outputs in ("one", "two")
+    )
+    assert {row[:3] for row in first} == {row[:3] for row in second} and len(first) == 3 * 2
+
+
 MODELS = sorted(p.stem for p in (CONF / "model").glob("*.yaml"))
 LOSSES = sorted(p.stem for p in (CONF / "loss").glob("*.yaml"))
 

@@ -112,11 +112,14 @@ class EpochSampler(Sampler):
     """Order of the samples as a pure function of (seed, epoch); each process takes every world-th one.
 
     Lightning calls ``set_epoch``. Yields (epoch, index), so that a sample knows its epoch in any worker.
+
+    Attributes:
+        skip: samples of this process that the next pass leaves out, as an epoch that is taken up does.
     """
 
     def __init__(self, size: int, seed: int, shuffle: bool, rank: int = 0, world: int = 1) -> None:
         self.size, self.seed, self.shuffle = size, seed, shuffle
-        self.rank, self.world, self.epoch = rank, world, 0
+        self.rank, self.world, self.epoch, self.skip = rank, world, 0, 0
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
@@ -126,7 +129,8 @@ class EpochSampler(Sampler):
         if self.shuffle:
             order = np.random.default_rng([self.seed, self.epoch]).permutation(self.size)
             order = np.resize(order, -(-self.size // self.world) * self.world)  # equal shares
-        yield from ((self.epoch, int(i)) for i in order[self.rank :: self.world])
+        own, self.skip = order[self.rank :: self.world][self.skip :], 0
+        yield from ((self.epoch, int(i)) for i in own)
 
     def __len__(self) -> int:
         own = self.size - self.rank
@@ -209,7 +213,7 @@ class DataModule(L.LightningDataModule):
         self.store = Store(source, int(memory * 2**30), None if cache is None else Path(cache))
         wanted = None if percentiles is None else (float(percentiles[0]), float(percentiles[1]))
         found = survey(self.store, intensity, wanted, check)
-        self.intensity, self.sizes, self.shares, self.holds, self.warnings = found
+        self.intensity, self.sizes, self.shares, self.holds, self.warnings, self.digests = found
         self.focus = Focus(foreground, self.rare) if foreground else None
         self.augment = Augment(self.transforms, crop, seed, focus=self.focus)
         self.gaps: GapCache | None = None

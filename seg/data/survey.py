@@ -19,7 +19,7 @@ from seg.console import console
 from seg.data.checks import judge
 from seg.data.faults import Fault
 from seg.data.intensity import Intensity, Measure
-from seg.data.looks import Look, Looks, look
+from seg.data.looks import Look, Looks, fingerprint, look
 from seg.data.masks import class_pixels
 from seg.data.sources import DataError, Source
 from seg.data.store import MOST, Store, caches
@@ -38,6 +38,7 @@ class Survey(NamedTuple):
         shares: of the training split's pixels that are of each class, in 0..1, ignored ones aside; (C,).
         holds: whether each training image read has each class; (N, C).
         warnings: what is doubtful; errors are raised.
+        digests: name -> hash of the image and of the mask, as read; of each that was read.
     """
 
     intensity: Intensity
@@ -45,6 +46,7 @@ class Survey(NamedTuple):
     shares: np.ndarray
     holds: np.ndarray
     warnings: list[Fault]
+    digests: dict[str, tuple[str, str]]
 
 
 def survey(
@@ -90,6 +92,7 @@ def surveyed(
     measure, looks = Measure(percentiles), []
     sizes: dict[str, set[tuple[int, int]]] = {split: set() for split in chosen}
     pixels_NC, valid_C = [], np.zeros(len(source.classes))
+    digests: dict[str, tuple[str, str]] = {}
     for split, names in chosen.items():
         closely = set(names[:: -(-len(names) // CLOSELY)])
         for name in track(
@@ -113,7 +116,11 @@ def surveyed(
                 if intensity is None:
                     measure.add(image)
             if check:
-                looks.append(look(source, split, name, image, mask, None, name in closely))
+                seen = look(source, split, name, image, mask, None, name in closely)
+                looks.append(seen)
+                digests[name] = (seen.image_hash.hex(), seen.mask_hash.hex())
+            else:
+                digests[name] = (fingerprint(image).hex(), fingerprint(mask).hex())
     if intensity is not None and first and first[1] != intensity.channels:
         raise DataError(
             f"{first[0]}: {first[1]} channels; the run was trained on {intensity.channels}"
@@ -121,7 +128,7 @@ def surveyed(
     counts = np.array(pixels_NC).reshape(-1, len(source.classes))
     shares = counts.sum(0) / valid_C.clip(1)
     warnings = judged(source, looks) if check else []
-    return Survey(intensity or measure.intensity(), sizes, shares, counts > 0, warnings)
+    return Survey(intensity or measure.intensity(), sizes, shares, counts > 0, warnings, digests)
 
 
 def judged(source: Source, looks: list[Look]) -> list[Fault]:
@@ -171,8 +178,9 @@ def recalled(file: Path) -> Survey | None:
             np.array(kept["shares"]),
             np.array(kept["holds"], bool),
             [Fault(**fault) for fault in kept["warnings"]],
+            {name: (image, mask) for name, (image, mask) in kept["digests"].items()},
         )
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
 
 
@@ -184,6 +192,7 @@ def remember(file: Path, found: Survey) -> None:
         "shares": found.shares.tolist(),
         "holds": found.holds.astype(int).tolist(),
         "warnings": [vars(fault) for fault in found.warnings],
+        "digests": found.digests,
     }
     aside = file.with_name(f".{os.getpid()}-{file.name}")
     try:

@@ -1,0 +1,102 @@
+"""What lets a run be stopped and taken up: its checkpoints, the interruption, the rest of an epoch."""
+
+import logging
+import signal
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from seg.data.module import EpochSampler
+
+log = logging.getLogger("seg")
+FILES = ("best_model_path", "kth_best_model_path", "last_model_path")
+
+
+class Checkpoints(ModelCheckpoint):
+    """A ModelCheckpoint whose state holds the names of its files, not their paths.
+
+    So a run folder that was moved or copied resumes with its best score, which Lightning forgets when the
+    path is another, and a checkpoint tells no home folder.
+    """
+
+    def state_dict(self) -> dict[str, Any]:
+        state = super().state_dict()
+        names = {key: Path(state[key]).name for key in FILES}
+        best = {Path(file).name: score for file, score in state["best_k_models"].items()}
+        return state | names | {"best_k_models": best, "dirpath": ""}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        files = {key: self.placed(state_dict[key]) for key in FILES}
+        best = {self.placed(name): score for name, score in state_dict["best_k_models"].items()}
+        state = {**state_dict, **files, "best_k_models": best, "dirpath": self.dirpath}
+        super().load_state_dict(state)
+
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
+        """Where that is asked for: keeps a run that was stopped between two steps, not one that went wrong."""
+        if isinstance(exception, SIGTERMException):
+            super().on_exception(trainer, pl_module, exception)
+
+    def placed(self, name: str) -> str:
+        """The file of that name in this run's folder; nothing for none."""
+        return str(Path(str(self.dirpath)) / name) if name else ""
+
+
+class Interrupts(L.Callback):
+    """Ctrl-C and SIGTERM end a run after its step, or its validation, so that it can go on from there.
+
+    Ctrl-C once more ends it at once. Of several processes none may leave alone: there it is Lightning that acts.
+
+    Attributes:
+        asked: the signal that came.
+    """
+
+    asked: int | None = None
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if threading.current_thread() is threading.main_thread() and trainer.world_size == 1:
+            self.leave: Any = signal.getsignal(signal.SIGTERM)  # Lightning's, which restores all
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, self.note)
+
+    def note(self, number: int, frame: Any) -> None:
+        if self.asked is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.asked = number
+        log.info("stops after this step, and can go on from there; Ctrl-C again stops at once")
+
+    def on_train_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        if self.asked is not None and batch_idx + 1 < trainer.num_training_batches:
+            self.leave(signal.SIGTERM, None)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self.asked is not None:
+            self.leave(signal.SIGTERM, None)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self.asked is not None:
+            self.leave(signal.SIGTERM, None)
+
+
+class MidEpoch(L.Callback):
+    """Goes on inside an epoch with the samples that were still to come; Lightning would begin with the first."""
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        done = trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        loader = trainer.train_dataloader
+        assert loader is not None and isinstance(loader.sampler, EpochSampler)
+        if done < trainer.num_training_batches:
+            loader.sampler.skip = done * loader.batch_size

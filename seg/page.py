@@ -1,0 +1,246 @@
+"""compare.html: one file with everything in it, that asks no network for anything.
+
+What comes from run folders is shown as text: jinja2 escapes it in the markup, `embedded` in the script's
+data, the script by textContent; a Content-Security-Policy lets only the page's own two scripts run.
+"""
+
+import base64
+import hashlib
+import json
+import math
+from importlib.resources import files
+from typing import Any
+
+import jinja2
+import numpy as np
+import plotly.offline
+
+from seg.findings import cautions, claims, fate, headline, mean_of, score_name
+from seg.gallery import gallery
+from seg.grouping import differing, readable, shown, value_of
+from seg.pooling import image_scores
+from seg.ranking import Comparison, Ranked, Ranking, intervals
+from seg.results import Run
+from seg.runfiles import Counts
+
+GENERATOR = '<meta name="generator" content="seg.compare">'
+CURVES = ("train/loss", "val/loss", "val/dice/", "lr", "images_per_second")
+NUMBERS = 400_000  # of images' scores in a page; above it classes, then images are left out
+
+
+def render(ranking: Ranking, others: list[Run], images: int, megabytes: float) -> str:
+    """The page.
+
+    Args:
+        ranking: of the groups.
+        others: runs that aren't ranked.
+        images: of the worst, and of the most disputed, that are shown.
+        megabytes: of pictures, at most.
+    """
+    folder = files("seg") / "templates"
+    template = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    ).from_string((folder / "compare.html").read_text(encoding="utf-8"))
+    runs = [*ranking.runs, *others]
+    own = (folder / "compare.js").read_text(encoding="utf-8")
+    plots = plotly.offline.get_plotlyjs().replace("\r\n", "\n")
+    data = page_data(ranking, runs)
+    return template.render(
+        generator=GENERATOR,
+        csp="default-src 'none'; "
+        f"script-src {hash_of(plots)} {hash_of(own)}; style-src 'unsafe-inline'; img-src data:; "
+        "base-uri 'none'; form-action 'none'",
+        css=(folder / "compare.css").read_text(encoding="utf-8"),
+        plots=plots,
+        own=own,
+        data=embedded(data),
+        headline=headline(ranking, len(others)),
+        score=score_name(ranking.asked),
+        asked=ranking.asked,
+        chosen=ranking.chosen,
+        options=list(ranking.groups[0].group.options) if ranking.groups else [],
+        groups=[group_row(r, ranking) for r in ranking.groups],
+        keys=data["keys"],
+        rows=[run_row(i, run, row, ranking) for i, (run, row) in enumerate(zip(runs, data["runs"], strict=True))],
+        claims=claims(ranking),
+        cautions=cautions(ranking),
+        gallery=gallery(ranking, images, megabytes),
+        environment=environment(runs),
+        scatter=any(row["set"] is not None for row in data["runs"]),
+        curves=any(row["curves"]["values"] for row in data["runs"]),
+    )  # fmt: skip
+
+
+def embedded(data: Any) -> str:
+    """As JSON that can't end the script element that it stands in."""
+    text = json.dumps(finite(data), separators=(",", ":"))
+    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+
+
+def finite(value: Any) -> Any:
+    """With null for what JSON has no number for; five digits are enough for a picture."""
+    if isinstance(value, dict):
+        return {key: finite(below) for key, below in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(below) for below in value]
+    if isinstance(value, float):
+        return float(f"{value:.5g}") if math.isfinite(value) else None
+    return value
+
+
+def hash_of(script: str) -> str:
+    """A script as the Content-Security-Policy names it."""
+    digest = hashlib.sha256(script.encode()).digest()
+    return f"'sha256-{base64.b64encode(digest).decode()}'"
+
+
+def page_data(ranking: Ranking, runs: list[Run]) -> dict[str, Any]:
+    """What the page's script draws from."""
+    asked = ranking.asked
+    place = {id(run): i for i, r in enumerate(ranking.groups) for run in r.group.runs}
+    keys = [key for key in differing(readable(runs)) if key not in ("name", "sweep")]
+    counts = [run.counts.get(asked.split) for run in runs]
+    sets = list(dict.fromkeys(c.images for c in counts if c))
+    classes = list(dict.fromkeys(name for c in counts if c for name in c.classes))
+    whole = sum(c.pixels[..., 0].size for c in counts if c) <= NUMBERS
+    step = max(1, math.ceil(sum(len(c.images) for c in counts if c) / NUMBERS))
+    configs, facts = (table([getattr(run, part) for run in runs]) for part in ("options", "facts"))
+    return {
+        "asked": {
+            "name": score_name(asked), "key": asked.key, "split": asked.split, "level": asked.level,
+            "smaller": asked.smaller,
+        },
+        "keys": keys,
+        "classes": classes,
+        "sets": [list(names[::step]) for names in sets],
+        "step": step,
+        "groups": [group_data(r, ranking) for r in ranking.groups],
+        "runs": [
+            {
+                "label": run.label,
+                "group": place.get(id(run)),
+                "seed": run.seed,
+                "status": run.status,
+                "score": run.metrics.get(asked.key),
+                "classes": of_classes(run, asked.key),
+                "parameters": run.parameters,
+                "minutes": run.minutes,
+                "options": [plain(value_of(run, key)) for key in keys],
+                "set": sets.index(count.images) if count else None,
+                "dice": dice_of(count, classes if whole else [], step) if count else None,
+                "curves": curves_of(run, f"val/{asked.score}"),
+            }
+            for run, count in zip(runs, counts, strict=True)
+        ],
+        "config": configs,
+        "facts": facts,
+    }  # fmt: skip
+
+
+def plain(value: Any) -> Any:
+    """A number as it is, all else as text."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return value if number and abs(value) < 1e300 else shown(value)
+
+
+def table(parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """Names -> the one text that all have, or a list of each one's, null where it has none."""
+    found: dict[str, Any] = {}
+    for name in dict.fromkeys(name for part in parts for name in part):
+        values = [shown(part[name]) if name in part else None for part in parts]
+        found[name] = values[0] if len(set(values)) == 1 else values
+    return found
+
+
+def of_classes(run: Run, key: str) -> dict[str, float]:
+    """The score of each class; the mean under the empty name."""
+    base = key.partition("/")[0] if key.startswith("test/") else "best/val"
+    name = key.removeprefix(f"{base}/").partition("/")[0]
+    found = {"": run.metrics[f"{base}/{name}"]} if f"{base}/{name}" in run.metrics else {}
+    start = f"{base}/{name}/"
+    return found | {k.removeprefix(start): v for k, v in run.metrics.items() if k.startswith(start)}
+
+
+def dice_of(count: Counts, classes: list[str], step: int) -> list[list[float]]:
+    """Of each image the mean Dice over classes, then that of each class."""
+    hit, false, missed = np.moveaxis(count.pixels[::step].astype(float), -1, 0)
+    with np.errstate(invalid="ignore"):
+        each = 2 * hit / (2 * hit + false + missed)  # (N, C)
+    columns = [image_scores(count.pixels[::step], "dice")]
+    for name in classes:
+        known = name in count.classes
+        columns.append(each[:, count.classes.index(name)] if known else np.full(len(each), np.nan))
+    return np.stack(columns, axis=1).tolist()
+
+
+def curves_of(run: Run, score: str) -> dict[str, Any]:
+    """The curves that the page offers; others are in metrics.csv."""
+    wanted = {
+        name: values
+        for name, values in run.curves.values.items()
+        if name in (score, "val/dice", "val/iou") or name.startswith(CURVES)
+    }
+    return {
+        "step": run.curves.steps,
+        "epoch": run.curves.epochs,
+        "steps": run.steps,
+        "values": wanted,
+    }
+
+
+def group_data(r: Ranked, ranking: Ranking) -> dict[str, Any]:
+    return {
+        "label": r.group.label,
+        "mean": r.mean,
+        "sd": r.sd,
+        "runs": len(r.scores),
+        "parameters": mean_of(r.group, lambda run: run.parameters),
+        "minutes": mean_of(r.group, lambda run: run.minutes),
+        "intervals": intervals(r, ranking.asked),
+    }
+
+
+def group_row(r: Ranked, ranking: Ranking) -> dict[str, Any]:
+    """A row of the ranking, its interval drawn to one scale for all rows."""
+    return {
+        "options": [shown(value) for value in r.group.options.values()],
+        "r": r,
+        "parameters": mean_of(r.group, lambda run: run.parameters),
+        "minutes": mean_of(r.group, lambda run: run.minutes),
+        "rate": mean_of(r.group, lambda run: run.images_per_second),
+        "drawn": drawn(r.comparison, scale(ranking)) if r.comparison else None,
+    }
+
+
+def scale(ranking: Ranking) -> float:
+    """The largest end of an interval: half the width of the drawings."""
+    ends = [
+        e for c in ranking.comparisons for e in (c.low, c.high, c.seeds_low, c.seeds_high, c.value)
+    ]
+    return max((abs(e) for e in ends if e == e), default=0.0) or 1.0
+
+
+def drawn(c: Comparison, reach: float) -> dict[str, float | None]:
+    """Places 0 to 100 of value and ends, 50 is no difference; over seeds thin, over images thick."""
+    ends = {"value": c.value, "low": c.low, "high": c.high, "seeds_low": c.seeds_low, "seeds_high": c.seeds_high}  # fmt: skip
+    return {k: round(50 + 48 * v / reach, 2) if v == v else None for k, v in ends.items()}
+
+
+def run_row(index: int, run: Run, row: dict[str, Any], ranking: Ranking) -> dict[str, Any]:
+    """A row of the table of runs."""
+    ranked = row["group"] is not None
+    return {
+        "index": index, "run": run, "options": [shown(v) for v in row["options"]], "group": row["group"],
+        "score": row["score"], "rate": run.images_per_second,
+        "note": "; ".join(run.faults) if ranked else fate(run, ranking.asked),
+    }  # fmt: skip
+
+
+def environment(runs: list[Run]) -> list[tuple[str, list[tuple[str, int]]]]:
+    """Each fact, and its values with the number of runs, those that differ first."""
+    found = []
+    for name in dict.fromkeys(name for run in runs for name in run.facts):
+        values = [run.facts.get(name, "unknown") for run in runs]
+        if name not in ("command", "started"):
+            found.append((name, [(value, values.count(value)) for value in dict.fromkeys(values)]))
+    return sorted(found, key=lambda item: len(item[1]) < 2)

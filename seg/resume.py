@@ -1,0 +1,76 @@
+"""A run that was stopped goes on: ``python -m seg.train resume=RUN``, in its folder and by its config."""
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from seg import past, runs
+from seg.asked import Asked
+from seg.cli import UserError
+from seg.runs import RunError
+
+TOLD_ANEW = ("status", "error")  # of a run's record, when it goes on
+LOGGERS = ("seg.tracking",)
+
+
+def resumed(cfg: DictConfig) -> tuple[DictConfig, Asked]:
+    """The config of the run that is taken up, and what was asked of it.
+
+    Raises:
+        UserError: when another option is given.
+        RunError: when there is no such run, it is finished, or can't be taken up.
+    """
+    for word in HydraConfig.get().overrides.task if HydraConfig.initialized() else []:
+        if not word.startswith("resume="):
+            raise UserError(
+                f"{word}: resume goes on with the run as it was begun; leave the word out, or give init=RUN to "
+                "begin another run with its weights"
+            )
+    folder = Path(cfg.resume)
+    if not (folder / "run.json").is_file():
+        raise RunError(f"resume={folder}: no run folder{runs.nearby(folder)}")
+    record = runs.read_json(folder / "run.json")
+    if record.get("status") == "finished":
+        raise RunError(
+            f"resume={folder}: the run is finished; init={folder} begins another with its weights"
+        )
+    return saved_config(folder), as_asked(folder, record)
+
+
+def as_asked(folder: Path, record: dict[str, Any]) -> Asked:
+    """What was asked of a run that goes on from its last checkpoint."""
+    checkpoint = folder / "checkpoints/last.ckpt"
+    if not checkpoint.is_file():
+        raise RunError(f"resume={folder}: no checkpoints/last.ckpt yet; begin the run anew")
+    return Asked(
+        record["name"], record.get("overrides", []), record.get("choices", {}), record.get("group"),
+        record.get("job"), folder.resolve(), checkpoint.resolve(),
+    )  # fmt: skip
+
+
+def saved_config(folder: Path) -> DictConfig:
+    """A run's config, its loggers included.
+
+    Raises:
+        RunError: when it names a constructor that isn't honoured.
+    """
+    file = folder / "config.yaml"
+    config = past.read_config(file)
+    loggers = yaml.safe_load(file.read_text("utf-8")).get("logger", {})
+    runs.check_targets(loggers, file, LOGGERS)
+    return OmegaConf.create(config | {"logger": loggers, "resume": None})
+
+
+def continued(folder: Path, now: dict[str, Any]) -> dict[str, Any]:
+    """The record of a run that goes on: as it began, and where it was taken up."""
+    old = runs.read_json(folder / "run.json")
+    fresh = {k: now[k] for k in ("versions", "git", "hardware") if now.get(k) != old.get(k)}
+    command = [Path(sys.executable).name, *sys.orig_argv[1:]]
+    entry = {"command": command, "started": time.strftime("%Y-%m-%dT%H:%M:%S%z")} | fresh
+    kept = {name: value for name, value in old.items() if name not in TOLD_ANEW}
+    return kept | {"resumed": [*old.get("resumed", []), entry]}

@@ -1,0 +1,146 @@
+"""Lists W&B runs that were recorded offline, and sends them: ``python -m seg.sync send=true``.
+
+W&B records such a run in ``wandb/offline-run-*`` of the run's folder, and marks what it has sent.
+"""
+
+import logging
+import os
+import shlex
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+from rich.table import Table
+
+from seg.cli import UserError, command
+from seg.console import quiet
+from seg.runs import RunError, read_json, relative
+from seg.tracking.wandb import answers, has_key, server
+
+log = logging.getLogger("seg")
+TIMEOUT = 10.0  # s for the server to answer
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What W&B recorded offline of a run, once; a resumed run has several.
+
+    Attributes:
+        folder: wandb/offline-run-TIME-ID.
+        name: of the run.
+        group: of its sweep, or None.
+        sent: whether W&B marked it so.
+        running: whether run.json says that it still runs.
+    """
+
+    folder: Path
+    name: str
+    group: str | None
+    sent: bool
+    running: bool
+
+    @property
+    def started(self) -> str:
+        """Date and time."""
+        stamp = time.strptime(self.folder.name.removeprefix("offline-run-")[:15], "%Y%m%d_%H%M%S")
+        return time.strftime("%Y-%m-%d %H:%M:%S", stamp)
+
+    @property
+    def state(self) -> str:
+        return "sent" if self.sent else "running" if self.running else "not sent"
+
+
+def sync(cfg: DictConfig) -> list[Recorded]:
+    """Lists the offline runs below ``outputs``, sends those that are due if asked to, and gives the list."""
+    quiet()
+    outputs = Path(cfg.outputs)
+    if not outputs.is_dir():
+        raise RunError(f"outputs={cfg.outputs}: no such folder")
+    found = recorded(outputs)
+    if not found:
+        log.info(f"no run below {cfg.outputs} was recorded offline by W&B")
+        return found
+    log.info("", extra={"table": table(found)})
+    due = [one.folder for one in found if not one.sent and (cfg.running or not one.running)]
+    log.info(
+        f"{len(found)} recorded offline, {sum(one.sent for one in found)} sent, {len(due)} to send"
+    )
+    if not due:
+        return found
+    if not cfg.send:
+        log.info("next:")
+        place = "" if cfg.outputs == "outputs" else f" outputs={shlex.quote(cfg.outputs)}"
+        log.info(f"  python -m seg.sync{place} send=true")
+        return found
+    send(due)
+    found = recorded(outputs)
+    if left := [one for one in found if one.folder in due and not one.sent]:
+        raise RunError(f"{len(left)} of {len(due)} runs were not sent: wandb says why above")
+    log.info(f"{len(due)} sent")
+    return found
+
+
+def recorded(outputs: Path) -> list[Recorded]:
+    """All offline runs below a folder, oldest first."""
+    folders = {file.parent.resolve() for file in outputs.rglob("wandb/offline-run-*/*.wandb")}
+    return [look(relative(folder)) for folder in sorted(folders, key=lambda f: (f.name, str(f)))]
+
+
+def look(folder: Path) -> Recorded:
+    run = folder.parent.parent
+    try:
+        record = read_json(run / "run.json")
+    except RunError:  # W&B's folder lies elsewhere, or the run died as it started
+        record = {}
+    return Recorded(
+        folder,
+        str(record.get("name") or run.name),
+        record.get("group"),
+        any(folder.glob("*.wandb.synced")),
+        record.get("status") == "running",
+    )
+
+
+def table(found: list[Recorded]) -> Table:
+    page = Table(title="W&B runs recorded offline", title_justify="left", header_style="bold")
+    for column in ("started", "run", "group", "state"):
+        page.add_column(column, overflow="fold")
+    for one in found:
+        page.add_row(one.started, one.name, one.group or "", one.state)
+    return page
+
+
+def send(folders: list[Path]) -> None:
+    """Runs ``wandb sync``.
+
+    Raises:
+        UserError: when there is no key, or no server.
+    """
+    url = server()
+    if not has_key(url):
+        raise UserError("send=true: no API key; wandb login makes one known, or WANDB_API_KEY")
+    if not answers(url, TIMEOUT):
+        raise UserError(f"send=true: {url} doesn't answer within {TIMEOUT:g} s")
+    subprocess.run(line(folders), env=environment(), check=False)
+
+
+def line(folders: list[Path]) -> list[str]:
+    return [sys.executable, "-m", "wandb", "sync", *map(str, folders)]
+
+
+def environment() -> dict[str, Any]:
+    """Without what keeps training offline, and lets wandb speak."""
+    return {k: v for k, v in os.environ.items() if k not in ("WANDB_MODE", "WANDB_SILENT")}
+
+
+@command("sync")
+def main(cfg: DictConfig) -> None:
+    sync(cfg)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,12 @@
+"""Where a run's numbers and pictures go: metrics.csv, always, and the loggers that were chosen.
+
+A logger is a ``Tracker``, named by a file of conf/logger; Lightning reaches it through ``Guarded``.
+"""
+
+from seg.tracking.guarded import Guarded, finish, start
+from seg.tracking.metrics_csv import MetricsCSV, read_metrics
+from seg.tracking.tracker import Picture, TrackedRun, Tracker
+
+__all__ = [
+    "Guarded", "MetricsCSV", "Picture", "TrackedRun", "Tracker", "finish", "read_metrics", "start",
+]  # fmt: skip

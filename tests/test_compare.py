@@ -1,0 +1,564 @@
+"""Which run is better: read from made run folders, against numbers worked by hand and scipy."""
+
+import itertools
+import json
+import math
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from made_runs import make_run, spread, wrong
+from scipy import stats
+
+from seg import compare as command
+from seg import page
+from seg.cli import UserError, checked
+from seg.compare import as_options, compare
+from seg.findings import cautions, claims, fate, headline
+from seg.gallery import Kept, gallery
+from seg.grouping import differing, filtered, grouped, named
+from seg.ranking import Asked, rank, welch
+from seg.results import find_runs, read_runs
+
+DICE = Asked("dice", "test")
+
+
+def read(*folders: Path):
+    return read_runs(list(folders))
+
+
+def ranking(runs, group_by=None, baseline=None, asked=DICE):
+    groups = grouped(runs, group_by)
+    return rank(groups, named(groups, baseline) if baseline else None, asked)
+
+
+def family(root: Path, model: str, per_seed: list[list[int]], **options) -> list[Path]:
+    """A run a seed, each with so many wrong pixels of 100 in its test images."""
+    return [
+        make_run(root / f"{model}-{seed}", {"test": spread(images)}, choices={"model": model}, seed=seed, **options)
+        for seed, images in enumerate(per_seed)
+    ]  # fmt: skip
+
+
+def sweep(root: Path) -> Path:
+    """Two models on 14 images, three seeds each, unetpp better by 5 of 100 pixels everywhere."""
+    base = [10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30, 32, 34, 36]
+    for model, less in (("unet", 0), ("unetpp", 5)):
+        family(root / "sweeps/s", model, [[w - less + seed for w in base] for seed in range(3)], pictures=4)  # fmt: skip
+    return root
+
+
+# ---- the command line
+
+
+@pytest.mark.parametrize(
+    ("line", "wanted"),
+    [
+        (["outputs/a", "outputs/b"], {"runs": ["outputs/a", "outputs/b"]}),
+        (["runs=outputs/a,outputs/b"], {"runs": ["outputs/a", "outputs/b"]}),
+        (["o'x", "back\\slash\\", "a b,c"], {"runs": ["o'x", "back\\slash\\", "a b,c"]}),
+        (["group_by=model,optim.lr"], {"group_by": ["model", "optim.lr"]}),
+        (["group_by=[model,loss]"], {"group_by": ["model", "loss"]}),
+        (["group_by=null"], {"group_by": None}),
+        (["baseline=model=unet,optim.betas=[0.9,0.99]"], {"baseline": "model=unet,optim.betas=[0.9,0.99]"}),
+        (["where=model=unet,optim.betas=[0.9,0.99]"], {"where": ["model=unet", "optim.betas=[0.9,0.99]"]}),
+        (["score=dice/a,b"], {"score": "dice/a,b"}),
+        (["level=0.9"], {"level": 0.9}),
+    ],
+)  # fmt: skip
+def test_words_reach_hydra_as_the_lists_and_values_they_mean(line, wanted):
+    overrides = OverridesParser.create().parse_overrides(as_options(line))
+    assert {o.key_or_group: o.value() for o in overrides} == wanted
+    assert not any(o.is_sweep_override() for o in overrides)
+
+
+def test_a_folder_whose_name_holds_an_equals_sign_is_a_folder(tmp_path):
+    place = tmp_path / "lr=1"
+    place.mkdir()
+    assert as_options([str(place)]) == [f"runs=['{place}']"]
+
+
+def test_runs_are_given_one_way():
+    with pytest.raises(UserError, match=r"outputs/a: give the runs as words or as runs=\[...\]"):
+        as_options(["outputs/a", "runs=[outputs/b]"])
+
+
+def test_the_command_takes_bare_folders_and_comma_lists(tmp_path, monkeypatch, capsys):
+    sweep(tmp_path)
+    line = ["compare", str(tmp_path / "sweeps/s"), "group_by=model,loss", "baseline=model=unet,loss=bce_dice", "page=false"]  # fmt: skip
+    monkeypatch.setattr(sys, "argv", line)
+    command.main()
+    said = capsys.readouterr().out
+    assert "unetpp + bce_dice is best: Dice 0.8100 on 14 test images, mean of 3 seeds." in said
+    assert "Against unet + bce_dice: Really better: unetpp + bce_dice." in said
+    assert (tmp_path / "sweeps/s/compare.csv").is_file()
+    assert not (tmp_path / "sweeps/s/compare.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["group_by=[modl]"], r"group_by=modl: the runs have no such option; did you mean model\? \(they differ in: model\)"),
+        (["group_by=[lr]"], r"group_by=lr: .*did you mean optim.lr\?"),
+        (["baseline='model=unett'"], "baseline=model=unett: no group matches: model=unet; model=unetpp"),
+        (["baseline='modle=unet'"], r"baseline=modle=unet: the groups aren't told apart by 'modle'; did you mean model\?"),
+        (["group_by=[model,seed]", "baseline='model=unet'"], "3 groups match, say which: model=unet,seed=0; "),
+        (["where=['model=fcn']"], "where=model=fcn: no run has it; model is unet, unetpp"),
+        (["where=['wdth=1']"], r"where=wdth: the runs have no such option"),
+        (["where=[model]"], "where=model: an option and its value are needed"),
+        (["score=dise"], r"score=dise: no finished run has it on test; did you mean dice\?"),
+        (["split=train"], "split=train: val or test"),
+        (["split=val"], "split=val: no finished run has scores of it"),
+        (["level=1"], "level=1: a number above 0 and below 1"),
+        (["resamples=0"], "resamples=0: 1 or more"),
+        (["runs=[nowhere]"], "runs=nowhere: no such folder"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_one_line_and_nothing_is_written(tmp_path, words, message):
+    place = sweep(tmp_path / "o")
+    words = words if any(w.startswith("runs=") for w in words) else [f"runs=[{place}]", *words]
+    with pytest.raises(UserError, match=message) as caught:
+        compare(checked("compare", words))
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.rglob("compare.*"))
+
+
+# ---- finding and reading
+
+
+def test_runs_are_found_at_any_depth_and_links_below_are_not_followed(tmp_path):
+    run = make_run(tmp_path / "o/sweeps/s/a", {"test": spread([1])})
+    fold = make_run(tmp_path / "o/cv/fold-0", {"test": spread([1])})
+    (tmp_path / "o/cv/crossval.json").write_text("{}")
+    (tmp_path / "o/sweeps/s/latest").symlink_to(run)
+    (tmp_path / "o/elsewhere").symlink_to(tmp_path / "far")
+    make_run(tmp_path / "far/b", {"test": spread([1])})
+    assert find_runs([str(tmp_path / "o")]) == [fold, run]
+    assert find_runs([str(tmp_path / "o/sweeps/s/latest"), str(run)]) == [run]
+
+
+@pytest.mark.parametrize(("place", "message"), [("file", "a file; give its folder"), ("empty", "no run in it")])  # fmt: skip
+def test_a_place_without_runs_is_told(tmp_path, place, message):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=message):
+        find_runs([str(tmp_path / place)])
+
+
+def test_the_curve_ends_where_training_did(tmp_path):
+    run = read(make_run(tmp_path / "a", {"test": spread([1])}, epochs=3))[0]
+    curve = [v for v in run.curves.values["val/dice"] if v == v]
+    assert curve == [0.5, 0.7, 0.9]  # without the scoring of the best checkpoint, .123
+    assert run.curves.steps == [1, 1, 3, 3, 5, 5] and run.epochs == 3
+    assert run.images_per_second == 11  # the median of 10, 11 and 12
+    assert not any(name.startswith("test/") for name in run.curves.values)
+
+
+def test_an_older_run_tells_what_it_has(tmp_path):
+    """Its choice is what was typed, else the class; its counts are nowhere."""
+    folder = make_run(
+        tmp_path / "a", {"test": spread([5, 7])}, overrides=None, choices=None, classes=None, colors=None,
+        parameters=None, job=None, data=None, command=["python", "-m", "seg.train", "loss=focal", "seed=1,2"],
+    )  # fmt: skip
+    record = json.loads((folder / "run.json").read_text())
+    del record["choices"]
+    (folder / "run.json").write_text(json.dumps(record))
+    (folder / "images.csv").unlink()
+    run = read(folder)[0]
+    assert run.choices["model"] == "unet" and run.choices["loss"] == "focal"
+    assert (run.parameters, run.fingerprint, run.counts, run.faults) == (None, "", {}, [])
+    assert run.metrics["test/dice"] == pytest.approx(0.94)
+
+
+def test_a_run_cut_off_anywhere_is_read_as_far_as_it_goes(tmp_path):
+    """Each file is truncated at a dozen places; a damaged run is listed with what is wrong."""
+    whole = make_run(tmp_path / "whole", {"val": spread([3, 4]), "test": spread([5, 6])})
+    runs = read(
+        make_run(tmp_path / "good", {"val": spread([3, 4]), "test": spread([5, 7])}, seed=1)
+    )
+    for name in ("run.json", "config.yaml", "metrics.csv", "images.csv"):
+        content = (whole / name).read_bytes()
+        for end in np.linspace(0, len(content) - 3, 12).astype(int):
+            copy = tmp_path / f"{name}-{end}"
+            shutil.copytree(whole, copy)
+            (copy / name).write_bytes(content[:end])
+            run = read(copy)[0]
+            if name == "run.json":
+                assert run.status == "damaged"
+            if name == "images.csv":
+                assert "test" not in run.counts
+            runs.append(run)
+    ranked = ranking([run for run in runs if DICE.key in run.metrics])
+    html = page.render(ranked, [run for run in runs if run not in ranked.runs], 1, 1)
+    assert html.count("run.json can&#39;t be read") == 12
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [
+        ("run.json", "[]", "run.json can't be read: ValueError: it holds no record"),
+        ("run.json", b"\xff\xfe\x00", "run.json can't be read: UnicodeDecodeError"),
+        ("run.json", '{"status": "odd"}', "run.json has the status 'odd'"),
+        ("config.yaml", "a: [1", "config.yaml can't be read: "),
+        ("config.yaml", "a: &a [1, {b: 1}]\n" + "\n".join(f"{x}: &{x} [{','.join(['*' + y] * 30)}]" for x, y in zip("bcdef", "abcde", strict=True)), "more than 10000 options"),
+        ("metrics.csv", "step,val/dice\n1,0.5\n3,0.", "metrics.csv ends in mid-row"),
+        ("images.csv", "split,image\ntest,a\n", "images.csv can't be read: KeyError"),
+        ("images.csv", "split,image,class,hit,false,missed\ntest,image-000,cell,1,2,three\n", "images.csv can't be read: ValueError"),
+        ("images.csv", "split,image,class,hit,false,missed\ntest,image-000,cell,1,2,3\n", "images.csv hasn't all images of test"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_with_a_file_is_said(tmp_path, file, content, said):
+    folder = make_run(tmp_path / "a", {"test": spread([5, 6])})
+    (folder / file).write_bytes(content if isinstance(content, bytes) else content.encode())
+    run = read(folder)[0]
+    assert any(said in fault for fault in run.faults), run.faults
+
+
+def test_fields_of_the_wrong_type_are_absent(tmp_path):
+    folder = make_run(tmp_path / "a", {"test": spread([5])})
+    record = json.loads((folder / "run.json").read_text()) | {
+        "parameters": "many", "minutes": [1], "steps": True, "splits": [1], "name": {"a": 1}, "choices": 7, "versions": "x",
+        "metrics": {"test/dice": "high", "test/iou": float("nan"), "best/val/dice": 10**400, "test/f1": 0.5},
+        "git": [], "hardware": None, "overrides": 3,
+    }  # fmt: skip
+    (folder / "run.json").write_text(json.dumps(record))
+    run = read(folder)[0]
+    assert run.metrics == {"test/f1": 0.5}
+    assert (run.parameters, run.minutes, run.steps, run.splits) == (None, None, None, {})
+    assert run.choices["model"] == "unet"
+
+
+def test_runs_that_did_not_finish_are_listed_with_how_far_they_came(tmp_path):
+    counts = {"test": spread([5])}
+    failed = make_run(
+        tmp_path / "a", counts, status="failed", error="RuntimeError: out of\nmemory\x1b[2J"
+    )
+    stopped = make_run(tmp_path / "b", counts, status="interrupted", epochs=7)
+    runs = read(failed, stopped, make_run(tmp_path / "c", counts, status="pruned", epochs=0))
+    assert [fate(run, DICE) for run in runs] == [
+        "RuntimeError: out of memory [2J, in epoch 4", "in epoch 7", "nothing was measured"
+    ]  # fmt: skip
+
+
+# ---- which runs are one recipe
+
+
+def test_runs_differ_in_what_was_chosen_and_typed_not_in_what_follows_from_it(tmp_path):
+    counts = {"test": spread([5])}
+    a = make_run(tmp_path / "a", counts, seed=0)
+    b = make_run(tmp_path / "b", counts, seed=1, choices={"model": "unetpp", "trainer": "cpu"},
+                 config={"model": {"_target_": "seg.models.NestedUNet", "links": "dense"}, "panels": 9, "name": "x"})  # fmt: skip
+    assert differing(read(a, b)) == ["model"]
+    c = make_run(tmp_path / "c", counts, choices={"model": "unetpp"},
+                 config={"model": {"_target_": "seg.models.NestedUNet", "links": "short"}})  # fmt: skip
+    assert differing(read(a, b, c)) == ["model", "model.links"]
+    d = make_run(tmp_path / "d", counts, overrides=["model=unetpp", "model.links=dense"], choices={"model": "unetpp"},
+                 config={"model": {"_target_": "seg.models.NestedUNet", "links": "dense"}})  # fmt: skip
+    assert differing(read(a, d)) == ["model", "model.links"]
+
+
+def test_a_trainers_options_are_no_part_of_its_name(tmp_path):
+    counts = {"test": spread([5])}
+    a = make_run(tmp_path / "a", counts, epochs=3, choices={"trainer": "smoke"})
+    b = make_run(tmp_path / "b", counts, epochs=5)
+    assert differing(read(a, b)) == ["trainer.max_epochs"]
+
+
+def test_filter_and_baseline_take_numbers_in_any_spelling(tmp_path):
+    rates = [0.001, 0.01]
+    runs = read(
+        *(
+            make_run(tmp_path / str(r), {"test": spread([5])}, config={"optim": {"lr": r}})
+            for r in rates
+        )
+    )
+    assert [r.options["optim.lr"] for r in filtered(runs, ["optim.lr=1e-3"])] == [0.001]
+    assert named(grouped(runs, None), "optim.lr=1.0e-2").label == "optim.lr=0.01"
+
+
+# ---- statistics
+
+
+def test_difference_and_p_are_those_of_all_swaps(tmp_path):
+    """Five images; Dice of an image is 1 - wrong/100, so pooled Dice is the mean of that."""
+    a, b = [10, 20, 30, 40, 50], [8, 25, 22, 31, 40]
+    runs = read(*family(tmp_path, "unet", [a]), *family(tmp_path, "fcn", [b]))
+    found = ranking(runs, baseline="model=unet").groups[0].comparison
+    gaps = np.array(a) - np.array(b)
+    assert found.value == pytest.approx(gaps.mean() / 100)
+    swaps = [abs(np.dot(signs, gaps)) for signs in itertools.product((1, -1), repeat=5)]
+    assert found.p_images == np.mean(np.array(swaps) >= abs(gaps.sum()))
+    assert found.images == 5 and math.isnan(found.p_seeds)
+
+
+def test_seeds_are_compared_as_by_welch():
+    """Student's t is .3 / sqrt(.01 / 3 + .01 / 3), 4 degrees of freedom."""
+    low, high, p = welch(np.array([0.8, 0.9, 1.0]), np.array([0.5, 0.6, 0.7]), 0.95)
+    error = math.sqrt(0.02 / 3)
+    assert p == pytest.approx(2 * stats.t.sf(0.3 / error, 4))
+    assert high - low == pytest.approx(2 * stats.t.ppf(0.975, 4) * error)
+    assert (low + high) / 2 == pytest.approx(0.3)
+    uneven = welch(np.array([0.8, 0.9, 1.0, 0.7]), np.array([0.5, 0.52]), 0.95)[2]
+    assert uneven == pytest.approx(
+        stats.ttest_ind_from_stats(0.85, np.std([0.8, 0.9, 1, 0.7], ddof=1), 4, 0.51, np.std([0.5, 0.52], ddof=1), 2, equal_var=False).pvalue
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("seeds", [(1, 1), (3, 3), (2, 3)])
+def test_the_difference_over_images_is_that_of_the_means(tmp_path, seeds):
+    """Also where classes are of unlike size, so that counts averaged over seeds would give another one."""
+    rng = np.random.default_rng(0)
+    folders = []
+    for model, count in zip(("unet", "fcn"), seeds, strict=True):
+        for seed in range(count):
+            images = {
+                f"i{k}": {
+                    "a": (hit, int(rng.integers(40)), 90 - hit),
+                    "b": wrong(int(rng.integers(60)))["cell"],
+                }
+                for k, hit in enumerate(rng.integers(10, 90, 6).tolist())
+            }
+            folders.append(make_run(tmp_path / f"{model}{seed}", {"test": images}, choices={"model": model}, seed=seed))  # fmt: skip
+    result = ranking(read(*folders))
+    assert result.groups[1].comparison.value == pytest.approx(result.groups[1].mean - result.groups[0].mean)  # fmt: skip
+    for score in ("iou", "dice/a", "dice_per_image"):
+        result = ranking(read(*folders), asked=Asked(score, "test"))
+        c = result.groups[1].comparison
+        assert c.images == 6 and c.value == pytest.approx(result.groups[1].mean - result.groups[0].mean)  # fmt: skip
+
+
+def test_p_counts_all_pairs_when_the_baseline_was_the_best_found(tmp_path):
+    """Three groups: three pairs, or two comparisons with a baseline named before."""
+    base = np.arange(10, 24)
+    folders = [f for model, more in (("unet", 0), ("fcn", 9), ("segnet", 20)) for f in family(tmp_path, model, [list(base + more)])]  # fmt: skip
+    chosen, given = ranking(read(*folders)), ranking(read(*folders), baseline="model=unet")
+    assert (chosen.pairs, given.pairs) == (3, 2)
+    raw = ranking(read(*folders[:2])).groups[1].comparison.p_images
+    assert given.groups[1].comparison.p_images == pytest.approx(2 * raw)
+    assert chosen.groups[1].comparison.p_images == pytest.approx(3 * raw)
+
+
+def test_a_group_apart_is_no_comparison(tmp_path):
+    base = list(range(10, 24))
+    others = family(tmp_path, "fcn", [base[:5]])
+    folders = [
+        *family(tmp_path, "unet", [base]),
+        *family(tmp_path, "segnet", [[w + 9 for w in base]]),
+    ]
+    result = ranking(read(*folders, *others))
+    assert [c.apart for r in result.groups if (c := r.comparison)].count("other images") >= 1
+    assert ranking(read(*folders, *others), baseline="model=unet").pairs == 1
+
+
+BASE = list(range(10, 24))
+BETTER = [w - 8 for w in BASE]
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "mark"),
+    [
+        ([BETTER, [w + 1 for w in BETTER], [w - 1 for w in BETTER]], [BASE, [w + 1 for w in BASE], [w - 1 for w in BASE]], "*"),
+        ([BETTER], [BASE], "(*) images"),
+        ([BETTER, BETTER], [BASE, [w + 1 for w in BASE]], "(*) images"),
+        ([w[:4] for w in (BETTER, [w + 1 for w in BETTER], [w + 2 for w in BETTER])], [w[:4] for w in (BASE, [w + 1 for w in BASE], [w + 2 for w in BASE])], "(*) seeds"),
+        ([BETTER, [w + 12 for w in BETTER], [w - 9 for w in BETTER]], [BASE, [w + 12 for w in BASE], [w - 9 for w in BASE]], "images only"),
+        ([BASE], [[w + (-1) ** i for i, w in enumerate(BASE)]], "no"),
+        ([BETTER[:4]], [BASE[:4]], "?"),
+    ],
+)  # fmt: skip
+def test_a_mark_claims_what_was_asked_and_survived(tmp_path, ours, theirs, mark):
+    runs = read(*family(tmp_path, "fcn", ours), *family(tmp_path, "unet", theirs))
+    result = ranking(runs, baseline="model=unet")
+    assert next(r.comparison for r in result.groups if r.comparison).mark == mark
+    assert dict(claims(result)).keys() == {re.sub(r"(?<=\)) .*", "", mark)}
+
+
+def test_folds_are_joined_and_a_seed_counts_once(tmp_path):
+    """Two folds of two images each: the pooled Dice of four images, one seed."""
+    folders = []
+    for model, more in (("unet", 0), ("fcn", 10)):
+        for fold, count in enumerate(([10, 20], [30, 40])):
+            images = {f"f{fold}-{i}": wrong(w + more) for i, w in enumerate(count)}
+            folders.append(make_run(tmp_path / f"{model}-{fold}", {"val": images}, choices={"model": model},
+                                    config={"data": {"fold": fold}}))  # fmt: skip
+    result = ranking(read(*folders), asked=Asked("dice", "val"))
+    assert [(r.group.label, r.seeds, len(r.scores)) for r in result.groups] == [("unet", 1, 2), ("fcn", 1, 2)]  # fmt: skip
+    c = result.groups[1].comparison
+    assert c.images == 4 and c.value == pytest.approx(-0.1) and c.p_images == 2 / 2**4
+
+
+def test_images_are_the_same_by_name_and_by_their_masks(tmp_path):
+    one, same = family(tmp_path, "unet", [[5, 6]]) + family(tmp_path, "fcn", [[7, 8]])
+    larger = make_run(
+        tmp_path / "c", {"test": spread([7, 8], pixels=120)}, choices={"model": "segnet"}
+    )
+    renamed = make_run(
+        tmp_path / "d", {"test": {"x": wrong(1), "y": wrong(2)}}, choices={"model": "x"}
+    )
+    data = make_run(
+        tmp_path / "e",
+        {"test": spread([7, 8])},
+        choices={"model": "y"},
+        data={"fingerprint": "0ther"},
+    )
+    (
+        other := make_run(
+            tmp_path / "f",
+            {"test": spread([7, 8])},
+            choices={"model": "z"},
+            data={"fingerprint": "0ther"},
+        )
+    )
+    (other / "images.csv").unlink()
+    result = ranking(read(one, same, larger, renamed, data, other), baseline="model=unet")
+    apart = {r.group.label: r.comparison.apart for r in result.groups if r.comparison}
+    assert apart == {
+        "fcn": "",
+        "segnet": "other masks",
+        "x": "other images",
+        "y": "",
+        "z": "other data",
+    }
+    assert any("fingerprints differ" in line for line in cautions(result))
+
+
+def test_less_is_better_of_a_loss(tmp_path):
+    runs = read(*family(tmp_path, "unet", [[5, 6]]), *family(tmp_path, "fcn", [[1, 2]]))
+    result = ranking(runs, asked=Asked("loss", "test"))
+    assert [r.group.label for r in result.groups] == ["fcn", "unet"]
+    assert result.groups[1].comparison.mark == "?"  # counts give no loss, and there is one seed
+
+
+# ---- what is said
+
+
+def test_the_headline_says_what_is_better_and_what_can_not_be_told(tmp_path):
+    """Mean Dice of fcn: 1 - (8.5 + 1) / 100."""
+    folders = family(tmp_path, "fcn", [[w + s for w in BETTER] for s in range(3)])
+    folders += family(tmp_path, "unet", [[w + s + 1 for w in BASE] for s in range(3)])
+    near = [w + (2, -1)[i % 2] for i, w in enumerate(BETTER)]
+    folders += family(tmp_path, "segnet", [[w + s for w in near] for s in range(3)])
+    folders += family(tmp_path, "unetpp", [BASE[:3]])
+    assert headline(ranking(read(*folders)), 0) == (
+        "fcn is best: Dice 0.9050 on 14 test images, mean of 3 seeds. It is really better than unet. "
+        "No real difference to segnet. Not on the same images: unetpp."
+    )
+    assert headline(ranking(read(*folders), baseline="model=segnet"), 0) == (
+        "fcn is best: Dice 0.9050 on 14 test images, mean of 3 seeds. Against segnet: Really worse: unet. "
+        "No real difference to fcn. Not on the same images: unetpp."
+    )
+    one = family(tmp_path / "one", "unet", [[5, 6]])
+    assert headline(ranking(read(*one)), 2) == (
+        "all runs: Dice 0.9450 on 2 test images, one run. There is nothing to compare it with."
+    )
+    assert headline(ranking([]), 3) == "None of 3 runs can be ranked yet."
+
+
+def test_what_to_beware_of_is_said(tmp_path):
+    folders = family(tmp_path, "unet", [[5, 6]]) + family(tmp_path, "fcn", [[1, 2]], epochs=9, git={"commit": "other"})  # fmt: skip
+    said = " | ".join(cautions(ranking(read(*folders), ["model"])))
+    assert (
+        "2 images give p 0.5 at the least, too much for 1 comparisons: images aren't asked" in said
+    )
+    assert "fewer than 3 seeds (all groups)" in said
+    assert "trained by different code: c0ffee; other" in said
+    assert "budgets differ: 8 to 18 steps, trainer.max_epochs 4; 9" in said
+    lines = cautions(ranking(read(*folders), ["loss"]))
+    assert "within groups these differ too: model; trainer.max_epochs" in lines
+    val = make_run(tmp_path / "v", {"val": spread([1])})
+    assert any(
+        "flatters" in line for line in cautions(ranking(read(val), asked=Asked("dice", "val")))
+    )
+
+
+# ---- compare.csv and what lies around it
+
+
+def test_the_csv_has_a_row_a_run_and_no_formula(tmp_path):
+    sweep(tmp_path)
+    make_run(tmp_path / "sweeps/s/=cmd", {"test": spread([50] * 14)}, name="=1+1|' /C calc'!A0", seed=-1,
+             choices={"model": "@SUM(A1)"})  # fmt: skip
+    make_run(tmp_path / "sweeps/s/z", {"test": spread([5])}, status="failed", error="+broken")
+    compare(checked("compare", [f"runs=[{tmp_path}]", "page=false"]))
+    table = pd.read_csv(tmp_path / "sweeps/s/compare.csv")
+    assert len(table) == 8 and list(table["rank"].dropna()) == [1, 1, 1, 2, 2, 2, 3]
+    best = table[table["run"] == "unetpp-1"].iloc[0]
+    assert best["test/dice"] == pytest.approx(1 - 19 / 100) and best["model"] == "unetpp"
+    assert best["parameters"] == 1_000_000 and best["images_per_second"] == 11.5
+    hostile = table[table["seed"] == -1].iloc[0]  # a number stays one
+    assert (
+        hostile["name"] == "'=1+1|' /C calc'!A0"
+        and hostile["model"] == "'@SUM(A1)"
+        and hostile["run"] == "'=cmd"
+    )
+    assert table["note"].iloc[-1] == "'+broken, in epoch 4"
+    cells = [cell for cell in table.to_numpy().ravel() if isinstance(cell, str)]
+    assert len(cells) > 40 and not [cell for cell in cells if re.match(r"\s*[=+@]", cell)]
+
+
+def test_another_programs_file_is_not_overwritten(tmp_path):
+    sweep(tmp_path)
+    theirs = tmp_path / "sweeps/s/compare.csv"
+    theirs.write_text("mine")
+    with pytest.raises(UserError, match=r"compare.csv: not written by seg.compare, so it stays"):
+        compare(checked("compare", [f"runs=[{tmp_path}]", "page=false"]))
+    assert theirs.read_text() == "mine"
+    theirs.unlink()
+    for _ in range(2):  # its own it does
+        compare(
+            checked("compare", [f"runs=[{tmp_path}]", f"output={tmp_path / 'new'}", "images=1"])
+        )
+    assert {p.name for p in (tmp_path / "new").iterdir()} == {"compare.csv", "compare.html"}
+    assert not theirs.exists()
+
+
+def test_the_test_split_is_taken_where_all_have_one(tmp_path):
+    make_run(tmp_path / "a", {"val": spread([5]), "test": spread([1])})
+    assert compare(checked("compare", [f"runs=[{tmp_path}]", "page=false"])).asked.split == "test"
+    make_run(tmp_path / "b", {"val": spread([5])})
+    assert compare(checked("compare", [f"runs=[{tmp_path}]", "page=false"])).asked.split == "val"
+
+
+def test_only_runs_that_are_not_done_are_a_page_of_curves(tmp_path, capsys):
+    make_run(tmp_path / "a", {"val": spread([5])}, status="running")
+    assert compare(checked("compare", [f"runs=[{tmp_path}]"])).groups == []
+    assert "None of 1 runs can be ranked yet." in capsys.readouterr().out
+    assert "plot-curves" in (tmp_path / "compare.html").read_text()
+
+
+# ---- pictures
+
+
+def test_pictures_come_from_the_runs_own_folder_alone(tmp_path):
+    secret = tmp_path / "secret.png"
+    secret.write_bytes(b"\x89PNG\r\n\x1a\nsecret")
+    folder = make_run(tmp_path / "o/a", {"test": spread([5, 6, 7])}, pictures=3)
+    names = {"test": ["../../../secret", "image-001", "image-002"], "../../..": ["x"]}
+    (folder / "predictions/names.json").write_text(json.dumps(names))
+    place = folder / "predictions/test"
+    (place / "1-truth.png").unlink()
+    (place / "1-truth.png").symlink_to(secret)
+    (place / "2-truth.png").write_text("<svg onload='alert(1)'/>")
+    kept = Kept(read(folder)[0], "test")
+    assert kept.uri("image-001", "truth.png") is None and kept.uri("image-002", "truth.png") is None
+    assert kept.uri("image-001", "image.jpg").startswith("data:image/jpeg;base64,")
+    assert kept.uri("../../../secret", "image.jpg") == kept.uri("../../../secret", "image.jpg")
+    assert kept.uri("image-000", "image.jpg") is None  # not in the list any more
+    assert Kept(read(folder)[0], "../../..").uri("x", "truth.png") is None
+
+
+def test_the_worst_and_the_most_disputed_images_are_shown(tmp_path):
+    """Mean Dice: .5 is the worst; .9 against .6 the widest range."""
+    folders = family(tmp_path, "unet", [[10, 50, 20, 10]], pictures=4) + family(tmp_path, "fcn", [[12, 52, 22, 40]], pictures=4)  # fmt: skip
+    shown = gallery(ranking(read(*folders)), 1, 20)
+    assert [row.image for row in shown.rows] == ["image-001", "image-003"]
+    assert shown.rows[1].why == "among the most disputed: Dice 0.600 to 0.900"
+    assert [p.title for p in shown.rows[0].pictures] == ["image", "truth", "unet", "fcn"]
+    assert shown.rows[0].pictures[2].caption == "Dice 0.500"
+    assert shown.note == "2 other images have pictures too"
+    assert "2 more did not fit into megabytes=0" in gallery(ranking(read(*folders)), 1, 0).note

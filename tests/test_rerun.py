@@ -1,0 +1,499 @@
+"""A run trained once more: the same numbers, or the reason why not."""
+
+import json
+import math
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+from scipy import stats
+
+from seg import past, runs
+from seg.changes import judged, recorded, spread, untold, verdict
+from seg.cli import CONF, UserError, checked
+from seg.past import finished_run, siblings
+from seg.rerun import filled, rerun, settled
+from seg.runs import RunError
+from seg.train import train
+
+TINY = ["trainer=smoke", "logger=none", "model.width=2", "model.depth=1", "loader.crop=32", "loader.batch_size=2",
+        "panels=0", "kept=0"]  # fmt: skip
+
+
+def images(root: Path) -> Path:
+    """Four noisy images of 48x48 with a square each."""
+    rng = np.random.default_rng(0)
+    for part in ("images", "masks"):
+        (root / part).mkdir(parents=True)
+    for i in range(4):
+        mask = np.zeros((48, 48), np.uint8)
+        mask[8 + 3 * i : 30, 10:40] = 1
+        noise = rng.integers(0, 60, mask.shape)
+        Image.fromarray((60 + 90 * mask + noise).astype(np.uint8)).save(root / f"images/{i}.png")
+        Image.fromarray(mask).save(root / f"masks/{i}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory):
+    """A finished run on images in files, with augmentation and weights by the data."""
+    place = tmp_path_factory.mktemp("first")
+    images(place / "data")
+    line = ["data=folder", f"data.root={place / 'data'}", "data.classes=[out,in]", "loss=weighted_bce",
+            "augment=elastic", f"outputs={place / 'outputs'}", "name=one", "seed=3"]  # fmt: skip
+    train(checked("train", [*TINY, *line]))
+    return (place / "outputs/latest").resolve()
+
+
+@pytest.fixture
+def copy(first, tmp_path):
+    """The run's folder once more, to be changed."""
+    return Path(shutil.copytree(first, tmp_path / "runs" / first.name))
+
+
+def again(run: Path, tmp_path: Path, *words: str) -> tuple[dict, Path]:
+    outputs = tmp_path / "again"
+    found = rerun(checked("rerun", [f"run={run}", f"outputs={outputs}", *words]))
+    return found, (outputs / "latest").resolve()
+
+
+def edit(file: Path, **changes) -> None:
+    """Changes values of a JSON or YAML file; a dotted name with __, None takes it out."""
+    read, write = (
+        (yaml.safe_load, yaml.safe_dump) if file.suffix == ".yaml" else (json.loads, json.dumps)
+    )
+    content = read(file.read_text())
+    for name, value in changes.items():
+        *path, last = name.split("__")
+        node = content
+        for part in path:
+            node = node[part]
+        if value is None:
+            del node[last]
+        else:
+            node[last] = value
+    file.write_text(write(content))
+
+
+def whats(found: dict) -> dict[str, tuple]:
+    return {change["what"]: (change["then"], change["now"]) for change in found["changes"]}
+
+
+def test_the_same_run_has_the_same_numbers_to_the_last_bit(first, tmp_path, capsys):
+    found, folder = again(first, tmp_path)
+    then, now = (runs.read_json(run / "run.json") for run in (first, folder))
+    assert now["metrics"] == then["metrics"] and len(then["metrics"]) > 10
+    assert found["verdict"] == "same" and found["changes"] == [] and found["untold"] == []
+    assert json.loads((folder / "rerun.json").read_text()) == found
+    weights = [
+        runs.read_checkpoint(f / "checkpoints/last.ckpt")["state_dict"] for f in (first, folder)
+    ]
+    assert all((weights[0][k] == weights[1][k]).all() for k in weights[0])
+    configs = [yaml.safe_load((f / "config.yaml").read_text()) for f in (first, folder)]
+    assert {k for k in configs[0] if configs[0][k] != configs[1][k]} == {"name", "outputs"}
+    assert (now["overrides"], now["choices"]) == (then["overrides"], then["choices"])
+    said = capsys.readouterr().out
+    assert f"{len(then['metrics'])} of {len(then['metrics'])} numbers are bit for bit" in said
+    assert "verdict    same" in (folder / "log.txt").read_text()
+
+
+def test_what_changed_is_named(copy, first, tmp_path, capsys):
+    """Another seed, one pixel of a mask, another library, an option that the run did not have, another place."""
+    data = tmp_path / "moved"
+    shutil.copytree(first.parent.parent / "data", data)
+    file = data / "masks/2.png"
+    pixels = np.array(Image.open(file))
+    pixels[0, 0] = 1
+    Image.fromarray(pixels).save(file)
+    edit(copy / "config.yaml", seed=4, loader__foreground=None, data__root=str(tmp_path / "gone"))
+    edit(
+        copy / "run.json",
+        versions__torch="1.0",
+        versions__old_library="7",
+        environment__OMP_NUM_THREADS="64",
+    )
+    found, folder = again(copy, tmp_path, f"data.root={data}")
+    assert found["verdict"] == "different"
+    changes = whats(found)
+    assert changes["seed"] == (3, 4) and changes["config.yaml: seed"] == (3, 4)
+    assert changes["versions.torch"][0] == "1.0" and changes["versions.old_library"] == ("7", None)
+    assert changes["environment.OMP_NUM_THREADS"][0] == "64"
+    assert changes["loader.foreground"] == ("not there", 0.0)
+    assert changes["data.root"] == (str(tmp_path / "gone"), str(data))
+    assert (
+        changes["data.masks"] == (None, "1 of other pixels: ['2']") and "data.images" not in changes
+    )
+    old, new = (runs.read_json(f / "run.json")["data"]["fingerprint"] for f in (copy, folder))
+    assert changes["data.fingerprint"] == (old, new) and old != new
+    assert not {"split_hash", "source", "hardware.threads", "steps"} & set(changes)
+    said = capsys.readouterr().out
+    assert "changed    seed: 3 -> 4\n" in said and "noise unknown, seeds=3 measures it" in said
+
+
+METRICS = {"best/val/dice": 0.8, "test/dice": 0.7, "best/val/loss": 0.5, "best/val/dice/a": None}
+
+
+def test_numbers_are_the_same_only_to_the_last_bit():
+    assert verdict(judged(METRICS, dict(METRICS), [])) == "same"
+    for name, value in (
+        ("test/dice", math.nextafter(0.7, 1)),
+        ("best/val/loss", 0.4),
+        ("best/val/dice/a", 0.1),
+    ):
+        scores = judged(METRICS, METRICS | {name: value}, [])
+        assert scores[name]["verdict"] == verdict(scores) == "different", name
+    assert verdict(judged(METRICS, METRICS | {"new": 1.0}, [])) == "same"  # what both have
+    gone = {k: v for k, v in METRICS.items() if k != "test/dice"}
+    assert judged(METRICS, gone, [])["test/dice"]["verdict"] == "only then"
+    assert verdict(judged(METRICS, gone, [])) == "same"
+    assert verdict(judged({}, {}, [])) == "different"
+
+
+@pytest.mark.parametrize(("inside", "wanted"), [(0.999, "within noise"), (1.001, "different")])
+def test_noise_ends_where_a_t_test_of_another_seed_does(inside, wanted):
+    """Dice of four seeds: 0.80 0.82 0.78 0.81; sd 0.01708 of three degrees of freedom, t 3.182."""
+    seeds = [{"best/val/dice": value} for value in (0.80, 0.82, 0.78, 0.81)]
+    sd = statistics.stdev([0.80, 0.82, 0.78, 0.81])
+    limit = 3.182446305284263 * 2**0.5 * sd
+    for sign in (-1, 1):
+        now = {"best/val/dice": 0.80 + sign * inside * limit}
+        scores = judged(seeds[0], now, [seeds, [now]])
+        assert scores["best/val/dice"]["verdict"] == wanted == verdict(scores)
+        assert scores["best/val/dice"]["sd"] == pytest.approx(sd)
+
+
+def test_of_numbers_that_differ_dice_and_iou_decide():
+    seeds = [{"val/loss": 1 + s, "best/val/dice": 0.8 + s / 10} for s in (0.0, 0.1, 0.3)]
+    now = {"val/loss": 90.0, "best/val/dice": 0.8}
+    scores = judged(seeds[0], now, [seeds])
+    assert scores["val/loss"]["verdict"] == "different"
+    assert scores["best/val/dice"]["verdict"] == "same" and verdict(scores) == "within noise"
+
+
+def test_the_noise_of_two_eras_is_pooled_and_of_two_seeds_unknown():
+    now, then = [1.0, 2.0, 4.0], [10.0, 11.0]
+    pooled = math.sqrt((2 * statistics.variance(now) + statistics.variance(then)) / 3)
+    assert spread([now, then]) == (pytest.approx(pooled), 3)
+    assert spread([[1.0, None, 2.0], [5.0]]) == (None, 1)  # nan says nothing
+    assert spread([]) == (None, 0)
+    interval = stats.t.ppf(0.975, 3) * pooled * 2**0.5
+    scores = judged(
+        {"test/dice": 10.0},
+        {"test/dice": 1.0},
+        [[{"test/dice": v} for v in e] for e in (now, then)],
+    )
+    assert (interval >= 9.0) == (scores["test/dice"]["verdict"] == "within noise")
+
+
+def test_runs_beside_it_tell_the_noise_if_only_the_seed_is_another(first, copy):
+    def beside(name: str, seed: int, dice: float) -> Path:
+        other = Path(shutil.copytree(first, copy.parent / name))
+        edit(other / "config.yaml", seed=seed)
+        edit(other / "run.json", seed=seed, **{"metrics": {"best/val/dice": dice}})
+        return other
+
+    beside("a", 7, 0.6)
+    edit(
+        beside("b", 8, 0.5) / "config.yaml",
+        name="other",
+        outputs="elsewhere",
+        panels=9,
+        loader__workers=2,
+    )
+    edit(beside("j", 15, 0.4) / "config.yaml", trainer__devices=[3])  # as of one GPU of several
+    edit(beside("c", 9, 0.1) / "config.yaml", optim__lr=0.5)
+    edit(beside("d", 10, 0.1) / "run.json", split_hash="0")
+    edit(beside("e", 11, 0.1) / "run.json", status="running")
+    edit(beside("f", 12, 0.1) / "run.json", versions={"torch": "1"})
+    edit(beside("g", 13, 0.1) / "run.json", data={"fingerprint": "0"})
+    beside("h", 3, 0.1)  # the run's own seed
+    (beside("i", 14, 0.1) / "config.yaml").write_text("{")
+    (copy.parent / "latest").symlink_to("c")
+    (copy.parent / "empty").mkdir()
+    found = siblings(finished_run(str(copy)))
+    assert {seed: metrics["best/val/dice"] for seed, metrics in found.items()} == {
+        7: 0.6,
+        8: 0.5,
+        15: 0.4,
+    }
+
+
+def test_options_that_came_later_take_the_constructor_s_default_and_are_told(copy):
+    """Not the files' own: loader.check is true there, and older versions checked nothing."""
+    file = copy / "config.yaml"
+    edit(file, loader__check=None, model__fuse=None, metrics=None, kept=None, two_class_logits=None)
+    edit(file, future={"x": 1}, trainer__deterministic=None)
+    config, changes = settled(checked("rerun", []), finished_run(str(copy)))
+    assert {c.what: (c.then, c.now) for c in changes if c.what != "metrics"} == {
+        "future": ({"x": 1}, "no such option"), "loader.check": ("not there", False),
+        "model.fuse": ("not there", "concat"), "two_class_logits": ("not there", 1),
+        "trainer.deterministic": ("not there", False),
+    }  # fmt: skip
+    assert config["loader"]["check"] is False and config["model"]["fuse"] == "concat"
+    assert (
+        config["metrics"]["_target_"] == "seg.metrics.SegmentationMetrics"
+        and "future" not in config
+    )
+
+
+@pytest.mark.parametrize("group", past.HONOURED)
+def test_no_option_of_today_is_taken_for_a_later_one(group):
+    """Each file of a group that names a constructor has all options that its group's files know."""
+    known = [yaml.safe_load(file.read_text()) for file in sorted((CONF / group).glob("*.yaml"))]
+    for node in known:
+        assert list(filled(node, group, known)) == [], node
+
+
+def test_a_later_option_is_found_deep_in_a_sum_of_losses():
+    known = [yaml.safe_load(f.read_text()) for f in sorted((CONF / "loss").glob("*.yaml"))]
+    node = {
+        "_target_": "seg.losses.Sum",
+        "terms": {"d": {"weight": 1.0, "loss": {"_target_": "seg.losses.Dice", "smooth": 2.0}}},
+    }
+    changes = list(filled(node, "loss", known))
+    assert [(c.what, c.now) for c in changes] == [("loss.terms.d.loss.squared", False)]
+    assert node["terms"]["d"]["loss"] == {
+        "_target_": "seg.losses.Dice",
+        "smooth": 2.0,
+        "squared": False,
+    }
+
+
+def test_an_older_run_tells_less_and_that_is_said(copy, first):
+    then = runs.read_json(first / "run.json")
+    older = {k: v for k, v in then.items() if k not in ("data", "source", "environment")}
+    older["hardware"] = {"threads": 99}
+    assert [c.what for c in recorded(older, then)] == ["hardware.threads"]
+    older["resumed"] = [{"command": []}, {"command": [], "versions": {}}]
+    assert "the earlier run went on with other versions" in [c.now for c in recorded(older, then)]
+    assert untold(older) == ["environment", "data", "source"]
+    for name in ("overrides", "choices", "data", "source", "environment"):
+        edit(copy / "run.json", **{name: None})
+    assert finished_run(str(copy)).record["choices"] == {}
+
+
+EVIL = {"_target_": "os.system", "command": "touch exploded"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"model": EVIL}, "os.system"),
+        ({"trainer": EVIL}, "os.system"),
+        ({"trainer__callbacks": [EVIL]}, "os.system"),
+        ({"augment__transforms": [EVIL]}, "os.system"),
+        ({"optim___target_": "seg.past.Path"}, "seg.past.Path"),
+        ({"optim__lr": {"_target_": "builtins.eval", "_args_": ["1"]}}, "builtins.eval"),
+        ({"data___target_": "evil_module.Data"}, "evil_module"),
+        ({"loader___target_": "albumentations.Compose"}, "albumentations.Compose"),
+        ({"schedule___target_": "seg.schedules.math.sin"}, "seg.schedules.math.sin"),
+        ({"metrics___target_": "torchmetrics.Metric"}, "torchmetrics"),
+        ({"surprise": EVIL}, "os.system"),
+        ({"data__root": "${oc.env:HOME}"}, "interpolation"),
+        ({"name": "${oc.env:HOME}"}, "interpolation"),
+        ({"model": [1]}, "a group of options"),
+        ({"seed": None}, "not a run's config"),
+    ],
+)
+def test_a_strangers_config_is_refused_in_one_line_and_nothing_of_it_runs(
+    copy, tmp_path, monkeypatch, changes, word
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "evil_module.py").write_text("open('exploded', 'w')\nclass Data: ...\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    edit(copy / "config.yaml", **changes)
+    with pytest.raises(RunError) as caught:
+        rerun(checked("rerun", [f"run={copy}"]))
+    said = str(caught.value)
+    assert word in said and "config.yaml" in said and "\n" not in said
+    assert not (tmp_path / "exploded").exists() and not (tmp_path / "outputs").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("a: &x [1]\nb: *x\n", "aliases"),
+        ("!!python/object/apply:os.system ['touch exploded']", "ConstructorError"),
+        ("[", "ParserError"),
+        ("[" * 2000, "RecursionError"),
+        ("- 1", "not a run's config"),
+        ("\udcff", "UnicodeDecodeError"),
+    ],
+)
+def test_a_config_that_is_no_plain_yaml_is_refused(copy, text, word):
+    (copy / "config.yaml").write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(RunError, match=word) as caught:
+        finished_run(str(copy))
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize("status", ["running", "failed", "interrupted", "pruned"])
+def test_a_run_that_did_not_finish_has_nothing_to_compare_with(copy, status):
+    edit(copy / "run.json", status=status)
+    with pytest.raises(RunError, match=f"status is {status}, so there are no numbers"):
+        finished_run(str(copy))
+
+
+def test_what_is_no_run_folder_is_told_so(copy, tmp_path):
+    for run, word in ((None, "run is not set"), (str(tmp_path / "no"), "no such folder"),
+                      (str(copy / "checkpoints"), "a run folder is needed")):  # fmt: skip
+        with pytest.raises(RunError, match=word):
+            finished_run(run)
+    for damage in (
+        {"metrics": {"best/val/dice": "high"}},
+        {"metrics": [1]},
+        {"seed": "0"},
+        {"choices": [1]},
+        {"hardware": {"threads": 10**9}},
+        {"hardware": 1},
+    ):
+        other = Path(shutil.copytree(copy, tmp_path / "damaged", dirs_exist_ok=True))
+        edit(other / "run.json", **damage)
+        with pytest.raises(RunError, match="damaged; not written by"):
+            finished_run(str(other))
+        shutil.copy(copy / "run.json", other)
+
+
+def test_an_option_that_is_gone_and_data_that_is_gone_are_told_before_anything_is_made(
+    copy, tmp_path
+):
+    words = [f"run={copy}", f"outputs={tmp_path / 'o'}"]
+    edit(copy / "config.yaml", data__root=str(tmp_path / "gone"))
+    with pytest.raises(
+        RunError, match=r"gone isn't there; say where the data lies now, data\.root="
+    ):
+        rerun(checked("rerun", words))
+    edit(copy / "config.yaml", model__colour=3)
+    with pytest.raises(UserError, match=r"made by another version.*model\.colour: no such option"):
+        rerun(checked("rerun", words))
+    for word in ("seeds=-1", "seeds=x", "threads=0", "threads=x"):
+        with pytest.raises(UserError, match=word):
+            rerun(checked("rerun", [*words, word]))
+    edit(copy / "config.yaml", model__colour=None, data__root=str(copy))
+    with pytest.raises(UserError, match=r"seeds=1 with trainer.devices=2: .*trainer.devices=1"):
+        rerun(checked("rerun", [*words, "seeds=1", "trainer.devices=2"]))
+    assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.slow
+def test_other_seeds_are_trained_only_where_numbers_differ(first, copy, tmp_path):
+    found, _ = again(first, tmp_path, "seeds=2")
+    assert found["verdict"] == "same" and found["seeds"]["now"] == [3]
+    metrics = runs.read_json(copy / "run.json")["metrics"]
+    nearly = {k: v if v is None else v + 1e-9 for k, v in metrics.items()}
+    edit(copy / "run.json", metrics=nearly)
+    found, _ = again(copy, tmp_path, "seeds=2")
+    assert found["verdict"] == "within noise" and found["seeds"] == {"then": [3], "now": [3, 4, 5]}
+    folders = [f for f in (tmp_path / "again").glob("*seed-*") if not f.is_symlink()]
+    records = [runs.read_json(folder / "run.json") for folder in folders]
+    assert sorted(r["seed"] for r in records) == [4, 5]
+    assert all(
+        f"seed={r['seed']}" in r["overrides"] and "seed=3" not in r["overrides"] for r in records
+    )
+    values = [
+        r["metrics"]["test/loss" if "test/loss" in nearly else "best/val/loss"] for r in records
+    ]
+    sd = statistics.stdev([*values, metrics["best/val/loss"]])
+    assert found["scores"]["best/val/loss"]["sd"] == pytest.approx(sd, rel=1e-6)
+
+
+def seg(*words: str, place: Path, **environment: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", *words],
+        cwd=place,
+        capture_output=True,
+        text=True,
+        env=os.environ | environment,
+    )
+
+
+@pytest.mark.slow
+def test_the_command_exits_with_0_for_the_same_3_for_different_2_for_a_mistake(
+    first, copy, tmp_path
+):
+    done = seg("seg.rerun", f"run={first}", place=tmp_path)
+    assert done.returncode == 0 and "verdict    same" in done.stdout and done.stderr == ""
+    edit(copy / "config.yaml", optim__lr=0.5)
+    done = seg("seg.rerun", f"run={copy}", place=tmp_path)
+    assert (
+        done.returncode == 3 and "changed    config.yaml: optim.lr: 0.003 -> 0.5\n" in done.stdout
+    )
+    done = seg("seg.rerun", "run=nothing", place=tmp_path)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    done = seg("seg.rerun", "-m", "run=a,b", place=tmp_path)
+    assert done.returncode == 2 and "one verdict" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["experiment=demo", "loader.crop=32", "threshold=best", "data.task=instances"],
+        ["model=unetpp", "model.depth=2", "head_weights=[1,2]", "loss=sum", "loss.terms.cldice.weight=1",
+         "loss.terms.bce.weight=1", "optim=sgd", "augment=strong", "schedule=poly"],
+        ["model=unet_paper", "model.depth=2", "model.padding=valid", "loss=weight_map", "two_class_logits=2"],
+        ["model=segnet", "metrics=full", "loader.foreground=0.5", "loader.percentiles=[1,99]", "optim=adam"],
+    ],
+    ids=lambda words: words[0],
+)  # fmt: skip
+def test_whatever_was_composed_comes_out_again(tmp_path, words):
+    made = [
+        "data.size=64",
+        "data.train=3",
+        "data.val=2",
+        "data.test=1",
+        f"outputs={tmp_path}",
+        "name=x",
+    ]
+    line = [w for w in TINY if "depth" not in w or not any("depth" in x for x in words)]
+    line = [w for w in line if "model.depth" not in w or "segnet" not in words[0]]
+    train(checked("train", [*line, *made, *words]))
+    found, _ = again((tmp_path / "latest").resolve(), tmp_path)
+    assert found["verdict"] == "same" and found["changes"] == []
+
+
+@pytest.mark.slow
+def test_the_jobs_of_a_sweep_come_out_again_and_tell_each_other_s_noise(tmp_path):
+    made = ["data.size=64", "data.train=3", "data.val=2", "data.test=0"]
+    done = seg("seg.train", "-m", *TINY, *made, "seed=0,1,2", "loss=dice,bce", place=tmp_path)
+    assert done.returncode == 0, done.stderr
+    jobs = [
+        f.parent
+        for f in tmp_path.glob("outputs/sweeps/*/*/run.json")
+        if not f.parent.parent.is_symlink()
+    ]
+    assert len(jobs) == 6
+    job = next(j for j in jobs if runs.read_json(j / "run.json")["seed"] == 1)
+    found, _ = again(job, tmp_path)
+    assert found["verdict"] == "same" and found["seeds"]["then"] == [0, 1, 2]
+    assert found["scores"]["best/val/dice"]["sd"] > 0
+
+
+@pytest.mark.slow
+def test_numbers_do_not_depend_on_hash_seed_folder_or_workers(tmp_path):
+    made = [
+        *TINY,
+        "data.size=64",
+        "data.train=4",
+        "data.val=2",
+        "data.test=1",
+        "augment=strong",
+        "name=x",
+    ]
+    metrics = []
+    for place, hashes, workers in (("a", "0", 0), ("b/c", "1", 2), ("d", "random", 1)):
+        (tmp_path / place).mkdir(parents=True)
+        line = [*made, f"loader.workers={workers}"]
+        done = seg(
+            "seg.train", *line, place=tmp_path / place, PYTHONHASHSEED=hashes, OMP_NUM_THREADS="1"
+        )
+        assert done.returncode == 0, done.stderr
+        metrics.append(runs.read_json(tmp_path / place / "outputs/latest/run.json")["metrics"])
+    assert metrics[0] == metrics[1] == metrics[2] and len(metrics[0]) > 20

@@ -1,0 +1,192 @@
+"""A run that was stopped goes on as if it never had been."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import lightning as L
+import pytest
+import torch
+import yaml
+from test_train import TINY, config
+
+from seg import runs
+from seg.data.module import EpochSampler
+from seg.resume import resumed
+from seg.runs import RunError
+from seg.tracking import MetricsCSV, read_metrics
+from seg.train import train
+
+DROPOUT = ["model.width=2", "model.dropout=0.5", "trainer.max_epochs=3", "panels=0"]
+
+
+class Stop(L.Callback):
+    """Ctrl-C after so many steps."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_end(self, trainer: L.Trainer, *args, **kwargs) -> None:
+        if trainer.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def state(folder: Path) -> dict:
+    return runs.read_checkpoint(folder / "checkpoints/last.ckpt")
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    found = read_metrics(folder / "metrics.csv")
+    return [{k: v for k, v in row.items() if k != "images_per_second"} for row in found]
+
+
+def same(a: Path, b: Path) -> bool:
+    """Weights, optimiser, schedule and all measurements of two runs, bit for bit."""
+    one, two = state(a), state(b)
+    weights = all(
+        torch.equal(one["state_dict"][k], two["state_dict"][k]) for k in one["state_dict"]
+    )
+    moments = (s["optimizer_states"][0]["state"] for s in (one, two))
+    for first, second in zip(*(m.values() for m in moments), strict=True):
+        weights &= all(torch.equal(first[k], second[k]) for k in first)
+    return weights and one["lr_schedulers"] == two["lr_schedulers"] and rows(a) == rows(b)
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory) -> Path:
+    """A run that was never stopped: 3 epochs of 2 steps."""
+    outputs = tmp_path_factory.mktemp("straight")
+    train(config("train", *TINY, *DROPOUT, f"outputs={outputs}"))
+    return (outputs / "latest").resolve()
+
+
+@pytest.mark.parametrize("step", [2, 3])  # an epoch's end, and its middle
+def test_a_run_stopped_at_any_step_ends_as_if_it_never_was(tmp_path, straight, step):
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        train(config("train", *TINY, *DROPOUT, f"outputs={tmp_path}"), [Stop(step)])
+    folder = (tmp_path / "latest").resolve()
+    assert runs.read_json(folder / "run.json")["status"] == "interrupted"
+    assert state(folder)["global_step"] == step
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    cfg, asked = resumed(config("train", f"resume={tmp_path / 'latest'}"))
+    train(cfg, asked=asked)
+    assert same(folder, straight)
+    assert [f for f in tmp_path.iterdir() if not f.is_symlink()] == [folder]
+    record = runs.read_json(folder / "run.json")
+    assert record["status"] == "finished" and "error" not in record and len(record["resumed"]) == 1
+    assert record["metrics"] == runs.read_json(straight / "run.json")["metrics"]
+    with pytest.raises(RunError, match=r"the run is finished; init="):
+        resumed(config("train", f"resume={folder}"))
+
+
+def test_an_epoch_taken_up_has_the_samples_that_were_still_to_come():
+    whole, rest = EpochSampler(7, 3, True, rank=1, world=2), EpochSampler(7, 3, True, 1, 2)
+    for sampler in (whole, rest):
+        sampler.set_epoch(5)
+    rest.skip = 2
+    assert list(rest) == list(whole)[2:]
+    assert list(rest) == list(whole)  # once
+    assert len(rest) == len(whole) == 4
+
+
+def test_rows_of_steps_that_are_made_again_go_and_the_others_stay(tmp_path):
+    file = tmp_path / "metrics.csv"
+    first = MetricsCSV(file)
+    for step in range(5):
+        first.log_metrics({"loss": step / 2}, step)
+    first.log_metrics({"val/dice": 0.5}, 4)
+    second = MetricsCSV(file, until=3)
+    second.log_metrics({"loss": 9.0}, 3)
+    assert [(r["step"], r["loss"]) for r in read_metrics(file)] == [
+        ("0", "0.0"), ("1", "0.5"), ("2", "1.0"), ("3", "9.0"),
+    ]  # fmt: skip
+
+
+def stopped(folder: Path, **record) -> Path:
+    (folder / "checkpoints").mkdir(parents=True)
+    runs.write_json(folder / "run.json", {"name": "x", "status": "running"} | record)
+    return folder
+
+
+def test_what_can_not_be_taken_up_is_told(tmp_path):
+    with pytest.raises(RunError, match="no run folder"):
+        resumed(config("train", f"resume={tmp_path / 'nowhere'}"))
+    folder = stopped(tmp_path / "young")
+    cfg = config("train", *TINY)
+    runs.write_config(folder / "config.yaml", yaml.safe_load("{}") or {"seed": 0})
+    with pytest.raises(RunError, match=r"config\.yaml: not a run's config"):
+        resumed(config("train", f"resume={folder}"))
+    from seg.cli import plain
+
+    runs.write_config(folder / "config.yaml", plain(cfg))
+    with pytest.raises(RunError, match=r"no checkpoints/last.ckpt yet; begin the run anew"):
+        resumed(config("train", f"resume={folder}"))
+
+
+def test_a_config_that_names_a_foreign_logger_is_not_taken_up(tmp_path):
+    from seg.cli import plain
+
+    folder = stopped(tmp_path / "hostile")
+    hostile = plain(config("train", *TINY)) | {"logger": {"a": {"_target_": "os.system"}}}
+    runs.write_config(folder / "config.yaml", hostile)
+    with pytest.raises(RunError, match=r"names 'os.system'; only seg.tracking"):
+        resumed(config("train", f"resume={folder}"))
+
+
+def test_a_run_that_another_process_trains_is_left_alone(tmp_path, straight):
+    script = (
+        f"import time\nfrom pathlib import Path\nfrom seg import runs\n"
+        f"with runs.alone(Path({str(tmp_path)!r}), 'seg.train'):\n  print('held', flush=True)\n  time.sleep(60)"
+    )
+    other = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    assert other.stdout.readline() == "held\n"
+    with pytest.raises(RunError, match=r"another seg.train is at work there"), runs.alone(
+        tmp_path, "seg.train"
+    ):  # fmt: skip
+        pass
+    other.kill()
+    other.communicate()
+    with runs.alone(tmp_path, "seg.train"):  # a killed process holds nothing
+        pass
+
+
+def command(*words: str, cwd: Path) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-m", "seg.train", *words],
+        cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 130)]
+)
+def test_a_run_ended_by_a_signal_goes_on(tmp_path, number, code):
+    words = [*TINY, *DROPOUT, "loader.repeats=16", "trainer.max_epochs=4"]
+    assert command(*words, "outputs=whole", cwd=tmp_path).wait() == 0
+    process = command(*words, cwd=tmp_path)
+    metrics = tmp_path / "outputs/latest/metrics.csv"
+    while not (metrics.exists() and any(r.get("epoch") == "2" for r in read_metrics(metrics))):
+        time.sleep(0.02)
+    process.send_signal(number)
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == code, said
+    folder = (tmp_path / "outputs/latest").resolve()
+    if number != signal.SIGKILL:
+        assert json.loads((folder / "run.json").read_text())["status"] == "interrupted"
+        assert state(folder)["global_step"] % 16  # inside an epoch
+    again = command("resume=outputs/latest", cwd=tmp_path)
+    said, _ = again.communicate(timeout=120)
+    assert again.returncode == 0, said
+    assert same(folder, (tmp_path / "whole/latest").resolve())
+
+
+@pytest.mark.slow
+def test_resume_takes_no_other_option(tmp_path):
+    process = command("resume=outputs/x", "optim.lr=1", cwd=tmp_path)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 2 and said.startswith("error: optim.lr=1: resume goes on with")

@@ -1,0 +1,324 @@
+"""A sweep: its folder and names, what goes on after a failure or a kill, and where jobs run."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, flag_override
+
+import seg.train
+from seg import runs, sweep
+from seg.cli import CONF, UserError
+from seg.console import console
+
+TINY = ["data.size=64", "data.train=2", "data.val=2", "data.test=2", "loader.crop=32", "loader.repeats=2",
+        "logger=none", "model.width=2", "trainer=cpu", "trainer.max_epochs=1", "panels=1"]  # fmt: skip
+
+
+def composed(outputs: Path, *words: str) -> DictConfig:
+    """What Hydra gives a sweeper."""
+    single = ["hydra.mode=MULTIRUN", f"outputs={outputs}"]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("train", single, return_hydra_config=True)
+    with flag_override(cfg, ["struct", "readonly"], [False, False]):
+        cfg.hydra.overrides.task = list(words)
+        cfg.fresh = "fresh=true" in words
+        cfg.hydra.sweep.dir = str(outputs / "sweeps/new")
+    return cfg
+
+
+def plan(outputs: Path, *words: str) -> list[dict]:
+    return sweep.planned(composed(outputs, *words), {})
+
+
+def test_jobs_are_named_by_what_differs_between_them(tmp_path):
+    jobs = plan(
+        tmp_path, "model=fcn,unet", "optim.lr=0.1", "seed=0,1", "loss.terms.dice.weight=1,2"
+    )
+    assert [job["name"] for job in jobs][:3] == [
+        "fcn-seed=0-loss.terms.dice.weight=1",
+        "fcn-seed=0-loss.terms.dice.weight=2",
+        "fcn-seed=1-loss.terms.dice.weight=1",
+    ]
+    assert len(jobs) == 8
+    assert jobs[0]["overrides"] == [
+        *("model=fcn", "optim.lr=0.1", "seed=0", "loss.terms.dice.weight=1")
+    ]
+    assert jobs[0]["folder"] == "fcn-seed_0-loss.terms.dice.weight_1"
+
+
+def test_jobs_whose_names_look_alike_have_folders_of_their_own(tmp_path):
+    jobs = plan(tmp_path, "name='a b','a_b','a/b'", "head_weights=[1,2],[2,1]")
+    assert len({job["folder"] for job in jobs}) == len(jobs) == 6
+
+
+def test_an_interval_has_no_end_of_jobs(tmp_path):
+    with pytest.raises(UserError, match=r"optim.lr=interval.*seg.tune searches an interval"):
+        plan(tmp_path, "optim.lr=interval(0.1,1)")
+
+
+def folder_of(outputs: Path, *words: str):
+    cfg = composed(outputs, *words)
+    return sweep.taken(cfg, sweep.planned(cfg, {}))
+
+
+def test_the_same_jobs_find_their_folder_again_and_others_do_not(tmp_path):
+    with folder_of(tmp_path, "model=fcn,unet", "seed=0,1") as first:
+        assert first.parent == tmp_path / "sweeps"
+    with folder_of(tmp_path, "seed=1,0", "model=unet,fcn") as again:
+        assert again == first
+    with folder_of(tmp_path, "model=fcn,unet", "seed=0,1,2") as more:
+        assert more != first
+    with folder_of(tmp_path, "model=fcn,unet", "seed=0,1", "fresh=true") as fresh:
+        assert fresh not in (first, more)
+    with folder_of(tmp_path, "model=fcn,unet", "seed=0,1") as newest:
+        assert newest == fresh
+    assert (tmp_path / "sweeps/latest").resolve() == fresh.resolve()
+
+
+def test_two_sweeps_of_one_command_at_a_time_do_not_mix(tmp_path):
+    with (
+        folder_of(tmp_path, "seed=0,1") as first,
+        folder_of(tmp_path, "seed=0,1") as second,
+        folder_of(tmp_path, "seed=0,1") as third,
+    ):
+        assert len({first, second, third}) == 3
+
+
+def typed(monkeypatch, capsys, *words: str) -> tuple[int | None, str]:
+    """Exit code and output of ``python -m seg.train`` with these words, in this process."""
+    monkeypatch.setattr(sys, "argv", ["seg.train", *words])
+    monkeypatch.setattr(console, "_width", 200, raising=False)
+    try:
+        seg.train.main()
+        code = None
+    except SystemExit as error:
+        code = error.code
+    out = capsys.readouterr()
+    return code, out.out + out.err
+
+
+def test_a_failed_job_is_told_the_others_go_on_and_the_same_command_tries_it_again(
+    tmp_path, monkeypatch, capsys
+):
+    words = [*TINY, f"outputs={tmp_path}", "-m", "model=fcn,unet", "loader.batch_size=1"]
+    code, said = typed(
+        monkeypatch, capsys, *words
+    )  # FCN's map is a pixel, of which there is no variance
+    folder = (tmp_path / "sweeps/latest").resolve()
+    assert code == 1
+    assert "Expected more than 1 value per channel" in said
+    assert "1 of 2 jobs are finished, 1 failed; the same command tries them again" in said
+    failed, done = (runs.read_json(folder / name / "run.json") for name in ("fcn", "unet"))
+    assert failed["status"] == "failed" and "more than 1 value" in failed["error"]
+    assert "Traceback" in (folder / "fcn/log.txt").read_text()
+    assert (done["status"], done["job"], done["group"]) == ("finished", 1, folder.name)
+    assert "model=unet" in done["overrides"] and done["choices"]["model"] == "unet"
+    scores = done["metrics"]
+    assert f"{scores['best/val/dice']:.4f}" in said and f"{scores['test/dice']:.4f}" in said
+    assert "epoch " not in said  # a job's own lines are in its log.txt
+    assert "epoch " in (folder / "unet/log.txt").read_text()
+    written = (folder / "unet/run.json").stat().st_mtime_ns
+
+    code, said = typed(monkeypatch, capsys, *words)
+    assert code == 1 and "2 jobs, 1 finished before" in said and "finished before" in said
+    assert (folder / "unet/run.json").stat().st_mtime_ns == written
+    assert [p.name for p in (tmp_path / "sweeps").iterdir() if not p.is_symlink()] == [folder.name]
+
+
+def test_where_all_is_finished_nothing_is_trained(tmp_path, monkeypatch, capsys):
+    words = [*TINY, f"outputs={tmp_path}", "-m", "seed=0,1"]
+    with folder_of(tmp_path, *words[:-2], words[-1]) as folder:
+        for seed in (0, 1):
+            (folder / f"seed_{seed}").mkdir()
+            record = {"status": "finished", "minutes": 2.5, "metrics": {"best/val/dice": 0.5}}
+            runs.write_json(folder / f"seed_{seed}/run.json", record)
+    code, said = typed(monkeypatch, capsys, *words)
+    assert code is None and "fresh=true trains them anew" in said
+    assert said.count("0.5000         -     2.5  finished before") == 2
+    assert not list(folder.glob("*/checkpoints"))
+
+
+def test_a_sweep_needs_no_values_that_no_option_takes(tmp_path, monkeypatch, capsys):
+    code, said = typed(monkeypatch, capsys, f"outputs={tmp_path}", "-m", "model=unet,unett")
+    assert code == 2 and "did you mean unet" in said
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_launcher_whose_package_is_absent_names_the_extra(monkeypatch):
+    monkeypatch.setitem(
+        sys.modules, "hydra_plugins.hydra_submitit_launcher.submitit_launcher", None
+    )
+    with pytest.raises(UserError, match=r"needs the extra slurm: pip install 'seg\[slurm\]'"):
+        sweep.check_launcher(
+            "hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher"
+        )
+
+
+@pytest.mark.parametrize("name", ["parallel", "slurm"])
+def test_our_launchers_are_the_plugins_with_every_option_of_theirs_right(tmp_path, name):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose(
+            "train", [f"hydra/launcher={name}", "hydra.mode=MULTIRUN"], return_hydra_config=True
+        )
+    node = OmegaConf.to_container(cfg.hydra.launcher)
+    if name == "parallel":
+        from joblib import Parallel
+
+        Parallel(n_jobs=node["n_jobs"])
+        return
+    from hydra_plugins.hydra_submitit_launcher.config import SlurmQueueConf
+
+    known = {field for field in SlurmQueueConf.__dataclass_fields__}
+    assert set(node) <= known and node["_target_"] == SlurmQueueConf._target_
+
+
+def test_jobs_side_by_side_take_a_gpu_each(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    cfg = composed(tmp_path)
+    cfg.hydra.launcher = {"_target_": "hydra_plugins.hydra_joblib_launcher.joblib_launcher.Any"}
+    monkeypatch.setattr(HydraConfig.instance(), "cfg", OmegaConf.create({"hydra": cfg.hydra}))
+    jobs = [OmegaConf.create({"trainer": {"devices": "auto"}}) for _ in range(3)]
+    with sweep.free_gpu(tmp_path, jobs[0]), sweep.free_gpu(tmp_path, jobs[1]):
+        assert [job.trainer.devices for job in jobs[:2]] == [[0], [1]]
+    with sweep.free_gpu(tmp_path, jobs[2]):
+        assert jobs[2].trainer.devices == [0]
+
+
+def start(tmp_path: Path, *words: str, **environment: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-m", "seg.train", "-m", *TINY, *words],
+        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | environment,
+    )  # fmt: skip
+
+
+def records(sweep_folder: Path) -> dict[str, dict]:
+    return {f.parent.name: json.loads(f.read_text()) for f in sweep_folder.glob("*/run.json")}
+
+
+@pytest.mark.slow
+def test_after_a_kill_the_same_command_runs_only_what_is_unfinished(tmp_path):
+    words = ["seed=0,1,2", "trainer.max_epochs=12", "data.train=4"]
+    process = start(tmp_path, *words)
+    latest = tmp_path / "outputs/sweeps/latest"
+    deadline = time.time() + 300
+    while time.time() < deadline:
+        found = records(latest) if latest.exists() else {}
+        if found.get("seed_0", {}).get("status") == "finished" and "seed_1" in found:
+            break
+        time.sleep(0.1)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    before = records(latest)
+    assert before["seed_0"]["status"] == "finished" and before["seed_1"]["status"] == "running"
+    kept = (latest / "seed_0/run.json").stat().st_mtime_ns
+
+    said, _ = start(tmp_path, *words).communicate(timeout=300)
+    assert "3 jobs, 1 finished before" in said and "3 of 3 jobs are finished" in said
+    assert (latest / "seed_0/run.json").stat().st_mtime_ns == kept
+    assert {r["status"] for r in records(latest).values()} == {"finished"}
+    assert len(list((tmp_path / "outputs/sweeps").iterdir())) == 2  # the folder, and latest
+
+
+@pytest.mark.slow
+def test_two_sweeps_started_in_the_same_second_are_whole_each(tmp_path):
+    processes = [start(tmp_path, "seed=0,1") for _ in range(2)]
+    assert ["2 of 2 jobs are finished" in p.communicate(timeout=300)[0] for p in processes] == [
+        True,
+        True,
+    ]
+    folders = [f for f in (tmp_path / "outputs/sweeps").iterdir() if not f.is_symlink()]
+    assert len(folders) == 2
+    for folder in folders:
+        found = records(folder)
+        assert {r["group"] for r in found.values()} == {folder.name} and len(found) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["parallel", "submitit_local"])
+def test_jobs_run_side_by_side_and_a_failed_one_stops_no_other(tmp_path, launcher):
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    process = start(
+        tmp_path, f"hydra/launcher={launcher}", "model=fcn,unet,segnet", "loader.batch_size=1"
+    )
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode == 1, said
+    found = records(tmp_path / "outputs/sweeps/latest")
+    assert {name: r["status"] for name, r in found.items()} == {
+        "fcn": "failed",
+        "unet": "finished",
+        "segnet": "finished",
+    }
+    assert "2 of 3 jobs are finished, 1 failed" in said
+
+
+@pytest.mark.slow
+def test_jobs_that_train_with_two_processes_each_follow_one_another(tmp_path):
+    process = start(
+        tmp_path, "model=fcn,unet,unetpp", "loader.batch_size=2", "trainer=ddp", "trainer.accelerator=cpu",
+        "trainer.devices=2",
+    )  # fmt: skip
+    said, _ = process.communicate(timeout=300)
+    found = records(tmp_path / "outputs/sweeps/latest")
+    assert {name: r["status"] for name, r in found.items()} == {
+        "fcn": "failed",  # one image a process, and FCN's map is a pixel
+        "unet": "finished",
+        "unetpp": "finished",
+    }, said
+    names = (tmp_path / "outputs/sweeps/latest/unet/images.csv").read_text()
+    assert names.count("val,val-00") == 4  # two images, two classes: each once
+
+
+@pytest.mark.slow
+def test_fifty_jobs_in_one_process_take_no_more_memory_than_ten(tmp_path):
+    process = start(tmp_path, "seed=range(0,50)", "trainer=smoke")
+    latest, sizes = tmp_path / "outputs/sweeps/latest", {}
+    while process.poll() is None:
+        time.sleep(0.25)
+        status = Path(f"/proc/{process.pid}/status")
+        ended = len(list(latest.glob("*/predictions"))) if latest.exists() else 0
+        if status.exists() and "VmRSS" in (text := status.read_text()):
+            sizes[ended] = int(text.partition("VmRSS:")[2].split()[0])  # kB
+    assert process.returncode == 0 and max(sizes) >= 45
+    early = max(size for jobs, size in sizes.items() if jobs <= 10)
+    assert all(size < 1.03 * early for size in sizes.values()), sizes
+
+
+@pytest.mark.slow
+def test_runs_of_one_process_are_apart_in_w_and_b(tmp_path):
+    environment = {"WANDB_MODE": "offline"}
+    process = start(tmp_path, "seed=0,1", "logger=wandb", **environment)
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+    kept = sorted((tmp_path / "outputs").rglob("offline-run-*/*.wandb"))
+    assert len(kept) == 2 and kept[0].stem != kept[1].stem
+    seen = []
+    for file in kept:
+        told = subprocess.run(
+            [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(file.parent)],
+            capture_output=True, text=True, check=True,
+        ).stdout  # fmt: skip
+        run = next(r["run"] for r in map(json.loads, told.splitlines()) if "run" in r)
+        seen.append((run["display_name"], run["run_group"]))
+    group = (tmp_path / "outputs/sweeps/latest").resolve().name
+    assert sorted(seen) == [("seed=0", group), ("seed=1", group)]
+    assert all(a != b for a, b in pairwise(seen))
+
+
+def test_a_job_is_told_from_a_run_by_hydra_s_mode(tmp_path, monkeypatch):
+    cfg = composed(tmp_path)
+    monkeypatch.setattr(HydraConfig.instance(), "cfg", OmegaConf.create({"hydra": cfg.hydra}))
+    assert cfg.hydra.mode == RunMode.MULTIRUN and sweep.in_sweep()
+    monkeypatch.setattr(HydraConfig.instance(), "cfg", None)
+    assert not sweep.in_sweep()
