@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
 LAYOUT = tuple(  # options that say how data lies on disk; a run's name leaves them out
@@ -29,6 +30,8 @@ class Asked:
         job: its number there.
         folder: the run's, where it is not to be made of time and name below ``outputs``.
         checkpoint: of the folder, from which the run goes on.
+        silent: whether what it says goes to its log.txt alone, as one of many does.
+        devices: indices of those that it has to itself, beside other runs; None: as its config says.
     """
 
     name: str
@@ -38,11 +41,20 @@ class Asked:
     job: int | None = None
     folder: Path | None = None
     checkpoint: Path | None = None
+    silent: bool = False
+    devices: list[int] | None = None
 
     @property
     def facts(self) -> dict[str, Any]:
         """For run.json."""
-        return {k: v for k, v in asdict(self).items() if k not in ("folder", "checkpoint")}
+        return {
+            k: v for k, v in asdict(self).items() if k not in ("folder", "checkpoint", "devices")
+        }
+
+
+def sweeping() -> bool:
+    """Whether this is a job of a sweep."""
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
 def typed(cfg: DictConfig) -> Asked:

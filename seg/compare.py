@@ -15,8 +15,6 @@ from typing import Any
 
 import pandas as pd
 from hydra._internal.utils import get_args_parser
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
@@ -64,8 +62,6 @@ def compare(cfg: DictConfig) -> Ranking:
 
 def check(cfg: DictConfig) -> None:
     """Raises UserError for what can be known before a run is read."""
-    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
-        raise UserError("-m: a comparison is one; leave it out")
     if not 0 < cfg.level < 1:
         raise UserError(f"level={cfg.level}: a number above 0 and below 1 is needed, 0.95")
     for name, least in (("resamples", 1), ("images", 0), ("megabytes", 0)):
@@ -278,9 +274,11 @@ def run(cfg: DictConfig) -> None:
 
 def main() -> None:
     try:
-        typed = get_args_parser().parse_args().overrides
-        flags = [word for word in sys.argv[1:] if word not in typed]
-        sys.argv[1:] = [*flags, *as_options(typed)]
+        arguments = get_args_parser().parse_args()
+        if arguments.multirun:
+            raise UserError("-m: a comparison is one; leave it out")
+        flags = [word for word in sys.argv[1:] if word not in arguments.overrides]
+        sys.argv[1:] = [*flags, *as_options(arguments.overrides)]
     except UserError as error:
         fail(error)
     run()

@@ -38,12 +38,15 @@ def verdicts(ranking: Ranking) -> list[str]:
     """Sentences on the groups against the baseline, those that are really better first."""
     better = "Really better:"
     worse = "Really worse:" if ranking.baseline else "It is really better than"
+    half = {kind: f"Told apart by {kind} only:" for kind in ("images", "seeds")}
     alike, unknown, apart = (
         "No real difference to",
         "Too little to tell of",
         "Not on the same images:",
     )
-    kinds: dict[str, list[str]] = {kind: [] for kind in (better, worse, alike, unknown, apart)}
+    kinds: dict[str, list[str]] = {
+        kind: [] for kind in (better, worse, *half.values(), alike, unknown, apart)
+    }
     for place, r in enumerate(ranking.groups):
         if (c := r.comparison) is None:
             continue
@@ -52,6 +55,8 @@ def verdicts(ranking: Ranking) -> list[str]:
             kind = apart
         elif c.real:
             kind = better if place < ranking.baseline else worse
+        elif c.survived:
+            kind = half[c.survived[0]]
         else:
             kind = alike if c.asked else unknown
         kinds[kind].append(r.group.label + alone)

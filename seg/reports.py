@@ -40,7 +40,7 @@ class Lines(L.Callback):
     """One line for each validation, and images a second into the log.
 
     Attributes:
-        seconds: spent on fitting until the last validation, those before a run was taken up included.
+        seconds: spent on fitting until the last epoch's end, those before a run was taken up included.
     """
 
     seconds = 0.0
@@ -66,6 +66,7 @@ class Lines(L.Callback):
         self.images += len(batch["image"])
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.seconds = self.before + time.perf_counter() - self.started
         seconds = time.perf_counter() - self.started - self.paused
         rate = self.images * trainer.world_size / max(seconds, 1e-9)
         pl_module.log("images_per_second", rate)

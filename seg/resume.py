@@ -11,10 +11,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from seg import past, runs
 from seg.asked import Asked
-from seg.cli import UserError
+from seg.cli import UserError, checked, plain
 from seg.runs import RunError
 
 TOLD_ANEW = ("status", "error")  # of a run's record, when it goes on
+ANEW = ("versions", "git", "source", "hardware", "environment")  # noted again, where they differ
 LOGGERS = ("seg.tracking",)
 
 
@@ -48,7 +49,7 @@ def as_asked(folder: Path, record: dict[str, Any]) -> Asked:
     if not checkpoint.is_file():
         raise RunError(f"resume={folder}: no checkpoints/last.ckpt yet; begin the run anew")
     return Asked(
-        record["name"], record.get("overrides", []), record.get("choices", {}), record.get("group"),
+        record.get("name", folder.name), record.get("overrides", []), record.get("choices", {}), record.get("group"),
         record.get("job"), folder.resolve(), checkpoint.resolve(),
     )  # fmt: skip
 
@@ -63,13 +64,24 @@ def saved_config(folder: Path) -> DictConfig:
     config = past.read_config(file)
     loggers = yaml.safe_load(file.read_text("utf-8")).get("logger", {})
     runs.check_targets(loggers, file, LOGGERS)
-    return OmegaConf.create(config | {"logger": loggers, "resume": None})
+    later = plain(checked("train", []))  # of an older run's options those that it hadn't
+    return OmegaConf.create(later | config | {"logger": loggers, "resume": None})
 
 
 def continued(folder: Path, now: dict[str, Any]) -> dict[str, Any]:
-    """The record of a run that goes on: as it began, and where it was taken up."""
+    """The record of a run that goes on: as it began, and where it was taken up.
+
+    Raises:
+        RunError: when its images, or their division, aren't those that it began with.
+    """
     old = runs.read_json(folder / "run.json")
-    fresh = {k: now[k] for k in ("versions", "git", "hardware") if now.get(k) != old.get(k)}
+    for name, what in (("split_hash", "splits"), ("data", "images or masks")):
+        if name in old and old[name] != now[name]:
+            raise RunError(
+                f"{folder}: the {what} of its data have changed since it was begun, and validation images might "
+                f"have become training ones; give init={folder} to begin another run with its weights"
+            )
+    fresh = {name: now[name] for name in ANEW if now.get(name) != old.get(name)}
     command = [Path(sys.executable).name, *sys.orig_argv[1:]]
     entry = {"command": command, "started": time.strftime("%Y-%m-%dT%H:%M:%S%z")} | fresh
     kept = {name: value for name, value in old.items() if name not in TOLD_ANEW}

@@ -51,6 +51,10 @@ class RunError(ValueError):
     """A run or checkpoint that isn't there, or isn't ours."""
 
 
+class Busy(RunError):
+    """Another process is at work in a folder."""
+
+
 def as_folder(name: str) -> str:
     """A name of a folder that needs no quotes on a command line."""
     return re.sub(r"[^A-Za-z0-9._-]+", "_", name)[:100]
@@ -70,35 +74,20 @@ def create_folder(outputs: Path, name: str) -> Path:
     raise RunError(f"{outputs}: a thousand runs of this second are there already")
 
 
-def share_folder(outputs: Path, name: str, exact: Path | None = None) -> Path:
-    """The run's folder: made by the first process, and found by those that Lightning starts after it.
-
-    Args:
-        outputs: receives it, named by time and ``name``.
-        name: of the run.
-        exact: the folder itself, where it is known already: of a job of a sweep.
-    """
-    if not first_process():
-        return Path(os.environ["SEG_RUN_FOLDER"])
-    if exact is None:
-        exact = create_folder(outputs, name)
-    for part in ("checkpoints", "panels"):
-        (exact / part).mkdir(parents=True, exist_ok=True)
-    os.environ["SEG_RUN_FOLDER"] = str(exact.resolve())
-    return exact
-
-
 def relative(path: Path) -> Path:
     """As seen from here, if it lies below."""
     here = Path.cwd()
     return path.resolve().relative_to(here) if path.resolve().is_relative_to(here) else path
 
 
-def clear(folder: Path) -> None:
-    """Empties a folder that this process holds, but for its lock."""
-    for entry in folder.iterdir():
+@rank_zero_only
+def lay_out(folder: Path, anew: bool) -> None:
+    """Makes the folders in a run's; anew: what is there goes, but for the lock that this process holds."""
+    for entry in folder.iterdir() if anew else ():
         if entry.name != ".lock":
             shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+    for part in ("checkpoints", "panels"):
+        (folder / part).mkdir(exist_ok=True)
 
 
 @rank_zero_only
@@ -118,7 +107,7 @@ def point_latest(folder: Path) -> None:
 def alone(folder: Path, who: str, inside: str = "") -> Generator[Path]:
     """A folder, made if absent, for this process only; the lock falls when the process ends.
 
-    A process that has it may take it again. Those that train together have it by the first of them.
+    Those that train one run together have it by the first of them.
 
     Args:
         folder: that is worked on.
@@ -126,10 +115,11 @@ def alone(folder: Path, who: str, inside: str = "") -> Generator[Path]:
         inside: folder in it that holds the lock, made too, which is given.
 
     Raises:
-        RunError: when another process is at work there, or the folder can't be written.
+        Busy: when another process is at work there.
+        RunError: when the folder can't be written.
     """
     place = folder / inside
-    lock = FileLock(place / ".lock", is_singleton=True)
+    lock = FileLock(place / ".lock")
     if not first_process():
         yield place
         return
@@ -137,7 +127,7 @@ def alone(folder: Path, who: str, inside: str = "") -> Generator[Path]:
         place.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except Timeout as error:
-        raise RunError(
+        raise Busy(
             f"{folder}: another {who} is at work there; wait for it, or give another folder"
         ) from error
     except OSError as error:

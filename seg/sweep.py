@@ -28,23 +28,22 @@ from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
-from hydra.types import HydraContext, RunMode, TaskFunction
+from hydra.types import HydraContext, TaskFunction
 from lightning.fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from seg import runs
+from seg import provenance, runs
 from seg.asked import Asked, named
 from seg.cli import UserError, one_line
+from seg.console import console, first_process
+from seg.options import CONF
+from seg.provenance import PACKAGE
+from seg.resume import saved_config
 from seg.watch import Watch
 
 RECORD = "sweep.json"
 LAUNCHERS = {"joblib": "parallel", "submitit": "slurm"}  # package's word -> its extra
-
-
-def in_sweep() -> bool:
-    """Whether this is a job of a sweep."""
-    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
 class Sweep(Sweeper):
@@ -83,6 +82,12 @@ class Sweep(Sweeper):
             SystemExit: 1, when a job failed.
         """
         assert self.config is not None
+        if runs.read_json(self.folder / RECORD).get("source") != provenance.source_hash(
+            PACKAGE, CONF
+        ):
+            console.print(
+                "the code or its config files changed since this sweep was begun; fresh=true begins anew"
+            )
         with self.held, Watch(self.folder, self.jobs) as watch:
             left = [n for n in range(len(self.jobs)) if n not in watch.finished]
             left = [n for n in left if self.composes(n)]
@@ -99,7 +104,8 @@ class Sweep(Sweeper):
         assert self.launcher is not None
         place = f"hydra.sweep.dir='{self.folder}'"
         words = [[*self.jobs[n]["overrides"], place] for n in numbers]
-        self.launcher.launch(words, initial_job_idx=numbers[0])
+        for result in self.launcher.launch(words, initial_job_idx=numbers[0]):
+            _ = result.return_value  # raises what a job raised beside its own failure
 
     def composes(self, number: int) -> bool:
         """Whether a job's words make a config; if not, the job has failed."""
@@ -122,6 +128,10 @@ def planned(config: DictConfig, params: dict[str, str]) -> list[dict[str, Any]]:
     words = [f"{key}={value}" for key, value in (params or {}).items()]
     words += [w for w in config.hydra.overrides.task if not w.lstrip("+").startswith("fresh=")]
     overrides = OverridesParser.create().parse_overrides(words)
+    if any(override.key_or_group == "resume" for override in overrides):
+        raise UserError(
+            "resume: a sweep goes on by its own command; resume takes one run, without -m"
+        )
     for override in overrides:
         if override.is_sweep_override() and not override.is_discrete_sweep():
             raise UserError(
@@ -151,14 +161,19 @@ def taken(config: DictConfig, jobs: list[dict[str, Any]]) -> Generator[Path]:
         for folder in () if config.fresh else begun(parent, jobs):
             try:
                 held.enter_context(runs.alone(folder, "sweep"))
-            except runs.RunError:  # another process works there
+            except runs.Busy:
                 continue
             yield folder
             return
         folder = runs.create_folder(parent, config.name or "sweep")
         held.enter_context(runs.alone(folder, "sweep"))
         command = [Path(sys.executable).name, *sys.orig_argv[1:]]
-        runs.write_json(folder / RECORD, {"command": command, "jobs": jobs})
+        content = {
+            "command": command,
+            "source": provenance.source_hash(PACKAGE, CONF),
+            "jobs": jobs,
+        }
+        runs.write_json(folder / RECORD, content)
         runs.point_latest(folder)
         yield folder
 
@@ -197,17 +212,19 @@ def job(cfg: DictConfig, train: Callable[..., dict[str, float]]) -> dict[str, fl
     sweep = Path(hydra.sweep.dir)
     words = list(hydra.overrides.task)
     jobs = runs.read_json(sweep / RECORD)["jobs"]
-    number = next(n for n, one in enumerate(jobs) if set(one["overrides"]) == set(words))
+    number = [set(one["overrides"]) for one in jobs].index(set(words))
     choices = {k: v for k, v in hydra.runtime.choices.items() if "/" not in k and v}
     folder = sweep / jobs[number]["folder"]
     name = jobs[number]["name"]
     try:
-        with runs.alone(folder, "job"), own_surroundings(words), free_gpu(sweep, cfg):
-            last = stopped_at(folder)
-            if last is None:
-                runs.clear(folder)
-            asked = Asked(name, words, choices, sweep.name, number, folder, last)
+        with own_surroundings(words), free_gpu(sweep, cfg) as devices:
+            last = stopped_at(folder) if first_process() else None  # the others are told
+            if last is not None:
+                cfg = saved_config(folder)  # as it was begun
+            asked = Asked(name, words, choices, sweep.name, number, folder, last, True, devices)
             return train(cfg, asked=asked)
+    except runs.Busy:  # a process that outlived its sweep
+        return None
     except Exception as error:
         note_failure(folder, error)
         return None
@@ -270,12 +287,12 @@ def leave_group() -> None:
 
 
 @contextmanager
-def free_gpu(sweep: Path, cfg: DictConfig) -> Generator[None]:
-    """Of several GPUs one that no other job of the sweep has, where jobs run side by side."""
+def free_gpu(sweep: Path, cfg: DictConfig) -> Generator[list[int] | None]:
+    """Of several GPUs one that no other job of the sweep has, where jobs run side by side; else None."""
     count = torch.cuda.device_count()
     launcher = HydraConfig.get().launcher._target_
     if "joblib" not in launcher or count < 2 or cfg.trainer.devices not in ("auto", 1):
-        yield
+        yield None
         return
     while True:
         for gpu in range(count):
@@ -285,8 +302,7 @@ def free_gpu(sweep: Path, cfg: DictConfig) -> Generator[None]:
             except Timeout:
                 continue
             try:
-                cfg.trainer.devices = [gpu]
-                yield
+                yield [gpu]
             finally:
                 lock.release()
             return

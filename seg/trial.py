@@ -14,12 +14,13 @@ from seg.asked import Asked
 from seg.cli import composed, one_line, parse
 from seg.costs import median_seconds
 from seg.data.module import DataModule
+from seg.fit import Pruned
 from seg.options import is_hydras
 from seg.search_space import Axis, short_names
 from seg.study import MEASURED
 from seg.sweep import note_failure, own_surroundings
 from seg.tiles import full_logits
-from seg.train import Pruned, train
+from seg.train import train
 
 
 class Scores(L.Callback):
@@ -97,7 +98,7 @@ class Attempt:
             cfg.trainer.devices = 1
         own = [o.input_line or "" for o in parse(words) if not is_hydras(o)]
         chosen = {group: choice for group, choice in choices.items() if "/" not in group and choice}
-        asked = Asked(name, own, chosen, self.study, trial.number, folder)
+        asked = Asked(name, own, chosen, self.study, trial.number, folder, silent=True)
         prunes = len(self.objectives) == 1 and self.objectives[0] not in MEASURED
         scores = train(cfg, [Scores(trial, self.objectives[0])] if prunes else [], asked)
         accelerator = hardware.pick_accelerator(cfg.trainer.accelerator)

@@ -128,6 +128,12 @@ class Watch:
     def conclude(self) -> None:
         """How many ended how, and what a user wants next."""
         place = runs.relative(self.folder)
+        ended = {*self.finished, *self.failed}
+        for number in set(range(len(self.names))) - ended:
+            console.print(
+                f"{self.names[number]} isn't finished: another process trains it, or it was stopped",
+                markup=False,
+            )
         done = f"{len(self.finished)} of {len(self.names)} jobs are finished"
         failed = (
             f", {len(self.failed)} failed; the same command tries them again" if self.failed else ""

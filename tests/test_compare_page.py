@@ -16,7 +16,8 @@ from seg.page import embedded
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)  # fmt: skip
 EVIL = "<img src=x onerror=document.title='owned'>"
 ENDS = "</script><script>document.title='owned'</script>"
-CLASSES = (EVIL, ENDS)
+BOLD = "<b>bold</b>"
+CLASSES = (EVIL, BOLD + ENDS)
 
 
 def hostile_runs(root: Path) -> Path:
@@ -102,7 +103,7 @@ class Opened:
     def see(self, plot: str) -> None:
         """Scrolls to a plot and waits until it is drawn."""
         self.page.locator(f"#plot-{plot}").scroll_into_view_if_needed()
-        self.page.wait_for_selector(f"#plot-{plot} .main-svg", state="attached")
+        self.page.wait_for_selector(f"#plot-{plot}[aria-busy=false]", state="attached")
 
     def traces(self, plot: str) -> list[dict]:
         self.see(plot)
@@ -126,6 +127,7 @@ def opened(shared):
     page.fill("#filter", "")
     page.click("[data-choose=all]")
     page.evaluate("scrollTo(0, 0)")
+    page.uncheck("#every-key")
     return shared
 
 
@@ -138,7 +140,25 @@ def test_every_plot_is_drawn_with_no_complaint_no_request_and_no_injection(opene
     assert opened.said == []
     assert opened.page.title() == "Dice of 7 runs"
     assert EVIL in opened.page.locator("#ranking").inner_text()
+    assert opened.page.locator("#plot-classes").get_by_text(BOLD).count() > 0
     assert opened.page.locator("#plot-classes").get_by_text("<img src=x").count() > 0  # as text
+
+
+def test_the_pages_policy_stops_a_foreign_script_and_every_request(browser, html):
+    other = Opened(browser, html)
+    stopped = other.page.evaluate("""async () => {
+        const stopped = [];
+        document.addEventListener("securitypolicyviolation", (e) => stopped.push(e.effectiveDirective));
+        const script = document.createElement("script");
+        script.textContent = "window.ran = true";
+        document.body.append(script);
+        new Image().src = "http://127.0.0.1:9/x.png";
+        await fetch("http://127.0.0.1:9/").catch(() => null);
+        await new Promise((done) => setTimeout(done, 100));
+        return [window.ran ?? "never", ...stopped.sort()];
+    }""")
+    assert stopped == ["never", "connect-src", "img-src", "script-src-elem"]
+    other.page.close()
 
 
 def test_a_plot_waits_until_it_is_near(browser, html):
@@ -214,7 +234,6 @@ def test_the_scatter_has_each_images_dice_of_both_runs(opened):
     assert not [row for row in diff if row[0] == "optim.lr"]
     page.check("#every-key")
     assert page.locator("#diff tbody tr", has_text="optim.lr").count() == 1
-    page.uncheck("#every-key")
 
 
 def test_the_front_of_score_against_cost(opened):

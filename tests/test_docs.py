@@ -8,11 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from made_runs import make_run, spread
 from PIL import Image
 from test_coco import coco_root
 
 from seg.check import check
 from seg.cli import CONF, check_line, checked
+from seg.compare import as_options, compare
 from seg.crossval import crossval
 from seg.evaluate import evaluate
 from seg.export import export
@@ -20,14 +22,17 @@ from seg.models.__main__ import show
 from seg.predict import predict
 from seg.prune import prune
 from seg.rerun import rerun
+from seg.search_plan import gathered
 from seg.show import show as picture
+from seg.sync import sync
 from seg.train import train
+from seg.tune import tune
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "README.zh-CN.md", *sorted((ROOT / "docs").glob("*.md"))]
 COMMAND = re.compile(r"python -m seg\.(\w+)((?: [^\n`|#]+)?)")
 RUN = {"train": train, "evaluate": evaluate, "predict": predict, "prune": prune, "export": export,
-       "rerun": rerun}  # fmt: skip
+       "rerun": rerun, "sync": sync}  # fmt: skip
 SMALL = ["trainer=smoke", "logger=none", "model.width=2", "loader.crop=32", "panels=1"]
 
 
@@ -48,6 +53,8 @@ EVERY = sorted({(name, tuple(words)) for page in PAGES for name, words in comman
     ("name", "words"), EVERY, ids=lambda v: v if isinstance(v, str) else " ".join(v)
 )
 def test_a_documented_command_is_understood(name, words):
+    words = as_options(list(words)) if name == "compare" else words
+    words = gathered(words) if name == "tune" else words
     check_line(
         name, [w for w in words if w != "-m" and not w.startswith("--")], multirun="-m" in words
     )
@@ -63,6 +70,24 @@ def test_a_documented_command_runs(
     if any(w.startswith("--") for w in words):
         pytest.skip("informs, runs nothing")
     monkeypatch.chdir(tmp_path)
+    if name == "compare":
+        for i, place in enumerate(("sweeps/SWEEP/a", "sweeps/SWEEP/b", "RUN_A", "RUN_B")):
+            images = {split: spread([10 + i, 20]) for split in ("val", "test")}
+            make_run(Path("outputs", place), images, choices={"model": ("unet", "unetpp")[i % 2]})
+        assert len(compare(checked("compare", as_options(list(words)))).groups) == 2
+        return
+    if name == "tune":
+        given = {w.split("=")[0] for w in words}
+        own = [w for w in words if not w.startswith(("trials=", "trainer"))]
+        made = ["data.size=64", "data.train=2", "data.val=1", "data.test=1", "trials=1"]
+        made += [
+            w
+            for w in SMALL
+            if w.split("=")[0] not in given - {"trainer", "logger", "panels", "loader.crop"}
+        ]
+        assert len(tune([*own, *made]).trials) == 1
+        return
+    words = [w for w in words if not w.startswith("logger")]  # they'd write into the user's places
     line = [w.split(",")[0] if "," in w and "[" not in w else w for w in words if w != "-m"]
     if name == "models":
         show(checked("models", line))

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 from scipy import stats
@@ -119,8 +120,13 @@ def test_what_changed_is_named(copy, first, tmp_path, capsys):
         versions__old_library="7",
         environment__OMP_NUM_THREADS="64",
     )
+    edit(copy / "run.json", hardware__threads=2)
+    beside = Path(shutil.copytree(copy, copy.parent / "beside"))
+    edit(beside / "config.yaml", seed=9)
+    edit(beside / "run.json", seed=9)
     found, folder = again(copy, tmp_path, f"data.root={data}")
-    assert found["verdict"] == "different"
+    assert found["verdict"] == "different" and found["seeds"] == {"then": [3, 9], "now": [4]}
+    assert torch.get_num_threads() == 1  # as before; the run took two, as it had
     changes = whats(found)
     assert changes["seed"] == (3, 4) and changes["config.yaml: seed"] == (3, 4)
     assert changes["versions.torch"][0] == "1.0" and changes["versions.old_library"] == ("7", None)
@@ -207,7 +213,6 @@ def test_runs_beside_it_tell_the_noise_if_only_the_seed_is_another(first, copy):
         panels=9,
         loader__workers=2,
     )
-    edit(beside("j", 15, 0.4) / "config.yaml", trainer__devices=[3])  # as of one GPU of several
     edit(beside("c", 9, 0.1) / "config.yaml", optim__lr=0.5)
     edit(beside("d", 10, 0.1) / "run.json", split_hash="0")
     edit(beside("e", 11, 0.1) / "run.json", status="running")
@@ -218,11 +223,12 @@ def test_runs_beside_it_tell_the_noise_if_only_the_seed_is_another(first, copy):
     (copy.parent / "latest").symlink_to("c")
     (copy.parent / "empty").mkdir()
     found = siblings(finished_run(str(copy)))
-    assert {seed: metrics["best/val/dice"] for seed, metrics in found.items()} == {
-        7: 0.6,
-        8: 0.5,
-        15: 0.4,
-    }
+    assert {seed: metrics["best/val/dice"] for seed, metrics in found.items()} == {7: 0.6, 8: 0.5}
+
+
+def test_jobs_on_different_gpus_are_alike_if_they_are_as_many():
+    on = [past.learnt_from({"trainer": {"devices": devices}}) for devices in ([0], [3], [0, 1], 2)]
+    assert on[0] == on[1] != on[2] == on[3]
 
 
 def test_options_that_came_later_take_the_constructor_s_default_and_are_told(copy):

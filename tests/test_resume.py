@@ -167,20 +167,22 @@ def command(*words: str, cwd: Path) -> subprocess.Popen:
 )
 def test_a_run_ended_by_a_signal_goes_on(tmp_path, number, code):
     words = [*TINY, *DROPOUT, "loader.repeats=16", "trainer.max_epochs=4"]
-    assert command(*words, "outputs=whole", cwd=tmp_path).wait() == 0
+    whole = command(*words, "outputs=whole", cwd=tmp_path)
+    said, _ = whole.communicate(timeout=300)
+    assert whole.returncode == 0, said
     process = command(*words, cwd=tmp_path)
     metrics = tmp_path / "outputs/latest/metrics.csv"
     while not (metrics.exists() and any(r.get("epoch") == "2" for r in read_metrics(metrics))):
         time.sleep(0.02)
     process.send_signal(number)
-    said, _ = process.communicate(timeout=120)
+    said, _ = process.communicate(timeout=300)
     assert process.returncode == code, said
     folder = (tmp_path / "outputs/latest").resolve()
     if number != signal.SIGKILL:
         assert json.loads((folder / "run.json").read_text())["status"] == "interrupted"
         assert state(folder)["global_step"] % 16  # inside an epoch
     again = command("resume=outputs/latest", cwd=tmp_path)
-    said, _ = again.communicate(timeout=120)
+    said, _ = again.communicate(timeout=300)
     assert again.returncode == 0, said
     assert same(folder, (tmp_path / "whole/latest").resolve())
 

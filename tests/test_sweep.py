@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf, flag_override
 
 import seg.train
 from seg import runs, sweep
+from seg.asked import sweeping
 from seg.cli import CONF, UserError
 from seg.console import console
 
@@ -188,11 +189,14 @@ def test_jobs_side_by_side_take_a_gpu_each(tmp_path, monkeypatch):
     cfg = composed(tmp_path)
     cfg.hydra.launcher = {"_target_": "hydra_plugins.hydra_joblib_launcher.joblib_launcher.Any"}
     monkeypatch.setattr(HydraConfig.instance(), "cfg", OmegaConf.create({"hydra": cfg.hydra}))
-    jobs = [OmegaConf.create({"trainer": {"devices": "auto"}}) for _ in range(3)]
-    with sweep.free_gpu(tmp_path, jobs[0]), sweep.free_gpu(tmp_path, jobs[1]):
-        assert [job.trainer.devices for job in jobs[:2]] == [[0], [1]]
-    with sweep.free_gpu(tmp_path, jobs[2]):
-        assert jobs[2].trainer.devices == [0]
+    job = OmegaConf.create({"trainer": {"devices": "auto"}})
+    with sweep.free_gpu(tmp_path, job) as one, sweep.free_gpu(tmp_path, job) as two:
+        assert (one, two) == ([0], [1])
+    with sweep.free_gpu(tmp_path, job) as three:
+        assert three == [0]
+    both = OmegaConf.create({"trainer": {"devices": 2}})
+    with sweep.free_gpu(tmp_path, both) as own:
+        assert own is None
 
 
 def start(tmp_path: Path, *words: str, **environment: str) -> subprocess.Popen:
@@ -319,6 +323,6 @@ def test_runs_of_one_process_are_apart_in_w_and_b(tmp_path):
 def test_a_job_is_told_from_a_run_by_hydra_s_mode(tmp_path, monkeypatch):
     cfg = composed(tmp_path)
     monkeypatch.setattr(HydraConfig.instance(), "cfg", OmegaConf.create({"hydra": cfg.hydra}))
-    assert cfg.hydra.mode == RunMode.MULTIRUN and sweep.in_sweep()
+    assert cfg.hydra.mode == RunMode.MULTIRUN and sweeping()
     monkeypatch.setattr(HydraConfig.instance(), "cfg", None)
-    assert not sweep.in_sweep()
+    assert not sweeping()

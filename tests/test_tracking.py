@@ -1,10 +1,12 @@
 """metrics.csv, what keeps a logger from harming its run, and the words that choose loggers."""
 
 import inspect
+import re
 import signal
 import subprocess
 import sys
 from importlib.util import find_spec
+from pathlib import Path
 from unittest.mock import create_autospec
 
 import hydra
@@ -142,6 +144,8 @@ def test_an_interrupt_passes_through_a_logger(noted):
 def test_a_second_interrupt_is_heard_while_loggers_finish(noted):
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as Lightning leaves it
     try:
+        finish([noted[1]], "finished", {})
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN  # as a background job wants it
         finish([noted[1]], "interrupted", {})
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     finally:
@@ -315,3 +319,19 @@ def test_mlflow_gets_run_settings_numbers_and_pictures_by_lightnings_logger(tmp_
     logger.log_hyperparams.reset_mock()
     again.start("abc")
     assert made.call_args.kwargs["run_id"] == "abc" and not logger.log_hyperparams.called
+
+
+def test_a_tracker_of_ones_own_is_written_and_named_as_the_docs_have_it(tmp_path, monkeypatch):
+    page = (Path(__file__).parent.parent / "docs" / "tracking.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.S)
+    (text,) = re.findall(r"```yaml\n# mine/logger/lines.yaml\n(.*?)```", page, re.S)
+    (tmp_path / "my_package.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "mine" / "logger").mkdir(parents=True)
+    (tmp_path / "mine" / "logger" / "lines.yaml").write_text(text)
+    words = [*searching(str(tmp_path / "mine")), "logger=[lines,csv]", "logger.lines.file=n.txt"]
+    (logger,) = start(checked("train", words).logger, followed(tmp_path))
+    logger.log_metrics({"val/dice": 0.5}, 3)
+    logger.finish("finished", {"best/val/dice": 0.5})
+    said = (tmp_path / "n.txt").read_text()
+    assert said == "3 {'val/dice': 0.5}\n3 {'best/val/dice': 0.5}\n"

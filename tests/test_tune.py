@@ -818,19 +818,23 @@ def test_two_processes_share_a_study_and_one_killed_holds_nothing_up(tmp_path):
 
 @pytest.mark.slow
 def test_ctrl_c_leaves_with_130_and_no_running_trial(tmp_path):
-    process = start("trials=50", folder=tmp_path)
-    assert process.stdout is not None
-    file = tmp_path / "outputs/searches/unet-lr/trials.csv"
-    for _ in range(600):
-        if file.is_file():
-            break
-        time.sleep(0.1)
-    time.sleep(0.5)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    process = start("trials=2", "trainer.max_epochs=300", folder=tmp_path)
+    folder = tmp_path / "outputs/searches/unet-lr"
+    try:
+        for _ in range(600):
+            if list(folder.glob("000-*/metrics.csv")):
+                break
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=100)
+    finally:
+        process.kill()
     assert process.returncode == 130 and err == "interrupted\n", (out, err)
-    study = optuna.load_study(study_name="unet-lr", storage=f"sqlite:///{file.parent}/study.db")
-    assert S.RUNNING not in [t.state for t in study.trials]
+    study = optuna.load_study(study_name="unet-lr", storage=f"sqlite:///{folder}/study.db")
+    assert [t.state for t in study.trials] == [S.FAIL, S.WAITING]
+    assert not counts(study.trials[0]) and study.trials[0].user_attrs["interrupted"]
+    record = runs.read_json(folder / study.trials[0].user_attrs["folder"] / "run.json")
+    assert record["status"] == "interrupted"
 
 
 @pytest.mark.slow

@@ -104,9 +104,14 @@ function plot(id, draw, ...controls) {
   watcher.observe(element);
   for (const control of controls)
     control.addEventListener("change", () => {
-      plots.get(element).stale = true;
+      outdate(element);
       drawStale();
     });
+}
+
+function outdate(element) {
+  plots.get(element).stale = true;
+  element.setAttribute("aria-busy", "true"); // until it is drawn again
 }
 
 const watcher = new IntersectionObserver((entries) => {
@@ -117,7 +122,7 @@ const watcher = new IntersectionObserver((entries) => {
 let waiting = false;
 
 function redraw() {
-  for (const one of plots.values()) one.stale = true;
+  for (const element of plots.keys()) outdate(element);
   if (waiting) return;
   waiting = true;
   requestAnimationFrame(() => {
@@ -135,6 +140,7 @@ function drawStale(all = false) {
       responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"],
       toImageButtonOptions: { format: "svg" },
     });
+    element.setAttribute("aria-busy", "false");
   }
 }
 

@@ -115,10 +115,8 @@ def finish(loggers: Sequence[Logger], status: str, summary: Mapping[str, float])
         status: finished, pruned, failed or interrupted.
         summary: scores of the best checkpoint, minutes and the like; empty when it didn't come to that.
     """
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(
-            signal.SIGINT, signal.default_int_handler
-        )  # Lightning turns it off as it stops
+    if status == "interrupted" and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # Lightning left it ignored
     for logger in loggers:
         if isinstance(logger, Guarded):
             logger.finish(status, summary)

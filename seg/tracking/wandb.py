@@ -3,14 +3,17 @@
 import contextlib
 import logging
 import os
+import shlex
 import threading
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
 import requests
 
 from seg.logits import IGNORE
+from seg.runs import relative
 from seg.tracking.metrics_csv import read_metrics
 from seg.tracking.tracker import Picture, TrackedRun, Tracker, best
 
@@ -20,10 +23,10 @@ SENDER = "python -m seg.sync send=true"
 
 
 class Wandb(Tracker):
-    """A W&B run: online if a key and the server are there within ``timeout`` seconds, else offline.
+    """A W&B run: online if a key and the server are there in time, else offline.
 
-    Never asks at the terminal and never waits longer; what it decided is said in one line. W&B keeps the
-    best of each validation metric as its summary, ``val/dice.max`` or ``val/loss.min``.
+    Never asks at the terminal; what it decided is said in one line. W&B keeps the best of each validation
+    metric as its summary, ``val/dice.max`` or ``val/loss.min``.
 
     Args:
         run: to follow.
@@ -32,7 +35,8 @@ class Wandb(Tracker):
         group: runs shown together; None: the sweep's.
         tags: words to filter by, beside data, model and loss.
         offline: never try the network.
-        timeout: s to wait for the server.
+        timeout: s to wait for the server, and as much for the run to be opened there.
+        finish_timeout: s to wait at the end until all is sent.
     """
 
     def __init__(
@@ -44,10 +48,12 @@ class Wandb(Tracker):
         tags: list[str] | None = None,
         offline: bool = False,
         timeout: float = 3.0,
+        finish_timeout: float = 300.0,
     ) -> None:
-        if timeout <= 0:
-            raise ValueError(f"timeout is {timeout} s; it must be above 0")
+        if min(timeout, finish_timeout) <= 0:
+            raise ValueError(f"timeouts are {timeout} and {finish_timeout} s; they must be above 0")
         self.run, self.offline, self.timeout = run, offline, timeout
+        self.finish_timeout = finish_timeout
         self.place: dict[str, Any] = {
             "project": project,
             "entity": entity,
@@ -79,6 +85,8 @@ class Wandb(Tracker):
             silent=True,
             console="off",
             init_timeout=self.timeout,
+            finish_timeout=self.finish_timeout,
+            finish_timeout_raises=True,
             x_disable_stats=True,
             x_disable_meta=True,
             disable_git=True,
@@ -123,7 +131,11 @@ class Wandb(Tracker):
         if self.resumed:  # W&B counts from the resumption on
             self.session.summary.update(bests(read_metrics(self.run.folder / "metrics.csv")))
         self.session.summary.update({**summary, "status": status})
-        self.session.finish(exit_code=0 if status in ("finished", "pruned") else 1)
+        place = shlex.quote(str(relative(Path(self.session.settings.sync_dir))))
+        try:
+            self.session.finish(exit_code=0 if status in ("finished", "pruned") else 1)
+        except TimeoutError as error:
+            raise TimeoutError(f"not all was sent; send the rest: wandb sync {place}") from error
 
 
 def bests(rows: list[dict[str, str]]) -> dict[str, dict[str, float]]:

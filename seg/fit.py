@@ -1,0 +1,277 @@
+"""One run, from a Trainer to its record: fits, scores the best checkpoint, and writes what came out."""
+
+import logging
+import shlex
+import shutil
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import lightning as L
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from seg import hardware, kept, provenance, reports, runs
+from seg.asked import Asked
+from seg.checkpoints import Checkpoints, Interrupts, MidEpoch
+from seg.cli import build, one_line, plain
+from seg.console import first_process
+from seg.data.faults import KINDS
+from seg.data.module import DataModule
+from seg.data.splits import split_hash
+from seg.models import Peer, UNet
+from seg.resume import continued
+from seg.task import SegmentationTask
+from seg.tracking import MetricsCSV, TrackedRun, finish, start
+
+log = logging.getLogger("seg")
+Part = TypeVar("Part", bound=L.Callback)
+
+
+class Pruned(Exception):
+    """Raised by a callback that ends a run which isn't worth going on with."""
+
+
+def fit(
+    cfg: DictConfig,
+    asked: Asked,
+    task: SegmentationTask,
+    data: DataModule,
+    taken: str | None,
+    callbacks: Sequence[L.Callback],
+) -> dict[str, float]:
+    """The final metrics of a run; run.json tells how it ended.
+
+    Args:
+        cfg: of the run, settled.
+        asked: its name, folder and the like.
+        task: network, loss and metrics.
+        data: of all splits.
+        taken: what its first weights are, in words.
+        callbacks: more of Lightning's.
+    """
+    folder = cast(Path, asked.folder)
+    try:
+        record = begun(cfg, asked, task, data)
+        pictures = reports.Pictures(
+            data.samples("val"), cfg.panels, data.source.colors, folder / "panels", task.val_metrics.threshold
+        )  # fmt: skip
+        trainer = prepared(cfg, asked, [*callbacks, pictures])
+        announce(cfg, asked.name, task, data, taken)
+        runs.write_config(folder / "config.yaml", plain(cfg))
+        provenance.write_beside(folder, data.digests)
+        trainer.loggers = loggers(cfg, asked, task)
+    except BaseException:
+        if asked.checkpoint is None:
+            shutil.rmtree(folder, ignore_errors=True)  # nothing was trained
+        raise
+    try:
+        runs.write_json(folder / "run.json", record | {"status": "running"})
+        if not asked.silent:
+            runs.point_latest(folder)
+        trainer.fit(task, datamodule=data, ckpt_path=asked.checkpoint, weights_only=True)
+        minutes = part(trainer, reports.Lines).seconds / 60
+        scores = score(trainer, task, data)
+        record |= {
+            "threshold": task.val_metrics.threshold,
+            "minutes": minutes,
+            "steps": trainer.global_step,
+        }
+        keep(cfg, folder, task, data, trainer)
+        if trainer.is_global_zero:
+            pictures.threshold = task.val_metrics.threshold
+            pictures.write(task.model)
+    except BaseException as error:
+        how = {"status": ended(error), "error": f"{type(error).__name__}: {one_line(error)}"}
+        runs.write_json(folder / "run.json", record | how)
+        finish(trainer.loggers, how["status"], {})
+        if part(trainer, Interrupts).asked == signal.SIGINT:
+            raise KeyboardInterrupt from error
+        raise
+    runs.write_json(folder / "run.json", record | {"status": "finished", "metrics": scores})
+    facts = {name: record[name] for name in ("minutes", "steps", "parameters")}
+    finish(trainer.loggers, "finished", scores | facts)
+    hardware.part()
+    if trainer.is_global_zero:
+        conclude(folder, scores, data, minutes)
+    return scores
+
+
+def begun(
+    cfg: DictConfig, asked: Asked, task: SegmentationTask, data: DataModule
+) -> dict[str, Any]:
+    """The record of a run as it begins, or goes on."""
+    source = data.source
+    record = provenance.origin() | asked.facts | {
+        "seed": cfg.seed,
+        "classes": list(source.classes),
+        "colors": [list(color) for color in source.colors],
+        "parameters": parameters(task.model),
+        "splits": source.splits,
+        "split_hash": split_hash(source.splits),
+        "data": {"fingerprint": provenance.data_fingerprint(data.digests)},
+    }  # fmt: skip
+    return record if asked.checkpoint is None else continued(cast(Path, asked.folder), record)
+
+
+def prepared(cfg: DictConfig, asked: Asked, more: Sequence[L.Callback]) -> L.Trainer:
+    """The Trainer with its callbacks."""
+    checkpoints = cast(Path, asked.folder) / "checkpoints"
+    bar = reports.on_terminal() and not asked.silent
+    callbacks = [
+        *more,
+        Checkpoints(
+            checkpoints, "best", monitor="val/dice", mode="max", enable_version_counter=False
+        ),
+        Checkpoints(checkpoints, "last", enable_version_counter=False, save_on_exception=True),
+        reports.Lines(),
+        MidEpoch(),
+        Interrupts(),
+        *([reports.progress_bar()] if bar else []),
+    ]
+    devices = {} if asked.devices is None else {"devices": asked.devices}
+    node = cast(DictConfig, OmegaConf.merge(cfg.trainer, devices))
+    return build(node, "trainer", callbacks=callbacks)
+
+
+def loggers(cfg: DictConfig, asked: Asked, task: SegmentationTask) -> list[Any]:
+    """metrics.csv, and what else was chosen; of several processes the first has the others."""
+    folder, until = cast(Path, asked.folder), None
+    if asked.checkpoint is not None:
+        until = runs.read_checkpoint(asked.checkpoint)["global_step"]
+    table = MetricsCSV(folder / "metrics.csv", until)
+    followed = TrackedRun(
+        asked.name, folder, plain(cfg), parameters(task.model), asked.group, asked.job, asked.choices
+    )  # fmt: skip
+    return [table, *(start(cfg.logger, followed) if first_process() else [])]
+
+
+def part(trainer: L.Trainer, kind: type[Part]) -> Part:
+    """The callback of that class."""
+    return next(c for c in cast(Any, trainer).callbacks if isinstance(c, kind))
+
+
+def parameters(model: nn.Module) -> int:
+    """How many numbers a network learns."""
+    return sum(p.numel() for p in model.parameters())
+
+
+def ended(error: BaseException) -> str:
+    """How a run ended that raised this."""
+    if isinstance(error, Pruned):
+        return "pruned"
+    return "failed" if isinstance(error, Exception) else "interrupted"
+
+
+def keep(
+    cfg: DictConfig, folder: Path, task: SegmentationTask, data: DataModule, trainer: L.Trainer
+) -> None:
+    """Writes what seg.compare reads of each image: counts, and pictures of some."""
+    splits = {"val": task.val_metrics.pixels, "test": task.test_metrics.pixels}
+    splits = {split: scores for split, scores in splits.items() if split in data.source.splits}
+    scored = {
+        split: (kept.seen(data.source.splits[split], trainer.world_size), kept.all_counts(scores))
+        for split, scores in splits.items()
+    }
+    if not trainer.is_global_zero:
+        return
+    overlapping = data.source.task == "overlapping"
+    kept.write_counts(folder / "images.csv", scored, data.source.classes, overlapping)
+    samples = {split: data.samples(split) for split in splits}
+    kept.keep_pictures(
+        folder / "predictions", samples, cfg.kept, data.source.colors, task.model, task.val_metrics.threshold
+    )  # fmt: skip
+
+
+def score(trainer: L.Trainer, task: SegmentationTask, data: DataModule) -> dict[str, float]:
+    """Metrics of the best checkpoint on the validation split, and on the test split where there is one.
+
+    A run too short to have validated is scored as it is, and kept as its own best. Where the threshold is
+    to be the best one, validation chooses it, and the best checkpoint remembers.
+    """
+    checkpoints = cast(ModelCheckpoint, trainer.checkpoint_callback)
+    best = Path(checkpoints.best_model_path or Path(str(checkpoints.dirpath)) / "best.ckpt")
+    if checkpoints.best_model_path:
+        task.load_state_dict(runs.read_checkpoint(best)["state_dict"])
+    else:
+        trainer.save_checkpoint(best)
+    validated = trainer.validate(task, datamodule=data, verbose=False)[0]
+    if task.val_metrics.curve is not None:
+        chosen = task.val_metrics.choose_threshold()
+        task.test_metrics.threshold = chosen
+        for checkpoint in (best, best.with_name("last.ckpt")):
+            keep_threshold(checkpoint, chosen)
+        log.info(f"threshold  {chosen:g}, the best Dice on the validation split; kept in the run")
+        validated = trainer.validate(task, datamodule=data, verbose=False)[0]
+    scores = {f"best/{k}": v for k, v in validated.items()}
+    if "test" in data.source.splits:
+        scores |= trainer.test(task, datamodule=data, verbose=False)[0]
+    return scores
+
+
+@rank_zero_only
+def keep_threshold(checkpoint: Path, threshold: float) -> None:
+    """Writes the threshold into a checkpoint, from where evaluate and predict take it; if it is there."""
+    if not checkpoint.is_file():
+        return
+    content = runs.read_checkpoint(checkpoint)
+    content["seg"]["threshold"] = threshold
+    runs.write_checkpoint(checkpoint, content)
+
+
+def announce(
+    cfg: DictConfig, name: str, task: SegmentationTask, data: DataModule, taken: str | None
+) -> None:
+    """What trains on what: the first lines of a run."""
+    splits = ", ".join(f"{len(n)} {s}" for s, n in data.source.splits.items())
+    sizes = sorted({size for split in data.sizes.values() for size in split})
+    span = f"{sizes[0][0]}x{sizes[0][1]}" + (
+        f" to {sizes[-1][0]}x{sizes[-1][1]}" if len(sizes) > 1 else ""
+    )
+    accelerator = hardware.pick_accelerator(cfg.trainer.accelerator)
+    precision, why = hardware.pick_precision(cfg.trainer.precision, accelerator)
+    log.info(f"run        {name}, seed {cfg.seed}")
+    network = task.model.network if isinstance(task.model, Peer) else task.model
+    log.info(
+        f"model      {type(network).__name__}, {parameters(task.model) / 1e6:.2f} M parameters"
+    )
+    if isinstance(task.model, UNet) and task.model.context and data.crop:
+        side = task.model.input_side(data.crop)
+        inner = side - 2 * task.model.context
+        log.info(f"crops      {side}x{side} px go in, the {inner}x{inner} in their middle come out")
+    if data.warnings:
+        kinds = list(dict.fromkeys(KINDS[fault.kind].heading for fault in data.warnings))
+        more = f" and {len(kinds) - 2} other kinds" if kinds[2:] else ""
+        log.info(f"warnings   {'; '.join(kinds[:2])}{more}: python -m seg.check tells more")
+    if data.focus:
+        log.info(f"sampling   {data.sampling}")
+    if taken:
+        log.info(f"init       {taken}")
+    log.info(
+        f"data       {type(data.source).__name__}: {splits}; {span} px, {data.intensity.channels} channel(s); "
+        f"classes {', '.join(data.source.classes)}"
+    )
+    log.info(f"hardware   {accelerator}, precision {precision} ({why})")
+
+
+def conclude(folder: Path, scores: dict[str, float], data: DataModule, minutes: float) -> None:
+    """The closing table and what a user wants next."""
+    shown = shlex.quote(str(runs.relative(folder)))
+    for prefix, title in (("best/val/", "validation, best checkpoint"), ("test/", "test")):
+        if f"{prefix}dice" in scores:
+            log.info(
+                "", extra={"table": reports.score_table(title, scores, data.source.classes, prefix)}
+            )
+            log.info(reports.score_line(scores, data.source.classes, prefix))
+            if any(f"{prefix}{name}" in scores for name in reports.BORDERS):
+                table = reports.border_table(scores, data.source.classes, prefix)
+                log.info("", extra={"table": table})
+    log.info(
+        f"trained in {minutes:.1f} minutes; run folder {shown}, pictures {shown}/panels/all.png"
+    )
+    log.info("next:")
+    log.info(f"  python -m seg.evaluate run={shown}")
+    log.info(f"  python -m seg.predict run={shown} input=IMAGES output=PREDICTIONS")
