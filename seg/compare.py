@@ -20,15 +20,24 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from seg import page
 from seg.cli import UserError, command, fail
+from seg.comparison import page
+from seg.comparison.findings import cautions, claims, fate, headline, mean_of, score_name
+from seg.comparison.grouping import (
+    differing,
+    filtered,
+    grouped,
+    named,
+    readable,
+    shown,
+    value_of,
+    words,
+)
+from seg.comparison.ranking import Asked, Comparison, Ranking, rank
+from seg.comparison.results import Run, common_folder, find_runs, read_runs
 from seg.console import console, quiet
-from seg.findings import cautions, claims, fate, headline, mean_of, score_name
-from seg.grouping import differing, filtered, grouped, named, readable, shown, value_of, words
 from seg.options import listed, nearest
-from seg.ranking import Asked, Comparison, Ranking, rank
 from seg.reports import number
-from seg.results import Run, common_folder, find_runs, read_runs
 from seg.runs import relative
 
 log = logging.getLogger("seg")

@@ -16,15 +16,15 @@ from made_runs import make_run, spread, wrong
 from scipy import stats
 
 from seg import compare as command
-from seg import page
 from seg.cli import UserError, checked
 from seg.compare import as_options, compare
-from seg.findings import cautions, claims, fate, headline
-from seg.gallery import Kept, gallery
-from seg.grouping import differing, filtered, grouped, named
-from seg.ranking import Asked, rank, welch
-from seg.results import Run, find_runs, read_runs
-from seg.runfiles import Counts
+from seg.comparison import page
+from seg.comparison.findings import cautions, claims, fate, headline
+from seg.comparison.gallery import Kept, gallery
+from seg.comparison.grouping import differing, filtered, grouped, named
+from seg.comparison.ranking import Asked, rank, welch
+from seg.comparison.results import Run, find_runs, read_runs
+from seg.comparison.runfiles import Counts
 
 DICE = Asked("dice", "test")
 

@@ -11,7 +11,7 @@ from made_runs import make_run, wrong
 
 from seg.cli import checked
 from seg.compare import compare
-from seg.page import embedded
+from seg.comparison.page import embedded
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)  # fmt: skip
 EVIL = "<img src=x onerror=document.title='owned'>"

@@ -12,14 +12,15 @@ from pathlib import Path
 import lightning as L
 import numpy as np
 import pytest
+import requests
 from omegaconf import OmegaConf
 from test_tracking import Noted, followed
 
 from seg import runs, sync
 from seg.asked import Asked
-from seg.cli import CONF, UserError, checked, plain
+from seg.cli import CONF, UserError, checked
 from seg.fit import Pruned
-from seg.tracking import Guarded, Picture, TrackedRun, read_metrics, start
+from seg.tracking import Picture, TrackedRun, read_metrics, start
 from seg.tracking.tracker import Tracker
 from seg.tracking.wandb import answers, offline_reason
 from seg.train import train
@@ -189,7 +190,8 @@ def test_tensorboard_has_the_same_curves_and_pictures_and_the_final_numbers(trac
     for key in ("val/dice", "val/loss", "train/loss"):
         found = [(event.step, event.value) for event in events.Scalars(key)]
         assert len(found) > 2 and dict(found) == pytest.approx(rows_of(tracked, key), rel=1e-5), key
-    assert len(events.Images("val/images")) == 3
+    shown = [event.step for event in events.Images("val/images")]
+    assert shown == list(rows_of(tracked, "val/dice"))
     final = runs.read_json(tracked / "run.json")["metrics"]
     for key in ("best/val/dice", "test/dice"):
         (event,) = events.Scalars(key)
@@ -215,20 +217,19 @@ class Raises(L.Callback):
         (RuntimeError("no memory"), RuntimeError, "failed"),
     ],
 )
-def test_a_logger_is_closed_with_the_way_in_which_a_run_ends(
-    tmp_path, monkeypatch, error, left, status
-):
-    tracker = Noted(followed(tmp_path))
-    monkeypatch.setattr("seg.train.start", lambda nodes, run: [Guarded("noted", tracker)])
+def test_a_logger_is_closed_with_the_way_in_which_a_run_ends(tmp_path, error, left, status):
+    cfg = checked("train", ["logger=none", *TINY, "panels=0", f"outputs={tmp_path}"])
+    node = {"_target_": f"{Noted.__module__}.Noted"}
+    OmegaConf.update(cfg, "logger.noted", node, force_add=True)
     before = signal.getsignal(signal.SIGINT)
-    cfg = OmegaConf.create(plain(checked("train", [*TINY, "panels=0", f"outputs={tmp_path}"])))
     try:
         with pytest.raises(left):
             train(cfg, [Raises(error)])
     finally:
         signal.signal(signal.SIGINT, before)
-    assert tracker.calls[-1] == ("finish", status, {}, 0)
-    assert [call[0] for call in tracker.calls].count("finish") == 1
+    calls = Noted.made.calls
+    assert calls[0][0] == "start" and calls[-1] == ("finish", status, {}, 0)
+    assert [call[0] for call in calls].count("finish") == 1
 
 
 def follow(run: Path, logger: str, name: str = "a-run", **options):
@@ -257,7 +258,7 @@ def test_two_runs_of_a_process_are_two_in_wandb_and_a_resumed_one_is_one(surroun
     (tmp_path / "a" / "metrics.csv").write_text(rows)
     (again,) = follow(tmp_path / "a", "wandb", offline=True)
     again.log_metrics({"val/dice": 0.3}, 2)
-    again.finish("finished", {})
+    again.finish("failed", {})
     of_a = sorted(file.parent for file in tmp_path.glob("a/wandb/offline-run-*/*.wandb"))
     (of_b,) = (file.parent for file in tmp_path.glob("b/wandb/offline-run-*/*.wandb"))
     ids = [run.name.rpartition("-")[2] for run in (*of_a, of_b)]
@@ -269,6 +270,7 @@ def test_two_runs_of_a_process_are_two_in_wandb_and_a_resumed_one_is_one(surroun
     summary = summary_of(records)
     assert (summary["val/dice"], summary["val/loss"]) == ({"max": 0.9}, {"min": 0.4})
     assert next(record["run"] for record in records if record["type"] == "run")["resume"]
+    assert next(record["exit"] for record in records if record["type"] == "exit")["exit_code"] == 1
 
 
 def test_trackio_connects_to_nothing_and_prints_nothing(tmp_path, database, monkeypatch, capsys):
@@ -324,7 +326,7 @@ def test_the_environment_can_ask_for_offline(monkeypatch):
     assert offline_reason(4.0) == "WANDB_MODE=offline"
 
 
-@pytest.mark.parametrize("kind", ["refuses", "never answers", "name unknown"])
+@pytest.mark.parametrize("kind", ["refuses", "never answers", "name unknown", "looks up"])
 def test_a_server_that_is_not_there_is_given_up_in_time(no_key, monkeypatch, kind):
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
@@ -333,6 +335,8 @@ def test_a_server_that_is_not_there_is_given_up_in_time(no_key, monkeypatch, kin
             server.close()
         elif kind == "name unknown":
             url = "http://nowhere.invalid"
+        elif kind == "looks up":  # a name server that doesn't answer knows no timeout
+            monkeypatch.setattr(requests, "head", lambda *a, **k: time.sleep(4))
         monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
         monkeypatch.setenv("WANDB_BASE_URL", url)
         started = time.perf_counter()
@@ -436,6 +440,23 @@ def test_a_resumed_run_reaches_a_server_as_one(how, fake_wandb, monkeypatch, tmp
     assert fake_wandb.summary["val/dice"] == {"max": 1.0}
     assert fake_wandb.summary["best/val/dice"] == 1.0
     assert CANARY not in capfd.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_resumed_run_whose_server_fails_goes_on_offline_under_its_id(
+    fake_wandb, monkeypatch, tmp_path, caplog
+):
+    caplog.set_level("INFO", "seg")
+    monkeypatch.setenv("WANDB_API_KEY", CANARY)
+    monkeypatch.setenv("WANDB_BASE_URL", fake_wandb.url)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setattr(fake_wandb, "answer", lambda request: time.sleep(10), raising=False)
+    (tmp_path / "loggers.json").write_text('{"wandb": "abcd1234"}')
+    (tmp_path / "metrics.csv").write_text("step,val/dice\n1,0.5\n")
+    (logger,) = follow(tmp_path, "wandb", timeout=2.0)
+    logger.finish("finished", {})
+    assert "wandb: offline (" in caplog.text
+    assert list(tmp_path.glob("wandb/offline-run-*-abcd1234/*.wandb"))
 
 
 @pytest.mark.slow

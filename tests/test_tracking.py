@@ -7,6 +7,7 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from typing import ClassVar
 from unittest.mock import create_autospec
 
 import hydra
@@ -62,10 +63,13 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 
 class Noted(Tracker):
-    """Keeps what it is called with; raises what is put in ``fault``."""
+    """Keeps what it is called with; raises what is put in ``fault``. The newest is ``made``."""
+
+    made: ClassVar[Tracker]
 
     def __init__(self, run: TrackedRun, fault: str | None = None) -> None:
         self.run, self.fault, self.calls = run, fault and RuntimeError(fault), []
+        Noted.made = self
 
     def start(self, known):
         self.note("start", known)

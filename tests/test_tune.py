@@ -90,6 +90,12 @@ def compose_quickly(config_name, words):
     return cfg, tree, choices
 
 
+def one_trial():
+    cfg = copy.deepcopy(base().cfg)
+    cfg.trials = 1
+    return cfg
+
+
 @pytest.fixture
 def pretend(monkeypatch):
     """Puts a function in the place of training, and no page at the end; what training is given is kept."""
@@ -268,6 +274,13 @@ def test_each_value_is_checked_as_if_it_was_typed(word, bad, message):
     (axis,) = axes([word])
     with pytest.raises(UserError, match=message):
         tried([*TINY, axis.word(axis.samples()[bad])], axis)
+
+
+def test_a_line_is_refused_for_the_last_value_of_the_last_option():
+    with pytest.raises(
+        UserError, match=r"^model.width=choice\(2,3,wide\): model.width=wide: a whole"
+    ):
+        planned([*TINY, "optim=adam,sgd", "model.width=choice(2,3,wide)"])
 
 
 @pytest.mark.parametrize(
@@ -511,22 +524,30 @@ def test_failures_do_not_end_a_search_in_which_one_came_through(pretend):
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit])
-def test_an_interrupted_trial_is_no_trial_and_runs_again(pretend, stop):
+def test_an_interrupted_trial_is_no_trial_and_runs_again_each_time(pretend, stop):
     seen = []
 
     def train(cfg, callbacks):
         seen.append((cfg.optim.lr, cfg.model.width))
-        if len(seen) == 2:
+        if len(seen) in (2, 3):
             raise stop
         return dice(cfg)
 
     pretend(train)
-    with pytest.raises(stop):
-        tuned(LR, WIDTH, trials=3)
+    for _ in range(2):
+        with pytest.raises(stop):
+            tuned(LR, WIDTH, trials=3)
     assert Path("outputs/searches/s/search.html").is_file()
     study = tuned(LR, WIDTH, trials=3)
-    assert [t.state for t in study.trials] == [S.COMPLETE, S.FAIL, S.COMPLETE, S.COMPLETE]
-    assert seen[2] == seen[1] and len(set(seen)) == 3
+    ended = [S.COMPLETE, S.FAIL, S.FAIL, S.COMPLETE, S.COMPLETE]
+    assert [t.state for t in study.trials] == ended
+    assert seen[1] == seen[2] == seen[3] and len(set(seen)) == 3
+
+
+def test_a_trial_trains_on_one_device_whatever_the_machine_has(pretend):
+    calls = pretend(dice)
+    search(base()._replace(fixed=[*TINY, "trainer.devices=auto"], cfg=one_trial()))
+    assert [cfg.trainer.devices for cfg, _, _ in calls] == [1]
 
 
 class Course:
@@ -562,13 +583,15 @@ def test_a_trial_behind_the_median_is_ended_and_the_terminal_says_so(pretend, ca
     assert study.best_trial.number == 1
 
 
-def test_an_objective_that_is_to_be_small_is_made_small(pretend):
+def test_an_objective_that_is_to_be_small_is_made_small(pretend, capsys):
     def train(cfg, callbacks):
         return {"best/val/loss": cfg.model.width, "best/val/dice": cfg.model.width}
 
     pretend(train)
     study = tuned(WIDTH, sampler=GRID, objectives=["val/loss"])
     assert study.best_params == {"model.width": 2}
+    table = said(capsys).partition("the best trials")[2]
+    assert re.findall(r"│ +(\d) │ +\d\.0000", table) == ["2", "3", "4"]
     names = {"val/loss/dice": 1, "val/dice/loss": 0, "val/ece": 1, "val/hausdorff_95/a": 1, "milliseconds": 1,
              "parameters": 1, "val/dice_per_image": 0, "val/boundary_f": 0}  # fmt: skip
     assert {n: direction(n) == "minimize" for n in names} == {n: bool(v) for n, v in names.items()}
@@ -708,8 +731,8 @@ def test_a_password_is_neither_told_nor_written_and_a_line_is_searched_as_typed(
 
     def planned(words):
         read.extend(words)
-        cfg = copy.deepcopy(base().cfg)
-        cfg.trials, cfg.storage = 1, file
+        cfg = one_trial()
+        cfg.storage = file
         return base()._replace(cfg=cfg)
 
     monkeypatch.setattr(command, "planned", planned)
@@ -765,10 +788,10 @@ def test_names_on_the_page_are_text(pretend):
 def test_what_mattered_names_the_option_that_did_also_where_it_made_trials_end_early():
     """A choice that alone makes the score, beside an interval that does nothing."""
     study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=0))
-    for number in range(24):
+    for _ in range(24):
         one = study.ask({"a": FloatDistribution(0, 1), "b": CategoricalDistribution([1, 2, 3])})
         value = float(one.params["b"])
-        if value == 1 and number > 5:
+        if value < 3:
             one.report(value, 1)
             study.tell(one, state=S.PRUNED)
         else:

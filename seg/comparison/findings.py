@@ -3,10 +3,10 @@
 import time
 from collections.abc import Callable, Iterable
 
-from seg.grouping import Group, differing, shown, value_of
+from seg.comparison.grouping import Group, differing, shown, value_of
+from seg.comparison.ranking import ENOUGH, FEW, Asked, Ranked, Ranking, floor
+from seg.comparison.results import Run
 from seg.metrics.significance import EXACT
-from seg.ranking import ENOUGH, FEW, Asked, Ranked, Ranking, floor
-from seg.results import Run
 
 NAMES = {"dice": "Dice", "iou": "IoU", "f1": "F1"}
 

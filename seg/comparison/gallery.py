@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from seg.pooling import image_scores, pooled
-from seg.ranking import Ranked, Ranking
-from seg.results import Run
-from seg.runfiles import listed, mapping, text
+from seg.comparison.pooling import image_scores, pooled
+from seg.comparison.ranking import Ranked, Ranking
+from seg.comparison.results import Run
+from seg.comparison.runfiles import listed, mapping, text
 
 COLUMNS = 6  # groups shown beside image and truth
 LARGEST = 2**22  # bytes of one file

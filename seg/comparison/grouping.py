@@ -9,9 +9,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from seg.comparison.results import Run
+from seg.comparison.runfiles import text
 from seg.options import UserError, listed, nearest
-from seg.results import Run
-from seg.runfiles import text
 
 GROUPS = ("data", "model", "loss", "augment", "optim", "schedule")  # whose choice makes a recipe
 REPEATS = ("seed", "data.fold")

@@ -15,13 +15,13 @@ import jinja2
 import numpy as np
 import plotly.offline
 
-from seg.findings import cautions, claims, fate, headline, mean_of, score_name
-from seg.gallery import gallery
-from seg.grouping import differing, readable, shown, value_of
-from seg.pooling import image_scores
-from seg.ranking import Comparison, Ranked, Ranking, intervals
-from seg.results import Run
-from seg.runfiles import Counts
+from seg.comparison.findings import cautions, claims, fate, headline, mean_of, score_name
+from seg.comparison.gallery import gallery
+from seg.comparison.grouping import differing, readable, shown, value_of
+from seg.comparison.pooling import image_scores
+from seg.comparison.ranking import Comparison, Ranked, Ranking, intervals
+from seg.comparison.results import Run
+from seg.comparison.runfiles import Counts
 
 GENERATOR = '<meta name="generator" content="seg.compare">'
 CURVES = ("train/loss", "val/loss", "val/dice/", "lr", "images_per_second")
@@ -37,7 +37,7 @@ def render(ranking: Ranking, others: list[Run], images: int, megabytes: float) -
         images: of the worst, and of the most disputed, that are shown.
         megabytes: of pictures, at most.
     """
-    folder = files("seg") / "templates"
+    folder = files("seg.comparison") / "templates"
     template = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     ).from_string((folder / "compare.html").read_text(encoding="utf-8"))

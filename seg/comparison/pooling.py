@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from seg.comparison.results import Run
+from seg.comparison.runfiles import Counts
 from seg.metrics.confusion import SCORES, Tally, class_mean, over_classes
 from seg.metrics.significance import Evidence, mean, per_image
-from seg.results import Run
-from seg.runfiles import Counts
 
 COUNTED = ("dice", "iou", "f1", "precision", "recall")  # follow from hit, false and missed
 

@@ -30,10 +30,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.stats import ttest_ind
 
-from seg.grouping import Group
+from seg.comparison.grouping import Group
+from seg.comparison.pooling import Pooled, by_seed, evidence, pooled
+from seg.comparison.results import Run
 from seg.metrics.significance import EXACT, Score, holm, interval, paired_test
-from seg.pooling import Pooled, by_seed, evidence, pooled
-from seg.results import Run
 
 SMALLER = ("loss", "hausdorff_95", "ece", "rand_error", "warping_error", "split_merge_error",
            "pixel_error")  # better when smaller  # fmt: skip

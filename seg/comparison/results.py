@@ -13,8 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from seg.options import UserError
-from seg.runfiles import (
+from seg.comparison.runfiles import (
     Counts,
     Curves,
     brief,
@@ -27,6 +26,7 @@ from seg.runfiles import (
     read_curves,
     text,
 )
+from seg.options import UserError
 
 STATES = ("finished", "running", "failed", "interrupted", "pruned")
 
