@@ -97,6 +97,10 @@ def fit(
     hardware.part()
     if trainer.is_global_zero:
         conclude(folder, scores, data, minutes)
+    if (
+        part(trainer, Interrupts).asked == signal.SIGINT
+    ):  # as the run ended: what comes after it is meant
+        raise KeyboardInterrupt
     return scores
 
 
@@ -172,9 +176,10 @@ def keep(
     """Writes what seg.compare reads of each image: counts, and pictures of some."""
     splits = {"val": task.val_metrics.pixels, "test": task.test_metrics.pixels}
     splits = {split: scores for split, scores in splits.items() if split in data.source.splits}
+    counts = {split: kept.all_counts(scores) for split, scores in splits.items()}
     scored = {
-        split: (kept.seen(data.source.splits[split], trainer.world_size), kept.all_counts(scores))
-        for split, scores in splits.items()
+        split: (kept.seen(data.source.splits[split], trainer.world_size, len(found)), found)
+        for split, found in counts.items()
     }
     if not trainer.is_global_zero:
         return
@@ -275,3 +280,4 @@ def conclude(folder: Path, scores: dict[str, float], data: DataModule, minutes: 
     log.info("next:")
     log.info(f"  python -m seg.evaluate run={shown}")
     log.info(f"  python -m seg.predict run={shown} input=IMAGES output=PREDICTIONS")
+    log.info(f"  python -m seg.compare {shlex.quote(str(runs.relative(folder.parent)))}")

@@ -24,9 +24,17 @@ SIDE = 512  # px: the longest side of a picture
 UNKNOWN: Color = (176, 176, 176)  # of ignored pixels
 
 
-def seen(names: list[str], world: int) -> list[str]:
-    """A split's names in the order in which ``PixelScores`` of several processes holds them."""
-    return [name for rank in range(world) for name in names[rank::world]]
+def seen(names: list[str], world: int, count: int) -> list[str]:
+    """Names of the images that were scored, in the order in which ``PixelScores`` holds them.
+
+    Args:
+        names: of the split.
+        world: processes, of which each takes every world-th image.
+        count: images scored, fewer than the split has under ``trainer.limit_val_batches``.
+    """
+    own = [names[rank::world] for rank in range(world)]
+    each = next(n for n in range(len(names) + 1) if sum(len(o[:n]) for o in own) == count)
+    return [name for o in own for name in o[:each]]
 
 
 def all_counts(scores: PixelScores) -> Tensor:

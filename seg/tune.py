@@ -28,9 +28,9 @@ from seg import runs
 from seg.cli import UserError, build, command, fail, parse, searching
 from seg.console import quiet
 from seg.options import is_hydras
-from seg.search_plan import Plan, gathered, planned
-from seg.search_report import Report
-from seg.study import (
+from seg.search.plan import Plan, gathered, planned
+from seg.search.report import Report
+from seg.search.study import (
     MEASURED,
     Grid,
     address,
@@ -45,7 +45,7 @@ from seg.study import (
     without_password,
     worker,
 )
-from seg.trial import Attempt
+from seg.search.trial import Attempt
 
 log = logging.getLogger("seg")
 HOPELESS = 3  # trials that failed, and none did not

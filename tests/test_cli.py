@@ -200,15 +200,15 @@ def test_the_other_jobs_of_a_sweep_go_on(monkeypatch, capsys, tmp_path):
     seen = []
 
     def job(cfg):
-        seen.append(cfg.seed)
-        if cfg.seed == 0:
+        seen.append(cfg.panels)
+        if cfg.panels == 0:
             raise UserError("not 0")
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["train", "-m", "seed=0,1"])
+    monkeypatch.setattr(sys, "argv", ["evaluate", "-m", "panels=0,1"])
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
     with pytest.raises(SystemExit) as left:
-        command("train")(job)()
+        command("evaluate")(job)()
     assert (seen, left.value.code) == ([0, 1], 2)
     assert capsys.readouterr().err.splitlines()[1:] == ["error: not 0"]  # Hydra names the job first
 

@@ -22,7 +22,7 @@ from seg.models.__main__ import show
 from seg.predict import predict
 from seg.prune import prune
 from seg.rerun import rerun
-from seg.search_plan import gathered
+from seg.search.plan import gathered
 from seg.show import show as picture
 from seg.sync import sync
 from seg.train import train
@@ -43,7 +43,11 @@ def commands(page: Path) -> list[tuple[str, list[str]]]:
         r"`(python -m [^`\n]+)`", text
     )
     found = [m for block in code for m in COMMAND.findall(block.replace("\\\n", " "))]
-    return [(name, shlex.split(words)) for name, words in found if "..." not in words]
+    return [
+        (name, shlex.split(words))
+        for name, words in found
+        if "..." not in words and "$" not in words
+    ]
 
 
 EVERY = sorted({(name, tuple(words)) for page in PAGES for name, words in commands(page)})
@@ -69,11 +73,21 @@ def test_a_documented_command_runs(
     """On small made data and for two steps; a sweep runs its first job."""
     if any(w.startswith("--") for w in words):
         pytest.skip("informs, runs nothing")
+    if "trainer=ddp" in words:
+        pytest.skip("several processes: tests/test_train.py and tests/test_together.py start them")
     monkeypatch.chdir(tmp_path)
+    if any(w.startswith("resume=") for w in words):
+        train(checked("train", [*SMALL, "data.size=64", "data.train=2", "data.val=1"]))
+        record = Path("outputs/latest/run.json")
+        record.write_text(record.read_text().replace('"finished"', '"interrupted"'))
+        train(checked("train", list(words)))
+        assert '"finished"' in record.read_text()
+        return
     if name == "compare":
         for i, place in enumerate(("sweeps/SWEEP/a", "sweeps/SWEEP/b", "RUN_A", "RUN_B")):
             images = {split: spread([10 + i, 20]) for split in ("val", "test")}
             make_run(Path("outputs", place), images, choices={"model": ("unet", "unetpp")[i % 2]})
+        Path("outputs/sweeps/latest").symlink_to("SWEEP")
         assert len(compare(checked("compare", as_options(list(words)))).groups) == 2
         return
     if name == "tune":

@@ -517,6 +517,7 @@ def test_offline_runs_are_listed_with_name_group_date_and_whether_they_were_sent
 def test_sending_hands_to_wandb_what_was_not_sent(recorded, fake_wandb, monkeypatch, running):
     monkeypatch.setenv("WANDB_API_KEY", CANARY)
     monkeypatch.setenv("WANDB_BASE_URL", fake_wandb.url)
+    monkeypatch.setenv("WANDB_MODE", "offline")  # of training; sending is asked for
     lines = []
 
     def wandb(line, env, check):

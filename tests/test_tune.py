@@ -22,11 +22,12 @@ from omegaconf import OmegaConf
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState
 
-from seg import runs, search_report, trial
+from seg import runs
 from seg import tune as command
 from seg.cli import CONF, UserError, build, checked, composed, parse
-from seg.search_page import importances, page
-from seg.search_plan import (
+from seg.search import report, trial
+from seg.search.page import importances, page
+from seg.search.plan import (
     Plan,
     check_axes,
     check_objectives,
@@ -35,8 +36,8 @@ from seg.search_plan import (
     planned,
     tried,
 )
-from seg.search_space import axes
-from seg.study import (
+from seg.search.space import axes
+from seg.search.study import (
     address,
     combinations,
     counts,
@@ -52,7 +53,7 @@ TINY = ["data.size=64", "data.train=2", "data.val=2", "data.test=0", "model.dept
         "trainer=cpu", "trainer.max_epochs=2", "panels=0", "kept=0"]  # fmt: skip
 LR = "optim.lr=tag(log, interval(1e-4, 1e-1))"
 WIDTH = "model.width=choice(2,3,4)"
-GRID = {"_target_": "seg.study.Grid", "seed": 0}
+GRID = {"_target_": "seg.search.study.Grid", "seed": 0}
 S = TrialState
 
 
@@ -110,7 +111,7 @@ def pretend(monkeypatch):
         monkeypatch.setattr(trial, "train", train)
         monkeypatch.setattr(trial, "composed", compose_quickly)
         monkeypatch.setattr(trial, "own_surroundings", lambda words: nullcontext())
-        monkeypatch.setattr(search_report, "page", lambda *given: "")
+        monkeypatch.setattr(report, "page", lambda *given: "")
         return calls
 
     return put

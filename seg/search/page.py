@@ -13,8 +13,8 @@ from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial, TrialState
 from plotly.offline import get_plotlyjs
 
-from seg.search_space import Axis, short_names
-from seg.study import direction
+from seg.search.space import Axis, short_names
+from seg.search.study import direction
 
 ENOUGH = 10  # trials from which what mattered is told
 FRONT = 3  # objectives that can be drawn together

@@ -26,7 +26,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from seg.options import UserError, shown
-from seg.search_space import Axis
+from seg.search.space import Axis
 
 MOST = 1000  # combinations of a grid
 MEASURED = ("milliseconds", "parameters")  # objectives beside the scores

@@ -14,8 +14,8 @@ from seg.cli import UserError, build, checked, composed, parse, plain
 from seg.data.module import DataModule
 from seg.folds import as_json, flat
 from seg.options import nearest, shown
-from seg.search_space import Axis, axes, is_search, short_names
-from seg.study import MEASURED
+from seg.search.space import Axis, axes, is_search, short_names
+from seg.search.study import MEASURED
 from seg.train import open_data
 
 OWN = (  # not of the trainings

@@ -16,8 +16,8 @@ from seg.costs import median_seconds
 from seg.data.module import DataModule
 from seg.fit import Pruned
 from seg.options import is_hydras
-from seg.search_space import Axis, short_names
-from seg.study import MEASURED
+from seg.search.space import Axis, short_names
+from seg.search.study import MEASURED
 from seg.sweep import note_failure, own_surroundings
 from seg.tiles import full_logits
 from seg.train import train

@@ -13,9 +13,9 @@ from optuna.trial import FrozenTrial, TrialState
 from rich.table import Table
 
 from seg import runs
-from seg.search_page import importances, page
-from seg.search_space import Axis, short_names
-from seg.study import direction, locked
+from seg.search.page import importances, page
+from seg.search.space import Axis, short_names
+from seg.search.study import direction, locked
 
 log = logging.getLogger("seg")
 

@@ -1,0 +1,1 @@
+"""A search of hyper-parameters: its space, study, trials and report."""
