@@ -344,7 +344,7 @@ def check_targets(node: Any, file: Path, packages: tuple[str, ...] = NETWORKS) -
     """
     if isinstance(node, dict):
         if need := missing_extra(node.get("_target_")):
-            raise RunError(f"{file}: its network is {node['_target_']}; it {need}")
+            raise RunError(f"{file}: its config names {node['_target_']}, which {need}")
         if "_target_" in node and not written_in(node["_target_"], packages):
             raise RunError(
                 f"{file}: its config names {node['_target_']!r}; only {', '.join(packages)} are honoured"

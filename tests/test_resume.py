@@ -9,9 +9,11 @@ import time
 from pathlib import Path
 
 import lightning as L
+import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 from test_train import TINY, config
 
 from seg import runs
@@ -125,6 +127,23 @@ def test_what_can_not_be_taken_up_is_told(tmp_path):
     runs.write_config(folder / "config.yaml", plain(cfg))
     with pytest.raises(RunError, match=r"no checkpoints/last.ckpt yet; begin the run anew"):
         resumed(config("train", f"resume={folder}"))
+
+
+def test_a_run_whose_images_have_changed_is_not_taken_up(tmp_path, folder_root):
+    own = ["data=folder", f"data.root={folder_root}", "data.classes=[a,b,c]", f"outputs={tmp_path}"]
+    words = [*(w for w in TINY if not w.startswith("data.")), *own, "panels=0"]
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        train(config("train", *words), [Stop(1)])
+    folder = (tmp_path / "latest").resolve()
+    before = (folder / "run.json").read_text()
+    mask = folder_root / "masks/0.png"
+    pixels = np.array(Image.open(mask))
+    pixels[0, 0] = (pixels[0, 0] + 1) % 3
+    Image.fromarray(pixels).save(mask)
+    with pytest.raises(RunError, match=r"the images or masks of its data have changed since"):
+        train(config("train", f"resume={folder}"))
+    assert (folder / "run.json").read_text() == before
+    assert (folder / "checkpoints/last.ckpt").is_file()
 
 
 def test_a_config_that_names_a_foreign_logger_is_not_taken_up(tmp_path):

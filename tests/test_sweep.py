@@ -68,6 +68,11 @@ def test_an_interval_has_no_end_of_jobs(tmp_path):
         plan(tmp_path, "optim.lr=interval(0.1,1)")
 
 
+def test_a_sweep_takes_up_no_run(tmp_path):
+    with pytest.raises(UserError, match=r"resume: a sweep goes on by its own command"):
+        plan(tmp_path, "resume=a,b")
+
+
 def folder_of(outputs: Path, *words: str):
     cfg = composed(outputs, *words)
     return sweep.taken(cfg, sweep.planned(cfg, {}))
