@@ -15,7 +15,7 @@ from seg.comparison.ranking import Ranked, Ranking
 from seg.comparison.results import Run
 from seg.comparison.runfiles import listed, mapping, text
 
-COLUMNS = 6  # groups shown beside image and truth
+COLUMNS = 12  # groups shown beside image and truth
 LARGEST = 2**22  # bytes of one file
 TYPES = {b"\x89PNG\r\n\x1a\n": "png", b"\xff\xd8\xff": "jpeg"}  # by their first bytes
 
@@ -84,8 +84,9 @@ def gallery(ranking: Ranking, count: int, megabytes: float) -> Gallery:
         count: of each kind.
         megabytes: of pictures at most; later rows are left out.
     """
-    shown = [r for i, r in enumerate(ranking.groups) if i < COLUMNS - 1 or r.comparison is None]
-    kept = [(r, Kept(typical(r), ranking.asked.split)) for r in shown[:COLUMNS]]
+    shown = ranking.groups[:COLUMNS]
+    shown += [r for r in ranking.groups[COLUMNS:] if r.comparison is None]  # the baseline always
+    kept = [(r, Kept(typical(r), ranking.asked.split)) for r in shown]
     kept = [(r, pictures) for r, pictures in kept if pictures.places]
     scores = {id(r): scores_of(r, ranking.asked.split) for r, _ in kept}
     images = list(dict.fromkeys(image for _, pictures in kept for image in pictures.places))
@@ -100,7 +101,7 @@ def gallery(ranking: Ranking, count: int, megabytes: float) -> Gallery:
     hidden = len(ranking.groups) - len(kept)
     parts = [f"{len(images) - len(chosen)} other images have pictures too"] if len(images) > len(chosen) else []  # fmt: skip
     parts += [f"{left} more did not fit into megabytes={megabytes:g}"] if left else []
-    parts += [f"{hidden} groups are left out here"] if hidden and images else []
+    parts += [f"{hidden} group{'s are' if hidden > 1 else ' is'} left out here"] if hidden and images else []
     found.note = "; ".join(parts)
     return found
 
