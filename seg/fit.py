@@ -88,6 +88,10 @@ def fit(
         how = {"status": ended(error), "error": f"{type(error).__name__}: {one_line(error)}"}
         runs.write_json(folder / "run.json", record | how)
         finish(trainer.loggers, how["status"], {})
+        if how["status"] == "interrupted" and (folder / "checkpoints/last.ckpt").is_file():
+            log.info(
+                f"goes on with  python -m seg.train resume={shlex.quote(str(runs.relative(folder)))}"
+            )
         if part(trainer, Interrupts).asked == signal.SIGINT:
             raise KeyboardInterrupt from error
         raise

@@ -261,11 +261,12 @@ def located(path: str, target: Any) -> Callable:
 
 
 def missing_extra(target: Any) -> str | None:
-    """What to install for a constructor of an optional package that isn't there.
+    """What to install for an optional package, or a constructor of it, that isn't there.
 
     Ours that need one stand in a module of its name, as seg.tracking.trackio.
     """
-    package = next((word for word in str(target).split(".")[:-1] if word in EXTRAS), None)
+    words = str(target).split(".")
+    package = next((word for word in words[:-1] or words if word in EXTRAS), None)
     if package is None or find_spec(package):
         return None
     return f"needs the extra {EXTRAS[package]}: pip install 'seg[{EXTRAS[package]}]'"

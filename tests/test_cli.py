@@ -224,6 +224,10 @@ def test_a_sweep_checks_each_value_of_each_option():
         check_line("train", ["seed=0,1", "optim.lr=0.1,x"], multirun=True)
 
 
+def slow(*case):
+    return pytest.param(*case, marks=pytest.mark.slow)  # a process each
+
+
 def seg(command: str, *words: str, cwd) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, "-m", f"seg.{command}", *words], cwd=cwd, capture_output=True, text=True
@@ -235,10 +239,10 @@ def seg(command: str, *words: str, cwd) -> subprocess.CompletedProcess:
     [
         ("train", ["model=unetp"], "did you mean unetpp?"),
         ("train", ["data=isbi2012", "data.root=nowhere"], "data.root=nowhere: no such folder"),
-        ("train", ["model.width=0"], "model: width is 0"),
-        ("train", ["trainer=gpu"], "no GPU that this PyTorch"),
-        ("evaluate", ["run=nowhere"], "run=nowhere: no such folder or file"),
-        ("predict", ["run=nowhere"], "input is not set"),
+        slow("train", ["model.width=0"], "model: width is 0"),
+        slow("train", ["trainer=gpu"], "no GPU that this PyTorch"),
+        slow("evaluate", ["run=nowhere"], "run=nowhere: no such folder or file"),
+        slow("predict", ["run=nowhere"], "input is not set"),
     ],
 )
 def test_a_mistake_exits_with_2_one_line_and_leaves_nothing(tmp_path, command, words, message):

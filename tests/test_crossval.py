@@ -231,7 +231,7 @@ def test_a_repeated_command_keeps_what_is_finished(data, tmp_path, monkeypatch, 
     def failing(own):
         alive.append(sum(type(o) is SegmentationTask for o in gc.get_objects()))
         if own.data.fold == 1:
-            monkeypatch.setattr("seg.train.score", broken)
+            monkeypatch.setattr("seg.fit.score", broken)
         return train(own)
 
     def broken(*args):

@@ -51,6 +51,18 @@ def commands(page: Path) -> list[tuple[str, list[str]]]:
 
 
 EVERY = sorted({(name, tuple(words)) for page in PAGES for name, words in commands(page)})
+FIRST = {name: words for name, words in reversed(EVERY)}
+LONG = (
+    "tune",
+    "crossval",
+    "export",
+)  # of these commands the first line is run always, the others seldom
+RUNS = [
+    pytest.param(*one, marks=pytest.mark.slow)
+    if one[0] in LONG and one[1] != FIRST[one[0]]
+    else one
+    for one in EVERY
+]
 
 
 @pytest.mark.parametrize(
@@ -65,7 +77,7 @@ def test_a_documented_command_is_understood(name, words):
 
 
 @pytest.mark.parametrize(
-    ("name", "words"), EVERY, ids=lambda v: v if isinstance(v, str) else " ".join(v)
+    ("name", "words"), RUNS, ids=lambda v: v if isinstance(v, str) else " ".join(v)
 )
 def test_a_documented_command_runs(
     name, words, tmp_path, monkeypatch, stack_root, folder_root, planes_root
@@ -159,6 +171,7 @@ def test_the_python_of_a_page_runs_from_top_to_bottom(page, tmp_path, monkeypatc
     assert said.get(page.name, "") in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_pictures_of_the_docs_are_drawn_as_they_stand_there(tmp_path):
     """By the script that the page names; matplotlib's own fonts make the last bits its own."""
     done = subprocess.run(
@@ -173,6 +186,7 @@ def test_the_pictures_of_the_docs_are_drawn_as_they_stand_there(tmp_path):
     assert len(list(tmp_path.glob("*.png"))) == 4
 
 
+@pytest.mark.slow
 def test_the_table_of_losses_is_made_from_the_runs_of_a_sweep(tmp_path, monkeypatch, folder_root):
     """As the page has it, on small made data: two losses, two seeds."""
     monkeypatch.chdir(tmp_path)

@@ -198,6 +198,7 @@ def test_a_run_ended_by_a_signal_goes_on(tmp_path, number, code):
     assert process.returncode == code, said
     folder = (tmp_path / "outputs/latest").resolve()
     if number != signal.SIGKILL:
+        assert "goes on with  python -m seg.train resume=outputs/2" in said
         assert json.loads((folder / "run.json").read_text())["status"] == "interrupted"
         assert state(folder)["global_step"] % 16  # inside an epoch
     again = command("resume=outputs/latest", cwd=tmp_path)

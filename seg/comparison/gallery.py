@@ -101,7 +101,11 @@ def gallery(ranking: Ranking, count: int, megabytes: float) -> Gallery:
     hidden = len(ranking.groups) - len(kept)
     parts = [f"{len(images) - len(chosen)} other images have pictures too"] if len(images) > len(chosen) else []  # fmt: skip
     parts += [f"{left} more did not fit into megabytes={megabytes:g}"] if left else []
-    parts += [f"{hidden} group{'s are' if hidden > 1 else ' is'} left out here"] if hidden and images else []
+    parts += (
+        [f"{hidden} group{'s are' if hidden > 1 else ' is'} left out here"]
+        if hidden and images
+        else []
+    )
     found.note = "; ".join(parts)
     return found
 
