@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from seg import runs
 from seg.data.module import EpochSampler
 
 log = logging.getLogger("seg")
@@ -46,6 +48,18 @@ class Checkpoints(ModelCheckpoint):
     def placed(self, name: str) -> str:
         """The file of that name in this run's folder; nothing for none."""
         return str(Path(str(self.dirpath)) / name) if name else ""
+
+
+class WholeFiles(TorchCheckpointIO):
+    """Writes a checkpoint beside its place and then puts it there, so that a file is whole or the one before.
+
+    Lightning writes it into the system's temporary folder, from where on another disk it is copied.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
+    ) -> None:
+        runs.write_checkpoint(Path(path), checkpoint)
 
 
 class Interrupts(L.Callback):

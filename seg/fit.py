@@ -16,7 +16,7 @@ from torch import nn
 
 from seg import hardware, kept, provenance, reports, runs
 from seg.asked import Asked
-from seg.checkpoints import Checkpoints, Interrupts, MidEpoch
+from seg.checkpoints import Checkpoints, Interrupts, MidEpoch, WholeFiles
 from seg.cli import build, one_line, plain
 from seg.console import first_process
 from seg.data.faults import KINDS
@@ -142,7 +142,7 @@ def prepared(cfg: DictConfig, asked: Asked, more: Sequence[L.Callback]) -> L.Tra
     ]
     devices = {} if asked.devices is None else {"devices": asked.devices}
     node = cast(DictConfig, OmegaConf.merge(cfg.trainer, devices))
-    return build(node, "trainer", callbacks=callbacks)
+    return build(node, "trainer", callbacks=callbacks, plugins=[WholeFiles()])
 
 
 def loggers(cfg: DictConfig, asked: Asked, task: SegmentationTask) -> list[Any]:

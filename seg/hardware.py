@@ -149,6 +149,7 @@ def build_trainer(
     deterministic: bool = False,
     log_every_n_steps: int = 10,
     callbacks: list[L.Callback] | None = None,
+    plugins: list[Any] | None = None,
     logger: Any = False,
 ) -> L.Trainer:
     """Lightning's Trainer for this machine; each argument is explained in conf/trainer/auto.yaml.
@@ -183,6 +184,7 @@ def build_trainer(
         deterministic=deterministic,
         log_every_n_steps=log_every_n_steps,
         callbacks=[Layout(channels_last, compile), *(callbacks or [])],
+        plugins=plugins,
         logger=logger,
         enable_checkpointing=any(isinstance(c, Checkpoint) for c in callbacks or []),
         use_distributed_sampler=False,  # ours deals the samples itself

@@ -1,7 +1,10 @@
 """A run that was stopped goes on: ``python -m seg.train resume=RUN``, in its folder and by its config."""
 
+import logging
+import pickle
 import sys
 import time
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +14,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from seg import past, runs
 from seg.asked import Asked
-from seg.cli import UserError, checked, plain
+from seg.cli import UserError, checked, one_line, plain
 from seg.runs import RunError
 
+log = logging.getLogger("seg")
 TOLD_ANEW = ("status", "error")  # of a run's record, when it goes on
 ANEW = ("versions", "git", "source", "hardware", "environment")  # noted again, where they differ
 LOGGERS = ("seg.tracking",)
@@ -45,13 +49,42 @@ def resumed(cfg: DictConfig) -> tuple[DictConfig, Asked]:
 
 def as_asked(folder: Path, record: dict[str, Any]) -> Asked:
     """What was asked of a run that goes on from its last checkpoint."""
-    checkpoint = folder / "checkpoints/last.ckpt"
-    if not checkpoint.is_file():
+    checkpoint = newest(folder)
+    if checkpoint is None:
         raise RunError(f"resume={folder}: no checkpoints/last.ckpt yet; begin the run anew")
     return Asked(
         record.get("name", folder.name), record.get("overrides", []), record.get("choices", {}), record.get("group"),
-        record.get("job"), folder.resolve(), checkpoint.resolve(),
+        record.get("job"), folder.resolve(), checkpoint,
     )  # fmt: skip
+
+
+def newest(folder: Path) -> Path | None:
+    """The checkpoint from which a run goes on: the last, or the best where the last one is damaged.
+
+    Raises:
+        RunError: when there are some, and all are damaged.
+    """
+    damaged = None
+    for name in ("last.ckpt", "best.ckpt"):
+        file = (folder / "checkpoints" / name).resolve()
+        if not file.is_file():
+            continue
+        try:
+            runs.read_checkpoint(file)
+        except (
+            RuntimeError,
+            OSError,
+            EOFError,
+            pickle.UnpicklingError,
+            zipfile.BadZipFile,
+        ) as error:
+            damaged = RunError(f"{file}: damaged ({one_line(error)[:200]})")
+            log.warning(f"{damaged}; the one before it is taken")
+        else:
+            return file
+    if damaged is not None:
+        raise damaged
+    return None
 
 
 def saved_config(folder: Path) -> DictConfig:

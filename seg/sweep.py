@@ -39,7 +39,7 @@ from seg.cli import UserError, one_line
 from seg.console import console, first_process
 from seg.options import CONF
 from seg.provenance import PACKAGE
-from seg.resume import saved_config
+from seg.resume import newest, saved_config
 from seg.watch import Watch
 
 RECORD = "sweep.json"
@@ -232,10 +232,10 @@ def job(cfg: DictConfig, train: Callable[..., dict[str, float]]) -> dict[str, fl
 
 def stopped_at(folder: Path) -> Path | None:
     """The checkpoint from which a job that was stopped goes on; one that failed begins anew."""
-    file, last = folder / "run.json", folder / "checkpoints/last.ckpt"
-    if not (file.is_file() and last.is_file()) or runs.read_json(file).get("status") == "failed":
+    file = folder / "run.json"
+    if not file.is_file() or runs.read_json(file).get("status") == "failed":
         return None
-    return last.resolve()
+    return newest(folder)
 
 
 def note_failure(folder: Path, error: Exception) -> None:

@@ -17,8 +17,9 @@ from PIL import Image
 from test_train import TINY, config
 
 from seg import runs
+from seg.checkpoints import WholeFiles
 from seg.data.module import EpochSampler
-from seg.resume import resumed
+from seg.resume import newest, resumed
 from seg.runs import RunError
 from seg.tracking import MetricsCSV, read_metrics
 from seg.train import train
@@ -83,6 +84,42 @@ def test_a_run_stopped_at_any_step_ends_as_if_it_never_was(tmp_path, straight, s
     assert record["metrics"] == runs.read_json(straight / "run.json")["metrics"]
     with pytest.raises(RunError, match=r"the run is finished; init="):
         resumed(config("train", f"resume={folder}"))
+
+
+def test_a_damaged_last_checkpoint_is_told_and_the_one_before_it_taken(tmp_path, straight, caplog):
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        train(config("train", *TINY, *DROPOUT, f"outputs={tmp_path}"), [Stop(5)])
+    folder = (tmp_path / "latest").resolve()
+    last, best = (folder / "checkpoints" / name for name in ("last.ckpt", "best.ckpt"))
+    last.write_bytes(last.read_bytes()[:-1000])
+    assert runs.read_checkpoint(best)["global_step"] in (2, 4)
+    train(config("train", f"resume={folder}"))
+    assert "last.ckpt: damaged" in caplog.text and "the one before it is taken" in caplog.text
+    assert same(folder, straight)
+
+
+def test_where_all_checkpoints_are_damaged_it_is_said(tmp_path):
+    folder = stopped(tmp_path / "x")
+    assert newest(folder) is None
+    for name in ("last", "best"):
+        (folder / f"checkpoints/{name}.ckpt").write_bytes(b"PK")
+    with pytest.raises(RunError, match=r"best.ckpt: damaged"):
+        newest(folder)
+
+
+def test_a_checkpoint_that_can_not_be_written_leaves_the_one_before(tmp_path, monkeypatch):
+    file = tmp_path / "last.ckpt"
+    WholeFiles().save_checkpoint({"step": 1}, file)
+
+    def full(content, place):
+        Path(place).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match="No space left"):
+        WholeFiles().save_checkpoint({"step": 2}, file)
+    assert [f.name for f in tmp_path.iterdir()] == ["last.ckpt"]
+    assert runs.read_checkpoint(file) == {"step": 1}
 
 
 def test_an_epoch_taken_up_has_the_samples_that_were_still_to_come():
