@@ -22,6 +22,7 @@ from seg.console import first_process
 from seg.data.faults import KINDS
 from seg.data.module import DataModule
 from seg.data.splits import split_hash
+from seg.finite import Finite
 from seg.models import Peer, UNet
 from seg.resume import continued
 from seg.task import SegmentationTask
@@ -138,6 +139,7 @@ def prepared(cfg: DictConfig, asked: Asked, more: Sequence[L.Callback]) -> L.Tra
         reports.Lines(),
         MidEpoch(),
         Interrupts(),
+        Finite(cast(Path, asked.folder), cfg.bad_steps),
         *([reports.progress_bar()] if bar else []),
     ]
     devices = {} if asked.devices is None else {"devices": asked.devices}
