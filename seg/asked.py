@@ -16,6 +16,16 @@ LAYOUT = tuple(  # options that say how data lies on disk; a run's name leaves t
         "values", "palette", "ignore", "lists", "only_listed",
     )
 )  # fmt: skip
+FREE = (
+    "outputs",
+    "name",
+    "logger",
+    "panels",
+    "kept",
+    "fresh",
+    "resume",
+)  # nothing learnt follows from them
+UNTOLD = (*FREE, "hydra", "trainer.max_", "loader.workers", *LAYOUT)  # left out of a run's name
 
 
 @dataclass(frozen=True)
@@ -67,21 +77,8 @@ def typed(cfg: DictConfig) -> Asked:
     return Asked(name, words, {k: v for k, v in choices.items() if "/" not in k and v})
 
 
-def named(words: Sequence[str], choices: Mapping[str, str]) -> str:
+def named(words: Sequence[str], choices: Mapping[str, str], skip: tuple[str, ...] = UNTOLD) -> str:
     """The words that tell runs apart, of a group only what was chosen."""
-    skip = (
-        "outputs",
-        "logger",
-        "name",
-        "panels",
-        "kept",
-        "fresh",
-        "resume",
-        "hydra",
-        "trainer.max_",
-        "loader.workers",
-        *LAYOUT,
-    )
     changed = [word.lstrip("+~") for word in words if not word.lstrip("+~").startswith(skip)]
     return "-".join(
         word.split("=", 1)[1] if word.split("=", 1)[0] in choices else word for word in changed

@@ -2,6 +2,7 @@
 
 import logging
 import signal
+import sys
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -83,7 +84,10 @@ class Interrupts(L.Callback):
         if self.asked is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.asked = number
-        log.info("stops after this step, and can go on from there; Ctrl-C again stops at once")
+        print(
+            "stops after this step, and can go on from there; Ctrl-C again stops at once",
+            file=sys.stderr,
+        )  # also of a job whose own lines go to its log.txt alone
 
     def on_train_batch_end(
         self,

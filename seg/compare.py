@@ -172,7 +172,7 @@ def difference(c: Comparison | None, baseline: str) -> tuple[str, str, str]:
 
 def signed(value: float) -> str:
     """``+.0123``; empty for nan."""
-    return f"{value:+.4f}".replace("0.", ".", 1) if value == value else ""
+    return re.sub(r"^([+-])0\.", r"\1.", f"{value:+.4f}") if value == value else ""
 
 
 def brief(value: float | None) -> str:
@@ -249,7 +249,7 @@ def as_options(line: list[str]) -> list[str]:
     Raises:
         UserError: when runs are given both ways.
     """
-    folders = [word for word in line if "=" not in word or Path(word).exists()]
+    folders = [w for w in line if "/" in w.partition("=")[0] or "=" not in w or Path(w).exists()]
     rest = [word for word in line if word not in folders]
     if folders and any(word.startswith("runs=") for word in rest):
         raise UserError(f"{folders[0]}: give the runs as words or as runs=[...], not both")

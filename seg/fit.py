@@ -86,7 +86,10 @@ def fit(
             pictures.threshold = task.val_metrics.threshold
             pictures.write(task.model)
     except BaseException as error:
-        how = {"status": ended(error), "error": f"{type(error).__name__}: {one_line(error)}"}
+        signalled = part(trainer, Interrupts).asked
+        reason = f"{type(error).__name__}: {one_line(error)}"
+        reason = reason if signalled is None else signal.Signals(signalled).name
+        how = {"status": ended(error), "error": reason}
         runs.write_json(folder / "run.json", record | how)
         finish(trainer.loggers, how["status"], {})
         if how["status"] == "interrupted" and (folder / "checkpoints/last.ckpt").is_file():

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from seg import runs
+from seg.asked import FREE
 from seg.runs import RunError
 
 HONOURED = {  # packages whose classes a config may name, by group
@@ -20,7 +21,6 @@ HONOURED = {  # packages whose classes a config may name, by group
 TRAINER = "seg.hardware.build_trainer"
 NEEDED = ("data", "model", "loss", "optim", "seed")  # a run's config has at least these
 # nothing learnt follows from these
-FREE = ("outputs", "name", "logger", "panels", "kept", "fresh", "resume")
 KINDS = {
     "name": str, "seed": int, "splits": dict, "split_hash": str, "overrides": list, "choices": dict, "resumed": list,
 }  # fmt: skip
@@ -52,6 +52,8 @@ def finished_run(run: str | None) -> Past:
     """
     if run is None:
         raise RunError("run is not set: give a run folder, run=outputs/latest")
+    if not isinstance(run, str) or not run:
+        raise RunError(f"run={run}: a run folder is needed, run=outputs/latest")
     folder = Path(run).resolve()
     if not (folder / "run.json").is_file():
         wanted = "a run folder is needed, which holds run.json and config.yaml"

@@ -36,7 +36,13 @@ def resumed(cfg: DictConfig) -> tuple[DictConfig, Asked]:
                 f"{word}: resume goes on with the run as it was begun; leave the word out, or give init=RUN to "
                 "begin another run with its weights"
             )
+    if not isinstance(cfg.resume, str) or not cfg.resume:
+        raise RunError(f"resume={cfg.resume}: a run folder is needed, resume=outputs/latest")
     folder = Path(cfg.resume)
+    if (folder / "sweep.json").is_file():
+        raise RunError(
+            f"resume={folder}: a sweep, which goes on by its own command; type that again"
+        )
     if not (folder / "run.json").is_file():
         raise RunError(f"resume={folder}: no run folder{runs.nearby(folder)}")
     record = runs.read_json(folder / "run.json")

@@ -62,7 +62,14 @@ def as_folder(name: str) -> str:
 
 def create_folder(outputs: Path, name: str) -> Path:
     """A new folder ``outputs/TIME-name`` that no other process got."""
-    outputs.mkdir(parents=True, exist_ok=True)
+    try:
+        outputs.mkdir(parents=True, exist_ok=True)
+        return numbered_folder(outputs, name)
+    except OSError as error:
+        raise RunError(f"outputs={outputs}: can't be written ({error.strerror})") from error
+
+
+def numbered_folder(outputs: Path, name: str) -> Path:
     stem = f"{time.strftime('%Y-%m-%d_%H-%M-%S')}-{as_folder(name)}"
     for attempt in range(1000):
         folder = outputs / (stem if attempt == 0 else f"{stem}-{attempt + 1}")

@@ -24,6 +24,7 @@ from filelock import FileLock, Timeout
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
@@ -40,6 +41,7 @@ from seg.console import console, first_process
 from seg.options import CONF
 from seg.provenance import PACKAGE
 from seg.resume import newest, saved_config
+from seg.together import ticket
 from seg.watch import Watch
 
 RECORD = "sweep.json"
@@ -67,6 +69,10 @@ class Sweep(Sweeper):
     ) -> None:
         """Finds or makes the folder, and holds it."""
         check_launcher(config.hydra.launcher._target_)
+        if ticket(Path()) is not None:
+            raise UserError(
+                "-m: this is one of several processes that were started together; start a sweep by one"
+            )
         self.context, self.config, self.held = hydra_context, config, ExitStack()
         self.jobs = planned(config, self.params)
         self.folder = self.held.enter_context(taken(config, self.jobs))
@@ -79,7 +85,7 @@ class Sweep(Sweeper):
         """Runs what is unfinished, and shows each job's row as it ends.
 
         Raises:
-            SystemExit: 1, when a job failed.
+            SystemExit: 1, when a job isn't finished.
         """
         assert self.config is not None
         if runs.read_json(self.folder / RECORD).get("source") != provenance.source_hash(
@@ -88,21 +94,24 @@ class Sweep(Sweeper):
             console.print(
                 "the code or its config files changed since this sweep was begun; fresh=true begins anew"
             )
-        with self.held, Watch(self.folder, self.jobs) as watch:
-            left = [n for n in range(len(self.jobs)) if n not in watch.finished]
-            left = [n for n in left if self.composes(n)]
-            if "BasicLauncher" in self.config.hydra.launcher._target_:  # one after another
-                for number in left:
-                    self.launch([number])
-            elif left:
-                self.launch(left)
-        watch.conclude()
-        if watch.failed:
+        watch = Watch(self.folder, self.jobs)
+        try:
+            with self.held, watch:
+                left = [n for n in range(len(self.jobs)) if n not in watch.finished]
+                left = [n for n in left if self.composes(n)]
+                if "BasicLauncher" in self.config.hydra.launcher._target_:  # one after another
+                    for number in left:
+                        self.launch([number])
+                elif left:
+                    self.launch(left)
+        finally:
+            watch.conclude()
+        if len(watch.finished) < len(self.jobs):
             sys.exit(1)
 
     def launch(self, numbers: list[int]) -> None:
         assert self.launcher is not None
-        place = f"hydra.sweep.dir='{self.folder}'"
+        place = f"hydra.sweep.dir={QuotedString(str(self.folder), Quote.single).with_quotes()}"
         words = [[*self.jobs[n]["overrides"], place] for n in numbers]
         for result in self.launcher.launch(words, initial_job_idx=numbers[0]):
             _ = result.return_value  # raises what a job raised beside its own failure
@@ -133,6 +142,10 @@ def planned(config: DictConfig, params: dict[str, str]) -> list[dict[str, Any]]:
             "resume: a sweep goes on by its own command; resume takes one run, without -m"
         )
     for override in overrides:
+        key = override.key_or_group
+        if key in ("name", "outputs") and override.is_sweep_override():
+            raise UserError(f"{override.input_line}: a sweep has one {key}; give one value")
+    for override in overrides:
         if override.is_sweep_override() and not override.is_discrete_sweep():
             raise UserError(
                 f"{override.input_line}: a sweep needs a list of values; seg.tune searches an interval"
@@ -141,21 +154,19 @@ def planned(config: DictConfig, params: dict[str, str]) -> list[dict[str, Any]]:
     choices = dict(config.hydra.runtime.choices)
     jobs: list[dict[str, Any]] = []
     for words in BasicSweeper.split_arguments(overrides, None)[0]:
-        name = named([w for w in words if w.partition("=")[0] in swept], choices) or "job"
+        name = named([w for w in words if w.partition("=")[0] in swept], choices, ()) or "job"
         folder = runs.as_folder(name)
         if folder in [job["folder"] for job in jobs]:  # alike when cut off, or in plain letters
             folder = f"{folder}-{len(jobs)}"
+        if words in [job["overrides"] for job in jobs]:
+            raise UserError(f"{name}: two jobs of the sweep are the same; give each value once")
         jobs.append({"name": name, "folder": folder, "overrides": words})
     return jobs
 
 
 @contextmanager
 def taken(config: DictConfig, jobs: list[dict[str, Any]]) -> Generator[Path]:
-    """The folder of these jobs for this process alone: one begun earlier, else a new one.
-
-    Raises:
-        UserError: when all its jobs are finished, so that nothing is left to do.
-    """
+    """The folder of these jobs for this process alone: one begun earlier, else a new one."""
     parent = Path(config.hydra.sweep.dir).parent
     with ExitStack() as held:
         for folder in () if config.fresh else begun(parent, jobs):
@@ -184,8 +195,12 @@ def begun(parent: Path, jobs: list[dict[str, Any]]) -> Iterator[Path]:
     for file in sorted(parent.glob(f"*/{RECORD}"), reverse=True):
         if file.parent.is_symlink():
             continue
-        found = runs.read_json(file).get("jobs", [])
-        if {frozenset(job["overrides"]) for job in found} == wanted:
+        try:
+            found = {frozenset(job["overrides"]) for job in runs.read_json(file)["jobs"]}
+        except (runs.RunError, KeyError, TypeError):
+            console.print(f"{file}: damaged, and left out", markup=False)
+            continue
+        if found == wanted:
             yield file.parent
 
 
@@ -231,18 +246,21 @@ def job(cfg: DictConfig, train: Callable[..., dict[str, float]]) -> dict[str, fl
 
 
 def stopped_at(folder: Path) -> Path | None:
-    """The checkpoint from which a job that was stopped goes on; one that failed begins anew."""
-    file = folder / "run.json"
-    if not file.is_file() or runs.read_json(file).get("status") == "failed":
+    """The checkpoint from which a job that was stopped, or failed, goes on; None: there is none."""
+    try:
+        return newest(folder) if (folder / "config.yaml").is_file() else None
+    except runs.RunError:  # all damaged
         return None
-    return newest(folder)
 
 
 def note_failure(folder: Path, error: Exception) -> None:
     """Writes into a job's folder that it failed, and where."""
     folder.mkdir(exist_ok=True)
     file = folder / "run.json"
-    record = runs.read_json(file) if file.is_file() else {"name": folder.name}
+    try:
+        record = runs.read_json(file)
+    except runs.RunError:  # not there yet, or damaged
+        record = {"name": folder.name}
     how = {"status": "failed", "error": f"{type(error).__name__}: {one_line(error)}"}
     runs.write_json(file, record | how)
     with (folder / "log.txt").open("a", encoding="utf-8") as log:

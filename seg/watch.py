@@ -12,7 +12,7 @@ from seg import runs
 from seg.console import console
 from seg.tracking import read_metrics
 
-ENDED = {"finished": "green", "failed": "red", "pruned": "yellow"}
+ENDED = {"finished": "green", "failed": "red", "interrupted": "yellow"}
 
 
 class Watch:
@@ -80,8 +80,10 @@ class Watch:
         self.bar.stop()
 
     def record(self, number: int) -> dict[str, Any]:
-        file = self.files[number]
-        return runs.read_json(file) if file.is_file() else {}
+        try:
+            return runs.read_json(self.files[number])
+        except runs.RunError:  # not there yet, or damaged
+            return {}
 
     def look_on(self) -> None:
         while not self.stop.wait(1):
@@ -91,14 +93,16 @@ class Watch:
         """Prints the rows of the jobs that ended since."""
         running = []
         for number, file in enumerate(self.files):
-            if number in self.finished or number in self.failed or not file.is_file():
-                continue
-            if file.stat().st_mtime_ns == self.told.get(number):
+            if (
+                number in self.finished
+                or number in self.failed
+                or not changed(file, self.told.get(number))
+            ):
                 continue
             record = self.record(number)
             status = record.get("status")
             if status in ENDED:
-                (self.failed if status == "failed" else self.finished).append(number)
+                (self.finished if status == "finished" else self.failed).append(number)
                 self.row(number, record)
             elif status == "running":
                 running.append(f"{self.names[number]} {progress(file.parent)}")
@@ -121,7 +125,7 @@ class Watch:
         text = (
             f"{place}{self.names[number]:<{self.width}} {' '.join(cells)} {spent}  {status}{when}"
         )
-        if status == "failed":
+        if status != "finished":
             text += f": {record.get('error')}"
         console.print(text, style=ENDED.get(status), markup=False)
 
@@ -135,9 +139,8 @@ class Watch:
                 markup=False,
             )
         done = f"{len(self.finished)} of {len(self.names)} jobs are finished"
-        failed = (
-            f", {len(self.failed)} failed; the same command tries them again" if self.failed else ""
-        )
+        left = len(self.names) - len(self.finished)
+        failed = f", {left} not; the same command goes on with what is left" if left else ""
         anew = "; fresh=true trains them anew" if self.before == len(self.names) else ""
         console.print(f"{done}{failed}{anew}", markup=False)
         for number in self.failed:
@@ -151,6 +154,14 @@ def progress(folder: Path) -> str:
     """The latest validation of a run, as far as there is one."""
     file = folder / "metrics.csv"
     rows = [row for row in read_metrics(file) if row.get("val/dice")] if file.is_file() else []
-    if not rows:
+    if not rows or not rows[-1].get("epoch"):
         return ""
     return f"epoch {int(rows[-1]['epoch']) + 1} val/dice {float(rows[-1]['val/dice']):.3f}"
+
+
+def changed(file: Path, told: int | None) -> bool:
+    """Whether a file is there, and another than the one that was told of."""
+    try:
+        return file.stat().st_mtime_ns != told
+    except FileNotFoundError:
+        return False

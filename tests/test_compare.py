@@ -17,7 +17,7 @@ from scipy import stats
 
 from seg import compare as command
 from seg.cli import UserError, checked
-from seg.compare import as_options, compare
+from seg.compare import as_options, compare, signed
 from seg.comparison import page
 from seg.comparison.findings import cautions, claims, fate, headline
 from seg.comparison.gallery import Kept, gallery
@@ -637,3 +637,11 @@ def test_the_worst_and_the_most_disputed_images_are_shown(tmp_path):
     assert shown.rows[0].pictures[2].caption == "Dice 0.500"
     assert shown.note == "2 other images have pictures too"
     assert "2 more did not fit into megabytes=0" in gallery(ranking(read(*folders)), 1, 0).note
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.0123, "+.0123"), (-0.5, "-.5000"), (10.5, "+10.5000"), (-120.03, "-120.0300")],
+)
+def test_a_difference_loses_no_digit(value, text):
+    assert signed(value) == text

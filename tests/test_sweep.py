@@ -59,13 +59,67 @@ def test_jobs_are_named_by_what_differs_between_them(tmp_path):
 
 
 def test_jobs_whose_names_look_alike_have_folders_of_their_own(tmp_path):
-    jobs = plan(tmp_path, "name='a b','a_b','a/b'", "head_weights=[1,2],[2,1]")
+    jobs = plan(tmp_path, "init='a b','a_b','a/b'", "head_weights=[1,2],[2,1]")
     assert len({job["folder"] for job in jobs}) == len(jobs) == 6
 
 
 def test_an_interval_has_no_end_of_jobs(tmp_path):
     with pytest.raises(UserError, match=r"optim.lr=interval.*seg.tune searches an interval"):
         plan(tmp_path, "optim.lr=interval(0.1,1)")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["seed=0,0"], "seed=0: two jobs of the sweep are the same"),
+        (["name=a,b"], "a sweep has one name; give one value"),
+        (["outputs=a,b"], "a sweep has one outputs"),
+    ],
+)
+def test_what_makes_no_sweep_is_told(tmp_path, words, message):
+    with pytest.raises(UserError, match=message):
+        plan(tmp_path, *words)
+
+
+def test_whatever_is_swept_names_the_jobs(tmp_path):
+    jobs = plan(tmp_path, "trainer.max_epochs=1,2", "logger=csv,none")
+    assert [job["name"] for job in jobs][:2] == [
+        "trainer.max_epochs=1-csv",
+        "trainer.max_epochs=1-none",
+    ]
+
+
+def test_a_damaged_sweep_is_left_out_and_a_damaged_job_runs_again(tmp_path, monkeypatch, capsys):
+    for name, text in (("a", "{"), ("b", '{"jobs": [{"name": "x"}]}')):
+        (tmp_path / "sweeps" / name).mkdir(parents=True)
+        (tmp_path / "sweeps" / name / "sweep.json").write_text(text)
+    words = [*TINY, f"outputs={tmp_path}", "-m", "seed=0,1"]
+    with folder_of(tmp_path, *(w for w in words if w != "-m")) as folder:
+        (folder / "seed_0").mkdir()
+        runs.write_json(folder / "seed_0/run.json", {"status": "finished", "metrics": {}})
+        (folder / "seed_1").mkdir()
+        (folder / "seed_1/run.json").write_text('{"status": "fin')
+    capsys.readouterr()
+    code, said = typed(monkeypatch, capsys, *words)
+    assert code is None and said.count("damaged, and left out") == 2
+    assert runs.read_json(folder / "seed_1/run.json")["status"] == "finished"
+
+
+def test_a_job_that_could_not_go_on_keeps_what_it_had(tmp_path, monkeypatch, capsys):
+    words = [*TINY, "trainer.max_epochs=2", f"outputs={tmp_path}", "-m", "seed=0,1"]
+    code, _ = typed(monkeypatch, capsys, *words)
+    assert code is None
+    folder = (tmp_path / "sweeps/latest").resolve() / "seed_1"
+    last = folder / "checkpoints/last.ckpt"
+    written, record = last.stat().st_mtime_ns, runs.read_json(folder / "run.json")
+    kept = {k: v for k, v in record.items() if k != "metrics"}
+    runs.write_json(folder / "run.json", kept | {"status": "interrupted", "split_hash": "another"})
+    code, said = typed(monkeypatch, capsys, *words)
+    assert code == 1 and "the splits of its data have changed" in said
+    assert last.stat().st_mtime_ns == written
+    runs.write_json(folder / "run.json", kept | {"status": "failed"})
+    code, said = typed(monkeypatch, capsys, *words)  # what was wrong is mended
+    assert code is None and runs.read_json(folder / "run.json")["resumed"]
 
 
 def test_a_sweep_takes_up_no_run(tmp_path):
@@ -124,7 +178,7 @@ def test_a_failed_job_is_told_the_others_go_on_and_the_same_command_tries_it_aga
     folder = (tmp_path / "sweeps/latest").resolve()
     assert code == 1
     assert "Expected more than 1 value per channel" in said
-    assert "1 of 2 jobs are finished, 1 failed; the same command tries them again" in said
+    assert "1 of 2 jobs are finished, 1 not; the same command goes on with what is left" in said
     failed, done = (runs.read_json(folder / name / "run.json") for name in ("fcn", "unet"))
     assert failed["status"] == "failed" and "more than 1 value" in failed["error"]
     assert "Traceback" in (folder / "fcn/log.txt").read_text()
@@ -269,7 +323,7 @@ def test_jobs_run_side_by_side_and_a_failed_one_stops_no_other(tmp_path, launche
         "unet": "finished",
         "segnet": "finished",
     }
-    assert "2 of 3 jobs are finished, 1 failed" in said
+    assert "2 of 3 jobs are finished, 1 not" in said
 
 
 @pytest.mark.slow
@@ -299,6 +353,7 @@ def test_fifty_jobs_in_one_process_take_no_more_memory_than_ten(tmp_path):
         ended = len(list(latest.glob("*/predictions"))) if latest.exists() else 0
         if status.exists() and "VmRSS" in (text := status.read_text()):
             sizes[ended] = int(text.partition("VmRSS:")[2].split()[0])  # kB
+    process.communicate()
     assert process.returncode == 0 and max(sizes) >= 45
     early = max(size for jobs, size in sizes.items() if jobs <= 10)
     assert all(size < 1.03 * early for size in sizes.values()), sizes

@@ -333,7 +333,14 @@ def test_two_processes_train_one_run_and_count_each_image_once(tmp_path):
 @pytest.mark.slow
 def test_two_processes_learn_the_weights_that_one_learns(tmp_path):
     """Of a loss and a norm that know no batch, the gradient of two halves is that of the whole."""
-    words = [*TINY, "loss=bce", "model.norm=group", "loader.batch_size=4", "trainer.max_epochs=3"]
+    words = [
+        *TINY,
+        "loss=bce",
+        "model.norm=group",
+        "loader.batch_size=4",
+        "trainer.max_epochs=3",
+        "data.test=2",
+    ]
     two = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
     for outputs, more in (("one", []), ("two", two)):
         command = [sys.executable, "-m", "seg.train", *words, *more, f"outputs={outputs}"]
@@ -346,7 +353,7 @@ def test_two_processes_learn_the_weights_that_one_learns(tmp_path):
         {tuple(r.values()) for r in read_metrics(tmp_path / outputs / "latest/images.csv")}
         for outputs in ("one", "two")
     )
-    assert {row[:3] for row in first} == {row[:3] for row in second} and len(first) == 3 * 2
+    assert {row[:3] for row in first} == {row[:3] for row in second} and len(first) == 4 * 2
 
 
 MODELS = sorted(p.stem for p in (CONF / "model").glob("*.yaml"))

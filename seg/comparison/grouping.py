@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from seg.asked import FREE
 from seg.comparison.results import Run
 from seg.comparison.runfiles import text
 from seg.options import UserError, listed, nearest
@@ -16,7 +17,7 @@ from seg.options import UserError, listed, nearest
 GROUPS = ("data", "model", "loss", "augment", "optim", "schedule")  # whose choice makes a recipe
 REPEATS = ("seed", "data.fold")
 APART = (  # what a run is called, where it lies, on what it runs
-    "name", "outputs", "output", "panels", "save", "logger", "metrics", "loader.workers", "loader.cache",
+    *FREE, "output", "save", "metrics", "loader.workers", "loader.cache",
     "loader.memory", "loader.check", "loader.eval_batch_size", "trainer._target_", "trainer.accelerator",
     "trainer.devices", "trainer.log_every_n_steps", "model.in_channels", "model.num_classes", *REPEATS,
 )  # fmt: skip

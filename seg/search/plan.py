@@ -9,7 +9,7 @@ import torch
 from hydra.core.override_parser.types import Quote, QuotedString
 from omegaconf import DictConfig
 
-from seg import runs
+from seg import asked, runs
 from seg.cli import UserError, build, checked, composed, parse, plain
 from seg.data.module import DataModule
 from seg.folds import as_json, flat
@@ -22,7 +22,7 @@ OWN = (  # not of the trainings
     "search", "trials", "sampler", "pruner", "objectives", "timeout", "name", "outputs", "storage",
 )  # fmt: skip
 FREE = (  # of the trainings, but no score follows from them
-    "outputs", "name", "fresh", "logger", "panels", "kept", "loader.workers", "loader.memory", "loader.cache",
+    *asked.FREE, "loader.workers", "loader.memory", "loader.cache",
 )  # fmt: skip
 
 

@@ -6,10 +6,8 @@ lives, so that a trial which died with its process is known and run again.
 """
 
 import itertools
-import os
 import random
-import socket
-import time
+import secrets
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -91,7 +89,7 @@ def locked(folder: Path) -> Generator[None]:
 @contextmanager
 def worker(folder: Path) -> Generator[str]:
     """The name of this process in the study, whose lock it holds until it ends; its file stays if it fails."""
-    file = folder / f".worker-{socket.gethostname()}-{os.getpid()}-{time.time_ns()}"
+    file = folder / f".worker-{secrets.token_hex(8)}"
     with FileLock(file):
         yield file.name
         file.unlink(missing_ok=True)
