@@ -17,6 +17,8 @@ from seg.console import first_process
 
 VARIABLE = "SEG_RUN"
 PATIENCE = 120  # s until the first process must have spoken
+STARTED = time.time()
+STALE = 60  # s before this process began: an older message is one that a killed run left
 
 
 class Place(NamedTuple):
@@ -70,7 +72,7 @@ def heard(message: Path | None) -> Place:
         )
     else:
         deadline = time.monotonic() + PATIENCE
-        while not message.exists():
+        while not (message.exists() and message.stat().st_mtime > STARTED - STALE):
             if time.monotonic() > deadline:
                 raise runs.RunError(
                     f"{message}: the first process wrote no such file within {PATIENCE} s; it failed, or outputs= is "

@@ -60,6 +60,17 @@ def test_a_first_process_that_says_nothing_is_waited_for_no_longer_than_said(tmp
         heard(tmp_path / ".together-1")
 
 
+def test_a_message_that_a_killed_run_left_is_not_heard(tmp_path, monkeypatch):
+    monkeypatch.setattr(together, "PATIENCE", 0.3)
+    message = tmp_path / ".together-1"
+    message.write_text('{"folder": "old", "checkpoint": null}')
+    os.utime(message, (together.STARTED - 600, together.STARTED - 600))
+    with pytest.raises(RunError, match="wrote no such file"):
+        heard(message)
+    os.utime(message)
+    assert heard(message) == (Path("old"), None)
+
+
 WORDS = ["data.size=64", "data.train=2", "data.val=3", "data.test=2", "model.width=2", "trainer=ddp",
          "trainer.max_epochs=1", "trainer.accelerator=cpu", "trainer.devices=2", "loader.crop=32", "logger=none"]  # fmt: skip
 
