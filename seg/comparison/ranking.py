@@ -33,10 +33,9 @@ from scipy.stats import ttest_ind
 from seg.comparison.grouping import Group
 from seg.comparison.pooling import Pooled, by_seed, evidence, pooled
 from seg.comparison.results import Run
+from seg.metrics.better import smaller_is_better
 from seg.metrics.significance import EXACT, Score, holm, interval, paired_test
 
-SMALLER = ("loss", "hausdorff_95", "ece", "rand_error", "warping_error", "split_merge_error",
-           "pixel_error")  # better when smaller  # fmt: skip
 ENOUGH = 3  # seeds of both groups, below which they aren't asked
 MOST = 24  # seeds to which groups of unlike numbers of seeds are repeated
 FEW = 20  # images, below which intervals are too narrow
@@ -66,7 +65,7 @@ class Asked:
     @property
     def smaller(self) -> bool:
         """Whether less is better."""
-        return self.score.partition("/")[0] in SMALLER
+        return smaller_is_better(self.score)
 
 
 @dataclass(frozen=True)

@@ -23,12 +23,12 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import SQLAlchemyError
 
+from seg.metrics.better import smaller_is_better
 from seg.options import UserError, shown
 from seg.search.space import Axis
 
 MOST = 1000  # combinations of a grid
 MEASURED = ("milliseconds", "parameters")  # objectives beside the scores
-SMALL = ("loss", "ece", "hausdorff_95", "dice_per_image_sd", "iou_per_image_sd", *MEASURED)
 
 
 class Grid(RandomSampler):
@@ -37,8 +37,8 @@ class Grid(RandomSampler):
 
 def direction(objective: str) -> Literal["minimize", "maximize"]:
     """Which way an objective is better."""
-    name = objective.removeprefix("val/").split("/")[0]
-    return "minimize" if name in SMALL else "maximize"
+    name = objective.removeprefix("val/")
+    return "minimize" if name in MEASURED or smaller_is_better(name) else "maximize"
 
 
 def without_password(storage: str) -> str:

@@ -10,9 +10,8 @@ import numpy as np
 from PIL import Image
 
 from seg import panels
+from seg.metrics.better import SPREAD, smaller_is_better
 
-LOWER = ("loss", "hausdorff_95", "ece")  # the less the better
-SPREAD = "_sd"  # neither
 WIDTH = 1200  # px: dashboards keep a page of each validation
 
 
@@ -87,7 +86,7 @@ def best(name: str) -> Literal["max", "min"] | None:
     score = rest.split("/")[0]
     if stage != "val" or score.endswith(SPREAD):
         return None
-    return "min" if score in LOWER else "max"
+    return "min" if smaller_is_better(score) else "max"
 
 
 class Tracker(ABC):
