@@ -272,7 +272,8 @@ def composed(config_name: str, words: list[str]) -> tuple[DictConfig, dict[str, 
             del cfg["hydra"]
         tree = plain(cfg)
     except (HydraException, OmegaConfBaseException, ValueError) as error:
-        raise UserError(one_line(error)) from error
+        said = one_line(error).partition(" Config search path:")[0]  # folders of the installation
+        raise UserError(said) from error
     finally:
         HydraConfig.instance().cfg = outer
         GlobalHydra.instance().clear()

@@ -73,6 +73,11 @@ class Sweep(Sweeper):
             raise UserError(
                 "-m: this is one of several processes that were started together; start a sweep by one"
             )
+        if Path(config.hydra.sweep.dir) != Path(config.outputs) / "sweeps/new":
+            raise UserError(
+                f"hydra.sweep.dir={config.hydra.sweep.dir}: a sweep lies below outputs/sweeps, where it is found again; "
+                "give outputs=..., and name=... for its name"
+            )
         self.context, self.config, self.held = hydra_context, config, ExitStack()
         self.jobs = planned(config, self.params)
         self.folder = self.held.enter_context(taken(config, self.jobs))

@@ -386,3 +386,10 @@ def test_a_job_is_told_from_a_run_by_hydra_s_mode(tmp_path, monkeypatch):
     assert cfg.hydra.mode == RunMode.MULTIRUN and sweeping()
     monkeypatch.setattr(HydraConfig.instance(), "cfg", None)
     assert not sweeping()
+
+
+def test_a_folder_of_its_own_is_not_for_a_sweep(tmp_path, monkeypatch, capsys):
+    words = [f"outputs={tmp_path}", "-m", "seed=0,1", "hydra.sweep.dir=foo"]
+    code, said = typed(monkeypatch, capsys, *words)
+    assert code == 2 and "hydra.sweep.dir=foo: a sweep lies below outputs/sweeps" in said
+    assert not list(tmp_path.iterdir())
