@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import lightning as L
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
@@ -17,7 +17,7 @@ from torch import nn
 from seg import hardware, kept, provenance, reports, runs
 from seg.asked import Asked
 from seg.checkpoints import Checkpoints, Interrupts, MidEpoch, WholeFiles
-from seg.cli import build, one_line, plain
+from seg.cli import UserError, build, one_line, plain
 from seg.console import first_process
 from seg.data.faults import KINDS
 from seg.data.module import DataModule
@@ -143,11 +143,30 @@ def prepared(cfg: DictConfig, asked: Asked, more: Sequence[L.Callback]) -> L.Tra
         MidEpoch(),
         Interrupts(),
         Finite(cast(Path, asked.folder), cfg.bad_steps),
+        *chosen(cfg.patience, cfg.ema),
         *([reports.progress_bar()] if bar else []),
     ]
     devices = {} if asked.devices is None else {"devices": asked.devices}
     node = cast(DictConfig, OmegaConf.merge(cfg.trainer, devices))
     return build(node, "trainer", callbacks=callbacks, plugins=[WholeFiles()])
+
+
+def chosen(patience: int | None, ema: float | None) -> list[L.Callback]:
+    """Lightning's own for stopping early and for averaging weights, where they are asked for.
+
+    Raises:
+        UserError: when a number is out of its range.
+    """
+    found: list[L.Callback] = []
+    if patience is not None:
+        if type(patience) is not int or patience < 1:
+            raise UserError(f"patience={patience}: a number of validations, 1 or more, or null")
+        found.append(EarlyStopping("val/dice", mode="max", patience=patience))
+    if ema is not None:
+        if type(ema) not in (int, float) or not 0 < ema < 1:
+            raise UserError(f"ema={ema}: a decay between 0 and 1 is needed, 0.99, or null")
+        found.append(EMAWeightAveraging(decay=ema))
+    return found
 
 
 def loggers(cfg: DictConfig, asked: Asked, task: SegmentationTask) -> list[Any]:

@@ -86,6 +86,25 @@ def test_a_run_stopped_at_any_step_ends_as_if_it_never_was(tmp_path, straight, s
         resumed(config("train", f"resume={folder}"))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("word", ["ema=0.9", "patience=2"])
+@pytest.mark.parametrize("step", [2, 3])
+def test_averaged_weights_and_patience_go_on_too(tmp_path, word, step):
+    words = [*TINY, *DROPOUT, word]
+    train(config("train", *words, f"outputs={tmp_path / 'whole'}"))
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        train(config("train", *words, f"outputs={tmp_path / 'cut'}"), [Stop(step)])
+    whole, cut = ((tmp_path / name / "latest").resolve() for name in ("whole", "cut"))
+    train(config("train", f"resume={cut}"))
+    assert same(whole, cut)
+    one, two = state(whole), state(cut)
+    assert one["callbacks"].keys() == two["callbacks"].keys()
+    if word == "ema=0.9":
+        raw, averaged = two["current_model_state"], two["state_dict"]
+        assert all(torch.equal(one["current_model_state"][k], raw[k]) for k in raw)
+        assert any(not torch.equal(raw[k], averaged[k]) for k in raw)
+
+
 def test_a_damaged_last_checkpoint_is_told_and_the_one_before_it_taken(tmp_path, straight, caplog):
     with pytest.raises((KeyboardInterrupt, SystemExit)):
         train(config("train", *TINY, *DROPOUT, f"outputs={tmp_path}"), [Stop(5)])
