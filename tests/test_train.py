@@ -332,9 +332,13 @@ def test_two_processes_train_one_run_and_count_each_image_once(tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_learn_the_weights_that_one_learns(tmp_path):
-    """Of a loss and a norm that know no batch, the gradient of two halves is that of the whole."""
+    """Of a loss and a norm that know no batch, the gradient of two halves is that of the whole.
+
+    By SGD: AdamW divides tiny gradients by their size, and with them their rounding.
+    """
     words = [
         *TINY,
+        "optim=sgd",
         "loss=bce",
         "model.norm=group",
         "loader.batch_size=4",
