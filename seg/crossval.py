@@ -39,6 +39,7 @@ from seg.folds import (
     planned,
     runs_named,
 )
+from seg.hardware import one_device
 from seg.logits import decided
 from seg.metrics.confusion import PixelScores
 from seg.metrics.significance import Interval, interval
@@ -103,8 +104,7 @@ def check_request(cfg: DictConfig) -> None:
         raise UserError(f"data.folds={cfg.data.get('folds')}: 2 or more are needed")
     trainer = plain(cfg.trainer)
     devices, nodes = trainer.get("devices", 1), trainer.get("num_nodes", 1)
-    single = devices in ("auto", "1", 1) or (isinstance(devices, list) and len(devices) == 1)
-    if not single or nodes != 1:
+    if not one_device(devices, nodes):
         raise UserError(
             f"trainer.devices={devices} trainer.num_nodes={nodes}: the folds train one after the other, each on "
             "one device; give trainer.devices=1"

@@ -85,6 +85,12 @@ def part() -> None:
         torch.distributed.destroy_process_group()
 
 
+def one_device(devices: Any, num_nodes: int) -> bool:
+    """Whether a trainer's config asks for one process; ``auto`` counts as one."""
+    listed = isinstance(devices, list) and len(devices) == 1
+    return num_nodes == 1 and (devices in ("auto", "1", 1) or listed)
+
+
 class Layout(L.Callback):
     """Puts the network into the memory layout and the compiler asked for, before anything runs."""
 

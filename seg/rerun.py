@@ -39,6 +39,7 @@ from seg.changes import (
 )
 from seg.cli import UserError, checked, command, plain
 from seg.console import first_process, logging_to, quiet
+from seg.hardware import one_device
 from seg.options import CONF, HYDRA_KEYS, check_level, located, shown
 from seg.past import FREE, HONOURED, Metrics, Past, finished_run, siblings, threads_of
 from seg.runs import RunError
@@ -178,9 +179,8 @@ def check_places(data: dict[str, Any], run: str) -> None:
 def check_devices(config: dict[str, Any], seeds: int) -> None:
     """Raises UserError when several trainings would each start further processes."""
     devices, nodes = config["trainer"]["devices"], config["trainer"]["num_nodes"]
-    single = devices in (1, "1") or (isinstance(devices, list) and len(devices) == 1)
-    single = single or (devices == "auto" and torch.cuda.device_count() < 2)
-    if seeds and not (single and nodes == 1):
+    several = devices == "auto" and torch.cuda.device_count() > 1
+    if seeds and (several or not one_device(devices, nodes)):
         raise UserError(
             f"seeds={seeds} with trainer.devices={devices}: the seeds train one after the other, each on one "
             "device; give trainer.devices=1"

@@ -13,6 +13,7 @@ from seg import asked, runs
 from seg.cli import UserError, build, checked, composed, parse, plain
 from seg.data.module import DataModule
 from seg.folds import as_json, flat
+from seg.hardware import one_device
 from seg.options import nearest, shown
 from seg.search.space import Axis, axes, is_search, short_names
 from seg.search.study import MEASURED
@@ -149,8 +150,7 @@ def tried(words: list[str], axis: Axis) -> DictConfig:
         raise UserError(f"{axis.typed}: {error}{hint}") from error
     trainer = plain(cfg.trainer)
     devices, nodes = trainer.get("devices", 1), trainer.get("num_nodes", 1)
-    single = devices in ("auto", "1", 1) or (isinstance(devices, list) and len(devices) == 1)
-    if not single or nodes != 1:
+    if not one_device(devices, nodes):
         raise UserError(
             f"trainer.devices={devices} trainer.num_nodes={nodes}: a trial trains on one device; start the same "
             "command once for each, as CUDA_VISIBLE_DEVICES=1 python -m seg.tune ..."
