@@ -42,8 +42,15 @@ MISTAKES = (UserError, DataError, RunError, HardwareError)
 __all__ = ["CONF", "UserError", "build", "checked", "command", "plain"]
 
 
-def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
-    """Makes a function of a config the main function of a command."""
+def command(
+    config_name: str, words: Callable[[Namespace], list[str]] | None = None
+) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
+    """Makes a function of a config the main function of a command.
+
+    Args:
+        config_name: its file in conf/.
+        words: what was typed -> the words as Hydra takes them, where a command has its own.
+    """
 
     def decorate(function: Callable[[DictConfig], Any]) -> Callable[[], None]:
         def job(cfg: DictConfig) -> Any:
@@ -62,6 +69,10 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
                 if arguments.help:
                     print(help_text(config_name))
                     return
+                if words is not None:
+                    flags = len(sys.argv) - len(arguments.overrides)
+                    arguments.overrides = words(arguments)
+                    sys.argv[flags:] = arguments.overrides
                 check_flags(config_name, arguments)
                 os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # exceptions come here as they are
                 hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(

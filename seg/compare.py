@@ -8,19 +8,18 @@ import logging
 import math
 import re
 import shlex
-import sys
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from hydra._internal.utils import get_args_parser
 from omegaconf import DictConfig, ListConfig
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from seg.cli import UserError, command, fail
+from seg.cli import UserError, command
 from seg.comparison import page
 from seg.comparison.findings import cautions, claims, fate, headline, mean_of, score_name
 from seg.comparison.grouping import (
@@ -276,21 +275,16 @@ def one_quoted(value: str) -> str:
     return "'" + doubled.replace("'", "\\'") + "'"
 
 
-@command("compare")
-def run(cfg: DictConfig) -> None:
+def typed(arguments: Namespace) -> list[str]:
+    """The words of the command line for Hydra."""
+    if arguments.multirun:
+        raise UserError("-m: a comparison is one; leave it out")
+    return as_options(arguments.overrides)
+
+
+@command("compare", typed)
+def main(cfg: DictConfig) -> None:
     compare(cfg)
-
-
-def main() -> None:
-    try:
-        arguments = get_args_parser().parse_args()
-        if arguments.multirun:
-            raise UserError("-m: a comparison is one; leave it out")
-        flags = [word for word in sys.argv[1:] if word not in arguments.overrides]
-        sys.argv[1:] = [*flags, *as_options(arguments.overrides)]
-    except UserError as error:
-        fail(error)
-    run()
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import logging
 import math
 import sys
 import time
+from argparse import Namespace
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -25,7 +26,7 @@ from optuna.storages import BaseStorage
 from optuna.trial import TrialState
 
 from seg import runs
-from seg.cli import UserError, build, command, fail, parse, searching
+from seg.cli import UserError, build, command, parse, searching
 from seg.console import quiet
 from seg.options import is_hydras
 from seg.search.plan import Plan, gathered, planned
@@ -171,28 +172,21 @@ def announce(plan: Plan, study: optuna.Study, folder: Path) -> None:
         log.info("pruning    none: it needs one objective, a score of each validation")
 
 
-@command("tune")
-def job(cfg: DictConfig) -> None:
+def typed(arguments: Namespace) -> list[str]:
+    """The words of the command line for Hydra."""
+    if arguments.multirun:
+        raise UserError("-m: seg.tune searches as it is; leave it out, or sweep with seg.train -m")
+    return gathered(arguments.overrides)
+
+
+@command("tune", typed)
+def main(cfg: DictConfig) -> None:
     arguments = get_args_parser().parse_args()
     if cfg.storage:  # runs keep the command that made them, and trackers too
         hidden = without_password(str(cfg.storage))
         for line in (sys.argv, sys.orig_argv):
             line[:] = [word.replace(str(cfg.storage), hidden) for word in line]
     tune([*searching(arguments.config_dir), *arguments.overrides])
-
-
-def main() -> None:
-    try:
-        arguments = get_args_parser().parse_args()
-        if arguments.multirun:
-            raise UserError(
-                "-m: seg.tune searches as it is; leave it out, or sweep with seg.train -m"
-            )
-        flags = [word for word in sys.argv[1:] if word not in arguments.overrides]
-        sys.argv[1:] = [*flags, *gathered(arguments.overrides)]
-    except UserError as error:
-        fail(error)
-    job()
 
 
 if __name__ == "__main__":
