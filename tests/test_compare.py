@@ -391,7 +391,7 @@ def test_a_mark_claims_what_was_asked_and_survived(tmp_path, ours, theirs, mark)
     runs = read(*family(tmp_path, "fcn", ours), *family(tmp_path, "unet", theirs))
     result = ranking(runs, baseline="model=unet")
     assert next(r.comparison for r in result.groups if r.comparison).mark == mark
-    said = {"*": "eally ", "(*) images": " (by images alone)", "(*) seeds": " (by seeds alone)", "no": "No real difference to",
+    said = {"*": "eally ", "(*) images": "Told apart by images, all that", "(*) seeds": "Told apart by seeds, all that", "no": "No real difference to",
             "images only": "Told apart by images only: ", "?": "Too little to tell of"}  # fmt: skip
     assert said[mark] in headline(result, 0)
     assert dict(claims(result)).keys() == {re.sub(r"(?<=\)) .*", "", mark)}

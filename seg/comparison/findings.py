@@ -39,27 +39,29 @@ def verdicts(ranking: Ranking) -> list[str]:
     better = "Really better:"
     worse = "Really worse:" if ranking.baseline else "It is really better than"
     half = {kind: f"Told apart by {kind} only:" for kind in ("images", "seeds")}
+    asked = {kind: f"Told apart by {kind}, all that could be asked:" for kind in half}
     alike, unknown, apart = (
         "No real difference to",
         "Too little to tell of",
         "Not on the same images:",
     )
     kinds: dict[str, list[str]] = {
-        kind: [] for kind in (better, worse, *half.values(), alike, unknown, apart)
+        kind: [] for kind in (better, worse, *asked.values(), *half.values(), alike, unknown, apart)
     }
     for place, r in enumerate(ranking.groups):
         if (c := r.comparison) is None:
             continue
-        alone = f" (by {c.asked[0]} alone)" if c.real and len(c.asked) == 1 else ""
         if c.apart:
             kind = apart
+        elif c.real and len(c.asked) == 1:  # of networks or of recipes, not of both
+            kind = asked[c.asked[0]]
         elif c.real:
             kind = better if place < ranking.baseline else worse
         elif c.survived:
             kind = half[c.survived[0]]
         else:
             kind = alike if c.asked else unknown
-        kinds[kind].append(r.group.label + alone)
+        kinds[kind].append(r.group.label)
     return [f"{kind} {counted(names)}." for kind, names in kinds.items() if names]
 
 
@@ -87,7 +89,7 @@ def counted(names: Iterable[str], most: int = 4) -> str:
 def claims(ranking: Ranking) -> list[tuple[str, str]]:
     """The marks that occur, and what each claims."""
     marks = {c.mark.removesuffix(" images").removesuffix(" seeds") for c in ranking.comparisons}
-    what = "pairs" if ranking.chosen else "comparisons"
+    what = f"{'pair' if ranking.chosen else 'comparison'}{'s' * (ranking.pairs != 1)}"
     over = f"{ranking.asked.level:.0%}, Holm over {ranking.pairs} {what}"
     lines = {
         "*": f"real over images and over seeds ({over})",
