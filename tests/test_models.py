@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from seg.models import FCN, NestedUNet, Peer, SegNet, UNet
-from seg.models.blocks import Upsampling, pad_to_multiple
+from seg.models.blocks import Upsampling, bilinear, pad_to_multiple
 from seg.models.fcn import bilinear_upsampling
 
 SMALL = {
@@ -359,6 +359,42 @@ def test_interpolation_and_a_1x1_convolution_commute(mode):
     layer, x = Upsampling(8, 4, mode), torch.randn(1, 8, 5, 6)
     wanted = layer.conv(F.interpolate(x, scale_factor=2, mode=mode))
     torch.testing.assert_close(layer(x, torch.empty(1, 4, 10, 12)), wanted)
+
+
+@pytest.fixture
+def deterministic(monkeypatch):
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # as Lightning sets it
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 4), (5, 2), (7, 9)])
+def test_deterministic_doubling_is_bilinear_interpolation_and_so_is_its_gradient(
+    size, deterministic
+):
+    x = torch.randn(2, 3, *size, dtype=torch.float64, requires_grad=True)
+    wanted = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+    up = torch.randn_like(wanted)
+    torch.testing.assert_close(bilinear(x), wanted)
+    gradients = [torch.autograd.grad(y, x, up)[0] for y in (bilinear(x), wanted)]
+    torch.testing.assert_close(*gradients)
+    assert "Convolution" in bilinear(x).grad_fn.name()  # not interpolation's own backward
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("up", UP)
+def test_a_gpu_gives_the_same_gradients_twice_where_that_is_asked_for(up, deterministic):
+    torch.manual_seed(0)
+    model = NestedUNet(1, 2, width=8, up=up, deep_supervision=True).cuda()
+    image = torch.randn(4, 1, 128, 128, device="cuda")
+
+    def gradients() -> list[Tensor]:
+        model.zero_grad()
+        total(model(image)).backward()
+        return [p.grad.clone() for p in model.parameters()]
+
+    assert all(torch.equal(a, b) for a, b in zip(gradients(), gradients(), strict=True))
 
 
 def test_unpooling_puts_values_where_the_skip_is_largest():

@@ -169,7 +169,7 @@ class Upsampling(nn.Module):
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         x = self.conv(x)  # a 1x1 convolution and an interpolation commute: the small one first
         if self.up == "bilinear":
-            x = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+            x = bilinear(x)
             return x[..., 1:-1, 1:-1] if self.margin else x
         if self.up == "nearest":
             return F.interpolate(x, scale_factor=2, mode="nearest")
@@ -186,6 +186,24 @@ class Upsampling(nn.Module):
             with torch.no_grad():
                 weight = self.conv.weight
                 weight.copy_(weight[::4].repeat_interleave(4, dim=0))
+
+
+def bilinear(x: Tensor) -> Tensor:
+    """Twice the height and width by bilinear interpolation, the border's values going on beyond it.
+
+    Where PyTorch is to use deterministic algorithms alone (``trainer.deterministic``), as a transposed
+    convolution by fixed weights: the gradient of ``interpolate`` adds up in no fixed order on a GPU.
+
+    Shape:
+        (B, C, H, W) -> (B, C, 2 H, 2 W).
+    """
+    if not torch.are_deterministic_algorithms_enabled():
+        return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+    x = torch.cat([x[..., :1, :], x, x[..., -1:, :]], dim=2)
+    x = torch.cat([x[..., :1], x, x[..., -1:]], dim=3)
+    line = x.new_tensor([0.25, 0.75, 0.75, 0.25])
+    weight = torch.outer(line, line).expand(x.shape[1], 1, 4, 4)
+    return F.conv_transpose2d(x, weight, stride=2, padding=3, groups=x.shape[1])
 
 
 def unpool(x: Tensor, indices: Tensor) -> Tensor:
