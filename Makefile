@@ -1,7 +1,7 @@
 .DEFAULT_GOAL := help
 BIN := .venv/bin
 PYTHON ?= python3
-.PHONY: help install demo test test-all lint format clean
+.PHONY: help install demo reproduce test test-all lint format clean
 
 help:  ## Show what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -15,6 +15,9 @@ install: .venv/installed  ## Make the environment .venv with everything that is 
 
 demo: install  ## Train a U-Net on made EM images: a table, a run folder and pictures
 	$(BIN)/python -m seg.train experiment=demo
+
+reproduce: install  ## Train again what conf/experiment/ records, small on a CPU, and compare
+	$(BIN)/python benchmarks/reproduce.py
 
 test: install  ## The fast tests
 	$(BIN)/python -m pytest -m 'not slow' -q -n 2
