@@ -4,6 +4,8 @@ Legend: then = of the earlier run, now = of the later one.
 """
 
 import math
+import pickle
+import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -92,7 +94,8 @@ def edited(past: Past) -> Iterator[Change]:
     """How config.yaml differs from the config in the checkpoint, which the run was trained with."""
     try:
         card = runs.read_checkpoint(runs.find_checkpoint(past.folder))["seg"]["config"]
-    except (RunError, OSError, LookupError, TypeError, RuntimeError, ValueError):
+    except (RunError, OSError, LookupError, TypeError, RuntimeError, ValueError, EOFError,
+            pickle.UnpicklingError, zipfile.BadZipFile):  # fmt: skip
         return  # the numbers stand without their checkpoint
     yield from leaves_changed(card, past.config, "config.yaml: ")
 

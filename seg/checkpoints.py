@@ -6,9 +6,10 @@ import sys
 import threading
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
+import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -18,6 +19,12 @@ from seg.data.module import EpochSampler
 
 log = logging.getLogger("seg")
 FILES = ("best_model_path", "kth_best_model_path", "last_model_path")
+SIGNALS = (
+    "SIGINT",
+    "SIGTERM",
+    "SIGUSR1",
+    "SIGUSR2",
+)  # Ctrl-C; schedulers; SLURM as asked, submitit
 
 
 class Checkpoints(ModelCheckpoint):
@@ -47,8 +54,12 @@ class Checkpoints(ModelCheckpoint):
             super().on_exception(trainer, pl_module, exception)
 
     def placed(self, name: str) -> str:
-        """The file of that name in this run's folder; nothing for none."""
-        return str(Path(str(self.dirpath)) / name) if name else ""
+        """The file of that name in this run's folder; nothing for none.
+
+        Lightning deletes the one before it, which must be none elsewhere.
+        """
+        file = Path(name).name
+        return str(Path(str(self.dirpath)) / file) if file.endswith(".ckpt") else ""
 
 
 class WholeFiles(TorchCheckpointIO):
@@ -64,21 +75,25 @@ class WholeFiles(TorchCheckpointIO):
 
 
 class Interrupts(L.Callback):
-    """Ctrl-C and SIGTERM end a run after its step, or its validation, so that it can go on from there.
+    """Ctrl-C, and what a scheduler sends, end a run after its step, or its validation, so that it can go on from there.
 
-    Ctrl-C once more ends it at once. Of several processes none may leave alone: there it is Lightning that acts.
+    Ctrl-C once more ends it at once. Of several processes all end after the same step, whichever was told.
 
     Attributes:
         asked: the signal that came.
+        before: what would have been done about each signal otherwise.
     """
 
     asked: int | None = None
 
+    def __init__(self) -> None:
+        self.before: dict[int, Any] = {}
+
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if threading.current_thread() is threading.main_thread() and trainer.world_size == 1:
+        if threading.current_thread() is threading.main_thread():
             self.leave: Any = signal.getsignal(signal.SIGTERM)  # Lightning's, which restores all
-            for number in (signal.SIGINT, signal.SIGTERM):
-                signal.signal(number, self.note)
+            for number in (s for s in signal.Signals if s.name in SIGNALS):
+                self.before[number] = signal.signal(number, self.note)
 
     def note(self, number: int, frame: Any) -> None:
         if self.asked is not None and number == signal.SIGINT:
@@ -97,14 +112,21 @@ class Interrupts(L.Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        if self.asked is not None and batch_idx + 1 < trainer.num_training_batches:
-            self.leave(signal.SIGTERM, None)
+        if batch_idx + 1 < trainer.num_training_batches:
+            self.stop(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self.asked is not None:
-            self.leave(signal.SIGTERM, None)
+        if trainer.state.fn == "fit":
+            self.stop(trainer)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.stop(trainer)
+
+    def stop(self, trainer: L.Trainer) -> None:
+        """Has Lightning leave, where any of the processes was asked to."""
+        if trainer.world_size > 1:
+            number = torch.tensor(self.asked or 0, device=trainer.strategy.root_device)
+            self.asked = int(trainer.strategy.reduce(number, reduce_op="max")) or self.asked
         if self.asked is not None:
             self.leave(signal.SIGTERM, None)
 
@@ -113,8 +135,13 @@ class MidEpoch(L.Callback):
     """Goes on inside an epoch with the samples that were still to come; Lightning would begin with the first."""
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        done = trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        loop = trainer.fit_loop
+        done = loop.epoch_loop.batch_progress.current.ready
         loader = trainer.train_dataloader
         assert loader is not None and isinstance(loader.sampler, EpochSampler)
         if done < trainer.num_training_batches:
             loader.sampler.skip = done * loader.batch_size
+        if loader.num_workers and trainer.global_step:
+            # they have fetched ahead as if the run began, before Lightning tells the epoch
+            loader.sampler.set_epoch(cast(Any, loop.epoch_progress.current).processed)
+            iter(cast(Any, loop._data_fetcher))

@@ -20,10 +20,11 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, IntervalSweep, Override
 from hydra.errors import HydraException, InstantiationException
 from hydra.types import RunMode
-from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from omegaconf import DictConfig, OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
 
+from seg.console import visible
 from seg.data.sources import DataError
 from seg.hardware import HardwareError
 from seg.help import help_text
@@ -37,8 +38,17 @@ from seg.options import (
     is_hydras,
 )
 from seg.runs import RunError
+from seg.shortage import OutOfMemory, explained
 
 MISTAKES = (UserError, DataError, RunError, HardwareError)
+REFUSALS = (
+    ValueError,
+    TypeError,
+    LookupError,
+    ArithmeticError,
+    ImportError,
+    MisconfigurationException,
+)
 __all__ = ["CONF", "UserError", "build", "checked", "command", "plain"]
 
 
@@ -110,7 +120,7 @@ def in_order() -> Namespace:
 
 
 def fail(error: Exception) -> NoReturn:
-    print(f"error: {one_line(error)}", file=sys.stderr)
+    print(f"error: {visible(one_line(error))}", file=sys.stderr)
     sys.exit(2)
 
 
@@ -119,7 +129,9 @@ def fault(error: Exception) -> NoReturn:
     if os.environ.get("SEG_TRACEBACK") == "1":
         raise error
     name = type(error).__name__
-    print(f"fault: {name}: {one_line(error)} (SEG_TRACEBACK=1 shows where)", file=sys.stderr)
+    print(
+        f"fault: {name}: {visible(one_line(error))} (SEG_TRACEBACK=1 shows where)", file=sys.stderr
+    )
     sys.exit(1)
 
 
@@ -139,7 +151,7 @@ def build(node: DictConfig, path: str, **given: Any) -> Any:
     """What a node's ``_target_`` constructs, with ``given`` beside the node's own arguments.
 
     Raises:
-        UserError: when the constructor refuses an argument; names the option's path.
+        UserError: when the constructor refuses an argument, or memory falls short; names the option's path.
     """
     twice = [name for name in given if name in node]
     if twice:
@@ -155,14 +167,15 @@ def build(node: DictConfig, path: str, **given: Any) -> Any:
         cause = error.__cause__
         if isinstance(cause, MISTAKES):
             raise cause from error
-        if isinstance(cause, ValueError | TypeError | KeyError | ImportError):
-            full = (
-                str(error).rpartition("full_key: ")[2].strip() if "full_key: " in str(error) else ""
-            )
-            where = full if full.startswith(path) else f"{path}.{full}" if full else path
+        full = str(error).rpartition("full_key: ")[2].strip() if "full_key: " in str(error) else ""
+        where = full if full.startswith(path) else f"{path}.{full}" if full else path
+        if isinstance(cause, REFUSALS):
             raise UserError(f"{where}: {one_line(cause)}") from error
+        short = explained(cause or error, "building it", f"smaller numbers in {where} need less")
+        if isinstance(short, OutOfMemory):
+            raise UserError(f"{where}: {short}") from error
         raise
-    except (ValueError, TypeError) as error:
+    except REFUSALS as error:
         raise UserError(f"{path}: {one_line(error)}") from error
 
 

@@ -1,15 +1,43 @@
 """The terminal and log.txt: what a command says, without the libraries' chatter."""
 
 import logging
+import re
 import warnings
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import IO, Any, cast
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.console import Console
+from rich.text import Text
 
-console = Console(highlight=False, soft_wrap=True)
+CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+def visible(text: str) -> str:
+    """A text whose control characters, by which a terminal would be told what to do, are spelt out."""
+    return CONTROLS.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+class Told(Console):
+    """Shows names as they are: no markup, no codes of emoji, no escape sequences."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(highlight=False, markup=False, emoji=False, **options)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(visible(text), **options)
+
+
+class Spelt(logging.Formatter):
+    """What libraries say, likewise."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return visible(super().format(record))
+
+
+console = Told(soft_wrap=True)
 LIBRARIES = (
     "lightning.pytorch",
     "lightning.fabric",
@@ -57,13 +85,38 @@ def quiet(speaks: bool = True) -> None:
         library.propagate = False
 
 
+class LogFile:
+    """A file that is written at once; a full disk is told on the terminal, and ends no run.
+
+    Args:
+        file: to add to.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.file, self.raw, self.told = file, file.open("ab", buffering=0), False
+
+    def write(self, text: str) -> None:
+        try:
+            self.raw.write(text.encode())
+        except OSError as error:
+            if not self.told:
+                self.told = True
+                console.print(f"{self.file}: {error.strerror}; lines are lost", markup=False)
+
+    def flush(self) -> None:
+        """Nothing is held back."""
+
+    def close(self) -> None:
+        self.raw.close()
+
+
 @contextmanager
 def logging_to(file: Path) -> Generator[None]:
     """Adds a log file for everything said within; tables become text."""
-    with file.open("a", encoding="utf-8") as stream:
-        said = Terminal(Console(file=stream, width=120, highlight=False))
+    with closing(LogFile(file)) as stream:
+        said = Terminal(Told(file=cast(IO[str], stream), width=120))
         noise = logging.StreamHandler(stream)
-        noise.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
+        noise.setFormatter(Spelt("%(asctime)s %(name)s %(levelname)s %(message)s"))
         loggers = [logging.getLogger(name) for name in (*LIBRARIES, "py.warnings")]
         logging.getLogger("seg").addHandler(said)
         for library in loggers:

@@ -64,9 +64,9 @@ class Finite(L.Callback):
         bad = [name for (name, _), ok in zip(named, finite[1:], strict=True) if not ok]
         told = self.describe(trainer.global_step, bad)
         if not self.skip:
-            self.keep(trainer.global_step)
+            file = self.keep(trainer.global_step, trainer.global_rank)
             raise NotFinite(
-                f"{told}; {self.folder / FILE} has the batch; a smaller optim.lr or trainer.gradient_clip_val=1 may "
+                f"{told}; {file} has the batch; a smaller optim.lr or trainer.gradient_clip_val=1 may "
                 "help, bad_steps=skip goes on without such steps"
             )
         log.warning(f"{told}; left out")
@@ -82,10 +82,12 @@ class Finite(L.Callback):
         parts += [f"gradients of {', '.join(bad[:3])}{more} aren't finite"] if bad else []
         return f"step {step}: {'; '.join(parts)}; images {', '.join(self.batch['name'])}"
 
-    def keep(self, step: int) -> None:
-        """Writes the batch for a look; of several processes each has its own, the first one's is kept."""
+    def keep(self, step: int, rank: int) -> Path:
+        """The file into which the batch is written for a look; of several processes each has its own."""
+        file = self.folder / (f"{rank}-{FILE}" if rank else FILE)
         content = {k: v.cpu() if isinstance(v, Tensor) else v for k, v in self.batch.items()}
-        runs.write_checkpoint(self.folder / FILE, content | {"step": step})
+        runs.write_checkpoint(file, content | {"step": step})
+        return file
 
 
 def gradients(module: L.LightningModule) -> list[tuple[str, Tensor]]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import lightning as L
+from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
@@ -22,9 +23,10 @@ from seg.console import first_process
 from seg.data.faults import KINDS
 from seg.data.module import DataModule
 from seg.data.splits import split_hash
-from seg.finite import Finite
+from seg.finite import Finite, NotFinite
 from seg.models import Peer, UNet
-from seg.resume import continued
+from seg.resume import clear, continued
+from seg.shortage import Demand, explained
 from seg.task import SegmentationTask
 from seg.tracking import MetricsCSV, TrackedRun, finish, start
 
@@ -56,11 +58,13 @@ def fit(
     """
     folder = cast(Path, asked.folder)
     try:
+        clear(folder)
         record = begun(cfg, asked, task, data)
         pictures = reports.Pictures(
             data.samples("val"), cfg.panels, data.source.colors, folder / "panels", task.val_metrics.threshold
         )  # fmt: skip
         trainer = prepared(cfg, asked, [*callbacks, pictures])
+        data.check_shares(trainer.world_size)
         announce(cfg, asked.name, task, data, taken)
         runs.write_config(folder / "config.yaml", plain(cfg))
         provenance.write_beside(folder, data.digests)
@@ -85,20 +89,15 @@ def fit(
         if trainer.is_global_zero:
             pictures.threshold = task.val_metrics.threshold
             pictures.write(task.model)
-    except BaseException as error:
-        signalled = part(trainer, Interrupts).asked
-        reason = f"{type(error).__name__}: {one_line(error)}"
-        reason = reason if signalled is None else signal.Signals(signalled).name
-        how = {"status": ended(error), "error": reason}
-        runs.write_json(folder / "run.json", record | how)
-        finish(trainer.loggers, how["status"], {})
-        if how["status"] == "interrupted" and (folder / "checkpoints/last.ckpt").is_file():
-            log.info(
-                f"goes on with  python -m seg.train resume={shlex.quote(str(runs.relative(folder)))}"
-            )
-        if part(trainer, Interrupts).asked == signal.SIGINT:
-            raise KeyboardInterrupt from error
-        raise
+    except BaseException as caught:
+        demand = part(trainer, Demand)
+        error = explained(caught, demand.text, demand.lower)
+        if isinstance(error, OSError) and error.errno is not None and error.filename is None:
+            error.filename = str(folder)  # as of a picture for which no space is left
+        conclude_early(folder, record, trainer, error)
+        if error is caught:
+            raise
+        raise error from caught
     runs.write_json(folder / "run.json", record | {"status": "finished", "metrics": scores})
     facts = {name: record[name] for name in ("minutes", "steps", "parameters")}
     finish(trainer.loggers, "finished", scores | facts)
@@ -110,6 +109,38 @@ def fit(
     ):  # as the run ended: what comes after it is meant
         raise KeyboardInterrupt
     return scores
+
+
+def conclude_early(
+    folder: Path, record: dict[str, Any], trainer: L.Trainer, error: BaseException
+) -> None:
+    """Writes down how a run ended that raised this, and says how it goes on.
+
+    Raises:
+        KeyboardInterrupt: when it was Ctrl-C that ended it.
+        SystemExit: when it was a signal of a scheduler, 128 and its number; or what submitit raises.
+    """
+    status, interrupts = ended(error), part(trainer, Interrupts)
+    signalled = interrupts.asked if status == "interrupted" else None
+    reason = f"{type(error).__name__}: {one_line(error)}"
+    reason = reason if signalled is None else signal.Signals(signalled).name
+    try:
+        runs.write_json(folder / "run.json", record | {"status": status, "error": reason})
+    except OSError as full:
+        log.warning(f"{full.filename}: {full.strerror}; it still says that the run is running")
+    finish(trainer.loggers, status, {})
+    unlike = isinstance(error, Pruned | NotFinite)  # going on would end the same way
+    if not unlike and (folder / "checkpoints/last.ckpt").is_file():
+        log.info(
+            f"goes on with  python -m seg.train resume={shlex.quote(str(runs.relative(folder)))}"
+        )
+    if signalled == signal.SIGINT:
+        raise KeyboardInterrupt from error
+    if signalled not in (None, signal.SIGTERM):
+        scheduler = interrupts.before.get(signalled)
+        if callable(scheduler):  # submitit's, which hands the job in again and leaves
+            scheduler(signalled, None)
+        raise SystemExit(128 + signalled) from error
 
 
 def begun(
@@ -138,17 +169,32 @@ def prepared(cfg: DictConfig, asked: Asked, more: Sequence[L.Callback]) -> L.Tra
         Checkpoints(
             checkpoints, "best", monitor="val/dice", mode="max", enable_version_counter=False
         ),
-        Checkpoints(checkpoints, "last", enable_version_counter=False, save_on_exception=True),
+        Checkpoints(
+            checkpoints,
+            "last",
+            enable_version_counter=False,
+            save_on_exception=True,
+            save_on_train_epoch_end=True,
+        ),
         reports.Lines(),
         MidEpoch(),
         Interrupts(),
+        Demand(
+            f"the first step, of loader.batch_size={cfg.loader.batch_size} and loader.crop={cfg.loader.crop}",
+            cfg.trainer.accumulate_grad_batches,
+        ),
         Finite(cast(Path, asked.folder), cfg.bad_steps),
         *chosen(cfg.patience, cfg.ema),
         *([reports.progress_bar()] if bar else []),
     ]
     devices = {} if asked.devices is None else {"devices": asked.devices}
     node = cast(DictConfig, OmegaConf.merge(cfg.trainer, devices))
-    return build(node, "trainer", callbacks=callbacks, plugins=[WholeFiles()])
+    slurm = SLURMEnvironment.detect() and not TorchElasticEnvironment.detect()
+    place = (
+        [SLURMEnvironment(auto_requeue=False)] if slurm else []
+    )  # else checkpoints lie elsewhere
+    plugins = [WholeFiles(), *place]
+    return build(node, "trainer", callbacks=callbacks, plugins=plugins, folder=str(asked.folder))
 
 
 def chosen(patience: int | None, ema: float | None) -> list[L.Callback]:

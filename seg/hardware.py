@@ -157,8 +157,12 @@ def build_trainer(
     callbacks: list[L.Callback] | None = None,
     plugins: list[Any] | None = None,
     logger: Any = False,
+    folder: str | None = None,
 ) -> L.Trainer:
     """Lightning's Trainer for this machine; each argument is explained in conf/trainer/auto.yaml.
+
+    ``folder`` is where it looks for what SLURM's own way of going on would have left: on a cluster it would else
+    begin with any hpc_ckpt_1.ckpt that lies where the command was typed.
 
     Raises:
         HardwareError: when a GPU is asked for and none is there.
@@ -192,6 +196,7 @@ def build_trainer(
         callbacks=[Layout(channels_last, compile), *(callbacks or [])],
         plugins=plugins,
         logger=logger,
+        default_root_dir=folder,
         enable_checkpointing=any(isinstance(c, Checkpoint) for c in callbacks or []),
         use_distributed_sampler=False,  # ours deals the samples itself
         enable_model_summary=False,

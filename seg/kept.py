@@ -91,7 +91,7 @@ def keep_pictures(
             sample = images[0, index]
             prediction = predict_one(model, sample["image"], threshold, overlapping)
             stem = folder / split / str(place)
-            rgb = Image.fromarray(to_rgb(source.read(images.names[index])[0]))
+            rgb = Image.fromarray(to_rgb(images.read(images.names[index])[0]))
             rgb.thumbnail((SIDE, SIDE))
             rgb.save(f"{stem}-image.jpg", quality=85)
             for what, mask in (("truth", sample["mask"].numpy()), ("prediction", prediction)):

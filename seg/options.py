@@ -22,6 +22,8 @@ from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 from pydantic.errors import PydanticSchemaGenerationError
 from pydantic_core import SchemaError
 
+from seg.limits import refusal
+
 HERE = Path(__file__).parent
 CONF = (
     HERE / "conf" if (HERE / "conf").exists() else HERE.parent / "conf"
@@ -33,7 +35,8 @@ HYDRA_KEYS = {"_target_", "_partial_", "_recursive_", "_convert_", "_args_"}
 KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a word",
          list: "a list", dict: "a group of options"}  # fmt: skip
 FAULTS = {"bool_type": KINDS[bool], "int_type": KINDS[int], "float_type": KINDS[float],
-          "string_type": KINDS[str], "list_type": KINDS[list], "dict_type": KINDS[dict]}  # fmt: skip
+          "string_type": KINDS[str], "list_type": KINDS[list],
+          "tuple_type": KINDS[list], "dict_type": KINDS[dict]}  # fmt: skip
 
 
 class UserError(ValueError):
@@ -228,10 +231,13 @@ def check_value(path: str, value: Any, known: Any, wanted: Any) -> None:
     elif isinstance(value, list) and holds_dict(value):
         for index, item in enumerate(value):
             check_value(f"{path}.{index}", item, at(known, index), inner[0] if inner else None)
-    elif (adapter := adapter_of(wanted)) is not None:
-        check_fits(path, value, adapter, known)
     else:
-        check_like(path, value, known)
+        if (adapter := adapter_of(wanted)) is not None:
+            check_fits(path, value, adapter, known)
+        else:
+            check_like(path, value, known)
+        if needed := refusal(path, value):
+            raise UserError(f"{path}={shown(value)}: {needed} is needed{says(known)}")
 
 
 def at(known: Any, key: Any) -> Any:

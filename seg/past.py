@@ -101,12 +101,10 @@ def read_config(file: Path) -> dict[str, Any]:
         RunError: when it can't be read, or names others.
     """
     try:
-        text = file.read_text("utf-8")
-        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
-            raise RunError(f"{file}: has YAML aliases; a config that seg.train wrote has none")
-        config = yaml.safe_load(text)
+        config = runs.read_yaml(file.read_text("utf-8"))
         if not isinstance(config, dict) or not set(NEEDED) <= set(config):
             raise RunError(f"{file}: not a run's config, which has {', '.join(NEEDED)} and more")
+        runs.check_plain(config, file)
         config.pop("logger", None)
         for name in (*HONOURED, "trainer"):
             if not isinstance(config.get(name, {}), dict):

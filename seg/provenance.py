@@ -22,6 +22,7 @@ import cv2
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from seg import runs
 from seg.options import CONF
 
 PACKAGE = Path(__file__).parent
@@ -215,7 +216,10 @@ def write_beside(folder: Path, digests: Digests) -> None:
     checkout = checkout_of(PACKAGE.parent)
     if checkout and checkout.patch:
         (folder / "diff.patch").write_bytes(checkout.kept())
-    with (folder / "fingerprints.csv").open("w", newline="", encoding="utf-8") as stream:
+    with (
+        runs.whole(folder / "fingerprints.csv") as aside,
+        aside.open("w", newline="", encoding="utf-8") as stream,
+    ):
         writer = csv.writer(stream)
         writer.writerow(("name", "image", "mask"))
         writer.writerows((name, *pair) for name, pair in sorted(digests.items()))

@@ -69,8 +69,13 @@ class Lines(L.Callback):
         self.seconds = self.before + time.perf_counter() - self.started
         seconds = time.perf_counter() - self.started - self.paused
         rate = self.images * trainer.world_size / max(seconds, 1e-9)
-        pl_module.log("images_per_second", rate)
-        pl_module.log("lr", trainer.optimizers[0].param_groups[0]["lr"])
+        values = {
+            "images_per_second": rate,
+            "lr": trainer.optimizers[0].param_groups[0]["lr"],
+            "epoch": float(trainer.current_epoch),
+        }
+        for one in trainer.loggers:  # now: Lightning's own way is after the epoch's checkpoint
+            one.log_metrics(values, trainer.global_step - 1)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.pause = time.perf_counter()
@@ -133,7 +138,7 @@ class Pictures(L.Callback):
         )
 
     def image(self, index: int) -> np.ndarray:
-        return self.samples.source.read(self.samples.names[index])[0]
+        return self.samples.read(self.samples.names[index])[0]
 
     def write(self, model: torch.nn.Module, device: torch.device | str = "cpu") -> list[Path]:
         """Writes the panels of the given network, best to worst unsorted: one PNG an image, and all.png."""

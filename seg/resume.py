@@ -8,8 +8,8 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-import yaml
 from hydra.core.hydra_config import HydraConfig
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from seg import past, runs
@@ -65,32 +65,42 @@ def as_asked(folder: Path, record: dict[str, Any]) -> Asked:
 
 
 def newest(folder: Path) -> Path | None:
-    """The checkpoint from which a run goes on: the last, or the best where the last one is damaged.
+    """The checkpoint from which a run goes on: of its last and its best that of most steps, if whole.
+
+    The best is the later one where a process died between the two.
 
     Raises:
         RunError: when there are some, and all are damaged.
     """
-    damaged = None
+    whole, damaged = {}, None
     for name in ("last.ckpt", "best.ckpt"):
         file = (folder / "checkpoints" / name).resolve()
         if not file.is_file():
             continue
         try:
-            runs.read_checkpoint(file)
+            whole[file] = runs.read_checkpoint(file)["global_step"]
         except (
             RuntimeError,
             OSError,
             EOFError,
+            KeyError,
             pickle.UnpicklingError,
             zipfile.BadZipFile,
         ) as error:
             damaged = RunError(f"{file}: damaged ({one_line(error)[:200]})")
             log.warning(f"{damaged}; the one before it is taken")
-        else:
-            return file
-    if damaged is not None:
+    if damaged is not None and not whole:
         raise damaged
-    return None
+    return max(whole, key=lambda file: whole[file], default=None)
+
+
+@rank_zero_only
+def clear(folder: Path) -> None:
+    """Removes what a process that was killed left half written in a run's folder."""
+    for place in (folder, folder / "checkpoints"):
+        for file in place.glob(".*.*"):
+            if file.is_file():
+                file.unlink()
 
 
 def saved_config(folder: Path) -> DictConfig:
@@ -100,11 +110,24 @@ def saved_config(folder: Path) -> DictConfig:
         RunError: when it names a constructor that isn't honoured.
     """
     file = folder / "config.yaml"
+    check_links(folder)
     config = past.read_config(file)
-    loggers = yaml.safe_load(file.read_text("utf-8")).get("logger", {})
+    loggers = runs.read_yaml(file.read_text("utf-8")).get("logger", {})
     runs.check_targets(loggers, file, LOGGERS)
     later = plain(checked("train", []))  # of an older run's options those that it hadn't
     return OmegaConf.create(later | config | {"logger": loggers, "resume": None})
+
+
+def check_links(folder: Path) -> None:
+    """Raises RunError when a file that the run would write is a link that leads out of its folder."""
+    for place in (folder, folder / "checkpoints"):
+        for file in place.iterdir() if place.is_dir() else ():
+            leads = file.is_symlink() and not file.is_dir()
+            if leads and not file.resolve().is_relative_to(folder.resolve()):
+                raise RunError(
+                    f"{file}: a link to {file.resolve()}, outside the run's folder, which would be written to; put the "
+                    "file itself there"
+                )
 
 
 def continued(folder: Path, now: dict[str, Any]) -> dict[str, Any]:

@@ -19,11 +19,11 @@ import re
 import shutil
 import time
 import zipfile
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 import yaml
@@ -31,7 +31,9 @@ from filelock import FileLock, Timeout
 from hydra.utils import instantiate
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import nn
+from yaml.constructor import ConstructorError
 
+from seg import __version__
 from seg.console import first_process
 from seg.data.intensity import Intensity
 from seg.data.sources import Task
@@ -42,7 +44,12 @@ NETWORKS = (
     "seg.models",
     "segmentation_models_pytorch",
 )  # where a checkpoint's network may come from
-
+PEERS = "segmentation_models_pytorch"
+DECODERS = f"{PEERS}.decoders"  # its networks; its encoders would fetch weights
+FORMAT = 1  # of checkpoints; a later version counts up where an earlier one would read them wrongly
+DOTTED = re.compile(r"[A-Za-z]\w*(\.[A-Za-z]\w*){1,9}", re.ASCII)
+DEEPEST = 50  # levels of a config
+LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's, ten times faster
 
 CROSSVAL = "crossval.json"  # what seg.crossval leaves in the folder of its runs
 
@@ -147,11 +154,19 @@ def alone(folder: Path, who: str, inside: str = "") -> Generator[Path]:
 
 @contextmanager
 def whole(file: Path) -> Generator[Path]:
-    """A path to write what becomes ``file`` at the end: whole, or not at all."""
+    """A path to write what becomes ``file`` at the end: whole, or not at all.
+
+    Raises:
+        OSError: naming ``file``, as when its disk is full.
+    """
     aside = file.with_name(f".{file.name}")
     try:
         yield aside
         os.replace(aside, file)
+    except OSError as error:
+        if error.filename in (None, str(aside)):
+            error.filename = str(file)  # a write that fails doesn't say where
+        raise
     finally:
         aside.unlink(missing_ok=True)
 
@@ -192,6 +207,36 @@ def write_config(file: Path, config: dict) -> None:
     with whole(file) as aside:
         text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
         aside.write_text(text, encoding="utf-8")
+
+
+class PlainLoader(LOADER):
+    """Refuses what no config that was written has: a key twice, and merges, which grow without bound."""
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        names = [(key.tag, key.value) for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if len(set(names)) < len(names):
+            raise ConstructorError(None, None, "a key stands twice", node.start_mark)
+        if any(tag == "tag:yaml.org,2002:merge" for tag, _ in names):
+            raise ConstructorError(None, None, "a merge of mappings", node.start_mark)
+
+
+def read_yaml(text: str) -> Any:
+    """What ``write_config`` wrote, of a file that may be a stranger's.
+
+    Raises:
+        YAMLError: when it is no YAML, has aliases or tags, names a key twice, or merges.
+        RecursionError: when it nests too deeply; libyaml would end the process.
+    """
+    depth = 0
+    for token in yaml.scan(text, PlainLoader):
+        name = type(token).__name__
+        depth += name.endswith("StartToken") - name.endswith("EndToken")
+        if depth > DEEPEST:
+            raise RecursionError(f"it nests more than {DEEPEST} levels deep")
+        if isinstance(token, yaml.AliasToken | yaml.AnchorToken | yaml.TagToken):
+            said = "aliases or tags, by which a few lines make more than 10000 options; seg.train writes none"
+            raise ConstructorError(None, None, said, token.start_mark)
+    return yaml.load(text, PlainLoader)
 
 
 @dataclass(frozen=True)
@@ -289,9 +334,10 @@ def load(run: str | Path | None) -> LoadedRun:
         config, intensity = card["config"], Intensity(**card["intensity"])
         classes, colors = list(card["classes"]), [tuple(c) for c in card["colors"]]
         task, threshold = card.get("task", "classes"), float(card.get("threshold", 0.5))
-        if not 0 < threshold < 1:
-            raise ValueError(f"its threshold is {threshold}")
-        target = config["model"]["_target_"]
+        check_facts(classes, colors, task, threshold)
+        target, _ = config["model"]["_target_"], config["loss"]["_target_"]
+    except RunError:
+        raise
     except pickle.UnpicklingError as error:
         raise RunError(
             f"{file}: holds more than weights and plain values; it is not loaded"
@@ -303,8 +349,12 @@ def load(run: str | Path | None) -> LoadedRun:
         raise RunError(
             f"{file}: not a checkpoint of seg.train, or cut off ({reason[:200]})"
         ) from error
-    check_targets(config["model"], file)
-    check_targets(config["loss"], file, ("seg.losses",))
+    check_plain(config, file)
+    try:
+        check_targets(config["model"], file)
+        check_targets(config["loss"], file, ("seg.losses",))
+    except RunError as error:
+        raise RunError(f"{error}{written_by(card)}") from error
     try:
         model = instantiate(without_weights(config["model"]), _convert_="all")
         model.load_state_dict(
@@ -312,7 +362,7 @@ def load(run: str | Path | None) -> LoadedRun:
         )
     except Exception as error:
         raise RunError(
-            f"{file}: its weights don't fit {target} of this version: {error}"
+            f"{file}: its weights don't fit {target} of this version{written_by(card)}: {error}"
         ) from error
     folder = file.parent.parent if file.parent.name == "checkpoints" else file.parent
     return LoadedRun(
@@ -330,25 +380,93 @@ def fingerprint(model: nn.Module) -> str:
 
 
 def read_checkpoint(file: str | Path) -> dict[str, Any]:
-    """The content of a checkpoint; a pickle that holds more than tensors and plain values is refused."""
-    return torch.load(file, map_location="cpu", weights_only=True)
+    """The content of a checkpoint; a pickle that holds more than tensors and plain values is refused.
+
+    Raises:
+        RunError: when a later version wrote it, in a format that isn't known here.
+    """
+    content = torch.load(file, map_location="cpu", weights_only=True)
+    card = content.get("seg") if isinstance(content, dict) else None
+    if isinstance(card, dict) and card.get("format", FORMAT) not in range(1, FORMAT + 1):
+        raise RunError(
+            f"{file}: written by seg {card.get('version')!s:.40} in format {card['format']!s:.40}, and this is seg "
+            f"{__version__}, which reads format {FORMAT}; it needs the version that wrote it, or a later one"
+        )
+    return content
+
+
+def written_by(card: dict[str, Any]) -> str:
+    """Which other version wrote a checkpoint, in words; nothing if it was this one, or it doesn't tell."""
+    version = card.get("version", __version__)
+    return (
+        ""
+        if version == __version__
+        else f" (this is {__version__}, and seg {version!s:.40} wrote it)"
+    )
+
+
+def check_facts(
+    classes: list[Any], colors: list[tuple[Any, ...]], task: Any, threshold: float
+) -> None:
+    """Raises ValueError unless a checkpoint's facts are what each command takes them for."""
+    if not 0 < threshold < 1:
+        raise ValueError(f"its threshold is {threshold}")
+    if not classes or not all(isinstance(name, str) for name in classes):
+        raise ValueError("its classes are no names")
+    levels = range(256)
+    if len(colors) != len(classes) or not all(
+        len(color) == 3 and all(type(v) is int and v in levels for v in color) for color in colors
+    ):
+        raise ValueError("its colors aren't three numbers from 0 to 255 a class")
+    if task not in get_args(Task):
+        raise ValueError(f"its task is {task!r:.40}")
 
 
 def write_checkpoint(file: Path, content: dict[str, Any]) -> None:
-    """Whole or not at all."""
-    with whole(file) as aside:
-        torch.save(content, aside)
+    """Whole or not at all, also when the machine loses its power."""
+    with whole(file) as aside, aside.open("wb") as stream:
+        try:
+            torch.save(content, stream)
+        except RuntimeError as error:  # of its own writer, which hides what the disk said
+            raise error.__context__ or error from None
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def check_plain(node: Any, file: Path, depth: int = 0) -> None:
+    """Refuses a config of anything but dicts, lists, texts, numbers, booleans and null, or too deep a one.
+
+    What else a file may hold, a tuple for one, OmegaConf would turn into such after it was looked at.
+
+    Raises:
+        RunError: naming what it found; interpolations are refused too.
+    """
+    if depth > DEEPEST:
+        raise RunError(f"{file}: its config nests more than {DEEPEST} levels deep")
+    below = node.values() if type(node) is dict else node if type(node) is list else ()
+    for value in (*node, *below) if type(node) is dict else below:
+        check_plain(value, file, depth + 1)
+    if type(node) not in (dict, list, str, int, float, bool, type(None)):
+        raise RunError(
+            f"{file}: its config holds a {type(node).__name__}; a saved config has plain values"
+        )
+    if isinstance(node, str) and "${" in node:
+        raise RunError(
+            f"{file}: its config holds the interpolation {node!r}; a saved config has none"
+        )
 
 
 def check_targets(node: Any, file: Path, packages: tuple[str, ...] = NETWORKS) -> None:
     """Refuses a config that names a constructor from outside these packages, however deep.
 
     What counts is where the constructor was written: a foreign one that a module of ours imports, as in
-    ``seg.models.unet.typing.Any``, is refused too.
+    ``seg.models.unet.typing.Any``, is refused too. So are Hydra's other words, by which an argument could
+    stand without its name; ``_partial_`` alone may be there, for optimisers.
 
     Raises:
         RunError: naming file and constructor.
     """
+    check_plain(node, file)
     if isinstance(node, dict):
         if need := missing_extra(node.get("_target_")):
             raise RunError(f"{file}: its config names {node['_target_']}, which {need}")
@@ -357,6 +475,12 @@ def check_targets(node: Any, file: Path, packages: tuple[str, ...] = NETWORKS) -
                 f"{file}: its config names {node['_target_']!r}; only {', '.join(packages)} are honoured"
             )
         for name, value in node.items():
+            if name in ("_args_", "_convert_", "_recursive_") or (
+                name == "_partial_" and packages != ("torch.optim",)
+            ):
+                raise RunError(
+                    f"{file}: its config holds {name}={value!r}; a saved one has no such word"
+                )
             elsewhere = name == "encoder_name" and ":" in str(value)  # timm's way to a hub
             if elsewhere or name in ("checkpoint_path", "pretrained", "pretrained_cfg"):
                 raise RunError(f"{file}: its config reads weights from elsewhere: {name}={value!r}")
@@ -364,23 +488,26 @@ def check_targets(node: Any, file: Path, packages: tuple[str, ...] = NETWORKS) -
     elif isinstance(node, list):
         for value in node:
             check_targets(value, file, packages)
-    elif isinstance(node, str) and "${" in node:
-        raise RunError(
-            f"{file}: its config holds the interpolation {node!r}; a saved config has none"
-        )
 
 
 def written_in(target: object, packages: tuple[str, ...]) -> bool:
     """Whether a dotted name is that of a class written in one of these packages; imports no others."""
-    module, _, name = str(target).rpartition(".")
-    if not any(module == package or module.startswith(f"{package}.") for package in packages):
+    if not isinstance(target, str) or not DOTTED.fullmatch(target):
+        return False
+    module, _, name = target.rpartition(".")
+    if not within(module, packages):
         return False
     try:
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError):
         return False
-    home = found.__module__ if isinstance(found, type) else ""
-    return any(home == package or home.startswith(f"{package}.") for package in packages)
+    homes = (DECODERS if package == PEERS else package for package in packages)
+    return isinstance(found, type) and within(found.__module__, homes)
+
+
+def within(module: str, packages: Iterable[str]) -> bool:
+    """Whether a module is one of these packages, or lies in one."""
+    return any(module == package or module.startswith(f"{package}.") for package in packages)
 
 
 def without_weights(node: dict[str, Any]) -> dict[str, Any]:

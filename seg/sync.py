@@ -1,6 +1,7 @@
 """Lists W&B runs that were recorded offline, and sends them: ``python -m seg.sync send=true``.
 
-W&B records such a run in ``wandb/offline-run-*`` of the run's folder, and marks what it has sent.
+W&B records such a run in ``wandb/offline-run-*`` of the run's folder, and marks what it has sent; one that
+was online till its server was lost lies in ``wandb/run-*``.
 """
 
 import logging
@@ -19,7 +20,7 @@ from rich.table import Table
 from seg.cli import UserError, command
 from seg.console import quiet
 from seg.runs import RunError, read_json, relative
-from seg.tracking.wandb import answers, has_key, server
+from seg.tracking.wandb import UNSENT, answers, has_key, server
 
 log = logging.getLogger("seg")
 TIMEOUT = 10.0  # s for the server to answer
@@ -30,7 +31,7 @@ class Recorded:
     """What W&B recorded offline of a run, once; a resumed run has several.
 
     Attributes:
-        folder: wandb/offline-run-TIME-ID.
+        folder: wandb/offline-run-TIME-ID, or wandb/run-TIME-ID of one not all of which was sent.
         name: of the run.
         group: of its sweep, or None.
         sent: whether W&B marked it so.
@@ -46,7 +47,8 @@ class Recorded:
     @property
     def started(self) -> str:
         """Date and time."""
-        stamp = time.strptime(self.folder.name.removeprefix("offline-run-")[:15], "%Y%m%d_%H%M%S")
+        name = self.folder.name.removeprefix("offline-").removeprefix("run-")
+        stamp = time.strptime(name[:15], "%Y%m%d_%H%M%S")
         return time.strftime("%Y-%m-%d %H:%M:%S", stamp)
 
     @property
@@ -85,9 +87,11 @@ def sync(cfg: DictConfig) -> list[Recorded]:
 
 
 def recorded(outputs: Path) -> list[Recorded]:
-    """All offline runs below a folder, oldest first."""
-    folders = {file.parent.resolve() for file in outputs.rglob("wandb/offline-run-*/*.wandb")}
-    return [look(relative(folder)) for folder in sorted(folders, key=lambda f: (f.name, str(f)))]
+    """All offline runs below a folder, and those not all of which was sent, oldest first."""
+    files = [*outputs.rglob("wandb/offline-run-*/*.wandb"), *outputs.rglob(f"wandb/run-*/{UNSENT}")]
+    folders = {file.parent.resolve() for file in files}
+    found = [look(relative(folder)) for folder in folders]
+    return sorted(found, key=lambda one: (one.started, str(one.folder)))
 
 
 def look(folder: Path) -> Recorded:
@@ -129,7 +133,7 @@ def send(folders: list[Path]) -> None:
 
 
 def line(folders: list[Path]) -> list[str]:
-    return [sys.executable, "-m", "wandb", "sync", *map(str, folders)]
+    return [sys.executable, "-m", "wandb", "sync", "--include-online", *map(str, folders)]
 
 
 def environment() -> dict[str, Any]:

@@ -121,10 +121,14 @@ class SegmentationTask(L.LightningModule):
         scores |= self.metrics(stage).compute()
         self.log_dict({f"{stage}/{name}": value.float() for name, value in scores.items()})
 
-    def configure_optimizers(self) -> Any:
+    def optimizer(self) -> Optimizer:
+        """A new one, of all that is learnt."""
         if self.optim is None:
             raise RuntimeError("this task was made to evaluate; it has no optimiser")
-        optimizer = self.optim(p for p in self.model.parameters() if p.requires_grad)
+        return self.optim(p for p in self.model.parameters() if p.requires_grad)
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.optimizer()
         steps = int(self.trainer.estimated_stepping_batches)
         scheduler = LambdaLR(optimizer, lambda step: self.schedule.factor(step, steps))
         return {

@@ -6,6 +6,7 @@ other command reads. ``-m`` with comma-separated values sweeps.
 
 import logging
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,9 +16,9 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from seg import hardware, runs, sweep
+from seg import __version__, hardware, runs, sweep
 from seg.asked import Asked, sweeping, typed
-from seg.cli import UserError, build, command, plain
+from seg.cli import REFUSALS, UserError, build, command, one_line, plain
 from seg.console import logging_to, quiet
 from seg.data.module import DataModule
 from seg.fit import fit
@@ -57,6 +58,8 @@ def train(
         threshold=0.5 if cfg.threshold is None else cfg.threshold,
     )  # fmt: skip
     card = {
+        "format": runs.FORMAT,
+        "version": __version__,
         "config": config,
         "classes": source.classes,
         "colors": [list(c) for c in source.colors],
@@ -80,6 +83,8 @@ def train(
     if (weights := weight_map(task.loss)) is not None:
         data.weigh(weights.gaps)
     fit_crops(data, task.model)
+    check_optim(task)
+    check_trainer(cfg.trainer, data)
     taken = cfg.init and runs.start_from(task.model, cfg.init)
     with (
         one_place(Path(cfg.outputs), asked.name, asked.folder, asked.checkpoint) as place,
@@ -158,6 +163,34 @@ def check_loss(loss: nn.Module, num_logits: int, overlapping: bool) -> None:
         loss(logits, (logits if overlapping else logits[:, 0]).long())
     except ValueError as error:
         raise UserError(f"loss: {error}") from error
+
+
+def check_optim(task: SegmentationTask) -> None:
+    """Raises UserError when the optimiser refuses its options, which it would do after the run had begun."""
+    try:
+        task.optimizer()
+    except REFUSALS as error:
+        raise UserError(f"optim: {one_line(error)}") from error
+
+
+def check_trainer(node: DictConfig, data: DataModule) -> None:
+    """Raises UserError when Lightning refuses an option, or what is left of an epoch is nothing."""
+    trainer = build(node, "trainer")
+    processes, cores = trainer.num_devices, os.cpu_count() or 1
+    if hardware.pick_accelerator(node.accelerator) == "cpu" and processes > max(8, cores):
+        raise UserError(f"trainer.devices={node.devices}: this machine has {cores} cores")
+    world, splits = trainer.world_size, data.source.splits
+    samples = {
+        "limit_train_batches": (len(splits["train"]) * data.repeats, data.batch_size // world or 1),
+        "limit_val_batches": (len(splits["val"]), data.eval_batch_size),
+    }
+    for option, (count, size) in samples.items():
+        share, batches = node[option], math.ceil(math.ceil(count / world) / size)
+        if isinstance(share, float) and int(share * batches) == 0:
+            raise UserError(
+                f"trainer.{option}={share}: of {batches} batch{'es' * (batches > 1)} that is none; give how "
+                "many, 1 or more"
+            )
 
 
 @command("train")

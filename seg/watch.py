@@ -93,15 +93,14 @@ class Watch:
         """Prints the rows of the jobs that ended since."""
         running = []
         for number, file in enumerate(self.files):
-            if (
-                number in self.finished
-                or number in self.failed
-                or not changed(file, self.told.get(number))
-            ):
+            if number in self.finished or not changed(file, self.told.get(number)):
                 continue
+            written = file.stat().st_mtime_ns
             record = self.record(number)
             status = record.get("status")
             if status in ENDED:
+                self.told[number] = written  # submitit may hand it in again, and it ends otherwise
+                self.failed = [other for other in self.failed if other != number]
                 (self.finished if status == "finished" else self.failed).append(number)
                 self.row(number, record)
             elif status == "running":

@@ -1,11 +1,14 @@
 """What loggers really record: read back from W&B's files, trackio's database and TensorBoard's events."""
 
+import http.server
 import json
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -22,7 +25,7 @@ from seg.cli import CONF, UserError, checked
 from seg.fit import Pruned
 from seg.tracking import Picture, TrackedRun, read_metrics, start
 from seg.tracking.tracker import Tracker
-from seg.tracking.wandb import answers, offline_reason
+from seg.tracking.wandb import Wandb, answers, offline_reason
 from seg.train import train
 
 CANARY = "canary" + "0" * 34
@@ -351,13 +354,21 @@ def test_a_server_that_answers_is_heard(fake_wandb):
 @pytest.fixture
 def fake_wandb():
     """As much of a W&B server as ``wandb`` needs to send a run, with what it was sent."""
-    import http.server
-    import threading
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_HEAD(self):
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             reply = {}
+            self.server.asked += self.path.endswith("file_stream")
+            fault = self.server.fault if self.server.asked > 1 else None
+            if fault == "500":
+                return self.send_error(500)
+            if fault == "reset":  # closed with what was sent unread: RST
+                linger = struct.pack("ii", 1, 0)
+                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+                return self.connection.close()
+            if fault in ("slow", "silent"):
+                self.server.over.wait(1.5 if fault == "slow" else 120)
             if self.path == "/graphql":
                 reply = {"data": self.server.answer(json.loads(body))}
             elif self.path.endswith("file_stream"):
@@ -378,6 +389,11 @@ def fake_wandb():
     class Server(http.server.ThreadingHTTPServer):
         history: list[dict]
         summary: dict
+        asked, fault = 0, None  # streams; what happens from the second one on
+        over = threading.Event()
+
+        def handle_error(self, *arguments) -> None:
+            """Says nothing of clients that went away."""
 
         def answer(self, request: dict) -> dict:
             query, given = request["query"], request.get("variables") or {}
@@ -416,6 +432,7 @@ def fake_wandb():
         server.url = f"http://127.0.0.1:{server.server_port}"
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield server
+        server.over.set()
         server.shutdown()
 
 
@@ -475,9 +492,90 @@ def test_a_server_that_is_lost_in_training_does_not_hold_the_run_up(
     started = time.perf_counter()
     logger.finish("finished", {"best/val/dice": 0.6})
     assert time.perf_counter() - started < 20
-    assert "wandb: TimeoutError: not all was sent; send the rest: wandb sync " in caplog.text
-    told = caplog.text.rpartition("wandb sync ")[2].partition(";")[0]
+    assert "wandb: TimeoutError: not all was sent; send the rest: python -m seg.sync" in caplog.text
+    told = caplog.text.rpartition("wandb sync --include-online ")[2].partition(";")[0]
     assert list(Path(told).glob("*.wandb"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", ["500", "reset", "silent", "slow"])
+def test_a_server_that_fails_in_the_middle_of_a_run_neither_ends_nor_delays_it(
+    fault, fake_wandb, monkeypatch, tmp_path, capfd
+):
+    monkeypatch.setenv("WANDB_API_KEY", CANARY)
+    monkeypatch.setenv("WANDB_BASE_URL", fake_wandb.url)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    words = [*TINY, f"outputs={tmp_path}", "logger=wandb", "logger.wandb.timeout=20"]
+    monkeypatch.setattr(fake_wandb, "fault", fault)
+    spent: list[float] = []
+    finish = Wandb.finish
+
+    def timed(*arguments) -> None:
+        started = time.perf_counter()
+        try:
+            finish(*arguments)
+        finally:
+            spent.append(time.perf_counter() - started)
+
+    monkeypatch.setattr(Wandb, "finish", timed)
+    limit = 30.0 if fault == "slow" else 4.0
+    train(checked("train", [*words, f"logger.wandb.finish_timeout={limit}"]))
+    folder = (tmp_path / "latest").resolve()
+    assert runs.read_json(folder / "run.json")["status"] == "finished" and fake_wandb.asked > 1
+    assert len(rows_of(folder, "val/dice")) == 3 and len(rows_of(folder, "train/loss")) >= 3
+    assert spent[0] < limit + 10
+    told = (folder / "log.txt").read_text()
+    left = [one for one in sync.recorded(tmp_path) if not one.sent]
+    if fault == "slow":
+        assert "not all was sent" not in told and left == []
+        assert [row["val/dice"] for row in fake_wandb.history if "val/dice" in row]
+    else:
+        assert "wandb: TimeoutError: not all was sent; send the rest: python -m seg.sync" in told
+        assert [(one.name, one.state) for one in left] == [(folder.name[20:], "not sent")]
+        monkeypatch.setattr(fake_wandb, "fault", None)
+        sent = sync.sync(listing(tmp_path, send=True))
+        assert [one.state for one in sent] == ["sent"]
+        assert fake_wandb.summary["status"] == "finished"
+    everything = told + "".join(capfd.readouterr())
+    assert CANARY not in everything
+    files = [file for file in folder.rglob("*") if file.is_file()]
+    assert [file for file in files if CANARY.encode() in file.read_bytes()] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("answer", [401, 403, 404, 500])
+def test_a_key_that_the_server_refuses_is_told_in_time_and_appears_nowhere(
+    answer, monkeypatch, tmp_path, capfd
+):
+    class Refuses(http.server.BaseHTTPRequestHandler):
+        def do_HEAD(self):
+            self.send_response(200 if self.command == "HEAD" else answer)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        do_GET = do_POST = do_HEAD
+
+        def log_message(self, *arguments):
+            """Says nothing."""
+
+    (tmp_path / "netrc").write_text(f"machine 127.0.0.1 login user password {CANARY}\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    for name in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Refuses) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.server_port}")
+        started = time.perf_counter()
+        train(checked("train", [*TINY, "logger=wandb", f"outputs={tmp_path}/outputs"]))
+        server.shutdown()
+    folder = (tmp_path / "outputs/latest").resolve()
+    told = (folder / "log.txt").read_text()
+    assert "wandb: offline (" in told and time.perf_counter() - started < 60
+    assert runs.read_json(folder / "run.json")["status"] == "finished"
+    assert [one.state for one in sync.recorded(tmp_path / "outputs")] == ["not sent"]
+    assert CANARY not in "".join(capfd.readouterr())
+    files = [file for file in folder.rglob("*") if file.is_file()]
+    assert [file for file in files if CANARY.encode() in file.read_bytes()] == []
 
 
 @pytest.fixture
@@ -523,7 +621,7 @@ def test_sending_hands_to_wandb_what_was_not_sent(recorded, fake_wandb, monkeypa
     def wandb(line, env, check):
         assert "WANDB_MODE" not in env and env["WANDB_API_KEY"] == CANARY
         lines.append(line)
-        for folder in line[4:]:
+        for folder in line[5:]:
             if "left" in folder:
                 (Path(folder) / "run-left.wandb.synced").touch()
 
@@ -535,10 +633,11 @@ def test_sending_hands_to_wandb_what_was_not_sent(recorded, fake_wandb, monkeypa
     else:
         sync.sync(cfg)
     ((python, *call),) = lines
-    assert python == sys.executable and call[:3] == ["-m", "wandb", "sync"]
-    sent = {Path(folder).parent.parent.name for folder in call[3:]}
+    assert python == sys.executable
+    assert call[:4] == ["-m", "wandb", "sync", "--include-online"]
+    sent = {Path(folder).parent.parent.name for folder in call[4:]}
     assert sent == ({"left", "live"} if running else {"left"})
-    assert all(os.path.isdir(folder) for folder in call[3:])
+    assert all(os.path.isdir(folder) for folder in call[4:])
 
 
 def test_sending_without_a_key_or_a_server_is_told_in_one_line(recorded, no_key, monkeypatch):

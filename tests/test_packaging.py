@@ -3,60 +3,118 @@
 import os
 import subprocess
 import sys
+import sysconfig
+import venv
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
+
+import seg
 
 ROOT = Path(__file__).parent.parent
 
 
+SMALL = [
+    "trainer=smoke", "data.size=64", "data.train=2", "data.val=1", "loader.crop=32", "model.width=2",
+    "logger=none",
+]  # fmt: skip
+BUILD = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation"]
+
+
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory) -> Path:
-    """The package as `pip install .` would lay it out."""
+def built(tmp_path_factory) -> Path:
+    """The wheel's file."""
     folder = tmp_path_factory.mktemp("wheel")
-    build = [
-        sys.executable,
-        "-m",
-        "pip",
-        "wheel",
-        "-q",
-        "--no-deps",
-        "--no-build-isolation",
-        "-w",
-        str(folder),
-        ".",
-    ]
-    subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
-    with zipfile.ZipFile(next(folder.glob("*.whl"))) as archive:
-        archive.extractall(folder / "site")
-    return folder / "site"
+    subprocess.run([*BUILD, "-w", str(folder), "."], cwd=ROOT, check=True, capture_output=True)
+    (file,) = folder.glob("*.whl")
+    return file
 
 
-def test_the_wheel_brings_every_config_and_no_tests(wheel):
+@pytest.fixture(scope="module")
+def wheel(built) -> Path:
+    """The package as `pip install .` would lay it out."""
+    with zipfile.ZipFile(built) as archive:
+        archive.extractall(built.parent / "site")
+    return built.parent / "site"
+
+
+def test_the_wheel_brings_every_file_of_the_package_and_nothing_else(wheel):
     here = {p.relative_to(ROOT / "conf") for p in (ROOT / "conf").rglob("*.yaml")}
     assert {p.relative_to(wheel / "seg/conf") for p in (wheel / "seg/conf").rglob("*.yaml")} == here
-    assert not (wheel / "tests").exists() and not (wheel / "outputs").exists()
+    package = {p.relative_to(ROOT) for p in (ROOT / "seg").rglob("*") if p.is_file()}
+    package = {p for p in package if "__pycache__" not in p.parts}
+    files = {p.relative_to(wheel) for p in wheel.rglob("*") if p.is_file()}
+    files = {p for p in files if not p.parts[0].endswith(".dist-info")}
+    assert Path("seg/comparison/templates/compare.html") in files
+    assert files == package | {Path("seg/conf") / p for p in here}
 
 
 def test_the_wheel_trains_from_another_folder(wheel, tmp_path):
-    words = [
-        "trainer=smoke",
-        "data.size=64",
-        "data.train=2",
-        "data.val=1",
-        "loader.crop=32",
-        "model.width=2",
-        "logger=none",
-    ]
     done = subprocess.run(
-        [sys.executable, "-W", "error::SyntaxWarning", "-m", "seg.train", *words],
+        [sys.executable, "-W", "error::SyntaxWarning", "-m", "seg.train", *SMALL],
         cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(wheel)}, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0 and done.stderr == "", done.stderr
     run = tmp_path / "outputs/latest"
     assert (run / "checkpoints/best.ckpt").is_file() and (run / "panels/all.png").is_file()
     assert str(wheel) not in done.stdout and "python -m seg.predict" in done.stdout
+
+
+@pytest.fixture(scope="module")
+def installed(built, tmp_path_factory) -> Path:
+    """The python of an empty environment in which the wheel is installed; of ours it has the libraries."""
+    place = tmp_path_factory.mktemp("environment") / "venv"
+    venv.create(place, with_pip=False)
+    python = place / "bin" / "python"
+    (site,) = place.glob("lib/python*/site-packages")
+    pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "-q", "--no-deps"]
+    subprocess.run([*pip, "--no-index", str(built)], check=True, capture_output=True)
+    # behind the environment's own: no .pth of ours is read, so that no checkout is
+    (site / "libraries.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
+    return python
+
+
+def said(python: Path, folder: Path, *words: str) -> str:
+    """What a command prints in a folder; it knows nothing of this checkout."""
+    env = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
+    done = subprocess.run([python, *words], cwd=folder, env=env, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    return done.stdout
+
+
+def test_the_version_is_that_of_the_metadata(wheel):
+    (about,) = wheel.glob("*.dist-info/METADATA")
+    (line,) = (row for row in about.read_text().splitlines() if row.startswith("Version: "))
+    assert line == f"Version: {seg.__version__}"
+
+
+@pytest.mark.slow
+def test_an_installed_wheel_trains_evaluates_predicts_and_compares(installed, tmp_path):
+    code = "import seg, importlib.metadata as m; print(seg.__file__, seg.__version__, m.version('seg'))"
+    file, *versions = said(installed, tmp_path, "-c", code).split()
+    assert Path(file).is_relative_to(installed.parent.parent) and versions == [seg.__version__] * 2
+    said(installed, tmp_path, "-m", "seg.train", *SMALL)
+    said(
+        installed, tmp_path, "-m", "seg.evaluate", "run=outputs/latest", "panels=1", "output=scores"
+    )
+    assert (tmp_path / "scores/metrics.json").is_file()
+    Image.fromarray(np.arange(48 * 40, dtype=np.uint8).reshape(48, 40)).save(tmp_path / "a.png")
+    said(
+        installed,
+        tmp_path,
+        "-m",
+        "seg.predict",
+        "run=outputs/latest",
+        "input=a.png",
+        "output=masks",
+    )
+    assert any((tmp_path / "masks").rglob("a*.png"))
+    said(installed, tmp_path, "-m", "seg.compare", "outputs")
+    page = (tmp_path / "outputs/compare.html").read_text()
+    assert "plotly" in page and "Content-Security-Policy" in page
 
 
 def test_make_help_lists_each_target():

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -87,6 +88,16 @@ def test_a_run_stopped_at_any_step_ends_as_if_it_never_was(tmp_path, straight, s
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("step", [2, 3])
+def test_processes_that_load_ahead_go_on_with_the_right_samples_too(tmp_path, straight, step):
+    words = [*TINY, *DROPOUT, "loader.workers=2", f"outputs={tmp_path}"]
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        train(config("train", *words), [Stop(step)])
+    train(config("train", f"resume={tmp_path / 'latest'}"))
+    assert same((tmp_path / "latest").resolve(), straight)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("word", ["ema=0.9", "patience=2"])
 @pytest.mark.parametrize("step", [2, 3])
 def test_averaged_weights_and_patience_go_on_too(tmp_path, word, step):
@@ -126,17 +137,18 @@ def test_where_all_checkpoints_are_damaged_it_is_said(tmp_path):
         newest(folder)
 
 
-def test_a_checkpoint_that_can_not_be_written_leaves_the_one_before(tmp_path, monkeypatch):
+def test_a_checkpoint_that_can_not_be_written_leaves_the_one_before(tmp_path):
     file = tmp_path / "last.ckpt"
     WholeFiles().save_checkpoint({"step": 1}, file)
-
-    def full(content, place):
-        Path(place).write_bytes(b"half")
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(OSError, match="No space left"):
-        WholeFiles().save_checkpoint({"step": 2}, file)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))  # bytes
+    try:
+        with pytest.raises(OSError, match=r"File too large: '.*/last.ckpt'"):
+            WholeFiles().save_checkpoint({"step": 2, "weights": torch.zeros(100_000)}, file)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, ignored)
     assert [f.name for f in tmp_path.iterdir()] == ["last.ckpt"]
     assert runs.read_checkpoint(file) == {"step": 1}
 
@@ -236,31 +248,120 @@ def command(*words: str, cwd: Path) -> subprocess.Popen:
     )  # fmt: skip
 
 
+LONG = [*TINY, *DROPOUT, "loader.repeats=16", "trainer.max_epochs=4"]  # 16 steps an epoch
+
+
+@pytest.fixture(scope="module")
+def long(tmp_path_factory) -> Path:
+    """Such a run that was never stopped."""
+    outputs = tmp_path_factory.mktemp("long")
+    train(config("train", *LONG, f"outputs={outputs}"))
+    return (outputs / "latest").resolve()
+
+
+def in_its_second_epoch(process: subprocess.Popen, outputs: Path, run: str = "latest") -> None:
+    metrics = outputs / run / "metrics.csv"
+    while not (metrics.exists() and any(r.get("epoch") == "1" for r in read_metrics(metrics))):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 130)]
-)
-def test_a_run_ended_by_a_signal_goes_on(tmp_path, number, code):
-    words = [*TINY, *DROPOUT, "loader.repeats=16", "trainer.max_epochs=4"]
-    whole = command(*words, "outputs=whole", cwd=tmp_path)
-    said, _ = whole.communicate(timeout=300)
-    assert whole.returncode == 0, said
-    process = command(*words, cwd=tmp_path)
-    metrics = tmp_path / "outputs/latest/metrics.csv"
-    while not (metrics.exists() and any(r.get("epoch") == "2" for r in read_metrics(metrics))):
-        time.sleep(0.02)
+    ("number", "code"),
+    [(signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 138), (signal.SIGUSR2, 140)],
+)  # fmt: skip
+def test_a_run_ended_by_a_signal_goes_on(tmp_path, long, number, code):
+    process = command(*LONG, cwd=tmp_path)
+    in_its_second_epoch(process, tmp_path / "outputs")
     process.send_signal(number)
     said, _ = process.communicate(timeout=300)
     assert process.returncode == code, said
     folder = (tmp_path / "outputs/latest").resolve()
     if number != signal.SIGKILL:
         assert "goes on with  python -m seg.train resume=outputs/2" in said
-        assert json.loads((folder / "run.json").read_text())["status"] == "interrupted"
+        record = json.loads((folder / "run.json").read_text())
+        assert (record["status"], record["error"]) == ("interrupted", number.name)
         assert state(folder)["global_step"] % 16  # inside an epoch
-    again = command("resume=outputs/latest", cwd=tmp_path)
+    train(config("train", f"resume={folder}"))
+    assert same(folder, long)
+
+
+SLURM = {"SLURM_NTASKS": "1", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0", "SLURM_JOB_ID": "77"}  # fmt: skip
+
+
+@pytest.mark.slow
+def test_on_slurm_a_warned_run_saves_in_its_own_folder_and_hands_no_job_in(
+    tmp_path, long, monkeypatch
+):
+    scontrol = tmp_path / "bin/scontrol"
+    scontrol.parent.mkdir()
+    scontrol.write_text(f"#!/bin/sh\ntouch {tmp_path}/handed-in\n")
+    scontrol.chmod(0o755)
+    (tmp_path / "hpc_ckpt_1.ckpt").write_bytes(b"another program's")
+    monkeypatch.setenv("PATH", f"{scontrol.parent}:{os.environ['PATH']}")
+    for name, value in SLURM.items():
+        monkeypatch.setenv(name, value)
+    process = command(*LONG, cwd=tmp_path)
+    in_its_second_epoch(process, tmp_path / "outputs")
+    process.send_signal(signal.SIGUSR1)
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode == 138, said
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["bin", "hpc_ckpt_1.ckpt", "outputs"]
+    for name in SLURM:
+        monkeypatch.delenv(name)
+    folder = (tmp_path / "outputs/latest").resolve()
+    train(config("train", f"resume={folder}"))
+    assert same(folder, long)
+
+
+@pytest.mark.slow
+def test_of_two_processes_one_that_is_warned_ends_both_after_the_same_step(tmp_path):
+    process = command(
+        *LONG,
+        "data.test=2",
+        "trainer=ddp",
+        "trainer.accelerator=cpu",
+        "trainer.devices=2",
+        cwd=tmp_path,
+    )
+    in_its_second_epoch(process, tmp_path / "outputs")
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    lines = {int(pid): Path(f"/proc/{pid}/cmdline").read_bytes() for pid in children}
+    other = next(pid for pid, line in lines.items() if b"seg" in line and b"trainer=ddp" in line)
+    os.kill(other, signal.SIGUSR1)
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode == 138, said
+    folder = (tmp_path / "outputs/latest").resolve()
+    record = json.loads((folder / "run.json").read_text())
+    assert (record["status"], record["error"]) == ("interrupted", "SIGUSR1")
+    assert state(folder)["global_step"] % 16  # inside an epoch
+    while Path(f"/proc/{other}").exists():
+        time.sleep(0.02)
+    again = command(f"resume={folder}", cwd=tmp_path)
     said, _ = again.communicate(timeout=300)
     assert again.returncode == 0, said
-    assert same(folder, (tmp_path / "whole/latest").resolve())
+    assert state(folder)["global_step"] == 64
+
+
+@pytest.mark.slow
+def test_a_job_that_submitit_warns_saves_is_handed_in_again_and_goes_on(tmp_path, long):
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    process = command(*LONG, "-m", "hydra/launcher=submitit_local", "seed=0", cwd=tmp_path)
+    job = tmp_path / "outputs/sweeps/latest/job"
+    in_its_second_epoch(process, job.parent, "job")
+    lines = {f.parent.name: f.read_bytes() for f in Path("/proc").glob("[0-9]*/cmdline")}
+    (pid,) = (
+        p for p, line in lines.items() if b"core._submit" in line and str(tmp_path).encode() in line
+    )
+    os.kill(int(pid), signal.SIGUSR2)
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+    record = json.loads((job / "run.json").read_text())
+    assert record["status"] == "finished" and len(record["resumed"]) == 1
+    assert same(job, long)
+    log = (job / "log.txt").read_text()
+    assert "goes on with" in log and "epoch   2  step    32" in log.partition("goes on with")[2]
 
 
 @pytest.mark.slow

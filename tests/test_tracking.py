@@ -130,6 +130,18 @@ def test_a_logger_that_fails_is_told_once_and_left_alone_after_three_failures(no
     ]
 
 
+def test_what_a_logger_says_as_it_fails_holds_no_key(noted, caplog, monkeypatch):
+    tracker, logger = noted
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "canary-token-1")
+    monkeypatch.setenv("wandb_api_key", "canary-key-2")
+    tracker.fault = RuntimeError(
+        "canary-token-1 and canary-key-2 at postgresql://me:canary-password-3@host/db, http://x/y"
+    )
+    logger.log_metrics({"x": 1.0}, 0)
+    assert "canary" not in caplog.text
+    assert "*** and *** at postgresql://***@host/db, http://x/y" in caplog.text
+
+
 def test_a_logger_that_recovers_is_used_again(noted, caplog):
     tracker, logger = noted
     for step in range(9):

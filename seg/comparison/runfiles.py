@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import yaml
 
-LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's, ten times faster
-MOST = 10_000  # options of a config; its anchors could make it endless
+from seg.runs import read_yaml
+
+MOST = 10_000  # options of a config
 NEEDED = ("image", "class", "hit", "false", "missed")  # columns of images.csv beside split
 
 
@@ -48,7 +49,7 @@ class Curves:
 def read_config(folder: Path, faults: list[str]) -> dict[str, Any]:
     """config.yaml, flattened."""
     try:
-        content = yaml.load((folder / "config.yaml").read_text(encoding="utf-8"), LOADER)
+        content = read_yaml((folder / "config.yaml").read_text(encoding="utf-8"))
         options = dict(islice(flat(mapping(content)), MOST + 1))
         if len(options) > MOST:
             raise ValueError(f"more than {MOST} options")

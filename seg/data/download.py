@@ -4,18 +4,22 @@ What arrives is trusted in nothing: it has a largest size, only the files asked 
 are put in place, each in one step, after the caller has found them right.
 """
 
+import bz2
+import gzip
 import hashlib
 import logging
+import lzma
 import os
 import stat
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Generator, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path, PureWindowsPath
 from shutil import copyfileobj
-from typing import IO, Literal, NamedTuple
+from typing import IO, Any, Literal, NamedTuple
 
 import pooch
 import requests
@@ -29,6 +33,9 @@ from seg.data.store import caches
 log = logging.getLogger("seg")
 MOST = 2**28  # bytes that a download may have, and its members unpacked
 CONNECT = 5.0  # seconds for the first answer of a server, at most
+PACKED: dict[bytes, Callable[[Path, Any], Any]] = {
+    b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open
+}  # fmt: skip  # by how such a tar archive begins
 
 
 def cache_folder(name: str, url: str) -> Path:
@@ -72,6 +79,10 @@ def fetch(
         raise DataError(
             f"{folder}: can't be written ({error.strerror or error}); SEG_CACHE=FOLDER names another place"
         ) from error
+
+
+class TooLarge(Exception):
+    """An archive that unpacks to more than ``MOST`` bytes."""
 
 
 class Bar:
@@ -165,10 +176,31 @@ def members(archive: Path) -> Iterator[Member]:
                     partial(packed.open, info),
                 )
         return
-    with tarfile.open(archive) as packed:
+    with plain_tar(archive) as stream, tarfile.open(fileobj=stream, mode="r:") as packed:
         for info in packed:
             kind = "file" if info.isreg() else "folder" if info.isdir() else "other"
             yield Member(info.name, info.size, kind, partial(packed.extractfile, info))
+
+
+@contextmanager
+def plain_tar(archive: Path) -> Generator[IO[bytes]]:
+    """A tar archive without its compression, open; tarfile keeps names of any length in memory.
+
+    Raises:
+        TooLarge: when it would be larger than ``MOST``.
+    """
+    with archive.open("rb") as stream:
+        start = stream.read(6)
+    opened = next((how for magic, how in PACKED.items() if start.startswith(magic)), open)
+    left = MOST
+    with opened(archive, "rb") as source, tempfile.TemporaryFile(dir=archive.parent) as plain:
+        while piece := source.read(2**20):
+            left -= len(piece)
+            if left < 0:
+                raise TooLarge
+            plain.write(piece)
+        plain.seek(0)
+        yield plain
 
 
 def unpack(archive: Path, names: Collection[str], folder: Path, url: str) -> None:
@@ -188,12 +220,14 @@ def unpack(archive: Path, names: Collection[str], folder: Path, url: str) -> Non
                 )
             left -= member.size
             if left < 0:
-                raise DataError(f"{url}: unpacks to more than {MOST >> 20} MiB")
+                raise TooLarge
             there.append(member.path)
             if path.name in names and member.kind == "file":
                 if (folder / path.name).exists():
                     raise DataError(f"{url}: holds {path.name} twice")
                 write(member, folder / path.name)
+    except TooLarge as error:
+        raise DataError(f"{url}: unpacks to more than {MOST >> 20} MiB") from error
     except Exception as error:  # decoders raise every kind
         if isinstance(error, DataError) or getattr(error, "errno", None):
             raise

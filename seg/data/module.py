@@ -18,7 +18,7 @@ from seg.data.augment import Augment, Focus, check_transforms, turns
 from seg.data.intensity import Intensity
 from seg.data.pairs import packed
 from seg.data.sources import DataError, Source
-from seg.data.store import Store
+from seg.data.store import Store, spread
 from seg.data.survey import survey
 
 KEPT = 2**29  # bytes of weight maps that a process keeps
@@ -78,6 +78,11 @@ class Samples(Dataset):
         epoch, number = index
         name = self.packed[number % len(self.packed)].decode()
         image, mask = self.read(name)
+        if image.shape[2] != self.intensity.channels:
+            raise DataError(
+                f"{name}: {image.shape[2]} channel(s), and the run's images have {self.intensity.channels}; all "
+                "images of a data set must agree"
+            )
         layers = [mask] if self.gaps is None else [mask, self.gaps(name, mask)]
         if self.augment is None:
             scaled = self.intensity.scaled(image)
@@ -212,8 +217,12 @@ class DataModule(L.LightningDataModule):
             raise ValueError(f"memory is {memory}; GiB, 0 or more")
         self.store = Store(source, int(memory * 2**30), None if cache is None else Path(cache))
         wanted = None if percentiles is None else (float(percentiles[0]), float(percentiles[1]))
+        before = self.store.stamps(
+            name for names in source.splits.values() for name in spread(names)
+        )
         found = survey(self.store, intensity, wanted, check)
         self.intensity, self.sizes, self.shares, self.holds, self.warnings, self.digests = found
+        self.store.trust(before, self.digests)
         self.focus = Focus(foreground, self.rare) if foreground else None
         self.augment = Augment(self.transforms, crop, seed, focus=self.focus)
         self.gaps: GapCache | None = None
@@ -238,6 +247,16 @@ class DataModule(L.LightningDataModule):
                     f"the training images are {oblong[0][0]}x{oblong[0][1]} px, and augment={turns(self.transforms)} "
                     f"turns some: whole they can't share a batch of {self.batch_size}; take augment=flips, crops "
                     "(loader.crop=256), or batches of 1"
+                )
+
+    def check_shares(self, processes: int) -> None:
+        """Raises DataError when one of the processes that train together would have no image of a split."""
+        for split, names in self.source.splits.items():
+            samples = len(names) * (self.repeats if split == "train" else 1)
+            if samples < processes:
+                raise DataError(
+                    f"{samples} {split} images for {processes} processes ({names[0]} ...): each needs one; take fewer "
+                    "devices"
                 )
 
     def widen(self, crop: int, context: int) -> None:
@@ -298,11 +317,6 @@ class DataModule(L.LightningDataModule):
 
     def loader(self, samples: Samples, batch_size: int, shuffle: bool) -> DataLoader:
         rank = self.trainer.global_rank if self.trainer else 0
-        if len(samples) < self.world:
-            raise DataError(
-                f"{len(samples)} images for {self.world} processes ({samples.names[0]} ...): each needs "
-                "one; take fewer devices"
-            )
         if self.workers:
             self.store.fill(samples.names)
         return DataLoader(

@@ -2,6 +2,9 @@
 
 import hashlib
 import os
+import re
+from collections.abc import Iterable
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 
@@ -9,9 +12,11 @@ import numpy as np
 import pooch
 from torch.utils.data import get_worker_info
 
+from seg.data.looks import fingerprint
 from seg.data.sources import DataError, Source
 
 MOST = 1000  # images of a split that are read before a run starts, and that may stay in memory
+AGAIN = "put it back, then resume=RUN goes on"
 Decoded = tuple[np.ndarray, np.ndarray]  # an image and its mask, as a source reads them
 
 
@@ -32,6 +37,7 @@ class Store:
 
     def __init__(self, source: Source, memory: int, folder: Path | None = None) -> None:
         self.source, self.memory, self.folder = source, memory, folder
+        self.seen: dict[str, tuple[str, tuple[str, str]]] = {}
         self.kept: dict[str, Decoded] = {}
         few = all(len(names) <= MOST for names in source.splits.values())
         self.size, self.open = 0, memory > 0 and few
@@ -42,13 +48,55 @@ class Store:
             )
 
     def read(self, name: str) -> Decoded:
-        """As the source reads it; arrays are not to be written to."""
+        """As the source reads it; arrays are not to be written to.
+
+        Raises:
+            DataError: when it can't be read, or isn't what ``trust`` was told.
+        """
         if name in self.kept:
             return self.kept[name]
-        decoded = self.source.read(name) if self.folder is None else self.mapped(name)
+        try:
+            decoded = self.source.read(name) if self.folder is None else self.mapped(name)
+        except DataError as error:
+            if name not in self.seen:
+                raise
+            raise DataError(f"{error}; it was whole when the run began: {AGAIN}") from error
+        if name in self.seen:
+            self.compare(name, decoded)
         if self.open and self.folder is None:  # each mapped file stays open while it is kept
             self.keep(name, decoded)
         return decoded
+
+    def stamps(self, names: Iterable[str]) -> dict[str, str]:
+        """What changes when an image's files do, of those that still have them all."""
+        found: dict[str, str] = {}
+        for name in names if hasattr(self.source, "stamp") else ():
+            with suppress(OSError):  # a file went away; reading says which
+                found[name] = self.source.stamp(name)  # ty: ignore[missing-attribute]
+        return found
+
+    def trust(self, stamps: dict[str, str], digests: dict[str, tuple[str, str]]) -> None:
+        """From now on images whose files have changed must be as they were.
+
+        Args:
+            stamps: of the images' files, from before they were looked at.
+            digests: name -> hash of the image and of the mask, as read.
+        """
+        self.seen = {n: (stamp, digests[n]) for n, stamp in stamps.items() if n in digests}
+
+    def compare(self, name: str, decoded: Decoded) -> None:
+        """Raises DataError where files have other content than the run began with; another time is none."""
+        stamp, digests = self.seen[name]
+        now = self.stamps([name]).get(name, "")
+        if now == stamp:
+            return
+        other = [fingerprint(a).hex() != d for a, d in zip(decoded, digests, strict=True)]
+        if any(other):
+            what = " and ".join(n for n, o in zip(("image", "mask"), other, strict=True) if o)
+            raise DataError(
+                f"{changed(stamp, now) or name}: changed since the run began, the {what} of {name} is another one; {AGAIN}"
+            )
+        self.seen[name] = (now, digests)
 
     def fill(self, names: list[str]) -> None:
         """Reads these now, as far as they may be kept: loader processes that start later share them."""
@@ -96,9 +144,20 @@ class Store:
         return opened(files)
 
 
+def spread(names: list[str]) -> list[str]:
+    """Those of a split that are looked at before a run starts, up to ``MOST``, evenly spread."""
+    return names[:: -(-len(names) // MOST)] if names else []
+
+
 def caches() -> Path:
     """What can be made or fetched anew: ``SEG_CACHE``, or the system's folder for such."""
     return Path(os.environ.get("SEG_CACHE") or pooch.os_cache("seg")).expanduser()
+
+
+def changed(before: str, now: str) -> str:
+    """The first file of which two stamps differ; nothing where they have no such lines."""
+    lines = zip(before.splitlines(), now.splitlines(), strict=False)
+    return next((re.split(r" \d+ \d+(?: |$)", b)[0] for a, b in lines if a != b), "")
 
 
 def opened(files: list[Path]) -> Decoded:

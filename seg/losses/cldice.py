@@ -7,6 +7,8 @@ from torch import Tensor, nn
 from seg.losses.overlap import PIXELS, Dice, check_smooth
 from seg.losses.truth import overlaps, probabilities_and_truth
 
+MOST = 1000  # erosions, each of which keeps several copies of the batch for its gradient
+
 
 class ClDice(nn.Module):
     """(1 - alpha) Dice + alpha (1 - 2 Tprec Tsens / (Tprec + Tsens)) of thin structures.
@@ -32,8 +34,8 @@ class ClDice(nn.Module):
         super().__init__()
         if not 0 <= alpha <= 1:
             raise ValueError(f"alpha is {alpha}; it must lie in 0..1")
-        if iterations < 1:
-            raise ValueError(f"iterations is {iterations}; it must be at least 1")
+        if not 1 <= iterations <= MOST:
+            raise ValueError(f"iterations is {iterations}; it must be 1 to {MOST}")
         check_smooth(smooth)
         self.alpha, self.iterations, self.smooth, self.classes = alpha, iterations, smooth, classes
         self.dice = Dice(smooth)

@@ -1,5 +1,6 @@
 """Sums of losses by name, and the loss of a network with several heads."""
 
+import math
 from collections.abc import Mapping
 from typing import Any, TypedDict
 
@@ -47,7 +48,7 @@ def weighed(terms: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: when there is none, or a weight is below 0.
     """
-    wrong = [name for name, term in terms.items() if not term["weight"] >= 0]
+    wrong = [name for name, term in terms.items() if not 0 <= term["weight"] < math.inf]
     if wrong:
         raise ValueError(f"terms.{wrong[0]}.weight is {terms[wrong[0]]['weight']}; give 0 or more")
     used = {name: term for name, term in terms.items() if term["weight"]}

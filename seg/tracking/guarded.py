@@ -1,6 +1,8 @@
 """Loggers of a run that can't harm it: started, called by Lightning, and finished here."""
 
 import logging
+import os
+import re
 import signal
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +16,7 @@ from seg.runs import read_json, write_json
 from seg.tracking.tracker import Picture, TrackedRun, Tracker
 
 log = logging.getLogger("seg")
+SECRET = ("KEY", "TOKEN", "PASSWORD", "SECRET")  # ends of the names of such variables
 IDS = "loggers.json"  # in the run's folder: name of a logger -> its id of the run
 PATIENCE = (
     3  # failures in a row after which a logger is left alone; each may have waited for a server
@@ -123,4 +126,14 @@ def finish(loggers: Sequence[Logger], status: str, summary: Mapping[str, float])
 
 
 def reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {one_line(error)[:300]}".rstrip(": ")
+    """What went wrong, without keys: libraries quote what they were given."""
+    return f"{type(error).__name__}: {without_keys(one_line(error))[:300]}".rstrip(": ")
+
+
+def without_keys(text: str) -> str:
+    """A text whose passwords in addresses, and values of the environment's secret variables, are stars."""
+    text = re.sub(r"://[^/@\s]*@", "://***@", text)
+    for name, value in os.environ.items():
+        if len(value) >= 8 and name.upper().endswith(SECRET):
+            text = text.replace(value, "***")
+    return text

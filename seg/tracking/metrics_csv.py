@@ -1,6 +1,7 @@
 """metrics.csv: one row for each time that something is measured."""
 
 import csv
+import io
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,12 +10,14 @@ from typing import Any
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from seg import runs
+
 
 class MetricsCSV(Logger):
     """One row for each time that something is measured; the authority on a run's numbers.
 
-    A row is on disk as soon as it is written. A new column rewrites the file aside and swaps it in, so
-    that a process killed at any moment leaves a whole file.
+    A row is on disk as soon as it is written, whole or not at all. A new column rewrites the file aside and
+    swaps it in, so that a process killed at any moment, and a full disk, leave a whole file.
 
     Args:
         file: metrics.csv.
@@ -49,19 +52,38 @@ class MetricsCSV(Logger):
         if new:
             self.columns += new
             self.rewrite(read_metrics(self.file) if self.file.exists() else [])
-        with self.file.open("a", newline="") as stream:
-            csv.DictWriter(stream, self.columns, restval="").writerow(row)
+        line = io.StringIO(newline="")
+        csv.DictWriter(line, self.columns, restval="").writerow(row)
+        append(self.file, line.getvalue())
 
     def rewrite(self, rows: list[dict[str, str]]) -> None:
-        aside = self.file.with_suffix(".new")
-        with aside.open("w", newline="") as stream:
+        with runs.whole(self.file) as aside, aside.open("w", newline="") as stream:
             writer = csv.DictWriter(stream, self.columns, restval="")
             writer.writeheader()
             writer.writerows(rows)
-        os.replace(aside, self.file)
+
+
+def append(file: Path, line: str) -> None:
+    """Adds a line to a file, or nothing where the disk is full.
+
+    Raises:
+        OSError: naming the file.
+    """
+    with file.open("ab", buffering=0) as stream:
+        before, left = stream.tell(), line.encode()
+        try:
+            while left:
+                left = left[stream.write(left) :]
+        except OSError as error:
+            os.truncate(file, before)
+            error.filename = str(file)
+            raise
 
 
 def read_metrics(file: Path) -> list[dict[str, str]]:
-    """Rows of a metrics.csv; a metric that wasn't measured then is an empty string."""
-    with file.open(newline="") as stream:
-        return list(csv.DictReader(stream))
+    """Rows of a metrics.csv; a metric that wasn't measured then is an empty string.
+
+    A last line without an end, as a machine without power leaves it, is none.
+    """
+    text = file.read_bytes().decode()
+    return list(csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1], newline="")))

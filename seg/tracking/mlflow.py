@@ -7,6 +7,7 @@ from pathlib import Path
 
 from lightning.pytorch.loggers import MLFlowLogger
 
+from seg.tracking.guarded import without_keys
 from seg.tracking.tracker import Picture, TrackedRun, Tracker, flat, sheet
 
 log = logging.getLogger("seg")
@@ -55,7 +56,7 @@ class MLflow(Tracker):
         if known is None:
             named = {re.sub(FOREIGN, "_", k): v for k, v in flat(self.run.settings).items()}
             self.logger.log_hyperparams(named)
-        log.info(f"mlflow: mlflow ui --backend-store-uri {self.uri}")
+        log.info(f"mlflow: mlflow ui --backend-store-uri {without_keys(self.uri)}")
         return self.logger.run_id
 
     def log(self, values: Mapping[str, float], step: int) -> None:

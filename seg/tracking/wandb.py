@@ -20,6 +20,7 @@ from seg.tracking.tracker import Picture, TrackedRun, Tracker, best
 log = logging.getLogger("seg")
 STEP = "trainer/global_step"  # the x axis; the name that Lightning gives it
 SENDER = "python -m seg.sync send=true"
+UNSENT = "unsent"  # marks, in W&B's folder of a run that was online, that not all of it was sent
 
 
 class Wandb(Tracker):
@@ -131,11 +132,15 @@ class Wandb(Tracker):
         if self.resumed:  # W&B counts from the resumption on
             self.session.summary.update(bests(read_metrics(self.run.folder / "metrics.csv")))
         self.session.summary.update({**summary, "status": status})
-        place = shlex.quote(str(relative(Path(self.session.settings.sync_dir))))
+        place = Path(self.session.settings.sync_dir)
         try:
             self.session.finish(exit_code=0 if status in ("finished", "pruned") else 1)
         except TimeoutError as error:
-            raise TimeoutError(f"not all was sent; send the rest: wandb sync {place}") from error
+            (place / UNSENT).touch()
+            rest = shlex.quote(str(relative(place)))
+            raise TimeoutError(
+                f"not all was sent; send the rest: {SENDER}, or wandb sync --include-online {rest}"
+            ) from error
 
 
 def bests(rows: list[dict[str, str]]) -> dict[str, dict[str, float]]:

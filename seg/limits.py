@@ -1,0 +1,117 @@
+"""What an option may be, where no constructor of ours says so, or says it only after a run was begun."""
+
+import math
+import os
+import re
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+WORD_64 = 2**63 - 1  # the largest whole number that an array can be counted by
+
+
+class Limit(NamedTuple):
+    """What is needed, in words, and whether a value is that."""
+
+    needed: str
+    holds: Callable[[Any], bool]
+
+
+def whole(low: int, high: int = WORD_64) -> Limit:
+    """A whole number from ``low`` to ``high``, both included."""
+    span = f"{low} or more" if high == WORD_64 else f"{low} to {high}"
+    return Limit(f"a whole number of {span}", lambda v: type(v) is int and low <= v <= high)
+
+
+def real(low: float, high: float = math.inf, *, open_: bool = False) -> Limit:
+    """A number from ``low`` to ``high``; ``open_``: neither of them itself."""
+    if open_:
+        span = f"above {low:g}" if high == math.inf else f"between {low:g} and {high:g}"
+        return Limit(f"a number {span}", lambda v: is_number(v) and low < v < high)
+    span = f"{low:g} or more" if high == math.inf else f"{low:g} to {high:g}"
+    return Limit(f"a number of {span}", lambda v: is_number(v) and low <= v <= high)
+
+
+def either(*limits: Limit) -> Limit:
+    """Any of them."""
+    needed = ", or ".join(limit.needed for limit in limits)
+    return Limit(needed, lambda v: any(limit.holds(v) for limit in limits))
+
+
+def words(*choices: str) -> Limit:
+    """One of these."""
+    return Limit(f"one of {', '.join(choices)}", lambda v: v in choices)
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def is_duration(value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch(r"\d+:\d\d:\d\d:\d\d", value) is not None
+
+
+NULL = Limit("null", lambda v: v is None)
+WORD = Limit("a word", lambda v: isinstance(v, str) and v.strip() != "")
+NAME = Limit("a name", lambda v: isinstance(v, int | float | str) and str(v).strip() != "")
+MANY = whole(1)
+BATCHES = either(
+    Limit("a number of batches, 1 or more", lambda v: type(v) is int and v >= 1),
+    Limit("a share above 0, to 1.0", lambda v: isinstance(v, float) and 0 < v <= 1),
+)
+WORKERS = whole(0, 8 * (os.cpu_count() or 1))
+LIMITS = {
+    "seed": whole(0, 2**32 - 1),
+    "name": either(NAME, NULL),
+    "outputs": WORD,
+    "init": either(WORD, NULL),
+    "resume": either(WORD, NULL),
+    "two_class_logits": either(Limit("1", lambda v: v == 1), Limit("2", lambda v: v == 2)),
+    "patience": either(Limit("a number of validations, 1 or more", MANY.holds), NULL),
+    "ema": either(real(0, 1, open_=True), NULL),
+    "bad_steps": words("stop", "skip"),
+    "panels": whole(0),
+    "kept": whole(0),
+    "optim.lr": real(0),
+    "optim.weight_decay": real(0),
+    "optim.momentum": real(0),
+    "optim.betas": Limit(
+        "two numbers of 0 to below 1, [0.9,0.999]",
+        lambda v: (
+            isinstance(v, list) and len(v) == 2 and all(is_number(b) and 0 <= b < 1 for b in v)
+        ),
+    ),
+    "model.depth": either(whole(1, 12), NULL),  # an image of 4096 px has 1 px twelve levels down
+    "loader.batch_size": MANY,
+    "loader.repeats": whole(1, 10**6),
+    "loader.eval_batch_size": MANY,
+    "loader.crop": either(whole(1, 2**15), NULL),
+    "loader.workers": either(WORKERS, NULL),  # null: in seg.rerun
+    "workers": WORKERS,
+    "accelerator": words("auto", "cpu", "gpu", "mps"),
+    "run": either(WORD, Limit("a list of them", lambda v: isinstance(v, list) and all(map(WORD.holds, v))), NULL),
+    "input": either(WORD, NULL),
+    "output": either(WORD, NULL),
+    "loader.memory": real(0, 2**20),  # GiB
+    "trainer.num_nodes": MANY,
+    "trainer.precision": words("auto", "32-true", "bf16-mixed", "16-mixed"),
+    "trainer.max_epochs": either(whole(0), Limit("-1", lambda v: v == -1), NULL),
+    "trainer.max_steps": either(whole(0), Limit("-1", lambda v: v == -1)),
+    "trainer.max_time": either(Limit("days:hours:minutes:seconds, 00:01:30:00", is_duration), NULL),
+    "trainer.check_val_every_n_epoch": MANY,
+    "trainer.accumulate_grad_batches": MANY,
+    "trainer.gradient_clip_val": either(real(0, open_=True), NULL),
+    "trainer.limit_train_batches": BATCHES,
+    "trainer.limit_val_batches": BATCHES,
+    "trainer.log_every_n_steps": MANY,
+}  # fmt: skip
+
+
+def refusal(path: str, value: Any) -> str | None:
+    """What is needed instead of a value, in words; None where it will do."""
+    for number in value if isinstance(value, list) else [value]:
+        if isinstance(number, float) and not math.isfinite(number):
+            return "a finite number"
+        if type(number) is int and abs(number) > WORD_64:
+            return "a number of at most 64 bits"
+    limit = LIMITS.get(path)
+    return None if limit is None or limit.holds(value) else limit.needed

@@ -1,0 +1,114 @@
+"""What a machine lacked when it ended a run, memory or a loader process, told with what to lower."""
+
+import re
+import signal
+from typing import Any
+
+import lightning as L
+
+MEMORY = re.compile(
+    r"out of memory|(can't|cannot|unable to|failed to) allocate|insufficient memory|bad_alloc|_ALLOC_FAILED",
+    re.IGNORECASE,
+)  # as torch, CUDA's libraries, numpy, OpenCV and the system say it
+AMOUNT = re.compile(r"allocate ([\d.]+ (?:bytes|[KMGT]iB))", re.IGNORECASE)
+WORKER = re.compile(
+    r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (?:is killed by signal: (.+?)\. )?"
+)
+TRAINING = (
+    "lower loader.batch_size (trainer.accumulate_grad_batches={} keeps the effective batch), loader.crop or "
+    "model.width; on a GPU trainer.precision=bf16-mixed needs less too"
+)
+WHOLE = "whole images go in there: lower loader.eval_batch_size or model.width, or cut the images"
+
+
+class OutOfMemory(RuntimeError):
+    """The memory of the machine, or of its GPU, was not enough."""
+
+
+class WorkerEnded(RuntimeError):
+    """A process that loads images ended, and not by itself."""
+
+
+class Demand(L.Callback):
+    """Remembers what the machine was asked for last.
+
+    Args:
+        text: what it is asked for first.
+        accumulate: batches that make one optimiser step.
+    """
+
+    def __init__(self, text: str, accumulate: int) -> None:
+        self.text, self.training = text, TRAINING.format(2 * accumulate)
+        self.lower = self.training
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self.text, self.lower = f"training, a batch of {size(batch)}", self.training
+
+    def on_validation_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:  # fmt: skip
+        self.text, self.lower = f"validation, a batch of {size(batch)}", WHOLE
+
+    def on_test_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:  # fmt: skip
+        self.text, self.lower = f"the test, a batch of {size(batch)}", WHOLE
+
+
+def size(batch: Any) -> str:
+    """A batch's images (B, C, H, W), in words."""
+    b, c, h, w = batch["image"].shape
+    return f"{b} of {h}x{w} px and {c} channel(s)"
+
+
+def explained(error: BaseException, demand: str, lower: str) -> BaseException:
+    """The error itself, or what a person can do where the machine lacked something.
+
+    Args:
+        error: that ended a run.
+        demand: what the machine was asked for.
+        lower: what needs less memory.
+    """
+    if not isinstance(error, Exception):
+        return error
+    text = str(error)
+    if isinstance(error, RuntimeError) and WORKER.search(text):
+        said = WORKER.search(str(error.__cause__)) or WORKER.search(text)  # the first may know more
+        assert said is not None
+        return WorkerEnded(worker_end(*said.groups()))
+    if isinstance(error, MemoryError) or (
+        not isinstance(error, ValueError) and MEMORY.search(text)
+    ):
+        amount = AMOUNT.search(text)
+        asked = f" (asked for {readable(amount[1])} at once)" if amount else ""
+        return OutOfMemory(f"out of memory in {demand}{asked}; {lower}")
+    return error
+
+
+def worker_end(pids: str, killed: str | None) -> str:
+    """How loader processes ended, and what may help."""
+    how = "ended by itself" if killed is None else f"was killed by signal {number(killed)}"
+    reasons = {
+        None: "it wrote why just above, if it could",
+        "SIGKILL": "perhaps as memory ran out",
+        "SIGBUS": "perhaps as /dev/shm is full, or a mapped file was cut",
+    }
+    why = reasons.get(killed and number(killed).split()[-1].strip("()"), "by whom isn't known")
+    return (
+        f"a loader process (pid {pids}) {how}, {why}; fewer loader.workers, a smaller loader.memory or "
+        "loader.batch_size need less memory"
+    )
+
+
+def number(killed: str) -> str:
+    """The signal that the system describes so: ``Killed`` as ``9 (SIGKILL)``."""
+    found = [s for s in signal.Signals if (signal.strsignal(s) or "").split(":")[0] == killed]
+    return f"{int(found[0])} ({found[0].name})" if found else killed
+
+
+def readable(amount: str) -> str:
+    """``4000000000000 bytes`` as ``3725.3 GiB``."""
+    value, unit = amount.split()
+    return f"{float(value) / 2**30:.1f} GiB" if unit == "bytes" else amount
