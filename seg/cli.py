@@ -84,6 +84,9 @@ def command(
                     arguments.overrides = words(arguments)
                     sys.argv[flags:] = arguments.overrides
                 check_flags(config_name, arguments)
+                if arguments.multirun:
+                    flags = len(sys.argv) - len(arguments.overrides)
+                    sys.argv[flags:] = for_jobs(arguments.overrides)
                 os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # exceptions come here as they are
                 hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(
                     job
@@ -192,6 +195,28 @@ def check_flags(config_name: str, arguments: Namespace) -> None:
     if not any(asks) and not arguments.experimental_rerun:
         words = [*searching(arguments.config_dir), *arguments.overrides]
         check_line(arguments.config_name or config_name, words, arguments.multirun)
+
+
+def for_jobs(words: list[str]) -> list[str]:
+    """The words of a sweep, those of groups as a sweep over one value where a group is swept itself.
+
+    Else Hydra would look for them in the defaults too: ``experiment=a,b data.root=DATA`` has a ``data.root``
+    in each job alone.
+    """
+    overrides, groups = parse(words), group_names()
+    if not any(o.is_sweep_override() and o.key_or_group in groups for o in overrides):
+        return words
+    single = [
+        not o.is_sweep_override()
+        and "." in o.key_or_group
+        and o.key_or_group.split(".")[0] in groups
+        for o in overrides
+    ]
+    parts = [word.partition("=") for word in words]
+    return [
+        f"{key}=choice({value})" if alone and value and key[0] not in "+~" else word
+        for word, (key, _, value), alone in zip(words, parts, single, strict=True)
+    ]
 
 
 def searching(folder: str | None) -> list[str]:

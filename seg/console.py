@@ -56,7 +56,7 @@ class Terminal(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         table = getattr(record, "table", None)
         if table is None:
-            self.target.print(record.getMessage(), markup=False)
+            self.target.print(record.getMessage())
         else:
             self.target.print(table, soft_wrap=False)
 
@@ -101,7 +101,7 @@ class LogFile:
         except OSError as error:
             if not self.told:
                 self.told = True
-                console.print(f"{self.file}: {error.strerror}; lines are lost", markup=False)
+                console.print(f"{self.file}: {error.strerror}; lines are lost")
 
     def flush(self) -> None:
         """Nothing is held back."""

@@ -155,7 +155,8 @@ def planned(config: DictConfig, params: dict[str, str]) -> list[dict[str, Any]]:
             raise UserError(
                 f"{override.input_line}: a sweep needs a list of values; seg.tune searches an interval"
             )
-    swept = {o.get_key_element() for o in overrides if o.is_sweep_override()}
+    sweeps = [o for o in overrides if o.is_sweep_override()]
+    swept = {o.get_key_element() for o in sweeps if len([*o.sweep_string_iterator()]) > 1}
     choices = dict(config.hydra.runtime.choices)
     jobs: list[dict[str, Any]] = []
     for words in BasicSweeper.split_arguments(overrides, None)[0]:
@@ -203,7 +204,7 @@ def begun(parent: Path, jobs: list[dict[str, Any]]) -> Iterator[Path]:
         try:
             found = {frozenset(job["overrides"]) for job in runs.read_json(file)["jobs"]}
         except (runs.RunError, KeyError, TypeError):
-            console.print(f"{file}: damaged, and left out", markup=False)
+            console.print(f"{file}: damaged, and left out")
             continue
         if found == wanted:
             yield file.parent

@@ -58,9 +58,10 @@ class Watch:
         self.before = len(self.finished)
         total = f"{len(self.names)} job{'s' * (len(self.names) > 1)}"
         before = f", {self.before} finished before" if self.before else ""
-        console.print(f"sweep      {runs.relative(self.folder)}: {total}{before}", markup=False)
+        console.print(f"sweep      {runs.relative(self.folder)}: {total}{before}")
         console.print(
-            f"[bold]{'job':<{self.width + 7}} {'val/dice':>8} {'test/dice':>9} {'minutes':>7}[/]"
+            f"{'job':<{self.width + 7}} {'val/dice':>8} {'test/dice':>9} {'minutes':>7}",
+            style="bold",
         )
         for number in self.finished:
             self.row(number, self.record(number), " before")
@@ -126,7 +127,7 @@ class Watch:
         )
         if status != "finished":
             text += f": {record.get('error')}"
-        console.print(text, style=ENDED.get(status), markup=False)
+        console.print(text, style=ENDED.get(status))
 
     def conclude(self) -> None:
         """How many ended how, and what a user wants next."""
@@ -134,19 +135,18 @@ class Watch:
         ended = {*self.finished, *self.failed}
         for number in set(range(len(self.names))) - ended:
             console.print(
-                f"{self.names[number]} isn't finished: another process trains it, or it was stopped",
-                markup=False,
+                f"{self.names[number]} isn't finished: another process trains it, or it was stopped"
             )
         done = f"{len(self.finished)} of {len(self.names)} jobs are finished"
         left = len(self.names) - len(self.finished)
         failed = f", {left} not; the same command goes on with what is left" if left else ""
         anew = "; fresh=true trains them anew" if self.before == len(self.names) else ""
-        console.print(f"{done}{failed}{anew}", markup=False)
+        console.print(f"{done}{failed}{anew}")
         for number in self.failed:
             log = runs.relative(self.files[number].with_name("log.txt"))
-            console.print(f"  {log} tells more", markup=False)
+            console.print(f"  {log} tells more")
         console.print("next:")
-        console.print(f"  python -m seg.compare {shlex.quote(str(place))}", markup=False)
+        console.print(f"  python -m seg.compare {shlex.quote(str(place))}")
 
 
 def progress(folder: Path) -> str:

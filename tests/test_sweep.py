@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf, flag_override
 import seg.train
 from seg import runs, sweep
 from seg.asked import sweeping
-from seg.cli import CONF, UserError
+from seg.cli import CONF, UserError, for_jobs
 from seg.console import console
 
 TINY = ["data.size=64", "data.train=2", "data.val=2", "data.test=2", "loader.crop=32", "loader.repeats=2",
@@ -79,6 +79,18 @@ def test_an_interval_has_no_end_of_jobs(tmp_path):
 def test_what_makes_no_sweep_is_told(tmp_path, words, message):
     with pytest.raises(UserError, match=message):
         plan(tmp_path, *words)
+
+
+def test_options_of_a_swept_group_are_looked_for_in_each_job_alone(tmp_path):
+    typed = ["data=isbi2012,folder", "data.root=a/b", "+x.y=1", "seed=0", "model.width=2,3"]
+    words = for_jobs(typed)  # membranes, the default, has no data.root
+    assert words == [typed[0], "data.root=choice(a/b)", *typed[2:]]
+    assert for_jobs(typed[1:4]) == typed[1:4]  # where no group is swept
+    jobs = plan(tmp_path, words[0], words[1])
+    assert [(job["name"], job["overrides"]) for job in jobs] == [
+        ("isbi2012", ["data=isbi2012", "data.root=a/b"]),
+        ("folder", ["data=folder", "data.root=a/b"]),
+    ]
 
 
 def test_whatever_is_swept_names_the_jobs(tmp_path):

@@ -521,11 +521,10 @@ def test_a_run_whose_files_are_links_that_lead_out_of_it_is_not_taken_up(stopped
 
 @pytest.mark.parametrize("name", ["\x1b[31mred\x1b[0m", "\x1b]0;owned\x07", "\x9b31m", "[red]x[/red]",
                                   "[/nope]", "[link=http://evil]x[/link]", ":cat:", "\u202egnp.exe"])  # fmt: skip
-def test_a_name_can_tell_a_terminal_nothing_and_is_no_markup(name, tmp_path, capsys, monkeypatch):
+def test_a_name_can_tell_a_terminal_nothing_and_is_no_markup(name, tmp_path, capsys):
     quiet()
     shown = visible(name)
     assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]", shown)
-    monkeypatch.setattr(console, "file", None)  # what sys.stdout is now
     table = Table(title=name)
     table.add_column(name)
     table.add_row(name)
