@@ -25,6 +25,7 @@ from seg.metrics.significance import Evidence, Interval, interval
 from seg.options import arguments, located
 from seg.task import SegmentationTask
 from seg.tiles import full_logits
+from seg.trust import check_targets
 from seg.tta import viewed
 
 log = logging.getLogger("seg")
@@ -67,7 +68,7 @@ def chosen_metrics(cfg: DictConfig, run: runs.LoadedRun) -> SegmentationMetrics:
     asked = cfg.get("metrics")
     node = plain(asked) if asked else run.config.get("metrics") or STANDARD
     if not asked:
-        runs.check_targets(node, run.checkpoint, packages=("seg.metrics",))
+        check_targets(node, run.checkpoint, packages=("seg.metrics",))
     return build(
         OmegaConf.create(node), "metrics", classes=run.classes, overlapping=run.overlapping,
         threshold=runs.threshold(run, cfg.threshold),
@@ -165,7 +166,7 @@ def chosen_data(given: DictConfig, run: runs.LoadedRun) -> tuple[str, dict[str, 
     if "_target_" in data:
         return split, data
     own = run.config["data"]
-    runs.check_targets(own, run.checkpoint, packages=("seg.data",))
+    check_targets(own, run.checkpoint, packages=("seg.data",))
     takes = arguments(located("data", own["_target_"])) or []  # also what is newer than the run
     unknown = sorted(set(data) - set(own) - set(takes))
     if unknown:

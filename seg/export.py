@@ -30,6 +30,7 @@ from seg.logits import average, probabilities
 from seg.models import NestedUNet, Peer, UNet
 from seg.options import missing_extra
 from seg.tiles import full_logits
+from seg.trust import check_targets
 
 log = logging.getLogger("seg")
 SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
@@ -296,7 +297,7 @@ def examples(run: runs.LoadedRun) -> tuple[list[np.ndarray], str]:
     """Two images (H, W, C) as stored, and what they are: of the run's validation, if they are there."""
     own = run.config.get("data", {})
     try:
-        runs.check_targets(own, run.checkpoint, packages=("seg.data",))
+        check_targets(own, run.checkpoint, packages=("seg.data",))
         source = build(OmegaConf.create(own), "data")
         names = source.splits["val"][:2]
         images = [source.read(name)[0] for name in names]

@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from seg import runs
+from seg import runs, trust
 from seg.asked import FREE
 from seg.runs import RunError
 
 HONOURED = {  # packages whose classes a config may name, by group
-    "data": ("seg.data",), "loader": ("seg.data",), "model": runs.NETWORKS, "loss": ("seg.losses",),
+    "data": ("seg.data",), "loader": ("seg.data",), "model": trust.NETWORKS, "loss": ("seg.losses",),
     "metrics": ("seg.metrics",), "augment": ("albumentations", "seg.data"), "optim": ("torch.optim",),
     "schedule": ("seg.schedules",),
 }  # fmt: skip
@@ -101,10 +101,10 @@ def read_config(file: Path) -> dict[str, Any]:
         RunError: when it can't be read, or names others.
     """
     try:
-        config = runs.read_yaml(file.read_text("utf-8"))
+        config = trust.read_yaml(file.read_text("utf-8"))
         if not isinstance(config, dict) or not set(NEEDED) <= set(config):
             raise RunError(f"{file}: not a run's config, which has {', '.join(NEEDED)} and more")
-        runs.check_plain(config, file)
+        trust.check_plain(config, file)
         config.pop("logger", None)
         for name in (*HONOURED, "trainer"):
             if not isinstance(config.get(name, {}), dict):
@@ -114,7 +114,7 @@ def read_config(file: Path) -> dict[str, Any]:
         if target != TRAINER:
             raise RunError(f"{file}: its config names {target!r}; only {TRAINER} is honoured")
         for name, node in (config | {"trainer": trainer}).items():
-            runs.check_targets(node, file, HONOURED.get(name, ("seg",)))
+            trust.check_targets(node, file, HONOURED.get(name, ("seg",)))
     except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
         raise RunError(
             f"{file}: can't be read ({type(error).__name__}: {' '.join(str(error).split())})"

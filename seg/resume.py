@@ -16,6 +16,7 @@ from seg import past, runs
 from seg.asked import Asked
 from seg.cli import UserError, checked, one_line, plain
 from seg.runs import RunError
+from seg.trust import check_targets, read_yaml
 
 log = logging.getLogger("seg")
 TOLD_ANEW = ("status", "error")  # of a run's record, when it goes on
@@ -112,8 +113,8 @@ def saved_config(folder: Path) -> DictConfig:
     file = folder / "config.yaml"
     check_links(folder)
     config = past.read_config(file)
-    loggers = runs.read_yaml(file.read_text("utf-8")).get("logger", {})
-    runs.check_targets(loggers, file, LOGGERS)
+    loggers = read_yaml(file.read_text("utf-8")).get("logger", {})
+    check_targets(loggers, file, LOGGERS)
     later = plain(checked("train", []))  # of an older run's options those that it hadn't
     return OmegaConf.create(later | config | {"logger": loggers, "resume": None})
 

@@ -11,7 +11,6 @@ log.txt         what the terminal showed, and the libraries' warnings
 """
 
 import hashlib
-import importlib
 import json
 import os
 import pickle
@@ -19,7 +18,7 @@ import re
 import shutil
 import time
 import zipfile
-from collections.abc import Generator, Iterable
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,31 +30,16 @@ from filelock import FileLock, Timeout
 from hydra.utils import instantiate
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import nn
-from yaml.constructor import ConstructorError
 
 from seg import __version__
 from seg.console import first_process
 from seg.data.intensity import Intensity
 from seg.data.sources import Task
 from seg.models.imagenet import load_published
-from seg.options import missing_extra
+from seg.trust import RunError, check_plain, check_targets
 
-NETWORKS = (
-    "seg.models",
-    "segmentation_models_pytorch",
-)  # where a checkpoint's network may come from
-PEERS = "segmentation_models_pytorch"
-DECODERS = f"{PEERS}.decoders"  # its networks; its encoders would fetch weights
 FORMAT = 1  # of checkpoints; a later version counts up where an earlier one would read them wrongly
-DOTTED = re.compile(r"[A-Za-z]\w*(\.[A-Za-z]\w*){1,9}", re.ASCII)
-DEEPEST = 50  # levels of a config
-LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's, ten times faster
-
 CROSSVAL = "crossval.json"  # what seg.crossval leaves in the folder of its runs
-
-
-class RunError(ValueError):
-    """A run or checkpoint that isn't there, or isn't ours."""
 
 
 class Busy(RunError):
@@ -207,36 +191,6 @@ def write_config(file: Path, config: dict) -> None:
     with whole(file) as aside:
         text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
         aside.write_text(text, encoding="utf-8")
-
-
-class PlainLoader(LOADER):
-    """Refuses what no config that was written has: a key twice, and merges, which grow without bound."""
-
-    def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        names = [(key.tag, key.value) for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        if len(set(names)) < len(names):
-            raise ConstructorError(None, None, "a key stands twice", node.start_mark)
-        if any(tag == "tag:yaml.org,2002:merge" for tag, _ in names):
-            raise ConstructorError(None, None, "a merge of mappings", node.start_mark)
-
-
-def read_yaml(text: str) -> Any:
-    """What ``write_config`` wrote, of a file that may be a stranger's.
-
-    Raises:
-        YAMLError: when it is no YAML, has aliases or tags, names a key twice, or merges.
-        RecursionError: when it nests too deeply; libyaml would end the process.
-    """
-    depth = 0
-    for token in yaml.scan(text, PlainLoader):
-        name = type(token).__name__
-        depth += name.endswith("StartToken") - name.endswith("EndToken")
-        if depth > DEEPEST:
-            raise RecursionError(f"it nests more than {DEEPEST} levels deep")
-        if isinstance(token, yaml.AliasToken | yaml.AnchorToken | yaml.TagToken):
-            said = "aliases or tags, by which a few lines make more than 10000 options; seg.train writes none"
-            raise ConstructorError(None, None, said, token.start_mark)
-    return yaml.load(text, PlainLoader)
 
 
 @dataclass(frozen=True)
@@ -431,83 +385,6 @@ def write_checkpoint(file: Path, content: dict[str, Any]) -> None:
             raise error.__context__ or error from None
         stream.flush()
         os.fsync(stream.fileno())
-
-
-def check_plain(node: Any, file: Path, depth: int = 0) -> None:
-    """Refuses a config of anything but dicts, lists, texts, numbers, booleans and null, or too deep a one.
-
-    What else a file may hold, a tuple for one, OmegaConf would turn into such after it was looked at.
-
-    Raises:
-        RunError: naming what it found; interpolations are refused too.
-    """
-    if depth > DEEPEST:
-        raise RunError(f"{file}: its config nests more than {DEEPEST} levels deep")
-    below = node.values() if type(node) is dict else node if type(node) is list else ()
-    for value in (*node, *below) if type(node) is dict else below:
-        check_plain(value, file, depth + 1)
-    if type(node) not in (dict, list, str, int, float, bool, type(None)):
-        raise RunError(
-            f"{file}: its config holds a {type(node).__name__}; a saved config has plain values"
-        )
-    if isinstance(node, str) and "${" in node:
-        raise RunError(
-            f"{file}: its config holds the interpolation {node!r}; a saved config has none"
-        )
-
-
-def check_targets(node: Any, file: Path, packages: tuple[str, ...] = NETWORKS) -> None:
-    """Refuses a config that names a constructor from outside these packages, however deep.
-
-    What counts is where the constructor was written: a foreign one that a module of ours imports, as in
-    ``seg.models.unet.typing.Any``, is refused too. So are Hydra's other words, by which an argument could
-    stand without its name; ``_partial_`` alone may be there, for optimisers.
-
-    Raises:
-        RunError: naming file and constructor.
-    """
-    check_plain(node, file)
-    if isinstance(node, dict):
-        if need := missing_extra(node.get("_target_")):
-            raise RunError(f"{file}: its config names {node['_target_']}, which {need}")
-        if "_target_" in node and not written_in(node["_target_"], packages):
-            raise RunError(
-                f"{file}: its config names {node['_target_']!r}; only {', '.join(packages)} are honoured"
-            )
-        for name, value in node.items():
-            if name in ("_args_", "_convert_", "_recursive_") or (
-                name == "_partial_" and packages != ("torch.optim",)
-            ):
-                raise RunError(
-                    f"{file}: its config holds {name}={value!r}; a saved one has no such word"
-                )
-            elsewhere = name == "encoder_name" and ":" in str(value)  # timm's way to a hub
-            if elsewhere or name in ("checkpoint_path", "pretrained", "pretrained_cfg"):
-                raise RunError(f"{file}: its config reads weights from elsewhere: {name}={value!r}")
-            check_targets(value, file, packages)
-    elif isinstance(node, list):
-        for value in node:
-            check_targets(value, file, packages)
-
-
-def written_in(target: object, packages: tuple[str, ...]) -> bool:
-    """Whether a dotted name is that of a class written in one of these packages; imports no others."""
-    if not isinstance(target, str) or not DOTTED.fullmatch(target):
-        return False
-    module, _, name = target.rpartition(".")
-    if not within(module, packages):
-        return False
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError):
-        return False
-    homes = (DECODERS if package == PEERS else package for package in packages)
-    return isinstance(found, type) and within(found.__module__, homes)
-
-
-def within(module: str, packages: Iterable[str]) -> bool:
-    """Whether a module is one of these packages, or lies in one."""
-    return any(module == package or module.startswith(f"{package}.") for package in packages)
 
 
 def without_weights(node: dict[str, Any]) -> dict[str, Any]:

@@ -36,11 +36,11 @@ from hypothesis import strategies as st
 from rich.table import Table
 
 import seg
-from seg import ensemble, runs
+from seg import ensemble, runs, trust
 from seg.changes import edited
 from seg.cli import UserError, checked, fail, plain
 from seg.comparison.runfiles import read_config
-from seg.console import console, logging_to, quiet, visible
+from seg.console import logging_to, quiet, visible
 from seg.data import download
 from seg.data.sources import DataError
 from seg.evaluate import evaluate
@@ -162,7 +162,7 @@ def test_what_our_modules_import_and_their_functions_are_no_constructors():
             )
             if callable(value) and not ours:
                 packages = ("seg.models", "seg.losses", "seg.data", "seg.tracking")
-                assert not runs.written_in(f"{module.name}.{name}", packages), (module.name, name)
+                assert not trust.written_in(f"{module.name}.{name}", packages), (module.name, name)
                 found += 1
     assert found > 200
 
@@ -280,8 +280,8 @@ def test_only_the_networks_of_smp_are_honoured_not_its_encoders_which_fetch_weig
         (package / name / "__init__.py").write_text("class Net: ...\n")
     (package / "__init__.py").write_text("from .decoders import Net\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    assert runs.written_in("segmentation_models_pytorch.Net", runs.NETWORKS)
-    assert not runs.written_in("segmentation_models_pytorch.encoders.Net", runs.NETWORKS)
+    assert trust.written_in("segmentation_models_pytorch.Net", trust.NETWORKS)
+    assert not trust.written_in("segmentation_models_pytorch.encoders.Net", trust.NETWORKS)
     for name in [m for m in sys.modules if m.startswith("segmentation_models_pytorch")]:
         del sys.modules[name]
 
@@ -349,7 +349,7 @@ def test_a_saved_config_comes_back_as_it_was_written(tmp_path, config):
         "nan": 1e-30,
     }
     runs.write_config(tmp_path / "config.yaml", config | more)
-    assert runs.read_yaml((tmp_path / "config.yaml").read_text()) == config | more
+    assert trust.read_yaml((tmp_path / "config.yaml").read_text()) == config | more
 
 
 def test_compare_survives_yaml_that_grows_or_nests_without_bound(tmp_path):

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from seg.runs import read_yaml
+from seg.trust import read_yaml
 
 MOST = 10_000  # options of a config
 NEEDED = ("image", "class", "hit", "false", "missed")  # columns of images.csv beside split
