@@ -23,6 +23,7 @@ from seg.metrics import SegmentationMetrics, boundaries, instances
 from seg.metrics.reliability import reliability_plot
 from seg.metrics.significance import Evidence, Interval, interval
 from seg.options import arguments, located
+from seg.shortage import explaining
 from seg.task import SegmentationTask
 from seg.tiles import full_logits
 from seg.trust import check_targets
@@ -271,7 +272,11 @@ class Report:
 
 @command("evaluate")
 def main(cfg: DictConfig) -> None:
-    evaluate(cfg)
+    asked = f"evaluating, eval_batch_size={cfg.eval_batch_size}"
+    with explaining(
+        asked, "whole images go in there: lower eval_batch_size or workers, or cut the images"
+    ):
+        evaluate(cfg)
 
 
 if __name__ == "__main__":

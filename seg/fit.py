@@ -28,7 +28,7 @@ from seg.models import Peer, UNet
 from seg.resume import clear, continued
 from seg.shortage import Demand, explained
 from seg.task import SegmentationTask
-from seg.tracking import MetricsCSV, TrackedRun, finish, start
+from seg.tracking import MetricsCSV, TrackedRun, finish, start, without_keys
 
 log = logging.getLogger("seg")
 Part = TypeVar("Part", bound=L.Callback)
@@ -122,7 +122,7 @@ def conclude_early(
     """
     status, interrupts = ended(error), part(trainer, Interrupts)
     signalled = interrupts.asked if status == "interrupted" else None
-    reason = f"{type(error).__name__}: {one_line(error)}"
+    reason = without_keys(f"{type(error).__name__}: {one_line(error)}")
     reason = reason if signalled is None else signal.Signals(signalled).name
     try:
         runs.write_json(folder / "run.json", record | {"status": status, "error": reason})

@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true", "64-true"]
+Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
 
 
 class HardwareError(ValueError):
@@ -36,6 +36,10 @@ def pick_accelerator(accelerator: str) -> str:
         raise HardwareError(
             f"trainer.accelerator={accelerator}: no GPU that this PyTorch ({torch.__version__}) can use; "
             "take trainer=cpu, or check the driver and that PyTorch is a CUDA build"
+        )
+    if accelerator == "mps" and not MPSAccelerator.is_available():
+        raise HardwareError(
+            "trainer.accelerator=mps: no Apple GPU that this PyTorch can use; take trainer=cpu"
         )
     return accelerator
 

@@ -27,6 +27,7 @@ from seg.logits import decided
 from seg.outputs import DEPTHS, KINDS, Band, Output, Place, Request, check_kinds, outputs
 from seg.predictor import Predictor, check_channels
 from seg.rasters import Raster, images_of
+from seg.shortage import explaining
 
 log = logging.getLogger("seg")
 RECORD, PARTIAL = "predict.json", ".partial"
@@ -336,7 +337,9 @@ def write(
 
 @command("predict")
 def main(cfg: DictConfig) -> None:
-    predict(cfg)
+    asked = f"predicting, tile={cfg.tile} and batch={cfg.batch}"
+    with explaining(asked, "lower tile or batch; a smaller tile has more overlap to compute"):
+        predict(cfg)
 
 
 if __name__ == "__main__":

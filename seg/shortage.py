@@ -2,14 +2,17 @@
 
 import re
 import signal
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import Any
 
 import lightning as L
 
 MEMORY = re.compile(
-    r"out of memory|(can't|cannot|unable to|failed to) allocate|insufficient memory|bad_alloc|_ALLOC_FAILED",
+    r"out of memory|(can't|cannot|unable to|failed to) allocate|insufficient memory|bad_alloc|_ALLOC_FAILED"
+    r"|could not create a (primitive|memory)",
     re.IGNORECASE,
-)  # as torch, CUDA's libraries, numpy, OpenCV and the system say it
+)  # as torch, CUDA's libraries, numpy, OpenCV, the system and oneDNN say it
 AMOUNT = re.compile(r"allocate ([\d.]+ (?:bytes|[KMGT]iB))", re.IGNORECASE)
 WORKER = re.compile(
     r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (?:is killed by signal: (.+?)\. )?"
@@ -87,6 +90,18 @@ def explained(error: BaseException, demand: str, lower: str) -> BaseException:
     return error
 
 
+@contextmanager
+def explaining(demand: str, lower: str) -> Generator[None]:
+    """Raises what a person can do where the machine lacked something within; arguments as of ``explained``."""
+    try:
+        yield
+    except Exception as error:
+        told = explained(error, demand, lower)
+        if told is error:
+            raise
+        raise told from error
+
+
 def worker_end(pids: str, killed: str | None) -> str:
     """How loader processes ended, and what may help."""
     how = "ended by itself" if killed is None else f"was killed by signal {number(killed)}"
@@ -109,6 +124,9 @@ def number(killed: str) -> str:
 
 
 def readable(amount: str) -> str:
-    """``4000000000000 bytes`` as ``3725.3 GiB``."""
+    """``4000000000000 bytes`` as ``3725.3 GiB``, less than one as MiB."""
     value, unit = amount.split()
-    return f"{float(value) / 2**30:.1f} GiB" if unit == "bytes" else amount
+    if unit != "bytes":
+        return amount
+    gib = float(value) / 2**30
+    return f"{gib:.1f} GiB" if gib >= 1 else f"{1024 * gib:.1f} MiB"

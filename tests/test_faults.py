@@ -320,6 +320,7 @@ def test_out_of_memory_says_what_was_asked_for_and_what_to_lower(tmp_path, where
      RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
      MemoryError(),
      MemoryError("Caught MemoryError in DataLoader worker process 0.\nOriginal Traceback (most"),
+     RuntimeError("could not create a primitive"),  # oneDNN
      RuntimeError("MPS backend out of memory (MPS allocated: 1.00 GiB, other allocations: 2")],
 )  # fmt: skip
 def test_each_library_s_word_for_it_is_known(error):

@@ -3,10 +3,10 @@
 A logger is a ``Tracker``, named by a file of conf/logger; Lightning reaches it through ``Guarded``.
 """
 
-from seg.tracking.guarded import Guarded, finish, start
+from seg.tracking.guarded import Guarded, finish, start, without_keys
 from seg.tracking.metrics_csv import MetricsCSV, read_metrics
 from seg.tracking.tracker import Picture, TrackedRun, Tracker
 
 __all__ = [
-    "Guarded", "MetricsCSV", "Picture", "TrackedRun", "Tracker", "finish", "read_metrics", "start",
+    "Guarded", "MetricsCSV", "Picture", "TrackedRun", "Tracker", "finish", "read_metrics", "start", "without_keys",
 ]  # fmt: skip

@@ -25,6 +25,9 @@ class MLflow(Tracker):
         group: a tag of the run; None: the sweep's name.
         tags: words that stand in a tag, beside data, model and loss.
         uri: of the tracking server, or of a database; pictures lie beside a local one.
+
+    Raises:
+        ValueError: when there is a password in the address, which would be kept in the run.
     """
 
     def __init__(
@@ -35,6 +38,11 @@ class MLflow(Tracker):
         tags: list[str] | None = None,
         uri: str = "sqlite:///outputs/mlflow.db",
     ) -> None:
+        if without_keys(uri) != uri:
+            raise ValueError(
+                "uri has a password or key, which a run would keep; give it in a variable, as "
+                "MLFLOW_TRACKING_PASSWORD or PGPASSWORD"
+            )
         self.run, self.project, self.uri = run, project, uri
         self.tags = {"group": group or run.group or "", "tags": " ".join(run.tags(tags))}
 
@@ -56,7 +64,7 @@ class MLflow(Tracker):
         if known is None:
             named = {re.sub(FOREIGN, "_", k): v for k, v in flat(self.run.settings).items()}
             self.logger.log_hyperparams(named)
-        log.info(f"mlflow: mlflow ui --backend-store-uri {without_keys(self.uri)}")
+        log.info(f"mlflow: mlflow ui --backend-store-uri {self.uri}")
         return self.logger.run_id
 
     def log(self, values: Mapping[str, float], step: int) -> None:
