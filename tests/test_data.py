@@ -39,6 +39,16 @@ def test_isbi_maps_black_to_membrane_and_white_to_cell(stack_root):
     np.testing.assert_array_equal(mask * 255, tifffile.imread(stack_root / "train-labels.tif")[3])
 
 
+def test_isbi2012_takes_a_division_that_was_published(stack_root):
+    names = [f"section-{i:02d}" for i in range(len(ISBI2012(str(stack_root)).images))]
+    source = ISBI2012(str(stack_root), val=[2, 0])
+    assert source.splits["val"] == [names[0], names[2]]
+    assert sorted(source.splits["train"] + source.splits["val"]) == names
+    for wrong in ([], [0, 0], [len(names)], [-1], list(range(len(names)))):
+        with pytest.raises(DataError, match=r"data\.val=\[.*give some of the sections 0 to"):
+            ISBI2012(str(stack_root), val=wrong)
+
+
 def test_isbi_folds_cover_every_section_once(stack_root):
     folds = [ISBI2012(str(stack_root), fold=i, folds=3).splits["val"] for i in range(3)]
     assert sorted(name for names in folds for name in names) == [

@@ -10,7 +10,7 @@ from seg.data.download import cache_folder, fetch
 from seg.data.images import as_image, read_pages
 from seg.data.masks import MaskValues
 from seg.data.sources import DataError, Task, check_task
-from seg.data.splits import fold_split, in_blocks
+from seg.data.splits import Splits, fold_split, in_blocks
 
 VOLUME, LABELS = "train-volume.tif", "train-labels.tif"
 FILES = {"volume": VOLUME, "labels": LABELS}
@@ -34,10 +34,11 @@ class ISBI2012:
         timeout: seconds that the server may be silent.
         fold: which block of sections validates, 0 .. folds - 1.
         folds: number of blocks.
+        val: the sections that validate instead of a block, for a division that was published.
         task: ``instances``: the cells are also counted one by one.
 
     Raises:
-        DataError: when a file is missing or isn't what it should be, or the fold isn't there.
+        DataError: when a file is missing or isn't what it should be, or the fold or a section isn't there.
     """
 
     classes: list[str] = ["membrane", "cell"]  # noqa: RUF012  (a constant of the challenge)
@@ -51,6 +52,7 @@ class ISBI2012:
         timeout: float = 10.0,
         fold: int = 4,
         folds: int = 5,
+        val: list[int] | None = None,
         task: Task = "instances",
     ) -> None:
         check_task(task, self.classes)
@@ -68,12 +70,24 @@ class ISBI2012:
                 "they must match section by section"
             )
         names = [f"section-{i:02d}" for i in range(len(self.images))]
-        self.splits = fold_split(names, fold, folds, 0, in_blocks)
+        self.splits = (
+            fold_split(names, fold, folds, 0, in_blocks) if val is None else chosen(names, val)
+        )
 
     def read(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Section (H, W, 1) uint8 and its mask (H, W) uint8: 0 membrane, 1 cell."""
         section = int(name.rsplit("-", 1)[1])
         return self.images[section], self.masks[section]
+
+
+def chosen(names: list[str], val: list[int]) -> Splits:
+    """These sections validate, the others train."""
+    held = {names[section] for section in val if 0 <= section < len(names)}
+    if not 0 < len(held) < len(names) or len(held) < len(val):
+        raise DataError(
+            f"data.val={val}: give some of the sections 0 to {len(names) - 1}, each once, and leave some to train on"
+        )
+    return {"train": [n for n in names if n not in held], "val": [n for n in names if n in held]}
 
 
 def page_by_page(file: Path, read: Callable[[np.ndarray, str], np.ndarray]) -> list[np.ndarray]:
