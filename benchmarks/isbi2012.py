@@ -40,6 +40,7 @@ ROWS = {  # experiment -> what the table calls it
     "isbi2012_unetpp": "UNet++",
     "isbi2012_unetpp_plain": "UNet++, no supervision",
 }
+VIEWED = ("isbi2012_unet", "isbi2012_unetpp")  # scored by --views too
 THRESHOLDED = ("v_rand", "v_info", "pixel_error")  # an array each, the last error's ending with nan
 
 
@@ -84,6 +85,7 @@ def variants(record: dict, views: list[str]) -> list[tuple[str, str, int | None]
     """Row, view and depth of what a run is scored as."""
     experiment = record["choices"]["experiment"]
     name = ROWS[experiment]
+    views = views if experiment in VIEWED else ["none"]
     found = [(name if view == "none" else f"{name}, {view}", view, None) for view in views]
     if experiment == "isbi2012_unetpp":
         found += [(f"{name} at L{depth}", "none", depth) for depth in (1, 2, 3)]

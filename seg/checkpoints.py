@@ -44,6 +44,9 @@ class Checkpoints(ModelCheckpoint):
         files = {key: self.placed(state_dict[key]) for key in FILES}
         best = {self.placed(name): score for name, score in state_dict["best_k_models"].items()}
         state = {**state_dict, **files, "best_k_models": best, "dirpath": self.dirpath}
+        if not all(runs.is_whole(Path(file)) for file in best):  # the next validation is the best
+            none = {"best_model_path": "", "best_model_score": None, "kth_best_model_path": ""}
+            state |= none | {"kth_value": self.kth_value, "best_k_models": {}}
         super().load_state_dict(state)
 
     def on_exception(

@@ -1,7 +1,7 @@
 """Between the shell and a command: composes its config, checks every word typed, sets the exit code.
 
 0: done. 1: a fault of ours. 2: a mistake of the user's, told in one line before anything is made.
-130: interrupted. 143: terminated.
+130: interrupted. 143: terminated. 138, 140: ended by SIGUSR1, SIGUSR2, as a scheduler sends them.
 """
 
 import os
@@ -198,10 +198,10 @@ def check_flags(config_name: str, arguments: Namespace) -> None:
 
 
 def for_jobs(words: list[str]) -> list[str]:
-    """The words of a sweep, those of groups as a sweep over one value where a group is swept itself.
+    """The words of a sweep; where a group is swept, options of groups are added if they aren't there.
 
-    Else Hydra would look for them in the defaults too: ``experiment=a,b data.root=DATA`` has a ``data.root``
-    in each job alone.
+    Hydra looks for them in the defaults too: ``experiment=a,b data.root=DATA`` has a ``data.root`` in each
+    job alone. Whether they are known in each job was checked before.
     """
     overrides, groups = parse(words), group_names()
     if not any(o.is_sweep_override() and o.key_or_group in groups for o in overrides):
@@ -212,10 +212,9 @@ def for_jobs(words: list[str]) -> list[str]:
         and o.key_or_group.split(".")[0] in groups
         for o in overrides
     ]
-    parts = [word.partition("=") for word in words]
     return [
-        f"{key}=choice({value})" if alone and value and key[0] not in "+~" else word
-        for word, (key, _, value), alone in zip(words, parts, single, strict=True)
+        f"++{word}" if alone and word[0] not in "+~" else word
+        for word, alone in zip(words, single, strict=True)
     ]
 
 

@@ -96,8 +96,10 @@ class LogFile:
         self.file, self.raw, self.told = file, file.open("ab", buffering=0), False
 
     def write(self, text: str) -> None:
+        left = text.encode()
         try:
-            self.raw.write(text.encode())
+            while left:  # a disk that fills up takes a part
+                left = left[self.raw.write(left) :]
         except OSError as error:
             if not self.told:
                 self.told = True

@@ -1,5 +1,6 @@
 """One run, from a Trainer to its record: fits, scores the best checkpoint, and writes what came out."""
 
+import errno
 import logging
 import shlex
 import shutil
@@ -32,6 +33,7 @@ from seg.tracking import MetricsCSV, TrackedRun, finish, start, without_keys
 
 log = logging.getLogger("seg")
 Part = TypeVar("Part", bound=L.Callback)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # a disk, or a share of it
 
 
 class Pruned(Exception):
@@ -92,7 +94,7 @@ def fit(
     except BaseException as caught:
         demand = part(trainer, Demand)
         error = explained(caught, demand.text, demand.lower)
-        if isinstance(error, OSError) and error.errno is not None and error.filename is None:
+        if isinstance(error, OSError) and error.errno in FULL and error.filename is None:
             error.filename = str(folder)  # as of a picture for which no space is left
         conclude_early(folder, record, trainer, error)
         if error is caught:
@@ -181,7 +183,7 @@ def prepared(cfg: DictConfig, asked: Asked, more: Sequence[L.Callback]) -> L.Tra
         Interrupts(),
         Demand(
             f"the first step, of loader.batch_size={cfg.loader.batch_size} and loader.crop={cfg.loader.crop}",
-            cfg.trainer.accumulate_grad_batches,
+            cfg.trainer.get("accumulate_grad_batches", 1),
         ),
         Finite(cast(Path, asked.folder), cfg.bad_steps),
         *chosen(cfg.patience, cfg.ema),

@@ -115,7 +115,9 @@ def read_config(file: Path) -> dict[str, Any]:
             raise RunError(f"{file}: its config names {target!r}; only {TRAINER} is honoured")
         for name, node in (config | {"trainer": trainer}).items():
             trust.check_targets(node, file, HONOURED.get(name, ("seg",)))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+    except RunError:
+        raise
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
         raise RunError(
             f"{file}: can't be read ({type(error).__name__}: {' '.join(str(error).split())})"
         ) from error

@@ -84,15 +84,18 @@ def newest(folder: Path) -> Path | None:
             RuntimeError,
             OSError,
             EOFError,
-            KeyError,
+            LookupError,
+            TypeError,
             pickle.UnpicklingError,
             zipfile.BadZipFile,
         ) as error:
             damaged = RunError(f"{file}: damaged ({one_line(error)[:200]})")
-            log.warning(f"{damaged}; the one before it is taken")
-    if damaged is not None and not whole:
-        raise damaged
-    return max(whole, key=lambda file: whole[file], default=None)
+    taken = max(whole, key=lambda file: whole[file], default=None)
+    if damaged is not None:
+        if taken is None:
+            raise damaged
+        log.warning(f"{damaged}; {taken.name} is taken")
+    return taken
 
 
 @rank_zero_only
@@ -121,9 +124,10 @@ def saved_config(folder: Path) -> DictConfig:
 
 def check_links(folder: Path) -> None:
     """Raises RunError when a file that the run would write is a link that leads out of its folder."""
-    for place in (folder, folder / "checkpoints"):
+    written = [folder / part for part in ("checkpoints", "panels", "predictions")]
+    for place in (folder, *written, folder / "predictions/val", folder / "predictions/test"):
         for file in place.iterdir() if place.is_dir() else ():
-            leads = file.is_symlink() and not file.is_dir()
+            leads = file.is_symlink() and (not file.is_dir() or file in written or place in written)
             if leads and not file.resolve().is_relative_to(folder.resolve()):
                 raise RunError(
                     f"{file}: a link to {file.resolve()}, outside the run's folder, which would be written to; put the "

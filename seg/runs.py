@@ -349,6 +349,15 @@ def read_checkpoint(file: str | Path) -> dict[str, Any]:
     return content
 
 
+def is_whole(file: Path) -> bool:
+    """Whether a checkpoint is there and can be read to its end."""
+    try:
+        read_checkpoint(file)
+    except (RuntimeError, OSError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile):
+        return False
+    return True
+
+
 def written_by(card: dict[str, Any]) -> str:
     """Which other version wrote a checkpoint, in words; nothing if it was this one, or it doesn't tell."""
     version = card.get("version", __version__)

@@ -155,8 +155,7 @@ def planned(config: DictConfig, params: dict[str, str]) -> list[dict[str, Any]]:
             raise UserError(
                 f"{override.input_line}: a sweep needs a list of values; seg.tune searches an interval"
             )
-    sweeps = [o for o in overrides if o.is_sweep_override()]
-    swept = {o.get_key_element() for o in sweeps if len([*o.sweep_string_iterator()]) > 1}
+    swept = {o.get_key_element() for o in overrides if o.is_sweep_override()}
     choices = dict(config.hydra.runtime.choices)
     jobs: list[dict[str, Any]] = []
     for words in BasicSweeper.split_arguments(overrides, None)[0]:

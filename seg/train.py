@@ -185,7 +185,7 @@ def check_trainer(node: DictConfig, data: DataModule) -> None:
         "limit_val_batches": (len(splits["val"]), data.eval_batch_size),
     }
     for option, (count, size) in samples.items():
-        share, batches = node[option], math.ceil(math.ceil(count / world) / size)
+        share, batches = node.get(option, 1.0), math.ceil(math.ceil(count / world) / size)
         if isinstance(share, float) and int(share * batches) == 0:
             raise UserError(
                 f"trainer.{option}={share}: of {batches} batch{'es' * (batches > 1)} that is none; give how "

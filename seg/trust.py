@@ -2,7 +2,7 @@
 
 import importlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,7 @@ def read_yaml(text: str) -> Any:
         if depth > DEEPEST:
             raise RecursionError(f"it nests more than {DEEPEST} levels deep")
         if isinstance(token, yaml.AliasToken | yaml.AnchorToken | yaml.TagToken):
-            said = "aliases or tags, by which a few lines make more than 10000 options; seg.train writes none"
+            said = "aliases, anchors or tags; seg.train writes none"
             raise ConstructorError(None, None, said, token.start_mark)
     return yaml.load(text, PlainLoader)
 
@@ -83,34 +83,39 @@ def check_targets(node: Any, file: Path, packages: tuple[str, ...] = NETWORKS) -
     """Refuses a config that names a constructor from outside these packages, however deep.
 
     What counts is where the constructor was written: a foreign one that a module of ours imports, as in
-    ``seg.models.unet.typing.Any``, is refused too. So are Hydra's other words, by which an argument could
-    stand without its name; ``_partial_`` alone may be there, for optimisers.
+    ``seg.models.unet.typing.Any``, is refused too. So are Hydra's words by which an argument could stand
+    without its name; ``_partial_`` alone may be there, for optimisers.
 
     Raises:
         RunError: naming file and constructor.
     """
     check_plain(node, file)
-    if isinstance(node, dict):
-        if need := missing_extra(node.get("_target_")):
-            raise RunError(f"{file}: its config names {node['_target_']}, which {need}")
-        if "_target_" in node and not written_in(node["_target_"], packages):
+    for group in groups(node):
+        target = group.get("_target_")
+        if need := missing_extra(target):
+            raise RunError(f"{file}: its config names {target}, which {need}")
+        if "_target_" in group and not written_in(target, packages):
             raise RunError(
-                f"{file}: its config names {node['_target_']!r}; only {', '.join(packages)} are honoured"
+                f"{file}: its config names {target!r}; only {', '.join(packages)} are honoured"
             )
-        for name, value in node.items():
-            if name in ("_args_", "_convert_", "_recursive_") or (
-                name == "_partial_" and packages != ("torch.optim",)
-            ):
+        for name, value in group.items():
+            partial = name == "_partial_" and packages != ("torch.optim",)
+            if name in ("_args_", "_recursive_") or partial:
                 raise RunError(
                     f"{file}: its config holds {name}={value!r}; a saved one has no such word"
                 )
             elsewhere = name == "encoder_name" and ":" in str(value)  # timm's way to a hub
             if elsewhere or name in ("checkpoint_path", "pretrained", "pretrained_cfg"):
                 raise RunError(f"{file}: its config reads weights from elsewhere: {name}={value!r}")
-            check_targets(value, file, packages)
-    elif isinstance(node, list):
-        for value in node:
-            check_targets(value, file, packages)
+
+
+def groups(node: Any) -> Iterator[dict[str, Any]]:
+    """Every dict of a config, however deep."""
+    if isinstance(node, dict):
+        yield node
+    if isinstance(node, dict | list):
+        for value in node.values() if isinstance(node, dict) else node:
+            yield from groups(value)
 
 
 def written_in(target: object, packages: tuple[str, ...]) -> bool:

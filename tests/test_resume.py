@@ -124,8 +124,20 @@ def test_a_damaged_last_checkpoint_is_told_and_the_one_before_it_taken(tmp_path,
     last.write_bytes(last.read_bytes()[:-1000])
     assert runs.read_checkpoint(best)["global_step"] in (2, 4)
     train(config("train", f"resume={folder}"))
-    assert "last.ckpt: damaged" in caplog.text and "the one before it is taken" in caplog.text
+    assert "last.ckpt: damaged" in caplog.text and "best.ckpt is taken" in caplog.text
     assert same(folder, straight)
+
+
+@pytest.mark.parametrize("harm", [lambda file: file.unlink(), lambda file: file.write_bytes(b"PK")])
+def test_a_best_checkpoint_that_is_gone_or_damaged_costs_nothing_but_itself(tmp_path, harm):
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        train(config("train", *TINY, *DROPOUT, f"outputs={tmp_path}"), [Stop(5)])
+    folder = (tmp_path / "latest").resolve()
+    best = folder / "checkpoints/best.ckpt"
+    harm(best)
+    train(config("train", f"resume={folder}"))
+    assert runs.read_json(folder / "run.json")["status"] == "finished"
+    assert runs.read_checkpoint(best)["global_step"] > 5  # of a validation that came after
 
 
 def test_where_all_checkpoints_are_damaged_it_is_said(tmp_path):
@@ -336,7 +348,9 @@ def test_of_two_processes_one_that_is_warned_ends_both_after_the_same_step(tmp_p
     record = json.loads((folder / "run.json").read_text())
     assert (record["status"], record["error"]) == ("interrupted", "SIGUSR1")
     assert state(folder)["global_step"] % 16  # inside an epoch
+    deadline = time.monotonic() + 60
     while Path(f"/proc/{other}").exists():
+        assert time.monotonic() < deadline, "the other process is still there"
         time.sleep(0.02)
     again = command(f"resume={folder}", cwd=tmp_path)
     said, _ = again.communicate(timeout=300)

@@ -84,12 +84,12 @@ def test_what_makes_no_sweep_is_told(tmp_path, words, message):
 def test_options_of_a_swept_group_are_looked_for_in_each_job_alone(tmp_path):
     typed = ["data=isbi2012,folder", "data.root=a/b", "+x.y=1", "seed=0", "model.width=2,3"]
     words = for_jobs(typed)  # membranes, the default, has no data.root
-    assert words == [typed[0], "data.root=choice(a/b)", *typed[2:]]
+    assert words == [typed[0], "++data.root=a/b", *typed[2:]]
     assert for_jobs(typed[1:4]) == typed[1:4]  # where no group is swept
     jobs = plan(tmp_path, words[0], words[1])
     assert [(job["name"], job["overrides"]) for job in jobs] == [
-        ("isbi2012", ["data=isbi2012", "data.root=a/b"]),
-        ("folder", ["data=folder", "data.root=a/b"]),
+        ("isbi2012", ["data=isbi2012", "++data.root=a/b"]),
+        ("folder", ["data=folder", "++data.root=a/b"]),
     ]
 
 

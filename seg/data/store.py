@@ -16,7 +16,7 @@ from seg.data.looks import fingerprint
 from seg.data.sources import DataError, Source
 
 MOST = 1000  # images of a split that are read before a run starts, and that may stay in memory
-AGAIN = "put it back, then resume=RUN goes on"
+AGAIN = "put it back"
 Decoded = tuple[np.ndarray, np.ndarray]  # an image and its mask, as a source reads them
 
 

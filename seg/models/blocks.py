@@ -269,6 +269,12 @@ def check_counts(**counts: int | None) -> None:
             raise ValueError(f"{name} is {count}; it must be a whole number of at least 1")
 
 
+def check_depth(depth: int) -> None:
+    """Raises ValueError for a depth at which hardly an image has a pixel left: 4096 px are 1 twelve levels down."""
+    if depth > 12:
+        raise ValueError(f"depth is {depth}; it must be at most 12")
+
+
 def check_fraction(name: str, value: float) -> None:
     """Raises ValueError for a probability outside 0 <= value < 1."""
     if not 0 <= value < 1:

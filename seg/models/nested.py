@@ -15,6 +15,7 @@ from seg.models.blocks import (
     Up,
     Upsampling,
     check_counts,
+    check_depth,
     check_fraction,
     check_word,
     downsampling,
@@ -90,6 +91,7 @@ class NestedUNet(nn.Module):
     ) -> None:
         super().__init__()
         check_counts(in_channels=in_channels, num_classes=num_classes, width=width, depth=depth)
+        check_depth(depth)
         check_fraction("dropout", dropout)
         check_word("links", links, typing.get_args(Links))
         check_word("block", block, tuple(BLOCKS))

@@ -15,6 +15,7 @@ from seg.models.blocks import (
     Up,
     Upsampling,
     check_counts,
+    check_depth,
     check_fraction,
     check_word,
     crop_centre,
@@ -69,6 +70,7 @@ class UNet(nn.Module):
     ) -> None:
         super().__init__()
         check_counts(in_channels=in_channels, num_classes=num_classes, width=width, depth=depth)
+        check_depth(depth)
         check_fraction("dropout", dropout)
         check_word("padding", padding, typing.get_args(Padding))
         check_word("block", block, tuple(BLOCKS))
