@@ -39,6 +39,7 @@ ROWS = {  # experiment -> what the table calls it
     "isbi2012_unet_mirror": "U-Net, mirrored only",
     "isbi2012_unetpp": "UNet++",
     "isbi2012_unetpp_plain": "UNet++, no supervision",
+    "isbi2012_nvidia": "U-Net, NVIDIA's folds",  # which overlap: a section counts once in each
 }
 VIEWED = ("isbi2012_unet", "isbi2012_unetpp")  # scored by --views too
 THRESHOLDED = ("v_rand", "v_info", "pixel_error")  # an array each, the last error's ending with nan
@@ -63,9 +64,11 @@ def main() -> None:
             file = asked.output / f"{folder.parent.name}-{folder.name}-{view}-{depth}.npz"
             scores = dict(np.load(file)) if file.is_file() else scored(folder, view, depth, file)
             facts.setdefault(name, int(scores.pop("parameters")))
-            for at, section in enumerate(record["splits"]["val"]):
+            held = record["splits"]["val"]
+            fold = held[0] if "NVIDIA" in name else ""
+            for at, section in enumerate(held):
                 values = {key: value[at] for key, value in scores.items()}
-                groups[name][record["seed"], section] = values
+                groups[name][record["seed"], fold + section] = values
     rows = {name: table_row(*stacked(cells, name)) for name, cells in groups.items()}
     report(rows, facts, groups, asked)
 
@@ -218,8 +221,8 @@ def against(rows: dict, groups: dict, name: str) -> dict[str, dict]:
     found = {}
     for other in rows:
         scores, _ = stacked(groups[other], other)
-        if other == name or scores["counts"].shape != base["counts"].shape:
-            continue
+        if other == name or groups[other].keys() != groups[name].keys():
+            continue  # other sections, or other seeds
         tests = {}
         for column, (key, score) in judges(len(base["counts"])).items():
             if column in ("membrane Dice", "V_rand"):
