@@ -2,6 +2,7 @@
 
 import re
 import signal
+import traceback
 from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
@@ -21,6 +22,7 @@ TRAINING = (
     "lower loader.batch_size (trainer.accumulate_grad_batches={} keeps the effective batch), loader.crop or "
     "model.width; on a GPU trainer.precision=bf16-mixed needs less too"
 )
+FEWER = "fewer loader.workers, a smaller loader.memory or loader.batch_size need less memory"
 WHOLE = "whole images go in there: lower loader.eval_batch_size or model.width, or cut the images"
 
 
@@ -81,6 +83,10 @@ def explained(error: BaseException, demand: str, lower: str) -> BaseException:
         said = WORKER.search(str(error.__cause__)) or WORKER.search(text)  # the first may know more
         assert said is not None
         return WorkerEnded(worker_end(*said.groups()))
+    if isinstance(error, ConnectionError | EOFError) and in_loader(error):
+        return WorkerEnded(
+            f"a loader process ended as it handed a batch over, perhaps as memory ran out; {FEWER}"
+        )
     if isinstance(error, MemoryError) or (
         not isinstance(error, ValueError) and MEMORY.search(text)
     ):
@@ -88,6 +94,12 @@ def explained(error: BaseException, demand: str, lower: str) -> BaseException:
         asked = f" (asked for {readable(amount[1])} at once)" if amount else ""
         return OutOfMemory(f"out of memory in {demand}{asked}; {lower}")
     return error
+
+
+def in_loader(error: Exception) -> bool:
+    """Whether an error came up as a batch was taken from a loader's processes."""
+    files = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return any(file.endswith("torch/utils/data/dataloader.py") for file in files)
 
 
 @contextmanager
@@ -111,10 +123,7 @@ def worker_end(pids: str, killed: str | None) -> str:
         "SIGBUS": "perhaps as /dev/shm is full, or a mapped file was cut",
     }
     why = reasons.get(killed and number(killed).split()[-1].strip("()"), "by whom isn't known")
-    return (
-        f"a loader process (pid {pids}) {how}, {why}; fewer loader.workers, a smaller loader.memory or "
-        "loader.batch_size need less memory"
-    )
+    return f"a loader process (pid {pids}) {how}, {why}; {FEWER}"
 
 
 def number(killed: str) -> str:

@@ -287,7 +287,7 @@ def limited(more: int) -> None:
 @pytest.mark.parametrize(
     ("where", "told"),
     [("on_train_batch_start", r"out of memory in training, a batch of 4 of 512x512 px and 1 channel\(s\) \(asked for "
-      r"0\.\d GiB at once\); lower loader\.batch_size \(trainer\.accumulate_grad_batches=2 keeps the effective batch\), "
+      r"[\d.]+ MiB at once\); lower loader\.batch_size \(trainer\.accumulate_grad_batches=2 keeps the effective batch\), "
       r"loader\.crop or model\.width"),
      ("on_validation_start", r"out of memory in validation, a batch of 1 of 1024x1024 px and 1 channel\(s\).* lower "
       r"loader\.eval_batch_size or model\.width")],
@@ -348,8 +348,8 @@ def test_a_loader_process_that_is_killed_is_named_and_the_run_goes_on(tmp_path, 
     capfd.readouterr()
     with pytest.raises(
         WorkerEnded,
-        match=r"^a loader process \(pid \d+\) was killed by signal 9 \(SIGKILL\), perhaps as memory ran out; fewer "
-        r"loader\.workers, a smaller loader\.memory",
+        match=r"^a loader process (\(pid \d+\) was killed by signal 9 \(SIGKILL\)|ended as it handed a batch over), "
+        r"perhaps as memory ran out; fewer loader\.workers, a smaller loader\.memory",
     ):
         train(config("train", *words, f"outputs={tmp_path}"), [At(19, kill_a_worker)])
     assert re.search(LINE, capfd.readouterr().out)
@@ -357,6 +357,19 @@ def test_a_loader_process_that_is_killed_is_named_and_the_run_goes_on(tmp_path, 
     assert runs.read_json(folder / "run.json")["error"].startswith("WorkerEnded: a loader process")
     train(config("train", f"resume={folder}"))
     assert same(folder, (tmp_path / "whole/latest").resolve())
+
+
+@pytest.mark.parametrize("error", ["ConnectionResetError(104)", "EOFError()"])
+def test_a_loader_process_that_ends_as_it_hands_a_batch_over_is_one_too(error):
+    def found(file: str) -> BaseException:
+        try:
+            exec(compile(f"raise {error}", file, "exec"))
+        except (ConnectionError, EOFError) as raised:
+            return explained(raised, "", "")
+        raise AssertionError
+
+    assert type(found("/x/torch/utils/data/dataloader.py")) is WorkerEnded
+    assert type(found("/x/wandb/sync.py")) is not WorkerEnded
 
 
 def test_other_ends_of_a_loader_process_are_told_apart():
