@@ -235,8 +235,10 @@ def test_a_moved_run_keeps_its_best_score_and_its_files(tmp_path):
     first.best_k_models, first.best_model_score = {best: torch.tensor(0.7)}, torch.tensor(0.7)
     assert str(tmp_path) not in str(first.state_dict())
     second = Checkpoints(tmp_path / "there/checkpoints", "best", monitor="val/dice", mode="max")
-    second.load_state_dict(first.state_dict())
     moved = str(tmp_path / "there/checkpoints/best.ckpt")
+    (tmp_path / "there/checkpoints").mkdir(parents=True)
+    runs.write_checkpoint(Path(moved), {"state_dict": {}})
+    second.load_state_dict(first.state_dict())
     assert second.best_model_path == second.kth_best_model_path == moved
     assert second.best_k_models == {moved: torch.tensor(0.7)} and second.best_model_score == 0.7
     assert second.last_model_path == ""
