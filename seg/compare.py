@@ -128,17 +128,21 @@ def tell(ranking: Ranking, others: list[Run]) -> None:
 
 
 def fitting(ranking: Ranking, width: int) -> Table:
-    """The table of groups, without as many of the costs as are too much for a terminal so wide."""
+    """The table of groups, without as many of the costs as are too much for a terminal so wide.
+
+    Where the options alone are, they share a column.
+    """
+    options = list(ranking.groups[0].group.options)
     for costs in (COSTS, COSTS[:2], COSTS[:1], ()):
-        table = group_table(ranking, dict(costs))
+        table = group_table(ranking, dict(costs), options)
         if console.measure(table, options=console.options.update(width=1000)).maximum <= width:
-            break
-    return table
+            return table
+    return group_table(ranking, {}, []) if len(options) > 3 else table
 
 
-def group_table(ranking: Ranking, costs: dict[str, Cost]) -> Table:
-    """A row a group, from best to worst."""
-    asked, options = ranking.asked, list(ranking.groups[0].group.options)
+def group_table(ranking: Ranking, costs: dict[str, Cost], options: list[str]) -> Table:
+    """A row a group, from best to worst; without options the group's name has a column."""
+    asked = ranking.asked
     table = Table(
         title=Text(f"{score_name(asked)} on {asked.split}"), title_justify="left", header_style="bold",
         box=SIMPLE_HEAD, padding=(0, 1, 0, 0),
@@ -150,7 +154,7 @@ def group_table(ranking: Ranking, costs: dict[str, Cost]) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("real?", no_wrap=True)
     for r in ranking.groups:
-        cells = [shown(value) for value in r.group.options.values()] or [r.group.label]
+        cells = [shown(r.group.options[name]) for name in options] or [r.group.label]
         spent = (brief(mean_of(r.group, cost)) for cost in costs.values())
         spread = number(r.sd) if len(r.scores) > 1 else ""
         table.add_row(
