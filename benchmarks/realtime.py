@@ -182,16 +182,24 @@ def table(models: list[Model], score: str) -> list[str]:
 
 
 def plot(models: list[Model], score: str, title: str, file: Path) -> None:
-    """A score over the ms of the faster runtime, whose marker it has."""
-    figure, axes = plt.subplots(figsize=(7, 4.5), dpi=150, layout="constrained")
+    """A score over the ms of the faster runtime, whose marker it has; a network's depths are joined."""
+    figure, axes = plt.subplots(figsize=(8, 5), dpi=150, layout="constrained")
+    families: dict[str, list[Model]] = {}
+    for one in models:
+        families.setdefault(one.name.rpartition(" ")[0], []).append(one)
+    for number, (family, own) in enumerate(families.items()):
+        color = plt.get_cmap("tab10")(number % 10)
+        own = sorted(own, key=lambda one: one.ms[one.fastest])
+        axes.plot(
+            [one.ms[one.fastest] for one in own], [one.scores[score] for one in own], color=color,
+            linewidth=1, alpha=0.6, label=family,
+        )  # fmt: skip
+        for one in own:
+            place = one.ms[one.fastest], one.scores[score]
+            axes.plot(*place, RUNTIMES[one.fastest], color=color)
+            axes.annotate(one.name.rpartition(" ")[2], place, (6, -3), textcoords="offset points", fontsize=8)  # fmt: skip
     for runtime, marker in RUNTIMES.items():
-        own = [one for one in models if one.fastest == runtime]
-        places = [one.ms[runtime] for one in own], [one.scores[score] for one in own]
-        axes.plot(*places, marker, color="#0072b2", label=runtime if own else None, linestyle="")
-    for number, one in enumerate(models):
-        place = one.ms[one.fastest], one.scores[score]
-        above = 8 if number % 2 else -14  # px; neighbours apart
-        axes.annotate(one.name, place, (0, above), textcoords="offset points", ha="center", fontsize=8)  # fmt: skip
+        axes.plot([], [], marker, color="grey", label=f"faster by {runtime}", linestyle="")
     axes.axvline(REALTIME, color="#d55e00", linewidth=1, linestyle="--", label="30 images/s")
     axes.set(xscale="log", xlabel="ms an image", ylabel=score, title=title)
     axes.xaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
