@@ -17,7 +17,7 @@ from scipy import stats
 
 from seg import compare as command
 from seg.cli import UserError, checked
-from seg.compare import as_options, compare, signed
+from seg.compare import as_options, compare, fitting, signed
 from seg.comparison import page
 from seg.comparison.findings import cautions, claims, fate, headline
 from seg.comparison.gallery import Kept, gallery
@@ -52,6 +52,24 @@ def sweep(root: Path) -> Path:
     for model, less in (("unet", 0), ("unetpp", 5)):
         family(root / "sweeps/s", model, [[w - less + seed for w in base] for seed in range(3)], pictures=4)  # fmt: skip
     return root
+
+
+def test_options_too_many_for_a_terminal_share_a_column(tmp_path):
+    names = [
+        "loader_crop_side",
+        "loader_batch_size",
+        "loader_repeats_each",
+        "model_deep_supervision",
+    ]
+    folders = []
+    for n, seed in itertools.product(range(2), range(2)):
+        config = {"more": {name: n for name in names}}
+        counts = {"test": spread([10 + n, 20])}
+        folders.append(make_run(tmp_path / f"{n}{seed}", counts, config=config, seed=seed))
+    found = ranking(read(*folders))
+    wide, narrow = ([str(c.header) for c in fitting(found, w).columns] for w in (300, 80))
+    assert wide[: len(names)] == [f"more.{name}" for name in names] and len(wide) > len(narrow)
+    assert narrow[0] == "group" and narrow[-1] == "real?" and "mean" in narrow
 
 
 # ---- the command line
