@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import numpy as np
@@ -253,10 +254,11 @@ def test_a_run_that_another_process_trains_is_left_alone(tmp_path, straight):
         pass
 
 
-def command(*words: str, cwd: Path) -> subprocess.Popen:
+def command(*words: str, cwd: Path, **options: Any) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, "-m", "seg.train", *words],
         cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ,
+        **options,
     )  # fmt: skip
 
 
@@ -295,6 +297,23 @@ def test_a_run_ended_by_a_signal_goes_on(tmp_path, long, number, code):
         record = json.loads((folder / "run.json").read_text())
         assert (record["status"], record["error"]) == ("interrupted", number.name)
         assert state(folder)["global_step"] % 16  # inside an epoch
+    train(config("train", f"resume={folder}"))
+    assert same(folder, long)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 138)]
+)
+def test_a_signal_to_all_processes_ends_the_run_not_its_loader(tmp_path, long, number, code):
+    process = command(*LONG, "loader.workers=2", cwd=tmp_path, start_new_session=True)
+    in_its_second_epoch(process, tmp_path / "outputs")
+    os.killpg(process.pid, number)  # as Ctrl-C in a terminal
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode == code, said
+    folder = (tmp_path / "outputs/latest").resolve()
+    assert runs.read_json(folder / "run.json")["error"] == number.name
+    assert state(folder)["global_step"] % 16  # inside an epoch
     train(config("train", f"resume={folder}"))
     assert same(folder, long)
 

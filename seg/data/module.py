@@ -4,6 +4,8 @@ A batch is ``{"image": (B, C, H, W) float32, "mask": (B, H, W) int64, "name": li
 overlap the mask is (B, K, H, W). With a weight map there is ``"gaps"``, float32 of the mask's shape.
 """
 
+import os
+import signal
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -111,6 +113,17 @@ def planes_first(layer: np.ndarray) -> np.ndarray:
 def planes_last(layer: np.ndarray) -> np.ndarray:
     """(K, H, W) as (H, W, K); (H, W) as it is."""
     return layer if layer.ndim == 2 else layer.transpose(1, 2, 0)
+
+
+def apart(worker: int) -> None:
+    """Keeps a loader process from signals that are meant for the run, which ends after its step by itself.
+
+    Ctrl-C and ``timeout`` reach a whole group of processes; SLURM's ``--signal`` all of a job's step.
+    """
+    if hasattr(os, "setpgid"):
+        os.setpgid(0, 0)
+    for number in (s for s in signal.Signals if s.name in ("SIGINT", "SIGUSR1", "SIGUSR2")):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class EpochSampler(Sampler):
@@ -325,5 +338,6 @@ class DataModule(L.LightningDataModule):
             sampler=EpochSampler(len(samples), self.seed, shuffle, rank, self.world),
             num_workers=self.workers,
             persistent_workers=self.workers > 0,
+            worker_init_fn=apart,
             pin_memory=torch.cuda.is_available(),
         )
