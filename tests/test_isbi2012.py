@@ -377,6 +377,14 @@ def test_a_place_that_cannot_be_written_is_told(site, tmp_path, monkeypatch):
     assert not list((tmp_path / "other").rglob("*.*"))
 
 
+def test_an_archive_that_points_before_its_beginning_is_no_archive(stack_root, tmp_path):
+    raw = bytearray(zipped({name: b"x" * 300 for name in FILES.values()}))
+    raw[raw.index(b"PK\x05\x06") + 16] += 4  # where the directory lies: so the first file is at -4
+    (tmp_path / "archive").write_bytes(raw)
+    with pytest.raises(DataError, match=r"^URL: not a whole zip or tar archive"):
+        download.unpack(tmp_path / "archive", FILES.values(), tmp_path, "URL")
+
+
 @given(st.data())
 @settings(
     deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture]

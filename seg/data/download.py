@@ -5,6 +5,7 @@ are put in place, each in one step, after the caller has found them right.
 """
 
 import bz2
+import errno
 import gzip
 import hashlib
 import logging
@@ -229,7 +230,9 @@ def unpack(archive: Path, names: Collection[str], folder: Path, url: str) -> Non
     except TooLarge as error:
         raise DataError(f"{url}: unpacks to more than {MOST >> 20} MiB") from error
     except Exception as error:  # decoders raise every kind
-        if isinstance(error, DataError) or getattr(error, "errno", None):
+        # EINVAL: it names a place before its beginning
+        on_disk = getattr(error, "errno", None) not in (None, errno.EINVAL)
+        if isinstance(error, DataError) or on_disk:
             raise
         said = str(error).partition("\n")[0].rstrip(":") or type(error).__name__
         raise DataError(f"{url}: not a whole zip or tar archive ({said})") from error
