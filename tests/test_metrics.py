@@ -198,6 +198,7 @@ def in_a_process(rank: int, rendezvous: str, output: str) -> None:
     scores = floats(metrics.compute()) | {"threshold": metrics.choose_threshold()}
     if rank == 0:
         torch.save(scores, output)
+    torch.distributed.barrier()  # none leaves before the other is here
     torch.distributed.destroy_process_group()
 
 
