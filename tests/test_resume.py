@@ -129,6 +129,7 @@ def test_a_damaged_last_checkpoint_is_told_and_the_one_before_it_taken(tmp_path,
     assert same(folder, straight)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("harm", [lambda file: file.unlink(), lambda file: file.write_bytes(b"PK")])
 def test_a_best_checkpoint_that_is_gone_or_damaged_costs_nothing_but_itself(tmp_path, harm):
     with pytest.raises((KeyboardInterrupt, SystemExit)):
@@ -237,6 +238,7 @@ def test_a_config_that_names_a_foreign_logger_is_not_taken_up(tmp_path):
         resumed(config("train", f"resume={folder}"))
 
 
+@pytest.mark.slow
 def test_a_run_that_another_process_trains_is_left_alone(tmp_path, straight):
     script = (
         f"import time\nfrom pathlib import Path\nfrom seg import runs\n"

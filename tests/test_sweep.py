@@ -101,6 +101,7 @@ def test_whatever_is_swept_names_the_jobs(tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_a_damaged_sweep_is_left_out_and_a_damaged_job_runs_again(tmp_path, monkeypatch, capsys):
     for name, text in (("a", "{"), ("b", '{"jobs": [{"name": "x"}]}')):
         (tmp_path / "sweeps" / name).mkdir(parents=True)
@@ -117,6 +118,7 @@ def test_a_damaged_sweep_is_left_out_and_a_damaged_job_runs_again(tmp_path, monk
     assert runs.read_json(folder / "seed_1/run.json")["status"] == "finished"
 
 
+@pytest.mark.slow
 def test_a_job_that_could_not_go_on_keeps_what_it_had(tmp_path, monkeypatch, capsys):
     words = [*TINY, "trainer.max_epochs=2", f"outputs={tmp_path}", "-m", "seed=0,1"]
     code, _ = typed(monkeypatch, capsys, *words)

@@ -104,7 +104,14 @@ def test_the_loss_falls_and_four_images_are_learnt(tmp_path):
     assert scores["best/val/dice"] > 0.7
 
 
-@pytest.mark.parametrize("model", ["unet", "unetpp", "fcn"])
+@pytest.mark.parametrize(
+    "model",
+    [
+        "unet",
+        pytest.param("unetpp", marks=pytest.mark.slow),
+        pytest.param("fcn", marks=pytest.mark.slow),
+    ],
+)
 def test_the_same_seed_gives_the_same_weights_bit_for_bit_whatever_the_workers(tmp_path, model):
     kept = []
     for workers in (0, 1, 2) if model == "unet" else (0, 2):
