@@ -224,6 +224,7 @@ def test_the_table_shows_folds_spread_pooled_scores_and_what_to_do_next(cv, data
     assert "pooled" in (cv / "log.txt").read_text()
 
 
+@pytest.mark.slow
 def test_a_repeated_command_keeps_what_is_finished(data, tmp_path, monkeypatch, capsys):
     output, alive = tmp_path / "cv", []
     cfg = config("crossval", *line(data, output, "save=[masks]", "data.folds=2"))

@@ -367,6 +367,7 @@ def test_what_is_no_run_folder_is_told_so(copy, tmp_path):
         shutil.copy(copy / "run.json", other)
 
 
+@pytest.mark.slow
 def test_an_option_that_is_gone_and_data_that_is_gone_are_told_before_anything_is_made(
     copy, tmp_path
 ):

@@ -182,6 +182,7 @@ def typed(monkeypatch, capsys, *words: str) -> tuple[int | None, str]:
     return code, out.out + out.err
 
 
+@pytest.mark.slow
 def test_a_failed_job_is_told_the_others_go_on_and_the_same_command_tries_it_again(
     tmp_path, monkeypatch, capsys
 ):

@@ -66,6 +66,7 @@ def test_a_run_leaves_all_that_the_other_commands_read(tmp_path, capsys):
     assert printed.err == "" and "Warning" not in printed.out
 
 
+@pytest.mark.slow
 def test_wandb_gets_metrics_config_and_pictures_and_offline_is_said(tmp_path, monkeypatch, capsys):
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))

@@ -277,6 +277,7 @@ def test_each_value_is_checked_as_if_it_was_typed(word, bad, message):
         tried([*TINY, axis.word(axis.samples()[bad])], axis)
 
 
+@pytest.mark.slow
 def test_a_line_is_refused_for_the_last_value_of_the_last_option():
     with pytest.raises(
         UserError, match=r"^model.width=choice\(2,3,wide\): model.width=wide: a whole"
