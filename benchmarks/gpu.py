@@ -122,18 +122,8 @@ INFERENCE = {
 SHORT = {"plain": PLAIN, "eager, best": EAGER_BEST, "... + CUDA graph": GRAPH}
 
 
-class TextbookPaper(nn.Module):
+class TextbookPaper(Textbook):
     """The paper's U-Net as tutorials write it: valid convolutions, ReLU, crop, concatenate."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        widths = [width * 2**i for i in range(5)]
-        self.down = nn.ModuleList(
-            self.double(a, b) for a, b in zip([1, *widths], widths, strict=False)
-        )
-        self.up = nn.ModuleList(nn.ConvTranspose2d(2 * w, w, 2, 2) for w in widths[-2::-1])
-        self.fuse = nn.ModuleList(self.double(2 * w, w) for w in widths[-2::-1])
-        self.head = nn.Conv2d(width, 1, 1)
 
     @staticmethod
     def double(a: int, b: int) -> nn.Sequential:

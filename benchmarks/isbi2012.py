@@ -190,7 +190,7 @@ def report(rows: dict, facts: dict[str, int], groups: dict, asked: argparse.Name
     table = Table("row", "parameters", *names)
     lines = [
         "| | parameters | " + " | ".join(names) + " |",
-        "| --- | " * 1 + "--- | " * (len(names) + 1),
+        "| --- " * (len(names) + 2) + "|",
     ]
     for name, row in sorted(rows.items(), key=lambda item: -item[1]["V_rand"]["mean"]):
         cells = [
