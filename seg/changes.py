@@ -4,8 +4,6 @@ Legend: then = of the earlier run, now = of the later one.
 """
 
 import math
-import pickle
-import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +14,6 @@ from scipy import stats
 from seg import provenance, runs
 from seg.data.masks import short
 from seg.past import FREE, Metrics, Past
-from seg.runs import RunError
 
 JUDGED = ("best/val/dice", "best/val/iou", "test/dice", "test/iou")  # where not all is the same
 MACHINE = ("machine", "system", "cpu", "instructions", "threads", "gpus")
@@ -94,8 +91,7 @@ def edited(past: Past) -> Iterator[Change]:
     """How config.yaml differs from the config in the checkpoint, which the run was trained with."""
     try:
         card = runs.read_checkpoint(runs.find_checkpoint(past.folder))["seg"]["config"]
-    except (RunError, OSError, LookupError, TypeError, RuntimeError, ValueError, EOFError,
-            pickle.UnpicklingError, zipfile.BadZipFile):  # fmt: skip
+    except (*runs.DAMAGED, ValueError):
         return  # the numbers stand without their checkpoint
     yield from leaves_changed(card, past.config, "config.yaml: ")
 

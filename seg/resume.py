@@ -1,10 +1,8 @@
 """A run that was stopped goes on: ``python -m seg.train resume=RUN``, in its folder and by its config."""
 
 import logging
-import pickle
 import sys
 import time
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -80,15 +78,7 @@ def newest(folder: Path) -> Path | None:
             continue
         try:
             whole[file] = runs.read_checkpoint(file)["global_step"]
-        except (
-            RuntimeError,
-            OSError,
-            EOFError,
-            LookupError,
-            TypeError,
-            pickle.UnpicklingError,
-            zipfile.BadZipFile,
-        ) as error:
+        except runs.DAMAGED as error:
             damaged = RunError(f"{file}: damaged ({one_line(error)[:200]})")
     taken = max(whole, key=lambda file: whole[file], default=None)
     if damaged is not None:

@@ -39,6 +39,9 @@ from seg.models.imagenet import load_published
 from seg.trust import RunError, check_plain, check_targets
 
 FORMAT = 1  # of checkpoints; a later version counts up where an earlier one would read them wrongly
+DAMAGED = (  # what a checkpoint that is cut or isn't ours raises as it is read, and looked into
+    RuntimeError, EOFError, OSError, LookupError, TypeError, pickle.UnpicklingError, zipfile.BadZipFile
+)  # fmt: skip
 CROSSVAL = "crossval.json"  # what seg.crossval leaves in the folder of its runs
 
 
@@ -296,9 +299,7 @@ def load(run: str | Path | None) -> LoadedRun:
         raise RunError(
             f"{file}: holds more than weights and plain values; it is not loaded"
         ) from error
-    except (
-        RuntimeError, EOFError, OSError, zipfile.BadZipFile, LookupError, TypeError, ValueError
-    ) as error:  # fmt: skip
+    except (*DAMAGED, ValueError) as error:
         reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
         raise RunError(
             f"{file}: not a checkpoint of seg.train, or cut off ({reason[:200]})"
@@ -353,7 +354,7 @@ def is_whole(file: Path) -> bool:
     """Whether a checkpoint is there and can be read to its end."""
     try:
         read_checkpoint(file)
-    except (RuntimeError, OSError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile):
+    except DAMAGED:
         return False
     return True
 
