@@ -19,12 +19,8 @@ from seg.data.module import EpochSampler
 
 log = logging.getLogger("seg")
 FILES = ("best_model_path", "kth_best_model_path", "last_model_path")
-SIGNALS = (
-    "SIGINT",
-    "SIGTERM",
-    "SIGUSR1",
-    "SIGUSR2",
-)  # Ctrl-C; schedulers; SLURM as asked, submitit
+# Ctrl-C; schedulers; SLURM where it is asked; submitit
+SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2")
 
 
 class Checkpoints(ModelCheckpoint):

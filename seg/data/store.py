@@ -16,7 +16,6 @@ from seg.data.looks import fingerprint
 from seg.data.sources import DataError, Source
 
 MOST = 1000  # images of a split that are read before a run starts, and that may stay in memory
-AGAIN = "put it back"
 Decoded = tuple[np.ndarray, np.ndarray]  # an image and its mask, as a source reads them
 
 
@@ -60,7 +59,7 @@ class Store:
         except DataError as error:
             if name not in self.seen:
                 raise
-            raise DataError(f"{error}; it was whole when the run began: {AGAIN}") from error
+            raise DataError(f"{error}; it was whole when the run began: put it back") from error
         if name in self.seen:
             self.compare(name, decoded)
         if self.open and self.folder is None:  # each mapped file stays open while it is kept
@@ -94,7 +93,7 @@ class Store:
         if any(other):
             what = " and ".join(n for n, o in zip(("image", "mask"), other, strict=True) if o)
             raise DataError(
-                f"{changed(stamp, now) or name}: changed since the run began, the {what} of {name} is another one; {AGAIN}"
+                f"{changed(stamp, now) or name}: changed since the run began, the {what} of {name} is another one; put it back"
             )
         self.seen[name] = (now, digests)
 
