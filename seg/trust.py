@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 from yaml.constructor import ConstructorError
 
+from seg.errors import RunError
 from seg.options import missing_extra
 
 NETWORKS = (
@@ -20,10 +21,6 @@ DECODERS = f"{PEERS}.decoders"  # its networks; its encoders would fetch weights
 DOTTED = re.compile(r"[A-Za-z]\w*(\.[A-Za-z]\w*){1,9}", re.ASCII)
 DEEPEST = 50  # levels of a config
 LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's, ten times faster
-
-
-class RunError(ValueError):
-    """A run or checkpoint that isn't there, or isn't ours."""
 
 
 class PlainLoader(LOADER):
