@@ -37,7 +37,7 @@ ROOT = Path(__file__).parents[1]
 TINY = ("trainer=smoke", "logger=csv", "data.size=64", "data.train=4", "data.val=2", "data.test=2", "loader.crop=32", "panels=1")  # fmt: skip
 IMAGES = ("trainer=smoke", "logger=csv", "loader.crop=32", "panels=1")
 LONGER = ("trainer=cpu", "trainer.max_epochs=4", *TINY[1:])
-TIMES = (
+UNSTABLE = (
     "images_per_second",
     "minutes",
     "latency",
@@ -63,7 +63,7 @@ LOSSES = (
     "bce", "weighted_bce", "cross_entropy", "focal", "dice", "iou", "tversky", "lovasz", "cldice", "weight_map",
     "bce_dice", "dice_focal",
 )  # fmt: skip
-TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d-")  # of a run folder
+UNSTABLETAMP = re.compile(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d-")  # of a run folder
 Facts = dict[str, str]
 console = Console(highlight=False)
 
@@ -127,7 +127,7 @@ def numbers(node: Any, path: str = "") -> Iterator[tuple[str, str]]:
     """Yield each number of nested dicts and lists with its path, times left out."""
     if isinstance(node, dict):
         for key, value in node.items():
-            if not any(word in str(key) for word in TIMES):
+            if not any(word in str(key) for word in UNSTABLE):
                 yield from numbers(value, f"{path}/{key}")
     elif isinstance(node, list):
         for index, value in enumerate(node):
@@ -137,10 +137,10 @@ def numbers(node: Any, path: str = "") -> Iterator[tuple[str, str]]:
 
 
 def rows(file: Path) -> str:
-    """Return a hash of a CSV file's cells without its header and its columns of times and texts."""
+    """Return a hash of a CSV file's cells without its header and its unstable columns."""
     with file.open(newline="") as stream:
         header, *content = csv.reader(stream)
-    keep = [i for i, name in enumerate(header) if not any(word in name for word in TIMES)]
+    keep = [i for i, name in enumerate(header) if not any(word in name for word in UNSTABLE)]
     names = (
         sorted((header[i], i) for i in keep)
         if file.name == "metrics.csv"
@@ -174,7 +174,7 @@ def pictures(folder: Path) -> Facts:
     facts = {}
     for file in sorted(p for p in folder.rglob("*") if p.suffix in (".png", ".tif")):
         pixels = tifffile.imread(file) if file.suffix == ".tif" else np.asarray(Image.open(file))
-        facts[TIMESTAMP.sub("", str(file.relative_to(folder)))] = digest(pixels)
+        facts[UNSTABLETAMP.sub("", str(file.relative_to(folder)))] = digest(pixels)
     return facts
 
 
