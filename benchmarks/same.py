@@ -38,6 +38,8 @@ TINY = ("trainer=smoke", "logger=csv", "data.size=64", "data.train=4", "data.val
 IMAGES = ("trainer=smoke", "logger=csv", "loader.crop=32", "panels=1")
 LONGER = ("trainer=cpu", "trainer.max_epochs=4", *TINY[1:])
 UNSTABLE = (
+    "run",
+    "sweep",
     "images_per_second",
     "minutes",
     "latency",
@@ -63,7 +65,7 @@ LOSSES = (
     "bce", "weighted_bce", "cross_entropy", "focal", "dice", "iou", "tversky", "lovasz", "cldice", "weight_map",
     "bce_dice", "dice_focal",
 )  # fmt: skip
-UNSTABLETAMP = re.compile(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d-")  # of a run folder
+TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d-")  # of a run folder
 Facts = dict[str, str]
 console = Console(highlight=False)
 
@@ -174,7 +176,7 @@ def pictures(folder: Path) -> Facts:
     facts = {}
     for file in sorted(p for p in folder.rglob("*") if p.suffix in (".png", ".tif")):
         pixels = tifffile.imread(file) if file.suffix == ".tif" else np.asarray(Image.open(file))
-        facts[UNSTABLETAMP.sub("", str(file.relative_to(folder)))] = digest(pixels)
+        facts[TIMESTAMP.sub("", str(file.relative_to(folder)))] = digest(pixels)
     return facts
 
 
