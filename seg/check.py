@@ -21,7 +21,7 @@ from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
-from seg import runs
+from seg import files, runs
 from seg.cli import MISTAKES, UserError, build, command, plain
 from seg.console import console, quiet
 from seg.data.checks import Redraw, judge
@@ -47,6 +47,7 @@ def check(cfg: DictConfig) -> dict[str, Any]:
     if cfg.panels < 0:
         raise UserError(f"panels={cfg.panels}: give 0 or more")
     output = new_folder(cfg.output)
+    files.check_writable(output, output, ["check.json", "sheet.png"])
     with opened(cfg) as data:
         names = [(split, name) for split, names in data.source.splits.items() for name in names]
         seen = look_at_all(
@@ -59,9 +60,11 @@ def check(cfg: DictConfig) -> dict[str, Any]:
         faults = judge(data.source, seen, data.root, data.redraw)
         faults = sorted([*data.unpaired, *faults], key=lambda f: list(KINDS).index(f.kind))
         report = record(cfg, data.source, seen, faults)
-        output.mkdir(parents=True, exist_ok=True)
-        if cfg.panels:
-            draw(data.source, seen, faults, cfg.panels, report).save(output / "sheet.png")
+        sheet = draw(data.source, seen, faults, cfg.panels, report) if cfg.panels else None
+    files.make_folder(output, output)
+    if sheet is not None:
+        with files.whole(output / "sheet.png", output) as aside:
+            sheet.save(aside)
     report["seconds"] = round(time.perf_counter() - started, 2)
     runs.write_json(output / "check.json", report)
     tell(data.source, report, faults, output, bool(cfg.panels))

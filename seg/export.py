@@ -7,7 +7,6 @@ are inside. What is written gives the same as the network in PyTorch at several 
 import hashlib
 import json
 import logging
-import os
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.table import Table
 from torch import Tensor, nn
 
-from seg import __version__, ensemble, runs
+from seg import __version__, ensemble, files, runs
 from seg.cli import UserError, build, command
 from seg.console import quiet
 from seg.data.sources import DataError
@@ -64,13 +63,11 @@ def export(cfg: DictConfig) -> Path:
     check_request(cfg)
     run = ensemble.load(cfg.run)
     file = target(cfg, run)
+    below = file.parent if cfg.output else run.folder
+    files.check_writable(file.parent, below, [file.name], f"output={file}")
     facts = description(run, cfg.run)
-    aside = file.with_name(f".{file.name}")
-    try:
+    with files.made_folder(file.parent, below), files.whole(file, below) as aside:
         check_equal(run, facts, aside, cfg)
-        os.replace(aside, file)
-    finally:
-        aside.unlink(missing_ok=True)
     channels, classes = run.intensity.channels, ", ".join(run.classes)
     log.info(f"in         image (batch, {channels}, height, width) float32, values as stored")
     log.info(f"out        probabilities (batch, {len(run.classes)}, height, width): {classes}")
@@ -113,10 +110,10 @@ def check_request(cfg: DictConfig) -> None:
 
 
 def target(cfg: DictConfig, run: runs.LoadedRun) -> Path:
-    """The file to write, its folder made.
+    """The file to write.
 
     Raises:
-        UserError: when it is there already, or can't be written, or has another format's name.
+        UserError: when it is there already, or can't be had, or has another format's name.
     """
     suffix = SUFFIXES[cfg.format]
     if cfg.output is None and OmegaConf.is_list(cfg.run):
@@ -132,10 +129,6 @@ def target(cfg: DictConfig, run: runs.LoadedRun) -> Path:
             f"{run.checkpoint}: weights of {weights / 1e9:.1f} GB, and one ONNX file holds less than "
             f"{LARGEST / 1e9:.1f}; take format=torch"
         )
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"output={file}: can't be written ({error.strerror})") from error
     return file
 
 
@@ -256,7 +249,9 @@ def write_onnx(network: Exported, image: Tensor, facts: dict, file: Path, opset:
             output_names=["probabilities"], dynamic_axes={"image": AXES, "probabilities": AXES},
         )  # fmt: skip
     model = onnx.load(file)
-    model.metadata_props.add(key="seg", value=json.dumps(facts, ensure_ascii=False))
+    model.metadata_props.add(
+        key="seg", value=files.encodable(json.dumps(facts, ensure_ascii=False))
+    )
     onnx.checker.check_model(model, full_check=True)
     onnx.save(model, file)
 
@@ -274,7 +269,7 @@ def write_torch(network: Exported, image: Tensor, facts: dict, file: Path) -> No
             for guard in getattr(program, "_guards_code", [])  # PyTorch 2.9 and newer
             if not guard.startswith("1 < max(1, ")  # which layout in memory: none of our business
         ]
-        told = {"seg.json": json.dumps(facts, ensure_ascii=False)}
+        told = {"seg.json": files.encodable(json.dumps(facts, ensure_ascii=False))}
         torch.export.save(program, file, extra_files=told)
 
 
