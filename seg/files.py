@@ -296,8 +296,11 @@ def check_writable(
                 raise OSError(errno.EISDIR, f"{os.strerror(errno.EISDIR)}: {target}")
         with ExitStack() as made:
             for place in dict.fromkeys([folder, *(target.parent for target in targets)]):
-                absent = [one for one in (place, *place.parents) if not one.exists()]
-                made.callback(remove_empty, absent)
+                above = (place, *place.parents)
+                there = next(one for one in above if one.exists())
+                if not there.is_dir():
+                    raise OSError(errno.ENOTDIR, f"{os.strerror(errno.ENOTDIR)}: {there}")
+                made.callback(remove_empty, above[: above.index(there)])
                 make_folder(place, below)
                 probe = place / unfinished_name()
                 create(probe)
