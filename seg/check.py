@@ -47,7 +47,6 @@ def check(cfg: DictConfig) -> dict[str, Any]:
     if cfg.panels < 0:
         raise UserError(f"panels={cfg.panels}: give 0 or more")
     output = new_folder(cfg.output)
-    files.check_writable(output, output, ["check.json", "sheet.png"])
     with opened(cfg) as data:
         names = [(split, name) for split, names in data.source.splits.items() for name in names]
         seen = look_at_all(
@@ -80,16 +79,16 @@ def new_folder(given: str) -> Path:
     """Where the results will lie.
 
     Raises:
-        UserError: when results lie there already, or it is a file.
+        UserError: when results lie there already.
+        RunError: when it can't be written.
     """
     folder = Path(given)
+    files.check_writable(folder, folder, ["check.json", "sheet.png"])
     if any((folder / name).exists() for name in ("check.json", "sheet.png")):
         free = next(n for n in range(2, 10**6) if not Path(f"{folder}-{n}").exists())
         raise UserError(
             f"output={given}: holds results already; delete them, or give another folder, output={folder}-{free}"
         )
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"output={given}: is a file; give a folder")
     return folder
 
 

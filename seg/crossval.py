@@ -60,9 +60,9 @@ def crossval(cfg: DictConfig) -> dict[str, Any]:
     check_request(cfg)
     plan = planned(cfg)
     output = Path(cfg.output)
-    check_folder(output)
     files.check_writable(output, output, [CROSSVAL, "log.txt", ".lock"])
     files.check_links(output / PREDICTED, output)
+    check_folder(output)
     with runs.alone(output, "seg.crossval"):
         record = begin(cfg, plan, output)
         if record["status"] == "finished":

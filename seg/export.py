@@ -62,9 +62,7 @@ def export(cfg: DictConfig) -> Path:
     quiet()
     check_request(cfg)
     run = ensemble.load(cfg.run)
-    file = target(cfg, run)
-    below = file.parent if cfg.output else run.folder
-    files.check_writable(file.parent, below, [file.name], f"output={file}")
+    file, below = target(cfg, run)
     facts = description(run, cfg.run)
     with files.made_folder(file.parent, below), files.whole(file, below) as aside:
         check_equal(run, facts, aside, cfg)
@@ -109,11 +107,12 @@ def check_request(cfg: DictConfig) -> None:
             raise UserError(f"format=onnx {need}")
 
 
-def target(cfg: DictConfig, run: runs.LoadedRun) -> Path:
-    """The file to write.
+def target(cfg: DictConfig, run: runs.LoadedRun) -> tuple[Path, Path]:
+    """Return the file to write, and the folder that the user named.
 
     Raises:
         UserError: when it is there already, or can't be had, or has another format's name.
+        RunError: when it can't be written.
     """
     suffix = SUFFIXES[cfg.format]
     if cfg.output is None and OmegaConf.is_list(cfg.run):
@@ -121,6 +120,8 @@ def target(cfg: DictConfig, run: runs.LoadedRun) -> Path:
     file = Path(cfg.output) if cfg.output else run.folder / "export" / f"model{suffix}"
     if file.suffix != suffix:
         raise UserError(f"output={file}: format={cfg.format} is written as a file named {suffix}")
+    below = file.parent if cfg.output else run.folder
+    files.check_writable(file.parent, below, [file.name], f"output={file}")
     if file.exists():
         raise UserError(f"output={file}: is there already; remove it or give another file")
     weights = sum(t.nbytes for t in run.model.state_dict().values())
@@ -129,7 +130,7 @@ def target(cfg: DictConfig, run: runs.LoadedRun) -> Path:
             f"{run.checkpoint}: weights of {weights / 1e9:.1f} GB, and one ONNX file holds less than "
             f"{LARGEST / 1e9:.1f}; take format=torch"
         )
-    return file
+    return file, below
 
 
 def named(model: nn.Module) -> str:
