@@ -44,6 +44,7 @@ def resumed(cfg: DictConfig) -> tuple[DictConfig, Asked]:
         raise RunError(
             f"resume={folder}: a sweep, which goes on by its own command; type that again"
         )
+    files.check_links(folder / "run.json", folder)
     if not (folder / "run.json").is_file():
         raise RunError(f"resume={folder}: no run folder{runs.nearby(folder)}")
     record = runs.read_json(folder / "run.json")

@@ -204,11 +204,15 @@ def begun(parent: Path, jobs: list[dict[str, Any]]) -> Iterator[Path]:
         if file.parent.is_symlink():
             continue
         try:
-            found = {frozenset(job["overrides"]) for job in runs.read_json(file)["jobs"]}
+            there = runs.read_json(file)["jobs"]
+            found = {frozenset(job["overrides"]) for job in there}
+            folders = [file.parent / job["folder"] for job in there]
         except (runs.RunError, KeyError, TypeError):
             console.print(f"{file}: damaged, and left out")
             continue
         if found == wanted:
+            for folder in folders:
+                files.check_links(folder, file.parent)
             yield file.parent
 
 

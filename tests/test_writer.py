@@ -7,8 +7,10 @@ import json
 import os
 import re
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Generator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +18,26 @@ import made_runs
 import numpy as np
 import pytest
 from PIL import Image
+from test_sweep import composed
 
 from seg import (
     check,
     compare,
+    crossval,
     evaluate,
     export,
     files,
+    predict,
     prune,
+    rerun,
     runs,
     show,
+    sweep,
+    sync,
 )
-from seg.cli import checked
+from seg.cli import UserError, checked
 from seg.files import UnsafePath
+from seg.search import trial
 from seg.train import train
 
 PACKAGE = Path(files.__file__).parent
@@ -506,15 +515,11 @@ def test_no_command_writes_through_a_link_of_any_name(command, theirs, tmp_path,
     def make(where: str) -> Path:
         folder = theirs(command, where)
         if command == "resume":
-            config = runs.read_json(folder / "run.json")
-            runs.write_json(folder / "run.json", config)
             text = (folder / "config.yaml").read_text()
             logger = "logger: {tensorboard: {_target_: seg.tracking.tensorboard.TensorBoard}}"
-            (folder / "config.yaml").write_text(re.sub(r"logger: \{\}", logger, text))
-            (folder / "log.txt").unlink()  # written anew, as diff.patch is
-            (folder / "fingerprints.csv").unlink()
-            last = runs.read_checkpoint(folder / "checkpoints/best.ckpt")
-            runs.write_checkpoint(folder / "checkpoints/last.ckpt", last)
+            text = re.sub(r"logger: \{\}", logger, text).replace("max_epochs: 1", "max_epochs: 2")
+            (folder / "config.yaml").write_text(text)
+            (folder / "fingerprints.csv").unlink()  # written anew, as diff.patch is
         return folder
 
     deed = DEEDS[command]
@@ -527,3 +532,308 @@ def test_no_command_writes_through_a_link_of_any_name(command, theirs, tmp_path,
 def resumed_with_tensorboard(run: Path) -> None:
     train(checked("train", [f"resume={run}"]))
     (run / "tensorboard/hparams.yaml").touch()  # what Lightning writes there in other versions
+
+
+def folder_of_predictions(tmp_path: Path, trained: Path) -> Callable[[Path], Any]:
+    images = images_in(tmp_path / "images")
+    Image.fromarray(np.zeros((40, 40), np.uint8)).save(images / "c.png")
+    (images / "d.png").write_bytes(b"none")  # what can't be read is told at the end
+    words = [
+        f"run={trained}",
+        f"input={images}",
+        "save=[masks,overlays,instances]",
+        "accelerator=cpu",
+    ]
+
+    def deed(output: Path) -> None:
+        try:
+            predict.predict(checked("predict", [*words, f"output={output}"]))
+        except UserError as error:
+            assert "d.png" in str(error) and ";" not in str(error), error
+
+    return deed
+
+
+@pytest.mark.slow
+def test_predict_writes_through_no_link(trained, tmp_path, auditing):
+    deed = folder_of_predictions(tmp_path, trained)
+    names = tried_at_every_name(deed, lambda where: fresh(tmp_path / where), tmp_path)
+    assert set(names) >= {"predict.json", ".partial", ".partial/.lock", ".partial/a.png.json", ".partial/a.png.masks",
+                          "masks", "masks/a.png", "overlays/b.png", "instances/c.csv"}  # fmt: skip
+
+
+def fresh(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
+
+
+@pytest.mark.slow
+def test_tune_writes_through_no_link(tmp_path, auditing, monkeypatch):
+    from test_tune import LR, WIDTH, base, compose_quickly, dice, tuned  # what they share
+
+    base()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(trial, "train", lambda cfg, callbacks, asked: dice(cfg))
+    monkeypatch.setattr(trial, "composed", compose_quickly)
+    monkeypatch.setattr(trial, "own_surroundings", lambda words: nullcontext())
+
+    def deed(folder: Path) -> None:
+        tuned(LR, WIDTH, trials=2, outputs=str(folder.parent), name=folder.name)
+
+    names = tried_at_every_name(deed, lambda where: fresh(tmp_path / where), tmp_path)
+    assert set(names) >= {".lock", "study.db", "trials.csv", "best.yaml", "search.html"}, names
+    folder = fresh(tmp_path / "journal")
+    for name in ("000-lr=1-width=2", "wandb"):  # of a trial, or of a logger
+        planted(folder, name, outside(tmp_path) / "folder")
+        with pytest.raises(UnsafePath, match=name):
+            deed(folder)
+        (folder / name).unlink()
+
+
+@pytest.mark.slow
+def test_crossval_writes_through_no_link(tmp_path, auditing):
+    from test_crossval import line, make_images
+
+    root, begun = make_images(tmp_path / "data", 4), tmp_path / "begun"
+    words = [word for word in line(root, begun) if not word.startswith("data.folds")]
+    words += ["data.folds=2", "model.width=2", "model.depth=1", "kept=0", "save=[masks]"]
+
+    def deed(folder: Path) -> None:
+        given = [*(word for word in words if not word.startswith("output=")), f"output={folder}"]
+        crossval.crossval(checked("crossval", given))
+
+    deed(begun)
+    record = runs.read_json(begun / runs.CROSSVAL)
+    folds = [fold["run"] for fold in record["folds"]]
+    runs.write_json(begun / runs.CROSSVAL, record | {"status": "running"})
+
+    def make(where: str) -> Path:
+        return shutil.copytree(begun, tmp_path / where, symlinks=True)
+
+    names = tried_at_every_name(deed, make, tmp_path, ("out-of-fold/.*", "latest"))
+    assert set(names) >= {".lock", runs.CROSSVAL, "log.txt", "out-of-fold"}, names
+    mine, folder = outside(tmp_path), make("again")  # a fold that is trained anew
+    shutil.rmtree(folder / folds[1])
+    planted(folder, "latest", mine / "folder")
+    deed(folder)
+    assert untouched(mine) and (folder / "latest").resolve().parent == folder
+
+
+@pytest.mark.slow
+def test_rerun_writes_nothing_into_the_run_that_it_repeats(trained, tmp_path):
+    folder, mine = tmp_path / "theirs", outside(tmp_path)
+    shutil.copytree(trained, folder)
+    for name in ("rerun.json", "log.txt", ".lock", "latest", "panels"):
+        planted(folder, name, mine / "key")
+    before = {path: path.lstat().st_mtime_ns for path in folder.rglob("*")}
+    (tmp_path / "outputs").mkdir()
+    planted(tmp_path, "outputs/latest", mine / "folder")
+    rerun.rerun(checked("rerun", [f"run={folder}", f"outputs={tmp_path}/outputs"]))
+    assert untouched(mine)
+    assert {path: path.lstat().st_mtime_ns for path in folder.rglob("*")} == before
+    assert (tmp_path / "outputs/latest/rerun.json").is_file()
+
+
+@pytest.mark.parametrize("name", ["run-x.wandb.log", "logs/debug.log", "..", "../../wandb"])
+def test_sync_hands_wandb_no_folder_with_a_link_that_leads_out(name, tmp_path, monkeypatch):
+    folder = tmp_path / "outputs/theirs/wandb/offline-run-20261127_101114-x"
+    folder.mkdir(parents=True)
+    (folder / "run-x.wandb").write_bytes(b"x")
+    (folder.parent / "latest-run").symlink_to(folder.name)  # W&B's own
+    (folder / "files").mkdir()
+    (folder / "inner").symlink_to("files")
+    mine, sent = outside(tmp_path), []
+    monkeypatch.setattr(sync, "send", sent.append)
+    cfg = checked("sync", [f"outputs={tmp_path}/outputs", "send=true"])
+    with pytest.raises(runs.RunError, match="1 of 1 runs were not sent"):
+        sync.sync(cfg)
+    assert len(sent.pop()) == 1
+    if name.startswith(".."):  # the folder itself lies elsewhere
+        place = Path(os.path.normpath(folder / name))
+        shutil.copytree(place, mine / "folder", symlinks=True, dirs_exist_ok=True)
+        shutil.rmtree(place)
+        place.symlink_to(mine / "folder")
+    else:
+        planted(folder, name, mine / "key")
+    with pytest.raises(UnsafePath, match="a link to"):
+        sync.sync(cfg)
+    assert not sent and not (mine / "key").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("trick", ["job", "record", "submitit"])
+def test_a_sweep_of_somebody_else_is_taken_up_inside_its_folder_alone(trick, tmp_path):
+    line = [*TINY, "seed=1,2", "model=unet", "panels=0", "kept=0", f"outputs={tmp_path}/outputs"]
+    words = [word for word in line if not word.startswith("outputs=")]
+    jobs = sweep.planned(composed(tmp_path / "outputs", *words, line[-1]), {})
+    folder, mine = tmp_path / "outputs/sweeps/theirs", outside(tmp_path)
+    folder.mkdir(parents=True)
+    if trick == "record":
+        jobs[0]["folder"] = "../../../mine/folder"
+    else:
+        name = jobs[0]["folder"] if trick == "job" else ".submitit"
+        planted(folder, name, mine / "folder")
+    runs.write_json(folder / "sweep.json", {"jobs": jobs})
+    done = subprocess.run(
+        [sys.executable, "-m", "seg.train", "-m", *line], capture_output=True, text=True, timeout=300, cwd=tmp_path
+    )  # fmt: skip
+    assert done.returncode == 2 and done.stderr.startswith("error: "), done.stderr + done.stdout
+    assert untouched(mine)
+
+
+# --- what can't be written is told before the work
+
+WORK = {
+    "evaluate": (evaluate, "open_data"), "export": (export, "check_equal"), "prune": (prune, "open_data"),
+    "compare": (compare, "rank"), "show": (show, "cropped_as_trained"), "check": (check, "look_at_all"),
+    "predict": (predict.ensemble, "load"), "crossval": (crossval, "train"), "train": (sys.modules["seg.train"], "open_data"),
+    "tune": (tune, "open_storage"), "rerun": (sys.modules["seg.train"], "open_data"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("place", ["file/x", "/proc/x", "link", "taken"])
+@pytest.mark.parametrize("command", WORK)
+def test_an_output_that_can_not_be_written_is_told_in_one_line_before_the_work(
+    command, place, trained, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    for name in ("metrics.json", "prune.json", "compare.csv", "check.json", "predict.json", runs.CROSSVAL, "x.png",
+                 "m.pt2"):  # fmt: skip
+        Path(f"taken/{name}").mkdir(parents=True)
+    if place == "link":
+        shutil.copytree("taken", "linked")
+        for name in [*Path("linked").iterdir()]:
+            name.rmdir()
+            name.symlink_to(tmp_path / "key")
+        place = "linked"
+    if command == "compare":
+        comparable(Path("runs"))
+    images_in(Path("d/images")), images_in(Path("d/masks"))
+    folder = ["data=folder", "data.root=d", "data.classes=[a,b]"]
+    words = {
+        "evaluate": [f"run={trained}", f"output={place}"], "prune": [f"run={trained}", f"output={place}"],
+        "export": [f"run={trained}", "format=torch", f"output={place}/m.pt2"], "show": [f"output={place}/x.png"],
+        "compare": ["runs", f"output={place}"], "check": [f"output={place}"],
+        "predict": [f"run={trained}", "input=d/images", f"output={place}"],
+        "crossval": [*folder, "data.folds=2", f"output={place}"], "train": [f"outputs={place}"],
+        "tune": ["optim.lr=choice(1,2)", f"outputs={place}"], "rerun": [f"run={trained}", f"outputs={place}"],
+    }[command]  # fmt: skip
+    if command in ("train", "tune", "rerun") and not place.endswith("/x"):
+        pytest.skip("its files have names of their own, in new folders")
+    before = sorted(tmp_path.rglob("*"))
+
+    def worked(*given: Any, **more: Any) -> None:
+        raise AssertionError("the work had begun")
+
+    module, name = WORK[command]
+    monkeypatch.setattr(module, name, worked)
+    monkeypatch.setattr(sys, "argv", [f"seg.{command}", *words])
+    with pytest.raises(SystemExit) as ended:
+        sys.modules[f"seg.{command}"].main()
+    said = capsys.readouterr().err
+    assert ended.value.code == 2 and said.count("\n") == 1 and said.startswith("error: "), said
+    assert ("a link to" if place == "linked" else "can't be written (") in said
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_refused_export_leaves_no_folder(trained, tmp_path):
+    words = [f"run={trained}", "format=torch", "tolerance=1e-30", f"output={tmp_path}/new/er/m.pt2"]
+    with pytest.raises(UserError, match="nothing is written"):
+        export.export(checked("export", words))
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_cross_validation_leaves_nothing_in_a_folder_of_something_else(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    images_in(Path("d/images")), images_in(Path("d/masks"))
+    Path("out").mkdir()
+    Path("out/thesis.tex").touch()
+    words = ["data=folder", "data.root=d", "data.classes=[a,b]", "data.folds=2", "output=out"]
+    with pytest.raises(UserError, match="holds something else"):
+        crossval.crossval(checked("crossval", words))
+    assert [p.name for p in Path("out").iterdir()] == ["thesis.tex"]
+
+
+# --- names of files that aren't UTF-8
+
+LATIN = os.fsdecode(b"caf\xe9")  # as a file of an old disk may be called
+
+
+@pytest.fixture
+def latin(tmp_path) -> Path:
+    """Images and masks of such names; more than a validation needs."""
+    root = tmp_path / LATIN
+    rng = np.random.default_rng(0)
+    for part in ("images", "masks"):
+        (root / part).mkdir(parents=True)
+    try:
+        (root / "images" / LATIN).touch()
+    except OSError:  # macOS
+        pytest.skip("this file system has names in UTF-8 alone")
+    (root / "images" / LATIN).unlink()
+    for i in range(6):
+        mask = np.kron(rng.integers(0, 2, (4, 4)), np.ones((8, 8))).astype(np.uint8)
+        image = (mask * 120 + rng.integers(0, 60, (32, 32))).astype(np.uint8)
+        Image.fromarray(image).save(root / f"images/{LATIN}-{i}.png")
+        Image.fromarray(mask).save(root / f"masks/{LATIN}-{i}.png")
+    return root
+
+
+def test_an_image_whose_name_is_not_utf_8_ends_no_prediction(trained, latin, tmp_path):
+    (latin / "images" / f"{LATIN}-bad.png").write_bytes(b"none")
+    words = [f"run={trained}", "accelerator=cpu", "save=[masks,instances]"]
+    cfg = checked("predict", [*words, "output=out", "input=in"])
+    cfg.input, cfg.output = str(latin / "images"), str(tmp_path / "out")
+    for attempt in range(2):  # the second finds the first's done
+        with pytest.raises(UserError, match="-bad.png"):
+            predict.predict(cfg)
+        record = json.loads((tmp_path / "out/predict.json").read_text("utf-8"))
+        assert len(record["done"]) == 6 and set(record["done"]) == {str(f) for f in good(latin)}
+        (failed,) = record["failed"]
+        assert str(latin / "images" / f"{LATIN}-bad.png") in failed, attempt
+    assert len([*(tmp_path / "out/masks").iterdir()]) == 6
+
+
+def good(root: Path) -> list[Path]:
+    return [file for file in (root / "images").iterdir() if "bad" not in file.name]
+
+
+def data_of(root: Path, name: str, *words: str) -> Any:
+    cfg = checked(name, ["data=folder", "data.root=d", "data.classes=[a,b]", "loader.crop=32" if name != "check" else "panels=2", *words])  # fmt: skip
+    cfg.data.root = str(root)
+    return cfg
+
+
+def test_such_names_end_neither_check_nor_show(latin, tmp_path):
+    report = check.check(data_of(latin, "check", f"output={tmp_path}/check"))
+    assert json.loads((tmp_path / "check/check.json").read_text("utf-8")) == report
+    assert {one["name"] for one in report["images"]} == {f.stem for f in good(latin)}
+    assert (tmp_path / "check/sheet.png").is_file()
+    show.show(data_of(latin, "show", "n=2", f"output={tmp_path}/x.png"))
+
+
+@pytest.mark.slow
+def test_such_names_end_no_training_and_what_reads_its_run(latin, tmp_path, capsys):
+    small = [word for word in TINY if not word.startswith("data.")]
+    cfg = data_of(latin, "train", *small, "threshold=best", f"outputs={tmp_path}/outputs")
+    cfg.loader.cache = str(tmp_path / "cache")
+    cfg.name = LATIN
+    train(cfg)
+    folder = (tmp_path / "outputs/latest").resolve()
+    record = runs.read_json(folder / "run.json")
+    assert record["status"] == "finished"
+    names = [name for split in record["splits"].values() for name in split]
+    assert sorted(names) == sorted(f.stem for f in good(latin))
+    for file in ("images.csv", "fingerprints.csv", "log.txt", "config.yaml"):
+        assert "caf\\" in (folder / file).read_text("utf-8") or file == "log.txt", file
+    evaluate.evaluate(checked("evaluate", [f"run={folder}", "metrics=full", "panels=1"]))
+    report = json.loads((folder / "evaluate-val/metrics.json").read_text("utf-8"))
+    assert report["images"] == record["splits"]["val"]
+    compare.compare(checked("compare", [f"runs=[{folder}]", "resamples=10"]))
+    page = (folder.parent / "compare.html").read_text("utf-8")
+    table = (folder.parent / "compare.csv").read_text("utf-8")
+    assert "hasn't all images" not in table and "data:image" in page
+    export.export(checked("export", [f"run={folder}", "format=torch"]))
+    rerun.rerun(checked("rerun", [f"run={folder}", f"outputs={tmp_path}/outputs"]))
+    assert "bit for bit" in capsys.readouterr().out
