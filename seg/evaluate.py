@@ -254,7 +254,7 @@ class Report:
         reports.Pictures(samples, self.cfg.panels, run.colors, panels, self.below, threshold).write(
             run.model
         )
-        title = f"{split}, {run.checkpoint}"
+        title = files.encodable(f"{split}, {run.checkpoint}")
         table = reports.score_table(title, scores, run.classes, f"{split}/", intervals)
         log.info("", extra={"table": table})
         log.info(reports.score_line(scores, run.classes, f"{split}/"))

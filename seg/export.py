@@ -271,7 +271,8 @@ def write_torch(network: Exported, image: Tensor, facts: dict, file: Path) -> No
             if not guard.startswith("1 < max(1, ")  # which layout in memory: none of our business
         ]
         told = {"seg.json": files.encodable(json.dumps(facts, ensure_ascii=False))}
-        torch.export.save(program, file, extra_files=told)
+        with file.open("wb") as stream:  # of any name, which its own writer takes in UTF-8 alone
+            torch.export.save(program, stream, extra_files=told)
 
 
 def opened(file: Path, format: str) -> Run:
@@ -284,8 +285,8 @@ def opened(file: Path, format: str) -> Run:
         options.intra_op_num_threads = torch.get_num_threads()
         session = onnxruntime.InferenceSession(file, options, ["CPUExecutionProvider"])
         return lambda image: np.asarray(session.run(None, {"image": image})[0])
-    with warnings.catch_warnings(action="ignore"):
-        module = torch.export.load(file).module()
+    with warnings.catch_warnings(action="ignore"), file.open("rb") as stream:
+        module = torch.export.load(stream).module()
     return torch.inference_mode()(lambda image: module(torch.from_numpy(image)).numpy())
 
 

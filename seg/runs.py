@@ -172,9 +172,18 @@ def without_nan(value: Any) -> Any:
     return None if value != value else value
 
 
+def encodable(value: Any) -> Any:
+    """Return plain values with escapes in texts that YAML cannot hold, such as bytes of a folder's name."""
+    if isinstance(value, dict):
+        return {key: encodable(below) for key, below in value.items()}
+    if isinstance(value, list):
+        return [encodable(below) for below in value]
+    return files.encodable(value) if isinstance(value, str) else value
+
+
 @rank_zero_only
 def write_config(file: Path, config: dict) -> None:
-    text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
+    text = yaml.safe_dump(encodable(config), sort_keys=False, allow_unicode=True)
     files.write_text(file, text, file.parent)
 
 
