@@ -21,7 +21,7 @@ from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
-from seg import runs
+from seg import files, runs
 from seg.cli import MISTAKES, UserError, build, command, plain
 from seg.console import console, quiet
 from seg.data.checks import Redraw, judge
@@ -59,9 +59,11 @@ def check(cfg: DictConfig) -> dict[str, Any]:
         faults = judge(data.source, seen, data.root, data.redraw)
         faults = sorted([*data.unpaired, *faults], key=lambda f: list(KINDS).index(f.kind))
         report = record(cfg, data.source, seen, faults)
-        output.mkdir(parents=True, exist_ok=True)
-        if cfg.panels:
-            draw(data.source, seen, faults, cfg.panels, report).save(output / "sheet.png")
+        sheet = draw(data.source, seen, faults, cfg.panels, report) if cfg.panels else None
+    files.make_folder(output, output)
+    if sheet is not None:
+        with files.whole(output / "sheet.png", output) as aside:
+            sheet.save(aside)
     report["seconds"] = round(time.perf_counter() - started, 2)
     runs.write_json(output / "check.json", report)
     tell(data.source, report, faults, output, bool(cfg.panels))
@@ -77,16 +79,16 @@ def new_folder(given: str) -> Path:
     """Where the results will lie.
 
     Raises:
-        UserError: when results lie there already, or it is a file.
+        UserError: when results lie there already.
+        RunError: when it can't be written.
     """
     folder = Path(given)
+    files.check_writable(folder, folder, ["check.json", "sheet.png"])
     if any((folder / name).exists() for name in ("check.json", "sheet.png")):
         free = next(n for n in range(2, 10**6) if not Path(f"{folder}-{n}").exists())
         raise UserError(
             f"output={given}: holds results already; delete them, or give another folder, output={folder}-{free}"
         )
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"output={given}: is a file; give a folder")
     return folder
 
 

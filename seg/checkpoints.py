@@ -65,12 +65,19 @@ class WholeFiles(TorchCheckpointIO):
     """Writes a checkpoint beside its place and then puts it there, so that a file is whole or the one before.
 
     Lightning writes it into the system's temporary folder, from where on another disk it is copied.
+
+    Args:
+        folder: of the run, in which no link is written through.
     """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.folder = folder.resolve()  # as Lightning names the files in it
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
     ) -> None:
-        runs.write_checkpoint(Path(path), checkpoint)
+        runs.write_checkpoint(Path(path).absolute(), checkpoint, self.folder)
 
 
 class Interrupts(L.Callback):

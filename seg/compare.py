@@ -19,6 +19,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
+from seg import files
 from seg.cli import UserError, command
 from seg.comparison import page
 from seg.comparison.findings import cautions, claims, fate, headline, mean_of, score_name
@@ -57,12 +58,16 @@ def compare(cfg: DictConfig) -> Ranking:
     folders = find_runs([str(place) for place in cfg.runs])
     runs = filtered(read_runs(folders), cfg.where)
     asked = question(cfg, runs)
+    output = Path(cfg.output) if cfg.output else common_folder([run.folder for run in runs])
+    names = ["compare.csv", *(["compare.html"] if cfg.page else [])]
+    files.check_writable(output, output, names)
+    for name in names:
+        check_ours(output / name)
     ranked = [run for run in runs if run.status == "finished" and asked.key in run.metrics]
     groups = grouped(ranked, named_options(cfg.group_by))
     baseline = named(groups, cfg.baseline) if cfg.baseline and groups else None
     ranking = rank(groups, baseline, asked)
     others = [run for run in runs if run not in ranked]
-    output = Path(cfg.output) if cfg.output else common_folder([run.folder for run in runs])
     tell(ranking, others)
     write(cfg, ranking, others, output)
     return ranking
@@ -185,18 +190,13 @@ def brief(value: float | None) -> str:
 
 def write(cfg: DictConfig, ranking: Ranking, others: list[Run], output: Path) -> None:
     """compare.csv and compare.html."""
-    files = {"compare.csv": run_table(ranking, others).to_csv(index=False)}
+    pages = {"compare.csv": run_table(ranking, others).to_csv(index=False)}
     if cfg.page:
-        files["compare.html"] = page.render(ranking, others, cfg.images, cfg.megabytes)
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        for name in files:
-            check_ours(output / name)
-        for name, content in files.items():
-            (output / name).write_text(content, encoding="utf-8", newline="")
-    except OSError as error:
-        raise UserError(f"output={output}: can't be written ({error.strerror}); give output=FOLDER") from error  # fmt: skip
-    for name in files:
+        pages["compare.html"] = page.render(ranking, others, cfg.images, cfg.megabytes)
+    files.make_folder(output, output)
+    for name, content in pages.items():
+        files.write_text(output / name, content, output)
+    for name in pages:
         log.info(f"wrote {shlex.quote(str(relative(output / name)))}")
 
 

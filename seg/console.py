@@ -1,7 +1,9 @@
 """The terminal and log.txt: what a command says, without the libraries' chatter."""
 
+import io
 import logging
 import re
+import sys
 import warnings
 from collections.abc import Generator
 from contextlib import closing, contextmanager
@@ -12,7 +14,9 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 from rich.text import Text
 
-CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+from seg import files
+
+CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def visible(text: str) -> str:
@@ -72,6 +76,8 @@ def quiet(speaks: bool = True) -> None:
     Args:
         speaks: false: our own go only to log.txt too, as those of a sweep's jobs.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a name that isn't UTF-8 ends no command
+        sys.stdout.reconfigure(errors="backslashreplace")
     logging.captureWarnings(True)
     warnings.simplefilter("default")
     ours = logging.getLogger("seg")
@@ -93,10 +99,10 @@ class LogFile:
     """
 
     def __init__(self, file: Path) -> None:
-        self.file, self.raw, self.told = file, file.open("ab", buffering=0), False
+        self.file, self.raw, self.told = file, files.append(file, file.parent), False
 
     def write(self, text: str) -> None:
-        left = text.encode()
+        left = text.encode("utf-8", "backslashreplace")
         try:
             while left:  # a disk that fills up takes a part
                 left = left[self.raw.write(left) :]

@@ -8,7 +8,6 @@ A fold that is finished stays finished: the same command goes on where it was st
 import copy
 import gc
 import logging
-import os
 import shlex
 import shutil
 from pathlib import Path
@@ -22,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.progress import track
 from rich.table import Table
 
-from seg import ensemble, provenance, reports, runs
+from seg import ensemble, files, provenance, reports, runs
 from seg.cli import UserError, command, plain
 from seg.console import console, logging_to, quiet
 from seg.data.module import Samples, planes_first
@@ -33,6 +32,7 @@ from seg.folds import (
     PREDICTED,
     Plan,
     begin,
+    check_folder,
     file_of,
     finished,
     opened,
@@ -60,6 +60,9 @@ def crossval(cfg: DictConfig) -> dict[str, Any]:
     check_request(cfg)
     plan = planned(cfg)
     output = Path(cfg.output)
+    files.check_writable(output, output, [CROSSVAL, "log.txt", ".lock"])
+    files.check_links(output / PREDICTED, output)
+    check_folder(output)
     with runs.alone(output, "seg.crossval"):
         record = begin(cfg, plan, output)
         if record["status"] == "finished":
@@ -158,20 +161,18 @@ def fold_config(cfg: DictConfig, plan: Plan, fold: int) -> DictConfig:
 
 def judge(cfg: DictConfig, plan: Plan, folders: list[Path], output: Path) -> dict[str, Any]:
     """Predicts each image by the network that did not train on it, and scores folds and all of them."""
-    aside = output / f".{PREDICTED}"
-    shutil.rmtree(aside, ignore_errors=True)
-    for kind in cfg.save:
-        (aside / kind).mkdir(parents=True)
+    files.remove_unfinished(output)
     first = runs.load(folders[0])
     pooled = PixelScores(first.classes, first.overlapping)
     folds = []
-    for fold, folder in enumerate(folders):
-        run, source = runs.load(folder), opened(cfg, fold)
-        predictor = ready(cfg, run)
-        predict_split(cfg, predictor, source, "val", pooled, aside)
-        folds.append(facts(cfg, run, source, fold, predictor.device))
-    shutil.rmtree(output / PREDICTED, ignore_errors=True)
-    os.replace(aside, output / PREDICTED)
+    with files.whole_folder(output / PREDICTED, output) as aside:
+        for kind in cfg.save:
+            files.make_folder(aside / kind, aside)
+        for fold, folder in enumerate(folders):
+            run, source = runs.load(folder), opened(cfg, fold)
+            predictor = ready(cfg, run)
+            predict_split(cfg, predictor, source, "val", pooled, aside)
+            folds.append(facts(cfg, run, source, fold, predictor.device))
     mean, sd = spread([fold["metrics"] for fold in folds])
     found = {
         "classes": first.classes,

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.progress import track
 from torch import nn
 
-from seg import ensemble, reports, runs
+from seg import ensemble, files, reports, runs
 from seg.cli import UserError, build, command, plain
 from seg.console import console, quiet
 from seg.data.module import DataModule, Samples
@@ -47,8 +47,11 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     run = dataclasses.replace(run, model=model)
     metrics = chosen_metrics(cfg, run)
     check_report(cfg)
+    folder = Path(cfg.output) if cfg.output else run.folder / f"evaluate-{cfg.data.split}"
+    below = folder if cfg.output else run.folder
+    files.check_writable(folder, below, names(metrics, cfg.panels))
+    files.check_tree(folder / "panels", below)
     split, data = open_data(cfg, run)
-    folder = Path(cfg.output) if cfg.output else run.folder / f"evaluate-{split}"
     task = SegmentationTask(run.model, trained_loss(run), metrics)
     scores = count(cfg, run, task, data, split)
     evidence = task.test_metrics.evidence()
@@ -60,7 +63,7 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
         )
         scores |= {f"{split}/{name}": value for name, value in found.items()}
         evidence |= more
-    Report(cfg, run, data, split, folder, task.test_metrics).write(scores, evidence)
+    Report(cfg, run, data, split, folder, below, task.test_metrics).write(scores, evidence)
     return scores
 
 
@@ -100,6 +103,12 @@ def check_objects(cfg: DictConfig) -> None:
         instances.objects(np.zeros((1, 1)), **plain(cfg.objects))
     except (ValueError, TypeError) as error:
         raise UserError(f"objects: {error}") from error
+
+
+def names(metrics: SegmentationMetrics, panels: int) -> list[str]:
+    """Return the names of the files that are written, as far as they are known before the work."""
+    plots = ["reliability.png"] if metrics.calibration is not None else []
+    return ["metrics.json", *plots, *(["panels/all.png"] if panels else [])]
 
 
 def trained_loss(run: runs.LoadedRun) -> nn.Module:
@@ -223,12 +232,13 @@ class Report:
     data: DataModule
     split: str
     folder: Path
+    below: Path  # folder that the user named
     metrics: SegmentationMetrics
 
     def write(self, scores: dict[str, float], evidence: dict[str, Evidence]) -> None:
         """metrics.json, panels, the reliability plot and the tables."""
         run, split, panels = self.run, self.split, self.folder / "panels"
-        panels.mkdir(parents=True, exist_ok=True)
+        files.make_folder(self.folder, self.below)
         samples, threshold = self.data.samples(split), self.metrics.threshold
         intervals = self.intervals(evidence)
         facts = {
@@ -240,9 +250,11 @@ class Report:
             "intervals": {key: [i.low, i.high] for key, i in intervals.items() if i.low == i.low},
             "confusion": self.metrics.pixels.images().tolist(),  # of each image, for paired tests
         }
-        runs.write_json(self.folder / "metrics.json", facts | {"metrics": scores})
-        reports.Pictures(samples, self.cfg.panels, run.colors, panels, threshold).write(run.model)
-        title = f"{split}, {run.checkpoint}"
+        runs.write_json(self.folder / "metrics.json", facts | {"metrics": scores}, self.below)
+        reports.Pictures(samples, self.cfg.panels, run.colors, panels, self.below, threshold).write(
+            run.model
+        )
+        title = files.encodable(f"{split}, {run.checkpoint}")
         table = reports.score_table(title, scores, run.classes, f"{split}/", intervals)
         log.info("", extra={"table": table})
         log.info(reports.score_line(scores, run.classes, f"{split}/"))
@@ -254,7 +266,8 @@ class Report:
         if self.data.source.task == "instances":
             log.info("", extra={"table": reports.object_table(scores, f"{split}/", intervals)})
         if self.metrics.calibration is not None:
-            reliability_plot(self.metrics.calibration, title, self.folder / "reliability.png")
+            with files.whole(self.folder / "reliability.png", self.below) as aside:
+                reliability_plot(self.metrics.calibration, title, aside)
             log.info(f"reliability {self.folder}/reliability.png")
         log.info(f"numbers {self.folder}/metrics.json, pictures {panels}/all.png")
 

@@ -7,7 +7,6 @@ are inside. What is written gives the same as the network in PyTorch at several 
 import hashlib
 import json
 import logging
-import os
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.table import Table
 from torch import Tensor, nn
 
-from seg import __version__, ensemble, runs
+from seg import __version__, ensemble, files, runs
 from seg.cli import UserError, build, command
 from seg.console import quiet
 from seg.data.sources import DataError
@@ -63,14 +62,10 @@ def export(cfg: DictConfig) -> Path:
     quiet()
     check_request(cfg)
     run = ensemble.load(cfg.run)
-    file = target(cfg, run)
+    file, below = target(cfg, run)
     facts = description(run, cfg.run)
-    aside = file.with_name(f".{file.name}")
-    try:
+    with files.made_folder(file.parent, below), files.whole(file, below) as aside:
         check_equal(run, facts, aside, cfg)
-        os.replace(aside, file)
-    finally:
-        aside.unlink(missing_ok=True)
     channels, classes = run.intensity.channels, ", ".join(run.classes)
     log.info(f"in         image (batch, {channels}, height, width) float32, values as stored")
     log.info(f"out        probabilities (batch, {len(run.classes)}, height, width): {classes}")
@@ -112,11 +107,12 @@ def check_request(cfg: DictConfig) -> None:
             raise UserError(f"format=onnx {need}")
 
 
-def target(cfg: DictConfig, run: runs.LoadedRun) -> Path:
-    """The file to write, its folder made.
+def target(cfg: DictConfig, run: runs.LoadedRun) -> tuple[Path, Path]:
+    """Return the file to write, and the folder that the user named.
 
     Raises:
-        UserError: when it is there already, or can't be written, or has another format's name.
+        UserError: when it is there already, or can't be had, or has another format's name.
+        RunError: when it can't be written.
     """
     suffix = SUFFIXES[cfg.format]
     if cfg.output is None and OmegaConf.is_list(cfg.run):
@@ -124,6 +120,8 @@ def target(cfg: DictConfig, run: runs.LoadedRun) -> Path:
     file = Path(cfg.output) if cfg.output else run.folder / "export" / f"model{suffix}"
     if file.suffix != suffix:
         raise UserError(f"output={file}: format={cfg.format} is written as a file named {suffix}")
+    below = file.parent if cfg.output else run.folder
+    files.check_writable(file.parent, below, [file.name], f"output={file}")
     if file.exists():
         raise UserError(f"output={file}: is there already; remove it or give another file")
     weights = sum(t.nbytes for t in run.model.state_dict().values())
@@ -132,11 +130,7 @@ def target(cfg: DictConfig, run: runs.LoadedRun) -> Path:
             f"{run.checkpoint}: weights of {weights / 1e9:.1f} GB, and one ONNX file holds less than "
             f"{LARGEST / 1e9:.1f}; take format=torch"
         )
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"output={file}: can't be written ({error.strerror})") from error
-    return file
+    return file, below
 
 
 def named(model: nn.Module) -> str:
@@ -256,7 +250,9 @@ def write_onnx(network: Exported, image: Tensor, facts: dict, file: Path, opset:
             output_names=["probabilities"], dynamic_axes={"image": AXES, "probabilities": AXES},
         )  # fmt: skip
     model = onnx.load(file)
-    model.metadata_props.add(key="seg", value=json.dumps(facts, ensure_ascii=False))
+    model.metadata_props.add(
+        key="seg", value=files.encodable(json.dumps(facts, ensure_ascii=False))
+    )
     onnx.checker.check_model(model, full_check=True)
     onnx.save(model, file)
 
@@ -274,8 +270,9 @@ def write_torch(network: Exported, image: Tensor, facts: dict, file: Path) -> No
             for guard in getattr(program, "_guards_code", [])  # PyTorch 2.9 and newer
             if not guard.startswith("1 < max(1, ")  # which layout in memory: none of our business
         ]
-        told = {"seg.json": json.dumps(facts, ensure_ascii=False)}
-        torch.export.save(program, file, extra_files=told)
+        told = {"seg.json": files.encodable(json.dumps(facts, ensure_ascii=False))}
+        with file.open("wb") as stream:  # of any name, which its own writer takes in UTF-8 alone
+            torch.export.save(program, stream, extra_files=told)
 
 
 def opened(file: Path, format: str) -> Run:
@@ -288,8 +285,8 @@ def opened(file: Path, format: str) -> Run:
         options.intra_op_num_threads = torch.get_num_threads()
         session = onnxruntime.InferenceSession(file, options, ["CPUExecutionProvider"])
         return lambda image: np.asarray(session.run(None, {"image": image})[0])
-    with warnings.catch_warnings(action="ignore"):
-        module = torch.export.load(file).module()
+    with warnings.catch_warnings(action="ignore"), file.open("rb") as stream:
+        module = torch.export.load(stream).module()
     return torch.inference_mode()(lambda image: module(torch.from_numpy(image)).numpy())
 
 

@@ -63,7 +63,7 @@ def fit(
         clear(folder)
         record = begun(cfg, asked, task, data)
         pictures = reports.Pictures(
-            data.samples("val"), cfg.panels, data.source.colors, folder / "panels", task.val_metrics.threshold
+            data.samples("val"), cfg.panels, data.source.colors, folder / "panels", folder, task.val_metrics.threshold
         )  # fmt: skip
         trainer = prepared(cfg, asked, [*callbacks, pictures])
         data.check_shares(trainer.world_size)
@@ -195,7 +195,7 @@ def prepared(cfg: DictConfig, asked: Asked, more: Sequence[L.Callback]) -> L.Tra
     place = (
         [SLURMEnvironment(auto_requeue=False)] if slurm else []
     )  # else checkpoints lie elsewhere
-    plugins = [WholeFiles(), *place]
+    plugins = [WholeFiles(cast(Path, asked.folder)), *place]
     return build(node, "trainer", callbacks=callbacks, plugins=plugins, folder=str(asked.folder))
 
 
@@ -300,7 +300,7 @@ def keep_threshold(checkpoint: Path, threshold: float) -> None:
         return
     content = runs.read_checkpoint(checkpoint)
     content["seg"]["threshold"] = threshold
-    runs.write_checkpoint(checkpoint, content)
+    runs.write_checkpoint(checkpoint, content, checkpoint.parent.parent)
 
 
 def announce(

@@ -103,12 +103,19 @@ def begin(cfg: DictConfig, plan: Plan, output: Path) -> dict[str, Any]:
         whole = whole and (output / PREDICTED).is_dir() and old["options"] == now["options"]
         if old["status"] == "finished" and whole:
             return old
-    elif any(entry.name != ".lock" for entry in output.iterdir()):
+    else:
+        check_folder(output)
+    runs.write_json(file, now)
+    return now
+
+
+def check_folder(output: Path) -> None:
+    """Raise UserError if a folder holds something else than a cross-validation."""
+    entries = list(output.iterdir()) if output.is_dir() else []
+    if entries and not (output / CROSSVAL).is_file() and any(e.name != ".lock" for e in entries):
         raise UserError(
             f"output={output}: holds something else; give a new folder, or one that seg.crossval began"
         )
-    runs.write_json(file, now)
-    return now
 
 
 def settings(cfg: DictConfig) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from seg import runs
+from seg import files, runs
 from seg.data.module import Samples
 from seg.logits import IGNORE
 from seg.metrics.confusion import PixelScores, Tally
@@ -54,7 +54,7 @@ def write_counts(
         classes: names.
         overlapping: whether they are labels that overlap.
     """
-    with runs.whole(file) as aside, aside.open("w", newline="", encoding="utf-8") as stream:
+    with files.open_text(file, file.parent) as stream:
         writer = csv.writer(stream)
         writer.writerow(["split", "image", "class", "hit", "false", "missed"])
         for split, (names, counts) in scored.items():
@@ -72,31 +72,34 @@ def keep_pictures(
     """Pictures of ``count`` images of each split, evenly spread: image, truth and prediction.
 
     Args:
-        folder: predictions; made.
+        folder: predictions in the run's folder; made.
         samples: split -> its images, whole.
         count: at most so many of each split.
         colors: one a class.
         model: on any device; its mode is kept.
         threshold: probability above which a pixel is class 1 of two, or has a label.
     """
-    names = {}
+    names, run = {}, folder.parent
     for split, images in samples.items():
         source = images.source
         overlapping = source.task == "overlapping"
         _, palette = shown(list(source.classes), colors, overlapping)
         indices = evenly(len(images), count)
         names[split] = [images.names[i] for i in indices]
-        (folder / split).mkdir(parents=True, exist_ok=True)
+        files.make_folder(folder / split, run)
         for place, index in enumerate(indices):
             sample = images[0, index]
             prediction = predict_one(model, sample["image"], threshold, overlapping)
-            stem = folder / split / str(place)
+            stem = f"{folder / split / str(place)}"
             rgb = Image.fromarray(to_rgb(images.read(images.names[index])[0]))
             rgb.thumbnail((SIDE, SIDE))
-            rgb.save(f"{stem}-image.jpg", quality=85)
+            with files.whole(Path(f"{stem}-image.jpg"), run) as aside:
+                rgb.save(aside, quality=85)
             for what, mask in (("truth", sample["mask"].numpy()), ("prediction", prediction)):
-                paletted(picture(mask), palette).save(f"{stem}-{what}.png", optimize=True)
-    runs.write_json(folder / "names.json", names)
+                with files.whole(Path(f"{stem}-{what}.png"), run) as aside:
+                    paletted(picture(mask), palette).save(aside, optimize=True)
+    files.make_folder(folder, run)
+    runs.write_json(folder / "names.json", names, run)
 
 
 def paletted(mask: np.ndarray, colors: list[Color]) -> Image.Image:

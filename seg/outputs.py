@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from skimage.measure import regionprops_table
 
-from seg import panels, runs
+from seg import files, panels, runs
 from seg.data.images import TIFF, write_mask
 from seg.data.sources import DataError
 from seg.metrics import instances
@@ -137,7 +137,7 @@ def outputs(request: Request, place: Place) -> list[Output]:
 def growing(place: Place, kind: str, dtype: Any, planes: int = 0, thin: int = 1) -> Growing:
     height, width = -(-place.height // thin), -(-place.width // thin)
     file = place.output / ".partial" / f"{place.file.name}.{kind}"
-    return Growing(file, width, height, np.dtype(dtype), planes, place.pages)
+    return Growing(file, width, height, np.dtype(dtype), planes, place.pages, place.output)
 
 
 def as_tiff(grown: Growing, file: Path) -> Callable[[dict[str, Any]], list[Path]]:
@@ -158,8 +158,8 @@ def masks(request: Request, place: Place, kind: str) -> Output:
 
         def finish(tags: dict[str, Any]) -> list[Path]:
             file = place.output / kind / f"{stem}.png"
-            with grown.aside(file) as new:
-                write_mask(new, grown.page(0), run.colors)
+            with grown.aside(file) as aside:
+                write_mask(aside, grown.page(0), run.colors)
             return [file]
 
     return Output(grown, lambda band: band.mask, 1, finish)
@@ -214,15 +214,15 @@ def pictures(request: Request, place: Place, kind: str) -> Output:
         return np.concatenate([image, mask])
 
     def finish(tags: dict[str, Any]) -> list[Path]:
-        files, stem = [], place.file.stem
+        written, stem = [], place.file.stem
         for number in range(place.pages):
             page = seen.page(number)
             image, mask = page[:-1].transpose(1, 2, 0), page[-1].astype(np.uint8)
             name = f"{stem}-{number:03d}.png" if place.pages > 1 else f"{stem}.png"
-            files.append(place.output / kind / name)
-            with seen.aside(files[-1]) as new:
-                Image.fromarray(draw(image, mask, colors)).save(new)
-        return files
+            written.append(place.output / kind / name)
+            with seen.aside(written[-1]) as aside:
+                Image.fromarray(draw(image, mask, colors)).save(aside)
+        return written
 
     return Output(seen, made, thin, finish)
 
@@ -238,7 +238,7 @@ def labelled(request: Request, place: Place, kind: str) -> Output:
     grown = growing(place, kind, np.float32)
 
     def finish(tags: dict[str, Any]) -> list[Path]:
-        files = [place.output / kind / f"{stem}{suffix}" for suffix in (".tif", ".csv")]
+        written = [place.output / kind / f"{stem}{suffix}" for suffix in (".tif", ".csv")]
         labels, rows = [], []
         for number in range(place.pages):
             interior = grown.page(number)
@@ -246,17 +246,17 @@ def labelled(request: Request, place: Place, kind: str) -> Output:
             rows += measured(labels[-1], interior, number)
         stack = np.stack(labels)
         stack = stack.astype(np.uint16 if stack.max() < 2**16 else np.int32)
-        with grown.aside(files[0]) as new:
+        with grown.aside(written[0]) as aside:
             tifffile.imwrite(
-                new, stack if place.pages > 1 else stack[0], compression="zlib",
+                aside, stack if place.pages > 1 else stack[0], compression="zlib",
                 photometric="minisblack", metadata={"axes": "ZYX" if place.pages > 1 else "YX"},
                 **tags,
             )  # fmt: skip
-        with grown.aside(files[1]) as new, new.open("w", newline="", encoding="utf-8") as out:
+        with files.open_text(written[1], grown.folder, grown.file.parent) as out:
             table = csv.DictWriter(out, COLUMNS)
             table.writeheader()
             table.writerows(rows)
-        return files
+        return written
 
     return Output(grown, lambda band: band.probabilities[1], 1, finish)
 

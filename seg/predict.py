@@ -17,7 +17,7 @@ import numpy as np
 from omegaconf import DictConfig
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from seg import ensemble, runs
+from seg import ensemble, files, runs
 from seg.cli import UserError, command, plain
 from seg.console import console, quiet
 from seg.data.images import is_image, list_images
@@ -38,6 +38,7 @@ def predict(cfg: DictConfig) -> list[Path]:
     """Segments each input and returns the files written, in folders named by what they hold."""
     quiet()
     check_request(cfg)
+    check_output(Path(cfg.output), cfg.save)
     run = ensemble.load(cfg.run, cfg.model.depth)
     predictor = Predictor(
         run, runs.threshold(run, cfg.threshold), cfg.tta, list(cfg.scales), cfg.tile, cfg.overlap,
@@ -47,18 +48,20 @@ def predict(cfg: DictConfig) -> list[Path]:
         run, list(cfg.save), predictor.threshold, cfg.probabilities, plain(cfg.objects)
     )
     check_kinds(request)
-    files = inputs(cfg.input)
+    images = inputs(cfg.input)
     failed: list[str] = []
     with working(Path(cfg.output)) as output:
         record = begin(output, cfg, run)
-        left = [file for file in files if record["done"].get(str(file)) != stamp(file)]
+        left = [file for file in images if record["done"].get(str(file)) != stamp(file)]
         if not left:
             raise UserError(
-                f"output={cfg.output}: holds the results of all {len(files)} inputs already; give another folder"
+                f"output={cfg.output}: holds the results of all {len(images)} inputs already; give another folder"
             )
         check_names(left, record, output)
-        if len(left) < len(files):
-            log.info(f"{len(files) - len(left)} of {len(files)} inputs are done already, and kept")
+        if len(left) < len(images):
+            log.info(
+                f"{len(images) - len(left)} of {len(images)} inputs are done already, and kept"
+            )
         written: list[Path] = []
         with bar() as progress:
             for file in left:
@@ -97,14 +100,14 @@ def check_save(save: Sequence[str]) -> None:
 def inputs(given: str) -> list[Path]:
     path = Path(given)
     if path.is_dir():
-        files = list_images(path)
+        images = list_images(path)
         stems: dict[str, Path] = {}
-        for file in files:
+        for file in images:
             if (other := stems.setdefault(file.stem, file)) is not file:
                 raise UserError(
                     f"input={given}: {other.name} and {file.name} would share one result; rename one"
                 )
-        return files
+        return images
     if not path.exists():
         raise UserError(f"input={given}: no such file or folder")
     if not is_image(path):
@@ -112,6 +115,14 @@ def inputs(given: str) -> list[Path]:
             f"input={given}: not an image by its name; PNG, JPEG, TIFF and the like are read"
         )
     return [path]
+
+
+def check_output(output: Path, save: Sequence[str]) -> None:
+    """Raise RunError unless results can be written, with no link among what is there already."""
+    places = (f"{kind}/.part" for kind in save)
+    files.check_writable(output, output, [RECORD, f"{PARTIAL}/.lock", *places])
+    for part in (PARTIAL, *save):
+        files.check_tree(output / part, output)
 
 
 @contextmanager
@@ -167,10 +178,10 @@ def begin(output: Path, cfg: DictConfig, run: runs.LoadedRun) -> dict[str, Any]:
     return record
 
 
-def check_names(files: list[Path], record: dict[str, Any], output: Path) -> None:
+def check_names(images: list[Path], record: dict[str, Any], output: Path) -> None:
     """Raises UserError when results of other files would be overwritten."""
     done = {Path(name).stem: Path(name) for name in record["done"]}
-    for file in files:
+    for file in images:
         other = done.get(file.stem, file)
         if other != file and other.absolute() != file.absolute():
             raise UserError(
@@ -221,7 +232,7 @@ def segment(
         dtype = np.result_type(*{page.dtype for page in pages})
         place = Place(output, file, height, width, len(pages), dtype)
         made = outputs(request, place)
-        journey = Journey(file, output / PARTIAL / f"{file.name}.json", made, predictor)
+        journey = Journey(file, output, made, predictor)
         task = progress.add_task(file.name, total=height * len(pages))
         try:
             journey.go(pages, lambda rows: progress.update(task, completed=rows))
@@ -237,7 +248,7 @@ def segment(
         for page in pages:
             page.close()
     for kind in request.save:
-        (output / kind).mkdir(parents=True, exist_ok=True)
+        files.make_folder(output / kind, output)
     written = [path for one in made for path in one.finish(tags)]
     journey.forget()  # not before all is there: else what failed at the last would begin anew
     return written
@@ -264,15 +275,20 @@ class Journey:
 
     Attributes:
         file: of the image.
-        mark: JSON of the page and the row up to which all outputs are whole.
+        output: folder of all results.
         outputs: that grow.
         predictor: of the run.
     """
 
     file: Path
-    mark: Path
+    output: Path
     outputs: list[Output]
     predictor: Predictor
+
+    @property
+    def mark(self) -> Path:
+        """JSON of the page and the row up to which all outputs are whole."""
+        return self.output / PARTIAL / f"{self.file.name}.json"
 
     def go(self, pages: list[Raster], tell: Callable[[int], None]) -> None:
         """Predicts what isn't there yet; tells how many rows are."""
@@ -288,7 +304,7 @@ class Journey:
                 for one in self.outputs:
                     one.add(band)
                 bottom = top + len(image)
-                runs.write_json(self.mark, way | {"at": [number, bottom]})
+                runs.write_json(self.mark, way | {"at": [number, bottom]}, self.output)
                 tell(number * height + bottom)
 
     def reached(self, height: int, way: dict[str, Any]) -> tuple[int, int]:
@@ -322,7 +338,7 @@ def write(
     folder: Path, file: Path, image: np.ndarray, p_CHW: np.ndarray, request: Request
 ) -> list[Path]:
     """The results of one image (H, W, C) that is in memory, named as the file."""
-    (folder / PARTIAL).mkdir(exist_ok=True)
+    files.make_folder(folder / PARTIAL, folder)
     place = Place(folder, file, *image.shape[:2], 1, image.dtype)
     mask = decided(p_CHW, request.threshold, request.run.overlapping)
     written = []

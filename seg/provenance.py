@@ -22,7 +22,7 @@ import cv2
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from seg import runs
+from seg import files
 from seg.options import CONF
 
 PACKAGE = Path(__file__).parent
@@ -202,7 +202,7 @@ def git(top: Path, *arguments: str) -> bytes:
 def data_fingerprint(digests: Digests) -> str:
     """16 hex digits of the SHA-256 of names and pixels, as they are read; the same for a copy elsewhere."""
     lines = (f"{name} {image} {mask}\n" for name, (image, mask) in sorted(digests.items()))
-    return hashlib.sha256("".join(lines).encode()).hexdigest()[:16]
+    return hashlib.sha256("".join(lines).encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 @rank_zero_only
@@ -215,11 +215,8 @@ def write_beside(folder: Path, digests: Digests) -> None:
         return
     checkout = checkout_of(PACKAGE.parent)
     if checkout and checkout.patch:
-        (folder / "diff.patch").write_bytes(checkout.kept())
-    with (
-        runs.whole(folder / "fingerprints.csv") as aside,
-        aside.open("w", newline="", encoding="utf-8") as stream,
-    ):
+        files.write_bytes(folder / "diff.patch", checkout.kept(), folder)
+    with files.open_text(folder / "fingerprints.csv", folder) as stream:
         writer = csv.writer(stream)
         writer.writerow(("name", "image", "mask"))
         writer.writerows((name, *pair) for name, pair in sorted(digests.items()))

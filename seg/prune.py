@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 from rich.table import Table
 from torch import Tensor
 
-from seg import costs, provenance, runs
+from seg import costs, files, provenance, runs
 from seg.cli import UserError, command
 from seg.console import quiet
 from seg.data.module import DataModule
@@ -61,30 +61,32 @@ def prune(cfg: DictConfig) -> list[Level]:
     depths = prunable(run)
     if cfg.depth is not None and (not isinstance(cfg.depth, int) or cfg.depth not in depths):
         raise UserError(f"depth={cfg.depth}: {run.checkpoint} has heads {depths}")
-    split, data = open_data(cfg, run)
     folder = Path(cfg.output) if cfg.output else run.folder / "prune"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"output={folder}: can't be written ({error.strerror})") from error
-    if cfg.depth is not None:
-        write_pruned(run, cfg.depth, folder / f"L{cfg.depth}.ckpt", data, split)
+    below = folder if cfg.output else run.folder
+    checkpoints = [] if cfg.depth is None else [f"L{cfg.depth}.ckpt"]
+    files.check_writable(folder, below, ["prune.json", "prune.png", *checkpoints])
+    split, data = open_data(cfg, run)
     networks = {f"L{depth}": pruned(run, depth) for depth in depths}
     if not run.overlapping:  # heads are averaged as a softmax
         networks["average"] = network(run, output="average")
     levels = compare(networks, run, data, split, cfg.rounds, cfg.accelerator)
     log.info("", extra={"table": level_table(levels, f"{split}, {run.checkpoint}")})
     facts = {"checkpoint": str(run.checkpoint), "split": split, "origin": provenance.origin()}
-    runs.write_json(
-        folder / "prune.json", facts | {"levels": [dataclasses.asdict(level) for level in levels]}
-    )
-    plot(levels, folder / "prune.png")
+    with files.made_folder(folder, below):
+        if cfg.depth is not None:
+            write_pruned(run, cfg.depth, folder / f"L{cfg.depth}.ckpt", below, data, split)
+        told = facts | {"levels": [dataclasses.asdict(level) for level in levels]}
+        runs.write_json(folder / "prune.json", told, below)
+        with files.whole(folder / "prune.png", below) as aside:
+            plot(levels, aside)
     log.info(f"numbers {folder}/prune.json, plot {folder}/prune.png")
     return levels
 
 
 @torch.inference_mode()
-def write_pruned(run: runs.LoadedRun, depth: int, file: Path, data: DataModule, split: str) -> None:
+def write_pruned(
+    run: runs.LoadedRun, depth: int, file: Path, below: Path, data: DataModule, split: str
+) -> None:
     """A checkpoint of head ``depth`` alone, after its logits proved equal to the full network's."""
     small, full = pruned(run, depth), network(run, output=depth)
     image = data.samples(split)[0, 0]["image"][None]
@@ -94,7 +96,7 @@ def write_pruned(run: runs.LoadedRun, depth: int, file: Path, data: DataModule, 
     card = content["seg"]
     card["config"]["model"] |= PRUNED | {"depth": depth}
     weights = {f"model.{name}": value for name, value in small.state_dict().items()}
-    runs.write_checkpoint(file, {"state_dict": weights, "seg": card})
+    runs.write_checkpoint(file, {"state_dict": weights, "seg": card}, below)
     log.info(
         f"wrote {file}: {costs.parameters(small):,} of {costs.parameters(full):,} parameters; its "
         f"logits equal head {depth} of the full network bit for bit"

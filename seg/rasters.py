@@ -6,7 +6,6 @@ interrupted run goes on where it stopped, and become a compressed TIFF at the en
 """
 
 import math
-import os
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 import tifffile
 
+from seg import files
 from seg.data.images import (
     TIFF,
     as_image,
@@ -212,6 +212,7 @@ class Growing:
         dtype: of the values.
         planes: C; 0: a page is (H, W).
         pages: number of pages.
+        below: folder that the user named; None: that of ``file``, and of what is finished.
     """
 
     file: Path
@@ -220,6 +221,12 @@ class Growing:
     dtype: np.dtype
     planes: int = 0
     pages: int = 1
+    below: Path | None = None
+
+    @property
+    def folder(self) -> Path:
+        """The folder below which all is written."""
+        return self.below or self.file.parent
 
     @property
     def row(self) -> int:
@@ -232,13 +239,13 @@ class Growing:
 
     def cut(self, rows: int) -> None:
         """Forgets what comes after so many rows."""
-        with self.file.open("ab") as out:
+        with files.append(self.file, self.folder) as out:
             out.truncate(rows * self.row)
 
     def add(self, band: np.ndarray) -> None:
         """Appends rows (h, W), or (C, h, W)."""
         rows = band[None] if band.ndim == 2 else band  # (C, h, W); in the file (h, C, W)
-        with self.file.open("ab") as out:
+        with files.append(self.file, self.folder) as out:
             np.ascontiguousarray(rows.transpose(1, 0, 2), self.dtype).tofile(out)
 
     def page(self, number: int) -> np.ndarray:
@@ -275,7 +282,7 @@ class Growing:
             shape, metadata, times = (self.height, 1), None, self.pages * max(1, self.planes)
         tiles, large = self.tiles(), self.pages * self.height * self.row > 2**31
         number = math.prod(shape[:-2]) * -(-self.height // TILE) * -(-self.width // TILE)
-        with self.aside(file) as new, tifffile.TiffWriter(new, bigtiff=large) as out:
+        with self.aside(file) as aside, tifffile.TiffWriter(aside, bigtiff=large) as out:
             for _ in range(times):
                 out.write(
                     islice(tiles, number), shape=shape, dtype=self.dtype, tile=(TILE, TILE),
@@ -285,13 +292,9 @@ class Growing:
 
     @contextmanager
     def aside(self, file: Path) -> Generator[Path]:
-        """A name beside the plain bytes for what becomes the file when it is whole."""
-        new = self.file.with_name(f"new-{file.name}")
-        try:
-            yield new
-            os.replace(new, file)
-        finally:
-            new.unlink(missing_ok=True)
+        """Give a file beside the plain bytes that becomes ``file`` when it is whole."""
+        with files.whole(file, self.folder, self.file.parent) as aside:
+            yield aside
 
     def remove(self) -> None:
         """Removes the plain bytes."""

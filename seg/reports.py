@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks.progress.rich_progress import RichProgressBarTh
 from rich.table import Table
 from torch import Tensor
 
+from seg import files
 from seg.console import console
 from seg.data.module import Samples
 from seg.logits import predicted_classes
@@ -103,14 +104,21 @@ class Pictures(L.Callback):
         samples: the validation split, whole images.
         count: how many, evenly spread over the split.
         colors: one a class.
-        folder: receives the files.
+        folder: receives the files; made.
+        below: folder that the user named.
         threshold: probability above which a pixel is class 1 of two, or has a class that may overlap.
     """
 
     def __init__(
-        self, samples: Samples, count: int, colors: list, folder: Path, threshold: float = 0.5
+        self,
+        samples: Samples,
+        count: int,
+        colors: list,
+        folder: Path,
+        below: Path,
+        threshold: float = 0.5,
     ) -> None:
-        self.samples, self.folder, self.threshold = samples, folder, threshold
+        self.samples, self.folder, self.below, self.threshold = samples, folder, below, threshold
         self.classes, self.colors = list(samples.source.classes), list(colors)
         self.overlapping = samples.source.task == "overlapping"
         self.indices = evenly(len(samples), count)
@@ -143,7 +151,9 @@ class Pictures(L.Callback):
     def write(self, model: torch.nn.Module, device: torch.device | str = "cpu") -> list[Path]:
         """Writes the panels of the given network, best to worst unsorted: one PNG an image, and all.png."""
         model = model.to(device).eval()
-        rows, files = [], []
+        if self.indices:
+            files.make_folder(self.folder, self.below)
+        rows, written = [], []
         for index in self.indices:
             sample = self.samples[0, index]
             truth = sample["mask"]
@@ -160,11 +170,13 @@ class Pictures(L.Callback):
                     self.shown_colors, title=sample["name"], caption=f"Dice: {caption}",
                 )
             )  # fmt: skip
-            files.append(self.folder / f"{Path(sample['name']).name}.png")
-            rows[-1].save(files[-1])
+            written.append(self.folder / f"{Path(sample['name']).name}.png")
+            with files.whole(written[-1], self.below) as aside:
+                rows[-1].save(aside)
         if rows:
-            sheet(rows).save(self.folder / "all.png")
-        return files
+            with files.whole(self.folder / "all.png", self.below) as aside:
+                sheet(rows).save(aside)
+        return written
 
 
 def evenly(size: int, count: int) -> list[int]:

@@ -10,7 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
-from seg import past, runs
+from seg import files, past, runs
 from seg.asked import Asked
 from seg.cli import UserError, checked, one_line, plain
 from seg.runs import RunError
@@ -20,6 +20,8 @@ log = logging.getLogger("seg")
 TOLD_ANEW = ("status", "error")  # of a run's record, when it goes on
 ANEW = ("versions", "git", "source", "hardware", "environment")  # noted again, where they differ
 LOGGERS = ("seg.tracking",)
+# folders of a run in which training writes
+WRITTEN = ("checkpoints", "panels", "predictions", "predictions/val", "predictions/test")
 
 
 def resumed(cfg: DictConfig) -> tuple[DictConfig, Asked]:
@@ -42,6 +44,7 @@ def resumed(cfg: DictConfig) -> tuple[DictConfig, Asked]:
         raise RunError(
             f"resume={folder}: a sweep, which goes on by its own command; type that again"
         )
+    files.check_links(folder / "run.json", folder)
     if not (folder / "run.json").is_file():
         raise RunError(f"resume={folder}: no run folder{runs.nearby(folder)}")
     record = runs.read_json(folder / "run.json")
@@ -91,10 +94,8 @@ def newest(folder: Path) -> Path | None:
 @rank_zero_only
 def clear(folder: Path) -> None:
     """Removes what a process that was killed left half written in a run's folder."""
-    for place in (folder, folder / "checkpoints"):
-        for file in place.glob(".*.*"):
-            if file.is_file():
-                file.unlink()
+    for place in (folder, *(folder / part for part in WRITTEN)):
+        files.remove_unfinished(place)
 
 
 def saved_config(folder: Path) -> DictConfig:
@@ -113,16 +114,12 @@ def saved_config(folder: Path) -> DictConfig:
 
 
 def check_links(folder: Path) -> None:
-    """Raises RunError when a file that the run would write is a link that leads out of its folder."""
-    written = [folder / part for part in ("checkpoints", "panels", "predictions")]
-    for place in (folder, *written, folder / "predictions/val", folder / "predictions/test"):
-        for file in place.iterdir() if place.is_dir() else ():
-            leads = file.is_symlink() and (not file.is_dir() or file in written or place in written)
-            if leads and not file.resolve().is_relative_to(folder.resolve()):
-                raise RunError(
-                    f"{file}: a link to {file.resolve()}, outside the run's folder, which would be written to; put the "
-                    "file itself there"
-                )
+    """Raise UnsafePath if training might write through a link in a run's folder."""
+    for entry in folder.iterdir():
+        files.check_links(entry, folder)
+    for part in WRITTEN:
+        files.check_tree(folder / part, folder)
+    files.check_tree(folder, folder, inner=True)  # loggers make links of their own, inside
 
 
 def continued(folder: Path, now: dict[str, Any]) -> dict[str, Any]:

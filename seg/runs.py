@@ -19,19 +19,19 @@ import shutil
 import time
 import zipfile
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
 import torch
 import yaml
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from hydra.utils import instantiate
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import nn
 
-from seg import __version__
+from seg import __version__, files
 from seg.console import first_process
 from seg.data.intensity import Intensity
 from seg.data.sources import Task
@@ -57,7 +57,7 @@ def as_folder(name: str) -> str:
 def create_folder(outputs: Path, name: str) -> Path:
     """A new folder ``outputs/TIME-name`` that no other process got."""
     try:
-        outputs.mkdir(parents=True, exist_ok=True)
+        files.make_folder(outputs, outputs)
         return numbered_folder(outputs, name)
     except OSError as error:
         raise RunError(f"outputs={outputs}: can't be written ({error.strerror})") from error
@@ -68,7 +68,7 @@ def numbered_folder(outputs: Path, name: str) -> Path:
     for attempt in range(1000):
         folder = outputs / (stem if attempt == 0 else f"{stem}-{attempt + 1}")
         try:
-            folder.mkdir()
+            files.make_new_folder(folder)
         except FileExistsError:
             continue
         return folder
@@ -88,20 +88,17 @@ def lay_out(folder: Path, anew: bool) -> None:
         if entry.name != ".lock":
             shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
     for part in ("checkpoints", "panels"):
-        (folder / part).mkdir(exist_ok=True)
+        files.make_folder(folder / part, folder)
 
 
 @rank_zero_only
 def point_latest(folder: Path) -> None:
     """Makes ``latest`` beside a run's folder point to it."""
-    link, aside = folder.parent / "latest", folder.parent / f".latest-{os.getpid()}"
+    link = folder.parent / "latest"
     if link.exists() and not link.is_symlink():
         return  # a user's own folder of that name
-    try:
-        aside.symlink_to(folder.name)
-        os.replace(aside, link)
-    except OSError:  # a file system without links: a convenience less
-        aside.unlink(missing_ok=True)
+    with suppress(OSError):  # a file system without links: a convenience less
+        files.point_link(link, folder.name)
 
 
 @contextmanager
@@ -117,15 +114,15 @@ def alone(folder: Path, who: str, inside: str = "") -> Generator[Path]:
 
     Raises:
         Busy: when another process is at work there.
-        RunError: when the folder can't be written.
+        RunError: when the folder can't be written, or holds a link there.
     """
     place = folder / inside
-    lock = FileLock(place / ".lock")
     if not first_process():
         yield place
         return
     try:
-        place.mkdir(parents=True, exist_ok=True)
+        files.make_folder(place, folder)
+        lock = files.lock(place / ".lock", folder)
         lock.acquire(timeout=0)
     except Timeout as error:
         raise Busy(
@@ -139,31 +136,17 @@ def alone(folder: Path, who: str, inside: str = "") -> Generator[Path]:
         lock.release()
 
 
-@contextmanager
-def whole(file: Path) -> Generator[Path]:
-    """A path to write what becomes ``file`` at the end: whole, or not at all.
-
-    Raises:
-        OSError: naming ``file``, as when its disk is full.
-    """
-    aside = file.with_name(f".{file.name}")
-    try:
-        yield aside
-        os.replace(aside, file)
-    except OSError as error:
-        if error.filename in (None, str(aside)):
-            error.filename = str(file)  # a write that fails doesn't say where
-        raise
-    finally:
-        aside.unlink(missing_ok=True)
-
-
 @rank_zero_only
-def write_json(file: Path, content: dict) -> None:
-    """Whole or not at all; nan, which JSON hasn't, becomes null."""
-    with whole(file) as aside:
-        text = json.dumps(without_nan(content), indent=2, ensure_ascii=False)
-        aside.write_text(f"{text}\n", encoding="utf-8")
+def write_json(file: Path, content: dict, below: Path | None = None) -> None:
+    """Write a file of JSON, whole or not at all; nan, which JSON hasn't, becomes null.
+
+    Args:
+        file: that is written or replaced.
+        content: plain values.
+        below: folder that the user named; None: that of ``file``.
+    """
+    text = json.dumps(without_nan(content), indent=2, ensure_ascii=False)
+    files.write_text(file, f"{text}\n", below or file.parent)
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -189,11 +172,19 @@ def without_nan(value: Any) -> Any:
     return None if value != value else value
 
 
+def encodable(value: Any) -> Any:
+    """Return plain values with escapes in texts that YAML cannot hold, such as bytes of a folder's name."""
+    if isinstance(value, dict):
+        return {key: encodable(below) for key, below in value.items()}
+    if isinstance(value, list):
+        return [encodable(below) for below in value]
+    return files.encodable(value) if isinstance(value, str) else value
+
+
 @rank_zero_only
 def write_config(file: Path, config: dict) -> None:
-    with whole(file) as aside:
-        text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
-        aside.write_text(text, encoding="utf-8")
+    text = yaml.safe_dump(encodable(config), sort_keys=False, allow_unicode=True)
+    files.write_text(file, text, file.parent)
 
 
 @dataclass(frozen=True)
@@ -386,9 +377,9 @@ def check_facts(
         raise ValueError(f"its task is {task!r:.40}")
 
 
-def write_checkpoint(file: Path, content: dict[str, Any]) -> None:
-    """Whole or not at all, also when the machine loses its power."""
-    with whole(file) as aside, aside.open("wb") as stream:
+def write_checkpoint(file: Path, content: dict[str, Any], below: Path | None = None) -> None:
+    """Write a checkpoint, whole or not at all, also when the machine loses its power; see ``write_json``."""
+    with files.open_binary(file, below or file.parent) as stream:
         try:
             torch.save(content, stream)
         except RuntimeError as error:  # of its own writer, which hides what the disk said

@@ -15,7 +15,7 @@ import torch
 from omegaconf import DictConfig
 from PIL import Image, ImageOps
 
-from seg import panels
+from seg import files, panels
 from seg.cli import UserError, build, command
 from seg.console import quiet
 from seg.data.module import DataModule, EpochSampler, Samples
@@ -36,10 +36,12 @@ def show(cfg: DictConfig) -> Path:
         raise UserError(f"output={cfg.output}: a picture is needed, {' or '.join(SUFFIXES)}")
     if cfg.n < 1 or cfg.epoch < 0:
         raise UserError(f"n={cfg.n} and epoch={cfg.epoch}: give n from 1, epoch from 0")
+    files.check_writable(file.parent, file.parent, [file.name], f"output={file}")
     data = cropped_as_trained(cfg)
     page = contact_sheet(data, cfg.n, cfg.epoch)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    page.save(file)
+    files.make_folder(file.parent, file.parent)
+    with files.whole(file, file.parent) as aside:
+        page.save(aside)
     log.info(f"crops      {data.sampling}")
     log.info(f"pictures   {file}, {page.width}x{page.height} px")
     return file

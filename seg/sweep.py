@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -34,7 +34,7 @@ from lightning.fabric.strategies.launchers.subprocess_script import _ChildProces
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from seg import provenance, runs
+from seg import files, provenance, runs
 from seg.asked import Asked, named
 from seg.cli import UserError, one_line
 from seg.console import console, first_process
@@ -81,6 +81,9 @@ class Sweep(Sweeper):
         self.context, self.config, self.held = hydra_context, config, ExitStack()
         self.jobs = planned(config, self.params)
         self.folder = self.held.enter_context(taken(config, self.jobs))
+        for entry in self.folder.iterdir():
+            files.check_links(entry, self.folder)
+        files.check_tree(self.folder / ".submitit", self.folder)
         OmegaConf.update(config, "hydra.sweep.dir", str(self.folder))
         self.launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
@@ -201,11 +204,15 @@ def begun(parent: Path, jobs: list[dict[str, Any]]) -> Iterator[Path]:
         if file.parent.is_symlink():
             continue
         try:
-            found = {frozenset(job["overrides"]) for job in runs.read_json(file)["jobs"]}
+            there = runs.read_json(file)["jobs"]
+            found = {frozenset(job["overrides"]) for job in there}
+            folders = [file.parent / job["folder"] for job in there]
         except (runs.RunError, KeyError, TypeError):
             console.print(f"{file}: damaged, and left out")
             continue
         if found == wanted:
+            for folder in folders:
+                files.check_links(folder, file.parent)
             yield file.parent
 
 
@@ -235,6 +242,7 @@ def job(cfg: DictConfig, train: Callable[..., dict[str, float]]) -> dict[str, fl
     number = [set(one["overrides"]) for one in jobs].index(set(words))
     choices = {k: v for k, v in hydra.runtime.choices.items() if "/" not in k and v}
     folder = sweep / jobs[number]["folder"]
+    files.check_links(folder, sweep)
     name = jobs[number]["name"]
     try:
         with own_surroundings(words), free_gpu(sweep, cfg) as devices:
@@ -260,7 +268,7 @@ def stopped_at(folder: Path) -> Path | None:
 
 def note_failure(folder: Path, error: Exception) -> None:
     """Writes into a job's folder that it failed, and where."""
-    folder.mkdir(exist_ok=True)
+    files.make_folder(folder, folder.parent)
     file = folder / "run.json"
     try:
         record = runs.read_json(file)
@@ -268,8 +276,9 @@ def note_failure(folder: Path, error: Exception) -> None:
         record = {"name": folder.name}
     how = {"status": "failed", "error": f"{type(error).__name__}: {one_line(error)}"}
     runs.write_json(file, record | how)
-    with (folder / "log.txt").open("a", encoding="utf-8") as log:
-        traceback.print_exception(error, file=log)
+    text = "".join(traceback.format_exception(error))
+    with files.append(folder / "log.txt", folder) as log:
+        log.write(text.encode("utf-8", "backslashreplace"))
 
 
 @contextmanager
@@ -319,7 +328,7 @@ def free_gpu(sweep: Path, cfg: DictConfig) -> Generator[list[int] | None]:
         return
     while True:
         for gpu in range(count):
-            lock = FileLock(sweep / f".gpu-{gpu}")
+            lock = files.lock(sweep / f".gpu-{gpu}", sweep)
             try:
                 lock.acquire(timeout=0)
             except Timeout:

@@ -17,6 +17,7 @@ from typing import Any
 from omegaconf import DictConfig
 from rich.table import Table
 
+from seg import files
 from seg.cli import UserError, command
 from seg.console import quiet
 from seg.runs import RunError, read_json, relative
@@ -78,6 +79,10 @@ def sync(cfg: DictConfig) -> list[Recorded]:
         place = "" if cfg.outputs == "outputs" else f" outputs={shlex.quote(cfg.outputs)}"
         log.info(f"  python -m seg.sync{place} send=true")
         return found
+    for file in recordings(outputs):
+        if relative(file.parent.resolve()) in due:
+            files.check_links(file.parent, outputs)
+            files.check_tree(file.parent, file.parents[2], inner=True)  # W&B writes beside it
     send(due)
     found = recorded(outputs)
     if left := [one for one in found if one.folder in due and not one.sent]:
@@ -88,10 +93,14 @@ def sync(cfg: DictConfig) -> list[Recorded]:
 
 def recorded(outputs: Path) -> list[Recorded]:
     """All offline runs below a folder, and those not all of which was sent, oldest first."""
-    files = [*outputs.rglob("wandb/offline-run-*/*.wandb"), *outputs.rglob(f"wandb/run-*/{UNSENT}")]
-    folders = {file.parent.resolve() for file in files}
+    folders = {file.parent.resolve() for file in recordings(outputs)}
     found = [look(relative(folder)) for folder in folders]
     return sorted(found, key=lambda one: (one.started, str(one.folder)))
+
+
+def recordings(outputs: Path) -> list[Path]:
+    """A file of each recording below a folder."""
+    return [*outputs.rglob("wandb/offline-run-*/*.wandb"), *outputs.rglob(f"wandb/run-*/{UNSENT}")]
 
 
 def look(folder: Path) -> Recorded:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from seg import runs
+from seg import files, runs
 from seg.console import first_process
 
 VARIABLE = "SEG_RUN"
@@ -48,11 +48,11 @@ def one_place(
         yield heard(message)
         return
     folder = runs.create_folder(outputs, name) if folder is None else folder
-    folder.mkdir(parents=True, exist_ok=True)
+    files.make_folder(folder, folder)
     place = {"folder": str(folder.resolve()), "checkpoint": checkpoint and str(checkpoint)}
     os.environ[VARIABLE] = json.dumps(place)
     if message is not None:
-        outputs.mkdir(parents=True, exist_ok=True)
+        files.make_folder(outputs, outputs)
         runs.write_json(message, place)
     try:
         yield Place(folder, checkpoint)

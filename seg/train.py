@@ -16,10 +16,10 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from seg import __version__, hardware, runs, sweep
+from seg import __version__, files, hardware, runs, sweep
 from seg.asked import Asked, sweeping, typed
 from seg.cli import REFUSALS, UserError, build, command, one_line, plain
-from seg.console import logging_to, quiet
+from seg.console import first_process, logging_to, quiet
 from seg.data.module import DataModule
 from seg.fit import fit
 from seg.logits import num_logits
@@ -49,6 +49,9 @@ def train(
     quiet(speaks=not asked.silent)
     L.seed_everything(cfg.seed, verbose=False)
     hardware.pick_accelerator(cfg.trainer.accelerator)  # an error now, if it isn't there
+    outputs = Path(cfg.outputs) if asked.folder is None else asked.folder.parent
+    if asked.folder is None and first_process():
+        files.check_writable(outputs, outputs, given=f"outputs={outputs}")
     data = open_data(cfg)
     source, overlapping = data.source, data.source.task == "overlapping"
     cfg.loss = balanced(cfg.loss, data)
@@ -87,7 +90,7 @@ def train(
     check_trainer(cfg.trainer, data)
     taken = cfg.init and runs.start_from(task.model, cfg.init)
     with (
-        one_place(Path(cfg.outputs), asked.name, asked.folder, asked.checkpoint) as place,
+        one_place(outputs, asked.name, asked.folder, asked.checkpoint) as place,
         runs.alone(place.folder, "seg.train"),
     ):
         asked = replace(asked, folder=place.folder, checkpoint=place.checkpoint)

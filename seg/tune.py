@@ -25,7 +25,7 @@ from omegaconf import DictConfig
 from optuna.storages import BaseStorage
 from optuna.trial import TrialState
 
-from seg import runs
+from seg import files, runs
 from seg.cli import UserError, build, command, parse, searching
 from seg.console import quiet
 from seg.options import is_hydras
@@ -138,7 +138,10 @@ def opened(cfg: DictConfig, folder: Path) -> Generator[BaseStorage]:
     """The storage, and the folder, which goes again if nothing can be begun there."""
     fresh = not folder.exists()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        files.make_folder(folder, folder)
+        files.check_tree(folder, folder, inner=True)  # loggers of trials make links of their own
+        for entry in folder.iterdir():
+            files.check_links(entry, folder)
     except OSError as error:
         raise UserError(f"outputs={cfg.outputs}: can't be written ({error.strerror})") from error
     try:

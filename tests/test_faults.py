@@ -152,9 +152,9 @@ def test_of_two_whole_checkpoints_the_one_of_more_steps_is_taken(tmp_path, caplo
     (folder / "checkpoints").mkdir(parents=True)
     last, best = (folder / f"checkpoints/{name}.ckpt" for name in ("last", "best"))
     for file, step in ((last, 4), (best, 6)):  # killed between the two
-        WholeFiles().save_checkpoint({"global_step": step}, file)
+        WholeFiles(tmp_path).save_checkpoint({"global_step": step}, file)
     assert newest(folder) == best and not caplog.text
-    WholeFiles().save_checkpoint({"global_step": 6}, last)
+    WholeFiles(tmp_path).save_checkpoint({"global_step": 6}, last)
     assert newest(folder) == last
     best.write_bytes(best.read_bytes()[:100])
     assert newest(folder) == last and "best.ckpt: damaged" in caplog.text

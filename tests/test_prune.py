@@ -12,6 +12,7 @@ from seg import costs, runs
 from seg.cli import UserError
 from seg.models import NestedUNet
 from seg.prune import prune
+from seg.runs import RunError
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +62,7 @@ def test_what_can_not_be_pruned_is_told(trained, tmp_path):
         prune(config("prune", f"run={trained}", "depth=7"))
     with pytest.raises(UserError, match="rounds=0: it must be at least 1"):
         prune(config("prune", f"run={trained}", "rounds=0"))
-    with pytest.raises(UserError, match="output=/dev/null/x: can't be written"):
+    with pytest.raises(RunError, match="output=/dev/null/x: can't be written"):
         prune(config("prune", f"run={trained}", "output=/dev/null/x"))
     _, plain = tiny(tmp_path, "model=unet", "trainer.max_epochs=1")
     with pytest.raises(UserError, match="a UNet with one head can't be pruned"):

@@ -153,13 +153,13 @@ def test_where_all_checkpoints_are_damaged_it_is_said(tmp_path):
 
 def test_a_checkpoint_that_can_not_be_written_leaves_the_one_before(tmp_path):
     file = tmp_path / "last.ckpt"
-    WholeFiles().save_checkpoint({"step": 1}, file)
+    WholeFiles(tmp_path).save_checkpoint({"step": 1}, file)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))  # bytes
     try:
         with pytest.raises(OSError, match=r"File too large: '.*/last.ckpt'"):
-            WholeFiles().save_checkpoint({"step": 2, "weights": torch.zeros(100_000)}, file)
+            WholeFiles(tmp_path).save_checkpoint({"step": 2, "weights": torch.zeros(100_000)}, file)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, ignored)

@@ -513,7 +513,7 @@ def test_a_run_whose_files_are_links_that_lead_out_of_it_is_not_taken_up(stopped
     (stopped / name).unlink(missing_ok=True)
     (stopped / name).symlink_to(Path("victim.ckpt").resolve())
     said = refused(resumed, checked("train", [f"resume={stopped}"]))
-    assert name in said and "outside the run's folder" in said
+    assert name in said and "a link to" in said
     assert Path("victim.ckpt").read_text() == "precious"
 
 

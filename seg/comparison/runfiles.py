@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from seg import files
 from seg.trust import read_yaml
 
 MOST = 10_000  # options of a config
@@ -148,7 +149,7 @@ def text(value: Any) -> str:
     """A value as one printable line of at most 500 characters; None is empty."""
     if value is None:
         return ""
-    printable = (c if c.isprintable() else " " for c in str(value)[:5000])
+    printable = (c if c.isprintable() else " " for c in files.encodable(str(value)[:5000]))
     return " ".join("".join(printable).split())[:500]
 
 

@@ -10,7 +10,6 @@ import gzip
 import hashlib
 import logging
 import lzma
-import os
 import stat
 import tarfile
 import tempfile
@@ -26,6 +25,7 @@ import pooch
 import requests
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
+from seg import files
 from seg.console import console, first_process
 from seg.data.masks import short
 from seg.data.sources import DataError
@@ -67,15 +67,13 @@ def fetch(
         raise DataError(f"data.timeout={timeout}: seconds above 0 are needed")
     log.info(f"downloading {url} to {folder}, once")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix="part-", dir=folder) as scratch:
-            part = Path(scratch)
+        with files.scratch_folder(folder) as part:
             download(url, part / "archive", timeout)
             unpack(part / "archive", names, part, url)
             if found := fault(part):
                 raise DataError(f"{url}: {found}")
             for name in names:
-                os.replace(part / name, folder / name)
+                files.replace(part / name, folder / name, folder)
     except OSError as error:
         raise DataError(
             f"{folder}: can't be written ({error.strerror or error}); SEG_CACHE=FOLDER names another place"

@@ -246,8 +246,3 @@ def write_mask(file: Path, mask: np.ndarray, colors: list[tuple[int, int, int]])
     image = Image.frombytes("P", mask.shape[::-1], np.ascontiguousarray(mask).tobytes())
     image.putpalette([v for color in colors for v in color])
     image.save(file)
-
-
-def write_png(file: Path, image: np.ndarray) -> None:
-    """(H, W) or (H, W, 3) uint8 as PNG."""
-    Image.fromarray(image).save(file)

@@ -12,6 +12,7 @@ import numpy as np
 import pooch
 from torch.utils.data import get_worker_info
 
+from seg import files
 from seg.data.looks import fingerprint
 from seg.data.sources import DataError, Source
 
@@ -122,25 +123,25 @@ class Store:
             stamp = self.source.stamp(name)  # ty: ignore[missing-attribute]
         except OSError:  # a file went away; reading says which
             return self.source.read(name)
-        key = hashlib.sha256(f"{version('seg')}\n{stamp}".encode()).hexdigest()[:32]
-        files = [self.folder / f"{key}.{part}.npy" for part in ("image", "mask")]
+        told = f"{version('seg')}\n{stamp}".encode("utf-8", "surrogatepass")
+        key = hashlib.sha256(told).hexdigest()[:32]
+        arrays = [self.folder / f"{key}.{part}.npy" for part in ("image", "mask")]
         try:
-            return opened(files)
+            return opened(arrays)
         except (OSError, ValueError, EOFError):  # absent, or cut off: made anew
             pass
         decoded = self.source.read(name)
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            for file, array in zip(files, decoded, strict=True):
-                aside = file.with_name(f".{os.getpid()}-{file.name}")
-                np.save(aside, array)
-                os.replace(aside, file)
+            files.make_folder(self.folder, self.folder)
+            for file, array in zip(arrays, decoded, strict=True):
+                with files.whole(file, self.folder) as aside:
+                    np.save(aside, array)
         except OSError as error:
             raise DataError(
                 f"loader.cache={self.folder}: can't keep {name} there ({error.strerror or error}); give another folder or "
                 "take loader.cache=null"
             ) from error
-        return opened(files)
+        return opened(arrays)
 
 
 def spread(names: list[str]) -> list[str]:
@@ -159,7 +160,7 @@ def changed(before: str, now: str) -> str:
     return next((re.split(r" \d+ \d+(?: |$)", b)[0] for a, b in lines if a != b), "")
 
 
-def opened(files: list[Path]) -> Decoded:
+def opened(arrays: list[Path]) -> Decoded:
     """Image and mask, mapped from disk."""
-    image, mask = (np.load(file, mmap_mode="r", allow_pickle=False) for file in files)
+    image, mask = (np.load(file, mmap_mode="r", allow_pickle=False) for file in arrays)
     return image, mask

@@ -7,7 +7,6 @@ needs no look.
 import hashlib
 import json
 import logging
-import os
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from rich.progress import track
 
+from seg import files
 from seg.console import console
 from seg.data.checks import judge
 from seg.data.faults import Fault
@@ -194,10 +194,8 @@ def remember(file: Path, found: Survey) -> None:
         "warnings": [vars(fault) for fault in found.warnings],
         "digests": found.digests,
     }
-    aside = file.with_name(f".{os.getpid()}-{file.name}")
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_text(json.dumps(kept), "utf-8")
-        os.replace(aside, file)
+        files.make_folder(file.parent, file.parent)
+        files.write_text(file, json.dumps(kept), file.parent)
     except OSError as error:
         log.info(f"data       the look at it can't be kept in {file.parent} ({error.strerror})")

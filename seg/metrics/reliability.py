@@ -29,7 +29,9 @@ def reliability_plot(calibration: Calibration, title: str, file: Path) -> None:
     above.bar(left[used], true, width, align="edge", color="#56b4e9", edgecolor="white")
     above.plot(said, true, "o", color="#d55e00", markersize=4, label="mean confidence of a bin")
     above.set(ylabel="share of pixels that are right", ylim=(0, 1), xlim=(0, 1))
-    above.set_title(f"{title}\nexpected calibration error {float(calibration.compute()):.4f}")
+    above.set_title(
+        f"{title}\nexpected calibration error {float(calibration.compute()):.4f}", parse_math=False
+    )  # a path may have dollars
     above.title.set_fontsize(9)
     above.legend(fontsize=8, loc="upper left")
     below.bar(left, pixels / pixels.sum(), width, align="edge", color="#999999", edgecolor="white")

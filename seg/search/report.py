@@ -12,7 +12,7 @@ import yaml
 from optuna.trial import FrozenTrial, TrialState
 from rich.table import Table
 
-from seg import runs
+from seg import files, runs
 from seg.search.page import importances, page
 from seg.search.space import Axis, short_names
 from seg.search.study import direction, locked
@@ -138,15 +138,12 @@ class Report:
         mattered = importances(self.study)
         with locked(self.folder):
             write_table(self.folder / "trials.csv", self.rows())
-            with runs.whole(self.folder / "best.yaml") as aside:
-                found = [self.words(trial) for trial in best]
-                text = yaml.safe_dump(found if len(self.objectives) > 1 else found[0])
-                aside.write_text(text, encoding="utf-8")
-            with runs.whole(self.folder / "search.html") as aside:
-                command = f"python -m seg.train {shlex.join(self.words(best[0]))}"
-                aside.write_text(
-                    page(self.study, self.axes, self.objectives, command), encoding="utf-8"
-                )
+            found = [self.words(trial) for trial in best]
+            text = yaml.safe_dump(found if len(self.objectives) > 1 else found[0])
+            files.write_text(self.folder / "best.yaml", text, self.folder)
+            command = f"python -m seg.train {shlex.join(self.words(best[0]))}"
+            plots = page(self.study, self.axes, self.objectives, command)
+            files.write_text(self.folder / "search.html", plots, self.folder)
         log.info("", extra={"table": self.table()})
         if mattered:
             told = ", ".join(f"{self.short[name]} {share:.0%}" for name, share in mattered.items())
@@ -183,7 +180,7 @@ class Report:
 def write_table(file: Path, rows: list[dict[str, Any]]) -> None:
     """Whole or not at all."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
-    with runs.whole(file) as aside, aside.open("w", newline="", encoding="utf-8") as stream:
+    with files.open_text(file, file.parent) as stream:
         writer = csv.DictWriter(stream, columns, restval="")
         writer.writeheader()
         writer.writerows(rows)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import optuna
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
@@ -23,6 +23,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import SQLAlchemyError
 
+from seg import files
 from seg.metrics.better import smaller_is_better
 from seg.options import UserError, shown
 from seg.search.space import Axis
@@ -82,7 +83,7 @@ def open_storage(storage: str) -> BaseStorage:
 @contextmanager
 def locked(folder: Path) -> Generator[None]:
     """One process at a time; the others wait."""
-    with FileLock(folder / ".lock"):
+    with files.lock(folder / ".lock", folder):
         yield
 
 
@@ -90,7 +91,7 @@ def locked(folder: Path) -> Generator[None]:
 def worker(folder: Path) -> Generator[str]:
     """The name of this process in the study, whose lock it holds until it ends; its file stays if it fails."""
     file = folder / f".worker-{secrets.token_hex(8)}"
-    with FileLock(file):
+    with files.lock(file, folder):
         yield file.name
         file.unlink(missing_ok=True)
 
@@ -207,7 +208,7 @@ def revive(study: optuna.Study, folder: Path) -> None:
         if not name or not (folder / name).is_file():
             continue  # on a machine that doesn't share the folder: none can tell
         try:
-            with FileLock(folder / name, timeout=0):
+            with files.lock(folder / name, folder).acquire(timeout=0):
                 cut_off(study, trial, retry="again" not in trial.user_attrs)
         except Timeout:
             continue

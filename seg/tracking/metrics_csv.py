@@ -2,7 +2,6 @@
 
 import csv
 import io
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from seg import runs
+from seg import files
 
 
 class MetricsCSV(Logger):
@@ -57,7 +56,7 @@ class MetricsCSV(Logger):
         append(self.file, line.getvalue())
 
     def rewrite(self, rows: list[dict[str, str]]) -> None:
-        with runs.whole(self.file) as aside, aside.open("w", newline="") as stream:
+        with files.open_text(self.file, self.file.parent) as stream:
             writer = csv.DictWriter(stream, self.columns, restval="")
             writer.writeheader()
             writer.writerows(rows)
@@ -69,13 +68,13 @@ def append(file: Path, line: str) -> None:
     Raises:
         OSError: naming the file.
     """
-    with file.open("ab", buffering=0) as stream:
+    with files.append(file, file.parent) as stream:
         before, left = stream.tell(), line.encode()
         try:
             while left:
                 left = left[stream.write(left) :]
         except OSError as error:
-            os.truncate(file, before)
+            stream.truncate(before)
             error.filename = str(file)
             raise
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from lightning.pytorch.loggers import MLFlowLogger
 
+from seg import files
 from seg.tracking.guarded import without_keys
 from seg.tracking.tracker import Picture, TrackedRun, Tracker, flat, sheet
 
@@ -51,7 +52,7 @@ class MLflow(Tracker):
         artifacts = None
         if self.uri.startswith(SQLITE):
             database = Path(self.uri.removeprefix(SQLITE)).resolve()
-            database.parent.mkdir(parents=True, exist_ok=True)
+            files.make_folder(database.parent, database.parent)
             artifacts = database.with_suffix("").as_uri()
         self.logger = MLFlowLogger(
             self.project,

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from seg import files
 from seg.runs import relative
 from seg.tracking.tracker import Picture, TrackedRun, Tracker, flat, sheet
 
@@ -45,7 +46,7 @@ class Trackio(Tracker):
         place = trackio.utils.TRACKIO_DIR
         if self.folder is not None and place != Path(self.folder).resolve():
             raise RuntimeError(f"this process writes to {place} already")
-        place.mkdir(parents=True, exist_ok=True)
+        files.make_folder(place, place)
         with quiet(), warnings.catch_warnings():
             warnings.simplefilter("error", UserWarning)  # what it can't do, it only warns of
             self.session = trackio.init(

@@ -12,6 +12,7 @@ from urllib.parse import urlparse
 
 import requests
 
+from seg import files
 from seg.logits import IGNORE
 from seg.runs import relative
 from seg.tracking.metrics_csv import read_metrics
@@ -136,7 +137,7 @@ class Wandb(Tracker):
         try:
             self.session.finish(exit_code=0 if status in ("finished", "pruned") else 1)
         except TimeoutError as error:
-            (place / UNSENT).touch()
+            files.write_bytes(place / UNSENT, b"", place)
             rest = shlex.quote(str(relative(place)))
             raise TimeoutError(
                 f"not all was sent; send the rest: {SENDER}, or wandb sync --include-online {rest}"
