@@ -13,12 +13,17 @@ from omegaconf import DictConfig, OmegaConf
 from seg import past, runs
 from seg.asked import Asked
 from seg.cli import UserError, checked, one_line, plain
+from seg.files import read_text
+from seg.options import CONF, check_level
 from seg.runs import RunError
-from seg.trust import check_targets, read_yaml
+from seg.trust import CONFIG_LIMIT, check_targets, read_yaml
 
 log = logging.getLogger("seg")
 TOLD_ANEW = ("status", "error")  # of a run's record, when it goes on
 ANEW = ("versions", "git", "source", "hardware", "environment")  # noted again, where they differ
+TOLD = {  # of a record, what a run that goes on takes from it
+    "name": str, "overrides": list, "choices": dict, "group": (str, type(None)), "job": (int, type(None)), "resumed": list,
+}  # fmt: skip
 LOGGERS = ("seg.tracking",)
 
 
@@ -57,6 +62,7 @@ def as_asked(folder: Path, record: dict[str, Any]) -> Asked:
     checkpoint = newest(folder)
     if checkpoint is None:
         raise RunError(f"resume={folder}: no checkpoints/last.ckpt yet; begin the run anew")
+    check_record(record, folder / "run.json")
     return Asked(
         record.get("name", folder.name), record.get("overrides", []), record.get("choices", {}), record.get("group"),
         record.get("job"), folder.resolve(), checkpoint,
@@ -77,15 +83,39 @@ def newest(folder: Path) -> Path | None:
         if not file.is_file():
             continue
         try:
-            whole[file] = runs.read_checkpoint(file)["global_step"]
+            whole[file] = check_steps(runs.read_checkpoint(file)["global_step"])
         except runs.DAMAGED as error:
-            damaged = RunError(f"{file}: damaged ({one_line(error)[:200]})")
+            damaged = RunError(
+                f"{file}: damaged ({one_line(error).removeprefix(f'{file}: ')[:200]})"
+            )
     taken = max(whole, key=lambda file: whole[file], default=None)
     if damaged is not None:
         if taken is None:
             raise damaged
         log.warning(f"{damaged}; {taken.name} is taken")
     return taken
+
+
+def check_steps(steps: Any) -> int:
+    """The steps that a checkpoint says are done.
+
+    Raises:
+        TypeError: if it is no number of steps.
+    """
+    if type(steps) is not int or steps < 0:
+        raise TypeError(f"its global_step is {steps!s:.40}")
+    return steps
+
+
+def check_record(record: dict[str, Any], file: Path) -> None:
+    """Raise RunError unless what an unfinished run's record says of it is of the right kind."""
+    for name, kinds in TOLD.items():
+        if name in record and not isinstance(record[name], kinds):
+            raise RunError(f"{file}: {name} is damaged; not written by seg.train")
+    words, choices = record.get("overrides", []), record.get("choices", {})
+    parts = [*words, *choices, *(choice for choice in choices.values() if choice is not None)]
+    if not all(isinstance(part, str) for part in parts):
+        raise RunError(f"{file}: overrides or choices are damaged; not written by seg.train")
 
 
 @rank_zero_only
@@ -106,10 +136,34 @@ def saved_config(folder: Path) -> DictConfig:
     file = folder / "config.yaml"
     check_links(folder)
     config = past.read_config(file)
-    loggers = read_yaml(file.read_text("utf-8")).get("logger", {})
+    loggers = read_yaml(read_text(file, CONFIG_LIMIT)).get("logger", {})
+    if not isinstance(loggers, dict) or not all(
+        isinstance(node, dict) for node in loggers.values()
+    ):
+        raise RunError(f"{file}: logger is no group of loggers")
     check_targets(loggers, file, LOGGERS)
     later = plain(checked("train", []))  # of an older run's options those that it hadn't
-    return OmegaConf.create(later | config | {"logger": loggers, "resume": None})
+    whole = later | config | {"logger": loggers, "resume": None}
+    for group in ("loader", "trainer"):
+        whole[group] = later[group] | whole[group]
+    check_options(whole, later, file)
+    return OmegaConf.create(whole)
+
+
+def check_options(config: dict[str, Any], known: dict[str, Any], file: Path) -> None:
+    """Raise RunError for an option of a saved config that this version does not take, or that is out of its range.
+
+    Args:
+        config: whole.
+        known: as composed by this version.
+        file: that it came from.
+    """
+    own = read_yaml(read_text(CONF / "train.yaml", CONFIG_LIMIT))
+    groups = {name: config[name] for name in (*past.HONOURED, "trainer", "logger")}
+    try:
+        check_level({name: config[name] for name in known}, known | groups, own, ())
+    except UserError as error:
+        raise RunError(f"{file}: {error}") from error
 
 
 def check_links(folder: Path) -> None:

@@ -527,6 +527,8 @@ def check_card(card: dict[str, Any]) -> None:
         raise ValueError("its config or its intensity is no group")
     if not all(isinstance(config[group], dict) for group in ("model", "loss")):
         raise ValueError("its model or its loss is no group")
+    if not all(isinstance(config.get(group, {}), dict) for group in ("data", "trainer", "loader")):
+        raise ValueError("its data, trainer or loader is no group")
     check_intensity(**intensity)
 
 

@@ -1,6 +1,8 @@
 """What is taken from a file that may be a stranger's: plain values, and constructors of these packages alone."""
 
+import csv
 import importlib
+import io
 import json
 import re
 from collections.abc import Iterable, Iterator
@@ -11,7 +13,7 @@ import yaml
 from yaml.constructor import ConstructorError
 
 from seg.errors import RunError
-from seg.files import MIB
+from seg.files import MIB, read_text
 from seg.options import missing_extra
 
 NETWORKS = (
@@ -23,20 +25,20 @@ DECODERS = f"{PEERS}.decoders"  # its networks; its encoders would fetch weights
 DOTTED = re.compile(r"[A-Za-z]\w*(\.[A-Za-z]\w*){1,9}", re.ASCII)
 DEEPEST = 50  # levels of a config, or of a record
 WORD_64 = 2**63 - 1
-# bytes of a run folder's files, several times what 100,000 images and 20 classes need
-CONFIG_LIMIT = (
-    MIB  # config.yaml: its lists of classes and colours are the largest of it, 100 bytes a class
-)
-TOKENS = 200_000  # of such a file; reading one takes a kilobyte
 VALUES = 100_000  # of a config, each counted wherever it stands
-RECORD_LIMIT = 64 * MIB  # run.json, which names each image; sweep.json and predict.json likewise
-CROSSVAL_LIMIT = 2**30  # crossval.json, which has a confusion matrix an image, 8 kB for 20 classes
-TABLE_LIMIT = (
-    512 * MIB
-)  # metrics.csv, and images.csv, which has a row an image and class, 100 bytes
-CONTAINERS = (
-    5_000_000  # lists and groups of a record; crossval.json has a list for each row of a matrix
-)
+TOKENS = 200_000  # of config.yaml; reading one takes a kilobyte
+# bytes of a run folder's files, several times what 100,000 images and 20 classes need:
+# config.yaml, of which lists of classes and colours are the largest part, 100 bytes a class
+CONFIG_LIMIT = MIB
+# run.json, which names each image, sweep.json, predict.json and the like
+RECORD_LIMIT = 64 * MIB
+# crossval.json, which has a confusion matrix an image, 8 kB for 20 classes
+CROSSVAL_LIMIT = 2**30
+# metrics.csv, and images.csv, which has a row an image and class, 100 bytes
+TABLE_LIMIT = 512 * MIB
+CELLS = 40_000_000  # of such a table: images.csv has 6 a row
+# lists and groups of a record: crossval.json has one for each row of a confusion matrix
+CONTAINERS = 5_000_000
 LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's, ten times faster
 
 
@@ -94,6 +96,26 @@ def json_value(text: str) -> Any:
         if not level:
             return content
     raise ValueError(f"it nests more than {DEEPEST} levels deep")
+
+
+def read_rows(file: Path) -> Iterator[list[str]]:
+    """Yield the rows of a table that a run wrote, the header too; a last line without an end is none.
+
+    Raises:
+        ValueError: if it is no such table, or has too many cells.
+        UnsafePath: if it is no regular file, or too large.
+        OSError: if it cannot be read.
+    """
+    text = read_text(file, TABLE_LIMIT)
+    cells = 0
+    try:
+        for row in csv.reader(io.StringIO(text[: text.rfind("\n") + 1], newline="")):
+            cells += len(row) + 1
+            if cells > CELLS:
+                raise ValueError(f"more than {CELLS} cells")
+            yield row
+    except csv.Error as error:
+        raise ValueError(str(error)) from error
 
 
 def whole_number(digits: str) -> int:
