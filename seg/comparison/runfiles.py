@@ -133,6 +133,8 @@ def read_counts(
     try:
         rows = read_rows(file)
         header = next(rows, [])
+        if missing := [column for column in COLUMNS if column not in header]:
+            raise ValueError(f"no column {missing[0]}")
         places = [header.index(column) for column in COLUMNS]
         for row in rows:
             if len(row) != len(header):
