@@ -1,0 +1,177 @@
+"""A run folder that is damaged, or a stranger's: each command is done, or names the file or the run in one line.
+
+Runs are trained once, copied, and one file of the copy is damaged. Never does a command hang, end in a fault of
+ours, take much memory, or change what lies beside the run.
+"""
+
+import csv
+import json
+import logging
+import os
+import random
+import resource
+import shutil
+import signal
+import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from damage import damage
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+import seg
+from seg import ensemble
+from seg.cli import MISTAKES, checked, one_line
+from seg.compare import compare
+from seg.crossval import crossval
+from seg.evaluate import evaluate
+from seg.export import export
+from seg.finite import Finite
+from seg.predict import predict
+from seg.prune import prune
+from seg.rerun import rerun
+from seg.sweep import begun
+from seg.sync import sync
+from seg.train import train
+from seg.tune import tune
+from seg.watch import Watch
+
+TINY = [
+    "trainer=cpu", "logger=none", "augment=none", "data.size=32", "data.train=2", "data.val=1", "data.test=1",
+    "loader.crop=32", "loader.repeats=1", "loader.batch_size=2", "loader.workers=0", "model=unetpp", "model.width=2",
+    "model.depth=2", "panels=1", "kept=1", "trainer.max_epochs=1", "loader.check=false",
+]  # fmt: skip
+MEMORY = 2 * 2**30  # bytes that a command may take beside what the process has
+SECONDS = 60  # that a command may take
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory) -> Path:
+    """Runs as the commands leave them, with an image beside them."""
+    place = tmp_path_factory.mktemp("made")
+    before = Path.cwd()
+    os.chdir(place)
+    try:
+        train(checked("train", [*TINY, "model.deep_supervision=true"]))
+        Path("outputs/latest").resolve().rename("outputs/whole")
+        train(checked("train", [*TINY, "seed=1"]))
+        Path("outputs/latest").resolve().rename("outputs/other")
+        Path("outputs/latest").unlink()
+        shutil.copytree("outputs/whole", "stopped")
+        record = json.loads(Path("stopped/run.json").read_text())
+        gone = ("metrics", "minutes", "steps", "threshold")
+        left = {name: value for name, value in record.items() if name not in gone}
+        Path("stopped/run.json").write_text(json.dumps(left | {"status": "interrupted"}))
+        text = Path("stopped/config.yaml").read_text().replace("max_epochs: 1", "max_epochs: 2")
+        Path("stopped/config.yaml").write_text(text)
+        recorded = Path("outputs/whole/wandb/offline-run-20261127_082448-abcdefgh")
+        recorded.mkdir(parents=True)
+        (recorded / "run-abcdefgh.wandb").write_bytes(b"")
+        pixels = np.random.default_rng(0).integers(0, 256, (40, 40)).astype(np.uint8)
+        Image.fromarray(pixels).save("image.png")
+        Path("beside").mkdir()
+        Path("beside/precious").write_text("precious")
+    finally:
+        os.chdir(before)
+    return place
+
+
+@pytest.fixture
+def place(made, tmp_path, monkeypatch) -> Path:
+    """A copy of them, which is the working folder."""
+    shutil.copytree(made, tmp_path / "p", symlinks=True)
+    monkeypatch.chdir(tmp_path / "p")
+    return tmp_path / "p"
+
+
+def words(*more: str) -> list[str]:
+    return ["accelerator=cpu", *more]
+
+
+def resume(run: str) -> None:
+    train(checked("train", [f"resume={run}"]))
+
+
+COMMANDS: dict[str, Callable[[str], Any]] = {  # each with the folder of a run
+    "compare": lambda run: compare(checked("compare", [f"runs=[{Path(run).parent}]", "resamples=20"])),
+    "evaluate": lambda run: evaluate(checked("evaluate", words(f"run={run}", "panels=0", "confidence=0", "workers=0"))),
+    "export": lambda run: export(checked("export", [f"run={run}", "format=torch", "output=exported.pt2"])),
+    "init": lambda run: train(checked("train", [*TINY, f"init={run}", "trainer.limit_train_batches=1"])),
+    "list": lambda run: ensemble.load([run, "outputs/other"]),
+    "load": lambda run: seg.load(run, accelerator="cpu").predict("image.png"),
+    "predict": lambda run: predict(checked("predict", words(f"run={run}", "input=image.png", "output=out"))),
+    "prune": lambda run: prune(checked("prune", words(f"run={run}", "rounds=1", "workers=0"))),
+    "rerun": lambda run: rerun(checked("rerun", [f"run={run}", "loader.workers=0"])),
+    "resume": resume,
+    "sync": lambda run: sync(checked("sync", [])),
+}  # fmt: skip
+
+
+@contextmanager
+def bounded() -> Generator[None]:
+    """Ends what takes too much memory or time."""
+
+    def late(number: int, frame: Any) -> None:
+        raise TimeoutError(f"more than {SECONDS} s")
+
+    with open("/proc/self/statm") as stream:
+        now = int(stream.read().split()[0]) * resource.getpagesize()
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(SECONDS)
+    resource.setrlimit(resource.RLIMIT_AS, (now + MEMORY, limits[1]))
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+
+
+def outcome(command: Callable[[str], Any], run: str, known: tuple[str, ...]) -> str | None:
+    """What was refused, one line that names one of these; None: the command was done."""
+    try:
+        with bounded():
+            command(run)
+    except MISTAKES as error:
+        said = one_line(error)
+        assert str(error).strip() and len(said) < 3000
+        assert any(name in said for name in known), said
+        return said
+    finally:
+        for file in Path("beside").iterdir():
+            assert file.read_text() == "precious"
+        assert len(list(Path("beside").iterdir())) == 1
+    return None
+
+
+def try_damage(made: Path, name: str, rng: random.Random, root: Path) -> None:
+    """One command on one damaged file."""
+    shutil.rmtree(root, ignore_errors=True)
+    shutil.copytree(made, root, symlinks=True)
+    os.chdir(root)
+    run = Path("stopped" if name == "resume" else "outputs/whole")
+    files = sorted(file for file in run.rglob("*") if file.is_file() and file.suffix not in (".wandb", ".txt"))
+    if name == "compare":
+        files = [file for file in files if file.suffix != ".ckpt"]
+    elif name != "rerun":
+        files = [f for f in files if f.suffix == ".ckpt" or (name == "resume" and f.suffix in (".json", ".yaml", ".csv"))] + [run / "run.json"] * (name == "list")
+    file = rng.choice(files)
+    how = damage(file, rng)
+    try:
+        outcome(COMMANDS[name], str(run), (run.name, file.name, "config.yaml"))
+    except BaseException as error:
+        error.add_note(f"{name}: {file}: {how}")
+        raise
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_commands_do_whole_runs(place, name):
+    """So that a refusal is that of the damage."""
+    assert outcome(COMMANDS[name], "stopped" if name == "resume" else "outputs/whole", ()) is None
