@@ -383,7 +383,7 @@ def build_network(
             with torch.device("meta"):
                 planned = instantiate(node, _convert_="all")
         except InstantiationException as error:
-            if not isinstance(error.__cause__, NotImplementedError):
+            if not isinstance(error.__cause__, RuntimeError):
                 raise
             check_small(
                 node

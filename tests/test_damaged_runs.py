@@ -4,15 +4,12 @@ Runs are trained once, copied, and one file of the copy is damaged. Never does a
 ours, take much memory, or change what lies beside the run.
 """
 
-import csv
 import json
-import logging
 import os
 import random
 import resource
 import shutil
 import signal
-import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,26 +18,19 @@ from typing import Any
 import numpy as np
 import pytest
 from damage import damage
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from PIL import Image
 
 import seg
 from seg import ensemble
 from seg.cli import MISTAKES, checked, one_line
 from seg.compare import compare
-from seg.crossval import crossval
 from seg.evaluate import evaluate
 from seg.export import export
-from seg.finite import Finite
 from seg.predict import predict
 from seg.prune import prune
 from seg.rerun import rerun
-from seg.sweep import begun
 from seg.sync import sync
 from seg.train import train
-from seg.tune import tune
-from seg.watch import Watch
 
 TINY = [
     "trainer=cpu", "logger=none", "augment=none", "data.size=32", "data.train=2", "data.val=1", "data.test=1",
@@ -157,11 +147,17 @@ def try_damage(made: Path, name: str, rng: random.Random, root: Path) -> None:
     shutil.copytree(made, root, symlinks=True)
     os.chdir(root)
     run = Path("stopped" if name == "resume" else "outputs/whole")
-    files = sorted(file for file in run.rglob("*") if file.is_file() and file.suffix not in (".wandb", ".txt"))
+    files = sorted(
+        file for file in run.rglob("*") if file.is_file() and file.suffix not in (".wandb", ".txt")
+    )
     if name == "compare":
         files = [file for file in files if file.suffix != ".ckpt"]
     elif name != "rerun":
-        files = [f for f in files if f.suffix == ".ckpt" or (name == "resume" and f.suffix in (".json", ".yaml", ".csv"))] + [run / "run.json"] * (name == "list")
+        files = [
+            f
+            for f in files
+            if f.suffix == ".ckpt" or (name == "resume" and f.suffix in (".json", ".yaml", ".csv"))
+        ] + [run / "run.json"] * (name == "list")
     file = rng.choice(files)
     how = damage(file, rng)
     try:
