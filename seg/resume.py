@@ -3,17 +3,20 @@
 import logging
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
 
 from seg import past, runs
 from seg.asked import Asked
 from seg.cli import UserError, checked, one_line, plain
 from seg.files import read_text
+from seg.limits import is_number
 from seg.options import CONF, check_level
 from seg.runs import RunError
 from seg.trust import CONFIG_LIMIT, check_targets, read_yaml
@@ -83,8 +86,8 @@ def newest(folder: Path) -> Path | None:
         if not file.is_file():
             continue
         try:
-            whole[file] = check_steps(runs.read_checkpoint(file)["global_step"])
-        except runs.DAMAGED as error:
+            whole[file] = check_state(runs.read_checkpoint(file))
+        except (*runs.DAMAGED, AttributeError) as error:
             damaged = RunError(
                 f"{file}: damaged ({one_line(error).removeprefix(f'{file}: ')[:200]})"
             )
@@ -96,15 +99,64 @@ def newest(folder: Path) -> Path | None:
     return taken
 
 
-def check_steps(steps: Any) -> int:
-    """The steps that a checkpoint says are done.
+def check_state(content: dict[str, Any]) -> int:
+    """Return the steps that a checkpoint says are done, once its state of the training is of the right kinds.
+
+    Lightning and PyTorch take it as it is, and would fail at whatever step comes to use it.
 
     Raises:
-        TypeError: if it is no number of steps.
+        LookupError: if a part is missing.
+        TypeError: if a part is of another kind.
     """
-    if type(steps) is not int or steps < 0:
+    steps = content["global_step"]
+    if not is_count(steps):
         raise TypeError(f"its global_step is {steps!s:.40}")
+    check_leaves(content["loops"], is_count, "loops")
+    check_leaves(
+        content["lr_schedulers"],
+        lambda v: v is None or is_number(v) or isinstance(v, bool),
+        "lr_schedulers",
+    )
+    for state in content["callbacks"].values():
+        for name, value in state.items():
+            if name in CALLBACKS and not CALLBACKS[name](value):
+                raise TypeError(f"{name} of a callback is {value!s:.40}")
     return steps
+
+
+def check_leaves(node: Any, holds: Callable[[Any], bool], what: str) -> None:
+    """Raise TypeError unless each value of a tree of dicts and lists is of a kind."""
+    if isinstance(node, dict | list):
+        for below in node.values() if isinstance(node, dict) else node:
+            check_leaves(below, holds, what)
+    elif not holds(node):
+        raise TypeError(f"a value of {what} is {node!s:.40}")
+
+
+def is_count(value: Any) -> bool:
+    """Return whether a value is a number of steps, epochs or the like; True and False are 1 and 0."""
+    return isinstance(value, int) and 0 <= value < 2**53
+
+
+def is_scalar(value: Any) -> bool:
+    """Return whether a value is None, or a tensor of one number."""
+    return value is None or (isinstance(value, Tensor) and value.shape == ())
+
+
+def is_name(value: Any) -> bool:
+    """Return whether a value is None, or text."""
+    return value is None or isinstance(value, str)
+
+
+# what the states of callbacks hold, by the names that ModelCheckpoint, EarlyStopping and Lines give them
+CALLBACKS: dict[str, Callable[[Any], bool]] = {
+    **dict.fromkeys(("best_model_score", "current_score", "kth_value", "best_score"), is_scalar),
+    **dict.fromkeys(("best_model_path", "kth_best_model_path", "last_model_path", "dirpath"), lambda v: isinstance(v, str)),
+    **dict.fromkeys(("wait_count", "stopped_epoch", "patience"), is_count),
+    "monitor": is_name,
+    "seconds": lambda v: is_number(v) and v >= 0,
+    "best_k_models": lambda v: isinstance(v, dict) and all(isinstance(k, str) and is_scalar(s) for k, s in v.items()),
+}  # fmt: skip
 
 
 def check_record(record: dict[str, Any], file: Path) -> None:

@@ -4,6 +4,7 @@ Runs are trained once, copied, and one file of the copy is damaged. Never does a
 ours, take much memory, or change what lies beside the run.
 """
 
+import csv
 import json
 import os
 import random
@@ -18,6 +19,8 @@ from typing import Any
 import numpy as np
 import pytest
 from damage import damage
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 import seg
@@ -171,3 +174,87 @@ def try_damage(made: Path, name: str, rng: random.Random, root: Path) -> None:
 def test_commands_do_whole_runs(place, name):
     """So that a refusal is that of the damage."""
     assert outcome(COMMANDS[name], "stopped" if name == "resume" else "outputs/whole", ()) is None
+
+
+@pytest.mark.parametrize(
+    "name",
+    [name for name in COMMANDS if name not in ("export", "rerun", "init", "resume", "prune")],
+)
+@settings(max_examples=6, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(seed=st.integers(0, 10**6))
+def test_a_damaged_file_is_named_or_does_no_harm(made, tmp_path_factory, monkeypatch, name, seed):
+    monkeypatch.chdir(made)  # where it ends
+    try_damage(made, name, random.Random(seed), tmp_path_factory.getbasetemp() / f"damaged-{name}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", COMMANDS)
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(seed=st.integers(0, 10**9))
+def test_many_damaged_files_are_named_or_do_no_harm(
+    made, tmp_path_factory, monkeypatch, name, seed
+):
+    monkeypatch.chdir(made)
+    try_damage(made, name, random.Random(seed), tmp_path_factory.getbasetemp() / f"damaged-{name}")
+
+
+def test_pipes_and_devices_in_a_run_end_no_comparison(place):
+    """The others are compared; the run is named, and why."""
+    for name in ("fifo", "zero", "config"):
+        shutil.copytree("outputs/whole", f"outputs/{name}")
+    Path("outputs/fifo/run.json").unlink()
+    os.mkfifo("outputs/fifo/run.json")
+    Path("outputs/zero/run.json").unlink()
+    Path("outputs/zero/run.json").symlink_to("/dev/zero")
+    Path("outputs/config/config.yaml").unlink()
+    os.mkfifo("outputs/config/config.yaml")
+    with bounded():
+        ranking = compare(checked("compare", ["runs=[outputs]", "resamples=20"]))
+    assert {run.label for run in ranking.runs} == {"whole", "other", "config"}
+    rows = table()
+    for name in ("fifo", "zero"):
+        assert rows[name]["status"] == "damaged" and "not a regular file" in rows[name]["note"]
+    assert "config.yaml can't be read" in rows["config"]["note"]
+
+
+def table() -> dict[str, dict[str, str]]:
+    """The rows of compare.csv by their runs."""
+    lines = Path("outputs/compare.csv").read_text().splitlines()
+    return {row["run"]: row for row in csv.DictReader(lines)}
+
+
+DAMAGED = {
+    "pixels of 30 digits": ("images.csv", lambda text: text.replace("test,", "test,", 1).rstrip().rpartition(",")[0] + f",{10**30}\n"),
+    "an endless epoch": ("metrics.csv", lambda text: text.replace("\n", "\n" + ",".join(["inf"] * len(text.partition("\n")[0].split(","))) + "\n", 1)),
+    "half a character": ("run.json", lambda text: text.replace('"name": "', '"name": "\\ud800', 1)),
+    "a number of 30 digits": ("run.json", lambda text: text.replace('"seed": 0', f'"seed": {10**30}', 1)),
+    "a deep record": ("run.json", lambda text: text.replace("{", '{"deep": ' + "[" * 5000 + "]" * 5000 + ",", 1)),
+    "a wrong character": ("config.yaml", lambda text: text + 'x: "\\ud800"\n'),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", [*DAMAGED, "a folder whose name is no UTF-8"])
+def test_one_damaged_run_is_named_and_the_others_are_compared(place, what):
+    """And the page of the comparison before, if this one came to nothing, would be whole."""
+    words = ["runs=[outputs]", "resamples=20"]
+    compare(checked("compare", words))
+    before = Path("outputs/compare.html").read_text()
+    if what in DAMAGED:
+        shutil.copytree("outputs/whole", "outputs/bad")
+        file, change = DAMAGED[what]
+        text = (Path("outputs/bad") / file).read_text()
+        changed = change(text)
+        assert changed != text
+        (Path("outputs/bad") / file).write_text(changed)
+        label = "bad"
+    else:
+        shutil.copytree("outputs/whole", os.fsdecode(b"outputs/b\xffd"))
+        label = "b\\xffd"
+    found = compare(checked("compare", words))
+    assert {"whole", "other"} <= {run.label for run in found.runs}
+    rows = table()
+    assert set(rows) == {"whole", "other", label}
+    if what in DAMAGED:
+        assert DAMAGED[what][0] in rows[label]["note"], rows[label]
+    after = Path("outputs/compare.html").read_text()
+    assert after.count("</html>") == before.count("</html>") == 1 and after != before
