@@ -36,6 +36,7 @@ from seg.comparison.grouping import (
 from seg.comparison.ranking import Asked, Comparison, Ranking, rank
 from seg.comparison.results import Run, common_folder, find_runs, read_runs
 from seg.console import console, quiet
+from seg.files import open_regular
 from seg.options import listed, nearest
 from seg.reports import number
 from seg.runs import relative
@@ -204,8 +205,8 @@ def check_ours(file: Path) -> None:
     """Raises UserError rather than have a file overwritten that this command didn't write."""
     if not file.exists():
         return
-    with file.open(encoding="utf-8", errors="replace") as stream:
-        start = stream.read(1000)
+    with open_regular(file, None) as stream:
+        start = stream.read(4000).decode("utf-8", errors="replace")
     if not start.startswith("run,status,rank") and page.GENERATOR not in start:
         raise UserError(f"{file}: not written by seg.compare, so it stays; give output=FOLDER")
 

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from seg.depth import shallower
 from seg.logits import average
 from seg.runs import CROSSVAL, LoadedRun, RunError
 from seg.tiles import full_logits
+from seg.trust import CROSSVAL_LIMIT
 
 
 class Ensemble(nn.Module):
@@ -93,16 +95,29 @@ def load(run: str | Path | Sequence[str] | None, depth: int | None = None) -> Lo
 def load_folds(folder: Path, depth: int | None = None) -> LoadedRun:
     """The ensemble of a finished cross-validation."""
     file = folder / CROSSVAL
-    record = runs.read_json(file)
-    try:
-        status, images = record["status"], set(record["images"])
-        folders = [str(fold["run"]) for fold in record.get("folds", [])]
-    except (KeyError, TypeError) as error:
-        raise RunError(f"{file}: not written by seg.crossval ({error!r})") from error
-    if status != "finished" or not folders:
+    record = runs.read_json(file, CROSSVAL_LIMIT)
+    images, folds = record.get("images"), record.get("folds", [])
+    if "status" not in record or not isinstance(images, dict) or not isinstance(folds, list):
+        raise RunError(f"{file}: not written by seg.crossval")
+    if record["status"] != "finished" or not folds:
         raise RunError(f"{file}: not finished; the command that began it goes on where it stopped")
-    members = [shallower(runs.load(inside(folder, name)), depth) for name in folders]
-    return join(members, file, folder, images)
+    folders = fold_folders(folder, folds)
+    members = [shallower(runs.load(one), depth) for one in folders]
+    return join(members, file, folder, set(images))
+
+
+def fold_folders(folder: Path, folds: list[Any]) -> list[Path]:
+    """The run folders of a cross-validation's folds, each once.
+
+    Raises:
+        RunError: when they aren't named, or lie elsewhere.
+    """
+    names = [fold.get("run") if isinstance(fold, dict) else None for fold in folds]
+    if not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
+        raise RunError(
+            f"{folder / CROSSVAL}: names no run of its own for each fold; not written by seg.crossval"
+        )
+    return [inside(folder, str(name)) for name in names]
 
 
 def inside(folder: Path, name: str) -> Path:
@@ -111,7 +126,7 @@ def inside(folder: Path, name: str) -> Path:
     Raises:
         RunError: when it leads out of it.
     """
-    if not (folder / name).resolve().is_relative_to(folder.resolve()):
+    if "\0" in name or not (folder / name).resolve().is_relative_to(folder.resolve()):
         raise RunError(f"{folder / CROSSVAL}: names {name!r}, which lies outside its folder")
     return folder / name
 
@@ -167,6 +182,7 @@ def check_alike(first: LoadedRun, other: LoadedRun) -> None:
 def trained(run: LoadedRun) -> list[str]:
     """Names of the images that trained a run; none where its folder doesn't say."""
     try:
-        return list(runs.read_json(run.folder / "run.json")["splits"]["train"])
+        names = runs.read_json(run.folder / "run.json")["splits"]["train"]
     except (RunError, KeyError, TypeError):
         return []
+    return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []

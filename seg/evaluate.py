@@ -22,7 +22,8 @@ from seg.logits import IGNORE, probabilities
 from seg.metrics import SegmentationMetrics, boundaries, instances
 from seg.metrics.reliability import reliability_plot
 from seg.metrics.significance import Evidence, Interval, interval
-from seg.options import arguments, located
+from seg.options import arguments, check_call, located
+from seg.runs import RunError
 from seg.shortage import explaining
 from seg.task import SegmentationTask
 from seg.tiles import full_logits
@@ -72,11 +73,22 @@ def chosen_metrics(cfg: DictConfig, run: runs.LoadedRun) -> SegmentationMetrics:
     asked = cfg.get("metrics")
     node = plain(asked) if asked else run.config.get("metrics") or STANDARD
     if not asked:
-        check_targets(node, run.checkpoint, packages=("seg.metrics",))
+        check_node(node, "metrics", run, "seg.metrics")
     return build(
         OmegaConf.create(node), "metrics", classes=run.classes, overlapping=run.overlapping,
         threshold=runs.threshold(run, cfg.threshold),
     )  # fmt: skip
+
+
+def check_node(node: Any, group: str, run: runs.LoadedRun, package: str) -> None:
+    """Raise RunError unless a node of the run's config names a class of a package, and arguments that it takes."""
+    if not isinstance(node, dict) or "_target_" not in node:
+        raise RunError(f"{run.checkpoint}: its config has no {group}")
+    check_targets(node, run.checkpoint, packages=(package,))
+    try:
+        check_call(group, node, {}, {})
+    except UserError as error:
+        raise RunError(f"{run.checkpoint}: {error}") from error
 
 
 def check_report(cfg: DictConfig) -> None:
@@ -117,8 +129,10 @@ def trained_loss(run: runs.LoadedRun) -> nn.Module:
     Raises:
         UserError: when this version has no such loss any more.
     """
+    node = run.config["loss"]
     try:
-        return build(OmegaConf.create(run.config["loss"]), "loss")
+        check_call("loss", node, {}, {})
+        return build(OmegaConf.create(node), "loss")
     except UserError as error:
         raise UserError(
             f"{run.checkpoint}: made by an older version, whose loss this one doesn't know ({error}); predict "
@@ -131,14 +145,13 @@ def count(
 ) -> dict[str, float]:
     """Runs the network over the split and returns the metrics by their logged names."""
     bar: list[L.Callback] = [reports.progress_bar()] if reports.on_terminal() else []
-    trained = run.config["trainer"]
-    trainer = build_trainer(
-        cfg.accelerator,
-        devices=1,
-        precision=trained["precision"],
-        channels_last=trained["channels_last"],
-        callbacks=bar,
-    )
+    trained = run.config.get("trainer", {})
+    try:
+        options = {name: trained[name] for name in ("precision", "channels_last")}
+        check_call("trainer", {"_target_": "seg.hardware.build_trainer"} | options, {}, {})
+    except (KeyError, TypeError, UserError) as error:
+        raise RunError(f"{run.checkpoint}: its config's trainer is damaged ({error})") from error
+    trainer = build_trainer(cfg.accelerator, devices=1, callbacks=bar, **options)
     loader = data.loader(data.samples(split), cfg.eval_batch_size, shuffle=False)
     found = trainer.test(task, loader, verbose=False)[0]
     return {f"{split}/{key.removeprefix('test/')}": value for key, value in found.items()}
@@ -175,8 +188,8 @@ def chosen_data(given: DictConfig, run: runs.LoadedRun) -> tuple[str, dict[str, 
     data = {key: value for key, value in data.items() if value is not None}
     if "_target_" in data:
         return split, data
-    own = run.config["data"]
-    check_targets(own, run.checkpoint, packages=("seg.data",))
+    own = run.config.get("data", {})
+    check_node(own, "data", run, "seg.data")
     takes = arguments(located("data", own["_target_"])) or []  # also what is newer than the run
     unknown = sorted(set(data) - set(own) - set(takes))
     if unknown:

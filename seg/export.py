@@ -10,6 +10,7 @@ import logging
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, cast
 from unittest.mock import patch
@@ -21,15 +22,17 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from seg import __version__, ensemble, files, runs
+from seg.archive import CHECKPOINT_LIMIT
 from seg.cli import UserError, build, command
 from seg.console import quiet
 from seg.data.sources import DataError
 from seg.ensemble import Ensemble
+from seg.files import open_regular
 from seg.logits import average, probabilities
 from seg.models import NestedUNet, Peer, UNet
 from seg.options import missing_extra
 from seg.tiles import full_logits
-from seg.trust import check_targets
+from seg.trust import CROSSVAL_LIMIT, check_targets
 
 log = logging.getLogger("seg")
 SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
@@ -213,9 +216,7 @@ def description(run: runs.LoadedRun, given: Any) -> dict[str, Any]:
         "task": run.task,
         "channels": run.intensity.channels,
         "network": named(run.model),
-        "checkpoints": {
-            str(file): hashlib.sha256(file.read_bytes()).hexdigest() for file in checkpoints(given)
-        },
+        "checkpoints": {str(file): digest(file) for file in checkpoints(given)},
     }
 
 
@@ -226,8 +227,14 @@ def checkpoints(given: str | Path | Sequence[str]) -> list[Path]:
     folder = Path(given)
     if not (folder / runs.CROSSVAL).is_file():
         return [runs.find_checkpoint(folder)]
-    folds = runs.read_json(folder / runs.CROSSVAL)["folds"]
-    return [runs.find_checkpoint(folder / str(fold["run"])) for fold in folds]
+    folds = runs.read_json(folder / runs.CROSSVAL, CROSSVAL_LIMIT)["folds"]
+    return [runs.find_checkpoint(one) for one in ensemble.fold_folders(folder, folds)]
+
+
+def digest(file: Path) -> str:
+    """The SHA-256 of a checkpoint."""
+    with open_regular(file, CHECKPOINT_LIMIT) as stream:
+        return hashlib.file_digest(cast(BufferedReader, stream), "sha256").hexdigest()
 
 
 def write(network: Exported, facts: dict, file: Path, format: str, opset: int) -> None:

@@ -2,6 +2,7 @@
 
 import errno
 import logging
+import math
 import shlex
 import shutil
 import signal
@@ -14,12 +15,12 @@ from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElastic
 from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
-from torch import nn
+from torch import Tensor, nn
 
 from seg import hardware, kept, provenance, reports, runs
 from seg.asked import Asked
 from seg.checkpoints import Checkpoints, Interrupts, MidEpoch, WholeFiles
-from seg.cli import UserError, build, one_line, plain
+from seg.cli import MISTAKES, REFUSALS, UserError, build, one_line, plain
 from seg.console import first_process
 from seg.data.faults import KINDS
 from seg.data.module import DataModule
@@ -34,6 +35,52 @@ from seg.tracking import MetricsCSV, TrackedRun, finish, start, without_keys
 log = logging.getLogger("seg")
 Part = TypeVar("Part", bound=L.Callback)
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # a disk, or a share of it
+
+
+class Begun(L.Callback):
+    """Notes whether a checkpoint was taken up, and training or the validation before it began.
+
+    Attributes:
+        yes: whether it did.
+    """
+
+    yes = False
+
+    def on_sanity_check_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.yes = True
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        check_optimizer(trainer)
+        self.yes = True
+
+
+def check_optimizer(trainer: L.Trainer) -> None:
+    """Raise ValueError unless an optimizer's state, as a checkpoint has it, fits its parameters."""
+    for optimizer in trainer.optimizers:
+        for group in optimizer.param_groups:
+            for name, value in group.items():
+                if name != "params" and not fits_option(value, optimizer.defaults.get(name)):
+                    raise ValueError(f"the optimizer's {name} is {value!s:.40}")
+            for parameter in group["params"]:
+                for name, value in optimizer.state.get(parameter, {}).items():
+                    if isinstance(value, Tensor) and value.shape not in (parameter.shape, ()):
+                        raise ValueError(
+                            f"the optimizer's {name} has the shape {tuple(value.shape)}"
+                        )
+
+
+def fits_option(value: Any, default: Any) -> bool:
+    """Return whether an option of an optimizer is of the kind of its default."""
+    if isinstance(default, list | tuple) and isinstance(value, list | tuple):
+        return len(value) == len(default) and all(map(fits_option, value, default))
+    if isinstance(value, float) and not math.isfinite(value):
+        return False
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return (
+        number
+        if isinstance(default, float)
+        else default is None or isinstance(value, type(default))
+    )
 
 
 class Pruned(Exception):
@@ -79,7 +126,7 @@ def fit(
         runs.write_json(folder / "run.json", record | {"status": "running"})
         if not asked.silent:
             runs.point_latest(folder)
-        trainer.fit(task, datamodule=data, ckpt_path=asked.checkpoint, weights_only=True)
+        restored(trainer, task, data, asked.checkpoint)
         minutes = part(trainer, reports.Lines).seconds / 60
         scores = score(trainer, task, data)
         record |= {
@@ -111,6 +158,24 @@ def fit(
     ):  # as the run ended: what comes after it is meant
         raise KeyboardInterrupt
     return scores
+
+
+def restored(
+    trainer: L.Trainer, task: SegmentationTask, data: DataModule, checkpoint: Path | None
+) -> None:
+    """Fits, from a checkpoint where one is given.
+
+    Raises:
+        RunError: if the checkpoint's state is none of this run, which shows before training goes on.
+    """
+    try:
+        trainer.fit(task, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    except (*REFUSALS, AttributeError, RuntimeError, AssertionError) as error:
+        if checkpoint is None or part(trainer, Begun).yes or isinstance(error, MISTAKES):
+            raise
+        raise runs.RunError(
+            f"{checkpoint}: its state doesn't fit this run, or is damaged ({runs.explain(error)})"
+        ) from error
 
 
 def conclude_early(
@@ -179,6 +244,7 @@ def prepared(cfg: DictConfig, asked: Asked, more: Sequence[L.Callback]) -> L.Tra
             save_on_train_epoch_end=True,
         ),
         reports.Lines(),
+        Begun(),
         MidEpoch(),
         Interrupts(),
         Demand(

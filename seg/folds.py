@@ -18,6 +18,7 @@ from seg.data.sources import Source
 from seg.data.splits import Splits, split_hash
 from seg.options import shown
 from seg.runs import CROSSVAL
+from seg.trust import CROSSVAL_LIMIT
 
 OWN = ("output", "save", "tile", "overlap", "confidence", "objects")  # not of the trainings
 FREE = (
@@ -97,11 +98,12 @@ def begin(cfg: DictConfig, plan: Plan, output: Path) -> dict[str, Any]:
     }
     file = output / CROSSVAL
     if file.is_file():
-        old = runs.read_json(file)
+        old = runs.read_json(file, CROSSVAL_LIMIT)
         check_same(old, now, output)
         whole = all(finished(output, plan, fold) for fold in range(len(plan.names)))
         whole = whole and (output / PREDICTED).is_dir() and old["options"] == now["options"]
         if old["status"] == "finished" and whole:
+            check_result(old, file)
             return old
     else:
         check_folder(output)
@@ -143,6 +145,8 @@ def check_same(old: dict[str, Any], now: dict[str, Any], output: Path) -> None:
     if not set(now) <= set(old):
         raise UserError(f"{output / CROSSVAL}: not written by seg.crossval; give another output")
     before, after = old["settings"], now["settings"]
+    if not isinstance(before, dict):
+        raise UserError(f"{output / CROSSVAL}: not written by seg.crossval; give another output")
     for name in [*after, *before]:
         was, has = (shown(s[name]) if name in s else "absent" for s in (before, after))
         if was != has:
@@ -153,6 +157,29 @@ def check_same(old: dict[str, Any], now: dict[str, Any], output: Path) -> None:
         raise UserError(
             f"output={output}: begun with other images than the data has now, or other names of them; {remedy}"
         )
+
+
+def check_result(record: dict[str, Any], file: Path) -> None:
+    """Raise RunError unless the scores of a finished cross-validation are there, and are scores."""
+    try:
+        tables = [record["mean"], record["sd"], *(fold["metrics"] for fold in record["folds"])]
+        pooled = [record[part] for part in ("pooled", "test") if part in record]
+        tables += [part["metrics"] for part in pooled]
+        ends = [end for part in pooled for end in part["intervals"].values()]
+        good = all(map(is_score, (value for table in tables for value in table.values())))
+        good = good and all(len(end) == 2 and all(map(is_score, end)) for end in ends)
+        good = good and all(type(part["images"]) is int for part in pooled)
+        good = good and all(isinstance(name, str) for name in record["classes"])
+        good = good and {*record["mean"]} == {*record["sd"]} and "pooled" in record
+    except (KeyError, TypeError, AttributeError) as error:
+        raise runs.RunError(f"{file}: damaged ({error!r}); give another output") from error
+    if not good:
+        raise runs.RunError(f"{file}: its scores are damaged; give another output")
+
+
+def is_score(value: Any) -> bool:
+    """Whether a value of a record is a number, or null, which stands for nan."""
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
 
 
 def finished(output: Path, plan: Plan, fold: int) -> Path | None:

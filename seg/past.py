@@ -4,6 +4,7 @@ Of config.yaml nothing is imported that isn't a class of ours, of albumentations
 segmentation_models_pytorch; checkpoints are read as plain values.
 """
 
+import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ import yaml
 
 from seg import runs, trust
 from seg.asked import FREE
+from seg.files import read_text
 from seg.runs import RunError
 
 HONOURED = {  # packages whose classes a config may name, by group
@@ -24,6 +26,7 @@ NEEDED = ("data", "model", "loss", "optim", "seed")  # a run's config has at lea
 KINDS = {
     "name": str, "seed": int, "splits": dict, "split_hash": str, "overrides": list, "choices": dict, "resumed": list,
 }  # fmt: skip
+PARTS = {"overrides": str, "resumed": dict, "splits": list}  # what those hold
 LATER = {"overrides": [], "choices": {}, "resumed": []}  # what runs of older versions don't tell
 ALIKE = ("split_hash", "data", "source", "versions")  # of runs that differ in the seed alone
 MOST_THREADS = 4096  # more is no machine's
@@ -83,9 +86,22 @@ def read_record(file: Path) -> dict[str, Any]:
         value is None or type(value) in (int, float) for value in metrics.values()
     ):
         raise RunError(f"{file}: metrics is missing or damaged; not written by seg.train")
+    for name in ("overrides", "resumed", "splits"):
+        check_parts(record[name], PARTS[name], f"{file}: {name}")
+    record["metrics"] = {
+        name: value if value is not None and math.isfinite(value) else None
+        for name, value in metrics.items()
+    }
     if threads_of(record) not in range(1, MOST_THREADS + 1):
         raise RunError(f"{file}: hardware is damaged; not written by seg.train")
     return record
+
+
+def check_parts(parts: dict[str, Any] | list[Any], kind: type, what: str) -> None:
+    """Raise RunError unless each part of a record is of a kind."""
+    values = parts.values() if isinstance(parts, dict) else parts
+    if not all(isinstance(value, kind) for value in values):
+        raise RunError(f"{what} is damaged; not written by seg.train")
 
 
 def threads_of(record: dict[str, Any]) -> Any:
@@ -101,7 +117,7 @@ def read_config(file: Path) -> dict[str, Any]:
         RunError: when it can't be read, or names others.
     """
     try:
-        config = trust.read_yaml(file.read_text("utf-8"))
+        config = trust.read_yaml(read_text(file, trust.CONFIG_LIMIT))
         if not isinstance(config, dict) or not set(NEEDED) <= set(config):
             raise RunError(f"{file}: not a run's config, which has {', '.join(NEEDED)} and more")
         trust.check_plain(config, file)

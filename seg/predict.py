@@ -160,7 +160,7 @@ def begin(output: Path, cfg: DictConfig, run: runs.LoadedRun) -> dict[str, Any]:
     file = output / RECORD
     if file.is_file():
         record = runs.read_json(file)
-        if not isinstance(record.get("done"), dict) or "settings" not in record:
+        if not all(isinstance(record.get(part), dict) for part in ("done", "settings")):
             raise UserError(f"{file}: not written by seg.predict; give another folder")
         for name, value in settings.items():
             if (was := record["settings"].get(name)) != value:
@@ -316,7 +316,7 @@ class Journey:
         if self.mark.is_file():
             content = runs.read_json(self.mark)
             if all(content.get(name) == value for name, value in way.items()):
-                page, row = content["at"]
+                page, row = self.place(content.get("at"), height)
         wanted = [one.growing.height * page + one.rows(row) for one in self.outputs]
         pairs = list(zip(self.outputs, wanted, strict=True))
         if any(one.growing.done() < rows for one, rows in pairs):
@@ -326,6 +326,23 @@ class Journey:
         if (page, row) != (0, 0):
             log.info(f"{self.file.name} goes on at page {page}, row {row}")
         return (page, row) if row < height else (page + 1, 0)
+
+    def place(self, at: Any, height: int) -> tuple[int, int]:
+        """A page and a row of it, as the mark has them.
+
+        Raises:
+            RunError: if they are none.
+        """
+        if not isinstance(at, list) or [type(number) for number in at] != [int, int]:
+            raise runs.RunError(
+                f"{self.mark}: not written by seg.predict; remove it to begin the image anew"
+            )
+        page, row = at
+        if not 0 <= page < 2**31 or not 0 <= row <= height:
+            raise runs.RunError(
+                f"{self.mark}: names page {page} and row {row}; remove it to begin the image anew"
+            )
+        return page, row
 
     def forget(self) -> None:
         """Removes all that there is of it."""

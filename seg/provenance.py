@@ -24,6 +24,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from seg import files
 from seg.options import CONF
+from seg.trust import read_rows
 
 PACKAGE = Path(__file__).parent
 SOURCES = ("seg", "conf", "pyproject.toml", "constraints.txt")  # of a checkout, from its top
@@ -230,8 +231,7 @@ def read_digests(file: Path) -> Digests:
     """
     if not file.is_file():
         return {}
-    with file.open(newline="", encoding="utf-8") as stream:
-        rows = list(csv.reader(stream))
+    rows = list(read_rows(file))
     if any(len(row) != 3 for row in rows):
         raise ValueError(f"{file}: three columns are needed, name, image and mask")
     return {name: (image, mask) for name, image, mask in rows[1:]}

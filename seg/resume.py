@@ -3,22 +3,30 @@
 import logging
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
 
 from seg import files, past, runs
 from seg.asked import Asked
 from seg.cli import UserError, checked, one_line, plain
+from seg.files import read_text
+from seg.limits import is_number
+from seg.options import CONF, check_level
 from seg.runs import RunError
-from seg.trust import check_targets, read_yaml
+from seg.trust import CONFIG_LIMIT, check_targets, read_yaml
 
 log = logging.getLogger("seg")
 TOLD_ANEW = ("status", "error")  # of a run's record, when it goes on
 ANEW = ("versions", "git", "source", "hardware", "environment")  # noted again, where they differ
+TOLD = {  # of a record, what a run that goes on takes from it
+    "name": str, "overrides": list, "choices": dict, "group": (str, type(None)), "job": (int, type(None)), "resumed": list,
+}  # fmt: skip
 LOGGERS = ("seg.tracking",)
 # folders of a run in which training writes
 WRITTEN = ("checkpoints", "panels", "predictions", "predictions/val", "predictions/test")
@@ -60,6 +68,7 @@ def as_asked(folder: Path, record: dict[str, Any]) -> Asked:
     checkpoint = newest(folder)
     if checkpoint is None:
         raise RunError(f"resume={folder}: no checkpoints/last.ckpt yet; begin the run anew")
+    check_record(record, folder / "run.json")
     return Asked(
         record.get("name", folder.name), record.get("overrides", []), record.get("choices", {}), record.get("group"),
         record.get("job"), folder.resolve(), checkpoint,
@@ -80,15 +89,88 @@ def newest(folder: Path) -> Path | None:
         if not file.is_file():
             continue
         try:
-            whole[file] = runs.read_checkpoint(file)["global_step"]
-        except runs.DAMAGED as error:
-            damaged = RunError(f"{file}: damaged ({one_line(error)[:200]})")
+            whole[file] = check_state(runs.read_checkpoint(file))
+        except (*runs.DAMAGED, AttributeError) as error:
+            damaged = RunError(
+                f"{file}: damaged ({one_line(error).removeprefix(f'{file}: ')[:200]})"
+            )
     taken = max(whole, key=lambda file: whole[file], default=None)
     if damaged is not None:
         if taken is None:
             raise damaged
         log.warning(f"{damaged}; {taken.name} is taken")
     return taken
+
+
+def check_state(content: dict[str, Any]) -> int:
+    """Return the steps that a checkpoint says are done, once its state of the training is of the right kinds.
+
+    Lightning and PyTorch take it as it is, and would fail at whatever step comes to use it.
+
+    Raises:
+        LookupError: if a part is missing.
+        TypeError: if a part is of another kind.
+    """
+    steps = content["global_step"]
+    if not is_count(steps):
+        raise TypeError(f"its global_step is {steps!s:.40}")
+    check_leaves(content["loops"], is_count, "loops")
+    check_leaves(
+        content["lr_schedulers"],
+        lambda v: v is None or is_number(v) or isinstance(v, bool),
+        "lr_schedulers",
+    )
+    for state in content["callbacks"].values():
+        for name, value in state.items():
+            if name in CALLBACKS and not CALLBACKS[name](value):
+                raise TypeError(f"{name} of a callback is {value!s:.40}")
+    return steps
+
+
+def check_leaves(node: Any, holds: Callable[[Any], bool], what: str) -> None:
+    """Raise TypeError unless each value of a tree of dicts and lists is of a kind."""
+    if isinstance(node, dict | list):
+        for below in node.values() if isinstance(node, dict) else node:
+            check_leaves(below, holds, what)
+    elif not holds(node):
+        raise TypeError(f"a value of {what} is {node!s:.40}")
+
+
+def is_count(value: Any) -> bool:
+    """Return whether a value is a number of steps, epochs or the like; True and False are 1 and 0."""
+    return isinstance(value, int) and 0 <= value < 2**53
+
+
+def is_scalar(value: Any) -> bool:
+    """Return whether a value is None, or a tensor of one number."""
+    return value is None or (isinstance(value, Tensor) and value.shape == ())
+
+
+def is_name(value: Any) -> bool:
+    """Return whether a value is None, or text."""
+    return value is None or isinstance(value, str)
+
+
+# what the states of callbacks hold, by the names that ModelCheckpoint, EarlyStopping and Lines give them
+CALLBACKS: dict[str, Callable[[Any], bool]] = {
+    **dict.fromkeys(("best_model_score", "current_score", "kth_value", "best_score"), is_scalar),
+    **dict.fromkeys(("best_model_path", "kth_best_model_path", "last_model_path", "dirpath"), lambda v: isinstance(v, str)),
+    **dict.fromkeys(("wait_count", "stopped_epoch", "patience"), is_count),
+    "monitor": is_name,
+    "seconds": lambda v: is_number(v) and v >= 0,
+    "best_k_models": lambda v: isinstance(v, dict) and all(isinstance(k, str) and is_scalar(s) for k, s in v.items()),
+}  # fmt: skip
+
+
+def check_record(record: dict[str, Any], file: Path) -> None:
+    """Raise RunError unless what an unfinished run's record says of it is of the right kind."""
+    for name, kinds in TOLD.items():
+        if name in record and not isinstance(record[name], kinds):
+            raise RunError(f"{file}: {name} is damaged; not written by seg.train")
+    words, choices = record.get("overrides", []), record.get("choices", {})
+    parts = [*words, *choices, *(choice for choice in choices.values() if choice is not None)]
+    if not all(isinstance(part, str) for part in parts):
+        raise RunError(f"{file}: overrides or choices are damaged; not written by seg.train")
 
 
 @rank_zero_only
@@ -107,10 +189,34 @@ def saved_config(folder: Path) -> DictConfig:
     file = folder / "config.yaml"
     check_links(folder)
     config = past.read_config(file)
-    loggers = read_yaml(file.read_text("utf-8")).get("logger", {})
+    loggers = read_yaml(read_text(file, CONFIG_LIMIT)).get("logger", {})
+    if not isinstance(loggers, dict) or not all(
+        isinstance(node, dict) for node in loggers.values()
+    ):
+        raise RunError(f"{file}: logger is no group of loggers")
     check_targets(loggers, file, LOGGERS)
     later = plain(checked("train", []))  # of an older run's options those that it hadn't
-    return OmegaConf.create(later | config | {"logger": loggers, "resume": None})
+    whole = later | config | {"logger": loggers, "resume": None}
+    for group in ("loader", "trainer"):
+        whole[group] = later[group] | whole[group]
+    check_options(whole, later, file)
+    return OmegaConf.create(whole)
+
+
+def check_options(config: dict[str, Any], known: dict[str, Any], file: Path) -> None:
+    """Raise RunError for an option of a saved config that this version does not take, or that is out of its range.
+
+    Args:
+        config: whole.
+        known: as composed by this version.
+        file: that it came from.
+    """
+    own = read_yaml(read_text(CONF / "train.yaml", CONFIG_LIMIT))
+    groups = {name: config[name] for name in (*past.HONOURED, "trainer", "logger")}
+    try:
+        check_level({name: config[name] for name in known}, known | groups, own, ())
+    except UserError as error:
+        raise RunError(f"{file}: {error}") from error
 
 
 def check_links(folder: Path) -> None:

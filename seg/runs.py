@@ -17,7 +17,6 @@ import pickle
 import re
 import shutil
 import time
-import zipfile
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -27,22 +26,45 @@ from typing import Any, get_args
 import torch
 import yaml
 from filelock import Timeout
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import nn
 
 from seg import __version__, files
+from seg.archive import Declared, Refused, read_skeleton
 from seg.console import first_process
 from seg.data.intensity import Intensity
 from seg.data.sources import Task
+from seg.files import MIB, UnsafePath, read_text
+from seg.limits import is_number
+from seg.logits import num_logits
 from seg.models.imagenet import load_published
-from seg.trust import RunError, check_plain, check_targets
+from seg.options import check_call
+from seg.trust import (
+    NETWORKS,
+    RECORD_LIMIT,
+    RunError,
+    check_plain,
+    check_targets,
+    is_text,
+    json_value,
+)
 
 FORMAT = 1  # of checkpoints; a later version counts up where an earlier one would read them wrongly
-DAMAGED = (  # what a checkpoint that is cut or isn't ours raises as it is read, and looked into
-    RuntimeError, EOFError, OSError, LookupError, TypeError, pickle.UnpicklingError, zipfile.BadZipFile
-)  # fmt: skip
+CLASSES = 1000  # of a run; a mask of one class a pixel has at most 255
 CROSSVAL = "crossval.json"  # what seg.crossval leaves in the folder of its runs
+
+
+class DamagedCheckpoint(RunError):
+    """A checkpoint that can't be read, or isn't ours."""
+
+
+DAMAGED = (
+    DamagedCheckpoint,
+    LookupError,
+    TypeError,
+)  # raised as a checkpoint is read, and looked into
 
 
 class Busy(RunError):
@@ -149,16 +171,23 @@ def write_json(file: Path, content: dict, below: Path | None = None) -> None:
     files.write_text(file, f"{text}\n", below or file.parent)
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """What ``write_json`` wrote.
+def read_json(file: Path, limit: int = RECORD_LIMIT) -> dict[str, Any]:
+    """Return what ``write_json`` wrote.
+
+    Args:
+        file: run.json, sweep.json and the like.
+        limit: largest size in bytes.
 
     Raises:
-        RunError: when it isn't there, or was damaged since.
+        RunError: if it is not there, or was damaged since.
     """
     try:
-        content = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise RunError(f"{file}: can't be read ({error})") from error
+        content = json_value(read_text(file, limit))
+    except UnsafePath:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise RunError(f"{file}: can't be read ({reason})") from error
     if not isinstance(content, dict):
         raise RunError(f"{file}: not written by seg")
     return content
@@ -270,50 +299,126 @@ def nearby(path: Path) -> str:
 
 
 def load(run: str | Path | None) -> LoadedRun:
-    """Reads a run back from its folder or checkpoint file; neither code nor data set is needed.
+    """Return a run, read back from its folder or checkpoint file; neither code nor data set is needed.
+
+    Shapes are compared before the network, or a weight, takes memory.
 
     Raises:
-        RunError: when the file isn't a checkpoint of ours, or would run code.
+        RunError: if the file is no checkpoint of ours, is damaged, or would run code.
     """
     file = find_checkpoint(run)
+    card, shapes = read_card(file)
+    config = card["config"]
+    model = build_network(config["model"], shapes, file, written_by(card))
+    weights = read_checkpoint(file)["state_dict"]
+    model.load_state_dict(model_weights(weights))
+    folder = file.parent.parent if file.parent.name == "checkpoints" else file.parent
+    return LoadedRun(
+        file, folder, model.eval(), config, list(card["classes"]), [tuple(c) for c in card["colors"]],
+        Intensity(**card["intensity"]), card.get("task", "classes"), float(card.get("threshold", 0.5)),
+    )  # fmt: skip
+
+
+def read_card(file: Path) -> tuple[dict[str, Any], dict[str, Declared]]:
+    """Return what a checkpoint says of its run, checked, and the declared tensors of its network by their names.
+
+    Raises:
+        RunError: if it is no checkpoint of ours, is damaged, or its config names what isn't honoured.
+    """
+    content = skeleton_of(file)
     try:
-        content = read_checkpoint(file)
         card, weights = content["seg"], content["state_dict"]
-        config, intensity = card["config"], Intensity(**card["intensity"])
-        classes, colors = list(card["classes"]), [tuple(c) for c in card["colors"]]
-        task, threshold = card.get("task", "classes"), float(card.get("threshold", 0.5))
-        check_facts(classes, colors, task, threshold)
-        target, _ = config["model"]["_target_"], config["loss"]["_target_"]
-    except RunError:
-        raise
-    except pickle.UnpicklingError as error:
-        raise RunError(
-            f"{file}: holds more than weights and plain values; it is not loaded"
+        check_card(card)
+        check_weights(weights)
+    except (LookupError, TypeError, ValueError, OverflowError) as error:
+        raise DamagedCheckpoint(
+            f"{file}: not a checkpoint of seg.train ({explain(error)})"
         ) from error
-    except (*DAMAGED, ValueError) as error:
-        reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-        raise RunError(
-            f"{file}: not a checkpoint of seg.train, or cut off ({reason[:200]})"
-        ) from error
+    config = card["config"]
     check_plain(config, file)
     try:
-        check_targets(config["model"], file)
-        check_targets(config["loss"], file, ("seg.losses",))
+        for group, packages in (("model", NETWORKS), ("loss", ("seg.losses",))):
+            check_targets(config[group], file, packages)
     except RunError as error:
         raise RunError(f"{error}{written_by(card)}") from error
     try:
-        model = instantiate(without_weights(config["model"]), _convert_="all")
-        model.load_state_dict(
-            {k.removeprefix("model."): v for k, v in weights.items() if k.startswith("model.")}
-        )
+        check_network(card)
+    except ValueError as error:
+        raise RunError(f"{file}: {error}{written_by(card)}") from error
+    return card, model_weights(weights)
+
+
+def model_weights(weights: dict[str, Any]) -> dict[str, Any]:
+    """Return the network's part of a task's weights, by the names that it gives them."""
+    return {k.removeprefix("model."): v for k, v in weights.items() if k.startswith("model.")}
+
+
+def build_network(
+    node: dict[str, Any], shapes: dict[str, Declared], file: Path, version: str
+) -> nn.Module:
+    """Return the network of a config, whose tensors have these shapes; it is not built if they differ.
+
+    Args:
+        node: of the config, its constructors checked.
+        shapes: of a checkpoint's tensors by their names.
+        file: the checkpoint.
+        version: which version wrote it, in words, if it was another one.
+
+    Raises:
+        RunError: if they differ, or the constructor refuses an option.
+    """
+    node = without_weights(node)
+    try:
+        check_call("model", node, {}, {})
+        try:
+            with torch.device("meta"):
+                planned = instantiate(node, _convert_="all")
+        except InstantiationException as error:
+            if not isinstance(error.__cause__, RuntimeError):
+                raise
+            check_small(
+                node
+            )  # some of smp's encoders read a number as they are built, which meta has not
+            planned = instantiate(node, _convert_="all")
+        check_shapes({k: tuple(v.shape) for k, v in planned.state_dict().items()}, shapes)
+        check_buffers(planned, shapes)
+        return instantiate(node, _convert_="all")
     except Exception as error:
+        cause = error.__cause__ if isinstance(error, InstantiationException) else None
         raise RunError(
-            f"{file}: its weights don't fit {target} of this version{written_by(card)}: {error}"
+            f"{file}: its weights don't fit {node['_target_']} of this version{version}: {explain(cause or error)}"
         ) from error
-    folder = file.parent.parent if file.parent.name == "checkpoints" else file.parent
-    return LoadedRun(
-        file, folder, model.eval(), config, classes, colors, intensity, task, threshold
-    )
+
+
+def check_small(node: Any) -> None:
+    """Raise ValueError if an option is a number by which a network could be too large to be built unseen."""
+    for value in node.values() if isinstance(node, dict) else node:
+        if isinstance(value, int) and abs(value) > 1024:
+            raise ValueError(f"an option of {value}; at most 1024 is taken from a checkpoint")
+        if isinstance(value, dict | list):
+            if len(value) > 32:
+                raise ValueError(
+                    f"an option of {len(value)} parts; at most 32 are taken from a checkpoint"
+                )
+            check_small(value)
+
+
+def check_shapes(planned: dict[str, tuple[int, ...]], shapes: dict[str, Declared]) -> None:
+    """Raise ValueError unless a network's tensors are those of a checkpoint."""
+    for name in (*planned, *shapes):
+        wanted = planned.get(name)
+        found = shapes[name].shape if name in shapes else None
+        if wanted != found:
+            raise ValueError(
+                f"{name[:100]} has the shape {found} in the file and {wanted} in the network; None: it isn't there"
+            )
+
+
+def check_buffers(planned: nn.Module, shapes: dict[str, Declared]) -> None:
+    """Raise ValueError if what a network has beside its weights is larger than they are."""
+    beside = sum(t.nbytes for name, t in planned.named_buffers() if name not in shapes)
+    if beside > sum(tensor.size for tensor in shapes.values()) + 64 * MIB:
+        raise ValueError(f"the network has {beside} bytes beside its weights")
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -325,15 +430,24 @@ def fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def read_checkpoint(file: str | Path) -> dict[str, Any]:
-    """The content of a checkpoint; a pickle that holds more than tensors and plain values is refused.
+def skeleton_of(file: str | Path) -> dict[str, Any]:
+    """Return the content of a checkpoint with a ``Declared`` in the place of each tensor.
 
     Raises:
-        RunError: when a later version wrote it, in a format that isn't known here.
+        RunError: if it is damaged, or a later version wrote it, in a format that is not known here.
     """
-    content = torch.load(file, map_location="cpu", weights_only=True)
-    card = content.get("seg") if isinstance(content, dict) else None
-    if isinstance(card, dict) and card.get("format", FORMAT) not in range(1, FORMAT + 1):
+    try:
+        content = read_skeleton(Path(file))
+    except (Refused, OSError) as error:
+        raise DamagedCheckpoint(
+            f"{file}: {explain(error)}; not a checkpoint of seg.train, or damaged"
+        ) from error
+    if not isinstance(content, dict):
+        raise DamagedCheckpoint(f"{file}: not a checkpoint of seg.train")
+    card = content.get("seg")
+    if isinstance(card, dict) and (
+        type(card.get("format", FORMAT)) is not int or not 1 <= card.get("format", FORMAT) <= FORMAT
+    ):
         raise RunError(
             f"{file}: written by seg {card.get('version')!s:.40} in format {card['format']!s:.40}, and this is seg "
             f"{__version__}, which reads format {FORMAT}; it needs the version that wrote it, or a later one"
@@ -341,8 +455,34 @@ def read_checkpoint(file: str | Path) -> dict[str, Any]:
     return content
 
 
+def read_checkpoint(file: str | Path) -> dict[str, Any]:
+    """Return the content of a checkpoint, which takes about as much memory as the file has bytes.
+
+    Raises:
+        RunError: if it is damaged, holds more than tensors and plain values, or a later version wrote it.
+    """
+    skeleton_of(file)
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged archive can make it raise anything
+        reason = "" if isinstance(error, pickle.UnpicklingError) else f" ({explain(error)})"
+        raise DamagedCheckpoint(
+            f"{file}: holds more than weights and plain values, or is damaged; it is not loaded{reason}"
+        ) from error
+
+
+def explain(error: BaseException) -> str:
+    """Return the first line of an error, with its type where it says little without."""
+    said = error.strerror if isinstance(error, OSError) else str(error).partition("\n")[0]
+    return (
+        str(said)[:200]
+        if isinstance(error, ValueError | OSError)
+        else f"{type(error).__name__}: {said}"[:200]
+    )
+
+
 def is_whole(file: Path) -> bool:
-    """Whether a checkpoint is there and can be read to its end."""
+    """Return whether a checkpoint is there and can be read to its end."""
     try:
         read_checkpoint(file)
     except DAMAGED:
@@ -360,14 +500,13 @@ def written_by(card: dict[str, Any]) -> str:
     )
 
 
-def check_facts(
-    classes: list[Any], colors: list[tuple[Any, ...]], task: Any, threshold: float
-) -> None:
-    """Raises ValueError unless a checkpoint's facts are what each command takes them for."""
-    if not 0 < threshold < 1:
-        raise ValueError(f"its threshold is {threshold}")
-    if not classes or not all(isinstance(name, str) for name in classes):
-        raise ValueError("its classes are no names")
+def check_card(card: dict[str, Any]) -> None:
+    """Raise LookupError, TypeError or ValueError unless a checkpoint's facts are what each command takes them for."""
+    classes, colors, threshold = card["classes"], card["colors"], card.get("threshold", 0.5)
+    task, config, intensity = card.get("task", "classes"), card["config"], card["intensity"]
+    if not is_number(threshold) or not 0 < threshold < 1:
+        raise ValueError(f"its threshold is {threshold!s:.40}")
+    check_names(classes)
     levels = range(256)
     if len(colors) != len(classes) or not all(
         len(color) == 3 and all(type(v) is int and v in levels for v in color) for color in colors
@@ -375,6 +514,63 @@ def check_facts(
         raise ValueError("its colors aren't three numbers from 0 to 255 a class")
     if task not in get_args(Task):
         raise ValueError(f"its task is {task!r:.40}")
+    if not isinstance(config, dict) or type(intensity) is not dict:
+        raise ValueError("its config or its intensity is no group")
+    if not all(isinstance(config[group], dict) for group in ("model", "loss")):
+        raise ValueError("its model or its loss is no group")
+    if not all(isinstance(config.get(group, {}), dict) for group in ("data", "trainer", "loader")):
+        raise ValueError("its data, trainer or loader is no group")
+    check_intensity(**intensity)
+
+
+def check_network(card: dict[str, Any]) -> None:
+    """Raise ValueError unless a checkpoint's network takes its channels, and gives the logits of its classes."""
+    classes, channels = card["classes"], len(card["intensity"]["mean"])
+    overlapping = card.get("task") == "overlapping"
+    takes, logits = (card["config"]["model"].get(name) for name in ("in_channels", "num_classes"))
+    if type(logits) is not int or logits not in {
+        num_logits(len(classes), count, overlapping) for count in (1, 2)
+    }:
+        raise ValueError(
+            f"its network gives {logits!s:.40} logits, and it has {len(classes)} classes"
+        )
+    if type(takes) is not int or takes != channels:
+        raise ValueError(
+            f"its network takes {takes!s:.40} channels, and its intensity has {channels}"
+        )
+
+
+def check_names(classes: list[Any]) -> None:
+    """Raise ValueError unless these are names of classes."""
+    if not isinstance(classes, list | tuple) or not all(isinstance(name, str) for name in classes):
+        raise ValueError("its classes are no names")
+    if not 1 <= len(classes) <= CLASSES or len(set(classes)) < len(classes):
+        raise ValueError(
+            f"its classes are {len(classes)} names; 1 to {CLASSES} are needed, none twice"
+        )
+    if not all(map(is_text, classes)):
+        raise ValueError("a class's name is no text")
+
+
+def check_intensity(low: Any, high: Any, mean: Any, std: Any, clip: Any = False) -> None:
+    """Raise ValueError unless these are the fields of an Intensity."""
+    lists = (mean, std)
+    if not all(type(part) is list and all(is_number(v) for v in part) for part in lists):
+        raise ValueError("its intensity's mean and std aren't lists of numbers")
+    if len(mean) != len(std) or not mean or min(std) <= 0:
+        raise ValueError(
+            "its intensity's mean and std aren't a number a channel, the latter above 0"
+        )
+    if not is_number(low) or not is_number(high) or type(clip) is not bool:
+        raise ValueError("its intensity's low, high or clip is none")
+
+
+def check_weights(weights: Any) -> None:
+    """Raise ValueError unless these are named tensors."""
+    if not isinstance(weights, dict) or not all(
+        isinstance(name, str) and type(tensor) is Declared for name, tensor in weights.items()
+    ):
+        raise ValueError("its weights aren't named tensors")
 
 
 def write_checkpoint(file: Path, content: dict[str, Any], below: Path | None = None) -> None:

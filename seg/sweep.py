@@ -204,16 +204,39 @@ def begun(parent: Path, jobs: list[dict[str, Any]]) -> Iterator[Path]:
         if file.parent.is_symlink():
             continue
         try:
-            there = runs.read_json(file)["jobs"]
+            there = read_jobs(file)
             found = {frozenset(job["overrides"]) for job in there}
             folders = [file.parent / job["folder"] for job in there]
-        except (runs.RunError, KeyError, TypeError):
-            console.print(f"{file}: damaged, and left out")
+        except runs.RunError as error:
+            console.print(f"{error}; left out")
             continue
         if found == wanted:
             for folder in folders:
                 files.check_links(folder, file.parent)
             yield file.parent
+
+
+def read_jobs(file: Path) -> list[dict[str, Any]]:
+    """The jobs of a sweep: name, folder and words of each.
+
+    Raises:
+        RunError: if they are damaged, or a folder is none of the sweep's own.
+    """
+    jobs = runs.read_json(file).get("jobs")
+    if not isinstance(jobs, list) or not jobs or not all(map(is_job, jobs)):
+        raise runs.RunError(f"{file}: damaged, its jobs aren't as seg.train -m writes them")
+    return jobs
+
+
+def is_job(job: Any) -> bool:
+    """Whether this is a job of a sweep."""
+    if not isinstance(job, dict) or not isinstance(job.get("overrides"), list):
+        return False
+    words = [job.get("name"), job.get("folder"), *job["overrides"]]
+    if not all(isinstance(word, str) for word in words):
+        return False
+    folder = job["folder"]
+    return folder not in ("", ".", "..") and not set(folder) & set("/\\\0")
 
 
 def check_launcher(target: str) -> None:
@@ -238,7 +261,7 @@ def job(cfg: DictConfig, train: Callable[..., dict[str, float]]) -> dict[str, fl
     hydra = HydraConfig.get()
     sweep = Path(hydra.sweep.dir)
     words = list(hydra.overrides.task)
-    jobs = runs.read_json(sweep / RECORD)["jobs"]
+    jobs = read_jobs(sweep / RECORD)
     number = [set(one["overrides"]) for one in jobs].index(set(words))
     choices = {k: v for k, v in hydra.runtime.choices.items() if "/" not in k and v}
     folder = sweep / jobs[number]["folder"]

@@ -19,6 +19,8 @@ from rich.table import Table
 
 from seg import files
 from seg.cli import UserError, command
+from seg.comparison.results import label_of
+from seg.comparison.runfiles import text
 from seg.console import quiet
 from seg.runs import RunError, read_json, relative
 from seg.tracking.wandb import UNSENT, answers, has_key, server
@@ -49,7 +51,10 @@ class Recorded:
     def started(self) -> str:
         """Date and time."""
         name = self.folder.name.removeprefix("offline-").removeprefix("run-")
-        stamp = time.strptime(name[:15], "%Y%m%d_%H%M%S")
+        try:
+            stamp = time.strptime(name[:15], "%Y%m%d_%H%M%S")
+        except ValueError:  # renamed since
+            return ""
         return time.strftime("%Y-%m-%d %H:%M:%S", stamp)
 
     @property
@@ -107,12 +112,14 @@ def look(folder: Path) -> Recorded:
     run = folder.parent.parent
     try:
         record = read_json(run / "run.json")
-    except RunError:  # W&B's folder lies elsewhere, or the run died as it started
+    except (
+        RunError
+    ):  # W&B's folder lies elsewhere, the run died as it started, or was damaged since
         record = {}
     return Recorded(
         folder,
-        str(record.get("name") or run.name),
-        record.get("group"),
+        text(record.get("name")) or label_of(Path(run.name)),
+        text(record.get("group")) or None,
         any(folder.glob("*.wandb.synced")),
         record.get("status") == "running",
     )

@@ -36,12 +36,14 @@ from seg.search.study import (
     Grid,
     address,
     begin,
+    check_trials,
     combinations,
     counts,
     cut_off,
     locked,
     open_storage,
     queue,
+    readable,
     take,
     without_password,
     worker,
@@ -75,11 +77,14 @@ def search(plan: Plan) -> optuna.Study:
         combinations(plan.axes)  # an error now, if there is no end of them
     folder = Path(cfg.outputs) / runs.as_folder(plan.name)
     with opened(cfg, folder) as storage, worker(folder) as me:
-        with locked(folder):
-            study = begin(plan.name, storage, sampler, pruner, plan.facts)
-            if isinstance(sampler, Grid):
-                queue(study, plan.axes, cfg.seed)
-        place = without_password(address(cfg.storage, folder))
+        where = address(cfg.storage, folder)
+        with readable(where):
+            with locked(folder):
+                study = begin(plan.name, storage, sampler, pruner, plan.facts)
+                if isinstance(sampler, Grid):
+                    queue(study, plan.axes, cfg.seed)
+            check_trials(study, plan.axes, len(cfg.objectives))
+        place = without_password(where)
         report = Report(study, plan.axes, list(cfg.objectives), plan.fixed, folder, place)
         announce(plan, study, folder)
         try:

@@ -9,8 +9,8 @@ from typing import Any
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from seg import runs
+from seg.comparison.runfiles import numbers, read_curves, text
 from seg.console import console
-from seg.tracking import read_metrics
 
 ENDED = {"finished": "green", "failed": "red", "interrupted": "yellow"}
 
@@ -98,7 +98,7 @@ class Watch:
                 continue
             written = file.stat().st_mtime_ns
             record = self.record(number)
-            status = record.get("status")
+            status = text(record.get("status"))
             if status in ENDED:
                 self.told[number] = written  # submitit may hand it in again, and it ends otherwise
                 self.failed = [other for other in self.failed if other != number]
@@ -113,21 +113,21 @@ class Watch:
         )
 
     def row(self, number: int, record: dict[str, Any], when: str = "") -> None:
-        scores = record.get("metrics") or {}
-        status = str(record.get("status"))
+        scores = numbers(record.get("metrics"))
+        status = text(record.get("status"))
         cells = [
-            f"{scores[key]:>{width}.4f}" if scores.get(key) is not None else f"{'-':>{width}}"
+            f"{scores[key]:>{width}.4f}" if key in scores else f"{'-':>{width}}"
             for key, width in (("best/val/dice", 8), ("test/dice", 9))
         ]
-        minutes = record.get("minutes")
+        minutes = numbers(record).get("minutes")
         spent = f"{minutes:>7.1f}" if minutes is not None else f"{'-':>7}"
         place = f"{number + 1:>3}/{len(self.names):<3}"
-        text = (
+        line = (
             f"{place}{self.names[number]:<{self.width}} {' '.join(cells)} {spent}  {status}{when}"
         )
         if status != "finished":
-            text += f": {record.get('error')}"
-        console.print(text, style=ENDED.get(status))
+            line += f": {text(record.get('error'))}"
+        console.print(line, style=ENDED.get(status))
 
     def conclude(self) -> None:
         """How many ended how, and what a user wants next."""
@@ -151,11 +151,16 @@ class Watch:
 
 def progress(folder: Path) -> str:
     """The latest validation of a run, as far as there is one."""
-    file = folder / "metrics.csv"
-    rows = [row for row in read_metrics(file) if row.get("val/dice")] if file.is_file() else []
-    if not rows or not rows[-1].get("epoch"):
+    curves, _ = read_curves(folder, None, [])
+    validated = [
+        (epoch, value)
+        for epoch, value in zip(curves.epochs, curves.values.get("val/dice", []), strict=False)
+        if epoch == epoch and value == value
+    ]
+    if not validated:
         return ""
-    return f"epoch {int(rows[-1]['epoch']) + 1} val/dice {float(rows[-1]['val/dice']):.3f}"
+    epoch, value = validated[-1]
+    return f"epoch {epoch + 1:.0f} val/dice {value:.3f}"
 
 
 def changed(file: Path, told: int | None) -> bool:

@@ -5,7 +5,6 @@ their place in names.json, never by a name that stands there.
 """
 
 import base64
-import json
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,6 +13,8 @@ from seg.comparison.pooling import image_scores, pooled
 from seg.comparison.ranking import Ranked, Ranking
 from seg.comparison.results import Run
 from seg.comparison.runfiles import listed, mapping, text
+from seg.files import UnsafePath, read_bytes, read_text
+from seg.trust import RECORD_LIMIT, json_value
 
 COLUMNS = 12  # groups shown beside image and truth
 LARGEST = 2**22  # bytes of one file
@@ -52,7 +53,7 @@ class Kept:
     def __init__(self, run: Run, split: str) -> None:
         self.run, self.folder, self.places = run, run.folder / "predictions" / split, {}
         try:
-            content = json.loads((run.folder / "predictions/names.json").read_text("utf-8"))
+            content = json_value(read_text(run.folder / "predictions/names.json", RECORD_LIMIT))
         except (OSError, ValueError, RecursionError):
             return  # none were kept, or they can't be told apart
         names = [text(name) for name in listed(mapping(content).get(split))]
@@ -64,11 +65,10 @@ class Kept:
             return None
         file = self.folder / f"{self.places[image]}-{what}"
         try:
-            inside = file.resolve().is_relative_to(self.run.folder)
-            if not inside or not file.is_file() or file.stat().st_size > LARGEST:
+            if not file.resolve().is_relative_to(self.run.folder):
                 return None
-            content = file.read_bytes()
-        except OSError:
+            content = read_bytes(file, LARGEST)
+        except (OSError, UnsafePath):
             return None
         kind = next((kind for start, kind in TYPES.items() if content.startswith(start)), None)
         return kind and f"data:image/{kind};base64,{base64.b64encode(content).decode()}"

@@ -4,7 +4,6 @@ Nothing in a run folder is trusted: each field of run.json has its type here or 
 read becomes a line in ``faults``. A folder never makes the reading of the others fail.
 """
 
-import json
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -26,7 +25,9 @@ from seg.comparison.runfiles import (
     read_curves,
     text,
 )
+from seg.files import read_text
 from seg.options import UserError
+from seg.trust import RECORD_LIMIT, json_value
 
 STATES = ("finished", "running", "failed", "interrupted", "pruned")
 
@@ -85,7 +86,7 @@ class Run:
     def images_per_second(self) -> float | None:
         """Median over the epochs; None where it wasn't measured."""
         values = np.array(self.curves.values.get("images_per_second", []), dtype=float)
-        values = values[~np.isnan(values)]
+        values = values[np.isfinite(values)]
         return float(np.median(values)) if len(values) else None
 
     @property
@@ -126,14 +127,19 @@ def common_folder(folders: list[Path]) -> Path:
 def read_runs(folders: list[Path]) -> list[Run]:
     """All of them, in the order given."""
     root = common_folder(folders)
-    return [read_run(folder, folder.relative_to(root).as_posix()) for folder in folders]
+    return [read_run(folder, label_of(folder.relative_to(root))) for folder in folders]
+
+
+def label_of(place: Path) -> str:
+    """A folder's path as it may be shown; bytes that are no UTF-8 are spelt out."""
+    return os.fsencode(place.as_posix()).decode("utf-8", "backslashreplace")
 
 
 def read_run(folder: Path, label: str) -> Run:
     """One run; what can't be read is absent, and told in its faults."""
     faults: list[str] = []
     try:
-        record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        record = json_value(read_text(folder / "run.json", RECORD_LIMIT))
         if not isinstance(record, dict):
             raise ValueError("it holds no record")
     except (OSError, ValueError, RecursionError) as error:

@@ -1,6 +1,6 @@
 """The files of a run folder, read as far as they can be: what is wrong with them becomes a line in ``faults``."""
 
-import csv
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
@@ -11,10 +11,14 @@ import numpy as np
 import yaml
 
 from seg import files
-from seg.trust import read_yaml
+from seg.files import open_regular, read_text
+from seg.trust import CONFIG_LIMIT, TABLE_LIMIT, is_text, read_rows, read_yaml
 
 MOST = 10_000  # options of a config
-NEEDED = ("image", "class", "hit", "false", "missed")  # columns of images.csv beside split
+COLUMNS = ("split", "image", "class", "hit", "false", "missed")  # of images.csv
+PIXELS = 2**48  # more than any image has
+STEPS = 2**53  # up to which a float counts
+LARGEST = 1e100  # of a number; squares of it are numbers too
 
 
 @dataclass(frozen=True)
@@ -50,14 +54,25 @@ class Curves:
 def read_config(folder: Path, faults: list[str]) -> dict[str, Any]:
     """config.yaml, flattened."""
     try:
-        content = read_yaml((folder / "config.yaml").read_text(encoding="utf-8"))
+        content = read_yaml(read_text(folder / "config.yaml", CONFIG_LIMIT))
         options = dict(islice(flat(mapping(content)), MOST + 1))
         if len(options) > MOST:
             raise ValueError(f"more than {MOST} options")
-        return options
+        return {text(name): plain(value) for name, value in options.items()}
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
         faults.append(f"config.yaml can't be read: {brief(error)}")
         return {}
+
+
+def plain(value: Any) -> Any:
+    """A value of a config, or text of it where no config that was written has such."""
+    if isinstance(value, list):
+        return [plain(item) for item in value]
+    if isinstance(value, str):
+        return value if is_text(value) else text(value)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return value if abs(value) < 2**64 or value != value else text(value)
+    return value if value is None or isinstance(value, bool) else text(value)
 
 
 def flat(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
@@ -75,20 +90,27 @@ def read_curves(
 ) -> tuple[Curves, float | None]:
     """Rows of metrics.csv before ``steps``: the later ones score the best checkpoint."""
     file = folder / "metrics.csv"
-    if not file.is_file():
+    if not present(file):
         return Curves(), None
     curves = Curves()
     try:
-        lines, cut = whole_lines(file)
-        reader = csv.reader(lines)
-        header = next(reader, [])
-        rows = [row for row in reader if len(row) == len(header)]
-    except (OSError, ValueError, csv.Error) as error:
+        lines = read_rows(file)
+        header = [text(name) for name in next(lines, [])]
+        if len(set(header)) < len(header):
+            raise ValueError("a column stands twice")
+        rows = [[number_in(cell) for cell in row] for row in lines if len(row) == len(header)]
+        written = file.stat().st_mtime
+        if cut_off(file):
+            faults.append("metrics.csv ends in mid-row")
+    except (OSError, ValueError) as error:
         faults.append(f"metrics.csv can't be read: {brief(error)}")
         return curves, None
-    if cut:
-        faults.append("metrics.csv ends in mid-row")
-    columns = {name: [number_in(row[i]) for row in rows] for i, name in enumerate(header)}
+    columns = {name: [row[i] for row in rows] for i, name in enumerate(header)}
+    for name in ("step", "epoch"):
+        column = columns.get(name, [])
+        if wrong := {value for value in column if value == value and not 0 <= value < STEPS}:
+            faults.append(f"metrics.csv has the {name} {min(wrong):g}")
+            columns[name] = [value if 0 <= value < STEPS else float("nan") for value in column]
     at = columns.get("step", [float("nan")] * len(rows))
     kept = [i for i, step in enumerate(at) if steps is None or not step >= steps]
     for name, values in columns.items():
@@ -98,7 +120,7 @@ def read_curves(
     nothing = [float("nan")] * len(kept)
     curves.steps.extend(curves.values.pop("step", nothing))
     curves.epochs.extend(curves.values.pop("epoch", nothing))
-    return curves, file.stat().st_mtime
+    return curves, written
 
 
 def read_counts(
@@ -106,15 +128,22 @@ def read_counts(
 ) -> dict[str, Counts]:
     """images.csv; a split that it doesn't hold whole is a fault, and left out."""
     file = folder / "images.csv"
-    if not file.is_file():
+    if not present(file):
         return {}
     cells: dict[str, dict[tuple[str, str], tuple[int, int, int]]] = {}
     try:
-        for row in csv.DictReader(whole_lines(file)[0]):
-            image, name, *three = (row[column] for column in NEEDED)
-            hit, false, missed = (int(value) for value in three)
-            cells.setdefault(row["split"], {})[image, name] = hit, false, missed
-    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
+        rows = read_rows(file)
+        header = next(rows, [])
+        if missing := [column for column in COLUMNS if column not in header]:
+            raise ValueError(f"no column {missing[0]}")
+        places = [header.index(column) for column in COLUMNS]
+        for row in rows:
+            if len(row) != len(header):
+                raise ValueError(f"a row of {len(row)} cells; {len(header)} are needed")
+            split, image, name, *three = (row[place] for place in places)
+            hit, false, missed = map(pixels_in, three)
+            cells.setdefault(text(split), {})[text(image), text(name)] = hit, false, missed
+    except (OSError, ValueError) as error:
         faults.append(f"images.csv can't be read: {brief(error)}")
         return {}
     found = {}
@@ -129,18 +158,35 @@ def read_counts(
     return found
 
 
-def whole_lines(file: Path) -> tuple[list[str], bool]:
-    """Its lines, without a last one that was cut off, and whether one was."""
-    with file.open(newline="", encoding="utf-8") as stream:
-        lines = list(stream)
-    cut = bool(lines) and not lines[-1].endswith("\n")
-    return lines[: len(lines) - cut], cut
+def present(file: Path) -> bool:
+    """Whether there is something of that name, be it a pipe or a broken link."""
+    return os.path.lexists(file)
+
+
+def cut_off(file: Path) -> bool:
+    """Whether the last line of a file has no end."""
+    with open_regular(file, TABLE_LIMIT) as stream:
+        if stream.seek(0, os.SEEK_END) == 0:
+            return False
+        stream.seek(-1, os.SEEK_END)
+        return stream.read() != b"\n"
+
+
+def pixels_in(cell: str) -> int:
+    """The count of pixels in a cell of images.csv.
+
+    Raises:
+        ValueError: if it is none.
+    """
+    if not (cell.isascii() and cell.isdigit() and len(cell) < 20 and int(cell) < PIXELS):
+        raise ValueError(f"{text(cell)[:40]!r} is no count of pixels")
+    return int(cell)
 
 
 def number_in(cell: str) -> float:
     """The number in a cell of a CSV file; nan where it holds none."""
     try:
-        return float(cell) if cell else float("nan")
+        return float(cell) if cell and len(cell) < 100 else float("nan")
     except ValueError:
         return float("nan")
 
@@ -149,13 +195,18 @@ def text(value: Any) -> str:
     """A value as one printable line of at most 500 characters; None is empty."""
     if value is None:
         return ""
-    printable = (c if c.isprintable() else " " for c in files.encodable(str(value)[:5000]))
+    try:
+        said = str(value)[:5000]
+    except (ValueError, RecursionError):  # thousands of digits, or of levels
+        return f"a {type(value).__name__} too large to be shown"
+    printable = (c if c.isprintable() else " " for c in files.encodable(said))
     return " ".join("".join(printable).split())[:500]
 
 
 def number(value: Any) -> float | None:
+    """A number of a record; None where it is none, or no run could have measured it."""
     good = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(value) if good and abs(value) < 1e300 else None
+    return float(value) if good and abs(value) < LARGEST else None
 
 
 def numbers(value: Any) -> dict[str, float]:

@@ -6,6 +6,7 @@ lives, so that a trial which died with its process is known and run again.
 """
 
 import itertools
+import os
 import random
 import secrets
 from collections.abc import Generator, Sequence
@@ -15,6 +16,7 @@ from typing import Any, Literal
 
 import optuna
 from filelock import Timeout
+from optuna.exceptions import StorageInternalError
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
@@ -65,6 +67,7 @@ def open_storage(storage: str) -> BaseStorage:
         UserError: when it can't be reached.
     """
     hidden = without_password(storage)
+    check_file(storage)
     if "://" not in storage:
         if storage.endswith((".db", ".sqlite", ".sqlite3")):
             raise UserError(f"storage={storage}: write sqlite:///{storage} for a database")
@@ -78,6 +81,45 @@ def open_storage(storage: str) -> BaseStorage:
     except (SQLAlchemyError, ImportError, RuntimeError, ValueError, TypeError) as error:
         reason = str(error).partition("\n")[0].replace(storage, hidden)
         raise UserError(f"storage={hidden}: can't be opened ({reason})") from error
+
+
+def check_file(storage: str) -> None:
+    """Raise UserError if a study's file is there and is no regular one: reading a pipe or a device has no end."""
+    if storage.startswith("sqlite"):
+        try:
+            file = make_url(storage).database
+        except SQLAlchemyError:
+            return  # told as it is opened
+    else:
+        file = None if "://" in storage else storage
+    if file and os.path.lexists(file) and not os.path.isfile(file):
+        raise UserError(f"storage={storage}: no regular file; give another storage, or remove it")
+
+
+@contextmanager
+def readable(storage: str) -> Generator[None]:
+    """Raises UserError, naming the study's storage, where its content is damaged.
+
+    Optuna tells so by whatever its parsing happens to raise.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except (
+        SQLAlchemyError,
+        StorageInternalError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        AssertionError,
+    ) as error:
+        reason = str(error).partition("\n")[0][:200].replace(storage, without_password(storage))
+        raise UserError(
+            f"storage={without_password(storage)}: the study in it can't be read ({type(error).__name__}: {reason}); "
+            "give another storage, or another name"
+        ) from error
 
 
 @contextmanager
@@ -132,7 +174,7 @@ def begin(
 def check_same(name: str, old: dict[str, Any], now: dict[str, Any]) -> None:
     """Raises UserError when a study was begun with another search, or with other settings."""
     remedy = "give the same, or begin another study with name=..."
-    if not set(now) <= set(old):
+    if not set(now) <= set(old) or not all(isinstance(old[key], type(now[key])) for key in now):
         raise UserError(f"name={name}: a study there that seg.tune didn't begin; give another name")
     if old["objectives"] != now["objectives"]:
         was, has = (f"objectives=[{','.join(one['objectives'])}]" for one in (old, now))
@@ -146,6 +188,17 @@ def check_same(name: str, old: dict[str, Any], now: dict[str, Any]) -> None:
                 raise UserError(
                     f"name={name}: this study {verb} {key}: {was}, and here it is {has}; {remedy}"
                 )
+
+
+def check_trials(study: optuna.Study, axes: Sequence[Axis], objectives: int) -> None:
+    """Raise ValueError unless a study's trials have values of what is searched, and of the objectives."""
+    names = {axis.name for axis in axes}
+    for trial in study.get_trials(deepcopy=False):
+        ended = trial.state in (TrialState.COMPLETE, TrialState.PRUNED)
+        if ended and set(trial.params) != names:
+            raise ValueError(f"trial {trial.number} has values of {sorted(trial.params)!s:.80}")
+        if trial.state == TrialState.COMPLETE and len(trial.values or []) != objectives:
+            raise ValueError(f"trial {trial.number} has no value of each objective")
 
 
 def queue(study: optuna.Study, axes: Sequence[Axis], seed: int) -> None:

@@ -97,7 +97,8 @@ def start(nodes: DictConfig, run: TrackedRun) -> list[Guarded]:
     open_ones = []
     for name, tracker in trackers.items():
         try:
-            if found := tracker.start(ids.get(name)):
+            known = ids.get(name)
+            if found := tracker.start(known if isinstance(known, str) else None):
                 ids[name] = found
         except Exception as error:
             log.warning(

@@ -10,6 +10,9 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from seg import files
+from seg.files import UnsafePath
+from seg.runs import RunError
+from seg.trust import read_rows
 
 
 class MetricsCSV(Logger):
@@ -42,7 +45,11 @@ class MetricsCSV(Logger):
         """Leaves out the rows of steps that are made again."""
         rows = read_metrics(self.file) if self.file.exists() else []
         self.columns = list(rows[0]) if rows else []
-        self.rewrite([row for row in rows if int(row["step"]) < until])
+        try:
+            kept = [row for row in rows if int(row["step"]) < until]
+        except (KeyError, ValueError) as error:
+            raise RunError(f"{self.file}: a row has no step; not written by seg.train") from error
+        self.rewrite(kept)
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
@@ -82,7 +89,17 @@ def append(file: Path, line: str) -> None:
 def read_metrics(file: Path) -> list[dict[str, str]]:
     """Rows of a metrics.csv; a metric that wasn't measured then is an empty string.
 
-    A last line without an end, as a machine without power leaves it, is none.
+    A last line without an end, as a machine without power leaves it, is none; so is one of another length than
+    the header.
+
+    Raises:
+        RunError: if it cannot be read.
     """
-    text = file.read_bytes().decode()
-    return list(csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1], newline="")))
+    try:
+        rows = read_rows(file)
+        header = next(rows, [])
+        return [dict(zip(header, row, strict=True)) for row in rows if len(row) == len(header)]
+    except UnsafePath:
+        raise
+    except (OSError, ValueError) as error:
+        raise RunError(f"{file}: can't be read ({error})") from error

@@ -1,0 +1,327 @@
+"""Check a checkpoint before it is loaded: its records, and the tensors and values that its pickle declares.
+
+``torch.load(weights_only=True)`` runs no code, but it takes whatever memory and time a file asks for: records
+that unpack to a thousand times their size, storages that are longer than their record, tensors of one number
+that are expanded to billions, containers that hold each other many times. All that is refused here, by reading
+the archive's directory and its pickle alone, so that loading takes little more memory than the file has bytes.
+
+Legend: record = a file in the archive; storage = the memory that one or more tensors show a part of.
+"""
+
+import collections
+import io
+import math
+import pickle
+import pickletools
+import re
+import struct
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+from seg.files import MIB, open_regular
+
+CHECKPOINT_LIMIT = 64 * 2**30  # bytes; 5e9 weights with their optimiser's state
+DIRECTORY_LIMIT = 16 * MIB  # of the archive; some 100 bytes a tensor
+PICKLE_LIMIT = 16 * MIB  # some 300 bytes a tensor
+RECORDS = 100_000  # networks have some hundred tensors, an optimiser twice as many
+VALUES = 1_000_000  # values and containers of a checkpoint, each counted wherever it stands
+DEEPEST = 50  # levels of containers
+WORD_64 = 2**63 - 1
+END, END_64, LOCATOR = b"PK\x05\x06", b"PK\x06\x06", b"PK\x06\x07"  # zip's signatures
+NAME = re.compile(r"[\w./-]{1,100}", re.ASCII)
+LOCAL = struct.Struct("<4s22xHH")  # a record's own head: signature, lengths of name and extra field
+OPCODES = frozenset({  # those that torch.load(weights_only=True) takes
+    "APPEND", "APPENDS", "BINFLOAT", "BINGET", "BININT", "BININT1", "BININT2", "BINPERSID", "BINPUT", "BINUNICODE",
+    "BUILD", "EMPTY_DICT", "EMPTY_LIST", "EMPTY_SET", "EMPTY_TUPLE", "GLOBAL", "LONG1", "LONG_BINGET", "LONG_BINPUT",
+    "MARK", "NEWFALSE", "NEWOBJ", "NEWTRUE", "NONE", "PROTO", "REDUCE", "SETITEM", "SETITEMS", "SHORT_BINSTRING",
+    "STOP", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3",
+})  # fmt: skip
+
+
+class Refused(ValueError):
+    """A checkpoint that is damaged, or asks for more than it holds; says why, without the file's name."""
+
+
+@dataclass(frozen=True)
+class Storage:
+    """A storage that a pickle declares.
+
+    Attributes:
+        key: name of its record.
+        dtype: of its numbers.
+        count: of its numbers.
+    """
+
+    key: str
+    dtype: torch.dtype
+    count: int
+
+    def __setstate__(self, state: Any) -> None:
+        raise Refused("a storage is changed after it was declared")
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return self.count * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class Declared:
+    """A tensor that a pickle declares.
+
+    Attributes:
+        storage: that it shows a part of.
+        shape: of the tensor.
+    """
+
+    storage: Storage
+    shape: tuple[int, ...]
+
+    def __setstate__(self, state: Any) -> None:
+        raise Refused("a tensor is changed after it was declared")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of its numbers."""
+        return self.storage.dtype
+
+    @property
+    def size(self) -> int:
+        """Bytes of a copy."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def declared(storage: Any, offset: Any, shape: Any, stride: Any, *rest: Any) -> Declared:
+    """Return the tensor that ``torch._utils._rebuild_tensor_v2`` would make of these arguments.
+
+    Raises:
+        Refused: if it isn't whole in its storage, or repeats numbers of it.
+    """
+    numbers = (offset, *shape, *stride) if type(shape) is tuple and type(stride) is tuple else ()
+    if type(storage) is not Storage or not numbers or len(shape) != len(stride):
+        raise Refused("a tensor is declared in no way that torch.save writes")
+    if not all(type(n) is int and 0 <= n <= WORD_64 for n in numbers):
+        raise Refused("a tensor's size is no size")
+    if 0 in shape:
+        return Declared(storage, shape)
+    last = offset + sum((size - 1) * step for size, step in zip(shape, stride, strict=True))
+    if last >= storage.count:
+        raise Refused("a tensor is larger than its storage")
+    reach = 1  # numbers that the dimensions so far cover
+    for step, size in sorted(
+        (step, size) for size, step in zip(shape, stride, strict=True) if size > 1
+    ):
+        if step < reach:
+            raise Refused("a tensor shows the same numbers of its storage several times")
+        reach = (size - 1) * step + reach
+    return Declared(storage, shape)
+
+
+def parameter(tensor: Any, *rest: Any) -> Declared:
+    """Return the tensor of a parameter, as ``torch._utils._rebuild_parameter`` is given it."""
+    if type(tensor) is not Declared:
+        raise Refused("a parameter is declared in no way that torch.save writes")
+    return tensor
+
+
+def encoded(text: str, encoding: str) -> bytes:
+    """Return the bytes that a pickle of protocol 2 writes as text."""
+    if encoding != "latin1":
+        raise Refused(f"holds text in the encoding {encoding!r:.20}")
+    return text.encode(encoding)
+
+
+STORED = {
+    "Double": torch.float64, "Float": torch.float32, "Half": torch.float16, "BFloat16": torch.bfloat16,
+    "Long": torch.int64, "Int": torch.int32, "Short": torch.int16, "Char": torch.int8, "Byte": torch.uint8,
+    "Bool": torch.bool,
+}  # fmt: skip
+DTYPES = frozenset(str(dtype).removeprefix("torch.") for dtype in STORED.values())
+KNOWN: dict[tuple[str, str], Any] = {  # what a pickle may name
+    ("collections", "OrderedDict"): collections.OrderedDict,
+    ("torch._utils", "_rebuild_tensor_v2"): declared,
+    ("torch._utils", "_rebuild_parameter"): parameter,
+    ("torch", "Size"): torch.Size,
+    ("__builtin__", "set"): set,
+    ("_codecs", "encode"): encoded,
+} | {("torch", f"{name}Storage"): dtype for name, dtype in STORED.items()}
+
+
+class Skeleton(pickle.Unpickler):
+    """Reads a checkpoint's pickle without its numbers; imports nothing and calls nothing of what it names.
+
+    Args:
+        content: of data.pkl.
+        sizes: bytes of each record, by its name.
+    """
+
+    def __init__(self, content: bytes, sizes: dict[str, int]) -> None:
+        super().__init__(io.BytesIO(content))
+        self.sizes = sizes
+
+    def find_class(self, module: str, name: str) -> Any:
+        dtype = getattr(torch, name, None) if module == "torch" and name in DTYPES else None
+        found = dtype or KNOWN.get((module, name))
+        if found is None:
+            raise Refused(
+                f"holds more than weights and plain values ({module}.{name}); it is not loaded"
+            )
+        return found
+
+    def persistent_load(self, pid: Any) -> Storage:
+        if type(pid) is not tuple or len(pid) != 5 or pid[0] != "storage":
+            raise Refused("a storage is declared in no way that torch.save writes")
+        _, dtype, key, _, count = pid
+        known = isinstance(dtype, torch.dtype) and type(key) is str and type(count) is int
+        if not known or not 0 <= count <= WORD_64:
+            raise Refused("a storage is declared in no way that torch.save writes")
+        storage = Storage(key, dtype, count)
+        if self.sizes.get(f"data/{key}") != storage.size:
+            raise Refused(
+                f"the record of storage {key[:20]!r} is missing, or not as long as declared"
+            )
+        return storage
+
+
+def read_skeleton(file: Path) -> Any:
+    """Return the content of a checkpoint with a ``Declared`` in the place of each tensor.
+
+    Raises:
+        Refused: if it is no archive that torch.save writes, or would take more memory or time than its size.
+        UnsafePath: if it is no regular file, or too large.
+        OSError: if it cannot be read.
+    """
+    with open_regular(file, CHECKPOINT_LIMIT) as stream:
+        try:
+            sizes, content = read_records(stream)
+            check_opcodes(content)
+            skeleton = Skeleton(content, sizes).load()
+        except Refused:
+            raise
+        except OSError:
+            raise
+        except Exception as error:  # a pickle can raise anything
+            raise Refused(f"{type(error).__name__}: {error}") from error
+    tensors = sum(value.size for value in walk(skeleton) if type(value) is Declared)
+    if tensors > 2 * sum(sizes.values()):  # twice: weights that a network uses in two places
+        raise Refused(
+            "its tensors share their storages, and would take more memory than the file has"
+        )
+    return skeleton
+
+
+def read_records(stream: BinaryIO) -> tuple[dict[str, int], bytes]:
+    """Return the size of each record by its name, and the content of data.pkl.
+
+    Raises:
+        Refused: if a record is packed, encrypted, stands twice or overlaps another.
+    """
+    check_directory(stream)
+    with zipfile.ZipFile(stream) as archive:
+        records = archive.infolist()
+        sizes: dict[str, int] = {}
+        end = 0
+        for record in sorted(records, key=lambda one: one.header_offset):
+            if (
+                record.compress_type != zipfile.ZIP_STORED
+                or record.compress_size != record.file_size
+            ):
+                raise Refused("its records are packed; torch.save packs none")
+            if record.flag_bits & 1 or record.header_offset < end:
+                raise Refused("its records are encrypted or overlap")
+            stream.seek(record.header_offset)
+            signature, *lengths = LOCAL.unpack(stream.read(LOCAL.size))
+            if signature != b"PK\x03\x04":
+                raise Refused("a record isn't where the directory says")
+            end = record.header_offset + LOCAL.size + sum(lengths) + record.file_size
+            top, _, name = record.filename.partition("/")
+            if not NAME.fullmatch(name) or top != records[0].filename.partition("/")[0]:
+                raise Refused("a record has no name that torch.save gives")
+            sizes[name] = record.file_size
+        if len({name.lower() for name in sizes}) < len(records):  # torch asks for names in any case
+            raise Refused("a record stands twice")
+        if end > archive.start_dir:
+            raise Refused("a record is longer than the file")
+        if "data.pkl" not in sizes:
+            raise Refused("it has no data.pkl")
+        if sizes["data.pkl"] > PICKLE_LIMIT:
+            raise Refused(
+                f"data.pkl has {sizes['data.pkl']} bytes; at most {PICKLE_LIMIT} are read"
+            )
+        return sizes, archive.read(f"{top}/data.pkl")
+
+
+def check_directory(stream: BinaryIO) -> None:
+    """Raise Refused unless a zip archive ends as those of torch.save do, with a directory of limited size."""
+    size = stream.seek(0, io.SEEK_END)
+    stream.seek(max(0, size - 98))  # the ends of zip64 and of zip, and what points to the former
+    tail = stream.read(98)
+    if tail[-22:-18] != END:
+        raise Refused("not a zip archive as torch.save writes it, or cut off")
+    count, length, start = struct.unpack("<HII", tail[-12:-2])
+    ends = size - 22
+    if tail[-42:-38] == LOCATOR:
+        if tail[-98:-94] != END_64 or struct.unpack("<Q", tail[-34:-26])[0] != size - 98:
+            raise Refused("not a zip archive as torch.save writes it")
+        count, length, start = struct.unpack("<QQQ", tail[-66:-42])
+        ends = size - 98
+    if start + length != ends:
+        raise Refused("the archive's directory isn't where its end says")
+    if count > RECORDS or length > DIRECTORY_LIMIT:
+        raise Refused(f"{count} records; at most {RECORDS} are read")
+
+
+def check_opcodes(content: bytes) -> None:
+    """Raise Refused unless a pickle is of the instructions that torch.load takes, and numbers its values in turn.
+
+    Python's own reader takes memory by the largest of these numbers.
+    """
+    stored = containers = 0
+    for number, (opcode, argument, _) in enumerate(pickletools.genops(content)):
+        containers += opcode.name.startswith("EMPTY")
+        if max(number // 2, containers) > VALUES:
+            raise Refused(f"more than {VALUES} values")
+        if opcode.name not in OPCODES:
+            raise Refused(
+                f"holds more than weights and plain values ({opcode.name}); it is not loaded"
+            )
+        if opcode.name in ("BINPUT", "LONG_BINPUT"):
+            stored += 1
+            if not isinstance(argument, int) or argument > stored:
+                raise Refused("its pickle isn't as torch.save writes it")
+
+
+def walk(content: Any) -> Iterator[Any]:
+    """Yield every value of a skeleton, at each place where it stands.
+
+    Raises:
+        Refused: if they are too many, nest too deeply, or hold a number or text that no run writes.
+    """
+    level, seen = [content], 0
+    for _ in range(DEEPEST):
+        below: list[Any] = []
+        for value in level:
+            yield value
+            if type(value) is int and not -WORD_64 - 1 <= value <= WORD_64:
+                raise Refused("a number of more than 64 bits")
+            inner = inside(value)
+            seen += len(inner)
+            if seen > VALUES:
+                raise Refused(f"more than {VALUES} values, some counted several times")
+            below += inner
+        if not below:
+            return
+        level = below
+    raise Refused(f"it nests more than {DEEPEST} levels deep")
+
+
+def inside(value: Any) -> list[Any]:
+    """Return what a container holds, its keys too; nothing of a plain value."""
+    if isinstance(value, dict):
+        return [*value.keys(), *value.values(), *getattr(value, "__dict__", {}).values()]
+    return list(value) if isinstance(value, list | tuple | set) else []

@@ -1,0 +1,260 @@
+"""A run folder that is damaged, or a stranger's: each command is done, or names the file or the run in one line.
+
+Runs are trained once, copied, and one file of the copy is damaged. Never does a command hang, end in a fault of
+ours, take much memory, or change what lies beside the run.
+"""
+
+import csv
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from damage import damage
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+import seg
+from seg import ensemble
+from seg.cli import MISTAKES, checked, one_line
+from seg.compare import compare
+from seg.evaluate import evaluate
+from seg.export import export
+from seg.predict import predict
+from seg.prune import prune
+from seg.rerun import rerun
+from seg.sync import sync
+from seg.train import train
+
+TINY = [
+    "trainer=cpu", "logger=none", "augment=none", "data.size=32", "data.train=2", "data.val=1", "data.test=1",
+    "loader.crop=32", "loader.repeats=1", "loader.batch_size=2", "loader.workers=0", "model=unetpp", "model.width=2",
+    "model.depth=2", "panels=1", "kept=1", "trainer.max_epochs=1", "loader.check=false",
+]  # fmt: skip
+MEMORY = 2 * 2**30  # bytes that a command may take beside what the process has
+SECONDS = 60  # that a command may take
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory) -> Path:
+    """Runs as the commands leave them, with an image beside them."""
+    place = tmp_path_factory.mktemp("made")
+    before = Path.cwd()
+    os.chdir(place)
+    try:
+        train(checked("train", [*TINY, "model.deep_supervision=true"]))
+        Path("outputs/latest").resolve().rename("outputs/whole")
+        train(checked("train", [*TINY, "seed=1"]))
+        Path("outputs/latest").resolve().rename("outputs/other")
+        Path("outputs/latest").unlink()
+        shutil.copytree("outputs/whole", "stopped")
+        record = json.loads(Path("stopped/run.json").read_text())
+        gone = ("metrics", "minutes", "steps", "threshold")
+        left = {name: value for name, value in record.items() if name not in gone}
+        Path("stopped/run.json").write_text(json.dumps(left | {"status": "interrupted"}))
+        text = Path("stopped/config.yaml").read_text().replace("max_epochs: 1", "max_epochs: 2")
+        Path("stopped/config.yaml").write_text(text)
+        recorded = Path("outputs/whole/wandb/offline-run-20261127_082448-abcdefgh")
+        recorded.mkdir(parents=True)
+        (recorded / "run-abcdefgh.wandb").write_bytes(b"")
+        pixels = np.random.default_rng(0).integers(0, 256, (40, 40)).astype(np.uint8)
+        Image.fromarray(pixels).save("image.png")
+        Path("beside").mkdir()
+        Path("beside/precious").write_text("precious")
+    finally:
+        os.chdir(before)
+    return place
+
+
+@pytest.fixture
+def place(made, tmp_path, monkeypatch) -> Path:
+    """A copy of them, which is the working folder."""
+    shutil.copytree(made, tmp_path / "p", symlinks=True)
+    monkeypatch.chdir(tmp_path / "p")
+    return tmp_path / "p"
+
+
+def words(*more: str) -> list[str]:
+    return ["accelerator=cpu", *more]
+
+
+def resume(run: str) -> None:
+    train(checked("train", [f"resume={run}"]))
+
+
+COMMANDS: dict[str, Callable[[str], Any]] = {  # each with the folder of a run
+    "compare": lambda run: compare(checked("compare", [f"runs=[{Path(run).parent}]", "resamples=20"])),
+    "evaluate": lambda run: evaluate(checked("evaluate", words(f"run={run}", "panels=0", "confidence=0", "workers=0"))),
+    "export": lambda run: export(checked("export", [f"run={run}", "format=torch", "output=exported.pt2"])),
+    "init": lambda run: train(checked("train", [*TINY, f"init={run}", "trainer.limit_train_batches=1"])),
+    "list": lambda run: ensemble.load([run, "outputs/other"]),
+    "load": lambda run: seg.load(run, accelerator="cpu").predict("image.png"),
+    "predict": lambda run: predict(checked("predict", words(f"run={run}", "input=image.png", "output=out"))),
+    "prune": lambda run: prune(checked("prune", words(f"run={run}", "rounds=1", "workers=0"))),
+    "rerun": lambda run: rerun(checked("rerun", [f"run={run}", "loader.workers=0"])),
+    "resume": resume,
+    "sync": lambda run: sync(checked("sync", [])),
+}  # fmt: skip
+
+
+@contextmanager
+def bounded() -> Generator[None]:
+    """Ends what takes too much memory or time."""
+
+    def late(number: int, frame: Any) -> None:
+        raise TimeoutError(f"more than {SECONDS} s")
+
+    with open("/proc/self/statm") as stream:
+        now = int(stream.read().split()[0]) * resource.getpagesize()
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(SECONDS)
+    resource.setrlimit(resource.RLIMIT_AS, (now + MEMORY, limits[1]))
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+
+
+def outcome(command: Callable[[str], Any], run: str, known: tuple[str, ...]) -> str | None:
+    """What was refused, one line that names one of these; None: the command was done."""
+    try:
+        with bounded():
+            command(run)
+    except MISTAKES as error:
+        said = one_line(error)
+        assert str(error).strip() and len(said) < 3000
+        assert any(name in said for name in known), said
+        return said
+    finally:
+        for file in Path("beside").iterdir():
+            assert file.read_text() == "precious"
+        assert len(list(Path("beside").iterdir())) == 1
+    return None
+
+
+def try_damage(made: Path, name: str, rng: random.Random, root: Path) -> None:
+    """One command on one damaged file."""
+    shutil.rmtree(root, ignore_errors=True)
+    shutil.copytree(made, root, symlinks=True)
+    os.chdir(root)
+    run = Path("stopped" if name == "resume" else "outputs/whole")
+    files = sorted(
+        file for file in run.rglob("*") if file.is_file() and file.suffix not in (".wandb", ".txt")
+    )
+    if name == "compare":
+        files = [file for file in files if file.suffix != ".ckpt"]
+    elif name != "rerun":
+        files = [
+            f
+            for f in files
+            if f.suffix == ".ckpt" or (name == "resume" and f.suffix in (".json", ".yaml", ".csv"))
+        ] + [run / "run.json"] * (name == "list")
+    file = rng.choice(files)
+    how = damage(file, rng)
+    try:
+        outcome(COMMANDS[name], str(run), (run.name, file.name, "config.yaml"))
+    except BaseException as error:
+        error.add_note(f"{name}: {file}: {how}")
+        raise
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_commands_do_whole_runs(place, name):
+    """So that a refusal is that of the damage."""
+    assert outcome(COMMANDS[name], "stopped" if name == "resume" else "outputs/whole", ()) is None
+
+
+@pytest.mark.parametrize(
+    "name",
+    [name for name in COMMANDS if name not in ("export", "rerun", "init", "resume", "prune")],
+)
+@settings(max_examples=6, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(seed=st.integers(0, 10**6))
+def test_a_damaged_file_is_named_or_does_no_harm(made, tmp_path_factory, monkeypatch, name, seed):
+    monkeypatch.chdir(made)  # where it ends
+    try_damage(made, name, random.Random(seed), tmp_path_factory.getbasetemp() / f"damaged-{name}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", COMMANDS)
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(seed=st.integers(0, 10**9))
+def test_many_damaged_files_are_named_or_do_no_harm(
+    made, tmp_path_factory, monkeypatch, name, seed
+):
+    monkeypatch.chdir(made)
+    try_damage(made, name, random.Random(seed), tmp_path_factory.getbasetemp() / f"damaged-{name}")
+
+
+def test_pipes_and_devices_in_a_run_end_no_comparison(place):
+    """The others are compared; the run is named, and why."""
+    for name in ("fifo", "zero", "config"):
+        shutil.copytree("outputs/whole", f"outputs/{name}")
+    Path("outputs/fifo/run.json").unlink()
+    os.mkfifo("outputs/fifo/run.json")
+    Path("outputs/zero/run.json").unlink()
+    Path("outputs/zero/run.json").symlink_to("/dev/zero")
+    Path("outputs/config/config.yaml").unlink()
+    os.mkfifo("outputs/config/config.yaml")
+    with bounded():
+        ranking = compare(checked("compare", ["runs=[outputs]", "resamples=20"]))
+    assert {run.label for run in ranking.runs} == {"whole", "other", "config"}
+    rows = table()
+    for name in ("fifo", "zero"):
+        assert rows[name]["status"] == "damaged" and "not a regular file" in rows[name]["note"]
+    assert "config.yaml can't be read" in rows["config"]["note"]
+
+
+def table() -> dict[str, dict[str, str]]:
+    """The rows of compare.csv by their runs."""
+    lines = Path("outputs/compare.csv").read_text().splitlines()
+    return {row["run"]: row for row in csv.DictReader(lines)}
+
+
+DAMAGED = {
+    "pixels of 30 digits": ("images.csv", lambda text: text.replace("test,", "test,", 1).rstrip().rpartition(",")[0] + f",{10**30}\n"),
+    "an endless epoch": ("metrics.csv", lambda text: text.replace("\n", "\n" + ",".join(["inf"] * len(text.partition("\n")[0].split(","))) + "\n", 1)),
+    "half a character": ("run.json", lambda text: text.replace('"name": "', '"name": "\\ud800', 1)),
+    "a number of 30 digits": ("run.json", lambda text: text.replace('"seed": 0', f'"seed": {10**30}', 1)),
+    "a deep record": ("run.json", lambda text: text.replace("{", '{"deep": ' + "[" * 5000 + "]" * 5000 + ",", 1)),
+    "a wrong character": ("config.yaml", lambda text: text + 'x: "\\ud800"\n'),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", [*DAMAGED, "a folder whose name is no UTF-8"])
+def test_one_damaged_run_is_named_and_the_others_are_compared(place, what):
+    """And the page of the comparison before, if this one came to nothing, would be whole."""
+    words = ["runs=[outputs]", "resamples=20"]
+    compare(checked("compare", words))
+    before = Path("outputs/compare.html").read_text()
+    if what in DAMAGED:
+        shutil.copytree("outputs/whole", "outputs/bad")
+        file, change = DAMAGED[what]
+        text = (Path("outputs/bad") / file).read_text()
+        changed = change(text)
+        assert changed != text
+        (Path("outputs/bad") / file).write_text(changed)
+        label = "bad"
+    else:
+        shutil.copytree("outputs/whole", os.fsdecode(b"outputs/b\xffd"))
+        label = "b\\xffd"
+    found = compare(checked("compare", words))
+    assert {"whole", "other"} <= {run.label for run in found.runs}
+    rows = table()
+    assert set(rows) == {"whole", "other", label}
+    if what in DAMAGED:
+        assert DAMAGED[what][0] in rows[label]["note"], rows[label]
+    after = Path("outputs/compare.html").read_text()
+    assert after.count("</html>") == before.count("</html>") == 1 and after != before

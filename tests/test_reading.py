@@ -1,0 +1,108 @@
+"""Files are read by seg.files alone, which takes regular ones of a limited size; each other way has its reason."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import seg
+
+PACKAGE = Path(seg.__file__).parent
+READERS = {  # names by which a file can be read
+    "read_text", "read_bytes", "open", "load", "safe_load", "full_load", "fromfile", "memmap", "imread", "TiffFile",
+    "ZipFile", "read_csv", "genfromtxt", "loadtxt", "load_file", "load_state_dict_from_url", "FileIO", "fdopen", "scan",
+}  # fmt: skip
+OWN = "a file of this package, or of the system"
+DATA = "images, masks and tables, which the user names; their readers have limits of their own"
+ALLOWED = {  # module -> function -> what it may call, and why
+    "files.py": {"open_regular": (("open", "fdopen"), "the one reader"), "whole": (("open",), "writes"),
+                 "append": (("open", "FileIO"), "writes"), "check_writable": (("open",), "writes")},
+    "archive.py": {"read_records": (("ZipFile",), "of a stream that open_regular gave"),
+                   "read_skeleton": (("load",), "its own reader, which calls nothing")},
+    "__init__.py": {"load": (("load",), "seg.predictor.load")},
+    "runs.py": {"read_checkpoint": (("load",), "once seg.archive has looked at the file"),
+                "start_from": (("load",), "its own")},
+    "trust.py": {"read_yaml": (("scan", "load"), "of a text that was read")},
+    "cli.py": {"command": (("open",), "the system's null device")},
+    "help.py": {"*": (("read_text",), OWN)},
+    "provenance.py": {"cpu_name": (("read_text",), OWN), "source_hash": (("read_bytes",), OWN), "added": (("read_bytes",), OWN)},
+    "rerun.py": {"settled": (("safe_load", "read_text"), OWN), "files": (("safe_load", "read_text"), OWN)},
+    "comparison/page.py": {"render": (("read_text",), OWN)},
+    "search/page.py": {"*": (("read_text",), OWN)},
+    "models/imagenet.py": {"download": (("read_bytes", "load_state_dict_from_url"), "PyTorch's cache, its hash compared")},
+    "rasters.py": {"*": (("open", "fromfile", "memmap", "TiffFile", "imread"), DATA)},
+    "data/*": {"*": (tuple(READERS), DATA)},
+    "ensemble.py": {"load": (("load",), "seg.runs.load"), "load_folds": (("load",), "seg.runs.load")},
+    "crossval.py": {"*": (("load",), "seg.runs.load")},
+    "predict.py": {"predict": (("load",), "seg.ensemble.load")},
+    "evaluate.py": {"evaluate": (("load",), "seg.ensemble.load")},
+    "export.py": {"export": (("load",), "seg.ensemble.load"), "*": (("load",), "onnx's and torch's, of the file that was just written")},
+    "predictor.py": {"load": (("load",), "seg.ensemble.load")},
+    "prune.py": {"prune": (("load",), "seg.runs.load")},
+    "search/trial.py": {"milliseconds": (("load",), "seg.runs.load")},
+}  # fmt: skip
+
+
+def calls(module: Path) -> list[tuple[str, str, int]]:
+    """Function, name of the reader and line of each call that may read a file."""
+    found = []
+
+    def visit(node: ast.AST, function: str) -> None:
+        for child in ast.iter_child_nodes(node):
+            inner = function
+            if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef) and function == "":
+                inner = child.name
+            elif isinstance(child, ast.Call) and not writes(child):
+                name = called(child.func)
+                if name in READERS:
+                    found.append((function, name, child.lineno))
+            visit(child, inner)
+
+    visit(ast.parse(module.read_text()), "")
+    return found
+
+
+def called(node: ast.expr) -> str:
+    """The last word of what is called; none for seg.files' own read_text and read_bytes."""
+    if isinstance(node, ast.Attribute):
+        return node.attr
+    name = node.id if isinstance(node, ast.Name) else ""
+    return "" if name in ("read_text", "read_bytes") else name
+
+
+def writes(call: ast.Call) -> bool:
+    """Whether a call opens a file to write or add to it."""
+    words = [
+        a.value
+        for a in (*call.args, *(k.value for k in call.keywords))
+        if isinstance(a, ast.Constant)
+    ]
+    return any(word in ("w", "wb", "ab", "a", "x", "xb") for word in words)
+
+
+MODULES = sorted(file.relative_to(PACKAGE).as_posix() for file in PACKAGE.rglob("*.py"))
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_files_are_read_by_seg_files_alone(module):
+    own = ALLOWED.get(module) or ALLOWED.get(f"{module.partition('/')[0]}/*") or {}
+    for function, name, line in calls(PACKAGE / module):
+        allowed, _ = own.get(function) or own.get("*") or ((), "")
+        assert name in allowed, f"seg/{module}:{line}: {name} in {function or 'the module'}"
+
+
+def test_each_exception_is_needed():
+    for module, functions in ALLOWED.items():
+        files = sorted(PACKAGE.glob(module))
+        assert files, module
+        there = {(function, name) for file in files for function, name, _ in calls(file)}
+        for function, (names, _) in functions.items():
+            used = {name for one, name in there if function in ("*", one)}
+            assert used & set(names), (module, function)
+
+
+def test_another_way_of_reading_would_be_found(tmp_path):
+    (tmp_path / "a.py").write_text(
+        "def f(p):\n    return p.read_text()\n\ndef g(p):\n    open(p, 'w'); return open(p)\n"
+    )
+    assert calls(tmp_path / "a.py") == [("f", "read_text", 2), ("g", "open", 5)]
