@@ -9,7 +9,6 @@ import copy
 import gc
 import logging
 import os
-import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from rich.table import Table
 
 from seg import ensemble, provenance, reports, runs
 from seg.cli import UserError, command, plain
+from seg.command_line import quote_path, render_command, render_option
 from seg.console import console, logging_to, quiet
 from seg.data.module import Samples, planes_first
 from seg.data.sources import Source
@@ -63,7 +63,7 @@ def crossval(cfg: DictConfig) -> dict[str, Any]:
     with runs.alone(output, "seg.crossval"):
         record = begin(cfg, plan, output)
         if record["status"] == "finished":
-            log.info(f"{output} is finished: nothing is trained")
+            log.info(f"{quote_path(output)} is finished: nothing is trained")
         else:
             folders = [trained(cfg, plan, fold, output) for fold in range(len(plan.names))]
             record |= judge(cfg, plan, folders, output) | {"status": "finished"}
@@ -116,7 +116,7 @@ def check_request(cfg: DictConfig) -> None:
 def trained(cfg: DictConfig, plan: Plan, fold: int, output: Path) -> Path:
     """The run folder of a fold: the finished one, or a new one once it is trained."""
     if folder := finished(output, plan, fold):
-        log.info(f"fold {fold}     is finished and kept: {runs.relative(folder)}")
+        log.info(f"fold {fold}     is finished and kept: {quote_path(runs.relative(folder))}")
         return folder
     for folder, record in runs_named(output, plan.names[fold]):
         if record.get("status") != "finished":
@@ -272,7 +272,8 @@ def tested(cfg: DictConfig, folders: list[Path]) -> dict[str, Any]:
 
 def tell(record: dict[str, Any], output: Path) -> None:
     """The closing table, what to think of it, and what to do next."""
-    place = shlex.quote(str(runs.relative(output)))
+    place = runs.relative(output)
+    run = render_option("run", place)
     log.info("", extra={"table": fold_table(record)})
     if level := record["options"]["confidence"]:
         log.info(reports.interval_line(len(record["images"]), level))
@@ -282,11 +283,13 @@ def tell(record: dict[str, Any], output: Path) -> None:
         f"{' and threshold' * best} did best on these images, which flatters it"
         f"{'; the test images chose nothing' * ('test' in record)}"
     )
-    log.info(f"numbers {place}/{CROSSVAL}, masks of all images {place}/{PREDICTED}")
+    log.info(
+        f"numbers {quote_path(place / CROSSVAL)}, masks of all images {quote_path(place / PREDICTED)}"
+    )
     log.info("next, with the folds as an ensemble:")
-    log.info(f"  python -m seg.predict run={place} input=IMAGES output=PREDICTIONS")
+    log.info(f"  {render_command('predict', run, 'input=IMAGES', 'output=PREDICTIONS')}")
     if "test" in record:
-        log.info(f"  python -m seg.evaluate run={place} data.split=test")
+        log.info(f"  {render_command('evaluate', run, 'data.split=test')}")
 
 
 def fold_table(record: dict[str, Any]) -> Table:

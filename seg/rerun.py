@@ -38,6 +38,7 @@ from seg.changes import (
     verdict,
 )
 from seg.cli import UserError, checked, command, plain
+from seg.command_line import quote_path
 from seg.console import first_process, logging_to, quiet
 from seg.hardware import one_device
 from seg.options import CONF, HYDRA_KEYS, check_level, located, shown
@@ -252,7 +253,7 @@ def tell(found: dict[str, Any], folder: Path) -> None:
         log.info("changed    nothing that the runs tell")
     if found["untold"]:
         log.info(f"unknown    {', '.join(found['untold'])}: the earlier run doesn't tell")
-    log.info(f"numbers    {runs.relative(folder)}/rerun.json")
+    log.info(f"numbers    {quote_path(runs.relative(folder) / 'rerun.json')}")
 
 
 def text(value: Any) -> str:

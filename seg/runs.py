@@ -32,6 +32,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import nn
 
 from seg import __version__
+from seg.command_line import quote_shell, render_option
 from seg.console import first_process
 from seg.data.intensity import Intensity
 from seg.data.sources import Task
@@ -266,9 +267,10 @@ def find_checkpoint(run: str | Path | None) -> Path:
             return path / "checkpoints" / name
     if (path / CROSSVAL).is_file():
         folds = sorted(p.parent for p in path.glob("*/checkpoints") if not p.parent.is_symlink())
+        one = quote_shell(render_option("run", folds[0])) if folds else ""
         raise RunError(
             f"run={run}: a cross-validation, which is several networks; only seg.predict and seg.evaluate take "
-            f"them together{f', here give one of them, run={folds[0]}' if folds else ''}"
+            f"them together{f', here give one of them, {one}' if folds else ''}"
         )
     raise RunError(f"run={run}: no checkpoints/best.ckpt or last.ckpt in it; a run folder has one")
 

@@ -6,7 +6,6 @@ was online till its server was lost lies in ``wandb/run-*``.
 
 import logging
 import os
-import shlex
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ from omegaconf import DictConfig
 from rich.table import Table
 
 from seg.cli import UserError, command
+from seg.command_line import render_command, render_option
 from seg.console import quiet
 from seg.runs import RunError, read_json, relative
 from seg.tracking.wandb import UNSENT, answers, has_key, server
@@ -75,8 +75,8 @@ def sync(cfg: DictConfig) -> list[Recorded]:
         return found
     if not cfg.send:
         log.info("next:")
-        place = "" if cfg.outputs == "outputs" else f" outputs={shlex.quote(cfg.outputs)}"
-        log.info(f"  python -m seg.sync{place} send=true")
+        place = [] if cfg.outputs == "outputs" else [render_option("outputs", cfg.outputs)]
+        log.info(f"  {render_command('sync', *place, 'send=true')}")
         return found
     send(due)
     found = recorded(outputs)

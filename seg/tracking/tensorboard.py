@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from seg.command_line import quote_path
+from seg.runs import relative
 from seg.tracking.tracker import Picture, TrackedRun, Tracker, sheet
 
 log = logging.getLogger("seg")
@@ -27,7 +29,8 @@ class TensorBoard(Tracker):
             self.run.folder, "tensorboard", "", default_hp_metric=False, flush_secs=self.seconds
         )
         self.writer = self.logger.experiment
-        log.info("tensorboard: tensorboard --logdir outputs")
+        runs = quote_path(relative(self.run.folder.parent))
+        log.info(f"tensorboard: tensorboard --logdir {runs}")
         return None
 
     def log(self, values: Mapping[str, float], step: int) -> None:

@@ -3,7 +3,6 @@
 import contextlib
 import logging
 import os
-import shlex
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from urllib.parse import urlparse
 
 import requests
 
+from seg.command_line import quote_path
 from seg.logits import IGNORE
 from seg.runs import relative
 from seg.tracking.metrics_csv import read_metrics
@@ -137,7 +137,7 @@ class Wandb(Tracker):
             self.session.finish(exit_code=0 if status in ("finished", "pruned") else 1)
         except TimeoutError as error:
             (place / UNSENT).touch()
-            rest = shlex.quote(str(relative(place)))
+            rest = quote_path(relative(place))
             raise TimeoutError(
                 f"not all was sent; send the rest: {SENDER}, or wandb sync --include-online {rest}"
             ) from error
