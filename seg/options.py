@@ -240,6 +240,18 @@ def check_value(path: str, value: Any, known: Any, wanted: Any) -> None:
             raise UserError(f"{path}={shown(value)}: {needed} is needed{says(known)}")
 
 
+def check_literal(node: Any, path: str = "") -> None:
+    """Raise UserError where a resolved value still holds ``${``, which no command would read back from a run."""
+    below = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()  # fmt: skip
+    for name, value in below:
+        check_literal(value, f"{path}.{name}" if path else str(name))
+    if isinstance(node, str) and "${" in node:
+        raise UserError(
+            f"{path}={node}: a run keeps no value with ${{ in it, which would be resolved anew when the run is "
+            "read; rename the file or folder, or take another value"
+        )
+
+
 def at(known: Any, key: Any) -> Any:
     try:
         return known[key]
