@@ -18,7 +18,7 @@ import re
 import shutil
 import time
 import zipfile
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -321,10 +321,33 @@ def load(run: str | Path | None) -> LoadedRun:
         raise RunError(
             f"{file}: its weights don't fit {target} of this version{written_by(card)}: {error}"
         ) from error
+    check_finite(weights, file)
     folder = file.parent.parent if file.parent.name == "checkpoints" else file.parent
     return LoadedRun(
         file, folder, model.eval(), config, classes, colors, intensity, task, threshold
     )
+
+
+def check_finite(weights: Mapping[str, Any], file: Path) -> None:
+    """Raise RunError where a checkpoint's parameters or buffers hold nan or inf.
+
+    Args:
+        weights: name -> tensor, the checkpoint's ``state_dict``.
+        file: the checkpoint.
+    """
+    found = {}
+    for name, tensor in weights.items():
+        if isinstance(tensor, torch.Tensor) and (tensor.is_floating_point() or tensor.is_complex()):
+            count = tensor.numel() - int(torch.isfinite(tensor).sum())
+            found |= {name: f"{count} of {tensor.numel()} values"} if count else {}
+    if found:
+        name, count = next(iter(found.items()))
+        others = len(found) - 1
+        more = f", likewise {others} more tensor{'s' * (others > 1)}" if others else ""
+        raise RunError(
+            f"{file}: {count} of {name} are nan or inf{more}; finite weights are needed: take another checkpoint "
+            "of the run, or train it again"
+        )
 
 
 def fingerprint(model: nn.Module) -> str:
