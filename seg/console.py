@@ -73,7 +73,7 @@ def quiet(speaks: bool = True) -> None:
         speaks: false: our own go only to log.txt too, as those of a sweep's jobs.
     """
     logging.captureWarnings(True)
-    warnings.simplefilter("default")
+    warnings.simplefilter("default", append=True)  # after the filters of -W and of the tests
     ours = logging.getLogger("seg")
     ours.setLevel(logging.INFO)
     ours.propagate = False

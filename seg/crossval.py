@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import torch
 from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from rich.progress import track
 from rich.table import Table
@@ -77,10 +76,7 @@ def check_line() -> None:
     """Raises UserError for words of the command line that a cross-validation has no use for."""
     if not HydraConfig.initialized():
         return
-    hydra = HydraConfig.get()
-    if hydra.mode == RunMode.MULTIRUN:
-        raise UserError("-m: a cross-validation has one output; give a command for each")
-    for word in hydra.overrides.task:
+    for word in HydraConfig.get().overrides.task:
         if word.lstrip("+~").split("=")[0] == "data.fold":
             raise UserError(
                 f"{word}: each fold is trained in its turn; leave it out (data.folds says how many)"

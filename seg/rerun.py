@@ -17,8 +17,6 @@ from typing import Any, cast
 import lightning as L
 import torch
 import yaml
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import DictConfig, OmegaConf
 from rich.table import Table
@@ -52,8 +50,6 @@ log = logging.getLogger("seg")
 def rerun(cfg: DictConfig) -> dict[str, Any]:
     """Trains the run again; returns what rerun.json holds, whose verdict is same, within noise or different."""
     quiet()
-    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
-        raise UserError("-m: a rerun has one verdict; give a command for each run")
     if cfg.seeds < 0:
         raise UserError(f"seeds={cfg.seeds}: give 0 or more")
     if cfg.threads is not None and not (isinstance(cfg.threads, int) and cfg.threads > 0):

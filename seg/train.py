@@ -195,7 +195,7 @@ def check_trainer(node: DictConfig, data: DataModule) -> None:
             )
 
 
-@command("train")
+@command("train", sweeps=True)
 def main(cfg: DictConfig) -> None:
     if sweeping():
         sweep.job(cfg, train)
