@@ -2,9 +2,11 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from typing import Annotated
 
 import numpy as np
 from lightning.pytorch.loggers import TensorBoardLogger
+from pydantic import Field
 
 from seg.command_line import quote_path
 from seg.runs import relative
@@ -21,7 +23,7 @@ class TensorBoard(Tracker):
         seconds: between two writes to disk.
     """
 
-    def __init__(self, run: TrackedRun, seconds: int = 30) -> None:
+    def __init__(self, run: TrackedRun, seconds: Annotated[int, Field(ge=1)] = 30) -> None:
         self.run, self.seconds = run, seconds
 
     def start(self, known: str | None) -> str | None:

@@ -6,10 +6,11 @@ import os
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 from urllib.parse import urlparse
 
 import requests
+from pydantic import Field
 
 from seg.command_line import quote_path
 from seg.logits import IGNORE
@@ -48,8 +49,8 @@ class Wandb(Tracker):
         group: str | None = None,
         tags: list[str] | None = None,
         offline: bool = False,
-        timeout: float = 3.0,
-        finish_timeout: float = 300.0,
+        timeout: Annotated[float, Field(gt=0)] = 3.0,
+        finish_timeout: Annotated[float, Field(gt=0)] = 300.0,
     ) -> None:
         if min(timeout, finish_timeout) <= 0:
             raise ValueError(f"timeouts are {timeout} and {finish_timeout} s; they must be above 0")
