@@ -169,7 +169,8 @@ def unknown_flag(word: str, config_name: str) -> UserError:
     if name.split(".")[0] in {*options, *group_names()}:
         close = f"; an option is written without dashes, {name}={value or '...'}"
     else:
-        close = nearest(f"--{name}", [flag for flag in FLAGS if flag.startswith("--")])
+        long = [flag for flag in FLAGS if flag.startswith("--")]
+        close = nearest(f"--{name}", long) if word.startswith("--") else ""
     return UserError(f"{word}: no such flag{close} (flags: {', '.join(FLAGS)})")
 
 

@@ -151,10 +151,16 @@ def filled(node: Any, path: str, known: list[dict[str, Any]]) -> Iterator[Change
 
 
 def overridden(config: dict[str, Any], given: dict[str, Any]) -> Iterator[Change]:
-    """Puts what the command line gives into the config, and tells it."""
+    """Put what the command line gives into the config, and tell it.
+
+    Raises:
+        UserError: for an option that the run's data hasn't.
+    """
     config["loader"]["cache"] = given["loader"].pop("cache")
     for group in ("data", "trainer", "loader"):
         for name, value in given[group].items():
+            if value is not None and group == "data" and name not in config[group]:
+                raise UserError(f"data.{name}={shown(value)}: the run's data has no such option")
             if value is not None and value != config[group].get(name):
                 yield Change(f"{group}.{name}", config[group].get(name), value)
                 config[group][name] = value

@@ -2,12 +2,14 @@
 
 import subprocess
 import sys
+import warnings
 from importlib.util import find_spec
 
 import pytest
 from omegaconf import OmegaConf
 
 from seg.cli import UserError, build, check_line, checked, command, searching
+from seg.models import __main__ as models
 from seg.options import CONF
 
 
@@ -259,3 +261,9 @@ def test_a_mistake_exits_with_2_one_line_and_leaves_nothing(tmp_path, command, w
         and done.stderr.startswith("error: ")
     )
     assert done.stdout == "" and list(tmp_path.iterdir()) == []
+
+
+def test_a_warning_within_a_command_fails_its_test(monkeypatch):
+    monkeypatch.setattr(models, "layers", lambda *_: warnings.warn("odd", stacklevel=1))
+    with pytest.raises(UserWarning, match="odd"):
+        models.show(checked("models", ["model.width=2", "data.size=64"]))
