@@ -117,7 +117,7 @@ LIMITS = {
     "data.pair_by": PLACE,
     "data.group_by": PLACE,
     "data.split": SPLITS,
-    "model.depth": either(MANY, NULL),
+    "model.depth": either(whole(1, 12), NULL),
     "tta": words("none", "flips", "d4"),
     "confidence": share("0 (no intervals) or a number"),
     "objects.neck": either(real(0, open_=True), NULL),
@@ -157,7 +157,6 @@ LIMITS = {
     "data.size": MANY,
     "logits": MANY,
     "loader.memory": real(0, 2**20),  # GiB
-    "trainer.strategy": WORD,
     "trainer.num_nodes": MANY,
     "trainer.precision": words("auto", "32-true", "bf16-mixed", "16-mixed"),
     "trainer.max_epochs": either(whole(0), Limit("-1", lambda v: v == -1), NULL),

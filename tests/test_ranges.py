@@ -39,7 +39,8 @@ TAKEN = {  # those of VALUES that an option takes -> file or command -> such opt
         'prune': 'data.split accelerator',
         'export': 'format opset',
     },
-    "'' ' ' abc": {  # what a download must be is looked at there
+    "'' ' ' abc": {  # a download, and Lightning's names, are looked at there
+        'trainer=auto': 'strategy',
         'data=isbi2012': 'sha256.volume sha256.labels',
     },
     "'' ' ' abc {} null": {
@@ -176,8 +177,6 @@ TAKEN = {  # those of VALUES that an option takes -> file or command -> such opt
         'model=unet': 'in_channels num_classes',
         'model=unet_e': 'in_channels num_classes',
         'train': 'patience',
-        'evaluate': 'model.depth',
-        'predict': 'model.depth',
         'prune': 'depth',
         'rerun': 'threads',
     },
@@ -209,7 +208,6 @@ TAKEN = {  # those of VALUES that an option takes -> file or command -> such opt
         'data=folder': 'images masks',
         'logger=trackio': 'trackio.project',
         'logger=wandb': 'wandb.project',
-        'trainer=auto': 'strategy',
         'train': 'outputs',
         'check': 'output',
         'show': 'output',
@@ -245,8 +243,8 @@ TAKEN = {  # those of VALUES that an option takes -> file or command -> such opt
         'data=folder': 'pages layers val',
         'trainer=auto': 'max_time',
         'train': 'ema threshold loader.crop loader.percentiles',
-        'evaluate': 'threshold',
-        'predict': 'threshold',
+        'evaluate': 'threshold model.depth',
+        'predict': 'threshold model.depth',
         'compare': 'split',
     },
     'true': {
