@@ -5,7 +5,6 @@ Every image and mask is read, every fault is listed with what mends it: errors (
 """
 
 import logging
-import shlex
 import tempfile
 import time
 from collections import Counter
@@ -23,6 +22,7 @@ from rich.table import Table
 
 from seg import files, runs
 from seg.cli import MISTAKES, UserError, build, command, plain
+from seg.command_line import config_folder, render_command
 from seg.console import console, quiet
 from seg.data.checks import Redraw, judge
 from seg.data.faults import KINDS, UNPAIRED, Fault, count, percent, told
@@ -340,10 +340,10 @@ def values_of(source: Source, index: int) -> str:
 
 
 def train_command() -> str:
-    """What to type next: the same words for seg.train."""
+    """Return the command that trains on this data: the same words for seg.train."""
     words = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
     kept = [w for w in words if w.split("=")[0].lstrip("+~") not in ("output", "panels")]
-    return shlex.join(["python", "-m", "seg.train", *kept])
+    return render_command("train", *config_folder(), *kept)
 
 
 @command("check")

@@ -5,8 +5,9 @@
 """
 
 import os
+import re
 import sys
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
@@ -24,6 +25,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException, SI
 from omegaconf import DictConfig, OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
 
+from seg import __version__
 from seg.console import visible
 from seg.data.sources import DataError
 from seg.hardware import HardwareError
@@ -36,6 +38,7 @@ from seg.options import (
     check_word,
     group_names,
     is_hydras,
+    nearest,
 )
 from seg.runs import RunError
 from seg.shortage import OutOfMemory, explained
@@ -49,23 +52,42 @@ REFUSALS = (
     ImportError,
     MisconfigurationException,
 )
+FLAGS = (
+    "-h", "--help", "-m", "--multirun", "-c", "--cfg", "--resolve", "-p", "--package", "--config-dir", "-i", "--info",
+    "--hydra-help", "--shell-completion", "--version",
+)  # fmt: skip
 __all__ = ["CONF", "UserError", "build", "checked", "command", "plain"]
 
 
+class FlagParser(ArgumentParser):
+    """Hydra's flags; a mistake is a UserError instead of a page of usage and an exit."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise what argparse found."""
+        said = message.removeprefix("argument ").replace(
+            "ignored explicit argument", "takes no value, and was given"
+        )
+        raise UserError(said)
+
+
 def command(
-    config_name: str, words: Callable[[Namespace], list[str]] | None = None
+    config_name: str,
+    words: Callable[[Namespace], list[str]] | None = None,
+    *,
+    sweeps: bool = False,
 ) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
     """Makes a function of a config the main function of a command.
 
     Args:
         config_name: its file in conf/.
         words: what was typed -> the words as Hydra takes them, where a command has its own.
+        sweeps: whether ``-m`` runs it several times.
     """
 
     def decorate(function: Callable[[DictConfig], Any]) -> Callable[[], None]:
         def job(cfg: DictConfig) -> Any:
             if HydraConfig.get().mode == RunMode.MULTIRUN:
-                return function(cfg)  # one job's failure is told at the end, and the others go on
+                return function(cfg)  # seg.sweep tells a job's failure, and the others go on
             try:
                 return function(cfg)
             except MISTAKES as error:
@@ -75,15 +97,18 @@ def command(
 
         def main() -> None:
             try:
-                arguments = in_order()
+                arguments = in_order(config_name)
                 if arguments.help:
                     print(help_text(config_name))
+                    return
+                if arguments.version:
+                    print(f"seg {__version__}")
                     return
                 if words is not None:
                     flags = len(sys.argv) - len(arguments.overrides)
                     arguments.overrides = words(arguments)
                     sys.argv[flags:] = arguments.overrides
-                check_flags(config_name, arguments)
+                check_flags(config_name, arguments, sweeps)
                 if arguments.multirun:
                     flags = len(sys.argv) - len(arguments.overrides)
                     sys.argv[flags:] = for_jobs(arguments.overrides)
@@ -112,14 +137,41 @@ def command(
     return decorate
 
 
-def in_order() -> Namespace:
-    """What was typed; flags may stand anywhere, and come first for Hydra."""
-    arguments = get_args_parser().parse_intermixed_args()
+def in_order(config_name: str) -> Namespace:
+    """Return what was typed; flags may stand anywhere, and come first for Hydra.
+
+    Raises:
+        UserError: for a flag that isn't there, or has a wrong value or none.
+    """
+    arguments, unknown = flag_parser().parse_known_intermixed_args()
+    if unknown:
+        raise unknown_flag(unknown[0], config_name)
     flags = sys.argv[1:]
     for word in arguments.overrides:
         flags.remove(word)
     sys.argv[1:] = [*flags, *arguments.overrides]
     return arguments
+
+
+def flag_parser() -> FlagParser:
+    """Return a parser of Hydra's flags, spelt out; ``--version`` is for the command to answer."""
+    parser = FlagParser(
+        add_help=False, allow_abbrev=False, parents=[get_args_parser()], conflict_handler="resolve"
+    )
+    parser.add_argument("--version", action="store_true")
+    return parser
+
+
+def unknown_flag(word: str, config_name: str) -> UserError:
+    """Return the error for a flag that isn't there, with the nearest one, or the option that it may mean."""
+    name, _, value = word.lstrip("-").partition("=")
+    options = re.findall(r"^(\w+):", (CONF / f"{config_name}.yaml").read_text("utf-8"), re.M)
+    if name.split(".")[0] in {*options, *group_names()}:
+        close = f"; an option is written without dashes, {name}={value or '...'}"
+    else:
+        long = [flag for flag in FLAGS if flag.startswith("--")]
+        close = nearest(f"--{name}", long) if word.startswith("--") else ""
+    return UserError(f"{word}: no such flag{close} (flags: {', '.join(FLAGS)})")
 
 
 def fail(error: Exception) -> NoReturn:
@@ -187,14 +239,48 @@ def plain(cfg: DictConfig) -> dict[str, Any]:
     return cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
 
 
-def check_flags(config_name: str, arguments: Namespace) -> None:
-    """Checks what was typed, unless Hydra is only asked for help or the like."""
-    if arguments.config_path:
-        raise UserError("--config-path: can't be changed; --config-dir FOLDER adds a folder")
-    asks = (arguments.hydra_help, arguments.info, arguments.shell_completion)
-    if not any(asks) and not arguments.experimental_rerun:
+def check_flags(config_name: str, arguments: Namespace, sweeps: bool) -> None:
+    """Check what was typed, unless Hydra is only asked for help or the like.
+
+    Raises:
+        UserError: for flags that don't go together, or that this command has no use for.
+    """
+    for name in ("config_path", "config_name"):
+        if getattr(arguments, name):
+            flag = f"--{name.replace('_', '-')}"
+            raise UserError(f"{flag}: can't be changed; --config-dir FOLDER adds a folder")
+    if arguments.experimental_rerun:
+        raise UserError(
+            "--experimental-rerun: a pickle may run code; python -m seg.rerun run=RUN trains a run again"
+        )
+    asks = ("run", "multirun", "cfg", "info", "shell_completion", "hydra_help")
+    given = [f"--{name.replace('_', '-')}" for name in asks if getattr(arguments, name)]
+    if given[1:]:
+        raise UserError(f"{given[0]} and {given[1]}: give one of them")
+    if arguments.multirun and not sweeps:
+        raise UserError("-m: only seg.train sweeps; give a command for each, without -m")
+    for name in ("resolve", "package"):
+        if getattr(arguments, name) and not arguments.cfg:
+            raise UserError(f"--{name}: goes with --cfg job")
+    if arguments.shell_completion:
+        check_completion(arguments.overrides)
+    if not {"--info", "--shell-completion", "--hydra-help"} & set(given):
         words = [*searching(arguments.config_dir), *arguments.overrides]
-        check_line(arguments.config_name or config_name, words, arguments.multirun)
+        cfg = check_line(config_name, words, arguments.multirun)
+        package = arguments.package if arguments.cfg == "job" else None
+        if package and package != "_global_" and OmegaConf.select(cfg, package) is None:
+            raise UserError(
+                f"--package {package}: no such group{nearest(package, [*map(str, cfg)])}"
+            )
+
+
+def check_completion(words: list[str]) -> None:
+    """Raise UserError unless one thing is asked of ``--shell-completion``; a shell alone asks ``query``."""
+    asked = [word.partition("=")[0] for word in words]
+    if len(asked) != 1 or asked[0] not in ("install", "uninstall", "query"):
+        raise UserError("--shell-completion: give install=bash or uninstall=bash (or zsh, fish)")
+    if asked[0] == "query" and "COMP_LINE" not in os.environ:
+        raise UserError(f"{words[0]}: asked by a shell; install=bash makes it ask")
 
 
 def for_jobs(words: list[str]) -> list[str]:
@@ -228,19 +314,27 @@ def searching(folder: str | None) -> list[str]:
     return [f"hydra.searchpath=['file://{path}']"]
 
 
-def check_line(config_name: str, words: list[str], multirun: bool) -> None:
-    """Checks a command line; in a sweep each value of each option, the others at their first."""
+def check_line(config_name: str, words: list[str], multirun: bool) -> DictConfig:
+    """Check a command line, in a sweep each value of each option, the others at their first.
+
+    Returns:
+        The config, of a sweep that of the first values.
+    """
     overrides = parse(words)
+    for override in overrides:
+        if override.key_or_group == "hydra.mode":
+            raise UserError(f"{override.input_line}: leave it out; -m sweeps")
     sweeping = [o for o in overrides if o.is_sweep_override()]
     if sweeping and not multirun:
         raise UserError(f"{sweeping[0].input_line}: several values are a sweep; add -m")
     groups = group_names(overrides)
     choices = [swept(o, groups) for o in overrides]
     line = [values[0] for values in choices]
-    checked(config_name, line)
+    cfg = checked(config_name, line)
     for i, values in enumerate(choices):
         for value in values[1:]:
             checked(config_name, [*line[:i], value, *line[i + 1 :]])
+    return cfg
 
 
 def swept(override: Override, groups: dict[str, list[str]]) -> list[str]:

@@ -7,7 +7,6 @@ row a run, and compare.html, a page that needs no network.
 import logging
 import math
 import re
-import shlex
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +20,7 @@ from rich.text import Text
 
 from seg import files
 from seg.cli import UserError, command
+from seg.command_line import quote_hydra, quote_path
 from seg.comparison import page
 from seg.comparison.findings import cautions, claims, fate, headline, mean_of, score_name
 from seg.comparison.grouping import (
@@ -198,7 +198,7 @@ def write(cfg: DictConfig, ranking: Ranking, others: list[Run], output: Path) ->
     for name, content in pages.items():
         files.write_text(output / name, content, output)
     for name in pages:
-        log.info(f"wrote {shlex.quote(str(relative(output / name)))}")
+        log.info(f"wrote {quote_path(relative(output / name))}")
 
 
 def check_ours(file: Path) -> None:
@@ -267,17 +267,11 @@ def option(word: str) -> str:
         return word
     if name in LISTS:
         return f"{name}={quoted(words(value) if name == 'where' else value.split(','))}"
-    return f"{name}={one_quoted(value)}" if name in ("baseline", "score") else word
+    return f"{name}={quote_hydra(value)}" if name in ("baseline", "score") else word
 
 
 def quoted(values: list[str]) -> str:
-    return f"[{','.join(one_quoted(value) for value in values)}]"
-
-
-def one_quoted(value: str) -> str:
-    """A value in Hydra's quotes, in which a backslash counts only before a quote."""
-    doubled = re.sub(r"\\+(?='|$)", lambda found: found[0] * 2, value)
-    return "'" + doubled.replace("'", "\\'") + "'"
+    return f"[{','.join(quote_hydra(value) for value in values)}]"
 
 
 def typed(arguments: Namespace) -> list[str]:

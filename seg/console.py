@@ -79,7 +79,7 @@ def quiet(speaks: bool = True) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):  # a name that isn't UTF-8 ends no command
         sys.stdout.reconfigure(errors="backslashreplace")
     logging.captureWarnings(True)
-    warnings.simplefilter("default")
+    warnings.simplefilter("default", append=True)  # after the filters of -W and of the tests
     ours = logging.getLogger("seg")
     ours.setLevel(logging.INFO)
     ours.propagate = False

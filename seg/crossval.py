@@ -8,7 +8,6 @@ A fold that is finished stays finished: the same command goes on where it was st
 import copy
 import gc
 import logging
-import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,13 +15,13 @@ from typing import Any
 import numpy as np
 import torch
 from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from rich.progress import track
 from rich.table import Table
 
 from seg import ensemble, files, provenance, reports, runs
 from seg.cli import UserError, command, plain
+from seg.command_line import quote_path, render_command, render_option
 from seg.console import console, logging_to, quiet
 from seg.data.module import Samples, planes_first
 from seg.data.sources import Source
@@ -66,7 +65,7 @@ def crossval(cfg: DictConfig) -> dict[str, Any]:
     with runs.alone(output, "seg.crossval"):
         record = begin(cfg, plan, output)
         if record["status"] == "finished":
-            log.info(f"{output} is finished: nothing is trained")
+            log.info(f"{quote_path(output)} is finished: nothing is trained")
         else:
             folders = [trained(cfg, plan, fold, output) for fold in range(len(plan.names))]
             record |= judge(cfg, plan, folders, output) | {"status": "finished"}
@@ -80,10 +79,7 @@ def check_line() -> None:
     """Raises UserError for words of the command line that a cross-validation has no use for."""
     if not HydraConfig.initialized():
         return
-    hydra = HydraConfig.get()
-    if hydra.mode == RunMode.MULTIRUN:
-        raise UserError("-m: a cross-validation has one output; give a command for each")
-    for word in hydra.overrides.task:
+    for word in HydraConfig.get().overrides.task:
         if word.lstrip("+~").split("=")[0] == "data.fold":
             raise UserError(
                 f"{word}: each fold is trained in its turn; leave it out (data.folds says how many)"
@@ -119,7 +115,7 @@ def check_request(cfg: DictConfig) -> None:
 def trained(cfg: DictConfig, plan: Plan, fold: int, output: Path) -> Path:
     """The run folder of a fold: the finished one, or a new one once it is trained."""
     if folder := finished(output, plan, fold):
-        log.info(f"fold {fold}     is finished and kept: {runs.relative(folder)}")
+        log.info(f"fold {fold}     is finished and kept: {quote_path(runs.relative(folder))}")
         return folder
     for folder, record in runs_named(output, plan.names[fold]):
         if record.get("status") != "finished":
@@ -273,7 +269,8 @@ def tested(cfg: DictConfig, folders: list[Path]) -> dict[str, Any]:
 
 def tell(record: dict[str, Any], output: Path) -> None:
     """The closing table, what to think of it, and what to do next."""
-    place = shlex.quote(str(runs.relative(output)))
+    place = runs.relative(output)
+    run = render_option("run", place)
     log.info("", extra={"table": fold_table(record)})
     if level := record["options"]["confidence"]:
         log.info(reports.interval_line(len(record["images"]), level))
@@ -283,11 +280,13 @@ def tell(record: dict[str, Any], output: Path) -> None:
         f"{' and threshold' * best} did best on these images, which flatters it"
         f"{'; the test images chose nothing' * ('test' in record)}"
     )
-    log.info(f"numbers {place}/{CROSSVAL}, masks of all images {place}/{PREDICTED}")
+    log.info(
+        f"numbers {quote_path(place / CROSSVAL)}, masks of all images {quote_path(place / PREDICTED)}"
+    )
     log.info("next, with the folds as an ensemble:")
-    log.info(f"  python -m seg.predict run={place} input=IMAGES output=PREDICTIONS")
+    log.info(f"  {render_command('predict', run, 'input=IMAGES', 'output=PREDICTIONS')}")
     if "test" in record:
-        log.info(f"  python -m seg.evaluate run={place} data.split=test")
+        log.info(f"  {render_command('evaluate', run, 'data.split=test')}")
 
 
 def fold_table(record: dict[str, Any]) -> Table:

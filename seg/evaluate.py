@@ -15,6 +15,7 @@ from torch import nn
 
 from seg import ensemble, files, reports, runs
 from seg.cli import UserError, build, command, plain
+from seg.command_line import quote_path
 from seg.console import console, quiet
 from seg.data.module import DataModule, Samples
 from seg.hardware import build_trainer, pick_accelerator, settle, torch_device
@@ -281,8 +282,9 @@ class Report:
         if self.metrics.calibration is not None:
             with files.whole(self.folder / "reliability.png", self.below) as aside:
                 reliability_plot(self.metrics.calibration, title, aside)
-            log.info(f"reliability {self.folder}/reliability.png")
-        log.info(f"numbers {self.folder}/metrics.json, pictures {panels}/all.png")
+            log.info(f"reliability {quote_path(self.folder / 'reliability.png')}")
+        numbers, pictures = self.folder / "metrics.json", Path(panels, "all.png")
+        log.info(f"numbers {quote_path(numbers)}, pictures {quote_path(pictures)}")
 
     def intervals(self, evidence: dict[str, Evidence]) -> dict[str, Interval]:
         """Of what the tables show, by bootstrap over images; none if not asked for."""

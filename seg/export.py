@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from seg import __version__, ensemble, files, runs
 from seg.archive import CHECKPOINT_LIMIT
 from seg.cli import UserError, build, command
+from seg.command_line import quote_path
 from seg.console import quiet
 from seg.data.sources import DataError
 from seg.ensemble import Ensemble
@@ -72,7 +73,7 @@ def export(cfg: DictConfig) -> Path:
     channels, classes = run.intensity.channels, ", ".join(run.classes)
     log.info(f"in         image (batch, {channels}, height, width) float32, values as stored")
     log.info(f"out        probabilities (batch, {len(run.classes)}, height, width): {classes}")
-    log.info(f"wrote      {file}: {file.stat().st_size / 1e6:.1f} MB")
+    log.info(f"wrote      {quote_path(file)}: {file.stat().st_size / 1e6:.1f} MB")
     return file
 
 

@@ -3,7 +3,6 @@
 import errno
 import logging
 import math
-import shlex
 import shutil
 import signal
 from collections.abc import Sequence
@@ -21,6 +20,7 @@ from seg import hardware, kept, provenance, reports, runs
 from seg.asked import Asked
 from seg.checkpoints import Checkpoints, Interrupts, MidEpoch, WholeFiles
 from seg.cli import MISTAKES, REFUSALS, UserError, build, one_line, plain
+from seg.command_line import quote_path, render_command, render_option
 from seg.console import first_process
 from seg.data.faults import KINDS
 from seg.data.module import DataModule
@@ -198,9 +198,8 @@ def conclude_early(
     finish(trainer.loggers, status, {})
     unlike = isinstance(error, Pruned | NotFinite)  # going on would end the same way
     if not unlike and (folder / "checkpoints/last.ckpt").is_file():
-        log.info(
-            f"goes on with  python -m seg.train resume={shlex.quote(str(runs.relative(folder)))}"
-        )
+        resume = render_option("resume", runs.relative(folder))
+        log.info(f"goes on with  {render_command('train', resume)}")
     if signalled == signal.SIGINT:
         raise KeyboardInterrupt from error
     if signalled not in (None, signal.SIGTERM):
@@ -406,7 +405,8 @@ def announce(
 
 def conclude(folder: Path, scores: dict[str, float], data: DataModule, minutes: float) -> None:
     """The closing table and what a user wants next."""
-    shown = shlex.quote(str(runs.relative(folder)))
+    place = runs.relative(folder)
+    run = render_option("run", place)
     for prefix, title in (("best/val/", "validation, best checkpoint"), ("test/", "test")):
         if f"{prefix}dice" in scores:
             log.info(
@@ -417,9 +417,10 @@ def conclude(folder: Path, scores: dict[str, float], data: DataModule, minutes: 
                 table = reports.border_table(scores, data.source.classes, prefix)
                 log.info("", extra={"table": table})
     log.info(
-        f"trained in {minutes:.1f} minutes; run folder {shown}, pictures {shown}/panels/all.png"
+        f"trained in {minutes:.1f} minutes; run folder {quote_path(place)}, "
+        f"pictures {quote_path(place / 'panels/all.png')}"
     )
     log.info("next:")
-    log.info(f"  python -m seg.evaluate run={shown}")
-    log.info(f"  python -m seg.predict run={shown} input=IMAGES output=PREDICTIONS")
-    log.info(f"  python -m seg.compare {shlex.quote(str(runs.relative(folder.parent)))}")
+    log.info(f"  {render_command('evaluate', run)}")
+    log.info(f"  {render_command('predict', run, 'input=IMAGES', 'output=PREDICTIONS')}")
+    log.info(f"  {render_command('compare')} {quote_path(runs.relative(folder.parent))}")

@@ -13,7 +13,8 @@ def help_text(config_name: str) -> str:
     groups = {name: names for name, names in group_names().items() if f"- {name}: " in composed}
     parts = [f"python -m seg.{config_name} [GROUP=CHOICE ...] [OPTION=VALUE ...]", ""]
     parts += [f"  {name}={'|'.join(names)}" for name, names in groups.items()]
-    parts += ["", "--cfg job shows what a line composes, -m sweeps values separated by commas.", ""]
+    sweeps = ", -m sweeps values separated by commas" if config_name == "train" else ""
+    parts += ["", f"--cfg job shows what a line composes{sweeps}.", ""]
     for file in files:
         parts += section(file, CONF / f"{file}.yaml", until="hydra:")
     for name, choices in groups.items():

@@ -45,17 +45,38 @@ def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
+def is_words(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(one, str) and one.strip() for one in value)
+
+
 def is_duration(value: Any) -> bool:
     return isinstance(value, str) and re.fullmatch(r"\d+:\d\d:\d\d:\d\d", value) is not None
 
 
+def share(what: str = "a number") -> Limit:
+    """A number from 0 to below 1."""
+    return Limit(f"{what} from 0 to below 1", lambda v: is_number(v) and 0 <= v < 1)
+
+
+def one(word: str) -> Limit:
+    """This word."""
+    return Limit(word, lambda v: v == word)
+
+
 NULL = Limit("null", lambda v: v is None)
 WORD = Limit("a word", lambda v: isinstance(v, str) and v.strip() != "")
-NAME = Limit("a name", lambda v: isinstance(v, int | float | str) and str(v).strip() != "")
+NAME = Limit("a name", lambda v: is_number(v) or WORD.holds(v))
+PLACE = either(WORD, NULL)
 MANY = whole(1)
 BATCHES = either(
     Limit("a number of batches, 1 or more", lambda v: type(v) is int and v >= 1),
     Limit("a share above 0, to 1.0", lambda v: isinstance(v, float) and 0 < v <= 1),
+)
+SPLITS = words("train", "val", "test")
+SHARE = share()
+PAIR = Limit(
+    "a pair of numbers from 0 to below 1",
+    lambda v: isinstance(v, list) and len(v) == 2 and all(map(SHARE.holds, v)),
 )
 WORKERS = whole(0, 1024)  # where a run is typed may be another machine than where it trains
 LIMITS = {
@@ -72,7 +93,11 @@ LIMITS = {
     "kept": whole(0),
     "optim.lr": real(0),
     "optim.weight_decay": real(0),
-    "optim.momentum": real(0),
+    "optim.momentum": SHARE,
+    "optim.dampening": real(0, 1),
+    "optim.betas": PAIR,
+    "optim.eps": real(0),
+    "threshold": either(real(0, 1, open_=True), one("best"), NULL),
     "loader.batch_size": MANY,
     "loader.repeats": whole(1, 10**6),
     "loader.eval_batch_size": MANY,
@@ -83,6 +108,54 @@ LIMITS = {
     "run": either(WORD, Limit("a list of them", lambda v: isinstance(v, list) and all(map(WORD.holds, v))), NULL),
     "input": either(WORD, NULL),
     "output": either(WORD, NULL),
+    "loader.cache": PLACE,
+    "data.root": PLACE,
+    "data.table": PLACE,
+    "data.images": WORD,
+    "data.masks": WORD,
+    "data.url": PLACE,
+    "data.pair_by": PLACE,
+    "data.group_by": PLACE,
+    "data.split": SPLITS,
+    "model.depth": either(whole(1, 12), NULL),
+    "tta": words("none", "flips", "d4"),
+    "confidence": share("0 (no intervals) or a number"),
+    "objects.neck": either(real(0, open_=True), NULL),
+    "objects.min_size": MANY,
+    "eval_batch_size": MANY,
+    "tile": MANY,
+    "overlap": either(one("auto"), whole(0)),
+    "batch": MANY,
+    "probabilities": words("float32", "uint16", "uint8"),
+    "depth": either(MANY, NULL),
+    "rounds": MANY,
+    "format": words("onnx", "torch"),
+    "tolerance": real(0, open_=True),
+    "opset": whole(12, 20),  # 20: the last that PyTorch's TorchScript exporter writes
+    "n": MANY,
+    "epoch": whole(0),
+    "group_by": either(Limit("a list of options", is_words), NULL),
+    "level": real(0, 1, open_=True),
+    "resamples": MANY,
+    "images": whole(0),
+    "megabytes": whole(0),
+    "split": either(words("val", "test"), NULL),
+    "score": either(WORD, NULL),
+    "baseline": either(WORD, NULL),
+    "trials": MANY,
+    "timeout": either(real(0, open_=True), NULL),
+    "storage": either(WORD, NULL),
+    "sampler.n_startup_trials": whole(0),
+    "sampler.population_size": whole(2),
+    "pruner.n_startup_trials": whole(0),
+    "pruner.n_warmup_steps": whole(0),
+    "pruner.min_resource": MANY,
+    "pruner.reduction_factor": whole(2),
+    "seeds": whole(0),
+    "threads": either(MANY, NULL),
+    "data.channels": MANY,
+    "data.size": MANY,
+    "logits": MANY,
     "loader.memory": real(0, 2**20),  # GiB
     "trainer.num_nodes": MANY,
     "trainer.precision": words("auto", "32-true", "bf16-mixed", "16-mixed"),
@@ -95,6 +168,10 @@ LIMITS = {
     "trainer.limit_train_batches": BATCHES,
     "trainer.limit_val_batches": BATCHES,
     "trainer.log_every_n_steps": MANY,
+    **{f"logger.{name}.project": WORD for name in ("wandb", "trackio", "mlflow")},
+    **{f"logger.{name}.group": PLACE for name in ("wandb", "trackio", "mlflow")},
+    "logger.wandb.entity": PLACE,
+    "logger.trackio.folder": PLACE,
 }  # fmt: skip
 
 

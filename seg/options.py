@@ -10,7 +10,7 @@ import difflib
 import inspect
 import sys
 import typing
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -37,6 +37,9 @@ KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "
 FAULTS = {"bool_type": KINDS[bool], "int_type": KINDS[int], "float_type": KINDS[float],
           "string_type": KINDS[str], "list_type": KINDS[list],
           "tuple_type": KINDS[list], "dict_type": KINDS[dict]}  # fmt: skip
+
+
+BOUNDS = ("greater_than_equal", "greater_than", "less_than_equal", "less_than")
 
 
 class UserError(ValueError):
@@ -103,8 +106,18 @@ def check_choice(override: Override, groups: dict[str, list[str]]) -> None:
         if "/" not in name and name not in groups[key]:
             near = nearest(name, groups[key])
             raise UserError(f"{key}={name}: no such {key}{near} (choices: {listed(groups[key])})")
+    if names[1:] and not takes_several(key):
+        raise UserError(
+            f"{line}: {key} takes one of {listed(groups[key])}, and {len(names)} are given"
+        )
     if override.is_add() or override.is_force_add():
         raise UserError(f"{line}: write {str(line).lstrip('+')}, without the +")
+
+
+def takes_several(group: str) -> bool:
+    """Whether several files of a group can be chosen: not where each is the arguments of one constructor."""
+    files = (CONF / group).glob("*.yaml")
+    return not any("\n_target_:" in file.read_text("utf-8") for file in files)
 
 
 def check_word(
@@ -212,11 +225,10 @@ def check_value(path: str, value: Any, known: Any, wanted: Any) -> None:
     """A value and what lies below it, against an annotation (None: the constructor has none)."""
     if value == "???":
         raise UserError(f"{path}: required")
-    inner = typing.get_args(wanted)
     if isinstance(value, dict) and "_target_" in value:
         check_call(path, value, known, {})
     elif isinstance(value, dict) and typing.is_typeddict(wanted):
-        hints = typing.get_type_hints(wanted)
+        hints = typing.get_type_hints(wanted, include_extras=True)
         for name in [*value, *wanted.__required_keys__]:
             if name not in hints:
                 raise unknown(f"{path}.{name}", list(hints))
@@ -225,19 +237,38 @@ def check_value(path: str, value: Any, known: Any, wanted: Any) -> None:
             check_value(f"{path}.{name}", value[name], at(known, name), hints[name])
     elif isinstance(value, dict) and holds_dict(list(value.values())):
         for name in value:
-            check_value(
-                f"{path}.{name}", value[name], at(known, name), inner[-1] if inner else None
-            )
+            check_value(f"{path}.{name}", value[name], at(known, name), held(wanted, Mapping))
     elif isinstance(value, list) and holds_dict(value):
         for index, item in enumerate(value):
-            check_value(f"{path}.{index}", item, at(known, index), inner[0] if inner else None)
+            check_value(f"{path}.{index}", item, at(known, index), held(wanted, Sequence))
     else:
         if (adapter := adapter_of(wanted)) is not None:
-            check_fits(path, value, adapter, known)
+            check_fits(path, value, wanted, adapter, known)
         else:
             check_like(path, value, known)
         if needed := refusal(path, value):
             raise UserError(f"{path}={shown(value)}: {needed} is needed{says(known)}")
+
+
+def held(wanted: Any, kind: type) -> Any:
+    """Return the annotation of what a mapping or sequence holds, of ``dict[str, int] | None`` int; else None."""
+    for one in (wanted, *typing.get_args(wanted)):
+        origin = typing.get_origin(one)
+        if inspect.isclass(origin) and issubclass(origin, kind):
+            return typing.get_args(one)[-1]
+    return None
+
+
+def check_literal(node: Any, path: str = "") -> None:
+    """Raise UserError where a resolved value still holds ``${``, which no command would read back from a run."""
+    below = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()  # fmt: skip
+    for name, value in below:
+        check_literal(value, f"{path}.{name}" if path else str(name))
+    if isinstance(node, str) and "${" in node:
+        raise UserError(
+            f"{path}={node}: a run keeps no value with ${{ in it, which would be resolved anew when the run is "
+            "read; rename the file or folder, or take another value"
+        )
 
 
 def at(known: Any, key: Any) -> Any:
@@ -292,7 +323,8 @@ def arguments(called: Callable) -> list[str] | None:
 def hint(called: Callable, name: str) -> Any:
     """An argument's annotation; None where the constructor doesn't say."""
     try:
-        found = typing.get_type_hints(called.__init__ if inspect.isclass(called) else called)[name]
+        function = called.__init__ if inspect.isclass(called) else called
+        found = typing.get_type_hints(function, include_extras=True)[name]
     except (KeyError, NameError, TypeError, AttributeError):
         return None
     return None if found is Any else found
@@ -309,8 +341,8 @@ def adapter_of(wanted: Any) -> TypeAdapter | None:
         return None
 
 
-def check_fits(path: str, value: Any, adapter: TypeAdapter, known: Any) -> None:
-    """Raises UserError when the value doesn't fit the argument's annotation."""
+def check_fits(path: str, value: Any, wanted: Any, adapter: TypeAdapter, known: Any) -> None:
+    """Raise UserError when the value doesn't fit the argument's annotation, of which ``adapter`` is made."""
     tuples = "tuple" in str(adapter.core_schema) and isinstance(value, list)  # YAML has none
     try:
         adapter.validate_python(tuple(value) if tuples else value)
@@ -321,19 +353,42 @@ def check_fits(path: str, value: Any, adapter: TypeAdapter, known: Any) -> None:
                 choices += (
                     found["ctx"]["expected"].replace(" or ", ", ").replace("'", "").split(", ")
                 )
+            elif found["type"] in BOUNDS:
+                kinds += ranges(wanted)
             else:
                 message = found["msg"][0].lower() + found["msg"][1:]
                 kinds.append(FAULTS.get(found["type"], message.removeprefix("input should be ")))
+        if any(kind.startswith("a list, ") for kind in kinds):
+            kinds = [kind for kind in kinds if kind not in (KINDS[list], KINDS[float])]
         if KINDS[float] in kinds:
             kinds = [kind for kind in kinds if kind != KINDS[int]]
-        wanted = [f"one of {', '.join(choices)}"] if choices else []
-        wanted += [f"{' or '.join(dict.fromkeys(kinds))} is needed"] if kinds else []
+        needed = [f"one of {', '.join(choices)}"] if choices else []
+        needed += [f"{' or '.join(dict.fromkeys(kinds))} is needed"] if kinds else []
         close = nearest(str(value), choices)
         if kinds == [KINDS[str]] and isinstance(value, int | float) and not choices:
             close = f"; write \"{path}='{shown(value)}'\""
         raise UserError(
-            f"{path}={shown(value)}: {' or '.join(wanted)}{close}{says(known)}"
+            f"{path}={shown(value)}: {' or '.join(needed)}{close}{says(known)}"
         ) from error
+
+
+def ranges(wanted: Any) -> list[str]:
+    """Return the ranges that an annotation gives its numbers, in words: ``a number from 0 to below 1``."""
+    inner = typing.get_args(wanted)
+    if typing.get_origin(wanted) is not typing.Annotated:
+        words = [words for one in inner for words in ranges(one)]
+        return (
+            [f"a list, each {one}" for one in words] if typing.get_origin(wanted) is list else words
+        )
+    bounds: dict[str, float] = {}
+    for limit in inner[1].metadata:
+        bounds |= {n: getattr(limit, n) for n in ("ge", "gt", "le", "lt") if hasattr(limit, n)}
+    low = f"from {bounds['ge']:g}" if "ge" in bounds else f"above {bounds['gt']:g}"
+    high = f" to {bounds['le']:g}" if "le" in bounds else ""
+    high = f" to below {bounds['lt']:g}" if "lt" in bounds else high
+    if not high and "ge" in bounds:
+        return [f"{KINDS[inner[0]]} of {bounds['ge']:g} or more"]
+    return [f"{KINDS[inner[0]]} {low}{high}"]
 
 
 def check_like(path: str, value: Any, known: Any) -> None:

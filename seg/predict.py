@@ -19,6 +19,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from seg import ensemble, files, runs
 from seg.cli import UserError, command, plain
+from seg.command_line import quote_path
 from seg.console import console, quiet
 from seg.data.images import is_image, list_images
 from seg.data.sources import DataError
@@ -74,7 +75,9 @@ def predict(cfg: DictConfig) -> list[Path]:
                 record["done"][str(file)] = seen
                 runs.write_json(output / RECORD, record)
         runs.write_json(output / RECORD, record | {"status": "finished", "failed": failed})
-    log.info(f"{len(left) - len(failed)} of {len(left)} inputs segmented; results in {output}")
+    log.info(
+        f"{len(left) - len(failed)} of {len(left)} inputs segmented; results in {quote_path(output)}"
+    )
     if failed:
         raise UserError("; ".join(failed))
     return written

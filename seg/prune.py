@@ -20,6 +20,7 @@ from torch import Tensor
 
 from seg import costs, files, provenance, runs
 from seg.cli import UserError, command
+from seg.command_line import quote_path, render_command, render_option
 from seg.console import quiet
 from seg.data.module import DataModule
 from seg.depth import PRUNED, network, prunable, pruned
@@ -79,7 +80,9 @@ def prune(cfg: DictConfig) -> list[Level]:
         runs.write_json(folder / "prune.json", told, below)
         with files.whole(folder / "prune.png", below) as aside:
             plot(levels, aside)
-    log.info(f"numbers {folder}/prune.json, plot {folder}/prune.png")
+    log.info(
+        f"numbers {quote_path(folder / 'prune.json')}, plot {quote_path(folder / 'prune.png')}"
+    )
     return levels
 
 
@@ -98,10 +101,11 @@ def write_pruned(
     weights = {f"model.{name}": value for name, value in small.state_dict().items()}
     runs.write_checkpoint(file, {"state_dict": weights, "seg": card}, below)
     log.info(
-        f"wrote {file}: {costs.parameters(small):,} of {costs.parameters(full):,} parameters; its "
+        f"wrote {quote_path(file)}: {costs.parameters(small):,} of {costs.parameters(full):,} parameters; its "
         f"logits equal head {depth} of the full network bit for bit"
     )
-    log.info(f"  python -m seg.predict run={file} input=IMAGES output=PREDICTIONS")
+    words = (render_option("run", file), "input=IMAGES", "output=PREDICTIONS")
+    log.info(f"  {render_command('predict', *words)}")
 
 
 @torch.inference_mode()

@@ -17,8 +17,6 @@ from typing import Any, cast
 import lightning as L
 import torch
 import yaml
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import DictConfig, OmegaConf
 from rich.table import Table
@@ -38,6 +36,7 @@ from seg.changes import (
     verdict,
 )
 from seg.cli import UserError, checked, command, plain
+from seg.command_line import quote_path
 from seg.console import first_process, logging_to, quiet
 from seg.hardware import one_device
 from seg.options import CONF, HYDRA_KEYS, check_level, located, shown
@@ -51,8 +50,6 @@ log = logging.getLogger("seg")
 def rerun(cfg: DictConfig) -> dict[str, Any]:
     """Trains the run again; returns what rerun.json holds, whose verdict is same, within noise or different."""
     quiet()
-    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
-        raise UserError("-m: a rerun has one verdict; give a command for each run")
     if cfg.seeds < 0:
         raise UserError(f"seeds={cfg.seeds}: give 0 or more")
     if cfg.threads is not None and not (isinstance(cfg.threads, int) and cfg.threads > 0):
@@ -154,10 +151,16 @@ def filled(node: Any, path: str, known: list[dict[str, Any]]) -> Iterator[Change
 
 
 def overridden(config: dict[str, Any], given: dict[str, Any]) -> Iterator[Change]:
-    """Puts what the command line gives into the config, and tells it."""
+    """Put what the command line gives into the config, and tell it.
+
+    Raises:
+        UserError: for an option that the run's data hasn't.
+    """
     config["loader"]["cache"] = given["loader"].pop("cache")
     for group in ("data", "trainer", "loader"):
         for name, value in given[group].items():
+            if value is not None and group == "data" and name not in config[group]:
+                raise UserError(f"data.{name}={shown(value)}: the run's data has no such option")
             if value is not None and value != config[group].get(name):
                 yield Change(f"{group}.{name}", config[group].get(name), value)
                 config[group][name] = value
@@ -252,7 +255,7 @@ def tell(found: dict[str, Any], folder: Path) -> None:
         log.info("changed    nothing that the runs tell")
     if found["untold"]:
         log.info(f"unknown    {', '.join(found['untold'])}: the earlier run doesn't tell")
-    log.info(f"numbers    {runs.relative(folder)}/rerun.json")
+    log.info(f"numbers    {quote_path(runs.relative(folder) / 'rerun.json')}")
 
 
 def text(value: Any) -> str:

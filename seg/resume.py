@@ -81,7 +81,7 @@ def newest(folder: Path) -> Path | None:
     The best is the later one where a process died between the two.
 
     Raises:
-        RunError: when there are some, and all are damaged.
+        RunError: when there are some, and all are damaged, or the one taken holds nan or inf.
     """
     whole, damaged = {}, None
     for name in ("last.ckpt", "best.ckpt"):
@@ -99,6 +99,8 @@ def newest(folder: Path) -> Path | None:
         if taken is None:
             raise damaged
         log.warning(f"{damaged}; {taken.name} is taken")
+    if taken is not None:
+        runs.check_finite(runs.read_checkpoint(taken)["state_dict"], taken)
     return taken
 
 

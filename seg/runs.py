@@ -17,7 +17,7 @@ import pickle
 import re
 import shutil
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +33,7 @@ from torch import nn
 
 from seg import __version__, files
 from seg.archive import Declared, Refused, read_skeleton
+from seg.command_line import quote_shell, render_option
 from seg.console import first_process
 from seg.data.intensity import Intensity
 from seg.data.sources import Task
@@ -286,9 +287,10 @@ def find_checkpoint(run: str | Path | None) -> Path:
             return path / "checkpoints" / name
     if (path / CROSSVAL).is_file():
         folds = sorted(p.parent for p in path.glob("*/checkpoints") if not p.parent.is_symlink())
+        one = quote_shell(render_option("run", folds[0])) if folds else ""
         raise RunError(
             f"run={run}: a cross-validation, which is several networks; only seg.predict and seg.evaluate take "
-            f"them together{f', here give one of them, run={folds[0]}' if folds else ''}"
+            f"them together{f', here give one of them, {one}' if folds else ''}"
         )
     raise RunError(f"run={run}: no checkpoints/best.ckpt or last.ckpt in it; a run folder has one")
 
@@ -311,6 +313,7 @@ def load(run: str | Path | None) -> LoadedRun:
     config = card["config"]
     model = build_network(config["model"], shapes, file, written_by(card))
     weights = read_checkpoint(file)["state_dict"]
+    check_finite(weights, file)
     model.load_state_dict(model_weights(weights))
     folder = file.parent.parent if file.parent.name == "checkpoints" else file.parent
     return LoadedRun(
@@ -419,6 +422,28 @@ def check_buffers(planned: nn.Module, shapes: dict[str, Declared]) -> None:
     beside = sum(t.nbytes for name, t in planned.named_buffers() if name not in shapes)
     if beside > sum(tensor.size for tensor in shapes.values()) + 64 * MIB:
         raise ValueError(f"the network has {beside} bytes beside its weights")
+
+
+def check_finite(weights: Mapping[str, Any], file: Path) -> None:
+    """Raise RunError where a checkpoint's parameters or buffers hold nan or inf.
+
+    Args:
+        weights: name -> tensor, the checkpoint's ``state_dict``.
+        file: the checkpoint.
+    """
+    found = {}
+    for name, tensor in weights.items():
+        if isinstance(tensor, torch.Tensor) and (tensor.is_floating_point() or tensor.is_complex()):
+            count = tensor.numel() - int(torch.isfinite(tensor).sum())
+            found |= {name: f"{count} of {tensor.numel()} values"} if count else {}
+    if found:
+        name, count = next(iter(found.items()))
+        others = len(found) - 1
+        more = f", likewise {others} more tensor{'s' * (others > 1)}" if others else ""
+        raise RunError(
+            f"{file}: {count} of {name} are nan or inf{more}; finite weights are needed: take another checkpoint "
+            "of the run, or train it again"
+        )
 
 
 def fingerprint(model: nn.Module) -> str:

@@ -1,7 +1,9 @@
 """Learning rate over a run, as a factor in 0..1 of ``optim.lr``."""
 
 import math
-from typing import Protocol
+from typing import Annotated, Protocol
+
+from pydantic import Field
 
 
 class Schedule(Protocol):
@@ -26,7 +28,7 @@ class Cosine:
         warmup: share of the steps in 0..1 that climb.
     """
 
-    def __init__(self, warmup: float = 0.05) -> None:
+    def __init__(self, warmup: Annotated[float, Field(ge=0, lt=1)] = 0.05) -> None:
         if not 0 <= warmup < 1:
             raise ValueError(f"warmup is {warmup}; it must be at least 0 and below 1")
         self.warmup = warmup
@@ -45,7 +47,7 @@ class Poly:
         power: 1 is a straight line to zero.
     """
 
-    def __init__(self, power: float = 0.9) -> None:
+    def __init__(self, power: Annotated[float, Field(gt=0)] = 0.9) -> None:
         if power <= 0:
             raise ValueError(f"power is {power}; it must be above 0")
         self.power = power

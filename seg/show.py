@@ -17,6 +17,7 @@ from PIL import Image, ImageOps
 
 from seg import files, panels
 from seg.cli import UserError, build, command
+from seg.command_line import quote_path
 from seg.console import quiet
 from seg.data.module import DataModule, EpochSampler, Samples
 from seg.logits import IGNORE
@@ -43,7 +44,7 @@ def show(cfg: DictConfig) -> Path:
     with files.whole(file, file.parent) as aside:
         page.save(aside)
     log.info(f"crops      {data.sampling}")
-    log.info(f"pictures   {file}, {page.width}x{page.height} px")
+    log.info(f"pictures   {quote_path(file)}, {page.width}x{page.height} px")
     return file
 
 

@@ -6,7 +6,6 @@ was online till its server was lost lies in ``wandb/run-*``.
 
 import logging
 import os
-import shlex
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ from rich.table import Table
 
 from seg import files
 from seg.cli import UserError, command
+from seg.command_line import render_command, render_option
 from seg.comparison.results import label_of
 from seg.comparison.runfiles import text
 from seg.console import quiet
@@ -81,8 +81,8 @@ def sync(cfg: DictConfig) -> list[Recorded]:
         return found
     if not cfg.send:
         log.info("next:")
-        place = "" if cfg.outputs == "outputs" else f" outputs={shlex.quote(cfg.outputs)}"
-        log.info(f"  python -m seg.sync{place} send=true")
+        place = [] if cfg.outputs == "outputs" else [render_option("outputs", cfg.outputs)]
+        log.info(f"  {render_command('sync', *place, 'send=true')}")
         return found
     for file in recordings(outputs):
         if relative(file.parent.resolve()) in due:

@@ -26,6 +26,7 @@ from seg.logits import num_logits
 from seg.losses.balance import balance
 from seg.losses.sums import weight_map
 from seg.models import NestedUNet, UNet
+from seg.options import check_literal
 from seg.resume import resumed
 from seg.task import SegmentationTask
 from seg.together import one_place
@@ -47,6 +48,7 @@ def train(
         cfg, asked = resumed(cfg)
     asked = asked or typed(cfg)
     quiet(speaks=not asked.silent)
+    check_literal(plain(cfg))
     L.seed_everything(cfg.seed, verbose=False)
     hardware.pick_accelerator(cfg.trainer.accelerator)  # an error now, if it isn't there
     outputs = Path(cfg.outputs) if asked.folder is None else asked.folder.parent
@@ -196,7 +198,7 @@ def check_trainer(node: DictConfig, data: DataModule) -> None:
             )
 
 
-@command("train")
+@command("train", sweeps=True)
 def main(cfg: DictConfig) -> None:
     if sweeping():
         sweep.job(cfg, train)

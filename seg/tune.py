@@ -27,6 +27,7 @@ from optuna.trial import TrialState
 
 from seg import files, runs
 from seg.cli import UserError, build, command, parse, searching
+from seg.command_line import quote_path
 from seg.console import quiet
 from seg.options import is_hydras
 from seg.search.plan import Plan, gathered, planned
@@ -166,7 +167,7 @@ def announce(plan: Plan, study: optuna.Study, folder: Path) -> None:
     """What is searched, and what is there already."""
     there = sum(map(counts, study.get_trials(deepcopy=False)))
     before = f", {there} are there" if there else ""
-    log.info(f"study      {runs.relative(folder)}: {plan.cfg.trials} trials{before}")
+    log.info(f"study      {quote_path(runs.relative(folder))}: {plan.cfg.trials} trials{before}")
     if plan.cfg.storage is not None:
         log.info(f"storage    {without_password(plan.cfg.storage)}")
     for axis in plan.axes:

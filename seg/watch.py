@@ -1,6 +1,5 @@
 """What a sweep shows of its jobs, wherever they run: a row for each as it ends, read from its run folder."""
 
-import shlex
 import threading
 from pathlib import Path
 from types import TracebackType
@@ -9,6 +8,7 @@ from typing import Any
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from seg import runs
+from seg.command_line import quote_path, render_command
 from seg.comparison.runfiles import numbers, read_curves, text
 from seg.console import console
 
@@ -144,9 +144,9 @@ class Watch:
         console.print(f"{done}{failed}{anew}")
         for number in self.failed:
             log = runs.relative(self.files[number].with_name("log.txt"))
-            console.print(f"  {log} tells more")
+            console.print(f"  {quote_path(log)} tells more")
         console.print("next:")
-        console.print(f"  python -m seg.compare {shlex.quote(str(place))}")
+        console.print(f"  {render_command('compare')} {quote_path(place)}")
 
 
 def progress(folder: Path) -> str:

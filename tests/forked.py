@@ -65,7 +65,7 @@ def forked(call: Callable[[], None], cwd: Path, gib: float, seconds: int) -> int
         os.chdir(cwd)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         for number, stream, end in ((1, sys.__stdout__, "out"), (2, sys.__stderr__, "err")):
-            os.dup2(os.open(f"{cwd}.{end}", os.O_CREAT | os.O_WRONLY, 0o600), number)
+            os.dup2(os.open(f"{cwd}.{end}", os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600), number)
             sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__  # pytest's own lie elsewhere
             assert stream is not None
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()

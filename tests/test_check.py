@@ -103,7 +103,8 @@ def test_good_data_passes_and_leaves_numbers_and_a_sheet(root, capsys):
     assert report["splits"]["val"]["sd"] == pytest.approx(np.std(images))
     folder = root.parent / "check-0"
     assert json.loads((folder / "check.json").read_text()) == report
-    assert Image.open(folder / "sheet.png").width > 600
+    with Image.open(folder / "sheet.png") as sheet:
+        assert sheet.width > 600
     out = capsys.readouterr().out
     assert "0 errors and 0 warnings in 12 images" in out and "next: python -m seg.train" in out
 

@@ -2,12 +2,14 @@
 
 import subprocess
 import sys
+import warnings
 from importlib.util import find_spec
 
 import pytest
 from omegaconf import OmegaConf
 
 from seg.cli import UserError, build, check_line, checked, command, searching
+from seg.models import __main__ as models
 from seg.options import CONF
 
 
@@ -208,7 +210,7 @@ def test_the_other_jobs_of_a_sweep_go_on(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(sys, "argv", ["evaluate", "-m", "panels=0,1"])
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
     with pytest.raises(SystemExit) as left:
-        command("evaluate")(job)()
+        command("evaluate", sweeps=True)(job)()
     assert (seen, left.value.code) == ([0, 1], 2)
     assert capsys.readouterr().err.splitlines()[1:] == ["error: not 0"]  # Hydra names the job first
 
@@ -259,3 +261,9 @@ def test_a_mistake_exits_with_2_one_line_and_leaves_nothing(tmp_path, command, w
         and done.stderr.startswith("error: ")
     )
     assert done.stdout == "" and list(tmp_path.iterdir()) == []
+
+
+def test_a_warning_within_a_command_fails_its_test(monkeypatch):
+    monkeypatch.setattr(models, "layers", lambda *_: warnings.warn("odd", stacklevel=1))
+    with pytest.raises(UserWarning, match="odd"):
+        models.show(checked("models", ["model.width=2", "data.size=64"]))

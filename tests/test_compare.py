@@ -99,7 +99,7 @@ def test_words_reach_hydra_as_the_lists_and_values_they_mean(line, wanted):
 def test_a_folder_whose_name_holds_an_equals_sign_is_a_folder(tmp_path):
     place = tmp_path / "lr=1"
     place.mkdir()
-    assert as_options([str(place)]) == [f"runs=['{place}']"]
+    assert as_options([str(place)]) == [f'runs=["{place}"]']
 
 
 def test_runs_are_given_one_way():

@@ -16,8 +16,6 @@ import numpy as np
 import pytest
 import tifffile
 import torch
-from hydra.types import RunMode
-from omegaconf import OmegaConf
 from PIL import Image
 from test_train import config
 from torch import nn
@@ -399,14 +397,6 @@ def test_a_wrong_word_is_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys,
     err = capsys.readouterr().err
     assert left.value.code == 2 and re.fullmatch(f"error: {message}.*\n", err), err
     assert not (tmp_path / "outputs/crossval").exists()
-
-
-def test_a_sweep_is_refused(data, tmp_path, monkeypatch):
-    sweep = OmegaConf.create({"mode": RunMode.MULTIRUN, "overrides": {"task": ["seed=0"]}})
-    hydra = SimpleNamespace(initialized=lambda: True, get=lambda: sweep)
-    monkeypatch.setattr(command, "HydraConfig", hydra)
-    with pytest.raises(UserError, match="-m: a cross-validation has one output"):
-        crossval(config("crossval", *line(data, tmp_path / "cv")))
 
 
 def test_a_folder_of_something_else_is_left_alone(data, tmp_path):

@@ -76,6 +76,9 @@ def test_a_documented_command_is_understood(name, words):
     )
 
 
+@pytest.mark.filterwarnings(
+    "ignore:.ModelCheckpoint.*could not find the monitored key"  # two steps end before a validation
+)
 @pytest.mark.parametrize(
     ("name", "words"), RUNS, ids=lambda v: v if isinstance(v, str) else " ".join(v)
 )

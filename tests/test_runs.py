@@ -8,7 +8,8 @@ from importlib.util import find_spec
 import pytest
 import torch
 
-from seg import runs
+from seg import ensemble, resume, runs
+from seg.models import UNet
 from seg.runs import RunError
 
 
@@ -35,8 +36,6 @@ MODEL = {"_target_": "seg.models.UNet", "in_channels": 1, "num_classes": 1, "wid
 
 
 def checkpoint(file, model=MODEL, **changes):
-    from seg.models import UNet
-
     weights = {f"model.{k}": v for k, v in UNet(1, 1, width=2, depth=1).state_dict().items()}
     card = {
         "config": {"model": model, "loss": {"_target_": "seg.losses.Dice"}},
@@ -44,6 +43,7 @@ def checkpoint(file, model=MODEL, **changes):
         "colors": [[0, 0, 0], [255, 255, 255]],
         "intensity": {"low": 0.0, "high": 255.0, "mean": [0.5], "std": [0.2]},
     }
+    file.parent.mkdir(exist_ok=True)
     torch.save({"state_dict": weights, "seg": card | changes}, file)
     return file
 
@@ -126,3 +126,38 @@ def test_reading_a_run_back_downloads_no_weights():
 def test_a_config_that_reads_weights_from_elsewhere_is_refused(tmp_path, more):
     with pytest.raises(RunError, match="reads weights from elsewhere"):
         runs.load(checkpoint(tmp_path / "a.ckpt", MODEL | more))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "count"), [("weight", float("nan"), 3), ("running_var", float("-inf"), 1)]
+)
+def test_weights_that_are_not_finite_are_refused_by_name_and_number(tmp_path, name, value, count):
+    file = checkpoint(tmp_path / "checkpoints/last.ckpt")
+    content = runs.read_checkpoint(file)
+    name = next(key for key in content["state_dict"] if key.endswith(name))
+    tensor = content["state_dict"][name]
+    tensor.view(-1)[:count] = value
+    torch.save(content | {"global_step": 1}, file)
+    told = (
+        rf"last.ckpt: {count} of {tensor.numel()} values of {name} are nan or inf; finite weights"
+    )
+    reads = (
+        lambda: runs.load(file),
+        lambda: ensemble.load([str(file), str(file)], None),
+        lambda: runs.start_from(UNet(1, 1, width=2, depth=1), str(file)),
+        lambda: resume.newest(tmp_path),
+    )
+    for read in reads:
+        with pytest.raises(RunError, match=told):
+            read()
+
+
+def test_several_tensors_that_are_not_finite_are_counted(tmp_path):
+    weights = {"a": torch.zeros(2), "b": torch.tensor([1, 2]), "c": torch.tensor([0.0, torch.nan])}
+    runs.check_finite({**weights, "c": torch.zeros(2)}, tmp_path / "x")
+    with pytest.raises(RunError, match=r"x: 1 of 2 values of c are nan or inf; "):
+        runs.check_finite(weights, tmp_path / "x")
+    with pytest.raises(
+        RunError, match=r"x: 2 of 2 values of a are nan or inf, likewise 1 more tensor; "
+    ):
+        runs.check_finite(weights | {"a": torch.full((2,), torch.inf)}, tmp_path / "x")

@@ -8,9 +8,10 @@ import os
 import pickle
 from array import array
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
+from pydantic import Field
 
 from seg.data.annotations import (
     Entry,
@@ -73,15 +74,15 @@ class Coco:
         classes: list[str] | None = None,
         colors: list[list[int]] | None = None,
         crowd: Crowd = "ignore",
-        val: float | None = None,
-        test: float = 0.0,
-        fold: int | None = None,
-        folds: int = 5,
+        val: Annotated[float, Field(gt=0, lt=1)] | None = None,
+        test: Annotated[float, Field(ge=0, lt=1)] = 0.0,
+        fold: Annotated[int, Field(ge=0)] | None = None,
+        folds: Annotated[int, Field(ge=2)] = 5,
         blocks: bool = False,
         group_by: str | None = None,
         stratify: bool = False,
         lists: str | dict[str, str] | None = None,
-        split_seed: int = 0,
+        split_seed: Annotated[int, Field(ge=0)] = 0,
         task: Task = "classes",
     ) -> None:
         if need := missing_extra("pycocotools"):

@@ -1,9 +1,10 @@
 """Images and masks in files: a folder of each, paired by name, or a table of pairs."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
+from pydantic import Field
 
 from seg.data.division import Division, listed_split, read_lists
 from seg.data.images import read_image, read_pages
@@ -68,16 +69,16 @@ class Folder:
         values: dict[int, int] | None = None,
         palette: dict[str, Colour | list[Colour]] | None = None,
         ignore: list[int] | list[Colour] | None = None,
-        val: float | None = None,
-        test: float = 0.0,
-        fold: int | None = None,
-        folds: int = 5,
+        val: Annotated[float, Field(gt=0, lt=1)] | None = None,
+        test: Annotated[float, Field(ge=0, lt=1)] = 0.0,
+        fold: Annotated[int, Field(ge=0)] | None = None,
+        folds: Annotated[int, Field(ge=2)] = 5,
         blocks: bool = False,
         group_by: str | None = None,
         stratify: bool = False,
         lists: str | dict[str, str] | None = None,
         only_listed: bool = False,
-        split_seed: int = 0,
+        split_seed: Annotated[int, Field(ge=0)] = 0,
         task: Task = "classes",
     ) -> None:
         check_choice("pages", pages, Pages)

@@ -3,8 +3,10 @@
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+from pydantic import Field
 
 from seg.data.download import cache_folder, fetch
 from seg.data.images import as_image, read_pages
@@ -49,10 +51,10 @@ class ISBI2012:
         root: str | None,
         url: str | None = None,
         sha256: dict[str, str] | None = None,
-        timeout: float = 10.0,
-        fold: int = 4,
-        folds: int = 5,
-        val: list[int] | None = None,
+        timeout: Annotated[float, Field(gt=0)] = 10.0,
+        fold: Annotated[int, Field(ge=0)] = 4,
+        folds: Annotated[int, Field(ge=2)] = 5,
+        val: list[Annotated[int, Field(ge=0)]] | None = None,
         task: Task = "instances",
     ) -> None:
         check_task(task, self.classes)

@@ -10,10 +10,11 @@ unit = a smooth field of mean 0 and standard deviation about 1.
 """
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 from numpy.random import PCG64, Generator, SeedSequence
+from pydantic import Field
 
 from seg.data.sources import DataError, Task, check_task
 
@@ -61,12 +62,12 @@ class Membranes:
 
     def __init__(
         self,
-        size: int = 256,
-        train: int = 24,
-        val: int = 6,
-        test: int = 6,
-        difficulty: float = 0.5,
-        data_seed: int = 0,
+        size: Annotated[int, Field(ge=32, le=2048)] = 256,
+        train: Annotated[int, Field(ge=1)] = 24,
+        val: Annotated[int, Field(ge=1)] = 6,
+        test: Annotated[int, Field(ge=0)] = 6,
+        difficulty: Annotated[float, Field(ge=0, le=1)] = 0.5,
+        data_seed: Annotated[int, Field(ge=0)] = 0,
         task: Task = "classes",
     ) -> None:
         check_task(task, self.classes)

@@ -9,11 +9,13 @@ import signal
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Annotated
 
 import albumentations as A
 import lightning as L
 import numpy as np
 import torch
+from pydantic import Field
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from seg.data.augment import Augment, Focus, check_transforms, turns
@@ -192,7 +194,7 @@ class DataModule(L.LightningDataModule):
         eval_batch_size: int = 1,
         workers: int = 0,
         intensity: Intensity | None = None,
-        foreground: float = 0.0,
+        foreground: Annotated[float, Field(ge=0, le=1)] = 0.0,
         percentiles: tuple[float, float] | list[float] | None = None,
         check: bool = False,
         memory: float = 2.0,

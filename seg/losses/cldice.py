@@ -1,7 +1,10 @@
 """clDice: whether the centre lines of thin structures are met, so that gaps cost more than width."""
 
+from typing import Annotated
+
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 from seg.losses.overlap import PIXELS, Dice, check_smooth
@@ -26,10 +29,10 @@ class ClDice(nn.Module):
 
     def __init__(
         self,
-        alpha: float = 0.5,
-        iterations: int = 3,
-        smooth: float = 1.0,
-        classes: list[int] | None = None,
+        alpha: Annotated[float, Field(ge=0, le=1)] = 0.5,
+        iterations: Annotated[int, Field(ge=1, le=MOST)] = 3,
+        smooth: Annotated[float, Field(gt=0)] = 1.0,
+        classes: list[Annotated[int, Field(ge=0)]] | None = None,
     ) -> None:
         super().__init__()
         if not 0 <= alpha <= 1:

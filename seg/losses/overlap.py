@@ -5,6 +5,9 @@ pixels that count. Each is written as (what is wrong) / (all + smooth), which eq
 nothing cancels near 0, and nothing falls below it. Legend for shapes: B images, K logits, C classes, H x W pixels.
 """
 
+from typing import Annotated
+
+from pydantic import Field
 from torch import Tensor, nn
 
 from seg.losses.truth import probabilities_and_truth
@@ -23,7 +26,7 @@ class Dice(nn.Module):
         squared: sum p^2 + sum g^2 below, as in V-Net.
     """
 
-    def __init__(self, smooth: float = 1.0, squared: bool = False) -> None:
+    def __init__(self, smooth: Annotated[float, Field(gt=0)] = 1.0, squared: bool = False) -> None:
         super().__init__()
         check_smooth(smooth)
         self.smooth, self.squared = smooth, squared
@@ -46,7 +49,7 @@ class Jaccard(nn.Module):
         smooth: above 0; keeps the fraction defined and gentle where a class is absent.
     """
 
-    def __init__(self, smooth: float = 1.0) -> None:
+    def __init__(self, smooth: Annotated[float, Field(gt=0)] = 1.0) -> None:
         super().__init__()
         self.tversky = Tversky(alpha=1.0, beta=1.0, smooth=smooth)
 
@@ -66,7 +69,12 @@ class Tversky(nn.Module):
         smooth: above 0; keeps the fraction defined and gentle where a class is absent.
     """
 
-    def __init__(self, alpha: float = 0.3, beta: float = 0.7, smooth: float = 1.0) -> None:
+    def __init__(
+        self,
+        alpha: Annotated[float, Field(ge=0)] = 0.3,
+        beta: Annotated[float, Field(ge=0)] = 0.7,
+        smooth: Annotated[float, Field(gt=0)] = 1.0,
+    ) -> None:
         super().__init__()
         if not (alpha >= 0 and beta >= 0 and alpha + beta > 0):
             raise ValueError(f"alpha is {alpha} and beta {beta}; give 0 or more, one above 0")

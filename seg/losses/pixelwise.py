@@ -1,8 +1,9 @@
 """Losses that are a mean over pixels, each weighed by how it stands with its own truth."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from seg.losses.truth import (
@@ -33,7 +34,9 @@ class CrossEntropy(nn.Module):
 
     weights_C: Tensor | None
 
-    def __init__(self, class_weights: list[float] | Literal["auto"] | None = None) -> None:
+    def __init__(
+        self, class_weights: list[Annotated[float, Field(ge=0)]] | Literal["auto"] | None = None
+    ) -> None:
         super().__init__()
         weights = weights_buffer("class_weights", class_weights)
         self.register_buffer("weights_C", weights, persistent=False)
@@ -62,7 +65,12 @@ class WeightedBCE(nn.Module):
 
     weights: Tensor
 
-    def __init__(self, pos_weight: float | list[float] | Literal["auto"]) -> None:
+    def __init__(
+        self,
+        pos_weight: Annotated[float, Field(ge=0)]
+        | list[Annotated[float, Field(ge=0)]]
+        | Literal["auto"],
+    ) -> None:
         super().__init__()
         single = isinstance(pos_weight, int | float)
         weights = weights_buffer("pos_weight", [float(pos_weight)] if single else pos_weight)
@@ -98,7 +106,13 @@ class Focal(nn.Module):
 
     alpha_C: Tensor | None
 
-    def __init__(self, gamma: float = 2.0, alpha: float | list[float] | None = None) -> None:
+    def __init__(
+        self,
+        gamma: Annotated[float, Field(ge=0)] = 2.0,
+        alpha: Annotated[float, Field(ge=0, le=1)]
+        | list[Annotated[float, Field(ge=0)]]
+        | None = None,
+    ) -> None:
         super().__init__()
         if not gamma >= 0:
             raise ValueError(f"gamma is {gamma}; it must be at least 0")

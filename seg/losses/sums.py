@@ -2,9 +2,10 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any, TypedDict
+from typing import Annotated, Any, TypedDict
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from seg.losses.weight_map import WeightMap
@@ -13,7 +14,7 @@ from seg.losses.weight_map import WeightMap
 class Term(TypedDict):
     """One summand: its weight and the loss."""
 
-    weight: float
+    weight: Annotated[float, Field(ge=0)]
     loss: nn.Module
 
 

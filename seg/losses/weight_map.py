@@ -1,9 +1,10 @@
 """The U-Net paper's weighted cross-entropy: the gaps between neighbouring cells weigh most."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
+from pydantic import Field
 from scipy.ndimage import distance_transform_edt, find_objects, label
 from torch import Tensor, nn
 
@@ -34,10 +35,10 @@ class WeightMap(nn.Module):
 
     def __init__(
         self,
-        w0: float = 10.0,
-        sigma: float = 5.0,
-        class_weights: list[float] | Literal["auto"] | None = None,
-        cells: list[int] | None = None,
+        w0: Annotated[float, Field(ge=0)] = 10.0,
+        sigma: Annotated[float, Field(gt=0)] = 5.0,
+        class_weights: list[Annotated[float, Field(ge=0)]] | Literal["auto"] | None = None,
+        cells: list[Annotated[int, Field(ge=0)]] | None = None,
     ) -> None:
         super().__init__()
         if not (w0 >= 0 and sigma > 0):

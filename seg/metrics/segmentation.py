@@ -1,8 +1,9 @@
 """All scores of a split: of pixels always, of borders and of calibration where asked for."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from seg.logits import predicted_classes, probabilities
@@ -32,7 +33,7 @@ class SegmentationMetrics(nn.Module):
         self,
         classes: list[str],
         overlapping: bool = False,
-        tolerance: float | None = None,
+        tolerance: Annotated[float, Field(ge=0)] | None = None,
         hausdorff: bool = False,
         calibration: bool = False,
         threshold: float | Literal["best"] = 0.5,

@@ -1,9 +1,10 @@
 """FCN: a classification network made convolutional, its coarse scores refined by those of finer layers."""
 
 import typing
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from seg.models.blocks import (
@@ -46,13 +47,13 @@ class FCN(nn.Module):
 
     def __init__(
         self,
-        in_channels: int,
-        num_classes: int,
+        in_channels: Annotated[int, Field(ge=1)],
+        num_classes: Annotated[int, Field(ge=1)],
         encoder: Encoder = "vgg16",
-        width: int = 64,
+        width: Annotated[int, Field(ge=1)] = 64,
         stride: Literal[32, 16, 8] = 8,
         norm: Norm = "batch",
-        dropout: float = 0.5,
+        dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5,
         fixed_upsampling: Fixed = "last",
     ) -> None:
         super().__init__()

@@ -1,8 +1,9 @@
 """The nested grid of UNet++ and its relatives: node X(i, j) stands at level i, j steps along the skip."""
 
 import typing
-from typing import Literal
+from typing import Annotated, Literal
 
+from pydantic import Field
 from torch import Tensor, nn
 
 from seg.logits import average
@@ -74,15 +75,15 @@ class NestedUNet(nn.Module):
 
     def __init__(
         self,
-        in_channels: int,
-        num_classes: int,
-        width: int = 32,
-        depth: int = 4,
+        in_channels: Annotated[int, Field(ge=1)],
+        num_classes: Annotated[int, Field(ge=1)],
+        width: Annotated[int, Field(ge=1)] = 32,
+        depth: Annotated[int, Field(ge=1, le=12)] = 4,
         links: Links = "dense",
         norm: Norm = "batch",
-        dropout: float = 0.0,
+        dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0,
         deep_supervision: bool = True,
-        output: int | Literal["deepest", "average"] = "deepest",
+        output: Annotated[int, Field(ge=1)] | Literal["deepest", "average"] = "deepest",
         pruned: bool = False,
         down: Down = "max",
         up: Up = "transposed",

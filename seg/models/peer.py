@@ -1,5 +1,8 @@
 """Networks of other projects under this one's contract."""
 
+from typing import Annotated
+
+from pydantic import Field
 from torch import Tensor, nn
 
 from seg.models.blocks import check_counts, pad_to_multiple
@@ -22,7 +25,11 @@ class Peer(nn.Module):
     """
 
     def __init__(
-        self, in_channels: int, num_classes: int, network: nn.Module, multiple: int = 32
+        self,
+        in_channels: Annotated[int, Field(ge=1)],
+        num_classes: Annotated[int, Field(ge=1)],
+        network: nn.Module,
+        multiple: Annotated[int, Field(ge=1)] = 32,
     ) -> None:
         super().__init__()
         check_counts(in_channels=in_channels, num_classes=num_classes, multiple=multiple)

@@ -1,6 +1,9 @@
 """SegNet: the decoder puts values back to where the encoder's max-pooling took them from."""
 
+from typing import Annotated
+
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 from seg.models.blocks import Norm, check_counts, conv_norm_relu, he_init, pad_to_multiple, unpool
@@ -27,7 +30,11 @@ class SegNet(nn.Module):
     encoder: Encoder = "vgg16"
 
     def __init__(
-        self, in_channels: int, num_classes: int, width: int = 64, norm: Norm = "batch"
+        self,
+        in_channels: Annotated[int, Field(ge=1)],
+        num_classes: Annotated[int, Field(ge=1)],
+        width: Annotated[int, Field(ge=1)] = 64,
+        norm: Norm = "batch",
     ) -> None:
         super().__init__()
         check_counts(in_channels=in_channels, num_classes=num_classes, width=width)

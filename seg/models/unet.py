@@ -2,7 +2,9 @@
 
 import itertools
 import typing
+from typing import Annotated
 
+from pydantic import Field
 from torch import Tensor, nn
 
 from seg.models.blocks import (
@@ -56,13 +58,13 @@ class UNet(nn.Module):
 
     def __init__(
         self,
-        in_channels: int,
-        num_classes: int,
-        width: int = 64,
-        depth: int = 4,
+        in_channels: Annotated[int, Field(ge=1)],
+        num_classes: Annotated[int, Field(ge=1)],
+        width: Annotated[int, Field(ge=1)] = 64,
+        depth: Annotated[int, Field(ge=1, le=12)] = 4,
         padding: Padding = "same",
         norm: Norm = "batch",
-        dropout: float = 0.0,
+        dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0,
         down: Down = "max",
         up: Up = "transposed",
         fuse: Fuse = "concat",

@@ -2,7 +2,6 @@
 
 import csv
 import logging
-import shlex
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from optuna.trial import FrozenTrial, TrialState
 from rich.table import Table
 
 from seg import files, runs
+from seg.command_line import quote_path, render_command
 from seg.search.page import importances, page
 from seg.search.space import Axis, short_names
 from seg.search.study import direction, locked
@@ -141,7 +141,7 @@ class Report:
             found = [self.words(trial) for trial in best]
             text = yaml.safe_dump(found if len(self.objectives) > 1 else found[0])
             files.write_text(self.folder / "best.yaml", text, self.folder)
-            command = f"python -m seg.train {shlex.join(self.words(best[0]))}"
+            command = render_command("train", *self.words(best[0]))
             plots = page(self.study, self.axes, self.objectives, command)
             files.write_text(self.folder / "search.html", plots, self.folder)
         log.info("", extra={"table": self.table()})
@@ -154,16 +154,17 @@ class Report:
             "each trial trained once, with one seed: of scores that lie close together none is better; "
             "several seeds of the best tell"
         )
-        place = shlex.quote(str(runs.relative(self.folder)))
+        place = runs.relative(self.folder)
         log.info(
-            f"plots {place}/search.html, all trials {place}/trials.csv, their runs {place}/NUMBER-..."
+            f"plots {quote_path(place / 'search.html')}, all trials {quote_path(place / 'trials.csv')}, "
+            f"their runs {quote_path(place)}/NUMBER-..."
         )
         log.info("next:")
-        line = shlex.join(self.words(best[0]))
-        log.info(f"  python -m seg.train {line}")
-        seedless = [word for word in self.words(best[0]) if not word.startswith("seed=")]
-        log.info(f"  python -m seg.train -m {shlex.join(seedless)} seed=1,2,3")
-        log.info(f"  optuna-dashboard {shlex.quote(self.storage)}")
+        words = self.words(best[0])
+        log.info(f"  {render_command('train', *words)}")
+        seedless = [word for word in words if not word.startswith("seed=")]
+        log.info(f"  {render_command('train', '-m', *seedless, 'seed=1,2,3')}")
+        log.info(f"  optuna-dashboard {quote_path(self.storage)}")
 
     def table(self) -> Table:
         """The five best, or the front."""

@@ -2,10 +2,14 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from typing import Annotated
 
 import numpy as np
 from lightning.pytorch.loggers import TensorBoardLogger
+from pydantic import Field
 
+from seg.command_line import quote_path
+from seg.runs import relative
 from seg.tracking.tracker import Picture, TrackedRun, Tracker, sheet
 
 log = logging.getLogger("seg")
@@ -19,7 +23,7 @@ class TensorBoard(Tracker):
         seconds: between two writes to disk.
     """
 
-    def __init__(self, run: TrackedRun, seconds: int = 30) -> None:
+    def __init__(self, run: TrackedRun, seconds: Annotated[int, Field(ge=1)] = 30) -> None:
         self.run, self.seconds = run, seconds
 
     def start(self, known: str | None) -> str | None:
@@ -27,7 +31,8 @@ class TensorBoard(Tracker):
             self.run.folder, "tensorboard", "", default_hp_metric=False, flush_secs=self.seconds
         )
         self.writer = self.logger.experiment
-        log.info("tensorboard: tensorboard --logdir outputs")
+        runs = quote_path(relative(self.run.folder.parent))
+        log.info(f"tensorboard: tensorboard --logdir {runs}")
         return None
 
     def log(self, values: Mapping[str, float], step: int) -> None:

@@ -4,12 +4,12 @@ import contextlib
 import io
 import logging
 import os
-import shlex
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from seg import files
+from seg.command_line import quote_path, quote_shell
 from seg.runs import relative
 from seg.tracking.tracker import Picture, TrackedRun, Tracker, flat, sheet
 
@@ -55,10 +55,8 @@ class Trackio(Tracker):
             )  # fmt: skip
         self.session.id = known or self.session.id
         self.image = trackio.Image
-        where = (
-            f"TRACKIO_DIR={shlex.quote(str(relative(place)))} " if self.folder is not None else ""
-        )
-        log.info(f"trackio: {where}trackio show --project {shlex.quote(self.project)}")
+        where = f"TRACKIO_DIR={quote_path(relative(place))} " if self.folder is not None else ""
+        log.info(f"trackio: {where}trackio show --project={quote_shell(self.project)}")
         return self.session.id
 
     def log(self, values: Mapping[str, float], step: int) -> None:

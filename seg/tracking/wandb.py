@@ -3,16 +3,17 @@
 import contextlib
 import logging
 import os
-import shlex
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 from urllib.parse import urlparse
 
 import requests
+from pydantic import Field
 
 from seg import files
+from seg.command_line import quote_path
 from seg.logits import IGNORE
 from seg.runs import relative
 from seg.tracking.metrics_csv import read_metrics
@@ -49,8 +50,8 @@ class Wandb(Tracker):
         group: str | None = None,
         tags: list[str] | None = None,
         offline: bool = False,
-        timeout: float = 3.0,
-        finish_timeout: float = 300.0,
+        timeout: Annotated[float, Field(gt=0)] = 3.0,
+        finish_timeout: Annotated[float, Field(gt=0)] = 300.0,
     ) -> None:
         if min(timeout, finish_timeout) <= 0:
             raise ValueError(f"timeouts are {timeout} and {finish_timeout} s; they must be above 0")
@@ -138,7 +139,7 @@ class Wandb(Tracker):
             self.session.finish(exit_code=0 if status in ("finished", "pruned") else 1)
         except TimeoutError as error:
             files.write_bytes(place / UNSENT, b"", place)
-            rest = shlex.quote(str(relative(place)))
+            rest = quote_path(relative(place))
             raise TimeoutError(
                 f"not all was sent; send the rest: {SENDER}, or wandb sync --include-online {rest}"
             ) from error

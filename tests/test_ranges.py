@@ -1,0 +1,356 @@
+"""Every option of every file of conf/, tried with values of each kind: what is right is taken, the rest refused."""
+
+import copy
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import yaml
+from test_configs import files, leaves, read
+
+from seg.cli import UserError, check_line
+from seg.options import CONF, check_level
+
+VALUES = {
+    "-1": -1, "0": 0, "nan": math.nan, "inf": math.inf, "1.5": 1.5, "1e9": 10**9, "1e30": 1e30, "true": True, "''": "",
+    "' '": " ", "abc": "abc", "[]": [], "[1]": [1], "[nan]": [math.nan], "{}": {}, "null": None, "-0.5": -0.5, "1.0": 1.0,
+}  # fmt: skip
+COMMANDS = ("train", "evaluate", "predict", "compare", "prune", "export", "check", "show", "sync", "crossval", "tune",
+            "rerun", "models")  # fmt: skip
+TAKEN = {  # those of VALUES that an option takes -> file or command -> such options
+    '': {
+        'data=coco': 'crowd task',
+        'data=folder': 'task',
+        'data=isbi2012': 'task',
+        'data=membranes': 'size task',
+        'loss=cldice': 'iterations',
+        'model=fcn': 'encoder stride norm fixed_upsampling',
+        'model=segnet': 'norm',
+        'model=unet': 'depth padding norm down up fuse block',
+        'model=unet_e': 'depth links norm down up fuse block',
+        'optim=adam': 'betas',
+        'optim=adamw': 'betas',
+        'trainer=auto': 'accelerator precision',
+        'train': 'two_class_logits bad_steps loader.repeats',
+        'evaluate': 'data.split tta accelerator',
+        'predict': 'probabilities tta accelerator',
+        'compare': 'level',
+        'prune': 'data.split accelerator',
+        'export': 'format opset',
+    },
+    "'' ' ' abc": {  # a download, and Lightning's names, are looked at there
+        'trainer=auto': 'strategy',
+        'data=isbi2012': 'sha256.volume sha256.labels',
+    },
+    "'' ' ' abc {} null": {
+        'data=coco': 'annotations lists',
+        'data=folder': 'lists',
+    },
+    '-1 0 1.5 1e9 1e30 abc null -0.5 1.0': {
+        'train': 'name',
+        'tune': 'name',
+    },
+    "-1 0 1.5 1e9 1e30 true '' ' ' abc [] [1] {} null -0.5 1.0": {
+        'train': 'head_weights',
+        'rerun': 'data.annotations data.lists trainer.accelerator trainer.devices',
+    },
+    '-1 0 1e9': {
+        'trainer=auto': 'max_steps',
+    },
+    "-1 0 1e9 '' ' ' abc [] [1]": {
+        'trainer=auto': 'devices',
+    },
+    '-1 0 1e9 null': {
+        'trainer=auto': 'max_epochs',
+    },
+    '0': {
+        'data=coco': 'test',
+        'data=folder': 'test',
+        'model=fcn': 'dropout',
+        'model=unet': 'dropout',
+        'model=unet_e': 'dropout',
+        'optim=sgd': 'momentum',
+        'schedule=cosine': 'warmup',
+        'train': 'loader.workers',
+        'evaluate': 'confidence workers',
+        'prune': 'workers',
+        'crossval': 'confidence',
+    },
+    '0 1.0': {
+        'data=membranes': 'difficulty',
+        'loss=cldice': 'alpha',
+        'train': 'loader.foreground',
+    },
+    '0 1.5 1.0': {
+        'train': 'loader.memory',
+    },
+    '0 1.5 1e9 1e30 1.0': {
+        'loss=focal': 'gamma',
+        'loss=bce_dice': 'terms.bce.weight terms.dice.weight',
+        'loss=dice_focal': 'terms.focal.weight',
+        'loss=sum': 'terms.weighted_bce.weight terms.cross_entropy.weight terms.iou.weight'
+            " terms.tversky.weight terms.lovasz.weight terms.cldice.weight"
+            " terms.weight_map.weight",
+        'loss=tversky': 'alpha beta',
+        'loss=weight_map': 'w0',
+        'optim=adam': 'lr weight_decay',
+        'optim=adamw': 'lr weight_decay',
+        'optim=sgd': 'lr weight_decay',
+    },
+    '0 1.5 1e9 1e30 [] [1] 1.0': {
+        'loss=weighted_bce': 'pos_weight',
+    },
+    '0 1.5 1e9 1e30 null 1.0': {
+        'metrics=full': 'tolerance',
+        'trainer=auto': 'gradient_clip_val',
+    },
+    '0 1e9': {
+        'data=coco': 'split_seed',
+        'data=folder': 'split_seed',
+        'data=isbi2012': 'fold',
+        'data=membranes': 'test data_seed',
+        'train': 'seed panels kept',
+        'evaluate': 'panels',
+        'predict': 'overlap',
+        'compare': 'images megabytes',
+        'check': 'panels',
+        'show': 'epoch',
+        'crossval': 'overlap',
+        'rerun': 'seeds',
+    },
+    '0 1e9 null': {
+        'data=coco': 'fold',
+        'data=folder': 'fold',
+    },
+    '0 [] [1] null 1.0': {
+        'loss=focal': 'alpha',
+    },
+    '0 null': {
+        'rerun': 'loader.workers',
+    },
+    '1.5 1e9 1e30 1.0': {
+        'data=isbi2012': 'timeout',
+        'logger=wandb': 'wandb.timeout wandb.finish_timeout',
+        'loss=cldice': 'smooth',
+        'loss=dice': 'smooth',
+        'loss=iou': 'smooth',
+        'loss=tversky': 'smooth',
+        'loss=weight_map': 'sigma',
+        'schedule=poly': 'power',
+        'export': 'tolerance',
+    },
+    '1.5 1e9 1e30 null 1.0': {
+        'evaluate': 'objects.neck',
+        'predict': 'objects.neck',
+        'crossval': 'objects.neck',
+        'tune': 'timeout',
+    },
+    '1e9': {
+        'data=coco': 'folds',
+        'data=folder': 'folds',
+        'data=isbi2012': 'folds',
+        'data=membranes': 'train val',
+        'logger=tensorboard': 'tensorboard.seconds',
+        'model=fcn': 'width',
+        'model=segnet': 'width',
+        'model=unet': 'width',
+        'model=unet_e': 'width output',
+        'trainer=auto': 'num_nodes check_val_every_n_epoch accumulate_grad_batches'
+            " log_every_n_steps",
+        'train': 'loader.batch_size loader.eval_batch_size',
+        'evaluate': 'objects.min_size eval_batch_size',
+        'predict': 'objects.min_size tile batch',
+        'compare': 'resamples',
+        'prune': 'rounds eval_batch_size',
+        'show': 'n',
+        'crossval': 'tile objects.min_size',
+        'tune': 'trials',
+        'models': 'data.size data.channels logits',
+    },
+    '1e9 1.0': {
+        'trainer=auto': 'limit_train_batches limit_val_batches',
+    },
+    '1e9 null': {
+        'model=fcn': 'in_channels num_classes',
+        'model=segnet': 'in_channels num_classes',
+        'model=unet': 'in_channels num_classes',
+        'model=unet_e': 'in_channels num_classes',
+        'train': 'patience',
+        'prune': 'depth',
+        'rerun': 'threads',
+    },
+    '[]': {
+        'augment=d4': 'transforms',
+    },
+    '[] [1]': {
+        'evaluate': 'scales',
+        'predict': 'save scales',
+        'compare': 'runs where',
+        'crossval': 'save',
+        'tune': 'search objectives',
+    },
+    '[] [1] null': {
+        'data=folder': 'ignore',
+        'data=isbi2012': 'val',
+        'loss=bce': 'class_weights',
+        'loss=cldice': 'classes',
+        'loss=weight_map': 'class_weights cells',
+    },
+    '[] null': {
+        'data=coco': 'classes colors',
+        'data=folder': 'classes colors',
+        'logger=trackio': 'trackio.tags',
+        'logger=wandb': 'wandb.tags',
+        'compare': 'group_by',
+    },
+    'abc': {
+        'data=folder': 'images masks',
+        'logger=trackio': 'trackio.project',
+        'logger=wandb': 'wandb.project',
+        'train': 'outputs',
+        'check': 'output',
+        'show': 'output',
+        'sync': 'outputs',
+        'crossval': 'output outputs',
+        'tune': 'outputs',
+        'rerun': 'outputs',
+    },
+    'abc [] null': {
+        'evaluate': 'run',
+        'predict': 'run',
+        'prune': 'run',
+        'export': 'run',
+        'rerun': 'run',
+    },
+    'abc null': {
+        'data=coco': 'root group_by',
+        'data=folder': 'root table pair_by group_by',
+        'data=isbi2012': 'root url',
+        'logger=trackio': 'trackio.group trackio.folder',
+        'logger=wandb': 'wandb.entity wandb.group',
+        'train': 'resume init loader.cache',
+        'evaluate': 'output',
+        'predict': 'input output',
+        'compare': 'baseline score output',
+        'prune': 'output',
+        'export': 'output',
+        'tune': 'storage',
+        'rerun': 'init data.root data.table loader.cache',
+    },
+    'null': {
+        'data=coco': 'val',
+        'data=folder': 'pages layers val',
+        'trainer=auto': 'max_time',
+        'train': 'ema threshold loader.crop loader.percentiles',
+        'evaluate': 'threshold model.depth',
+        'predict': 'threshold model.depth',
+        'compare': 'split',
+    },
+    'true': {
+        'data=coco': 'blocks stratify',
+        'data=folder': 'blocks stratify only_listed',
+        'logger=wandb': 'wandb.offline',
+        'loss=dice': 'squared',
+        'loss=lovasz': 'present_only',
+        'metrics=full': 'hausdorff calibration',
+        'model=unet_e': 'deep_supervision pruned',
+        'optim=sgd': 'nesterov',
+        'trainer=auto': 'channels_last compile sync_batchnorm deterministic',
+        'train': 'fresh loader.check',
+        'predict': 'check_seams',
+        'compare': 'page',
+        'sync': 'send running',
+    },
+    '{}': {
+        'logger=csv': 'logger',
+    },
+    '{} null': {
+        'data=coco': 'folders',
+        'data=folder': 'values palette',
+    },
+}  # fmt: skip
+
+
+def trees() -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """File or command, path of an option of it, and all its options."""
+    seen = set()
+    for file in sorted(files()):
+        group, _, name = file.partition("=")
+        if not name:
+            continue
+        tree = {group: {k: v for k, v in read(f"{group}/{name}").items() if k != "_partial_"}}
+        for term in tree[group].get("terms", {}).values():
+            term["loss"] = {
+                "_target_": "seg.losses.Lovasz"
+            }  # another file's, see its options there
+        for path, value in leaves(tree[group], f"{group}."):
+            key = (path, tree[group].get("_target_"))
+            if key not in seen and "${" not in str(value):
+                seen.add(key)
+                yield file, path, tree
+    for name in COMMANDS:
+        tree = yaml.safe_load((CONF / f"{name}.yaml").read_text())
+        tree = {k: v for k, v in tree.items() if k not in ("defaults", "hydra")}
+        for path, _ in leaves(tree):
+            yield name, path, tree
+
+
+def taken(tree: dict[str, Any], path: str) -> str:
+    """The values that pass; a refusal is one line that names the option and what it needs."""
+    found = []
+    for word, value in VALUES.items():
+        changed = copy.deepcopy(tree)
+        node, parts = changed, path.split(".")
+        for part in parts[:-1]:
+            node = node[part]
+        node[parts[-1]] = value
+        try:
+            check_level(changed, tree, {}, ())
+        except UserError as error:
+            assert str(error).startswith((path, "data.sha256=")) and "\n" not in str(error)
+            assert " needed" in str(error) or ": one of " in str(error), error
+        else:
+            found.append(word)
+    return " ".join(found)
+
+
+def test_each_option_takes_what_is_right_and_refuses_the_rest():
+    found: dict[str, dict[str, set[str]]] = {}
+    for file, path, tree in trees():
+        name = path.removeprefix(f"{file.partition('=')[0]}.") if "=" in file else path
+        found.setdefault(taken(tree, path), {}).setdefault(file, set()).add(name)
+    wanted = {k: {f: set(names.split()) for f, names in v.items()} for k, v in TAKEN.items()}
+    assert found == wanted
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("optim=sgd optim.momentum=2", "optim.momentum=2: a number from 0 to below 1 is needed"),
+        ("optim.betas=[0.9,1]", r"optim.betas=\[0.9, 1\]: a pair of numbers from 0 to below 1 is needed"),
+        ("model.depth=13", "model.depth=13: a whole number from 1 to 12 is needed"),
+        ("data.size=16", "data.size=16: a whole number from 32 to 2048 is needed"),
+        ("data=folder data.val=0", "data.val=0: a number above 0 to below 1 is needed"),
+        ("loss.terms.bce.weight=-1", "loss.terms.bce.weight=-1: a number of 0 or more is needed"),
+        ("loss.terms.dice.loss.smooth=0", "loss.terms.dice.loss.smooth=0: a number above 0 is needed"),
+        ("loss=bce loss.class_weights=[1,-2]", r"one of auto or a list, each a number of 0 or more is needed"),
+        ("augment=[flips,d4]", r"augment=\[flips,d4\]: augment takes one of d4, .*, and 2 are given"),
+        ("model=[unet,fcn]", "model takes one of fcn, .*, and 2 are given"),
+        ("trainer=[cpu,ddp]", "trainer takes one of .*, and 2 are given"),
+        ("hydra.mode=MULTIRUN", "hydra.mode=MULTIRUN: leave it out; -m sweeps"),
+    ],
+)  # fmt: skip
+def test_a_refusal_names_the_range(words, message):
+    with pytest.raises(UserError, match=message):
+        check_line("train", words.split(), multirun=False)
+
+
+def test_a_sweep_refuses_a_value_before_it_begins():
+    with pytest.raises(UserError, match=r"model\.width=0: a whole number of 1 or more is needed"):
+        check_line("train", ["model.width=4,0"], multirun=True)
+
+
+@pytest.mark.parametrize("words", ["logger=[csv,wandb]", "augment=[d4]", "optim=sgd optim.momentum=0"])  # fmt: skip
+def test_what_may_be_several_or_at_the_end_of_its_range_passes(words):
+    check_line("train", words.split(), multirun=False)
