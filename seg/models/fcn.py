@@ -63,7 +63,6 @@ class FCN(Network):
         check_word("stride", stride, (32, 16, 8))
         check_word("fixed_upsampling", fixed_upsampling, typing.get_args(Fixed))
         self.encoder, self.norm = encoder, norm
-        self.stride = 32  # of the encoder; the argument is the finest scores'
         make = vgg16 if encoder == "vgg16" else alexnet
         self.stages, channels = make(in_channels, width, norm)
         self.pools = pooling(encoder)
@@ -88,6 +87,11 @@ class FCN(Network):
         for score in list(self.scores)[1:]:  # a finer stream starts silent
             for parameter in score.parameters():
                 nn.init.zeros_(parameter)
+
+    @property
+    def stride(self) -> int:
+        """Of the encoder; the argument ``stride`` is that of the finest scores."""
+        return 32
 
     def forward(self, image: Tensor) -> Tensor:
         height, width = image.shape[-2:]

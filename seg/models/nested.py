@@ -141,7 +141,6 @@ class NestedUNet(Network):
 
     @property
     def stride(self) -> int:
-        """Of the deepest head that speaks."""
         return 2 ** max(self.speaking())
 
     def forward(self, image: Tensor) -> Tensor | list[Tensor]:
@@ -183,6 +182,7 @@ class NestedUNet(Network):
             below = receptive_field(self.nodes[f"{i}_{j}"], needed[i, j])
             if j:
                 up = self.ups[f"{i}_{j}"]
+                assert isinstance(up, Upsampling)
                 need((i + 1, j - 1), receptive_field(up, below))
                 for node in self.same_level(i, j):
                     need(node, below)

@@ -6,15 +6,18 @@ it holds for any weights and any image. Only one side is followed: all layers tr
 
 import copy
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from math import floor
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 UNKNOWN = 256  # px on each side, where a receptive field has no end
-LONGEST = 4096  # px of the longest image of a probe
+FIRST, LONGEST = 512, 8192  # px of a probe's image: on each side at first, and in all at most
+WIDE = 64  # px of its other side
 POINTWISE = (nn.ReLU, nn.Dropout, nn.Identity)
 
 
@@ -75,13 +78,18 @@ class Network(ReceptiveModule):
     Its receptive field is in pixels of the image, the first of which is pixel 0 of the logits.
 
     Attributes:
-        stride: px of the coarsest feature map's pixel. An image that is shifted by a multiple of it gives the same
-            logits, shifted; other sides are padded to it.
         context: px on each side by which the logits are smaller than the image; 0 except for valid convolutions.
     """
 
-    stride: int
     context: int = 0
+
+    @property
+    @abstractmethod
+    def stride(self) -> int:
+        """The px by which the sides of the input divide, those of other images being padded.
+
+        An image that is shifted by a multiple of it gives the same logits, shifted: the pooling windows are the same.
+        """
 
     def margin(self) -> int:
         """Return the px around a part of the image on the grid of ``stride`` px that its logits depend on.
@@ -135,10 +143,10 @@ def side(size: object) -> int:
 def probe(network: nn.Module, channels: int, stride: int) -> Extent:
     """Return what the first ``stride`` px of a network's logits depend on, for a network that can't state it.
 
-    A copy of the network in evaluation mode, in float64 on the CPU, gets an image of which ``stride`` rows are NaN.
-    NaN goes through convolutions, pooling and activations whatever the weights are, so the rows of the logits that
+    A copy of the network in evaluation mode, in float64 on the CPU, gets images of which all rows above, or below, are
+    NaN. NaN goes through convolutions, pooling and activations whatever the weights are, so the rows of the logits that
     are NaN are those that depend on these rows. The same for columns. Exact in steps of ``stride`` px. Then noise is
-    compared with a part of it: coordinates that depend on the image's size leave no NaN (``align_corners=True``).
+    compared with a part of it: what depends on the image's size leaves no NaN (``align_corners=True``).
 
     Args:
         network: maps (B, C, H, W) to (B, K, H, W) for sides that divide by ``stride``.
@@ -146,39 +154,47 @@ def probe(network: nn.Module, channels: int, stride: int) -> Extent:
         stride: px.
 
     Returns:
-        with ``everywhere`` and ``UNKNOWN`` px where there is no end within ``LONGEST`` px, or sizes matter.
+        with ``everywhere`` and ``UNKNOWN`` px on each side where there is no end within ``LONGEST`` px, or sizes matter.
     """
     network = copy.deepcopy(network).to("cpu", torch.float64).eval()
+    both = [spread(lambda image: network(image), channels, stride)]
+    both.append(spread(lambda image: network(image.mT).mT, channels, stride))
+    if any(field is None for field in both):
+        return Extent(-UNKNOWN, stride + UNKNOWN, everywhere=True)
+    rows, columns = cast(list[Extent], both)
+    return rows | columns
+
+
+def spread(logits: Callable[[Tensor], Tensor], channels: int, stride: int) -> Extent | None:
+    """Return what the first ``stride`` rows depend on, in steps of ``stride`` px; None: on all rows, or their number."""
     generator = torch.Generator().manual_seed(0)
-    field = Extent(0, stride)
-    for turned in (False, True):
+    blocks, across = (
+        -(-FIRST // stride),
+        -(-WIDE // stride) * stride,
+    )  # blocks on each side of the one in the middle
+    while (side := (2 * blocks + 1) * stride) <= LONGEST:
+        noise = torch.randn(1, channels, side, across, generator=generator, dtype=torch.float64)
+        start, end = blocks * stride, (blocks + 1) * stride
+        image = torch.cat([noise, noise])
+        image[0, :, :end] = torch.nan
+        image[1, :, start:] = torch.nan
+        down, up = logits(image).isnan().any(3).any(1)
+        before = -(
+            -farthest(down[end:]) // stride
+        )  # blocks; a block sees as far up as it is seen down
+        after = -(-farthest(up[:start].flip(0)) // stride)
+        if max(before, after) < blocks:
+            part = logits(noise[:, :, start - before * stride : end + after * stride])
+            part, whole = (
+                part[:, :, before * stride :][:, :, :stride],
+                logits(noise)[:, :, start:end],
+            )
+            alike = torch.allclose(part, whole, rtol=0, atol=1e-9 * float(whole.abs().max()))
+            return Extent(-before * stride, (1 + after) * stride) if alike else None
+        blocks *= 2
+    return None
 
-        def logits(image: Tensor, turned: bool = turned) -> Tensor:
-            return network(image.mT).mT if turned else network(image)
 
-        blocks = 1 + 2 * -(-UNKNOWN // stride)  # one in the middle
-        while True:
-            noise = torch.randn(1, channels, blocks * stride, stride, generator=generator, dtype=torch.float64)  # fmt: skip
-            start = blocks // 2 * stride
-            image = noise.clone()
-            image[:, :, start : start + stride] = torch.nan
-            rows = logits(image).isnan().any(3).any(1)[0].nonzero()[:, 0]
-            if not len(rows):  # it depends on nothing
-                low, high = start, start + stride
-                break
-            low, high = int(rows[0]), int(rows[-1]) + 1
-            if low >= stride and high <= blocks * stride - stride:
-                break
-            if blocks * stride > LONGEST:
-                return Extent(-UNKNOWN, stride + UNKNOWN, everywhere=True)
-            blocks = 2 * blocks - 1
-        # rows ``low`` to ``high - 1`` depend on the block: a block depends on as much, the other way round
-        before, after = -(-(high - start - stride) // stride), -(-(start - low) // stride)
-        before, after = max(0, before) * stride, max(0, after) * stride
-        whole = logits(noise)
-        part = logits(noise[:, :, start - before : start + stride + after])
-        alike = part[:, :, before : before + stride], whole[:, :, start : start + stride]
-        if not torch.allclose(*alike, rtol=0, atol=1e-9 * float(whole.abs().max())):
-            return Extent(-UNKNOWN, stride + UNKNOWN, everywhere=True)
-        field |= Extent(-before, stride + after)
-    return field
+def farthest(reached: Tensor) -> int:
+    """Return the number of rows up to the last that is true."""
+    return int(reached.nonzero().max()) + 1 if reached.any() else 0

@@ -30,7 +30,11 @@ class Peer(Network):
         super().__init__()
         check_counts(in_channels=in_channels, num_classes=num_classes, multiple=multiple)
         self.network, self.in_channels, self.num_classes = network, in_channels, num_classes
-        self.stride = multiple
+        self.multiple = multiple
+
+    @property
+    def stride(self) -> int:
+        return self.multiple
 
     def forward(self, image: Tensor) -> Tensor:
         height, width = image.shape[-2:]

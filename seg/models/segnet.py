@@ -26,7 +26,6 @@ class SegNet(Network):
     """
 
     encoder: Encoder = "vgg16"
-    stride = 2 ** len(VGG16)
 
     def __init__(
         self, in_channels: int, num_classes: int, width: int = 64, norm: Norm = "batch"
@@ -46,6 +45,10 @@ class SegNet(Network):
             self.decoder.append(nn.Sequential(*inner))
         self.head = nn.Conv2d(width, num_classes, 3, padding=1)
         he_init(self)
+
+    @property
+    def stride(self) -> int:
+        return 2 ** len(self.stages)
 
     def forward(self, image: Tensor) -> Tensor:
         height, width = image.shape[-2:]

@@ -87,13 +87,17 @@ class UNet(Network):
             make(fused(above, 1, fuse), above, norm, padding) for above, _ in reversed(steps)
         )
         self.head = nn.Conv2d(width, num_classes, kernel_size=1)
-        self.joined, self.valid, self.stride = fuse, padding == "valid", 2**depth
+        self.joined, self.valid = fuse, padding == "valid"
         self.block_margin = make.margin  # px that valid convolutions take from each side
         self.upsampling_margin = int(up == "bilinear")  # px that valid padding leaves out there
         self.smallest, self.context = (
             valid_geometry(depth, make.margin, self.upsampling_margin) if self.valid else (1, 0)
         )
         he_init(self)
+
+    @property
+    def stride(self) -> int:
+        return 2 ** len(self.pools)
 
     def forward(self, image: Tensor) -> Tensor:
         height, width = image.shape[-2:]
@@ -122,6 +126,7 @@ class UNet(Network):
         needed, skips = receptive_field(self.head, outputs), []
         for up, block, crop in reversed(list(zip(self.up, self.fuse, self.crops(), strict=True))):
             needed = receptive_field(block, needed)
+            assert isinstance(up, Upsampling)
             skips.append(up.skip_field(needed).shifted(crop))
             needed = receptive_field(up, needed)
         for pool, block in reversed(list(zip(self.pools, self.down[1:], strict=True))):
