@@ -116,7 +116,7 @@ class Predictor:
             times = (self.tile / (self.tile - 2 * overlap)) ** 2
             log.info(
                 f"overlap    {overlap} px: from the architecture, the receptive field reaches {margin} px beyond the "
-                f"kept part of a tile; tiles equal the whole image, and {times:.1f} times its pixels are computed"
+                f"kept part of a tile; tiles equal the whole image but for rounding, at up to {times:.1f} times its time"
             )
         return overlap
 

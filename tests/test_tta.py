@@ -311,7 +311,7 @@ def test_how_the_context_is_known_and_what_it_costs_is_said(caplog):
     # (1024 / (1024 - 2 * 96)) ** 2 = 1.51
     assert caplog.messages[-1] == (
         "overlap    96 px: from the architecture, the receptive field reaches 94 px beyond the kept part of a tile; "
-        "tiles equal the whole image, and 1.5 times its pixels are computed"
+        "tiles equal the whole image but for rounding, at up to 1.5 times its time"
     )
 
 
