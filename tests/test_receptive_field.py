@@ -1,16 +1,24 @@
 """The receptive field that each network states, against which pixels a NaN in the image reaches."""
 
+import re
+from functools import cache
 from itertools import product
+from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
+from seg.cli import CONF, build, checked
 from seg.data.intensity import Intensity
 from seg.ensemble import Ensemble
 from seg.models import FCN, NestedUNet, Peer, SegNet, UNet
 from seg.models.network import Extent, Network, receptive_field
+from seg.tiles import needed_overlap
 from seg.tta import Averaged
+
+ROOT = Path(__file__).parent.parent
 
 DOWN, FUSE = ("max", "average", "strided"), ("concat", "add")
 UP = ("transposed", "bilinear", "nearest", "pixel_shuffle", "unpool")
@@ -140,7 +148,7 @@ def test_flips_see_on_each_side_what_is_seen_on_either(model):
     check_reach(flips, *reach(flips))
 
 
-@pytest.mark.parametrize("scales", [[0.5], [2.0], [0.75, 1, 1.25], [1.5], [1 / 3, 3]], ids=str)
+@pytest.mark.parametrize("scales", [[0.5], [2.0], [0.75, 1, 1.25], [1.5], [1 / 3]], ids=str)
 @pytest.mark.parametrize("padding", ["same", "valid"])
 def test_scales_see_what_they_state(scales, padding):
     torch.manual_seed(0)
@@ -244,3 +252,33 @@ def test_networks_of_smp_have_seams_only_where_the_probe_says_so(name):
         ]
         gap = (model(image)[:, :, 736:768] - part).abs().max()
     assert (gap < 1e-9) != field.everywhere
+
+
+# -- the page
+
+
+ROWS = re.findall(
+    r"^\| `(model=[^`]+)` \| (\d+) \| (\d+) \| (\d+) \|$",
+    (ROOT / "docs/models.md").read_text(),
+    re.M,
+)
+
+
+def test_the_page_has_each_network():
+    shown = {words.split()[0].removeprefix("model=") for words, *_ in ROWS}
+    assert shown | {"smp", "unet_wide"} == {file.stem for file in (CONF / "model").glob("*.yaml")}
+
+
+@cache
+def config_of(choice: str) -> DictConfig:
+    small = {"in_channels": 1, "num_classes": 1, "width": 1}
+    return OmegaConf.merge(checked("models", [choice]).model, small)
+
+
+@pytest.mark.parametrize(("words", "stride", "margin", "overlap"), ROWS, ids=lambda text: text)
+def test_the_numbers_of_the_page_are_those_that_networks_state(words, stride, margin, overlap):
+    choice, *options = words.split()
+    node = OmegaConf.merge(config_of(choice), OmegaConf.from_dotlist(options).get("model", {}))
+    model = build(node, "model").eval()
+    assert (model.stride, model.margin()) == (int(stride), int(margin))
+    assert needed_overlap(model) == (int(margin), int(overlap), False)
