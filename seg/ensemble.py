@@ -1,6 +1,9 @@
 """Several trained networks as one: those of a cross-validation, or any runs of one kind of data."""
 
 import dataclasses
+import functools
+import math
+import operator
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
@@ -13,12 +16,13 @@ from seg import runs
 from seg.data.intensity import Intensity
 from seg.depth import shallower
 from seg.logits import average
+from seg.models.network import Extent, Network, receptive_field
 from seg.runs import CROSSVAL, LoadedRun, RunError
-from seg.tiles import full_logits
+from seg.tiles import coarsest, full_logits
 from seg.trust import CROSSVAL_LIMIT
 
 
-class Ensemble(nn.Module):
+class Ensemble(Network):
     """Networks that speak as one: its probabilities are the mean of theirs.
 
     Each member was trained with its own split's statistics, so the ensemble's input has those of none: it
@@ -56,11 +60,21 @@ class Ensemble(nn.Module):
         for name, values in facts.items():  # (members, 1 or C, 1, 1)
             self.register_buffer(name, torch.tensor(values).reshape(len(members), -1, 1, 1))
 
+    @property
+    def stride(self) -> int:
+        """A multiple of each member's."""
+        return math.lcm(*(coarsest(member, least=1) for member in self.members))
+
     def forward(self, image: Tensor) -> Tensor:
         heads = [
             full_logits(member, self.normalised(image, i)) for i, member in enumerate(self.members)
         ]
         return average(heads, self.overlapping)
+
+    def receptive_field(self, outputs: Extent) -> Extent:
+        """Of the member that sees most."""
+        fields = (receptive_field(member, outputs) for member in self.members)
+        return functools.reduce(operator.or_, fields)
 
     def normalised(self, image: Tensor, member: int) -> Tensor:
         """The input of a member: ``Intensity.scaled`` and ``normalised``, step by step, bit for bit."""

@@ -30,9 +30,9 @@ from seg.data.sources import DataError
 from seg.ensemble import Ensemble
 from seg.files import open_regular
 from seg.logits import average, probabilities
-from seg.models import NestedUNet, Peer, UNet
+from seg.models import UNet
 from seg.options import missing_extra
-from seg.tiles import full_logits
+from seg.tiles import coarsest, full_logits
 from seg.trust import CROSSVAL_LIMIT, check_targets
 
 log = logging.getLogger("seg")
@@ -191,20 +191,11 @@ def taken(network: nn.Module, side: int) -> Tensor:
         period = (2 * last).clamp(min=1)
         index = (torch.arange(rows) - context) % period
         return torch.minimum(index, 2 * last - index)
-    step = stride(network)
+    step = coarsest(network, least=1)
     index = torch.arange((side + step - 1) // step * step)
     mirror = 2 * last - index
     enough = mirror.amin(0) >= 0  # for a reflection; else the edge is repeated
     return torch.minimum(index, torch.where(enough, mirror, last))
-
-
-def stride(network: nn.Module) -> int:
-    """The px by which the sides of a network's padded input divide."""
-    if isinstance(network, UNet):
-        return network.stride
-    if isinstance(network, NestedUNet):
-        return 2 ** max(network.speaking())
-    return network.multiple if isinstance(network, Peer) else 32
 
 
 def description(run: runs.LoadedRun, given: Any) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """A trained run, ready to predict: what seg.predict uses, and what ``seg.load`` gives to a notebook."""
 
 import logging
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,8 +15,8 @@ from seg.data.images import as_image, read_image
 from seg.data.sources import DataError
 from seg.hardware import folded, pick_accelerator, settle, torch_device
 from seg.logits import decided
-from seg.tiles import SEEN, Tiling, check_tiles, coarsest, halo, surroundings
-from seg.tta import Averaged, Moves, viewed
+from seg.tiles import Tiling, check_tiles, coarsest, needed_overlap, surroundings
+from seg.tta import Moves, viewed
 
 log = logging.getLogger("seg")
 DEVICES = ("auto", "cpu", "gpu", "cuda", "mps")
@@ -56,7 +55,7 @@ class Predictor:
         tta: none, flips or d4: the mean over so many views of each image.
         scales: factors of an image's sides, over which the mean goes too.
         tile: px, side of what goes through at once.
-        overlap: px of context of each tile; auto: as much as the network was measured to see.
+        overlap: px of context of each tile; auto: as much as the network's receptive field needs.
         batch: tiles that go through together.
         accelerator: auto, cpu, gpu or mps.
 
@@ -82,53 +81,51 @@ class Predictor:
         self.device = torch_device(pick_accelerator(accelerator))
         network = folded(run.model)
         settle(network, self.device)
-        self.network = network
         if overlap != "auto" and not isinstance(overlap, int):
             raise UserError(f"overlap={overlap}: px, or auto, is needed")
         try:
             self.model = viewed(network, tta, scales, run.overlapping)
-            views = self.model if isinstance(self.model, Averaged) else None
-            self.step = views.step if views else coarsest(network)
-            self.shrunk = min(1, *views.scales) if views else 1
-            self.least = self.on_grid(surroundings(network))
-            given = self.least if overlap == "auto" else int(overlap)
-            check_tiles(network, tile, given, self.step)
+            self.step = coarsest(self.model)
+            self.least = -(-surroundings(self.model) // self.step) * self.step
+            check_tiles(self.model, tile, self.least if overlap == "auto" else int(overlap))
             self.tiling(1, 1)
         except ValueError as error:
             raise UserError(str(error)) from error
 
-    def on_grid(self, context: int) -> int:
-        """Context in px of the image as it is, on the tiles' grid, for so many px of the network's."""
-        more = 2 if context and self.shrunk != 1 else 0  # what resizing looks at
-        return math.ceil((context + more) / self.shrunk / self.step) * self.step
-
     @cached_property
     def overlap(self) -> int:
-        """Context of each tile in px, measured where none was asked for."""
+        """Context of each tile in px; where none was asked for, as much as the network's receptive field needs."""
         if self.asked != "auto":
             return int(self.asked)
-        together = isinstance(self.network, ensemble.Ensemble)
-        networks = list(self.network.members) if together else [self.network]
-        channels, overlapping = self.run.intensity.channels, self.run.overlapping
-        found = [halo(network, channels, self.device, overlapping) for network in networks]
-        context, seam = max(c for c, _ in found), max(s for _, s in found)
-        context = self.on_grid(context)
+        margin, needed, everywhere = needed_overlap(self.model)
         largest = (self.tile - 1) // 2 // self.step * self.step
-        if context > largest:
-            log.info(
-                f"overlap    {largest} px, and this network sees {context}: take tile={4 * context} against seams"
+        overlap = min(max(needed, self.least), largest)
+        if everywhere:
+            log.warning(
+                f"overlap    {overlap} px: a layer of this network reads the whole image (as group normalisation does), "
+                f"so that no overlap makes tiles equal to it; images of up to {self.tile} px a side go through at once: "
+                "take a larger tile"
             )
-            return largest
-        how = "leaves no seam above" if seam <= SEEN else "leaves seams of"
-        log.info(f"overlap    {context} px: measured on noise, it {how} {max(seam, SEEN):.2g}")
-        return context
+        elif needed > largest:
+            log.warning(
+                f"overlap    {overlap} px: from the architecture, the receptive field reaches {margin} px beyond the "
+                f"kept part of a tile, more than tile={self.tile} has room for, and tiles will differ from the whole "
+                f"image; take tile={2 * needed + self.step} or more"
+            )
+        else:
+            times = (self.tile / (self.tile - 2 * overlap)) ** 2
+            log.info(
+                f"overlap    {overlap} px: from the architecture, the receptive field reaches {margin} px beyond the "
+                f"kept part of a tile; tiles equal the whole image but for rounding, at up to {times:.1f} times its time"
+            )
+        return overlap
 
     def tiling(self, height: int, width: int) -> Tiling:
         """How an image of that size goes through; whole, if it is no larger than a tile."""
         overlap = self.overlap if max(height, width) > self.tile else self.least
         return Tiling(
             self.model, lambda i: self.run.intensity.normalised(self.run.intensity.scaled(i)),
-            self.tile, overlap, self.step, self.batch, self.device, self.run.overlapping,
+            self.tile, overlap, self.batch, self.device, self.run.overlapping,
         )  # fmt: skip
 
     def probabilities(self, image: np.ndarray) -> np.ndarray:
@@ -173,7 +170,7 @@ def load(
         scales: factors of an image's sides, over which the mean goes too.
         threshold: probability above which a pixel is class 1 of two; None: the run's own.
         tile: px, side of what goes through at once.
-        overlap: px of context of each tile; auto: as much as the network was measured to see.
+        overlap: px of context of each tile; auto: as much as the network's receptive field needs.
         batch: tiles that go through together.
         accelerator: auto, cpu, gpu or mps.
 

@@ -1,6 +1,5 @@
 """Predicts an image of any size: whole where it is small, else in overlapping tiles."""
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -9,47 +8,46 @@ import torch
 from torch import Tensor, nn
 
 from seg.logits import probabilities
-from seg.models import FCN, NestedUNet, Peer, SegNet, UNet
+from seg.models import UNet
+from seg.models.network import Extent, Network, receptive_field
 
-NETWORKS = (FCN, SegNet, UNet, NestedUNet, Peer)
-SEEN = 1e-4  # difference of a probability from which on a seam is one
-FARTHEST = 256  # px of context that are tried
-GRID = 32  # px: where tiles start, or pooling shifts; a network with a coarser stride has its own
+GRID = 32  # px: tiles start on multiples of at least so many
 
 
-def coarsest(model: nn.Module) -> int:
-    """The grid in px on which a network's tiles start: its coarsest stride, or a multiple of it.
+def coarsest(model: nn.Module, least: int = GRID) -> int:
+    """Return the px of the grid on which a network's tiles start: its stride, or the first multiple from ``least`` on."""
+    stride = model.stride if isinstance(model, Network) else 1
+    return -(-least // stride) * stride
 
-    Of an ensemble: a grid that each of its members has.
+
+def needed_overlap(model: nn.Module) -> tuple[int, int, bool]:
+    """Return the context that tiles need to equal the whole image, as the network states it.
+
+    Returns:
+        px that the logits of a tile's kept part depend on around it; these rounded up to the grid; and whether layers
+        read the whole image besides (a normalisation over it), so that no context is enough.
     """
-    grids = [grid(network) for network in model.modules() if isinstance(network, NETWORKS)]
-    return math.lcm(*grids) if grids else GRID
-
-
-def grid(network: nn.Module) -> int:
-    """The grid of one network by itself."""
-    if isinstance(network, UNet):
-        return max(GRID, network.stride)
-    if isinstance(network, NestedUNet):
-        return max(GRID, 2**network.depth)
-    return max(GRID, network.multiple) if isinstance(network, Peer) else GRID
+    step = coarsest(model)
+    field = receptive_field(model, Extent(0, step))
+    margin = max(-field.low, field.high - step, 0)
+    return margin, -(-margin // step) * step, field.everywhere
 
 
 def surroundings(model: nn.Module) -> int:
     """The px of context that valid convolutions need on each side; of an ensemble, the most of its members."""
-    return max((n.context for n in model.modules() if isinstance(n, UNet)), default=0)
+    return max((n.context for n in model.modules() if isinstance(n, Network)), default=0)
 
 
-def check_tiles(model: nn.Module, tile: int, overlap: int, step: int) -> None:
-    """Raises ValueError unless tiles start on the grid of ``step`` px, have a middle and enough context."""
-    context = surroundings(model)
+def check_tiles(model: nn.Module, tile: int, overlap: int) -> None:
+    """Raises ValueError unless tiles start on the network's grid, have a middle and enough context."""
+    step, context = coarsest(model), surroundings(model)
     if tile % step or overlap % step or overlap < 0 or tile <= 2 * overlap:
         raise ValueError(
             f"tile={tile} and overlap={overlap}: both must be multiples of {step} px, "
             f"and tile more than twice overlap; take tile={max(3, tile // step) * step}"
         )
     if overlap < context:
-        enough = -(-context // step) * step
+        _, enough, _ = needed_overlap(model)
         raise ValueError(
             f"overlap={overlap}: this network needs {context} px of context; take overlap={enough}"
         )
@@ -103,7 +101,6 @@ class Tiling:
         prepare: makes network input of what is stored, (h, w, C) -> (h, w, C) float32.
         tile: px, side of what goes through at once.
         overlap: px of context on each side.
-        step: px of the grid that tiles start on; None: the model's own.
         batch: tiles that go through together.
         device: where the model is.
         overlapping: whether classes overlap, each with a probability of its own.
@@ -116,13 +113,12 @@ class Tiling:
     prepare: Callable[[np.ndarray], np.ndarray]
     tile: int = 1024
     overlap: int = 128
-    step: int | None = None
     batch: int = 1
     device: str | torch.device = "cpu"
     overlapping: bool = False
 
     def __post_init__(self) -> None:
-        check_tiles(self.model, self.tile, self.overlap, self.step or coarsest(self.model))
+        check_tiles(self.model, self.tile, self.overlap)
         if self.batch < 1:
             raise ValueError(f"batch={self.batch}: tiles that go through together, at least 1")
 
@@ -180,43 +176,3 @@ class Tiling:
         at_once = self.probabilities([part])[0].cpu().numpy()
         gap = np.abs(self.whole(part) - at_once)
         return float(gap.max()), float(gap.mean())
-
-
-@torch.inference_mode()
-def halo(
-    model: nn.Module,
-    channels: int,
-    device: str | torch.device = "cpu",
-    overlapping: bool = False,
-) -> tuple[int, float]:
-    """The context in px that makes tiles seamless, a multiple of the network's grid, and the seams left then.
-
-    Measured on noise: probabilities in the middle of a large image against those of the same middle cut out with so
-    much around it; the first context at which none differs by more than ``SEEN`` is enough. Where even ``FARTHEST``
-    isn't (normalisation over the image), that is given.
-
-    Args:
-        model: in evaluation mode, on ``device``.
-        channels: C of its input.
-        device: where it is.
-        overlapping: whether classes overlap, each with a probability of its own.
-    """
-    step = coarsest(model)
-    reach = -(-FARTHEST // step) * step
-    noise = torch.randn(
-        1, channels, *[2 * reach + step] * 2, generator=torch.Generator().manual_seed(0)
-    )
-
-    def middle(image: Tensor) -> Tensor:
-        around = (image.shape[-1] - step) // 2
-        inner = slice(around, around + step)
-        logits = full_logits(model, image.to(device))
-        return probabilities(logits, overlapping)[..., inner, inner].cpu()
-
-    whole, seam = middle(noise), np.inf
-    for context in range(max(step, -(-surroundings(model) // step) * step), reach, step):
-        cut = slice(reach - context, reach + step + context)
-        seam = float((middle(noise[..., cut, cut]) - whole).abs().max())
-        if seam <= SEEN:
-            return context, seam
-    return reach, seam

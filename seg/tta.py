@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from seg.logits import average
+from seg.models.network import Extent, Network, receptive_field
 from seg.tiles import coarsest, full_logits, mirrored
 
 Moves = Literal["none", "flips", "d4"]
@@ -21,10 +22,10 @@ MOVES = {
 }
 
 
-class Averaged(nn.Module):
+class Averaged(Network):
     """A network whose probabilities are the mean over flips, turns and scales of its input.
 
-    Each image is first continued, mirrored, to a multiple of ``step``: then a flip moves no pooling window,
+    Each image is first continued, mirrored, to a multiple of ``stride``: then a flip moves no pooling window,
     resizing is exact, and a tile that starts on this grid is seen as the whole image is.
 
     Args:
@@ -35,9 +36,6 @@ class Averaged(nn.Module):
 
     Shape:
         image (B, C, H, W) -> logits (B, K, H, W), any H and W.
-
-    Attributes:
-        step: px, the least multiple of the network's grid that each scale makes one again.
 
     Raises:
         ValueError: for other moves, or a scale that isn't above 0.
@@ -60,7 +58,11 @@ class Averaged(nn.Module):
             )
         self.model, self.moves, self.overlapping = model, MOVES[moves], overlapping
         self.scales = [Fraction(scale).limit_denominator(20) or Fraction(1, 20) for scale in scales]
-        self.step = coarsest(model) * math.lcm(*(scale.denominator for scale in self.scales))
+
+    @property
+    def stride(self) -> int:
+        """The least multiple of the network's grid that each scale makes one again."""
+        return coarsest(self.model) * math.lcm(*(scale.denominator for scale in self.scales))
 
     def forward(self, image: Tensor) -> Tensor:
         height, width = image.shape[-2:]
@@ -76,10 +78,21 @@ class Averaged(nn.Module):
         logits = back(full_logits(self.model, moved(image, move)), move)
         return logits if scale == 1 else resized(logits.float(), list(size))
 
+    def receptive_field(self, outputs: Extent) -> Extent:
+        """Of all views; a flip changes sides."""
+        field = outputs
+        for scale in self.scales:
+            asked = outputs if scale == 1 else outputs.resized(scale)  # of the resized logits
+            seen = receptive_field(self.model, asked)
+            if len(self.moves) > 1:
+                seen |= receptive_field(self.model, asked.mirrored()).mirrored()
+            field |= seen if scale == 1 else seen.resized(1 / scale)
+        return field
+
     def padded(self, image: Tensor) -> Tensor:
         for dim in (-2, -1):
             side = image.shape[dim]
-            if rest := -side % self.step:
+            if rest := -side % self.stride:
                 image = image.index_select(dim, mirrored(side, 0, rest).to(image.device))
         return image
 

@@ -551,10 +551,10 @@ def test_members_of_other_geometry_share_the_coarsest_grid_and_the_largest_conte
     assert coarsest(model) == 64 and surroundings(model) == valid.context == 20
     assert coarsest(Ensemble([FCN(1, 1, width=2, stride=8), SegNet(1, 1, width=2)], own[:2])) == 32
     with pytest.raises(ValueError, match="multiples of 64 px"):
-        check_tiles(model, 96, 32, coarsest(model))
+        check_tiles(model, 96, 32)
     deep = Ensemble([UNet(1, 1, 2, 4, padding="valid"), valid], own[:2])
     with pytest.raises(ValueError, match=r"needs 92 px of context; take overlap=96"):
-        check_tiles(deep, 256, 64, coarsest(deep))
+        check_tiles(deep, 256, 64)
     image = np.random.default_rng(0).integers(0, 255, (70, 53, 1), np.uint8)
     reference = model.intensity
     together = Tiling(model.eval(), lambda i: reference.normalised(reference.scaled(i)), 192, 64).whole(image)  # fmt: skip

@@ -1,16 +1,25 @@
 """Tiled prediction against the whole image at once."""
 
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
-from seg.logits import probabilities
-from seg.models import UNet
-from seg.tiles import Tiling, full_logits, mirrored, spans
+from seg.cli import checked
+from seg.logits import decided, probabilities
+from seg.models import FCN, NestedUNet, SegNet, UNet
+from seg.models.network import Extent, Network
+from seg.predictor import load
+from seg.tiles import Tiling, coarsest, full_logits, mirrored, needed_overlap, spans
+from seg.train import train
+
+REAL = Path(__file__).parent.parent.parent / "shared/data/isbi2012"
 
 
 @given(st.integers(1, 400), st.integers(1, 400), st.sampled_from([(96, 32), (64, 0), (160, 64)]))
@@ -78,3 +87,144 @@ def test_a_network_of_coarser_stride_has_a_coarser_grid():
 def test_mirroring_goes_on_as_numpy_s_does(side, before, after):
     wanted = np.pad(np.arange(side), (before, after), mode="reflect")
     assert mirrored(side, before, after).tolist() == wanted.tolist()
+
+
+# -- the context that a network states is enough for any weights, and a grid step less is not
+
+
+@st.composite
+def networks(draw) -> Network:
+    """A network of random options and weights, as if trained: normalisation has statistics of its own."""
+    choose = lambda *words: draw(st.sampled_from(words))  # noqa: E731
+    depth, norm = choose(1, 2, 3), choose("batch", "none")
+    parts = {
+        "down": choose("max", "average", "strided"),
+        "up": choose("transposed", "bilinear", "nearest", "pixel_shuffle", "unpool"),
+        "fuse": choose("concat", "add"),
+        "block": choose("double_conv", "residual", "bottleneck"),
+    }
+    torch.manual_seed(draw(st.integers(0, 2**32)))
+    kind = choose(*["unet"] * 3, *["nested"] * 3, "fcn", "segnet")
+    if kind == "unet":
+        model: Network = UNet(1, 2, 2, depth, choose("same", "valid"), norm, **parts)
+    elif kind == "nested":
+        links, output = choose("none", "short", "dense"), choose("deepest", "average", 1)
+        model = NestedUNet(1, 2, 2, depth, links, norm, output=output, **parts)
+    elif kind == "fcn":
+        model = FCN(1, 2, choose("vgg16", "alexnet"), 1, choose(8, 16, 32), norm)
+    else:
+        model = SegNet(1, 2, 1, norm)
+    for name, values in [*model.named_parameters(), *model.named_buffers()]:
+        if values.is_floating_point():
+            last = name.rsplit(".", 1)[1]
+            with torch.no_grad():
+                if last == "running_var" or (last == "weight" and values.ndim == 1):
+                    values.uniform_(0.5, 2)
+                elif values.ndim == 1:  # biases and means
+                    values.normal_(0, 0.3)
+                else:
+                    values.add_(torch.randn_like(values) * values.abs().mean())
+    return model.eval().double()
+
+
+def compare(model: nn.Module, overlap: int, side: int, turned: bool) -> float:
+    """The largest difference of probabilities in tiles and at once, in float64 but for the result."""
+    step = coarsest(model)
+    rng, tile = np.random.default_rng(0), 2 * overlap + step
+    image = rng.normal(size=(tile + side, step + 5, 1))
+    image = image.swapaxes(0, 1) if turned else image
+    tiled = Tiling(model, lambda i: i, tile, overlap).whole(image)
+    with torch.no_grad():
+        logits = full_logits(model, torch.from_numpy(image.transpose(2, 0, 1).copy())[None])
+    return float(np.abs(tiled - probabilities(logits)[0].numpy()).max())
+
+
+@given(networks(), st.integers(1, 140), st.booleans())
+@settings(max_examples=25, deadline=None)
+def test_tiles_equal_the_whole_image_whatever_the_network(model, side, turned):
+    _, overlap, everywhere = needed_overlap(model)
+    assert not everywhere
+    # the result is float32; float64 within, so that it isn't rounding in convolutions of other sizes that differs
+    assert compare(model, overlap, side, turned) <= 6e-8
+
+
+@pytest.mark.slow
+@given(networks(), st.integers(1, 140), st.booleans())
+@settings(max_examples=400, deadline=None)
+def test_tiles_equal_the_whole_image_whatever_many_networks(model, side, turned):
+    _, overlap, _ = needed_overlap(model)
+    assert compare(model, overlap, side, turned) <= 6e-8
+
+
+@pytest.mark.parametrize("links", ["none", "short", "dense", "unet", "valid"])
+def test_a_grid_step_less_than_the_stated_context_leaves_a_seam(links):
+    torch.manual_seed(0)
+    if links in ("unet", "valid"):
+        padding = "valid" if links == "valid" else "same"
+        model: Network = UNet(1, 1, 1, 4, padding, "none", down="average", up="bilinear")
+    else:
+        model = NestedUNet(1, 1, 1, 4, links, "none", down="average", up="bilinear")
+    # nothing cancels and nothing is cut off: all that is seen counts
+    with torch.no_grad():
+        for name, values in model.named_parameters():
+            values.copy_(1 / values[0].numel() if name.endswith("weight") else 0)
+    model = model.double().eval()
+    _, overlap, _ = needed_overlap(model)
+    assert overlap == 128  # 110 and 113 px
+    assert compare(model, overlap, 140, False) <= 6e-8
+
+    # a float32 probability can't tell the farthest pixels from none; logits in float64 can
+    field = model.receptive_field(Extent(0, 16))
+    image = torch.zeros(1, 1, 544, 16, dtype=torch.float64)
+    image[:, :, [272 + field.low, 272 + field.high - 1]] = 1
+
+    def gap(context: int) -> float:
+        with torch.no_grad():
+            whole = full_logits(model, image)[:, :, 272:288]
+            part = full_logits(model, image[:, :, 272 - context : 288 + context])
+        return float((whole - part[:, :, context : context + 16]).abs().max())
+
+    assert gap(128) == 0 < gap(96)
+
+
+@pytest.mark.slow  # two minutes
+@pytest.mark.skipif(not REAL.is_dir(), reason="../shared/data/isbi2012 is absent")
+@pytest.mark.parametrize("model", ["unetpp", "unet"])
+def test_tiles_of_trained_networks_equal_whole_real_sections(tmp_path, model):
+    words = [
+        "experiment=isbi2012", f"data.root={REAL}", f"model={model}", "model.width=8", "loader.crop=128",
+        "loader.repeats=4", "trainer.max_epochs=8", "trainer.check_val_every_n_epoch=8", "logger=none",
+        "trainer.accelerator=cpu", "panels=0", f"outputs={tmp_path}",
+    ]  # fmt: skip
+    train(checked("train", words))
+    sections = np.concatenate(
+        [
+            tifffile.imread(REAL / "train-volume.tif")[24:],
+            tifffile.imread(REAL / "test-volume.tif")[:4],
+        ]
+    )  # 2.6 million px that it did not train on
+    at_once = load(tmp_path / "latest", tile=512, accelerator="cpu")
+    tiled = load(tmp_path / "latest", tile=256, accelerator="cpu")
+    short = load(tmp_path / "latest", tile=256, overlap=64, accelerator="cpu")
+    assert tiled.overlap == 96
+    largest, doubt, seams = 0.0, 0.0, 0.0
+    for section in sections[..., None]:
+        whole, tiles = at_once.probabilities(section), tiled.probabilities(section)
+        largest = max(largest, float(np.abs(tiles - whole).max()))
+        other = decided(tiles, 0.5) != decided(whole, 0.5)
+        doubt = max(doubt, float(np.abs(whole[1, other] - 0.5).max(initial=0)))
+        seams = max(seams, float(np.abs(short.probabilities(section) - whole).max()))
+    # rounding: a convolution of another size adds up in another order; a label is another one where it is a tie
+    assert largest <= 1e-5 and doubt <= 1e-5
+    assert seams > 1e-3  # 64 px, which noise says are enough, are not
+
+    # in float64 nothing is left of it, and no label is another one
+    intensity = tiled.run.intensity
+    exact = [
+        Tiling(tiled.model.double(), lambda i: intensity.normalised(intensity.scaled(i)).astype(np.float64), tile, 96)
+        for tile in (256, 512)
+    ]  # fmt: skip
+    for section in sections[::5, ..., None]:
+        tiles, whole = (tiling.whole(section) for tiling in exact)
+        assert np.abs(tiles - whole).max() <= 6e-8
+        assert (decided(tiles, 0.5) == decided(whole, 0.5)).all()

@@ -1,6 +1,7 @@
 """Test-time augmentation against means by hand, and the context that tiles need against what is known of a network."""
 
 import dataclasses
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +16,11 @@ from torch import Tensor, nn
 
 from seg.data.intensity import Intensity
 from seg.ensemble import Ensemble
-from seg.logits import probabilities
-from seg.models import FCN, NestedUNet, SegNet, UNet
+from seg.models import FCN, NestedUNet, Peer, SegNet, UNet
+from seg.models.network import Extent, Network
 from seg.predictor import Predictor
 from seg.runs import LoadedRun
-from seg.tiles import SEEN, Tiling, halo
+from seg.tiles import Tiling, needed_overlap
 from seg.tta import Averaged, back, moved, uncertainty, viewed
 
 # what it does to an image (..., H, W), and its inverse, by numpy alone
@@ -188,57 +189,66 @@ def test_uncertainty_of_overlapping_classes_is_the_mean_of_each_one_s():
     assert found[0, 0] == pytest.approx(1 / 3)
 
 
-class Shift(nn.Module):
+class Shift(Network):
     """The pixel so far up and left, outside 0 or the border's: what it sees is known exactly."""
 
     def __init__(self, px: int, outside: str = "constant") -> None:
         super().__init__()
         self.px, self.outside = px, outside
 
+    @property
+    def stride(self) -> int:
+        return 1
+
     def forward(self, image: Tensor) -> Tensor:
         wider = F.pad(image, (self.px, 0, self.px, 0), mode=self.outside)
         return wider[..., : image.shape[-2], : image.shape[-1]]
 
-
-@pytest.mark.parametrize(("sees", "context"), [(0, 32), (1, 32), (32, 32), (33, 64), (64, 64), (65, 96), (224, 224), (225, 256), (260, 256)])  # fmt: skip
-def test_the_context_measured_is_the_multiple_of_the_grid_that_covers_what_is_seen(sees, context):
-    measured, seam = halo(Shift(sees), 1)
-    assert measured == context
-    assert (seam <= SEEN) == (sees <= 224)
+    def receptive_field(self, outputs: Extent) -> Extent:
+        return outputs.shifted(-self.px)
 
 
-def test_the_context_of_convolutions():
-    torch.manual_seed(0)
-    assert halo(nn.Conv2d(2, 1, 3, padding=1), 2)[0] == 32
-    # sees 2 px at the top, 4 and 8 below, 4 and 2 going up: 20, and 3 px of a pooling window
-    assert halo(network(), 2)[0] == 32
-    # 2 + 4 + 8 + 16 + 8 + 4 + 2 = 44, and 7
-    assert halo(UNet(2, 1, 3, 3, norm="none").eval(), 2)[0] == 64
-    valid = UNet(1, 1, width=2, depth=4, padding="valid", norm="none").eval()  # needs 92 px
-    assert halo(valid, 1)[0] == 96
-    deep = UNet(1, 1, width=1, depth=6, norm="none").eval()
-    assert halo(deep, 1)[0] % 64 == 0  # its grid
+@pytest.mark.parametrize(("sees", "context"), [(0, 0), (1, 32), (32, 32), (33, 64), (64, 64), (65, 96), (260, 288)])  # fmt: skip
+def test_the_context_is_the_multiple_of_the_grid_that_covers_what_is_seen(sees, context):
+    assert needed_overlap(Shift(sees)) == (sees, context, False)
 
 
-def test_normalisation_over_the_image_sees_everything():
-    torch.manual_seed(0)
-    model = UNet(1, 1, width=2, depth=2, norm="group").eval()
-    context, seam = halo(model, 1)
-    assert context == 256 and seam > SEEN
+def test_the_context_of_networks():
+    # test_receptive_field.py has how they come about
+    assert needed_overlap(network()) == (22, 32, False)
+    assert needed_overlap(UNet(2, 1, 1, 3).eval()) == (46, 64, False)
+    assert needed_overlap(UNet(1, 1, 1, 4, padding="valid").eval()) == (96, 96, False)
+    assert needed_overlap(UNet(1, 1, 1, 6).eval()) == (382, 384, False)  # its grid is 64 px
+    # 61 px go, yet a part that ends on the grid needs 65
+    valid = UNet(1, 1, 1, 4, padding="valid", up="bilinear", block="bottleneck").eval()
+    assert valid.context == 61 and needed_overlap(valid) == (65, 96, False)
+    assert needed_overlap(UNet(1, 1, 2, 2, norm="group").eval()) == (22, 32, True)
 
 
 @pytest.mark.parametrize("depth", [2, 3])
 @pytest.mark.parametrize("padding", ["same", "valid"])
-def test_tiles_with_the_measured_context_have_no_seams(depth, padding):
+def test_tiles_with_the_stated_context_have_no_seams(depth, padding):
     torch.manual_seed(1)
-    model = UNet(1, 2, width=3, depth=depth, padding=padding, norm="none").eval()
-    context, _ = halo(model, 1)
-    image = np.random.default_rng(0).normal(size=(300, 261, 1)).astype(np.float32)
+    model = UNet(1, 2, width=3, depth=depth, padding=padding, norm="none").double().eval()
+    image = np.random.default_rng(0).normal(size=(230, 70, 1))
     for view in (model, Averaged(model, "d4")):
+        _, context, _ = needed_overlap(view)
         largest, mean = Tiling(view, lambda i: i, 2 * context + 64, context).seams(image)
-        assert mean <= largest <= 2 * SEEN
+        assert mean <= largest <= 1e-7  # in float64; kept as float32
+    image = np.random.default_rng(0).normal(size=(300, 261, 1)).astype(np.float32)
     shorter = Tiling(Shift(100), lambda i: i, 160, 32).seams(image)
     assert shorter[0] > 0.1 and shorter[1] > 0.01  # what too little context does
+
+
+@pytest.mark.parametrize("scales", [[0.5, 1.0], [1.5]], ids=str)
+def test_tiles_of_scaled_images_have_no_seams(scales):
+    torch.manual_seed(1)
+    model = Averaged(UNet(1, 2, width=3, depth=1, norm="none").eval(), "flips", scales)
+    _, context, _ = needed_overlap(model)
+    image = np.random.default_rng(0).normal(size=(300, 61, 1)).astype(np.float32)
+    tiling = Tiling(model, lambda i: i, 2 * context + model.stride, context)
+    assert tiling.seams(image)[0] <= 2e-5  # where a pixel lies is rounded by its place in the image
+    assert tiling.tile < 300  # or it shows nothing
 
 
 def predictor(model: nn.Module, intensity: Intensity, tile: int = 1024, **words) -> Predictor:
@@ -251,48 +261,66 @@ def predictor(model: nn.Module, intensity: Intensity, tile: int = 1024, **words)
 
 def test_an_ensemble_sees_as_much_as_the_member_that_sees_most():
     grey = Intensity(0.0, 255.0, [0.4], [0.2])
-    deep = Intensity(0.0, 65535.0, [0.4], [0.2])  # noise of one grey value of 16 bits is none
     members: list[nn.Module] = [Shift(10, "replicate"), Shift(70, "replicate")]
-    both = Ensemble(members, [deep, deep])
+    both = Ensemble(members, [grey, grey])
     assert predictor(both, both.intensity).overlap == 96
-    torch.manual_seed(0)
     same = UNet(1, 1, width=3, depth=3).eval()
-    alone = predictor(same, grey).overlap
     pair = Ensemble([same, same], [grey, dataclasses.replace(grey, mean=[0.5])])
-    assert predictor(pair, pair.intensity).overlap == alone == 64
-    coarse = Ensemble([UNet(1, 1, width=1, depth=6), same], [grey, grey])
-    assert predictor(coarse, coarse.intensity).overlap % 64 == 0
+    assert predictor(pair, pair.intensity).overlap == predictor(same, grey).overlap == 64
+    coarse = Ensemble([UNet(1, 1, width=1, depth=6).eval(), same], [grey, grey])
+    assert predictor(coarse, coarse.intensity).overlap == 384
 
 
-def test_the_context_is_measured_on_the_network_that_predicts_which_is_on_the_device(monkeypatch):
+def test_a_pruned_depth_needs_less_context():
     grey = Intensity(0.0, 255.0, [0.4], [0.2])
-    made = predictor(UNet(1, 1, width=2, depth=2), grey)
-    measured = []
-    monkeypatch.setattr("seg.predictor.halo", lambda model, *a: measured.append(model) or (32, 0.0))
-    assert made.overlap == 32 and measured == [made.model] and made.model is not made.run.model
+    needed = {d: predictor(NestedUNet(1, 1, 1, 4, output=d).eval(), grey).overlap for d in (1, 2, 3, 4)}  # fmt: skip
+    assert needed == {1: 32, 2: 32, 3: 64, 4: 96}
+    assert predictor(NestedUNet(1, 1, 1, 4, output="average").eval(), grey).overlap == 96
+    assert predictor(NestedUNet(1, 1, 1, 3, pruned=True).eval(), grey).overlap == 64
 
 
 def test_the_context_is_in_px_of_the_image_also_where_it_is_shrunk():
     grey = Intensity(0.0, 255.0, [0.4], [0.2])
-    assert predictor(Shift(40), grey, scales=[1.0, 0.5]).overlap == 192
-    assert predictor(Shift(40), grey, scales=[2.0]).overlap == 64
+    # at half the size a part begins at -1 with what resizing reads, the network sees 40 px more, 82 px of the image
+    # and one more by resizing: 83; the grid is 64 px
+    assert predictor(Shift(40), grey, scales=[1.0, 0.5]).overlap == 128
+    assert predictor(Shift(40), grey, scales=[2.0]).overlap == 32  # 20 px
+    assert predictor(Shift(70), grey, scales=[2.0]).overlap == 64  # 35 px
 
 
-def test_a_tile_that_is_too_small_for_the_context_says_which_is_enough(capsys):
+def test_a_tile_that_is_too_small_for_the_context_says_which_is_enough(caplog):
+    caplog.set_level(logging.INFO, "seg")
     grey = Intensity(0.0, 255.0, [0.4], [0.2])
     assert predictor(Shift(100), grey, tile=160).overlap == 64  # the most that leaves a middle
+    said = caplog.messages[-1]
+    assert (
+        "reaches 100 px beyond" in said and "tiles will differ" in said and "take tile=288" in said
+    )
+    caplog.clear()
+    assert predictor(Shift(100), grey, tile=288).overlap == 128  # which is enough indeed
+    assert "tiles equal the whole image" in caplog.messages[-1]
+    caplog.clear()
     assert predictor(Shift(100), grey, tile=160, overlap=32).overlap == 32  # as asked
+    assert not caplog.messages
 
 
-class Common(nn.Module):
-    """Two logits that both are the pixel far off: a softmax doesn't see it, two sigmoids do."""
-
-    def forward(self, image: Tensor) -> Tensor:
-        return Shift(70)(image).expand(-1, 2, -1, -1)
-
-
-def test_the_context_of_classes_that_overlap_is_measured_by_their_own_probabilities():
+def test_how_the_context_is_known_and_what_it_costs_is_said(caplog):
+    caplog.set_level(logging.INFO, "seg")
     grey = Intensity(0.0, 255.0, [0.4], [0.2])
-    assert predictor(Common(), grey).overlap == 32
-    assert predictor(Common(), grey, overlapping=True).overlap == 96
-    assert probabilities(Common()(torch.zeros(1, 1, 4, 4)), True).shape == (1, 2, 4, 4)
+    assert predictor(UNet(1, 1, 1, 4).eval(), grey).overlap == 96
+    # (1024 / (1024 - 2 * 96)) ** 2 = 1.51
+    assert caplog.messages[-1] == (
+        "overlap    96 px: from the architecture, the receptive field reaches 94 px beyond the kept part of a tile; "
+        "tiles equal the whole image but for rounding, at up to 1.5 times its time"
+    )
+
+
+def test_a_normalisation_over_the_image_is_never_called_seamless(caplog):
+    caplog.set_level(logging.INFO, "seg")
+    grey = Intensity(0.0, 255.0, [0.4], [0.2])
+    assert predictor(UNet(1, 1, 2, 4, norm="group").eval(), grey).overlap == 96
+    said = caplog.messages[-1]
+    assert "no overlap makes tiles equal" in said and "tiles equal the whole image" not in said
+    blind = Peer(1, 1, nn.Sequential(nn.Conv2d(1, 1, 1), nn.InstanceNorm2d(1)))
+    assert predictor(blind, grey).overlap == 256
+    assert "no overlap makes tiles equal" in caplog.messages[-1]

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from seg.models.network import Extent, ReceptiveModule, receptive_field
+
 Norm = Literal["batch", "group", "none"]
 Padding = Literal["same", "valid"]
 Down = Literal["max", "average", "strided"]
@@ -69,7 +71,7 @@ class DoubleConv(nn.Sequential):
         )
 
 
-class Shortcut(nn.Module):
+class Shortcut(ReceptiveModule):
     """x + body(x), then ReLU; x goes through a 1x1 convolution where the channels differ.
 
     He et al., CVPR 2016, arXiv:1512.03385, figures 2 and 5; with valid convolutions x is cropped.
@@ -89,6 +91,9 @@ class Shortcut(nn.Module):
         if self.crop:
             x = x[..., self.crop : -self.crop, self.crop : -self.crop]
         return F.relu(y + self.shortcut(x))
+
+    def receptive_field(self, outputs: Extent) -> Extent:
+        return receptive_field(self.body, outputs) | outputs.shifted(self.crop)
 
 
 class Residual(Shortcut):
@@ -134,7 +139,7 @@ def downsampling(channels: int, down: Down) -> nn.Module:
     return nn.MaxPool2d(2) if down == "max" else nn.AvgPool2d(2)
 
 
-class Upsampling(nn.Module):
+class Upsampling(ReceptiveModule):
     """Doubles height and width and sets the channels: the green arrows of the U-Net figure.
 
     Args:
@@ -178,6 +183,20 @@ class Upsampling(nn.Module):
         if self.up == "unpool":
             return unpool(x, F.max_pool2d(skip, 2, return_indices=True)[1])
         return x
+
+    def receptive_field(self, outputs: Extent) -> Extent:
+        """Of what comes from below."""
+        if self.up == "transposed":
+            return receptive_field(self.conv, outputs)
+        if self.up == "bilinear":
+            return outputs.shifted(self.margin).transposed(kernel=4, stride=2, padding=1)
+        return outputs.transposed(kernel=2, stride=2)
+
+    def skip_field(self, outputs: Extent) -> Extent:
+        """Return the pixels of the skip that are joined or, by unpool, compared."""
+        if self.up != "unpool":
+            return outputs
+        return outputs | outputs.transposed(kernel=2, stride=2).convolved(kernel=2, stride=2)
 
     def start_even(self) -> None:
         """ICNR: the four pixels that one pixel gives start alike."""

@@ -17,11 +17,12 @@ from seg.models.blocks import (
     pad_to_multiple,
 )
 from seg.models.encoders import Encoder, alexnet, pooling, vgg16
+from seg.models.network import Extent, Network, receptive_field
 
 Fixed = Literal["last", "all", "none"]
 
 
-class FCN(nn.Module):
+class FCN(Network):
     """FCN-32s, -16s or -8s. Long, Shelhamer, Darrell, CVPR 2015, arXiv:1411.4038, figure 3.
 
     Differs: sides are padded to a multiple of 32 instead of by 100 px, so that no crop is needed;
@@ -88,9 +89,14 @@ class FCN(nn.Module):
             for parameter in score.parameters():
                 nn.init.zeros_(parameter)
 
+    @property
+    def stride(self) -> int:
+        """Of the encoder; the argument ``stride`` is that of the finest scores."""
+        return 32
+
     def forward(self, image: Tensor) -> Tensor:
         height, width = image.shape[-2:]
-        x = pad_to_multiple(image, 32)
+        x = pad_to_multiple(image, self.stride)
         pooled = []
         for stage, pool in zip(self.stages, self.pools, strict=True):
             x = pool(stage(x))
@@ -99,6 +105,18 @@ class FCN(nn.Module):
         for double, score in zip(self.doubles, self.scores[1:], strict=True):
             logits = double(logits) + score(pooled.pop())  # skips are added
         return self.last(logits)[..., :height, :width]
+
+    def receptive_field(self, outputs: Extent) -> Extent:
+        needed, finer = receptive_field(self.last, outputs), []
+        for double, score in reversed(list(zip(self.doubles, self.scores[1:], strict=True))):
+            finer.append(receptive_field(score, needed))
+            needed = receptive_field(double, needed)
+        needed = receptive_field(self.classifier, receptive_field(self.scores[0], needed))
+        for stage, pool in reversed(list(zip(self.stages, self.pools, strict=True))):
+            needed = receptive_field(stage, receptive_field(pool, needed))
+            if finer:
+                needed |= finer.pop()
+        return needed
 
 
 def bilinear_upsampling(channels: int, factor: int) -> nn.ConvTranspose2d:

@@ -25,12 +25,13 @@ from seg.models.blocks import (
     join,
     pad_to_multiple,
 )
+from seg.models.network import Extent, Network, receptive_field
 
 Links = Literal["none", "short", "dense"]
 Node = tuple[int, int]  # (i, j) of the paper's X^{i,j}
 
 
-class NestedUNet(nn.Module):
+class NestedUNet(Network):
     """UNet++, UNet+ and UNet^e. Zhou et al. 2018, arXiv:1807.10165, figure 1; 2020, arXiv:1912.05074.
 
     X(i, 0) is the encoder. X(i, j) for j > 0 joins X(i+1, j-1), upsampled, with nodes of its own level:
@@ -139,10 +140,14 @@ class NestedUNet(nn.Module):
             return [self.depth]
         return every if self.output == "average" else [int(self.output)]
 
+    @property
+    def stride(self) -> int:
+        return 2 ** max(self.speaking())
+
     def forward(self, image: Tensor) -> Tensor | list[Tensor]:
         height, width = image.shape[-2:]
         depths = self.speaking()
-        padded = pad_to_multiple(image, 2 ** max(depths))
+        padded = pad_to_multiple(image, self.stride)
         logits = []
         x: dict[Node, Tensor] = {}
         for i, j in self.needed(depths):
@@ -164,6 +169,28 @@ class NestedUNet(nn.Module):
         """What X(i, j) sees, j > 0: nodes of its own level beside X(i+1, j-1), doubled."""
         raised = self.ups[f"{i}_{j}"](x[i + 1, j - 1], x[i, 0])
         return join([x[node] for node in self.same_level(i, j)], raised, self.fuse)
+
+    def receptive_field(self, outputs: Extent) -> Extent:
+        depths = self.speaking()
+        needed: dict[Node, Extent] = {}  # of each node's output
+
+        def need(node: Node, extent: Extent) -> None:
+            needed[node] = needed.get(node, extent) | extent
+
+        for depth in depths:
+            need((0, depth), receptive_field(self.heads[str(depth)], outputs))
+        for i, j in reversed(self.needed(depths)):
+            below = receptive_field(self.nodes[f"{i}_{j}"], needed[i, j])
+            if j:
+                up = self.ups[f"{i}_{j}"]
+                assert isinstance(up, Upsampling)
+                need((i + 1, j - 1), receptive_field(up, below))
+                for node in self.same_level(i, j):
+                    need(node, below)
+                need((i, 0), up.skip_field(below))
+            elif i:
+                need((i - 1, 0), receptive_field(self.pools[i - 1], below))
+        return receptive_field(self.nodes["0_0"], needed[0, 0])
 
 
 def triangle(depth: int) -> list[Node]:

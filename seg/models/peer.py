@@ -1,14 +1,16 @@
 """Networks of other projects under this one's contract."""
 
+from functools import cached_property
 from typing import Annotated
 
 from pydantic import Field
 from torch import Tensor, nn
 
 from seg.models.blocks import check_counts, pad_to_multiple
+from seg.models.network import Extent, Network, probe
 
 
-class Peer(nn.Module):
+class Peer(Network):
     """Any network that maps (B, C, H, W) to (B, K, H, W) for sides that divide by a number.
 
     Args:
@@ -33,11 +35,16 @@ class Peer(nn.Module):
     ) -> None:
         super().__init__()
         check_counts(in_channels=in_channels, num_classes=num_classes, multiple=multiple)
-        self.network, self.num_classes, self.multiple = network, num_classes, multiple
+        self.network, self.in_channels, self.num_classes = network, in_channels, num_classes
+        self.multiple = multiple
+
+    @property
+    def stride(self) -> int:
+        return self.multiple
 
     def forward(self, image: Tensor) -> Tensor:
         height, width = image.shape[-2:]
-        padded = pad_to_multiple(image, self.multiple)
+        padded = pad_to_multiple(image, self.stride)
         logits = self.network(padded)
         wanted = (image.shape[0], self.num_classes, *padded.shape[-2:])
         if tuple(logits.shape) != wanted:
@@ -46,3 +53,15 @@ class Peer(nn.Module):
                 "it must put out one logit a class at the size of the image"
             )
         return logits[..., :height, :width]
+
+    def receptive_field(self, outputs: Extent) -> Extent:
+        """Return the pixels that those of the logits depend on, in steps of ``stride`` px, as ``probe`` finds them."""
+        blocks = outputs.transposed(self.stride, self.stride).convolved(self.stride, self.stride)
+        field = self.block_field
+        everywhere = outputs.everywhere or field.everywhere
+        return Extent(blocks.low + field.low, blocks.high + field.high - self.stride, everywhere)
+
+    @cached_property
+    def block_field(self) -> Extent:
+        """What the first ``stride`` px depend on."""
+        return probe(self.network, self.in_channels, self.stride)

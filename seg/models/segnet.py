@@ -8,9 +8,10 @@ from torch import Tensor, nn
 
 from seg.models.blocks import Norm, check_counts, conv_norm_relu, he_init, pad_to_multiple, unpool
 from seg.models.encoders import VGG16, Encoder, vgg16
+from seg.models.network import Extent, Network, receptive_field
 
 
-class SegNet(nn.Module):
+class SegNet(Network):
     """SegNet. Badrinarayanan, Kendall, Cipolla, PAMI 2017, arXiv:1511.00561, figure 2.
 
     The 13 convolutions of VGG16, and their mirror image: each decoder stage first unpools with the
@@ -52,9 +53,13 @@ class SegNet(nn.Module):
         self.head = nn.Conv2d(width, num_classes, 3, padding=1)
         he_init(self)
 
+    @property
+    def stride(self) -> int:
+        return 2 ** len(self.stages)
+
     def forward(self, image: Tensor) -> Tensor:
         height, width = image.shape[-2:]
-        x = pad_to_multiple(image, 32)
+        x = pad_to_multiple(image, self.stride)
         taken_from = []
         for stage in self.stages:
             x, indices = F.max_pool2d(stage(x), 2, return_indices=True)
@@ -62,3 +67,13 @@ class SegNet(nn.Module):
         for stage in self.decoder:
             x = stage(unpool(x, taken_from.pop()))
         return self.head(x)[..., :height, :width]
+
+    def receptive_field(self, outputs: Extent) -> Extent:
+        needed, indices = receptive_field(self.head, outputs), []
+        for stage in reversed(self.decoder):
+            needed = receptive_field(stage, needed).transposed(kernel=2, stride=2)
+            indices.append(needed)
+        for stage in reversed(self.stages):
+            pooled = needed | indices.pop()
+            needed = receptive_field(stage, pooled.convolved(kernel=2, stride=2))
+        return needed

@@ -27,9 +27,10 @@ from seg.models.blocks import (
     join,
     pad_to_multiple,
 )
+from seg.models.network import Extent, Network, receptive_field
 
 
-class UNet(nn.Module):
+class UNet(Network):
     """U-Net of Ronneberger, Fischer, Brox, MICCAI 2015, arXiv:1505.04597, figure 1.
 
     The paper's network is ``width=64, norm="none", padding="valid", dropout=0.5`` and two logits.
@@ -88,12 +89,17 @@ class UNet(nn.Module):
             make(fused(above, 1, fuse), above, norm, padding) for above, _ in reversed(steps)
         )
         self.head = nn.Conv2d(width, num_classes, kernel_size=1)
-        self.joined, self.valid, self.stride = fuse, padding == "valid", 2**depth
+        self.joined, self.valid = fuse, padding == "valid"
+        self.block_margin = make.margin  # px that valid convolutions take from each side
         self.upsampling_margin = int(up == "bilinear")  # px that valid padding leaves out there
         self.smallest, self.context = (
             valid_geometry(depth, make.margin, self.upsampling_margin) if self.valid else (1, 0)
         )
         he_init(self)
+
+    @property
+    def stride(self) -> int:
+        return 2 ** len(self.pools)
 
     def forward(self, image: Tensor) -> Tensor:
         height, width = image.shape[-2:]
@@ -117,6 +123,31 @@ class UNet(nn.Module):
             height, width = (2 * (side - self.upsampling_margin) for side in x.shape[-2:])
             skip = crop_centre(skip, height, width)
         return join([skip], up(x, skip), self.joined)
+
+    def receptive_field(self, outputs: Extent) -> Extent:
+        needed, skips = receptive_field(self.head, outputs), []
+        for up, block, crop in reversed(list(zip(self.up, self.fuse, self.crops(), strict=True))):
+            needed = receptive_field(block, needed)
+            assert isinstance(up, Upsampling)
+            skips.append(up.skip_field(needed).shifted(crop))
+            needed = receptive_field(up, needed)
+        for pool, block in reversed(list(zip(self.pools, self.down[1:], strict=True))):
+            needed = receptive_field(pool, receptive_field(block, needed)) | skips.pop()
+        return receptive_field(self.down[0], needed).shifted(-self.context)
+
+    def crops(self) -> list[int]:
+        """Return the px that the skips lose on their first side, the lowest skip's first."""
+        if not self.valid:
+            return [0] * len(self.up)
+        side, skips, crops = self.smallest - 2 * self.block_margin, [], []
+        for _ in self.pools:
+            skips.append(side)
+            side = side // 2 - 2 * self.block_margin
+        for _ in self.up:
+            side = 2 * (side - self.upsampling_margin)
+            crops.append((skips.pop() - side) // 2)
+            side -= 2 * self.block_margin
+        return crops
 
     def input_side(self, output: int) -> int:
         """The smallest input side, in px, whose logits have at least ``output`` px a side."""

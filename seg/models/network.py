@@ -1,0 +1,200 @@
+"""The base of all networks, and which pixels of the image a pixel of the logits depends on.
+
+A network states its receptive field by walking its layers from the logits back to the image. Nothing is measured, so
+it holds for any weights and any image. Only one side is followed: all layers treat height and width alike.
+"""
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from math import floor
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+UNKNOWN = 256  # px on each side, where a receptive field has no end
+FIRST, LONGEST = 512, 8192  # px of a probe's image: on each side at first, and in all at most
+WIDE = 64  # px of its other side
+POINTWISE = (nn.ReLU, nn.Dropout, nn.Identity)
+
+
+@dataclass(frozen=True)
+class Extent:
+    """The pixels ``low`` to ``high - 1`` along one side of an image or a feature map.
+
+    Attributes:
+        low: the first pixel; negative before the one that counts as the first.
+        high: the pixel after the last.
+        everywhere: whether all other pixels of the image count too, as in a mean over the image; ``low`` and ``high``
+            are then what the other layers read.
+    """
+
+    low: int
+    high: int
+    everywhere: bool = False
+
+    def __or__(self, other: "Extent") -> "Extent":
+        everywhere = self.everywhere or other.everywhere
+        return Extent(min(self.low, other.low), max(self.high, other.high), everywhere)
+
+    def shifted(self, by: int) -> "Extent":
+        return replace(self, low=self.low + by, high=self.high + by)
+
+    def mirrored(self) -> "Extent":
+        """The same pixels after a flip about pixel 0's upper edge."""
+        return replace(self, low=-self.high, high=-self.low)
+
+    def convolved(self, kernel: int, stride: int = 1, padding: int = 0, dilation: int = 1) -> "Extent":  # fmt: skip
+        """The input of a convolution or pooling whose output these pixels are."""
+        low = self.low * stride - padding
+        high = (self.high - 1) * stride - padding + dilation * (kernel - 1) + 1
+        return replace(self, low=low, high=high)
+
+    def transposed(self, kernel: int, stride: int, padding: int = 0) -> "Extent":
+        """The input of a transposed convolution whose output these pixels are."""
+        low = -((kernel - 1 - padding - self.low) // stride)
+        return replace(self, low=low, high=(self.high - 1 + padding) // stride + 1)
+
+    def resized(self, ratio: Fraction) -> "Extent":
+        """The input of a bilinear resizing whose output these pixels are; ``ratio`` is input px an output px."""
+        first, last = ((at + Fraction(1, 2)) * ratio - Fraction(1, 2) for at in (self.low, self.high - 1))  # fmt: skip
+        return replace(self, low=floor(first), high=floor(last) + 2)
+
+
+class ReceptiveModule(nn.Module, ABC):
+    """A part of a network that knows which pixels of its input those of its output depend on."""
+
+    @abstractmethod
+    def receptive_field(self, outputs: Extent) -> Extent:
+        """Return the pixels of the input that the given pixels of the output depend on, in evaluation mode."""
+
+
+class Network(ReceptiveModule):
+    """A network: images (B, C, H, W) to logits (B, K, H, W).
+
+    Its receptive field is in pixels of the image, the first of which is pixel 0 of the logits.
+
+    Attributes:
+        context: px on each side by which the logits are smaller than the image; 0 except for valid convolutions.
+    """
+
+    context: int = 0
+
+    @property
+    @abstractmethod
+    def stride(self) -> int:
+        """The px by which the sides of the input divide, those of other images being padded.
+
+        An image that is shifted by a multiple of it gives the same logits, shifted: the pooling windows are the same.
+        """
+
+    def margin(self) -> int:
+        """Return the px around a part of the image on the grid of ``stride`` px that its logits depend on.
+
+        The least that a tile must hold around the part of it that is kept. Where layers read the whole image
+        (``receptive_field(...).everywhere``), it is what the other layers read.
+        """
+        field = self.receptive_field(Extent(0, self.stride))
+        return max(-field.low, field.high - self.stride, 0)
+
+
+def receptive_field(layer: nn.Module, outputs: Extent) -> Extent:
+    """Return the pixels of a layer's input that the given pixels of its output depend on, in evaluation mode.
+
+    Raises:
+        TypeError: for a layer that isn't known.
+    """
+    if isinstance(layer, ReceptiveModule):
+        return layer.receptive_field(outputs)
+    if isinstance(layer, nn.Sequential):
+        for part in reversed(layer):
+            outputs = receptive_field(part, outputs)
+        return outputs
+    if isinstance(layer, nn.ConvTranspose2d):
+        return outputs.transposed(side(layer.kernel_size), side(layer.stride), side(layer.padding))
+    if isinstance(layer, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d):
+        dilation = 1 if isinstance(layer, nn.AvgPool2d) else side(layer.dilation)
+        kernel, stride, padding = (side(n) for n in (layer.kernel_size, layer.stride, layer.padding))  # fmt: skip
+        return outputs.convolved(kernel, stride, padding, dilation)
+    if isinstance(layer, nn.ZeroPad2d) and layer.padding[:2] == layer.padding[2:]:
+        return outputs.shifted(-layer.padding[0])
+    if isinstance(layer, nn.GroupNorm):
+        return replace(outputs, everywhere=True)
+    if isinstance(layer, nn.BatchNorm2d):
+        statistics = layer.running_mean is not None and not layer.training
+        return outputs if statistics else replace(outputs, everywhere=True)
+    if isinstance(layer, POINTWISE):
+        return outputs
+    raise TypeError(f"the receptive field of {layer} is not known")
+
+
+def side(size: object) -> int:
+    """Return the one side of a square kernel, stride or padding."""
+    first, *others = size if isinstance(size, tuple) else (size,)
+    if not isinstance(first, int) or any(other != first for other in others):
+        raise TypeError(f"{size} is not square")
+    return first
+
+
+@torch.no_grad()
+def probe(network: nn.Module, channels: int, stride: int) -> Extent:
+    """Return what the first ``stride`` px of a network's logits depend on, for a network that can't state it.
+
+    A copy of the network in evaluation mode, in float64 on the CPU, gets images of which all rows above, or below, are
+    NaN. NaN goes through convolutions, pooling and activations whatever the weights are, so the rows of the logits that
+    are NaN are those that depend on these rows. The same for columns. Exact in steps of ``stride`` px. Then noise is
+    compared with a part of it: what depends on the image's size leaves no NaN (``align_corners=True``).
+
+    Args:
+        network: maps (B, C, H, W) to (B, K, H, W) for sides that divide by ``stride``.
+        channels: C.
+        stride: px.
+
+    Returns:
+        with ``everywhere`` and ``UNKNOWN`` px on each side where there is no end within ``LONGEST`` px, or sizes matter.
+    """
+    network = copy.deepcopy(network).to("cpu", torch.float64).eval()
+    both = [spread(lambda image: network(image), channels, stride)]
+    both.append(spread(lambda image: network(image.mT).mT, channels, stride))
+    if any(field is None for field in both):
+        return Extent(-UNKNOWN, stride + UNKNOWN, everywhere=True)
+    rows, columns = cast(list[Extent], both)
+    return rows | columns
+
+
+def spread(logits: Callable[[Tensor], Tensor], channels: int, stride: int) -> Extent | None:
+    """Return what the first ``stride`` rows depend on, in steps of ``stride`` px; None: on all rows, or their number."""
+    generator = torch.Generator().manual_seed(0)
+    blocks, across = (
+        -(-FIRST // stride),
+        -(-WIDE // stride) * stride,
+    )  # blocks on each side of the one in the middle
+    while (side := (2 * blocks + 1) * stride) <= LONGEST:
+        noise = torch.randn(1, channels, side, across, generator=generator, dtype=torch.float64)
+        start, end = blocks * stride, (blocks + 1) * stride
+        image = torch.cat([noise, noise])
+        image[0, :, :end] = torch.nan
+        image[1, :, start:] = torch.nan
+        down, up = logits(image).isnan().any(3).any(1)
+        before = -(
+            -farthest(down[end:]) // stride
+        )  # blocks; a block sees as far up as it is seen down
+        after = -(-farthest(up[:start].flip(0)) // stride)
+        if max(before, after) < blocks:
+            part = logits(noise[:, :, start - before * stride : end + after * stride])
+            part, whole = (
+                part[:, :, before * stride :][:, :, :stride],
+                logits(noise)[:, :, start:end],
+            )
+            alike = torch.allclose(part, whole, rtol=0, atol=1e-9 * float(whole.abs().max()))
+            return Extent(-before * stride, (1 + after) * stride) if alike else None
+        blocks *= 2
+    return None
+
+
+def farthest(reached: Tensor) -> int:
+    """Return the number of rows up to the last that is true."""
+    return int(reached.nonzero().max()) + 1 if reached.any() else 0
