@@ -19,6 +19,8 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from rich.table import Table
+from rich.text import Text
 from test_sweep import composed
 
 from seg import (
@@ -38,6 +40,7 @@ from seg import (
     tune,
 )
 from seg.cli import UserError, checked
+from seg.console import console, quiet, visible
 from seg.data.sources import DataError
 from seg.files import UnsafePath
 from seg.search import trial
@@ -389,12 +392,10 @@ def untouched(mine: Path) -> bool:
 
 
 EXAMPLES = [
-    ("compare", "compare.csv", "key"), ("compare", "compare.html", "file"),
-    ("evaluate", "evaluate-val", "folder"), ("evaluate", "evaluate-val/metrics.json", "key"),
+    ("compare", "compare.csv", "key"), ("evaluate", "evaluate-val", "folder"),
     ("evaluate", "evaluate-val/panels/val-000.png", "key"), ("export", "export/model.pt2", "key"),
-    ("export", "export", "folder"), ("prune", "prune/L1.ckpt", "file"), ("prune", "prune/prune.png", "key"),
-    ("resume", "metrics.csv", "file"), ("resume", "checkpoints", "folder"), ("resume", "tensorboard/hparams.yaml", "key"),
-    ("resume", "wandb", "folder"), ("show", "x.png", "key"), ("check", "check.json", "file"),
+    ("prune", "prune/L1.ckpt", "file"), ("resume", "metrics.csv", "file"), ("resume", "checkpoints", "folder"),
+    ("resume", "tensorboard/hparams.yaml", "key"), ("check", "check.json", "file"),
 ]  # fmt: skip
 
 
@@ -695,8 +696,23 @@ WORK = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("place", ["file/x", "/proc/x", "link", "taken"])
-@pytest.mark.parametrize("command", WORK)
+QUICK = [
+    ("evaluate", "file/x"),
+    ("compare", "link"),
+    ("check", "/proc/x"),
+    ("predict", "taken"),
+    ("show", "file/x"),
+]
+
+
+@pytest.mark.parametrize(
+    ("command", "place"),
+    [
+        pytest.param(command, place, marks=() if (command, place) in QUICK else pytest.mark.slow)
+        for command in WORK
+        for place in ("file/x", "/proc/x", "link", "taken")
+    ],
+)
 def test_an_output_that_can_not_be_written_is_told_in_one_line_before_the_work(
     command, place, trained, tmp_path, monkeypatch, capsys
 ):
@@ -741,6 +757,7 @@ def test_an_output_that_can_not_be_written_is_told_in_one_line_before_the_work(
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_a_refused_export_leaves_no_folder(trained, tmp_path):
     words = [f"run={trained}", "format=torch", "tolerance=1e-30", f"output={tmp_path}/new/er/m.pt2"]
     with pytest.raises(UserError, match="nothing is written"):
@@ -784,6 +801,16 @@ def latin(tmp_path) -> Path:
     return root
 
 
+def test_a_terminal_of_utf_8_shows_such_a_name(capsys):
+    quiet()
+    console.print(LATIN)
+    table = Table(title=Text(LATIN))
+    table.add_column(Text(LATIN))
+    console.print(table)
+    assert capsys.readouterr().out.count("caf\\udce9") == 3
+    assert visible(LATIN) == "caf\\udce9"
+
+
 def test_an_image_whose_name_is_not_utf_8_ends_no_prediction(trained, latin, tmp_path):
     (latin / "images" / f"{LATIN}-bad.png").write_bytes(b"none")
     shutil.copyfile(latin / "images/0.png", latin / "images" / f"{LATIN}.png")
@@ -810,6 +837,7 @@ def data_of(root: Path, name: str, *words: str) -> Any:
     return cfg
 
 
+@pytest.mark.slow
 def test_folders_of_such_names_end_neither_check_nor_show(latin, tmp_path):
     output = tmp_path / f"{LATIN}-out"
     cfg = data_of(latin, "check")
@@ -835,7 +863,7 @@ def test_folders_of_such_names_end_no_training_and_nothing_that_reads_its_run(la
     small = [word for word in TINY if not word.startswith("data.")]
     cfg = data_of(latin, "train", *small, "threshold=best")
     outputs = (
-        tmp_path / f"{LATIN} $x_{{$ $"
+        tmp_path / f"{LATIN} $x_{{$"
     )  # in a plot's title that would be a formula, and a wrong one
     cfg.loader.cache, cfg.outputs = str(outputs / "cache"), str(outputs)
     cfg.name = LATIN
