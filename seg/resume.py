@@ -1,6 +1,7 @@
 """A run that was stopped goes on: ``python -m seg.train resume=RUN``, in its folder and by its config."""
 
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -82,7 +83,7 @@ def newest(folder: Path) -> Path | None:
     """
     whole, damaged = {}, None
     for name in ("last.ckpt", "best.ckpt"):
-        file = (folder / "checkpoints" / name).resolve()
+        file = Path(os.path.realpath(folder / "checkpoints" / name))
         if not file.is_file():
             continue
         try:
@@ -224,9 +225,9 @@ def check_links(folder: Path) -> None:
     for place in (folder, *written, folder / "predictions/val", folder / "predictions/test"):
         for file in place.iterdir() if place.is_dir() else ():
             leads = file.is_symlink() and (not file.is_dir() or file in written or place in written)
-            if leads and not file.resolve().is_relative_to(folder.resolve()):
+            if leads and not Path(os.path.realpath(file)).is_relative_to(folder.resolve()):
                 raise RunError(
-                    f"{file}: a link to {file.resolve()}, outside the run's folder, which would be written to; put the "
+                    f"{file}: a link to {os.path.realpath(file)}, outside the run's folder, which would be written to; put the "
                     "file itself there"
                 )
 

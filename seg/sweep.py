@@ -203,7 +203,8 @@ def begun(parent: Path, jobs: list[dict[str, Any]]) -> Iterator[Path]:
         try:
             found = {frozenset(job["overrides"]) for job in read_jobs(file)}
         except runs.RunError as error:
-            console.print(f"{error}; left out")
+            reason = one_line(error).removeprefix(f"{file}: ")
+            console.print(f"{file}: damaged, and left out ({reason})")
             continue
         if found == wanted:
             yield file.parent

@@ -26,6 +26,7 @@ from seg.logits import num_logits
 from seg.losses.balance import balance
 from seg.losses.sums import weight_map
 from seg.models import NestedUNet, UNet
+from seg.past import naming
 from seg.resume import resumed
 from seg.task import SegmentationTask
 from seg.together import one_place
@@ -43,9 +44,16 @@ def train(
         callbacks: more of Lightning's; one that raises ``Pruned`` ends the run, whose status tells so.
         asked: by default what the command line says.
     """
-    if cfg.resume is not None:
-        cfg, asked = resumed(cfg)
-    asked = asked or typed(cfg)
+    if cfg.resume is None:
+        return begin(cfg, callbacks, asked or typed(cfg))
+    file = Path(str(cfg.resume)) / "config.yaml"
+    cfg, asked = resumed(cfg)
+    with naming(file):
+        return begin(cfg, callbacks, asked)
+
+
+def begin(cfg: DictConfig, callbacks: Sequence[L.Callback], asked: Asked) -> dict[str, float]:
+    """Builds what a run needs, and fits; see ``train``."""
     quiet(speaks=not asked.silent)
     L.seed_everything(cfg.seed, verbose=False)
     hardware.pick_accelerator(cfg.trainer.accelerator)  # an error now, if it isn't there
