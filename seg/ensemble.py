@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import math
 import operator
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
@@ -140,7 +141,8 @@ def inside(folder: Path, name: str) -> Path:
     Raises:
         RunError: when it leads out of it.
     """
-    if "\0" in name or not (folder / name).resolve().is_relative_to(folder.resolve()):
+    place = Path(os.path.realpath(folder / name)) if "\0" not in name else None
+    if place is None or not place.is_relative_to(os.path.realpath(folder)):
         raise RunError(f"{folder / CROSSVAL}: names {name!r}, which lies outside its folder")
     return folder / name
 

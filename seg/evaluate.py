@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from seg.metrics import SegmentationMetrics, boundaries, instances
 from seg.metrics.reliability import reliability_plot
 from seg.metrics.significance import Evidence, Interval, interval
 from seg.options import arguments, check_call, located
+from seg.past import naming
 from seg.runs import RunError
 from seg.shortage import explaining
 from seg.task import SegmentationTask
@@ -161,7 +163,9 @@ def count(
 def open_data(cfg: DictConfig, run: runs.LoadedRun) -> tuple[str, DataModule]:
     """The split that the config asks for, and its data, checked against the run."""
     split, chosen = chosen_data(cfg.data, run)
-    source = build(OmegaConf.create(chosen), "data")
+    own = chosen == run.config.get("data")
+    with naming(run.checkpoint) if own else nullcontext():
+        source = build(OmegaConf.create(chosen), "data")
     if list(source.classes) != run.classes:
         raise UserError(f"the data's classes {source.classes} aren't the run's {run.classes}")
     if (source.task == "overlapping") != run.overlapping:

@@ -5,6 +5,9 @@ segmentation_models_pytorch; checkpoints are read as plain values.
 """
 
 import math
+import os
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +15,9 @@ import yaml
 
 from seg import runs, trust
 from seg.asked import FREE
+from seg.data.sources import DataError
 from seg.files import read_text
+from seg.options import UserError
 from seg.runs import RunError
 
 HONOURED = {  # packages whose classes a config may name, by group
@@ -57,12 +62,24 @@ def finished_run(run: str | None) -> Past:
         raise RunError("run is not set: give a run folder, run=outputs/latest")
     if not isinstance(run, str) or not run:
         raise RunError(f"run={run}: a run folder is needed, run=outputs/latest")
-    folder = Path(run).resolve()
+    folder = Path(os.path.realpath(run))
     if not (folder / "run.json").is_file():
         wanted = "a run folder is needed, which holds run.json and config.yaml"
         what = wanted if folder.exists() else "no such folder"
         raise RunError(f"run={run}: {what}{runs.nearby(Path(run))}")
     return Past(folder, read_record(folder / "run.json"), read_config(folder / "config.yaml"))
+
+
+@contextmanager
+def naming(file: Path) -> Generator[None]:
+    """Has a mistake that is told name the file which its option came from."""
+    try:
+        yield
+    except (UserError, DataError) as error:
+        option = isinstance(error, UserError) or str(error).startswith("data.")
+        if not option or str(file) in str(error):
+            raise
+        raise type(error)(f"{file}: {error}") from error
 
 
 def read_record(file: Path) -> dict[str, Any]:

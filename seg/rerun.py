@@ -40,7 +40,16 @@ from seg.command_line import quote_path
 from seg.console import first_process, logging_to, quiet
 from seg.hardware import one_device
 from seg.options import CONF, HYDRA_KEYS, check_level, located, shown
-from seg.past import FREE, HONOURED, Metrics, Past, finished_run, siblings, threads_of
+from seg.past import (
+    FREE,
+    HONOURED,
+    Metrics,
+    Past,
+    finished_run,
+    naming,
+    siblings,
+    threads_of,
+)
 from seg.runs import RunError
 from seg.train import train
 
@@ -219,7 +228,8 @@ def trained(config: dict[str, Any], past: Past, name: str) -> Path:
     noted = Noted()
     try:
         asked = Asked(name, words, past.record["choices"])
-        train(OmegaConf.create(config | {"name": name}), [noted], asked)
+        with naming(past.folder / "config.yaml"):
+            train(OmegaConf.create(config | {"name": name}), [noted], asked)
     finally:
         gc.collect()  # trainer and task hold each other
         if torch.cuda.is_available():

@@ -1,6 +1,7 @@
 """A run that was stopped goes on: ``python -m seg.train resume=RUN``, in its folder and by its config."""
 
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -85,7 +86,7 @@ def newest(folder: Path) -> Path | None:
     """
     whole, damaged = {}, None
     for name in ("last.ckpt", "best.ckpt"):
-        file = (folder / "checkpoints" / name).resolve()
+        file = Path(os.path.realpath(folder / "checkpoints" / name))
         if not file.is_file():
             continue
         try:

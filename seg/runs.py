@@ -101,7 +101,8 @@ def numbered_folder(outputs: Path, name: str) -> Path:
 def relative(path: Path) -> Path:
     """As seen from here, if it lies below."""
     here = Path.cwd()
-    return path.resolve().relative_to(here) if path.resolve().is_relative_to(here) else path
+    place = Path(os.path.realpath(path))  # also where links go round in a circle
+    return place.relative_to(here) if place.is_relative_to(here) else path
 
 
 @rank_zero_only

@@ -208,7 +208,8 @@ def begun(parent: Path, jobs: list[dict[str, Any]]) -> Iterator[Path]:
             found = {frozenset(job["overrides"]) for job in there}
             folders = [file.parent / job["folder"] for job in there]
         except runs.RunError as error:
-            console.print(f"{error}; left out")
+            reason = one_line(error).removeprefix(f"{file}: ")
+            console.print(f"{file}: damaged, and left out ({reason})")
             continue
         if found == wanted:
             for folder in folders:

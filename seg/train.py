@@ -27,6 +27,7 @@ from seg.losses.balance import balance
 from seg.losses.sums import weight_map
 from seg.models import NestedUNet, UNet
 from seg.options import check_literal
+from seg.past import naming
 from seg.resume import resumed
 from seg.task import SegmentationTask
 from seg.together import one_place
@@ -44,9 +45,16 @@ def train(
         callbacks: more of Lightning's; one that raises ``Pruned`` ends the run, whose status tells so.
         asked: by default what the command line says.
     """
-    if cfg.resume is not None:
-        cfg, asked = resumed(cfg)
-    asked = asked or typed(cfg)
+    if cfg.resume is None:
+        return begin(cfg, callbacks, asked or typed(cfg))
+    file = Path(str(cfg.resume)) / "config.yaml"
+    cfg, asked = resumed(cfg)
+    with naming(file):
+        return begin(cfg, callbacks, asked)
+
+
+def begin(cfg: DictConfig, callbacks: Sequence[L.Callback], asked: Asked) -> dict[str, float]:
+    """Builds what a run needs, and fits; see ``train``."""
     quiet(speaks=not asked.silent)
     check_literal(plain(cfg))
     L.seed_everything(cfg.seed, verbose=False)

@@ -27,21 +27,36 @@ import seg
 from seg import ensemble
 from seg.cli import MISTAKES, checked, one_line
 from seg.compare import compare
+from seg.crossval import crossval
 from seg.evaluate import evaluate
 from seg.export import export
 from seg.predict import predict
 from seg.prune import prune
 from seg.rerun import rerun
+from seg.sweep import begun
 from seg.sync import sync
 from seg.train import train
+from seg.tune import tune
+from seg.watch import Watch
 
 TINY = [
     "trainer=cpu", "logger=none", "augment=none", "data.size=32", "data.train=2", "data.val=1", "data.test=1",
     "loader.crop=32", "loader.repeats=1", "loader.batch_size=2", "loader.workers=0", "model=unetpp", "model.width=2",
     "model.depth=2", "panels=1", "kept=1", "trainer.max_epochs=1", "loader.check=false",
 ]  # fmt: skip
+FOLDS = [
+    "data=folder", "data.root=data", "data.classes=[a,b]", "data.folds=2", "output=cv", "trainer=cpu", "logger=none",
+    "augment=none", "loader.crop=32", "loader.repeats=1", "loader.batch_size=2", "loader.workers=0", "model.width=2",
+    "model.depth=1", "panels=0", "kept=0", "trainer.max_epochs=1", "loader.check=false",
+]  # fmt: skip
+SEARCH = [word for word in TINY if not word.startswith("model")]
+SEARCH += ["model.width=choice(2,3)", "model.depth=1", "trials=1", "name=study", "outputs=searches"]
 MEMORY = 2 * 2**30  # bytes that a command may take beside what the process has
 SECONDS = 60  # that a command may take
+
+
+def words(*more: str) -> list[str]:
+    return ["accelerator=cpu", *more]
 
 
 @pytest.fixture(scope="session")
@@ -75,6 +90,41 @@ def made(tmp_path_factory) -> Path:
     return place
 
 
+@pytest.fixture(scope="session")
+def several(made, tmp_path_factory) -> Path:
+    """And folders of several runs."""
+    place = tmp_path_factory.mktemp("several") / "p"
+    shutil.copytree(made, place, symlinks=True)
+    before = Path.cwd()
+    os.chdir(place)
+    try:
+        make_several()
+    finally:
+        os.chdir(before)
+    return place
+
+
+def make_several() -> None:
+    """What a cross-validation, a sweep, a search and seg.predict leave, of the runs that are there."""
+    rng = np.random.default_rng(0)
+    for part in ("images", "masks"):
+        Path("data", part).mkdir(parents=True)
+        for i in range(4):
+            pixels = rng.integers(0, 256 if part == "images" else 2, (32, 32)).astype(np.uint8)
+            Image.fromarray(pixels).save(f"data/{part}/{i}.png")
+    crossval(checked("crossval", FOLDS))
+    Path("sweep").mkdir()
+    jobs = [
+        {"name": name, "folder": name, "overrides": [f"seed={i}"]}
+        for i, name in enumerate(("whole", "other"))
+    ]
+    Path("sweep/sweep.json").write_text(json.dumps({"command": [], "source": "", "jobs": jobs}))
+    for job in jobs:
+        shutil.copytree(f"outputs/{job['name']}", f"sweep/{job['folder']}")
+    tune(SEARCH)
+    predict(checked("predict", words("run=outputs/whole", "input=image.png", "output=predicted")))
+
+
 @pytest.fixture
 def place(made, tmp_path, monkeypatch) -> Path:
     """A copy of them, which is the working folder."""
@@ -83,14 +133,40 @@ def place(made, tmp_path, monkeypatch) -> Path:
     return tmp_path / "p"
 
 
-def words(*more: str) -> list[str]:
-    return ["accelerator=cpu", *more]
-
-
 def resume(run: str) -> None:
     train(checked("train", [f"resume={run}"]))
 
 
+def look_at_sweep(folder: str) -> None:
+    """What the command of a sweep that is there already reads of it."""
+    jobs = [
+        {"name": name, "folder": name, "overrides": [f"seed={i}"]}
+        for i, name in enumerate(("whole", "other"))
+    ]
+    list(begun(Path(), jobs))
+    with Watch(Path(folder), jobs) as watch:
+        watch.look()
+    watch.conclude()
+
+
+def predict_on(folder: str) -> None:
+    """The same line again, with another image."""
+    shutil.copy("image.png", "image2.png")
+    predict(checked("predict", words("run=outputs/whole", "input=image2.png", f"output={folder}")))
+
+
+SEVERAL: dict[
+    str, tuple[str, Callable[[str], Any]]
+] = {  # the folder that is damaged, and the command
+    "crossval": ("cv", lambda folder: crossval(checked("crossval", FOLDS))),
+    "ensemble": ("cv", lambda folder: ensemble.load(folder)),
+    "predict on": ("predicted", predict_on),
+    "sweep": ("sweep", look_at_sweep),
+    "tune": (
+        "searches/study",
+        lambda folder: tune([word if word != "trials=1" else "trials=2" for word in SEARCH]),
+    ),
+}
 COMMANDS: dict[str, Callable[[str], Any]] = {  # each with the folder of a run
     "compare": lambda run: compare(checked("compare", [f"runs=[{Path(run).parent}]", "resamples=20"])),
     "evaluate": lambda run: evaluate(checked("evaluate", words(f"run={run}", "panels=0", "confidence=0", "workers=0"))),
@@ -144,6 +220,27 @@ def outcome(command: Callable[[str], Any], run: str, known: tuple[str, ...]) -> 
     return None
 
 
+def try_several(made: Path, name: str, rng: random.Random, root: Path) -> None:
+    """One command that goes on in the folder of several runs, one file of which is damaged."""
+    shutil.rmtree(root, ignore_errors=True)
+    shutil.copytree(made, root, symlinks=True)
+    os.chdir(root)
+    folder, command = SEVERAL[name]
+    files = [
+        file
+        for file in sorted(Path(folder).rglob("*"))
+        if file.is_file() and file.suffix in (".json", ".csv", ".ckpt", ".db")
+    ]
+    top = [file for file in files if file.parent == Path(folder)]
+    file = rng.choice(top if top and rng.random() < 0.5 else files)
+    how = damage(file, rng)
+    try:
+        outcome(command, folder, (file.name, Path(folder).name, file.parent.name))
+    except BaseException as error:
+        error.add_note(f"{name}: {file}: {how}")
+        raise
+
+
 def try_damage(made: Path, name: str, rng: random.Random, root: Path) -> None:
     """One command on one damaged file."""
     shutil.rmtree(root, ignore_errors=True)
@@ -185,6 +282,26 @@ def test_commands_do_whole_runs(place, name):
 def test_a_damaged_file_is_named_or_does_no_harm(made, tmp_path_factory, monkeypatch, name, seed):
     monkeypatch.chdir(made)  # where it ends
     try_damage(made, name, random.Random(seed), tmp_path_factory.getbasetemp() / f"damaged-{name}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SEVERAL)
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@given(seed=st.integers(0, 10**9))
+def test_folders_of_several_runs_go_on_or_name_what_is_damaged(
+    several, tmp_path_factory, monkeypatch, name, seed
+):
+    monkeypatch.chdir(several)
+    try_several(several, name, random.Random(seed), tmp_path_factory.getbasetemp() / "several")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SEVERAL)
+def test_folders_of_several_runs_go_on_where_they_are_whole(several, tmp_path, monkeypatch, name):
+    shutil.copytree(several, tmp_path / "p", symlinks=True)
+    monkeypatch.chdir(tmp_path / "p")
+    folder, command = SEVERAL[name]
+    assert outcome(command, folder, ()) is None
 
 
 @pytest.mark.slow

@@ -28,7 +28,6 @@ ALLOWED = {  # module -> function -> what it may call, and why
     "provenance.py": {"cpu_name": (("read_text",), OWN), "source_hash": (("read_bytes",), OWN), "added": (("read_bytes",), OWN)},
     "rerun.py": {"settled": (("safe_load", "read_text"), OWN), "files": (("safe_load", "read_text"), OWN)},
     "comparison/page.py": {"render": (("read_text",), OWN)},
-    "search/page.py": {"*": (("read_text",), OWN)},
     "models/imagenet.py": {"download": (("read_bytes", "load_state_dict_from_url"), "PyTorch's cache, its hash compared")},
     "rasters.py": {"*": (("open", "fromfile", "memmap", "TiffFile", "imread"), DATA)},
     "data/*": {"*": (tuple(READERS), DATA)},

@@ -5,7 +5,9 @@ their place in names.json, never by a name that stands there.
 """
 
 import base64
+import os
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
@@ -65,7 +67,7 @@ class Kept:
             return None
         file = self.folder / f"{self.places[image]}-{what}"
         try:
-            if not file.resolve().is_relative_to(self.run.folder):
+            if not Path(os.path.realpath(file)).is_relative_to(self.run.folder):
                 return None
             content = read_bytes(file, LARGEST)
         except (OSError, UnsafePath):

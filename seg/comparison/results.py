@@ -105,7 +105,7 @@ def find_runs(places: Iterable[str]) -> list[Path]:
     found: dict[Path, None] = {}
     places = list(places)
     for place in places:
-        root = Path(place).resolve()
+        root = Path(os.path.realpath(place))
         if not root.is_dir():
             what = "a file; give its folder" if root.exists() else "no such folder"
             raise UserError(f"runs={place}: {what}")
