@@ -53,9 +53,9 @@ def is_duration(value: Any) -> bool:
     return isinstance(value, str) and re.fullmatch(r"\d+:\d\d:\d\d:\d\d", value) is not None
 
 
-def share(what: str = "a number") -> Limit:
-    """A number from 0 to below 1."""
-    return Limit(f"{what} from 0 to below 1", lambda v: is_number(v) and 0 <= v < 1)
+def share(of_none: str = "") -> Limit:
+    """A number from 0 to below 1; ``of_none``: what 0 means."""
+    return Limit(f"a number from 0{of_none} to below 1", lambda v: is_number(v) and 0 <= v < 1)
 
 
 def one(word: str) -> Limit:
@@ -119,7 +119,7 @@ LIMITS = {
     "data.split": SPLITS,
     "model.depth": either(whole(1, 12), NULL),
     "tta": words("none", "flips", "d4"),
-    "confidence": share("0 (no intervals) or a number"),
+    "confidence": share(" (no intervals)"),
     "objects.neck": either(real(0, open_=True), NULL),
     "objects.min_size": MANY,
     "eval_batch_size": MANY,

@@ -146,10 +146,10 @@ def test_a_mistake_ends_with_2_and_its_one_line(monkeypatch, capsys, words, said
         (["where=['wdth=1']"], r"where=wdth: the runs have no such option"),
         (["where=[model]"], "where=model: an option and its value are needed"),
         (["score=dise"], r"score=dise: no finished run has it on test; did you mean dice\?"),
-        (["split=train"], "split=train: val or test"),
+        (["split=train"], "split=train: one of val, test, or null is needed"),
         (["split=val"], "split=val: no finished run has scores of it"),
-        (["level=1"], "level=1: a number above 0 and below 1"),
-        (["resamples=0"], "resamples=0: 1 or more"),
+        (["level=1"], "level=1: a number between 0 and 1 is needed"),
+        (["resamples=0"], "resamples=0: a whole number of 1 or more is needed"),
         (["runs=[nowhere]"], "runs=nowhere: no such folder"),
     ],
 )  # fmt: skip

@@ -119,7 +119,7 @@ def test_a_threshold_of_ones_own_is_kept_too(tmp_path):
         (["confidence=2"], "confidence=2: a number from 0"),
         (["panels=-1"], "panels=-1"),
         (["objects.neck=nan"], "objects.neck=nan: a finite number is needed"),
-        (["objects.neck=abc"], "objects: "),
+        (["objects.neck=abc"], "objects.neck=abc: a number above 0, or null is needed"),
         (["+data.task=foo"], "data.task=foo: one of classes, instances, overlapping is needed"),
     ],
 )

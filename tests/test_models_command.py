@@ -34,7 +34,7 @@ def test_every_model_is_shown(name, capsys):
 
 
 def test_a_size_of_nothing_is_told():
-    with pytest.raises(UserError, match=r"data.size=0: it must be at least 1"):
+    with pytest.raises(UserError, match=r"data.size=0: a whole number of 1 or more is needed"):
         show(checked("models", ["data.size=0"]))
 
 

@@ -131,9 +131,9 @@ def test_a_training_s_line_shows_what_that_training_sees(tmp_path):
     ("words", "message"),
     [
         (["output=look"], r"output=look: a picture is needed, \.png"),
-        (["n=0"], "n=0 and epoch=0: give n from 1"),
-        (["epoch=-1"], "epoch=-1: give n from 1, epoch from 0"),
-        (["loader.foreground=2"], "loader: foreground is 2"),
+        (["n=0"], "n=0: a whole number of 1 or more is needed"),
+        (["epoch=-1"], "epoch=-1: a whole number of 0 or more is needed"),
+        (["loader.foreground=2"], "loader.foreground=2: a number from 0 to 1 is needed"),
         (["augment.transforms=[{_target_:albumentations.Affine}]"], "augment: Affine fills masks"),
         (["nn=3"], r"nn: no such option; did you mean n\?"),
         (["augment=flip"], r"augment=flip: no such augment; did you mean flips\?"),
