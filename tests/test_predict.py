@@ -584,7 +584,8 @@ def test_scales_leave_no_seams_and_their_grid_is_told(run, tmp_path, capsys):
     predicted(run, tmp_path / "g.png", tmp_path / "tiles", *words, "tile=320")
     predicted(run, tmp_path / "g.png", tmp_path / "whole", *words, "tile=640")
     tiles, whole = (tifffile.imread(tmp_path / f"{n}/probabilities/g.tif") for n in ("tiles", "whole"))  # fmt: skip
-    np.testing.assert_allclose(tiles, whole, atol=2e-5)  # where a pixel lies is rounded
+    # 8e-5: resizing rounds where a pixel lies, in float32; test_tta.py has it in float64
+    np.testing.assert_allclose(tiles, whole, atol=2e-4)
     with pytest.raises(UserError, match=r"both must be multiples of 160 px, .*take tile=480"):
         predicted(run, tmp_path / "g.png", tmp_path / "off", "scales=[0.8]", "tile=512")
 

@@ -192,12 +192,6 @@ class Upsampling(ReceptiveModule):
             return outputs.shifted(self.margin).transposed(kernel=4, stride=2, padding=1)
         return outputs.transposed(kernel=2, stride=2)
 
-    def skip_field(self, outputs: Extent) -> Extent:
-        """Return the pixels of the skip that are joined or, by unpool, compared."""
-        if self.up != "unpool":
-            return outputs
-        return outputs | outputs.transposed(kernel=2, stride=2).convolved(kernel=2, stride=2)
-
     def start_even(self) -> None:
         """ICNR: the four pixels that one pixel gives start alike."""
         if self.up == "pixel_shuffle":

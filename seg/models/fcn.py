@@ -107,15 +107,12 @@ class FCN(Network):
         return self.last(logits)[..., :height, :width]
 
     def receptive_field(self, outputs: Extent) -> Extent:
-        needed, finer = receptive_field(self.last, outputs), []
-        for double, score in reversed(list(zip(self.doubles, self.scores[1:], strict=True))):
-            finer.append(receptive_field(score, needed))
-            needed = receptive_field(double, needed)
+        needed = receptive_field(self.last, outputs)
+        for double in reversed(self.doubles):
+            needed = receptive_field(double, needed)  # more than the finer scores'
         needed = receptive_field(self.classifier, receptive_field(self.scores[0], needed))
         for stage, pool in reversed(list(zip(self.stages, self.pools, strict=True))):
             needed = receptive_field(stage, receptive_field(pool, needed))
-            if finer:
-                needed |= finer.pop()
         return needed
 
 

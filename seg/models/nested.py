@@ -182,12 +182,9 @@ class NestedUNet(Network):
         for i, j in reversed(self.needed(depths)):
             below = receptive_field(self.nodes[f"{i}_{j}"], needed[i, j])
             if j:
-                up = self.ups[f"{i}_{j}"]
-                assert isinstance(up, Upsampling)
-                need((i + 1, j - 1), receptive_field(up, below))
+                need((i + 1, j - 1), receptive_field(self.ups[f"{i}_{j}"], below))
                 for node in self.same_level(i, j):
                     need(node, below)
-                need((i, 0), up.skip_field(below))
             elif i:
                 need((i - 1, 0), receptive_field(self.pools[i - 1], below))
         return receptive_field(self.nodes["0_0"], needed[0, 0])

@@ -1,7 +1,8 @@
 """The base of all networks, and which pixels of the image a pixel of the logits depends on.
 
 A network states its receptive field by walking its layers from the logits back to the image. Nothing is measured, so
-it holds for any weights and any image. Only one side is followed: all layers treat height and width alike.
+it holds for any weights and any image. Only one side is followed: all layers treat height and width alike. What a skip
+carries needn't be followed: what comes from below has seen the same pixels and more.
 """
 
 import copy

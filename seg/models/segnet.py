@@ -69,11 +69,9 @@ class SegNet(Network):
         return self.head(x)[..., :height, :width]
 
     def receptive_field(self, outputs: Extent) -> Extent:
-        needed, indices = receptive_field(self.head, outputs), []
+        needed = receptive_field(self.head, outputs)
         for stage in reversed(self.decoder):
             needed = receptive_field(stage, needed).transposed(kernel=2, stride=2)
-            indices.append(needed)
         for stage in reversed(self.stages):
-            pooled = needed | indices.pop()
-            needed = receptive_field(stage, pooled.convolved(kernel=2, stride=2))
+            needed = receptive_field(stage, needed.convolved(kernel=2, stride=2))
         return needed

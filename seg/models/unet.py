@@ -90,7 +90,6 @@ class UNet(Network):
         )
         self.head = nn.Conv2d(width, num_classes, kernel_size=1)
         self.joined, self.valid = fuse, padding == "valid"
-        self.block_margin = make.margin  # px that valid convolutions take from each side
         self.upsampling_margin = int(up == "bilinear")  # px that valid padding leaves out there
         self.smallest, self.context = (
             valid_geometry(depth, make.margin, self.upsampling_margin) if self.valid else (1, 0)
@@ -125,29 +124,12 @@ class UNet(Network):
         return join([skip], up(x, skip), self.joined)
 
     def receptive_field(self, outputs: Extent) -> Extent:
-        needed, skips = receptive_field(self.head, outputs), []
-        for up, block, crop in reversed(list(zip(self.up, self.fuse, self.crops(), strict=True))):
-            needed = receptive_field(block, needed)
-            assert isinstance(up, Upsampling)
-            skips.append(up.skip_field(needed).shifted(crop))
-            needed = receptive_field(up, needed)
+        needed = receptive_field(self.head, outputs)
+        for up, block in reversed(list(zip(self.up, self.fuse, strict=True))):
+            needed = receptive_field(up, receptive_field(block, needed))  # more than the skip's
         for pool, block in reversed(list(zip(self.pools, self.down[1:], strict=True))):
-            needed = receptive_field(pool, receptive_field(block, needed)) | skips.pop()
+            needed = receptive_field(pool, receptive_field(block, needed))
         return receptive_field(self.down[0], needed).shifted(-self.context)
-
-    def crops(self) -> list[int]:
-        """Return the px that the skips lose on their first side, the lowest skip's first."""
-        if not self.valid:
-            return [0] * len(self.up)
-        side, skips, crops = self.smallest - 2 * self.block_margin, [], []
-        for _ in self.pools:
-            skips.append(side)
-            side = side // 2 - 2 * self.block_margin
-        for _ in self.up:
-            side = 2 * (side - self.upsampling_margin)
-            crops.append((skips.pop() - side) // 2)
-            side -= 2 * self.block_margin
-        return crops
 
     def input_side(self, output: int) -> int:
         """The smallest input side, in px, whose logits have at least ``output`` px a side."""
