@@ -5,6 +5,7 @@
 """
 
 import os
+import shlex
 import sys
 from argparse import Namespace
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Glob, IntervalSweep, Override
+from hydra.core.override_parser.types import Glob, IntervalSweep, Override, Quote, QuotedString
 from hydra.errors import HydraException, InstantiationException
 from hydra.types import RunMode
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
@@ -99,8 +100,8 @@ def command(
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
                 sys.exit(141)
             except SystemExit as error:
-                if isinstance(error.__context__, KeyboardInterrupt):
-                    interrupted()  # Lightning leaves with 1
+                if isinstance(error.__context__, KeyboardInterrupt) and error.code == 1:
+                    interrupted()  # as Lightning leaves
                 if isinstance(error, SIGTERMException):
                     sys.exit(143)  # Lightning would leave with 0
                 raise
@@ -272,6 +273,18 @@ def parse(words: list[str]) -> list[Override]:
             raise UserError(f"{word}: can't be read as an override; write option=value")
         overrides.append(override)
     return overrides
+
+
+def argument(option: str, value: object) -> str:
+    """Return ``option=value`` as a user types it: quoted for Hydra where needed, and for the shell."""
+    word = f"{option}={value}"
+    try:
+        plainly = parse([word])[0].value() == str(value)
+    except UserError:
+        plainly = False
+    if not plainly:
+        word = f"{option}={QuotedString(str(value), Quote.single).with_quotes()}"
+    return shlex.quote(word)
 
 
 def checked(config_name: str, words: list[str]) -> DictConfig:

@@ -1,6 +1,7 @@
 """A run that was stopped goes on: ``python -m seg.train resume=RUN``, in its folder and by its config."""
 
 import logging
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -20,6 +21,7 @@ log = logging.getLogger("seg")
 TOLD_ANEW = ("status", "error")  # of a run's record, when it goes on
 ANEW = ("versions", "git", "source", "hardware", "environment")  # noted again, where they differ
 LOGGERS = ("seg.tracking",)
+CHECKPOINTS = ("last.ckpt", "best.ckpt")
 
 
 def resumed(cfg: DictConfig) -> tuple[DictConfig, Asked]:
@@ -72,10 +74,7 @@ def newest(folder: Path) -> Path | None:
         RunError: when there are some, and all are damaged.
     """
     whole, damaged = {}, None
-    for name in ("last.ckpt", "best.ckpt"):
-        file = (folder / "checkpoints" / name).resolve()
-        if not file.is_file():
-            continue
+    for file in (found.resolve() for found in checkpoints_there(folder)):
         try:
             whole[file] = runs.read_checkpoint(file)["global_step"]
         except runs.DAMAGED as error:
@@ -86,6 +85,20 @@ def newest(folder: Path) -> Path | None:
             raise damaged
         log.warning(f"{damaged}; {taken.name} is taken")
     return taken
+
+
+def checkpoints_there(folder: Path) -> list[Path]:
+    """Return the checkpoints of a run's folder from which it can be resumed."""
+    return [file for name in CHECKPOINTS if (file := folder / "checkpoints" / name).is_file()]
+
+
+@rank_zero_only
+def make_last(folder: Path, checkpoint: Path | None) -> None:
+    """Put the checkpoint from which a run is resumed in the place of its last one, if that is another."""
+    last = folder / "checkpoints/last.ckpt"
+    if checkpoint is not None and checkpoint.name != last.name:
+        with runs.whole(last) as aside:
+            shutil.copyfile(checkpoint, aside)
 
 
 @rank_zero_only
