@@ -50,7 +50,12 @@ class Checkpoints(ModelCheckpoint):
         super().load_state_dict(state)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Save at the end of an epoch; nothing before the first validation, which Lightning would warn of."""
+        """Save at the end of each epoch, also of one that time ended before its first step.
+
+        Nothing is saved as the best before the first validation, of which Lightning would warn.
+        """
+        # Lightning 2.6.6 saves once for each step, counted from zero in a resumed run; nothing public changes that
+        self._last_global_step_saved = -1
         if self.monitor is None or self.monitor in trainer.callback_metrics:
             super().on_train_epoch_end(trainer, pl_module)
 
@@ -242,9 +247,10 @@ class Resumption(L.Callback):
             iter(cast(Any, loop._data_fetcher))
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        trainer.fit_loop.epoch_loop.max_steps = (
-            self.max_steps
-        )  # also where nothing was left to train
+        # where nothing was left to train, the loop returned before it counted the last epoch
+        epochs = cast(Any, trainer.fit_loop.epoch_progress.current)
+        epochs.completed = epochs.processed  # trainer.current_epoch, a column of metrics.csv
+        trainer.fit_loop.epoch_loop.max_steps = self.max_steps
 
 
 class Average(EMAWeightAveraging):
@@ -268,6 +274,5 @@ class Average(EMAWeightAveraging):
             super().on_validation_epoch_end(trainer, pl_module)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        super().on_train_end(
-            trainer, pl_module
-        )  # without a step, Lightning leaves its own hook out
+        # where nothing was left to train, on_train_end was not called
+        super().on_train_end(trainer, pl_module)
