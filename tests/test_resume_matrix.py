@@ -7,6 +7,7 @@ is sent at an instant of a run of its own.
 """
 
 import os
+import shlex
 import shutil
 import signal
 from collections.abc import Callable, Iterator
@@ -21,6 +22,8 @@ from test_resume import rows
 from test_train import config
 
 from seg import runs
+from seg.checkpoints import Interrupts
+from seg.cli import argument, parse
 from seg.resume import newest
 from seg.runs import RunError
 from seg.tracking import MetricsCSV
@@ -127,6 +130,7 @@ def result(folder: Path) -> dict[str, Any]:
     for name in ("last.ckpt", "best.ckpt"):
         content = runs.read_checkpoint(folder / "checkpoints" / name)
         callbacks = content.pop("callbacks")
+        del content["seg"]["config"]["outputs"]
         del content["loops"]  # counters; what follows from them is compared
         found[name] = content
         for key, state in callbacks.items():
@@ -229,10 +233,12 @@ def check_signals(words: list[str], root: Path, instants: slice) -> list[str]:
         assert name == names[at]
         case, stopped = f"{number.name} at {at} {name}", the_folder(outputs)
         if stopped is None:  # before it began
+            if code != 128 + number or at >= names.index("after run.json"):
+                wrong.append(f"{case}: {code}, and no folder")
             continue
         record = runs.read_json(stopped / "run.json")
         if record["status"] == "finished":
-            if names.index("before images.csv") > at:
+            if at < len(names) - 1 - names[::-1].index("before run.json"):
                 wrong.append(f"{case}: finished")
             continue
         if (code, record["status"], record["error"]) != (128 + number, "interrupted", number.name):
@@ -251,6 +257,102 @@ def check_signals(words: list[str], root: Path, instants: slice) -> list[str]:
             wrong += [f"{case}: {part}" for part in differences(stopped, straight)]
         shutil.rmtree(outputs)
     return wrong
+
+
+def test_a_kill_at_an_epoch_s_end_and_a_signal_inside_a_step_lose_nothing(tmp_path):
+    words = [*SMALL, "trainer.max_steps=1000", "trainer.max_epochs=2", "trainer.accumulate_grad_batches=2", "ema=0.5"]  # fmt: skip
+    killed = tmp_path / "killed"
+
+    def copy(number: int, name: str) -> None:
+        folder = the_folder(tmp_path / "straight")
+        if name == "after last.ckpt" and folder is not None and not killed.exists():
+            shutil.copytree(folder, killed)
+
+    names = run(*words, f"outputs={tmp_path / 'straight'}", deed=copy)
+    folder = the_folder(tmp_path / "straight")
+    assert folder is not None
+    straight = result(folder)
+    assert straight["steps"] == 4 and straight["last.ckpt"]["global_step"] == 4
+    resume(killed)
+    assert differences(killed, straight) == []
+    first = names.index("on_train_batch_end")  # the first batch of two that make the first step
+    assert signalled(words, tmp_path / "cut", first, signal.SIGTERM) == ("on_train_batch_end", 143)
+    cut = the_folder(tmp_path / "cut")
+    assert cut is not None
+    assert runs.read_checkpoint(cut / "checkpoints/last.ckpt")["global_step"] == 1
+    assert "goes on with  python -m seg.train resume=" in (cut / "log.txt").read_text()
+    resume(cut)
+    assert differences(cut, straight) == []
+
+
+def test_a_signal_before_the_first_step_says_that_nothing_can_be_resumed(tmp_path):
+    words = [*SMALL, "trainer.max_epochs=1"]
+    seen: list[str] = []
+
+    def send(number: int, name: str) -> None:
+        seen.append(name)
+        if name == "on_fit_start":
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+    with pytest.raises(SystemExit) as ended:
+        run(*words, f"outputs={tmp_path}", deed=send)
+    folder = the_folder(tmp_path)
+    assert folder is not None and ended.value.code == 128 + signal.SIGUSR1
+    said = (folder / "log.txt").read_text()
+    assert "no checkpoint was written yet, so the run cannot be resumed" in said
+    assert "goes on with" not in said and newest(folder) is None
+    assert "on_train_batch_start" not in seen
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+@pytest.mark.parametrize(
+    ("came", "asked"),
+    [
+        ([signal.SIGTERM, signal.SIGTERM], signal.SIGTERM),
+        ([signal.SIGTERM, signal.SIGUSR2], signal.SIGUSR2),  # submitit submits the job again
+        ([signal.SIGUSR1, signal.SIGTERM], signal.SIGUSR1),
+        ([signal.SIGINT, signal.SIGTERM], signal.SIGINT),
+    ],
+)
+def test_of_two_signals_in_a_step_one_ends_the_run_and_the_step_is_finished(came, asked, capsys):
+    interrupts = Interrupts()
+    interrupts.training = True
+    for number in came:
+        interrupts.note(number, None)
+    assert interrupts.asked == asked
+    assert capsys.readouterr().err.count("stopping after this step") == 1
+    with pytest.raises(KeyboardInterrupt):
+        interrupts.note(signal.SIGINT, None)
+    with pytest.raises(KeyboardInterrupt if asked == signal.SIGINT else SystemExit) as ended:
+        interrupts.reraise(RuntimeError())
+    assert asked == signal.SIGINT or ended.value.code == 128 + asked
+
+
+def test_a_signal_while_the_end_is_written_down_does_not_break_that():
+    interrupts = Interrupts()
+    interrupts.recording = True
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGINT):
+        interrupts.note(number, None)
+
+
+def test_averaged_weights_are_scored_as_they_were_when_they_were_best(tmp_path):
+    run(*SMALL, *ENDED_BY["patience"], "ema=0.5", "trainer.accumulate_grad_batches=2", f"outputs={tmp_path}")  # fmt: skip
+    folder = the_folder(tmp_path)
+    assert folder is not None
+    record = runs.read_json(folder / "run.json")
+    found = [float(row["val/dice"]) for row in rows(folder) if row["val/dice"]]
+    *validated, scored = found  # the last row is the scoring of the best checkpoint
+    assert max(validated) != validated[-1]  # else the test could not fail
+    assert scored == max(validated) == record["metrics"]["best/val/dice"]
+
+
+@pytest.mark.parametrize(
+    "name", ["plain", "two words", "a,b", "x=1", "(1)", "it's", "[1]", "2026", "none {x}", "ä"]
+)
+def test_the_line_that_is_printed_for_any_folder_is_read_as_that_folder(name):
+    (word,) = shlex.split(argument("resume", Path("/runs") / name))
+    (override,) = parse([word])
+    assert override.key_or_group == "resume" and override.value() == f"/runs/{name}"
 
 
 # what ends the run, loader processes, and options: each pair of values stands in a line
