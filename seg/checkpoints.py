@@ -1,4 +1,4 @@
-"""What lets a run be stopped and taken up: its checkpoints, the interruption, the rest of an epoch."""
+"""What makes a run resumable: its checkpoints, the way a signal stops it, and the state that Lightning leaves out."""
 
 import logging
 import signal
@@ -6,12 +6,12 @@ import sys
 import threading
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import lightning as L
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from seg import runs
@@ -21,6 +21,10 @@ log = logging.getLogger("seg")
 FILES = ("best_model_path", "kth_best_model_path", "last_model_path")
 # Ctrl-C; schedulers; SLURM where it is asked; submitit
 SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2")
+WARNINGS = (
+    "SIGUSR1",
+    "SIGUSR2",
+)  # those of SLURM and submitit, after which the job may be submitted again
 
 
 class Checkpoints(ModelCheckpoint):
@@ -45,10 +49,20 @@ class Checkpoints(ModelCheckpoint):
             state |= none | {"kth_value": self.kth_value, "best_k_models": {}}
         super().load_state_dict(state)
 
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save at the end of each epoch, also of one that time ended before its first step.
+
+        Nothing is saved as the best before the first validation, of which Lightning would warn.
+        """
+        # Lightning 2.6.6 saves once for each step, counted from zero in a resumed run; nothing public changes that
+        self._last_global_step_saved = -1
+        if self.monitor is None or self.monitor in trainer.callback_metrics:
+            super().on_train_epoch_end(trainer, pl_module)
+
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
-        """Where that is asked for: keeps a run that was stopped between two steps, not one that went wrong."""
+        """Where that is asked for: save a run that was stopped between two steps, not one that went wrong."""
         if isinstance(exception, SIGTERMException):
             super().on_exception(trainer, pl_module, exception)
 
@@ -81,34 +95,74 @@ class WholeFiles(TorchCheckpointIO):
 
 
 class Interrupts(L.Callback):
-    """Ctrl-C, and what a scheduler sends, end a run after its step, or its validation, so that it can go on from there.
+    """Signals that end a run: Ctrl-C, and those that a scheduler sends.
 
-    Ctrl-C once more ends it at once. Of several processes all end after the same step, whichever was told.
+    As a context manager it handles them while a run is set up, trained and scored. During training, a signal stops
+    the run after the current optimiser step, and a checkpoint is saved there; of several processes all stop after
+    the same step, whichever was signalled. Before training and while the run is scored, where no state would be
+    lost, a signal raises KeyboardInterrupt at once, and so does a second Ctrl-C during training.
 
     Attributes:
-        asked: the signal that came.
-        before: what would have been done about each signal otherwise.
+        asked: the signal that came; the first, but that a scheduler's warning replaces it.
+        before: handler of each signal outside the context.
     """
 
     asked: int | None = None
 
     def __init__(self) -> None:
         self.before: dict[int, Any] = {}
+        self.training = False  # whether the end of a step is still to come
+        self.recording = False  # whether the end of the run is being written down
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            self.leave: Any = signal.getsignal(signal.SIGTERM)  # Lightning's, which restores all
             for number in (s for s in signal.Signals if s.name in SIGNALS):
                 self.before[number] = signal.signal(number, self.note)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
 
     def note(self, number: int, frame: Any) -> None:
-        if self.asked is not None and number == signal.SIGINT:
+        """Handle a signal."""
+        again = self.asked is not None
+        if not again or signal.Signals(number).name in WARNINGS:
+            self.asked = number
+        if self.recording or (again and number != signal.SIGINT):
+            return
+        if again or not self.training:
             raise KeyboardInterrupt
-        self.asked = number
         print(
-            "stops after this step, and can go on from there; Ctrl-C again stops at once",
+            f"{signal.Signals(number).name}: stopping after this step, or after the validation; the run can be "
+            "resumed from there; Ctrl-C stops at once",
             file=sys.stderr,
         )  # also of a job whose own lines go to its log.txt alone
+
+    def reraise(self, error: BaseException) -> None:
+        """End the process as the signal asks, if one came.
+
+        Raises:
+            KeyboardInterrupt: after Ctrl-C.
+            SystemExit: after another signal, with 128 and its number; or whatever submitit raises.
+        """
+        if self.asked == signal.SIGINT:
+            raise KeyboardInterrupt from error
+        if self.asked is not None:
+            scheduler = self.before.get(self.asked)
+            if callable(scheduler) and self.asked != signal.SIGTERM:
+                scheduler(self.asked, None)  # submitit's, which submits the job again and exits
+            raise SystemExit(128 + self.asked) from error
+
+    def take_over(self) -> None:
+        """Handle SIGTERM alone. Lightning sets a handler of its own in each fit, validate and test."""
+        if self.before:
+            signal.signal(signal.SIGTERM, self.note)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.leave: Any = signal.getsignal(signal.SIGTERM)  # Lightning's
+        self.take_over()
+        self.training = True
 
     def on_train_batch_end(
         self,
@@ -118,30 +172,77 @@ class Interrupts(L.Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        if batch_idx + 1 < trainer.num_training_batches:
-            self.stop(trainer)
-
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.state.fn == "fit":
+        done = batch_idx + 1
+        last = (
+            done >= trainer.num_training_batches or trainer.should_stop
+        )  # the epoch ends in order
+        if (
+            done % trainer.accumulate_grad_batches == 0 and not last
+        ):  # a gradient is in no checkpoint
             self.stop(trainer)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.stop(trainer)
 
-    def stop(self, trainer: L.Trainer) -> None:
-        """Has Lightning leave, where any of the processes was asked to."""
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.training = False
+        if self.asked_anywhere(trainer):
+            raise KeyboardInterrupt  # nothing to save: the last epoch's checkpoint is there
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.state.fn != "fit":
+            self.take_over()
+
+    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.take_over()
+
+    def asked_anywhere(self, trainer: L.Trainer) -> bool:
+        """Whether any of the processes that train together was signalled."""
         if trainer.world_size > 1:
             number = torch.tensor(self.asked or 0, device=trainer.strategy.root_device)
             self.asked = int(trainer.strategy.reduce(number, reduce_op="max")) or self.asked
-        if self.asked is not None:
+        return self.asked is not None
+
+    def stop(self, trainer: L.Trainer) -> None:
+        """Have Lightning stop after this step or epoch, if a signal came."""
+        if self.asked_anywhere(trainer):
             self.leave(signal.SIGTERM, None)
 
 
-class MidEpoch(L.Callback):
-    """Goes on inside an epoch with the samples that were still to come; Lightning would begin with the first."""
+class Resumption(L.Callback):
+    """Restores what Lightning 2.6.6 leaves out when a run is resumed.
+
+    The decision to stop: the counts of EarlyStopping are restored, but not that they ended the training, so that a
+    run stopped while it was scored would train for another epoch.
+
+    The samples: an epoch is continued with those still to come. Lightning would begin with the first.
+
+    The epoch: with ``max_steps`` set, ``loops/fit_loop.py`` (``restarting``, ``_iteration_based_training``) takes an
+    epoch that was finished for one to be continued and skips the next. Nothing public turns that off, so
+    ``max_steps`` is hidden from the loop until it has restarted.
+    """
+
+    max_steps = -1
+
+    def on_save_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        checkpoint["should_stop"] = trainer.should_stop
+
+    def on_load_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        trainer.should_stop = trainer.should_stop or checkpoint.get("should_stop", False)
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        loop = trainer.fit_loop.epoch_loop
+        self.max_steps = loop.max_steps
+        if trainer.ckpt_path is not None:
+            loop.max_steps = -1
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         loop = trainer.fit_loop
+        loop.epoch_loop.max_steps = self.max_steps
         done = loop.epoch_loop.batch_progress.current.ready
         loader = trainer.train_dataloader
         assert loader is not None and isinstance(loader.sampler, EpochSampler)
@@ -151,3 +252,34 @@ class MidEpoch(L.Callback):
             # they have fetched ahead as if the run began, before Lightning tells the epoch
             loader.sampler.set_epoch(cast(Any, loop.epoch_progress.current).processed)
             iter(cast(Any, loop._data_fetcher))
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        # where nothing was left to train, the loop returned before it counted the last epoch
+        epochs = cast(Any, trainer.fit_loop.epoch_progress.current)
+        epochs.completed = epochs.processed  # trainer.current_epoch, a column of metrics.csv
+        trainer.fit_loop.epoch_loop.max_steps = self.max_steps
+
+
+class Average(EMAWeightAveraging):
+    """Moving average of the weights, which validation during training and the checkpoints use.
+
+    Differs from Lightning's: after training, validation sees the weights that it is given, such as those of the best
+    checkpoint, and not the last average instead; and a resumed run that has nothing left to train ends with the
+    average too.
+    """
+
+    @property
+    def state_key(self) -> str:
+        return "EMAWeightAveraging"  # as in checkpoints that were written before this class
+
+    def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.state.fn == "fit":
+            super().on_validation_epoch_start(trainer, pl_module)
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.state.fn == "fit":
+            super().on_validation_epoch_end(trainer, pl_module)
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        # where nothing was left to train, on_train_end was not called
+        super().on_train_end(trainer, pl_module)

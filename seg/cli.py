@@ -124,8 +124,8 @@ def command(
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
                 sys.exit(141)
             except SystemExit as error:
-                if isinstance(error.__context__, KeyboardInterrupt):
-                    interrupted()  # Lightning leaves with 1
+                if isinstance(error.__context__, KeyboardInterrupt) and error.code == 1:
+                    interrupted()  # as Lightning leaves
                 if isinstance(error, SIGTERMException):
                     sys.exit(143)  # Lightning would leave with 0
                 raise

@@ -60,7 +60,7 @@ class Terminal(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         table = getattr(record, "table", None)
         if table is None:
-            self.target.print(record.getMessage())
+            self.target.print(record.getMessage(), soft_wrap=True)  # a command stays in one line
         else:
             self.target.print(table, soft_wrap=False)
 

@@ -11,14 +11,14 @@ from typing import Any, TypeVar, cast
 
 import lightning as L
 from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
-from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from seg import hardware, kept, provenance, reports, runs
 from seg.asked import Asked
-from seg.checkpoints import Checkpoints, Interrupts, MidEpoch, WholeFiles
+from seg.checkpoints import Average, Checkpoints, Interrupts, Resumption, WholeFiles
 from seg.cli import MISTAKES, REFUSALS, UserError, build, one_line, plain
 from seg.command_line import quote_path, render_command, render_option
 from seg.console import first_process
@@ -27,7 +27,7 @@ from seg.data.module import DataModule
 from seg.data.splits import split_hash
 from seg.finite import Finite, NotFinite
 from seg.models import Peer, UNet
-from seg.resume import clear, continued
+from seg.resume import checkpoints_there, clear, continued, make_last
 from seg.shortage import Demand, explained
 from seg.task import SegmentationTask
 from seg.tracking import MetricsCSV, TrackedRun, finish, start, without_keys
@@ -106,57 +106,57 @@ def fit(
         callbacks: more of Lightning's.
     """
     folder = cast(Path, asked.folder)
-    try:
-        clear(folder)
-        record = begun(cfg, asked, task, data)
-        pictures = reports.Pictures(
-            data.samples("val"), cfg.panels, data.source.colors, folder / "panels", folder, task.val_metrics.threshold
-        )  # fmt: skip
-        trainer = prepared(cfg, asked, [*callbacks, pictures])
-        data.check_shares(trainer.world_size)
-        announce(cfg, asked.name, task, data, taken)
-        runs.write_config(folder / "config.yaml", plain(cfg))
-        provenance.write_beside(folder, data.digests)
-        trainer.loggers = loggers(cfg, asked, task)
-    except BaseException:
-        if asked.checkpoint is None:
-            shutil.rmtree(folder, ignore_errors=True)  # nothing was trained
-        raise
-    try:
-        runs.write_json(folder / "run.json", record | {"status": "running"})
-        if not asked.silent:
-            runs.point_latest(folder)
-        restored(trainer, task, data, asked.checkpoint)
-        minutes = part(trainer, reports.Lines).seconds / 60
-        scores = score(trainer, task, data)
-        record |= {
-            "threshold": task.val_metrics.threshold,
-            "minutes": minutes,
-            "steps": trainer.global_step,
-        }
-        keep(cfg, folder, task, data, trainer)
-        if trainer.is_global_zero:
-            pictures.threshold = task.val_metrics.threshold
-            pictures.write(task.model)
-    except BaseException as caught:
-        demand = part(trainer, Demand)
-        error = explained(caught, demand.text, demand.lower)
-        if isinstance(error, OSError) and error.errno in FULL and error.filename is None:
-            error.filename = str(folder)  # as of a picture for which no space is left
-        conclude_early(folder, record, trainer, error)
-        if error is caught:
+    with Interrupts() as interrupts:
+        try:
+            clear(folder)
+            make_last(folder, asked.checkpoint)
+            record = begun(cfg, asked, task, data)
+            pictures = reports.Pictures(
+                data.samples("val"), cfg.panels, data.source.colors, folder / "panels", folder, task.val_metrics.threshold
+            )  # fmt: skip
+            trainer = prepared(cfg, asked, [*callbacks, pictures], interrupts)
+            data.check_shares(trainer.world_size)
+            announce(cfg, asked.name, task, data, taken)
+            runs.write_config(folder / "config.yaml", plain(cfg))
+            provenance.write_beside(folder, data.digests)
+            trainer.loggers = loggers(cfg, asked, task)
+        except BaseException as error:
+            if asked.checkpoint is None:
+                shutil.rmtree(folder, ignore_errors=True)  # nothing was trained
+            interrupts.reraise(error)
             raise
-        raise error from caught
-    runs.write_json(folder / "run.json", record | {"status": "finished", "metrics": scores})
+        try:
+            runs.write_json(folder / "run.json", record | {"status": "running"})
+            if not asked.silent:
+                runs.point_latest(folder)
+            restored(trainer, task, data, asked.checkpoint)
+            minutes = part(trainer, reports.Lines).seconds / 60
+            scores = score(trainer, task, data)
+            record |= {
+                "threshold": task.val_metrics.threshold,
+                "minutes": minutes,
+                "steps": trainer.global_step,
+            }
+            keep(cfg, folder, task, data, trainer)
+            if trainer.is_global_zero:
+                pictures.threshold = task.val_metrics.threshold
+                pictures.write(task.model)
+        except BaseException as caught:
+            demand = part(trainer, Demand)
+            error = explained(caught, demand.text, demand.lower)
+            if isinstance(error, OSError) and error.errno in FULL and error.filename is None:
+                error.filename = str(folder)  # as of a picture for which no space is left
+            conclude_early(folder, record, trainer, interrupts, error)
+            if error is caught:
+                raise
+            raise error from caught
+        interrupts.recording = True  # the run is finished; a signal no longer changes that
+        runs.write_json(folder / "run.json", record | {"status": "finished", "metrics": scores})
     facts = {name: record[name] for name in ("minutes", "steps", "parameters")}
     finish(trainer.loggers, "finished", scores | facts)
     hardware.part()
     if trainer.is_global_zero:
         conclude(folder, scores, data, minutes)
-    if (
-        part(trainer, Interrupts).asked == signal.SIGINT
-    ):  # as the run ended: what comes after it is meant
-        raise KeyboardInterrupt
     return scores
 
 
@@ -179,15 +179,20 @@ def restored(
 
 
 def conclude_early(
-    folder: Path, record: dict[str, Any], trainer: L.Trainer, error: BaseException
+    folder: Path,
+    record: dict[str, Any],
+    trainer: L.Trainer,
+    interrupts: Interrupts,
+    error: BaseException,
 ) -> None:
-    """Writes down how a run ended that raised this, and says how it goes on.
+    """Write down how a run ended that raised this, and say how it is resumed.
 
     Raises:
         KeyboardInterrupt: when it was Ctrl-C that ended it.
         SystemExit: when it was a signal of a scheduler, 128 and its number; or what submitit raises.
     """
-    status, interrupts = ended(error), part(trainer, Interrupts)
+    interrupts.recording = True
+    status = ended(error)
     signalled = interrupts.asked if status == "interrupted" else None
     reason = without_keys(f"{type(error).__name__}: {one_line(error)}")
     reason = reason if signalled is None else signal.Signals(signalled).name
@@ -195,18 +200,16 @@ def conclude_early(
         runs.write_json(folder / "run.json", record | {"status": status, "error": reason})
     except OSError as full:
         log.warning(f"{full.filename}: {full.strerror}; it still says that the run is running")
+    interrupts.recording = interrupts.training = False  # a logger may wait for its server
     finish(trainer.loggers, status, {})
     unlike = isinstance(error, Pruned | NotFinite)  # going on would end the same way
-    if not unlike and (folder / "checkpoints/last.ckpt").is_file():
+    if not unlike and checkpoints_there(folder):
         resume = render_option("resume", runs.relative(folder))
         log.info(f"goes on with  {render_command('train', resume)}")
-    if signalled == signal.SIGINT:
-        raise KeyboardInterrupt from error
-    if signalled not in (None, signal.SIGTERM):
-        scheduler = interrupts.before.get(signalled)
-        if callable(scheduler):  # submitit's, which hands the job in again and leaves
-            scheduler(signalled, None)
-        raise SystemExit(128 + signalled) from error
+    elif status == "interrupted":
+        log.info("no checkpoint was written yet, so the run cannot be resumed; start it again")
+    if signalled is not None:
+        interrupts.reraise(error)
 
 
 def begun(
@@ -226,14 +229,21 @@ def begun(
     return record if asked.checkpoint is None else continued(cast(Path, asked.folder), record)
 
 
-def prepared(cfg: DictConfig, asked: Asked, more: Sequence[L.Callback]) -> L.Trainer:
+def prepared(
+    cfg: DictConfig, asked: Asked, more: Sequence[L.Callback], interrupts: Interrupts
+) -> L.Trainer:
     """The Trainer with its callbacks."""
     checkpoints = cast(Path, asked.folder) / "checkpoints"
     bar = reports.on_terminal() and not asked.silent
     callbacks = [
         *more,
         Checkpoints(
-            checkpoints, "best", monitor="val/dice", mode="max", enable_version_counter=False
+            checkpoints,
+            "best",
+            monitor="val/dice",
+            mode="max",
+            enable_version_counter=False,
+            save_on_train_epoch_end=True,
         ),
         Checkpoints(
             checkpoints,
@@ -244,8 +254,8 @@ def prepared(cfg: DictConfig, asked: Asked, more: Sequence[L.Callback]) -> L.Tra
         ),
         reports.Lines(),
         Begun(),
-        MidEpoch(),
-        Interrupts(),
+        Resumption(),
+        interrupts,
         Demand(
             f"the first step, of loader.batch_size={cfg.loader.batch_size} and loader.crop={cfg.loader.crop}",
             cfg.trainer.get("accumulate_grad_batches", 1),
@@ -278,7 +288,7 @@ def chosen(patience: int | None, ema: float | None) -> list[L.Callback]:
     if ema is not None:
         if type(ema) not in (int, float) or not 0 < ema < 1:
             raise UserError(f"ema={ema}: a decay between 0 and 1 is needed, 0.99, or null")
-        found.append(EMAWeightAveraging(decay=ema))
+        found.append(Average(decay=ema))
     return found
 
 
@@ -340,10 +350,9 @@ def score(trainer: L.Trainer, task: SegmentationTask, data: DataModule) -> dict[
     """
     checkpoints = cast(ModelCheckpoint, trainer.checkpoint_callback)
     best = Path(checkpoints.best_model_path or Path(str(checkpoints.dirpath)) / "best.ckpt")
-    if checkpoints.best_model_path:
-        task.load_state_dict(runs.read_checkpoint(best)["state_dict"])
-    else:
+    if not checkpoints.best_model_path:
         trainer.save_checkpoint(best)
+    task.load_state_dict(runs.read_checkpoint(best)["state_dict"])
     validated = trainer.validate(task, datamodule=data, verbose=False)[0]
     if task.val_metrics.curve is not None:
         chosen = task.val_metrics.choose_threshold()

@@ -9,7 +9,7 @@ from typing import Any, Literal, cast
 import lightning as L
 import torch
 from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator
-from lightning.pytorch.callbacks import Checkpoint, ProgressBar
+from lightning.pytorch.callbacks import Checkpoint, ProgressBar, Timer
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
@@ -180,6 +180,8 @@ def build_trainer(
         devices = 1 if devices == "auto" else devices
     if channels_last == "auto":  # faster on CPUs, and on GPUs whose tensor cores are used
         channels_last = picked == "cpu" or name in ("bf16-mixed", "16-mixed")
+    # before the callbacks that ask whether the training is to stop; Lightning would put its own behind them
+    timer = [] if max_time is None else [Timer(max_time)]
     return L.Trainer(
         accelerator=picked,
         devices=devices,
@@ -188,7 +190,6 @@ def build_trainer(
         precision=cast(Any, name),
         max_epochs=max_epochs,
         max_steps=max_steps,
-        max_time=max_time,
         check_val_every_n_epoch=check_val_every_n_epoch,
         accumulate_grad_batches=accumulate_grad_batches,
         gradient_clip_val=gradient_clip_val,
@@ -197,7 +198,7 @@ def build_trainer(
         sync_batchnorm=sync_batchnorm,
         deterministic=deterministic,
         log_every_n_steps=log_every_n_steps,
-        callbacks=[Layout(channels_last, compile), *(callbacks or [])],
+        callbacks=[Layout(channels_last, compile), *timer, *(callbacks or [])],
         plugins=plugins,
         logger=logger,
         default_root_dir=folder,

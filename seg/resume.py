@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -31,6 +32,7 @@ TOLD = {  # of a record, what a run that goes on takes from it
 LOGGERS = ("seg.tracking",)
 # folders of a run in which training writes
 WRITTEN = ("checkpoints", "panels", "predictions", "predictions/val", "predictions/test")
+CHECKPOINTS = ("last.ckpt", "best.ckpt")
 
 
 def resumed(cfg: DictConfig) -> tuple[DictConfig, Asked]:
@@ -85,10 +87,7 @@ def newest(folder: Path) -> Path | None:
         RunError: when there are some, and all are damaged, or the one taken holds nan or inf.
     """
     whole, damaged = {}, None
-    for name in ("last.ckpt", "best.ckpt"):
-        file = Path(os.path.realpath(folder / "checkpoints" / name))
-        if not file.is_file():
-            continue
+    for file in (Path(os.path.realpath(found)) for found in checkpoints_there(folder)):
         try:
             whole[file] = check_state(runs.read_checkpoint(file))
         except (*runs.DAMAGED, AttributeError) as error:
@@ -174,6 +173,20 @@ def check_record(record: dict[str, Any], file: Path) -> None:
     parts = [*words, *choices, *(choice for choice in choices.values() if choice is not None)]
     if not all(isinstance(part, str) for part in parts):
         raise RunError(f"{file}: overrides or choices are damaged; not written by seg.train")
+
+
+def checkpoints_there(folder: Path) -> list[Path]:
+    """Return the checkpoints of a run's folder from which it can be resumed."""
+    return [file for name in CHECKPOINTS if (file := folder / "checkpoints" / name).is_file()]
+
+
+@rank_zero_only
+def make_last(folder: Path, checkpoint: Path | None) -> None:
+    """Put the checkpoint from which a run is resumed in the place of its last one, if that is another."""
+    last = folder / "checkpoints/last.ckpt"
+    if checkpoint is not None and checkpoint.name != last.name:
+        with files.whole(last, folder) as aside:
+            shutil.copyfile(checkpoint, aside)
 
 
 @rank_zero_only
