@@ -85,10 +85,11 @@ def json_value(text: str) -> Any:
     if text.count("{") + text.count("[") > CONTAINERS:
         raise ValueError(f"more than {CONTAINERS} lists and groups")
     content = json.loads(text, parse_int=whole_number)
-    if re.search(r"\\ud[89a-f]", text, re.IGNORECASE) and not is_text(
-        json.dumps(content, ensure_ascii=False)
-    ):
-        raise ValueError("half a character, \\ud800 or the like")
+    if re.search(r"\\ud[89a-f]", text, re.IGNORECASE):
+        try:  # a file's name that is not UTF-8 is kept as Python has it, with \udc80 to \udcff for its bytes
+            json.dumps(content, ensure_ascii=False).encode("utf-8", "surrogateescape")
+        except UnicodeEncodeError as error:
+            raise ValueError("half a character, \\ud800 or the like") from error
     level = [content]
     for _ in range(DEEPEST):
         inner = (value.values() if isinstance(value, dict) else value for value in level)

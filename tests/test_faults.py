@@ -151,10 +151,11 @@ def test_of_two_whole_checkpoints_the_one_of_more_steps_is_taken(tmp_path, caplo
     folder = tmp_path / "run"
     (folder / "checkpoints").mkdir(parents=True)
     last, best = (folder / f"checkpoints/{name}.ckpt" for name in ("last", "best"))
+    state = {"state_dict": {}, "loops": {}, "lr_schedulers": [], "callbacks": {}}
     for file, step in ((last, 4), (best, 6)):  # killed between the two
-        WholeFiles(tmp_path).save_checkpoint({"global_step": step}, file)
+        WholeFiles(tmp_path).save_checkpoint(state | {"global_step": step}, file)
     assert newest(folder) == best and not caplog.text
-    WholeFiles(tmp_path).save_checkpoint({"global_step": 6}, last)
+    WholeFiles(tmp_path).save_checkpoint(state | {"global_step": 6}, last)
     assert newest(folder) == last
     best.write_bytes(best.read_bytes()[:100])
     assert newest(folder) == last and "best.ckpt: damaged" in caplog.text

@@ -7,7 +7,6 @@ is sent at an instant of a run of its own.
 """
 
 import os
-import shlex
 import shutil
 import signal
 from collections.abc import Callable, Iterator
@@ -23,8 +22,6 @@ from test_train import config
 
 from seg import runs
 from seg.checkpoints import Interrupts
-from seg.cli import parse
-from seg.command_line import render_option
 from seg.resume import newest
 from seg.runs import RunError
 from seg.tracking import MetricsCSV
@@ -345,15 +342,6 @@ def test_averaged_weights_are_scored_as_they_were_when_they_were_best(tmp_path):
     *validated, scored = found  # the last row is the scoring of the best checkpoint
     assert max(validated) != validated[-1]  # else the test could not fail
     assert scored == max(validated) == record["metrics"]["best/val/dice"]
-
-
-@pytest.mark.parametrize(
-    "name", ["plain", "two words", "a,b", "x=1", "(1)", "it's", "[1]", "2026", "none {x}", "ä"]
-)
-def test_the_line_that_is_printed_for_any_folder_is_read_as_that_folder(name):
-    (word,) = shlex.split(render_option("resume", Path("/runs") / name))
-    (override,) = parse([word])
-    assert override.key_or_group == "resume" and override.value() == f"/runs/{name}"
 
 
 # what ends the run, loader processes, and options: each pair of values stands in a line

@@ -137,7 +137,8 @@ def test_weights_that_are_not_finite_are_refused_by_name_and_number(tmp_path, na
     name = next(key for key in content["state_dict"] if key.endswith(name))
     tensor = content["state_dict"][name]
     tensor.view(-1)[:count] = value
-    torch.save(content | {"global_step": 1}, file)
+    state = {"global_step": 1, "loops": {}, "lr_schedulers": [], "callbacks": {}}
+    torch.save(content | state, file)
     told = (
         rf"last.ckpt: {count} of {tensor.numel()} values of {name} are nan or inf; finite weights"
     )
