@@ -26,6 +26,7 @@ from seg.data.faults import KINDS
 from seg.data.module import DataModule
 from seg.data.splits import split_hash
 from seg.finite import Finite, NotFinite
+from seg.limits import is_number
 from seg.models import Peer, UNet
 from seg.resume import checkpoints_there, clear, continued, make_last
 from seg.shortage import Demand, explained
@@ -38,19 +39,24 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # a disk, or a share of it
 
 
 class Begun(L.Callback):
-    """Notes whether a checkpoint was taken up, and training or the validation before it began.
+    """Notes whether training, or the validation before it, began, and so whether a checkpoint was taken up.
+
+    Args:
+        resumed: whether there is one.
 
     Attributes:
-        yes: whether it did.
+        yes: whether it began.
     """
 
-    yes = False
+    def __init__(self, resumed: bool) -> None:
+        self.resumed, self.yes = resumed, False
 
     def on_sanity_check_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.yes = True
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        check_optimizer(trainer)
+        if self.resumed:
+            check_optimizer(trainer)
         self.yes = True
 
 
@@ -63,7 +69,10 @@ def check_optimizer(trainer: L.Trainer) -> None:
                     raise ValueError(f"the optimizer's {name} is {value!s:.40}")
             for parameter in group["params"]:
                 for name, value in optimizer.state.get(parameter, {}).items():
-                    if isinstance(value, Tensor) and value.shape not in (parameter.shape, ()):
+                    if not isinstance(value, Tensor):
+                        if value is not None and not is_number(value):
+                            raise ValueError(f"the optimizer's {name} is {value!s:.40}")
+                    elif value.shape not in (parameter.shape, ()):
                         raise ValueError(
                             f"the optimizer's {name} has the shape {tuple(value.shape)}"
                         )
@@ -75,12 +84,9 @@ def fits_option(value: Any, default: Any) -> bool:
         return len(value) == len(default) and all(map(fits_option, value, default))
     if isinstance(value, float) and not math.isfinite(value):
         return False
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return (
-        number
-        if isinstance(default, float)
-        else default is None or isinstance(value, type(default))
-    )
+    if is_number(default):
+        return is_number(value)
+    return default is None or isinstance(value, type(default))
 
 
 class Pruned(Exception):
@@ -253,7 +259,7 @@ def prepared(
             save_on_train_epoch_end=True,
         ),
         reports.Lines(),
-        Begun(),
+        Begun(asked.checkpoint is not None),
         Resumption(),
         interrupts,
         Demand(

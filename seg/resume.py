@@ -110,19 +110,19 @@ def check_state(content: dict[str, Any]) -> int:
     Lightning and PyTorch take it as it is, and would fail at whatever step comes to use it.
 
     Raises:
-        LookupError: if a part is missing.
+        LookupError: if it does not say.
         TypeError: if a part is of another kind.
     """
     steps = content["global_step"]
     if not is_count(steps):
         raise TypeError(f"its global_step is {steps!s:.40}")
-    check_leaves(content["loops"], is_count, "loops")
+    check_leaves(content.get("loops", {}), is_count, "loops")
     check_leaves(
-        content["lr_schedulers"],
+        content.get("lr_schedulers", []),
         lambda v: v is None or is_number(v) or isinstance(v, bool),
         "lr_schedulers",
     )
-    for state in content["callbacks"].values():
+    for state in content.get("callbacks", {}).values():
         for name, value in state.items():
             if name in CALLBACKS and not CALLBACKS[name](value):
                 raise TypeError(f"{name} of a callback is {value!s:.40}")

@@ -380,9 +380,8 @@ def build_network(
         except InstantiationException as error:
             if not isinstance(error.__cause__, RuntimeError):
                 raise
-            check_small(
-                node
-            )  # some of smp's encoders read a number as they are built, which meta has not
+            # some of smp's encoders read a number as they are built, which the meta device has not
+            check_small(node)
             planned = instantiate(node, _convert_="all")
         check_shapes({k: tuple(v.shape) for k, v in planned.state_dict().items()}, shapes)
         check_buffers(planned, shapes)

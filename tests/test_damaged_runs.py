@@ -267,17 +267,18 @@ def try_damage(made: Path, name: str, rng: random.Random, root: Path) -> None:
         raise
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+LONG = ("export", "init", "prune", "rerun", "resume")  # a second or more each
+MARKED = [pytest.param(name, marks=[pytest.mark.slow] if name in LONG else []) for name in COMMANDS]
+
+
+@pytest.mark.parametrize("name", MARKED)
 def test_commands_do_whole_runs(place, name):
     """So that a refusal is that of the damage."""
     assert outcome(COMMANDS[name], "stopped" if name == "resume" else "outputs/whole", ()) is None
 
 
-@pytest.mark.parametrize(
-    "name",
-    [name for name in COMMANDS if name not in ("export", "rerun", "init", "resume", "prune")],
-)
-@settings(max_examples=6, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name not in LONG])
+@settings(max_examples=3, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(seed=st.integers(0, 10**6))
 def test_a_damaged_file_is_named_or_does_no_harm(made, tmp_path_factory, monkeypatch, name, seed):
     monkeypatch.chdir(made)  # where it ends
