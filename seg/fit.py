@@ -348,7 +348,7 @@ def announce(
 
 def conclude(folder: Path, scores: dict[str, float], data: DataModule, minutes: float) -> None:
     """The closing table and what a user wants next."""
-    shown = shlex.quote(str(runs.relative(folder)))
+    shown, run = shlex.quote(str(runs.relative(folder))), argument("run", runs.relative(folder))
     for prefix, title in (("best/val/", "validation, best checkpoint"), ("test/", "test")):
         if f"{prefix}dice" in scores:
             log.info(
@@ -362,6 +362,6 @@ def conclude(folder: Path, scores: dict[str, float], data: DataModule, minutes: 
         f"trained in {minutes:.1f} minutes; run folder {shown}, pictures {shown}/panels/all.png"
     )
     log.info("next:")
-    log.info(f"  python -m seg.evaluate run={shown}")
-    log.info(f"  python -m seg.predict run={shown} input=IMAGES output=PREDICTIONS")
+    log.info(f"  python -m seg.evaluate {run}")
+    log.info(f"  python -m seg.predict {run} input=IMAGES output=PREDICTIONS")
     log.info(f"  python -m seg.compare {shlex.quote(str(runs.relative(folder.parent)))}")
