@@ -16,6 +16,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from seg import runs
 from seg.data.module import EpochSampler
+from seg.tracking import MetricsCSV
 
 log = logging.getLogger("seg")
 FILES = ("best_model_path", "kth_best_model_path", "last_model_path")
@@ -215,6 +216,8 @@ class Resumption(L.Callback):
     The decision to stop: the counts of EarlyStopping are restored, but not that they ended the training, so that a
     run stopped while it was scored would train for another epoch.
 
+    The rows of metrics.csv: those written after the checkpoint are written again, so the checkpoint has their number.
+
     The samples: an epoch is continued with those still to come. Lightning would begin with the first.
 
     The epoch: with ``max_steps`` set, ``loops/fit_loop.py`` (``restarting``, ``_iteration_based_training``) takes an
@@ -228,6 +231,8 @@ class Resumption(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         checkpoint["should_stop"] = trainer.should_stop
+        tables = [one for one in trainer.loggers if isinstance(one, MetricsCSV)]
+        checkpoint["rows"] = tables[0].written if tables else None
 
     def on_load_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]

@@ -300,10 +300,11 @@ def chosen(patience: int | None, ema: float | None) -> list[L.Callback]:
 
 def loggers(cfg: DictConfig, asked: Asked, task: SegmentationTask) -> list[Any]:
     """metrics.csv, and what else was chosen; of several processes the first has the others."""
-    folder, until = cast(Path, asked.folder), None
+    folder, until, kept = cast(Path, asked.folder), None, None
     if asked.checkpoint is not None:
-        until = runs.read_checkpoint(asked.checkpoint)["global_step"]
-    table = MetricsCSV(folder / "metrics.csv", until)
+        content = runs.read_checkpoint(asked.checkpoint)
+        until, kept = content["global_step"], content.get("rows")
+    table = MetricsCSV(folder / "metrics.csv", until, kept)
     followed = TrackedRun(
         asked.name, folder, plain(cfg), parameters(task.model), asked.group, asked.job, asked.choices
     )  # fmt: skip

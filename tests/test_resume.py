@@ -349,9 +349,11 @@ def test_on_slurm_a_warned_run_saves_in_its_own_folder_and_hands_no_job_in(
 
 
 @pytest.mark.slow
-def test_of_two_processes_one_that_is_warned_ends_both_after_the_same_step(tmp_path):
+@pytest.mark.parametrize("batches", [1, 3])  # of a step
+def test_of_two_processes_one_that_is_warned_ends_both_after_the_same_step(tmp_path, batches):
     process = command(
         *LONG,
+        f"trainer.accumulate_grad_batches={batches}",
         "data.test=2",
         "trainer=ddp",
         "trainer.accelerator=cpu",
@@ -368,7 +370,11 @@ def test_of_two_processes_one_that_is_warned_ends_both_after_the_same_step(tmp_p
     folder = (tmp_path / "outputs/latest").resolve()
     record = json.loads((folder / "run.json").read_text())
     assert (record["status"], record["error"]) == ("interrupted", "SIGUSR1")
-    assert state(folder)["global_step"] % 16  # inside an epoch
+    steps = -(-16 // batches)  # an epoch's
+    stopped = state(folder)
+    assert stopped["global_step"] % steps  # inside an epoch
+    progress = stopped["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]
+    assert progress["completed"] == batches * (stopped["global_step"] % steps)
     deadline = time.monotonic() + 60
     while Path(f"/proc/{other}").exists():
         assert time.monotonic() < deadline, "the other process is still there"
@@ -376,7 +382,7 @@ def test_of_two_processes_one_that_is_warned_ends_both_after_the_same_step(tmp_p
     again = command(f"resume={folder}", cwd=tmp_path)
     said, _ = again.communicate(timeout=300)
     assert again.returncode == 0, said
-    assert state(folder)["global_step"] == 64
+    assert state(folder)["global_step"] == 4 * steps
 
 
 @pytest.mark.slow

@@ -375,3 +375,11 @@ def test_a_run_that_is_signalled_at_any_instant_ends_as_if_it_never_was(tmp_path
     words = [*SMALL, *ENDED_BY[ended_by], f"loader.workers={workers}", *options]
     every = slice(line % 5, None, 5)  # all instants of the hooks are reached, over the lines
     assert check_signals(words, tmp_path, every) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("line", [2, 3, 8])
+def test_a_run_that_is_stopped_again_after_it_was_resumed_ends_as_if_it_never_was(tmp_path, line):
+    ended_by, workers, options = MATRIX[line]
+    words = [*SMALL, *ENDED_BY[ended_by], f"loader.workers={workers}", *options]
+    assert check_kills(words, tmp_path, again=14) == []

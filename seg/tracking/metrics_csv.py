@@ -24,14 +24,20 @@ class MetricsCSV(Logger):
     Args:
         file: metrics.csv.
         until: steps that are done of a run that goes on, whose rows stay; None: it is new.
+        kept: rows of a run that goes on that stay, the first ones, where its checkpoint has their number; it counts
+            more than ``until``, since an epoch that time ended inside a step has rows of that step.
+
+    Attributes:
+        written: rows in the file.
     """
 
-    def __init__(self, file: Path, until: int | None = None) -> None:
+    def __init__(self, file: Path, until: int | None = None, kept: int | None = None) -> None:
         super().__init__()
         self.file = file
         self.columns: list[str] = []
+        self.written = 0
         if until is not None:
-            self.take_up(until)
+            self.take_up(until, kept)
 
     name = property(lambda self: "csv")
     version = property(lambda self: "")
@@ -41,15 +47,21 @@ class MetricsCSV(Logger):
         """The config has its own file."""
 
     @rank_zero_only
-    def take_up(self, until: int) -> None:
+    def take_up(self, until: int, kept: int | None) -> None:
         """Leaves out the rows of steps that are made again."""
         rows = read_metrics(self.file) if self.file.exists() else []
         self.columns = list(rows[0]) if rows else []
-        try:
-            kept = [row for row in rows if int(row["step"]) < until]
-        except (KeyError, ValueError) as error:
-            raise RunError(f"{self.file}: a row has no step; not written by seg.train") from error
-        self.rewrite(kept)
+        if kept is None:
+            try:
+                rows = [row for row in rows if int(row["step"]) < until]
+            except (KeyError, ValueError) as error:
+                raise RunError(
+                    f"{self.file}: a row has no step; not written by seg.train"
+                ) from error
+        else:
+            rows = rows[:kept]
+        self.rewrite(rows)
+        self.written = len(rows)
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
@@ -61,6 +73,7 @@ class MetricsCSV(Logger):
         line = io.StringIO(newline="")
         csv.DictWriter(line, self.columns, restval="").writerow(row)
         append(self.file, line.getvalue())
+        self.written += 1
 
     def rewrite(self, rows: list[dict[str, str]]) -> None:
         with files.open_text(self.file, self.file.parent) as stream:
