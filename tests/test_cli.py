@@ -7,8 +7,10 @@ from importlib.util import find_spec
 import pytest
 from omegaconf import OmegaConf
 
-from seg.cli import UserError, build, check_line, checked, command, searching
-from seg.options import CONF
+from seg.cli.command import command, searching
+from seg.cli.compose import build, check_line, checked
+from seg.cli.conf_files import CONF
+from seg.errors import UserError
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from seg.inference.tiling import Tiling, spans
 from seg.logits import probabilities
 from seg.models import UNet
-from seg.tiles import Tiling, full_logits, mirrored, spans
+from seg.models.contract import full_logits, mirrored
 
 
 @given(st.integers(1, 400), st.integers(1, 400), st.sampled_from([(96, 32), (64, 0), (160, 64)]))

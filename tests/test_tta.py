@@ -13,14 +13,14 @@ from scipy.ndimage import map_coordinates
 from scipy.stats import entropy
 from torch import Tensor, nn
 
-from seg.data.intensity import Intensity
-from seg.ensemble import Ensemble
+from seg.data.normalization import Intensity
+from seg.inference.ensemble import Ensemble
+from seg.inference.predictor import Predictor
+from seg.inference.tiling import SEEN, Tiling, halo
+from seg.inference.tta import Averaged, back, moved, uncertainty, viewed
 from seg.logits import probabilities
 from seg.models import FCN, NestedUNet, SegNet, UNet
-from seg.predictor import Predictor
-from seg.runs import LoadedRun
-from seg.tiles import SEEN, Tiling, halo
-from seg.tta import Averaged, back, moved, uncertainty, viewed
+from seg.runs.load import LoadedRun
 
 # what it does to an image (..., H, W), and its inverse, by numpy alone
 VIEWS = [
@@ -268,7 +268,9 @@ def test_the_context_is_measured_on_the_network_that_predicts_which_is_on_the_de
     grey = Intensity(0.0, 255.0, [0.4], [0.2])
     made = predictor(UNet(1, 1, width=2, depth=2), grey)
     measured = []
-    monkeypatch.setattr("seg.predictor.halo", lambda model, *a: measured.append(model) or (32, 0.0))
+    monkeypatch.setattr(
+        "seg.inference.predictor.halo", lambda model, *a: measured.append(model) or (32, 0.0)
+    )
     assert made.overlap == 32 and measured == [made.model] and made.model is not made.run.model
 
 

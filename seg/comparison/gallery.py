@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from seg.comparison.pooling import image_scores, pooled
+from seg.comparison.pixel_counts import image_scores, pooled
 from seg.comparison.ranking import Ranked, Ranking
-from seg.comparison.results import Run
-from seg.comparison.runfiles import listed, mapping, text
+from seg.comparison.run_files import listed, mapping, text
+from seg.comparison.run_records import Run
 
 COLUMNS = 12  # groups shown beside image and truth
 LARGEST = 2**22  # bytes of one file
