@@ -25,8 +25,8 @@ test: install  ## The fast tests
 test-all: install  ## All tests
 	$(BIN)/python -m pytest -q
 
-lint: install  ## Format, lint and types, as CI checks them
-	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/ty check
+lint: install  ## Format, lint, types and the direction of imports, as CI checks them
+	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/ty check && $(BIN)/lint-imports
 
 format: install  ## Mend what ruff can mend
 	$(BIN)/ruff format . && $(BIN)/ruff check --fix .

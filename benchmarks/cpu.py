@@ -11,7 +11,7 @@ import time
 
 import torch
 
-from seg.cli import build, checked
+from seg.cli.compose import build, checked
 from seg.hardware import Layout, keep_memory
 from seg.losses import judge
 

@@ -29,9 +29,9 @@ from PIL import Image
 from torch.utils.data import ConcatDataset, DataLoader, Dataset
 
 from seg.data.augment import CoarseElastic
-from seg.data.folder import Folder
-from seg.data.membranes import Membranes
-from seg.data.module import DataModule
+from seg.data.datamodule import DataModule
+from seg.data.datasets.folder import Folder
+from seg.data.datasets.membranes import Membranes
 
 OPTIONS = {"images": 30, "workers": 2, "batches": 60, "rounds": 3}
 CROP, BATCH, MIRROR = 256, 8, cv2.BORDER_REFLECT_101

@@ -16,12 +16,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from seg.console import quiet
-from seg.data.intensity import Intensity
-from seg.export import Exported, opened, write
+from seg.data.normalization import Intensity
+from seg.display.console import quiet
+from seg.inference.export import Exported, opened, write
+from seg.inference.predictor import Predictor
 from seg.models import FCN, NestedUNet, SegNet, UNet
-from seg.predictor import Predictor
-from seg.runs import LoadedRun
+from seg.runs.load import LoadedRun
 
 OPTIONS = {"size": 512, "width": 16, "rounds": 9}
 NETWORKS = {"fcn": FCN, "segnet": SegNet, "unet": UNet, "unetpp": NestedUNet}

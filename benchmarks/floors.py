@@ -10,7 +10,7 @@ import torch
 from scipy.ndimage import gaussian_filter
 from skimage.filters import threshold_otsu
 
-from seg.data.membranes import Membranes
+from seg.data.datasets.membranes import Membranes
 from seg.metrics.confusion import Tally, confusion, dice
 
 

@@ -40,12 +40,11 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from seg import costs
-from seg.cli import build, checked
-from seg.data.membranes import Membranes
-from seg.data.module import DataModule
+from seg.cli.compose import build, checked
+from seg.data.datamodule import DataModule
+from seg.data.datasets.membranes import Membranes
 from seg.hardware import Layout, folded, keep_memory
-from seg.models import FCN, NestedUNet, UNet
+from seg.models import FCN, NestedUNet, UNet, profiling
 from seg.models.blocks import crop_centre
 
 STEPS = 4  # that the check follows
@@ -352,7 +351,7 @@ class Runner:
             self()
         bench.wait()
         self.mib = (torch.cuda.max_memory_allocated() - before) / 2**20 if bench.cuda else (
-            costs.peak_memory(self) / 2**20
+            profiling.peak_memory(self) / 2**20
         )  # fmt: skip
 
     def __call__(self) -> Tensor:

@@ -20,13 +20,13 @@ import numpy as np
 import torch
 from omegaconf import OmegaConf
 
-from seg import runs
-from seg.cli import build
-from seg.data.module import DataModule
+from seg.cli.compose import build
+from seg.data.datamodule import DataModule
+from seg.display.colors import default_colors
 from seg.metrics import SegmentationMetrics
-from seg.panels import default_colors
-from seg.tiles import full_logits
-from seg.tracking import read_metrics
+from seg.models.contract import full_logits
+from seg.runs import load
+from seg.training.loggers import read_metrics
 
 SCORES = ("dice", "precision", "recall")
 
@@ -48,7 +48,7 @@ def finished(sweep: Path) -> dict[str, list[tuple[dict, list[dict[str, str]], Pa
 @torch.inference_mode()
 def at_any_threshold(folder: Path) -> float:
     """Dice of class 1 of a run's best checkpoint at the threshold that is best for it."""
-    run = runs.load(folder)
+    run = load.load(folder)
     source = build(OmegaConf.create(run.config["data"]), "data")
     source.splits = {"val": source.splits["val"]}
     samples = DataModule(source, intensity=run.intensity).samples("val")

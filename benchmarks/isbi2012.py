@@ -19,16 +19,17 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from seg import ensemble, runs
-from seg.cli import checked
-from seg.evaluate import open_data
-from seg.fit import parameters
+from seg.cli.compose import checked
 from seg.hardware import settle
+from seg.inference import ensemble
+from seg.inference.run_data import open_data
+from seg.inference.tta import viewed
 from seg.logits import probabilities
-from seg.metrics.boundaries import section_scores
+from seg.metrics.isbi2012 import section_scores
 from seg.metrics.significance import Score, interval, paired_test
-from seg.tiles import full_logits
-from seg.tta import viewed
+from seg.models.contract import full_logits
+from seg.runs.records import read_json, write_json
+from seg.training.summary import parameters
 
 ROWS = {  # experiment -> what the table calls it
     "isbi2012_fcn": "FCN-8s",
@@ -59,7 +60,7 @@ def main() -> None:
     groups = defaultdict(dict)  # row -> (seed, section) -> scores
     facts = {}
     for folder in track(found, "scoring"):
-        record = runs.read_json(folder / "run.json")
+        record = read_json(folder / "run.json")
         for name, view, depth in variants(record, asked.views):
             file = asked.output / f"{folder.parent.name}-{folder.name}-{view}-{depth}.npz"
             scores = dict(np.load(file)) if file.is_file() else scored(folder, view, depth, file)
@@ -76,7 +77,7 @@ def main() -> None:
 def finished(place: Path) -> list[Path]:
     """The finished runs of the table's experiments below a folder."""
     files = sorted(file for file in place.rglob("run.json") if "latest" not in file.parts)
-    records = {file.parent: runs.read_json(file) for file in files}
+    records = {file.parent: read_json(file) for file in files}
     return [
         folder
         for folder, record in records.items()
@@ -201,7 +202,7 @@ def report(rows: dict, facts: dict[str, int], groups: dict, asked: argparse.Name
         lines.append(f"| {name} | {facts[name] / 1e6:.2f} M | " + " | ".join(cells) + " |")
     Console(width=220).print(table)
     compared = against(rows, groups, asked.against)
-    runs.write_json(
+    write_json(
         asked.output / "table.json", {"rows": rows, "parameters": facts, "against": compared}
     )
     (asked.output / "table.md").write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torchmetrics.classification import MulticlassConfusionMatrix
 
-from seg.cli import build, checked
-from seg.data.membranes import Membranes
+from seg.cli.compose import build, checked
+from seg.data.datasets.membranes import Membranes
 from seg.hardware import Layout, keep_memory
 from seg.logits import predicted_classes
 from seg.losses import ClDice, CrossEntropy, Dice, Focal, Lovasz, WeightMap, judge

@@ -18,9 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from seg import costs
 from seg.hardware import Layout, keep_memory
-from seg.models import NestedUNet, UNet
+from seg.models import NestedUNet, UNet, profiling
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 OPTIONS = {"width": 16, "size": 256, "batch": 2, "rounds": 3, "steps": 7}
@@ -107,13 +106,13 @@ def measure(name: str, width: int, size: int, batch: int, steps: int) -> dict[st
         with half:
             model(images[:1])
 
-    found = {"parameters": float(costs.parameters(model))}
+    found = {"parameters": float(profiling.parameters(model))}
     if trained:
-        found["train s"] = costs.median_seconds([train], steps, DEVICE)[0]
-        found["train bytes"] = costs.peak_memory(train, DEVICE)
+        found["train s"] = profiling.median_seconds([train], steps, DEVICE)[0]
+        found["train bytes"] = profiling.peak_memory(train, DEVICE)
     model.eval()
-    found["infer s"] = costs.median_seconds([infer], 2 * steps, DEVICE)[0]
-    found["infer bytes"] = costs.peak_memory(infer, DEVICE)
+    found["infer s"] = profiling.median_seconds([infer], 2 * steps, DEVICE)[0]
+    found["infer bytes"] = profiling.peak_memory(infer, DEVICE)
     return found
 
 

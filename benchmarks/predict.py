@@ -22,10 +22,10 @@ import numpy as np
 import torch
 
 import seg
-from seg.data.membranes import Membranes
+from seg.data.datasets.membranes import Membranes
 from seg.hardware import settle
+from seg.inference.predictor import Predictor
 from seg.logits import probabilities
-from seg.predictor import Predictor
 
 OPTIONS = {"run": "outputs/latest", "size": "4096", "rounds": "3"}
 

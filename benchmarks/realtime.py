@@ -23,18 +23,21 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
-from seg import costs, ensemble, runs
-from seg.cli import UserError, checked, plain
-from seg.console import quiet
-from seg.data.sources import DataError
-from seg.depth import prunable, shallower
-from seg.evaluate import chosen_metrics, count, count_objects, open_data, trained_loss
-from seg.export import Exported, description, opened, write
+from seg.cli.compose import checked, plain
+from seg.display.console import quiet
+from seg.errors import DataError, RunError, UserError
 from seg.hardware import keep_memory
-from seg.models import NestedUNet
-from seg.predictor import Predictor
-from seg.provenance import hardware
-from seg.task import SegmentationTask
+from seg.inference import ensemble
+from seg.inference.export import Exported, description, opened, write
+from seg.inference.predictor import Predictor
+from seg.inference.pruning import prunable, shallower
+from seg.inference.run_data import open_data
+from seg.models import NestedUNet, profiling
+from seg.runs import load, records
+from seg.runs.load import LoadedRun
+from seg.runs.provenance import hardware
+from seg.training.evaluation import chosen_metrics, count, count_objects, trained_loss
+from seg.training.task import SegmentationTask
 
 REALTIME = 1000 / 30  # ms an image
 RUNTIMES = {"PyTorch": "o", "ONNX Runtime": "s"}  # and their markers
@@ -68,13 +71,13 @@ class Model:
         return min(self.ms, key=lambda runtime: self.ms[runtime])
 
 
-def depths(run: runs.LoadedRun) -> list[int | None]:
+def depths(run: LoadedRun) -> list[int | None]:
     """The depths at which a run is a model; None: only as it is."""
     several = isinstance(run.model, NestedUNet) and len(run.model.heads) > 1
     return list(prunable(run)) if several else [None]
 
 
-def name_of(run: runs.LoadedRun, depth: int | None) -> str:
+def name_of(run: LoadedRun, depth: int | None) -> str:
     options = run.config["model"]
     kind = {"NestedUNet": "UNet++"}.get(type(run.model).__name__, type(run.model).__name__)
     width = f" {options['width']}" if "width" in options else ""
@@ -100,7 +103,7 @@ def scored(path: str, depth: int | None, split: str, root: str | None) -> dict[s
     return scores
 
 
-def calls(run: runs.LoadedRun, path: str, file: Path) -> dict[str, Call]:
+def calls(run: LoadedRun, path: str, file: Path) -> dict[str, Call]:
     """How an image goes through, by runtime."""
     write(Exported(run), description(run, path), file, "onnx", checked("export", []).opset)
     predictor = Predictor(run, run.threshold, accelerator="cpu")
@@ -130,7 +133,7 @@ def measured(options: argparse.Namespace) -> list[Model]:
     found: dict[str, dict[str, Call]] = {}
     channels = 1
     for path in options.runs:
-        whole = runs.load(path)
+        whole = load.load(path)
         channels = whole.intensity.channels
         for depth in depths(whole):
             run = shallower(whole, depth)
@@ -138,9 +141,9 @@ def measured(options: argparse.Namespace) -> list[Model]:
             name += f", {Path(path).name}" if name in models else ""
             print(f"{name} ...", file=sys.stderr, flush=True)
             image = torch.zeros(1, channels, options.size, options.size)
-            adds = costs.multiply_adds(run.model, image)["Global"] / 1e9
+            adds = profiling.multiply_adds(run.model, image)["Global"] / 1e9
             scores = scored(path, depth, options.split, options.data_root)
-            models[name] = Model(name, path, costs.parameters(run.model), adds, scores)
+            models[name] = Model(name, path, profiling.parameters(run.model), adds, scores)
             file = options.output / f"{name.replace(' ', '-').replace('+', 'p')}.onnx"
             found[name] = calls(run, path, file)
     shape = (1, channels, options.size, options.size)
@@ -235,7 +238,7 @@ def main() -> int:
     options.output.mkdir(parents=True, exist_ok=True)
     try:
         models = measured(options)
-    except (UserError, DataError, runs.RunError) as error:
+    except (UserError, DataError, RunError) as error:
         print(error, file=sys.stderr)
         return 2
     names = [name for name in models[0].scores if name.startswith("dice/")]
@@ -250,7 +253,7 @@ def main() -> int:
     (options.output / "realtime.md").write_text("\n".join([title, "", *lines]) + "\n", "utf-8")
     plot(models, score, title, options.output / "realtime.png")
     told = [dataclasses.asdict(model) for model in models]
-    runs.write_json(options.output / "realtime.json", facts | {"models": told})
+    records.write_json(options.output / "realtime.json", facts | {"models": told})
     return 0
 
 

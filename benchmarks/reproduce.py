@@ -47,8 +47,11 @@ from rich.console import Console
 from rich.table import Table
 from scipy import stats
 
-from seg import provenance, runs
-from seg.changes import FEWEST, LEVEL
+from seg.comparison.rerun_report import FEWEST, LEVEL
+from seg.errors import RunError
+from seg.runs import provenance
+from seg.runs.folder import CROSSVAL
+from seg.runs.records import read_json
 
 ROOT = Path(__file__).parents[1]
 EXPERIMENTS = ROOT / "conf/experiment"
@@ -274,15 +277,15 @@ def trained(record: Record, small: bool, data: Path | None, seed: int) -> dict[s
         folder = Path(scratch)
         call(line(record, small, data, seed, folder), threads)
         if record.module == "seg.crossval":
-            return crossval_scores(runs.read_json(folder / runs.CROSSVAL))
+            return crossval_scores(read_json(folder / CROSSVAL))
         latest = (folder / "latest").resolve()
-        found = runs.read_json(latest / "run.json")["metrics"]
+        found = read_json(latest / "run.json")["metrics"]
         if "evaluate" in record.facts:
             words = shlex.split(record.facts["evaluate"])
             call(
                 ["seg.evaluate", f"run={latest}", f"output={folder / 'evaluated'}", *words], threads
             )
-            found |= runs.read_json(folder / "evaluated/metrics.json")["metrics"]
+            found |= read_json(folder / "evaluated/metrics.json")["metrics"]
         return {name: math.nan if value is None else value for name, value in found.items()}
 
 
@@ -382,7 +385,7 @@ def reproduced(record: Record, options: argparse.Namespace) -> list[Row]:
     count = options.record or options.seeds
     try:
         found = [trained(record, small, data, seed) for seed in range(count)]
-    except (RuntimeError, runs.RunError) as error:
+    except (RuntimeError, RunError) as error:
         return without("failed", str(error))
     minutes = (time.perf_counter() - started) / 60
     if options.record:

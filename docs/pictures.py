@@ -13,10 +13,11 @@ from matplotlib.figure import Figure
 from PIL import Image
 from scipy.ndimage import binary_dilation, label
 
-from seg.data.membranes import Membranes
+from seg.data.datasets.membranes import Membranes
+from seg.display.colors import default_colors
+from seg.display.panels import colorize
 from seg.losses import CrossEntropy, Focal, WeightedBCE, WeightMap
-from seg.metrics import boundaries, instances
-from seg.panels import colorize, default_colors
+from seg.metrics import instances, isbi2012
 
 SIZE = 192  # px, of the made images
 
@@ -115,7 +116,7 @@ def gap_or_width() -> Figure:
     shown = {"truth": truth, "membranes a pixel thicker": thick, "gaps": gaps}
     figure, axes = plt.subplots(1, 3, figsize=(11, 4.2), layout="constrained")
     for one, (name, found) in zip(axes, shown.items(), strict=True):
-        v_rand = boundaries.best([boundaries.section_scores(found.astype(float), truth)])["v_rand"]
+        v_rand = isbi2012.best([isbi2012.section_scores(found.astype(float), truth)])["v_rand"]
         one.imshow(found, cmap="gray", interpolation="nearest")
         scores = f"membrane Dice {membrane_dice(found, truth):.3f}, V_rand {v_rand:.3f}"
         one.set_title(f"{name}\n{scores}", fontsize=9)

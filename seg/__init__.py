@@ -4,11 +4,8 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from seg.predictor import Predictor
-
+    from seg.inference.predictor import Predictor
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # its import would ask the network for news
-
-__version__ = "0.1.0"
 
 
 def load(run: Any, **options: Any) -> "Predictor":
@@ -17,11 +14,11 @@ def load(run: Any, **options: Any) -> "Predictor":
     Args:
         run: run folder, checkpoint file, folder of seg.crossval, or a list of runs, which are averaged.
         **options: ``depth``, ``tta``, ``scales``, ``threshold``, ``tile``, ``overlap``, ``batch`` and
-            ``accelerator``, as ``seg.predictor.load`` has them.
+            ``accelerator``, as ``seg.inference.predictor.load`` has them.
 
     Raises:
         ValueError: naming the run or the option, when it can't be used.
     """
-    from seg.predictor import load  # here: torch takes seconds to import
+    from seg.inference.predictor import load  # here: torch takes seconds to import
 
     return load(run, **options)

@@ -1,5 +1,38 @@
 """Errors that a user can correct; a command reports each in one line with exit code 2."""
 
+from importlib.util import find_spec
+from typing import Any
+
+
+class UserError(ValueError):
+    """A mistake of the user's: one line, no traceback."""
+
+
+class DataError(ValueError):
+    """The data is not what the config says; the message names file, finding and remedy."""
+
 
 class RunError(ValueError):
     """A run or checkpoint that is missing, damaged, unsafe or not written by this package."""
+
+
+class HardwareError(ValueError):
+    """The machine lacks what the config asks for."""
+
+
+MISTAKES = (UserError, DataError, RunError, HardwareError)
+EXTRAS = {"segmentation_models_pytorch": "smp", "pycocotools": "coco", "onnx": "export",
+          "onnxruntime": "export", "trackio": "trackio", "tensorboard": "tensorboard",
+          "mlflow": "mlflow"}  # package -> its extra  # fmt: skip
+
+
+def missing_extra(target: Any) -> str | None:
+    """What to install for an optional package, or a constructor of it, that isn't there.
+
+    Ours that need one stand in a module of its name, as seg.training.loggers.trackio.
+    """
+    words = str(target).split(".")
+    package = next((word for word in words[:-1] or words if word in EXTRAS), None)
+    if package is None or find_spec(package):
+        return None
+    return f"needs the extra {EXTRAS[package]}: pip install 'seg[{EXTRAS[package]}]'"

@@ -13,11 +13,9 @@ from lightning.pytorch.callbacks import Checkpoint, ProgressBar, Timer
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from seg.errors import HardwareError
+
 Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
-
-
-class HardwareError(ValueError):
-    """The machine lacks what the config asks for."""
 
 
 def pick_accelerator(accelerator: str) -> str:

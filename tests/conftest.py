@@ -16,7 +16,7 @@ import tifffile
 import torch
 from PIL import Image
 
-from seg.data.membranes import Membranes
+from seg.data.datasets.membranes import Membranes
 
 atexit.register(shutil.rmtree, os.environ["SEG_CACHE"], ignore_errors=True)
 torch.set_num_threads(1)  # tensors here are small, and tests share the cores

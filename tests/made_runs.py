@@ -87,12 +87,12 @@ def make_run(
         "trainer": "auto",
     } | (choices or {})
     tree = {
-        "data": {"_target_": "seg.data.membranes.Membranes", "size": 64},
+        "data": {"_target_": "seg.data.datasets.membranes.Membranes", "size": 64},
         "model": {"_target_": f"seg.models.{chosen['model']}", "width": 16, "in_channels": 1},
         "loss": {"_target_": f"seg.losses.{chosen['loss']}"},
         "optim": {"_target_": "torch.optim.AdamW", "lr": 0.003, "betas": [0.9, 0.999]},
         "trainer": {"_target_": "seg.hardware.build_trainer", "max_epochs": epochs},
-        "logger": {"_target_": "seg.tracking.no_logger"}, "seed": seed, "name": None, "outputs": str(folder.parent),
+        "logger": {"_target_": "seg.training.loggers.no_logger"}, "seed": seed, "name": None, "outputs": str(folder.parent),
     } | (config or {})  # fmt: skip
     (folder / "config.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
     steps = 2 * epochs

@@ -17,12 +17,13 @@ from omegaconf import OmegaConf
 from torch import nn
 
 import seg
-from seg import runs
-from seg.archive import Declared, Refused, read_skeleton
-from seg.cli import build, checked, plain
+from seg.cli.compose import build, checked, plain
+from seg.cli.conf_files import CONF
+from seg.errors import RunError
 from seg.models import UNet
-from seg.options import CONF
-from seg.runs import RunError
+from seg.runs import load
+from seg.runs.archive import Declared, Refused, read_skeleton
+from seg.runs.checkpoint import read_checkpoint
 
 MEMORY = 500 * 2**20  # bytes that a refusal may take
 
@@ -148,7 +149,7 @@ def test_what_asks_for_more_than_it_holds_is_refused_with_little_memory_and_time
         read_skeleton(file)
     assert time.process_time() - started < 20
     with little_memory(), pytest.raises(RunError, match=r"a\.ckpt: "):
-        runs.read_checkpoint(file)
+        read_checkpoint(file)
 
 
 def test_a_skeleton_is_what_is_loaded_without_its_numbers(tmp_path):
@@ -185,7 +186,7 @@ def test_a_skeleton_is_what_is_loaded_without_its_numbers(tmp_path):
 def checkpoint(file: Path, model: nn.Module, node: dict[str, Any], **changes: Any) -> Path:
     """A whole checkpoint of a network."""
     card = {
-        "format": 1, "version": seg.__version__, "classes": ["a", "b"], "task": "classes",
+        "format": 1, "version": seg.version.__version__, "classes": ["a", "b"], "task": "classes",
         "config": {"model": node, "loss": {"_target_": "seg.losses.Dice"}},
         "colors": [[0, 0, 0], [255, 255, 255]], "threshold": 0.5,
         "intensity": {"low": 0.0, "high": 255.0, "mean": [0.5], "std": [0.2]},
@@ -214,7 +215,7 @@ def test_every_network_comes_back_as_it_was(tmp_path, name):
     for tensor in model.state_dict().values():
         if tensor.is_floating_point():
             tensor.add_(0.01)  # as after training: buffers too
-    found = runs.load(checkpoint(tmp_path / "a.ckpt", model, node)).model
+    found = load.load(checkpoint(tmp_path / "a.ckpt", model, node)).model
     assert type(found) is type(model) and not found.training
     for (one, wanted), (two, got) in zip(
         [*model.named_parameters(), *model.named_buffers()],
@@ -249,7 +250,7 @@ def test_a_network_that_does_not_fit_its_weights_takes_no_memory(tmp_path):
     ):
         file = checkpoint(tmp_path / "a.ckpt", model, node | options)
         with little_memory(), pytest.raises(RunError, match=rf"a\.ckpt.*{said}"):
-            runs.load(file)
+            load.load(file)
 
 
 @pytest.fixture
@@ -271,7 +272,7 @@ def peer(tmp_path, monkeypatch):
     )
     (folder.parent / "__init__.py").write_text("from .decoders import Net\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr("seg.options.find_spec", lambda name: True)
+    monkeypatch.setattr("seg.cli.validation.find_spec", lambda name: True)
     for name in [m for m in sys.modules if m.startswith("segmentation_models_pytorch")]:
         monkeypatch.delitem(sys.modules, name)
     yield
@@ -286,7 +287,7 @@ def test_a_peers_network_is_loaded_also_where_it_reads_numbers_as_it_is_built(
     inner = {"_target_": "segmentation_models_pytorch.Net", "width": 3, "rates": rates}
     node = {"_target_": "seg.models.Peer", "in_channels": 1, "num_classes": 1, "network": inner}
     model = build(OmegaConf.create(node), "model")
-    found = runs.load(checkpoint(tmp_path / "a.ckpt", model, node)).model
+    found = load.load(checkpoint(tmp_path / "a.ckpt", model, node)).model
     assert all(
         torch.equal(a, b) for a, b in zip(found.parameters(), model.parameters(), strict=True)
     )
@@ -296,4 +297,4 @@ def test_a_peers_network_is_loaded_also_where_it_reads_numbers_as_it_is_built(
     ):
         wrong = node | {"network": inner | {"width": width}}
         with little_memory(), pytest.raises(RunError, match=said):
-            runs.load(checkpoint(tmp_path / "a.ckpt", model, wrong))
+            load.load(checkpoint(tmp_path / "a.ckpt", model, wrong))

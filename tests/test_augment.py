@@ -15,13 +15,14 @@ from omegaconf import OmegaConf
 from PIL import Image
 from scipy import ndimage
 
-from seg.cli import CONF, UserError, build, checked
+from seg.cli.compose import build, checked
+from seg.cli.conf_files import CONF
 from seg.data.augment import Augment, CoarseElastic, Focus, check_transforms, span
-from seg.data.folder import Folder
-from seg.data.module import DataModule
-from seg.data.sources import DataError
+from seg.data.datamodule import DataModule
+from seg.data.datasets.folder import Folder
+from seg.errors import DataError, UserError
 from seg.logits import IGNORE
-from seg.train import train
+from seg.training.run import train
 
 PRESETS = sorted(file.stem for file in (CONF / "augment").glob("*.yaml"))
 ABC = ["a", "b", "c"]

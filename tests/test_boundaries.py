@@ -14,8 +14,9 @@ from sklearn.metrics import f1_score, homogeneity_completeness_v_measure
 from sklearn.metrics.cluster import pair_confusion_matrix
 
 from seg.logits import IGNORE
-from seg.metrics import boundaries
-from seg.metrics.boundaries import (
+from seg.metrics import isbi2012
+from seg.metrics.instances import components
+from seg.metrics.isbi2012 import (
     THRESHOLDS,
     best,
     evidence,
@@ -28,7 +29,6 @@ from seg.metrics.boundaries import (
     warp,
     warping_errors,
 )
-from seg.metrics.instances import components
 
 ISBI = Path(__file__).parent.parent.parent / "shared/data/isbi2012/train-labels.tif"
 SCORES = ("v_rand", "v_info")
@@ -111,7 +111,7 @@ def test_without_dams_the_scores_are_those_of_scikit_image(seed):
     assert rand_error(a, b, ab) == pytest.approx(error)
     splits, mergers = variation_of_information(truth, found, ignore_labels=(0,))  # bits
     share, _, _ = information_scores(a, b, ab, 0)
-    assert share == pytest.approx(1 - mergers * np.log(2) / boundaries.entropy(a / a.sum()))
+    assert share == pytest.approx(1 - mergers * np.log(2) / isbi2012.entropy(a / a.sum()))
     assert splits >= 0
 
 
@@ -311,13 +311,13 @@ def test_a_pixel_is_simple_exactly_when_its_flip_changes_no_topology():
     for code in range(256):
         ring = np.array([code >> k & 1 for k in range(8)], bool)
         image = np.zeros((5, 5), bool)
-        for inside, (row, column) in zip(ring, boundaries.RING, strict=True):
+        for inside, (row, column) in zip(ring, isbi2012.RING, strict=True):
             image[2 + row, 2 + column] = inside
         kept = [topology(image)]
         image[2, 2] = True
         kept.append(topology(image))
         local = kept[0] == kept[1] and touches(ring)
-        assert (boundaries.pieces(ring[None])[0] == 1) == local, ring
+        assert (isbi2012.pieces(ring[None])[0] == 1) == local, ring
 
 
 def topology(image: np.ndarray) -> tuple[int, int]:
@@ -329,7 +329,7 @@ def topology(image: np.ndarray) -> tuple[int, int]:
 def touches(ring: np.ndarray) -> bool:
     """Whether exactly one cell touches the centre by an edge, when only the ring is known."""
     image = np.zeros((3, 3), bool)
-    for inside, (row, column) in zip(ring, boundaries.RING, strict=True):
+    for inside, (row, column) in zip(ring, isbi2012.RING, strict=True):
         image[1 + row, 1 + column] = inside
     labels, _ = ndimage.label(image, CROSS)
     by_edge = {labels[0, 1], labels[1, 0], labels[1, 2], labels[2, 1]} - {0}
@@ -347,7 +347,7 @@ def test_warping_keeps_the_topology_and_stops_when_nothing_can_move(seed):
     for row, column in np.argwhere(warped != target):
         flipped = np.pad(warped, 2)
         patch = flipped[row + 1 : row + 4, column + 1 : column + 4]
-        ring = np.array([patch[1 + r, 1 + c] for r, c in boundaries.RING])
+        ring = np.array([patch[1 + r, 1 + c] for r, c in isbi2012.RING])
         assert not touches(ring) or ring.all()
     np.testing.assert_array_equal(warp(truth, truth), truth)
 

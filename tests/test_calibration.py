@@ -10,8 +10,7 @@ from sklearn.metrics import f1_score
 from torchmetrics.classification import MulticlassCalibrationError
 
 from seg.logits import IGNORE, predicted_classes, probabilities
-from seg.metrics.calibration import Calibration, ThresholdCurve
-from seg.metrics.reliability import reliability_plot
+from seg.metrics.calibration import Calibration, ThresholdCurve, reliability_plot
 
 
 def test_the_error_of_two_bins_by_hand():

@@ -17,11 +17,11 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
 from seg.check import check, main
-from seg.cli import UserError, checked
-from seg.data.duplicates import ALIKE, alike
-from seg.data.looks import TURNS, thumbnail
-from seg.data.membranes import Membranes
-from seg.data.sources import DataError
+from seg.cli.compose import checked
+from seg.data.datasets.membranes import Membranes
+from seg.data.quality.duplicates import ALIKE, alike
+from seg.data.quality.inspect import TURNS, thumbnail
+from seg.errors import DataError, UserError
 
 REAL = Path(__file__).parents[1] / "../shared/data"
 MADE = Membranes(size=96, train=24, val=1, test=0)

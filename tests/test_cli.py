@@ -8,9 +8,11 @@ from importlib.util import find_spec
 import pytest
 from omegaconf import OmegaConf
 
-from seg.cli import UserError, build, check_line, checked, command, searching
-from seg.models import __main__ as models
-from seg.options import CONF
+from seg.cli.command import command, searching
+from seg.cli.compose import build, check_line, checked
+from seg.cli.conf_files import CONF
+from seg.errors import UserError
+from seg.models import __main__
 
 
 @pytest.mark.parametrize(
@@ -264,6 +266,6 @@ def test_a_mistake_exits_with_2_one_line_and_leaves_nothing(tmp_path, command, w
 
 
 def test_a_warning_within_a_command_fails_its_test(monkeypatch):
-    monkeypatch.setattr(models, "layers", lambda *_: warnings.warn("odd", stacklevel=1))
+    monkeypatch.setattr(__main__, "layers", lambda *_: warnings.warn("odd", stacklevel=1))
     with pytest.raises(UserWarning, match="odd"):
-        models.show(checked("models", ["model.width=2", "data.size=64"]))
+        __main__.show(checked("models", ["model.width=2", "data.size=64"]))

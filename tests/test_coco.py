@@ -14,14 +14,19 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from PIL import Image
 
-from seg.cli import UserError, checked
-from seg.data.annotations import compact
-from seg.data.coco import Coco
-from seg.data.outlines import check_polygon, filled, packed, run_lengths, uncompressed
-from seg.data.sources import DataError
+from seg.cli.compose import checked
+from seg.data.datasets.coco import Coco
+from seg.data.datasets.coco_json import (
+    check_polygon,
+    compact,
+    filled,
+    packed,
+    run_lengths,
+    uncompressed,
+)
+from seg.errors import DataError, UserError, missing_extra
 from seg.evaluate import evaluate
-from seg.options import missing_extra
-from seg.train import train
+from seg.training.run import train
 
 pytestmark = [
     pytest.mark.skipif(find_spec("pycocotools") is None, reason="the extra coco isn't installed"),
@@ -511,7 +516,7 @@ def test_more_classes_than_a_mask_holds_are_refused(tmp_path):
 
 
 def test_the_missing_extra_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr("seg.options.find_spec", lambda name: None)
+    monkeypatch.setattr("seg.cli.validation.find_spec", lambda name: None)
     with pytest.raises(
         DataError, match=r"data=coco needs the extra coco: pip install 'seg\[coco\]'"
     ):

@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from PIL import Image
 
-from seg.cli import checked
-from seg.command_line import quote_path, quote_shell, render_command, render_option
+from seg.cli.command_line import quote_path, quote_shell, render_command, render_option
+from seg.cli.compose import checked
 from seg.sync import sync
-from seg.train import train
+from seg.training.run import train
 
 TEXTS = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=12) | st.text("a\\'\"${}[](),:=#~!*? \n-+%&|;<>`", max_size=8)  # fmt: skip
 VALUES = st.recursive(

@@ -15,16 +15,18 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from made_runs import make_run, spread, wrong
 from scipy import stats
 
-from seg import compare as command
-from seg.cli import UserError, checked
-from seg.compare import as_options, compare, fitting, signed
+from seg.cli.compose import checked
+from seg.cli.list_arguments import as_options
+from seg.compare import compare, main
 from seg.comparison import page
-from seg.comparison.findings import cautions, claims, fate, headline
 from seg.comparison.gallery import Kept, gallery
 from seg.comparison.grouping import differing, filtered, grouped, named
 from seg.comparison.ranking import Asked, rank, welch
-from seg.comparison.results import Run, find_runs, read_runs
-from seg.comparison.runfiles import Counts
+from seg.comparison.run_files import Counts
+from seg.comparison.run_records import Run, find_runs, read_runs
+from seg.comparison.summary import cautions, claims, fate, headline
+from seg.comparison.table import fitting, signed
+from seg.errors import UserError
 
 DICE = Asked("dice", "test")
 
@@ -111,7 +113,7 @@ def test_the_command_takes_bare_folders_and_comma_lists(tmp_path, monkeypatch, c
     sweep(tmp_path)
     line = ["compare", str(tmp_path / "sweeps/s"), "group_by=model,loss", "baseline=model=unet,loss=bce_dice", "page=false"]  # fmt: skip
     monkeypatch.setattr(sys, "argv", line)
-    command.main()
+    main()
     said = capsys.readouterr().out
     assert "unetpp + bce_dice is best: Dice 0.8100 on 14 test images, mean of 3 seeds." in said
     assert "Against unet + bce_dice: Really better: unetpp + bce_dice." in said
@@ -130,7 +132,7 @@ def test_the_command_takes_bare_folders_and_comma_lists(tmp_path, monkeypatch, c
 def test_a_mistake_ends_with_2_and_its_one_line(monkeypatch, capsys, words, said):
     monkeypatch.setattr(sys, "argv", ["compare", *words])
     with pytest.raises(SystemExit) as ended:
-        command.main()
+        main()
     assert ended.value.code == 2 and capsys.readouterr().err == f"{said}\n"
 
 

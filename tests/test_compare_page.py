@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from made_runs import make_run, wrong
 
-from seg.cli import checked
+from seg.cli.compose import checked
 from seg.compare import compare
 from seg.comparison.page import embedded
 

@@ -16,11 +16,12 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from seg.asked import Asked
-from seg.cli import UserError, check_line, checked
-from seg.limits import LIMITS, refusal
-from seg.options import CONF, HYDRA_KEYS, group_names, shown
-from seg.train import train
+from seg.cli.compose import check_line, checked
+from seg.cli.conf_files import CONF, HYDRA_KEYS, group_names, shown
+from seg.cli.validation import LIMITS, refusal
+from seg.errors import UserError
+from seg.runs.run_info import Asked
+from seg.training.run import train
 
 GROUPS = ("data", "model", "loss", "metrics", "augment", "optim", "schedule", "trainer", "logger")  # fmt: skip
 LACKING = {

@@ -20,23 +20,28 @@ from PIL import Image
 from test_train import config
 from torch import nn
 
-from seg import crossval as command
-from seg import ensemble, folds, runs
-from seg.cli import UserError
-from seg.crossval import crossval
-from seg.data.intensity import Intensity
-from seg.data.sources import DataError
-from seg.ensemble import Ensemble
+from seg import crossval as seg_crossval
+from seg.crossval import crossval, main
+from seg.data.normalization import Intensity
+from seg.errors import DataError, RunError, UserError
 from seg.evaluate import evaluate
+from seg.inference import ensemble
+from seg.inference.ensemble import Ensemble
+from seg.inference.tiling import Tiling, check_tiles
 from seg.logits import probabilities
 from seg.metrics.significance import interval
 from seg.models import FCN, SegNet, UNet
+from seg.models.contract import coarsest, full_logits, surroundings
+from seg.multirun import folds
+from seg.multirun.crossval import fold_config, spread
 from seg.predict import predict
 from seg.prune import prune
-from seg.runs import RunError
-from seg.task import SegmentationTask
-from seg.tiles import Tiling, check_tiles, coarsest, full_logits, surroundings
-from seg.train import train
+from seg.runs import folder as runs_folder
+from seg.runs import load
+from seg.runs.load import LoadedRun
+from seg.training import init_weights
+from seg.training.run import train
+from seg.training.task import SegmentationTask
 
 FOLDS = 3
 TINY = ["data=folder", "data.classes=[out,in]", f"data.folds={FOLDS}", "model.width=2", "model.depth=2", "loader.crop=32",
@@ -80,7 +85,7 @@ def cv(data, tmp_path_factory):
     return output
 
 
-def by_hand(run: runs.LoadedRun, image: np.ndarray) -> np.ndarray:
+def by_hand(run: LoadedRun, image: np.ndarray) -> np.ndarray:
     """Probabilities (2, H, W) of a network of one logit, by its formula."""
     scaled = image.astype(np.float32)[..., None] / np.float32(255)
     x = (scaled - np.float32(run.intensity.mean)) / np.float32(run.intensity.std)
@@ -102,7 +107,7 @@ def test_each_image_is_predicted_by_the_one_network_that_did_not_train_on_it(cv,
         folder = cv / record["folds"][fold]["run"]
         splits = read(folder / "run.json")["splits"]
         assert name in splits["val"] and name not in splits["train"] + splits["test"]
-        run = runs.load(folder)
+        run = load.load(folder)
         wanted = by_hand(run, grey(data / f"images/{name}.png"))
         p = tifffile.imread(cv / f"out-of-fold/probabilities/{name}.tif")
         assert p.dtype == np.float32
@@ -154,7 +159,7 @@ def test_folds_are_told_as_their_runs_and_evaluate_tell_them_with_mean_and_sd(cv
 
 
 def test_what_a_fold_lacks_is_left_out_of_mean_and_sd():
-    mean, sd = command.spread([{"a": 1.0, "b": None}, {"a": 3.0, "b": 5.0}, {"a": 8.0}])
+    mean, sd = spread([{"a": 1.0, "b": None}, {"a": 3.0, "b": 5.0}, {"a": 8.0}])
     assert mean == {"a": 4.0, "b": 5.0} and sd["a"] == pytest.approx(math.sqrt(13))
     assert math.isnan(sd["b"])
 
@@ -165,7 +170,7 @@ def test_predict_gives_the_mean_of_the_folds_probabilities_above_the_mean_thresh
     words = [f"run={cv}", f"input={data / 'images'}", f"output={tmp_path}"]
     predict(config("predict", *words, "save=[masks,probabilities]"))
     record = read(cv / "crossval.json")
-    members = [runs.load(cv / fold["run"]) for fold in record["folds"]]
+    members = [load.load(cv / fold["run"]) for fold in record["folds"]]
     assert len({member.threshold for member in members}) > 1  # or the mean would show nothing
     threshold = statistics.mean(member.threshold for member in members)
     assert record["test"]["threshold"] == pytest.approx(threshold)
@@ -230,13 +235,13 @@ def test_a_repeated_command_keeps_what_is_finished(data, tmp_path, monkeypatch, 
     def failing(own):
         alive.append(sum(type(o) is SegmentationTask for o in gc.get_objects()))
         if own.data.fold == 1:
-            monkeypatch.setattr("seg.fit.score", broken)
+            monkeypatch.setattr("seg.training.fit.score", broken)
         return train(own)
 
     def broken(*args):
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(command, "train", failing)
+    monkeypatch.setattr(seg_crossval, "train", failing)
     gc.collect()  # other tests' tasks
     with pytest.raises(RuntimeError, match="out of memory"):
         crossval(cfg)
@@ -270,7 +275,7 @@ def test_a_repeated_command_keeps_what_is_finished(data, tmp_path, monkeypatch, 
         with pytest.raises(UserError, match=message):
             crossval(config("crossval", *line(data, output, "data.folds=2", *words)))
     # what only judges is made anew, from the same networks
-    monkeypatch.setattr(command, "train", broken)
+    monkeypatch.setattr(seg_crossval, "train", broken)
     overlays = crossval(
         config("crossval", *line(data, output, "save=[overlays]", "data.folds=2", "confidence=0"))
     )
@@ -336,27 +341,27 @@ def test_a_second_process_is_refused_and_a_dead_one_holds_nothing(data, tmp_path
         assert not (output / "crossval.json").exists()
         other.kill()
     trained = []
-    monkeypatch.setattr(command, "train", trained.append)
+    monkeypatch.setattr(seg_crossval, "train", trained.append)
     with pytest.raises(AssertionError) as failed:  # it left no run
         crossval(config("crossval", *line(data, output)))
     assert len(trained) == 1
-    with runs.alone(output, "seg.crossval"):
+    with runs_folder.alone(output, "seg.crossval"):
         assert failed.tb is not None  # released, though what failed is still held
 
 
 def test_a_fold_is_trained_as_seg_train_would_in_a_group_of_its_own(data, tmp_path):
     words = ["logger=wandb", "trainer.devices=auto", "save=[overlays]"]
     cfg = config("crossval", *line(data, tmp_path / "cv", *words))
-    own = command.fold_config(cfg, folds.planned(cfg), 2)
+    own = fold_config(cfg, folds.planned(cfg), 2)
     alone = config("train", *TINY, "logger=wandb")
     assert set(own) == set(alone)
     assert (own.data.fold, own.name, own.outputs) == (2, "fold-2", str(tmp_path / "cv"))
     assert own.logger.wandb.group == "cv" and own.trainer.devices == 1
     named = config("crossval", *line(data, tmp_path / "cv", *words, "name=mine"))
-    own = command.fold_config(named, folds.planned(named), 1)
+    own = fold_config(named, folds.planned(named), 1)
     assert own.name == "mine-fold-1" and own.logger.wandb.group == "mine"
     given = config("crossval", *line(data, tmp_path / "cv", *words, "logger.wandb.group=g"))
-    assert command.fold_config(given, folds.planned(given), 0).logger.wandb.group == "g"
+    assert fold_config(given, folds.planned(given), 0).logger.wandb.group == "g"
 
 
 @pytest.mark.parametrize(
@@ -393,7 +398,7 @@ def test_a_wrong_word_is_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys,
     source = [] if words == ["data=membranes"] else ["data=isbi2012", f"data.root={tmp_path}"]
     monkeypatch.setattr(sys, "argv", ["crossval", *words, *source])
     with pytest.raises(SystemExit) as left:
-        command.main()
+        main()
     err = capsys.readouterr().err
     assert left.value.code == 2 and re.fullmatch(f"error: {message}.*\n", err), err
     assert not (tmp_path / "outputs/crossval").exists()
@@ -446,7 +451,7 @@ def test_commands_for_one_network_say_that_this_is_several(cv):
     with pytest.raises(RunError, match=f"run=.*{message}.*give one of them, run=.*-fold-0"):
         prune(config("prune", f"run={cv}"))
     with pytest.raises(RunError, match=f"init=.*{message}"):
-        runs.start_from(UNet(1, 1, 2), str(cv))
+        init_weights.start_from(UNet(1, 1, 2), str(cv))
 
 
 def test_a_list_of_runs_is_an_ensemble_in_predict_and_evaluate(cv, data, tmp_path):
@@ -457,7 +462,7 @@ def test_a_list_of_runs_is_an_ensemble_in_predict_and_evaluate(cv, data, tmp_pat
     predict(
         config("predict", words, f"input={image}", f"output={tmp_path}", "save=[probabilities]")
     )
-    wanted = np.mean([by_hand(runs.load(run), grey(image)) for run in pair], axis=0)
+    wanted = np.mean([by_hand(load.load(run), grey(image)) for run in pair], axis=0)
     np.testing.assert_allclose(tifffile.imread(tmp_path / "probabilities/3.tif"), wanted, atol=1e-6)
     with pytest.raises(UserError, match="output is not set: several runs have no folder in common"):
         evaluate(config("evaluate", words, "data.split=test"))
@@ -469,12 +474,12 @@ def test_a_list_of_runs_is_an_ensemble_in_predict_and_evaluate(cv, data, tmp_pat
         ensemble.load([])
 
 
-def run_of(name: str, **changes) -> runs.LoadedRun:
+def run_of(name: str, **changes) -> LoadedRun:
     facts = {
         "checkpoint": Path(name), "folder": Path("."), "model": UNet(1, 1, 2, 1), "classes": ["a", "b"],
         "config": {"model": {"num_classes": 1}}, "colors": [], "intensity": Intensity(0, 255, [0.5], [0.2]),
     }  # fmt: skip
-    return runs.LoadedRun(**facts | changes)
+    return LoadedRun(**facts | changes)
 
 
 @pytest.mark.parametrize(

@@ -24,20 +24,21 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import seg
-from seg import ensemble
-from seg.cli import MISTAKES, checked, one_line
+from seg.cli.compose import checked, one_line
 from seg.compare import compare
 from seg.crossval import crossval
+from seg.errors import MISTAKES
 from seg.evaluate import evaluate
 from seg.export import export
+from seg.inference import ensemble
+from seg.multirun.progress import Watch
+from seg.multirun.sweeper import begun
 from seg.predict import predict
 from seg.prune import prune
 from seg.rerun import rerun
-from seg.sweep import begun
 from seg.sync import sync
-from seg.train import train
+from seg.training.run import train
 from seg.tune import tune
-from seg.watch import Watch
 
 TINY = [
     "trainer=cpu", "logger=none", "augment=none", "data.size=32", "data.train=2", "data.val=1", "data.test=1",

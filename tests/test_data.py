@@ -10,13 +10,14 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from seg.data.augment import Augment
-from seg.data.folder import Folder
-from seg.data.images import read_image
-from seg.data.intensity import Intensity
-from seg.data.isbi2012 import ISBI2012
+from seg.data.datamodule import DataModule
+from seg.data.datasets.folder import Folder
+from seg.data.datasets.isbi2012 import ISBI2012
+from seg.data.image_io import read_image
 from seg.data.masks import MaskValues
-from seg.data.module import DataModule, EpochSampler
-from seg.data.sources import DataError
+from seg.data.normalization import Intensity
+from seg.data.sampler import EpochSampler
+from seg.errors import DataError
 
 ABC = ["a", "b", "c"]
 

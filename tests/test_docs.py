@@ -13,19 +13,21 @@ from PIL import Image
 from test_coco import coco_root
 
 from seg.check import check
-from seg.cli import CONF, check_line, checked
-from seg.compare import as_options, compare
+from seg.cli.compose import check_line, checked
+from seg.cli.conf_files import CONF
+from seg.cli.list_arguments import as_options
+from seg.compare import compare
 from seg.crossval import crossval
 from seg.evaluate import evaluate
 from seg.export import export
 from seg.models.__main__ import show
+from seg.multirun.search.plan import gathered
 from seg.predict import predict
 from seg.prune import prune
 from seg.rerun import rerun
-from seg.search.plan import gathered
 from seg.show import show as picture
 from seg.sync import sync
-from seg.train import train
+from seg.training.run import train
 from seg.tune import tune
 
 ROOT = Path(__file__).parent.parent

@@ -12,19 +12,18 @@ from omegaconf import OmegaConf
 from PIL import Image
 from test_train import TINY, config, tiny
 
-from seg import runs
-from seg.cli import UserError, build, checked
-from seg.data.membranes import Membranes
-from seg.data.module import DataModule
-from seg.data.sources import DataError
+from seg.cli.compose import build, checked
+from seg.data.datamodule import DataModule
+from seg.data.datasets.membranes import Membranes
+from seg.errors import DataError, RunError, UserError
 from seg.evaluate import evaluate
 from seg.losses import WeightMap
 from seg.metrics.confusion import Tally, dice
 from seg.metrics.significance import paired_test
 from seg.predict import predict
 from seg.prune import prune
-from seg.runs import RunError
-from seg.train import train
+from seg.runs import checkpoint, load
+from seg.training.run import train
 
 
 def written(folder) -> dict:
@@ -77,7 +76,7 @@ def test_two_runs_are_compared_on_the_same_images_from_what_evaluate_wrote(tmp_p
 def test_the_threshold_that_is_best_on_validation_is_kept_and_used(tmp_path):
     scores, folder = tiny(tmp_path, "threshold=best", "trainer.max_epochs=1", "loss=weighted_bce")
     kept = json.loads((folder / "run.json").read_text())["threshold"]
-    run = runs.load(folder)
+    run = load.load(folder)
     assert run.threshold == kept and 0 < kept < 1
     again = evaluate(config("evaluate", f"run={folder}", "panels=0"))
     assert again["val/dice"] == pytest.approx(scores["best/val/dice"], abs=1e-6)
@@ -107,7 +106,7 @@ def test_the_threshold_that_is_best_on_validation_is_kept_and_used(tmp_path):
 def test_a_threshold_of_ones_own_is_kept_too(tmp_path):
     scores, folder = tiny(tmp_path, "threshold=0.3", "trainer.max_epochs=1")
     assert (
-        runs.load(folder).threshold == runs.load(folder / "checkpoints/last.ckpt").threshold == 0.3
+        load.load(folder).threshold == load.load(folder / "checkpoints/last.ckpt").threshold == 0.3
     )
     again = evaluate(config("evaluate", f"run={folder}", "panels=0"))
     assert again["val/dice"] == pytest.approx(scores["best/val/dice"], abs=1e-6)
@@ -133,13 +132,13 @@ def test_what_evaluate_can_not_do_is_told_before_the_network_runs(tmp_path, word
 def test_an_older_run_is_scored_for_objects_and_a_loss_no_longer_known_is_said(tmp_path):
     _, folder = tiny(tmp_path, "trainer=smoke")
     file = folder / "checkpoints/best.ckpt"
-    content = runs.read_checkpoint(file)
+    content = checkpoint.read_checkpoint(file)
     card = content["seg"]
     for node, key in ((card, "task"), (card, "threshold"), (card["config"], "metrics"), (card["config"]["data"], "task")):  # fmt: skip
         del node[key]
     torch.save(content, file)
     scores = evaluate(config("evaluate", f"run={folder}", "+data.task=instances", "panels=0"))
-    assert "val/v_rand" in scores and runs.load(folder).threshold == 0.5
+    assert "val/v_rand" in scores and load.load(folder).threshold == 0.5
     card["config"]["loss"] = {"_target_": "seg.losses.Focal", "gamma": 2.0, "class_weights": None}
     torch.save(content, file)
     with pytest.raises(UserError, match=r"made by an older version, whose loss.*class_weights.*predict works"):  # fmt: skip
@@ -147,7 +146,7 @@ def test_an_older_run_is_scored_for_objects_and_a_loss_no_longer_known_is_said(t
     card["threshold"] = 7.0
     torch.save(content, file)
     with pytest.raises(RunError, match=r"its threshold is 7.0"):
-        runs.load(folder)
+        load.load(folder)
 
 
 @pytest.mark.parametrize(
@@ -189,7 +188,7 @@ def overlapping(planes_root, tmp_path, *words):
 def test_classes_that_overlap_train_evaluate_and_predict(tmp_path, planes_root, loss):
     words = [f"loss={loss}", "threshold=best", "augment=elastic"]
     scores = overlapping(planes_root, tmp_path, *words)
-    run = runs.load(tmp_path / "o/latest")
+    run = load.load(tmp_path / "o/latest")
     assert run.overlapping and run.config["model"]["num_classes"] == 2
     again = evaluate(config("evaluate", f"run={tmp_path / 'o/latest'}", "metrics=full"))
     assert again["val/dice"] == pytest.approx(scores["best/val/dice"], abs=1e-6)

@@ -17,18 +17,35 @@ from PIL import Image
 from test_train import config, tiny
 from torch import nn
 
-from seg import ensemble, options, runs
-from seg import export as command
-from seg.cli import UserError
-from seg.console import quiet
-from seg.data.intensity import Intensity
-from seg.ensemble import Ensemble
-from seg.export import Exported, Gap, export, opened, taken, write
+from seg import errors
+from seg.cli import validation
+from seg.data.normalization import Intensity
+from seg.display.console import quiet
+from seg.errors import RunError, UserError
+from seg.export import export, main
+from seg.inference import ensemble
+from seg.inference import export as inference_export
+from seg.inference.ensemble import Ensemble
+from seg.inference.export import (
+    BATCHES,
+    SIZES,
+    SUFFIXES,
+    Exported,
+    Gap,
+    description,
+    differences,
+    expected,
+    made,
+    opened,
+    taken,
+    write,
+)
 from seg.models import FCN, NestedUNet, Peer, SegNet, UNet
 from seg.models.blocks import pad_to_multiple
+from seg.models.contract import full_logits, mirrored
 from seg.predict import predict
-from seg.runs import LoadedRun, RunError
-from seg.tiles import full_logits, mirrored
+from seg.runs import checkpoint, load
+from seg.runs.load import LoadedRun
 
 ROOT = Path(__file__).parent.parent
 GREY = Intensity(0.0, 255.0, [0.45], [0.2])
@@ -89,8 +106,8 @@ def stored(run: LoadedRun, batch: int, height: int, width: int, seed: int = 0) -
 def check(run: LoadedRun, tmp_path: Path, format: str = "onnx", shapes=SHAPES) -> Path:
     """Writes a run and compares it at each shape."""
     quiet()
-    file = tmp_path / f"model{command.SUFFIXES[format]}"
-    write(Exported(run), command.description(run, []), file, format, 12)
+    file = tmp_path / f"model{SUFFIXES[format]}"
+    write(Exported(run), description(run, []), file, format, 12)
     call = opened(file, format)
     for batch, height, width in shapes:
         image = stored(run, batch, height, width)
@@ -218,8 +235,8 @@ def test_an_ensemble_is_one_file(logits, task, format, tmp_path):
     alone = [as_run(one, classes, at, task) for one, at in zip(members, spans, strict=True)]
     together = Ensemble(members, spans, task == "overlapping")
     run = as_run(together, classes, together.intensity, task)
-    file = tmp_path / f"model{command.SUFFIXES[format]}"
-    write(Exported(run), command.description(run, []), file, format, 12)
+    file = tmp_path / f"model{SUFFIXES[format]}"
+    write(Exported(run), description(run, []), file, format, 12)
     for shape in SHAPES[:4]:
         image = stored(alone[0], *shape)
         mean = np.mean([by_hand(one, image) for one in alone], axis=0)
@@ -228,7 +245,7 @@ def test_an_ensemble_is_one_file(logits, task, format, tmp_path):
 
 def test_what_is_told_is_the_runs_own():
     run = as_run(UNet(2, 3, width=1, depth=1), 3, Intensity(0.0, 1.0, [0.5] * 2, [1.0] * 2))
-    told = command.description(dataclasses.replace(run, threshold=0.3, task="overlapping"), [])
+    told = description(dataclasses.replace(run, threshold=0.3, task="overlapping"), [])
     assert (told["threshold"], told["task"], told["channels"]) == (0.3, "overlapping", 2)
     assert told["colors"] == [[0, 0, 0], [1, 2, 3], [2, 4, 6]] and told["network"] == "UNet"
 
@@ -271,7 +288,7 @@ def test_a_run_becomes_one_onnx_file_that_tells_what_it_is(trained, tmp_path, ca
     assert facts == {
         "seg": "0.1.0",
         "classes": ["membrane", "cell"],
-        "colors": [list(color) for color in runs.load(trained).colors],
+        "colors": [list(color) for color in load.load(trained).colors],
         "threshold": 0.5,
         "task": "classes",
         "channels": 1,
@@ -310,13 +327,13 @@ def test_the_folds_of_a_cross_validation_are_one_file(trained, tmp_path):
 
 
 def test_without_its_data_made_images_are_taken(trained, tmp_path, monkeypatch, capsys):
-    run = runs.load(trained)
-    data = run.config["data"] | {"_target_": "seg.data.folder.Folder", "root": "gone"}
+    run = load.load(trained)
+    data = run.config["data"] | {"_target_": "seg.data.datasets.folder.Folder", "root": "gone"}
     gone = dataclasses.replace(run, config=run.config | {"data": data})
     monkeypatch.setattr(ensemble, "load", lambda given: gone)
     export(asked(f"run={trained}", f"output={tmp_path}/m.onnx"))
     assert "made images (the run's own aren't there)" in capsys.readouterr().out
-    first, second = command.made(run), command.made(run)
+    first, second = made(run), made(run)
     assert np.array_equal(first, second) and 0 <= np.min(first) < 5 and 250 < np.max(first) <= 255
 
 
@@ -332,11 +349,13 @@ def test_a_file_that_differs_is_not_left(trained, tmp_path):
 @pytest.mark.parametrize("place", range(6))
 @pytest.mark.parametrize("gap", [2e-4, float("nan"), float("inf")])
 def test_one_difference_of_six_is_enough(place, gap, trained, tmp_path, monkeypatch):
-    gaps = [Gap(b, h, w, 1e-6) for h, w in command.SIZES for b in command.BATCHES]
+    gaps = [Gap(b, h, w, 1e-6) for h, w in SIZES for b in BATCHES]
     gaps[place] = dataclasses.replace(gaps[place], largest=gap)
-    monkeypatch.setattr(command, "write", lambda network, facts, file, *_: file.write_text("x"))
-    monkeypatch.setattr(command, "opened", lambda *_: None)
-    monkeypatch.setattr(command, "differences", lambda *_: gaps)
+    monkeypatch.setattr(
+        inference_export, "write", lambda network, facts, file, *_: file.write_text("x")
+    )
+    monkeypatch.setattr(inference_export, "opened", lambda *_: None)
+    monkeypatch.setattr(inference_export, "differences", lambda *_: gaps)
     with pytest.raises(UserError, match="nothing is written"):
         export(asked(f"run={trained}", f"output={tmp_path}/m.onnx"))
     assert not list(tmp_path.iterdir())
@@ -344,19 +363,19 @@ def test_one_difference_of_six_is_enough(place, gap, trained, tmp_path, monkeypa
 
 def test_every_size_and_batch_is_compared():
     run = as_run(lively(UNet(1, 1, width=2, depth=1)))
-    images, asked_for = command.made(run), []
+    images, asked_for = made(run), []
 
     def wrong(image: np.ndarray) -> np.ndarray:
         asked_for.append(image)
-        return command.expected(run, image) + np.float32(len(asked_for))
+        return expected(run, image) + np.float32(len(asked_for))
 
-    gaps = command.differences(run, wrong, images)
+    gaps = differences(run, wrong, images)
     assert [round(gap.largest) for gap in gaps] == [1, 2, 3, 4, 5, 6]
     assert {one.shape[0] for one in asked_for} == {1, 2}
     sides = {one.shape[2:] for one in asked_for}
     assert len(sides) == 3 and any(h % 2 for h, _ in sides) and any(h != w for h, w in sides)
     assert not np.array_equal(asked_for[-1][0], asked_for[-1][1])
-    small = command.differences(run, lambda image: command.expected(run, image)[:, :1], images)
+    small = differences(run, lambda image: expected(run, image)[:, :1], images)
     assert all(gap.largest == np.inf for gap in small)
 
 
@@ -381,9 +400,9 @@ def test_a_network_that_can_not_be_exported_is_refused(
 ):
     if (network, format) == (Foreign, "torch"):
         pytest.skip("torch.export has it")
-    run = dataclasses.replace(runs.load(trained), model=Peer(1, 1, network()).eval())
+    run = dataclasses.replace(load.load(trained), model=Peer(1, 1, network()).eval())
     monkeypatch.setattr(ensemble, "load", lambda given: run)
-    file = tmp_path / f"m{command.SUFFIXES[format]}"
+    file = tmp_path / f"m{SUFFIXES[format]}"
     with pytest.raises(UserError, match=f"its Peer (as|can't be exported as) {format}") as told:
         export(asked(f"run={trained}", f"format={format}", f"output={file}"))
     assert "\n" not in str(told.value) and not list(tmp_path.iterdir())
@@ -417,24 +436,26 @@ def test_a_file_that_is_there_stays(trained, tmp_path):
 
 
 def test_more_weights_than_one_onnx_file_holds(trained, tmp_path, monkeypatch):
-    monkeypatch.setattr(command, "LARGEST", 1000)
+    monkeypatch.setattr(inference_export, "LARGEST", 1000)
     with pytest.raises(UserError, match="take format=torch"):
         export(asked(f"run={trained}", f"output={tmp_path}/m.onnx"))
 
 
 def test_a_checkpoint_of_foreign_code_is_refused(trained, tmp_path):
-    content = runs.read_checkpoint(trained / "checkpoints/best.ckpt")
+    content = checkpoint.read_checkpoint(trained / "checkpoints/best.ckpt")
     content["seg"]["config"]["model"]["_target_"] = "os.system"
     torch.save(content, tmp_path / "bad.ckpt")
-    with pytest.raises(runs.RunError, match=r"names 'os.system'; only"):
+    with pytest.raises(errors.RunError, match=r"names 'os.system'; only"):
         export(asked(f"run={tmp_path}/bad.ckpt"))
     assert [p.name for p in tmp_path.iterdir()] == ["bad.ckpt"]
 
 
 @pytest.mark.parametrize("package", ["onnx", "onnxruntime"])
 def test_a_missing_extra_is_named(package, trained, monkeypatch):
-    real = options.find_spec
-    monkeypatch.setattr(options, "find_spec", lambda name: None if name == package else real(name))
+    real = validation.find_spec
+    monkeypatch.setattr(
+        validation, "find_spec", lambda name: None if name == package else real(name)
+    )
     with pytest.raises(
         UserError, match=r"format=onnx needs the extra export: pip install 'seg\[export\]'"
     ):
@@ -475,7 +496,7 @@ def test_as_a_user_types_it(trained, tmp_path, monkeypatch, capsys):
     line = ["export", f"run={trained}", "tolerance=1e-12", f"output={tmp_path}/m.onnx"]
     monkeypatch.setattr(sys, "argv", line)
     with pytest.raises(SystemExit) as left:
-        command.main()
+        main()
     told = capsys.readouterr().err
     assert left.value.code == 2 and told.startswith("error: ") and told.count("\n") == 1
     assert not list(tmp_path.iterdir())

@@ -20,19 +20,19 @@ from PIL import Image
 from test_resume import Stop, same, state
 from test_train import TINY, config
 
-from seg import runs
-from seg.checkpoints import WholeFiles
-from seg.cli import one_line
-from seg.data.folder import Folder
-from seg.data.looks import fingerprint
-from seg.data.membranes import Membranes
-from seg.data.module import DataModule
-from seg.data.sources import DataError
-from seg.data.store import Store
-from seg.resume import newest
-from seg.shortage import OutOfMemory, WorkerEnded, explained
-from seg.tracking import MetricsCSV, read_metrics
-from seg.train import train
+from seg.cli.compose import one_line
+from seg.cli.resource_errors import OutOfMemory, WorkerEnded, explained
+from seg.data.datamodule import DataModule
+from seg.data.datasets.folder import Folder
+from seg.data.datasets.membranes import Membranes
+from seg.data.image_cache import Store
+from seg.data.quality.inspect import fingerprint
+from seg.errors import DataError
+from seg.runs import checkpoint, records
+from seg.training.callbacks.checkpointing import WholeFiles
+from seg.training.loggers import MetricsCSV, read_metrics
+from seg.training.resume import newest
+from seg.training.run import train
 
 TESTS = Path(__file__).parent
 SMALL = [*TINY, "model.width=2", "model.dropout=0.5", "panels=1", "kept=1"]
@@ -125,14 +125,14 @@ def kill_again_and_again(root: Path, kills: int) -> None:
         assert len(half_written(folder)) <= 3, half_written(folder)
         last = newest(folder)
         assert last is not None
-        steps.append(runs.read_checkpoint(last)["global_step"])
+        steps.append(checkpoint.read_checkpoint(last)["global_step"])
         assert steps[-1] >= steps[-2], steps
         pid = forked(f"resume={folder}")
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
     print(f"{kills} kills, {writing} of them with a checkpoint half written, {steps[-1]} steps in the end, "
           f"{time.perf_counter() - began:.0f} s")  # fmt: skip
-    goal = runs.read_checkpoint(newest(folder))["global_step"] + 3
+    goal = checkpoint.read_checkpoint(newest(folder))["global_step"] + 3
     for words in ([f"resume={folder}"], [*QUICK, f"outputs={root / 'straight'}"]):
         pid = forked(*words, callbacks=[Stop(goal)])
         assert os.waitpid(pid, 0)[1] == 256
@@ -226,7 +226,7 @@ def test_a_full_disk_costs_nothing_that_was_there_and_the_run_goes_on(
     assert str(raised.value.filename).startswith(str(folder / names)), raised.value
     said = capfd.readouterr()
     assert said.err == "" and "goes on with  python -m seg.train resume=" in said.out
-    record = runs.read_json(folder / "run.json")
+    record = records.read_json(folder / "run.json")
     if room > 8_192:
         assert record["status"] == "failed"
     assert (
@@ -239,7 +239,7 @@ def test_a_full_disk_costs_nothing_that_was_there_and_the_run_goes_on(
     (disk / "filler").unlink()
     train(config("train", f"resume={folder}"))
     assert same(folder, (tmp_path / "whole/latest").resolve())
-    assert runs.read_json(folder / "run.json")["status"] == "finished"
+    assert records.read_json(folder / "run.json")["status"] == "finished"
     assert (folder / "panels/all.png").is_file() and (folder / "images.csv").is_file()
 
 
@@ -312,7 +312,7 @@ def test_out_of_memory_says_what_was_asked_for_and_what_to_lower(tmp_path, where
     assert done.returncode == 1, done.stdout + done.stderr
     assert done.stderr.startswith("fault: OutOfMemory: ") and done.stderr.count("\n") == 1
     assert re.search(told, done.stderr), done.stderr
-    record = runs.read_json(tmp_path / "outputs/latest/run.json")
+    record = records.read_json(tmp_path / "outputs/latest/run.json")
     assert record["status"] == "failed" and record["error"].startswith("OutOfMemory: out of memory")
 
 
@@ -355,7 +355,9 @@ def test_a_loader_process_that_is_killed_is_named_and_the_run_goes_on(tmp_path, 
         train(config("train", *words, f"outputs={tmp_path}"), [At(19, kill_a_worker)])
     assert re.search(LINE, capfd.readouterr().out)
     folder = (tmp_path / "latest").resolve()
-    assert runs.read_json(folder / "run.json")["error"].startswith("WorkerEnded: a loader process")
+    assert records.read_json(folder / "run.json")["error"].startswith(
+        "WorkerEnded: a loader process"
+    )
     train(config("train", f"resume={folder}"))
     assert same(folder, (tmp_path / "whole/latest").resolve())
 
@@ -486,7 +488,7 @@ def test_a_run_whose_file_goes_bad_names_it_and_goes_on_once_it_is_back(
                 [At(5 + 2 * number, lambda fault=fault: fault(folder_root))],
             )
         assert re.match(rf"\S+{BAD[fault]}", one_line(raised.value)), raised.value
-        record = runs.read_json(latest / "run.json")
+        record = records.read_json(latest / "run.json")
         assert record["status"] == "failed" and re.match(
             rf"DataError: \S+{BAD[fault]}", record["error"]
         )

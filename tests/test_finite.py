@@ -5,9 +5,9 @@ import pytest
 import torch
 from test_train import TINY, config, weights
 
-from seg import runs
-from seg.finite import FILE, NotFinite
-from seg.train import train
+from seg.runs import checkpoint, records
+from seg.training.callbacks.nan_guard import FILE, NotFinite
+from seg.training.run import train
 
 WORDS = [*TINY, "panels=0", "trainer.max_epochs=2"]
 
@@ -33,12 +33,12 @@ def test_a_run_stops_at_the_step_and_keeps_its_batch(tmp_path, what):
     with pytest.raises(NotFinite, match=rf"step 2: {first}.*images train-00\d"):
         train(config("train", *WORDS, f"outputs={tmp_path}"), [Poison(2, what)])
     folder = next(f.parent for f in tmp_path.glob("*/run.json") if not f.parent.is_symlink())
-    record = runs.read_json(folder / "run.json")
+    record = records.read_json(folder / "run.json")
     assert record["status"] == "failed" and record["error"].startswith("NotFinite: step 2")
-    kept = runs.read_checkpoint(folder / FILE)
+    kept = checkpoint.read_checkpoint(folder / FILE)
     assert kept["step"] == 2 and kept["image"].shape == (4, 1, 32, 32) and len(kept["name"]) == 4
     assert bool(kept["image"].isnan().any()) == (what == "image")
-    assert runs.read_checkpoint(folder / "checkpoints/last.ckpt")["global_step"] == 2
+    assert checkpoint.read_checkpoint(folder / "checkpoints/last.ckpt")["global_step"] == 2
     assert all(tensor.isfinite().all() for tensor in weights(folder).values())
 
 
@@ -48,9 +48,9 @@ def test_skipped_steps_change_no_weight(tmp_path, caplog, what):
     train(config("train", *words, f"outputs={tmp_path}"), [Poison(3, what)])
     assert "step 3: " in caplog.text and "left out" in caplog.text
     folder = (tmp_path / "latest").resolve()
-    assert runs.read_json(folder / "run.json")["status"] == "finished"
+    assert records.read_json(folder / "run.json")["status"] == "finished"
     assert not (folder / FILE).exists()
-    state = runs.read_checkpoint(folder / "checkpoints/last.ckpt")
+    state = checkpoint.read_checkpoint(folder / "checkpoints/last.ckpt")
     steps = {int(s["step"]) for s in state["optimizer_states"][0]["state"].values()}
     assert steps == {state["global_step"] - 1}  # every tensor left that one step out
     assert all(torch.isfinite(t).all() for t in state["state_dict"].values())

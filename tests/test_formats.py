@@ -11,13 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from seg.cli import build, checked
-from seg.data import images
-from seg.data.folder import Folder
-from seg.data.images import count_pages, read_image, read_pages
+from seg.cli.compose import build, checked
+from seg.data import tiff as data_tiff
+from seg.data.datasets.folder import Folder
+from seg.data.datasets.pairing import Pair, Pairs
+from seg.data.image_io import count_pages, read_image, read_pages
 from seg.data.masks import MaskValues, merged
-from seg.data.pairs import Pair, Pairs
-from seg.data.sources import DataError
+from seg.errors import DataError
 
 ABC = ["a", "b", "c"]
 PALETTE = {"a": [255, 0, 9], "b": [[9, 0, 255], [0, 7, 0]], "c": [250, 128, 1]}
@@ -650,7 +650,7 @@ def test_a_large_plain_page_is_mapped_and_a_crop_is_its_own_slice(tmp_path, monk
     volume = volume[1] if page is None else volume
     tifffile.imwrite(tmp_path / "a.tif", volume, photometric="minisblack", byteorder=order)
     small = read_image(tmp_path / "a.tif", page)
-    monkeypatch.setattr(images, "LARGE", 2**16)
+    monkeypatch.setattr(data_tiff, "LARGE", 2**16)
     large = read_image(tmp_path / "a.tif", page)
     assert not isinstance(small, np.memmap)
     assert isinstance(large, np.memmap) == (order == "<")
@@ -663,7 +663,7 @@ def test_a_large_plain_page_is_mapped_and_a_crop_is_its_own_slice(tmp_path, monk
 def test_planes_stored_one_after_another_are_mapped_as_channels(tmp_path, monkeypatch):
     planes = np.random.default_rng(0).integers(0, 256, (3, 40, 300), np.uint8)
     save(tmp_path / "a.tif", planes, photometric="rgb", planarconfig="separate")
-    monkeypatch.setattr(images, "LARGE", 2**10)
+    monkeypatch.setattr(data_tiff, "LARGE", 2**10)
     image = read_image(tmp_path / "a.tif")
     assert isinstance(image, np.memmap)
     same(image, np.moveaxis(planes, 0, -1))

@@ -20,9 +20,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from seg.data.folder import Folder
-from seg.data.images import read_pages
-from seg.data.sources import DataError
+from seg.data.datasets.folder import Folder
+from seg.data.image_io import read_pages
+from seg.errors import DataError
 
 ABC = ["a", "b", "c"]
 SIZE = (40, 32)

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from test_train import tiny
 from torch import nn
 
-from seg import runs
 from seg.models import FCN, SegNet, UNet
-from seg.models.imagenet import FILES, load_published, published
+from seg.models.pretrained import FILES, load_published, published
+from seg.runs import load
 
 
 class Quiet(SimpleHTTPRequestHandler):
@@ -211,8 +211,8 @@ def test_summed_filters_are_the_answer_to_equal_channels_by_definition():
 def test_a_run_starts_from_them_and_is_read_back_without_them(site, tmp_path, monkeypatch, capsys):
     folder, address = site
     url = address + serve(folder, torchvision_like("vgg16_bn", 4))
-    monkeypatch.setattr("seg.runs.load_published", partial(load_published, url=url))
+    monkeypatch.setattr("seg.runs.folder.load_published", partial(load_published, url=url))
     _, run = tiny(tmp_path, "model=segnet", "init=imagenet", "trainer.max_epochs=1")
     assert f"init       the encoder's weights from {url}" in capsys.readouterr().out
-    monkeypatch.setattr("seg.models.imagenet.download", None)
-    assert runs.load(run).config["init"] == "imagenet"
+    monkeypatch.setattr("seg.models.pretrained.download", None)
+    assert load.load(run).config["init"] == "imagenet"

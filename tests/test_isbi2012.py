@@ -21,12 +21,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rich.progress import Progress
 
-from seg.cli import CONF, UserError, checked
-from seg.data import download
-from seg.data.isbi2012 import FILES, ISBI2012, LABELS, VOLUME, fault
-from seg.data.sources import DataError
+from seg.cli.compose import checked
+from seg.cli.conf_files import CONF
+from seg.data.datasets import download
+from seg.data.datasets.download import Bar
+from seg.data.datasets.isbi2012 import FILES, ISBI2012, LABELS, VOLUME, fault
+from seg.errors import DataError, UserError
 from seg.evaluate import evaluate
-from seg.train import main, train
+from seg.train import main
+from seg.training.run import train
 
 REAL = Path(__file__).parent.parent.parent / "shared/data/isbi2012"
 BY_HAND = r"; get train-volume.tif and train-labels.tif by hand \(https://.*\) and give their folder, data.root="
@@ -431,7 +434,7 @@ def test_the_cache_is_the_user_s_unless_seg_cache_names_another(monkeypatch, tmp
 def test_the_bar_shows_what_has_arrived_of_the_whole(tmp_path):
     with Progress(disable=True) as progress:
         (tmp_path / "f").write_bytes(bytes(300))
-        bar = download.Bar(progress, tmp_path / "f", "URL")
+        bar = Bar(progress, tmp_path / "f", "URL")
         bar.total = 400
         bar.update(2**16)
         assert (progress.tasks[0].completed, progress.tasks[0].total) == (300, 400)

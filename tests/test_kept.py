@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from seg.kept import SIDE, paletted, seen, write_counts
+from seg.training.artifacts import SIDE, paletted, seen, write_counts
 
 
 def test_names_follow_the_processes_that_scored_them():

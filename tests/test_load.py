@@ -15,10 +15,11 @@ import pytest
 import torch
 from forked import ended, forked
 
-from seg.asked import Asked
-from seg.cli import checked
-from seg.tracking import MetricsCSV, read_metrics
-from seg.train import main, train
+from seg.cli.compose import checked
+from seg.runs.run_info import Asked
+from seg.train import main
+from seg.training.loggers import MetricsCSV, read_metrics
+from seg.training.run import train
 
 TINY = ["data.size=32", "data.train=2", "data.val=1", "data.test=0", "loader.crop=32", "loader.repeats=1",
         "loader.batch_size=2", "augment=none", "logger=none", "model.width=2", "model.depth=1", "trainer=smoke",

@@ -19,14 +19,17 @@ import requests
 from omegaconf import OmegaConf
 from test_tracking import Noted, followed
 
-from seg import runs, sync
-from seg.asked import Asked
-from seg.cli import CONF, UserError, checked
-from seg.fit import Pruned
-from seg.tracking import Picture, TrackedRun, read_metrics, start
-from seg.tracking.tracker import Tracker
-from seg.tracking.wandb import Wandb, answers, offline_reason
-from seg.train import train
+from seg import sync
+from seg.cli.compose import checked
+from seg.cli.conf_files import CONF
+from seg.errors import RunError, UserError
+from seg.runs.records import read_json
+from seg.runs.run_info import Asked
+from seg.training.fit import Pruned
+from seg.training.loggers import Picture, TrackedRun, read_metrics, start, wandb_offline
+from seg.training.loggers.base import Tracker
+from seg.training.loggers.wandb import Wandb, answers, offline_reason
+from seg.training.run import train
 
 CANARY = "canary" + "0" * 34
 TINY = ["data.size=64", "data.train=4", "data.val=2", "data.test=1", "loader.crop=32", "loader.repeats=2",
@@ -118,7 +121,7 @@ def test_wandb_has_curves_of_training_the_best_as_summary_and_the_final_numbers(
     assert not any(key.startswith(("best/", "test/")) for item in items for key in item)
     shown = [item["trainer/global_step"] for item in items if item.get("val/images.count") == 1]
     assert shown == list(rows_of(tracked, "val/dice"))
-    summary, final = summary_of(records), runs.read_json(tracked / "run.json")
+    summary, final = summary_of(records), read_json(tracked / "run.json")
     highest = max(rows_of(tracked, "val/dice").values())
     assert summary["val/dice"] == {"max": pytest.approx(highest)}
     assert summary["val/loss"] == {"min": pytest.approx(min(rows_of(tracked, "val/loss").values()))}
@@ -146,7 +149,7 @@ def test_wandb_has_curves_of_training_the_best_as_summary_and_the_final_numbers(
 
 
 def test_a_logger_that_breaks_in_training_is_told_once_and_the_run_finishes(tracked):
-    assert runs.read_json(tracked / "run.json")["status"] == "finished"
+    assert read_json(tracked / "run.json")["status"] == "finished"
     told = [line for line in (tracked / "log.txt").read_text().splitlines() if "breaking:" in line]
     assert told == [
         "breaking: OSError: no space left; the run goes on, metrics.csv has it all",
@@ -170,7 +173,7 @@ def logs_of(name: str, run_id: str) -> list[dict]:
 def test_trackio_has_the_same_curves_pictures_group_and_config(tracked, database):
     import trackio
 
-    known = runs.read_json(tracked / "loggers.json")["trackio"]
+    known = read_json(tracked / "loggers.json")["trackio"]
     (run,) = (run for run in trackio.Api().runs("seg") if run.id == known)
     assert run.name == "a-run" and run.config["_Group"] == "a-sweep"
     assert run.config["optim/lr"] == 3.0e-3 and run.config["choices/model"] == "unet"
@@ -195,7 +198,7 @@ def test_tensorboard_has_the_same_curves_and_pictures_and_the_final_numbers(trac
         assert len(found) > 2 and dict(found) == pytest.approx(rows_of(tracked, key), rel=1e-5), key
     shown = [event.step for event in events.Images("val/images")]
     assert shown == list(rows_of(tracked, "val/dice"))
-    final = runs.read_json(tracked / "run.json")["metrics"]
+    final = read_json(tracked / "run.json")["metrics"]
     for key in ("best/val/dice", "test/dice"):
         (event,) = events.Scalars(key)
         assert event.value == pytest.approx(final[key], rel=1e-5)
@@ -266,7 +269,7 @@ def test_two_runs_of_a_process_are_two_in_wandb_and_a_resumed_one_is_one(surroun
     (of_b,) = (file.parent for file in tmp_path.glob("b/wandb/offline-run-*/*.wandb"))
     ids = [run.name.rpartition("-")[2] for run in (*of_a, of_b)]
     assert ids[0] == ids[1] != ids[2]
-    assert runs.read_json(tmp_path / "a" / "loggers.json") == {"wandb": ids[0]}
+    assert read_json(tmp_path / "a" / "loggers.json") == {"wandb": ids[0]}
     records = inspected(of_a[1])
     items = [record["history"]["item"] for record in records if record["type"] == "history"]
     assert [item["val/dice"] for item in items] == [0.3]
@@ -284,7 +287,7 @@ def test_trackio_connects_to_nothing_and_prints_nothing(tmp_path, database, monk
     logger.log_metrics({"val/dice": 0.5}, 1)
     logger.finish("finished", {"best/val/dice": 0.5})
     assert tried == []
-    assert len(logs_of("a-run", runs.read_json(tmp_path / "loggers.json")["trackio"])) == 2
+    assert len(logs_of("a-run", read_json(tmp_path / "loggers.json")["trackio"])) == 2
     printed = capsys.readouterr()
     ours = [line for line in printed.out.splitlines() if not line.startswith("trackio: ")]
     assert (ours, printed.err) == ([], "")
@@ -295,7 +298,7 @@ def test_runs_of_one_name_are_two_in_trackio_and_a_resumed_one_is_one(tmp_path, 
         (logger,) = follow(tmp_path / folder, "trackio", "same", folder=str(database))
         logger.log_metrics({"val/dice": 0.1 * step}, step)
         logger.finish("finished", {})
-    ids = {f: runs.read_json(tmp_path / f / "loggers.json")["trackio"] for f in "ab"}
+    ids = {f: read_json(tmp_path / f / "loggers.json")["trackio"] for f in "ab"}
     assert ids["a"] != ids["b"]
     assert [log["step"] for log in logs_of("same", ids["a"])] == [1, 2]
     assert [log["step"] for log in logs_of("same", ids["b"])] == [1]
@@ -521,11 +524,11 @@ def test_a_server_that_fails_in_the_middle_of_a_run_neither_ends_nor_delays_it(
     limit = 30.0 if fault == "slow" else 4.0
     train(checked("train", [*words, f"logger.wandb.finish_timeout={limit}"]))
     folder = (tmp_path / "latest").resolve()
-    assert runs.read_json(folder / "run.json")["status"] == "finished" and fake_wandb.asked > 1
+    assert read_json(folder / "run.json")["status"] == "finished" and fake_wandb.asked > 1
     assert len(rows_of(folder, "val/dice")) == 3 and len(rows_of(folder, "train/loss")) >= 3
     assert spent[0] < limit + 10
     told = (folder / "log.txt").read_text()
-    left = [one for one in sync.recorded(tmp_path) if not one.sent]
+    left = [one for one in wandb_offline.recorded(tmp_path) if not one.sent]
     if fault == "slow":
         assert "not all was sent" not in told and left == []
         assert [row["val/dice"] for row in fake_wandb.history if "val/dice" in row]
@@ -571,8 +574,8 @@ def test_a_key_that_the_server_refuses_is_told_in_time_and_appears_nowhere(
     folder = (tmp_path / "outputs/latest").resolve()
     told = (folder / "log.txt").read_text()
     assert "wandb: offline (" in told and time.perf_counter() - started < 60
-    assert runs.read_json(folder / "run.json")["status"] == "finished"
-    assert [one.state for one in sync.recorded(tmp_path / "outputs")] == ["not sent"]
+    assert read_json(folder / "run.json")["status"] == "finished"
+    assert [one.state for one in wandb_offline.recorded(tmp_path / "outputs")] == ["not sent"]
     assert CANARY not in "".join(capfd.readouterr())
     files = [file for file in folder.rglob("*") if file.is_file()]
     assert [file for file in files if CANARY.encode() in file.read_bytes()] == []
@@ -628,7 +631,7 @@ def test_sending_hands_to_wandb_what_was_not_sent(recorded, fake_wandb, monkeypa
     monkeypatch.setattr(subprocess, "run", wandb)
     cfg = listing(recorded, send=True, running=running)
     if running:
-        with pytest.raises(runs.RunError, match="1 of 2 runs were not sent"):
+        with pytest.raises(RunError, match="1 of 2 runs were not sent"):
             sync.sync(cfg)
     else:
         sync.sync(cfg)
@@ -654,12 +657,12 @@ def test_sending_without_a_key_or_a_server_is_told_in_one_line(recorded, no_key,
 def test_a_folder_without_offline_runs_is_told(tmp_path, capsys):
     assert sync.sync(listing(tmp_path)) == []
     assert "was recorded offline by W&B" in capsys.readouterr().out
-    with pytest.raises(runs.RunError, match="outputs=nowhere: no such folder"):
+    with pytest.raises(RunError, match="outputs=nowhere: no such folder"):
         sync.sync(listing(Path("nowhere")))
 
 
 def test_pictures_show_what_is_segmented_below_one_another():
-    from seg.tracking.tracker import sheet
+    from seg.training.loggers.base import sheet
 
     mask = np.zeros((100, 100), np.uint8)
     colors = [(1, 2, 3), (200, 10, 10)]

@@ -7,8 +7,8 @@ import pytest
 from skimage.filters import gaussian
 from skimage.measure import label
 
-from seg.data.membranes import Membranes
-from seg.data.sources import DataError
+from seg.data.datasets.membranes import Membranes
+from seg.errors import DataError
 
 SMALL = {"size": 96, "train": 3, "val": 2, "test": 1}
 

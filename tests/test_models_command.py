@@ -5,8 +5,10 @@ import re
 import pytest
 from omegaconf import OmegaConf
 
-from seg.cli import CONF, UserError, checked
-from seg.help import help_text
+from seg.cli.compose import checked
+from seg.cli.conf_files import CONF
+from seg.cli.help import help_text
+from seg.errors import UserError
 from seg.models.__main__ import show
 
 

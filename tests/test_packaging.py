@@ -88,14 +88,17 @@ def said(python: Path, folder: Path, *words: str) -> str:
 def test_the_version_is_that_of_the_metadata(wheel):
     (about,) = wheel.glob("*.dist-info/METADATA")
     (line,) = (row for row in about.read_text().splitlines() if row.startswith("Version: "))
-    assert line == f"Version: {seg.__version__}"
+    assert line == f"Version: {seg.version.__version__}"
 
 
 @pytest.mark.slow
 def test_an_installed_wheel_trains_evaluates_predicts_and_compares(installed, tmp_path):
-    code = "import seg, importlib.metadata as m; print(seg.__file__, seg.__version__, m.version('seg'))"
+    code = "import seg, importlib.metadata as m; print(seg.__file__, seg.version.__version__, m.version('seg'))"
     file, *versions = said(installed, tmp_path, "-c", code).split()
-    assert Path(file).is_relative_to(installed.parent.parent) and versions == [seg.__version__] * 2
+    assert (
+        Path(file).is_relative_to(installed.parent.parent)
+        and versions == [seg.version.__version__] * 2
+    )
     said(installed, tmp_path, "-m", "seg.train", *SMALL)
     said(
         installed, tmp_path, "-m", "seg.evaluate", "run=outputs/latest", "panels=1", "output=scores"

@@ -4,13 +4,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from seg.logits import IGNORE
-from seg.panels import (
+from seg.display.colors import default_colors
+from seg.display.panels import (
     FALSE_ONE,
     MISSED_ONE,
     WRONG,
     colorize,
-    default_colors,
     errors,
     overlay,
     panel,
@@ -19,6 +18,7 @@ from seg.panels import (
     shown,
     to_rgb,
 )
+from seg.logits import IGNORE
 
 
 def noise(*shape, dtype=np.uint8, high=256):

@@ -24,12 +24,16 @@ from test_crossval import TINY, make_images
 from test_train import config
 
 import seg
-from seg import outputs, panels, predict, rasters, runs
-from seg.cli import UserError
-from seg.data.sources import DataError
+from seg import predict
+from seg.display import panels
+from seg.errors import DataError, RunError, UserError
 from seg.evaluate import evaluate
-from seg.runs import RunError, write_checkpoint
-from seg.train import train
+from seg.inference import outputs
+from seg.inference.band_writer import Growing
+from seg.inference.outputs import Place, Request
+from seg.runs import load
+from seg.runs.checkpoint import write_checkpoint
+from seg.training.run import train
 
 GREEN = (0, 158, 115)
 COLORS = [(32, 36, 44), GREEN, (240, 228, 66)]
@@ -455,8 +459,8 @@ def test_what_a_run_can_not_give_is_told_before_anything_is_made(
     with pytest.raises((UserError, DataError), match=rf"save=\[{kind}\]: .*; the run has 3"):
         predicted(own, folder, tmp_path / "out", f"save=[masks,{kind}]")
     assert not (tmp_path / "out").exists()
-    request = outputs.Request(runs.load(own), [kind], 0.5, "float32", {})
-    place = outputs.Place(tmp_path, Path("a.png"), 8, 8, 1, np.dtype(np.uint8))
+    request = Request(load.load(own), [kind], 0.5, "float32", {})
+    place = Place(tmp_path, Path("a.png"), 8, 8, 1, np.dtype(np.uint8))
     with pytest.raises(DataError, match=rf"save=\[{kind}\]"):  # whoever asks for it
         outputs.outputs(request, place)
 
@@ -610,17 +614,17 @@ def typed(
     os.dup2(out, 1), os.dup2(out, 2)
     torch.set_num_threads(1)
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    finish = rasters.Growing.finish
+    finish = Growing.finish
 
     def full(*args):
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
         finish(*args)
 
     if limit and late:
-        rasters.Growing.finish = full
+        Growing.finish = full
     elif limit:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-    add, added = rasters.Growing.add, [0]
+    add, added = Growing.add, [0]
 
     def counting(self, band):
         added[0] += 1
@@ -632,7 +636,7 @@ def typed(
         add(self, band)
 
     if at:
-        rasters.Growing.add = counting
+        Growing.add = counting
     sys.argv = ["seg.predict", *words]
     predict.main()
 
@@ -714,7 +718,7 @@ def test_killed_between_two_finished_kinds_nothing_is_computed_anew(
     def stopped(self, file, tags):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(rasters.Growing, "finish", stopped)  # masks of a PNG are no TIFF
+    monkeypatch.setattr(Growing, "finish", stopped)  # masks of a PNG are no TIFF
     with pytest.raises(KeyboardInterrupt):
         predicted(run, folder / "b.png", tmp_path, "save=[masks,probabilities]")
     monkeypatch.undo()
@@ -742,7 +746,7 @@ def test_a_changed_file_starts_anew(process, run, tmp_path):
 
 def test_tiles_of_another_context_start_anew(run, folder, tmp_path, monkeypatch, capsys):
     words = ["save=[probabilities]", "overlap=auto", "tile=128"]
-    whole = rasters.Growing.add
+    whole = Growing.add
     added = []
 
     def stopping(self, band):
@@ -751,12 +755,12 @@ def test_tiles_of_another_context_start_anew(run, folder, tmp_path, monkeypatch,
         added.append(band)
         whole(self, band)
 
-    monkeypatch.setattr(rasters.Growing, "add", stopping)
+    monkeypatch.setattr(Growing, "add", stopping)
     with pytest.raises(KeyboardInterrupt):
         predicted(run, folder / "c.png", tmp_path, *words)
-    monkeypatch.setattr(rasters.Growing, "add", whole)
+    monkeypatch.setattr(Growing, "add", whole)
     monkeypatch.setattr(
-        "seg.predictor.needed_overlap", lambda model: (0, 0, False)
+        "seg.inference.predictor.needed_overlap", lambda model: (0, 0, False)
     )  # as another version may
     capsys.readouterr()
     predicted(run, folder / "c.png", tmp_path, *words)
@@ -1025,4 +1029,4 @@ def test_memory_stays_small_and_time_in_proportion_for_400_megapixels(root, run,
         assert 0.02 < corner.mean() < 0.98
     assert found[20_000]["peak"] < 2 * 2**30
     assert found[20_000]["seconds"] / 4 < 2 * found[10_000]["seconds"]
-    assert runs.load(run).model is not None
+    assert load.load(run).model is not None

@@ -14,12 +14,13 @@ import torch
 from PIL import Image
 from test_train import config
 
-from seg import provenance, runs
-from seg.checkpoints import Checkpoints
-from seg.data.folder import Folder
-from seg.data.module import DataModule
-from seg.provenance import checkout_of, data_fingerprint, source_hash
-from seg.train import train
+from seg.cli import conf_files
+from seg.data.datamodule import DataModule
+from seg.data.datasets.folder import Folder
+from seg.runs import checkpoint, provenance, records
+from seg.runs.provenance import Digests, checkout_of, data_fingerprint, source_hash
+from seg.training.callbacks.checkpointing import Checkpoints
+from seg.training.run import train
 
 SMALL = ["trainer=smoke", "logger=none", "model.width=2", "model.depth=1", "loader.crop=32", "panels=1",
          "data.size=64", "data.train=2", "data.val=1", "data.test=0"]  # fmt: skip
@@ -155,7 +156,7 @@ def test_a_checkout_and_its_wheel_have_one_source_hash_and_each_change_another(t
     assert len(found) == 4
 
 
-def digests(root: Path, check: bool = True) -> provenance.Digests:
+def digests(root: Path, check: bool = True) -> Digests:
     source = Folder(str(root), ["a", "b", "c"], val=0.34)
     return DataModule(source, crop=32, check=check).digests
 
@@ -237,7 +238,7 @@ def test_a_moved_run_keeps_its_best_score_and_its_files(tmp_path):
     second = Checkpoints(tmp_path / "there/checkpoints", "best", monitor="val/dice", mode="max")
     moved = str(tmp_path / "there/checkpoints/best.ckpt")
     (tmp_path / "there/checkpoints").mkdir(parents=True)
-    runs.write_checkpoint(Path(moved), {"state_dict": {}})
+    checkpoint.write_checkpoint(Path(moved), {"state_dict": {}})
     second.load_state_dict(first.state_dict())
     assert second.best_model_path == second.kth_best_model_path == moved
     assert second.best_k_models == {moved: torch.tensor(0.7)} and second.best_model_score == 0.7
@@ -245,11 +246,11 @@ def test_a_moved_run_keeps_its_best_score_and_its_files(tmp_path):
 
 
 def test_a_run_tells_where_it_came_from(private_run):
-    record = runs.read_json(private_run / "run.json")
+    record = records.read_json(private_run / "run.json")
     assert record["environment"]["OMP_NUM_THREADS"] == "1"
     assert set(record["environment"]) <= set(provenance.VARIABLES)
     assert {"python", "torch", "numpy", "opencv", "albumentations"} <= set(record["versions"])
-    assert record["source"] == source_hash(provenance.PACKAGE, provenance.CONF)
+    assert record["source"] == source_hash(provenance.PACKAGE, conf_files.CONF)
     assert record["hardware"]["cpu"] and record["hardware"]["instructions"]
     with (private_run / "fingerprints.csv").open(newline="") as stream:
         rows = list(csv.DictReader(stream))
@@ -262,7 +263,7 @@ def test_a_run_tells_where_it_came_from(private_run):
 
 
 def test_made_images_have_a_fingerprint_too_and_other_options_another(tmp_path):
-    from seg.data.membranes import Membranes
+    from seg.data.datasets.membranes import Membranes
 
     found = {
         data_fingerprint(DataModule(Membranes(32, 1, 1, 0, data_seed=seed), crop=32).digests)

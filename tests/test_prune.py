@@ -8,11 +8,10 @@ import torch
 from PIL import Image
 from test_train import config, tiny
 
-from seg import costs, runs
-from seg.cli import UserError
-from seg.models import NestedUNet
+from seg.errors import RunError, UserError
+from seg.models import NestedUNet, profiling
 from seg.prune import prune
-from seg.runs import RunError
+from seg.runs import checkpoint, load
 
 
 @pytest.fixture(scope="module")
@@ -43,10 +42,10 @@ def test_each_depth_is_scored_and_costs_less_than_the_next(trained, capsys):
 def test_a_pruned_checkpoint_holds_only_what_its_head_needs_and_says_the_same(trained, depth):
     prune(config("prune", f"run={trained}", f"depth={depth}", "rounds=1"))
     file = trained / f"prune/L{depth}.ckpt"
-    small, full = runs.load(file), runs.load(trained)
+    small, full = load.load(file), load.load(trained)
     counted = NestedUNet(1, 1, 4, depth, pruned=True)
-    assert costs.parameters(small.model) == costs.parameters(counted)
-    stored = runs.read_checkpoint(file)["state_dict"]
+    assert profiling.parameters(small.model) == profiling.parameters(counted)
+    stored = checkpoint.read_checkpoint(file)["state_dict"]
     assert sum(v.numel() for k, v in stored.items() if not k.endswith("tracked")) < sum(
         v.numel() for v in full.model.state_dict().values()
     )
@@ -71,10 +70,10 @@ def test_what_can_not_be_pruned_is_told(trained, tmp_path):
 
 def test_peak_memory_counts_what_is_held_at_once():
     x = torch.zeros(1000, 250)  # 1 MB
-    assert costs.peak_memory(lambda: (x + 1) + 1) == pytest.approx(2e6, rel=0.01)
-    assert costs.peak_memory(lambda: [x + 1, x + 1, x + 1]) == pytest.approx(3e6, rel=0.01)
+    assert profiling.peak_memory(lambda: (x + 1) + 1) == pytest.approx(2e6, rel=0.01)
+    assert profiling.peak_memory(lambda: [x + 1, x + 1, x + 1]) == pytest.approx(3e6, rel=0.01)
 
 
 def test_multiply_adds_of_a_convolution_are_counted_by_hand():
     layer = torch.nn.Conv2d(2, 3, 3, padding=1)
-    assert costs.multiply_adds(layer, torch.zeros(1, 2, 5, 7))["Global"] == 5 * 7 * 3 * 2 * 9
+    assert profiling.multiply_adds(layer, torch.zeros(1, 2, 5, 7))["Global"] == 5 * 7 * 3 * 2 * 9

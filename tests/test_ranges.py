@@ -9,8 +9,10 @@ import pytest
 import yaml
 from test_configs import files, leaves, read
 
-from seg.cli import UserError, check_line
-from seg.options import CONF, check_level
+from seg.cli.compose import check_line
+from seg.cli.conf_files import CONF
+from seg.cli.validation import check_level
+from seg.errors import UserError
 
 VALUES = {
     "-1": -1, "0": 0, "nan": math.nan, "inf": math.inf, "1.5": 1.5, "1e9": 10**9, "1e30": 1e30, "true": True, "''": "",

@@ -12,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from seg import rasters
-from seg.data.images import read_image
-from seg.data.sources import DataError
-from seg.rasters import Growing, Raster, images_of
+from seg.data.image_io import read_image
+from seg.data.raster import Raster, images_of
+from seg.errors import DataError
+from seg.inference import band_writer
+from seg.inference.band_writer import Growing
 
 HEIGHT, WIDTH = 75, 53
 SHAPES = {"grey": (HEIGHT, WIDTH), "RGB": (HEIGHT, WIDTH, 3), "planes": (3, HEIGHT, WIDTH)}
@@ -342,7 +343,7 @@ def test_a_failed_finish_leaves_no_half_file_and_can_be_done_again(tmp_path, mon
                 raise OSError(28, "No space left on device")
             yield tile
 
-    monkeypatch.setattr(rasters.Growing, "tiles", failing)
+    monkeypatch.setattr(band_writer.Growing, "tiles", failing)
     with pytest.raises(OSError, match="No space left"):
         growing.finish(tmp_path / "masks/x.tif", {})
     assert (tmp_path / "masks/x.tif").read_bytes() == b"an earlier one"

@@ -10,13 +10,14 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from seg.cli import CONF, build, checked
-from seg.data.intensity import Intensity
-from seg.ensemble import Ensemble
+from seg.cli.compose import build, checked
+from seg.cli.conf_files import CONF
+from seg.data.normalization import Intensity
+from seg.inference.ensemble import Ensemble
+from seg.inference.tiling import needed_overlap
+from seg.inference.tta import Averaged
 from seg.models import FCN, NestedUNet, Peer, SegNet, UNet
 from seg.models.network import Extent, Network, receptive_field
-from seg.tiles import needed_overlap
-from seg.tta import Averaged
 
 ROOT = Path(__file__).parent.parent
 

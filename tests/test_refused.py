@@ -85,7 +85,7 @@ def test_help_may_stand_anywhere(tmp_path, words):
 
 
 def test_the_version_is_ours(tmp_path):
-    from seg import __version__
+    from seg.version import __version__
 
     assert seg("evaluate", "--version", cwd=tmp_path).out == f"seg {__version__}\n"
 

@@ -16,13 +16,16 @@ import yaml
 from PIL import Image
 from scipy import stats
 
-from seg import past, runs
-from seg.changes import judged, recorded, spread, untold, verdict
-from seg.cli import CONF, UserError, checked
-from seg.past import finished_run, siblings
-from seg.rerun import filled, rerun, settled
-from seg.runs import RunError
-from seg.train import train
+from seg.cli.compose import checked
+from seg.cli.conf_files import CONF
+from seg.comparison.rerun_report import judged, recorded, spread, untold, verdict
+from seg.errors import RunError, UserError
+from seg.multirun.rerun import filled, settled
+from seg.rerun import rerun
+from seg.runs import checkpoint, reader
+from seg.runs.reader import finished_run, siblings
+from seg.runs.records import read_json
+from seg.training.run import train
 
 TINY = ["trainer=smoke", "logger=none", "model.width=2", "model.depth=1", "loader.crop=32", "loader.batch_size=2",
         "panels=0", "kept=0"]  # fmt: skip
@@ -89,12 +92,13 @@ def whats(found: dict) -> dict[str, tuple]:
 
 def test_the_same_run_has_the_same_numbers_to_the_last_bit(first, tmp_path, capsys):
     found, folder = again(first, tmp_path)
-    then, now = (runs.read_json(run / "run.json") for run in (first, folder))
+    then, now = (read_json(run / "run.json") for run in (first, folder))
     assert now["metrics"] == then["metrics"] and len(then["metrics"]) > 10
     assert found["verdict"] == "same" and found["changes"] == [] and found["untold"] == []
     assert json.loads((folder / "rerun.json").read_text()) == found
     weights = [
-        runs.read_checkpoint(f / "checkpoints/last.ckpt")["state_dict"] for f in (first, folder)
+        checkpoint.read_checkpoint(f / "checkpoints/last.ckpt")["state_dict"]
+        for f in (first, folder)
     ]
     assert all((weights[0][k] == weights[1][k]).all() for k in weights[0])
     configs = [yaml.safe_load((f / "config.yaml").read_text()) for f in (first, folder)]
@@ -136,7 +140,7 @@ def test_what_changed_is_named(copy, first, tmp_path, capsys):
     assert (
         changes["data.masks"] == (None, "1 of other pixels: ['2']") and "data.images" not in changes
     )
-    old, new = (runs.read_json(f / "run.json")["data"]["fingerprint"] for f in (copy, folder))
+    old, new = (read_json(f / "run.json")["data"]["fingerprint"] for f in (copy, folder))
     assert changes["data.fingerprint"] == (old, new) and old != new
     assert not {"split_hash", "source", "hardware.threads", "steps"} & set(changes)
     said = capsys.readouterr().out
@@ -227,7 +231,9 @@ def test_runs_beside_it_tell_the_noise_if_only_the_seed_is_another(first, copy):
 
 
 def test_jobs_on_different_gpus_are_alike_if_they_are_as_many():
-    on = [past.learnt_from({"trainer": {"devices": devices}}) for devices in ([0], [3], [0, 1], 2)]
+    on = [
+        reader.learnt_from({"trainer": {"devices": devices}}) for devices in ([0], [3], [0, 1], 2)
+    ]
     assert on[0] == on[1] != on[2] == on[3]
 
 
@@ -249,7 +255,7 @@ def test_options_that_came_later_take_the_constructor_s_default_and_are_told(cop
     )
 
 
-@pytest.mark.parametrize("group", past.HONOURED)
+@pytest.mark.parametrize("group", reader.HONOURED)
 def test_no_option_of_today_is_taken_for_a_later_one(group):
     """Each file of a group that names a constructor has all options that its group's files know."""
     known = [yaml.safe_load(file.read_text()) for file in sorted((CONF / group).glob("*.yaml"))]
@@ -273,7 +279,7 @@ def test_a_later_option_is_found_deep_in_a_sum_of_losses():
 
 
 def test_an_older_run_tells_less_and_that_is_said(copy, first):
-    then = runs.read_json(first / "run.json")
+    then = read_json(first / "run.json")
     older = {k: v for k, v in then.items() if k not in ("data", "source", "environment")}
     older["hardware"] = {"threads": 99}
     assert [c.what for c in recorded(older, then)] == ["hardware.threads"]
@@ -295,11 +301,14 @@ EVIL = {"_target_": "os.system", "command": "touch exploded"}
         ({"trainer": EVIL}, "os.system"),
         ({"trainer__callbacks": [EVIL]}, "os.system"),
         ({"augment__transforms": [EVIL]}, "os.system"),
-        ({"optim___target_": "seg.past.Path"}, "seg.past.Path"),
+        ({"optim___target_": "seg.runs.reader.Path"}, "seg.runs.reader.Path"),
         ({"optim__lr": {"_target_": "builtins.eval", "_args_": ["1"]}}, "builtins.eval"),
         ({"data___target_": "evil_module.Data"}, "evil_module"),
         ({"loader___target_": "albumentations.Compose"}, "albumentations.Compose"),
-        ({"schedule___target_": "seg.schedules.math.sin"}, "seg.schedules.math.sin"),
+        (
+            {"schedule___target_": "seg.training.schedules.math.sin"},
+            "seg.training.schedules.math.sin",
+        ),
         ({"metrics___target_": "torchmetrics.Metric"}, "torchmetrics"),
         ({"surprise": EVIL}, "os.system"),
         ({"data__root": "${oc.env:HOME}"}, "interpolation"),
@@ -393,13 +402,13 @@ def test_an_option_that_is_gone_and_data_that_is_gone_are_told_before_anything_i
 def test_other_seeds_are_trained_only_where_numbers_differ(first, copy, tmp_path):
     found, _ = again(first, tmp_path, "seeds=2")
     assert found["verdict"] == "same" and found["seeds"]["now"] == [3]
-    metrics = runs.read_json(copy / "run.json")["metrics"]
+    metrics = read_json(copy / "run.json")["metrics"]
     nearly = {k: v if v is None else v + 1e-9 for k, v in metrics.items()}
     edit(copy / "run.json", metrics=nearly)
     found, _ = again(copy, tmp_path, "seeds=2")
     assert found["verdict"] == "within noise" and found["seeds"] == {"then": [3], "now": [3, 4, 5]}
     folders = [f for f in (tmp_path / "again").glob("*seed-*") if not f.is_symlink()]
-    records = [runs.read_json(folder / "run.json") for folder in folders]
+    records = [read_json(folder / "run.json") for folder in folders]
     assert sorted(r["seed"] for r in records) == [4, 5]
     assert all(
         f"seed={r['seed']}" in r["overrides"] and "seed=3" not in r["overrides"] for r in records
@@ -477,7 +486,7 @@ def test_the_jobs_of_a_sweep_come_out_again_and_tell_each_other_s_noise(tmp_path
         if not f.parent.parent.is_symlink()
     ]
     assert len(jobs) == 6
-    job = next(j for j in jobs if runs.read_json(j / "run.json")["seed"] == 1)
+    job = next(j for j in jobs if read_json(j / "run.json")["seed"] == 1)
     found, _ = again(job, tmp_path)
     assert found["verdict"] == "same" and found["seeds"]["then"] == [0, 1, 2]
     assert found["scores"]["best/val/dice"]["sd"] > 0
@@ -502,5 +511,5 @@ def test_numbers_do_not_depend_on_hash_seed_folder_or_workers(tmp_path):
             "seg.train", *line, place=tmp_path / place, PYTHONHASHSEED=hashes, OMP_NUM_THREADS="1"
         )
         assert done.returncode == 0, done.stderr
-        metrics.append(runs.read_json(tmp_path / place / "outputs/latest/run.json")["metrics"])
+        metrics.append(read_json(tmp_path / place / "outputs/latest/run.json")["metrics"])
     assert metrics[0] == metrics[1] == metrics[2] and len(metrics[0]) > 20

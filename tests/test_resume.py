@@ -18,13 +18,14 @@ import yaml
 from PIL import Image
 from test_train import TINY, config
 
-from seg import runs
-from seg.checkpoints import WholeFiles
-from seg.data.module import EpochSampler
-from seg.resume import newest, resumed
-from seg.runs import RunError
-from seg.tracking import MetricsCSV, read_metrics
-from seg.train import train
+from seg.data.sampler import EpochSampler
+from seg.errors import RunError
+from seg.runs import checkpoint, records
+from seg.runs.folder import alone
+from seg.training.callbacks.checkpointing import WholeFiles
+from seg.training.loggers import MetricsCSV, read_metrics
+from seg.training.resume import newest, resumed
+from seg.training.run import train
 
 DROPOUT = ["model.width=2", "model.dropout=0.5", "trainer.max_epochs=3", "panels=0"]
 
@@ -41,7 +42,7 @@ class Stop(L.Callback):
 
 
 def state(folder: Path) -> dict:
-    return runs.read_checkpoint(folder / "checkpoints/last.ckpt")
+    return checkpoint.read_checkpoint(folder / "checkpoints/last.ckpt")
 
 
 def rows(folder: Path) -> list[dict[str, str]]:
@@ -74,16 +75,16 @@ def test_a_run_stopped_at_any_step_ends_as_if_it_never_was(tmp_path, straight, s
     with pytest.raises((KeyboardInterrupt, SystemExit)):
         train(config("train", *TINY, *DROPOUT, f"outputs={tmp_path}"), [Stop(step)])
     folder = (tmp_path / "latest").resolve()
-    assert runs.read_json(folder / "run.json")["status"] == "interrupted"
+    assert records.read_json(folder / "run.json")["status"] == "interrupted"
     assert state(folder)["global_step"] == step
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     cfg, asked = resumed(config("train", f"resume={tmp_path / 'latest'}"))
     train(cfg, asked=asked)
     assert same(folder, straight)
     assert [f for f in tmp_path.iterdir() if not f.is_symlink()] == [folder]
-    record = runs.read_json(folder / "run.json")
+    record = records.read_json(folder / "run.json")
     assert record["status"] == "finished" and "error" not in record and len(record["resumed"]) == 1
-    assert record["metrics"] == runs.read_json(straight / "run.json")["metrics"]
+    assert record["metrics"] == records.read_json(straight / "run.json")["metrics"]
     with pytest.raises(RunError, match=r"the run is finished; init="):
         resumed(config("train", f"resume={folder}"))
 
@@ -123,7 +124,7 @@ def test_a_damaged_last_checkpoint_is_told_and_the_one_before_it_taken(tmp_path,
     folder = (tmp_path / "latest").resolve()
     last, best = (folder / "checkpoints" / name for name in ("last.ckpt", "best.ckpt"))
     last.write_bytes(last.read_bytes()[:-1000])
-    assert runs.read_checkpoint(best)["global_step"] in (2, 4)
+    assert checkpoint.read_checkpoint(best)["global_step"] in (2, 4)
     train(config("train", f"resume={folder}"))
     assert "last.ckpt: damaged" in caplog.text and "best.ckpt is taken" in caplog.text
     assert same(folder, straight)
@@ -138,8 +139,8 @@ def test_a_best_checkpoint_that_is_gone_or_damaged_costs_nothing_but_itself(tmp_
     best = folder / "checkpoints/best.ckpt"
     harm(best)
     train(config("train", f"resume={folder}"))
-    assert runs.read_json(folder / "run.json")["status"] == "finished"
-    assert runs.read_checkpoint(best)["global_step"] > 5  # of a validation that came after
+    assert records.read_json(folder / "run.json")["status"] == "finished"
+    assert checkpoint.read_checkpoint(best)["global_step"] > 5  # of a validation that came after
 
 
 def test_where_all_checkpoints_are_damaged_it_is_said(tmp_path):
@@ -164,7 +165,7 @@ def test_a_checkpoint_that_can_not_be_written_leaves_the_one_before(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, ignored)
     assert [f.name for f in tmp_path.iterdir()] == ["last.ckpt"]
-    assert runs.read_checkpoint(file) == {"step": 1}
+    assert checkpoint.read_checkpoint(file) == {"step": 1}
 
 
 def test_an_epoch_taken_up_has_the_samples_that_were_still_to_come():
@@ -192,7 +193,7 @@ def test_rows_of_steps_that_are_made_again_go_and_the_others_stay(tmp_path):
 
 def stopped(folder: Path, **record) -> Path:
     (folder / "checkpoints").mkdir(parents=True)
-    runs.write_json(folder / "run.json", {"name": "x", "status": "running"} | record)
+    records.write_json(folder / "run.json", {"name": "x", "status": "running"} | record)
     return folder
 
 
@@ -201,12 +202,12 @@ def test_what_can_not_be_taken_up_is_told(tmp_path):
         resumed(config("train", f"resume={tmp_path / 'nowhere'}"))
     folder = stopped(tmp_path / "young")
     cfg = config("train", *TINY)
-    runs.write_config(folder / "config.yaml", yaml.safe_load("{}") or {"seed": 0})
+    records.write_config(folder / "config.yaml", yaml.safe_load("{}") or {"seed": 0})
     with pytest.raises(RunError, match=r"config\.yaml: not a run's config"):
         resumed(config("train", f"resume={folder}"))
-    from seg.cli import plain
+    from seg.cli.compose import plain
 
-    runs.write_config(folder / "config.yaml", plain(cfg))
+    records.write_config(folder / "config.yaml", plain(cfg))
     with pytest.raises(RunError, match=r"no checkpoints/last.ckpt yet; begin the run anew"):
         resumed(config("train", f"resume={folder}"))
 
@@ -229,12 +230,12 @@ def test_a_run_whose_images_have_changed_is_not_taken_up(tmp_path, folder_root):
 
 
 def test_a_config_that_names_a_foreign_logger_is_not_taken_up(tmp_path):
-    from seg.cli import plain
+    from seg.cli.compose import plain
 
     folder = stopped(tmp_path / "hostile")
     hostile = plain(config("train", *TINY)) | {"logger": {"a": {"_target_": "os.system"}}}
-    runs.write_config(folder / "config.yaml", hostile)
-    with pytest.raises(RunError, match=r"names 'os.system'; only seg.tracking"):
+    records.write_config(folder / "config.yaml", hostile)
+    with pytest.raises(RunError, match=r"names 'os.system'; only seg.training.loggers"):
         resumed(config("train", f"resume={folder}"))
 
 
@@ -246,13 +247,13 @@ def test_a_run_that_another_process_trains_is_left_alone(tmp_path, straight):
     )
     other = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
     assert other.stdout.readline() == "held\n"
-    with pytest.raises(RunError, match=r"another seg.train is at work there"), runs.alone(
+    with pytest.raises(RunError, match=r"another seg.train is at work there"), alone(
         tmp_path, "seg.train"
     ):  # fmt: skip
         pass
     other.kill()
     other.communicate()
-    with runs.alone(tmp_path, "seg.train"):  # a killed process holds nothing
+    with alone(tmp_path, "seg.train"):  # a killed process holds nothing
         pass
 
 
@@ -314,7 +315,7 @@ def test_a_signal_to_all_processes_ends_the_run_not_its_loader(tmp_path, long, n
     said, _ = process.communicate(timeout=300)
     assert process.returncode == code, said
     folder = (tmp_path / "outputs/latest").resolve()
-    assert runs.read_json(folder / "run.json")["error"] == number.name
+    assert records.read_json(folder / "run.json")["error"] == number.name
     assert state(folder)["global_step"] % 16  # inside an epoch
     train(config("train", f"resume={folder}"))
     assert same(folder, long)

@@ -20,12 +20,13 @@ import torch
 from test_resume import rows
 from test_train import config
 
-from seg import runs
-from seg.checkpoints import Interrupts
-from seg.resume import newest
-from seg.runs import RunError
-from seg.tracking import MetricsCSV
-from seg.train import train
+from seg.errors import RunError
+from seg.runs import records
+from seg.runs.checkpoint import read_checkpoint
+from seg.training.callbacks.checkpointing import Interrupts
+from seg.training.loggers import MetricsCSV
+from seg.training.resume import newest
+from seg.training.run import train
 
 # 3 batches an epoch, the last one smaller
 SMALL = ["data.size=64", "data.train=5", "data.val=2", "data.test=1", "loader.crop=32", "loader.repeats=2",
@@ -123,10 +124,10 @@ def equal(one: Any, two: Any) -> bool:
 def result(folder: Path) -> dict[str, Any]:
     """All that a run leaves which does not depend on the time that it took."""
     found: dict[str, Any] = {"metrics.csv": rows(folder), "images.csv": (folder / "images.csv").read_bytes()}  # fmt: skip
-    record = runs.read_json(folder / "run.json")
+    record = records.read_json(folder / "run.json")
     found |= {name: record[name] for name in ("status", "metrics", "threshold", "steps")}
     for name in ("last.ckpt", "best.ckpt"):
-        content = runs.read_checkpoint(folder / "checkpoints" / name)
+        content = read_checkpoint(folder / "checkpoints" / name)
         callbacks = content.pop("callbacks")
         del content["seg"]["config"]["outputs"]
         del content["loops"]  # counters; what follows from them is compared
@@ -206,7 +207,7 @@ def check_kills(words: list[str], root: Path, again: int | None) -> list[str]:
             with pytest.raises(RunError, match=r"no checkpoints/last.ckpt yet"):
                 resume(copy)
             continue
-        if runs.read_json(copy / "run.json")["status"] == "finished":
+        if records.read_json(copy / "run.json")["status"] == "finished":
             continue
         resumed += 1
         if again is not None:
@@ -234,7 +235,7 @@ def check_signals(words: list[str], root: Path, instants: slice) -> list[str]:
             if code != 128 + number or at >= names.index("after run.json"):
                 wrong.append(f"{case}: {code}, and no folder")
             continue
-        record = runs.read_json(stopped / "run.json")
+        record = records.read_json(stopped / "run.json")
         if record["status"] == "finished":
             if at < len(names) - 1 - names[::-1].index("before run.json"):
                 wrong.append(f"{case}: finished")
@@ -248,7 +249,7 @@ def check_signals(words: list[str], root: Path, instants: slice) -> list[str]:
             continue
         checkpoint = newest(stopped)
         assert checkpoint is not None
-        state = (runs.read_checkpoint(checkpoint)["global_step"], len(rows(stopped)))
+        state = (read_checkpoint(checkpoint)["global_step"], len(rows(stopped)))
         if state not in seen:
             seen.add(state)
             resume(stopped)
@@ -277,7 +278,7 @@ def test_a_kill_at_an_epoch_s_end_and_a_signal_inside_a_step_lose_nothing(tmp_pa
     assert signalled(words, tmp_path / "cut", first, signal.SIGTERM) == ("on_train_batch_end", 143)
     cut = the_folder(tmp_path / "cut")
     assert cut is not None
-    assert runs.read_checkpoint(cut / "checkpoints/last.ckpt")["global_step"] == 1
+    assert read_checkpoint(cut / "checkpoints/last.ckpt")["global_step"] == 1
     assert "goes on with  python -m seg.train resume=" in (cut / "log.txt").read_text()
     resume(cut)
     assert differences(cut, straight) == []
@@ -337,7 +338,7 @@ def test_averaged_weights_are_scored_as_they_were_when_they_were_best(tmp_path):
     run(*SMALL, *ENDED_BY["patience"], "ema=0.5", "trainer.accumulate_grad_batches=2", f"outputs={tmp_path}")  # fmt: skip
     folder = the_folder(tmp_path)
     assert folder is not None
-    record = runs.read_json(folder / "run.json")
+    record = records.read_json(folder / "run.json")
     found = [float(row["val/dice"]) for row in rows(folder) if row["val/dice"]]
     *validated, scored = found  # the last row is the scoring of the best checkpoint
     assert max(validated) != validated[-1]  # else the test could not fail

@@ -8,27 +8,30 @@ from importlib.util import find_spec
 import pytest
 import torch
 
-from seg import ensemble, resume, runs
+from seg.errors import RunError
+from seg.inference import ensemble
 from seg.models import UNet
-from seg.runs import RunError
+from seg.runs import folder, load
+from seg.runs.checkpoint import check_finite, read_checkpoint
+from seg.training import init_weights, resume
 
 
 def test_runs_that_start_in_the_same_second_get_folders_of_their_own(tmp_path):
     with ThreadPoolExecutor(20) as pool:
         folders = list(
-            pool.map(lambda _: runs.create_folder(tmp_path, "model=unet x/../y"), range(20))
+            pool.map(lambda _: folder.create_folder(tmp_path, "model=unet x/../y"), range(20))
         )
     assert len(set(folders)) == 20
     assert not set("= /,[]{}") & set("".join(f.name for f in folders))  # run=FOLDER needs no quotes
     assert all(f.is_dir() and f.parent == tmp_path for f in folders)
-    runs.point_latest(folders[3])
+    folder.point_latest(folders[3])
     assert (tmp_path / "latest").resolve() == folders[3]
 
 
 def test_a_user_s_own_folder_called_latest_stays(tmp_path):
     (tmp_path / "latest").mkdir()
     (tmp_path / "latest/keep.txt").write_text("mine")
-    runs.point_latest(runs.create_folder(tmp_path, "x"))
+    folder.point_latest(folder.create_folder(tmp_path, "x"))
     assert (tmp_path / "latest/keep.txt").read_text() == "mine"
 
 
@@ -49,7 +52,7 @@ def checkpoint(file, model=MODEL, **changes):
 
 
 def test_a_checkpoint_alone_is_enough(tmp_path):
-    run = runs.load(checkpoint(tmp_path / "a.ckpt"))
+    run = load.load(checkpoint(tmp_path / "a.ckpt"))
     assert run.classes == ["a", "b"] and run.model(torch.zeros(1, 1, 4, 4)).shape == (1, 1, 4, 4)
 
 
@@ -64,7 +67,7 @@ def test_a_pickle_bomb_is_refused_and_does_not_go_off(tmp_path, monkeypatch):
     (tmp_path / "raw.ckpt").write_bytes(pickle.dumps(Bomb(), protocol=2))
     for name in ("bomb.ckpt", "raw.ckpt"):
         with pytest.raises(RunError, match=name):
-            runs.load(name)
+            load.load(name)
     assert not (tmp_path / "exploded").exists()
 
 
@@ -77,7 +80,7 @@ def test_a_pickle_bomb_is_refused_and_does_not_go_off(tmp_path, monkeypatch):
         MODEL | {"width": "${oc.env:HOME}"},
         MODEL | {"_target_": "seg.modelsx.evil"},
         {"_target_": "seg.models.fcn.torch.serialization.os.system", "command": "touch exploded"},
-        {"_target_": "seg.models.imagenet.load_state_dict_from_url", "url": "http://127.0.0.1/x"},
+        {"_target_": "seg.models.pretrained.load_state_dict_from_url", "url": "http://127.0.0.1/x"},
         {"_target_": "seg.models.fcn.torch.nn.Identity"},
         MODEL | {"_target_": 5},
     ],
@@ -85,7 +88,7 @@ def test_a_pickle_bomb_is_refused_and_does_not_go_off(tmp_path, monkeypatch):
 def test_a_config_that_names_foreign_code_is_refused(tmp_path, monkeypatch, model):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(RunError, match=r"only|interpolation"):
-        runs.load(checkpoint(tmp_path / "a.ckpt", model))
+        load.load(checkpoint(tmp_path / "a.ckpt", model))
     assert not (tmp_path / "exploded").exists()
 
 
@@ -96,13 +99,13 @@ def test_what_is_no_checkpoint_is_an_error_that_names_it(tmp_path):
     torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
     for name in ("text.ckpt", "cut.ckpt", "other.ckpt"):
         with pytest.raises(RunError, match=name):
-            runs.load(tmp_path / name)
+            load.load(tmp_path / name)
     with pytest.raises(RunError, match="no such folder or file"):
-        runs.load(tmp_path / "nothing")
+        load.load(tmp_path / "nothing")
     with pytest.raises(RunError, match="no checkpoints"):
-        runs.load(tmp_path)
+        load.load(tmp_path)
     with pytest.raises(RunError, match="run is not set"):
-        runs.load(None)
+        load.load(None)
 
 
 @pytest.mark.skipif(bool(find_spec("segmentation_models_pytorch")), reason="the extra is there")
@@ -110,14 +113,14 @@ def test_a_network_of_an_extra_that_is_not_installed_names_it(tmp_path):
     network = {"_target_": "segmentation_models_pytorch.Unet", "encoder_weights": "imagenet"}
     model = {"_target_": "seg.models.Peer", "in_channels": 1, "num_classes": 1, "network": network}
     with pytest.raises(RunError, match=r"a.ckpt: .* needs the extra smp: pip install 'seg\[smp\]'"):
-        runs.load(checkpoint(tmp_path / "a.ckpt", model))
+        load.load(checkpoint(tmp_path / "a.ckpt", model))
 
 
 def test_reading_a_run_back_downloads_no_weights():
     network = {"_target_": "segmentation_models_pytorch.Unet", "encoder_name": "x"}
     for given in ({}, {"encoder_weights": "imagenet"}):
         node = {"network": network | given, "multiple": 32}
-        assert runs.without_weights(node)["network"] == network | {"encoder_weights": None}
+        assert load.without_weights(node)["network"] == network | {"encoder_weights": None}
 
 
 @pytest.mark.parametrize(
@@ -125,7 +128,7 @@ def test_reading_a_run_back_downloads_no_weights():
 )
 def test_a_config_that_reads_weights_from_elsewhere_is_refused(tmp_path, more):
     with pytest.raises(RunError, match="reads weights from elsewhere"):
-        runs.load(checkpoint(tmp_path / "a.ckpt", MODEL | more))
+        load.load(checkpoint(tmp_path / "a.ckpt", MODEL | more))
 
 
 @pytest.mark.parametrize(
@@ -133,7 +136,7 @@ def test_a_config_that_reads_weights_from_elsewhere_is_refused(tmp_path, more):
 )
 def test_weights_that_are_not_finite_are_refused_by_name_and_number(tmp_path, name, value, count):
     file = checkpoint(tmp_path / "checkpoints/last.ckpt")
-    content = runs.read_checkpoint(file)
+    content = read_checkpoint(file)
     name = next(key for key in content["state_dict"] if key.endswith(name))
     tensor = content["state_dict"][name]
     tensor.view(-1)[:count] = value
@@ -143,9 +146,9 @@ def test_weights_that_are_not_finite_are_refused_by_name_and_number(tmp_path, na
         rf"last.ckpt: {count} of {tensor.numel()} values of {name} are nan or inf; finite weights"
     )
     reads = (
-        lambda: runs.load(file),
+        lambda: load.load(file),
         lambda: ensemble.load([str(file), str(file)], None),
-        lambda: runs.start_from(UNet(1, 1, width=2, depth=1), str(file)),
+        lambda: init_weights.start_from(UNet(1, 1, width=2, depth=1), str(file)),
         lambda: resume.newest(tmp_path),
     )
     for read in reads:
@@ -155,10 +158,10 @@ def test_weights_that_are_not_finite_are_refused_by_name_and_number(tmp_path, na
 
 def test_several_tensors_that_are_not_finite_are_counted(tmp_path):
     weights = {"a": torch.zeros(2), "b": torch.tensor([1, 2]), "c": torch.tensor([0.0, torch.nan])}
-    runs.check_finite({**weights, "c": torch.zeros(2)}, tmp_path / "x")
+    check_finite({**weights, "c": torch.zeros(2)}, tmp_path / "x")
     with pytest.raises(RunError, match=r"x: 1 of 2 values of c are nan or inf; "):
-        runs.check_finite(weights, tmp_path / "x")
+        check_finite(weights, tmp_path / "x")
     with pytest.raises(
         RunError, match=r"x: 2 of 2 values of a are nan or inf, likewise 1 more tensor; "
     ):
-        runs.check_finite(weights | {"a": torch.full((2,), torch.inf)}, tmp_path / "x")
+        check_finite(weights | {"a": torch.full((2,), torch.inf)}, tmp_path / "x")

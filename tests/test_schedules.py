@@ -2,7 +2,7 @@
 
 import pytest
 
-from seg.schedules import Constant, Cosine, Poly
+from seg.training.schedules import Constant, Cosine, Poly
 
 
 def test_cosine_climbs_and_falls_to_half_in_the_middle_and_nothing_at_the_end():

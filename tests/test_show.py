@@ -8,10 +8,12 @@ import pytest
 import torch
 from PIL import Image
 
-from seg.cli import UserError, checked
-from seg.data.sources import DataError
+from seg.cli.compose import checked
+from seg.display.layout import fitted, grid
+from seg.errors import DataError, UserError
 from seg.logits import IGNORE
-from seg.show import alike, cropped_as_trained, fitted, grid, main, order, sample, show
+from seg.show import main, show
+from seg.training.sample_sheet import alike, cropped_as_trained, order, sample
 
 SMALL = ["data.size=64", "data.train=3", "data.val=1", "loader.crop=32"]
 

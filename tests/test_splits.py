@@ -13,12 +13,12 @@ from PIL import Image
 from sklearn.model_selection import GroupKFold, StratifiedKFold
 from test_train import TINY, config, tiny, weights
 
-from seg import runs
-from seg.data.folder import Folder
-from seg.data.sources import DataError
-from seg.data.splits import divide, groups_of, split_hash
+from seg.data.datasets.folder import Folder
+from seg.data.partition import divide, groups_of, split_hash
+from seg.errors import DataError
 from seg.evaluate import evaluate
-from seg.train import train
+from seg.runs import checkpoint
+from seg.training.run import train
 
 ABC = ["a", "b", "c"]
 QUICK = settings(max_examples=60, deadline=None)
@@ -461,7 +461,7 @@ def test_the_test_split_chooses_nothing(tmp_path):
     runs_made = []
     for images in (0, 2):
         scores, folder = tiny(tmp_path / str(images), f"data.test={images}", "threshold=best")
-        best = runs.read_checkpoint(folder / "checkpoints/best.ckpt")
+        best = checkpoint.read_checkpoint(folder / "checkpoints/best.ckpt")
         record = json.loads((folder / "run.json").read_text())
         runs_made.append((scores, best, weights(folder), record["threshold"]))
     (scores, best, last, threshold), (others, *other) = runs_made

@@ -17,18 +17,19 @@ from omegaconf import OmegaConf
 from PIL import Image
 from test_train import TINY, config
 
-from seg import runs
-from seg.cli import CONF, build
-from seg.data import images, store
-from seg.data.folder import Folder
-from seg.data.images import read_image
-from seg.data.intensity import Intensity, counted_percentiles
-from seg.data.membranes import Membranes
-from seg.data.module import DataModule
-from seg.data.sources import DataError
-from seg.data.store import Store
+from seg.cli.compose import build
+from seg.cli.conf_files import CONF
+from seg.data import image_cache, tiff
+from seg.data.datamodule import DataModule
+from seg.data.datasets.folder import Folder
+from seg.data.datasets.membranes import Membranes
+from seg.data.image_cache import Store
+from seg.data.image_io import read_image
+from seg.data.normalization import Intensity, counted_percentiles
+from seg.errors import DataError
 from seg.predict import predict
-from seg.train import train
+from seg.runs import load
+from seg.training.run import train
 
 ABC = ["a", "b", "c"]
 PLENTY = 2**30
@@ -101,7 +102,7 @@ def test_memory_0_and_a_split_of_more_than_a_thousand_images_keep_nothing(source
     none = Store(source, 0)
     none.read("0")
     assert not none.kept
-    monkeypatch.setattr(store, "MOST", len(source.splits["train"]) - 1)
+    monkeypatch.setattr(image_cache, "MOST", len(source.splits["train"]) - 1)
     many = Store(source, PLENTY)
     many.read("0")
     assert not many.kept
@@ -111,7 +112,7 @@ def test_a_loader_process_gets_its_share_of_the_memory(source, monkeypatch):
     class Worker:
         num_workers = 4
 
-    monkeypatch.setattr(store, "get_worker_info", Worker)
+    monkeypatch.setattr(image_cache, "get_worker_info", Worker)
     enough, little = Store(source, 4 * bytes_of(source)), Store(source, 4 * bytes_of(source) - 4)
     for name in names_of(source):
         enough.read(name)
@@ -121,7 +122,7 @@ def test_a_loader_process_gets_its_share_of_the_memory(source, monkeypatch):
 
 @pytest.mark.parametrize("kind", [np.float32, np.float64, np.int32, np.uint32])
 def test_a_large_tiff_of_numbers_that_are_converted_counts_in_memory(tmp_path, monkeypatch, kind):
-    monkeypatch.setattr(images, "LARGE", 2**10)
+    monkeypatch.setattr(tiff, "LARGE", 2**10)
     for i in range(2):
         for part, of in (("images", kind), ("masks", np.uint8)):
             (tmp_path / part).mkdir(exist_ok=True)
@@ -328,7 +329,7 @@ def test_a_crop_of_a_mapped_image_is_the_crop_of_the_read_one(folder_root, tmp_p
         tifffile.imwrite(file.with_suffix(".tif"), np.array(Image.open(file)), photometric="rgb")
         file.unlink()
     expected, _ = samples_of(folder_root, tmp_path, "read", 0, 24)
-    monkeypatch.setattr(images, "LARGE", 2**10)
+    monkeypatch.setattr(tiff, "LARGE", 2**10)
     found, data = samples_of(folder_root, tmp_path, "read", 0, 24)
     assert isinstance(data.source.read("0")[0], np.memmap)
     assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
@@ -550,7 +551,7 @@ def test_a_run_keeps_its_percentiles_and_predict_uses_them(folder_root, tmp_path
     words = ["data=folder", f"data.root={folder_root}", "data.classes=[a,b,c]", f"outputs={tmp_path / 'out'}", "loader.check=false",
              "loader.percentiles=[20,60]", *[word for word in TINY if not word.startswith("data.")], "trainer.max_epochs=1"]  # fmt: skip
     train(config("train", *words))
-    run = runs.load(str(tmp_path / "out/latest"))
+    run = load.load(str(tmp_path / "out/latest"))
     data = look(folder_root, percentiles=[20, 60])
     assert run.intensity == data.intensity and run.intensity.clip
     picture = read_image(folder_root / "images/0.png")

@@ -10,7 +10,7 @@ from skimage.metrics import hausdorff_distance
 from skimage.morphology import erosion
 
 from seg.logits import IGNORE
-from seg.metrics.surfaces import boundary_f, label_scores, surface_dice, surface_scores
+from seg.metrics.boundary import boundary_f, label_scores, surface_dice, surface_scores
 
 NEIGHBOURS = ((-1, 0), (1, 0), (0, -1), (0, 1))
 

@@ -17,10 +17,13 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, flag_override
 
 import seg.train
-from seg import runs, sweep
-from seg.asked import sweeping
-from seg.cli import CONF, UserError, for_jobs
-from seg.console import console
+from seg.cli.command import for_jobs
+from seg.cli.conf_files import CONF
+from seg.display.console import console
+from seg.errors import UserError
+from seg.multirun import sweeper
+from seg.runs.records import read_json, write_json
+from seg.runs.run_info import sweeping
 
 TINY = ["data.size=64", "data.train=2", "data.val=2", "data.test=2", "loader.crop=32", "loader.repeats=2",
         "logger=none", "model.width=2", "trainer=cpu", "trainer.max_epochs=1", "panels=1"]  # fmt: skip
@@ -39,7 +42,7 @@ def composed(outputs: Path, *words: str) -> DictConfig:
 
 
 def plan(outputs: Path, *words: str) -> list[dict]:
-    return sweep.planned(composed(outputs, *words), {})
+    return sweeper.planned(composed(outputs, *words), {})
 
 
 def test_jobs_are_named_by_what_differs_between_them(tmp_path):
@@ -109,13 +112,13 @@ def test_a_damaged_sweep_is_left_out_and_a_damaged_job_runs_again(tmp_path, monk
     words = [*TINY, f"outputs={tmp_path}", "-m", "seed=0,1"]
     with folder_of(tmp_path, *(w for w in words if w != "-m")) as folder:
         (folder / "seed_0").mkdir()
-        runs.write_json(folder / "seed_0/run.json", {"status": "finished", "metrics": {}})
+        write_json(folder / "seed_0/run.json", {"status": "finished", "metrics": {}})
         (folder / "seed_1").mkdir()
         (folder / "seed_1/run.json").write_text('{"status": "fin')
     capsys.readouterr()
     code, said = typed(monkeypatch, capsys, *words)
     assert code is None and said.count("damaged, and left out") == 2
-    assert runs.read_json(folder / "seed_1/run.json")["status"] == "finished"
+    assert read_json(folder / "seed_1/run.json")["status"] == "finished"
 
 
 @pytest.mark.slow
@@ -125,15 +128,15 @@ def test_a_job_that_could_not_go_on_keeps_what_it_had(tmp_path, monkeypatch, cap
     assert code is None
     folder = (tmp_path / "sweeps/latest").resolve() / "seed_1"
     last = folder / "checkpoints/last.ckpt"
-    written, record = last.stat().st_mtime_ns, runs.read_json(folder / "run.json")
+    written, record = last.stat().st_mtime_ns, read_json(folder / "run.json")
     kept = {k: v for k, v in record.items() if k != "metrics"}
-    runs.write_json(folder / "run.json", kept | {"status": "interrupted", "split_hash": "another"})
+    write_json(folder / "run.json", kept | {"status": "interrupted", "split_hash": "another"})
     code, said = typed(monkeypatch, capsys, *words)
     assert code == 1 and "the splits of its data have changed" in said
     assert last.stat().st_mtime_ns == written
-    runs.write_json(folder / "run.json", kept | {"status": "failed"})
+    write_json(folder / "run.json", kept | {"status": "failed"})
     code, said = typed(monkeypatch, capsys, *words)  # what was wrong is mended
-    assert code is None and runs.read_json(folder / "run.json")["resumed"]
+    assert code is None and read_json(folder / "run.json")["resumed"]
 
 
 def test_a_sweep_takes_up_no_run(tmp_path):
@@ -143,7 +146,7 @@ def test_a_sweep_takes_up_no_run(tmp_path):
 
 def folder_of(outputs: Path, *words: str):
     cfg = composed(outputs, *words)
-    return sweep.taken(cfg, sweep.planned(cfg, {}))
+    return sweeper.taken(cfg, sweeper.planned(cfg, {}))
 
 
 def test_the_same_jobs_find_their_folder_again_and_others_do_not(tmp_path):
@@ -194,7 +197,7 @@ def test_a_failed_job_is_told_the_others_go_on_and_the_same_command_tries_it_aga
     assert code == 1
     assert "Expected more than 1 value per channel" in said
     assert "1 of 2 jobs are finished, 1 not; the same command goes on with what is left" in said
-    failed, done = (runs.read_json(folder / name / "run.json") for name in ("fcn", "unet"))
+    failed, done = (read_json(folder / name / "run.json") for name in ("fcn", "unet"))
     assert failed["status"] == "failed" and "more than 1 value" in failed["error"]
     assert "Traceback" in (folder / "fcn/log.txt").read_text()
     assert (done["status"], done["job"], done["group"]) == ("finished", 1, folder.name)
@@ -217,7 +220,7 @@ def test_where_all_is_finished_nothing_is_trained(tmp_path, monkeypatch, capsys)
         for seed in (0, 1):
             (folder / f"seed_{seed}").mkdir()
             record = {"status": "finished", "minutes": 2.5, "metrics": {"best/val/dice": 0.5}}
-            runs.write_json(folder / f"seed_{seed}/run.json", record)
+            write_json(folder / f"seed_{seed}/run.json", record)
     code, said = typed(monkeypatch, capsys, *words)
     assert code is None and "fresh=true trains them anew" in said
     assert said.count("0.5000         -     2.5  finished before") == 2
@@ -235,7 +238,7 @@ def test_a_launcher_whose_package_is_absent_names_the_extra(monkeypatch):
         sys.modules, "hydra_plugins.hydra_submitit_launcher.submitit_launcher", None
     )
     with pytest.raises(UserError, match=r"needs the extra slurm: pip install 'seg\[slurm\]'"):
-        sweep.check_launcher(
+        sweeper.check_launcher(
             "hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher"
         )
 
@@ -264,12 +267,12 @@ def test_jobs_side_by_side_take_a_gpu_each(tmp_path, monkeypatch):
     cfg.hydra.launcher = {"_target_": "hydra_plugins.hydra_joblib_launcher.joblib_launcher.Any"}
     monkeypatch.setattr(HydraConfig.instance(), "cfg", OmegaConf.create({"hydra": cfg.hydra}))
     job = OmegaConf.create({"trainer": {"devices": "auto"}})
-    with sweep.free_gpu(tmp_path, job) as one, sweep.free_gpu(tmp_path, job) as two:
+    with sweeper.free_gpu(tmp_path, job) as one, sweeper.free_gpu(tmp_path, job) as two:
         assert (one, two) == ([0], [1])
-    with sweep.free_gpu(tmp_path, job) as three:
+    with sweeper.free_gpu(tmp_path, job) as three:
         assert three == [0]
     both = OmegaConf.create({"trainer": {"devices": 2}})
-    with sweep.free_gpu(tmp_path, both) as own:
+    with sweeper.free_gpu(tmp_path, both) as own:
         assert own is None
 
 

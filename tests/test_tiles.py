@@ -11,13 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from seg.cli import checked
+from seg.cli.compose import checked
+from seg.inference.predictor import load
+from seg.inference.tiling import Tiling, needed_overlap, spans
 from seg.logits import decided, probabilities
 from seg.models import FCN, NestedUNet, SegNet, UNet
+from seg.models.contract import coarsest, full_logits, mirrored
 from seg.models.network import Extent, Network
-from seg.predictor import load
-from seg.tiles import Tiling, coarsest, full_logits, mirrored, needed_overlap, spans
-from seg.train import train
+from seg.training.run import train
 
 REAL = Path(__file__).parent.parent.parent / "shared/data/isbi2012"
 

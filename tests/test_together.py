@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from seg import runs, together
-from seg.runs import RunError
-from seg.together import heard, one_place, ticket
+from seg.errors import RunError
+from seg.runs import records
+from seg.training import distributed
+from seg.training.distributed import heard, one_place, ticket
 
-NONE = ("TORCHELASTIC_RUN_ID", "SLURM_PROCID", "SLURM_NTASKS", together.VARIABLE)
+NONE = ("TORCHELASTIC_RUN_ID", "SLURM_PROCID", "SLURM_NTASKS", distributed.VARIABLE)
 
 
 @pytest.fixture(autouse=True)
@@ -26,7 +27,7 @@ def test_the_others_hear_by_a_variable_what_the_first_decided(tmp_path):
     with one_place(tmp_path, "x", None, tmp_path / "last.ckpt") as place:
         assert place.folder.is_dir() and place.folder.parent == tmp_path
         assert heard(None) == (place.folder.resolve(), tmp_path / "last.ckpt")
-    assert together.VARIABLE not in os.environ
+    assert distributed.VARIABLE not in os.environ
     assert not list(tmp_path.glob(".together*"))
 
 
@@ -48,23 +49,23 @@ def test_processes_that_were_started_together_meet_at_a_file_of_their_own(
     if name is None:
         return
     with one_place(tmp_path / "outputs", "x", tmp_path / "job", None) as place:
-        monkeypatch.delenv(together.VARIABLE)
+        monkeypatch.delenv(distributed.VARIABLE)
         assert heard(ticket(tmp_path / "outputs")) == (place.folder.resolve(), None)
-        monkeypatch.setenv(together.VARIABLE, "{}")
+        monkeypatch.setenv(distributed.VARIABLE, "{}")
     assert not (tmp_path / "outputs" / name).exists()
 
 
 def test_a_first_process_that_says_nothing_is_waited_for_no_longer_than_said(tmp_path, monkeypatch):
-    monkeypatch.setattr(together, "PATIENCE", 0.3)
+    monkeypatch.setattr(distributed, "PATIENCE", 0.3)
     with pytest.raises(RunError, match=r"wrote no such file within 0.3 s; it failed, or outputs="):
         heard(tmp_path / ".together-1")
 
 
 def test_a_message_that_a_killed_run_left_is_not_heard(tmp_path, monkeypatch):
-    monkeypatch.setattr(together, "PATIENCE", 0.3)
+    monkeypatch.setattr(distributed, "PATIENCE", 0.3)
     message = tmp_path / ".together-1"
     message.write_text('{"folder": "old", "checkpoint": null}')
-    os.utime(message, (together.STARTED - 600, together.STARTED - 600))
+    os.utime(message, (distributed.STARTED - 600, distributed.STARTED - 600))
     with pytest.raises(RunError, match="wrote no such file"):
         heard(message)
     os.utime(message)
@@ -78,7 +79,7 @@ WORDS = ["data.size=64", "data.train=2", "data.val=3", "data.test=2", "model.wid
 def check_one_run(outputs: Path) -> None:
     folders = [f for f in outputs.iterdir() if f.is_dir() and not f.is_symlink()]
     assert len(folders) == 1 and not list(outputs.glob(".together*"))
-    assert runs.read_json(folders[0] / "run.json")["status"] == "finished"
+    assert records.read_json(folders[0] / "run.json")["status"] == "finished"
     counts = (folders[0] / "images.csv").read_text().splitlines()[1:]
     assert len(counts) == len({line.rsplit(",", 3)[0] for line in counts}) == (3 + 2) * 2
 

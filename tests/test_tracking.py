@@ -16,9 +16,12 @@ import pytest
 from lightning.pytorch.loggers import MLFlowLogger
 from omegaconf import OmegaConf
 
-from seg import options
-from seg.cli import UserError, build, checked, plain, searching
-from seg.tracking import (
+from seg import errors
+from seg.cli import conf_files, validation
+from seg.cli.command import searching
+from seg.cli.compose import build, checked, plain
+from seg.errors import UserError
+from seg.training.loggers import (
     Guarded,
     MetricsCSV,
     Picture,
@@ -29,7 +32,7 @@ from seg.tracking import (
     read_metrics,
     start,
 )
-from seg.tracking.tracker import best, flat
+from seg.training.loggers.base import best, flat
 
 
 def test_rows_keep_their_columns_when_new_ones_come(tmp_path):
@@ -277,18 +280,18 @@ def test_a_wrong_word_about_loggers_is_told_in_one_line(words, message):
 
 def test_a_logger_whose_package_is_missing_names_its_extra(monkeypatch):
     missing: set[str] = set()
-    monkeypatch.setattr(options, "find_spec", lambda p: None if p in missing else find_spec(p))
+    monkeypatch.setattr(validation, "find_spec", lambda p: None if p in missing else find_spec(p))
     for name in ("trackio", "tensorboard", "mlflow"):
         (target,) = (node["_target_"] for node in yaml_of(name).values())
         missing.add(name)
         need = f"needs the extra {name}: pip install 'seg[{name}]'"
-        assert options.missing_extra(target) == need
+        assert errors.missing_extra(target) == need
     with pytest.raises(
         UserError, match=r"logger.mlflow._target_=.*needs the extra mlflow"
     ) as error:
         checked("train", ["logger=[wandb,mlflow]"])
     assert "\n" not in str(error.value)
-    assert options.missing_extra("seg.tracking.wandb.Wandb") is None
+    assert errors.missing_extra("seg.training.loggers.wandb.Wandb") is None
 
 
 @pytest.mark.parametrize("name", ["wandb", "trackio", "tensorboard", "mlflow"])
@@ -304,7 +307,7 @@ def test_the_file_of_a_logger_holds_the_arguments_of_its_constructor_with_their_
 
 
 def yaml_of(name: str) -> dict:
-    return OmegaConf.to_container(OmegaConf.load(options.CONF / "logger" / f"{name}.yaml"))
+    return OmegaConf.to_container(OmegaConf.load(conf_files.CONF / "logger" / f"{name}.yaml"))
 
 
 def test_mlflow_gets_run_settings_numbers_and_pictures_by_lightnings_logger(tmp_path, monkeypatch):
@@ -312,7 +315,12 @@ def test_mlflow_gets_run_settings_numbers_and_pictures_by_lightnings_logger(tmp_
     made.return_value.run_id = "abc"
     monkeypatch.setattr(mlflow, "MLFlowLogger", made)
     monkeypatch.chdir(tmp_path)
-    node = {"_target_": "seg.tracking.mlflow.MLflow", "project": "p", "group": None, "tags": ["t"]}
+    node = {
+        "_target_": "seg.training.loggers.mlflow.MLflow",
+        "project": "p",
+        "group": None,
+        "tags": ["t"],
+    }
     run = followed(tmp_path, group="sweep", choices={"model": "fcn"})
     tracker = build(OmegaConf.create(node), "logger.mlflow", run=run)
     assert tracker.start(None) == "abc"

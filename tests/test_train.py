@@ -14,12 +14,13 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
-from seg import runs
-from seg.cli import CONF, UserError
+from seg.cli.conf_files import CONF
+from seg.errors import RunError, UserError
 from seg.evaluate import evaluate
 from seg.predict import predict
-from seg.tracking import read_metrics
-from seg.train import train
+from seg.runs import checkpoint, load
+from seg.training.loggers import read_metrics
+from seg.training.run import train
 
 TINY = ["data.size=64", "data.train=4", "data.val=2", "data.test=1", "loader.crop=32", "loader.repeats=2",
         "logger=none", "model.width=4", "trainer=cpu", "trainer.max_epochs=2", "panels=1", "trainer.log_every_n_steps=1"]  # fmt: skip
@@ -37,7 +38,7 @@ def tiny(tmp_path: Path, *overrides: str) -> tuple[dict[str, float], Path]:
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return runs.read_checkpoint(folder / "checkpoints/last.ckpt")["state_dict"]
+    return checkpoint.read_checkpoint(folder / "checkpoints/last.ckpt")["state_dict"]
 
 
 def test_a_run_leaves_all_that_the_other_commands_read(tmp_path, capsys):
@@ -173,7 +174,7 @@ def test_a_finer_fcn_starts_from_the_coarser_one(tmp_path, capsys):
         "not in it, or of another shape: doubles.0, last.weight, scores.1"
         in capsys.readouterr().out
     )
-    old, new = runs.load(coarse).model, runs.load(fine).model
+    old, new = load.load(coarse).model, load.load(fine).model
     for name, value in old.named_parameters():
         if not name.startswith("last"):
             assert torch.equal(value, new.state_dict()[name]), name
@@ -190,13 +191,11 @@ def test_what_can_not_be_started_from_is_told_before_a_folder_is_made(tmp_path):
         (["model=unetpp", "head_weights=3"], "head_weights=3: a list of numbers is needed"),
         (["model=unetpp", "head_weights=[0,0,0,0]"], "not all 0"),
     ):
-        with pytest.raises((UserError, runs.RunError), match=message):
+        with pytest.raises((UserError, RunError), match=message):
             tiny(tmp_path, *words)
     assert not (tmp_path / "outputs").exists()
     _, folder = tiny(tmp_path, "trainer.max_epochs=1")
-    with pytest.raises(
-        runs.RunError, match=r"only 1 of this network's 152 tensors are in .*best.ckpt"
-    ):
+    with pytest.raises(RunError, match=r"only 1 of this network's 152 tensors are in .*best.ckpt"):
         tiny(tmp_path, "model=segnet", f"init={folder}")
 
 
@@ -287,7 +286,7 @@ def test_one_and_two_logits_of_two_classes_score_the_same_way(tmp_path):
     for logits in (1, 2):
         scores, folder = tiny(tmp_path, f"two_class_logits={logits}", "trainer=smoke")
         assert {"best/val/dice/membrane", "best/val/dice/cell"} <= set(scores)
-        assert runs.load(folder).config["model"]["num_classes"] == logits
+        assert load.load(folder).config["model"]["num_classes"] == logits
 
 
 @pytest.mark.parametrize("steps", ["trainer.max_steps=3", "trainer.max_epochs=0"])

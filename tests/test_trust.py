@@ -36,24 +36,27 @@ from hypothesis import strategies as st
 from rich.table import Table
 
 import seg
-from seg import ensemble, runs, trust
-from seg.changes import edited
-from seg.cli import UserError, checked, fail, plain
-from seg.comparison.runfiles import read_config
-from seg.console import logging_to, quiet, visible
-from seg.data import download
-from seg.data.sources import DataError
+from seg.cli.command import fail
+from seg.cli.compose import checked, plain
+from seg.comparison.rerun_report import edited
+from seg.comparison.run_files import read_config
+from seg.data.datasets import download
+from seg.display.console import logging_to, quiet, visible
+from seg.errors import DataError, RunError, UserError, missing_extra
 from seg.evaluate import evaluate
 from seg.export import export
+from seg.inference import ensemble
 from seg.models import UNet
-from seg.options import missing_extra
-from seg.past import finished_run
-from seg.past import read_config as read_past
 from seg.predict import predict
 from seg.prune import prune
-from seg.resume import resumed, saved_config
-from seg.runs import RunError
-from seg.train import train
+from seg.runs import folder as runs
+from seg.runs import load, records, safe_loading
+from seg.runs.checkpoint import read_checkpoint
+from seg.runs.folder import CROSSVAL
+from seg.runs.reader import finished_run
+from seg.runs.reader import read_config as read_past
+from seg.training.resume import resumed, saved_config
+from seg.training.run import train
 
 SECRET = "canary-" + "0" * 33
 
@@ -71,7 +74,7 @@ def checkpoint(file: Path, config: Any, **changes: Any) -> Path:
     """A whole checkpoint with that config."""
     weights = {f"model.{k}": v for k, v in UNet(1, 1, width=2, depth=1).state_dict().items()}
     card = {
-        "format": 1, "version": seg.__version__, "config": config, "classes": ["a", "b"], "task": "classes",
+        "format": 1, "version": seg.version.__version__, "config": config, "classes": ["a", "b"], "task": "classes",
         "colors": [[0, 0, 0], [255, 255, 255]], "threshold": 0.5,
         "intensity": {"low": 0.0, "high": 255.0, "mean": [0.5], "std": [0.2]},
     }  # fmt: skip
@@ -110,7 +113,7 @@ def canaries(tmp_path, monkeypatch) -> list[dict[str, Any]]:
         {"_target_": "torch.save", "obj": 1, "f": "canary"},
         {"_target_": "shutil.copy", "src": "planted.py", "dst": "canary"},
         {"_target_": "seg.models.fcn.torch.save", "obj": 1, "f": "canary"},
-        {"_target_": "seg.runs.write_checkpoint", "file": {"_target_": "pathlib.Path", "_args_": ["canary"]}, "content": {}},
+        {"_target_": "seg.runs.checkpoint.write_checkpoint", "file": {"_target_": "pathlib.Path", "_args_": ["canary"]}, "content": {}},
         {"_target_": "hydra.utils.instantiate", "config": {"_target_": "planted.make"}, "_recursive_": False},
     ]  # fmt: skip
 
@@ -138,31 +141,36 @@ FOREIGN = sorted(
         for name in public(module)
     }
     | {"builtins.eval", "builtins.exec", "os.system", "subprocess.run", "hydra.utils.get_method",
-       "functools.partial", "operator.call", "torch.hub.load", "seg.train.main", "seg.sweep.job"}
+       "functools.partial", "operator.call", "torch.hub.load", "seg.train.main", "seg.multirun.sweeper.job"}
 )  # fmt: skip
 DISGUISES = [
     "{}", "seg.models.unet.{}", "seg.models..{}", "seg.models.{}", ".{}", "seg.models.unet.torch.{}", " {}",
     "{} ", "seg.models.UNet.{}", "seg.models.UNet.__init__.__globals__.{}", "seg.data.{}", "albumentations.{}",
-    "seg.losses.sums.{}", "torch.optim.optimizer.{}", "seg.models.../../{}", "seg.models\u2024unet.{}",
-    "segmentation_models_pytorch.{}", "seg.tracking.tracker.{}", "seg.models.typing.{}", "{}\x00", "\u0455eg.models.{}",
+    "seg.losses.weighted_sum.{}", "torch.optim.optimizer.{}", "seg.models.../../{}", "seg.models\u2024unet.{}",
+    "segmentation_models_pytorch.{}", "seg.training.loggers.base.{}", "seg.models.typing.{}", "{}\x00", "\u0455eg.models.{}",
 ]  # fmt: skip
 
 
 def test_what_our_modules_import_and_their_functions_are_no_constructors():
     found = 0
     for module in pkgutil.walk_packages(seg.__path__, "seg."):
-        if not module.name.startswith(("seg.models.", "seg.losses.", "seg.data.", "seg.tracking.")):
+        if not module.name.startswith(
+            ("seg.models.", "seg.losses.", "seg.data.", "seg.training.loggers.")
+        ):
             continue
         if missing_extra(f"{module.name}.x") or module.name.endswith("__main__"):
             continue
         for name, value in vars(importlib.import_module(module.name)).items():
             home = getattr(value, "__module__", "")
             ours = isinstance(value, type) and home.startswith(
-                ("seg.models", "seg.losses", "seg.data", "seg.tracking")
+                ("seg.models", "seg.losses", "seg.data", "seg.training.loggers")
             )
             if callable(value) and not ours:
-                packages = ("seg.models", "seg.losses", "seg.data", "seg.tracking")
-                assert not trust.written_in(f"{module.name}.{name}", packages), (module.name, name)
+                packages = ("seg.models", "seg.losses", "seg.data", "seg.training.loggers")
+                assert not safe_loading.written_in(f"{module.name}.{name}", packages), (
+                    module.name,
+                    name,
+                )
                 found += 1
     assert found > 200
 
@@ -223,7 +231,7 @@ def test_whatever_foreign_name_stands_wherever_in_a_config_is_refused_and_nothin
     refused(saved_config, folder)
     hidden = data.draw(st.sampled_from(sorted(HIDING)))
     path = data.draw(st.sampled_from([p for p in places(config) if p[0] in ("model", "loss")]))
-    refused(runs.load, checkpoint(Path("a.ckpt"), put(config, path, HIDING[hidden](node))))
+    refused(load.load, checkpoint(Path("a.ckpt"), put(config, path, HIDING[hidden](node))))
 
 
 @pytest.mark.slow
@@ -259,7 +267,7 @@ def test_words_by_which_hydra_would_do_more_than_call_by_name_are_refused(
     tmp_path, config, node, word
 ):
     changed = config | {"model": config["model"] | node}
-    assert word in refused(runs.load, checkpoint(tmp_path / "a.ckpt", changed))
+    assert word in refused(load.load, checkpoint(tmp_path / "a.ckpt", changed))
 
 
 def test_a_config_that_nests_without_end_is_refused(tmp_path, config):
@@ -267,7 +275,7 @@ def test_a_config_that_nests_without_end_is_refused(tmp_path, config):
     for _ in range(300):
         nested = [nested]
     file = checkpoint(tmp_path / "a.ckpt", config | {"model": config["model"] | {"width": nested}})
-    assert "50 levels deep" in refused(runs.load, file)
+    assert "50 levels deep" in refused(load.load, file)
 
 
 def test_only_the_networks_of_smp_are_honoured_not_its_encoders_which_fetch_weights(
@@ -281,8 +289,10 @@ def test_only_the_networks_of_smp_are_honoured_not_its_encoders_which_fetch_weig
     monkeypatch.syspath_prepend(str(tmp_path))
     for name in [m for m in sys.modules if m.startswith("segmentation_models_pytorch")]:
         monkeypatch.delitem(sys.modules, name)
-    assert trust.written_in("segmentation_models_pytorch.Net", trust.NETWORKS)
-    assert not trust.written_in("segmentation_models_pytorch.encoders.Net", trust.NETWORKS)
+    assert safe_loading.written_in("segmentation_models_pytorch.Net", safe_loading.NETWORKS)
+    assert not safe_loading.written_in(
+        "segmentation_models_pytorch.encoders.Net", safe_loading.NETWORKS
+    )
     for name in [m for m in sys.modules if m.startswith("segmentation_models_pytorch")]:
         del sys.modules[name]
 
@@ -306,8 +316,8 @@ def test_no_interpolation_of_a_saved_config_is_resolved(tmp_path, monkeypatch, c
             Path("config.yaml").write_text(yaml.safe_dump(put(config, path, value)))
             assert "interpolation" in refused(saved_config, Path())
             file = checkpoint(Path("a.ckpt"), put(config, path, value))
-            assert "interpolation" in refused(runs.load, file)
-        refused(runs.load, checkpoint(Path("a.ckpt"), put(config, path, (text,))))
+            assert "interpolation" in refused(load.load, file)
+        refused(load.load, checkpoint(Path("a.ckpt"), put(config, path, (text,))))
 
 
 YAML = {
@@ -349,8 +359,8 @@ def test_a_saved_config_comes_back_as_it_was_written(tmp_path, config):
         "none": None,
         "nan": 1e-30,
     }
-    runs.write_config(tmp_path / "config.yaml", config | more)
-    assert trust.read_yaml((tmp_path / "config.yaml").read_text()) == config | more
+    records.write_config(tmp_path / "config.yaml", config | more)
+    assert safe_loading.read_yaml((tmp_path / "config.yaml").read_text()) == config | more
 
 
 def test_compare_survives_yaml_that_grows_or_nests_without_bound(tmp_path):
@@ -395,10 +405,10 @@ def bombed(tmp_path, monkeypatch, config) -> Path:
     (folder / "checkpoints").mkdir(parents=True)
     for name in ("best.ckpt", "last.ckpt"):
         (folder / "checkpoints" / name).write_bytes(bombs()["zip"])
-    runs.write_config(folder / "config.yaml", config)
-    runs.write_json(folder / "run.json", {"status": "interrupted", "name": "run"})
+    records.write_config(folder / "config.yaml", config)
+    records.write_json(folder / "run.json", {"status": "interrupted", "name": "run"})
     crossval = {"status": "finished", "images": {}, "folds": [{"run": "run"}, {"run": "run"}]}
-    (Path("outputs") / runs.CROSSVAL).write_text(json.dumps(crossval))
+    (Path("outputs") / CROSSVAL).write_text(json.dumps(crossval))
     return folder
 
 
@@ -409,8 +419,8 @@ def start(words: list[str]) -> None:
 
 
 READERS = {
-    "load": lambda run: runs.load(run),
-    "load file": lambda run: runs.load(run / "checkpoints/last.ckpt"),
+    "load": lambda run: load.load(run),
+    "load file": lambda run: load.load(run / "checkpoints/last.ckpt"),
     "seg.load": lambda run: seg.load(run),
     "seg.load many": lambda run: seg.load([str(run), str(run)]),
     "cross-validation": lambda run: ensemble.load(str(run.parent)),
@@ -436,7 +446,7 @@ def test_the_bombs_would_go_off(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name, content in bombs().items():
         Path("x.ckpt").write_bytes(content)
-        refused(runs.load, "x.ckpt")
+        refused(load.load, "x.ckpt")
         pickle.loads(content) if name in ("raw", "old") else torch.load(
             "x.ckpt", weights_only=False
         )
@@ -454,7 +464,7 @@ def finished_run_of(folder: Path):
         "status": "finished", "metrics": {"best/val/dice": 0.5}, "name": "run", "seed": 0, "splits": {},
         "split_hash": "x",
     }  # fmt: skip
-    runs.write_json(folder / "run.json", record)
+    records.write_json(folder / "run.json", record)
     return finished_run(str(folder))
 
 
@@ -490,7 +500,7 @@ def stopped(tmp_path, monkeypatch) -> Path:
 @pytest.mark.parametrize("name", ["../../../victim.ckpt", "{victim}", "..", "."])
 def test_a_checkpoint_that_names_files_elsewhere_has_none_of_them_deleted(stopped, name):
     last = stopped / "checkpoints/last.ckpt"
-    content = runs.read_checkpoint(last)
+    content = read_checkpoint(last)
     name = name.format(victim=Path("victim.ckpt").resolve())
     zero = torch.tensor(0.0)
     for state in content["callbacks"].values():
@@ -501,7 +511,7 @@ def test_a_checkpoint_that_names_files_elsewhere_has_none_of_them_deleted(stoppe
     cfg, asked = resumed(checked("train", [f"resume={stopped}"]))
     train(cfg, asked=asked)
     assert Path("victim.ckpt").read_text() == "precious"
-    assert runs.read_json(stopped / "run.json")["status"] == "finished"
+    assert records.read_json(stopped / "run.json")["status"] == "finished"
     assert {file.name for file in last.parent.iterdir()} >= {"best.ckpt", "last.ckpt"}
 
 

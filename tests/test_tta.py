@@ -14,14 +14,14 @@ from scipy.ndimage import map_coordinates
 from scipy.stats import entropy
 from torch import Tensor, nn
 
-from seg.data.intensity import Intensity
-from seg.ensemble import Ensemble
+from seg.data.normalization import Intensity
+from seg.inference.ensemble import Ensemble
+from seg.inference.predictor import Predictor
+from seg.inference.tiling import Tiling, needed_overlap
+from seg.inference.tta import Averaged, back, moved, uncertainty, viewed
 from seg.models import FCN, NestedUNet, Peer, SegNet, UNet
 from seg.models.network import Extent, Network
-from seg.predictor import Predictor
-from seg.runs import LoadedRun
-from seg.tiles import Tiling, needed_overlap
-from seg.tta import Averaged, back, moved, uncertainty, viewed
+from seg.runs.load import LoadedRun
 
 # what it does to an image (..., H, W), and its inverse, by numpy alone
 VIEWS = [

@@ -22,12 +22,13 @@ from omegaconf import OmegaConf
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState
 
-from seg import runs
-from seg import tune as command
-from seg.cli import CONF, UserError, build, checked, composed, parse
-from seg.search import report, trial
-from seg.search.page import importances, page
-from seg.search.plan import (
+from seg import tune
+from seg.cli.compose import build, checked, composed, parse
+from seg.cli.conf_files import CONF
+from seg.errors import UserError
+from seg.multirun.search import report, trial
+from seg.multirun.search.page import importances, page
+from seg.multirun.search.plan import (
     Plan,
     check_axes,
     check_objectives,
@@ -36,8 +37,8 @@ from seg.search.plan import (
     planned,
     tried,
 )
-from seg.search.space import axes
-from seg.search.study import (
+from seg.multirun.search.space import axes
+from seg.multirun.search.study import (
     address,
     combinations,
     counts,
@@ -47,13 +48,14 @@ from seg.search.study import (
     without_password,
     worker,
 )
-from seg.tune import search
+from seg.multirun.search.worker import search
+from seg.runs import load, records
 
 TINY = ["data.size=64", "data.train=2", "data.val=2", "data.test=0", "model.depth=2", "loader.crop=32", "logger=none",
         "trainer=cpu", "trainer.max_epochs=2", "panels=0", "kept=0"]  # fmt: skip
 LR = "optim.lr=tag(log, interval(1e-4, 1e-1))"
 WIDTH = "model.width=choice(2,3,4)"
-GRID = {"_target_": "seg.search.study.Grid", "seed": 0}
+GRID = {"_target_": "seg.multirun.search.study.Grid", "seed": 0}
 S = TrialState
 
 
@@ -346,7 +348,7 @@ def test_a_wrong_word_leaves_with_2_and_so_does_a_sweep(monkeypatch, capsys, tmp
     ):
         monkeypatch.setattr(sys, "argv", ["tune", *words])
         with pytest.raises(SystemExit) as left:
-            command.main()
+            tune.main()
         err = capsys.readouterr().err
         assert left.value.code == 2 and re.match(message, err) and err.count("\n") == 1
     assert not list(tmp_path.iterdir())
@@ -371,7 +373,7 @@ def test_each_trial_is_a_run_that_other_commands_read(whole):
     assert len(study.trials) == 3 and {t.state for t in study.trials} <= {S.COMPLETE, S.PRUNED}
     for one in study.trials:
         place = folder / one.user_attrs["folder"]
-        record = runs.read_json(place / "run.json")
+        record = records.read_json(place / "run.json")
         assert place.name.startswith(f"{one.number:03d}-lr_") and "=" not in place.name
         assert record["group"] == "unet-lr-width" and record["job"] == one.number
         assert record["status"] == ("finished" if one.state == S.COMPLETE else "pruned")
@@ -380,7 +382,7 @@ def test_each_trial_is_a_run_that_other_commands_read(whole):
         config = yaml.safe_load((place / "config.yaml").read_text())
         assert config["optim"]["lr"] == float(lr) and config["model"]["width"] == width
         assert not {"trials", "sampler", "storage", "search", "objectives"} & set(config)
-        loaded = runs.load(place)
+        loaded = load.load(place)
         assert loaded.config["model"]["width"] == width
         if one.state == S.COMPLETE:
             assert one.value == record["metrics"]["best/val/dice"]
@@ -496,7 +498,7 @@ def test_a_trial_that_fails_is_noted_and_the_search_goes_on(pretend, capsys):
     text = said(capsys)
     assert f"failed: {wanted}" in text and "failed: ValueError: val/dice is nan" in text
     folder = Path("outputs/searches/s") / by_width[3].user_attrs["folder"]
-    assert runs.read_json(folder / "run.json")["error"] == wanted
+    assert records.read_json(folder / "run.json")["error"] == wanted
     assert "Traceback" in (folder / "log.txt").read_text()
 
 
@@ -601,7 +603,7 @@ def test_an_objective_that_is_to_be_small_is_made_small(pretend, capsys):
 
 def test_two_objectives_give_a_front_and_no_pruning(pretend, capsys, monkeypatch):
     given = {2: (0.5, 10), 3: (0.9, 30), 4: (0.8, 40)}
-    monkeypatch.setattr(runs, "read_json", lambda file: {"parameters": given[width][1]})
+    monkeypatch.setattr(records, "read_json", lambda file: {"parameters": given[width][1]})
     width = 0
 
     def train(cfg, callbacks):
@@ -623,7 +625,7 @@ def test_milliseconds_and_parameters_are_those_of_the_run(tmp_path):
     study = tuned(LR, WIDTH, trials=1, objectives=["milliseconds", "parameters"], outputs="out")
     (one,) = study.trials
     place = tmp_path / "out/s" / one.user_attrs["folder"]
-    count = sum(p.numel() for p in runs.load(place).model.parameters())
+    count = sum(p.numel() for p in load.load(place).model.parameters())
     assert one.values is not None and one.values[1] == count and 0.05 < one.values[0] < 500
 
 
@@ -674,7 +676,7 @@ def test_a_group_that_is_searched_brings_its_own_options(pretend, monkeypatch):
 def test_no_trial_begins_after_the_timeout(pretend, monkeypatch, capsys):
     clock = iter([0.0, 1.0, 59.0, 61.0])
     pretend(dice)
-    monkeypatch.setattr(command.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(tune.time, "monotonic", lambda: next(clock))
     study = tuned(LR, WIDTH, trials=9, timeout=1)
     assert len(study.trials) == 2 and "timeout=1: no more trials are begun" in said(capsys)
 
@@ -737,13 +739,13 @@ def test_a_password_is_neither_told_nor_written_and_a_line_is_searched_as_typed(
         cfg.storage = file
         return base()._replace(cfg=cfg)
 
-    monkeypatch.setattr(command, "planned", planned)
-    monkeypatch.setattr(command, "without_password", lambda s: s.replace("study", "***"))
+    monkeypatch.setattr(tune, "planned", planned)
+    monkeypatch.setattr(tune, "without_password", lambda s: s.replace("study", "***"))
     calls = pretend(dice)
     line = ["tune", *TINY, LR, WIDTH, "trials=1", f"storage={file}"]
     monkeypatch.setattr(sys, "argv", list(line))
     monkeypatch.setattr(sys, "orig_argv", ["python", "-m", *line])
-    command.main()
+    tune.main()
     assert "sqlite:///***.db" in said(capsys)
     for words in (sys.argv, sys.orig_argv):
         assert "storage=sqlite:///***.db" in words and f"storage={file}" not in words
@@ -804,7 +806,7 @@ def test_what_mattered_names_the_option_that_did_also_where_it_made_trials_end_e
 
 def start(*words: str, folder: Path) -> subprocess.Popen:
     environment = os.environ | {
-        "PYTHONPATH": str(Path(command.__file__).parent.parent),
+        "PYTHONPATH": str(Path(tune.__file__).parent.parent),
         "OMP_NUM_THREADS": "1",
     }
     return subprocess.Popen(
@@ -859,7 +861,7 @@ def test_ctrl_c_leaves_with_130_and_no_running_trial(tmp_path):
     study = optuna.load_study(study_name="unet-lr", storage=f"sqlite:///{folder}/study.db")
     assert [t.state for t in study.trials] == [S.FAIL, S.WAITING]
     assert not counts(study.trials[0]) and study.trials[0].user_attrs["interrupted"]
-    record = runs.read_json(folder / study.trials[0].user_attrs["folder"] / "run.json")
+    record = records.read_json(folder / study.trials[0].user_attrs["folder"] / "run.json")
     assert record["status"] == "interrupted"
 
 

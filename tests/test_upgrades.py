@@ -13,18 +13,20 @@ import torch
 from omegaconf import OmegaConf
 
 import seg
-from seg import runs
-from seg.cli import CONF, checked
+from seg.cli.compose import checked
+from seg.cli.conf_files import CONF
 from seg.compare import compare
+from seg.errors import RunError
 from seg.evaluate import evaluate
 from seg.export import export
-from seg.past import finished_run
+from seg.multirun.rerun import settled
 from seg.prune import prune
-from seg.rerun import rerun, settled
-from seg.resume import newest, resumed
-from seg.runs import RunError
+from seg.rerun import rerun
+from seg.runs import checkpoint, load, records
+from seg.runs.reader import finished_run
 from seg.sync import sync
-from seg.train import train
+from seg.training.resume import newest, resumed
+from seg.training.run import train
 
 FIXTURES = Path(__file__).parent / "fixtures"
 VERSIONS = sorted(folder.name for folder in FIXTURES.glob("v*"))
@@ -74,7 +76,7 @@ def test_an_earlier_versions_run_scores_what_it_did(version, outputs, name):
 def test_earlier_versions_runs_are_compared(version, outputs):
     compare(checked("compare", ["runs=[outputs]"]))
     page, table = (Path("outputs", name).read_text() for name in ("compare.html", "compare.csv"))
-    final = runs.read_json(outputs / "unet" / "run.json")["metrics"]
+    final = records.read_json(outputs / "unet" / "run.json")["metrics"]
     assert "<html" in page and f"{final['test/dice']:.4f}"[:5] in table
     assert "unetpp" in table
 
@@ -84,7 +86,7 @@ def test_a_network_of_an_earlier_version_is_pruned_and_exported(version, outputs
     levels = prune(checked("prune", ["run=outputs/unetpp", "depth=1", "rounds=1"]))
     full = expected(version, "unetpp")["val/dice"]
     assert levels[1].scores["dice"] == pytest.approx(full, **CLOSE)
-    small = runs.load("outputs/unetpp/prune/L1.ckpt")
+    small = load.load("outputs/unetpp/prune/L1.ckpt")
     assert small.config["model"]["pruned"] is True
     export(checked("export", ["run=outputs/unet", "format=torch", "output=net.pt2"]))
     assert Path("net.pt2").stat().st_size > 1000
@@ -93,11 +95,11 @@ def test_a_network_of_an_earlier_version_is_pruned_and_exported(version, outputs
 @pytest.mark.slow
 def test_a_run_that_an_earlier_version_left_unfinished_goes_on(version, outputs):
     folder = outputs / "unfinished"
-    before = runs.read_checkpoint(folder / "checkpoints/last.ckpt")
+    before = checkpoint.read_checkpoint(folder / "checkpoints/last.ckpt")
     cfg, asked = resumed(checked("train", [f"resume={folder}"]))
     train(cfg, asked=asked)
-    record = runs.read_json(folder / "run.json")
-    after = runs.read_checkpoint(folder / "checkpoints/last.ckpt")
+    record = records.read_json(folder / "run.json")
+    after = checkpoint.read_checkpoint(folder / "checkpoints/last.ckpt")
     assert record["status"] == "finished" and len(record["resumed"]) == 1
     assert before["global_step"] == 1 and after["global_step"] == record["steps"] == 4
 
@@ -136,7 +138,7 @@ def test_the_runs_kept_tell_nothing_of_the_machine_and_are_small(version):
         if file.suffix not in (".tif", ".jpg", ".png"):
             assert not private.search(file.read_bytes()), file
     for name in ("unet", "unetpp", "unfinished"):
-        record = runs.read_json(FIXTURES / version / "outputs" / name / "run.json")
+        record = records.read_json(FIXTURES / version / "outputs" / name / "run.json")
         assert record["command"][:3] == ["python", "-m", "seg.train"]
         assert (record["hardware"]["cpu"], record["environment"]) == ("any", {})
 
@@ -151,21 +153,21 @@ def changed(version: str, file: Path, /, **card) -> Path:
 
 
 def test_a_checkpoint_tells_its_format_and_its_version(version):
-    card = runs.read_checkpoint(FIXTURES / version / "outputs/unet/checkpoints/best.ckpt")["seg"]
-    assert card["format"] in range(1, runs.FORMAT + 1)
+    card = checkpoint.read_checkpoint(FIXTURES / version / "outputs/unet/checkpoints/best.ckpt")[
+        "seg"
+    ]
+    assert card["format"] in range(1, checkpoint.FORMAT + 1)
     assert version == f"v{'.'.join(card['version'].split('.')[:2])}"
 
 
-@pytest.mark.parametrize("later", [runs.FORMAT + 1, "two", None, 0, [1]])
+@pytest.mark.parametrize("later", [checkpoint.FORMAT + 1, "two", None, 0, [1]])
 def test_a_checkpoint_of_a_later_format_is_refused_with_the_version_that_wrote_it(
     version, tmp_path, later
 ):
     file = changed(version, tmp_path / "a.ckpt", format=later, version="7.8.9")
-    wanted = (
-        rf"a\.ckpt: written by seg 7\.8\.9 in format .*this is seg {seg.__version__}, which reads"
-    )
+    wanted = rf"a\.ckpt: written by seg 7\.8\.9 in format .*this is seg {seg.version.__version__}, which reads"
     with pytest.raises(RunError, match=wanted) as refused:
-        runs.load(file)
+        load.load(file)
     assert "\n" not in str(refused.value)
     folder = tmp_path / "outputs" / "unfinished"
     shutil.copytree(FIXTURES / version / "outputs" / "unfinished", folder)
@@ -176,7 +178,7 @@ def test_a_checkpoint_of_a_later_format_is_refused_with_the_version_that_wrote_i
 
 def test_what_a_later_version_added_to_a_checkpoint_is_passed_over(version, tmp_path):
     file = changed(version, tmp_path / "a.ckpt", version="7.8.9", surprise={"of": [1, 2]})
-    assert runs.load(file).classes == ["membrane", "cell"]
+    assert load.load(file).classes == ["membrane", "cell"]
     card = torch.load(file, weights_only=True)["seg"]
     config = card["config"]
     config["model"] |= {"mode_of_later": True}
@@ -184,11 +186,11 @@ def test_what_a_later_version_added_to_a_checkpoint_is_passed_over(version, tmp_
     with pytest.raises(
         RunError, match=r"of this version \(this is .*, and seg 7\.8\.9 wrote it\): .*"
     ):
-        runs.load(file)
+        load.load(file)
     config["model"] = {"_target_": "seg.models.Later", "in_channels": 1, "num_classes": 1}
     file = changed(version, tmp_path / "c.ckpt", version="7.8.9", config=config)
     with pytest.raises(RunError, match=r"names 'seg\.models\.Later'.*seg 7\.8\.9 wrote it"):
-        runs.load(file)
+        load.load(file)
 
 
 def test_a_checkpoint_of_before_there_were_formats_is_read(version, tmp_path):
@@ -197,4 +199,4 @@ def test_a_checkpoint_of_before_there_were_formats_is_read(version, tmp_path):
     for name in ("format", "version"):
         del content["seg"][name]
     torch.save(content, file)
-    assert runs.load(file).classes == ["membrane", "cell"]
+    assert load.load(file).classes == ["membrane", "cell"]

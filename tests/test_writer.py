@@ -33,18 +33,20 @@ from seg import (
     predict,
     prune,
     rerun,
-    runs,
     show,
-    sweep,
     sync,
     tune,
 )
-from seg.cli import UserError, checked
-from seg.console import console, quiet, visible
-from seg.data.sources import DataError
+from seg.cli.compose import checked
+from seg.display.console import console, quiet, visible
+from seg.errors import DataError, RunError, UserError
 from seg.files import UnsafePath
-from seg.search import trial
-from seg.train import train
+from seg.multirun import sweeper
+from seg.multirun.search import trial
+from seg.runs import records
+from seg.runs.folder import CROSSVAL
+from seg.training.loggers import wandb_offline
+from seg.training.run import train
 
 PACKAGE = Path(files.__file__).parent
 
@@ -220,7 +222,7 @@ def test_a_full_disk_is_told_with_the_name_of_the_file(tmp_path):
 
 def test_what_a_name_in_other_bytes_becomes_can_be_read_again(tmp_path):
     name = os.fsdecode(b"caf\xe9")
-    runs.write_json(tmp_path / "x.json", {name: name, "é": 1})
+    records.write_json(tmp_path / "x.json", {name: name, "é": 1})
     assert json.loads((tmp_path / "x.json").read_text("utf-8")) == {name: name, "é": 1}
     with files.open_text(tmp_path / "x.csv", tmp_path) as stream:
         csv.writer(stream).writerow([name, "é"])
@@ -284,7 +286,7 @@ def test_a_place_that_can_not_be_written_is_told_and_nothing_made(tmp_path, plac
     (tmp_path / "taken/a/b").mkdir(parents=True)
     before = sorted(tmp_path.rglob("*"))
     folder = tmp_path / place
-    with pytest.raises(runs.RunError, match=rf"^output=\S*: can't be written \(.*({said}).*\); give another folder$"):  # fmt: skip
+    with pytest.raises(RunError, match=rf"^output=\S*: can't be written \(.*({said}).*\); give another folder$"):  # fmt: skip
         files.check_writable(folder, folder, ["a/b"])
     assert sorted(tmp_path.rglob("*")) == before
     files.check_writable(tmp_path / "new/er", tmp_path, ["deep/x", "y"])
@@ -357,8 +359,8 @@ def theirs(tmp_path, trained) -> Callable[[str], Path]:
         else:
             folder.mkdir()
         if command == "resume":
-            record = runs.read_json(folder / "run.json")
-            runs.write_json(folder / "run.json", record | {"status": "interrupted"})
+            record = records.read_json(folder / "run.json")
+            records.write_json(folder / "run.json", record | {"status": "interrupted"})
         return folder
 
     return make
@@ -521,7 +523,9 @@ def test_no_command_writes_through_a_link_of_any_name(command, theirs, tmp_path,
         folder = theirs(command, where)
         if command == "resume":
             text = (folder / "config.yaml").read_text()
-            logger = "logger: {tensorboard: {_target_: seg.tracking.tensorboard.TensorBoard}}"
+            logger = (
+                "logger: {tensorboard: {_target_: seg.training.loggers.tensorboard.TensorBoard}}"
+            )
             text = re.sub(r"logger: \{\}", logger, text).replace("max_epochs: 1", "max_epochs: 2")
             (folder / "config.yaml").write_text(text)
             (folder / "fingerprints.csv").unlink()  # written anew, as diff.patch is
@@ -608,15 +612,15 @@ def test_crossval_writes_through_no_link(tmp_path, auditing):
         crossval.crossval(checked("crossval", given))
 
     deed(begun)
-    record = runs.read_json(begun / runs.CROSSVAL)
+    record = records.read_json(begun / CROSSVAL)
     folds = [fold["run"] for fold in record["folds"]]
-    runs.write_json(begun / runs.CROSSVAL, record | {"status": "running"})
+    records.write_json(begun / CROSSVAL, record | {"status": "running"})
 
     def make(where: str) -> Path:
         return shutil.copytree(begun, tmp_path / where, symlinks=True)
 
     names = tried_at_every_name(deed, make, tmp_path, ("out-of-fold/.*", "latest"))
-    assert set(names) >= {".lock", runs.CROSSVAL, "log.txt", "out-of-fold"}, names
+    assert set(names) >= {".lock", CROSSVAL, "log.txt", "out-of-fold"}, names
     mine, folder = outside(tmp_path), make("again")  # a fold that is trained anew
     shutil.rmtree(folder / folds[1])
     planted(folder, "latest", mine / "folder")
@@ -648,9 +652,9 @@ def test_sync_hands_wandb_no_folder_with_a_link_that_leads_out(name, tmp_path, m
     (folder / "files").mkdir()
     (folder / "inner").symlink_to("files")
     mine, sent = outside(tmp_path), []
-    monkeypatch.setattr(sync, "send", sent.append)
+    monkeypatch.setattr(wandb_offline, "send", sent.append)
     cfg = checked("sync", [f"outputs={tmp_path}/outputs", "send=true"])
-    with pytest.raises(runs.RunError, match="1 of 1 runs were not sent"):
+    with pytest.raises(RunError, match="1 of 1 runs were not sent"):
         sync.sync(cfg)
     assert len(sent.pop()) == 1
     if name.startswith(".."):  # the folder itself lies elsewhere
@@ -670,7 +674,7 @@ def test_sync_hands_wandb_no_folder_with_a_link_that_leads_out(name, tmp_path, m
 def test_a_sweep_of_somebody_else_is_taken_up_inside_its_folder_alone(trick, tmp_path):
     line = [*TINY, "seed=1,2", "model=unet", "panels=0", "kept=0", f"outputs={tmp_path}/outputs"]
     words = [word for word in line if not word.startswith("outputs=")]
-    jobs = sweep.planned(composed(tmp_path / "outputs", *words, line[-1]), {})
+    jobs = sweeper.planned(composed(tmp_path / "outputs", *words, line[-1]), {})
     folder, mine = tmp_path / "outputs/sweeps/theirs", outside(tmp_path)
     folder.mkdir(parents=True)
     if trick == "record":
@@ -678,7 +682,7 @@ def test_a_sweep_of_somebody_else_is_taken_up_inside_its_folder_alone(trick, tmp
     else:
         name = jobs[0]["folder"] if trick == "job" else ".submitit"
         planted(folder, name, mine / "folder")
-    runs.write_json(folder / "sweep.json", {"jobs": jobs})
+    records.write_json(folder / "sweep.json", {"jobs": jobs})
     done = subprocess.run(
         [sys.executable, "-m", "seg.train", "-m", *line], capture_output=True, text=True, timeout=300, cwd=tmp_path
     )  # fmt: skip
@@ -718,7 +722,7 @@ def test_an_output_that_can_not_be_written_is_told_in_one_line_before_the_work(
 ):
     monkeypatch.chdir(tmp_path)
     Path("file").touch()
-    for name in ("metrics.json", "prune.json", "compare.csv", "check.json", "predict.json", runs.CROSSVAL, "x.png",
+    for name in ("metrics.json", "prune.json", "compare.csv", "check.json", "predict.json", CROSSVAL, "x.png",
                  "m.pt2"):  # fmt: skip
         Path(f"taken/{name}").mkdir(parents=True)
     if place == "link":
@@ -869,7 +873,7 @@ def test_folders_of_such_names_end_no_training_and_nothing_that_reads_its_run(la
     cfg.name = LATIN
     train(cfg)
     folder = (outputs / "latest").resolve()
-    record = runs.read_json(folder / "run.json")
+    record = records.read_json(folder / "run.json")
     assert record["status"] == "finished" and record["name"] == LATIN
     saved = yaml.safe_load((folder / "config.yaml").read_text("utf-8"))
     assert saved["outputs"] == files.encodable(str(outputs))
@@ -893,8 +897,8 @@ def test_folders_of_such_names_end_no_training_and_nothing_that_reads_its_run(la
     cfg = run_of("rerun")
     cfg.outputs = str(outputs)
     assert rerun.rerun(cfg)["verdict"] == "same"
-    record = runs.read_json(folder / "run.json")
-    runs.write_json(folder / "run.json", record | {"status": "interrupted"})
+    record = records.read_json(folder / "run.json")
+    records.write_json(folder / "run.json", record | {"status": "interrupted"})
     cfg = checked("train", ["resume=x"])
     cfg.resume = str(folder)
     train(cfg)

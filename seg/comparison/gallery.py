@@ -11,12 +11,12 @@ from pathlib import Path
 
 import numpy as np
 
-from seg.comparison.pooling import image_scores, pooled
+from seg.comparison.pixel_counts import image_scores, pooled
 from seg.comparison.ranking import Ranked, Ranking
-from seg.comparison.results import Run
-from seg.comparison.runfiles import listed, mapping, text
+from seg.comparison.run_files import listed, mapping, text
+from seg.comparison.run_records import Run
 from seg.files import UnsafePath, read_bytes, read_text
-from seg.trust import RECORD_LIMIT, json_value
+from seg.runs.safe_loading import RECORD_LIMIT, json_value
 
 COLUMNS = 12  # groups shown beside image and truth
 LARGEST = 2**22  # bytes of one file

@@ -9,10 +9,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from seg.asked import FREE
-from seg.comparison.results import Run
-from seg.comparison.runfiles import text
-from seg.options import UserError, listed, nearest
+from seg.cli.conf_files import listed, nearest
+from seg.cli.list_arguments import words
+from seg.comparison.run_files import text
+from seg.comparison.run_records import Run
+from seg.errors import UserError
+from seg.runs.run_info import FREE
 
 GROUPS = ("data", "model", "loss", "augment", "optim", "schedule")  # whose choice makes a recipe
 REPEATS = ("seed", "data.fold")
@@ -187,14 +189,3 @@ def named(groups: list[Group], baseline: str) -> Group:
         return found[0]
     what = f"{len(found)} groups match, say which" if found else "no group matches"
     raise UserError(f"baseline={baseline}: {what}: {'; '.join(g.words for g in (found or groups)[:8])}")  # fmt: skip
-
-
-def words(text: str) -> list[str]:
-    """``a=1,b=[2,3],c=x`` as its three words."""
-    parts: list[str] = []
-    for part in text.split(","):
-        if parts and "=" not in part:
-            parts[-1] += f",{part}"
-        else:
-            parts.append(part)
-    return [part.strip() for part in parts]

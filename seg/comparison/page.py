@@ -13,15 +13,15 @@ from typing import Any
 
 import jinja2
 import numpy as np
-import plotly.offline
+import plotly
 
-from seg.comparison.findings import cautions, claims, fate, headline, mean_of, score_name
 from seg.comparison.gallery import gallery
 from seg.comparison.grouping import differing, readable, shown, value_of
-from seg.comparison.pooling import image_scores
+from seg.comparison.pixel_counts import image_scores
 from seg.comparison.ranking import Comparison, Ranked, Ranking, intervals
-from seg.comparison.results import Run
-from seg.comparison.runfiles import Counts
+from seg.comparison.run_files import Counts
+from seg.comparison.run_records import Run
+from seg.comparison.summary import cautions, claims, fate, headline, mean_of, score_name
 
 GENERATOR = '<meta name="generator" content="seg.compare">'
 CURVES = ("train/loss", "val/loss", "val/dice/", "lr", "images_per_second")

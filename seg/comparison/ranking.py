@@ -31,9 +31,9 @@ import numpy as np
 from scipy.stats import ttest_ind
 
 from seg.comparison.grouping import Group
-from seg.comparison.pooling import Pooled, by_seed, evidence, pooled
-from seg.comparison.results import Run
-from seg.metrics.better import smaller_is_better
+from seg.comparison.pixel_counts import Pooled, by_seed, evidence, pooled
+from seg.comparison.run_records import Run
+from seg.metrics.direction import smaller_is_better
 from seg.metrics.significance import EXACT, Score, holm, interval, paired_test
 
 ENOUGH = 3  # seeds of both groups, below which they aren't asked

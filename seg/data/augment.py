@@ -23,7 +23,7 @@ from albumentations.core.transforms_interface import BaseTransformInitSchema
 from pydantic import Field
 from scipy.interpolate import CubicSpline
 
-from seg.data.sources import DataError
+from seg.errors import DataError
 from seg.logits import IGNORE
 
 MIRROR = cv2.BORDER_REFLECT_101

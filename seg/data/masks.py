@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from seg.data.sources import DataError
+from seg.errors import DataError
 from seg.logits import IGNORE
 
 BLOCK = 2**22  # pixels that are looked at together

@@ -6,14 +6,14 @@ each label then a two-class problem of its own; 255 = ignored, in both. A value 
 """
 
 from seg.losses.cldice import ClDice as ClDice
+from seg.losses.cross_entropy import CrossEntropy as CrossEntropy
+from seg.losses.cross_entropy import Focal as Focal
+from seg.losses.cross_entropy import WeightedBCE as WeightedBCE
+from seg.losses.dice import Dice as Dice
+from seg.losses.dice import Jaccard as Jaccard
+from seg.losses.dice import Tversky as Tversky
 from seg.losses.lovasz import Lovasz as Lovasz
-from seg.losses.overlap import Dice as Dice
-from seg.losses.overlap import Jaccard as Jaccard
-from seg.losses.overlap import Tversky as Tversky
-from seg.losses.pixelwise import CrossEntropy as CrossEntropy
-from seg.losses.pixelwise import Focal as Focal
-from seg.losses.pixelwise import WeightedBCE as WeightedBCE
-from seg.losses.sums import Sum as Sum
-from seg.losses.sums import Term as Term
-from seg.losses.sums import judge as judge
 from seg.losses.weight_map import WeightMap as WeightMap
+from seg.losses.weighted_sum import Sum as Sum
+from seg.losses.weighted_sum import Term as Term
+from seg.losses.weighted_sum import judge as judge

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from seg.losses.overlap import PIXELS, Dice, check_smooth
-from seg.losses.truth import overlaps, probabilities_and_truth
+from seg.losses.dice import PIXELS, Dice, check_smooth
+from seg.losses.targets import overlaps, probabilities_and_truth
 
 MOST = 1000  # erosions, each of which keeps several copies of the batch for its gradient
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from seg.losses.truth import probabilities_and_truth
+from seg.losses.targets import probabilities_and_truth
 
 
 class Lovasz(nn.Module):

@@ -8,13 +8,8 @@ from pydantic import Field
 from scipy.ndimage import distance_transform_edt, find_objects, label
 from torch import Tensor, nn
 
-from seg.losses.pixelwise import count_classes
-from seg.losses.truth import (
-    likelihood,
-    mean_over_valid,
-    weight_of_truth,
-    weights_buffer,
-)
+from seg.losses.cross_entropy import count_classes
+from seg.losses.targets import likelihood, mean_over_valid, weight_of_truth, weights_buffer
 
 
 class WeightMap(nn.Module):

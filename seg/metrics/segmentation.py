@@ -7,10 +7,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from seg.logits import predicted_classes, probabilities
+from seg.metrics.boundary import SurfaceMetric
 from seg.metrics.calibration import Calibration, ThresholdCurve
 from seg.metrics.confusion import PixelScores
 from seg.metrics.significance import Evidence
-from seg.metrics.surfaces import SurfaceMetric
 
 
 class SegmentationMetrics(nn.Module):

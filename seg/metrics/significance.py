@@ -24,7 +24,6 @@ import numpy as np
 
 Score = Callable[[np.ndarray], np.ndarray]
 Evidence = tuple[np.ndarray, Score]  # rows and the score of their sums: what an interval rests on
-
 EXACT = 12  # up to so many images all 2**N swaps are tried
 NUMBERS = 2**21  # held at once by a chunk of resamples: 16 MiB
 

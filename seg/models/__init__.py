@@ -1,9 +1,9 @@
 """The networks: images (B, C, H, W) in, logits (B, K, H, W) out."""
 
+from seg.models.external import Peer
 from seg.models.fcn import FCN
-from seg.models.nested import NestedUNet
-from seg.models.peer import Peer
 from seg.models.segnet import SegNet
 from seg.models.unet import UNet
+from seg.models.unetpp import NestedUNet
 
 __all__ = ["FCN", "NestedUNet", "Peer", "SegNet", "UNet"]

@@ -11,10 +11,11 @@ from omegaconf import DictConfig
 from rich.table import Table
 from torch import Tensor, nn
 
-from seg import costs
-from seg.cli import UserError, build, command
-from seg.console import quiet
-from seg.models import UNet
+from seg.cli.command import command
+from seg.cli.compose import build
+from seg.display.console import quiet
+from seg.errors import UserError
+from seg.models import UNet, profiling
 
 log = logging.getLogger("seg")
 Row = tuple[str, nn.Module, tuple[int, ...]]
@@ -35,14 +36,14 @@ def show(cfg: DictConfig) -> tuple[int, int]:
         rows, logits = layers(model, image)
     except ValueError as error:
         raise UserError(f"data.size={size}: {error}") from error
-    counts = costs.multiply_adds(model, image)
+    counts = profiling.multiply_adds(model, image)
     name = type(model).__name__
     table = Table(title=f"{name}, image {channels} x {size} x {size}", title_justify="left")
     for heading in ("layer", "is a", "output C x H x W", "parameters", "multiply-adds"):
         table.add_column(heading, justify="left" if heading in ("layer", "is a") else "right")
     for path, layer, shape in rows:
         mega = counts.get(f"{name}.{path}", 0) / 1e6
-        own = costs.parameters(layer)
+        own = profiling.parameters(layer)
         table.add_row(
             path,
             type(layer).__name__,
@@ -53,7 +54,7 @@ def show(cfg: DictConfig) -> tuple[int, int]:
     log.info("", extra={"table": table})
     height, width = logits.shape[-2:]
     log.info(
-        f"{costs.parameters(model):,} parameters, {counts['Global'] / 1e9:.1f} G multiply-adds; "
+        f"{profiling.parameters(model):,} parameters, {counts['Global'] / 1e9:.1f} G multiply-adds; "
         f"{size}x{size} -> {height}x{width}"
     )
     if isinstance(model, UNet) and not model.valid:

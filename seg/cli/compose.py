@@ -1,0 +1,191 @@
+"""Hydra composition: parse, validate and build a config from the words of a command line."""
+
+from itertools import islice
+from typing import Any, cast
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Glob, IntervalSweep, Override
+from hydra.errors import HydraException, InstantiationException
+from hydra.types import RunMode
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from omegaconf import DictConfig, OmegaConf, flag_override
+from omegaconf.errors import OmegaConfBaseException
+
+from seg.cli.conf_files import CONF, group_names, is_hydras
+from seg.cli.resource_errors import OutOfMemory, explained
+from seg.cli.validation import check_choice, check_level, check_word
+from seg.errors import MISTAKES, UserError
+
+REFUSALS = (
+    ValueError,
+    TypeError,
+    LookupError,
+    ArithmeticError,
+    ImportError,
+    MisconfigurationException,
+)
+
+
+def one_line(error: BaseException) -> str:
+    text = str(error)
+    if "Original Traceback" in text:  # from a loader's worker: its own message comes last
+        text = text.rstrip().rpartition("\n")[2].partition("Error: ")[2] or text
+    return " ".join(text.split())
+
+
+def build(node: DictConfig, path: str, **given: Any) -> Any:
+    """What a node's ``_target_`` constructs, with ``given`` beside the node's own arguments.
+
+    Raises:
+        UserError: when the constructor refuses an argument, or memory falls short; names the option's path.
+    """
+    twice = [name for name in given if name in node]
+    if twice:
+        raise UserError(f"{path}.{twice[0]}: set by the command itself; leave it out")
+    try:
+        if not given:
+            return hydra.utils.instantiate(node, _convert_="all")
+        # partial: hydra would copy what is given into a config
+        return hydra.utils.instantiate(node, _partial_=True, _convert_="all")(**given)
+    except MISTAKES:
+        raise
+    except InstantiationException as error:
+        cause = error.__cause__
+        if isinstance(cause, MISTAKES):
+            raise cause from error
+        full = str(error).rpartition("full_key: ")[2].strip() if "full_key: " in str(error) else ""
+        where = full if full.startswith(path) else f"{path}.{full}" if full else path
+        if isinstance(cause, REFUSALS):
+            raise UserError(f"{where}: {one_line(cause)}") from error
+        short = explained(cause or error, "building it", f"smaller numbers in {where} need less")
+        if isinstance(short, OutOfMemory):
+            raise UserError(f"{where}: {short}") from error
+        raise
+    except REFUSALS as error:
+        raise UserError(f"{path}: {one_line(error)}") from error
+
+
+def plain(cfg: DictConfig) -> dict[str, Any]:
+    """A config as plain dicts, lists and values, interpolations resolved."""
+    return cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
+
+
+def check_line(config_name: str, words: list[str], multirun: bool) -> DictConfig:
+    """Check a command line, in a sweep each value of each option, the others at their first.
+
+    Returns:
+        The config, of a sweep that of the first values.
+    """
+    overrides = parse(words)
+    for override in overrides:
+        if override.key_or_group == "hydra.mode":
+            raise UserError(f"{override.input_line}: leave it out; -m sweeps")
+    sweeping = [o for o in overrides if o.is_sweep_override()]
+    if sweeping and not multirun:
+        raise UserError(f"{sweeping[0].input_line}: several values are a sweep; add -m")
+    groups = group_names(overrides)
+    choices = [swept(o, groups) for o in overrides]
+    line = [values[0] for values in choices]
+    cfg = checked(config_name, line)
+    for i, values in enumerate(choices):
+        for value in values[1:]:
+            checked(config_name, [*line[:i], value, *line[i + 1 :]])
+    return cfg
+
+
+def swept(override: Override, groups: dict[str, list[str]]) -> list[str]:
+    """A word as single overrides, one for each value of a sweep; the first 64."""
+    if not override.is_sweep_override():
+        return [override.input_line or ""]
+    value, key = override.value(), override.get_key_element()
+    if isinstance(value, IntervalSweep):
+        return [f"{key}={value.start}"]
+    if isinstance(value, Glob):
+        names = value.filter(groups.get(override.key_or_group, []))
+        if not names:
+            raise UserError(f"{override.input_line}: no {override.key_or_group} is so named")
+        return [f"{key}={name}" for name in names]
+    return [f"{key}={text}" for text in islice(override.sweep_string_iterator(), 64)]
+
+
+def parse(words: list[str]) -> list[Override]:
+    parser = OverridesParser.create()
+    overrides = []
+    for word in words:
+        try:
+            override = parser.parse_override(word)
+        except HydraException as error:
+            remedy = "quote values with spaces, commas or brackets"
+            remedy = remedy if "=" in word else "write option=value"
+            raise UserError(f"{word}: can't be read as an override; {remedy}") from error
+        if not override.key_or_group:
+            raise UserError(f"{word}: can't be read as an override; write option=value")
+        overrides.append(override)
+    return overrides
+
+
+def checked(config_name: str, words: list[str]) -> DictConfig:
+    """The composed config, every option known and of its type.
+
+    Raises:
+        UserError: naming the first word that is wrong, and the nearest right one.
+    """
+    overrides = parse(words)
+    groups = group_names(overrides)
+    for override in overrides:
+        check_choice(override, groups)
+    hydras = [o.input_line or "" for o in overrides if is_hydras(o)]
+    picks = [o.input_line or "" for o in overrides if o.key_or_group in groups]
+    _, own, chosen = composed(config_name, hydras)
+    if picks:
+        _, _, chosen = composed(config_name, [*hydras, *picks])
+    choose = [f"{g}={c}" for g, c in chosen.items() if c and g in groups and g != "experiment"]
+    _, files, _ = composed(config_name, [*hydras, *choose])
+    unchosen = [group for group, choice in chosen.items() if choice is None]
+    try:
+        cfg, tree, _ = composed(config_name, words)
+    except UserError:
+        for override in overrides:
+            if not is_hydras(override) and override.key_or_group not in groups:
+                check_word(override, files, unchosen, groups)
+        raise
+    check_level(tree, files, own, unchosen)
+    return cfg
+
+
+def composed(config_name: str, words: list[str]) -> tuple[DictConfig, dict[str, Any], dict]:
+    """The config, the same resolved and plain, and the choice of each group."""
+    outer = HydraConfig.instance().cfg
+    GlobalHydra.instance().clear()
+    try:
+        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+            cfg = hydra.compose(config_name, words, return_hydra_config=True)
+            choices = dict(cfg.hydra.runtime.choices)
+            if any(key not in choices and (CONF / str(key)).is_dir() for key in cfg):
+                choices = several(config_name, words) | choices
+        for key, value in (("job.num", 0), ("job.id", "0"), ("runtime.output_dir", ".")):
+            OmegaConf.update(cfg, f"hydra.{key}", value)  # known only in a job
+        HydraConfig.instance().set_config(cfg)  # for ${hydra:...}
+        with flag_override(cfg, ["struct", "readonly"], [False, False]):
+            del cfg["hydra"]
+        tree = plain(cfg)
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        said = one_line(error).partition(" Config search path:")[0]  # folders of the installation
+        raise UserError(said) from error
+    finally:
+        HydraConfig.instance().cfg = outer
+        GlobalHydra.instance().clear()
+    return cfg, tree, choices
+
+
+def several(config_name: str, words: list[str]) -> dict[str, str]:
+    """Group -> ``[a,b]`` of all files chosen in it; Hydra's own choices leave out where there are several."""
+    loader = GlobalHydra.instance().config_loader()
+    chosen: dict[str, list[str]] = {}
+    for entry in loader.compute_defaults_list(config_name, words, RunMode.RUN).defaults:
+        group, _, name = str(entry.config_path).rpartition("/")
+        chosen.setdefault(group, []).append(name)
+    return {group: f"[{','.join(names)}]" for group, names in chosen.items()}

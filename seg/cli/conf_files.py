@@ -1,0 +1,48 @@
+"""The files and groups of conf/, and messages that name their options."""
+
+import difflib
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.types import Override
+
+PACKAGE = Path(__file__).parents[1]
+CONF = (
+    PACKAGE / "conf" if (PACKAGE / "conf").exists() else PACKAGE.parent / "conf"
+)  # wheel, checkout
+HYDRA_KEYS = {"_target_", "_partial_", "_recursive_", "_convert_", "_args_"}
+
+
+def group_names(overrides: Collection[Override] = ()) -> dict[str, list[str]]:
+    """Config groups -> their choices, also those of folders that ``hydra.searchpath`` adds."""
+    folders = [CONF]
+    for override in overrides:
+        added = override.value()
+        if override.key_or_group == "hydra.searchpath" and isinstance(added, list):
+            folders += [Path(str(folder).removeprefix("file://")) for folder in added]
+    groups: dict[str, set[str]] = {}
+    for file in (file for folder in folders for file in folder.glob("*/*.yaml")):
+        groups.setdefault(file.parent.name, set()).add(file.stem)
+    return {name: sorted(groups[name]) for name in sorted(groups)}
+
+
+def is_hydras(override: Override) -> bool:
+    return override.key_or_group.replace("/", ".").split(".")[0] == "hydra"
+
+
+def nearest(word: str, words: Collection[str]) -> str:
+    """``; did you mean x?`` or nothing."""
+    close = difflib.get_close_matches(word, words, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def listed(words: list[str]) -> str:
+    return ", ".join(words[:12]) + (", ..." if len(words) > 12 else "")
+
+
+def shown(value: Any) -> str:
+    """As one writes it on a command line."""
+    return (
+        str(value).lower() if isinstance(value, bool) else "null" if value is None else str(value)
+    )

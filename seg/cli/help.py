@@ -1,0 +1,31 @@
+"""What ``--help`` says: the config files themselves, where each option stands with default and comment."""
+
+from pathlib import Path
+
+from seg.cli.conf_files import CONF, group_names
+
+
+def help_text(config_name: str) -> str:
+    """The command's own file, that of the training it may build on, then each choice of each group."""
+    main = (CONF / f"{config_name}.yaml").read_text()
+    files = [config_name, *(["train"] if "\n  - train " in main else [])]
+    composed = "".join((CONF / f"{file}.yaml").read_text() for file in files)
+    groups = {name: names for name, names in group_names().items() if f"- {name}: " in composed}
+    parts = [f"python -m seg.{config_name} [GROUP=CHOICE ...] [OPTION=VALUE ...]", ""]
+    parts += [f"  {name}={'|'.join(names)}" for name, names in groups.items()]
+    sweeps = ", -m sweeps values separated by commas" if config_name == "train" else ""
+    parts += ["", f"--cfg job shows what a line composes{sweeps}.", ""]
+    for file in files:
+        parts += section(file, CONF / f"{file}.yaml", until="hydra:")
+    for name, choices in groups.items():
+        for choice in choices:
+            parts += section(f"{name}={choice}", CONF / name / f"{choice}.yaml")
+    return "\n".join(parts)
+
+
+def section(title: str, file: Path, until: str | None = None) -> list[str]:
+    """A file's text under a title."""
+    text = file.read_text()
+    if until is not None:
+        text = text.partition(f"\n{until}")[0]
+    return [f"== {title} ==", *(f"  {line}" for line in text.rstrip().splitlines()), ""]

@@ -1,0 +1,169 @@
+"""What differs between a run and its repetition: the scores, and what they depend on.
+
+Legend: then = of the earlier run, now = of the later one.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from rich.table import Table
+from scipy import stats
+
+from seg.cli.conf_files import shown
+from seg.data.masks import short
+from seg.runs import checkpoint, provenance
+from seg.runs.reader import Metrics, Past
+from seg.runs.run_info import FREE
+
+JUDGED = ("best/val/dice", "best/val/iou", "test/dice", "test/iou")  # where not all is the same
+MACHINE = ("machine", "system", "cpu", "instructions", "threads", "gpus")
+TOLD = {  # of a run.json: what numbers depend on; None: all that is there
+    "versions": None, "environment": None, "hardware": MACHINE, "git": ("commit", "diff"),
+    "data": ("fingerprint",),
+}  # fmt: skip
+LEVEL = 0.95  # of the interval in which the difference of two seeds is expected
+FEWEST = 2  # degrees of freedom from which a spread is told: three seeds of one era
+Scores = dict[str, dict[str, Any]]
+
+
+class Change(NamedTuple):
+    """What is not as it was."""
+
+    what: str
+    then: Any
+    now: Any
+
+
+def judged(then: Metrics, now: Metrics, eras: Sequence[Sequence[Metrics]]) -> Scores:
+    """Each score then and now, their difference, and whether it is more than another seed would make.
+
+    Noise is what lies within the ``LEVEL`` interval of the difference of two runs that differ in the seed
+    alone: Student's t times sd times sqrt(2), where sd is pooled over the eras.
+
+    Args:
+        then: metrics by name; None is nan.
+        now: likewise.
+        eras: metrics of runs that differ in the seed alone, those of then and those of now.
+    """
+    scores: Scores = {}
+    for name in dict.fromkeys([*then, *now]):
+        old, new = then.get(name), now.get(name)
+        sd, free = spread([[metrics.get(name) for metrics in era] for era in eras])
+        difference = None if old is None or new is None else new - old
+        if name not in then or name not in now:
+            found = "only now" if name in now else "only then"
+        elif old == new:
+            found = "same"
+        elif sd is None or difference is None:
+            found = "different"
+        else:
+            limit = stats.t.ppf((1 + LEVEL) / 2, free) * sd * math.sqrt(2)
+            found = "within noise" if abs(difference) <= limit else "different"
+        scores[name] = {
+            "then": old, "now": new, "difference": difference, "sd": sd, "verdict": found
+        }  # fmt: skip
+    return scores
+
+
+def spread(eras: Sequence[Sequence[float | None]]) -> tuple[float | None, int]:
+    """Standard deviation within the eras, and its degrees of freedom; None below ``FEWEST`` of them."""
+    squares, free = 0.0, 0
+    for era in eras:
+        values = np.array([value for value in era if value is not None], dtype=float)
+        if len(values) > 1:
+            squares += float(((values - values.mean()) ** 2).sum())
+            free += len(values) - 1
+    return (math.sqrt(squares / free), free) if free >= FEWEST else (None, free)
+
+
+def verdict(scores: Scores) -> str:
+    """Of all numbers, if they are the same; else of Dice and IoU, and different where no noise is known."""
+    both = {n: s["verdict"] for n, s in scores.items() if not s["verdict"].startswith("only")}
+    if both and set(both.values()) == {"same"}:
+        return "same"
+    main = {name: scores[name] for name in JUDGED if name in both}
+    known = any(row["sd"] is not None for row in main.values())
+    different = any(row["verdict"] == "different" for row in main.values())
+    return "within noise" if known and not different else "different"
+
+
+def edited(past: Past) -> Iterator[Change]:
+    """How config.yaml differs from the config in the checkpoint, which the run was trained with."""
+    try:
+        card = checkpoint.read_checkpoint(checkpoint.find_checkpoint(past.folder))["seg"]["config"]
+    except (*checkpoint.DAMAGED, ValueError):
+        return  # the numbers stand without their checkpoint
+    yield from leaves_changed(card, past.config, "config.yaml: ")
+
+
+def leaves_changed(then: Any, now: Any, path: str) -> Iterator[Change]:
+    """Each value of a config that differs."""
+    if not isinstance(then, dict) or not isinstance(now, dict):
+        if then != now:
+            yield Change(path.rstrip("."), then, now)
+        return
+    for name in dict.fromkeys([*then, *now]):
+        if name not in FREE:
+            yield from leaves_changed(then.get(name), now.get(name), f"{path}{name}.")
+
+
+def recorded(then: dict[str, Any], now: dict[str, Any]) -> Iterator[Change]:
+    """What differs between two run.json of what numbers depend on, as far as the older one tells."""
+    for group, chosen in TOLD.items():
+        old, new = then.get(group), now.get(group) or {}
+        if not isinstance(old, dict):
+            continue
+        unset = new if group == "environment" else {}
+        for name in chosen or dict.fromkeys([*old, *unset]):
+            if (name in old or name in unset) and old.get(name) != new.get(name):
+                yield Change(f"{group}.{name}", old.get(name), new.get(name))
+    for entry in then.get("resumed", []):
+        if other := sorted(set(TOLD).intersection(entry)):
+            yield Change("resumed", None, f"the earlier run went on with other {', '.join(other)}")
+    for name in ("source", "split_hash", "seed", "steps", "parameters"):
+        if name in then and then[name] != now.get(name):
+            yield Change(name, then[name], now.get(name))
+
+
+def untold(then: dict[str, Any]) -> list[str]:
+    """What an older run.json doesn't tell."""
+    return [name for name in (*TOLD, "source") if name not in then]
+
+
+def images_changed(then: Path, now: Path) -> Iterator[Change]:
+    """Which images and masks aren't what they were, of two run folders that tell."""
+    try:
+        old, new = (provenance.read_digests(folder / "fingerprints.csv") for folder in (then, now))
+    except (OSError, ValueError):
+        return  # data.fingerprint tells that something differs
+    if not old:
+        return
+    for place, kind in enumerate(("images", "masks")):
+        differ = [name for name in old if name in new and old[name][place] != new[name][place]]
+        if differ:
+            yield Change(f"data.{kind}", None, f"{len(differ)} of other pixels: {short(differ)}")
+    for kind, names in (("gone", set(old) - set(new)), ("added", set(new) - set(old))):
+        if names:
+            yield Change(f"data.{kind}", None, f"{len(names)}: {short(sorted(names))}")
+
+
+def text(value: Any) -> str:
+    """A value as one types it; a group of options by its constructor."""
+    return shown(value.get("_target_", value) if isinstance(value, dict) else value)
+
+
+def score_table(scores: Scores) -> Table:
+    """Dice and IoU; rerun.json has every score."""
+    table = Table(title="then and now", title_justify="left", header_style="bold")
+    table.add_column("score", no_wrap=True)
+    for header in ("then", "now", "difference", "sd of seeds"):
+        table.add_column(header, justify="right", no_wrap=True)
+    table.add_column("verdict", no_wrap=True)
+    forms = {"then": ".6f", "now": ".6f", "difference": "+.2g", "sd": ".2g"}
+    for name, row in ((name, scores[name]) for name in JUDGED if name in scores):
+        cells = ("-" if row[key] is None else f"{row[key]:{form}}" for key, form in forms.items())
+        table.add_row(name.removeprefix("best/"), *cells, row["verdict"])
+    return table

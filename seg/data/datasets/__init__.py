@@ -1,0 +1,1 @@
+"""Kinds of data sets, each a file."""

@@ -1,0 +1,1 @@
+"""All that people look at: terminal, log file, tables, panels and colours."""

@@ -1,0 +1,1 @@
+"""A trained run applied: tiling, test-time augmentation, ensembles, outputs and export."""

@@ -1,0 +1,198 @@
+"""A trained run, ready to predict: what seg.predict uses, and what ``seg.load`` gives to a notebook."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from seg.data.image_io import as_image, read_image
+from seg.display import panels
+from seg.errors import DataError, UserError
+from seg.hardware import folded, pick_accelerator, settle, torch_device
+from seg.inference import ensemble
+from seg.inference.tiling import Tiling, check_tiles, needed_overlap
+from seg.inference.tta import Moves, viewed
+from seg.logits import decided
+from seg.models.contract import coarsest, surroundings
+from seg.runs import load as runs_load
+from seg.runs.load import LoadedRun
+
+log = logging.getLogger("seg")
+DEVICES = ("auto", "cpu", "gpu", "cuda", "mps")
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a network says of one image.
+
+    Attributes:
+        image: (H, W, C) as stored.
+        probabilities: (classes, H, W) float32 in 0..1.
+        mask: (H, W) uint8 class indices, or (classes, H, W) of 0 and 1 where classes overlap.
+        classes: names, in the order of the indices.
+        colors: one (red, green, blue) in 0..255 a class.
+    """
+
+    image: np.ndarray
+    probabilities: np.ndarray
+    mask: np.ndarray
+    classes: list[str]
+    colors: list[tuple[int, int, int]]
+
+    def overlay(self) -> np.ndarray:
+        """The image tinted by class, (H, W, 3) uint8; in a notebook ``PIL.Image.fromarray(...)`` shows it."""
+        _, colors = panels.shown(self.classes, self.colors, self.mask.ndim == 3)
+        return panels.overlay(self.image, panels.picture(self.mask), colors)
+
+
+class Predictor:
+    """A run's network on its device, and how images go through it.
+
+    Args:
+        run: as read from its folder.
+        threshold: probability in 0..1 above which a pixel is class 1 of two, or has a label.
+        tta: none, flips or d4: the mean over so many views of each image.
+        scales: factors of an image's sides, over which the mean goes too.
+        tile: px, side of what goes through at once.
+        overlap: px of context of each tile; auto: as much as the network's receptive field needs.
+        batch: tiles that go through together.
+        accelerator: auto, cpu, gpu or mps.
+
+    Raises:
+        UserError: when an option doesn't fit the run's network.
+    """
+
+    def __init__(
+        self,
+        run: LoadedRun,
+        threshold: float,
+        tta: Moves = "none",
+        scales: Sequence[float] = (1.0,),
+        tile: int = 1024,
+        overlap: int | str = "auto",
+        batch: int = 1,
+        accelerator: str = "auto",
+    ) -> None:
+        self.run, self.threshold = run, threshold
+        self.tile, self.asked, self.batch = tile, overlap, batch
+        if accelerator not in DEVICES:
+            raise UserError(f"accelerator={accelerator}: choose from {', '.join(DEVICES)}")
+        self.device = torch_device(pick_accelerator(accelerator))
+        network = folded(run.model)
+        settle(network, self.device)
+        if overlap != "auto" and not isinstance(overlap, int):
+            raise UserError(f"overlap={overlap}: px, or auto, is needed")
+        try:
+            self.model = viewed(network, tta, scales, run.overlapping)
+            self.step = coarsest(self.model)
+            self.least = -(-surroundings(self.model) // self.step) * self.step
+            check_tiles(self.model, tile, self.least if overlap == "auto" else int(overlap))
+            self.tiling(1, 1)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+
+    @property
+    def pages_are_channels(self) -> bool:
+        """Whether the run was trained on the pages of a TIFF as the channels of one image."""
+        return self.run.config.get("data", {}).get("pages") == "channels"
+
+    @cached_property
+    def overlap(self) -> int:
+        """Context of each tile in px; where none was asked for, as much as the network's receptive field needs."""
+        if self.asked != "auto":
+            return int(self.asked)
+        margin, needed, everywhere = needed_overlap(self.model)
+        largest = (self.tile - 1) // 2 // self.step * self.step
+        overlap = min(max(needed, self.least), largest)
+        if everywhere:
+            log.warning(
+                f"overlap    {overlap} px: a layer of this network reads the whole image (as group normalisation does), "
+                f"so that no overlap makes tiles equal to it; images of up to {self.tile} px a side go through at once: "
+                "take a larger tile"
+            )
+        elif needed > largest:
+            log.warning(
+                f"overlap    {overlap} px: from the architecture, the receptive field reaches {margin} px beyond the "
+                f"kept part of a tile, more than tile={self.tile} has room for, and tiles will differ from the whole "
+                f"image; take tile={2 * needed + self.step} or more"
+            )
+        else:
+            times = (self.tile / (self.tile - 2 * overlap)) ** 2
+            log.info(
+                f"overlap    {overlap} px: from the architecture, the receptive field reaches {margin} px beyond the "
+                f"kept part of a tile; tiles equal the whole image but for rounding, at up to {times:.1f} times its time"
+            )
+        return overlap
+
+    def tiling(self, height: int, width: int) -> Tiling:
+        """How an image of that size goes through; whole, if it is no larger than a tile."""
+        overlap = self.overlap if max(height, width) > self.tile else self.least
+        return Tiling(
+            self.model, lambda i: self.run.intensity.normalised(self.run.intensity.scaled(i)),
+            self.tile, overlap, self.batch, self.device, self.run.overlapping,
+        )  # fmt: skip
+
+    def probabilities(self, image: np.ndarray) -> np.ndarray:
+        """Of each class, (classes, H, W) float32, in an image (H, W, C) as stored."""
+        return self.tiling(*image.shape[:2]).whole(image)
+
+    def predict(self, image: np.ndarray | str | Path) -> Prediction:
+        """Segments one image: an array (H, W) or (H, W, C) as stored, or a file of one image.
+
+        Raises:
+            DataError: when it can't be read, isn't finite, or has other channels than the run was trained on.
+        """
+        if isinstance(image, str | Path):
+            stored, name = read_image(Path(image), channels=self.pages_are_channels), str(image)
+        else:
+            stored, name = as_image(np.asarray(image), "the array"), "the array"
+        check_channels(stored.shape[2], self.run, name)
+        p_CHW = self.probabilities(stored)
+        mask = decided(p_CHW, self.threshold, self.run.overlapping)
+        return Prediction(stored, p_CHW, mask, self.run.classes, self.run.colors)
+
+
+def load(
+    run: str | Path | Sequence[str],
+    *,
+    depth: int | None = None,
+    tta: Moves = "none",
+    scales: Sequence[float] = (1.0,),
+    threshold: float | None = None,
+    tile: int = 1024,
+    overlap: int | Literal["auto"] = "auto",
+    batch: int = 1,
+    accelerator: str = "auto",
+) -> Predictor:
+    """A run that predicts.
+
+    Args:
+        run: run folder, checkpoint file, folder of seg.crossval, or a list of runs, which are averaged.
+        depth: of the head of a UNet++ that is taken alone; None: what the run's config says.
+        tta: none, flips or d4: the mean over so many views of each image.
+        scales: factors of an image's sides, over which the mean goes too.
+        threshold: probability above which a pixel is class 1 of two; None: the run's own.
+        tile: px, side of what goes through at once.
+        overlap: px of context of each tile; auto: as much as the network's receptive field needs.
+        batch: tiles that go through together.
+        accelerator: auto, cpu, gpu or mps.
+
+    Raises:
+        RunError: when the run can't be read.
+        UserError: when an option doesn't fit the run's network.
+    """
+    loaded = ensemble.load(run, depth)
+    wanted = runs_load.threshold(loaded, threshold)
+    return Predictor(loaded, wanted, tta, scales, tile, overlap, batch, accelerator)
+
+
+def check_channels(channels: int, run: LoadedRun, file: str | Path) -> None:
+    """Raises DataError when an image has other channels than the run was trained on."""
+    if channels != run.intensity.channels:
+        raise DataError(
+            f"{file}: {channels} channels; the run was trained on {run.intensity.channels}"
+        )

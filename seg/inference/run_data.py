@@ -1,0 +1,85 @@
+"""The data set of a trained run, or another one, checked against the run."""
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from seg.cli.compose import build, plain
+from seg.cli.validation import arguments, check_call, located
+from seg.data.datamodule import DataModule
+from seg.errors import RunError, UserError
+from seg.runs import folder
+from seg.runs.load import LoadedRun
+from seg.runs.reader import naming
+from seg.runs.safe_loading import check_targets
+
+
+def check_node(node: Any, group: str, run: LoadedRun, package: str) -> None:
+    """Raise RunError unless a node of the run's config names a class of a package, and arguments that it takes."""
+    if not isinstance(node, dict) or "_target_" not in node:
+        raise RunError(f"{run.checkpoint}: its config has no {group}")
+    check_targets(node, run.checkpoint, packages=(package,))
+    try:
+        check_call(group, node, {}, {})
+    except UserError as error:
+        raise RunError(f"{run.checkpoint}: {error}") from error
+
+
+def open_data(cfg: DictConfig, run: LoadedRun) -> tuple[str, DataModule]:
+    """The split that the config asks for, and its data, checked against the run."""
+    split, chosen = chosen_data(cfg.data, run)
+    own = chosen == run.config.get("data")
+    with naming(run.checkpoint) if own else nullcontext():
+        source = build(OmegaConf.create(chosen), "data")
+    if list(source.classes) != run.classes:
+        raise UserError(f"the data's classes {source.classes} aren't the run's {run.classes}")
+    if (source.task == "overlapping") != run.overlapping:
+        raise UserError(
+            f"data.task={source.task}: the run was trained on data.task={run.task}; classes overlap in both "
+            "or in neither"
+        )
+    if split not in source.splits:
+        raise UserError(f"data.split={split}: this data has {', '.join(source.splits)}")
+    check_unseen(run, split, chosen, source.splits[split])
+    source.splits = {split: source.splits[split]}
+    data = DataModule(
+        source,
+        eval_batch_size=cfg.eval_batch_size,
+        workers=cfg.workers,
+        intensity=run.intensity,
+    )
+    return split, data
+
+
+def chosen_data(given: DictConfig, run: LoadedRun) -> tuple[str, dict[str, Any]]:
+    """The split, and the config of the data: the run's own with what was given, or another altogether."""
+    data = plain(given)
+    split = data.pop("split")
+    data = {key: value for key, value in data.items() if value is not None}
+    if "_target_" in data:
+        return split, data
+    own = run.config.get("data", {})
+    check_node(own, "data", run, "seg.data")
+    takes = arguments(located("data", own["_target_"])) or []  # also what is newer than the run
+    unknown = sorted(set(data) - set(own) - set(takes))
+    if unknown:
+        raise UserError(
+            f"data.{unknown[0]}: the run's data has no such option; it has {', '.join(own)}"
+        )
+    return split, own | data
+
+
+def check_unseen(run: LoadedRun, split: str, data: dict[str, Any], names: list[str]) -> None:
+    """Raises UserError when images of the run's own data trained a member of an ensemble."""
+    own = run.config["data"]
+    places = [[Path(str(one.get(k))).resolve() for k in ("root", "table")] for one in (data, own)]
+    if data["_target_"] != own["_target_"] or places[0] != places[1]:
+        return  # other data, whose names mean nothing here
+    if count := len(run.seen.intersection(names)):
+        folds = run.checkpoint.name == folder.CROSSVAL
+        raise UserError(
+            f"data.split={split}: {count} of its {len(names)} images trained a member of this ensemble"
+            f"{f'; its out-of-fold scores are in {run.checkpoint}' * folds}; here take data.split=test or other data"
+        )

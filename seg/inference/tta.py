@@ -1,0 +1,140 @@
+"""Test-time augmentation: the mean of what a network says of an image's flips, turns and scales."""
+
+import math
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from seg.logits import average
+from seg.models.contract import coarsest, full_logits, mirrored
+from seg.models.network import Extent, Network, receptive_field
+
+Moves = Literal["none", "flips", "d4"]
+FLIPS = [(down, right, False) for down in (False, True) for right in (False, True)]
+MOVES = {
+    "none": FLIPS[:1],
+    "flips": FLIPS,
+    "d4": FLIPS + [(down, right, True) for down, right, _ in FLIPS],
+}
+
+
+class Averaged(Network):
+    """A network whose probabilities are the mean over flips, turns and scales of its input.
+
+    Each image is first continued, mirrored, to a multiple of ``stride``: then a flip moves no pooling window,
+    resizing is exact, and a tile that starts on this grid is seen as the whole image is.
+
+    Args:
+        model: the network; an ensemble is one.
+        moves: none, flips (4) or d4 (8: flips and quarter turns).
+        scales: factors of height and width, taken as fractions of denominators up to 20; bilinear.
+        overlapping: whether classes overlap, each with a sigmoid of its own.
+
+    Shape:
+        image (B, C, H, W) -> logits (B, K, H, W), any H and W.
+
+    Raises:
+        ValueError: for other moves, or a scale that isn't above 0.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        moves: Moves = "none",
+        scales: list[float] | None = None,
+        overlapping: bool = False,
+    ) -> None:
+        super().__init__()
+        if moves not in MOVES:
+            raise ValueError(f"tta={moves}: one of {', '.join(get_args(Moves))} is needed")
+        scales = [1.0] if scales is None else list(scales)
+        if not scales or not all(isinstance(s, int | float) and 0 < s <= 8 for s in scales):
+            raise ValueError(
+                f"scales={scales}: factors above 0 and up to 8 are needed, [0.75, 1, 1.25]"
+            )
+        self.model, self.moves, self.overlapping = model, MOVES[moves], overlapping
+        self.scales = [Fraction(scale).limit_denominator(20) or Fraction(1, 20) for scale in scales]
+
+    @property
+    def stride(self) -> int:
+        """The least multiple of the network's grid that each scale makes one again."""
+        return coarsest(self.model) * math.lcm(*(scale.denominator for scale in self.scales))
+
+    def forward(self, image: Tensor) -> Tensor:
+        height, width = image.shape[-2:]
+        whole = self.padded(image)
+        heads = [self.seen(whole, scale, move) for scale in self.scales for move in self.moves]
+        return average(heads, self.overlapping)[..., :height, :width]
+
+    def seen(self, image: Tensor, scale: Fraction, move: tuple[bool, bool, bool]) -> Tensor:
+        """Logits of the image at one scale, moved and moved back."""
+        size = image.shape[-2:]
+        if scale != 1:
+            image = resized(image, [int(side * scale) for side in size])
+        logits = back(full_logits(self.model, moved(image, move)), move)
+        return logits if scale == 1 else resized(logits.float(), list(size))
+
+    def receptive_field(self, outputs: Extent) -> Extent:
+        """Of all views; a flip changes sides."""
+        field = outputs
+        for scale in self.scales:
+            asked = outputs if scale == 1 else outputs.resized(scale)  # of the resized logits
+            seen = receptive_field(self.model, asked)
+            if len(self.moves) > 1:
+                seen |= receptive_field(self.model, asked.mirrored()).mirrored()
+            field |= seen if scale == 1 else seen.resized(1 / scale)
+        return field
+
+    def padded(self, image: Tensor) -> Tensor:
+        for dim in (-2, -1):
+            side = image.shape[dim]
+            if rest := -side % self.stride:
+                image = image.index_select(dim, mirrored(side, 0, rest).to(image.device))
+        return image
+
+
+def resized(image: Tensor, size: list[int]) -> Tensor:
+    return F.interpolate(image, size, mode="bilinear", align_corners=False)
+
+
+def viewed(model: nn.Module, moves: Moves, scales: Sequence[float], overlapping: bool) -> nn.Module:
+    """The network averaged over such views; as it is, where there is one view.
+
+    Raises:
+        ValueError: for other moves, or a scale that isn't above 0.
+    """
+    if moves == "none" and list(scales) == [1.0]:
+        return model
+    return Averaged(model, moves, list(scales), overlapping).eval()
+
+
+def moved(image: Tensor, move: tuple[bool, bool, bool]) -> Tensor:
+    """Flipped down, flipped right, then transposed."""
+    down, right, transpose = move
+    image = image.flip([dim for dim, flip in ((-2, down), (-1, right)) if flip])
+    return image.transpose(-2, -1).contiguous() if transpose else image
+
+
+def back(image: Tensor, move: tuple[bool, bool, bool]) -> Tensor:
+    """The inverse of ``moved``."""
+    down, right, transpose = move
+    image = image.transpose(-2, -1) if transpose else image
+    return image.flip([dim for dim, flip in ((-2, down), (-1, right)) if flip])
+
+
+def uncertainty(p_CHW: Tensor, overlapping: bool = False) -> Tensor:
+    """Entropy of the probabilities over its greatest value, (H, W) in 0..1; of overlapping classes the mean."""
+    if overlapping:
+        return binary_entropy(p_CHW).mean(0)
+    if len(p_CHW) == 2:
+        return binary_entropy(p_CHW[1])
+    return torch.special.entr(p_CHW).sum(0) / torch.tensor(float(len(p_CHW))).log()
+
+
+def binary_entropy(p: Tensor) -> Tensor:
+    """In bits."""
+    return (torch.special.entr(p) + torch.special.entr(1 - p)) / torch.tensor(2.0).log()

@@ -1,0 +1,1 @@
+"""One command, several trainings: sweep, search, cross-validation and rerun."""

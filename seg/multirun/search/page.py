@@ -1,0 +1,187 @@
+"""search.html: what a search found, as plots, in one file that needs no network.
+
+The plots are Optuna's own; those of the course of each trial tell apart which were ended early.
+"""
+
+from collections.abc import Callable
+
+import jinja2
+import optuna
+import plotly.graph_objects as go
+from optuna import visualization
+from optuna.importance import FanovaImportanceEvaluator, get_param_importances
+from optuna.trial import FrozenTrial, TrialState
+from plotly.offline import get_plotlyjs
+
+from seg.multirun.search.space import Axis, short_names
+from seg.multirun.search.study import direction
+
+ENOUGH = 10  # trials from which what mattered is told
+FRONT = 3  # objectives that can be drawn together
+BLUE, GREY, RED = "#1f5fa8", "#b8bcc4", "#c81027"
+PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{{ title }}</title>
+<style>
+body { font: 16px/1.5 system-ui, sans-serif; color: #1c2330; max-width: 1080px; margin: 2rem auto; padding: 0 1rem; }
+h1 { font-size: 1.6rem; margin: 0; } h2 { font-size: 1.15rem; margin: 2.2rem 0 0; }
+p { margin: .3rem 0; color: #4a5364; } .facts { font-size: 1.05rem; color: #1c2330; }
+code { display: block; background: #f2f4f7; padding: .6rem .8rem; border-radius: 6px; overflow-x: auto; white-space: pre; }
+</style>
+<script>{{ script | safe }}</script>
+</head>
+<body>
+<h1>{{ title }}</h1>
+<p class="facts">{{ facts }}</p>
+<code>{{ command }}</code>
+{% for plot in plots %}
+<h2>{{ plot.title }}</h2>
+<p>{{ plot.text }}</p>
+{{ plot.html | safe }}
+{% endfor %}
+</body>
+</html>
+"""
+
+
+def page(study: optuna.Study, axes: list[Axis], objectives: list[str], command: str) -> str:
+    """The page of a study in which a trial came through.
+
+    Args:
+        study: that is shown.
+        axes: what is searched.
+        objectives: names.
+        command: that trains the best trial once more.
+    """
+    plots = [
+        {"title": title, "text": text, "html": html(figure)}
+        for title, text, figure in figures(study, axes, objectives)
+    ]
+    template = jinja2.Environment(autoescape=True).from_string(PAGE)
+    return template.render(
+        title=study.study_name, facts=facts(study, objectives), command=command, plots=plots,
+        script=get_plotlyjs(),
+    )  # fmt: skip
+
+
+def html(figure: go.Figure) -> str:
+    """A plot without the script that draws it, which stands on the page once."""
+    figure.update_layout(
+        title=None, template="plotly_white", height=figure.layout.height or 460,
+        margin={"l": 70, "r": 30, "t": 40, "b": 60},
+    )  # fmt: skip
+    figure.update_xaxes(exponentformat="power").update_yaxes(automargin=True)
+    figure.update_traces(
+        labelfont_size=14, tickfont={"size": 12, "color": "black"}, selector={"type": "parcoords"}
+    )
+    return figure.to_html(full_html=False, include_plotlyjs=False, config={"displaylogo": False})
+
+
+def facts(study: optuna.Study, objectives: list[str]) -> str:
+    """In a line: how many trials ended how, and the best value."""
+    states = [trial.state for trial in study.get_trials(deepcopy=False)]
+    named = {
+        "came through": TrialState.COMPLETE,
+        "ended early": TrialState.PRUNED,
+        "failed": TrialState.FAIL,
+    }
+    told = [f"{states.count(state)} {name}" for name, state in named.items() if state in states]
+    if len(objectives) > 1:
+        return f"{len(states)} trials: {', '.join(told)}; {len(study.best_trials)} on the front"
+    best = f"best {objectives[0]} {study.best_value:.4f}, trial {study.best_trial.number}"
+    return f"{len(states)} trials: {', '.join(told)}; {best}"
+
+
+def importances(study: optuna.Study) -> dict[str, float]:
+    """Share of each option in the variance of the (first) objective, by fANOVA; none where trials are few.
+
+    Optuna's default, PED-ANOVA, gives nearly all to an interval beside a choice that alone makes the score.
+    """
+    whole = with_pruned(study)
+    if len(whole.trials) < ENOUGH or len(whole.trials[0].params) < 2:
+        return {}
+    found = get_param_importances(
+        whole, evaluator=FanovaImportanceEvaluator(seed=0), target=value_at(0)
+    )
+    return {name: float(share) for name, share in found.items()}
+
+
+def with_pruned(study: optuna.Study) -> optuna.Study:
+    """The study in memory, trials ended early with their last score: left out, what they tried would seem not to matter."""
+    whole = optuna.create_study(directions=study.directions, study_name=study.study_name)
+    for trial in study.get_trials(states=(TrialState.COMPLETE, TrialState.PRUNED)):
+        if trial.values:
+            trial.state = TrialState.COMPLETE
+            whole.add_trial(trial)
+    return whole
+
+
+def figures(
+    study: optuna.Study, axes: list[Axis], objectives: list[str]
+) -> list[tuple[str, str, go.Figure]]:
+    """Title, explanation and plot, the most telling first."""
+    several, whole = len(objectives) > 1, with_pruned(study)
+    found = []
+    if several and len(objectives) <= FRONT:
+        front = visualization.plot_pareto_front(study, target_names=objectives)
+        text = "Each point is a trial; of those in red none is beaten in all objectives at once."
+        found.append(("Objectives against each other", text, front))
+    for place, objective in enumerate(objectives):
+        target = value_at(place) if several else None
+        better = "more" if direction(objective) == "maximize" else "less"
+        of = f": {objective}" if several else ""
+        if not several:
+            history = visualization.plot_optimization_history(study, target_name=objective)
+            text = f"{objective} of each trial that came through, {better} is better; the line is the best so far."
+            found.append(("History", text, history))
+        slices = visualization.plot_slice(whole, target=target, target_name=objective)
+        text = "A point is a trial, also one ended early with its last score; the darker, the later. Where points of one place differ much, so do chance and the other options."
+        found.append((f"Each option by itself{of}", text, slices))
+        if len(axes) > 1:
+            lines = visualization.plot_parallel_coordinate(
+                whole, target=target, target_name=objective
+            )
+            text = "A line is a trial: drag along an axis to pick some."
+            found.append((f"Options together{of}", text, lines))
+    if mattered := importances(study):
+        text = f"Share of each option by itself in how {objectives[0]} differs (fANOVA). Few trials tell little."
+        found.insert(1, ("What mattered", text, bars(mattered, axes)))
+    if any(t.intermediate_values for t in study.get_trials(deepcopy=False)):
+        text = f"{objectives[0]} after each epoch: in grey what was ended early, in red the best trial."
+        found.append(("The course of the trials", text, courses(study, objectives[0])))
+    return found
+
+
+def value_at(place: int) -> Callable[[FrozenTrial], float]:
+    return lambda trial: (trial.values or [])[place]
+
+
+def bars(mattered: dict[str, float], axes: list[Axis]) -> go.Figure:
+    """A bar an option, the longest on top."""
+    short = short_names(axes)
+    names = [short[name] for name in reversed(mattered)]
+    values = [100 * share for share in reversed(mattered.values())]
+    bar = go.Bar(x=values, y=names, orientation="h", marker_color=BLUE, texttemplate="%{x:.0f} %")
+    figure = go.Figure(bar, {"height": 130 + 50 * len(names)})
+    return figure.update_xaxes(title="share, %", range=[0, 105])
+
+
+def courses(study: optuna.Study, objective: str) -> go.Figure:
+    """A line a trial, its scores after each epoch."""
+    best = study.best_trial.number
+    figure = go.Figure()
+    order = {TrialState.PRUNED: 0, TrialState.COMPLETE: 1}
+    trials = [t for t in study.get_trials(deepcopy=False) if t.state in order]
+    for trial in sorted(trials, key=lambda t: (t.number == best, order[t.state])):
+        pruned = trial.state == TrialState.PRUNED
+        color = RED if trial.number == best else GREY if pruned else BLUE
+        steps = sorted(trial.intermediate_values)
+        figure.add_scatter(
+            x=steps, y=[trial.intermediate_values[step] for step in steps], mode="lines+markers",
+            line={"color": color, "width": 3 if trial.number == best else 1.5, "dash": "dot" if pruned else "solid"},
+            marker={"size": 5}, name=f"trial {trial.number}", showlegend=False,
+        )  # fmt: skip
+    return figure.update_xaxes(title="epoch").update_yaxes(title=objective)

@@ -1,0 +1,156 @@
+"""Worker of a hyper-parameter search: ask for a trial, train it, report its score."""
+
+import logging
+import math
+import time
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import optuna
+from omegaconf import DictConfig
+from optuna.storages import BaseStorage
+from optuna.trial import TrialState
+
+from seg import files
+from seg.cli.command_line import quote_path
+from seg.cli.compose import build, parse
+from seg.cli.conf_files import is_hydras
+from seg.display.console import quiet
+from seg.errors import UserError
+from seg.multirun.search.plan import Plan
+from seg.multirun.search.report import Report
+from seg.multirun.search.study import (
+    MEASURED,
+    Grid,
+    address,
+    begin,
+    check_trials,
+    combinations,
+    counts,
+    cut_off,
+    locked,
+    open_storage,
+    queue,
+    readable,
+    take,
+    without_password,
+    worker,
+)
+from seg.multirun.search.trial import Attempt
+from seg.runs.folder import as_folder, relative
+
+log = logging.getLogger("seg")
+HOPELESS = 3  # trials that failed, and none did not
+
+
+def search(plan: Plan) -> optuna.Study:
+    """The study of a line that was read; see ``tune``."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # rows of ours tell the rest
+    cfg = plan.cfg
+    sampler, pruner = build(cfg.sampler, "sampler"), build(cfg.pruner, "pruner")
+    if isinstance(sampler, Grid):
+        combinations(plan.axes)  # an error now, if there is no end of them
+    folder = Path(cfg.outputs) / as_folder(plan.name)
+    with opened(cfg, folder) as storage, worker(folder) as me:
+        where = address(cfg.storage, folder)
+        with readable(where):
+            with locked(folder):
+                study = begin(plan.name, storage, sampler, pruner, plan.facts)
+                if isinstance(sampler, Grid):
+                    queue(study, plan.axes, cfg.seed)
+            check_trials(study, plan.axes, len(cfg.objectives))
+        place = without_password(where)
+        report = Report(study, plan.axes, list(cfg.objectives), plan.fixed, folder, place)
+        announce(plan, study, folder)
+        try:
+            work(plan, study, folder, me, report)
+        except (KeyboardInterrupt, SystemExit):
+            report.conclude()
+            raise
+        report.conclude()
+    finished = [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
+    if finished and all(trial.state == TrialState.FAIL for trial in finished):
+        raise RuntimeError(f"no trial came through; the last: {last_error(study)}")
+    return study
+
+
+def work(plan: Plan, study: optuna.Study, folder: Path, me: str, report: Report) -> None:
+    """Takes trials until there are enough, or it is late."""
+    ends = time.monotonic() + 60 * (math.inf if plan.cfg.timeout is None else plan.cfg.timeout)
+    attempt = Attempt(
+        plan.axes, plan.fixed, list(plan.cfg.objectives), plan.data, plan.name, folder
+    )
+    report.head()
+    while time.monotonic() < ends:
+        trial = take(study, plan.axes, folder, plan.cfg.trials, me)
+        if trial is None:
+            return
+        try:
+            state, values = attempt.run(trial)
+        except BaseException:
+            trial.set_user_attr("interrupted", True)
+            cut_off(study, trial)
+            raise
+        finally:
+            quiet()  # the run itself did not speak
+        report.row(study.tell(trial, values, state))
+        if hopeless(study):
+            raise RuntimeError(
+                f"the first {HOPELESS} trials failed, so that something is wrong altogether; the last: "
+                f"{last_error(study)}"
+            )
+    log.info(f"timeout={plan.cfg.timeout:g}: no more trials are begun")
+
+
+def hopeless(study: optuna.Study) -> bool:
+    """Whether trials only fail."""
+    ended = [t for t in study.get_trials(deepcopy=False) if t.state.is_finished() and counts(t)]
+    return len(ended) >= HOPELESS and all(t.state == TrialState.FAIL for t in ended)
+
+
+def last_error(study: optuna.Study) -> str:
+    errors = [t.user_attrs["error"] for t in study.trials if "error" in t.user_attrs]
+    return errors[-1] if errors else "was cut off"
+
+
+@contextmanager
+def opened(cfg: DictConfig, folder: Path) -> Generator[BaseStorage]:
+    """The storage, and the folder, which goes again if nothing can be begun there."""
+    fresh = not folder.exists()
+    try:
+        files.make_folder(folder, folder)
+        files.check_tree(folder, folder, inner=True)  # loggers of trials make links of their own
+        for entry in folder.iterdir():
+            files.check_links(entry, folder)
+    except OSError as error:
+        raise UserError(f"outputs={cfg.outputs}: can't be written ({error.strerror})") from error
+    try:
+        with locked(folder):
+            storage = open_storage(address(cfg.storage, folder))
+        yield storage
+    except UserError:
+        if fresh:
+            for file in (folder / ".lock", *folder.glob(".worker-*")):
+                file.unlink(missing_ok=True)
+            with suppress(OSError):  # somebody else began there
+                folder.rmdir()
+        raise
+
+
+def announce(plan: Plan, study: optuna.Study, folder: Path) -> None:
+    """What is searched, and what is there already."""
+    there = sum(map(counts, study.get_trials(deepcopy=False)))
+    before = f", {there} are there" if there else ""
+    log.info(f"study      {quote_path(relative(folder))}: {plan.cfg.trials} trials{before}")
+    if plan.cfg.storage is not None:
+        log.info(f"storage    {without_password(plan.cfg.storage)}")
+    for axis in plan.axes:
+        log.info(f"searched   {axis.name}: {axis}")
+    fixed = " ".join(word for word in plan.fixed if not is_hydras(parse([word])[0]))
+    log.info(f"fixed      {fixed or 'all else, as the files have it'}; seed {plan.cfg.seed}")
+    objectives = list(plan.cfg.objectives)
+    if plan.cfg.pruner["_target_"] != "optuna.pruners.NopPruner" and (
+        len(objectives) > 1 or objectives[0] in MEASURED
+    ):
+        log.info("pruning    none: it needs one objective, a score of each validation")

@@ -1,0 +1,296 @@
+"""Load a trained network and the facts needed to use it."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from torch import nn
+
+from seg.cli.validation import check_call, is_number
+from seg.data.datasets.base import Task
+from seg.data.normalization import Intensity
+from seg.errors import RunError
+from seg.files import MIB
+from seg.logits import num_logits
+from seg.runs.archive import Declared
+from seg.runs.checkpoint import (
+    DamagedCheckpoint,
+    check_finite,
+    explain,
+    find_checkpoint,
+    read_checkpoint,
+    skeleton_of,
+    written_by,
+)
+from seg.runs.migrations import upgrade_targets
+from seg.runs.safe_loading import NETWORKS, check_plain, check_targets, is_text
+
+CLASSES = 1000  # of a run; a mask of one class a pixel has at most 255
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """A trained network and all that is needed to use it.
+
+    Attributes:
+        checkpoint: the file it came from.
+        folder: the run's folder; the file's own where it stands alone.
+        model: in evaluation mode.
+        config: the run's, resolved.
+        classes: names in the order of the mask's values.
+        colors: one (red, green, blue) in 0..255 a class.
+        intensity: how grey values become network input.
+        task: of the data it was trained on: classes, instances or overlapping.
+        threshold: probability in 0..1 above which a pixel is class 1 of two, or has a label.
+        seen: of an ensemble: names of the images that trained any of its members.
+    """
+
+    checkpoint: Path
+    folder: Path
+    model: nn.Module
+    config: dict[str, Any]
+    classes: list[str]
+    colors: list[tuple[int, int, int]]
+    intensity: Intensity
+    task: Task = "classes"
+    threshold: float = 0.5
+    seen: frozenset[str] = frozenset()
+
+    @property
+    def overlapping(self) -> bool:
+        """Whether a pixel may have several classes."""
+        return self.task == "overlapping"
+
+
+def threshold(run: LoadedRun, asked: float | None) -> float:
+    """The threshold asked for, or the run's own.
+
+    Raises:
+        RunError: when the one asked for is none, or the run's classes have no threshold.
+    """
+    if asked is None:
+        return run.threshold
+    if not isinstance(asked, int | float) or not 0 < asked < 1:
+        raise RunError(f"threshold={asked}: a number between 0 and 1 is needed, or null")
+    if len(run.classes) != 2 and not run.overlapping:
+        raise RunError(
+            f"threshold={asked}: the run has {len(run.classes)} classes, of which the most probable is "
+            "taken; two classes or overlapping ones have a threshold"
+        )
+    return float(asked)
+
+
+def load(run: str | Path | None) -> LoadedRun:
+    """Return a run, read back from its folder or checkpoint file; neither code nor data set is needed.
+
+    Shapes are compared before the network, or a weight, takes memory.
+
+    Raises:
+        RunError: if the file is no checkpoint of ours, is damaged, or would run code.
+    """
+    file = find_checkpoint(run)
+    card, shapes = read_card(file)
+    config = card["config"]
+    model = build_network(config["model"], shapes, file, written_by(card))
+    weights = read_checkpoint(file)["state_dict"]
+    check_finite(weights, file)
+    model.load_state_dict(model_weights(weights))
+    folder = file.parent.parent if file.parent.name == "checkpoints" else file.parent
+    return LoadedRun(
+        file, folder, model.eval(), config, list(card["classes"]), [tuple(c) for c in card["colors"]],
+        Intensity(**card["intensity"]), card.get("task", "classes"), float(card.get("threshold", 0.5)),
+    )  # fmt: skip
+
+
+def read_card(file: Path) -> tuple[dict[str, Any], dict[str, Declared]]:
+    """Return what a checkpoint says of its run, checked, and the declared tensors of its network by their names.
+
+    Raises:
+        RunError: if it is no checkpoint of ours, is damaged, or its config names what isn't honoured.
+    """
+    content = skeleton_of(file)
+    try:
+        card, weights = content["seg"], content["state_dict"]
+        check_card(card)
+        check_weights(weights)
+    except (LookupError, TypeError, ValueError, OverflowError) as error:
+        raise DamagedCheckpoint(
+            f"{file}: not a checkpoint of seg.train ({explain(error)})"
+        ) from error
+    check_plain(card["config"], file)
+    config = card["config"] = upgrade_targets(card["config"])
+    try:
+        for group, packages in (("model", NETWORKS), ("loss", ("seg.losses",))):
+            check_targets(config[group], file, packages)
+    except RunError as error:
+        raise RunError(f"{error}{written_by(card)}") from error
+    try:
+        check_network(card)
+    except ValueError as error:
+        raise RunError(f"{file}: {error}{written_by(card)}") from error
+    return card, model_weights(weights)
+
+
+def model_weights(weights: dict[str, Any]) -> dict[str, Any]:
+    """Return the network's part of a task's weights, by the names that it gives them."""
+    return {k.removeprefix("model."): v for k, v in weights.items() if k.startswith("model.")}
+
+
+def build_network(
+    node: dict[str, Any], shapes: dict[str, Declared], file: Path, version: str
+) -> nn.Module:
+    """Return the network of a config, whose tensors have these shapes; it is not built if they differ.
+
+    Args:
+        node: of the config, its constructors checked.
+        shapes: of a checkpoint's tensors by their names.
+        file: the checkpoint.
+        version: which version wrote it, in words, if it was another one.
+
+    Raises:
+        RunError: if they differ, or the constructor refuses an option.
+    """
+    node = without_weights(node)
+    try:
+        check_call("model", node, {}, {})
+        try:
+            with torch.device("meta"):
+                planned = instantiate(node, _convert_="all")
+        except InstantiationException as error:
+            if not isinstance(error.__cause__, RuntimeError):
+                raise
+            # some of smp's encoders read a number as they are built, which the meta device has not
+            check_small(node)
+            planned = instantiate(node, _convert_="all")
+        check_shapes({k: tuple(v.shape) for k, v in planned.state_dict().items()}, shapes)
+        check_buffers(planned, shapes)
+        return instantiate(node, _convert_="all")
+    except Exception as error:
+        cause = error.__cause__ if isinstance(error, InstantiationException) else None
+        raise RunError(
+            f"{file}: its weights don't fit {node['_target_']} of this version{version}: {explain(cause or error)}"
+        ) from error
+
+
+def check_small(node: Any) -> None:
+    """Raise ValueError if an option is a number by which a network could be too large to be built unseen."""
+    for value in node.values() if isinstance(node, dict) else node:
+        if isinstance(value, int) and abs(value) > 1024:
+            raise ValueError(f"an option of {value}; at most 1024 is taken from a checkpoint")
+        if isinstance(value, dict | list):
+            if len(value) > 32:
+                raise ValueError(
+                    f"an option of {len(value)} parts; at most 32 are taken from a checkpoint"
+                )
+            check_small(value)
+
+
+def check_shapes(planned: dict[str, tuple[int, ...]], shapes: dict[str, Declared]) -> None:
+    """Raise ValueError unless a network's tensors are those of a checkpoint."""
+    for name in (*planned, *shapes):
+        wanted = planned.get(name)
+        found = shapes[name].shape if name in shapes else None
+        if wanted != found:
+            raise ValueError(
+                f"{name[:100]} has the shape {found} in the file and {wanted} in the network; None: it isn't there"
+            )
+
+
+def check_buffers(planned: nn.Module, shapes: dict[str, Declared]) -> None:
+    """Raise ValueError if what a network has beside its weights is larger than they are."""
+    beside = sum(t.nbytes for name, t in planned.named_buffers() if name not in shapes)
+    if beside > sum(tensor.size for tensor in shapes.values()) + 64 * MIB:
+        raise ValueError(f"the network has {beside} bytes beside its weights")
+
+
+def fingerprint(model: nn.Module) -> str:
+    """16 hex digits of the SHA-256 of a network's weights."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def check_card(card: dict[str, Any]) -> None:
+    """Raise LookupError, TypeError or ValueError unless a checkpoint's facts are what each command takes them for."""
+    classes, colors, threshold = card["classes"], card["colors"], card.get("threshold", 0.5)
+    task, config, intensity = card.get("task", "classes"), card["config"], card["intensity"]
+    if not is_number(threshold) or not 0 < threshold < 1:
+        raise ValueError(f"its threshold is {threshold!s:.40}")
+    check_names(classes)
+    levels = range(256)
+    if len(colors) != len(classes) or not all(
+        len(color) == 3 and all(type(v) is int and v in levels for v in color) for color in colors
+    ):
+        raise ValueError("its colors aren't three numbers from 0 to 255 a class")
+    if task not in get_args(Task):
+        raise ValueError(f"its task is {task!r:.40}")
+    if not isinstance(config, dict) or type(intensity) is not dict:
+        raise ValueError("its config or its intensity is no group")
+    if not all(isinstance(config[group], dict) for group in ("model", "loss")):
+        raise ValueError("its model or its loss is no group")
+    if not all(isinstance(config.get(group, {}), dict) for group in ("data", "trainer", "loader")):
+        raise ValueError("its data, trainer or loader is no group")
+    check_intensity(**intensity)
+
+
+def check_network(card: dict[str, Any]) -> None:
+    """Raise ValueError unless a checkpoint's network takes its channels, and gives the logits of its classes."""
+    classes, channels = card["classes"], len(card["intensity"]["mean"])
+    overlapping = card.get("task") == "overlapping"
+    takes, logits = (card["config"]["model"].get(name) for name in ("in_channels", "num_classes"))
+    if type(logits) is not int or logits not in {
+        num_logits(len(classes), count, overlapping) for count in (1, 2)
+    }:
+        raise ValueError(
+            f"its network gives {logits!s:.40} logits, and it has {len(classes)} classes"
+        )
+    if type(takes) is not int or takes != channels:
+        raise ValueError(
+            f"its network takes {takes!s:.40} channels, and its intensity has {channels}"
+        )
+
+
+def check_names(classes: list[Any]) -> None:
+    """Raise ValueError unless these are names of classes."""
+    if not isinstance(classes, list | tuple) or not all(isinstance(name, str) for name in classes):
+        raise ValueError("its classes are no names")
+    if not 1 <= len(classes) <= CLASSES or len(set(classes)) < len(classes):
+        raise ValueError(
+            f"its classes are {len(classes)} names; 1 to {CLASSES} are needed, none twice"
+        )
+    if not all(map(is_text, classes)):
+        raise ValueError("a class's name is no text")
+
+
+def check_intensity(low: Any, high: Any, mean: Any, std: Any, clip: Any = False) -> None:
+    """Raise ValueError unless these are the fields of an Intensity."""
+    lists = (mean, std)
+    if not all(type(part) is list and all(is_number(v) for v in part) for part in lists):
+        raise ValueError("its intensity's mean and std aren't lists of numbers")
+    if len(mean) != len(std) or not mean or min(std) <= 0:
+        raise ValueError(
+            "its intensity's mean and std aren't a number a channel, the latter above 0"
+        )
+    if not is_number(low) or not is_number(high) or type(clip) is not bool:
+        raise ValueError("its intensity's low, high or clip is none")
+
+
+def check_weights(weights: Any) -> None:
+    """Raise ValueError unless these are named tensors."""
+    if not isinstance(weights, dict) or not all(
+        isinstance(name, str) and type(tensor) is Declared for name, tensor in weights.items()
+    ):
+        raise ValueError("its weights aren't named tensors")
+
+
+def without_weights(node: dict[str, Any]) -> dict[str, Any]:
+    """A network's config without the download of weights that the checkpoint replaces anyway."""
+    plain = {k: without_weights(v) if isinstance(v, dict) else v for k, v in node.items()}
+    theirs = str(node.get("_target_")).startswith("segmentation_models_pytorch.")
+    return plain | ({"encoder_weights": None} if theirs else {})  # imagenet is its default

@@ -1,0 +1,35 @@
+"""Names that configs of earlier versions hold, and what they are called today.
+
+A run folder keeps its config, whose ``_target_`` entries name classes by their module. A module that moves is
+entered here, so that every earlier run can still be read; ``tests/fixtures`` holds such runs.
+"""
+
+from typing import Any
+
+TARGETS = {  # before 0.2
+    "seg.data.module.DataModule": "seg.data.DataModule",
+    "seg.data.folder.Folder": "seg.data.Folder",
+    "seg.data.coco.Coco": "seg.data.Coco",
+    "seg.data.isbi2012.ISBI2012": "seg.data.ISBI2012",
+    "seg.data.membranes.Membranes": "seg.data.Membranes",
+    "seg.schedules.Constant": "seg.training.schedules.Constant",
+    "seg.schedules.Cosine": "seg.training.schedules.Cosine",
+    "seg.schedules.Poly": "seg.training.schedules.Poly",
+    "seg.search.study.Grid": "seg.multirun.search.study.Grid",
+    "seg.tracking.trackio.Trackio": "seg.training.loggers.trackio.Trackio",
+    "seg.tracking.tensorboard.TensorBoard": "seg.training.loggers.tensorboard.TensorBoard",
+    "seg.tracking.mlflow.MLflow": "seg.training.loggers.mlflow.MLflow",
+    "seg.tracking.wandb.Wandb": "seg.training.loggers.wandb.Wandb",
+}
+
+
+def upgrade_targets(node: Any) -> Any:
+    """Return a config with each ``_target_`` of an earlier version replaced by its present name."""
+    if isinstance(node, dict):
+        return {
+            key: TARGETS.get(value, value)
+            if key == "_target_" and isinstance(value, str)
+            else upgrade_targets(value)
+            for key, value in node.items()
+        }
+    return [upgrade_targets(item) for item in node] if isinstance(node, list) else node

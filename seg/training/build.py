@@ -1,0 +1,114 @@
+"""Build data, network, loss and trainer from the config, and check that they fit together."""
+
+import math
+import os
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from seg import hardware
+from seg.cli.compose import REFUSALS, build, one_line, plain
+from seg.data.datamodule import DataModule
+from seg.errors import UserError
+from seg.logits import num_logits
+from seg.losses.class_weights import balance
+from seg.models import NestedUNet, UNet
+from seg.training.task import SegmentationTask
+
+
+def open_data(cfg: DictConfig) -> DataModule:
+    """The data of a run; the model's config is told its channels and classes."""
+    source = build(cfg.data, "data")
+    data: DataModule = build(
+        cfg.loader, "loader", source=source, augment=build(cfg.augment, "augment"), seed=cfg.seed
+    )
+    cfg.model.in_channels = data.intensity.channels
+    cfg.model.num_classes = num_logits(
+        len(source.classes), cfg.two_class_logits, source.task == "overlapping"
+    )
+    return data
+
+
+def balanced(loss: DictConfig, data: DataModule) -> DictConfig:
+    """The loss's config with numbers where it says ``auto``, from the training split.
+
+    Raises:
+        UserError: when that split can't tell.
+    """
+    source, node = data.source, plain(loss)
+    overlapping = source.task == "overlapping"
+    try:
+        return OmegaConf.create(balance(node, data.shares, source.classes, overlapping))
+    except ValueError as error:
+        raise UserError(f"loss: {error}") from error
+
+
+def check_head_weights(weights: list[float] | None, model: nn.Module) -> None:
+    """Raises UserError unless there is a weight for each head that is trained, or none at all."""
+    if weights is None:
+        return
+    if not isinstance(weights, list) or not all(
+        isinstance(w, int | float) and math.isfinite(w) for w in weights
+    ):
+        raise UserError(f"head_weights={weights}: a list of numbers is needed, [1,1,1,2], or null")
+    heads = len(model.heads) if isinstance(model, NestedUNet) and model.deep_supervision else 1
+    if heads == 1 or len(weights) != heads or min(weights) < 0 or sum(weights) == 0:
+        raise UserError(
+            f"head_weights={weights}: this network trains {heads} head{'s' * (heads > 1)}; give null, or "
+            "with deep supervision as many weights of 0 or more, not all 0"
+        )
+
+
+def check_average(model: nn.Module, overlapping: bool) -> None:
+    """Raises UserError when heads would be averaged that can't be."""
+    if overlapping and isinstance(model, NestedUNet) and model.output == "average":
+        raise UserError(
+            "model.output=average: heads are averaged as a softmax; overlapping classes have none"
+        )
+
+
+def fit_crops(data: DataModule, model: nn.Module) -> None:
+    """Gives a network of valid convolutions crops with their surroundings: loader.crop is what is judged."""
+    if not (isinstance(model, UNet) and model.context):
+        return
+    if data.crop is None:
+        raise UserError("loader.crop=null: model.padding=valid needs crops; give loader.crop=388")
+    data.widen(model.input_side(data.crop), model.context)
+
+
+def check_loss(loss: nn.Module, num_logits: int, overlapping: bool) -> None:
+    """Raises UserError when the loss can't judge such logits; better now than at the first step."""
+    logits = torch.zeros(1, num_logits, 2, 2)
+    try:
+        loss(logits, (logits if overlapping else logits[:, 0]).long())
+    except ValueError as error:
+        raise UserError(f"loss: {error}") from error
+
+
+def check_optim(task: SegmentationTask) -> None:
+    """Raises UserError when the optimiser refuses its options, which it would do after the run had begun."""
+    try:
+        task.optimizer()
+    except REFUSALS as error:
+        raise UserError(f"optim: {one_line(error)}") from error
+
+
+def check_trainer(node: DictConfig, data: DataModule) -> None:
+    """Raises UserError when Lightning refuses an option, or what is left of an epoch is nothing."""
+    trainer = build(node, "trainer")
+    processes, cores = trainer.num_devices, os.cpu_count() or 1
+    if hardware.pick_accelerator(node.accelerator) == "cpu" and processes > max(8, cores):
+        raise UserError(f"trainer.devices={node.devices}: this machine has {cores} cores")
+    world, splits = trainer.world_size, data.source.splits
+    samples = {
+        "limit_train_batches": (len(splits["train"]) * data.repeats, data.batch_size // world or 1),
+        "limit_val_batches": (len(splits["val"]), data.eval_batch_size),
+    }
+    for option, (count, size) in samples.items():
+        share, batches = node.get(option, 1.0), math.ceil(math.ceil(count / world) / size)
+        if isinstance(share, float) and int(share * batches) == 0:
+            raise UserError(
+                f"trainer.{option}={share}: of {batches} batch{'es' * (batches > 1)} that is none; give how "
+                "many, 1 or more"
+            )

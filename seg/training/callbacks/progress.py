@@ -1,0 +1,83 @@
+"""Progress bar and one line per epoch."""
+
+import logging
+import time
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.callbacks.progress.rich_progress import RichProgressBarTheme
+
+from seg.display.console import console
+
+log = logging.getLogger("seg")
+
+
+def on_terminal() -> bool:
+    """Whether anybody watches."""
+    return console.is_terminal
+
+
+def progress_bar() -> RichProgressBar:
+    """Lightning's bar, with loss and Dice; for terminals."""
+    return RichProgressBar(leave=False, theme=RichProgressBarTheme(metrics_format=".3f"))
+
+
+class Lines(L.Callback):
+    """One line for each validation, and images a second into the log.
+
+    Attributes:
+        seconds: spent on fitting until the last epoch's end, those before a run was taken up included.
+    """
+
+    seconds = 0.0
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.before, self.started = self.seconds, time.perf_counter()
+        self.paused, self.images = 0.0, 0
+
+    def state_dict(self) -> dict[str, float]:
+        return {"seconds": self.seconds}
+
+    def load_state_dict(self, state_dict: dict[str, float]) -> None:
+        self.seconds = state_dict["seconds"]
+
+    def on_train_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        self.images += len(batch["image"])
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.seconds = self.before + time.perf_counter() - self.started
+        seconds = time.perf_counter() - self.started - self.paused
+        rate = self.images * trainer.world_size / max(seconds, 1e-9)
+        values = {
+            "images_per_second": rate,
+            "lr": trainer.optimizers[0].param_groups[0]["lr"],
+            "epoch": float(trainer.current_epoch),
+        }
+        for one in trainer.loggers:  # now: Lightning's own way is after the epoch's checkpoint
+            one.log_metrics(values, trainer.global_step - 1)
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.pause = time.perf_counter()
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.state.fn != "fit" or not trainer.is_global_zero:
+            return
+        now = time.perf_counter()
+        self.paused += now - self.pause
+        self.seconds = self.before + now - self.started
+        values = {k: float(v) for k, v in trainer.callback_metrics.items()}
+        loss = values.get("train/loss", float("nan"))
+        log.info(
+            f"epoch {trainer.current_epoch + 1:>3}  step {trainer.global_step:>5}  "
+            f"train/loss {loss:.3f}  val/loss {values['val/loss']:.3f}  "
+            f"val/dice {values['val/dice']:.4f}  val/iou {values['val/iou']:.4f}  "
+            f"{self.seconds:.0f} s"
+        )

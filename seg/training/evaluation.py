@@ -1,0 +1,193 @@
+"""Evaluation of a run on a split: metrics, intervals, panels and tables."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from omegaconf import DictConfig, OmegaConf
+from rich.progress import track
+from torch import nn
+
+from seg import files
+from seg.cli.command_line import quote_path
+from seg.cli.compose import build, plain
+from seg.cli.validation import check_call
+from seg.data.datamodule import DataModule
+from seg.data.dataset import Samples
+from seg.display import tables
+from seg.display.console import console
+from seg.errors import RunError, UserError
+from seg.hardware import build_trainer
+from seg.inference.outputs import check_objects
+from seg.inference.run_data import check_node
+from seg.logits import IGNORE, probabilities
+from seg.metrics import SegmentationMetrics, instances, isbi2012
+from seg.metrics.calibration import reliability_plot
+from seg.metrics.significance import Evidence, Interval, interval
+from seg.models.contract import full_logits
+from seg.runs import load, records
+from seg.runs.load import LoadedRun
+from seg.training.callbacks import progress
+from seg.training.callbacks.pictures import Pictures
+from seg.training.task import SegmentationTask
+
+log = logging.getLogger("seg")
+STANDARD = {"_target_": "seg.metrics.SegmentationMetrics"}  # of a run older than its choice
+
+
+def chosen_metrics(cfg: DictConfig, run: LoadedRun) -> SegmentationMetrics:
+    """What is computed: as asked, else as in training; at the run's threshold, if no other is given."""
+    asked = cfg.get("metrics")
+    node = plain(asked) if asked else run.config.get("metrics") or STANDARD
+    if not asked:
+        check_node(node, "metrics", run, "seg.metrics")
+    return build(
+        OmegaConf.create(node), "metrics", classes=run.classes, overlapping=run.overlapping,
+        threshold=load.threshold(run, cfg.threshold),
+    )  # fmt: skip
+
+
+def check_report(cfg: DictConfig) -> None:
+    """Raises UserError for what would be told only after the network ran."""
+    check_numbers(cfg)
+    if cfg.panels < 0 or cfg.eval_batch_size < 1:
+        raise UserError(
+            f"panels={cfg.panels} and eval_batch_size={cfg.eval_batch_size}: give 0 and 1 or more"
+        )
+    if OmegaConf.is_list(cfg.run) and not cfg.output:
+        raise UserError("output is not set: several runs have no folder in common; give output=...")
+
+
+def check_numbers(cfg: DictConfig) -> None:
+    """Raises UserError for a confidence, or a way to tell objects apart, that there isn't."""
+    if not 0 <= cfg.confidence < 1:
+        raise UserError(f"confidence={cfg.confidence}: a number from 0 (no intervals) to below 1")
+    check_objects(cfg)
+
+
+def names(metrics: SegmentationMetrics, panels: int) -> list[str]:
+    """Return the names of the files that are written, as far as they are known before the work."""
+    plots = ["reliability.png"] if metrics.calibration is not None else []
+    return ["metrics.json", *plots, *(["panels/all.png"] if panels else [])]
+
+
+def trained_loss(run: LoadedRun) -> nn.Module:
+    """The loss that the run was trained with.
+
+    Raises:
+        UserError: when this version has no such loss any more.
+    """
+    node = run.config["loss"]
+    try:
+        check_call("loss", node, {}, {})
+        return build(OmegaConf.create(node), "loss")
+    except UserError as error:
+        raise UserError(
+            f"{run.checkpoint}: made by an older version, whose loss this one doesn't know ({error}); predict "
+            "works, to evaluate train anew or take the version in its run.json"
+        ) from error
+
+
+def count(
+    cfg: DictConfig, run: LoadedRun, task: SegmentationTask, data: DataModule, split: str
+) -> dict[str, float]:
+    """Runs the network over the split and returns the metrics by their logged names."""
+    bar: list[L.Callback] = [progress.progress_bar()] if progress.on_terminal() else []
+    trained = run.config.get("trainer", {})
+    try:
+        options = {name: trained[name] for name in ("precision", "channels_last")}
+        check_call("trainer", {"_target_": "seg.hardware.build_trainer"} | options, {}, {})
+    except (KeyError, TypeError, UserError) as error:
+        raise RunError(f"{run.checkpoint}: its config's trainer is damaged ({error})") from error
+    trainer = build_trainer(cfg.accelerator, devices=1, callbacks=bar, **options)
+    loader = data.loader(data.samples(split), cfg.eval_batch_size, shuffle=False)
+    found = trainer.test(task, loader, verbose=False)[0]
+    return {f"{split}/{key.removeprefix('test/')}": value for key, value in found.items()}
+
+
+@torch.inference_mode()
+def count_objects(
+    run: LoadedRun, samples: Samples, threshold: float, options: dict[str, Any], device: str
+) -> tuple[dict[str, float], dict[str, Evidence]]:
+    """Scores of borders and objects by name, and what their intervals rest on."""
+    sections, counts = [], []
+    for index in track(
+        range(len(samples)), "objects", console=console, transient=True, disable=not console.is_terminal
+    ):  # fmt: skip
+        sample = samples[0, index]
+        logits = full_logits(run.model, sample["image"][None].to(device))
+        interior = probabilities(logits)[0, 1].cpu().numpy()
+        truth = sample["mask"].numpy().astype(np.uint8)
+        sections.append(isbi2012.section_scores(interior, truth))
+        found = instances.objects(interior, threshold, **options)
+        true = instances.components(truth == 1)
+        counts.append(instances.match(true, found, truth != IGNORE))
+    scores = isbi2012.best(sections)
+    pooled = instances.object_scores(np.sum(counts, axis=0))
+    scores |= {name: float(value) for name, value in pooled.items()}
+    return scores, isbi2012.evidence(sections) | instances.evidence(np.stack(counts))
+
+
+@dataclass(frozen=True)
+class Report:
+    """What evaluate leaves: numbers, intervals, pictures, plots, and the tables on the terminal."""
+
+    cfg: DictConfig
+    run: LoadedRun
+    data: DataModule
+    split: str
+    folder: Path
+    below: Path  # folder that the user named
+    metrics: SegmentationMetrics
+
+    def write(self, scores: dict[str, float], evidence: dict[str, Evidence]) -> None:
+        """metrics.json, panels, the reliability plot and the tables."""
+        run, split, panels = self.run, self.split, self.folder / "panels"
+        files.make_folder(self.folder, self.below)
+        samples, threshold = self.data.samples(split), self.metrics.threshold
+        intervals = self.intervals(evidence)
+        facts = {
+            "checkpoint": str(run.checkpoint),
+            "split": split,
+            "images": samples.names,
+            "threshold": threshold,
+            "confidence": self.cfg.confidence,
+            "intervals": {key: [i.low, i.high] for key, i in intervals.items() if i.low == i.low},
+            "confusion": self.metrics.pixels.images().tolist(),  # of each image, for paired tests
+        }
+        records.write_json(self.folder / "metrics.json", facts | {"metrics": scores}, self.below)
+        Pictures(samples, self.cfg.panels, run.colors, panels, self.below, threshold).write(
+            run.model
+        )
+        title = files.encodable(f"{split}, {run.checkpoint}")
+        table = tables.score_table(title, scores, run.classes, f"{split}/", intervals)
+        log.info("", extra={"table": table})
+        log.info(tables.score_line(scores, run.classes, f"{split}/"))
+        if self.metrics.surfaces is not None:
+            table = tables.border_table(scores, run.classes, f"{split}/", intervals)
+            log.info("", extra={"table": table})
+        if intervals:
+            log.info(tables.interval_line(len(samples), self.cfg.confidence))
+        if self.data.source.task == "instances":
+            log.info("", extra={"table": tables.object_table(scores, f"{split}/", intervals)})
+        if self.metrics.calibration is not None:
+            with files.whole(self.folder / "reliability.png", self.below) as aside:
+                reliability_plot(self.metrics.calibration, title, aside)
+            log.info(f"reliability {quote_path(self.folder / 'reliability.png')}")
+        numbers, pictures = self.folder / "metrics.json", Path(panels, "all.png")
+        log.info(f"numbers {quote_path(numbers)}, pictures {quote_path(pictures)}")
+
+    def intervals(self, evidence: dict[str, Evidence]) -> dict[str, Interval]:
+        """Of what the tables show, by bootstrap over images; none if not asked for."""
+        if not self.cfg.confidence:
+            return {}
+        shown = ("dice", "iou", *tables.BORDERS, *tables.OBJECTS)
+        return {
+            f"{self.split}/{name}": interval(rows, score, self.cfg.confidence)
+            for name, (rows, score) in evidence.items()
+            if name.split("/")[0].removesuffix("_per_image") in shown
+        }

@@ -1,0 +1,393 @@
+"""One run, from a Trainer to its record: fits, scores the best checkpoint, and writes what came out."""
+
+import errno
+import logging
+import math
+import shutil
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import lightning as L
+from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+
+from seg import hardware
+from seg.cli.command_line import render_command, render_option
+from seg.cli.compose import REFUSALS, build, one_line, plain
+from seg.cli.resource_errors import explained
+from seg.cli.validation import is_number
+from seg.data.datamodule import DataModule
+from seg.data.partition import split_hash
+from seg.display.console import first_process
+from seg.errors import MISTAKES, RunError, UserError
+from seg.runs import provenance, records
+from seg.runs.checkpoint import explain, read_checkpoint, write_checkpoint
+from seg.runs.folder import point_latest, relative
+from seg.runs.run_info import Asked
+from seg.training import artifacts
+from seg.training.callbacks import progress
+from seg.training.callbacks.checkpointing import (
+    Average,
+    Checkpoints,
+    Interrupts,
+    Resumption,
+    WholeFiles,
+)
+from seg.training.callbacks.memory_hint import Demand
+from seg.training.callbacks.nan_guard import Finite, NotFinite
+from seg.training.callbacks.pictures import Pictures
+from seg.training.callbacks.progress import Lines
+from seg.training.loggers import MetricsCSV, TrackedRun, finish, start, without_keys
+from seg.training.resume import checkpoints_there, clear, continued, make_last
+from seg.training.summary import announce, conclude, parameters
+from seg.training.task import SegmentationTask
+
+log = logging.getLogger("seg")
+Part = TypeVar("Part", bound=L.Callback)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # a disk, or a share of it
+
+
+class Begun(L.Callback):
+    """Notes whether training, or the validation before it, began, and so whether a checkpoint was taken up.
+
+    Args:
+        resumed: whether there is one.
+
+    Attributes:
+        yes: whether it began.
+    """
+
+    def __init__(self, resumed: bool) -> None:
+        self.resumed, self.yes = resumed, False
+
+    def on_sanity_check_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.yes = True
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self.resumed:
+            check_optimizer(trainer)
+        self.yes = True
+
+
+def check_optimizer(trainer: L.Trainer) -> None:
+    """Raise ValueError unless an optimizer's state, as a checkpoint has it, fits its parameters."""
+    for optimizer in trainer.optimizers:
+        for group in optimizer.param_groups:
+            for name, value in group.items():
+                if name != "params" and not fits_option(value, optimizer.defaults.get(name)):
+                    raise ValueError(f"the optimizer's {name} is {value!s:.40}")
+            for parameter in group["params"]:
+                for name, value in optimizer.state.get(parameter, {}).items():
+                    if not isinstance(value, Tensor):
+                        if value is not None and not is_number(value):
+                            raise ValueError(f"the optimizer's {name} is {value!s:.40}")
+                    elif value.shape not in (parameter.shape, ()):
+                        raise ValueError(
+                            f"the optimizer's {name} has the shape {tuple(value.shape)}"
+                        )
+
+
+def fits_option(value: Any, default: Any) -> bool:
+    """Return whether an option of an optimizer is of the kind of its default."""
+    if isinstance(default, list | tuple) and isinstance(value, list | tuple):
+        return len(value) == len(default) and all(map(fits_option, value, default))
+    if isinstance(value, float) and not math.isfinite(value):
+        return False
+    if is_number(default):
+        return is_number(value)
+    return default is None or isinstance(value, type(default))
+
+
+class Pruned(Exception):
+    """Raised by a callback that ends a run which isn't worth going on with."""
+
+
+def fit(
+    cfg: DictConfig,
+    asked: Asked,
+    task: SegmentationTask,
+    data: DataModule,
+    taken: str | None,
+    callbacks: Sequence[L.Callback],
+) -> dict[str, float]:
+    """The final metrics of a run; run.json tells how it ended.
+
+    Args:
+        cfg: of the run, settled.
+        asked: its name, folder and the like.
+        task: network, loss and metrics.
+        data: of all splits.
+        taken: what its first weights are, in words.
+        callbacks: more of Lightning's.
+    """
+    folder = cast(Path, asked.folder)
+    with Interrupts() as interrupts:
+        try:
+            clear(folder)
+            make_last(folder, asked.checkpoint)
+            record = begun(cfg, asked, task, data)
+            pictures = Pictures(
+                data.samples("val"), cfg.panels, data.source.colors, folder / "panels", folder, task.val_metrics.threshold
+            )  # fmt: skip
+            trainer = prepared(cfg, asked, [*callbacks, pictures], interrupts)
+            data.check_shares(trainer.world_size)
+            announce(cfg, asked.name, task, data, taken)
+            records.write_config(folder / "config.yaml", plain(cfg))
+            provenance.write_beside(folder, data.digests)
+            trainer.loggers = loggers(cfg, asked, task)
+        except BaseException as error:
+            if asked.checkpoint is None:
+                shutil.rmtree(folder, ignore_errors=True)  # nothing was trained
+            interrupts.reraise(error)
+            raise
+        try:
+            records.write_json(folder / "run.json", record | {"status": "running"})
+            if not asked.silent:
+                point_latest(folder)
+            restored(trainer, task, data, asked.checkpoint)
+            minutes = part(trainer, Lines).seconds / 60
+            scores = score(trainer, task, data)
+            record |= {
+                "threshold": task.val_metrics.threshold,
+                "minutes": minutes,
+                "steps": trainer.global_step,
+            }
+            keep(cfg, folder, task, data, trainer)
+            if trainer.is_global_zero:
+                pictures.threshold = task.val_metrics.threshold
+                pictures.write(task.model)
+        except BaseException as caught:
+            demand = part(trainer, Demand)
+            error = explained(caught, demand.text, demand.lower)
+            if isinstance(error, OSError) and error.errno in FULL and error.filename is None:
+                error.filename = str(folder)  # as of a picture for which no space is left
+            conclude_early(folder, record, trainer, interrupts, error)
+            if error is caught:
+                raise
+            raise error from caught
+        interrupts.recording = True  # the run is finished; a signal no longer changes that
+        records.write_json(folder / "run.json", record | {"status": "finished", "metrics": scores})
+    facts = {name: record[name] for name in ("minutes", "steps", "parameters")}
+    finish(trainer.loggers, "finished", scores | facts)
+    hardware.part()
+    if trainer.is_global_zero:
+        conclude(folder, scores, data, minutes)
+    return scores
+
+
+def restored(
+    trainer: L.Trainer, task: SegmentationTask, data: DataModule, checkpoint: Path | None
+) -> None:
+    """Fits, from a checkpoint where one is given.
+
+    Raises:
+        RunError: if the checkpoint's state is none of this run, which shows before training goes on.
+    """
+    try:
+        trainer.fit(task, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    except (*REFUSALS, AttributeError, RuntimeError, AssertionError) as error:
+        if checkpoint is None or part(trainer, Begun).yes or isinstance(error, MISTAKES):
+            raise
+        raise RunError(
+            f"{checkpoint}: its state doesn't fit this run, or is damaged ({explain(error)})"
+        ) from error
+
+
+def conclude_early(
+    folder: Path,
+    record: dict[str, Any],
+    trainer: L.Trainer,
+    interrupts: Interrupts,
+    error: BaseException,
+) -> None:
+    """Write down how a run ended that raised this, and say how it is resumed.
+
+    Raises:
+        KeyboardInterrupt: when it was Ctrl-C that ended it.
+        SystemExit: when it was a signal of a scheduler, 128 and its number; or what submitit raises.
+    """
+    interrupts.recording = True
+    status = ended(error)
+    signalled = interrupts.asked if status == "interrupted" else None
+    reason = without_keys(f"{type(error).__name__}: {one_line(error)}")
+    reason = reason if signalled is None else signal.Signals(signalled).name
+    try:
+        records.write_json(folder / "run.json", record | {"status": status, "error": reason})
+    except OSError as full:
+        log.warning(f"{full.filename}: {full.strerror}; it still says that the run is running")
+    interrupts.recording = interrupts.training = False  # a logger may wait for its server
+    finish(trainer.loggers, status, {})
+    unlike = isinstance(error, Pruned | NotFinite)  # going on would end the same way
+    if not unlike and checkpoints_there(folder):
+        resume = render_option("resume", relative(folder))
+        log.info(f"goes on with  {render_command('train', resume)}")
+    elif status == "interrupted":
+        log.info("no checkpoint was written yet, so the run cannot be resumed; start it again")
+    if signalled is not None:
+        interrupts.reraise(error)
+
+
+def begun(
+    cfg: DictConfig, asked: Asked, task: SegmentationTask, data: DataModule
+) -> dict[str, Any]:
+    """The record of a run as it begins, or goes on."""
+    source = data.source
+    record = provenance.origin() | asked.facts | {
+        "seed": cfg.seed,
+        "classes": list(source.classes),
+        "colors": [list(color) for color in source.colors],
+        "parameters": parameters(task.model),
+        "splits": source.splits,
+        "split_hash": split_hash(source.splits),
+        "data": {"fingerprint": provenance.data_fingerprint(data.digests)},
+    }  # fmt: skip
+    return record if asked.checkpoint is None else continued(cast(Path, asked.folder), record)
+
+
+def prepared(
+    cfg: DictConfig, asked: Asked, more: Sequence[L.Callback], interrupts: Interrupts
+) -> L.Trainer:
+    """The Trainer with its callbacks."""
+    checkpoints = cast(Path, asked.folder) / "checkpoints"
+    bar = progress.on_terminal() and not asked.silent
+    callbacks = [
+        *more,
+        Checkpoints(
+            checkpoints,
+            "best",
+            monitor="val/dice",
+            mode="max",
+            enable_version_counter=False,
+            save_on_train_epoch_end=True,
+        ),
+        Checkpoints(
+            checkpoints,
+            "last",
+            enable_version_counter=False,
+            save_on_exception=True,
+            save_on_train_epoch_end=True,
+        ),
+        Lines(),
+        Begun(asked.checkpoint is not None),
+        Resumption(),
+        interrupts,
+        Demand(
+            f"the first step, of loader.batch_size={cfg.loader.batch_size} and loader.crop={cfg.loader.crop}",
+            cfg.trainer.get("accumulate_grad_batches", 1),
+        ),
+        Finite(cast(Path, asked.folder), cfg.bad_steps),
+        *chosen(cfg.patience, cfg.ema),
+        *([progress.progress_bar()] if bar else []),
+    ]
+    devices = {} if asked.devices is None else {"devices": asked.devices}
+    node = cast(DictConfig, OmegaConf.merge(cfg.trainer, devices))
+    slurm = SLURMEnvironment.detect() and not TorchElasticEnvironment.detect()
+    place = (
+        [SLURMEnvironment(auto_requeue=False)] if slurm else []
+    )  # else checkpoints lie elsewhere
+    plugins = [WholeFiles(cast(Path, asked.folder)), *place]
+    return build(node, "trainer", callbacks=callbacks, plugins=plugins, folder=str(asked.folder))
+
+
+def chosen(patience: int | None, ema: float | None) -> list[L.Callback]:
+    """Lightning's own for stopping early and for averaging weights, where they are asked for.
+
+    Raises:
+        UserError: when a number is out of its range.
+    """
+    found: list[L.Callback] = []
+    if patience is not None:
+        if type(patience) is not int or patience < 1:
+            raise UserError(f"patience={patience}: a number of validations, 1 or more, or null")
+        found.append(EarlyStopping("val/dice", mode="max", patience=patience))
+    if ema is not None:
+        if type(ema) not in (int, float) or not 0 < ema < 1:
+            raise UserError(f"ema={ema}: a decay between 0 and 1 is needed, 0.99, or null")
+        found.append(Average(decay=ema))
+    return found
+
+
+def loggers(cfg: DictConfig, asked: Asked, task: SegmentationTask) -> list[Any]:
+    """metrics.csv, and what else was chosen; of several processes the first has the others."""
+    folder, until, kept = cast(Path, asked.folder), None, None
+    if asked.checkpoint is not None:
+        content = read_checkpoint(asked.checkpoint)
+        until, kept = content["global_step"], content.get("rows")
+    table = MetricsCSV(folder / "metrics.csv", until, kept)
+    followed = TrackedRun(
+        asked.name, folder, plain(cfg), parameters(task.model), asked.group, asked.job, asked.choices
+    )  # fmt: skip
+    return [table, *(start(cfg.logger, followed) if first_process() else [])]
+
+
+def part(trainer: L.Trainer, kind: type[Part]) -> Part:
+    """The callback of that class."""
+    return next(c for c in cast(Any, trainer).callbacks if isinstance(c, kind))
+
+
+def ended(error: BaseException) -> str:
+    """How a run ended that raised this."""
+    if isinstance(error, Pruned):
+        return "pruned"
+    return "failed" if isinstance(error, Exception) else "interrupted"
+
+
+def keep(
+    cfg: DictConfig, folder: Path, task: SegmentationTask, data: DataModule, trainer: L.Trainer
+) -> None:
+    """Writes what seg.compare reads of each image: counts, and pictures of some."""
+    splits = {"val": task.val_metrics.pixels, "test": task.test_metrics.pixels}
+    splits = {split: scores for split, scores in splits.items() if split in data.source.splits}
+    counts = {split: artifacts.all_counts(scores) for split, scores in splits.items()}
+    scored = {
+        split: (artifacts.seen(data.source.splits[split], trainer.world_size, len(found)), found)
+        for split, found in counts.items()
+    }
+    if not trainer.is_global_zero:
+        return
+    overlapping = data.source.task == "overlapping"
+    artifacts.write_counts(folder / "images.csv", scored, data.source.classes, overlapping)
+    samples = {split: data.samples(split) for split in splits}
+    artifacts.keep_pictures(
+        folder / "predictions", samples, cfg.kept, data.source.colors, task.model, task.val_metrics.threshold
+    )  # fmt: skip
+
+
+def score(trainer: L.Trainer, task: SegmentationTask, data: DataModule) -> dict[str, float]:
+    """Metrics of the best checkpoint on the validation split, and on the test split where there is one.
+
+    A run too short to have validated is scored as it is, and kept as its own best. Where the threshold is
+    to be the best one, validation chooses it, and the best checkpoint remembers.
+    """
+    checkpoints = cast(ModelCheckpoint, trainer.checkpoint_callback)
+    best = Path(checkpoints.best_model_path or Path(str(checkpoints.dirpath)) / "best.ckpt")
+    if not checkpoints.best_model_path:
+        trainer.save_checkpoint(best)
+    task.load_state_dict(read_checkpoint(best)["state_dict"])
+    validated = trainer.validate(task, datamodule=data, verbose=False)[0]
+    if task.val_metrics.curve is not None:
+        chosen = task.val_metrics.choose_threshold()
+        task.test_metrics.threshold = chosen
+        for checkpoint in (best, best.with_name("last.ckpt")):
+            keep_threshold(checkpoint, chosen)
+        log.info(f"threshold  {chosen:g}, the best Dice on the validation split; kept in the run")
+        validated = trainer.validate(task, datamodule=data, verbose=False)[0]
+    scores = {f"best/{k}": v for k, v in validated.items()}
+    if "test" in data.source.splits:
+        scores |= trainer.test(task, datamodule=data, verbose=False)[0]
+    return scores
+
+
+@rank_zero_only
+def keep_threshold(checkpoint: Path, threshold: float) -> None:
+    """Writes the threshold into a checkpoint, from where evaluate and predict take it; if it is there."""
+    if not checkpoint.is_file():
+        return
+    content = read_checkpoint(checkpoint)
+    content["seg"]["threshold"] = threshold
+    write_checkpoint(checkpoint, content, checkpoint.parent.parent)

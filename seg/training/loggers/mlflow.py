@@ -1,0 +1,81 @@
+"""MLflow: a local database, or a server that answers at ``uri``."""
+
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from lightning.pytorch.loggers import MLFlowLogger
+
+from seg import files
+from seg.training.loggers.base import Picture, TrackedRun, Tracker, flat, sheet
+from seg.training.loggers.guarded import without_keys
+
+log = logging.getLogger("seg")
+SQLITE = "sqlite:///"
+FOREIGN = r"[^A-Za-z0-9_./ -]"  # characters that MLflow takes in no name
+ENDS = {"finished": "success", "pruned": "success", "failed": "failed", "interrupted": "KILLED"}
+
+
+class MLflow(Tracker):
+    """Lightning's MLFlowLogger.
+
+    Args:
+        run: to follow.
+        project: MLflow's experiment.
+        group: a tag of the run; None: the sweep's name.
+        tags: words that stand in a tag, beside data, model and loss.
+        uri: of the tracking server, or of a database; pictures lie beside a local one.
+
+    Raises:
+        ValueError: when there is a password in the address, which would be kept in the run.
+    """
+
+    def __init__(
+        self,
+        run: TrackedRun,
+        project: str = "seg",
+        group: str | None = None,
+        tags: list[str] | None = None,
+        uri: str = "sqlite:///outputs/mlflow.db",
+    ) -> None:
+        if without_keys(uri) != uri:
+            raise ValueError(
+                "uri has a password or key, which a run would keep; give it in a variable, as "
+                "MLFLOW_TRACKING_PASSWORD or PGPASSWORD"
+            )
+        self.run, self.project, self.uri = run, project, uri
+        self.tags = {"group": group or run.group or "", "tags": " ".join(run.tags(tags))}
+
+    def start(self, known: str | None) -> str | None:
+        logging.getLogger("mlflow").setLevel(logging.WARNING)  # it tells of each table it makes
+        artifacts = None
+        if self.uri.startswith(SQLITE):
+            database = Path(self.uri.removeprefix(SQLITE)).resolve()
+            files.make_folder(database.parent, database.parent)
+            artifacts = database.with_suffix("").as_uri()
+        self.logger = MLFlowLogger(
+            self.project,
+            self.run.name,
+            self.uri,
+            self.tags,
+            artifact_location=artifacts,
+            run_id=known,
+        )
+        if known is None:
+            named = {re.sub(FOREIGN, "_", k): v for k, v in flat(self.run.settings).items()}
+            self.logger.log_hyperparams(named)
+        log.info(f"mlflow: mlflow ui --backend-store-uri {self.uri}")
+        return self.logger.run_id
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        self.logger.log_metrics(values, step)
+
+    def show(self, pictures: Sequence[Picture], step: int) -> None:
+        self.logger.experiment.log_image(
+            self.logger.run_id, sheet(pictures), key="val/images", step=step
+        )
+
+    def finish(self, status: str, summary: Mapping[str, float], step: int) -> None:
+        self.logger.log_metrics(summary, step)
+        self.logger.finalize(ENDS[status])

@@ -1,0 +1,79 @@
+"""trackio: a live dashboard on this machine, without account or network. ``trackio show`` serves it."""
+
+import contextlib
+import io
+import logging
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from seg import files
+from seg.cli.command_line import quote_path, quote_shell
+from seg.runs.folder import relative
+from seg.training.loggers.base import Picture, TrackedRun, Tracker, flat, sheet
+
+log = logging.getLogger("seg")
+
+
+class Trackio(Tracker):
+    """A run in trackio's database, which trackio writes twice a second in a thread of its own.
+
+    Args:
+        run: to follow.
+        project: of the dashboard.
+        group: runs shown together; None: the sweep's.
+        tags: words that stand in the run's config, beside data, model and loss.
+        folder: of the database; None: trackio's own, TRACKIO_DIR or that of the user's cache. One a process.
+    """
+
+    def __init__(
+        self,
+        run: TrackedRun,
+        project: str = "seg",
+        group: str | None = None,
+        tags: list[str] | None = None,
+        folder: str | None = None,
+    ) -> None:
+        self.run, self.project, self.folder = run, project, folder
+        self.group, self.tags = group or run.group, run.tags(tags)
+
+    def start(self, known: str | None) -> str | None:
+        if self.folder is not None:
+            os.environ["TRACKIO_DIR"] = str(Path(self.folder).resolve())  # read as it is imported
+        import trackio
+
+        place = trackio.utils.TRACKIO_DIR
+        if self.folder is not None and place != Path(self.folder).resolve():
+            raise RuntimeError(f"this process writes to {place} already")
+        files.make_folder(place, place)
+        with quiet(), warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)  # what it can't do, it only warns of
+            self.session = trackio.init(
+                self.project, self.run.name, self.group, config=flat(self.run.settings) | {"tags": self.tags},
+                embed=False, auto_log_gpu=False, auto_log_cpu=False,
+            )  # fmt: skip
+        self.session.id = known or self.session.id
+        self.image = trackio.Image
+        where = f"TRACKIO_DIR={quote_path(relative(place))} " if self.folder is not None else ""
+        log.info(f"trackio: {where}trackio show --project={quote_shell(self.project)}")
+        return self.session.id
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        self.session.log(dict(values), step=step)
+
+    def show(self, pictures: Sequence[Picture], step: int) -> None:
+        self.session.log({"val/images": self.image(sheet(pictures))}, step=step)
+
+    def finish(self, status: str, summary: Mapping[str, float], step: int) -> None:
+        import trackio
+
+        if summary:
+            self.session.log(dict(summary), step=step)
+        with quiet():
+            trackio.finish()
+
+
+def quiet() -> contextlib.AbstractContextManager:
+    """Without what trackio prints."""
+    return contextlib.redirect_stdout(io.StringIO())

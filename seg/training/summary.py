@@ -1,0 +1,81 @@
+"""Lines printed before and after a training."""
+
+import logging
+from pathlib import Path
+
+from omegaconf import DictConfig
+from torch import nn
+
+from seg import hardware
+from seg.cli.command_line import quote_path, render_command, render_option
+from seg.data.datamodule import DataModule
+from seg.data.quality.issues import KINDS
+from seg.display import tables
+from seg.models import Peer, UNet
+from seg.runs.folder import relative
+from seg.training.task import SegmentationTask
+
+log = logging.getLogger("seg")
+
+
+def parameters(model: nn.Module) -> int:
+    """How many numbers a network learns."""
+    return sum(p.numel() for p in model.parameters())
+
+
+def announce(
+    cfg: DictConfig, name: str, task: SegmentationTask, data: DataModule, taken: str | None
+) -> None:
+    """What trains on what: the first lines of a run."""
+    splits = ", ".join(f"{len(n)} {s}" for s, n in data.source.splits.items())
+    sizes = sorted({size for split in data.sizes.values() for size in split})
+    span = f"{sizes[0][0]}x{sizes[0][1]}" + (
+        f" to {sizes[-1][0]}x{sizes[-1][1]}" if len(sizes) > 1 else ""
+    )
+    accelerator = hardware.pick_accelerator(cfg.trainer.accelerator)
+    precision, why = hardware.pick_precision(cfg.trainer.precision, accelerator)
+    log.info(f"run        {name}, seed {cfg.seed}")
+    network = task.model.network if isinstance(task.model, Peer) else task.model
+    log.info(
+        f"model      {type(network).__name__}, {parameters(task.model) / 1e6:.2f} M parameters"
+    )
+    if isinstance(task.model, UNet) and task.model.context and data.crop:
+        side = task.model.input_side(data.crop)
+        inner = side - 2 * task.model.context
+        log.info(f"crops      {side}x{side} px go in, the {inner}x{inner} in their middle come out")
+    if data.warnings:
+        kinds = list(dict.fromkeys(KINDS[fault.kind].heading for fault in data.warnings))
+        more = f" and {len(kinds) - 2} other kinds" if kinds[2:] else ""
+        log.info(f"warnings   {'; '.join(kinds[:2])}{more}: python -m seg.check tells more")
+    if data.focus:
+        log.info(f"sampling   {data.sampling}")
+    if taken:
+        log.info(f"init       {taken}")
+    log.info(
+        f"data       {type(data.source).__name__}: {splits}; {span} px, {data.intensity.channels} channel(s); "
+        f"classes {', '.join(data.source.classes)}"
+    )
+    log.info(f"hardware   {accelerator}, precision {precision} ({why})")
+
+
+def conclude(folder: Path, scores: dict[str, float], data: DataModule, minutes: float) -> None:
+    """The closing table and what a user wants next."""
+    place = relative(folder)
+    run = render_option("run", place)
+    for prefix, title in (("best/val/", "validation, best checkpoint"), ("test/", "test")):
+        if f"{prefix}dice" in scores:
+            log.info(
+                "", extra={"table": tables.score_table(title, scores, data.source.classes, prefix)}
+            )
+            log.info(tables.score_line(scores, data.source.classes, prefix))
+            if any(f"{prefix}{name}" in scores for name in tables.BORDERS):
+                table = tables.border_table(scores, data.source.classes, prefix)
+                log.info("", extra={"table": table})
+    log.info(
+        f"trained in {minutes:.1f} minutes; run folder {quote_path(place)}, "
+        f"pictures {quote_path(place / 'panels/all.png')}"
+    )
+    log.info("next:")
+    log.info(f"  {render_command('evaluate', run)}")
+    log.info(f"  {render_command('predict', run, 'input=IMAGES', 'output=PREDICTIONS')}")
+    log.info(f"  {render_command('compare')} {quote_path(relative(folder.parent))}")
