@@ -20,7 +20,6 @@ from PIL import Image
 from test_train import config
 from torch import nn
 
-from seg import crossval as seg_crossval
 from seg.crossval import crossval, main
 from seg.data.normalization import Intensity
 from seg.errors import DataError, RunError, UserError
@@ -241,7 +240,7 @@ def test_a_repeated_command_keeps_what_is_finished(data, tmp_path, monkeypatch, 
     def broken(*args):
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(seg_crossval, "train", failing)
+    monkeypatch.setattr("seg.multirun.crossval.train", failing)
     gc.collect()  # other tests' tasks
     with pytest.raises(RuntimeError, match="out of memory"):
         crossval(cfg)
@@ -275,7 +274,7 @@ def test_a_repeated_command_keeps_what_is_finished(data, tmp_path, monkeypatch, 
         with pytest.raises(UserError, match=message):
             crossval(config("crossval", *line(data, output, "data.folds=2", *words)))
     # what only judges is made anew, from the same networks
-    monkeypatch.setattr(seg_crossval, "train", broken)
+    monkeypatch.setattr("seg.multirun.crossval.train", broken)
     overlays = crossval(
         config("crossval", *line(data, output, "save=[overlays]", "data.folds=2", "confidence=0"))
     )
@@ -341,7 +340,7 @@ def test_a_second_process_is_refused_and_a_dead_one_holds_nothing(data, tmp_path
         assert not (output / "crossval.json").exists()
         other.kill()
     trained = []
-    monkeypatch.setattr(seg_crossval, "train", trained.append)
+    monkeypatch.setattr("seg.multirun.crossval.train", trained.append)
     with pytest.raises(AssertionError) as failed:  # it left no run
         crossval(config("crossval", *line(data, output)))
     assert len(trained) == 1

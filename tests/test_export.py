@@ -18,7 +18,6 @@ from test_train import config, tiny
 from torch import nn
 
 from seg import errors
-from seg.cli import validation
 from seg.data.normalization import Intensity
 from seg.display.console import quiet
 from seg.errors import RunError, UserError
@@ -452,10 +451,8 @@ def test_a_checkpoint_of_foreign_code_is_refused(trained, tmp_path):
 
 @pytest.mark.parametrize("package", ["onnx", "onnxruntime"])
 def test_a_missing_extra_is_named(package, trained, monkeypatch):
-    real = validation.find_spec
-    monkeypatch.setattr(
-        validation, "find_spec", lambda name: None if name == package else real(name)
-    )
+    real = errors.find_spec
+    monkeypatch.setattr(errors, "find_spec", lambda name: None if name == package else real(name))
     with pytest.raises(
         UserError, match=r"format=onnx needs the extra export: pip install 'seg\[export\]'"
     ):

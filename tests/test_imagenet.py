@@ -211,7 +211,9 @@ def test_summed_filters_are_the_answer_to_equal_channels_by_definition():
 def test_a_run_starts_from_them_and_is_read_back_without_them(site, tmp_path, monkeypatch, capsys):
     folder, address = site
     url = address + serve(folder, torchvision_like("vgg16_bn", 4))
-    monkeypatch.setattr("seg.runs.folder.load_published", partial(load_published, url=url))
+    monkeypatch.setattr(
+        "seg.training.init_weights.load_published", partial(load_published, url=url)
+    )
     _, run = tiny(tmp_path, "model=segnet", "init=imagenet", "trainer.max_epochs=1")
     assert f"init       the encoder's weights from {url}" in capsys.readouterr().out
     monkeypatch.setattr("seg.models.pretrained.download", None)

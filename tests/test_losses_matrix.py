@@ -404,7 +404,7 @@ def test_lovasz_of_certain_answers_is_one_minus_scikit_learn_s_iou(seed, classes
     found, truth = np.random.default_rng(seed).integers(0, classes, (2, 1, 4, 4))
     logits = 200.0 * F.one_hot(torch.from_numpy(found), classes).permute(0, 3, 1, 2)
     union = np.union1d(found, truth)  # IoU of a class that is in neither is 0 / 0; it costs nothing
-    score = jaccard_score(targets.ravel(), found.ravel(), labels=union, average=None)
+    score = jaccard_score(truth.ravel(), found.ravel(), labels=union, average=None)
     wanted = (1 - score).sum() / classes
     assert float(L.Lovasz()(logits, torch.from_numpy(truth))) == pytest.approx(wanted, abs=1e-6)
 
@@ -455,7 +455,7 @@ def test_a_hand_worked_value(loss, p, g, wanted):
 def test_cldice_of_a_line_with_a_gap_by_hand():
     truth = torch.zeros(1, 1, 3, 5, dtype=torch.int64)
     truth[..., 1, :] = 1  # one pixel thin: its own skeleton, as is the answer's
-    found = targets.clone()
+    found = truth.clone()
     found[..., 1, 2] = 0
     # precision (4 + 1) / (4 + 1), recall (4 + 1) / (5 + 1): 1 - 2 (5 / 6) / (11 / 6) = 1 / 11
     value = L.ClDice(alpha=1.0)((found - 0.5) * 100, truth)

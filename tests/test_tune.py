@@ -27,6 +27,7 @@ from seg.cli.compose import build, checked, composed, parse
 from seg.cli.conf_files import CONF
 from seg.errors import UserError
 from seg.multirun.search import report, trial
+from seg.multirun.search import worker as worker_module
 from seg.multirun.search.page import importances, page
 from seg.multirun.search.plan import (
     Plan,
@@ -676,7 +677,7 @@ def test_a_group_that_is_searched_brings_its_own_options(pretend, monkeypatch):
 def test_no_trial_begins_after_the_timeout(pretend, monkeypatch, capsys):
     clock = iter([0.0, 1.0, 59.0, 61.0])
     pretend(dice)
-    monkeypatch.setattr(tune.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr("seg.multirun.search.worker.time.monotonic", lambda: next(clock))
     study = tuned(LR, WIDTH, trials=9, timeout=1)
     assert len(study.trials) == 2 and "timeout=1: no more trials are begun" in said(capsys)
 
@@ -740,7 +741,8 @@ def test_a_password_is_neither_told_nor_written_and_a_line_is_searched_as_typed(
         return base()._replace(cfg=cfg)
 
     monkeypatch.setattr(tune, "planned", planned)
-    monkeypatch.setattr(tune, "without_password", lambda s: s.replace("study", "***"))
+    for module in (tune, worker_module):
+        monkeypatch.setattr(module, "without_password", lambda s: s.replace("study", "***"))
     calls = pretend(dice)
     line = ["tune", *TINY, LR, WIDTH, "trials=1", f"storage={file}"]
     monkeypatch.setattr(sys, "argv", list(line))
