@@ -1,7 +1,7 @@
-"""Looks at a data set before it is trained on: ``python -m seg.check data=folder data.root=DATA``.
+"""Check a data set before training: ``python -m seg.check data=folder data.root=DATA``.
 
-Every image and mask is read, every fault is listed with what mends it: errors (exit code 2) and warnings
-(0). Leaves check.json, all that was found, and sheet.png, the images with their masks laid over.
+Reads every image and mask and lists every fault with its remedy: errors (exit code 2) and warnings (0). Writes
+check.json with all statistics and faults, and sheet.png, images with their masks laid over.
 """
 
 import logging
@@ -16,10 +16,10 @@ from rich.progress import track
 from seg import files
 from seg.cli.command import command
 from seg.cli.command_line import config_folder, render_command
-from seg.data.quality.checks import judge
+from seg.data.quality.checks import by_importance, judge
 from seg.data.quality.contact_sheet import draw
 from seg.data.quality.inspect import look_at_all
-from seg.data.quality.issues import KINDS, count
+from seg.data.quality.issues import count
 from seg.data.quality.report import record, tell
 from seg.data.quality.unpaired import opened
 from seg.display.console import console, quiet
@@ -30,33 +30,28 @@ log = logging.getLogger("seg")
 
 
 def check(cfg: DictConfig) -> dict[str, Any]:
-    """What check.json holds.
+    """Check the data, print the faults, and return the content of check.json.
 
     Raises:
-        UserError: when there is an error among the faults, after all were told.
+        UserError: if there is an error among the faults, after all have been printed.
     """
     quiet()
     started = time.perf_counter()
-    if cfg.panels < 0:
-        raise UserError(f"panels={cfg.panels}: give 0 or more")
     output = new_folder(cfg.output)
-    with opened(cfg) as data:
-        names = [(split, name) for split, names in data.source.splits.items() for name in names]
-        seen = look_at_all(
-            data.source,
-            track(
-                names, "looking", console=console, transient=True, disable=not console.is_terminal
-            ),
-            data.root,
-        )
-        faults = judge(data.source, seen, data.root, data.redraw)
-        faults = sorted([*data.unpaired, *faults], key=lambda f: list(KINDS).index(f.kind))
-        report = record(cfg, data.source, seen, faults)
-        sheet = draw(data.source, seen, faults, cfg.panels, report) if cfg.panels else None
+    # Read all images and collect their faults.
+    data = opened(cfg)
+    names = [(split, name) for split, names in data.source.splits.items() for name in names]
+    hidden = not console.is_terminal
+    steps = track(names, "reading", console=console, transient=True, disable=hidden)
+    seen = look_at_all(data.source, steps, data.root)
+    faults = by_importance([*data.unpaired, *judge(data.source, seen, data.root, data.redraw)])
+    # Write and print the report.
+    report = record(cfg, data.source, seen, faults)
+    sheet = draw(data.source, seen, faults, cfg.panels, report) if cfg.panels else None
     files.make_folder(output, output)
     if sheet is not None:
-        with files.whole(output / "sheet.png", output) as aside:
-            sheet.save(aside)
+        with files.whole(output / "sheet.png", output) as part:
+            sheet.save(part)
     report["seconds"] = round(time.perf_counter() - started, 2)
     records.write_json(output / "check.json", report)
     tell(data.source, report, faults, output, bool(cfg.panels))
@@ -69,11 +64,11 @@ def check(cfg: DictConfig) -> dict[str, Any]:
 
 
 def new_folder(given: str) -> Path:
-    """Where the results will lie.
+    """Return the folder for the results.
 
     Raises:
-        UserError: when results lie there already.
-        RunError: when it can't be written.
+        UserError: if it holds results already.
+        RunError: if it cannot be written.
     """
     folder = Path(given)
     files.check_writable(folder, folder, ["check.json", "sheet.png"])
@@ -86,7 +81,7 @@ def new_folder(given: str) -> Path:
 
 
 def train_command() -> str:
-    """Return the command that trains on this data: the same words for seg.train."""
+    """Return the command that trains on this data: the same options for seg.train."""
     words = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
     kept = [w for w in words if w.split("=")[0].lstrip("+~") not in ("output", "panels")]
     return render_command("train", *config_folder(), *kept)

@@ -5,19 +5,43 @@ from typing import Any
 
 
 class UserError(ValueError):
-    """A mistake of the user's: one line, no traceback."""
+    """Mistake of the user: reported in one line, without traceback."""
 
 
 class DataError(ValueError):
-    """The data is not what the config says; the message names file, finding and remedy."""
+    """Data that does not match the config; the message is one line, ``FILE: FOUND; EXPECTED; REMEDY``.
+
+    Args:
+        message: the whole line; None: composed of the fields below.
+        file: path of the file, or ``FILE, page N``.
+        found: what is wrong with it.
+        expected: what is required instead; may be empty.
+        remedy: the option or the action that corrects it; may be empty.
+        kind: key of ``seg.data.quality.issues.KINDS``.
+    """
+
+    def __init__(
+        self,
+        message: str | None = None,
+        *,
+        file: object = "",
+        found: str = "",
+        expected: str = "",
+        remedy: str = "",
+        kind: str = "other",
+    ) -> None:
+        line = "; ".join(part for part in (found, expected, remedy) if part)
+        super().__init__(f"{file}: {line}" if message is None else message)
+        self.file, self.found, self.expected = str(file), found, expected
+        self.remedy, self.kind = remedy, kind
 
 
 class RunError(ValueError):
-    """A run or checkpoint that is missing, damaged, unsafe or not written by this package."""
+    """Run or checkpoint that is missing, damaged, unsafe or not written by this package."""
 
 
 class HardwareError(ValueError):
-    """The machine lacks what the config asks for."""
+    """Hardware that the config needs and the machine lacks."""
 
 
 MISTAKES = (UserError, DataError, RunError, HardwareError)
@@ -27,9 +51,9 @@ EXTRAS = {"segmentation_models_pytorch": "smp", "pycocotools": "coco", "onnx": "
 
 
 def missing_extra(target: Any) -> str | None:
-    """What to install for an optional package, or a constructor of it, that isn't there.
+    """Return what to install for a missing optional package, or for a class that needs it; else None.
 
-    Ours that need one stand in a module of its name, as seg.training.loggers.trackio.
+    A class of this package that needs one is in a module of its name, as seg.training.loggers.trackio.
     """
     words = str(target).split(".")
     package = next((word for word in words[:-1] or words if word in EXTRAS), None)
