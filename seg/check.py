@@ -39,21 +39,19 @@ def check(cfg: DictConfig) -> dict[str, Any]:
     if cfg.panels < 0:
         raise UserError(f"panels={cfg.panels}: give 0 or more")
     output = new_folder(cfg.output)
-    with opened(cfg) as data:
-        names = [(split, name) for split, names in data.source.splits.items() for name in names]
-        seen = look_at_all(
-            data.source,
-            track(
-                names, "looking", console=console, transient=True, disable=not console.is_terminal
-            ),
-            data.root,
-        )
-        faults = judge(data.source, seen, data.root, data.redraw)
-        faults = sorted([*data.unpaired, *faults], key=lambda f: list(KINDS).index(f.kind))
-        report = record(cfg, data.source, seen, faults)
-        output.mkdir(parents=True, exist_ok=True)
-        if cfg.panels:
-            draw(data.source, seen, faults, cfg.panels, report).save(output / "sheet.png")
+    data = opened(cfg)
+    names = [(split, name) for split, names in data.source.splits.items() for name in names]
+    seen = look_at_all(
+        data.source,
+        track(names, "looking", console=console, transient=True, disable=not console.is_terminal),
+        data.root,
+    )
+    faults = judge(data.source, seen, data.root, data.redraw)
+    faults = sorted([*data.unpaired, *faults], key=lambda f: list(KINDS).index(f.kind))
+    report = record(cfg, data.source, seen, faults)
+    output.mkdir(parents=True, exist_ok=True)
+    if cfg.panels:
+        draw(data.source, seen, faults, cfg.panels, report).save(output / "sheet.png")
     report["seconds"] = round(time.perf_counter() - started, 2)
     records.write_json(output / "check.json", report)
     tell(data.source, report, faults, output, bool(cfg.panels))

@@ -9,7 +9,31 @@ class UserError(ValueError):
 
 
 class DataError(ValueError):
-    """The data is not what the config says; the message names file, finding and remedy."""
+    """Data that does not match the config; the message is one line, ``FILE: FOUND; EXPECTED; REMEDY``.
+
+    Args:
+        message: the whole line; None: composed of the fields below.
+        file: path of the file, or ``FILE, page N``.
+        found: what is wrong with it.
+        expected: what is required instead; may be empty.
+        remedy: the option or the action that corrects it; may be empty.
+        kind: key of ``seg.data.quality.issues.KINDS``.
+    """
+
+    def __init__(
+        self,
+        message: str | None = None,
+        *,
+        file: object = "",
+        found: str = "",
+        expected: str = "",
+        remedy: str = "",
+        kind: str = "other",
+    ) -> None:
+        line = "; ".join(part for part in (found, expected, remedy) if part)
+        super().__init__(f"{file}: {line}" if message is None else message)
+        self.file, self.found, self.expected = str(file), found, expected
+        self.remedy, self.kind = remedy, kind
 
 
 class RunError(ValueError):

@@ -47,7 +47,7 @@ def read_pages(file: Path, page: int | None = None, colours: bool = False) -> li
         DataError: when the file can't be read whole, or isn't a TIFF and has several images.
     """
     if not file.is_file():
-        raise DataError(f"{file}: no such file")
+        raise DataError(file=file, found="no such file", kind="unreadable")
     with decoding(file):
         if file.suffix.lower() in TIFF:
             with tifffile.TiffFile(file) as tiff:
@@ -73,7 +73,8 @@ def decoding(file: Path) -> Generator[None]:
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         reason = reason if len(reason) < 200 else f"{reason[:197]}..."  # some list a whole tag
-        raise DataError(f"{file}: not a readable image ({reason})") from error
+        found = f"not a readable image ({reason})"
+        raise DataError(file=file, found=found, kind="unreadable") from error
 
 
 def count_pages(file: Path) -> int:
@@ -152,13 +153,13 @@ def as_image(page: np.ndarray, file: Path | str) -> np.ndarray:
     if image.dtype == np.int32 and image.min() >= 0 and image.max() <= 65535:
         return np.array(image, np.uint16)  # Pillow's mode I: 16-bit PNG in its older releases
     if image.dtype.kind not in "fiu":
-        raise DataError(f"{file}: values of type {image.dtype}; integers or floats are needed")
+        found, remedy = f"values of type {image.dtype}", "integers or floats are needed"
+        raise DataError(file=file, found=found, remedy=remedy, kind="pixels")
     image = np.array(image, np.float32)  # in memory, also where the file is mapped
     bad = int((~np.isfinite(image)).sum())
     if bad:
-        raise DataError(
-            f"{file}: {bad} of {image.size} values are NaN or infinite; replace them first"
-        )
+        found = f"{bad} of {image.size} values are NaN or infinite"
+        raise DataError(file=file, found=found, remedy="replace them first", kind="pixels")
     return image
 
 

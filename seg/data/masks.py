@@ -67,14 +67,18 @@ class MaskValues:
         if mask.ndim == 3 and (mask.shape[2] == 1 or (mask[..., :1] == mask[..., :3]).all()):
             mask = mask[..., 0]  # grey saved as colours
         if mask.ndim != 2:
-            raise DataError(
-                f"{file}: a colour picture {mask.shape} is no mask by itself; {self.palette_remedy(mask)}"
-            )
+            found = f"a colour picture {mask.shape} is no mask by itself"
+            remedy = self.palette_remedy(mask)
+            raise DataError(file=file, found=found, remedy=remedy, kind="colours")
         found = distinct(mask)
         unknown = [v for v in found if v not in self.index]
         if unknown:
             raise DataError(
-                f"{file}: mask value {short(unknown)} not declared; {self.remedy(found)}"
+                file=file,
+                found=f"mask value {short(unknown)} not declared",
+                expected=f"declared are {short(sorted(self.index))} for {short(self.classes)}",
+                remedy=self.remedy(found),
+                kind="values",
             )
         if mask.dtype == np.uint8:
             table = np.full(256, IGNORE, np.uint8)
@@ -101,8 +105,10 @@ class MaskValues:
         if (result == UNKNOWN).any():
             wrong = np.unique(codes[result == UNKNOWN])
             raise DataError(
-                f"{file}: mask colour {short([rgb(c) for c in wrong.tolist()])} not declared; add it to a class in "
-                "data.palette, or to data.ignore"
+                file=file,
+                found=f"mask colour {short([rgb(c) for c in wrong.tolist()])} not declared",
+                remedy="add it to a class in data.palette, or to data.ignore",
+                kind="colours",
             )
         return result
 
@@ -122,21 +128,36 @@ class MaskValues:
 
     def remedy(self, found: list[int]) -> str:
         """The setting that would make the found values legal."""
-        declared = f"declared are {short(sorted(self.index))} for {short(self.classes)}"
         if len(found) > 32:
-            return f"{declared}; {len(found)} different values look like a photograph or JPEG noise"
+            return f"{len(found)} different values look like a photograph or JPEG noise"
         if any(v != v or v != int(v) for v in found):
-            return f"{declared}; save whole numbers: each value is a class"
+            return "save whole numbers: each value is a class"
         plain = [v for v in found if v != IGNORE]
         counted = [int(v) for v in found if self.index.get(v) != IGNORE]
         if len(counted) <= len(self.classes):
             pairs = ", ".join(f"{v}: {i}" for i, v in enumerate(counted))
-            return f"{declared}; did you mean 'data.values={{{pairs}}}'?"
+            return f"did you mean 'data.values={{{pairs}}}'?"
         if set(plain) <= set(self.index) and IGNORE in found:
-            return f"{declared}; is it void? then data.ignore=[{IGNORE}]"
-        return (
-            f"{declared}; the mask holds {short(found)}: name each in data.classes or data.ignore"
-        )
+            return f"is it void? then data.ignore=[{IGNORE}]"
+        return f"the mask holds {short(found)}: name each in data.classes or data.ignore"
+
+
+def size_mismatch(
+    mask_file: object,
+    mask_shape: tuple[int, ...],
+    image_file: object,
+    image_shape: tuple[int, ...],
+    remedy: str = "",
+) -> DataError:
+    """Return the error for a mask whose height or width differs from its image's."""
+    mask_size, image_size = tuple(mask_shape[:2]), tuple(image_shape[:2])
+    sizes = [f"{height}x{width}" for height, width in (mask_size, image_size)]
+    found = f"{sizes[0]} px, and its image {image_file} {sizes[1]} (height x width)"
+    if not remedy:
+        remedy = "take the mask that belongs to the image, or resize it by nearest neighbour"
+        if mask_size == image_size[::-1]:
+            remedy = "transposed: swap the mask's rows and columns, or the image's"
+    return DataError(file=mask_file, found=found, remedy=remedy, kind="size")
 
 
 def colour_codes(

@@ -166,7 +166,7 @@ def images_of(file: Path, channels: bool) -> list[Raster]:
 
 def unreadable(file: Path, error: Exception) -> DataError:
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return DataError(f"{file}: not a readable image ({reason})")
+    return DataError(file=file, found=f"not a readable image ({reason})", kind="unreadable")
 
 
 def decoded(page: Any, start: int, stop: int) -> np.ndarray:

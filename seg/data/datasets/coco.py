@@ -26,6 +26,7 @@ from seg.data.datasets.coco_json import (
 )
 from seg.data.datasets.folder import given_colors
 from seg.data.image_io import read_image
+from seg.data.masks import size_mismatch
 from seg.data.partition import SPLITS
 from seg.data.splits import Division, listed_split
 from seg.errors import DataError, missing_extra
@@ -133,9 +134,9 @@ class Coco:
         image = read_image(self.root / entry.file)
         height, width = image.shape[:2]
         if entry.told not in ((None, None), (height, width)):
-            raise DataError(
-                f"{entry.told_by}: {entry.told[0]}x{entry.told[1]} px, and its image {self.root / entry.file} "
-                f"{height}x{width} (height x width); take the image that was annotated"
+            remedy = "take the image that was annotated"
+            raise size_mismatch(
+                entry.told_by, entry.told, self.root / entry.file, image.shape, remedy
             )
         return image, self.mask(entry, height, width)
 

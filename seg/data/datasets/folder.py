@@ -13,9 +13,18 @@ from seg.data.datasets.pairing import (
     page_by_page,
     paired_by_name,
     paired_by_table,
+    report_unpaired,
 )
 from seg.data.image_io import read_image, read_pages
-from seg.data.masks import Colour, MaskValues, class_pixels, merged, short, stacked_planes
+from seg.data.masks import (
+    Colour,
+    MaskValues,
+    class_pixels,
+    merged,
+    short,
+    size_mismatch,
+    stacked_planes,
+)
 from seg.data.partition import SPLITS, Splits, refuse
 from seg.data.splits import Division, listed_split, read_lists
 from seg.display.colors import default_colors
@@ -167,13 +176,19 @@ class Folder:
     def pair(self, folder: Path, classes: list[str]) -> dict[str, Pair]:
         """Name -> pair of the images of a folder."""
         if self.layers != "folders":
-            return paired_by_name(folder, *self.parts, self.pair_by, None, self.only)
+            return self.paired(folder, None)
         if not classes:
             there = sorted(f.name for f in (folder / self.parts[1]).glob("*/"))
             raise DataError(
                 f"data.classes is not set: name the classes; {folder / self.parts[1]} holds {short(there)}"
             )
-        return paired_by_name(folder, *self.parts, self.pair_by, classes, self.only)
+        return self.paired(folder, classes)
+
+    def paired(self, folder: Path, layers: list[str] | None) -> dict[str, Pair]:
+        """Name -> pair of a folder whose masks have a file for each of ``layers``, or one."""
+        pairs, issues = paired_by_name(folder, *self.parts, self.pair_by, layers, self.only)
+        report_unpaired(issues)
+        return pairs
 
     def check_layers(self) -> None:
         """Raises DataError unless files have layers just where the options say, of enough classes."""
@@ -207,10 +222,7 @@ class Folder:
         image = read_image(pair.image, pair.page, channels=self.pages == "channels")
         mask = self.mask(pair)
         if mask.shape[:2] != image.shape[:2]:
-            raise DataError(
-                f"{pair.mask}: {mask.shape[0]}x{mask.shape[1]} px, and its image {pair.image} "
-                f"{image.shape[0]}x{image.shape[1]} (height x width); they must be equal"
-            )
+            raise size_mismatch(pair.mask, mask.shape, pair.image, image.shape)
         return image, mask
 
     def mask(self, pair: Pair) -> np.ndarray:

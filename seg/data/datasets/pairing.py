@@ -6,7 +6,9 @@ would be copied, page by page, into the memory of each loader process.
 
 import csv
 import re
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import NamedTuple
 
@@ -90,8 +92,8 @@ def paired_by_name(
     pair_by: str | None,
     layers: list[str] | None,
     only: set[str] | None,
-) -> dict[str, Pair]:
-    """The pairs of a folder, by the images' names.
+) -> tuple[dict[str, Pair], list[DataError]]:
+    """Return the pairs of a folder by image name, and an error for each file without a partner.
 
     Args:
         folder: of both.
@@ -102,39 +104,61 @@ def paired_by_name(
         only: names of images or of their files; the others are left out. None: all count.
 
     Raises:
-        DataError: for the first file without a partner.
+        DataError: when a folder or ``pair_by`` is wrong, or two images would have one name.
     """
     if (folder / images).is_file() and (folder / masks).is_file():
-        return {Path(images).stem: Pair(folder / images, [folder / masks])}
-    image_files = keyed(listed(folder / images, only), pair_by)
-    if layers is None:
-        planes = [keyed(listed(folder / masks), pair_by)]
-    else:
-        planes = [
-            keyed(listed(one), pair_by) if one.is_dir() else {}
-            for one in layer_folders(folder / masks, layers)
-        ]
+        return {Path(images).stem: Pair(folder / images, [folder / masks])}, []
+    image_files, issues = keyed(listed(folder / images, only), pair_by)
+    planes = []
+    folders = [folder / masks] if layers is None else layer_folders(folder / masks, layers)
+    for place in folders:
+        absent = layers is not None and not place.is_dir()
+        plane, doubled = ({}, []) if absent else keyed(listed(place), pair_by)
+        planes.append(plane)
+        issues += doubled
     have = set().union(*planes)
-    lonely = [key for key in image_files if key not in have]
-    if lonely:
-        raise DataError(
-            f"{image_files[lonely[0]]}: no mask of that name in {folder / masks}"
-            f"{f' ({len(lonely)} such images)' if len(lonely) > 1 else ''}; add it or take the image out"
-            f"{'' if pair_by else PATTERN}"
-        )
-    unused = [] if only is not None else sorted(have - set(image_files))
-    if unused:
-        file = next(plane[unused[0]] for plane in planes if unused[0] in plane)
-        raise DataError(
-            f"{file}: no image of that name in {folder / images}; add it or take the mask out"
-            f"{'' if pair_by else PATTERN}"
-        )
+    hint = "" if pair_by else PATTERN
+    for key in [key for key in image_files if key not in have]:
+        found = f"no mask of that name in {folder / masks}"
+        remedy = f"add it or take the image out{hint}"
+        issues.append(DataError(file=image_files.pop(key), found=found, remedy=remedy, kind="no_mask"))  # fmt: skip
+    for key in [] if only is not None else sorted(have - set(image_files)):
+        file = next(plane[key] for plane in planes if key in plane)
+        found = f"no image of that name in {folder / images}"
+        remedy = f"add it or take the mask out{hint}"
+        issues.append(DataError(file=file, found=found, remedy=remedy, kind="no_image"))
     pairs = {f.stem: Pair(f, [p.get(k) for p in planes]) for k, f in image_files.items()}
     if len(pairs) < len(image_files):  # pair_by found different keys in one name but for the suffix
         raise DataError(
             f"{folder / images}: two files have one name but for the suffix; rename one"
         )
-    return pairs
+    return pairs, issues
+
+
+UNPAIRED: ContextVar[list[DataError] | None] = ContextVar("unpaired", default=None)
+
+
+@contextmanager
+def leave_out_unpaired() -> Generator[list[DataError]]:
+    """Leave files without a partner out of the sources built inside; yield the list of their errors."""
+    errors: list[DataError] = []
+    token = UNPAIRED.set(errors)
+    try:
+        yield errors
+    finally:
+        UNPAIRED.reset(token)
+
+
+def report_unpaired(issues: list[DataError]) -> None:
+    """Raise the first issue, unless ``leave_out_unpaired`` collects them."""
+    errors = UNPAIRED.get()
+    if errors is not None:
+        errors += issues
+    elif issues:
+        first = issues[0]
+        alike = sum(issue.kind == first.kind for issue in issues)
+        found = f"{first.found} ({alike} such files)" if alike > 1 else first.found
+        raise DataError(file=first.file, found=found, remedy=first.remedy, kind=first.kind)
 
 
 LIKE = "a line is one name, like {}"
@@ -156,17 +180,20 @@ def listed(place: Path, only: set[str] | None = None) -> list[Path]:
     return chosen
 
 
-def keyed(files: list[Path], pair_by: str | None) -> dict[str, Path]:
-    """Files by what pairs them: their name without the suffix, or what the regular expression finds.
+def keyed(files: list[Path], pair_by: str | None) -> tuple[dict[str, Path], list[DataError]]:
+    """Return files by what pairs them, and an error for each that shares its name with a later one.
+
+    They are paired by their name without the suffix, or by what the regular expression finds.
 
     Raises:
-        DataError: when two have the same, or one has nothing.
+        DataError: when the regular expression finds nothing in a name, or the same in two.
     """
     try:
         pattern = re.compile(pair_by) if pair_by is not None else None
     except re.error as error:
         raise DataError(f"data.pair_by={pair_by}: not a regular expression ({error})") from error
     named: dict[str, Path] = {}
+    issues: list[DataError] = []
     for file in files:
         key = file.stem
         if pattern is not None:
@@ -174,10 +201,15 @@ def keyed(files: list[Path], pair_by: str | None) -> dict[str, Path]:
             key = match[min(1, pattern.groups)] if match else None
             if not key:
                 raise DataError(f"data.pair_by={pair_by}: finds nothing in the name {file}")
-        if (other := named.setdefault(key, file)) is not file:
-            same = "the same name" if pattern is None else f"the same {key!r} (data.pair_by)"
-            raise DataError(f"{other}: {file.name} beside it has {same}; keep one of them")
-    return named
+        if key in named and pattern is not None:
+            raise DataError(
+                f"{named[key]}: {file.name} beside it has the same {key!r} (data.pair_by); keep one of them"
+            )
+        if key in named:
+            found = f"{file.name} beside it has the same name"
+            issues.append(DataError(file=named[key], found=found, remedy="keep one of them", kind="same_name"))  # fmt: skip
+        named[key] = file
+    return named, issues
 
 
 def layer_folders(folder: Path, classes: list[str]) -> list[Path]:

@@ -1,9 +1,8 @@
-"""What can be wrong with a data set: kinds of faults, and a fault with its remedy.
+"""Kinds of faults of a data set, and one fault with its remedy.
 
-The rules of what a file may hold stand in the sources; ``told`` makes a fault of their errors.
+The sources decide what a file may hold; their errors become faults here.
 """
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -49,22 +48,9 @@ KINDS = {  # the most important first
     "palette": Kind("palette images read as their colours", False, "grey values or true colours"),
     "grey": Kind("grey images saved as colours", False, "one channel"),
 }  # fmt: skip
-UNPAIRED = (
-    "no_mask",
-    "no_image",
-    "same_name",
-)  # kinds of fault that the others' check can do without
+UNPAIRED = ("no_mask", "no_image", "same_name")  # kinds of files that a check leaves out
 ORDER = list(KINDS)
-SAYS = {  # how a source's error shows its kind
-    "no mask of that name": "no_mask",
-    "no image of that name": "no_image",
-    "has the same name": "same_name",
-    "not a readable image|no such file": "unreadable",
-    "NaN or infinite|values of type": "pixels",
-    "px, and its image": "size",
-    "a colour picture|mask colour": "colours",
-    "mask value .* not declared": "values",
-}
+COPY_ANEW = "copy it anew from where it came, or take it and its pair out"
 
 
 @dataclass(frozen=True)
@@ -102,33 +88,20 @@ class Fault:
 
 
 def told(error: DataError, root: Path | None) -> Fault:
-    """A source's error, ``FILE: found; remedy``, as a fault."""
-    file, _, rest = relative(str(error), root).partition(": ")
-    kind = next((kind for words, kind in SAYS.items() if re.search(words, rest)), "other")
-    kind = "other" if file.startswith("data.") else kind  # an option's fault, whatever it says
-    rest = re.sub(r" \(\d+ such \w+\)", "", rest)  # the others have faults of their own
-    found, _, remedy = rest.partition("; ")
-    expected = ""
-    if kind == "values":
-        expected, _, remedy = remedy.partition("; ")
-    if kind == "unreadable":
-        remedy = remedy or "copy it anew from where it came, or take it and its pair out"
-    if kind == "size" and turned_sizes(found):
-        found, remedy = f"{found}: transposed", "swap the mask's rows and columns, or the image's"
-    elif kind == "size":
-        remedy = "take the mask that belongs to the image, or resize it by nearest neighbour"
-    return Fault(kind, file, found, remedy or "see the guide to data", expected)
+    """Return a source's error as a fault whose paths start at ``root``."""
+    file, found, remedy = error.file, error.found, error.remedy
+    if not file:  # an error that is one line: FILE: found; remedy
+        file, _, rest = relative(str(error), root).partition(": ")
+        found, _, remedy = rest.partition("; ")
+    if not remedy:
+        remedy = COPY_ANEW if error.kind == "unreadable" else "see the guide to data"
+    texts = (relative(text, root) for text in (file, found, remedy, error.expected))
+    return Fault(error.kind, *texts)
 
 
 def relative(text: str, root: Path | None) -> str:
     """A message whose paths start at the data's folder."""
     return text if root is None or root == Path() else text.replace(f"{root}/", "")
-
-
-def turned_sizes(found: str) -> bool:
-    """Whether a message names two sizes of which one is the other turned."""
-    sizes = re.findall(r"\b(\d+)x(\d+)\b", found)
-    return len(sizes) == 2 and sizes[0] != sizes[1] and sizes[0] == sizes[1][::-1]
 
 
 def count(number: int, what: str) -> str:
