@@ -9,7 +9,6 @@ from torch.utils.data import Dataset
 
 from seg.data.augment import Augment
 from seg.data.datasets.base import Source
-from seg.data.datasets.pairing import packed
 from seg.data.image_cache import Store
 from seg.data.normalization import Intensity
 from seg.errors import DataError
@@ -60,7 +59,7 @@ class Samples(Dataset):
         self.read = source.read
         self.source = source.source if isinstance(source, Store) else source
         self.names, self.intensity = names, intensity
-        self.packed = packed(names)  # loader processes read these without a copy
+        self.array = np.array(names, str)  # workers read it without copying pages, unlike a list
         self.augment, self.repeats = augment, repeats
         self.gaps = gaps
 
@@ -69,7 +68,7 @@ class Samples(Dataset):
 
     def __getitem__(self, index: tuple[int, int]) -> dict:
         epoch, number = index
-        name = self.packed[number % len(self.packed)].decode()
+        name = str(self.array[number % len(self.array)])
         image, mask = self.read(name)
         if image.shape[2] != self.intensity.channels:
             raise DataError(

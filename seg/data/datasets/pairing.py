@@ -8,8 +8,6 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
 from seg.data.image_io import count_pages, list_images
 from seg.data.masks import short
 from seg.errors import DataError
@@ -36,11 +34,6 @@ class Pair(NamedTuple):
     def mask(self) -> Path:
         """File of the mask, or of its first layer."""
         return next(file for file in self.masks if file is not None)
-
-
-def packed(texts: list[str]) -> np.ndarray:
-    """Return texts as UTF-8 bytes in one block of memory, which loader processes share without a copy."""
-    return np.array([text.encode() for text in texts], np.bytes_)
 
 
 def paired_by_name(
