@@ -7,15 +7,12 @@ import numpy as np
 import pytest
 import tifffile
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image
 
 from seg.cli.compose import build, checked
 from seg.data import tiff as data_tiff
 from seg.data.datasets.folder import Folder
 from seg.data.image_io import count_pages, read_image, read_pages
-from seg.data.masks import MaskValues, merged
 from seg.errors import DataError
 
 ABC = ["a", "b", "c"]
@@ -235,18 +232,6 @@ def test_a_palette_that_can_not_be_is_refused(root, options, words):
     refusal(lambda: opened(root, **options), *words)
 
 
-@given(st.permutations(range(3)), st.integers(0, 2**24 - 1))
-@settings(max_examples=30, deadline=None)
-def test_no_two_colours_are_taken_for_one_another(order, code):
-    colour = [code >> 16, code >> 8 & 255, code & 255]
-    turned = [colour[i] for i in order]
-    values = MaskValues(["x"], palette={"x": colour})
-    same(values.indices(np.full((1, 1, 3), colour, np.uint8), "m"), [[0]])
-    if turned != colour:
-        with pytest.raises(DataError, match="not declared"):
-            values.indices(np.full((1, 1, 3), turned, np.uint8), "m")
-
-
 # values
 
 
@@ -421,25 +406,6 @@ def test_another_number_of_pages_than_of_classes_is_refused(root, pages):
     refusal(lambda: source.read("0"), "masks/0.tif", "data.task=overlapping needs one a class")
 
 
-@given(st.integers(0, 10**6), st.integers(-1, 2))
-@settings(max_examples=40, deadline=None)
-def test_merging_planes_is_what_a_loop_over_pixels_says(seed, rest):
-    rng = np.random.default_rng(seed)
-    planes = rng.choice(np.array([0, 0, 0, 1, 255], np.uint8), (3, 2, 2))
-    given = [None if k == rest else plane for k, plane in enumerate(planes)]
-    expected = np.zeros((2, 2), int)
-    for y, x in np.ndindex(2, 2):
-        at = {k: plane[y, x] for k, plane in enumerate(given) if plane is not None}
-        owners = [k for k, value in at.items() if value == 1]
-        if len(owners) > 1:
-            with pytest.raises(DataError, match="of several classes"):
-                merged(given, ABC, "m")
-            return
-        free = 255 if 255 in at.values() or rest < 0 else rest
-        expected[y, x] = owners[0] if owners else free
-    same(merged(given, ABC, "m"), expected)
-
-
 # stacks
 
 
@@ -479,9 +445,7 @@ def test_pages_nobody_asked_for_are_refused_and_both_remedies_are_taken(root):
         (root / "images" / f"{i}.png").unlink()
         as_stack(root / "masks" / f"{i}.tif", labels(4))
     source = opened(root)
-    message = refusal(
-        lambda: source.read("3"), "images/3.tif", "4 pages, but one image"
-    )
+    message = refusal(lambda: source.read("3"), "images/3.tif", "4 pages, but one image")
     assert "data.pages=slices" in message and "data.pages=channels" in message
     same(mask_of(opened(root, pages="slices"), "3-2"), labels(4)[2])
     message = refusal(lambda: opened(root, pages="channels").read("3"), "masks/3.tif", "4 pages, but one mask")  # fmt: skip
@@ -574,13 +538,6 @@ def test_one_directory_may_stand_for_many_pages(tmp_path, order, imagej):
     refusal(lambda: count_pages(tmp_path / "v.tif") and read_pages(tmp_path / "v.tif"), "v.tif", "not a readable image")  # fmt: skip
 
 
-def test_one_hidden_page_is_read_without_the_others(tmp_path, monkeypatch):
-    with tifffile.TiffWriter(tmp_path / "v.tif", imagej=True) as tiff:
-        tiff.write(greys(6), truncate=True)
-    monkeypatch.setattr(tifffile.TiffPageSeries, "asarray", None)
-    same(read_image(tmp_path / "v.tif", 4)[..., 0], greys(6)[4])
-
-
 def test_one_file_of_an_ome_set_is_its_own_page_alone(tmp_path):
     volume = greys(3)
     as_stack(tmp_path / "whole.ome.tif", volume, metadata={"axes": "ZYX"})
@@ -659,15 +616,6 @@ def test_a_large_plain_page_is_mapped_and_a_crop_is_its_own_slice(tmp_path, monk
     same(large[7:19, 1990:, 0], expected[7:19, 1990:])
 
 
-def test_planes_stored_one_after_another_are_mapped_as_channels(tmp_path, monkeypatch):
-    planes = np.random.default_rng(0).integers(0, 256, (3, 40, 300), np.uint8)
-    save(tmp_path / "a.tif", planes, photometric="rgb", planarconfig="separate")
-    monkeypatch.setattr(data_tiff, "LARGE", 2**10)
-    image = read_image(tmp_path / "a.tif")
-    assert isinstance(image, np.memmap)
-    same(image, np.moveaxis(planes, 0, -1))
-
-
 def test_of_an_image_20000_px_wide_a_crop_reads_a_crop(tmp_path):
     file = tmp_path / "wide.tif"
     tifffile.imwrite(file, shape=(20000, 20000), dtype=np.uint8)  # a hole of 400 MB in the disk
@@ -708,9 +656,7 @@ def test_what_a_pattern_finds_must_tell_files_apart(tmp_path):
     for name in ("p1_a", "p1_b", "p2_a"):
         save(tmp_path / "images" / f"{name}.png", greys(1)[0])
         save(tmp_path / "masks" / f"{name}_mask.png", labels(1)[0])
-    refusal(
-        lambda: opened(tmp_path, pair_by=r"p\d"), "images/p1_a.png", "p1_b.png", "key 'p1'"
-    )
+    refusal(lambda: opened(tmp_path, pair_by=r"p\d"), "images/p1_a.png", "p1_b.png", "key 'p1'")
     refusal(
         lambda: opened(tmp_path, pair_by="p(x)?"), "data.pair_by=p(x)?", "matches nothing", "p1_a"
     )
