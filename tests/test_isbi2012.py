@@ -238,7 +238,7 @@ def test_no_address_is_told(site, tmp_path):
     )
     site.url = "file:///etc/passwd"
     fails(site, r"can't be downloaded \(No connection adapters were found", tmp_path)
-    with pytest.raises(DataError, match=f"neither data.root nor data.url is set{BY_HAND}"):
+    with pytest.raises(DataError, match=f"data.root is not set, and data.url neither{BY_HAND}"):
         ISBI2012(None)
 
 

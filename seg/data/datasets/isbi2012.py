@@ -111,7 +111,7 @@ def downloaded(url: str | None, sha256: dict[str, str] | None, timeout: float) -
         DataError: if they cannot be downloaded, or do not have the pixels of ``sha256``.
     """
     if url is None:
-        raise DataError(f"neither data.root nor data.url is set; {BY_HAND}")
+        raise DataError(f"data.root is not set, and data.url neither; {BY_HAND}")
     if sha256 is not None and set(sha256) != set(FILES):
         raise DataError(
             f"data.sha256 names {sorted(sha256)}: volume and labels are needed, or null"
