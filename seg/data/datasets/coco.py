@@ -131,14 +131,14 @@ class Coco:
         entry = self.entries[name]
         image = read_image(self.root / entry.file)
         height, width = image.shape[:2]
-        if entry.told not in ((None, None), (height, width)):
+        if entry.stated_size not in ((None, None), (height, width)):
             remedy = "take the image that was annotated"
             raise size_mismatch(
-                entry.told_by, entry.told, self.root / entry.file, image.shape, remedy
+                entry.told_by, entry.stated_size, self.root / entry.file, image.shape, remedy
             )
-        return image, self.mask(entry, height, width)
+        return image, self.draw_mask(entry, height, width)
 
-    def mask(self, entry: Entry, height: int, width: int) -> np.ndarray:
+    def draw_mask(self, entry: Entry, height: int, width: int) -> np.ndarray:
         """Return the mask of an entry, (H, W) or (H, W, K), as in ``read``."""
         # Planes are drawn column by column, the order of run lengths.
         overlapping = self.task == "overlapping"

@@ -42,13 +42,13 @@ class Entry(NamedTuple):
 
     Attributes:
         file: path inside ``root``.
-        told: height and width given by the JSON, or None for both.
+        stated_size: height and width given by the JSON, or None for both.
         told_by: the JSON file.
         outlines: annotations in the order of the JSON.
     """
 
     file: str
-    told: tuple[Any, Any]
+    stated_size: tuple[Any, Any]
     told_by: Path
     outlines: list[Outline]
 

@@ -227,24 +227,24 @@ class Folder:
         """Return image (H, W, C), and mask (H, W) uint8 of class indices or (H, W, K) of 0 and 1; 255 = ignore."""
         pair = self.files[name]
         image = read_image(pair.image, pair.page, channels=self.pages == "channels")
-        mask = self.mask(pair)
+        mask = self.decode_mask(pair)
         if mask.shape[:2] != image.shape[:2]:
             raise size_mismatch(pair.mask, mask.shape, pair.image, image.shape)
         return image, mask
 
-    def mask(self, pair: Pair) -> np.ndarray:
+    def decode_mask(self, pair: Pair) -> np.ndarray:
         """Return the mask of a pair, (H, W) or (H, W, K), as in ``read``."""
         if self.layers is None:
             colours = self.values.palette is not None
             return self.values.indices(
                 read_mask(pair.mask, pair.page, colours), place(pair.mask, pair.page)
             )
-        planes = self.planes(pair)
+        planes = self.decode_layers(pair)
         if self.task == "overlapping":
             return np.stack([plane for plane in planes if plane is not None], axis=-1)
         return merged(planes, self.classes, pair.mask)
 
-    def planes(self, pair: Pair) -> list[np.ndarray | None]:
+    def decode_layers(self, pair: Pair) -> list[np.ndarray | None]:
         """Return the layer of each class, (H, W) of 0, 1 and 255; None: the class is where no other is."""
         if self.layers == "pages":
             rest = self.task != "overlapping"
@@ -273,7 +273,7 @@ class Folder:
 
     def presence(self, name: str) -> np.ndarray:
         """Return (K,) bool: True for each class that occurs in the image."""
-        return class_pixels(self.mask(self.files[name]), len(self.classes)) > 0
+        return class_pixels(self.decode_mask(self.files[name]), len(self.classes)) > 0
 
     def listed(self, lines: dict[str, list[str]]) -> Splits:
         """Return the splits given by lists of names, with or without suffix; a stack stands for its pages."""
