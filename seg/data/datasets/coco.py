@@ -91,7 +91,7 @@ class Coco:
         self.root, self.crowd, self.task = existing_root(root), crowd, task
         by_split: dict[str, dict[str, Entry]] = {}
         for split, file in files.items():
-            by_split[split] = self.load(
+            by_split[split] = self.load_annotations(
                 file, (folders or {}).get(split, ""), classes, bool(by_split)
             )
         # Entries of all splits.
@@ -111,7 +111,7 @@ class Coco:
             list(entries), self.presence, lambda lines: listed_split(lines, names), given, by
         )
 
-    def load(
+    def load_annotations(
         self, file: Path, folder: str, classes: list[str] | None, further: bool
     ) -> dict[str, Entry]:
         """Return name -> entry of a JSON file; the first file defines the classes unless ``further``."""
