@@ -184,7 +184,7 @@ PLANTED = [  # fault, file, found, remedy
     ("transposed", "train/masks/2.png", "80x96 px, and its image", "swap the mask's rows and columns"),
     ("no mask", "train/images/2.png", "no mask of that name in train/masks", "add it"),
     ("no image", "train/masks/2.png", "no image of that name in train/images", "add it"),
-    ("twice", "train/images/2.bmp", "2.png beside it has the same name", "keep one"),
+    ("twice", "train/images/2.bmp", "2.png has the same name", "keep one"),
     ("index", "train/masks/2.png", "mask value [7] not declared", "'data.ignore=[7]'"),
     ("ignored", "train/masks/2.png", "no pixel of a class", "label it"),
     ("nan", "train/images/2.tif", "1 of 7680 values are NaN or infinite", "replace them"),

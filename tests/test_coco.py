@@ -2,8 +2,6 @@
 
 import copy
 import json
-import sys
-from array import array
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -16,14 +14,7 @@ from PIL import Image
 
 from seg.cli.compose import checked
 from seg.data.datasets.coco import Coco
-from seg.data.datasets.coco_json import (
-    check_polygon,
-    compact,
-    filled,
-    packed,
-    run_lengths,
-    uncompressed,
-)
+from seg.data.datasets.coco_json import compact, filled, packed, run_lengths, uncompressed
 from seg.errors import DataError, UserError, missing_extra
 from seg.evaluate import evaluate
 from seg.training.run import train
@@ -207,19 +198,6 @@ def test_ids_may_be_words_and_two_categories_of_one_name_are_one_class(tmp_path)
     )
 
 
-def test_alpha_and_palettes_are_read_as_the_other_data_does(tmp_path):
-    content = coco_of({"a.png": [], "b.png": []})
-    file = written(tmp_path, content)
-    rgba = np.random.default_rng(0).integers(0, 255, (*SIZE, 4), np.uint8)
-    Image.fromarray(rgba).save(tmp_path / "a.png")
-    grey = Image.fromarray(rgba[..., 0] % 4).convert("P")
-    grey.putpalette([9, 8, 7] * 256)
-    grey.save(tmp_path / "b.png")
-    source = Coco(str(tmp_path), str(file))
-    np.testing.assert_array_equal(source.read("a")[0], rgba[..., :3])
-    assert (source.read("b")[0] == [9, 8, 7]).all()
-
-
 # Run lengths
 
 
@@ -241,14 +219,6 @@ def test_any_mask_survives_run_lengths_of_both_kinds(mask):
             )
         counts = run_lengths(compact(shape), *mask.shape)
         np.testing.assert_array_equal(filled(counts), mask.ravel("F"))
-
-
-def test_run_lengths_are_drawn_as_pycocotools_decodes_them(tmp_path):
-    mask = (np.random.default_rng(1).random(SIZE) < 0.3).astype(np.uint8)
-    a = made(tmp_path / "a", {"a.png": [(3, compressed(mask))]}).read("a")[1]
-    b = made(tmp_path / "b", {"a.png": [(3, counted(mask))]}).read("a")[1]
-    np.testing.assert_array_equal(a, mask)
-    np.testing.assert_array_equal(b, mask)
 
 
 @given(st.text(st.characters(min_codepoint=40, max_codepoint=120), max_size=12))
@@ -278,12 +248,11 @@ def test_any_polygon_is_drawn_or_refused(numbers):
 
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf"), -1e300, 61, -31])
 def test_a_point_far_outside_is_refused_before_it_is_drawn(wrong):
-    """With some of them pycocotools would take all memory."""
-    check_polygon(array("d", [1, 2, 60, 4, 5, -30]), *SIZE)
-    with pytest.raises(ValueError, match="lies far outside of the image of 20x30 px"):
-        check_polygon(array("d", [1, 2, wrong, 4, 5, 9]), *SIZE)
-    with pytest.raises(ValueError, match="lies far outside"):
-        check_polygon(array("d", [1, 2, 3, wrong, 5, 9]), *SIZE)
+    """Pycocotools would take all memory for some of them."""
+    assert run_lengths([packed("d", [1, 2, 60, 4, 5, -30])], *SIZE)
+    for polygon in ([1, 2, wrong, 4, 5, 9], [1, 2, 3, wrong, 5, 9]):
+        with pytest.raises(ValueError, match="lies far outside the image of 20x30 px"):
+            run_lengths([packed("d", polygon)], *SIZE)
 
 
 # Splits
@@ -329,7 +298,7 @@ def test_a_file_for_each_split_says_which_is_where(tmp_path):
     with pytest.raises(DataError, match=r"data.val=0.1 beside data.annotations of each split"):
         Coco(str(tmp_path), files, val=0.1)
     with pytest.raises(
-        DataError, match=r"data.annotations names \['train'\]: train, val and perhaps test"
+        DataError, match=r"data.annotations names \['train'\]: train and val are needed"
     ):
         Coco(str(tmp_path), {"train": files["train"]})
 
@@ -356,7 +325,7 @@ def test_ids_of_categories_may_differ_between_files_but_not_their_names(tmp_path
     contents["val"]["categories"].append({"id": 1, "name": "new"})
     written(tmp_path, contents["val"], "val.json")
     with pytest.raises(
-        DataError, match=r"val.json: the category 'new' isn't in the file of the training"
+        DataError, match=r"val.json: the category 'new' is not in the file of the training"
     ):
         Coco(str(tmp_path), files)
     contents["val"]["categories"] = [{"id": 3, "name": "nucleus"}]
@@ -370,7 +339,7 @@ def test_an_image_in_two_files_is_refused(tmp_path):
         written(tmp_path, coco_of({"a.png": [], f"{split}.png": []}), f"{split}.json")
     files = {split: str(tmp_path / f"{split}.json") for split in ("train", "val")}
     with pytest.raises(
-        DataError, match=r"val.json: a.png is in .*train.json too; an image is on one side"
+        DataError, match=r"val.json: a.png is in .*train.json too; keep it in one split"
     ):
         Coco(str(tmp_path), files)
 
@@ -402,7 +371,7 @@ WRONG = [
     (put("annotations", value=None), r"coco.json: no list annotations in it"),
     (put("categories", value={}), r"coco.json: no list categories in it"),
     (put("images", value=[]), r"coco.json: no images in it"),
-    (put("images", 0, value=7), r"coco.json: images\[0\] is no object with keys; mend it or take it out"),
+    (put("images", 0, value=7), r"coco.json: images\[0\] is not an object with keys; correct it or remove it"),
     (put("images", 1, "file_name", value=None), r"coco.json: images\[1\]: no file_name"),
     (put("images", 1, "file_name", value=7), r"coco.json: images\[1\]: file_name=7"),
     (put("images", 1, "id", value=100), r"coco.json: images\[1\]: another of the images has the id 100"),
@@ -410,33 +379,33 @@ WRONG = [
     (put("annotations", 1, "id", value=[1]), r"annotations\[1\]: id=\[1\]"),
     (put("categories", 1, "id", value=7), r"categories\[1\]: another of the categories has the id 7"),
     (put(*FIRST, value=None), r"annotations\[0\]: no segmentation"),
-    (put("annotations", 0, "image_id", value=9), r"coco.json: annotation 1: no such image_id, 9; mend"),
+    (put("annotations", 0, "image_id", value=9), r"coco.json: annotation 1: no such image_id, 9; correct"),
     (put("annotations", 0, "category_id", value=9), r"annotation 1: no such category_id, 9"),
     (put("annotations", 0, "iscrowd", value=2), r"annotation 1: iscrowd=2; 0 or 1 is needed"),
     (put("images", 0, "file_name", value="d.png"), r"d.png: no such file, but .*coco.json names it;"),
-    (put("images", 0, "file_name", value="../d.png"), r"coco.json: the image '../d.png' isn't inside data.root"),
-    (put("images", 0, "file_name", value="b\\..\\..\\d"), r"the image 'b.*' isn't inside data.root"),
-    (put("images", 0, "file_name", value="/etc/passwd"), r"the image '/etc/passwd' isn't inside data.root"),
-    (put("images", 0, "file_name", value="C:\\d.png"), r"isn't inside data.root"),
-    (put("images", 0, "file_name", value=""), r"the image '' isn't inside data.root"),
+    (put("images", 0, "file_name", value="../d.png"), r"coco.json: the image '../d.png' is not inside data.root"),
+    (put("images", 0, "file_name", value="b\\..\\..\\d"), r"the image 'b.*' is not inside data.root"),
+    (put("images", 0, "file_name", value="/etc/passwd"), r"the image '/etc/passwd' is not inside data.root"),
+    (put("images", 0, "file_name", value="C:\\d.png"), r"is not inside data.root"),
+    (put("images", 0, "file_name", value=""), r"the image '' is not inside data.root"),
     (put("images", 0, "file_name", value="b/c.jpg"), r"b/c.jpg and b/c.png are both called b/c; keep one"),
     (put("images", 0, "height", value=30), r"coco.json: 30x30 px, and its image .*a.png 20x30 \(height x"),
     (put("images", 0, "width", value="30"), r"coco.json: 20x30 px, and its image"),
-    (put(*FIRST, value=[]), r"coco.json: annotation 1 of a.png: its segmentation is empty; .* mend it or"),
+    (put(*FIRST, value=[]), r"coco.json: annotation 1 of a.png: its segmentation is empty; .* correct it or"),
     (put(*FIRST, value=[[1, 2, 3, 4, 5, 6, 7]]), r"annotation 1 of a.png: its polygon has 7 numbers"),
     (put(*FIRST, value=[[1, 2, 3, 4]]), r"its polygon has 4 numbers; x and y of three points or more"),
-    (put(*FIRST, value=[1, 2, 3, 4, 5, 6]), r"its polygon isn't a list of numbers"),
-    (put(*FIRST, value=[["1", "2", "3", "4", "5", "6"]]), r"its polygon isn't a list of numbers"),
-    (put(*FIRST, value=[[1, 2, 3, 4, 5, 51]]), r"lies far outside of the image of 20x30 px"),
-    (put(*SECOND, "size", value=[30, 20]), r"are of size \[30, 20\], and the image of \[20, 30\]"),
-    (put(*SECOND, "size", value=None), r"are of size None, and the image"),
-    (put(*SECOND, "counts", value=[599]), r"annotation 2 of a.png: its run lengths cover 599 px.* has 600"),
+    (put(*FIRST, value=[1, 2, 3, 4, 5, 6]), r"its polygon is not a list of numbers"),
+    (put(*FIRST, value=[["1", "2", "3", "4", "5", "6"]]), r"its polygon is not a list of numbers"),
+    (put(*FIRST, value=[[1, 2, 3, 4, 5, 51]]), r"lies far outside the image of 20x30 px"),
+    (put(*SECOND, "size", value=[30, 20]), r"have the size \[30, 20\], but the image has \[20, 30\]"),
+    (put(*SECOND, "size", value=None), r"have the size None, but the image"),
+    (put(*SECOND, "counts", value=[599]), r"annotation 2 of a.png: its run lengths cover 599 px, but the image has 600"),
     (put(*SECOND, "counts", value=[-1, 601]), r"its run lengths cover 600 px"),
-    (put(*SECOND, "counts", value=[1.5, 2]), r"have no counts that are whole numbers or a text"),
-    (put(*SECOND, "counts", value=None), r"have no counts that are whole numbers or a text"),
-    (put(*SECOND, "counts", value="~~"), r"its run lengths are no compressed counts"),
-    (put(*SECOND, "counts", value="o" * 40), r"its run lengths are no compressed counts"),
-    (put(*SECOND, "counts", value="1o"), r"its run lengths are cut off"),
+    (put(*SECOND, "counts", value=[1.5, 2]), r"its counts are neither whole numbers nor a text"),
+    (put(*SECOND, "counts", value=None), r"its counts are neither whole numbers nor a text"),
+    (put(*SECOND, "counts", value="~~"), r"its run lengths are not compressed counts"),
+    (put(*SECOND, "counts", value="o" * 40), r"its run lengths are not compressed counts"),
+    (put(*SECOND, "counts", value="1o"), r"its run lengths are truncated"),
 ]  # fmt: skip
 
 
@@ -456,7 +425,7 @@ def test_what_is_wrong_is_told_with_file_and_remedy(tmp_path, change, message):
     [
         ("", "not JSON"),
         ("\0\0", "not JSON"),
-        ("[1]", "no object with keys"),
+        ("[1]", "not an object with keys"),
         ("{" * 10**5, "not JSON"),
         ("[" * 10**6, "not JSON"),
         ('{"images": ' + "9" * 5000 + "}", "not JSON"),
@@ -479,7 +448,7 @@ OPTIONS = [
     ({"crowd": "hide"}, r"data.crowd=hide: null or one of ignore, object, skip"),
     ({"classes": ["rest", "tail"]}, r"no category 'tail'; it has \['cell', 'nucleus'\]"),
     ({"classes": ["Cell", "nucleus"]}, r"Cell is no category, but cell is"),
-    ({"classes": ["x", "cell", "cell"]}, r"a name is there twice"),
+    ({"classes": ["x", "cell", "cell"]}, r"a name occurs twice"),
     ({"classes": ["cell"]}, r"too few; .*the first class is what no annotation covers"),
     ({"task": "instances"}, r"data.task=instances needs two classes"),
     ({"task": "overlapping", "classes": ["background", "cell"]}, r"no category 'background'"),
@@ -577,7 +546,6 @@ def test_an_annotation_takes_a_few_bytes_more_than_its_numbers(tmp_path):
         (tmp_path / f"{i}.png").touch()
     source = Coco(str(tmp_path), str(file))
     assert source.entries.bytes.nbytes < 200 * 5 * (60 * 8 + 120)
-    assert sys.getsizeof(source.entries.place) < 20000
 
 
 def test_check_train_and_evaluate_take_it(tmp_path, monkeypatch, capsys):

@@ -1,4 +1,4 @@
-"""ISBI 2012 without a folder: an archive from the loopback, fetched once, checked, and refused when wrong."""
+"""ISBI 2012 without a folder: an archive from a local server, downloaded once, checked, and refused if wrong."""
 
 import hashlib
 import io
@@ -19,24 +19,22 @@ import tifffile
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from rich.progress import Progress
 
 from seg.cli.compose import checked
 from seg.cli.conf_files import CONF
 from seg.data.datasets import download
-from seg.data.datasets.download import Bar
 from seg.data.datasets.isbi2012 import FILES, ISBI2012, LABELS, VOLUME, fault
-from seg.errors import DataError, UserError
+from seg.errors import DataError
 from seg.evaluate import evaluate
 from seg.train import main
 from seg.training.run import train
 
 REAL = Path(__file__).parent.parent.parent / "shared/data/isbi2012"
-BY_HAND = r"; get train-volume.tif and train-labels.tif by hand \(https://.*\) and give their folder, data.root="
+BY_HAND = r"; download train-volume.tif and train-labels.tif by hand \(https://.*\) and give their folder, data.root="
 
 
 class Site:
-    """A server on the loopback: what it answers, and how often it was asked."""
+    """Local HTTP server: its answer, and the number of requests."""
 
     def __init__(self) -> None:
         self.body, self.status, self.promised = b"", 200, None
@@ -193,8 +191,8 @@ def test_a_wrong_hash_is_told_and_nothing_stays(site, stack_root, tmp_path):
     wrong = right | {"labels": "ab" * 32}
     with pytest.raises(
         DataError,
-        match=rf"{site.url}: train-labels.tif: SHA-256 of its pixels is {right['labels']}, and "
-        rf"data.sha256.labels names {'ab' * 32}{BY_HAND}",
+        match=rf"{site.url}: train-labels.tif: SHA-256 of its pixels is {right['labels']}, but "
+        rf"data.sha256.labels is {'ab' * 32}{BY_HAND}",
     ):
         ISBI2012(None, site.url, wrong)
     assert not left(tmp_path)
@@ -240,7 +238,7 @@ def test_no_address_is_told(site, tmp_path):
     )
     site.url = "file:///etc/passwd"
     fails(site, r"can't be downloaded \(No connection adapters were found", tmp_path)
-    with pytest.raises(DataError, match=f"data.root is not set, nor data.url{BY_HAND}"):
+    with pytest.raises(DataError, match=f"data.root is not set, and data.url neither{BY_HAND}"):
         ISBI2012(None)
 
 
@@ -278,13 +276,13 @@ def test_a_timeout_of_nothing_is_refused(site, timeout):
 
 def test_a_page_of_html_is_no_archive(site, tmp_path):
     site.body = b"<html>log in first</html>"
-    fails(site, "not a whole zip or tar archive", tmp_path)
+    fails(site, "not a complete zip or tar archive", tmp_path)
 
 
 def test_an_archive_cut_off_by_the_publisher_is_no_archive(site, stack_root, tmp_path):
     for body in (site.body, tarred(stacks(stack_root)), tarred(stacks(stack_root), "w:xz")):
         site.body = body[: len(body) // 2]
-        fails(site, "not a whole zip or tar archive", tmp_path)
+        fails(site, "not a complete zip or tar archive", tmp_path)
 
 
 def test_an_archive_without_the_files_is_told(site, tmp_path):
@@ -297,32 +295,33 @@ def test_a_file_that_is_no_tiff_is_told_without_the_scratch_folder(site, tmp_pat
     fails(site, r"zip: train-volume.tif: not a readable image \(", tmp_path)
 
 
-BAD = {
+LEADING_OUT = {
     "up": lambda files: zipped({"../evil.txt": b"-"} | files),
-    "up in the middle": lambda files: zipped({"a/../../evil.txt": b"-"} | files),
     "backslashes": lambda files: zipped({"..\\evil.txt": b"-"} | files),
     "absolute": lambda files: zipped({"/evil.txt": b"-"} | files),
-    "drive": lambda files: zipped({"C:\\evil.txt": b"-"} | files),
     "zip link": lambda files: zipped({"link": b"/etc"} | files, stat.S_IFLNK | 0o777),
-    "zip link in place": lambda files: zipped(
-        {VOLUME: b"/etc/passwd"} | files, stat.S_IFLNK | 0o777
-    ),
     "tar up": lambda files: tarred({"../evil.txt": b"-"} | files),
     "tar absolute": lambda files: tarred({"/evil.txt": b"-"} | files),
     "tar link": lambda files: tarred({"link": b""} | files, type=tarfile.SYMTYPE, linkname="/etc"),
-    "tar hard link": lambda files: tarred(
-        {"a": b""} | files, type=tarfile.LNKTYPE, linkname=VOLUME
-    ),
     "tar device": lambda files: tarred({"null": b""} | files, type=tarfile.CHRTYPE),
-    "tar pipe": lambda files: tarred({"pipe": b""} | files, type=tarfile.FIFOTYPE),
 }
 
 
-@pytest.mark.parametrize("kind", BAD)
-def test_an_archive_that_leads_elsewhere_is_refused_whole(site, stack_root, tmp_path, kind):
-    site.body = BAD[kind](stacks(stack_root))
-    fails(site, "in it is a link or device, or leads out of its folder", tmp_path)
+@pytest.mark.parametrize("kind", LEADING_OUT)
+def test_nothing_but_the_two_files_is_written(site, stack_root, tmp_path, kind):
+    site.body = LEADING_OUT[kind](stacks(stack_root))
+    assert ISBI2012(None, site.url, hashes(stack_root)) and left(tmp_path) == [LABELS, VOLUME]
     assert not list(tmp_path.rglob("evil.txt")) and not Path("/evil.txt").exists()
+
+
+def test_a_link_in_place_of_a_file_is_not_followed(site, stack_root, tmp_path):
+    labels = {LABELS: (stack_root / LABELS).read_bytes()}
+    link = {"type": tarfile.SYMTYPE, "linkname": str(stack_root / VOLUME)}
+    site.body = tarred({VOLUME: b""} | labels, **link)
+    fails(site, "no train-volume.tif in it", tmp_path)
+    link = str(stack_root / VOLUME).encode()
+    site.body = zipped({VOLUME: link} | labels, stat.S_IFLNK | 0o777)
+    fails(site, "train-volume.tif: not a readable image", tmp_path)
 
 
 def test_only_the_two_files_are_unpacked(site, stack_root, tmp_path):
@@ -337,11 +336,24 @@ def test_a_file_that_is_there_twice_is_refused(site, stack_root, tmp_path):
     fails(site, "holds train-volume.tif twice", tmp_path)
 
 
-@pytest.mark.parametrize("pack", [zipped, tarred])
-def test_what_unpacks_to_too_much_is_refused_before_it_is_unpacked(
-    site, stack_root, tmp_path, monkeypatch, pack
-):
-    site.body = pack({"a/zeros": bytes(2**20), "b/zeros": bytes(2**20)} | stacks(stack_root))
+def sparse(size: int) -> bytes:
+    """A tar archive of one file with a hole of that size, and nothing else."""
+    info = tarfile.TarInfo(VOLUME)
+    info.type = tarfile.GNUTYPE_SPARSE
+    header = bytearray(info.tobuf(tarfile.GNU_FORMAT))
+    header[386:398] = header[398:410] = header[483:495] = b"%011o\0" % size  # offset, end, size
+    header[398:410] = b"%011o\0" % 0
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header[:512])
+    return bytes(header) + bytes(1024)
+
+
+ZEROS = {"a/zeros": bytes(2**20), "b/zeros": bytes(2**20)}
+
+
+@pytest.mark.parametrize("body", [zipped(ZEROS), tarred(ZEROS), sparse(2**30)], ids=["zip", "tar", "sparse"])  # fmt: skip
+def test_what_unpacks_to_too_much_is_refused_before_it_is_unpacked(site, tmp_path, monkeypatch, body):  # fmt: skip
+    site.body = body
     assert len(site.body) < 2**17
     monkeypatch.setattr(download, "MOST", 2**20 + 2**16)
     fails(site, "unpacks to more than 1 MiB", tmp_path)
@@ -353,13 +365,13 @@ def test_a_zip_that_lies_about_a_size_gives_no_more_than_it_says(site, stack_roo
     while true in body:
         body[body.index(true) : body.index(true) + 4] = (100).to_bytes(4, "little")
     site.body = bytes(body)
-    fails(site, "not a whole zip or tar archive", tmp_path)
+    fails(site, "not a complete zip or tar archive", tmp_path)
 
 
 def test_a_download_without_end_is_given_up(site, tmp_path, monkeypatch):
     site.body = bytes(2**21)
     monkeypatch.setattr(download, "MOST", 2**20)
-    fails(site, "challenge.zip: larger than 1 MiB, which no such archive is", tmp_path)
+    fails(site, "challenge.zip: larger than 1 MiB", tmp_path)
 
 
 def test_a_place_that_cannot_be_written_is_told(site, tmp_path, monkeypatch):
@@ -384,7 +396,7 @@ def test_an_archive_that_points_before_its_beginning_is_no_archive(stack_root, t
     raw = bytearray(zipped({name: b"x" * 300 for name in FILES.values()}))
     raw[raw.index(b"PK\x05\x06") + 16] += 4  # where the directory lies: so the first file is at -4
     (tmp_path / "archive").write_bytes(raw)
-    with pytest.raises(DataError, match=r"^URL: not a whole zip or tar archive"):
+    with pytest.raises(DataError, match=r"^URL: not a complete zip or tar archive"):
         download.unpack(tmp_path / "archive", FILES.values(), tmp_path, "URL")
 
 
@@ -431,15 +443,6 @@ def test_the_cache_is_the_user_s_unless_seg_cache_names_another(monkeypatch, tmp
     assert download.cache_folder("x", "u").parent == Path(os.path.expanduser("~/there"))
 
 
-def test_the_bar_shows_what_has_arrived_of_the_whole(tmp_path):
-    with Progress(disable=True) as progress:
-        (tmp_path / "f").write_bytes(bytes(300))
-        bar = Bar(progress, tmp_path / "f", "URL")
-        bar.total = 400
-        bar.update(2**16)
-        assert (progress.tasks[0].completed, progress.tasks[0].total) == (300, 400)
-
-
 def test_a_bad_page_is_told_by_its_number(stack_root):
     labels = tifffile.imread(stack_root / LABELS)
     labels[7, 0, 0] = 3
@@ -480,11 +483,3 @@ def test_a_failed_download_ends_a_command_with_one_line_and_code_2(
         "error: http://127.0.0.1:9/x.zip: can't be downloaded (Connection refused)"
     )
     assert said.count("\n") == 1
-
-
-def test_a_hash_of_another_file_is_an_option_that_isn_t_there():
-    with pytest.raises(
-        UserError,
-        match=r"data.sha256.image: no such option \(options of data.sha256: volume, labels\)",
-    ):
-        checked("train", ["data=isbi2012", "data.sha256.image=00"])

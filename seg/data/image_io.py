@@ -1,4 +1,4 @@
-"""Reads and writes image files: PNG, JPEG and the like through Pillow, TIFF through tifffile."""
+"""Read and write image files: TIFF through tifffile, other formats through Pillow."""
 
 import os
 import warnings
@@ -17,14 +17,14 @@ SUFFIXES = TIFF | {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".pgm", ".p
 
 
 def list_images(folder: Path) -> list[Path]:
-    """Image files of a folder by name; other files and hidden ones are left out.
+    """Return the image files of a folder, sorted by name; hidden and other files are left out.
 
     Raises:
-        DataError: when the folder isn't there or holds no image.
+        DataError: if the folder does not exist or holds no image.
     """
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder")
-    names = sorted(os.listdir(folder))  # names, for they sort much faster than paths
+    names = sorted(os.listdir(folder))  # strings sort much faster than paths
     files = [file for file in map(folder.joinpath, names) if is_image(file)]
     if not files:
         raise DataError(f"{folder}: no images here; looked for {', '.join(sorted(SUFFIXES))}")
@@ -32,19 +32,23 @@ def list_images(folder: Path) -> list[Path]:
 
 
 def is_image(file: Path) -> bool:
+    """Return True if a file's name has the suffix of an image and is not hidden."""
     return file.suffix.lower() in SUFFIXES and not file.name.startswith(".")
 
 
 def read_pages(file: Path, page: int | None = None, colours: bool = False) -> list[np.ndarray]:
-    """The pages of a TIFF, or the one image of another file, each (H, W) or (H, W, C) as stored.
+    """Return the pages of a TIFF, or the one image of another file, as stored.
 
     Args:
-        file: to read.
-        page: which one alone, from 0; None: all.
-        colours: a palette image gives its colours, not its indices.
+        file: file to read.
+        page: index of the only page to read, from 0; None: all pages.
+        colours: convert the indices of a palette image to its colours.
+
+    Returns:
+        Arrays (H, W) or (H, W, C).
 
     Raises:
-        DataError: when the file can't be read whole, or isn't a TIFF and has several images.
+        DataError: if the file is missing, damaged or truncated, or is no TIFF and holds several images.
     """
     if not file.is_file():
         raise DataError(file=file, found="no such file", kind="unreadable")
@@ -54,17 +58,17 @@ def read_pages(file: Path, page: int | None = None, colours: bool = False) -> li
                 return stored(tiff, file, page, colours)
         with Image.open(file) as image:
             frames = getattr(image, "n_frames", 1)
-            if frames > 1 and image.format != "MPO":  # a camera's JPEG with its own thumbnail
+            if frames > 1 and image.format != "MPO":  # a camera's JPEG with its thumbnail
                 raise DataError(
-                    f"{file}: {frames} frames where one image is expected; save each as a file of its own, or all as "
-                    "the pages of a TIFF"
+                    f"{file}: {frames} frames, but one image is needed; save each frame as a file, or all of "
+                    "them as the pages of a TIFF"
                 )
             return [pixels(image, colours)]
 
 
 @contextmanager
 def decoding(file: Path) -> Generator[None]:
-    """Errors of decoders, which raise every kind, become one that names the file; warnings go untold."""
+    """Turn any error of a decoder into a DataError that names the file; suppress warnings."""
     try:
         with warnings.catch_warnings(action="ignore"):
             yield
@@ -72,16 +76,16 @@ def decoding(file: Path) -> Generator[None]:
         raise
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        reason = reason if len(reason) < 200 else f"{reason[:197]}..."  # some list a whole tag
+        reason = reason if len(reason) < 200 else f"{reason[:197]}..."  # some quote a whole tag
         found = f"not a readable image ({reason})"
         raise DataError(file=file, found=found, kind="unreadable") from error
 
 
 def count_pages(file: Path) -> int:
-    """Pages of a TIFF; 1 of another file.
+    """Return the number of pages of a TIFF; 1 for any other file.
 
     Raises:
-        DataError: when it can't be read.
+        DataError: if the file cannot be read.
     """
     if file.suffix.lower() not in TIFF:
         return 1
@@ -91,9 +95,10 @@ def count_pages(file: Path) -> int:
 
 
 def pixels(image: Image.Image, colours: bool) -> np.ndarray:
-    """Pixels as stored, without alpha: a palette's indices or its colours, of a 1-bit image 0 and 255.
+    """Return the pixels of a Pillow image, (H, W) or (H, W, 3), without alpha.
 
-    A GIF has greys or colours: what it is written by numbers them anew in each file.
+    A palette image gives its indices, or its colours if ``colours``; a 1-bit image gives 0 and 255. A GIF
+    gives grey values or colours, since encoders renumber its palette.
     """
     if image.format == "GIF":
         rgb = np.array(image.convert("RGB"))
@@ -111,35 +116,42 @@ def pixels(image: Image.Image, colours: bool) -> np.ndarray:
 
 
 def read_image(file: Path, page: int | None = None, channels: bool = False) -> np.ndarray:
-    """One image (H, W, C) uint8, uint16 or float32; alpha is dropped, a palette becomes colours.
+    """Return one image (H, W, C) uint8, uint16 or float32, without alpha and with a palette's colours.
 
     Args:
-        file: to read.
-        page: of a stack, from 0; None: the file is one image.
-        channels: whether a TIFF's pages are the channels of one image.
+        file: file to read.
+        page: index of the page of a stack, from 0; None: the file is one image.
+        channels: take the pages of a TIFF as the channels of one image.
 
     Raises:
-        DataError: when unreadable, of several pages without leave, or not finite.
+        DataError: if the file cannot be read, holds several pages but neither ``page`` nor ``channels`` is
+            given, or has values that are not finite.
     """
     pages = read_pages(file, page, colours=file.suffix.lower() not in TIFF)
-    if len(pages) != 1:
-        if not channels:
-            raise DataError(
-                f"{file}: {len(pages)} pages where one image is expected; split the stack, or take each page as an "
-                "image (data.pages=slices) or as a channel (data.pages=channels)"
-            )
-        if len({(one.shape, one.dtype) for one in pages}) > 1 or pages[0].ndim != 2:
-            shapes = ", ".join(sorted({f"{one.shape} {one.dtype}" for one in pages}))
-            raise DataError(f"{file}: pages of {shapes}; data.pages=channels needs equal ones")
-        return as_image(np.stack(pages, axis=-1), file)
-    return as_image(pages[0], file if page is None else f"{file}, page {page}")
+    if len(pages) == 1:
+        return as_image(pages[0], file if page is None else f"{file}, page {page}")
+    if not channels:
+        raise DataError(
+            f"{file}: {len(pages)} pages, but one image is needed; split the stack, or take each page as an "
+            "image (data.pages=slices) or as a channel (data.pages=channels)"
+        )
+    if len({(array.shape, array.dtype) for array in pages}) > 1 or pages[0].ndim != 2:
+        shapes = ", ".join(sorted({f"{array.shape} {array.dtype}" for array in pages}))
+        raise DataError(
+            f"{file}: pages of {shapes}; data.pages=channels needs grey pages of one size and type"
+        )
+    return as_image(np.stack(pages, axis=-1), file)
 
 
 def as_image(page: np.ndarray, file: Path | str) -> np.ndarray:
-    """A page as (H, W, C) uint8, uint16 or float32.
+    """Return a page as an image (H, W, C) uint8, uint16 or float32.
+
+    Args:
+        page: (H, W) or (H, W, C) of any type.
+        file: name of the page in messages.
 
     Raises:
-        DataError: when it has no pixels, another shape or type, or values that aren't finite.
+        DataError: if the page has no pixels, another shape or type, or values that are not finite.
     """
     image = page[..., None] if page.ndim == 2 else page
     if image.ndim != 3 or not image.size:
@@ -151,11 +163,11 @@ def as_image(page: np.ndarray, file: Path | str) -> np.ndarray:
     if image.dtype in (np.uint8, np.uint16):
         return image
     if image.dtype == np.int32 and image.min() >= 0 and image.max() <= 65535:
-        return np.array(image, np.uint16)  # Pillow's mode I: 16-bit PNG in its older releases
+        return np.array(image, np.uint16)  # mode I: 16-bit PNG in older releases of Pillow
     if image.dtype.kind not in "fiu":
         found, remedy = f"values of type {image.dtype}", "integers or floats are needed"
         raise DataError(file=file, found=found, remedy=remedy, kind="pixels")
-    image = np.array(image, np.float32)  # in memory, also where the file is mapped
+    image = np.array(image, np.float32)  # a copy in memory, also of a mapped file
     bad = int((~np.isfinite(image)).sum())
     if bad:
         found = f"{bad} of {image.size} values are NaN or infinite"
@@ -164,7 +176,7 @@ def as_image(page: np.ndarray, file: Path | str) -> np.ndarray:
 
 
 def write_mask(file: Path, mask: np.ndarray, colors: list[tuple[int, int, int]]) -> None:
-    """Class indices (H, W) uint8 as a PNG whose values are the indices and that shows the colours."""
+    """Write class indices (H, W) uint8 as a palette PNG: its values are the indices, shown in ``colors``."""
     image = Image.frombytes("P", mask.shape[::-1], np.ascontiguousarray(mask).tobytes())
     image.putpalette([v for color in colors for v in color])
     image.save(file)

@@ -1,8 +1,7 @@
-"""Images larger than memory: read by bands of rows, written as tiled TIFF.
+"""Image reader for files larger than memory: any band of rows is read on its own.
 
-A page of a TIFF gives the rows asked for, whatever its layout: mapped where it is stored plainly, else decoded
-tile by tile or strip by strip. Results lie as plain bytes beside the output while they grow, so that an
-interrupted run goes on where it stopped, and become a compressed TIFF at the end.
+A page of a TIFF that is stored without compression is memory-mapped; of any other, only the strips or tiles that
+hold the rows are decoded. Other formats are read whole.
 """
 
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 import tifffile
 
-from seg.data.image_io import as_image, read_image
+from seg.data.image_io import as_image, decoding, read_image
 from seg.data.tiff import (
     TIFF,
     channels_last,
@@ -21,28 +20,26 @@ from seg.data.tiff import (
     hidden_pages,
     hidden_stack,
 )
-from seg.errors import DataError
 
-TILE = 256  # px, side of the tiles of what is written
-JPEG = (6, 7, 33007, 34892)  # compressions whose tables may lie apart from the pixels
-UNITS = (1, 2, 3)  # none, inch, centimetre: of a TIFF's resolution
-KEPT = (33550, 33922, 34264, 34735, 34736, 34737)  # tags of GeoTIFF: where on Earth the pixels are
+JPEG = (6, 7, 33007, 34892)  # compressions whose tables may be stored apart from the pixels
+UNITS = (1, 2, 3)  # none, inch, centimetre: values of the tag ResolutionUnit
+KEPT = (33550, 33922, 34264, 34735, 34736, 34737)  # tags of GeoTIFF: scale, tie points, projection
 
 
 class Raster:
-    """One image whose rows are read as they are needed.
+    """One image whose rows are read on demand.
 
     Args:
-        file: an image, or a TIFF of several pages.
-        page: which of them.
-        channels: whether all pages are the channels of one image.
-        tiff: the file, if it is open already: a file of many pages is opened once.
+        file: an image file; a TIFF may hold several pages.
+        page: index of the page, from 0.
+        channels: take all pages as the channels of one image.
+        tiff: the file, if it is already open, so that many pages share one file handle.
 
     Attributes:
         shape: (H, W, C).
 
     Raises:
-        DataError: when it can't be read.
+        DataError: if the file cannot be read.
     """
 
     def __init__(
@@ -60,103 +57,99 @@ class Raster:
             self.shape = self.whole.shape
             return
         try:
-            if self.tiff is None:
-                self.tiff = tifffile.TiffFile(file)
-                check_last(self.tiff)
-            self.hidden = hidden_pages(self.tiff)
-            if not self.hidden:
-                check_whole(self.tiff, page)
-            self.one = self.tiff.pages[0 if self.hidden else page].aspage()
-            if self.one.imagedepth > 1:
-                self.whole = self.band(0, None)
-        except Exception as error:  # decoders raise every kind
+            with decoding(file):
+                if self.tiff is None:
+                    self.tiff = tifffile.TiffFile(file)
+                    check_last(self.tiff)
+                self.hidden = hidden_pages(self.tiff)
+                if not self.hidden:
+                    check_whole(self.tiff, page)
+                self.directory = self.tiff.pages[0 if self.hidden else page].aspage()
+                if self.directory.imagedepth > 1:
+                    self.whole = self.band(0, None)
+        except BaseException:
             self.close()
-            raise unreadable(file, error) from error
-        height, width = self.one.imagelength, self.one.imagewidth
-        self.shape = (height, width, self.one.samplesperpixel)
+            raise
+        height, width = self.directory.imagelength, self.directory.imagewidth
+        self.shape = (height, width, self.directory.samplesperpixel)
         if self.whole is not None:
             self.shape = self.whole.shape
 
     def rows(self, start: int, stop: int) -> np.ndarray:
-        """Rows (stop - start, W, C) uint8, uint16 or float32.
+        """Return rows (stop - start, W, C) uint8, uint16 or float32.
 
         Raises:
-            DataError: when they can't be read, or aren't finite.
+            DataError: if they cannot be read or are not finite.
         """
         if self.whole is not None:
             return self.whole[start:stop]
         return self.band(start, stop)
 
     def band(self, start: int, stop: int | None) -> np.ndarray:
-        named = f"{self.file}, page {self.page}" if self.pages > 1 else self.file
-        try:
+        """Return rows of the page as an image; with ``stop`` None the whole page, decoded at once."""
+        name = f"{self.file}, page {self.page}" if self.pages > 1 else self.file
+        with decoding(self.file):
             assert self.tiff is not None
+            axes = self.directory.axes
             if self.hidden:
-                stack = hidden_stack(self.tiff, self.file)
-                found = channels_last(stack[self.page], self.one.axes)[start:stop]
+                pixels = channels_last(hidden_stack(self.tiff, self.file)[self.page], axes)
+                pixels = pixels[start:stop]
             elif stop is None:
-                found = channels_last(self.one.asarray(), self.one.axes)
-            elif self.one.is_memmappable:
+                pixels = channels_last(self.directory.asarray(), axes)
+            elif self.directory.is_memmappable:
                 mapped = tifffile.memmap(self.file, page=self.page, mode="r")
-                found = channels_last(mapped, self.one.axes)[start:stop]
+                pixels = channels_last(mapped, axes)[start:stop]
             else:
-                found = decoded(self.one, start, stop)
-        except Exception as error:
-            raise unreadable(self.file, error) from error
-        return as_image(np.asarray(found, found.dtype.newbyteorder("=")), named)
+                pixels = decoded(self.directory, start, stop)
+            pixels = np.asarray(pixels, pixels.dtype.newbyteorder("="))
+        return as_image(pixels, name)
 
     @property
     def pages(self) -> int:
-        """Pages of the file."""
-        if self.tiff is None:
-            return 1
-        return count(self.tiff)
+        """Number of pages of the file."""
+        return 1 if self.tiff is None else count(self.tiff)
 
     @property
     def tags(self) -> dict[str, Any]:
-        """What a TIFF made of this one keeps, as arguments of tifffile: resolution, and place on Earth."""
+        """Resolution and GeoTIFF tags of the page, as arguments of tifffile's writer; {} for other formats."""
         if self.tiff is not None:
-            tags = self.one.tags
-        elif self.file.suffix.lower() in TIFF:  # whose pages are channels
+            tags = self.directory.tags
+        elif self.file.suffix.lower() in TIFF:  # its pages are channels
             with tifffile.TiffFile(self.file) as tiff:
                 tags = tiff.pages[0].aspage().tags
         else:
             return {}
-        kept: dict[str, Any] = {
-            "extratags": [
-                (tag.code, tag.dtype, tag.count, tag.value, True)
-                for tag in tags
-                if tag.code in KEPT
-            ]
-        }
+        extra = [(t.code, t.dtype, t.count, t.value, True) for t in tags if t.code in KEPT]
+        kept: dict[str, Any] = {"extratags": extra}
+        # A resolution counts only if both sides are fractions and the unit is defined.
         sides = [tags[name].value for name in ("XResolution", "YResolution") if name in tags]
         unit = tags["ResolutionUnit"].value if "ResolutionUnit" in tags else 2
-        whole = [s for s in sides if isinstance(s, tuple) and len(s) == 2 and s[1]]
-        if len(whole) == 2 and unit in UNITS:  # else what the file says has no meaning
-            kept |= {"resolution": tuple(whole), "resolutionunit": unit}
+        fractions = [s for s in sides if isinstance(s, tuple) and len(s) == 2 and s[1]]
+        if len(fractions) == 2 and unit in UNITS:
+            kept |= {"resolution": tuple(fractions), "resolutionunit": unit}
         return kept
 
     @property
     def dtype(self) -> np.dtype:
-        """uint8, uint16 or float32: what holds all that ``rows`` gives."""
+        """Type that holds any of the rows: uint8, uint16 or float32."""
         if self.whole is not None:
             return self.whole.dtype
-        if self.one.dtype == np.bool_:
+        stored = self.directory.dtype
+        if stored == np.bool_:
             return np.dtype(np.uint8)
-        kept = self.one.dtype in (np.uint8, np.uint16)
-        return np.dtype(self.one.dtype if kept else np.float32)
+        return np.dtype(stored if stored in (np.uint8, np.uint16) else np.float32)
 
     def close(self) -> None:
-        """Closes the file, also for its other pages."""
+        """Close the file, which other pages may share."""
         if self.tiff is not None:
             self.tiff.close()
 
 
 def images_of(file: Path, channels: bool) -> list[Raster]:
-    """The images of a file: its pages, unless they are the channels of one image.
+    """Return a reader for each page of a file, or one reader if its pages are the channels of one image.
 
     Raises:
-        DataError: when it can't be read.
+        DataError: if the file cannot be read.
     """
     if channels:
         return [Raster(file, channels=True)]
@@ -164,23 +157,28 @@ def images_of(file: Path, channels: bool) -> list[Raster]:
     return [first, *(Raster(file, page, tiff=first.tiff) for page in range(1, first.pages))]
 
 
-def unreadable(file: Path, error: Exception) -> DataError:
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return DataError(file=file, found=f"not a readable image ({reason})", kind="unreadable")
-
-
 def decoded(page: Any, start: int, stop: int) -> np.ndarray:
-    """Rows of a page, from just the strips or tiles that hold them; (stop - start, W, C)."""
+    """Return rows (stop - start, W, C) of a page, from only the strips or tiles that hold them.
+
+    tifffile's zarr store would return zeros for a missing tile, and decode an uncompressed page whole.
+
+    Raises:
+        ValueError: if a tile is missing.
+    """
+    # Geometry: a row of tiles, or a strip, is ``depth`` pixel rows high.
     height, width, samples = page.imagelength, page.imagewidth, page.samplesperpixel
-    deep = page.tilelength if page.is_tiled else min(page.rowsperstrip, height)
+    depth = page.tilelength if page.is_tiled else min(page.rowsperstrip, height)
     across = -(-width // page.tilewidth) if page.is_tiled else 1
-    first, last = start // deep, -(-min(stop, height) // deep)
-    out = np.zeros(((last - first) * deep, width, samples), page.dtype)
-    planes = 1 if page.planarconfig == 1 else samples  # stored one after another
-    each = -(-height // deep) * across
-    indices = [i + each * p for p in range(planes) for i in range(first * across, last * across)]
+    first, last = start // depth, -(-min(stop, height) // depth)
+    rows = np.zeros(((last - first) * depth, width, samples), page.dtype)
+    # Indices of the segments that hold the rows; separate planes are stored one after another.
+    planes = 1 if page.planarconfig == 1 else samples
+    per_plane = -(-height // depth) * across
+    band = range(first * across, last * across)
+    indices = [i + per_plane * plane for plane in range(planes) for i in band]
     offsets = [page.dataoffsets[i] for i in indices]
     counts = [page.databytecounts[i] for i in indices]
+    # Decode each segment and put it in its place, clipped at the border of the image.
     jpeg = {"jpegtables": page.jpegtables, "jpegheader": page.jpegheader}
     extra = jpeg if page.compression in JPEG else {}
     for data, index in page.parent.filehandle.read_segments(offsets, counts, indices=indices):
@@ -188,6 +186,6 @@ def decoded(page: Any, start: int, stop: int) -> np.ndarray:
         if segment is None:
             raise ValueError(f"a tile is missing at row {row}, column {column}")
         h, w = min(h, height - row), min(w, width - column)
-        at = row - first * deep
-        out[at : at + h, column : column + w, plane : plane + c] = segment[0, :h, :w]
-    return out[start - first * deep : stop - first * deep]
+        top = row - first * depth
+        rows[top : top + h, column : column + w, plane : plane + c] = segment[0, :h, :w]
+    return rows[start - first * depth : stop - first * depth]

@@ -10,78 +10,97 @@ import tifffile
 
 TIFF = {".tif", ".tiff"}
 NATIVE = "<" if sys.byteorder == "little" else ">"
-LARGE = (
-    2**24
-)  # bytes of a TIFF's page from which on it is mapped, not read, where its layout allows
+LARGE = 2**24  # bytes of a page; from here on it is mapped instead of read, where its layout allows
 
 
 def stored(
     tiff: tifffile.TiffFile, file: Path, page: int | None, colours: bool
 ) -> list[np.ndarray]:
-    """All pages of an open TIFF, or one; a large one is mapped."""
+    """Return the pages of an open TIFF as stored.
+
+    Args:
+        tiff: the open file.
+        file: its path.
+        page: index of the only page to read, from 0; None: all pages.
+        colours: convert the indices of a colour map to its colours.
+
+    Returns:
+        Arrays (H, W) or (H, W, C) in native byte order; pages of 16 MiB or more are memory-mapped where possible.
+
+    Raises:
+        ValueError: if the file is truncated.
+    """
     if page is None:
         check_last(tiff)
+    # Pages without a directory of their own are slices of one array.
     if hidden_pages(tiff):
-        whole = hidden_stack(tiff, file)
-        chosen = whole if page is None else whole[page : page + 1]
-        return [np.array(one, whole.dtype.newbyteorder("=")) for one in chosen]
-    chosen = list(enumerate(tiff.pages)) if page is None else [(page, tiff.pages[page])]
+        stack = hidden_stack(tiff, file)
+        chosen = stack if page is None else stack[page : page + 1]
+        return [np.array(array, stack.dtype.newbyteorder("=")) for array in chosen]
+    # Pages with a directory are read one by one.
+    numbered = list(enumerate(tiff.pages)) if page is None else [(page, tiff.pages[page])]
     arrays = []
-    for number, one in chosen:
+    for number, directory in numbered:
         check_whole(tiff, number)
-        mapped = one.nbytes >= LARGE and one.is_memmappable and one.parent.byteorder == NATIVE
-        pixels = tifffile.memmap(file, page=number, mode="r") if mapped else one.asarray()
-        if colours and (colormap := getattr(one.keyframe, "colormap", None)) is not None:
-            pixels = (colormap >> 8).astype(np.uint8).T[pixels]
-        arrays.append(channels_last(pixels, one.axes))
+        native = directory.parent.byteorder == NATIVE
+        if directory.nbytes >= LARGE and directory.is_memmappable and native:
+            array = tifffile.memmap(file, page=number, mode="r")
+        else:
+            array = directory.asarray()
+        if colours and (colormap := getattr(directory.keyframe, "colormap", None)) is not None:
+            array = (colormap >> 8).astype(np.uint8).T[array]
+        arrays.append(channels_last(array, directory.axes))
     return arrays
 
 
 def check_whole(tiff: tifffile.TiffFile, number: int) -> None:
-    """Raises ValueError for a page that lacks pixels, in whose place tifffile would put zeros."""
+    """Raise ValueError if a page lacks pixels; tifffile would fill them with zeros."""
     page, size = tiff.pages[number], tiff.filehandle.size
     parts = list(zip(page.dataoffsets, page.databytecounts, strict=False))
     end = max((start + length for start, length in parts), default=0)
     if page.dtype is None or not page.size or len(parts) < math.prod(page.chunked) or end > size:
-        raise ValueError(f"cut off: page {number} lacks pixels")
+        raise ValueError(f"truncated: page {number} lacks pixels")
 
 
 def check_last(tiff: tifffile.TiffFile) -> None:
-    """Raises ValueError when more pages should follow those that are there."""
+    """Raise ValueError if the file announces more pages than it holds."""
     layout, reader, last = tiff.tiff, tiff.filehandle, tiff.pages[-1]
-    if last.offset:  # else a page that others' directories imply
+    # The last directory must not point to another one; a page without a directory has offset 0.
+    if last.offset:
         reader.seek(last.offset)
         (tags,) = struct.unpack(layout.tagnoformat, reader.read(layout.tagnosize))
         reader.seek(last.offset + layout.tagnosize + tags * layout.tagsize)
-        (follows,) = struct.unpack(layout.offsetformat, reader.read(layout.offsetsize))
-        if follows:
-            raise ValueError(f"cut off: after {len(tiff.pages)} pages more should follow")
-    told = (tiff.imagej_metadata or {}).get("images", 1) if tiff.is_imagej else 1
+        (next_offset,) = struct.unpack(layout.offsetformat, reader.read(layout.offsetsize))
+        if next_offset:
+            raise ValueError(f"truncated: more pages should follow the first {len(tiff.pages)}")
+    # ImageJ states the number of pages in its metadata.
+    announced = (tiff.imagej_metadata or {}).get("images", 1) if tiff.is_imagej else 1
     end = sum((last.dataoffsets[0], last.nbytes)) if last.dataoffsets else 0
-    if told > 1 == len(tiff.pages) and not hidden_pages(tiff) and tiff.filehandle.size > end:
-        raise ValueError(f"cut off: {told} pages should be there")
+    if announced > 1 == len(tiff.pages) and not hidden_pages(tiff) and tiff.filehandle.size > end:
+        raise ValueError(f"truncated: {announced} pages are announced")
 
 
 def hidden_pages(tiff: tifffile.TiffFile) -> bool:
-    """Whether one page's directory stands for many, as ImageJ writes stacks above 4 GB."""
+    """Return True if one directory stands for many pages, as ImageJ writes stacks above 4 GB."""
     if len(tiff.pages) != 1 or not (tiff.is_imagej or tiff.is_shaped):
         return False
     return len(tiff.series) == 1 and tiff.series[0].size > tiff.pages[0].size
 
 
 def hidden_stack(tiff: tifffile.TiffFile, file: Path) -> np.ndarray:
-    """Hidden pages, mapped; in the file's byte order."""
+    """Return the pages without a directory, (pages, ...), memory-mapped, in the file's byte order."""
     series, page = tiff.series[0], tiff.pages[0]
     if series.dataoffset is None:
         return series.asarray().reshape(-1, *page.shape)
-    kind, shape = series.dtype.newbyteorder(tiff.byteorder), (count(tiff), *page.shape)
-    return np.memmap(file, dtype=kind, mode="r", offset=series.dataoffset, shape=shape)
+    dtype, shape = series.dtype.newbyteorder(tiff.byteorder), (count(tiff), *page.shape)
+    return np.memmap(file, dtype=dtype, mode="r", offset=series.dataoffset, shape=shape)
 
 
 def count(tiff: tifffile.TiffFile) -> int:
-    """Pages of an open TIFF."""
+    """Return the number of pages of an open TIFF."""
     return tiff.series[0].size // tiff.pages[0].size if hidden_pages(tiff) else len(tiff.pages)
 
 
 def channels_last(page: np.ndarray, axes: str) -> np.ndarray:
-    return np.moveaxis(page, 0, -1) if axes[0] == "S" else page  # planes stored one after another
+    """Return a page with its channels last; ``axes`` begins with S where planes are stored in turn."""
+    return np.moveaxis(page, 0, -1) if axes[0] == "S" else page

@@ -1,4 +1,7 @@
-"""Writer of a large image: rows are appended on disk until it is complete."""
+"""Writer of large images: rows are appended to a file of plain bytes, which becomes a compressed, tiled TIFF.
+
+The plain bytes are stored next to the output until it is complete, so that an interrupted prediction resumes there.
+"""
 
 import math
 from collections.abc import Generator, Iterator
@@ -12,18 +15,19 @@ import numpy as np
 import tifffile
 
 from seg import files
-from seg.data.raster import TILE
+
+TILE = 256  # px, side of the tiles of the TIFF
 
 
 @dataclass
 class Growing:
-    """An array (pages, H, W) or (pages, C, H, W) that is written row by row, band after band, to a file.
+    """An array (pages, H, W) or (pages, C, H, W) that is written to a file band by band.
 
     Attributes:
-        file: of the plain bytes.
-        width: px.
-        height: px.
-        dtype: of the values.
+        file: path of the plain bytes.
+        width: W, px.
+        height: H, px.
+        dtype: type of the values.
         planes: C; 0: a page is (H, W).
         pages: number of pages.
         below: folder that the user named; None: that of ``file``, and of what is finished.
@@ -44,43 +48,43 @@ class Growing:
 
     @property
     def row(self) -> int:
-        """Bytes of a row of all planes."""
+        """Size of a row of all planes in bytes."""
         return self.width * max(1, self.planes) * self.dtype.itemsize
 
     def done(self) -> int:
-        """Whole rows that are in the file, of all pages together."""
+        """Return the number of complete rows in the file, over all pages."""
         return self.file.stat().st_size // self.row if self.file.is_file() else 0
 
     def cut(self, rows: int) -> None:
-        """Forgets what comes after so many rows."""
+        """Truncate the file after a number of rows."""
         with files.append(self.file, self.folder) as out:
             out.truncate(rows * self.row)
 
     def add(self, band: np.ndarray) -> None:
-        """Appends rows (h, W), or (C, h, W)."""
-        rows = band[None] if band.ndim == 2 else band  # (C, h, W); in the file (h, C, W)
+        """Append rows (h, W), or (C, h, W)."""
+        rows = band[None] if band.ndim == 2 else band  # (C, h, W); stored as (h, C, W)
         with files.append(self.file, self.folder) as out:
             np.ascontiguousarray(rows.transpose(1, 0, 2), self.dtype).tofile(out)
 
     def page(self, number: int) -> np.ndarray:
-        """A page, whole: (H, W), or (C, H, W)."""
-        planes = max(1, self.planes)
-        shape = (self.height, planes, self.width)
+        """Return a complete page, (H, W) or (C, H, W)."""
+        shape = (self.height, max(1, self.planes), self.width)
         with self.file.open("rb") as file:
             file.seek(number * self.height * self.row)
-            values = np.fromfile(file, self.dtype, int(np.prod(shape))).reshape(shape)
+            values = np.fromfile(file, self.dtype, math.prod(shape)).reshape(shape)
         return np.ascontiguousarray(values.transpose(1, 0, 2)) if self.planes else values[:, 0]
 
     def tiles(self) -> Iterator[np.ndarray]:
-        """All pages and planes in tiles (TILE, TILE), row after row of tiles."""
+        """Yield all pages and planes as tiles (TILE, TILE), a row of tiles after another."""
         planes = max(1, self.planes)
         shape = (self.pages * self.height, planes, self.width)
         for page, plane in np.ndindex(self.pages, planes):
             for top in range(0, self.height, TILE):
                 first, size = page * self.height + top, min(TILE, self.height - top)
-                whole = np.memmap(self.file, self.dtype, "r", shape=shape)  # anew: pages are let go
-                rows = np.array(whole[first : first + size, plane])
-                del whole
+                # A new mapping for each row of tiles lets the system release the pages read before.
+                mapped = np.memmap(self.file, self.dtype, "r", shape=shape)
+                rows = np.array(mapped[first : first + size, plane])
+                del mapped
                 for left in range(0, self.width, TILE):
                     tile = np.zeros((TILE, TILE), self.dtype)
                     part = rows[:, left : left + TILE]
@@ -88,16 +92,24 @@ class Growing:
                     yield tile
 
     def finish(self, file: Path, tags: dict[str, Any]) -> None:
-        """Writes the TIFF, whole or not at all; the plain bytes stay until ``remove``."""
+        """Write the TIFF, completely or not at all; the plain bytes stay until ``remove``.
+
+        Args:
+            file: path of the TIFF.
+            tags: further arguments of tifffile's writer.
+        """
+        # Axes of length 1 are left out of the shape, except of an image 1 px wide: tifffile would take
+        # its W for channels, so each plane is written on its own.
         axes = {"Z": self.pages if self.pages > 1 else 0, "C": self.planes, "Y": self.height}
         axes = {name: size for name, size in (axes | {"X": self.width}).items() if size}
-        shape, metadata, times = tuple(axes.values()), {"axes": "".join(axes)}, 1
-        if self.width == 1:  # which tifffile would take for the channel of an image of other sides
-            shape, metadata, times = (self.height, 1), None, self.pages * max(1, self.planes)
+        shape, metadata, writes = tuple(axes.values()), {"axes": "".join(axes)}, 1
+        if self.width == 1:
+            shape, metadata, writes = (self.height, 1), None, self.pages * max(1, self.planes)
+        # BigTIFF from 2 GiB on.
         tiles, large = self.tiles(), self.pages * self.height * self.row > 2**31
         number = math.prod(shape[:-2]) * -(-self.height // TILE) * -(-self.width // TILE)
-        with self.aside(file) as aside, tifffile.TiffWriter(aside, bigtiff=large) as out:
-            for _ in range(times):
+        with self.aside(file) as new, tifffile.TiffWriter(new, bigtiff=large) as out:
+            for _ in range(writes):
                 out.write(
                     islice(tiles, number), shape=shape, dtype=self.dtype, tile=(TILE, TILE),
                     compression="zlib", predictor=True if self.dtype.kind == "u" else None,
@@ -106,10 +118,10 @@ class Growing:
 
     @contextmanager
     def aside(self, file: Path) -> Generator[Path]:
-        """Give a file beside the plain bytes that becomes ``file`` when it is whole."""
-        with files.whole(file, self.folder, self.file.parent) as aside:
-            yield aside
+        """Yield a temporary path that replaces ``file`` at the end, unless an error occurs."""
+        with files.whole(file, self.folder, self.file.parent) as part:
+            yield part
 
     def remove(self) -> None:
-        """Removes the plain bytes."""
+        """Remove the plain bytes."""
         self.file.unlink(missing_ok=True)

@@ -1,22 +1,26 @@
-"""What a data set is: classes, named splits, and how one image and its mask are read."""
+"""Interface of a data set: classes, named splits, and how one image and its mask are read."""
 
-from typing import Literal, Protocol, get_args
+import pickle
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 
+from seg.data.masks import Colour
+from seg.display.colors import default_colors
 from seg.errors import DataError
 
 Task = Literal["classes", "instances", "overlapping"]
 
 
 class Source(Protocol):
-    """What every data set offers, whatever lies on disk.
+    """Interface of every data set, whatever its files are.
 
     Attributes:
         classes: names in the order of the mask's values.
         colors: one (red, green, blue) in 0..255 per class, for pictures.
-        splits: image names of ``train``, ``val`` and, where there is one, ``test``.
-        task: ``classes``: one class a pixel; ``instances``: two classes, and each separate region of class
+        splits: image names of ``train``, ``val`` and, if there is one, ``test``.
+        task: ``classes``: one class a pixel; ``instances``: two classes, and each connected region of class
             1 is an object that ``seg.evaluate`` counts; ``overlapping``: each pixel has any of the classes.
     """
 
@@ -26,18 +30,59 @@ class Source(Protocol):
     task: Task
 
     def read(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """Image (H, W, C) uint8, uint16 or float32, and mask (H, W) uint8 of class indices, 255 = ignore.
+        """Return the image and the mask of a name.
 
-        Where classes overlap: mask (H, W, K), a plane of 0, 1 and 255 for each.
+        Returns:
+            Image (H, W, C) uint8, uint16 or float32, and mask (H, W) uint8 of class indices; with
+            overlapping classes mask (H, W, K) of 0 and 1, one plane a class. 255 is ignored.
 
         Raises:
-            DataError: naming the file, what was found and what would mend it.
+            DataError: if a file cannot be used; the message has the file, the finding and the remedy.
         """
         ...
 
 
+class PackedRecords(Mapping[str, Any]):
+    """Read-only records by name, stored in one block of memory that loader processes share.
+
+    Reading a Python object writes its reference count, so that the memory pages of a hundred thousand objects
+    would be copied into each loader process.
+
+    Args:
+        records: name -> any picklable value, in the order of the data set.
+
+    Raises:
+        DataError: if a name is not valid UTF-8.
+    """
+
+    def __init__(self, records: Mapping[str, Any]) -> None:
+        for name in records:
+            try:
+                name.encode()
+            except UnicodeEncodeError as error:
+                raise DataError(f"{name!r}: a name that is not UTF-8; rename the file") from error
+        self.rows = {name: row for row, name in enumerate(records)}
+        pieces = [pickle.dumps(value, pickle.HIGHEST_PROTOCOL) for value in records.values()]
+        self.ends = np.cumsum([0, *map(len, pieces)])
+        self.bytes = np.frombuffer(b"".join(pieces), np.uint8)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.rows)
+
+    def __getitem__(self, name: str) -> Any:
+        return pickle.loads(self.packed(name))
+
+    def packed(self, name: str) -> bytes:
+        """Return the bytes of a record: equal for equal records."""
+        row = self.rows[name]
+        return self.bytes[self.ends[row] : self.ends[row + 1]].tobytes()
+
+
 def check_choice(option: str, given: str | None, choices: object) -> None:
-    """Raises DataError unless an option of the data is None or one of the choices of a Literal."""
+    """Raise DataError unless an option of the data is None or one of the values of a Literal."""
     if given is not None and given not in get_args(choices):
         raise DataError(
             f"data.{option}={given}: null or one of {', '.join(get_args(choices))} is needed"
@@ -45,13 +90,43 @@ def check_choice(option: str, given: str | None, choices: object) -> None:
 
 
 def check_task(task: Task, classes: list[str], may_overlap: bool = False) -> None:
-    """Raises DataError when such classes, or such data, can't be used so."""
+    """Raise DataError if a task does not exist, or does not suit the classes or the data."""
     if task not in get_args(Task):
         raise DataError(f"data.task={task}: one of {', '.join(get_args(Task))} is needed")
     if task == "instances" and len(classes) != 2:
         raise DataError(
-            f"data.task=instances needs two classes, what lies between objects and the objects; these are "
+            f"data.task=instances needs two classes, the background and the objects, but there are "
             f"{len(classes)}: {', '.join(classes)}; map the others with data.values"
         )
     if task == "overlapping" and not may_overlap:
-        raise DataError("data.task=overlapping: this data has one class a pixel; take data=folder")
+        raise DataError("data.task=overlapping: this data has one class a pixel; use data=folder")
+
+
+def given_colors(
+    colors: list[Colour] | None,
+    classes: list[str],
+    palette: dict[str, Colour | list[Colour]] | None,
+    spare: bool,
+) -> list[tuple[int, int, int]]:
+    """Return the colour of each class for pictures, (red, green, blue) in 0..255.
+
+    Args:
+        colors: colours given by the user; None: the first of each class in ``palette``, or readable defaults.
+        classes: names of the classes.
+        palette: class name -> its colour in the masks, or several; None: masks hold no colours.
+        spare: leave out the first default colour, since no class is the background.
+
+    Raises:
+        DataError: if there is not one valid colour per class.
+    """
+    if colors is None and palette is not None:
+        several = [palette[name] for name in classes]
+        colors = [c[0] if c and isinstance(c[0], list) else c for c in several]  # ty: ignore
+    if colors is None:
+        return default_colors(len(classes) + spare)[spare:]
+    valid = all(len(c) == 3 and all(0 <= v <= 255 for v in c) for c in colors)
+    if len(colors) != len(classes) or not valid:
+        raise DataError(
+            f"data.colors={colors}: give one [red,green,blue] in 0..255 for each of {len(classes)} classes"
+        )
+    return [(c[0], c[1], c[2]) for c in colors]

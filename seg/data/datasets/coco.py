@@ -1,11 +1,7 @@
-"""Images with annotations in COCO's JSON: polygons and run-length masks, drawn when an image is read.
-
-seg.data.datasets.coco_json reads the JSON, seg.data.datasets.coco_json the shapes; neither trusts what it reads.
-"""
+"""Data set of images annotated in COCO's JSON: polygons and run lengths, drawn when an image is read."""
 
 import hashlib
 import os
-import pickle
 from array import array
 from pathlib import Path
 from typing import Annotated, Literal
@@ -13,7 +9,7 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field
 
-from seg.data.datasets.base import Task, check_choice, check_task
+from seg.data.datasets.base import PackedRecords, Task, check_choice, check_task, given_colors
 from seg.data.datasets.coco_json import (
     Entry,
     Outline,
@@ -25,7 +21,6 @@ from seg.data.datasets.coco_json import (
     rows,
     run_lengths,
 )
-from seg.data.datasets.folder import given_colors
 from seg.data.image_io import read_image
 from seg.data.masks import size_mismatch
 from seg.data.partition import SPLITS
@@ -37,35 +32,35 @@ Crowd = Literal["ignore", "object", "skip"]
 
 
 class Coco:
-    """Images and their objects as COCO annotates them, one class a pixel or a plane for each class.
+    """Images with COCO annotations, as one class a pixel or one plane a class.
 
-    Lin et al. 2014, arXiv:1405.0312. Where objects overlap, the smaller lies on top; where they are equal,
-    the later. The file's categories of one name are one class. Needs the extra ``coco``.
+    Lin et al. 2014, arXiv:1405.0312. Where objects overlap, the smaller is drawn on top; of two with equal area,
+    the later. Categories with the same name are one class. Needs the extra ``coco``.
 
     Args:
-        root: folder of the images; no path in the JSON leads out of it.
-        annotations: JSON file, or one for each of train, val and perhaps test.
-        folders: split -> its images' folder inside ``root``; None: the JSON's paths start at ``root``.
-        classes: names; the first, unless a category is called so, is what no annotation covers. If it is a
-            category, that is ignored. Categories without a place here are left out. None: background, and
-            the categories in the order of their ids; overlapping, the categories alone.
-        colors: one (red, green, blue) in 0..255 a class, for pictures; None: a readable palette.
-        crowd: regions of many objects (``iscrowd``): ``ignore`` them, take each as an ``object``, or
-            ``skip`` them as if not annotated.
-        val: share of the images in 0..1 that validates, of one JSON; None: 0.2, or the fold.
-        test: share of the images in 0..1 kept for the test, of one JSON; the same for each fold.
-        fold: which of ``folds`` validates, 0 .. folds - 1; None: the share ``val``.
+        root: folder of the images; a path in the JSON may not lead out of it.
+        annotations: JSON file, or one for each of train, val and optionally test.
+        folders: split -> folder of its images inside ``root``; None: the JSON's paths start at ``root``.
+        classes: names; other categories are left out. The first class is what no annotation covers; if it is a
+            category itself, pixels without an annotation are ignored. None: background, and the categories in
+            the order of their ids; with overlapping classes the categories alone.
+        colors: one (red, green, blue) in 0..255 a class, for pictures; None: readable defaults.
+        crowd: use of annotations of many objects (``iscrowd``): ``ignore`` their pixels, take each as an
+            ``object``, or ``skip`` them as if not annotated.
+        val: share of the images in 0..1 for validation, of one JSON; None: 0.2, or the fold.
+        test: share of the images in 0..1 for the test, of one JSON; the same for each fold.
+        fold: index of the fold that validates, 0 .. folds - 1; None: the share ``val``.
         folds: number of folds.
-        blocks: contiguous in the order of names instead of random.
-        group_by: regular expression that finds an image's group in its name; groups stay on one side.
-        stratify: each part gets its share of the images in which a class is annotated.
-        lists: folder of train.txt, val.txt and perhaps test.txt, or a file for each; a name a line.
-        split_seed: of what is random in the split.
-        task: ``instances``: two classes, and objects that touch count as one; ``overlapping``: a plane for
-            each class.
+        blocks: split into contiguous blocks in the order of names instead of at random.
+        group_by: regular expression that gives an image's group from its name; a group is in one split.
+        stratify: give each split its share of the images in which a class is annotated.
+        lists: folder of train.txt, val.txt and optionally test.txt, or a file for each; one name a line.
+        split_seed: seed of the random split.
+        task: ``classes``; ``instances``: two classes, and objects that touch count as one; ``overlapping``: one
+            plane a class.
 
     Raises:
-        DataError: when a file or a setting is missing or wrong.
+        DataError: if a file is missing or invalid, or an option is wrong.
     """
 
     def __init__(
@@ -87,6 +82,7 @@ class Coco:
         split_seed: Annotated[int, Field(ge=0)] = 0,
         task: Task = "classes",
     ) -> None:
+        # Options and files.
         if need := missing_extra("pycocotools"):
             raise DataError(f"data=coco {need}")
         check_choice("crowd", crowd, Crowd)
@@ -96,28 +92,30 @@ class Coco:
         self.root, self.crowd, self.task = existing_root(root), crowd, task
         by_split: dict[str, dict[str, Entry]] = {}
         for split, file in files.items():
-            by_split[split] = self.load(
+            by_split[split] = self.load_annotations(
                 file, (folders or {}).get(split, ""), classes, bool(by_split)
             )
+        # Entries of all splits.
         check_task(task, self.classes, may_overlap=True)
         entries = all_apart(by_split)
         check_there(self.root, entries)
-        self.entries = Packed(entries)
+        self.entries = PackedRecords(entries)
         self.colors = given_colors(colors, self.classes, None, spare=task == "overlapping")
 
-        said, by = None, ("data.annotations of each split", "they say which image is where")
+        # Splits: by the files, or by the options.
+        given, by = None, ("data.annotations of each split", "they say which image is where")
         if isinstance(annotations, dict):
-            said = {split: list(found) for split, found in by_split.items()}
+            given = {split: list(names) for split, names in by_split.items()}
         division = Division(val, test, fold, folds, blocks, group_by, stratify, lists, split_seed)
-        named = {entry.file: name for name, entry in entries.items()} | {n: n for n in entries}
+        names = {entry.file: name for name, entry in entries.items()} | {n: n for n in entries}
         self.splits = division.splits(
-            list(entries), self.presence, lambda lines: listed_split(lines, named), said, by
+            list(entries), self.presence, lambda lines: listed_split(lines, names), given, by
         )
 
-    def load(
+    def load_annotations(
         self, file: Path, folder: str, classes: list[str] | None, further: bool
     ) -> dict[str, Entry]:
-        """Name -> entry of a JSON file; the first one decides which classes there are."""
+        """Return name -> entry of a JSON file; the first file defines the classes unless ``further``."""
         content = read_json(file)
         categories = {row["id"]: row["name"] for row in rows(content, "categories", file)}
         if not further:
@@ -130,24 +128,24 @@ class Coco:
         return entries_of(content, file, folder, index)
 
     def read(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """Image (H, W, C) and mask (H, W) uint8 of class indices, or (H, W, K) of 0 and 1; 255 = ignore."""
+        """Return image (H, W, C), and mask (H, W) uint8 of class indices or (H, W, K) of 0 and 1; 255 = ignore."""
         entry = self.entries[name]
         image = read_image(self.root / entry.file)
         height, width = image.shape[:2]
-        if entry.told not in ((None, None), (height, width)):
+        if entry.stated_size not in ((None, None), (height, width)):
             remedy = "take the image that was annotated"
             raise size_mismatch(
-                entry.told_by, entry.told, self.root / entry.file, image.shape, remedy
+                entry.told_by, entry.stated_size, self.root / entry.file, image.shape, remedy
             )
-        return image, self.mask(entry, height, width)
+        return image, self.draw_mask(entry, height, width)
 
-    def mask(self, entry: Entry, height: int, width: int) -> np.ndarray:
-        """(H, W) or (H, W, K), as ``read`` gives it."""
+    def draw_mask(self, entry: Entry, height: int, width: int) -> np.ndarray:
+        """Return the mask of an entry, (H, W) or (H, W, K), as in ``read``."""
+        # Planes are drawn column by column, the order of run lengths.
         overlapping = self.task == "overlapping"
         rest = IGNORE if self.annotated == self.classes and not overlapping else 0
-        planes = np.full(
-            (len(self.classes) if overlapping else 1, width * height), rest, np.uint8
-        )  # column by column, as the run lengths go
+        count = len(self.classes) if overlapping else 1
+        planes = np.full((count, width * height), rest, np.uint8)
         for outline, counts in self.from_below(entry, height, width):
             plane = planes[outline.index if overlapping else 0]
             value = 1 if overlapping else outline.index
@@ -157,7 +155,7 @@ class Coco:
         return mask if overlapping else mask[..., 0]
 
     def from_below(self, entry: Entry, height: int, width: int) -> list[tuple[Outline, array]]:
-        """The outlines and their run lengths in the order of drawing: what is ignored, large, small."""
+        """Return outlines and their run lengths in drawing order: ignored crowds, then large before small."""
         drawn = []
         for outline in entry.outlines:
             if outline.crowd and self.crowd == "skip":
@@ -166,20 +164,25 @@ class Coco:
                 drawn.append((outline, run_lengths(outline.shape, height, width)))
             except ValueError as error:
                 raise DataError(
-                    f"{entry.told_by}: annotation {outline.number} of {entry.file}: {error}; mend it or take it out"
+                    f"{entry.told_by}: annotation {outline.number} of {entry.file}: {error}; correct it or remove it"
                 ) from error
-        below = self.crowd == "ignore"
-        return sorted(drawn, key=lambda one: (not (one[0].crowd and below), -sum(one[1][1::2])))
+
+        def order(item: tuple[Outline, array]) -> tuple[bool, int]:
+            outline, counts = item
+            ignored = outline.crowd and self.crowd == "ignore"
+            return not ignored, -sum(counts[1::2])  # area in px: every second run is inside
+
+        return sorted(drawn, key=order)
 
     def stamp(self, name: str) -> str:
-        """Changes when what ``read`` gives of that name may have changed."""
+        """Return a text that changes when the result of ``read`` may have changed."""
         file = self.root / self.entries[name].file
-        found, drawn = file.stat(), hashlib.sha256(self.entries.packed(name)).hexdigest()
-        how = (self.classes, self.annotated, self.crowd, self.task)
-        return f"{file.resolve()} {found.st_size} {found.st_mtime_ns} {drawn} {how}"
+        status, content = file.stat(), hashlib.sha256(self.entries.packed(name)).hexdigest()
+        options = (self.classes, self.annotated, self.crowd, self.task)
+        return f"{file.resolve()} {status.st_size} {status.st_mtime_ns} {content} {options}"
 
     def presence(self, name: str) -> np.ndarray:
-        """Whether each class is annotated in the image of that name, (C,) bool; what no annotation covers is."""
+        """Return (K,) bool: True for each class annotated in the image, and for the class of the rest."""
         present = np.zeros(len(self.classes), bool)
         present[0] = self.annotated != self.classes
         for outline in self.entries[name].outlines:
@@ -187,37 +190,25 @@ class Coco:
         return present
 
 
-class Packed:
-    """Entries by name, as bytes: Python objects would be copied into each loader process as they are read.
-
-    Args:
-        entries: name -> entry.
-    """
-
-    def __init__(self, entries: dict[str, Entry]) -> None:
-        self.place = {name: row for row, name in enumerate(entries)}
-        pieces = [pickle.dumps(tuple(entry), pickle.HIGHEST_PROTOCOL) for entry in entries.values()]
-        self.ends = np.cumsum([0, *map(len, pieces)])
-        self.bytes = np.frombuffer(b"".join(pieces), np.uint8)
-
-    def packed(self, name: str) -> bytes:
-        row = self.place[name]
-        return self.bytes[self.ends[row] : self.ends[row + 1]].tobytes()
-
-    def __getitem__(self, name: str) -> Entry:
-        return Entry(*pickle.loads(self.packed(name)))
-
-
 def existing_root(root: str | None) -> Path:
+    """Return the folder of the images.
+
+    Raises:
+        DataError: if it is not given or does not exist.
+    """
     if root is None:
         raise DataError("data.root is not set: give the folder of the images")
     if not Path(root).is_dir():
-        raise DataError(f"data.root={root}: no such folder; give that of the images")
+        raise DataError(f"data.root={root}: no such folder; give the folder of the images")
     return Path(root)
 
 
 def annotation_files(annotations: str | dict[str, str] | None) -> dict[str, Path]:
-    """Split -> JSON file, or ``all`` -> the one."""
+    """Return split -> JSON file, or ``all`` -> the only file.
+
+    Raises:
+        DataError: if train or val has none.
+    """
     if annotations is None:
         raise DataError(
             "data.annotations is not set: give the JSON file, or 'data.annotations={train: FILE, val: FILE}'"
@@ -226,31 +217,31 @@ def annotation_files(annotations: str | dict[str, str] | None) -> dict[str, Path
         return {"all": Path(annotations)}
     if not {"train", "val"} <= set(annotations) <= set(SPLITS):
         raise DataError(
-            f"data.annotations names {sorted(annotations)}: train, val and perhaps test are needed"
+            f"data.annotations names {sorted(annotations)}: train and val are needed, test is optional"
         )
     return {split: Path(annotations[split]) for split in SPLITS if split in annotations}
 
 
 def all_apart(by_split: dict[str, dict[str, Entry]]) -> dict[str, Entry]:
-    """The entries of all splits.
+    """Return the entries of all splits together.
 
     Raises:
-        DataError: when an image is in two.
+        DataError: if an image is in two splits.
     """
     entries: dict[str, Entry] = {}
-    for found in by_split.values():
-        for name, entry in found.items():
+    for part in by_split.values():
+        for name, entry in part.items():
             if name in entries:
                 raise DataError(
-                    f"{entry.told_by}: {entry.file} is in {entries[name].told_by} too; an image is on one side "
-                    "(or give data.folders, if the splits have their own)"
+                    f"{entry.told_by}: {entry.file} is in {entries[name].told_by} too; keep it in one split (or give "
+                    "data.folders, if the splits have folders of their own)"
                 )
-        entries |= found
+        entries |= part
     return entries
 
 
 def check_there(root: Path, entries: dict[str, Entry]) -> None:
-    """Raises DataError when images are missing."""
+    """Raise DataError if images are missing."""
     missing = [entry for entry in entries.values() if not os.path.isfile(root / entry.file)]
     if missing:
         more = f" ({len(missing)} such images)" if len(missing) > 1 else ""

@@ -1,4 +1,7 @@
-"""COCO's JSON: its images and their annotations, each checked before it is used."""
+"""Reader of COCO's JSON: images and annotations, each checked before use, and their run lengths.
+
+pycocotools draws polygons; it checks neither the JSON nor run lengths, whose undrawn pixels it leaves undefined.
+"""
 
 import json
 import math
@@ -19,13 +22,13 @@ LAYOUT = "a COCO file holds the lists images, annotations and categories"
 
 
 class Outline(NamedTuple):
-    """An annotation.
+    """One annotation.
 
     Attributes:
         number: its id.
-        index: of its class.
+        index: index of its class.
         shape: polygons, each an array of x, y, x, y, ... in px; or a dict of run lengths.
-        crowd: whether it outlines many objects as one region.
+        crowd: True if it outlines many objects as one region.
     """
 
     number: Key
@@ -35,26 +38,26 @@ class Outline(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """An image.
+    """One image.
 
     Attributes:
-        file: from ``root`` on.
-        told: height and width that the JSON gives it, or None for both.
+        file: path inside ``root``.
+        stated_size: height and width given by the JSON, or None for both.
         told_by: the JSON file.
-        outlines: in the order of the JSON.
+        outlines: annotations in the order of the JSON.
     """
 
     file: str
-    told: tuple[Any, Any]
+    stated_size: tuple[Any, Any]
     told_by: Path
     outlines: list[Outline]
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """The content of a COCO file, of annotations only what is needed.
+    """Return the content of a COCO file; of annotations only the keys that are used.
 
     Raises:
-        DataError: when it can't be read or isn't one.
+        DataError: if it cannot be read or is not JSON.
     """
     try:
         content = json.loads(file.read_text("utf-8-sig"), object_hook=compact)
@@ -63,12 +66,12 @@ def read_json(file: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise DataError(f"{file}: not JSON ({error}); {LAYOUT}") from error
     if not isinstance(content, dict):
-        raise DataError(f"{file}: JSON, but no object with keys; {LAYOUT}")
+        raise DataError(f"{file}: JSON, but not an object with keys; {LAYOUT}")
     return content
 
 
 def compact(node: dict[str, Any]) -> dict[str, Any]:
-    """An object of the JSON as it is parsed: numbers of outlines packed, an annotation's other keys left out."""
+    """Return an object of the JSON with its outlines as arrays and without the unused keys of an annotation."""
     if "counts" in node:
         node["counts"] = packed("q", node["counts"])
     if "segmentation" in node:
@@ -87,59 +90,66 @@ NEEDED: dict[str, dict[str, Any]] = {
 
 
 def rows(content: dict[str, Any], key: str, file: Path) -> Iterator[dict[str, Any]]:
-    """The entries of one of the three lists, each with what is needed and an id of its own.
+    """Yield the items of one of the three lists, checked for the needed keys and a unique id.
 
     Raises:
-        DataError: naming the first that isn't so.
+        DataError: for the first invalid item.
     """
     if not isinstance(content.get(key), list):
         raise DataError(f"{file}: no list {key} in it; {LAYOUT}")
-    seen = set()
+    ids = set()
     for place, row in enumerate(content[key]):
         where = f"{file}: {key}[{place}]"
         if not isinstance(row, dict):
-            raise DataError(f"{where} is no object with keys; mend it or take it out")
+            raise DataError(f"{where} is not an object with keys; correct it or remove it")
         for name, kind in NEEDED[key].items():
             if not isinstance(row.get(name), kind):
-                found = f"{name}={row[name]!r:.60}" if name in row else f"no {name}"
-                raise DataError(f"{where}: {found}; mend it or take it out")
-        if row["id"] in seen:
-            raise DataError(
-                f"{where}: another of the {key} has the id {row['id']!r}; give it its own"
-            )
-        seen.add(row["id"])
+                value = f"{name}={row[name]!r:.60}" if name in row else f"no {name}"
+                raise DataError(f"{where}: {value}; correct it or remove it")
+        if row["id"] in ids:
+            raise DataError(f"{where}: another of the {key} has the id {row['id']!r}; ids must be unique")  # fmt: skip
+        ids.add(row["id"])
         yield row
 
 
 def named_classes(
     given: list[str] | None, categories: dict[Key, str], task: Task, file: Path
 ) -> list[str]:
-    """The names of the classes, of which the first may be what no annotation covers.
+    """Return the names of the classes; the first may stand for pixels without an annotation.
+
+    Args:
+        given: the option ``classes``; None: all categories, after background.
+        categories: id -> name.
+        task: of the data set.
+        file: JSON file, for messages.
 
     Raises:
-        DataError: when they can't be.
+        DataError: if the names are ambiguous, too few or too many.
     """
     names = list(categories.values())
     overlapping = task == "overlapping"
+    # Default: the categories in the order of their ids.
     if given is None:
         order = sorted(categories, key=lambda key: (isinstance(key, str), key))
-        found = list(dict.fromkeys(categories[key] for key in order))
-        if "background" in found and not overlapping:
+        ordered = list(dict.fromkeys(categories[key] for key in order))
+        if "background" in ordered and not overlapping:
             raise DataError(
-                f"{file}: a category is called background; give data.classes: what comes first there is what "
-                "no annotation covers, or, if it is a category, ignored outside of its annotations"
+                f"{file}: a category is called background; give data.classes: its first class is what no annotation "
+                "covers; if it is a category, pixels without an annotation are ignored"
             )
-        given = found if overlapping else ["background", *found]
+        given = ordered if overlapping else ["background", *ordered]
+    # Number and names.
     if len(set(given)) < len(given):
-        raise DataError(f"data.classes={short(given)}: a name is there twice")
+        raise DataError(f"data.classes={short(given)}: a name occurs twice")
     if len(given) < (1 if overlapping else 2):
         raise DataError(
             f"data.classes={given}: too few; {file} has the categories {short(names)}, and the first class is "
             "what no annotation covers, [background,cell]"
         )
-    if len(given) > IGNORE - 1 - overlapping:
+    limit = IGNORE - 1 - overlapping
+    if len(given) > limit:
         raise DataError(
-            f"{file}: {len(given)} classes; {IGNORE - 1 - overlapping} are possible: name fewer in data.classes"
+            f"{file}: {len(given)} classes; {limit} are possible: name fewer in data.classes"
         )
     alike = [name for name in names if name.casefold() == given[0].casefold()]
     if alike and given[0] not in names:
@@ -152,37 +162,44 @@ def named_classes(
 def check_categories(
     annotated: list[str], categories: dict[Key, str], all_used: bool, file: Path
 ) -> None:
-    """Raises DataError unless the classes are categories of the file, and all of them where that is needed."""
+    """Raise DataError unless the classes are categories of the file, and with ``all_used`` all of them."""
     names = set(categories.values())
     lacking = [name for name in annotated if name not in names]
     if lacking:
         raise DataError(
-            f"{file}: no category {lacking[0]!r}; it has {short(sorted(names))}: name those to be used in "
-            "data.classes"
+            f"{file}: no category {lacking[0]!r}; it has {short(sorted(names))}: name the categories to "
+            "use in data.classes"
         )
-    more = sorted(names - set(annotated))
-    if all_used and more:
+    unused = sorted(names - set(annotated))
+    if all_used and unused:
         raise DataError(
-            f"{file}: the category {more[0]!r} isn't in the file of the training split; name those to be used in "
-            "data.classes"
+            f"{file}: the category {unused[0]!r} is not in the file of the training split; name the categories to use "
+            "in data.classes"
         )
 
 
 def entries_of(
     content: dict[str, Any], file: Path, folder: str, index: dict[Key, int | None]
 ) -> dict[str, Entry]:
-    """Name -> entry of a JSON file.
+    """Return name -> entry of a JSON file.
+
+    Args:
+        content: of the file.
+        file: its path, for messages.
+        folder: folder of its images inside ``root``, or "".
+        index: id of a category -> index of its class; None: left out.
 
     Raises:
-        DataError: when what is named isn't there, or twice.
+        DataError: if an image leads out of ``root`` or occurs twice, or an annotation has an unknown id.
     """
+    # Images, by name and by id.
     entries: dict[str, Entry] = {}
     by_id: dict[Key, Entry] = {}
     for row in rows(content, "images", file):
-        path = PureWindowsPath(row["file_name"])  # which knows both kinds of slashes
+        path = PureWindowsPath(row["file_name"])  # splits at slashes of both kinds
         if path.anchor or ".." in path.parts or not path.name:
             raise DataError(
-                f"{file}: the image {row['file_name']!r} isn't inside data.root; paths start there"
+                f"{file}: the image {row['file_name']!r} is not inside data.root; paths start there"
             )
         inside = PureWindowsPath(folder) / path
         entry = Entry(inside.as_posix(), (row.get("height"), row.get("width")), file, [])
@@ -194,24 +211,25 @@ def entries_of(
         entries[name] = by_id[row["id"]] = entry
     if not entries:
         raise DataError(f"{file}: no images in it; {LAYOUT}")
+    # Annotations, added to their images.
     for row in rows(content, "annotations", file):
         for key, known in (("image_id", by_id), ("category_id", index)):
             if row[key] not in known:
                 raise DataError(
-                    f"{file}: annotation {row['id']}: no such {key}, {row[key]!r}; mend it or take it out"
+                    f"{file}: annotation {row['id']}: no such {key}, {row[key]!r}; correct it or remove it"
                 )
         if (crowd := row.get("iscrowd", 0)) not in (0, 1):
             raise DataError(
                 f"{file}: annotation {row['id']}: iscrowd={crowd!r:.60}; 0 or 1 is needed"
             )
-        if (place := index[row["category_id"]]) is not None:
-            outline = Outline(row["id"], place, row["segmentation"], bool(crowd))
+        if (class_index := index[row["category_id"]]) is not None:
+            outline = Outline(row["id"], class_index, row["segmentation"], bool(crowd))
             by_id[row["image_id"]].outlines.append(outline)
     return entries
 
 
 def packed(kind: Literal["d", "q"], numbers: Any) -> Any:
-    """A list of numbers as an array; anything else as it is, to be told when it is drawn."""
+    """Return a list of numbers as an array; anything else unchanged, refused when it is drawn."""
     try:
         return array(kind, numbers) if isinstance(numbers, list) else numbers
     except (TypeError, OverflowError):
@@ -219,10 +237,15 @@ def packed(kind: Literal["d", "q"], numbers: Any) -> Any:
 
 
 def run_lengths(shape: Any, height: int, width: int) -> array:
-    """Lengths in px, column by column: outside, inside, outside and so on; their sum is the image's size.
+    """Return run lengths in px, column by column: outside, inside, outside, ...; their sum is the image's size.
+
+    Args:
+        shape: polygons or run lengths, as in ``Outline``.
+        height: H of the image, px.
+        width: W of the image, px.
 
     Raises:
-        ValueError: when polygons or run lengths are malformed, or of another size.
+        ValueError: if they are malformed or of another size.
     """
     if isinstance(shape, list):
         return outlined(shape, height, width)
@@ -230,28 +253,28 @@ def run_lengths(shape: Any, height: int, width: int) -> array:
     if isinstance(counts, str):
         counts = uncompressed(counts)
     if not isinstance(counts, array):
-        raise ValueError("its run lengths have no counts that are whole numbers or a text")
+        raise ValueError("its counts are neither whole numbers nor a text")
     if shape.get("size") != [height, width]:
         raise ValueError(
-            f"its run lengths are of size {shape.get('size')!r:.40}, and the image of [{height}, {width}]"
+            f"its run lengths have the size {shape.get('size')!r:.40}, but the image has [{height}, {width}]"
         )
     if min(counts, default=0) < 0 or sum(counts) != height * width:
         raise ValueError(
-            f"its run lengths cover {sum(counts)} px, and the image has {height * width}"
+            f"its run lengths cover {sum(counts)} px, but the image has {height * width}"
         )
     return counts
 
 
 def outlined(polygons: list, height: int, width: int) -> array:
-    """The run lengths of polygons together, as pycocotools draws them.
+    """Return the run lengths of the union of polygons, as pycocotools draws them.
 
     Raises:
-        ValueError: when one is malformed.
+        ValueError: if a polygon is malformed.
     """
     from pycocotools.mask import frPyObjects, merge
 
     if not polygons:
-        raise ValueError("its segmentation is empty; a box is no outline")
+        raise ValueError("its segmentation is empty; a box is not an outline")
     for polygon in polygons:
         check_polygon(polygon, height, width)
     runs = merge(frPyObjects([list(polygon) for polygon in polygons], height, width))
@@ -259,32 +282,37 @@ def outlined(polygons: list, height: int, width: int) -> array:
 
 
 def check_polygon(polygon: Any, height: int, width: int) -> None:
-    """Raises ValueError unless it is three points or more, no farther outside than the image is large."""
+    """Raise ValueError unless a polygon has three points or more, none farther outside than the image is large.
+
+    pycocotools would draw far points at the cost of all memory.
+    """
     if not isinstance(polygon, array):
-        raise ValueError("its polygon isn't a list of numbers")
+        raise ValueError("its polygon is not a list of numbers")
     if len(polygon) < 6 or len(polygon) % 2:
         raise ValueError(
             f"its polygon has {len(polygon)} numbers; x and y of three points or more are needed"
         )
-    far = max(height, width)
+    margin = max(height, width)
     for numbers, side in ((polygon[::2], width), (polygon[1::2], height)):
-        if not all(map(math.isfinite, numbers)) or min(numbers) < -far or max(numbers) > side + far:
-            raise ValueError(f"its polygon lies far outside of the image of {height}x{width} px")
+        finite = all(map(math.isfinite, numbers))
+        if not finite or min(numbers) < -margin or max(numbers) > side + margin:
+            raise ValueError(f"its polygon lies far outside the image of {height}x{width} px")
 
 
 def uncompressed(text: str) -> array:
-    """The counts of COCO's compressed form; pycocotools would read past the end of what is cut off.
+    """Return the counts of COCO's compressed text; pycocotools would read past the end of a truncated one.
 
-    Five bits a character, the lowest first; from the fourth on a count is the difference to the last but one.
+    Each character holds five bits of a count, the lowest first. From the fourth on, a count is the difference to
+    the one before the previous.
 
     Raises:
-        ValueError: when it isn't such a text.
+        ValueError: if the text is malformed or truncated.
     """
     counts, value, shift = array("q"), 0, 0
     for character in text:
         bits = ord(character) - 48
         if not 0 <= bits < 64 or shift > 50:
-            raise ValueError("its run lengths are no compressed counts")
+            raise ValueError("its run lengths are not compressed counts")
         value |= (bits & 31) << shift
         shift += 5
         if bits & 32:
@@ -294,10 +322,10 @@ def uncompressed(text: str) -> array:
         counts.append(value + (counts[-2] if len(counts) > 2 else 0))
         value = shift = 0
     if shift:
-        raise ValueError("its run lengths are cut off")
+        raise ValueError("its run lengths are truncated")
     return counts
 
 
 def filled(counts: array) -> np.ndarray:
-    """Whether each pixel is inside, column by column: (W * H,) bool."""
+    """Return (W * H,) bool, column by column: True for the pixels inside."""
     return np.repeat(np.arange(len(counts)) % 2 == 1, counts)

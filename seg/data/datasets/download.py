@@ -1,27 +1,24 @@
-"""Files of a published archive, downloaded once into the user's cache.
+"""Download of named files from a published archive into the user's cache, once.
 
-What arrives is trusted in nothing: it has a largest size, only the files asked for are unpacked, and they
-are put in place, each in one step, after the caller has found them right.
+The archive is untrusted: its size is limited, packed and unpacked, and its members are read by name, so that
+nothing is written elsewhere.
 """
 
 import bz2
 import errno
 import gzip
 import hashlib
+import io
 import logging
 import lzma
-import stat
 import tarfile
-import tempfile
 import zipfile
-from collections.abc import Callable, Collection, Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from pathlib import Path, PureWindowsPath
 from shutil import copyfileobj
-from typing import IO, Any, Literal, NamedTuple
+from typing import IO, Any, NamedTuple
 
-import pooch
 import requests
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
@@ -32,15 +29,29 @@ from seg.display.console import console, first_process
 from seg.errors import DataError
 
 log = logging.getLogger("seg")
-MOST = 2**28  # bytes that a download may have, and its members unpacked
-CONNECT = 5.0  # seconds for the first answer of a server, at most
+MOST = 2**28  # bytes, the largest size of an archive and of its unpacked content
+CONNECT = 5.0  # seconds, the longest wait for a connection
 PACKED: dict[bytes, Callable[[Path, Any], Any]] = {
     b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open
-}  # fmt: skip  # by how such a tar archive begins
+}  # fmt: skip  # first bytes of a compressed tar archive
+
+
+class Member(NamedTuple):
+    """A regular file in an archive.
+
+    Attributes:
+        path: path in the archive.
+        size: bytes, unpacked; ``open`` gives no more.
+        open: opens its content; None if it has none.
+    """
+
+    path: str
+    size: int
+    open: Callable[[], IO[bytes] | None]
 
 
 def cache_folder(name: str, url: str) -> Path:
-    """Where files from an address are kept."""
+    """Return the folder of the user's cache for the files of an address."""
     return caches() / f"{name}-{hashlib.sha256(url.encode()).hexdigest()[:8]}"
 
 
@@ -51,17 +62,17 @@ def fetch(
     timeout: float,
     fault: Callable[[Path], str | None],
 ) -> None:
-    """Downloads an archive and puts the named files of it into a folder.
+    """Download an archive and put its named files into a folder, all of them or none.
 
     Args:
-        url: http or https; of a zip or tar archive.
-        names: of the files, in whatever folder of the archive.
-        folder: made if absent; of two processes that do this at once, each leaves the same.
+        url: address of a zip or tar archive, http or https.
+        names: names of the files, in any folder of the archive.
+        folder: created if missing; two processes may do this at once.
         timeout: seconds that the server may be silent.
-        fault: what is wrong with the files in a folder; None: nothing.
+        fault: returns what is wrong with the files in a folder; None: nothing.
 
     Raises:
-        DataError: with nothing put in place, when the files can't be had, kept, or aren't right.
+        DataError: if the files cannot be downloaded, unpacked or written, or have a fault.
     """
     if timeout <= 0:
         raise DataError(f"data.timeout={timeout}: seconds above 0 are needed")
@@ -70,8 +81,8 @@ def fetch(
         with files.scratch_folder(folder) as part:
             download(url, part / "archive", timeout)
             unpack(part / "archive", names, part, url)
-            if found := fault(part):
-                raise DataError(f"{url}: {found}")
+            if problem := fault(part):
+                raise DataError(f"{url}: {problem}")
             for name in names:
                 files.replace(part / name, folder / name, folder)
     except OSError as error:
@@ -80,168 +91,106 @@ def fetch(
         ) from error
 
 
-class TooLarge(Exception):
-    """An archive that unpacks to more than ``MOST`` bytes."""
-
-
-class Bar:
-    """pooch's protocol of a progress bar, drawn by rich; it also ends what grows too large.
-
-    Args:
-        progress: that draws it.
-        file: that is being written.
-        url: that it comes from.
-    """
-
-    def __init__(self, progress: Progress, file: Path, url: str) -> None:
-        self.progress, self.file, self.url = progress, file, url
-        self.task = progress.add_task("downloading", total=None)
-
-    def expect(self, size: int) -> None:
-        self.progress.update(self.task, total=size or None)
-
-    total = property(fset=expect)  # pooch sets it
-
-    def update(self, _: int) -> None:
-        size = self.file.stat().st_size  # the amount told counts a short piece as a whole one
-        self.progress.update(self.task, completed=size)
-        if size > MOST:
-            raise DataError(f"{self.url}: larger than {MOST >> 20} MiB, which no such archive is")
-
-    def reset(self) -> None: ...
-
-    def close(self) -> None: ...
-
-
 def download(url: str, file: Path, timeout: float) -> None:
-    """Writes what an address gives into a file."""
+    """Write the content of an address to a file, with a progress bar.
+
+    Raises:
+        DataError: if it cannot be downloaded or is larger than ``MOST``.
+    """
     columns = TextColumn("downloading"), BarColumn(), DownloadColumn(), TransferSpeedColumn()
     hidden = not (console.is_terminal and first_process())
-    answers: list[requests.Response] = []  # pooch closes none that it gives up
+    waits = (min(timeout, CONNECT), timeout)
     with Progress(*columns, console=console, transient=True, disable=hidden) as progress:
-        get = pooch.HTTPDownloader(
-            progressbar=Bar(progress, file, url),
-            chunk_size=2**16,
-            timeout=(min(timeout, CONNECT), timeout),
-            hooks={"response": lambda answer, **_: answers.append(answer)},
-        )
         try:
-            get(url, str(file), None)
+            with requests.get(url, stream=True, timeout=waits) as answer, file.open("wb") as out:
+                answer.raise_for_status()
+                size = int(answer.headers.get("content-length", 0))
+                task = progress.add_task("downloading", total=size or None)
+                for piece in answer.iter_content(2**16):
+                    out.write(piece)
+                    progress.update(task, completed=out.tell())
+                    if out.tell() > MOST:
+                        raise DataError(f"{url}: larger than {MOST >> 20} MiB, the limit")
         except DataError:
             raise
         except (requests.RequestException, ValueError) as error:  # ValueError: of a bad header
             raise DataError(f"{url}: can't be downloaded ({reason(error)})") from error
-        finally:
-            for answer in answers:
-                answer.close()
 
 
 def reason(error: BaseException) -> str:
-    """What lies at the bottom of an error of the network."""
+    """Return the root cause of a network error in one line."""
     while error.__context__:
         error = error.__context__
-    said = getattr(error, "strerror", None) or str(error).partition(" for url")[0]
-    return " ".join(said.split()) or type(error).__name__
-
-
-class Member(NamedTuple):
-    """An entry of an archive.
-
-    Attributes:
-        path: as stored.
-        size: bytes, unpacked; no more is read of it.
-        kind: ``other``: a link, a device or the like.
-        open: gives its content.
-    """
-
-    path: str
-    size: int
-    kind: Literal["file", "folder", "other"]
-    open: Callable[[], IO[bytes] | None]
-
-
-def members(archive: Path) -> Iterator[Member]:
-    """The entries of a zip or tar archive, read no further than asked for."""
-    if zipfile.is_zipfile(archive):
-        with zipfile.ZipFile(archive) as packed:
-            for info in packed.infolist():
-                mode = stat.S_IFMT(info.external_attr >> 16)
-                kind = "folder" if info.is_dir() else "file"
-                plain = mode in (0, stat.S_IFREG, stat.S_IFDIR)
-                yield Member(
-                    info.filename,
-                    info.file_size,
-                    kind if plain else "other",
-                    partial(packed.open, info),
-                )
-        return
-    with plain_tar(archive) as stream, tarfile.open(fileobj=stream, mode="r:") as packed:
-        for info in packed:
-            kind = "file" if info.isreg() else "folder" if info.isdir() else "other"
-            yield Member(info.name, info.size, kind, partial(packed.extractfile, info))
-
-
-@contextmanager
-def plain_tar(archive: Path) -> Generator[IO[bytes]]:
-    """A tar archive without its compression, open; tarfile keeps names of any length in memory.
-
-    Raises:
-        TooLarge: when it would be larger than ``MOST``.
-    """
-    with archive.open("rb") as stream:
-        start = stream.read(6)
-    opened = next((how for magic, how in PACKED.items() if start.startswith(magic)), open)
-    left = MOST
-    with opened(archive, "rb") as source, tempfile.TemporaryFile(dir=archive.parent) as plain:
-        while piece := source.read(2**20):
-            left -= len(piece)
-            if left < 0:
-                raise TooLarge
-            plain.write(piece)
-        plain.seek(0)
-        yield plain
+    text = getattr(error, "strerror", None) or str(error).partition(" for url")[0]
+    return " ".join(text.split()) or type(error).__name__
 
 
 def unpack(archive: Path, names: Collection[str], folder: Path, url: str) -> None:
-    """Writes the named files of an archive into a folder.
+    """Write the named files of an archive into a folder, whatever folder of the archive they are in.
 
     Raises:
-        DataError: when it is no archive, lacks a file, or has an entry that leads out of its folder, isn't
-            a plain file, or is too large.
+        DataError: if it is not a zip or tar archive, is larger than ``MOST`` unpacked, or does not hold each
+            of the names once.
     """
-    left, there = MOST, []
     try:
+        paths = []
         for member in members(archive):
-            path = PureWindowsPath(member.path)  # which knows both kinds of slashes
-            if member.kind == "other" or path.anchor or ".." in path.parts:
-                raise DataError(
-                    f"{url}: {member.path!r} in it is a link or device, or leads out of its folder"
-                )
-            left -= member.size
-            if left < 0:
-                raise TooLarge
-            there.append(member.path)
-            if path.name in names and member.kind == "file":
-                if (folder / path.name).exists():
-                    raise DataError(f"{url}: holds {path.name} twice")
-                write(member, folder / path.name)
-    except TooLarge as error:
-        raise DataError(f"{url}: unpacks to more than {MOST >> 20} MiB") from error
-    except Exception as error:  # decoders raise every kind
-        # EINVAL: it names a place before its beginning
+            paths.append(member.path)
+            name = PureWindowsPath(member.path).name  # splits at slashes of both kinds
+            if name not in names:
+                continue
+            if (folder / name).exists():
+                raise DataError(f"{url}: holds {name} twice")
+            source = member.open()
+            assert source is not None
+            with source, (folder / name).open("xb") as target:
+                copyfileobj(source, target)
+    except Exception as error:
+        # An error of the file system is the caller's; EINVAL: a zip that points before its beginning.
         on_disk = getattr(error, "errno", None) not in (None, errno.EINVAL)
-        if isinstance(error, DataError) or on_disk:
+        if on_disk or isinstance(error, DataError):
             raise
-        said = str(error).partition("\n")[0].rstrip(":") or type(error).__name__
-        raise DataError(f"{url}: not a whole zip or tar archive ({said})") from error
+        if isinstance(error, TooLarge):
+            raise DataError(f"{url}: unpacks to more than {MOST >> 20} MiB") from error
+        text = str(error).partition("\n")[0].rstrip(":") or type(error).__name__
+        raise DataError(f"{url}: not a complete zip or tar archive ({text})") from error
     for name in names:
         if not (folder / name).exists():
-            raise DataError(f"{url}: no {name} in it; it holds {short(there)}")
+            raise DataError(f"{url}: no {name} in it; it holds {short(paths)}")
 
 
-def write(member: Member, file: Path) -> None:
-    source = member.open()
-    if source is None:
-        raise ValueError(f"{member.path} can't be opened")
-    with source, file.open("xb") as target:
-        copyfileobj(source, target)
+class TooLarge(Exception):
+    """An archive unpacks to more than ``MOST`` bytes."""
+
+
+def check_size(size: int) -> None:
+    """Raise TooLarge if unpacked content is larger than ``MOST``."""
+    if size > MOST:
+        raise TooLarge
+
+
+def members(archive: Path) -> Iterator[Member]:
+    """Yield the regular files of a zip or tar archive.
+
+    Raises:
+        TooLarge: if they would unpack to more than ``MOST``.
+    """
+    if zipfile.is_zipfile(archive):
+        with zipfile.ZipFile(archive) as opened:
+            files = [info for info in opened.infolist() if not info.is_dir()]
+            check_size(sum(info.file_size for info in files))
+            for info in files:
+                yield Member(info.filename, info.file_size, partial(opened.open, info))
+        return
+    # A tar archive is decompressed in memory up to the limit first: a few bytes may unpack to a name of gigabytes.
+    with archive.open("rb") as stream:
+        start = stream.read(6)
+    opener = next((how for magic, how in PACKED.items() if start.startswith(magic)), open)
+    with opener(archive, "rb") as stream:
+        content = stream.read(MOST + 1)
+    check_size(len(content))
+    with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as opened:
+        files = [info for info in opened if info.isreg()]
+        check_size(sum(info.size for info in files))  # a sparse file may be larger than the archive
+        for info in files:
+            yield Member(info.name, info.size, partial(opened.extractfile, info))

@@ -1,4 +1,4 @@
-"""Images and masks in files: a folder of each, paired by name, or a table of pairs."""
+"""Data set of image and mask files: folders paired by name, or a table of pairs."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -6,11 +6,10 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field
 
-from seg.data.datasets.base import Task, check_choice, check_task
+from seg.data.datasets.base import PackedRecords, Task, check_choice, check_task, given_colors
 from seg.data.datasets.pairing import (
     LIKE,
     Pair,
-    Pairs,
     page_by_page,
     paired_by_name,
     paired_by_table,
@@ -28,7 +27,6 @@ from seg.data.masks import (
 )
 from seg.data.partition import SPLITS, Splits, refuse
 from seg.data.splits import Division, listed_split, read_lists
-from seg.display.colors import default_colors
 from seg.errors import DataError
 
 Pages = Literal["slices", "channels"]
@@ -36,40 +34,41 @@ Layers = Literal["pages", "folders"]
 
 
 class Folder:
-    """Images and masks paired by name, or by a table; split as the folders lie, as lists say, or drawn.
+    """Images and masks paired by name or by a table; split by folders, by lists or at random.
 
     Args:
-        root: holds ``images/`` and ``masks/``, or ``train/`` and ``val/`` (and ``test/``) that do.
+        root: folder that holds ``images/`` and ``masks/``, or ``train/`` and ``val/`` (and ``test/``) that do.
         classes: names in the order of the mask's values.
-        colors: one (red, green, blue) in 0..255 a class, for pictures; None: the palette's first of each, or
-            a readable one.
+        colors: one (red, green, blue) in 0..255 a class, for pictures; None: the first of each class in
+            ``palette``, or readable defaults.
         images: name of the folder of images, or of one file.
         masks: name of the folder of masks, or of one file.
-        table: CSV file of pairs, in place of the folders; see ``seg.data.datasets.pairing.paired_by_table``.
-        pair_by: regular expression that finds the same in the names of an image and its mask; None: the
-            names are the same but for the suffix.
-        pages: of TIFFs of several: ``slices``, each an image with the same page of its mask, or
-            ``channels`` of one image; None: there are none.
-        layers: of masks: ``pages``, one for each class, or ``folders``, one file for each class in a folder
-            of the class's name; 0 where the class isn't, 1 or 255 where it is (or as ``values`` says). One
-            class may lack its layer (of pages the first): it is where no other is.
+        table: CSV file of pairs, instead of folders; see ``seg.data.datasets.pairing.paired_by_table``.
+        pair_by: regular expression; images and masks with the same match are a pair. None: those with the same
+            name but for the suffix.
+        pages: use of TIFFs with several pages: ``slices``: each page is an image with the same page of its
+            mask; ``channels``: the pages are the channels of one image; None: an error.
+        layers: layout of masks that have one layer a class: ``pages`` of a file, or ``folders`` named as the
+            classes with a file each. A layer is 0 where the class is absent, 1 or 255 where it is present (or as
+            ``values`` says). One class may have no layer (of pages the first): it is where no other class is.
         values: mask value on disk -> class index; None: the values are the indices.
-        palette: class name -> colour in the masks, (red, green, blue) in 0..255, or several.
-        ignore: mask values on disk that nobody counts; with ``palette`` colours.
-        val: share of the images in 0..1 that validates, where no folders say; None: 0.2, or the fold.
-        test: share of the images in 0..1 kept for the test, where no folders say; the same for each fold.
-        fold: which of ``folds`` validates, 0 .. folds - 1; None: the share ``val``.
+        palette: class name -> its colour in the masks, (red, green, blue) in 0..255, or several colours.
+        ignore: mask values on disk, or colours with ``palette``, that are excluded from training and scores.
+        val: share of the images in 0..1 for validation, unless folders give it; None: 0.2, or the fold.
+        test: share of the images in 0..1 for the test, unless folders give it; the same for each fold.
+        fold: index of the fold that validates, 0 .. folds - 1; None: the share ``val``.
         folds: number of folds.
-        blocks: contiguous in the order of names instead of random.
-        group_by: regular expression that finds an image's group in its name; groups stay on one side.
-        stratify: each part gets its share of the images in which a class occurs.
-        lists: folder of train.txt, val.txt and perhaps test.txt, or a file for each; a name a line.
-        only_listed: images that no list names are left out.
-        split_seed: of what is random in the split.
-        task: ``overlapping``: a pixel may have several classes; masks have layers, pages if nothing is said.
+        blocks: split into contiguous blocks in the order of names instead of at random.
+        group_by: regular expression that gives an image's group from its name; a group is in one split.
+        stratify: give each split its share of the images in which a class occurs.
+        lists: folder of train.txt, val.txt and optionally test.txt, or a file for each; one name a line.
+        only_listed: leave out images that no list names.
+        split_seed: seed of the random split.
+        task: ``classes``, ``instances`` (two classes, counted by region) or ``overlapping`` (a pixel may have
+            several classes; masks have layers, pages by default).
 
     Raises:
-        DataError: when a folder, a mask or a setting is missing or wrong.
+        DataError: if a folder or file is missing, or an option is wrong.
     """
 
     def __init__(
@@ -98,6 +97,7 @@ class Folder:
         split_seed: Annotated[int, Field(ge=0)] = 0,
         task: Task = "classes",
     ) -> None:
+        # Options of the layout.
         check_choice("pages", pages, Pages)
         check_choice("layers", layers, Layers)
         if task == "overlapping" and layers is None:
@@ -113,6 +113,7 @@ class Folder:
             if lists is None:
                 raise DataError("data.only_listed=true: there are no data.lists; give them")
             self.only = {line for lines in read_lists(lists).values() for line in lines}
+        # Pairs of each split that has a folder, or of all images.
         if table is None:
             self.root = existing_root(root, images, masks)
             by_split, in_split, in_group = self.pairs_by_split(classes or []), None, None
@@ -129,10 +130,15 @@ class Folder:
         if pages == "slices":
             refuse({"splits": in_split}, "data.pages=slices", "give the stacks' splits by folders")
             by_split = {split: page_by_page(pairs) for split, pairs in by_split.items()}
-        self.files = Pairs({n: pair for pairs in by_split.values() for n, pair in pairs.items()})
-        self.has_files = (self.files.masks != b"").any(
-            0
-        )  # whether any image has one; of each class
+        pairs = {name: pair for pairs in by_split.values() for name, pair in pairs.items()}
+        if not pairs:
+            raise DataError(f"{self.root}: no image has a mask; check data.pair_by and the names")
+        self.files = PackedRecords(pairs)
+        layer_files = zip(*(pair.masks for pair in pairs.values()), strict=True)
+        self.has_files = [
+            any(files) for files in layer_files
+        ]  # a layer each: has any image a file?
+        # Classes and the values of the masks.
         if classes is None:
             raise DataError(self.name_the_classes())
         check_task(task, classes, may_overlap=True)
@@ -143,29 +149,29 @@ class Folder:
             self.values = MaskValues(["absent", "present"], present, ignore, paintable=False)
         else:
             self.values = MaskValues(classes, values, ignore, palette)
-        lacking = self.has_files.tolist()
-        self.reading = repr((pages, layers, values, palette, ignore, classes, task, lacking))
+        self.reading = repr((pages, layers, values, palette, ignore, classes, task, self.has_files))
         self.colors = given_colors(colors, classes, palette, spare=task == "overlapping")
 
-        said, by = None, ("", "")
+        # Splits: by folders, by the table, or by the options.
+        given, by = None, ("", "")
         if "all" not in by_split:
-            said = {split: list(pairs) for split, pairs in by_split.items()}
+            given = {split: list(pairs) for split, pairs in by_split.items()}
             by = "train/ and val/ in data.root", "the folders say which image is on which side"
         elif in_split is not None:
-            said = tabled_split(in_split, Path(str(table)))
+            given = tabled_split(in_split, Path(str(table)))
             by = "the table's column split", "it says which image is on which side"
         division = Division(val, test, fold, folds, blocks, group_by, stratify, lists, split_seed)
         names = list(self.files)
-        self.splits = division.splits(names, self.presence, self.listed, said, by, in_group)
+        self.splits = division.splits(names, self.presence, self.listed, given, by, in_group)
 
     def pairs_by_split(self, classes: list[str]) -> dict[str, dict[str, Pair]]:
-        """Name -> pair of each split that has a folder of its own, or of ``all``."""
+        """Return split -> name -> pair, for each split that has a folder, or for ``all``."""
         if (self.root / self.parts[0]).exists():
             return {"all": self.pair(self.root, classes)}
         present = [split for split in SPLITS if (self.root / split).is_dir()]
         for split in {"train", "val"} - set(present):
             raise DataError(
-                f"{self.root}: {split}/ is missing beside {present}; make it, or {self.parts[0]}/"
+                f"{self.root}: {split}/ is missing, but {present} exist; add it, or {self.parts[0]}/"
             )
         return {
             split: {
@@ -175,71 +181,72 @@ class Folder:
         }
 
     def pair(self, folder: Path, classes: list[str]) -> dict[str, Pair]:
-        """Name -> pair of the images of a folder."""
+        """Return name -> pair of the images of a folder."""
         if self.layers != "folders":
             return self.paired(folder, None)
         if not classes:
-            there = sorted(f.name for f in (folder / self.parts[1]).glob("*/"))
+            present = sorted(f.name for f in (folder / self.parts[1]).glob("*/"))
             raise DataError(
-                f"data.classes is not set: name the classes; {folder / self.parts[1]} holds {short(there)}"
+                f"data.classes is not set: name the classes; {folder / self.parts[1]} holds {short(present)}"
             )
         return self.paired(folder, classes)
 
     def paired(self, folder: Path, layers: list[str] | None) -> dict[str, Pair]:
-        """Name -> pair of a folder whose masks have a file for each of ``layers``, or one."""
+        """Return name -> pair of a folder whose masks have a file for each of ``layers``, or one file."""
         pairs, issues = paired_by_name(folder, *self.parts, self.pair_by, layers, self.only)
         report_unpaired(issues)
         return pairs
 
     def check_layers(self) -> None:
-        """Raises DataError unless files have layers just where the options say, of enough classes."""
-        planes = self.files.masks.shape[1]
+        """Raise DataError unless masks have one layer a class exactly where the options say so."""
+        planes = len(self.has_files)
         if planes == 1 and self.layers != "folders":
             return
         if self.layers != "folders":
             raise DataError(
-                "the table has a column for each class; data.layers=folders takes them so"
+                "the table has a column for each class, which needs data.layers=folders"
             )
         if planes == 1 != len(self.classes):
             raise DataError(
-                "data.layers=folders: the table has one column, mask; it needs one of each class's name"
+                "data.layers=folders: the table has one column, mask; it needs one for each class, with its name"
             )
         without = [c for c, has in zip(self.classes, self.has_files, strict=True) if not has]
         if without and (self.task == "overlapping" or len(without) > 1):
             raise DataError(f"data.layers=folders: no file for {short(without)}; add them")
 
     def name_the_classes(self) -> str:
-        some = [self.files[name] for name in list(self.files)[:20]]
-        pages = [page for pair in some for page in read_pages(pair.mask, pair.page)]
-        found = sorted({value for page in pages for value in np.unique(page).tolist()})
+        """Return the message for missing classes, with the values of the first 20 masks."""
+        first = [self.files[name] for name in list(self.files)[:20]]
+        pages = [page for pair in first for page in read_pages(pair.mask, pair.page)]
+        values = sorted({value for page in pages for value in np.unique(page).tolist()})
         return (
             "data.classes is not set: name the classes in the order of the mask's values, "
-            f"data.classes=[background,cell]; the first masks of {self.root} hold {found[:20]}"
+            f"data.classes=[background,cell]; the first masks of {self.root} hold {values[:20]}"
         )
 
     def read(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """Image (H, W, C) and mask (H, W) uint8 of class indices, or (H, W, K) of 0 and 1; 255 = ignore."""
+        """Return image (H, W, C), and mask (H, W) uint8 of class indices or (H, W, K) of 0 and 1; 255 = ignore."""
         pair = self.files[name]
         image = read_image(pair.image, pair.page, channels=self.pages == "channels")
-        mask = self.mask(pair)
+        mask = self.decode_mask(pair)
         if mask.shape[:2] != image.shape[:2]:
             raise size_mismatch(pair.mask, mask.shape, pair.image, image.shape)
         return image, mask
 
-    def mask(self, pair: Pair) -> np.ndarray:
-        """(H, W) or (H, W, K), as ``read`` gives it."""
+    def decode_mask(self, pair: Pair) -> np.ndarray:
+        """Return the mask of a pair, (H, W) or (H, W, K), as in ``read``."""
         if self.layers is None:
             colours = self.values.palette is not None
             return self.values.indices(
                 read_mask(pair.mask, pair.page, colours), place(pair.mask, pair.page)
             )
-        planes = self.planes(pair)
+        planes = self.decode_layers(pair)
         if self.task == "overlapping":
             return np.stack([plane for plane in planes if plane is not None], axis=-1)
         return merged(planes, self.classes, pair.mask)
 
-    def planes(self, pair: Pair) -> list[np.ndarray | None]:
-        """Each class's plane (H, W) of 0, 1 and 255; None: it is where no other is."""
+    def decode_layers(self, pair: Pair) -> list[np.ndarray | None]:
+        """Return the layer of each class, (H, W) of 0, 1 and 255; None: the class is where no other is."""
         if self.layers == "pages":
             rest = self.task != "overlapping"
             pages = stacked_planes(read_pages(pair.mask), self.classes, pair.mask, rest)
@@ -251,47 +258,51 @@ class Folder:
         sizes = {plane.shape for plane in planes if plane is not None}
         if len(sizes) > 1:
             raise DataError(
-                f"{pair.mask}: the classes' masks have sizes {sorted(sizes)}; they must agree"
+                f"{pair.mask}: the masks of the classes have sizes {sorted(sizes)}; they must be equal"
             )
-        nothing = np.zeros(sizes.pop(), np.uint8)
+        absent = np.zeros(sizes.pop(), np.uint8)
         return [
-            nothing if plane is None and has else plane
-            for plane, has in zip(planes, self.has_files.tolist(), strict=True)
+            absent if plane is None and has_files else plane
+            for plane, has_files in zip(planes, self.has_files, strict=True)
         ]
 
     def stamp(self, name: str) -> str:
-        """Changes when what ``read`` gives of that name may have changed."""
+        """Return a text that changes when the result of ``read`` may have changed."""
         pair = self.files[name]
         files = [state(file) for file in (pair.image, *pair.masks)]
         return "\n".join([*files, str(pair.page), self.reading])
 
     def presence(self, name: str) -> np.ndarray:
-        """Whether each class occurs in the image of that name, (C,) bool."""
-        return class_pixels(self.mask(self.files[name]), len(self.classes)) > 0
+        """Return (K,) bool: True for each class that occurs in the image."""
+        return class_pixels(self.decode_mask(self.files[name]), len(self.classes)) > 0
 
     def listed(self, lines: dict[str, list[str]]) -> Splits:
-        """The splits that lists give, of names with or without the file's suffix; a stack is its pages."""
-        names, stacks = list(self.files), self.pages == "slices"
-        meant: dict[str, list[str]] = {}
-        for name, image in zip(names, self.files.images.tolist(), strict=True):
-            file = Path(image.decode())
+        """Return the splits given by lists of names, with or without suffix; a stack stands for its pages."""
+        stacks = self.pages == "slices"
+        # All images that a line may mean; ``a.png`` may stand for two images of a table.
+        meanings: dict[str, list[str]] = {}
+        for name, pair in self.files.items():
+            file = pair.image
             for line in {name, name + file.suffix, file.name, file.stem if stacks else name}:
-                meant.setdefault(line, []).append(name)
-        clear = {line: of for line, of in meant.items() if stacks or len(of) == 1}
-        each = {s: [n for line in of for n in clear.get(line, [line])] for s, of in lines.items()}
-        return listed_split(each, {name: name for name in names})
+                meanings.setdefault(line, []).append(name)
+        clear = {line: names for line, names in meanings.items() if stacks or len(names) == 1}
+        images = {
+            split: [name for line in listed for name in clear.get(line, [line])]
+            for split, listed in lines.items()
+        }
+        return listed_split(images, {name: name for name in self.files})
 
 
 def tabled_split(in_split: dict[str, str], table: Path) -> Splits:
-    """The splits that a table's column gives.
+    """Return the splits of a table's column ``split``, name -> split.
 
     Raises:
-        DataError: when a line has none, or train or val have no line.
+        DataError: if a line has another word, or train or val have no line.
     """
     splits: Splits = {split: [n for n, s in in_split.items() if s == split] for split in SPLITS}
-    strange = [(name, split) for name, split in in_split.items() if split not in SPLITS]
-    if strange:
-        name, split = strange[0]
+    unknown = [(name, split) for name, split in in_split.items() if split not in SPLITS]
+    if unknown:
+        name, split = unknown[0]
         raise DataError(f"{table}: {name} has split {split!r}; train, val or test is needed")
     for split in ("train", "val"):
         if not splits[split]:
@@ -300,55 +311,45 @@ def tabled_split(in_split: dict[str, str], table: Path) -> Splits:
 
 
 def existing_root(root: str | None, images: str, masks: str) -> Path:
-    layout = f"it must hold {images}/ and {masks}/, or train/ and val/ that hold them"
+    """Return the folder of the data.
+
+    Raises:
+        DataError: if it is not given, does not exist or holds neither images nor splits.
+    """
+    layout = f"it must hold {images}/ and {masks}/, or train/ and val/ that do"
     if root is None:
         raise DataError(f"data.root is not set: give the folder of the data; {layout}")
     folder = Path(root)
     if not folder.is_dir():
         raise DataError(f"data.root={root}: no such folder; {layout}")
     if not (folder / images).exists() and not (folder / "train").is_dir():
-        raise DataError(f"data.root={root}: neither {images}/ nor train/ in it; {layout}")
+        raise DataError(f"data.root={root}: it holds neither {images}/ nor train/; {layout}")
     return folder
 
 
 def state(file: Path | None) -> str:
-    """Changes when a file does."""
+    """Return a text that changes when a file does: its path, size and time."""
     if file is None:
         return ""
-    facts = file.stat()
-    return f"{file.resolve()} {facts.st_size} {facts.st_mtime_ns}"
+    status = file.stat()
+    return f"{file.resolve()} {status.st_size} {status.st_mtime_ns}"
 
 
 def place(file: Path, page: int | None) -> str:
-    """How messages name a file, or one page of it."""
+    """Return the name of a file, or of one page of it, for messages."""
     return str(file) if page is None else f"{file}, page {page}"
 
 
 def read_mask(file: Path, page: int | None = None, colours: bool = False) -> np.ndarray:
+    """Return the one page of a file, or the page of that index, as stored.
+
+    Raises:
+        DataError: if the file cannot be read, or has several pages and no index is given.
+    """
     pages = read_pages(file, page, colours)
     if len(pages) != 1:
         raise DataError(
-            f"{file}: {len(pages)} pages where one mask is expected; split the stack, or take each page as a "
+            f"{file}: {len(pages)} pages, but one mask is needed; split the stack, or take each page as a "
             "class (data.layers=pages) or as the mask of an image's page (data.pages=slices)"
         )
     return pages[0]
-
-
-def given_colors(
-    colors: list[Colour] | None,
-    classes: list[str],
-    palette: dict[str, Colour | list[Colour]] | None,
-    spare: bool,
-) -> list[tuple[int, int, int]]:
-    """One colour a class; the readable palette's first one can be spared for none of them."""
-    if colors is None and palette is not None:
-        several = [palette[name] for name in classes]
-        colors = [c[0] if c and isinstance(c[0], list) else c for c in several]  # ty: ignore
-    if colors is None:
-        return default_colors(len(classes) + spare)[spare:]
-    good = all(len(c) == 3 and all(0 <= v <= 255 for v in c) for c in colors)
-    if len(colors) != len(classes) or not good:
-        raise DataError(
-            f"data.colors={colors}: give one [red,green,blue] in 0..255 for each of {len(classes)} classes"
-        )
-    return [(c[0], c[1], c[2]) for c in colors]

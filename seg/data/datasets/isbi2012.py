@@ -18,30 +18,30 @@ from seg.errors import DataError
 VOLUME, LABELS = "train-volume.tif", "train-labels.tif"
 FILES = {"volume": VOLUME, "labels": LABELS}
 BY_HAND = (
-    f"get {VOLUME} and {LABELS} by hand (https://imagej.net/events/isbi-2012-segmentation-challenge) and "
+    f"download {VOLUME} and {LABELS} by hand (https://imagej.net/events/isbi-2012-segmentation-challenge) and "
     "give their folder, data.root=FOLDER"
 )
 
 
 class ISBI2012:
-    """Labelled sections in the challenge's own layout; one contiguous block of them validates.
+    """The labelled sections of the challenge, in its own layout; a contiguous block of sections validates.
 
-    Arganda-Carreras et al. 2015, Frontiers in Neuroanatomy 9:142. Neighbouring sections resemble each
-    other, so a block is a harder and more honest validation than a random draw.
+    Arganda-Carreras et al. 2015, Frontiers in Neuroanatomy 9:142. Neighbouring sections are similar, so that a
+    block is a harder and more honest validation than a random split.
 
     Args:
         root: folder of train-volume.tif and train-labels.tif; None: they are downloaded once.
-        url: of a zip or tar archive that holds the two files.
-        sha256: of ``volume`` and ``labels``: SHA-256 of the pixels of a download, page after page; None: not
-            looked at.
+        url: address of a zip or tar archive that holds the two files.
+        sha256: SHA-256 of the pixels of ``volume`` and ``labels``, page after page, for a download; None: not
+            checked.
         timeout: seconds that the server may be silent.
-        fold: which block of sections validates, 0 .. folds - 1.
+        fold: index of the block of sections that validates, 0 .. folds - 1.
         folds: number of blocks.
-        val: the sections that validate instead of a block, for a division that was published.
-        task: ``instances``: the cells are also counted one by one.
+        val: sections that validate instead of a block, for a published split.
+        task: ``instances``: the cells are also scored as objects; or ``classes``.
 
     Raises:
-        DataError: when a file is missing or isn't what it should be, or the fold or a section isn't there.
+        DataError: if a file is missing or invalid, or the fold or a section does not exist.
     """
 
     classes: list[str] = ["membrane", "cell"]  # noqa: RUF012  (a constant of the challenge)
@@ -58,11 +58,13 @@ class ISBI2012:
         val: list[Annotated[int, Field(ge=0)]] | None = None,
         task: Task = "instances",
     ) -> None:
+        # Files.
         check_task(task, self.classes)
         self.task: Task = task
         folder = downloaded(url, sha256, timeout) if root is None else Path(root)
         if not folder.is_dir():
             raise DataError(f"data.root={root}: no such folder; it must hold {VOLUME} and {LABELS}")
+        # Sections and their labels, which must match.
         values = MaskValues(self.classes, values={0: 0, 255: 1}, ignore=[])
         self.images = page_by_page(folder / VOLUME, as_image)
         self.masks = page_by_page(folder / LABELS, values.indices)
@@ -72,40 +74,46 @@ class ISBI2012:
                 f"{folder}: {VOLUME} holds {describe(shapes[0])} and {LABELS} {describe(shapes[1])}; "
                 "they must match section by section"
             )
+        # Splits.
         names = [f"section-{i:02d}" for i in range(len(self.images))]
         self.splits = (
             fold_split(names, fold, folds, 0, in_blocks) if val is None else chosen(names, val)
         )
 
     def read(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """Section (H, W, 1) uint8 and its mask (H, W) uint8: 0 membrane, 1 cell."""
+        """Return a section (H, W, 1) uint8 and its mask (H, W) uint8: 0 membrane, 1 cell."""
         section = int(name.rsplit("-", 1)[1])
         return self.images[section], self.masks[section]
 
 
 def chosen(names: list[str], val: list[int]) -> Splits:
-    """These sections validate, the others train."""
-    held = {names[section] for section in val if 0 <= section < len(names)}
-    if not 0 < len(held) < len(names) or len(held) < len(val):
+    """Return the split in which these sections validate and the others train.
+
+    Raises:
+        DataError: if a section does not exist or is given twice, or none is left to train on.
+    """
+    validation = {names[section] for section in val if 0 <= section < len(names)}
+    if not 0 < len(validation) < len(names) or len(validation) < len(val):
         raise DataError(
             f"data.val={val}: give some of the sections 0 to {len(names) - 1}, each once, and leave some to train on"
         )
-    return {"train": [n for n in names if n not in held], "val": [n for n in names if n in held]}
+    training = [name for name in names if name not in validation]
+    return {"train": training, "val": [name for name in names if name in validation]}
 
 
 def page_by_page(file: Path, read: Callable[[np.ndarray, str], np.ndarray]) -> list[np.ndarray]:
-    """What is read of each page of a stack; errors name the page, from 0 as the sections are."""
+    """Return the result of ``read`` for each page of a stack; its errors name the page, from 0."""
     return [read(page, f"{file}, page {n}") for n, page in enumerate(read_pages(file))]
 
 
 def downloaded(url: str | None, sha256: dict[str, str] | None, timeout: float) -> Path:
-    """The folder of the cache that holds the two files; they are fetched if they aren't there, or spoilt.
+    """Return the cache folder of the two files; they are downloaded if missing or damaged.
 
     Raises:
-        DataError: when they can't be had, or aren't those that ``sha256`` names.
+        DataError: if they cannot be downloaded, or do not have the pixels of ``sha256``.
     """
     if url is None:
-        raise DataError(f"data.root is not set, nor data.url; {BY_HAND}")
+        raise DataError(f"data.root is not set, and data.url neither; {BY_HAND}")
     if sha256 is not None and set(sha256) != set(FILES):
         raise DataError(
             f"data.sha256 names {sorted(sha256)}: volume and labels are needed, or null"
@@ -120,21 +128,24 @@ def downloaded(url: str | None, sha256: dict[str, str] | None, timeout: float) -
 
 
 def fault(folder: Path, sha256: dict[str, str] | None) -> str | None:
-    """What is wrong with the two files of a folder, or None.
+    """Return what is wrong with the two files of a folder; None: nothing.
 
-    Copies of the challenge differ in how the TIFFs are written, not in their pixels; so these are hashed.
+    Copies of the challenge differ in the encoding of the TIFF, not in its pixels; so the pixels are hashed.
     """
     for key, name in FILES.items():
         try:
             pages = read_pages(folder / name)
         except DataError as error:
             return str(error).replace(f"{folder}/", "")
-        found = hashlib.sha256(b"".join(page.tobytes() for page in pages)).hexdigest()
-        if sha256 is not None and found != sha256[key].lower():
-            return f"{name}: SHA-256 of its pixels is {found}, and data.sha256.{key} names {sha256[key]}"
+        digest = hashlib.sha256(b"".join(page.tobytes() for page in pages)).hexdigest()
+        if sha256 is not None and digest != sha256[key].lower():
+            return (
+                f"{name}: SHA-256 of its pixels is {digest}, but data.sha256.{key} is {sha256[key]}"
+            )
     return None
 
 
 def describe(shapes: list[tuple[int, int]]) -> str:
+    """Return number and sizes of sections, for a message."""
     sizes = ", ".join(f"{h}x{w}" for h, w in sorted(set(shapes)))
     return f"{len(shapes)} sections of {sizes} px"

@@ -1,33 +1,29 @@
-"""Which image belongs to which mask: by name, by a table, and page by page.
-
-Pairs are kept packed: reading a Python object writes its reference count, so that a hundred thousand paths
-would be copied, page by page, into the memory of each loader process.
-"""
+"""Pairing of images with masks: by file name, by a table, and page by page."""
 
 import csv
 import re
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
 from seg.data.image_io import count_pages, list_images
 from seg.data.masks import short
 from seg.errors import DataError
 
-NONE = -1  # page of a file that is taken whole
+LIKE = "a line is one name, like {}"
+PATTERN = ", or pair by a part of the names, data.pair_by='^[0-9]+'"
+OWN = ("image", "mask", "split", "group")  # columns of a table that are not classes
 
 
 class Pair(NamedTuple):
-    """Where an image and its mask are.
+    """Files of an image and its mask.
 
     Attributes:
-        image: its file.
-        masks: file of the mask, or of each class's plane in the order of the classes; None: no such plane.
-        page: of both files, from 0; None: they are taken whole.
+        image: file of the image.
+        masks: file of the mask, or of each class's layer in the order of the classes; None: no such layer.
+        page: page of both files, from 0; None: the files are one image each.
     """
 
     image: Path
@@ -36,53 +32,8 @@ class Pair(NamedTuple):
 
     @property
     def mask(self) -> Path:
-        """The mask's file, or the first of its planes."""
+        """File of the mask, or of its first layer."""
         return next(file for file in self.masks if file is not None)
-
-
-class Pairs:
-    """Pairs by the image's name, in their order.
-
-    Args:
-        pairs: name -> pair.
-    """
-
-    def __init__(self, pairs: dict[str, Pair]) -> None:
-        self.names = packed(list(pairs))
-        self.images = packed([str(pair.image) for pair in pairs.values()])
-        masks = [str(mask or "") for pair in pairs.values() for mask in pair.masks]
-        self.masks = packed(masks).reshape(len(pairs), -1)
-        pages = [NONE if pair.page is None else pair.page for pair in pairs.values()]
-        self.pages = np.array(pages, np.int32)
-        self.order = np.argsort(self.names, kind="stable")
-        self.sorted = self.names[self.order]
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def __iter__(self) -> Iterator[str]:
-        return (name.decode() for name in self.names.tolist())
-
-    def __getitem__(self, name: str) -> Pair:
-        place = int(np.searchsorted(self.sorted, np.bytes_(name.encode())))
-        if place == len(self.names) or self.sorted[place] != name.encode():
-            raise KeyError(name)
-        row = int(self.order[place])
-        page = int(self.pages[row])
-        masks = [Path(file.decode()) if file else None for file in self.masks[row].tolist()]
-        return Pair(Path(self.images[row].decode()), masks, None if page == NONE else page)
-
-
-def packed(texts: list[str]) -> np.ndarray:
-    """Texts in one block of memory, as UTF-8 bytes.
-
-    Raises:
-        DataError: for the name of a file that isn't UTF-8.
-    """
-    try:
-        return np.array([text.encode() for text in texts], np.bytes_)
-    except UnicodeEncodeError as error:
-        raise DataError(f"{error.object!r}: a name that isn't UTF-8; rename the file") from error
 
 
 def paired_by_name(
@@ -96,39 +47,42 @@ def paired_by_name(
     """Return the pairs of a folder by image name, and an error for each file without a partner.
 
     Args:
-        folder: of both.
+        folder: folder that holds images and masks.
         images: its folder of images, or one file.
-        masks: its folder of masks, or one file; with ``layers`` a folder of a folder for each class.
-        pair_by: regular expression; what it finds in both names is the same. None: the names are.
-        layers: the classes, where each has files of its own; None: a mask has one file.
-        only: names of images or of their files; the others are left out. None: all count.
+        masks: its folder of masks, or one file; with ``layers`` a folder with one folder per class.
+        pair_by: regular expression; images and masks with the same match are a pair. None: those with the same
+            name but for the suffix.
+        layers: classes, if each has a file of its own; None: a mask is one file.
+        only: names of the images to use, with or without suffix; None: all images.
 
     Raises:
-        DataError: when a folder or ``pair_by`` is wrong, or two images would have one name.
+        DataError: if a folder or ``pair_by`` is wrong, or two images would have one name.
     """
     if (folder / images).is_file() and (folder / masks).is_file():
         return {Path(images).stem: Pair(folder / images, [folder / masks])}, []
+    # Key the files of the images, and of each layer of the masks.
     image_files, issues = keyed(listed(folder / images, only), pair_by)
     planes = []
-    folders = [folder / masks] if layers is None else layer_folders(folder / masks, layers)
-    for place in folders:
-        absent = layers is not None and not place.is_dir()
-        plane, doubled = ({}, []) if absent else keyed(listed(place), pair_by)
+    for layer in [folder / masks] if layers is None else layer_folders(folder / masks, layers):
+        absent = layers is not None and not layer.is_dir()
+        plane, doubled = ({}, []) if absent else keyed(listed(layer), pair_by)
         planes.append(plane)
         issues += doubled
-    have = set().union(*planes)
+    mask_keys = set().union(*planes)
     hint = "" if pair_by else PATTERN
-    for key in [key for key in image_files if key not in have]:
-        found = f"no mask of that name in {folder / masks}"
+    # Images without a mask are reported and left out.
+    for key in [key for key in image_files if key not in mask_keys]:
+        text = f"no mask of that name in {folder / masks}"
         remedy = f"add it or take the image out{hint}"
-        issues.append(DataError(file=image_files.pop(key), found=found, remedy=remedy, kind="no_mask"))  # fmt: skip
-    for key in [] if only is not None else sorted(have - set(image_files)):
+        issues.append(DataError(file=image_files.pop(key), found=text, remedy=remedy, kind="no_mask"))  # fmt: skip
+    # Masks without an image are reported, unless lists name the images to use.
+    for key in [] if only is not None else sorted(mask_keys - set(image_files)):
         file = next(plane[key] for plane in planes if key in plane)
-        found = f"no image of that name in {folder / images}"
+        text = f"no image of that name in {folder / images}"
         remedy = f"add it or take the mask out{hint}"
-        issues.append(DataError(file=file, found=found, remedy=remedy, kind="no_image"))
+        issues.append(DataError(file=file, found=text, remedy=remedy, kind="no_image"))
     pairs = {f.stem: Pair(f, [p.get(k) for p in planes]) for k, f in image_files.items()}
-    if len(pairs) < len(image_files):  # pair_by found different keys in one name but for the suffix
+    if len(pairs) < len(image_files):  # data.pair_by matched differently in a.png and a.tif
         raise DataError(
             f"{folder / images}: two files have one name but for the suffix; rename one"
         )
@@ -157,42 +111,38 @@ def report_unpaired(issues: list[DataError]) -> None:
     elif issues:
         first = issues[0]
         alike = sum(issue.kind == first.kind for issue in issues)
-        found = f"{first.found} ({alike} such files)" if alike > 1 else first.found
-        raise DataError(file=first.file, found=found, remedy=first.remedy, kind=first.kind)
+        text = f"{first.found} ({alike} such files)" if alike > 1 else first.found
+        raise DataError(file=first.file, found=text, remedy=first.remedy, kind=first.kind)
 
 
-LIKE = "a line is one name, like {}"
-PATTERN = ", or pair by a part of the names, data.pair_by='^[0-9]+'"
-
-
-def listed(place: Path, only: set[str] | None = None) -> list[Path]:
-    """The image files of a folder, or the one file; those in ``only``, by name with or without suffix.
+def listed(path: Path, only: set[str] | None = None) -> list[Path]:
+    """Return the image files of a folder, or the one file, restricted to the names in ``only``.
 
     Raises:
-        DataError: when there are none.
+        DataError: if there are none.
     """
-    files = [place] if place.is_file() else list_images(place)
+    files = [path] if path.is_file() else list_images(path)
     if only is None:
         return files
     chosen = [f for f in files if f.name in only or f.stem in only]
     if not chosen:
-        raise DataError(f"{place}: no image here is in data.lists; {LIKE.format(files[0].stem)}")
+        raise DataError(f"{path}: no image here is in data.lists; {LIKE.format(files[0].stem)}")
     return chosen
 
 
 def keyed(files: list[Path], pair_by: str | None) -> tuple[dict[str, Path], list[DataError]]:
-    """Return files by what pairs them, and an error for each that shares its name with a later one.
+    """Return files by the key that pairs them, and an error for each that shares its name with a later one.
 
-    They are paired by their name without the suffix, or by what the regular expression finds.
+    The key is the name without the suffix, or the match of the regular expression: its first group, if any.
 
     Raises:
-        DataError: when the regular expression finds nothing in a name, or the same in two.
+        DataError: if the regular expression is invalid, or matches nothing in a name or the same in two.
     """
     try:
         pattern = re.compile(pair_by) if pair_by is not None else None
     except re.error as error:
         raise DataError(f"data.pair_by={pair_by}: not a regular expression ({error})") from error
-    named: dict[str, Path] = {}
+    by_key: dict[str, Path] = {}
     issues: list[DataError] = []
     for file in files:
         key = file.stem
@@ -200,34 +150,34 @@ def keyed(files: list[Path], pair_by: str | None) -> tuple[dict[str, Path], list
             match = pattern.search(file.stem)
             key = match[min(1, pattern.groups)] if match else None
             if not key:
-                raise DataError(f"data.pair_by={pair_by}: finds nothing in the name {file}")
-        if key in named and pattern is not None:
+                raise DataError(f"data.pair_by={pair_by}: matches nothing in the name {file}")
+        if key in by_key and pattern is not None:
             raise DataError(
-                f"{named[key]}: {file.name} beside it has the same {key!r} (data.pair_by); keep one of them"
+                f"{by_key[key]}: {file.name} has the same key {key!r} (data.pair_by); keep one of them"
             )
-        if key in named:
-            found = f"{file.name} beside it has the same name"
-            issues.append(DataError(file=named[key], found=found, remedy="keep one of them", kind="same_name"))  # fmt: skip
-        named[key] = file
-    return named, issues
+        if key in by_key:
+            text = f"{file.name} has the same name"
+            issues.append(DataError(file=by_key[key], found=text, remedy="keep one of them", kind="same_name"))  # fmt: skip
+        by_key[key] = file
+    return by_key, issues
 
 
 def layer_folders(folder: Path, classes: list[str]) -> list[Path]:
-    """The folder of each class; one class may have none: it is where no other is.
+    """Return the folder of each class; one class may have none: it is where no other class is.
 
     Raises:
-        DataError: when there are other folders, or more are missing.
+        DataError: if there are other folders, or more are missing.
     """
     if not folder.is_dir():
         raise DataError(
             f"{folder}: no such folder; data.layers=folders needs one in it for each class"
         )
-    there = sorted(f.name for f in folder.iterdir() if f.is_dir() and not f.name.startswith("."))
-    strange, missing = sorted(set(there) - set(classes)), [c for c in classes if c not in there]
-    if strange or len(missing) > 1 or len(missing) == len(classes):
+    present = sorted(f.name for f in folder.iterdir() if f.is_dir() and not f.name.startswith("."))
+    unknown, missing = sorted(set(present) - set(classes)), [c for c in classes if c not in present]
+    if unknown or len(missing) > 1 or len(missing) == len(classes):
         raise DataError(
-            f"{folder}: holds the folders {short(there)}; data.layers=folders needs one for each of "
-            f"{short(classes)}, and one of these may lack it"
+            f"{folder}: holds the folders {short(present)}; data.layers=folders needs one for each of "
+            f"{short(classes)}, and one of these may be missing"
         )
     return [folder / name for name in classes]
 
@@ -235,14 +185,15 @@ def layer_folders(folder: Path, classes: list[str]) -> list[Path]:
 def paired_by_table(
     file: Path, classes: list[str]
 ) -> tuple[dict[str, Pair], dict[str, str] | None, dict[str, str] | None]:
-    """Pairs of a CSV file, and where it has such columns: name -> split, name -> group.
+    """Return the pairs of a CSV file, and from its columns, if present, name -> split and name -> group.
 
-    Columns: image; mask, or one of each class's name; perhaps split (train, val, test) and group. Paths
-    start at the table's folder. An image's name is its path there without the suffix.
+    Columns: ``image``; ``mask``, or one per class with the class's name; optional ``split`` (train, val, test)
+    and ``group``. Paths are relative to the table's folder. An image's name is its path without the suffix.
 
     Raises:
-        DataError: naming the line that can't be used.
+        DataError: if a line cannot be used; the message has its number.
     """
+    # The columns that hold masks.
     rows = table_rows(file, classes)
     pairs, splits, groups = {}, {}, {}
     layers = [c for c in classes if c in rows[0][1] and c not in OWN]
@@ -253,6 +204,7 @@ def paired_by_table(
             "is needed, not both"
         )
     for line, row in rows:
+        # Each line names files that exist.
         where = f"{file}, line {line}"
         if not row["image"]:
             raise DataError(f"{where}: no image; give its path")
@@ -262,7 +214,8 @@ def paired_by_table(
         masks = [file.parent / row[c] if row.get(c) else None for c in columns]
         for path in (image, *masks):
             if path is not None and not exists(path):
-                raise DataError(f"{where}: {path} isn't there; paths start at {file.parent}")
+                raise DataError(f"{where}: {path} does not exist; paths start at {file.parent}")
+        # Each image has one line.
         name = Path(row["image"]).with_suffix("").as_posix()
         if name in pairs:
             raise DataError(f"{where}: {name} is on an earlier line too; keep one of them")
@@ -277,30 +230,27 @@ def paired_by_table(
     )
 
 
-OWN = ("image", "mask", "split", "group")  # columns of a table beside those of classes
-
-
 def exists(file: Path) -> bool:
+    """Return True if a file exists; False if its name is longer than the system allows."""
     try:
         return file.is_file()
-    except (
-        OSError
-    ):  # a name longer than the system allows, as of two lines that a quotation mark joins
+    except OSError:
         return False
 
 
 def table_rows(file: Path, classes: list[str]) -> list[tuple[int, dict[str, str]]]:
-    """Line numbers and cells of a CSV file, by its own heading.
+    """Return the line numbers and cells of a CSV file, by the names of its first line.
 
     Raises:
-        DataError: when it can't be read, or its heading isn't right.
+        DataError: if it cannot be read, or its first line names the wrong columns.
     """
+    # The separator is the most frequent one of the first line.
     try:
         text = file.read_text("utf-8-sig")
         heading = text.splitlines()[0] if text.strip() else ""
-        mark = max(",;\t", key=heading.count)
+        separator = max(",;\t", key=heading.count)
         reader = csv.DictReader(
-            text.splitlines(), delimiter=mark, skipinitialspace=True, strict=True
+            text.splitlines(), delimiter=separator, skipinitialspace=True, strict=True
         )
         columns = [column.strip() for column in reader.fieldnames or []]
         reader.fieldnames = columns
@@ -308,10 +258,11 @@ def table_rows(file: Path, classes: list[str]) -> list[tuple[int, dict[str, str]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise DataError(f"{file}: can't be read as a table ({reason})") from error
+    # The columns: none twice, none misspelt, none missing.
     twice = [c for c in (*OWN, *classes) if columns.count(c) > 1]
     if twice:
         raise DataError(f"{file}: its first line names {twice[0]} twice; keep one of the columns")
-    known = ("image", "mask", *OWN, *classes)
+    known = (*OWN, *classes)
     misspelt = [c for c in columns if c not in known and c.lower().rstrip("s") in known]
     if misspelt:
         right = misspelt[0].lower().rstrip("s")
@@ -319,32 +270,31 @@ def table_rows(file: Path, classes: list[str]) -> list[tuple[int, dict[str, str]
     if "image" not in columns or not {"mask", *classes} & set(columns):
         raise DataError(
             f"{file}: its first line names {columns}; image and mask are needed (or a column for each class), "
-            "perhaps split and group"
+            "and optionally split and group"
         )
+    # The rows: at least one, each with all cells.
     if not rows:
         raise DataError(f"{file}: no lines below the first; a line names an image and its mask")
     for line, row in rows:
         if None in row or None in row.values():
-            raise DataError(
-                f"{file}, line {line}: has not {len(columns)} cells, as the first line has"
-            )
+            raise DataError(f"{file}, line {line}: must have {len(columns)} cells, as the first line")  # fmt: skip
     return [(line, {key: cell.strip() for key, cell in row.items()}) for line, row in rows]
 
 
 def page_by_page(pairs: dict[str, Pair]) -> dict[str, Pair]:
-    """Each page of a TIFF as an image of its own, NAME-07, with the same page of its mask.
+    """Return each page of a TIFF as an image of its own, named NAME-07, with the same page of its mask.
 
     Raises:
-        DataError: when a mask has another number of pages than its image.
+        DataError: if a mask has another number of pages than its image.
     """
     single: dict[str, Pair] = {}
     for name, pair in pairs.items():
         pages = count_pages(pair.image)
         for mask in pair.masks:
-            if mask is not None and (other := count_pages(mask)) != pages:
+            if mask is not None and (mask_pages := count_pages(mask)) != pages:
                 raise DataError(
-                    f"{mask}: {other} pages, and its image {pair.image} {pages}; data.pages=slices needs one mask "
-                    "for each page"
+                    f"{mask}: {mask_pages} pages, but its image {pair.image} has {pages}; data.pages=slices needs "
+                    "one mask for each page"
                 )
         digits = len(str(pages - 1))
         for page in range(pages):
