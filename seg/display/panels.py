@@ -22,6 +22,7 @@ from seg.display.layout import (
     smooth,
     words,
 )
+from seg.display.layout import INK as INK
 from seg.logits import IGNORE
 
 FALSE_ONE: Color = (213, 94, 0)  # vermilion: class 1 predicted where the truth is 0
