@@ -1,7 +1,7 @@
-"""Which of many runs is really better: ``python -m seg.compare outputs/sweeps/SWEEP group_by=model,loss``.
+"""Compare many runs: ``python -m seg.compare outputs/sweeps/SWEEP group_by=model,loss``.
 
-Ranks the runs' groups in a table, tells which differences are more than chance, and writes compare.csv, a
-row a run, and compare.html, a page that needs no network.
+Prints a table of the ranked groups with the significance of their differences, and writes compare.csv, one row
+for each run, and compare.html, a page that needs no network.
 """
 
 import logging
@@ -9,7 +9,6 @@ from argparse import Namespace
 from pathlib import Path
 
 from omegaconf import DictConfig, ListConfig
-from rich.table import Table
 from rich.text import Text
 
 from seg import files
@@ -21,9 +20,10 @@ from seg.comparison import page
 from seg.comparison.grouping import filtered, grouped, named
 from seg.comparison.ranking import Asked, Ranking, rank
 from seg.comparison.run_records import Run, common_folder, find_runs, read_runs
-from seg.comparison.summary import cautions, claims, fate, headline
+from seg.comparison.summary import cautions, fate, headline, p_line
 from seg.comparison.table import fitting, run_table
 from seg.display.console import console, quiet
+from seg.display.tables import make_table
 from seg.errors import UserError
 from seg.files import open_regular
 from seg.runs.folder import relative
@@ -32,9 +32,15 @@ log = logging.getLogger("seg")
 
 
 def compare(cfg: DictConfig) -> Ranking:
-    """Reads the runs, ranks them, writes the table and the page."""
+    """Read, rank and test the runs; print the table and write compare.csv and compare.html.
+
+    Raises:
+        UserError: if an option fits no run, or a file of another program is in the way.
+    """
     quiet()
     check(cfg)
+
+    # runs, the score, and files that may be written
     folders = find_runs([str(place) for place in cfg.runs])
     runs = filtered(read_runs(folders), cfg.where)
     asked = question(cfg, runs)
@@ -43,6 +49,8 @@ def compare(cfg: DictConfig) -> Ranking:
     files.check_writable(output, output, names)
     for name in names:
         check_ours(output / name)
+
+    # ranking
     ranked = [run for run in runs if run.status == "finished" and asked.key in run.metrics]
     groups = grouped(ranked, named_options(cfg.group_by))
     baseline = named(groups, cfg.baseline) if cfg.baseline and groups else None
@@ -54,31 +62,24 @@ def compare(cfg: DictConfig) -> Ranking:
 
 
 def check(cfg: DictConfig) -> None:
-    """Raises UserError for what can be known before a run is read."""
-    if not 0 < cfg.level < 1:
-        raise UserError(f"level={cfg.level}: a number above 0 and below 1 is needed, 0.95")
-    for name, least in (("resamples", 1), ("images", 0), ("megabytes", 0)):
-        if cfg[name] < least:
-            raise UserError(f"{name}={cfg[name]}: {least} or more is needed")
-    if cfg.split not in (None, "val", "test"):
-        raise UserError(f"split={cfg.split}: val or test is needed, or null")
+    """Raise UserError if a word of ``where`` has no value; other ranges are checked with the config."""
     for word in cfg.where:
         if "=" not in word:
             raise UserError(f"where={word}: an option and its value are needed, where=model=unet")
 
 
 def named_options(given: ListConfig | str | None) -> list[str] | None:
-    """The names of group_by: a list, one name, or none."""
+    """Return the names of group_by, given as a list or a single name; None if it is null."""
     if given is None:
         return None
     return [given] if isinstance(given, str) else [str(name) for name in given]
 
 
 def question(cfg: DictConfig, runs: list[Run]) -> Asked:
-    """Score and split that are compared.
+    """Return the score and split to compare, by default Dice on test if every finished run has it, else val.
 
     Raises:
-        UserError: when no finished run has such a score.
+        UserError: if no finished run has such a score.
     """
     finished = [run for run in runs if run.status == "finished"]
     tested = all("test/dice" in run.metrics for run in finished)
@@ -89,22 +90,22 @@ def question(cfg: DictConfig, runs: list[Run]) -> Asked:
     if finished and not known:
         raise UserError(f"split={split}: no finished run has scores of it")
     if finished and asked.score not in known:
-        near = nearest(asked.score, known)
-        raise UserError(f"score={asked.score}: no finished run has it on {split}{near} (there are: {listed(list(known))})")  # fmt: skip
+        hint = nearest(asked.score, known)
+        raise UserError(f"score={asked.score}: no finished run has it on {split}{hint} (there are: {listed(list(known))})")  # fmt: skip
     return asked
 
 
 def tell(ranking: Ranking, others: list[Run]) -> None:
-    """The ranked table, what its marks claim, what to beware of, and the runs that aren't in it."""
+    """Print the ranking, the meaning of p, warnings, the runs that are not ranked, and the result."""
     if ranking.groups:
         log.info("", extra={"table": fitting(ranking, console.width)})
-        for mark, claim in claims(ranking):
-            log.info(f"{mark}: {claim}")
+        if line := p_line(ranking):
+            log.info(line)
         for line in cautions(ranking):
-            log.info(f"beware: {line}")
+            log.info(f"warning: {line}")
     if others:
-        table = Table(title="not ranked", title_justify="left", header_style="bold")
-        for header in ("run", "status", "why"):
+        table = make_table("not ranked")
+        for header in ("run", "status", "reason"):
             table.add_column(header, overflow="fold")
         for run in others:
             table.add_row(Text(run.label), run.status, Text(fate(run, ranking.asked)))
@@ -113,7 +114,7 @@ def tell(ranking: Ranking, others: list[Run]) -> None:
 
 
 def write(cfg: DictConfig, ranking: Ranking, others: list[Run], output: Path) -> None:
-    """compare.csv and compare.html."""
+    """Write compare.csv and, unless page=false, compare.html."""
     pages = {"compare.csv": run_table(ranking, others).to_csv(index=False)}
     if cfg.page:
         pages["compare.html"] = page.render(ranking, others, cfg.images, cfg.megabytes)
@@ -125,19 +126,21 @@ def write(cfg: DictConfig, ranking: Ranking, others: list[Run], output: Path) ->
 
 
 def check_ours(file: Path) -> None:
-    """Raises UserError rather than have a file overwritten that this command didn't write."""
+    """Raise UserError if a file exists that this command did not write."""
     if not file.exists():
         return
     with open_regular(file, None) as stream:
         start = stream.read(4000).decode("utf-8", errors="replace")
     if not start.startswith("run,status,rank") and page.GENERATOR not in start:
-        raise UserError(f"{file}: not written by seg.compare, so it stays; give output=FOLDER")
+        raise UserError(
+            f"{file}: not written by seg.compare, so it is not overwritten; give output=FOLDER"
+        )
 
 
 def typed(arguments: Namespace) -> list[str]:
-    """The words of the command line for Hydra."""
+    """Return the command line as Hydra reads it."""
     if arguments.multirun:
-        raise UserError("-m: a comparison is one; leave it out")
+        raise UserError("-m: there is only one comparison; leave it out")
     return as_options(arguments.overrides)
 
 

@@ -1,10 +1,14 @@
-"""From logits to probabilities and classes, and which pixels count: decided here and nowhere else.
+"""Convert logits to probabilities and to classes; define ignored pixels. No other module decides this.
 
-Legend for shapes: B images, K logits, C classes, H x W pixels. Three kinds of problem:
+Shape suffixes: B images, K logits, C classes, H x W pixels. Three kinds of problem:
 
-K = 1               two classes by a sigmoid, C = 2; the logit speaks for class 1
-K >= 2              as many classes by a softmax, C = K, one a pixel
-K, overlapping      as many labels, C = K, each there or not by a sigmoid of its own; masks (B, K, H, W)
+=================  =====================================================================
+logits             meaning
+=================  =====================================================================
+K = 1              two classes, C = 2: sigmoid; the logit is that of class 1
+K >= 2             K exclusive classes, C = K: softmax
+K, overlapping     K independent labels, C = K: one sigmoid each; masks are (B, K, H, W)
+=================  =====================================================================
 """
 
 import math
@@ -14,18 +18,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-IGNORE = 255  # mask value of pixels that no loss and no metric sees
+IGNORE = 255  # mask value of the pixels that losses and metrics leave out
 
 
 def num_logits(num_classes: int, two_class_logits: int = 1, overlapping: bool = False) -> int:
-    """K, the channels that a model must put out for so many classes; two classes may take 1 or 2."""
+    """Return K, the number of output channels that a model needs; two classes need 1 or 2."""
     return two_class_logits if num_classes == 2 and not overlapping else num_classes
 
 
 def log_probabilities(logits_BKHW: Tensor, overlapping: bool = False) -> Tensor:
-    """Logarithms of the class probabilities (B, C, H, W), exact where the probability rounds to 0.
+    """Return the log probability of each class, accurate where the probability rounds to 0.
 
-    Half precision is widened to float32; float32 and float64 stay.
+    Shape:
+        logits (B, K, H, W) -> (B, C, H, W). float16 and bfloat16 become float32; float32 and float64 stay.
     """
     if logits_BKHW.dtype in (torch.float16, torch.bfloat16):
         logits_BKHW = logits_BKHW.float()
@@ -37,20 +42,23 @@ def log_probabilities(logits_BKHW: Tensor, overlapping: bool = False) -> Tensor:
 
 
 def probabilities(logits_BKHW: Tensor, overlapping: bool = False) -> Tensor:
-    """Class probabilities (B, C, H, W) in 0..1, summing to 1 over C unless labels overlap."""
+    """Return class probabilities (B, C, H, W) in 0..1; they sum to 1 over C unless labels overlap."""
     return log_probabilities(logits_BKHW, overlapping).exp()
 
 
 def predicted_classes(
     logits_BKHW: Tensor, threshold: float = 0.5, overlapping: bool = False
 ) -> Tensor:
-    """Class index (B, H, W) int64 of each pixel, or 0 and 1 of each label (B, K, H, W) if they overlap.
+    """Return the predicted class of each pixel.
 
     Args:
-        logits_BKHW: of the network.
-        threshold: probability above 0 and below 1, above which a pixel is class 1 of two, or has a label; a tie stays
-            below. More classes go by the most probable one.
-        overlapping: whether labels overlap.
+        logits_BKHW: logits of the network.
+        threshold: probability, between 0 and 1, above which a pixel is class 1 of two, or has a label; a
+            probability equal to it is below. With more than two classes the most probable one is predicted.
+        overlapping: whether the classes are labels that overlap.
+
+    Returns:
+        Class indices (B, H, W) int64; for overlapping labels 0 and 1, (B, K, H, W) int64.
     """
     odds = math.log(threshold / (1 - threshold))
     logits_BKHW = logits_BKHW.float()  # half precision would move the threshold
@@ -64,7 +72,11 @@ def predicted_classes(
 
 
 def decided(p_CHW: np.ndarray, threshold: float = 0.5, overlapping: bool = False) -> np.ndarray:
-    """The same of probabilities (C, H, W): class indices (H, W) uint8, or (K, H, W) of 0 and 1."""
+    """Return the predicted class of each pixel from the probabilities of one image.
+
+    Shape:
+        probabilities (C, H, W) -> class indices (H, W) uint8; for overlapping labels (K, H, W) of 0 and 1.
+    """
     if overlapping:
         return (p_CHW > threshold).astype(np.uint8)
     if len(p_CHW) == 2:
@@ -73,7 +85,7 @@ def decided(p_CHW: np.ndarray, threshold: float = 0.5, overlapping: bool = False
 
 
 def average(heads: list[Tensor], overlapping: bool = False) -> Tensor:
-    """Logits (B, K, H, W) whose probabilities are the mean of those of several logits of that shape."""
+    """Return logits (B, K, H, W) whose probabilities are the mean over several logits of that shape."""
     stacked = torch.stack(heads).float()
     if overlapping or stacked.shape[2] == 1:  # the logit of a mean is the log of its odds
         return F.logsigmoid(stacked).logsumexp(0) - F.logsigmoid(-stacked).logsumexp(0)
@@ -81,7 +93,7 @@ def average(heads: list[Tensor], overlapping: bool = False) -> Tensor:
 
 
 def misfits(mask: Tensor, num_classes: int) -> Tensor:
-    """Which mask values are neither a class nor 255: of the mask's shape, bool.
+    """Return a bool tensor of the mask's shape: True where a value is neither a class nor 255.
 
     Args:
         mask: class indices (B, H, W), or 0 and 1 for each label (B, K, H, W).
@@ -92,7 +104,7 @@ def misfits(mask: Tensor, num_classes: int) -> Tensor:
 
 
 def check_mask(mask: Tensor, num_classes: int) -> None:
-    """Raises ValueError when a mask value is neither a class nor 255; waits for the device."""
+    """Raise ValueError if a mask value is neither a class nor 255; synchronises with the device."""
     highest = num_classes - 1 if mask.ndim == 3 else 1
     counted = mask.where(mask != IGNORE, 0)
     if counted.numel() == 0:

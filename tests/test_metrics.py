@@ -225,9 +225,9 @@ def test_two_processes_count_each_image_once(tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ({"threshold": 1.5}, "threshold is 1.5; it must lie between 0 and 1"),
+        ({"threshold": 1.5}, "threshold is 1.5; it must be between 0 and 1"),
         ({"threshold": "bst"}, "threshold is bst"),
-        ({"classes": NAMES, "threshold": 0.3}, "5 classes, of which the most probable is taken"),
+        ({"classes": NAMES, "threshold": 0.3}, "5 classes, of which the most probable is predicted"),
         ({"tolerance": -1.0}, "tolerance is -1.0 px"),
     ],
 )

@@ -1,28 +1,28 @@
-"""Command-line words that are lists: runs, filters and groups of seg.compare."""
+"""Command line of seg.compare: options that are lists, written with commas or as bare words."""
 
 from pathlib import Path
 
 from seg.cli.command_line import quote_hydra
 from seg.errors import UserError
 
-LISTS = ("runs", "where", "group_by")  # options that take several values
+LISTS = ("runs", "where", "group_by")  # options with several values
 
 
 def as_options(line: list[str]) -> list[str]:
-    """A command line as Hydra reads it: bare words are runs, and commas make lists, not sweeps.
+    """Return a command line as Hydra reads it: bare words become ``runs``, commas make lists, not sweeps.
 
     Raises:
-        UserError: when runs are given both ways.
+        UserError: if runs are given both as words and as an option.
     """
     folders = [w for w in line if "/" in w.partition("=")[0] or "=" not in w or Path(w).exists()]
     rest = [word for word in line if word not in folders]
     if folders and any(word.startswith("runs=") for word in rest):
-        raise UserError(f"{folders[0]}: give the runs as words or as runs=[...], not both")
+        raise UserError(f"{folders[0]}: give runs either as words or as runs=[...]")
     return [*(["runs=" + quoted(folders)] if folders else []), *map(option, rest)]
 
 
 def option(word: str) -> str:
-    """One option, its commas quoted."""
+    """Return an option with its commas quoted."""
     name, _, value = word.partition("=")
     if not value or value[0] in "[\"'" or value == "null":
         return word
@@ -32,11 +32,12 @@ def option(word: str) -> str:
 
 
 def quoted(values: list[str]) -> str:
+    """Return values as a list in Hydra's grammar."""
     return f"[{','.join(quote_hydra(value) for value in values)}]"
 
 
 def words(text: str) -> list[str]:
-    """``a=1,b=[2,3],c=x`` as its three words."""
+    """Split ``a=1,b=[2,3],c=x`` into its three words."""
     parts: list[str] = []
     for part in text.split(","):
         if parts and "=" not in part:

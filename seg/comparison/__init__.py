@@ -1,1 +1,1 @@
-"""Many runs side by side: read, grouped, ranked with tests, and shown on a page."""
+"""Comparison of many runs: read, group, rank and test them, and render a page."""

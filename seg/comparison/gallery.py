@@ -1,7 +1,7 @@
-"""Pictures for a comparison: the worst and the most disputed images, predictions side by side.
+"""Pictures of a comparison: the worst and the most disputed images with the predictions of the groups.
 
-Files come from the runs' ``predictions/`` folders; only pictures inside a run's own folder are taken, by
-their place in names.json, never by a name that stands there.
+The files come from the runs' ``predictions/`` folders. A picture is found by its index in names.json, never
+by a name in it, and must lie inside the run's own folder.
 """
 
 import base64
@@ -18,14 +18,14 @@ from seg.comparison.run_records import Run
 from seg.files import UnsafePath, read_bytes, read_text
 from seg.runs.safe_loading import RECORD_LIMIT, json_value
 
-COLUMNS = 12  # groups shown beside image and truth
-LARGEST = 2**22  # bytes of one file
-TYPES = {b"\x89PNG\r\n\x1a\n": "png", b"\xff\xd8\xff": "jpeg"}  # by their first bytes
+COLUMNS = 12  # groups shown next to image and truth
+LARGEST = 2**22  # bytes of a file; larger ones are not shown
+TYPES = {b"\x89PNG\r\n\x1a\n": "png", b"\xff\xd8\xff": "jpeg"}  # by first bytes
 
 
 @dataclass
 class Picture:
-    """One picture: what stands above and below it, and its data URI; None where it isn't kept."""
+    """A picture: its title and caption, and its data URI or None if there is no file."""
 
     title: str
     uri: str | None
@@ -34,7 +34,7 @@ class Picture:
 
 @dataclass
 class Row:
-    """An image, why it is shown, and its pictures."""
+    """An image, the reason why it is shown, and its pictures."""
 
     image: str
     why: str
@@ -43,26 +43,26 @@ class Row:
 
 @dataclass
 class Gallery:
-    """What is shown, and a line on what isn't."""
+    """The rows, and a note on what is left out."""
 
     rows: list[Row] = field(default_factory=list)
     note: str = ""
 
 
 class Kept:
-    """The pictures that a run kept of a split: image -> its place."""
+    """Pictures that a run saved of a split: image -> index of its files."""
 
     def __init__(self, run: Run, split: str) -> None:
         self.run, self.folder, self.places = run, run.folder / "predictions" / split, {}
         try:
             content = json_value(read_text(run.folder / "predictions/names.json", RECORD_LIMIT))
         except (OSError, ValueError, RecursionError):
-            return  # none were kept, or they can't be told apart
+            return  # none were saved, or their images are unknown
         names = [text(name) for name in listed(mapping(content).get(split))]
         self.places = {name: place for place, name in enumerate(names)}
 
     def uri(self, image: str, what: str) -> str | None:
-        """A picture as a data URI; None where it isn't one, or lies outside the run's folder."""
+        """Return a picture as data URI; None if it is no PNG or JPEG, too large, or outside the run's folder."""
         if image not in self.places:
             return None
         file = self.folder / f"{self.places[image]}-{what}"
@@ -77,48 +77,50 @@ class Kept:
 
 
 def gallery(ranking: Ranking, count: int, megabytes: float) -> Gallery:
-    """The ``count`` worst and the ``count`` most disputed images that runs kept pictures of.
+    """Return the ``count`` worst and the ``count`` most disputed images of which runs saved pictures.
 
-    A column is a group, shown by the run whose score is nearest to the group's mean.
+    A column is a group, shown by the run whose score is nearest to the mean of the group.
 
     Args:
-        ranking: whose groups are shown, the best ones and the baseline.
-        count: of each kind.
-        megabytes: of pictures at most; later rows are left out.
+        ranking: ranking whose best groups and baseline are shown.
+        count: number of images of each kind.
+        megabytes: limit of the size of all pictures; later rows are left out.
     """
-    shown = ranking.groups[:COLUMNS]
-    shown += [r for r in ranking.groups[COLUMNS:] if r.comparison is None]  # the baseline always
-    kept = [(r, Kept(typical(r), ranking.asked.split)) for r in shown]
+    # groups with pictures, the baseline always
+    columns = ranking.groups[:COLUMNS]
+    columns += [r for r in ranking.groups[COLUMNS:] if r.comparison is None]
+    kept = [(r, Kept(typical(r), ranking.asked.split)) for r in columns]
     kept = [(r, pictures) for r, pictures in kept if pictures.places]
+
+    # rows of the chosen images, as many as fit
     scores = {id(r): scores_of(r, ranking.asked.split) for r, _ in kept}
     images = list(dict.fromkeys(image for _, pictures in kept for image in pictures.places))
-    chosen, found, spent = choose(images, list(scores.values()), count), Gallery(), 0
+    chosen, result, size = choose(images, list(scores.values()), count), Gallery(), 0
     for image, why in chosen:
         row = Row(image, why, pictures_of(image, kept, scores))
-        spent += sum(len(picture.uri or "") for picture in row.pictures)
-        if spent > megabytes * 2**20:
+        size += sum(len(picture.uri or "") for picture in row.pictures)
+        if size > megabytes * 2**20:
             break
-        found.rows.append(row)
-    left = len(chosen) - len(found.rows)
+        result.rows.append(row)
+
+    # a note on the others
+    others, omitted = len(images) - len(chosen), len(chosen) - len(result.rows)
     hidden = len(ranking.groups) - len(kept)
-    parts = [f"{len(images) - len(chosen)} other images have pictures too"] if len(images) > len(chosen) else []  # fmt: skip
-    parts += [f"{left} more did not fit into megabytes={megabytes:g}"] if left else []
-    parts += (
-        [f"{hidden} group{'s are' if hidden > 1 else ' is'} left out here"]
-        if hidden and images
-        else []
-    )
-    found.note = "; ".join(parts)
-    return found
+    notes = [f"{others} other images have pictures too"] if others else []
+    notes += [f"{omitted} more did not fit into megabytes={megabytes:g}"] if omitted else []
+    if hidden and images:
+        notes.append(f"{hidden} group{'s are' if hidden > 1 else ' is'} left out here")
+    result.note = "; ".join(notes)
+    return result
 
 
 def typical(r: Ranked) -> Run:
-    """The run of a group whose score is nearest to the mean."""
+    """Return the run of a group whose score is nearest to the mean."""
     return r.group.runs[int(np.argmin(np.abs(r.scores - r.mean)))]
 
 
 def scores_of(r: Ranked, split: str) -> dict[str, float]:
-    """Dice of each image, its mean over classes and seeds; empty where it can't be told."""
+    """Return the Dice of each image, the mean over classes and seeds; empty without counts."""
     group = pooled(r.group.runs, split)
     if group is None:
         return {}
@@ -126,7 +128,7 @@ def scores_of(r: Ranked, split: str) -> dict[str, float]:
 
 
 def choose(images: list[str], scores: list[dict[str, float]], count: int) -> list[tuple[str, str]]:
-    """The images of lowest mean Dice, then of the widest range between groups, and why each is shown."""
+    """Return the images of lowest mean Dice, then of the widest range between groups, with the reason."""
     known = {i: [s[i] for s in scores if s.get(i, np.nan) == s.get(i, np.nan)] for i in images}
     measured = [image for image in images if known[image]]
     if not measured:
@@ -134,14 +136,19 @@ def choose(images: list[str], scores: list[dict[str, float]], count: int) -> lis
     worst = sorted(measured, key=lambda i: np.mean(known[i]))[:count]
     rest = [i for i in measured if i not in worst and len(known[i]) > 1]
     disputed = sorted(rest, key=lambda i: -np.ptp(known[i]))[:count]
-    found = [(i, f"among the worst: mean Dice {np.mean(known[i]):.3f}") for i in worst]
-    return found + [(i, f"among the most disputed: Dice {min(known[i]):.3f} to {max(known[i]):.3f}") for i in disputed]  # fmt: skip
+    return [
+        *((i, f"among the worst: mean Dice {np.mean(known[i]):.3f}") for i in worst),
+        *(
+            (i, f"among the most disputed: Dice {min(known[i]):.3f} to {max(known[i]):.3f}")
+            for i in disputed
+        ),
+    ]
 
 
 def pictures_of(
     image: str, kept: list[tuple[Ranked, Kept]], scores: dict[int, dict[str, float]]
 ) -> list[Picture]:
-    """Image, truth, and a prediction a group."""
+    """Return the pictures of a row: image, truth, and the prediction of each group."""
     row = []
     for title, what in (("image", "image.jpg"), ("truth", "truth.png")):
         uris = (pictures.uri(image, what) for _, pictures in kept)

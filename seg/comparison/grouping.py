@@ -1,7 +1,7 @@
-"""Which runs are the same recipe: what they differ in, the groups that follow, and the filter before.
+"""Group runs by recipe: the options in which runs differ, the groups, and the filter of ``where``.
 
-A run's *options* are the chosen file of each config group under its short name (``model``) and each key
-of its config (``optim.lr``). Runs that differ in seed or fold alone repeat one recipe.
+The *options* of a run are the chosen file of each config group under its short name (``model``) and each key
+of its config (``optim.lr``). Runs that differ only in seed or fold repeat one recipe.
 """
 
 import math
@@ -16,9 +16,16 @@ from seg.comparison.run_records import Run
 from seg.errors import UserError
 from seg.runs.run_info import FREE
 
-GROUPS = ("data", "model", "loss", "augment", "optim", "schedule")  # whose choice makes a recipe
+GROUPS = (
+    "data",
+    "model",
+    "loss",
+    "augment",
+    "optim",
+    "schedule",
+)  # config groups whose choice defines a recipe
 REPEATS = ("seed", "data.fold")
-APART = (  # what a run is called, where it lies, on what it runs
+APART = (  # no part of a recipe: name, place and hardware of a run
     *FREE, "output", "save", "metrics", "loader.workers", "loader.cache",
     "loader.memory", "loader.check", "loader.eval_batch_size", "trainer._target_", "trainer.accelerator",
     "trainer.devices", "trainer.log_every_n_steps", "model.in_channels", "model.num_classes", *REPEATS,
@@ -30,7 +37,7 @@ class Group:
     """Runs of one recipe.
 
     Attributes:
-        options: name -> value of what the groups are told apart by.
+        options: name -> value of the options that distinguish the groups.
         runs: at least one.
     """
 
@@ -39,19 +46,19 @@ class Group:
 
     @property
     def label(self) -> str:
-        """``unet + dice, optim.lr=0.01``; a config group's choice stands without its name."""
+        """Name of the group: ``unet + dice, optim.lr=0.01``; choices of config groups without their names."""
         picks = [text(v) for k, v in self.options.items() if k in GROUPS]
         keys = [f"{k}={shown(v)}" for k, v in self.options.items() if k not in GROUPS]
         return ", ".join([" + ".join(picks), *keys] if picks else keys) or "all runs"
 
     @property
     def words(self) -> str:
-        """As one names it for baseline=."""
+        """Value of ``baseline=`` that selects the group."""
         return ",".join(f"{k}={shown(v)}" for k, v in self.options.items())
 
 
 def value_of(run: Run, name: str) -> Any:
-    """A run's value of an option by its short or full name; None where it has none."""
+    """Return the value of an option of a run, by short or full name; None if it has none."""
     if name in run.choices:
         return run.choices[name]
     if name in ("name", "sweep"):
@@ -60,7 +67,7 @@ def value_of(run: Run, name: str) -> Any:
 
 
 def names_of(runs: Iterable[Run]) -> list[str]:
-    """Every option that any of the runs has."""
+    """Return the names of all options of the runs."""
     runs = list(runs)
     known = [*GROUPS, *(k for run in runs for k in run.choices), "name", "sweep"]
     known += [k for run in runs for k in run.options]
@@ -68,45 +75,46 @@ def names_of(runs: Iterable[Run]) -> list[str]:
 
 
 def differing(runs: list[Run]) -> list[str]:
-    """The options in which runs differ, beside seed, fold and what a run is called or runs on.
+    """Return the options in which runs differ, except seed, fold, name, place and hardware.
 
-    Where a group's choice differs, its keys that follow from the choice are left out.
+    Keys whose values follow from a differing choice of their config group are left out.
     """
-    found = [g for g in GROUPS if varies(value_of(run, g) for run in runs)]
+    names = [g for g in GROUPS if varies(value_of(run, g) for run in runs)]
     for key in dict.fromkeys(key for run in runs for key in run.options):
         part = key.partition(".")[0]
         if key in GROUPS or key in APART or part in APART:
             continue
         if varies(run.options.get(key) for run in runs) and not follows(key, part, runs):
-            found.append(key)
-    return found
+            names.append(key)
+    return names
 
 
 def readable(runs: list[Run]) -> list[Run]:
-    """Those whose config could be read, if any could."""
+    """Return the runs whose config could be read, or all if none could."""
     return [run for run in runs if run.options and run.status != "damaged"] or runs
 
 
 def follows(key: str, part: str, runs: list[Run]) -> bool:
-    """Whether nobody typed a key, and it has one value for each choice of its config group.
+    """Return whether a key follows from its config group: not typed, one value for each choice.
 
-    A loss's class weights may also follow from the fold's training images.
+    Class weights of a loss may also depend on the training images of the fold.
     """
     if part not in GROUPS or any(key in run.typed for run in runs):
         return False
-    by: dict[Any, list[Any]] = {}
+    values: dict[Any, list[Any]] = {}
     for run in runs:
         fold = value_of(run, "data.fold") if part == "loss" else None  # class_weights=auto
-        by.setdefault((run.choices.get(part), fold), []).append(run.options.get(key))
-    return len(by) > 1 and not any(varies(values) for values in by.values())
+        values.setdefault((run.choices.get(part), fold), []).append(run.options.get(key))
+    return len(values) > 1 and not any(map(varies, values.values()))
 
 
 def varies(values: Iterable[Any]) -> bool:
+    """Return whether the values differ as text."""
     return len({shown(value) for value in values}) > 1
 
 
 def shown(value: Any) -> str:
-    """As one writes it on a command line."""
+    """Return a value as it is typed on a command line."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, list):
@@ -115,7 +123,7 @@ def shown(value: Any) -> str:
 
 
 def same(value: Any, word: str) -> bool:
-    """Whether a word means this value: 1e-3 is 0.001."""
+    """Return whether a word means a value; numbers in any notation: 1e-3 is 0.001."""
     if shown(value) == word:
         return True
     try:
@@ -125,10 +133,10 @@ def same(value: Any, word: str) -> bool:
 
 
 def filtered(runs: list[Run], where: Iterable[str]) -> list[Run]:
-    """The runs that have all the values asked for, ``model=unet``.
+    """Return the runs that have all the given values, such as ``model=unet``.
 
     Raises:
-        UserError: when no run has such an option or value.
+        UserError: if no run has such an option or value.
     """
     for word in where:
         name, _, wanted = word.partition("=")
@@ -142,7 +150,7 @@ def filtered(runs: list[Run], where: Iterable[str]) -> list[Run]:
 
 
 def check_name(option: str, name: str, runs: list[Run]) -> None:
-    """Raises UserError unless some run has an option of that name."""
+    """Raise UserError if no run has an option of that name."""
     names = names_of(runs)
     if name in names:
         return
@@ -153,39 +161,39 @@ def check_name(option: str, name: str, runs: list[Run]) -> None:
 
 
 def grouped(runs: list[Run], group_by: list[str] | None) -> list[Group]:
-    """Runs by the values of the options named; by all that differ where that is None.
+    """Group the runs by the values of the named options; None: by all options in which they differ.
 
     Raises:
-        UserError: when no run has an option of that name.
+        UserError: if no run has an option of that name.
     """
     for name in group_by if group_by and runs else []:
         check_name("group_by", name, runs)
     names = differing(runs) if group_by is None else list(dict.fromkeys(group_by))
-    found: dict[tuple[str, ...], Group] = {}
+    groups: dict[tuple[str, ...], Group] = {}
     for run in runs:
         options = {name: value_of(run, name) for name in names}
         key = tuple(shown(value) for value in options.values())
-        found.setdefault(key, Group(options, [])).runs.append(run)
-    return list(found.values())
+        groups.setdefault(key, Group(options, [])).runs.append(run)
+    return list(groups.values())
 
 
 def named(groups: list[Group], baseline: str) -> Group:
-    """The group that the words of ``model=unet,loss=dice`` mean.
+    """Return the group that ``model=unet,loss=dice`` selects.
 
     Raises:
-        UserError: when none or several match.
+        UserError: if none or several match.
     """
     wanted = dict(word.partition("=")[::2] for word in words(baseline))
     if not groups[0].options:
-        raise UserError(f"baseline={baseline}: the runs differ in nothing, so there is one group")
+        raise UserError(f"baseline={baseline}: the runs differ in no option, so there is one group")
     for name in wanted:
         if name not in groups[0].options:
             raise UserError(
-                f"baseline={baseline}: the groups aren't told apart by {name!r}{nearest(name, groups[0].options)}"
-                f" (they are by: {', '.join(groups[0].options)})"
+                f"baseline={baseline}: the groups do not differ in {name!r}{nearest(name, groups[0].options)}"
+                f" (they differ in: {', '.join(groups[0].options)})"
             )
-    found = [g for g in groups if all(same(g.options[name], v) for name, v in wanted.items())]
-    if len(found) == 1:
-        return found[0]
-    what = f"{len(found)} groups match, say which" if found else "no group matches"
-    raise UserError(f"baseline={baseline}: {what}: {'; '.join(g.words for g in (found or groups)[:8])}")  # fmt: skip
+    matches = [g for g in groups if all(same(g.options[name], v) for name, v in wanted.items())]
+    if len(matches) == 1:
+        return matches[0]
+    problem = f"{len(matches)} groups match, name one" if matches else "no group matches"
+    raise UserError(f"baseline={baseline}: {problem}: {'; '.join(g.words for g in (matches or groups)[:8])}")  # fmt: skip

@@ -1,7 +1,7 @@
-"""compare.html: one file with everything in it, that asks no network for anything.
+"""Render compare.html: one self-contained file that makes no network request.
 
-What comes from run folders is shown as text: jinja2 escapes it in the markup, `embedded` in the script's
-data, the script by textContent; a Content-Security-Policy lets only the page's own two scripts run.
+Text from run folders is untrusted: jinja2 escapes it in the markup, `embedded` in the data of the script, the
+script inserts it by textContent; a Content-Security-Policy allows only the page's own two scripts.
 """
 
 import base64
@@ -21,21 +21,21 @@ from seg.comparison.pixel_counts import image_scores
 from seg.comparison.ranking import Comparison, Ranked, Ranking, intervals
 from seg.comparison.run_files import Counts
 from seg.comparison.run_records import Run
-from seg.comparison.summary import cautions, claims, fate, headline, mean_of, score_name
+from seg.comparison.summary import cautions, fate, headline, mean_of, p_line, score_name
 
 GENERATOR = '<meta name="generator" content="seg.compare">'
 CURVES = ("train/loss", "val/loss", "val/dice/", "lr", "images_per_second")
-NUMBERS = 400_000  # of images' scores in a page; above it classes, then images are left out
+NUMBERS = 400_000  # scores of images in a page; above, first classes and then images are left out
 
 
 def render(ranking: Ranking, others: list[Run], images: int, megabytes: float) -> str:
-    """The page.
+    """Return the page as HTML.
 
     Args:
-        ranking: of the groups.
-        others: runs that aren't ranked.
-        images: of the worst, and of the most disputed, that are shown.
-        megabytes: of pictures, at most.
+        ranking: ranking of the groups.
+        others: runs that are not ranked.
+        images: number of the worst, and of the most disputed images to show.
+        megabytes: limit of the size of all pictures.
     """
     folder = files("seg.comparison") / "templates"
     template = jinja2.Environment(
@@ -62,7 +62,7 @@ def render(ranking: Ranking, others: list[Run], images: int, megabytes: float) -
         groups=[group_row(r, ranking) for r in ranking.groups],
         keys=data["keys"],
         rows=[run_row(i, run, row, ranking) for i, (run, row) in enumerate(zip(runs, data["runs"], strict=True))],
-        claims=claims(ranking),
+        p_line=p_line(ranking),
         cautions=cautions(ranking),
         gallery=gallery(ranking, images, megabytes),
         environment=environment(runs),
@@ -72,32 +72,33 @@ def render(ranking: Ranking, others: list[Run], images: int, megabytes: float) -
 
 
 def embedded(data: Any) -> str:
-    """As JSON that can't end the script element that it stands in."""
+    """Return data as JSON that cannot end the script element around it."""
     text = json.dumps(finite(data), separators=(",", ":"))
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 
 def finite(value: Any) -> Any:
-    """With null for what JSON has no number for; five digits are enough for a picture."""
+    """Return data with five digits for each number, and None for those that JSON has not."""
     if isinstance(value, dict):
-        return {key: finite(below) for key, below in value.items()}
+        return {key: finite(child) for key, child in value.items()}
     if isinstance(value, list | tuple):
-        return [finite(below) for below in value]
+        return [finite(child) for child in value]
     if isinstance(value, float):
         return float(f"{value:.5g}") if math.isfinite(value) else None
     return value
 
 
 def hash_of(script: str) -> str:
-    """A script as the Content-Security-Policy names it."""
+    """Return the hash of a script in the notation of the Content-Security-Policy."""
     digest = hashlib.sha256(script.encode()).digest()
     return f"'sha256-{base64.b64encode(digest).decode()}'"
 
 
 def page_data(ranking: Ranking, runs: list[Run]) -> dict[str, Any]:
-    """What the page's script draws from."""
+    """Return the data from which the script of the page draws."""
     asked = ranking.asked
     place = {id(run): i for i, r in enumerate(ranking.groups) for run in r.group.runs}
+    # options, and images with as many scores as the page may hold
     keys = [key for key in differing(readable(runs)) if key not in ("name", "sweep")]
     counts = [run.counts.get(asked.split) for run in runs]
     sets = list(dict.fromkeys(c.images for c in counts if c))
@@ -138,44 +139,46 @@ def page_data(ranking: Ranking, runs: list[Run]) -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """A number as it is, all else as text."""
+    """Return a number unchanged, any other value as text."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
     return value if number and abs(value) < 1e300 else shown(value)
 
 
 def table(parts: list[dict[str, Any]]) -> dict[str, Any]:
-    """Names -> the one text that all have, or a list of each one's, null where it has none."""
-    found: dict[str, Any] = {}
+    """Return for each name the text that all have, or the list of texts, None where there is none."""
+    columns: dict[str, Any] = {}
     for name in dict.fromkeys(name for part in parts for name in part):
         values = [shown(part[name]) if name in part else None for part in parts]
-        found[name] = values[0] if len(set(values)) == 1 else values
-    return found
+        columns[name] = values[0] if len(set(values)) == 1 else values
+    return columns
 
 
 def of_classes(run: Run, key: str) -> dict[str, float]:
-    """The score of each class; the mean under the empty name."""
+    """Return the score of each class, and the mean under the empty name."""
     base = key.partition("/")[0] if key.startswith("test/") else "best/val"
     name = key.removeprefix(f"{base}/").partition("/")[0]
-    found = {"": run.metrics[f"{base}/{name}"]} if f"{base}/{name}" in run.metrics else {}
+    mean = {"": run.metrics[f"{base}/{name}"]} if f"{base}/{name}" in run.metrics else {}
     start = f"{base}/{name}/"
-    return found | {k.removeprefix(start): v for k, v in run.metrics.items() if k.startswith(start)}
+    return mean | {k.removeprefix(start): v for k, v in run.metrics.items() if k.startswith(start)}
 
 
 def dice_of(count: Counts, classes: list[str], step: int) -> list[list[float]]:
-    """Of each image the mean Dice over classes, then that of each class."""
-    hit, false, missed = np.moveaxis(count.pixels[::step].astype(float), -1, 0)
+    """Return for each image the mean Dice over classes, then the Dice of each class."""
+    tp, fp, fn = np.moveaxis(count.pixels[::step].astype(float), -1, 0)
     with np.errstate(invalid="ignore"):
-        each = 2 * hit / (2 * hit + false + missed)  # (N, C)
+        dice_NC = 2 * tp / (2 * tp + fp + fn)
     columns = [image_scores(count.pixels[::step], "dice")]
     for name in classes:
         known = name in count.classes
-        columns.append(each[:, count.classes.index(name)] if known else np.full(len(each), np.nan))
+        columns.append(
+            dice_NC[:, count.classes.index(name)] if known else np.full(len(dice_NC), np.nan)
+        )
     return np.stack(columns, axis=1).tolist()
 
 
 def curves_of(run: Run, score: str) -> dict[str, Any]:
-    """The curves that the page offers; others are in metrics.csv."""
-    wanted = {
+    """Return the learning curves that the page shows; others are in metrics.csv."""
+    curves = {
         name: values
         for name, values in run.curves.values.items()
         if name in (score, "val/dice", "val/iou") or name.startswith(CURVES)
@@ -184,11 +187,12 @@ def curves_of(run: Run, score: str) -> dict[str, Any]:
         "step": run.curves.steps,
         "epoch": run.curves.epochs,
         "steps": run.steps,
-        "values": wanted,
+        "values": curves,
     }
 
 
 def group_data(r: Ranked, ranking: Ranking) -> dict[str, Any]:
+    """Return the data of a group for the plots."""
     return {
         "label": r.group.label,
         "mean": r.mean,
@@ -201,7 +205,7 @@ def group_data(r: Ranked, ranking: Ranking) -> dict[str, Any]:
 
 
 def group_row(r: Ranked, ranking: Ranking) -> dict[str, Any]:
-    """A row of the ranking, its interval drawn to one scale for all rows."""
+    """Return a row of the ranking; its interval is drawn on the scale of all rows."""
     return {
         "options": [shown(value) for value in r.group.options.values()],
         "r": r,
@@ -209,11 +213,12 @@ def group_row(r: Ranked, ranking: Ranking) -> dict[str, Any]:
         "minutes": mean_of(r.group, lambda run: run.minutes),
         "rate": mean_of(r.group, lambda run: run.images_per_second),
         "drawn": drawn(r.comparison, scale(ranking)) if r.comparison else None,
+        "significant": r.comparison.significant(ranking.alpha) if r.comparison else (),
     }
 
 
 def scale(ranking: Ranking) -> float:
-    """The largest end of an interval: half the width of the drawings."""
+    """Return the largest absolute end of an interval: half the width of the drawings."""
     ends = [
         e for c in ranking.comparisons for e in (c.low, c.high, c.seeds_low, c.seeds_high, c.value)
     ]
@@ -221,13 +226,13 @@ def scale(ranking: Ranking) -> float:
 
 
 def drawn(c: Comparison, reach: float) -> dict[str, float | None]:
-    """Places 0 to 100 of value and ends, 50 is no difference; over seeds thin, over images thick."""
+    """Return positions 0..100 of the value and of the ends of its intervals; 50 is no difference."""
     ends = {"value": c.value, "low": c.low, "high": c.high, "seeds_low": c.seeds_low, "seeds_high": c.seeds_high}  # fmt: skip
     return {k: round(50 + 48 * v / reach, 2) if v == v else None for k, v in ends.items()}
 
 
 def run_row(index: int, run: Run, row: dict[str, Any], ranking: Ranking) -> dict[str, Any]:
-    """A row of the table of runs."""
+    """Return a row of the table of runs."""
     ranked = row["group"] is not None
     return {
         "index": index, "run": run, "options": [shown(v) for v in row["options"]], "group": row["group"],
@@ -237,10 +242,10 @@ def run_row(index: int, run: Run, row: dict[str, Any], ranking: Ranking) -> dict
 
 
 def environment(runs: list[Run]) -> list[tuple[str, list[tuple[str, int]]]]:
-    """Each fact, and its values with the number of runs, those that differ first."""
-    found = []
+    """Return each fact with its values and their number of runs; facts that differ come first."""
+    facts = []
     for name in dict.fromkeys(name for run in runs for name in run.facts):
         values = [run.facts.get(name, "unknown") for run in runs]
         if name not in ("command", "started"):
-            found.append((name, [(value, values.count(value)) for value in dict.fromkeys(values)]))
-    return sorted(found, key=lambda item: len(item[1]) < 2)
+            facts.append((name, [(value, values.count(value)) for value in dict.fromkeys(values)]))
+    return sorted(facts, key=lambda item: len(item[1]) < 2)

@@ -1,26 +1,23 @@
-"""Which group of runs is better, and how sure that is.
+"""Rank groups of runs and test their differences from a baseline.
 
-A group is a recipe, its runs are repetitions with other seeds (and folds). Two questions, two tests:
+A group is a recipe; its runs repeat it with other seeds (and folds). A difference has two sources of chance,
+and each has its test:
 
-**images**: would these trained networks differ on other images of the same kind? Paired randomisation over
-the images, and a bootstrap interval of the difference (`seg.metrics.significance`). A group's seeds are held
-together: a row is an image with the pixel counts of every seed, swapped or drawn as one, and the score of
-summed rows is the mean over seeds of each seed's own score. So its value is the difference of the table's
-means. Folds of one seed are joined, each image from the network that did not train on it; where several
-networks of one seed scored the same image, their counts are averaged. Groups of unlike numbers of seeds
-have theirs repeated to the least common multiple, which leaves the means as they are; where that is more than
-24, the counts of an image are averaged over its group's seeds instead.
+**images**: would these trained networks differ on other images of the same kind? Paired randomisation test
+and bootstrap interval over images (`seg.metrics.significance`). A row is an image with the pixel counts of
+every seed of its group, swapped or drawn together; the score of the summed rows is the mean over seeds of
+each seed's own score, so the difference is that of the means in the table. Folds of one seed are joined:
+each image is scored by the network that was not trained on it; counts of an image scored by several networks
+of one seed are averaged. If the groups have different numbers of seeds, the seeds are repeated to the least
+common multiple, which leaves the means as they are; if that exceeds MOST, the counts are averaged over seeds.
 
-**seeds**: would recipes differ with other seeds, on these images? Welch's t-test of the seeds' scores (a
-fold's seed counts once, by its mean over folds). It does not assume equal spread. Networks of one seed share
-the order of crops, which makes it careful rather than bold.
+**seeds**: would the recipes differ with other seeds on these images? Welch's t-test of the scores of the
+seeds (a seed with several folds counts once, by its mean); it needs 3 seeds of both groups. Networks of one
+seed share the order of their crops, which makes the test conservative.
 
-Neither speaks of both kinds of chance at once, so a difference counts as real only where both agree. Of
-a test that could not have said yes, whatever the difference (too few images for so many comparisons, or
-fewer than 3 seeds), nothing is asked, and the mark says which was.
-
-P values are Holm's over the comparisons, each kind by itself. Where the baseline is the best group, chosen by
-the same numbers, any two groups might have been compared: then they count as all pairs.
+Neither test covers both sources of chance; a difference between recipes needs both. p values are adjusted by
+Holm over the comparisons, each test by itself. If the baseline is the best group, it was chosen by the same
+numbers, and all pairs of groups count as comparisons.
 """
 
 import math
@@ -34,22 +31,21 @@ from seg.comparison.grouping import Group
 from seg.comparison.pixel_counts import Pooled, by_seed, evidence, pooled
 from seg.comparison.run_records import Run
 from seg.metrics.direction import smaller_is_better
-from seg.metrics.significance import EXACT, Score, holm, interval, paired_test
+from seg.metrics.significance import Score, holm, interval, paired_test
 
-ENOUGH = 3  # seeds of both groups, below which they aren't asked
-MOST = 24  # seeds to which groups of unlike numbers of seeds are repeated
-FEW = 20  # images, below which intervals are too narrow
+ENOUGH = 3  # seeds that the test over seeds needs in both groups
+MOST = 24  # seeds up to which groups with different numbers of seeds are repeated
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What is compared, and how.
+    """Score to compare, and settings of the tests.
 
     Attributes:
         score: name of a metric, ``dice`` or ``dice/CLASS``.
         split: val or test.
-        level: of the intervals; 1 - level is the error rate of each family of tests.
-        resamples: of each bootstrap and randomisation.
+        level: confidence level of the intervals; 1 - level is the error rate of each family of tests.
+        resamples: number of resamples of each bootstrap and randomisation.
     """
 
     score: str
@@ -59,31 +55,29 @@ class Asked:
 
     @property
     def key(self) -> str:
-        """The score's name in a run's metrics."""
+        """Key of the score in the metrics of a run."""
         return f"{'test' if self.split == 'test' else 'best/' + self.split}/{self.score}"
 
     @property
     def smaller(self) -> bool:
-        """Whether less is better."""
+        """Whether a smaller score is better."""
         return smaller_is_better(self.score)
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A group against the baseline; nan where something could not be had.
+    """Difference of a group from the baseline; nan where it could not be computed.
 
     Attributes:
-        value: the group's mean score less the baseline's.
-        low: of its interval over images.
-        high: of it.
-        seeds_low: of its interval over seeds.
-        seeds_high: of it.
-        p_images: Holm's, of the randomisation over images.
-        p_seeds: Holm's, of Welch's test over seeds.
-        asked: the tests that could have said yes.
-        survived: those of them that did.
-        images: that both groups were scored on.
-        apart: why the groups can't be compared, or empty.
+        value: mean score of the group minus that of the baseline.
+        low: lower end of its interval over images.
+        high: upper end of it.
+        seeds_low: lower end of its interval over seeds.
+        seeds_high: upper end of it.
+        p_images: p over images, adjusted by Holm.
+        p_seeds: p over seeds, adjusted by Holm.
+        images: number of images that both groups were scored on.
+        apart: reason why the groups cannot be compared, or empty.
     """
 
     value: float = math.nan
@@ -93,36 +87,29 @@ class Comparison:
     seeds_high: float = math.nan
     p_images: float = math.nan
     p_seeds: float = math.nan
-    asked: tuple[str, ...] = ()
-    survived: tuple[str, ...] = ()
     images: int = 0
     apart: str = ""
 
     @property
-    def real(self) -> bool:
-        return bool(self.asked) and self.asked == self.survived
+    def tested(self) -> bool:
+        """Whether there is a p over images or over seeds."""
+        return not (math.isnan(self.p_images) and math.isnan(self.p_seeds))
 
-    @property
-    def mark(self) -> str:
-        """``*`` images and seeds, ``(*)`` the one that could be asked, one only of both, ``no``, ``?`` none asked."""
-        if self.apart:
-            return self.apart
-        if self.real:
-            return "*" if len(self.asked) == 2 else f"(*) {self.asked[0]}"
-        if self.survived:
-            return f"{self.survived[0]} only"
-        return "no" if self.asked else "?"
+    def significant(self, alpha: float) -> tuple[str, ...]:
+        """Return the tests, of "images" and "seeds", whose p is at most alpha."""
+        p = {"images": self.p_images, "seeds": self.p_seeds}
+        return tuple(name for name, value in p.items() if value <= alpha)
 
 
 @dataclass(frozen=True)
 class Ranked:
-    """A group and how it did.
+    """A group with its scores.
 
     Attributes:
-        group: its runs.
-        scores: of each run.
-        seeds: number of different ones.
-        comparison: with the baseline; None of the baseline itself.
+        group: the group.
+        scores: score of each run.
+        seeds: number of different seeds.
+        comparison: difference from the baseline; None for the baseline itself.
     """
 
     group: Group
@@ -136,19 +123,19 @@ class Ranked:
 
     @property
     def sd(self) -> float:
-        """Over the runs (ddof 1); nan of one."""
+        """Standard deviation over the runs (ddof 1); nan with one run."""
         return float(self.scores.std(ddof=1)) if len(self.scores) > 1 else math.nan
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """Groups from best to worst, and with what they were compared.
+    """Groups from best to worst, with their differences from the baseline.
 
     Attributes:
-        asked: what was compared.
-        groups: from best to worst.
-        chosen: whether the baseline is the best group because nobody named another.
-        pairs: comparisons that Holm's correction counts.
+        asked: score that was compared.
+        groups: groups from best to worst.
+        chosen: whether the baseline is the best group because none was named.
+        pairs: number of comparisons in Holm's correction.
     """
 
     asked: Asked
@@ -157,111 +144,113 @@ class Ranking:
     pairs: int
 
     @property
+    def alpha(self) -> float:
+        """Significance level of the tests."""
+        return 1 - self.asked.level
+
+    @property
     def baseline(self) -> int:
-        """Its place in groups."""
+        """Index of the baseline in groups."""
         return next(i for i, r in enumerate(self.groups) if r.comparison is None)
 
     @property
     def comparisons(self) -> list[Comparison]:
-        """Those that could be made."""
+        """Comparisons of the groups that can be compared with the baseline."""
         return [r.comparison for r in self.groups if r.comparison and not r.comparison.apart]
 
     @property
     def runs(self) -> list[Run]:
-        """All that are ranked."""
+        """Runs of all groups, those of the best group first."""
         return [run for r in self.groups for run in r.group.runs]
 
 
 def rank(groups: list[Group], baseline: Group | None, asked: Asked) -> Ranking:
-    """Groups from best to worst, each against the baseline, or against the best where that is None."""
+    """Rank the groups and compare each with the baseline.
+
+    Args:
+        groups: groups of finished runs that have the score.
+        baseline: one of them; None: the best.
+        asked: score to compare, and settings of the tests.
+    """
+    # order by mean score
     ranked = [
         Ranked(g, np.array([run.metrics[asked.key] for run in g.runs]), len(by_seed(g.runs)))
         for g in groups
     ]
     ranked.sort(key=lambda r: r.mean if asked.smaller else -r.mean)
-    first = next((i for i, r in enumerate(ranked) if r.group is baseline), 0)
-    found = [compared(r, ranked[first], asked) for i, r in enumerate(ranked) if i != first]
-    tested = sum(not c.apart for c in found)
+
+    # compare with the baseline; the best group as baseline makes all pairs count
+    base = next((i for i, r in enumerate(ranked) if r.group is baseline), 0)
+    raw = [compared(r, ranked[base], asked) for i, r in enumerate(ranked) if i != base]
+    tested = sum(not c.apart for c in raw)
     pairs = math.comb(tested + 1, 2) if baseline is None else tested
-    answers: list[Comparison | None] = [*corrected(found, pairs, asked)]
-    answers[first:first] = [None] * bool(ranked)
-    done = [replace(r, comparison=answer) for r, answer in zip(ranked, answers, strict=True)]
-    return Ranking(asked, done, baseline is None, pairs)
+    comparisons: list[Comparison | None] = [*corrected(raw, pairs)]
+    comparisons[base:base] = [None] * bool(ranked)
+    groups_done = [replace(r, comparison=c) for r, c in zip(ranked, comparisons, strict=True)]
+    return Ranking(asked, groups_done, baseline is None, pairs)
 
 
-def compared(one: Ranked, baseline: Ranked, asked: Asked) -> Comparison:
-    """A group against the baseline, p not yet corrected."""
-    runs, others, split = one.group.runs, baseline.group.runs, asked.split
+def compared(group: Ranked, baseline: Ranked, asked: Asked) -> Comparison:
+    """Compare a group with the baseline, without Holm's correction."""
+    runs, others, split = group.group.runs, baseline.group.runs, asked.split
     counts = pooled(runs, split), pooled(others, split)
     if apart := on_other_images(runs, others, split, *counts):
         return Comparison(apart=apart)
+
+    # over seeds
     low, high, p = welch(seed_means(runs, asked.key), seed_means(others, asked.key), asked.level)
-    seeds = ("seeds",) if min(one.seeds, baseline.seeds) >= ENOUGH and p == p else ()
-    found = Comparison(
-        one.mean - baseline.mean, seeds_low=low, seeds_high=high, p_seeds=p, asked=seeds
-    )
+    if min(group.seeds, baseline.seeds) < ENOUGH:
+        p = math.nan
+    value = group.mean - baseline.mean
+    comparison = Comparison(value, seeds_low=low, seeds_high=high, p_seeds=p)
+
+    # over images
     if (pair := paired_rows(*counts, asked.score)) is None:
-        return found
+        return comparison
     rows, other_rows, score = pair
     d = paired_test(other_rows, rows, score, asked.level, asked.resamples)
-    images = ("images",) if d.p == d.p else ()
-    return replace(
-        found, value=d.value, low=d.low, high=d.high, p_images=d.p, asked=images + seeds, images=d.images
-    )  # fmt: skip
+    return replace(comparison, value=d.value, low=d.low, high=d.high, p_images=d.p, images=d.images)
 
 
-def corrected(found: list[Comparison], pairs: int, asked: Asked) -> list[Comparison]:
-    """With Holm's p over so many pairs, and what survived them."""
-    tested = sum(not c.apart for c in found)
-    padding = np.ones(pairs - tested)  # pairs that nobody looks at, as if alike: that is careful
-    p_images = holm(np.append([c.p_images for c in found], padding))
-    p_seeds = holm(np.append([c.p_seeds for c in found], padding))
-    alpha = 1 - asked.level
-    answers = []
-    for c, images, seeds in zip(found, p_images, p_seeds, strict=False):
-        p = {"images": float(images), "seeds": float(seeds)}
-        kinds = tuple(
-            kind
-            for kind in c.asked
-            if kind == "seeds" or floor(c.images, asked.resamples) * pairs <= alpha
-        )
-        survived = tuple(kind for kind in kinds if p[kind] <= alpha)
-        answers.append(
-            replace(c, p_images=p["images"], p_seeds=p["seeds"], asked=kinds, survived=survived)
-        )
-    return answers
+def corrected(comparisons: list[Comparison], pairs: int) -> list[Comparison]:
+    """Return the comparisons with p values adjusted by Holm over ``pairs`` tests.
 
-
-def floor(images: int, resamples: int) -> float:
-    """The smallest p that a randomisation over so many images can give."""
-    return min(1.0, 2 / 2**images) if images <= EXACT else 1 / (1 + resamples)
+    Pairs that are not among the comparisons count with p = 1, which is conservative.
+    """
+    padding = np.ones(pairs - sum(not c.apart for c in comparisons))
+    p_images = holm(np.append([c.p_images for c in comparisons], padding))
+    p_seeds = holm(np.append([c.p_seeds for c in comparisons], padding))
+    return [
+        replace(c, p_images=float(images), p_seeds=float(seeds))
+        for c, images, seeds in zip(comparisons, p_images, p_seeds, strict=False)
+    ]
 
 
 def seed_means(runs: list[Run], key: str) -> np.ndarray:
-    """The score of each seed, its mean over folds or repetitions."""
+    """Return the score of each seed, the mean over its folds or repetitions."""
     return np.array(
         [np.mean([run.metrics[key] for run in same]) for same in by_seed(runs).values()]
     )
 
 
 def welch(a: np.ndarray, b: np.ndarray, level: float) -> tuple[float, float, float]:
-    """Interval of mean(a) - mean(b), and p of Welch's t-test; nan with one of either, or no spread."""
+    """Return the interval of mean(a) - mean(b) and p of Welch's t-test; nan with one value or no spread."""
     if min(len(a), len(b)) < 2 or np.ptp(a) + np.ptp(b) == 0:
         return math.nan, math.nan, math.nan
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # scores that differ in their last digits
-        found = ttest_ind(a, b, equal_var=False)
-        ends = found.confidence_interval(level)
-    return float(ends.low), float(ends.high), float(found.pvalue)
+        warnings.simplefilter("ignore", RuntimeWarning)  # scores equal up to their last digits
+        test = ttest_ind(a, b, equal_var=False)
+        ends = test.confidence_interval(level)
+    return float(ends.low), float(ends.high), float(test.pvalue)
 
 
 def on_other_images(
     a: list[Run], b: list[Run], split: str, counts_a: Pooled | None, counts_b: Pooled | None
 ) -> str:
-    """Why scores of these runs can't be set against each other, or nothing.
+    """Return the reason why two groups cannot be compared, or an empty string.
 
-    Images are the same when they have the same names and as many pixels of each class; where that isn't
-    counted, when the data's fingerprint is the same, as far as it is known.
+    Images are the same if their names and the number of pixels of each class agree; without counts, if the
+    fingerprints of the data agree, as far as they are known.
     """
     names = [frozenset(n for run in runs for n in run.splits.get(split, ())) for runs in (a, b)]
     if not all(names):
@@ -278,32 +267,32 @@ def on_other_images(
 def paired_rows(
     a: Pooled | None, b: Pooled | None, score: str
 ) -> tuple[np.ndarray, np.ndarray, Score] | None:
-    """Rows of both groups, seeds repeated to the same number, and the score of their sums.
+    """Return the rows of two groups with the same number of seeds, and the score of their sums.
 
-    None where images aren't counted, or their counts don't give the score.
+    None if a group has no counts, or the score does not follow from counts.
     """
     if a is None or b is None:
         return None
-    found, others = evidence(a, score), evidence(b, score)
-    if found is None or others is None:
+    evidence_a, evidence_b = evidence(a, score), evidence(b, score)
+    if evidence_a is None or evidence_b is None:
         return None
-    (rows_a, of_sums), (rows_b, _) = found, others
+    (rows_a, score_of), (rows_b, _) = evidence_a, evidence_b
     if rows_a.ndim == 4:  # (N, S, C, 3)
         seeds = math.lcm(rows_a.shape[1], rows_b.shape[1])
         if seeds > MOST:
             rows_a, rows_b, seeds = rows_a.mean(1, keepdims=True), rows_b.mean(1, keepdims=True), 1
         rows_a, rows_b = (np.repeat(r, seeds // r.shape[1], axis=1) for r in (rows_a, rows_b))
-    return rows_a, rows_b, of_sums
+    return rows_a, rows_b, score_of
 
 
 def intervals(ranked: Ranked, asked: Asked) -> dict[str, tuple[float, float, float]]:
-    """Score, low and high of the mean ("") and of each class, by bootstrap over images; as far as known."""
+    """Return value, low and high of the mean ("") and of each class by bootstrap; empty without counts."""
     group = pooled(ranked.group.runs, asked.split)
     if group is None:
         return {}
-    name, found = asked.score.partition("/")[0], {}
-    for of in ("", *group.classes):
-        if (rows := evidence(group, f"{name}/{of}" if of else name)) is not None:
-            one = interval(*rows, asked.level, min(asked.resamples, 2000))
-            found[of] = one.value, one.low, one.high
-    return found
+    name, ends = asked.score.partition("/")[0], {}
+    for label in ("", *group.classes):
+        if (rows := evidence(group, f"{name}/{label}" if label else name)) is not None:
+            bootstrap = interval(*rows, asked.level, min(asked.resamples, 2000))
+            ends[label] = bootstrap.value, bootstrap.low, bootstrap.high
+    return ends

@@ -1,6 +1,6 @@
-"""What differs between a run and its repetition: the scores, and what they depend on.
+"""Differences between a run and its repetition: scores, versions, hardware, code, config and data.
 
-Legend: then = of the earlier run, now = of the later one.
+``then`` refers to the earlier run, ``now`` to the later one.
 """
 
 import math
@@ -14,23 +14,29 @@ from scipy import stats
 
 from seg.cli.conf_files import shown
 from seg.data.masks import short
+from seg.display.tables import make_table
 from seg.runs import checkpoint, provenance
 from seg.runs.reader import Metrics, Past
 from seg.runs.run_info import FREE
 
-JUDGED = ("best/val/dice", "best/val/iou", "test/dice", "test/iou")  # where not all is the same
+JUDGED = (
+    "best/val/dice",
+    "best/val/iou",
+    "test/dice",
+    "test/iou",
+)  # scores that decide the verdict if some differ
 MACHINE = ("machine", "system", "cpu", "instructions", "threads", "gpus")
-TOLD = {  # of a run.json: what numbers depend on; None: all that is there
+TOLD = {  # sections of run.json that numbers depend on; None: all their fields
     "versions": None, "environment": None, "hardware": MACHINE, "git": ("commit", "diff"),
     "data": ("fingerprint",),
 }  # fmt: skip
-LEVEL = 0.95  # of the interval in which the difference of two seeds is expected
-FEWEST = 2  # degrees of freedom from which a spread is told: three seeds of one era
+LEVEL = 0.95  # of the interval of the difference of two seeds
+FEWEST = 2  # degrees of freedom that a standard deviation needs: three seeds of one era
 Scores = dict[str, dict[str, Any]]
 
 
 class Change(NamedTuple):
-    """What is not as it was."""
+    """A fact that differs."""
 
     what: str
     then: Any
@@ -38,15 +44,19 @@ class Change(NamedTuple):
 
 
 def judged(then: Metrics, now: Metrics, eras: Sequence[Sequence[Metrics]]) -> Scores:
-    """Each score then and now, their difference, and whether it is more than another seed would make.
+    """Compare the scores of two runs, and decide whether each difference is within the noise of the seed.
 
-    Noise is what lies within the ``LEVEL`` interval of the difference of two runs that differ in the seed
-    alone: Student's t times sd times sqrt(2), where sd is pooled over the eras.
+    A difference is within noise if it lies in the ``LEVEL`` interval of the difference of two runs with
+    different seeds: Student's t times sd times sqrt(2), with sd pooled over the eras.
 
     Args:
         then: metrics by name; None is nan.
-        now: likewise.
-        eras: metrics of runs that differ in the seed alone, those of then and those of now.
+        now: metrics by name; None is nan.
+        eras: metrics of runs that differ only in the seed: those of then and those of now.
+
+    Returns:
+        For each metric ``then``, ``now``, ``difference``, ``sd`` and ``verdict``: same, within noise,
+        different, only then or only now.
     """
     scores: Scores = {}
     for name in dict.fromkeys([*then, *now]):
@@ -54,22 +64,22 @@ def judged(then: Metrics, now: Metrics, eras: Sequence[Sequence[Metrics]]) -> Sc
         sd, free = spread([[metrics.get(name) for metrics in era] for era in eras])
         difference = None if old is None or new is None else new - old
         if name not in then or name not in now:
-            found = "only now" if name in now else "only then"
+            result = "only now" if name in now else "only then"
         elif old == new:
-            found = "same"
+            result = "same"
         elif sd is None or difference is None:
-            found = "different"
+            result = "different"
         else:
             limit = stats.t.ppf((1 + LEVEL) / 2, free) * sd * math.sqrt(2)
-            found = "within noise" if abs(difference) <= limit else "different"
+            result = "within noise" if abs(difference) <= limit else "different"
         scores[name] = {
-            "then": old, "now": new, "difference": difference, "sd": sd, "verdict": found
+            "then": old, "now": new, "difference": difference, "sd": sd, "verdict": result
         }  # fmt: skip
     return scores
 
 
 def spread(eras: Sequence[Sequence[float | None]]) -> tuple[float | None, int]:
-    """Standard deviation within the eras, and its degrees of freedom; None below ``FEWEST`` of them."""
+    """Return the standard deviation within the eras (None below ``FEWEST``), and its degrees of freedom."""
     squares, free = 0.0, 0
     for era in eras:
         values = np.array([value for value in era if value is not None], dtype=float)
@@ -80,7 +90,7 @@ def spread(eras: Sequence[Sequence[float | None]]) -> tuple[float | None, int]:
 
 
 def verdict(scores: Scores) -> str:
-    """Of all numbers, if they are the same; else of Dice and IoU, and different where no noise is known."""
+    """Return same, within noise or different: of all scores if they are equal, else of Dice and IoU."""
     both = {n: s["verdict"] for n, s in scores.items() if not s["verdict"].startswith("only")}
     if both and set(both.values()) == {"same"}:
         return "same"
@@ -91,16 +101,16 @@ def verdict(scores: Scores) -> str:
 
 
 def edited(past: Past) -> Iterator[Change]:
-    """How config.yaml differs from the config in the checkpoint, which the run was trained with."""
+    """Yield differences of config.yaml from the config in the checkpoint, with which the run was trained."""
     try:
         card = checkpoint.read_checkpoint(checkpoint.find_checkpoint(past.folder))["seg"]["config"]
     except (*checkpoint.DAMAGED, ValueError):
-        return  # the numbers stand without their checkpoint
+        return  # without a checkpoint there is nothing to compare
     yield from leaves_changed(card, past.config, "config.yaml: ")
 
 
 def leaves_changed(then: Any, now: Any, path: str) -> Iterator[Change]:
-    """Each value of a config that differs."""
+    """Yield each value of a config that differs."""
     if not isinstance(then, dict) or not isinstance(now, dict):
         if then != now:
             yield Change(path.rstrip("."), then, now)
@@ -111,7 +121,7 @@ def leaves_changed(then: Any, now: Any, path: str) -> Iterator[Change]:
 
 
 def recorded(then: dict[str, Any], now: dict[str, Any]) -> Iterator[Change]:
-    """What differs between two run.json of what numbers depend on, as far as the older one tells."""
+    """Yield differences between two run.json in the fields that numbers depend on and the older one has."""
     for group, chosen in TOLD.items():
         old, new = then.get(group), now.get(group) or {}
         if not isinstance(old, dict):
@@ -129,16 +139,16 @@ def recorded(then: dict[str, Any], now: dict[str, Any]) -> Iterator[Change]:
 
 
 def untold(then: dict[str, Any]) -> list[str]:
-    """What an older run.json doesn't tell."""
+    """Return the sections that an older run.json lacks."""
     return [name for name in (*TOLD, "source") if name not in then]
 
 
 def images_changed(then: Path, now: Path) -> Iterator[Change]:
-    """Which images and masks aren't what they were, of two run folders that tell."""
+    """Yield the differences in images and masks of two run folders with fingerprints.csv."""
     try:
         old, new = (provenance.read_digests(folder / "fingerprints.csv") for folder in (then, now))
     except (OSError, ValueError):
-        return  # data.fingerprint tells that something differs
+        return  # data.fingerprint shows that something differs
     if not old:
         return
     for place, kind in enumerate(("images", "masks")):
@@ -151,13 +161,13 @@ def images_changed(then: Path, now: Path) -> Iterator[Change]:
 
 
 def text(value: Any) -> str:
-    """A value as one types it; a group of options by its constructor."""
+    """Return a value as it is typed; for a group of options its constructor."""
     return shown(value.get("_target_", value) if isinstance(value, dict) else value)
 
 
 def score_table(scores: Scores) -> Table:
-    """Dice and IoU; rerun.json has every score."""
-    table = Table(title="then and now", title_justify="left", header_style="bold")
+    """Return the table of Dice and IoU; rerun.json has all scores."""
+    table = make_table("then and now")
     table.add_column("score", no_wrap=True)
     for header in ("then", "now", "difference", "sd of seeds"):
         table.add_column(header, justify="right", no_wrap=True)

@@ -1,4 +1,4 @@
-"""The files of a run folder, read as far as they can be: what is wrong with them becomes a line in ``faults``."""
+"""Read the files of a run folder as far as possible; every problem becomes a line in ``faults``."""
 
 import os
 from collections.abc import Iterator
@@ -15,21 +15,21 @@ from seg.files import open_regular, read_text
 from seg.runs.migrations import upgrade_targets
 from seg.runs.safe_loading import CONFIG_LIMIT, TABLE_LIMIT, is_text, read_rows, read_yaml
 
-MOST = 10_000  # options of a config
-COLUMNS = ("split", "image", "class", "hit", "false", "missed")  # of images.csv
-PIXELS = 2**48  # more than any image has
-STEPS = 2**53  # up to which a float counts
-LARGEST = 1e100  # of a number; squares of it are numbers too
+MOST = 10_000  # maximum number of options of a config
+COLUMNS = ("split", "image", "class", "hit", "false", "missed")  # columns of images.csv
+PIXELS = 2**48  # upper limit of a pixel count
+STEPS = 2**53  # integers up to this are exact as float
+LARGEST = 1e100  # upper limit of a number; its square is finite
 
 
 @dataclass(frozen=True)
 class Counts:
-    """Pixel counts of a split's images by one network.
+    """Pixel counts of the images of a split, predicted by one network.
 
     Attributes:
         images: N names.
         classes: C names.
-        pixels: (N, C, 3) int64: hit, false, missed.
+        pixels: (N, C, 3) int64: TP, FP, FN.
     """
 
     images: tuple[str, ...]
@@ -39,12 +39,12 @@ class Counts:
 
 @dataclass(frozen=True)
 class Curves:
-    """What was measured in training, without the scoring of the best checkpoint after it.
+    """Learning curves of metrics.csv, without the final scores of the best checkpoint.
 
     Attributes:
-        steps: of each row, from 0.
-        epochs: of each row, from 0.
-        values: metric -> value of each row, nan where it wasn't measured.
+        steps: step of each row, from 0.
+        epochs: epoch of each row, from 0.
+        values: metric -> value of each row, nan where it was not measured.
     """
 
     steps: list[float] = field(default_factory=list)
@@ -53,7 +53,7 @@ class Curves:
 
 
 def read_config(folder: Path, faults: list[str]) -> dict[str, Any]:
-    """config.yaml, flattened."""
+    """Read config.yaml as flat options, ``optim.lr`` -> value; empty if it cannot be read."""
     try:
         content = upgrade_targets(read_yaml(read_text(folder / "config.yaml", CONFIG_LIMIT)))
         options = dict(islice(flat(mapping(content)), MOST + 1))
@@ -66,7 +66,7 @@ def read_config(folder: Path, faults: list[str]) -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """A value of a config, or text of it where no config that was written has such."""
+    """Return a value of a config unchanged if seg.train can have written it, else as text."""
     if isinstance(value, list):
         return [plain(item) for item in value]
     if isinstance(value, str):
@@ -77,7 +77,7 @@ def plain(value: Any) -> Any:
 
 
 def flat(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """``{"optim": {"lr": 1}}`` as ``optim.lr``, 1; a list of plain values stays whole."""
+    """Yield ``optim.lr``, 1 for ``{"optim": {"lr": 1}}``; a list of plain values is one value."""
     deeper = isinstance(node, list) and any(isinstance(item, dict | list) for item in node)
     if isinstance(node, dict) or deeper:
         for key, value in node.items() if isinstance(node, dict) else enumerate(node):
@@ -89,7 +89,7 @@ def flat(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 def read_curves(
     folder: Path, steps: float | None, faults: list[str]
 ) -> tuple[Curves, float | None]:
-    """Rows of metrics.csv before ``steps``: the later ones score the best checkpoint."""
+    """Read the rows of metrics.csv before ``steps`` and its time; later rows score the best checkpoint."""
     file = folder / "metrics.csv"
     if not present(file):
         return Curves(), None
@@ -127,7 +127,7 @@ def read_curves(
 def read_counts(
     folder: Path, splits: dict[str, tuple[str, ...]], faults: list[str]
 ) -> dict[str, Counts]:
-    """images.csv; a split that it doesn't hold whole is a fault, and left out."""
+    """Read images.csv; a split without all its images is a fault and left out."""
     file = folder / "images.csv"
     if not present(file):
         return {}
@@ -160,12 +160,12 @@ def read_counts(
 
 
 def present(file: Path) -> bool:
-    """Whether there is something of that name, be it a pipe or a broken link."""
+    """Return whether the name exists, be it a pipe or a broken link."""
     return os.path.lexists(file)
 
 
 def cut_off(file: Path) -> bool:
-    """Whether the last line of a file has no end."""
+    """Return whether the last line of a file has no line end."""
     with open_regular(file, TABLE_LIMIT) as stream:
         if stream.seek(0, os.SEEK_END) == 0:
             return False
@@ -174,10 +174,10 @@ def cut_off(file: Path) -> bool:
 
 
 def pixels_in(cell: str) -> int:
-    """The count of pixels in a cell of images.csv.
+    """Return the pixel count in a cell of images.csv.
 
     Raises:
-        ValueError: if it is none.
+        ValueError: if the cell holds no pixel count.
     """
     if not (cell.isascii() and cell.isdigit() and len(cell) < 20 and int(cell) < PIXELS):
         raise ValueError(f"{text(cell)[:40]!r} is no count of pixels")
@@ -185,7 +185,7 @@ def pixels_in(cell: str) -> int:
 
 
 def number_in(cell: str) -> float:
-    """The number in a cell of a CSV file; nan where it holds none."""
+    """Return the number in a cell of a CSV file; nan if it holds none."""
     try:
         return float(cell) if cell and len(cell) < 100 else float("nan")
     except ValueError:
@@ -193,7 +193,7 @@ def number_in(cell: str) -> float:
 
 
 def text(value: Any) -> str:
-    """A value as one printable line of at most 500 characters; None is empty."""
+    """Return a value as one printable line of at most 500 characters; None is empty."""
     if value is None:
         return ""
     try:
@@ -205,23 +205,26 @@ def text(value: Any) -> str:
 
 
 def number(value: Any) -> float | None:
-    """A number of a record; None where it is none, or no run could have measured it."""
+    """Return a number of a record; None if it is no number or out of range."""
     good = isinstance(value, int | float) and not isinstance(value, bool)
     return float(value) if good and abs(value) < LARGEST else None
 
 
 def numbers(value: Any) -> dict[str, float]:
+    """Return the entries of a mapping that are numbers."""
     return {k: n for k, v in mapping(value).items() if (n := number(v)) is not None}
 
 
 def mapping(value: Any) -> dict[str, Any]:
+    """Return a dict with its keys as text; empty for any other value."""
     return {str(k): v for k, v in value.items()} if isinstance(value, dict) else {}
 
 
 def listed(value: Any) -> list[Any]:
+    """Return a list unchanged; empty for any other value."""
     return value if isinstance(value, list) else []
 
 
 def brief(error: BaseException) -> str:
-    """Its first line."""
+    """Return the type and the first line of an error."""
     return f"{type(error).__name__}: {text(str(error).partition(chr(10))[0])[:120]}"

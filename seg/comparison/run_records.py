@@ -1,7 +1,7 @@
-"""Reads many run folders, as far as they can be read: finished, running, failed, damaged, of older versions.
+"""Find and read run folders: finished, running, failed, damaged, or of older versions.
 
-Nothing in a run folder is trusted: each field of run.json has its type here or is absent, and what can't be
-read becomes a line in ``faults``. A folder never makes the reading of the others fail.
+A run folder is untrusted input: a field of run.json that has another type is treated as absent, every problem
+becomes a line in ``faults``, and a damaged folder does not affect the others.
 """
 
 import os
@@ -37,27 +37,27 @@ class Run:
     """One run folder.
 
     Attributes:
-        folder: resolved.
-        label: its path below the folder that the compared runs have in common.
-        status: one of STATES, or damaged where run.json can't be read.
-        error: of a failed run, else empty.
-        faults: what is wrong with its files.
-        name: as the run was called.
+        folder: resolved path.
+        label: path relative to the common folder of the compared runs.
+        status: one of STATES, or damaged if run.json cannot be read.
+        error: error of a failed run, else empty.
+        faults: problems of its files.
+        name: name of the run.
         sweep: name of its sweep, or empty.
-        seed: as text, empty where unknown.
-        choices: config group -> chosen file; of older runs the word typed, else the class's name.
+        seed: as text, empty if unknown.
+        choices: config group -> chosen file; for older runs the typed word, else the name of the class.
         typed: keys of the options that were typed.
-        options: config.yaml, flattened: ``optim.lr`` -> 0.003; a list of plain values is one value.
-        metrics: final ones: ``best/val/dice``, ``test/dice/CLASS``.
-        parameters: count; None where unknown.
-        minutes: of training; None where unknown.
-        steps: of the optimiser; None where unknown.
+        options: flattened config.yaml: ``optim.lr`` -> 0.003; a list of plain values is one value.
+        metrics: final metrics: ``best/val/dice``, ``test/dice/CLASS``.
+        parameters: number of parameters; None if unknown.
+        minutes: duration of training; None if unknown.
+        steps: optimiser steps; None if unknown.
         splits: split -> names of its images.
-        fingerprint: of the data, empty where unknown.
-        facts: what the environment was: versions, commit, hardware, command, start, as text.
-        curves: rows of metrics.csv.
-        counts: split -> pixels of images.csv.
-        written: when metrics.csv was last written, seconds since 1970; None without one.
+        fingerprint: fingerprint of the data, empty if unknown.
+        facts: environment as text: versions, commit, hardware, command, start.
+        curves: learning curves of metrics.csv.
+        counts: split -> pixel counts of images.csv.
+        written: time of the last write to metrics.csv, seconds since 1970; None without the file.
     """
 
     folder: Path
@@ -84,23 +84,23 @@ class Run:
 
     @property
     def images_per_second(self) -> float | None:
-        """Median over the epochs; None where it wasn't measured."""
+        """Median over the epochs; None if it was not measured."""
         values = np.array(self.curves.values.get("images_per_second", []), dtype=float)
         values = values[np.isfinite(values)]
         return float(np.median(values)) if len(values) else None
 
     @property
     def epochs(self) -> int | None:
-        """How many were begun; None where nothing was measured."""
+        """Number of epochs begun; None if nothing was measured."""
         known = [epoch for epoch in self.curves.epochs if epoch == epoch]
         return int(max(known)) + 1 if known else None
 
 
 def find_runs(places: Iterable[str]) -> list[Path]:
-    """The run folders in each place, however deep: whatever holds run.json. Links below it aren't followed.
+    """Find the folders with a run.json at any depth below the given folders; links in them are not followed.
 
     Raises:
-        UserError: when a place isn't there, or none has a run.
+        UserError: if a folder does not exist, or none contains a run.
     """
     found: dict[Path, None] = {}
     places = list(places)
@@ -120,23 +120,23 @@ def find_runs(places: Iterable[str]) -> list[Path]:
 
 
 def common_folder(folders: list[Path]) -> Path:
-    """The deepest folder that holds all of them."""
+    """Return the deepest folder that contains all folders."""
     return Path(os.path.commonpath([folder.parent for folder in folders]))
 
 
 def read_runs(folders: list[Path]) -> list[Run]:
-    """All of them, in the order given."""
+    """Read the runs in the given order."""
     root = common_folder(folders)
     return [read_run(folder, label_of(folder.relative_to(root))) for folder in folders]
 
 
 def label_of(place: Path) -> str:
-    """A folder's path as it may be shown; bytes that are no UTF-8 are spelt out."""
+    """Return a path as text; bytes that are not UTF-8 become escape sequences."""
     return os.fsencode(place.as_posix()).decode("utf-8", "backslashreplace")
 
 
 def read_run(folder: Path, label: str) -> Run:
-    """One run; what can't be read is absent, and told in its faults."""
+    """Read one run; every problem of its files becomes a line in its faults."""
     faults: list[str] = []
     try:
         record = json_value(read_text(folder / "run.json", RECORD_LIMIT))
@@ -181,7 +181,7 @@ def read_run(folder: Path, label: str) -> Run:
 
 
 def choices(record: dict[str, Any], options: dict[str, Any]) -> dict[str, str]:
-    """The chosen file of each group; for an older run what was typed, else the class's name."""
+    """Return the chosen file of each config group; for an older run the typed word, else the class name."""
     if known := mapping(record.get("choices")):
         return {k: text(v) for k, v in known.items() if v is not None and "/" not in k}
     words = typed(record)
@@ -194,14 +194,14 @@ def choices(record: dict[str, Any], options: dict[str, Any]) -> dict[str, str]:
 
 
 def typed(record: dict[str, Any]) -> dict[str, str]:
-    """The options typed for a run, ``optim.lr`` -> its word; of an older one those of the command line."""
+    """Return the typed options, ``optim.lr`` -> its text; for an older run those of its command line."""
     words = record["overrides"] if "overrides" in record else record.get("command")
     pairs = (text(word).lstrip("+~").partition("=") for word in listed(words))
     return {key: value for key, equals, value in pairs if equals}
 
 
 def environment(record: dict[str, Any]) -> dict[str, str]:
-    """Where a run comes from, a fact a name."""
+    """Return the environment of a run as name -> text: commit, versions, hardware, start, command."""
     git, facts = mapping(record.get("git")), {}
     if commit := text(git.get("commit")):
         facts["commit"] = commit[:12] + (" and changes" if git.get("dirty") else "")

@@ -1,72 +1,66 @@
-"""A comparison in words: the headline, what the marks claim, and what to beware of."""
+"""Text of a comparison: its result in a few sentences, the meaning of p, and warnings."""
 
 import time
 from collections.abc import Callable, Iterable
 
 from seg.comparison.grouping import Group, differing, shown, value_of
-from seg.comparison.ranking import ENOUGH, FEW, Asked, Ranked, Ranking, floor
+from seg.comparison.ranking import ENOUGH, Asked, Ranked, Ranking
 from seg.comparison.run_records import Run
 from seg.metrics.significance import EXACT
 
 NAMES = {"dice": "Dice", "iou": "IoU", "f1": "F1"}
+FEW = 20  # images below which intervals are too narrow
+VERDICTS = {  # by the tests with a significant difference
+    ("images", "seeds"): "Significant over images and seeds",
+    ("images",): "Significant over images only",
+    ("seeds",): "Significant over seeds only",
+    (): "Not significant",
+}
 
 
 def score_name(asked: Asked) -> str:
-    """``Dice``, ``Dice of membrane``, ``dice per image``."""
-    name, _, of = asked.score.partition("/")
-    return NAMES.get(name, name.replace("_", " ")) + (f" of {of}" if of else "")
+    """Return the score as text: ``Dice``, ``Dice of membrane``, ``dice per image``."""
+    name, _, label = asked.score.partition("/")
+    return NAMES.get(name, name.replace("_", " ")) + (f" of {label}" if label else "")
 
 
 def headline(ranking: Ranking, others: int) -> str:
-    """What came out, in a few sentences."""
+    """Return the result of the comparison: the best group, and which groups differ from the baseline.
+
+    Args:
+        ranking: of the groups.
+        others: number of runs that are not ranked.
+    """
     asked = ranking.asked
     if not ranking.groups:
         return f"None of {others} runs can be ranked yet."
     best = ranking.groups[0]
     images = image_count(best.group.runs, asked.split)
-    on = f"{images} {asked.split} image{'s' * (images != 1)}" if images else asked.split
-    score = f"{score_name(asked)} {best.mean:.4f} on {on}, {runs_of(best)}"
+    split = f"{images} {asked.split} image{'s' * (images != 1)}" if images else asked.split
+    score = f"{score_name(asked)} {best.mean:.4f} on {split}, {runs_of(best)}"
     if len(ranking.groups) == 1:
-        return f"{best.group.label}: {score}. There is nothing to compare it with."
-    start = f"{best.group.label} is best: {score}."
-    if ranking.baseline:
-        start += f" Against {ranking.groups[ranking.baseline].group.label}:"
-    return " ".join([start, *verdicts(ranking)])
+        return f"{best.group.label}: {score}. There is no other group to compare with."
+    return f"{best.group.label} is best: {score}. {differences(ranking)}"
 
 
-def verdicts(ranking: Ranking) -> list[str]:
-    """Sentences on the groups against the baseline, those that are really better first."""
-    better = "Really better:"
-    worse = "Really worse:" if ranking.baseline else "It is really better than"
-    half = {kind: f"Told apart by {kind} only:" for kind in ("images", "seeds")}
-    asked = {kind: f"Told apart by {kind}, all that could be asked:" for kind in half}
-    alike, unknown, apart = (
-        "No real difference to",
-        "Too little to tell of",
-        "Not on the same images:",
-    )
-    kinds: dict[str, list[str]] = {
-        kind: [] for kind in (better, worse, *asked.values(), *half.values(), alike, unknown, apart)
-    }
-    for place, r in enumerate(ranking.groups):
+def differences(ranking: Ranking) -> str:
+    """Return a sentence on the differences of the groups from the baseline, grouped by their significance."""
+    verdicts: dict[str, list[str]] = {}
+    for r in ranking.groups:
         if (c := r.comparison) is None:
             continue
         if c.apart:
-            kind = apart
-        elif c.real and len(c.asked) == 1:  # of networks or of recipes, not of both
-            kind = asked[c.asked[0]]
-        elif c.real:
-            kind = better if place < ranking.baseline else worse
-        elif c.survived:
-            kind = half[c.survived[0]]
+            verdict = "Not comparable"
         else:
-            kind = alike if c.asked else unknown
-        kinds[kind].append(r.group.label)
-    return [f"{kind} {counted(names)}." for kind, names in kinds.items() if names]
+            verdict = VERDICTS[c.significant(ranking.alpha)] if c.tested else "Not tested"
+        verdicts.setdefault(verdict, []).append(r.group.label)
+    baseline = ranking.groups[ranking.baseline].group.label if ranking.baseline else "it"
+    parts = " ".join(f"{verdict}: {counted(labels)}." for verdict, labels in verdicts.items())
+    return f"Differences from {baseline}: {parts[0].lower()}{parts[1:]}"
 
 
 def runs_of(r: Ranked) -> str:
-    """``mean of 3 seeds``, ``one run``, ``mean of 5 runs of 1 seed``."""
+    """Return ``mean of 3 seeds``, ``one run`` or ``mean of 5 runs of 1 seed``."""
     runs = len(r.scores)
     if runs == 1:
         return "one run"
@@ -76,38 +70,34 @@ def runs_of(r: Ranked) -> str:
 
 
 def image_count(runs: list[Run], split: str) -> int:
+    """Return the number of different images that the runs have in a split."""
     return len({name for run in runs for name in run.splits.get(split, ())})
 
 
 def counted(names: Iterable[str], most: int = 4) -> str:
-    """The first few, and how many more."""
+    """Return the first names and the number of the others."""
     names = list(names)
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return "; ".join(names[:most]) + more
 
 
-def claims(ranking: Ranking) -> list[tuple[str, str]]:
-    """The marks that occur, and what each claims."""
-    marks = {c.mark.removesuffix(" images").removesuffix(" seeds") for c in ranking.comparisons}
-    what = f"{'pair' if ranking.chosen else 'comparison'}{'s' * (ranking.pairs != 1)}"
-    over = f"{ranking.asked.level:.0%}, Holm over {ranking.pairs} {what}"
-    lines = {
-        "*": f"real over images and over seeds ({over})",
-        "(*)": f"real over what is named; the other could not be asked ({over})",
-        "images only": "these networks differ on such images; with other seeds it could be otherwise",
-        "seeds only": "the recipes differ on these images; on others it could be otherwise",
-        "no": "chance could do as much",
-        "?": "neither images nor seeds are enough to ask",
-    }
-    return [(mark, line) for mark, line in lines.items() if mark in marks]
+def p_line(ranking: Ranking) -> str:
+    """Return the line that explains the two p values; empty without comparisons."""
+    if not ranking.comparisons:
+        return ""
+    unit = f"{'pair' if ranking.chosen else 'comparison'}{'s' * (ranking.pairs != 1)}"
+    return (
+        "p images: these networks on other images; p seeds: these recipes with other seeds; "
+        f"adjusted by Holm over {ranking.pairs} {unit}, significant up to {ranking.alpha:.2g}"
+    )
 
 
 def cautions(ranking: Ranking) -> list[str]:
-    """What to beware of, a line each."""
+    """Return the warnings, one line each."""
     runs = ranking.runs
     lines = [
         *too_few(ranking),
-        "validation chose each run's checkpoint, which flatters all scores"
+        "validation chose each run's checkpoint, so all scores on it are too good"
         if ranking.asked.split == "val" and runs
         else "",
         unlike(runs, lambda run: run.fingerprint, "the data's fingerprints differ"),
@@ -120,44 +110,45 @@ def cautions(ranking: Ranking) -> list[str]:
 
 
 def too_few(ranking: Ranking) -> list[str]:
-    """Too few images or seeds."""
+    """Return warnings of too few images or seeds."""
     if not ranking.comparisons:
         return []
     counts = [c.images for c in ranking.comparisons if c.images]
-    score, resamples = ranking.asked.score, ranking.asked.resamples
+    score = ranking.asked.score
     if counts:
-        lines = few_images(min(counts), floor(min(counts), resamples), ranking)
+        lines = few_images(min(counts), ranking)
     else:
-        lines = [f"the runs hold no counts that give {score} image by image: images aren't asked"]
+        lines = [f"the runs hold no counts that give {score} image by image: no test over images"]
     short = [r.group.label for r in ranking.groups if r.seeds < ENOUGH]
     if short:
-        who = "all groups" if len(short) == len(ranking.groups) else counted(short)
+        groups = "all groups" if len(short) == len(ranking.groups) else counted(short)
         lines.append(
-            f"fewer than {ENOUGH} seeds ({who}): what is told there is of these trained networks, "
-            "not of the recipe"
+            f"fewer than {ENOUGH} seeds ({groups}): no test over seeds, the result is about these "
+            "networks, not about recipes"
         )
     return lines
 
 
-def few_images(images: int, p: float, ranking: Ranking) -> list[str]:
-    """Where images are too few to ask, or for good intervals."""
-    if p * ranking.pairs > 1 - ranking.asked.level:
-        cure = "take more images" if images <= EXACT else "raise resamples"
+def few_images(images: int, ranking: Ranking) -> list[str]:
+    """Return a warning if the number of images is too small for any significance, or for good intervals."""
+    smallest_p = 2 / 2**images if images <= EXACT else 1 / (1 + ranking.asked.resamples)
+    if smallest_p * ranking.pairs > ranking.alpha:
+        remedy = "use more images" if images <= EXACT else "raise resamples"
         return [
-            f"{images} images give p {p:.2g} at the least, too much for {ranking.pairs} comparisons: "
-            f"images aren't asked; {cure}, name a baseline or group by fewer options"
+            f"{images} images give p {min(1.0, smallest_p):.2g} or more, which is never significant in "
+            f"{ranking.pairs} comparisons; {remedy}, name a baseline or group by fewer options"
         ]
     return [f"{images} images: so few make intervals too narrow"] if images < FEW else []
 
 
-def unlike(runs: list[Run], fact: Callable[[Run], str], what: str) -> str:
-    """A line where the ranked runs differ in a fact that should be the same."""
+def unlike(runs: list[Run], fact: Callable[[Run], str], text: str) -> str:
+    """Return a warning if the runs differ in a fact that should be the same."""
     values = {fact(run) for run in runs} - {""}
-    return f"{what}: {counted(sorted(values), 3)}" if len(values) > 1 else ""
+    return f"{text}: {counted(sorted(values), 3)}" if len(values) > 1 else ""
 
 
 def budgets(runs: list[Run]) -> str:
-    """A line where some were trained longer than others."""
+    """Return a warning if some runs were trained longer than others."""
     steps = {int(run.steps) for run in runs if run.steps is not None}
     limits = {shown(run.options.get("trainer.max_epochs")) for run in runs if run.options}
     parts = [f"{min(steps)} to {max(steps)} steps"] if len(steps) > 1 else []
@@ -166,7 +157,7 @@ def budgets(runs: list[Run]) -> str:
 
 
 def mixed(groups: list[Ranked]) -> str:
-    """A line where runs of a group aren't of one recipe."""
+    """Return a warning if the runs of a group are not of one recipe."""
     names: dict[str, None] = {}
     for r in groups:
         names |= dict.fromkeys(n for n in differing(r.group.runs) if n not in r.group.options)
@@ -174,7 +165,7 @@ def mixed(groups: list[Ranked]) -> str:
 
 
 def repeated(groups: list[Ranked]) -> str:
-    """A line where a group has a seed twice with one fold."""
+    """Return a warning if a group has a seed more than once with one fold."""
     for r in groups:
         pairs = [(run.seed, shown(value_of(run, "data.fold"))) for run in r.group.runs]
         twice = {seed for (seed, fold) in pairs if seed and pairs.count((seed, fold)) > 1}
@@ -184,7 +175,7 @@ def repeated(groups: list[Ranked]) -> str:
 
 
 def fate(run: Run, asked: Asked) -> str:
-    """Why a run isn't ranked."""
+    """Return the reason why a run is not ranked."""
     if run.status == "damaged":
         return "; ".join(run.faults)
     if run.status == "finished":
@@ -198,6 +189,7 @@ def fate(run: Run, asked: Asked) -> str:
 
 
 def age(seconds: float) -> str:
+    """Return a duration in its largest suitable unit."""
     for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
         if seconds >= 2 * size:
             return f"{seconds / size:.0f} {unit}"
@@ -205,6 +197,6 @@ def age(seconds: float) -> str:
 
 
 def mean_of(group: Group, fact: Callable[[Run], float | None]) -> float | None:
-    """Mean of what is known of the runs; None where nothing is."""
+    """Return the mean of a fact over the runs that have it; None if none has."""
     values = [value for run in group.runs if (value := fact(run)) is not None]
     return sum(values) / len(values) if values else None

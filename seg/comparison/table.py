@@ -1,4 +1,4 @@
-"""Tables of a comparison: the ranked groups on the terminal, and the rows of compare.csv."""
+"""Tables of a comparison: the ranking on the terminal, and the rows of compare.csv."""
 
 import math
 import re
@@ -15,21 +15,21 @@ from seg.comparison.ranking import Comparison, Ranking
 from seg.comparison.run_records import Run
 from seg.comparison.summary import fate, mean_of, score_name
 from seg.display.console import console
-from seg.display.tables import number
+from seg.display.tables import make_table, number
 
 Cost = Callable[[Run], float | None]
-COSTS: tuple[tuple[str, Cost], ...] = (  # of a run; the first are told first
+COSTS: tuple[tuple[str, Cost], ...] = (  # of a run; the last are left out first
     ("M", lambda run: None if run.parameters is None else run.parameters / 1e6),
     ("min", lambda run: run.minutes),
     ("img/s", lambda run: run.images_per_second),
 )
-FORMULA = tuple("=+-@\uff1d\uff0b\uff0d\uff20")  # a spreadsheet computes cells that begin so
+FORMULA = tuple("=+-@\uff1d\uff0b\uff0d\uff20")  # first characters of a spreadsheet's formulas
 
 
 def fitting(ranking: Ranking, width: int) -> Table:
-    """The table of groups, without as many of the costs as are too much for a terminal so wide.
+    """Return the table of the ranking with as many costs as fit the width of the terminal.
 
-    Where the options alone are, they share a column.
+    If the options alone do not fit, they share one column.
     """
     options = list(ranking.groups[0].group.options)
     for costs in (COSTS, COSTS[:2], COSTS[:1], ()):
@@ -40,57 +40,62 @@ def fitting(ranking: Ranking, width: int) -> Table:
 
 
 def group_table(ranking: Ranking, costs: dict[str, Cost], options: list[str]) -> Table:
-    """A row a group, from best to worst; without options the group's name has a column."""
+    """Return one row for each group, from best to worst; without options the first column is its name."""
     asked = ranking.asked
-    table = Table(
-        title=Text(f"{score_name(asked)} on {asked.split}"), title_justify="left", header_style="bold",
-        box=SIMPLE_HEAD, padding=(0, 1, 0, 0),
-    )  # fmt: skip
+    table = make_table(Text(f"{score_name(asked)} on {asked.split}"))
+    table.box, table.padding = SIMPLE_HEAD, (0, 1, 0, 0)
     for name in options or ["group"]:
         table.add_column(Text(name), overflow="fold")
     baseline = "best" if ranking.chosen else "baseline"
-    for name in ("mean", "+- sd", "n", *costs, f"to {baseline}", f"{asked.level:.0%} interval"):
+    interval = f"{asked.level:.0%} interval"
+    for name in ("mean", "+- sd", "n", *costs, f"to {baseline}", interval, "p images", "p seeds"):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("real?", no_wrap=True)
     for r in ranking.groups:
         cells = [shown(r.group.options[name]) for name in options] or [r.group.label]
-        spent = (brief(mean_of(r.group, cost)) for cost in costs.values())
+        means = (brief(mean_of(r.group, cost)) for cost in costs.values())
         spread = number(r.sd) if len(r.scores) > 1 else ""
         table.add_row(
-            *map(Text, cells), number(r.mean), spread, str(len(r.scores)), *spent,
+            *map(Text, cells), number(r.mean), spread, str(len(r.scores)), *means,
             *difference(r.comparison, baseline), style="bold" if r.comparison is None else None,
         )  # fmt: skip
     return table
 
 
-def difference(c: Comparison | None, baseline: str) -> tuple[str, str, str]:
-    """Difference, its interval over images (else over seeds), and the mark."""
+def difference(c: Comparison | None, baseline: str) -> tuple[str, str, str, str]:
+    """Return the cells of the difference, its interval over images (else over seeds, "s"), and both p."""
     if c is None:
-        return baseline, "", ""
-    low, high, of = (c.low, c.high, "") if c.low == c.low else (c.seeds_low, c.seeds_high, " s")
-    span = f"{signed(low)} {signed(high)}{of}" if low == low else ""
-    return signed(c.value), span, c.mark
+        return baseline, "", "", ""
+    low, high, unit = (c.low, c.high, "") if c.low == c.low else (c.seeds_low, c.seeds_high, " s")
+    span = f"{signed(low)} {signed(high)}{unit}" if low == low else ""
+    return signed(c.value), c.apart or span, p_value(c.p_images), p_value(c.p_seeds)
+
+
+def p_value(p: float) -> str:
+    """Return ``.0123`` or ``<.0001``; empty for nan."""
+    if p != p:
+        return ""
+    return "<.0001" if p < 0.0001 else f"{p:.4f}".removeprefix("0")
 
 
 def signed(value: float) -> str:
-    """``+.0123``; empty for nan."""
+    """Return ``+.0123``; empty for nan."""
     return re.sub(r"^([+-])0\.", r"\1.", f"{value:+.4f}") if value == value else ""
 
 
 def brief(value: float | None) -> str:
-    """Three digits."""
+    """Return a cost with three digits; empty for None."""
     return "" if value is None else f"{value:.3g}"
 
 
 def run_table(ranking: Ranking, others: list[Run]) -> pd.DataFrame:
-    """A row a run, best group first: what it differs in, what it cost, all its final metrics."""
-    of = {id(run): (place, r) for place, r in enumerate(ranking.groups) for run in r.group.runs}
+    """Return the rows of compare.csv: each run with its differing options, costs and final metrics."""
+    ranks = {id(run): (place, r) for place, r in enumerate(ranking.groups) for run in r.group.runs}
     runs = [*ranking.runs, *others]
     names = [name for name in differing(readable(runs)) if name not in ("name", "sweep")]
     metrics = dict.fromkeys(key for run in runs for key in run.metrics)
     rows = []
     for run in runs:
-        place, r = of.get(id(run), (None, None))
+        place, r = ranks.get(id(run), (None, None))
         row: dict[str, Any] = {
             "run": run.label, "status": run.status, "rank": None if place is None else place + 1,
             "group": r.group.label if r else "", "name": run.name, "sweep": run.sweep, "seed": run.seed,
@@ -107,7 +112,7 @@ def run_table(ranking: Ranking, others: list[Run]) -> pd.DataFrame:
 
 
 def harmless(value: object) -> object:
-    """A cell that no spreadsheet takes for a formula; numbers stay numbers."""
+    """Return a cell that no spreadsheet reads as a formula; numbers stay numbers."""
     if isinstance(value, list):
         value = shown(value)
     if not isinstance(value, str):

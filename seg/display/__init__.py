@@ -1,1 +1,1 @@
-"""All that people look at: terminal, log file, tables, panels and colours."""
+"""Output for people: terminal, log file, tables, panels, colours and the layout of pictures."""

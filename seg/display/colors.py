@@ -1,32 +1,34 @@
-"""Colours of classes."""
+"""Default colours of classes."""
 
 import numpy as np
 
 from seg.logits import IGNORE
 
 Color = tuple[int, int, int]
-OKABE_ITO: list[Color] = [  # black softened; those of the error cell come last
+OKABE_ITO: list[Color] = [  # black softened; the colours of the error cell come last
     *((32, 36, 44), (0, 158, 115), (240, 228, 66), (204, 121, 167)),
     *((86, 180, 233), (230, 159, 0), (0, 114, 178), (213, 94, 0)),
 ]
 
 
 def default_colors(n: int) -> list[Color]:
-    """Distinct colours for n <= 254 classes: Okabe-Ito, then the farthest from all before.
+    """Return distinct colours for n classes: Okabe-Ito, then each the farthest from all before it.
 
-    Farness is Euclidean in OKLab; near-white and the grey of ignored pixels are kept free.
-    ``default_colors(n)`` begins with ``default_colors(n - 1)``.
+    Distances are Euclidean in OKLab; white and the greys of ignored pixels are not used. The first n - 1
+    colours are those of ``default_colors(n - 1)``.
 
     Raises:
-        ValueError: for n outside 0..254.
+        ValueError: if n is not in 0..254.
     """
     if not 0 <= n <= 254:
-        raise ValueError(f"{n} colours asked for; a mask holds at most 254 classes beside {IGNORE}")
+        raise ValueError(
+            f"{n} colours requested; a mask holds at most 254 classes, as {IGNORE} is ignored"
+        )
     steps = np.arange(20, 256, 21)
     grid = np.stack(np.meshgrid(steps, steps, steps), axis=-1).reshape(-1, 3)
-    taken = [*OKABE_ITO, (255, 255, 255), (128, 128, 128), (176, 176, 176)]
+    reserved = [*OKABE_ITO, (255, 255, 255), (128, 128, 128), (176, 176, 176)]
     lab = _oklab(grid)
-    gap = np.min([np.linalg.norm(lab - _oklab(np.array(c)), axis=-1) for c in taken], axis=0)
+    gap = np.min([np.linalg.norm(lab - _oklab(np.array(c)), axis=-1) for c in reserved], axis=0)
     colors = OKABE_ITO[:n]
     while len(colors) < n:
         best = int(gap.argmax())
@@ -36,7 +38,7 @@ def default_colors(n: int) -> list[Color]:
 
 
 def _oklab(rgb: np.ndarray) -> np.ndarray:
-    """OKLab (..., 3) of sRGB 0..255 (Ottosson 2020), with gamma 2.2 for the sRGB curve."""
+    """Convert sRGB (..., 3) in 0..255 to OKLab (Ottosson 2020), with gamma 2.2 for the sRGB curve."""
     to_lms = [[0.4122, 0.5363, 0.0514], [0.2119, 0.6807, 0.1074], [0.0883, 0.2817, 0.6300]]
     to_lab = [[0.2105, 0.7936, -0.0041], [1.9780, -2.4286, 0.4506], [0.0259, 0.7828, -0.8087]]
     return np.cbrt((rgb / 255) ** 2.2 @ np.transpose(to_lms)) @ np.transpose(to_lab)

@@ -1,4 +1,4 @@
-"""The terminal and log.txt: what a command says, without the libraries' chatter."""
+"""Output to the terminal and to log.txt: our messages, without those of the libraries."""
 
 import io
 import logging
@@ -20,12 +20,12 @@ CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud
 
 
 def visible(text: str) -> str:
-    """A text whose control characters, by which a terminal would be told what to do, are spelt out."""
-    return CONTROLS.sub(lambda found: ascii(found[0])[1:-1], text)
+    """Return the text with control characters, which would act on a terminal, as escape sequences."""
+    return CONTROLS.sub(lambda match: ascii(match[0])[1:-1], text)
 
 
 class Told(Console):
-    """Shows names as they are: no markup, no codes of emoji, no escape sequences."""
+    """Console that prints text literally: no markup, no emoji codes, no escape sequences."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(highlight=False, markup=False, emoji=False, **options)
@@ -35,7 +35,7 @@ class Told(Console):
 
 
 class Spelt(logging.Formatter):
-    """What libraries say, likewise."""
+    """Formatter that escapes control characters."""
 
     def format(self, record: logging.LogRecord) -> str:
         return visible(super().format(record))
@@ -51,7 +51,7 @@ LIBRARIES = (
 
 
 class Terminal(logging.Handler):
-    """Prints messages as they are, and a table given as ``extra={"table": ...}``."""
+    """Logging handler that prints the message, or the table of ``extra={"table": ...}``."""
 
     def __init__(self, target: Console) -> None:
         super().__init__()
@@ -60,26 +60,28 @@ class Terminal(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         table = getattr(record, "table", None)
         if table is None:
-            self.target.print(record.getMessage(), soft_wrap=True)  # a command stays in one line
+            self.target.print(
+                record.getMessage(), soft_wrap=True
+            )  # so that a printed command can be copied
         else:
             self.target.print(table, soft_wrap=False)
 
 
 def first_process() -> bool:
-    """Whether this is the process that speaks and writes, of those that train one run together."""
+    """Return whether this process has rank 0, the one that prints and writes."""
     return not getattr(rank_zero_only, "rank", 0)
 
 
 def quiet(speaks: bool = True) -> None:
-    """Our own messages to the terminal; those of the libraries, and warnings, only to log.txt.
+    """Print our own messages on the terminal; send those of libraries, and warnings, to log.txt only.
 
     Args:
-        speaks: false: our own go only to log.txt too, as those of a sweep's jobs.
+        speaks: whether our own are printed; False for the jobs of a sweep.
     """
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a name that isn't UTF-8 ends no command
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names may hold bytes that are not UTF-8
         sys.stdout.reconfigure(errors="backslashreplace")
     logging.captureWarnings(True)
-    warnings.simplefilter("default", append=True)  # after the filters of -W and of the tests
+    warnings.simplefilter("default", append=True)  # after the filters of -W and of pytest
     ours = logging.getLogger("seg")
     ours.setLevel(logging.INFO)
     ours.propagate = False
@@ -92,27 +94,27 @@ def quiet(speaks: bool = True) -> None:
 
 
 class LogFile:
-    """A file that is written at once; a full disk is told on the terminal, and ends no run.
+    """Unbuffered log file; a failed write is reported once on the terminal and does not end the run.
 
     Args:
-        file: to add to.
+        file: file to append to.
     """
 
     def __init__(self, file: Path) -> None:
-        self.file, self.raw, self.told = file, files.append(file, file.parent), False
+        self.file, self.raw, self.warned = file, files.append(file, file.parent), False
 
     def write(self, text: str) -> None:
-        left = text.encode("utf-8", "backslashreplace")
+        rest = text.encode("utf-8", "backslashreplace")
         try:
-            while left:  # a disk that fills up takes a part
-                left = left[self.raw.write(left) :]
+            while rest:  # a disk that fills up writes a part
+                rest = rest[self.raw.write(rest) :]
         except OSError as error:
-            if not self.told:
-                self.told = True
-                console.print(f"{self.file}: {error.strerror}; lines are lost")
+            if not self.warned:
+                self.warned = True
+                console.print(f"{self.file}: {error.strerror}; lines are missing in it")
 
     def flush(self) -> None:
-        """Nothing is held back."""
+        """Do nothing: writes are not buffered."""
 
     def close(self) -> None:
         self.raw.close()
@@ -120,18 +122,18 @@ class LogFile:
 
 @contextmanager
 def logging_to(file: Path) -> Generator[None]:
-    """Adds a log file for everything said within; tables become text."""
+    """Write all messages of the block to a log file too; tables become text."""
     with closing(LogFile(file)) as stream:
-        said = Terminal(Told(file=cast(IO[str], stream), width=120))
-        noise = logging.StreamHandler(stream)
-        noise.setFormatter(Spelt("%(asctime)s %(name)s %(levelname)s %(message)s"))
+        ours = Terminal(Told(file=cast(IO[str], stream), width=120))
+        others = logging.StreamHandler(stream)
+        others.setFormatter(Spelt("%(asctime)s %(name)s %(levelname)s %(message)s"))
         loggers = [logging.getLogger(name) for name in (*LIBRARIES, "py.warnings")]
-        logging.getLogger("seg").addHandler(said)
+        logging.getLogger("seg").addHandler(ours)
         for library in loggers:
-            library.addHandler(noise)
+            library.addHandler(others)
         try:
             yield
         finally:
-            logging.getLogger("seg").removeHandler(said)
+            logging.getLogger("seg").removeHandler(ours)
             for library in loggers:
-                library.removeHandler(noise)
+                library.removeHandler(others)

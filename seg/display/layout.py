@@ -1,68 +1,101 @@
-"""Layout of pictures: grids, fitted sizes and text."""
+"""Layout of pictures: sizes of cells, rows, grids and sheets, text and legends; drawn with Pillow.
+
+``em`` is the height of the text in px. Legends are *items*: a swatch (a colour, a pattern or None) and its text.
+"""
 
 import math
+import unicodedata
+from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from seg.display.colors import Color
 
+Item = tuple[Color | np.ndarray | None, str]  # swatch and text of a legend; None: a plain word
 EM, GAP = 14, 14  # px of text and between cells
-SCREEN = 16 / 9  # width to height, about the picture's
-SIDES = (200, 384)  # px of a cell: a smaller crop is enlarged, a larger one shrunk
+SCREEN = 16 / 9  # aspect ratio that a grid approaches, width / height
+CELL = (200, 512)  # px of a panel's cell: a narrower image is enlarged, a longer one shrunk
+SIDES = (200, 384)  # the same for the cells of a grid
+INK: Color = (40, 40, 40)  # colour of text
+ALIKE = str.maketrans("\u03bc\u2013\u2014\u2019\u00d7", "u--'x")  # the font has ASCII letters only
+
+
+# ---- sizes
 
 
 def evenly(size: int, count: int) -> list[int]:
-    """``count`` indices spread over 0 .. size - 1."""
+    """Return ``count`` indices spread evenly over 0 .. size - 1, or all if there are fewer."""
     return sorted({round(i) for i in np.linspace(0, size - 1, min(size, count))}) if count else []
 
 
-def write(
-    pen: ImageDraw.ImageDraw,
-    place: tuple[int, int],
-    text: str,
-    color: Color,
-    width: int,
-    em: int = EM,
-) -> None:
-    """One line, cut to so many px."""
-    pen.text(place, cut(text, width, em), color, ImageFont.load_default(em))
+def display_size(height: int, width: int, limits: tuple[int, int]) -> tuple[int, int]:
+    """Return the height and width in px to show an image at: enlarged by a whole number, or shrunk.
+
+    Args:
+        height: of the image, px.
+        width: of the image, px.
+        limits: width below which it is enlarged, and longest side, above which it is shrunk; px.
+    """
+    low, high = limits
+    longest = max(height, width)
+    if longest > high:
+        return max(1, round(height * high / longest)), max(1, round(width * high / longest))
+    factor = min(math.ceil(low / width), high // longest)
+    return height * factor, width * factor
 
 
-def cut(text: str, width: int, em: int = EM) -> str:
-    """As much of the end of a text as so many px take, in the font's letters."""
-    font, text = ImageFont.load_default(em), text.encode("ascii", "replace").decode()
-    whole = text
-    while text and font.getlength(text if text == whole else f"...{text}") > width:
-        text = text[1:]
-    return text if text == whole else f"...{text}"
+def nearest(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resize to (height, width); each pixel has the value of the nearest one."""
+    rows, columns = (
+        ((np.arange(new) + 0.5) * old / new).astype(int)
+        for new, old in zip(size, array.shape[:2], strict=True)
+    )
+    return array[rows][:, columns]
 
 
-def wrapped(text: str, width: int, most: int) -> list[str]:
-    """Lines of so many px; the last says when there is more."""
-    font, lines = ImageFont.load_default(EM), [""]
-    for word in text.encode("ascii", "replace").decode().split():
-        longer = f"{lines[-1]} {word}".strip()
-        if font.getlength(longer) <= width or not lines[-1]:
-            lines[-1] = longer
-        else:
-            lines.append(word)
-    return lines if len(lines) <= most else [*lines[: most - 1], f"{lines[most - 1]} ..."]
+def smooth(rgb: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resize (H, W, 3) uint8 to (height, width): Lanczos if it shrinks, nearest if it grows."""
+    if size[0] >= rgb.shape[0] and size[1] >= rgb.shape[1]:
+        return nearest(rgb, size)
+    return np.asarray(Image.fromarray(rgb).resize(size[::-1], Image.Resampling.LANCZOS))
 
 
 def fitted(rgb: np.ndarray) -> np.ndarray:
-    """At a size to look at: enlarged by a whole number, or shrunk."""
-    low, high = SIDES
-    longest = max(rgb.shape[:2])
-    if longest > high:
-        size = (max(1, round(rgb.shape[1] * high / longest)), max(1, round(rgb.shape[0] * high / longest)))  # fmt: skip
-        return np.asarray(Image.fromarray(rgb).resize(size, Image.Resampling.LANCZOS))
-    factor = -(-low // longest) if longest < low else 1
-    return rgb.repeat(factor, 0).repeat(factor, 1)
+    """Resize (H, W, 3) uint8 to the size of a grid's cell."""
+    return smooth(rgb, display_size(*rgb.shape[:2], SIDES))
+
+
+# ---- pages
+
+
+def row_of(cells: dict[str, np.ndarray], em: int) -> Image.Image:
+    """Draw cells of one size side by side, the name of each centred above it."""
+    height, width = next(iter(cells.values())).shape[:2]
+    column, top = max(width, CELL[0]), round(1.6 * em)
+    row = Image.new("RGB", ((column + em) * len(cells) - em, top + height), "white")
+    pen = ImageDraw.Draw(row)
+    for i, (name, cell) in enumerate(cells.items()):
+        left = i * (column + em) + (column - width) // 2
+        row.paste(Image.fromarray(cell), (left, top))
+        pen.text((left + width / 2, top - em // 2), name, INK, font_of(em), anchor="ms")
+    return row
+
+
+def sheet(panels: Sequence[Image.Image], gap: int = 0) -> Image.Image:
+    """Draw pictures below one another on white, ``gap`` px apart, aligned at the left."""
+    height = sum(panel.height for panel in panels) + gap * (len(panels) - 1)
+    page = Image.new("RGB", (max(panel.width for panel in panels), height), "white")
+    top = 0
+    for panel in panels:
+        page.paste(panel, (0, top))
+        top += panel.height + gap
+    return page
 
 
 def grid(cells: list[Image.Image], gap: int) -> Image.Image:
-    """The cells on white in rows, few places empty, and about as wide as a screen."""
+    """Draw cells in rows on white; the number of columns leaves few places empty and suits a screen."""
     width, height = max(c.width for c in cells) + gap, max(c.height for c in cells) + gap
 
     def cost(columns: int) -> float:
@@ -76,3 +109,84 @@ def grid(cells: list[Image.Image], gap: int) -> Image.Image:
     for i, cell in enumerate(cells):
         page.paste(cell, (i % columns * width, i // columns * height))
     return page
+
+
+# ---- text
+
+
+def words(text: str) -> list[Item]:
+    """Return the items of a paragraph without swatches."""
+    return [(None, word) for word in drawable(text, limit=600).split()]
+
+
+def flow(items: Sequence[Item], width: int, em: int) -> Image.Image:
+    """Draw items from left to right, in as many lines as the width (px) needs."""
+    # places of the items
+    x, y, line, placed = 0, 0, round(1.4 * em), []
+    for swatch, text in items:
+        indent, gap = (0, em // 4) if swatch is None else (round(1.4 * em), em)
+        text = shortened(text, width - indent, em)
+        length = indent + math.ceil(font_of(em).getlength(text))
+        if x and x + length > width:
+            x, y = 0, y + line
+        placed.append((x, y, swatch, indent, text))
+        x += length + gap
+
+    # draw them
+    strip = Image.new("RGB", (width, y + line), "white")
+    pen = ImageDraw.Draw(strip)
+    for x, y, swatch, indent, text in placed:
+        top = y + em // 5
+        if swatch is not None:
+            square = np.broadcast_to(np.asarray(swatch, np.uint8), (em, em, 3))
+            strip.paste(Image.fromarray(np.ascontiguousarray(square)), (x, top))
+            pen.rectangle((x, top, x + em - 1, top + em - 1), outline=INK)
+        pen.text((x + indent, y + em), text, INK, font_of(em), anchor="ls")
+    return strip
+
+
+def write(
+    pen: ImageDraw.ImageDraw,
+    place: tuple[int, int],
+    text: str,
+    color: Color,
+    width: int,
+    em: int = EM,
+) -> None:
+    """Draw one line of text; if it is wider than ``width`` px, its beginning is cut off."""
+    text = shortened(drawable(text, limit=600), width, em, keep_end=True)
+    pen.text(place, text, color, font_of(em))
+
+
+def wrapped(text: str, width: int, most: int) -> list[str]:
+    """Split a text into at most ``most`` lines of ``width`` px; the last ends in "..." if there is more."""
+    lines = [""]
+    for word in drawable(text, limit=5000).split():
+        longer = f"{lines[-1]} {word}".strip()
+        if font_of(EM).getlength(longer) <= width or not lines[-1]:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return lines if len(lines) <= most else [*lines[: most - 1], f"{lines[most - 1]} ..."]
+
+
+def drawable(text: str, limit: int) -> str:
+    """Return at most ``limit`` characters in the letters of the font: without accents, others as "?"."""
+    spaced = " ".join(str(text)[:limit].split())
+    letters = unicodedata.normalize("NFKD", spaced).translate(ALIKE)
+    return "".join(c if " " <= c <= "~" else "?" for c in letters if not unicodedata.combining(c))
+
+
+def shortened(text: str, width: float, em: int, keep_end: bool = False) -> str:
+    """Return the text, cut at its end (or at its beginning) and marked by "..." if wider than width px."""
+    if font_of(em).getlength(text) <= width:
+        return text
+    while text and font_of(em).getlength(text + "...") > width:
+        text = text[1:] if keep_end else text[:-1]
+    return f"...{text}" if keep_end else f"{text}..."
+
+
+@cache
+def font_of(em: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """Return the font at a size in px."""
+    return ImageFont.load_default(size=em)

@@ -1,13 +1,12 @@
-"""What people see of a run: progress on the terminal, pictures, tables."""
+"""Tables of scores on the terminal, and the lines below them."""
 
-import logging
 from collections.abc import Mapping
 
 from rich.table import Table
+from rich.text import Text
 
 from seg.metrics.significance import Interval
 
-log = logging.getLogger("seg")
 COLUMNS = {
     "dice": "Dice (F1)",
     "iou": "IoU",
@@ -20,7 +19,23 @@ BORDERS = {
     "surface_dice": "surface Dice",
     "hausdorff_95": "HD95, px",
 }
+OBJECTS = {  # metric -> row of the table
+    "v_rand": "V_rand, after border thinning",
+    "v_info": "V_info, after border thinning",
+    "rand_error": "rand error",
+    "warping_error": "warping error, all differing pixels",
+    "split_merge_error": "warping error, splits and mergers",
+    "pixel_error": "pixel error",
+    "object_f1": "objects: F1 at IoU above 0.5",
+    "ap": "objects: AP, mean over IoU 0.50 to 0.95",
+    "pq": "objects: panoptic quality",
+}
 NO_INTERVALS: Mapping[str, Interval] = {}
+
+
+def make_table(title: str | Text) -> Table:
+    """Return an empty table in the style of all tables of the package."""
+    return Table(title=title, title_justify="left", header_style="bold")
 
 
 def score_table(
@@ -30,9 +45,17 @@ def score_table(
     prefix: str,
     intervals: Mapping[str, Interval] = NO_INTERVALS,
 ) -> Table:
-    """A row a class, the mean over those that occur below; with intervals, Dice and IoU have theirs."""
+    """Return a table of pixel scores: one row for each class, then the mean over those that occur.
+
+    Args:
+        title: title of the table.
+        scores: scores by metric key, such as ``val/dice/CLASS``.
+        classes: names of the classes.
+        prefix: start of the keys, such as ``val/``.
+        intervals: intervals by metric key; they replace the column of the specificity.
+    """
     columns = dict(COLUMNS)
-    if intervals:  # they take the place of the least asked for
+    if intervals:
         del columns["specificity"]
     return class_table(title, columns, scores, classes, prefix, intervals)
 
@@ -43,7 +66,7 @@ def border_table(
     prefix: str,
     intervals: Mapping[str, Interval] = NO_INTERVALS,
 ) -> Table:
-    """How well the borders of each class lie."""
+    """Return a table of the border scores that were computed; arguments as in ``score_table``."""
     columns = {name: text for name, text in BORDERS.items() if f"{prefix}{name}" in scores}
     return class_table("borders", columns, scores, classes, prefix, intervals)
 
@@ -56,12 +79,16 @@ def class_table(
     prefix: str,
     intervals: Mapping[str, Interval],
 ) -> Table:
-    table = Table(title=title, title_justify="left", header_style="bold")
+    """Return a table of some metrics by class; ``columns`` maps metrics to headers."""
+    # a column for each metric, and one for its interval
+    table = make_table(title)
     table.add_column("class")
     for name, header in columns.items():
         table.add_column(header, justify="right")
         if f"{prefix}{name}" in intervals:
             table.add_column("interval", justify="center", style="dim")
+
+    # a row for each class, the mean (None) last
     for c in (*classes, None):
         if c is None:
             table.add_section()
@@ -75,25 +102,11 @@ def class_table(
     return table
 
 
-OBJECTS = {  # scores of objects: key and name
-    "v_rand": "V_rand, after border thinning",
-    "v_info": "V_info, after border thinning",
-    "rand_error": "rand error",
-    "warping_error": "warping error, every pixel that differs",
-    "split_merge_error": "warping error, splits and mergers",
-    "pixel_error": "pixel error",
-    "object_f1": "objects: F1 at IoU above 0.5",
-    "ap": "objects: AP, mean over IoU 0.50 to 0.95",
-    "pq": "objects: panoptic quality",
-}
-
-
 def object_table(
     scores: Mapping[str, float], prefix: str, intervals: Mapping[str, Interval]
 ) -> Table:
-    """Scores of borders between objects, each at its best threshold, and of objects one by one."""
-    title = "borders between objects at the best threshold, and objects one by one"
-    table = Table(title=title, title_justify="left", header_style="bold")
+    """Return a table of ISBI 2012 scores, each at its best threshold, and of object scores."""
+    table = make_table("borders between objects at the best threshold, and single objects")
     table.add_column("score")
     table.add_column("", justify="right")
     if intervals:
@@ -101,14 +114,13 @@ def object_table(
     for name, header in OBJECTS.items():
         key, tiny = f"{prefix}{name}", "warping" in header  # the paper gives these to 1e-6
         value = f"{scores[key]:.6f}" if tiny else number(scores[key])
-        table.add_row(
-            header, value, *([span(intervals[key], 6 if tiny else 3)] if intervals else [])
-        )
+        ends = [span(intervals[key], 6 if tiny else 3)] if intervals else []
+        table.add_row(header, value, *ends)
     return table
 
 
 def span(interval: Interval, digits: int = 3) -> str:
-    """Its ends, briefly: .861-.874 or 3.4-5.1."""
+    """Return the ends of an interval in short form: .861-.874 or 3.4-5.1; "-" if it has none."""
     if interval.low != interval.low:
         return "-"
     if interval.high > 1:
@@ -119,29 +131,32 @@ def span(interval: Interval, digits: int = 3) -> str:
 
 
 def interval_line(images: int, level: float) -> str:
-    """What the intervals are, and how far to trust them."""
-    few = "; so few images make them too narrow" if images < 20 else ""
-    return f"intervals: {level:.0%} by bootstrap over {images} images, taken as independent{few}"
+    """Return the line on how the intervals were computed; below 20 images it warns."""
+    few = "; with so few images they are too narrow" if images < 20 else ""
+    return f"intervals: {level:.0%}, bootstrap over {images} images, assumed independent{few}"
 
 
 def score_line(scores: Mapping[str, float], classes: list[str], prefix: str) -> str:
-    """What stands under the table: what the mean leaves out, the images' own scores, accuracy."""
-    spread = scores.get(f"{prefix}dice_per_image_sd")
+    """Return the line below a score table: absent classes, Dice per image, pixel accuracy, calibration."""
+
+    def value(name: str) -> float | None:
+        return scores.get(f"{prefix}{name}")
+
+    spread, ece = value("dice_per_image_sd"), value("ece")
     plus_minus = "" if spread is None else f" +- {spread:.4f}"
-    absent = [
-        c
-        for c in classes
-        if scores.get(f"{prefix}dice/{c}", 0) != scores.get(f"{prefix}dice/{c}", 0)
-    ]
-    left_out = f"; {', '.join(absent)} occurs nowhere and is left out of the mean" if absent else ""
-    ece = scores.get(f"{prefix}ece")
+    absent = [c for c in classes if (dice := value(f"dice/{c}")) is not None and dice != dice]
+    verbs = ("does", "is") if len(absent) == 1 else ("do", "are")
+    left_out = ""
+    if absent:
+        left_out = f"; {', '.join(absent)} {verbs[0]} not occur and {verbs[1]} left out of the mean"
     calibration = "" if ece is None else f"; expected calibration error {ece:.4f}"
     return (
         f"over all pixels of the split{left_out}; the mean of each image's own Dice is "
-        f"{number(scores.get(f'{prefix}dice_per_image'))}{plus_minus}; "
-        f"pixel accuracy {number(scores.get(f'{prefix}pixel_accuracy'))}{calibration}"
+        f"{number(value('dice_per_image'))}{plus_minus}; "
+        f"pixel accuracy {number(value('pixel_accuracy'))}{calibration}"
     )
 
 
 def number(value: float | None) -> str:
+    """Return a score with four digits; "-" if it is None or nan."""
     return "-" if value is None or value != value else f"{value:.4f}"

@@ -1,8 +1,12 @@
-"""Losses: ``loss(logits, mask)`` -> the mean over what is not ignored, in float32 (float64 stays so).
+"""Losses: ``loss(logits, mask, gaps=None)`` returns the mean over the pixels that are not ignored.
 
-logits (B, K, H, W): one (sigmoid) or two (softmax) for two classes, K for K classes.
-mask (B, H, W) int64 of class indices, or (B, K, H, W) of 0 and 1 for labels that overlap, each pixel of
-each label then a two-class problem of its own; 255 = ignored, in both. A value beside these is an error.
+Every loss computes in float32 (float64 stays) and returns a scalar tensor.
+
+Args:
+    logits: (B, K, H, W). For two classes K is 1 (sigmoid) or 2 (softmax), for more K is their number.
+    mask: (B, H, W) int64 class indices; or (B, K, H, W) of 0 and 1 for labels that overlap, of which each
+        is a two-class problem. 255 is ignored in both; any other value is an error.
+    gaps: weight map of the mask's shape, where the batch has one. Only WeightMap uses it.
 """
 
 from seg.losses.cldice import ClDice as ClDice

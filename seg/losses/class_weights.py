@@ -1,4 +1,4 @@
-"""``auto`` in a loss's config becomes numbers: the weights that the training split's class shares ask for."""
+"""Replace ``auto`` in a loss's config by weights computed from the class shares of the training split."""
 
 from typing import Any
 
@@ -10,21 +10,21 @@ AUTO = "auto"
 
 
 def balance(node: Any, shares_C: np.ndarray, classes: list[str], overlapping: bool = False) -> Any:
-    """A loss's config without terms of weight 0 and with numbers for ``auto``.
+    """Return a loss's config without terms of weight 0 and with numbers in place of ``auto``.
 
-    ``class_weights`` become 1 / (C share): all classes weigh the same together, the mean weight is 1 (of
-    overlapping labels: 1 / share, divided by its mean). ``pos_weight`` becomes negatives over positives, of
-    each label where they overlap.
+    ``class_weights`` become 1 / (C share), so that every class contributes the same and the mean weight is
+    1; for overlapping labels 1 / share, divided by its mean. ``pos_weight`` becomes negatives / positives,
+    for each label if labels overlap.
 
     Args:
-        node: as in conf/loss, plain.
-        shares_C: of the training split's pixels in 0..1, those that count.
-        classes: their names.
-        overlapping: whether they are labels that overlap.
+        node: config as in conf/loss, of plain dicts and lists. It is not changed.
+        shares_C: share of the training split's valid pixels in 0..1, of each class.
+        classes: names of the classes.
+        overlapping: whether the classes are labels that overlap.
 
     Raises:
-        ValueError: when a class that shall be weighed has no pixels, or pos_weight more than two classes,
-            or no term of a sum has a weight.
+        ValueError: if a class that needs a weight has no pixels, if pos_weight is used with more than two
+            classes, or if no term of a sum has a weight.
     """
     if isinstance(node, list):
         return [balance(value, shares_C, classes, overlapping) for value in node]
@@ -32,22 +32,22 @@ def balance(node: Any, shares_C: np.ndarray, classes: list[str], overlapping: bo
         return node
     if "terms" in node:
         node = node | {"terms": weighed(node["terms"])}
-    auto = {name for name, value in node.items() if value == AUTO}
-    if auto:
+    automatic = {name for name, value in node.items() if value == AUTO}
+    if automatic:
         check_all_occur(shares_C, classes)
     known = {
-        name: numbers(name, shares_C, overlapping) if name in auto else value
+        name: numbers(name, shares_C, overlapping) if name in automatic else value
         for name, value in node.items()
     }
     return {name: balance(value, shares_C, classes, overlapping) for name, value in known.items()}
 
 
 def numbers(name: str, shares_C: np.ndarray, overlapping: bool) -> float | list[float]:
-    """What ``auto`` stands for, to four digits."""
+    """Return the weights of the argument called ``name``, rounded to four digits."""
     if name == "pos_weight" and not overlapping:
         if len(shares_C) != 2:
             raise ValueError(
-                f"pos_weight is for two classes and these are {len(shares_C)}; take "
+                f"pos_weight is for two classes and the data has {len(shares_C)}; use "
                 "loss=cross_entropy loss.class_weights=auto"
             )
         return rounded(shares_C[0] / shares_C[1])
@@ -59,13 +59,15 @@ def numbers(name: str, shares_C: np.ndarray, overlapping: bool) -> float | list[
 
 
 def rounded(value: float) -> float:
+    """Return the value with four significant digits."""
     return float(f"{value:.4g}")
 
 
 def check_all_occur(shares_C: np.ndarray, classes: list[str]) -> None:
+    """Raise ValueError if a class has no pixels."""
     absent = [name for name, share in zip(classes, shares_C, strict=True) if share == 0]
     if absent:
         raise ValueError(
-            f"auto needs each class in the training split, and {absent[0]} has no pixel there; give "
-            "the weights as numbers, or another split"
+            f"auto needs every class in the training split, and {absent[0]} has no pixel there; give "
+            "the weights as numbers, or change the split"
         )

@@ -1,4 +1,4 @@
-"""clDice: whether the centre lines of thin structures are met, so that gaps cost more than width."""
+"""Centre-line Dice (clDice): a gap in a thin structure costs more than a wrong width."""
 
 from typing import Annotated
 
@@ -10,21 +10,24 @@ from torch import Tensor, nn
 from seg.losses.dice import PIXELS, Dice, check_smooth
 from seg.losses.targets import overlaps, probabilities_and_truth
 
-MOST = 1000  # erosions, each of which keeps several copies of the batch for its gradient
+MOST = 1000  # erosions; each keeps several copies of the batch for its gradient
 
 
 class ClDice(nn.Module):
-    """(1 - alpha) Dice + alpha (1 - 2 Tprec Tsens / (Tprec + Tsens)) of thin structures.
+    """Soft Dice plus clDice: (1 - alpha) Dice + alpha (1 - 2 Tprec Tsens / (Tprec + Tsens)).
 
-    Tprec = sum skel(p) g / sum skel(p), Tsens = sum skel(g) p / sum skel(g), smooth added to both sides of
-    each; soft skeletons. Shit et al. 2021, arXiv:2003.07311, eq. 1 and 2, algorithms 1 and 2. Alone
-    (alpha = 1) it can't tell a full image from an empty one, which have no skeleton: hence the Dice.
+    Tprec = (sum skel(p) g + smooth) / (sum skel(p) + smooth) and Tsens = (sum skel(g) p + smooth) /
+    (sum skel(g) + smooth), with soft skeletons. Shit et al. 2021, arXiv:2003.07311, eq. 1 and 2, algorithms
+    1 and 2. With alpha = 1 a full and an empty prediction cost the same, because neither has a skeleton.
 
     Args:
         alpha: share of clDice in 0..1; up to 0.5 in the paper.
-        iterations: erosions; at least half the width of the widest structure, px.
-        smooth: above 0; keeps the fractions defined where nothing is there.
-        classes: indices of the thin classes (labels); None: all but class 0, or all labels.
+        iterations: number of erosions; at least half the width of the widest structure, px.
+        smooth: above 0; keeps the fractions defined where a class is absent.
+        classes: indices of the thin classes or labels; None: all but class 0, or all labels.
+
+    Raises:
+        ValueError: if an argument is out of range; from ``forward``, if an index in classes is too high.
     """
 
     def __init__(
@@ -36,19 +39,19 @@ class ClDice(nn.Module):
     ) -> None:
         super().__init__()
         if not 0 <= alpha <= 1:
-            raise ValueError(f"alpha is {alpha}; it must lie in 0..1")
+            raise ValueError(f"alpha is {alpha}; it must be in 0..1")
         if not 1 <= iterations <= MOST:
-            raise ValueError(f"iterations is {iterations}; it must be 1 to {MOST}")
+            raise ValueError(f"iterations is {iterations}; it must be in 1..{MOST}")
         check_smooth(smooth)
         self.alpha, self.iterations, self.smooth, self.classes = alpha, iterations, smooth, classes
         self.dice = Dice(smooth)
 
-    def forward(self, logits_BKHW: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, logits_BKHW: Tensor, mask: Tensor, gaps: Tensor | None = None) -> Tensor:
         p_BCHW, g_BCHW, valid = probabilities_and_truth(logits_BKHW, mask)
-        every = range(0 if overlaps(mask) else 1, p_BCHW.shape[1])
-        thin = list(every) if self.classes is None else self.classes
+        default = range(0 if overlaps(mask) else 1, p_BCHW.shape[1])
+        thin = list(default) if self.classes is None else self.classes
         if not thin or min(thin) < 0 or max(thin) >= p_BCHW.shape[1]:
-            raise ValueError(f"classes is {thin}; the indices are 0..{p_BCHW.shape[1] - 1}")
+            raise ValueError(f"classes is {thin}; class indices are 0..{p_BCHW.shape[1] - 1}")
         p, g = p_BCHW[:, thin], g_BCHW[:, thin]
         valid = valid[:, thin] if overlaps(mask) else valid
         skel_p, skel_g = (skeleton(x, valid, self.iterations) for x in (p, g))
@@ -58,13 +61,17 @@ class ClDice(nn.Module):
         return (1 - self.alpha) * self.dice(logits_BKHW, mask) + self.alpha * lines
 
     def share(self, part: Tensor, whole: Tensor) -> Tensor:
+        """Return the smoothed fraction (C,) of two sums over the pixels of the batch."""
         return (part.sum(PIXELS) + self.smooth) / (whole.sum(PIXELS) + self.smooth)
 
 
 def skeleton(x: Tensor, valid: Tensor, iterations: int) -> Tensor:
-    """Soft skeleton of x (B, C, H, W) in 0..1: what an opening takes away, after 0, 1, 2 ... erosions.
+    """Return the soft skeleton of x: what an opening removes, summed over 0, 1, ... iterations erosions.
 
-    Ignored pixels are like the outside of the image: they neither erode nor dilate what lies beside them.
+    Ignored pixels are treated as the outside of the image: they change no neighbouring pixel.
+
+    Shape:
+        x (B, C, H, W) in 0..1, valid (B, 1 or C, H, W) bool -> (B, C, H, W).
     """
     lines = torch.relu(x - opened(x, valid))
     for _ in range(iterations):
@@ -75,7 +82,7 @@ def skeleton(x: Tensor, valid: Tensor, iterations: int) -> Tensor:
 
 
 def eroded(x: Tensor, valid: Tensor) -> Tensor:
-    """The least of a pixel and its four neighbours."""
+    """Soft erosion: the minimum over a pixel and its four neighbours."""
     negative = -x.where(valid, 1)
     rows = F.max_pool2d(negative, (3, 1), 1, (1, 0))
     columns = F.max_pool2d(negative, (1, 3), 1, (0, 1))
@@ -83,5 +90,5 @@ def eroded(x: Tensor, valid: Tensor) -> Tensor:
 
 
 def opened(x: Tensor, valid: Tensor) -> Tensor:
-    """Eroded, then the largest of each 3 x 3 px."""
+    """Soft opening: an erosion, then the maximum over 3 x 3 px."""
     return F.max_pool2d(eroded(x, valid).where(valid, 0), 3, 1, 1)

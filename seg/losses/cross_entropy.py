@@ -1,4 +1,4 @@
-"""Losses that are a mean over pixels, each weighed by how it stands with its own truth."""
+"""Losses of single pixels: cross-entropy, weighted binary cross-entropy and focal loss."""
 
 from typing import Annotated, Literal
 
@@ -16,20 +16,23 @@ from seg.losses.targets import (
 
 
 def count_classes(logits_BKHW: Tensor, mask: Tensor) -> int:
-    """C: one logit speaks for two classes, unless labels overlap."""
+    """Return C: 2 for one logit, K otherwise and for overlapping labels."""
     k = logits_BKHW.shape[1]
     return 2 if k == 1 and not overlaps(mask) else k
 
 
 class CrossEntropy(nn.Module):
-    """mean(-w log p) of the true class; one logit or overlapping labels: binary cross-entropy (BCE).
+    """Cross-entropy mean(-w log p) of the true class; binary (BCE) for one logit or overlapping labels.
 
-    Ronneberger et al. 2015, arXiv:1505.04597, eq. 1 with w = 1 or of the class alone.
+    Ronneberger et al. 2015, arXiv:1505.04597, eq. 1, where w depends on the class only.
 
     Args:
-        class_weights: w of each class's pixels (of each label, where they overlap); None: 1. The mean
-            stays over the number of pixels. ``auto``: seg.train takes 1 / (C share) of the training
-            split, so that each class weighs the same and the mean weight is 1.
+        class_weights: w of each class, or of each label if labels overlap; None: 1. The divisor stays the
+            number of pixels. ``auto``: seg.train replaces it by 1 / (C share) of the training split, so that
+            every class contributes the same and the mean weight is 1.
+
+    Raises:
+        ValueError: if a weight is below 0; from ``forward``, if their number is not that of the classes.
     """
 
     weights_C: Tensor | None
@@ -41,7 +44,7 @@ class CrossEntropy(nn.Module):
         weights = weights_buffer("class_weights", class_weights)
         self.register_buffer("weights_C", weights, persistent=False)
 
-    def forward(self, logits_BKHW: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, logits_BKHW: Tensor, mask: Tensor, gaps: Tensor | None = None) -> Tensor:
         loss = -likelihood(logits_BKHW, mask)
         if self.weights_C is not None:
             classes = count_classes(logits_BKHW, mask)
@@ -50,17 +53,18 @@ class CrossEntropy(nn.Module):
 
 
 class WeightedBCE(nn.Module):
-    """mean(-w log p), w = pos_weight where class 1 of two (or a label) is true, else 1.
+    """Binary cross-entropy mean(-(w g log p + (1 - g) log(1 - p))): pixels of class 1, or of a label, weigh w.
 
-    -(w g log p + (1 - g) log(1 - p)), as torch.nn.BCEWithLogitsLoss(pos_weight=w); the balance of Xie and
-    Tu 2015 (HED, arXiv:1504.06375, eq. 2) up to a factor when w is negatives over positives.
+    Equal to torch.nn.BCEWithLogitsLoss(pos_weight=w). With w = negatives / positives it is the balanced
+    loss of Xie and Tu 2015 (HED, arXiv:1504.06375, eq. 2) up to a factor.
 
     Args:
-        pos_weight: w, 0 or more; one a label where they overlap, or one for all. ``auto``: seg.train
-            takes the training split's negatives over positives.
+        pos_weight: w, 0 or more; for overlapping labels one number, or one for each label. ``auto``:
+            seg.train replaces it by negatives / positives of the training split.
 
     Raises:
-        ValueError: from ``forward``, with more than two classes.
+        ValueError: if a weight is below 0; from ``forward``, if there are more than two classes or the
+            number of weights is not that of the labels.
     """
 
     weights: Tensor
@@ -75,20 +79,20 @@ class WeightedBCE(nn.Module):
         single = isinstance(pos_weight, int | float)
         weights = weights_buffer("pos_weight", [float(pos_weight)] if single else pos_weight)
         if weights is None:
-            raise ValueError("pos_weight is null; give a number, or take loss=bce")
+            raise ValueError("pos_weight is null; give a number, or use loss=bce")
         self.register_buffer("weights", weights, persistent=False)
 
-    def forward(self, logits_BKHW: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, logits_BKHW: Tensor, mask: Tensor, gaps: Tensor | None = None) -> Tensor:
         k = logits_BKHW.shape[1]
         if not overlaps(mask) and k > 2:
             raise ValueError(
-                f"pos_weight is for two classes and these are {k}; take loss=cross_entropy "
+                f"pos_weight is for two classes and there are {k}; use loss=cross_entropy "
                 "loss.class_weights=auto"
             )
         if len(self.weights) not in (1, k if overlaps(mask) else 1):
             raise ValueError(
                 f"pos_weight has {len(self.weights)} numbers; give one"
-                f"{f', or {k}: one a label' if overlaps(mask) else ''}"
+                f"{f', or {k}: one for each label' if overlaps(mask) else ''}"
             )
         weight = self.weights.view(1, -1, 1, 1) if overlaps(mask) else self.weights
         loss = -likelihood(logits_BKHW, mask) * torch.where(mask == 1, weight, 1.0)
@@ -96,12 +100,18 @@ class WeightedBCE(nn.Module):
 
 
 class Focal(nn.Module):
-    """mean(-alpha (1 - p)^gamma log p) of the true class. Lin et al. 2017, arXiv:1708.02002, eq. 4 and 5.
+    """Focal loss mean(-alpha (1 - p)^gamma log p) of the true class.
+
+    Lin et al. 2017, arXiv:1708.02002, eq. 4 and 5.
 
     Args:
-        gamma: 0 gives cross-entropy; 2 in the paper.
-        alpha: weight of class 1 of two (of a label's being there), 1 - alpha weighs the other: 0.25 in
-            the paper; more classes: a list of one each; None: 1.
+        gamma: focusing parameter, 0 or more; 0 gives cross-entropy; 2 in the paper.
+        alpha: weight of class 1 of two, or of the pixels that have a label; the other pixels weigh
+            1 - alpha; 0.25 in the paper. For more classes a list with one weight each. None: 1.
+
+    Raises:
+        ValueError: if an argument is out of range; from ``forward``, if the number of weights is not that
+            of the classes.
     """
 
     alpha_C: Tensor | None
@@ -115,10 +125,10 @@ class Focal(nn.Module):
     ) -> None:
         super().__init__()
         if not gamma >= 0:
-            raise ValueError(f"gamma is {gamma}; it must be at least 0")
+            raise ValueError(f"gamma is {gamma}; it must be 0 or more")
         if isinstance(alpha, int | float):
             if not 0 <= alpha <= 1:
-                raise ValueError(f"alpha is {alpha}; one number must lie in 0..1")
+                raise ValueError(f"alpha is {alpha}; a single number must be in 0..1")
             alpha = [1 - alpha, alpha]
             self.single = True
         else:
@@ -126,9 +136,9 @@ class Focal(nn.Module):
         self.gamma = gamma
         self.register_buffer("alpha_C", weights_buffer("alpha", alpha), persistent=False)
 
-    def forward(self, logits_BKHW: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, logits_BKHW: Tensor, mask: Tensor, gaps: Tensor | None = None) -> Tensor:
         log_p = likelihood(logits_BKHW, mask)
-        # 1 - p from the other side: expm1 keeps its gradient finite where p rounds to 1
+        # 1 - p as -expm1(log p): its gradient stays finite where p rounds to 1
         hardness = (-torch.expm1(log_p)).clamp(min=1e-12) ** self.gamma
         loss = -hardness * log_p
         if self.alpha_C is not None and self.single and overlaps(mask):
@@ -137,7 +147,7 @@ class Focal(nn.Module):
             classes = count_classes(logits_BKHW, mask)
             if self.single and classes > 2:
                 raise ValueError(
-                    f"alpha is one number and these are {classes} classes; give a list of one each"
+                    f"alpha is one number and there are {classes} classes; give a list with one weight each"
                 )
             loss = loss * weight_of_truth(self.alpha_C, mask, classes, "alpha")
         return mean_over_valid(loss, mask)

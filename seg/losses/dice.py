@@ -1,8 +1,10 @@
-"""Losses of how prediction and truth overlap: a class at a time over the whole batch, then their mean.
+"""Overlap losses: soft Dice, soft Jaccard (IoU) and Tversky, the mean over classes of the whole batch.
 
-For p the probability and g the truth of a class (of a label, where they overlap), with sums over the
-pixels that count. Each is written as (what is wrong) / (all + smooth), which equals the formula shown:
-nothing cancels near 0, and nothing falls below it. Legend for shapes: B images, K logits, C classes, H x W pixels.
+p is the probability and g the truth (0 or 1) of a class, or of a label if labels overlap; sums run over
+the valid pixels of the batch. The code computes (errors) / (total + smooth), which equals the formulas
+below, avoids cancellation near 0 and is never negative.
+
+Shape suffixes: B images, K logits, C classes, H x W pixels.
 """
 
 from typing import Annotated
@@ -12,18 +14,21 @@ from torch import Tensor, nn
 
 from seg.losses.targets import probabilities_and_truth
 
-PIXELS = (0, 2, 3)  # the dims of (B, C, H, W) that are summed
+PIXELS = (0, 2, 3)  # dimensions of (B, C, H, W) that sums run over
 
 
 class Dice(nn.Module):
-    """1 - (2 sum p g + smooth) / (sum p + sum g + smooth): soft Dice.
+    """Soft Dice loss 1 - (2 sum p g + smooth) / (sum p + sum g + smooth).
 
-    The plain denominator is nnU-Net's and MONAI's; the squared one is V-Net's: Milletari et al. 2016,
-    arXiv:1606.04797, section 3.
+    The denominator without squares is that of nnU-Net and MONAI, the one with squares that of V-Net:
+    Milletari et al. 2016, arXiv:1606.04797, section 3.
 
     Args:
-        smooth: above 0; keeps the fraction defined and gentle where a class is absent.
-        squared: sum p^2 + sum g^2 below, as in V-Net.
+        smooth: above 0; keeps the fraction defined and its gradient small where a class is absent.
+        squared: whether the denominator is sum p^2 + sum g^2.
+
+    Raises:
+        ValueError: if smooth is not above 0.
     """
 
     def __init__(self, smooth: Annotated[float, Field(gt=0)] = 1.0, squared: bool = False) -> None:
@@ -31,42 +36,48 @@ class Dice(nn.Module):
         check_smooth(smooth)
         self.smooth, self.squared = smooth, squared
 
-    def forward(self, logits_BKHW: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, logits_BKHW: Tensor, mask: Tensor, gaps: Tensor | None = None) -> Tensor:
         p_BCHW, g_BCHW, _ = probabilities_and_truth(logits_BKHW, mask)
-        gap_BCHW = p_BCHW - g_BCHW  # p + g - 2 p g is its size, p^2 + g^2 - 2 p g its square
-        gap_C = (gap_BCHW**2 if self.squared else gap_BCHW.abs()).sum(PIXELS)
+        error_BCHW = p_BCHW - g_BCHW  # |p - g| = p + g - 2 p g and (p - g)^2 = p^2 + g^2 - 2 p g
+        error_C = (error_BCHW**2 if self.squared else error_BCHW.abs()).sum(PIXELS)
         size_C = (p_BCHW**2 if self.squared else p_BCHW).sum(PIXELS) + g_BCHW.sum(PIXELS)
-        return (gap_C / (size_C + self.smooth)).mean()
+        return (error_C / (size_C + self.smooth)).mean()
 
 
 class Jaccard(nn.Module):
-    """1 - (sum p g + smooth) / (sum p + sum g - sum p g + smooth): soft IoU.
+    """Soft Jaccard (IoU) loss 1 - (sum p g + smooth) / (sum p + sum g - sum p g + smooth).
 
-    Rahman and Wang 2016, "Optimizing intersection-over-union in deep neural networks", eq. 3 to 5; it is
+    Rahman and Wang 2016, "Optimizing intersection-over-union in deep neural networks", eq. 3 to 5. Equal to
     Tversky with alpha = beta = 1.
 
     Args:
-        smooth: above 0; keeps the fraction defined and gentle where a class is absent.
+        smooth: above 0; keeps the fraction defined and its gradient small where a class is absent.
+
+    Raises:
+        ValueError: if smooth is not above 0.
     """
 
     def __init__(self, smooth: Annotated[float, Field(gt=0)] = 1.0) -> None:
         super().__init__()
         self.tversky = Tversky(alpha=1.0, beta=1.0, smooth=smooth)
 
-    def forward(self, logits_BKHW: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, logits_BKHW: Tensor, mask: Tensor, gaps: Tensor | None = None) -> Tensor:
         return self.tversky(logits_BKHW, mask)
 
 
 class Tversky(nn.Module):
-    """1 - (TP + smooth) / (TP + alpha FP + beta FN + smooth). Salehi et al. 2017, arXiv:1706.05721, eq. 3.
+    """Tversky loss 1 - (TP + smooth) / (TP + alpha FP + beta FN + smooth).
 
-    TP = sum p g, FP = sum p (1 - g), FN = sum (1 - p) g. With alpha = beta = 0.5 it is Dice of twice the
-    ``smooth``, with 1 and 1 it is Jaccard.
+    TP = sum p g, FP = sum p (1 - g), FN = sum (1 - p) g. Salehi et al. 2017, arXiv:1706.05721, eq. 3. With
+    alpha = beta = 0.5 it equals Dice with twice the ``smooth``, with alpha = beta = 1 Jaccard.
 
     Args:
-        alpha: weight of false positives.
-        beta: weight of false negatives; above alpha: what is missed costs more than what is invented.
-        smooth: above 0; keeps the fraction defined and gentle where a class is absent.
+        alpha: weight of false positives, 0 or more.
+        beta: weight of false negatives, 0 or more; above alpha it favours recall over precision.
+        smooth: above 0; keeps the fraction defined and its gradient small where a class is absent.
+
+    Raises:
+        ValueError: if an argument is out of range, or both weights are 0.
     """
 
     def __init__(
@@ -77,19 +88,22 @@ class Tversky(nn.Module):
     ) -> None:
         super().__init__()
         if not (alpha >= 0 and beta >= 0 and alpha + beta > 0):
-            raise ValueError(f"alpha is {alpha} and beta {beta}; give 0 or more, one above 0")
+            raise ValueError(
+                f"alpha is {alpha} and beta {beta}; both must be 0 or more, one of them above 0"
+            )
         check_smooth(smooth)
         self.alpha, self.beta, self.smooth = alpha, beta, smooth
 
-    def forward(self, logits_BKHW: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, logits_BKHW: Tensor, mask: Tensor, gaps: Tensor | None = None) -> Tensor:
         p_BCHW, g_BCHW, _ = probabilities_and_truth(logits_BKHW, mask)
-        hit_C = (p_BCHW * g_BCHW).sum(PIXELS)
-        false_C = (p_BCHW * (1 - g_BCHW)).sum(PIXELS)
-        missed_C = ((1 - p_BCHW) * g_BCHW).sum(PIXELS)
-        wrong_C = self.alpha * false_C + self.beta * missed_C
-        return (wrong_C / (hit_C + wrong_C + self.smooth)).mean()
+        tp_C = (p_BCHW * g_BCHW).sum(PIXELS)
+        fp_C = (p_BCHW * (1 - g_BCHW)).sum(PIXELS)
+        fn_C = ((1 - p_BCHW) * g_BCHW).sum(PIXELS)
+        error_C = self.alpha * fp_C + self.beta * fn_C
+        return (error_C / (tp_C + error_C + self.smooth)).mean()
 
 
 def check_smooth(smooth: float) -> None:
+    """Raise ValueError if smooth is not above 0."""
     if not smooth > 0:
         raise ValueError(f"smooth is {smooth}; it must be above 0")

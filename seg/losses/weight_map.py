@@ -1,4 +1,4 @@
-"""The U-Net paper's weighted cross-entropy: the gaps between neighbouring cells weigh most."""
+"""Weighted cross-entropy of the U-Net paper: gaps between neighbouring cells weigh most."""
 
 from typing import Annotated, Literal
 
@@ -13,17 +13,21 @@ from seg.losses.targets import likelihood, mean_over_valid, weight_of_truth, wei
 
 
 class WeightMap(nn.Module):
-    """mean(-w(x) log p) of the true class, w(x) = w_c(x) + w0 exp(-(d1(x) + d2(x))^2 / (2 sigma^2)).
+    """Weighted cross-entropy mean(-w log p), w(x) = w_c(x) + w0 exp(-(d1(x) + d2(x))^2 / (2 sigma^2)).
 
-    Ronneberger et al. 2015, arXiv:1505.04597, eq. 1 and 2. d1 and d2 are the distances to the nearest and
-    to the second nearest cell; cells are the 4-connected regions of a class, or of a label. Reads the
-    paper so: within a cell the second term is 0. Differs: a mean over the pixels, where the paper sums.
+    d1 and d2 are the distances to the nearest and to the second nearest cell; cells are the 4-connected
+    regions of a class, or of a label. Ronneberger et al. 2015, arXiv:1505.04597, eq. 1 and 2. Differs: the
+    mean over pixels instead of the sum. The second term is taken as 0 inside cells, which the paper leaves
+    open.
 
     Args:
-        w0: 10 in the paper.
-        sigma: px; about 5 in the paper.
-        class_weights: w_c of each class; None: 1; ``auto``: seg.train takes them from the training split.
-        cells: indices of the classes whose regions are cells (of masks with one class a pixel).
+        w0: weight of a gap of no width, 0 or more; 10 in the paper.
+        sigma: decay of the weight with the width of the gap, px; about 5 in the paper.
+        class_weights: w_c of each class; None: 1; ``auto``: seg.train computes them from the training split.
+        cells: indices of the classes whose regions are cells; None: class 1. Unused if labels overlap.
+
+    Raises:
+        ValueError: if an argument is out of range; from ``forward``, if cells holds an index that is no class.
     """
 
     weights_C: Tensor | None
@@ -37,32 +41,34 @@ class WeightMap(nn.Module):
     ) -> None:
         super().__init__()
         if not (w0 >= 0 and sigma > 0):
-            raise ValueError(f"w0 is {w0} and sigma {sigma}; w0 must be 0 or more, sigma above 0")
+            raise ValueError(
+                f"w0 is {w0} and sigma {sigma}; w0 must be 0 or more and sigma above 0"
+            )
         self.w0, self.sigma, self.cells = w0, sigma, [1] if cells is None else cells
         weights = weights_buffer("class_weights", class_weights)
         self.register_buffer("weights_C", weights, persistent=False)
 
     def gaps(self, mask: np.ndarray) -> np.ndarray:
-        """The second term of w for a mask (H, W), or a plane a label (K, H, W): float32 of that shape."""
+        """Return the second term of w, float32, for a mask (H, W), or for one plane per label (K, H, W)."""
         if mask.ndim == 3:
             return np.stack([gap_weights(plane, [1], self.w0, self.sigma) for plane in mask])
         return gap_weights(mask, self.cells, self.w0, self.sigma)
 
     def forward(self, logits_BKHW: Tensor, mask: Tensor, gaps: Tensor | None = None) -> Tensor:
-        """The loss.
+        """Return the loss.
 
         Args:
-            logits_BKHW: of the network.
-            mask: the truth.
-            gaps: second term of w, of the mask's shape, from the whole images, as the loader gives it;
-                None: computed from this mask.
+            logits_BKHW: logits of the network.
+            mask: class indices, or 0 and 1 for each label.
+            gaps: second term of w, of the mask's shape. The loader computes it from whole images and crops
+                it with the mask; None: computed from this mask.
         """
         log_p = likelihood(logits_BKHW, mask)
         classes = count_classes(logits_BKHW, mask)
         if mask.ndim == 3 and not (self.cells and set(self.cells) <= set(range(classes))):
             raise ValueError(f"cells is {self.cells}; give class indices, 0..{classes - 1}")
         if gaps is None:
-            computed = np.stack([self.gaps(one) for one in mask.cpu().numpy()])
+            computed = np.stack([self.gaps(image) for image in mask.cpu().numpy()])
             gaps = torch.from_numpy(computed).to(mask.device)
         weight: Tensor | float = 1.0
         if self.weights_C is not None:
@@ -71,10 +77,11 @@ class WeightMap(nn.Module):
 
 
 def gap_weights(mask_HW: np.ndarray, cells: list[int], w0: float, sigma: float) -> np.ndarray:
-    """w0 exp(-(d1 + d2)^2 / (2 sigma^2)) outside of cells, 0 within them; (H, W) float32.
+    """Return w0 exp(-(d1 + d2)^2 / (2 sigma^2)) outside cells and 0 inside them, (H, W) float32.
 
-    Distances are looked for 6 sigma around each cell: beyond, the term is below 2e-8 w0.
+    Distances are computed up to 6 sigma from each cell; farther away the term is below 2e-8 w0.
     """
+    # distances of each pixel to its two nearest cells, updated cell by cell
     reach = int(np.ceil(6 * sigma))
     nearest = np.full(mask_HW.shape, np.inf)
     second = np.full(mask_HW.shape, np.inf)
@@ -87,6 +94,5 @@ def gap_weights(mask_HW: np.ndarray, cells: list[int], w0: float, sigma: float) 
             second[around] = np.minimum(second[around], farther)
             nearest[around] = np.minimum(nearest[around], distance)
     outside = ~np.isin(mask_HW, cells)
-    return np.where(outside, w0 * np.exp(-((nearest + second) ** 2) / (2 * sigma**2)), 0).astype(
-        np.float32
-    )
+    weight = w0 * np.exp(-((nearest + second) ** 2) / (2 * sigma**2))
+    return np.where(outside, weight, 0).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Sums of losses by name, and the loss of a network with several heads."""
+"""Weighted sum of named losses, and the loss of a network with several supervised heads."""
 
 import math
 from collections.abc import Mapping
@@ -12,17 +12,20 @@ from seg.losses.weight_map import WeightMap
 
 
 class Term(TypedDict):
-    """One summand: its weight and the loss."""
+    """A term of a sum: its weight and its loss."""
 
     weight: Annotated[float, Field(ge=0)]
     loss: nn.Module
 
 
 class Sum(nn.Module):
-    """Weighted sum of losses, each with a name.
+    """Weighted sum of named losses.
 
     Args:
         terms: name -> weight and loss; a term of weight 0 is left out.
+
+    Raises:
+        ValueError: if no term has a weight, or a weight is below 0.
     """
 
     def __init__(self, terms: Mapping[str, Term]) -> None:
@@ -32,44 +35,44 @@ class Sum(nn.Module):
         self.weights = {name: term["weight"] for name, term in used.items()}
 
     def named(self, logits_BKHW: Tensor, mask: Tensor, gaps: Tensor | None) -> dict[str, Tensor]:
-        """Each term's own value, not yet weighted."""
+        """Return the value of each term by name, not weighted."""
         return {name: one(loss, logits_BKHW, mask, gaps) for name, loss in self.losses.items()}
 
     def forward(self, logits_BKHW: Tensor, mask: Tensor, gaps: Tensor | None = None) -> Tensor:
         return self.total(self.named(logits_BKHW, mask, gaps))
 
     def total(self, values: Mapping[str, Tensor]) -> Tensor:
-        """The weighted sum of the named values."""
+        """Return the weighted sum of the values of the terms."""
         return torch.stack([self.weights[name] * value for name, value in values.items()]).sum()
 
 
 def weighed(terms: Mapping[str, Any]) -> dict[str, Any]:
-    """The terms of a sum whose weight isn't 0, built or as configs.
+    """Return the terms of a sum whose weight is not 0; a term is a Term or its config.
 
     Raises:
-        ValueError: when there is none, or a weight is below 0.
+        ValueError: if there is none, or a weight is below 0 or not finite.
     """
     wrong = [name for name, term in terms.items() if not 0 <= term["weight"] < math.inf]
     if wrong:
-        raise ValueError(f"terms.{wrong[0]}.weight is {terms[wrong[0]]['weight']}; give 0 or more")
+        raise ValueError(
+            f"terms.{wrong[0]}.weight is {terms[wrong[0]]['weight']}; it must be 0 or more"
+        )
     used = {name: term for name, term in terms.items() if term["weight"]}
     if not used:
         raise ValueError(
-            "no term has a weight; give one, as in loss=sum loss.terms.dice.weight=1 "
+            "every term of the sum has weight 0; set one, as in loss=sum loss.terms.dice.weight=1 "
             f"(terms: {', '.join(terms) or 'none'})"
         )
     return used
 
 
 def one(loss: nn.Module, logits_BKHW: Tensor, mask: Tensor, gaps: Tensor | None) -> Tensor:
-    """A loss's value; only the weight map, and a sum that may hold one, take the gaps of whole images."""
-    if isinstance(loss, WeightMap | Sum):
-        return loss(logits_BKHW, mask, gaps)
-    return loss(logits_BKHW, mask)
+    """Return the value of a loss; the weight map is passed where the batch has one."""
+    return loss(logits_BKHW, mask) if gaps is None else loss(logits_BKHW, mask, gaps)
 
 
 def weight_map(loss: nn.Module) -> WeightMap | None:
-    """The weight map that a loss is or holds."""
+    """Return the WeightMap that a loss is or contains, or None."""
     return next((part for part in loss.modules() if isinstance(part, WeightMap)), None)
 
 
@@ -80,14 +83,17 @@ def judge(
     weights: list[float] | None = None,
     gaps: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The loss, and each term of a sum by name: the weighted mean over a supervised network's heads.
+    """Compute the loss of a network: the weighted mean over its supervised heads.
 
     Args:
-        loss: any of seg.losses.
-        heads: logits (B, K, H, W) each.
-        mask: the truth.
-        weights: of the heads; None: equal.
-        gaps: of the weight map, from whole images; None: it computes them from the mask.
+        loss: a loss of seg.losses.
+        heads: logits (B, K, H, W) of each head.
+        mask: class indices (B, H, W), or 0 and 1 for each label (B, K, H, W).
+        weights: weight of each head; None: equal. Unused with a single head.
+        gaps: weight map computed from whole images; None: WeightMap computes it from the mask.
+
+    Returns:
+        The loss, and the value of each term by name if the loss is a Sum (not weighted).
     """
 
     def mean(values: list[Tensor]) -> Tensor:

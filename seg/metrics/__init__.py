@@ -1,3 +1,3 @@
-"""How good a segmentation is: by pixels, by borders, by objects, and whether a difference is real."""
+"""Metrics of pixels, borders, objects and probabilities, with intervals and significance tests."""
 
 from seg.metrics.segmentation import SegmentationMetrics as SegmentationMetrics

@@ -1,4 +1,4 @@
-"""Whether probabilities mean what they say, and the threshold on them that scores best."""
+"""Calibration of probabilities: expected calibration error, reliability plot, best threshold."""
 
 from pathlib import Path
 
@@ -12,17 +12,17 @@ from torchmetrics import Metric
 from seg.logits import IGNORE
 from seg.metrics.confusion import Tally, class_mean, dice
 
-UNIT = 2**20  # confidence is added up in units of 1 / UNIT
+UNIT = 2**20  # confidences are summed as integers, in units of 1 / UNIT
 
 
 class Calibration(Metric):
-    """Expected calibration error: the mean over pixels of |confidence - accuracy| of their bin, in 0..1.
+    """Expected calibration error in 0..1: |confidence - accuracy| of each bin, averaged over pixels.
 
-    Guo et al. 2017, arXiv:1706.04599, eq. 3, on bins of equal width. Confidence is the probability of
-    the class called, so it is 1 / C at least; of overlapping labels that of being there or not.
+    Guo et al. 2017, arXiv:1706.04599, eq. 3, with bins of equal width. Confidence is the probability of the
+    predicted class, so at least 1 / C; for overlapping labels the probability of the predicted state.
 
     Args:
-        bins: of confidence between 0 and 1.
+        bins: number of bins of the confidence 0..1.
     """
 
     full_state_update = False
@@ -41,11 +41,13 @@ class Calibration(Metric):
         if mask.ndim == 4:
             confidence, hit = p_BCHW.maximum(1 - p_BCHW), (p_BCHW > 0.5).long() == mask
         else:
-            confidence, called = p_BCHW.max(dim=1)
-            hit = called == mask
+            confidence, prediction = p_BCHW.max(dim=1)
+            hit = prediction == mask
         index = (confidence * self.bins).long().clamp(0, self.bins - 1)
-        index = index.where(mask != IGNORE, self.bins).flatten()  # one more bin for ignored pixels
-        units = (confidence * UNIT).round().long()  # whole, so that no order of adding up matters
+        index = index.where(
+            mask != IGNORE, self.bins
+        ).flatten()  # ignored pixels have a bin of their own
+        units = (confidence * UNIT).round().long()  # integers: the sum does not depend on the order
         for state, values in (
             (self.pixels, torch.ones_like(index)),
             (self.hits, hit.long().flatten()),
@@ -60,10 +62,10 @@ class Calibration(Metric):
 
 
 class ThresholdCurve(Metric):
-    """Dice at each threshold on the probability of class 1 of two, or of each label's being there.
+    """Dice at each threshold on the probability of class 1 of two, or of each overlapping label.
 
     Args:
-        labels: K where labels overlap; None: two classes.
+        labels: K if labels overlap; None: two classes.
         steps: thresholds are 1 / steps, 2 / steps, ... below 1.
     """
 
@@ -79,23 +81,20 @@ class ThresholdCurve(Metric):
     def update(self, p_BCHW: Tensor, mask: Tensor) -> None:
         p, truth = (p_BCHW, mask) if self.labels else (p_BCHW[:, 1:2], mask.unsqueeze(1))
         label = torch.arange(p.shape[1], device=p.device).view(1, -1, 1, 1)
-        bins = (
-            p * self.steps
-        ).ceil().long() - 1  # p in (i, i + 1] / steps: above thresholds up to i
+        bins = (p * self.steps).ceil().long() - 1  # i for p in (i, i + 1] / steps
         bins = bins.clamp(0, self.steps - 1).where(truth != IGNORE, self.steps)
         cell = ((label * 2 + (truth == 1)) * (self.steps + 1) + bins).flatten()
         counts = torch.zeros(self.counts.numel(), dtype=torch.int64, device=p.device)
         self.counts += counts.scatter_add_(0, cell, torch.ones_like(cell)).view_as(self.counts)
 
     def compute(self) -> Tensor:
-        """Dice (steps - 1,), mean over the classes or labels that occur, at each threshold."""
-        above_K2T = (
-            self.counts[..., :-1].flip(-1).cumsum(-1).flip(-1)
-        )  # p above step 0 (all), 1, ...
+        """Return the Dice (steps - 1,) at each threshold, the mean over classes or labels that occur."""
+        # pixels above each threshold; column 0 counts all
+        above_K2T = self.counts[..., :-1].flip(-1).cumsum(-1).flip(-1)
         false, hit = above_K2T[..., 1:].unbind(1)
         rest, missed = (above_K2T[..., :1] - above_K2T[..., 1:]).unbind(1)
         tally = Tally(hit.T, false.T, missed.T, rest.T)
-        if not self.labels:  # class 0 of two: the same with the roles exchanged
+        if not self.labels:  # class 0 of two: the same with exchanged roles
             tally = Tally(
                 torch.cat([tally.rest, tally.hit], -1),
                 torch.cat([tally.missed, tally.false], -1),
@@ -105,7 +104,7 @@ class ThresholdCurve(Metric):
         return class_mean(dice(tally), tally)
 
     def best(self) -> float:
-        """The threshold of the highest Dice; the middle one of equals; 0.5 when nothing was seen."""
+        """Return the threshold of the highest Dice, the middle one of ties; 0.5 if no pixel was counted."""
         curve = self.compute()
         if curve.isnan().all():
             return 0.5
@@ -113,11 +112,11 @@ class ThresholdCurve(Metric):
         return (int(highest[len(highest) // 2]) + 1) / self.steps
 
 
-matplotlib.use("Agg")  # before pyplot: no window
+matplotlib.use("Agg")  # draw to files, never open a window
 
 
 def reliability_plot(calibration: Calibration, title: str, file: Path) -> None:
-    """Accuracy against confidence, a bar a bin, and below how many pixels each has."""
+    """Draw accuracy against confidence, one bar per bin, and below it the share of pixels of each bin."""
     left = np.arange(calibration.bins) / calibration.bins
     pixels, hits, confidence = (
         state.cpu().numpy()
@@ -125,15 +124,22 @@ def reliability_plot(calibration: Calibration, title: str, file: Path) -> None:
     )
     confidence = confidence / UNIT
     used = pixels > 0
-    said, true = confidence[used] / pixels[used], hits[used] / pixels[used]
+    mean_confidence, accuracy = confidence[used] / pixels[used], hits[used] / pixels[used]
     figure, (above, below) = plt.subplots(
         2, 1, figsize=(4.5, 5.5), dpi=150, height_ratios=(3, 1), sharex=True, layout="constrained"
     )
     width = 1 / calibration.bins
-    above.plot([0, 1], [0, 1], color="#666666", linewidth=1, label="probabilities that hold")
-    above.bar(left[used], true, width, align="edge", color="#56b4e9", edgecolor="white")
-    above.plot(said, true, "o", color="#d55e00", markersize=4, label="mean confidence of a bin")
-    above.set(ylabel="share of pixels that are right", ylim=(0, 1), xlim=(0, 1))
+    above.plot([0, 1], [0, 1], color="#666666", linewidth=1, label="perfect calibration")
+    above.bar(left[used], accuracy, width, align="edge", color="#56b4e9", edgecolor="white")
+    above.plot(
+        mean_confidence,
+        accuracy,
+        "o",
+        color="#d55e00",
+        markersize=4,
+        label="mean confidence of a bin",
+    )
+    above.set(ylabel="accuracy", ylim=(0, 1), xlim=(0, 1))
     above.set_title(
         f"{title}\nexpected calibration error {float(calibration.compute()):.4f}", parse_math=False
     )  # a path may have dollars

@@ -1,6 +1,6 @@
-"""Dice, IoU and friends from one confusion matrix, counted over a whole split.
+"""Pixel scores (Dice, IoU, precision, recall ...) from one confusion matrix of a whole split.
 
-Legend for shapes: B images, C classes, K labels that overlap (then C = K), H x W pixels.
+Shape suffixes: B images, C classes, K overlapping labels (then C = K), H x W pixels, R resamples.
 """
 
 from functools import partial
@@ -17,13 +17,14 @@ from seg.metrics.significance import Evidence, mean, per_image
 
 
 def confusion(prediction: Tensor, mask: Tensor, num_classes: int) -> Tensor:
-    """Pixel counts (B, C, C) int64 of each image: rows are the truth, columns the prediction.
+    """Count the confusion matrix of each image: rows are the truth, columns the prediction.
 
-    Of overlapping labels, prediction and mask (B, K, H, W): (B, K, 2, 2), a matrix a label.
+    Shape:
+        prediction and mask (B, H, W) -> (B, C, C) int64; of overlapping labels (B, K, H, W) -> (B, K, 2, 2).
 
     Raises:
-        ValueError: when a mask value is neither a class nor 255; on a CPU only, a GPU isn't waited for:
-            there it is counted nowhere, and ``PixelScores`` raises at the end of the split.
+        ValueError: if a mask value is neither a class nor 255. Only on the CPU; on a GPU, where raising would
+            synchronise, such pixels are not counted and ``PixelScores`` raises at the end of the split.
     """
     counted = mask != IGNORE
     if mask.device.type == "cpu":
@@ -39,13 +40,13 @@ def confusion(prediction: Tensor, mask: Tensor, num_classes: int) -> Tensor:
 
 
 class Tally(NamedTuple):
-    """Pixels of each class against all others (..., C) int64: right and wrong, there and not.
+    """Pixel counts of each class against all others, each (..., C) int64.
 
     Attributes:
-        hit: of the class and called so (TP).
-        false: called so but of another (FP).
-        missed: of the class but called otherwise (FN).
-        rest: neither (TN).
+        hit: true positives (TP).
+        false: false positives (FP).
+        missed: false negatives (FN).
+        rest: true negatives (TN).
     """
 
     hit: Tensor
@@ -55,7 +56,7 @@ class Tally(NamedTuple):
 
     @classmethod
     def of(cls, counts: Tensor, overlapping: bool = False) -> "Tally":
-        """From confusion matrices (..., C, C), or (..., K, 2, 2) of overlapping labels."""
+        """Build from confusion matrices (..., C, C), or (..., K, 2, 2) for overlapping labels."""
         if overlapping:
             (rest, false), (missed, hit) = (row.unbind(-1) for row in counts.unbind(-2))
             return cls(hit, false, missed, rest)
@@ -65,32 +66,32 @@ class Tally(NamedTuple):
 
 
 def dice(t: Tally) -> Tensor:
-    """2 TP / (2 TP + FP + FN), which is F1 too (..., C) in 0..1; nan where the class occurs nowhere."""
+    """Return Dice = F1 = 2 TP / (2 TP + FP + FN), (..., C) in 0..1; nan where the class does not occur."""
     return 2 * t.hit / (2 * t.hit + t.false + t.missed).double()
 
 
 def iou(t: Tally) -> Tensor:
-    """TP / (TP + FP + FN), the Jaccard index (..., C) in 0..1; nan where the class occurs nowhere."""
+    """Return the Jaccard index TP / (TP + FP + FN), (..., C) in 0..1; nan where the class does not occur."""
     return t.hit / (t.hit + t.false + t.missed).double()
 
 
 def precision(t: Tally) -> Tensor:
-    """TP / (TP + FP): what is right of what was called so (..., C); nan where nothing was."""
+    """Return TP / (TP + FP), (..., C) in 0..1; nan where the class is never predicted."""
     return t.hit / (t.hit + t.false).double()
 
 
 def recall(t: Tally) -> Tensor:
-    """TP / (TP + FN), or sensitivity: what was found (..., C); nan where there is nothing to find."""
+    """Return the sensitivity TP / (TP + FN), (..., C) in 0..1; nan where the class is not in the truth."""
     return t.hit / (t.hit + t.missed).double()
 
 
 def specificity(t: Tally) -> Tensor:
-    """TN / (TN + FP): what was left alone of what should be (..., C); nan where the class is everywhere."""
+    """Return TN / (TN + FP), (..., C) in 0..1; nan where every pixel is of the class."""
     return t.rest / (t.rest + t.false).double()
 
 
 def accuracy(t: Tally) -> Tensor:
-    """(TP + TN) / all: each class against all others (..., C)."""
+    """Return (TP + TN) / all pixels, each class against all others, (..., C) in 0..1."""
     return (t.hit + t.rest) / (t.hit + t.false + t.missed + t.rest).double()
 
 
@@ -106,36 +107,36 @@ SCORES = {
 
 
 def pixel_accuracy(t: Tally) -> Tensor:
-    """Share of the pixels that are right (...); of overlapping labels that is the mean of ``accuracy``."""
+    """Return the share of correct pixels (...) in 0..1, for exclusive classes."""
     return t.hit.sum(-1) / (t.hit + t.missed).sum(-1).double()
 
 
 def over_classes(name: str, t: Tally) -> Tensor:
-    """The mean (...) of the score of that name over the classes that occur.
+    """Return the mean (...) of a score over the classes that occur in truth or prediction.
 
-    A class that occurs but was never called, or only called, has a precision or recall of 0 in the mean.
+    A class that is never predicted has precision 0 in the mean, one that is only predicted has recall 0.
     """
     values = SCORES[name](t)
     return class_mean(values.nan_to_num(0) if name in ("precision", "recall") else values, t)
 
 
 def class_mean(score: Tensor, t: Tally) -> Tensor:
-    """Mean (...) of a score (..., C) over the classes that occur, in truth or prediction, where it isn't nan."""
+    """Return the mean (...) of a score (..., C) over the classes that occur in truth or prediction."""
     occurs = t.hit + t.false + t.missed > 0
     return score.where(occurs, torch.nan).nanmean(-1)
 
 
 class PixelScores(Metric):
-    """Scores of a split from its confusion matrix, and the spread of the images' own means.
+    """Pixel scores of a split from its confusion matrix, and the mean and spread over its images.
 
-    ``dice`` and the like are means over the classes that occur, of counts over the whole split: never an
-    average of batches, so neither batch size nor number of processes matters. ``dice_per_image`` averages
-    each image's own mean instead, ``dice_per_image_sd`` is its standard deviation. ``pixel_accuracy`` is
-    the share of all pixels; ``accuracy`` the mean over classes, each against all others.
+    ``dice`` and the other scores are means over the classes that occur, computed from counts over the whole
+    split, so neither the batch size nor the number of processes changes them. ``dice_per_image`` is the mean
+    of each image's own score, ``dice_per_image_sd`` its standard deviation. ``pixel_accuracy`` is the share
+    of correct pixels, ``accuracy`` the mean over classes, each against all others.
 
     Args:
         classes: names in the order of the mask's values, or of its planes.
-        overlapping: whether they are labels that overlap.
+        overlapping: whether the classes are labels that overlap.
     """
 
     full_state_update = False
@@ -156,54 +157,58 @@ class PixelScores(Metric):
         counts = confusion(prediction, mask, len(self.classes))
         self.counts += counts.sum(0)
         self.image_counts.append(counts)
-        if mask.device.type != "cpu":  # there it is an error at once
+        if mask.device.type != "cpu":  # on the CPU confusion() has raised
             self.misfits += misfits(mask, len(self.classes)).sum()
 
     def images(self) -> Tensor:
-        """The confusion matrix of each image, in the order seen: (B, C, C) or (B, K, 2, 2)."""
+        """Return the confusion matrix of each image in order: (B, C, C) or (B, K, 2, 2) int64."""
         return dim_zero_cat(self.image_counts).cpu()
 
     def evidence(self) -> dict[str, Evidence]:
-        """Score's name -> rows of the images, and the score of their sums: see seg.metrics.significance."""
+        """Return for each score its rows by image and its score function: see seg.metrics.significance."""
         rows = self.images().numpy()
         names = [key for name in SCORES for key in (name, *(f"{name}/{c}" for c in self.classes))]
-        found: dict[str, Evidence] = {name: (rows, partial(self.resampled, name)) for name in names}
-        each = Tally.of(self.images(), self.overlapping)
+        evidence: dict[str, Evidence] = {n: (rows, partial(self.resampled, n)) for n in names}
+        tally_B = Tally.of(self.images(), self.overlapping)
         for name in ("dice", "iou"):
-            values_B = class_mean(SCORES[name](each), each).numpy()
-            found[f"{name}_per_image"] = per_image(values_B), mean
-        return found
+            values_B = class_mean(SCORES[name](tally_B), tally_B).numpy()
+            evidence[f"{name}_per_image"] = per_image(values_B), mean
+        return evidence
 
     def resampled(self, name: str, sums: np.ndarray) -> np.ndarray:
-        """The score of that name (R,) of summed confusion matrices (R, C, C) or (R, K, 2, 2)."""
-        score, _, of = name.partition("/")
+        """Return a score (R,) by name from summed confusion matrices (R, C, C) or (R, K, 2, 2)."""
+        score, _, label = name.partition("/")
         tally = Tally.of(torch.from_numpy(sums), self.overlapping)
-        return (
-            SCORES[score](tally)[:, self.classes.index(of)] if of else over_classes(score, tally)
-        ).numpy()
+        if not label:
+            return over_classes(score, tally).numpy()
+        return SCORES[score](tally)[:, self.classes.index(label)].numpy()
 
     def compute(self) -> dict[str, Tensor]:
-        """Scores by name: ``dice``, ``dice/CLASS``, ``dice_per_image``, ``pixel_accuracy`` and so on.
+        """Return the scores by name: ``dice``, ``dice/CLASS``, ``dice_per_image``, ``pixel_accuracy`` ...
 
         Raises:
-            ValueError: when a mask held a value that is no class.
+            ValueError: if a mask held a value that is no class.
         """
         if self.misfits:
             raise ValueError(
                 f"{int(self.misfits)} mask pixels are neither a class (0..{len(self.classes) - 1}) nor "
                 f"{IGNORE} (ignore)"
             )
+        # scores of the whole split
         scores: dict[str, Tensor] = {}
-        split = Tally.of(self.counts.cpu(), self.overlapping)  # float64 below: not on every device
+        split = Tally.of(
+            self.counts.cpu(), self.overlapping
+        )  # some devices lack the float64 used below
         for name, score in SCORES.items():
             values_C = score(split)
             scores[name] = over_classes(name, split)
             scores |= {f"{name}/{c}": v for c, v in zip(self.classes, values_C, strict=True)}
         scores["pixel_accuracy"] = scores["accuracy"] if self.overlapping else pixel_accuracy(split)
-        each = Tally.of(self.images(), self.overlapping)
+        # mean and spread over images
+        tally_B = Tally.of(self.images(), self.overlapping)
         for name in ("dice", "iou"):
-            values_B = class_mean(SCORES[name](each), each)
-            values_B = values_B[~values_B.isnan()]  # an image that is ignored throughout has none
+            values_B = class_mean(SCORES[name](tally_B), tally_B)
+            values_B = values_B[~values_B.isnan()]  # nan: every pixel of the image is ignored
             scores[f"{name}_per_image"] = values_B.mean()
             if len(values_B) > 1:
                 scores[f"{name}_per_image_sd"] = values_B.std()

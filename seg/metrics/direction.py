@@ -1,4 +1,4 @@
-"""Which way a metric is better, by its name."""
+"""Direction of a metric by its name: whether smaller values are better."""
 
 SMALLER = (
     "loss",
@@ -9,10 +9,10 @@ SMALLER = (
     "split_merge_error",
     "pixel_error",
 )
-SPREAD = "_sd"  # of the images' own scores: evener is better, but no aim
+SPREAD = "_sd"  # standard deviation over images: smaller is better, but nothing to optimise
 
 
 def smaller_is_better(name: str) -> bool:
-    """Of a metric's name without its split: ``loss``, ``loss/dice``, ``hausdorff_95/CLASS``, ``dice_per_image_sd``."""
+    """Return whether smaller is better; the name is without split: ``loss/dice``, ``hausdorff_95/CLASS``."""
     score = name.partition("/")[0]
     return score in SMALLER or score.endswith(SPREAD)

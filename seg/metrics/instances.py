@@ -1,6 +1,6 @@
-"""Objects from a map of cell interiors, and how well they match the true ones, object by object.
+"""Object metrics: split a map of cell interiors into objects, match them with the true ones, score.
 
-Legend for shapes: H x W pixels, T IoU thresholds; ``...`` any leading axes, such as images.
+Shape suffixes: H x W pixels, T IoU thresholds; ``...`` any leading axes, such as images.
 Labels are (H, W) int32: 0 is background, each object has its own positive number.
 """
 
@@ -12,13 +12,13 @@ from skimage.segmentation import watershed
 
 from seg.metrics.significance import Evidence
 
-IOU_TWENTIETHS = np.arange(10, 20)  # 0.50, 0.55 ... 0.95, kept whole so that ties are exact
+IOU_TWENTIETHS = np.arange(10, 20)  # 0.50, 0.55 ... 0.95 as integers: ties are exact
 IOU_THRESHOLDS = IOU_TWENTIETHS / 20
 CROSS = ndimage.generate_binary_structure(2, 1)  # 4 neighbours
 
 
 def components(mask: NDArray) -> NDArray[np.int32]:
-    """Labels (H, W) of the 4-connected components of a mask (H, W) bool, from 1 on in reading order."""
+    """Label the 4-connected components of a mask (H, W) bool, from 1 in reading order."""
     labels = np.empty(mask.shape, np.int32)
     ndimage.label(mask, CROSS, labels)
     return labels
@@ -27,28 +27,31 @@ def components(mask: NDArray) -> NDArray[np.int32]:
 def objects(
     interior: NDArray, threshold: float = 0.5, neck: float | None = None, min_size: int = 16
 ) -> NDArray[np.int32]:
-    """Labels (H, W) of the objects in a map of cell interiors: connected regions, or what necks part.
+    """Split a map of cell interiors into objects: connected regions, optionally split at their necks.
 
-    With ``neck``: a watershed on the distance to the nearest pixel outside, from its peaks; a peak that
-    rises less than ``neck`` above the way to a higher one is no seed of its own. Each 4-connected
-    component keeps at least one. Right for round objects that touch (nuclei); where objects are long and
-    uneven in width (neurites) it splits too much.
+    With ``neck``: a watershed of the distance to the nearest outside pixel, seeded at its peaks. A peak
+    that rises less than ``neck`` above the saddle to a higher one is no seed; every 4-connected component
+    keeps at least one. Suited to round objects that touch (nuclei); long objects of uneven width (neurites)
+    are over-split.
 
     Args:
         interior: probability (H, W) in 0..1 of being inside a cell.
-        threshold: inside is above it.
-        neck: px by which an object's half-width must shrink at a neck to be split there; None: 4-connected
-            regions as they are.
+        threshold: probability above which a pixel is inside.
+        neck: px by which the half-width of an object must shrink at a neck to be split there; None: no
+            splitting.
         min_size: px of the smallest object; smaller ones become background.
 
+    Returns:
+        Labels (H, W) int32.
+
     Raises:
-        ValueError: when ``neck`` isn't above 0 or ``min_size`` is below 1.
+        ValueError: if ``neck`` is not above 0 or ``min_size`` is below 1.
     """
     if (neck is not None and not 0 < neck < np.inf) or min_size < 1:
-        raise ValueError(f"neck={neck} px must be above 0, and min_size={min_size} px at least 1")
+        raise ValueError(f"neck={neck} px must be above 0 and min_size={min_size} px at least 1")
     if neck is None:
         return large(components(interior > threshold), min_size)
-    mask = np.pad(interior > threshold, 1)  # outside the image is outside the cells
+    mask = np.pad(interior > threshold, 1)  # the area around the image is outside
     whole = components(mask)
     depth = ndimage.distance_transform_edt(mask)  # px to the nearest pixel outside
     peaks = mask & local_maxima(reconstruction(depth - neck, depth), connectivity=2)
@@ -59,72 +62,78 @@ def objects(
 
 
 def large(labels: NDArray, min_size: int) -> NDArray[np.int32]:
-    """The objects of at least so many px."""
+    """Return the labels without the objects smaller than min_size px."""
     return consecutive(np.where(areas(labels)[labels] >= min_size, labels, 0))
 
 
 def consecutive(labels: NDArray) -> NDArray[np.int32]:
-    """The same objects, numbered 1, 2 ... in the order of their old numbers."""
+    """Return the labels renumbered 1, 2 ... in the order of their old numbers."""
     present = np.unique(labels[labels > 0])
     return ((np.searchsorted(present, labels) + 1) * (labels > 0)).astype(np.int32)
 
 
-def match(truth: NDArray, found: NDArray, valid: NDArray | None = None) -> NDArray[np.float64]:
-    """Counts (T, 4) of one image: objects matched, false, missed, and the sum of the matched IoUs.
+def match(truth: NDArray, pred: NDArray, valid: NDArray | None = None) -> NDArray[np.float64]:
+    """Match the predicted objects of one image with the true ones at each IoU threshold.
 
-    A true and a found object match at IoU threshold t when their IoU is **above** t. No threshold is
-    below 0.5, and above one half an object has at most one partner (the two would share pixels
-    otherwise), so the matching is unique and needs no assignment. At exactly 0.5 it isn't unique,
-    hence "above": Kirillov et al. 2019 and the Data Science Bowl 2018 say the same; StarDist's
+    Two objects match at threshold t if their IoU is **above** t. As no threshold is below 0.5, an object has
+    at most one match (two would share pixels), so no assignment is needed; at exactly 0.5 the match would
+    not be unique. The same rule as Kirillov et al. 2019 and the Data Science Bowl 2018; StarDist's
     ``matching`` counts IoU = t as a match after an optimal assignment.
 
-    The counts add up: sum them over images, or over a resampling of images, then call
-    ``object_scores``.
+    The counts are additive: sum them over images, or over resampled images, then call ``object_scores``.
 
     Args:
         truth: labels (H, W) int; 0 is background.
-        found: labels (H, W) int, of any numbering.
-        valid: (H, W) bool, False where the truth is ignored (255): no object has area there, and one
-            that lies there entirely isn't counted. Default: every pixel is valid.
+        pred: labels (H, W) int, numbered in any way.
+        valid: (H, W) bool, False where the truth is ignored: objects have no area there, and an object
+            entirely in it is not counted. None: every pixel is valid.
 
     Returns:
-        (T, 4) float64 with columns tp, fp, fn, sum of IoU; rows are ``IOU_THRESHOLDS``.
+        (T, 4) float64 with columns TP, FP, FN, sum of the matched IoUs; rows are ``IOU_THRESHOLDS``.
+
+    Raises:
+        ValueError: if the sizes differ.
     """
-    if truth.shape != found.shape:
-        raise ValueError(f"truth is {truth.shape} px and found is {found.shape}: sizes must agree")
+    if truth.shape != pred.shape:
+        raise ValueError(
+            f"truth is {truth.shape} px and prediction {pred.shape} px; sizes must agree"
+        )
     if valid is not None:
-        truth, found = truth[valid], found[valid]
-    true_area, found_area = areas(truth), areas(found)
-    both = (truth > 0) & (found > 0)
-    pair = truth[both].astype(np.int64) * len(found_area) + found[both]
+        truth, pred = truth[valid], pred[valid]
+
+    # pairs of objects that share pixels, with their intersection and union
+    true_area, pred_area = areas(truth), areas(pred)
+    both = (truth > 0) & (pred > 0)
+    pair = truth[both].astype(np.int64) * len(pred_area) + pred[both]
     pair, shared = np.unique(pair, return_counts=True)
-    i, j = np.divmod(pair, len(found_area))
-    union = true_area[i] + found_area[j] - shared
+    i, j = np.divmod(pair, len(pred_area))
+    union = true_area[i] + pred_area[j] - shared
+
+    # counts at each threshold
     hit = 20 * shared > IOU_TWENTIETHS[:, None] * union  # (T, pairs)
     tp = hit.sum(1)
-    true_objects, found_objects = np.count_nonzero(true_area), np.count_nonzero(found_area)
+    true_objects, pred_objects = np.count_nonzero(true_area), np.count_nonzero(pred_area)
     iou = (hit * (shared / union)).sum(1)
-    return np.stack([tp, found_objects - tp, true_objects - tp, iou], 1).astype(np.float64)
+    return np.stack([tp, pred_objects - tp, true_objects - tp, iou], 1).astype(np.float64)
 
 
 def areas(labels: NDArray) -> NDArray[np.int64]:
-    """Pixels of each label, by its number; the background counts 0."""
+    """Return the number of pixels of each label, indexed by label; 0 for the background."""
     area = np.bincount(labels.ravel(), minlength=1)
     area[0] = 0
     return area
 
 
 def object_scores(counts: NDArray) -> dict[str, NDArray[np.float64]]:
-    """Scores (...) of counts (..., T, 4) from ``match``, summed over the images that are pooled.
+    """Return object scores (...) from counts (..., T, 4) of ``match``, summed over the pooled images.
 
-    Each score is in 0..1, and nan where it has no denominator: all of them where there is neither a
-    true nor a found object, precision where none is found, recall where none is true, ``sq`` where
-    nothing matches.
+    Each score is in 0..1, and nan where its denominator is 0: all scores without any object, precision
+    without predicted objects, recall without true ones, ``sq`` without a match.
 
     Returns:
-        ``object_precision``, ``object_recall``, ``object_f1`` at IoU above 0.5; ``ap/0.50`` ...
-        ``ap/0.95`` = tp / (tp + fp + fn), and ``ap`` their mean (Data Science Bowl 2018, StarDist: no
-        ranking by confidence); ``sq`` mean IoU of the matches, ``rq`` = ``object_f1``, and ``pq`` =
+        ``object_precision``, ``object_recall``, ``object_f1`` at IoU above 0.5; ``ap/0.50`` ... ``ap/0.95``
+        = TP / (TP + FP + FN) and ``ap``, their mean (as in the Data Science Bowl 2018 and StarDist, without
+        a ranking by confidence); ``sq``, the mean IoU of the matches, ``rq`` = ``object_f1`` and ``pq`` =
         sq * rq, the panoptic quality of one class (Kirillov et al., CVPR 2019, arXiv:1801.00868).
     """
     tp, fp, fn, iou = np.moveaxis(np.asarray(counts, np.float64), -1, 0)  # each (..., T)
@@ -147,6 +156,6 @@ def object_scores(counts: NDArray) -> dict[str, NDArray[np.float64]]:
 
 
 def evidence(counts: NDArray) -> dict[str, Evidence]:
-    """Rows and scores for seg.metrics.significance, of the counts (N, T, 4) of N images."""
+    """Return for each score its rows and score function, from the counts (N, T, 4) of N images."""
     names = object_scores(counts[0])
     return {name: (counts, lambda sums, name=name: object_scores(sums)[name]) for name in names}

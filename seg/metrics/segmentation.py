@@ -1,4 +1,4 @@
-"""All scores of a split: of pixels always, of borders and of calibration where asked for."""
+"""All scores of a split: pixel scores always, border and calibration scores on request."""
 
 from typing import Annotated, Literal
 
@@ -14,19 +14,19 @@ from seg.metrics.significance import Evidence
 
 
 class SegmentationMetrics(nn.Module):
-    """Counts batches of logits against masks and gives a split's scores by name.
+    """Accumulate batches of logits and masks, and compute the scores of a split by name.
 
     Args:
         classes: names in the order of the mask's values, or of its planes.
-        overlapping: whether they are labels that overlap.
-        tolerance: px; boundary F-score and surface Dice within it; None: not computed.
-        hausdorff: whether the 95 % Hausdorff distance is computed, px.
+        overlapping: whether the classes are labels that overlap.
+        tolerance: px within which boundary F-score and surface Dice accept a border; None: not computed.
+        hausdorff: whether the 95 % Hausdorff distance (px) is computed.
         calibration: whether the expected calibration error is computed.
-        threshold: probability in 0..1 above which a pixel is class 1 of two, or has a label; ``best``:
-            0.5 until ``choose_threshold`` took the best of what was seen.
+        threshold: probability between 0 and 1 above which a pixel is class 1 of two, or has a label;
+            ``best``: 0.5 until ``choose_threshold`` is called.
 
     Raises:
-        ValueError: when a number is out of its range, or more than two classes have a threshold.
+        ValueError: if a number is out of range, or more than two classes have a threshold.
     """
 
     def __init__(
@@ -41,18 +41,18 @@ class SegmentationMetrics(nn.Module):
         super().__init__()
         fixed = 0.5 if threshold == "best" else threshold
         if not isinstance(fixed, int | float) or not 0 < fixed < 1:
-            raise ValueError(f"threshold is {threshold}; it must lie between 0 and 1, or be best")
+            raise ValueError(f"threshold is {threshold}; it must be between 0 and 1, or best")
         if threshold != 0.5 and len(classes) != 2 and not overlapping:
             raise ValueError(
                 f"threshold is {threshold} and there are {len(classes)} classes, of which the most "
-                "probable is taken; two classes or overlapping labels have a threshold"
+                "probable is predicted; only two classes or overlapping labels have a threshold"
             )
         if tolerance is not None and not tolerance >= 0:
             raise ValueError(f"tolerance is {tolerance} px; it must be 0 or more")
         self.classes, self.overlapping, self.threshold = classes, overlapping, float(fixed)
         self.pixels = PixelScores(classes, overlapping)
-        wanted = tolerance is not None or hausdorff
-        self.surfaces = SurfaceMetric(classes, tolerance, hausdorff) if wanted else None
+        borders = tolerance is not None or hausdorff
+        self.surfaces = SurfaceMetric(classes, tolerance, hausdorff) if borders else None
         self.calibration = Calibration() if calibration else None
         labels = len(classes) if overlapping else None
         self.curve = ThresholdCurve(labels) if threshold == "best" else None
@@ -69,7 +69,7 @@ class SegmentationMetrics(nn.Module):
                 part.update(probabilities(logits_BKHW, self.overlapping), mask)
 
     def compute(self) -> dict[str, Tensor]:
-        """Scores by name; see the parts."""
+        """Return the scores by name: those of PixelScores, SurfaceMetric, and ``ece``."""
         scores = self.pixels.compute()
         if self.surfaces is not None:
             scores |= self.surfaces.compute()
@@ -80,11 +80,11 @@ class SegmentationMetrics(nn.Module):
         return scores
 
     def evidence(self) -> dict[str, Evidence]:
-        """Score's name -> rows of the images, and the score of their sums: see seg.metrics.significance."""
+        """Return for each score its rows by image and its score function: see seg.metrics.significance."""
         return self.pixels.evidence() | (self.surfaces.evidence() if self.surfaces else {})
 
     def choose_threshold(self) -> float:
-        """Takes the threshold that was best when last computed, if asked for; returns the one in use."""
+        """Set the threshold to the best one of the last ``compute`` if it is ``best``; return the one in use."""
         if self.curve is not None:
             self.threshold = self.best_threshold
         return self.threshold

@@ -1,20 +1,21 @@
-"""Is it real: intervals of scores, and tests of differences between runs, over images.
+"""Confidence intervals of scores and significance tests of differences between runs, over images.
 
-Legend for shapes: N images, R resamples; ``...`` whatever a row holds.
+Shape suffixes: N images, R resamples; ``...`` any shape of a row.
 
-Everything rests on *rows*, one an image, that are added up: ``score(rows summed over images)``. Confusion
+All functions use *rows*, one per image, that are summed: a score is ``score(sum of rows)``. Confusion
 matrices (N, C, C) give a pooled Dice, border counts (N, C, 4) a boundary F-score, `per_image` values with
-`mean` the average of the images' own scores; counts at many thresholds (N, T, 4) the best of them. A score
-is a function of sums (R, ...) that returns (R,); dividing by zero in it is nan without a warning.
+`mean` the average of the images' own scores, counts at many thresholds (N, T, 4) the best of them. A score
+is a function from sums (R, ...) to (R,); division by zero in it gives nan without a warning.
 
-What is assumed: images are independent draws from what the claim is about. Neighbouring sections of an EM
-volume, crops of one slide and frames of one film are not: rows of them make every interval too narrow and
-every p too small; sum their rows first, so that a volume, slide or film is one row. The runs are taken as
-they are: two runs of one recipe with other seeds may differ "significantly", for a claim about recipes
+Assumption: images are independent draws from the population that the claim is about. Neighbouring sections
+of an EM volume, crops of one slide and frames of one film are not; as rows they make intervals too narrow
+and p too small. Sum their rows first, so that a volume, slide or film is one row. The results are about the
+given runs: two runs of one recipe with different seeds may differ significantly. For a claim about recipes
 train several seeds.
 
-A row that holds nan leaves its image out (of both runs in a paired test), and ``images`` tells how many
-are left. Leaving out is right for what could not be measured, wrong for a failure: give that its worst value.
+An image whose row contains nan is left out (of both runs in a paired test); ``images`` is the number that
+remains. That is right for images that could not be measured and wrong for failures, which need the worst
+value.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,13 +24,13 @@ from typing import NamedTuple
 import numpy as np
 
 Score = Callable[[np.ndarray], np.ndarray]
-Evidence = tuple[np.ndarray, Score]  # rows and the score of their sums: what an interval rests on
-EXACT = 12  # up to so many images all 2**N swaps are tried
-NUMBERS = 2**21  # held at once by a chunk of resamples: 16 MiB
+Evidence = tuple[np.ndarray, Score]  # rows, and the score of their sums
+EXACT = 12  # up to this number of images all 2**N swaps are enumerated
+NUMBERS = 2**21  # floats in a chunk of resamples: 16 MiB
 
 
 class Interval(NamedTuple):
-    """A score with its confidence interval, from so many images."""
+    """A score with its confidence interval and the number of images."""
 
     value: float
     low: float
@@ -38,7 +39,7 @@ class Interval(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """Score of run b less that of run a, its confidence interval, and p in 0..1 of "no difference"."""
+    """Score of run b minus that of run a, its confidence interval, p of no difference, number of images."""
 
     value: float
     low: float
@@ -54,28 +55,28 @@ def interval(
     resamples: int = 10_000,
     seed: int = 0,
 ) -> Interval:
-    """Percentile bootstrap over images: draws N of the N images with replacement, again and again.
+    """Compute a percentile bootstrap interval over images.
 
     Efron, Bootstrap methods: another look at the jackknife, Ann. Statist. 1979. Too narrow with few images:
-    for a mean of N by about the factor ``sqrt((N - 1) / N)`` and by the normal instead of Student's
-    quantile, so that of 5 normal values a nominal 95 % holds the true mean in 84 %. Resamples whose score
-    is nan (a class that occurs in few images may be in none of those drawn) are left out.
+    for a mean by about the factor ``sqrt((N - 1) / N)`` and by the normal instead of Student's quantile; of
+    5 normal values the nominal 95 % contains the true mean in 84 % of cases. Resamples whose score is nan
+    are left out (a class that occurs in few images may be in none of those drawn).
 
     Args:
-        rows: (N, ...) numbers that add up over images.
-        score: sums (R, ...) -> scores (R,).
-        level: share of the resampled scores between low and high, above 0 and below 1.
-        resamples: R.
-        seed: of the draws; the same seed and rows give the same interval.
+        rows: (N, ...) numbers to be summed over images.
+        score: function from sums (R, ...) to scores (R,).
+        level: confidence level, between 0 and 1.
+        resamples: number of resamples R.
+        seed: seed of the draws; the same seed and rows give the same interval.
 
     Returns:
-        low and high are nan with one image, all three values with none.
+        The interval; low and high are nan with one image, all values with none.
 
     Raises:
-        ValueError: when level or resamples is out of range, or score returns no (R,).
+        ValueError: if level or resamples is out of range, or score does not return (R,).
     """
     if not 0 < level < 1:
-        raise ValueError(f"level is {level}; it must be above 0 and below 1, such as 0.95")
+        raise ValueError(f"level is {level}; it must be between 0 and 1, such as 0.95")
     if resamples < 1:
         raise ValueError(f"resamples is {resamples}; it must be 1 or more")
     rows = measured(np.asarray(rows, dtype=float))
@@ -99,53 +100,58 @@ def paired_test(
     resamples: int = 10_000,
     seed: int = 0,
 ) -> Difference:
-    """Whether run b scores otherwise than run a on the same images.
+    """Test whether run b scores differently from run a on the same images.
 
-    The interval is `interval`'s, of ``score(b) - score(a)`` on the same drawn images for both runs. p is
-    two-sided and of the paired randomisation test (Fisher 1935; Pitman 1937): were the runs alike, an
-    image's two rows could as well be swapped; p is the share of swaps with a difference at least as large
-    as the one seen. All 2^N swaps are tried up to N = 12; above it `resamples` random ones, and
-    p = (1 + as large) / (1 + R), which is never 0 (Phipson and Smyth 2010). Swaps whose score is nan are
-    left out.
+    The interval is the bootstrap interval of ``score(b) - score(a)`` with the same drawn images for both
+    runs. p is that of the two-sided paired randomisation test (Fisher 1935; Pitman 1937): without a
+    difference the two rows of an image could be swapped, and p is the share of swaps whose difference is at
+    least as large as the observed one. Up to N = 12 all 2^N swaps are enumerated; above, R random ones give
+    p = (1 + number as large) / (1 + R), which is never 0 (Phipson and Smyth 2010). Swaps whose score is nan
+    are left out.
 
-    With few images p can't be small, whatever the difference: 2 / 2^N at the least, 1 for one image, .0625
-    for five. Interval and p are two methods, and may disagree near the limit.
+    The smallest possible p is 2 / 2^N: 1 for one image, .0625 for five. Interval and p come from two
+    methods and may disagree near the limit.
 
     Args:
-        rows_a: (N, ...) numbers that add up over images.
-        rows_b: of the same images in the same order.
-        score: sums (R, ...) -> scores (R,).
-        level: of the interval.
-        resamples: of the interval and of the test.
-        seed: of both.
+        rows_a: (N, ...) numbers to be summed over images.
+        rows_b: rows of the same images in the same order.
+        score: function from sums (R, ...) to scores (R,).
+        level: confidence level of the interval.
+        resamples: number of resamples of the interval and of the test.
+        seed: seed of both.
 
     Returns:
-        identical rows give value 0, low 0, high 0, p 1; p is nan where the difference is.
+        The difference. Identical rows give value 0, low 0, high 0 and p 1; p is nan if the value is.
 
     Raises:
-        ValueError: when the runs' rows differ in shape, or as `interval`.
+        ValueError: if the rows of the runs differ in shape, and as in ``interval``.
     """
     rows_a, rows_b = np.asarray(rows_a, dtype=float), np.asarray(rows_b, dtype=float)
     if rows_a.shape != rows_b.shape:
         raise ValueError(
-            f"rows are {rows_a.shape} and {rows_b.shape}; a paired test needs the same images of both runs"
+            f"rows are {rows_a.shape} and {rows_b.shape}; a paired test needs the same images for both runs"
         )
 
     def difference(sums: np.ndarray) -> np.ndarray:  # (R, 2, ...) -> (R,)
         return score(sums[:, 1]) - score(sums[:, 0])
 
+    # bootstrap interval of the difference
     pairs = measured(np.stack([rows_a, rows_b], axis=1))  # (N, 2, ...)
     value, low, high, images = interval(pairs, difference, level, resamples, seed)
     if np.isnan(value):
         return Difference(value, low, high, np.nan, images)
+
+    # differences after swapping the two rows of some images
     sums = pairs.sum(0)  # (2, ...)
-    rounding = 1e-10 * np.abs(scores_of(sums, score)).max()  # must not part swaps that tie
-    change = pairs[:, ::-1] - pairs  # of the sums, when an image is swapped
+    rounding = 1e-10 * np.abs(scores_of(sums, score)).max()  # tolerance for swaps that tie
+    change = pairs[:, ::-1] - pairs  # change of the sums when an image is swapped
     if exact := images <= EXACT:
         draws = iter([np.arange(2**images)[:, None] >> np.arange(images) & 1])
     else:
         draws = random_swaps(images, resamples, change[0].size, np.random.default_rng(seed))
     values_R = np.concatenate([scores(draw_RN, change, difference, sums) for draw_RN in draws])
+
+    # p: the share of swaps with a difference at least as large
     values_R = np.abs(values_R[~np.isnan(values_R)])
     as_large = (values_R >= abs(value) - rounding).sum()
     p = as_large / len(values_R) if exact else (1 + as_large) / (1 + len(values_R))
@@ -153,10 +159,10 @@ def paired_test(
 
 
 def holm(p_values: np.ndarray) -> np.ndarray:
-    """P values (M,) in 0..1, adjusted for being M tests: those below .05 are together wrong in 5 % at most.
+    """Adjust the p values (M,) of M tests so that any error among those below .05 has probability <= 5 %.
 
-    Holm, A simple sequentially rejective multiple test procedure, Scand. J. Statist. 1979. Holds however the
-    tests depend on each other. A nan is no test: it stays nan and isn't counted.
+    Holm, A simple sequentially rejective multiple test procedure, Scand. J. Statist. 1979. Valid for any
+    dependence between the tests. A nan is no test: it stays nan and is not counted.
     """
     p_M = np.asarray(p_values, dtype=float)
     order = np.argsort(p_M)[: np.isfinite(p_M).sum()]  # nan sorts last
@@ -167,36 +173,39 @@ def holm(p_values: np.ndarray) -> np.ndarray:
 
 
 def per_image(values_N: np.ndarray) -> np.ndarray:
-    """Rows (N, 2) whose `mean` is the average of the images' own values; nan is an image left out."""
+    """Return rows (N, 2) whose `mean` is the average of the values (N,); images with nan are left out."""
     values_N = np.asarray(values_N, dtype=float)
     return np.stack([values_N, np.ones_like(values_N)], axis=-1)
 
 
 def mean(sums: np.ndarray) -> np.ndarray:
-    """The score (R,) of `per_image` rows: their sums (R, 2) are of the values and of the images."""
+    """Return the mean (R,) from sums (R, 2) of `per_image` rows: sum of the values, number of images."""
     return sums[..., 0] / sums[..., 1]
 
 
 def measured(rows: np.ndarray) -> np.ndarray:
+    """Return the rows without nan."""
     return rows[~np.isnan(rows).any(axis=tuple(range(1, rows.ndim)))]
 
 
 def total(rows: np.ndarray, score: Score) -> float:
+    """Return the score of all rows; nan without rows."""
     return float(scores_of(rows.sum(0)[None], score)[0]) if len(rows) else np.nan
 
 
 def scores(draw_RN: np.ndarray, rows: np.ndarray, score: Score, start: float = 0.0) -> np.ndarray:
-    """Scores (R,) of sums that take each row as often as the draw says."""
+    """Return the scores (R,) of the sums of the rows, each weighted by its number in the draw (R, N)."""
     return scores_of(start + np.tensordot(draw_RN.astype(float), rows, 1), score)
 
 
 def scores_of(sums: np.ndarray, score: Score) -> np.ndarray:
+    """Return the scores (R,) of sums (R, ...); raise ValueError if the function returns another shape."""
     with np.errstate(divide="ignore", invalid="ignore"):
         values_R = np.asarray(score(sums), dtype=float)
     if values_R.shape != (len(sums),):
         raise ValueError(
-            f"score made {values_R.shape} of sums {sums.shape}; "
-            f"it must be one number a resample, ({len(sums)},)"
+            f"score returned {values_R.shape} for sums {sums.shape}; "
+            f"it must return one number per resample, ({len(sums)},)"
         )
     return values_R
 
@@ -204,7 +213,7 @@ def scores_of(sums: np.ndarray, score: Score) -> np.ndarray:
 def bootstrap_draws(
     images: int, resamples: int, row_size: int, rng: np.random.Generator
 ) -> Iterator[np.ndarray]:
-    """How often each image is drawn, (R, N) int in chunks of R; each line sums to N."""
+    """Yield the number of times each image is drawn, (R, N) int in chunks of R; each row sums to N."""
     for chunk in chunks(resamples, images + row_size):
         drawn_RN = rng.integers(images, size=(chunk, images))
         drawn_RN += images * np.arange(chunk)[:, None]
@@ -214,12 +223,13 @@ def bootstrap_draws(
 def random_swaps(
     images: int, resamples: int, row_size: int, rng: np.random.Generator
 ) -> Iterator[np.ndarray]:
-    """Whether each image's two rows are swapped, (R, N) of 0 and 1 in chunks of R."""
+    """Yield 1 where the two rows of an image are swapped, else 0, (R, N) in chunks of R."""
     for chunk in chunks(resamples, images + row_size):
         yield rng.integers(2, size=(chunk, images), dtype=np.int8)
 
 
 def chunks(resamples: int, numbers: int) -> Iterator[int]:
+    """Yield sizes of chunks that sum to resamples, each of at most NUMBERS floats."""
     size = max(1, NUMBERS // max(1, numbers))
     for start in range(0, resamples, size):
         yield min(size, resamples - start)
