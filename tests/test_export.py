@@ -18,7 +18,6 @@ from test_train import config, tiny
 from torch import nn
 
 from seg import errors
-from seg.cli import validation
 from seg.data.normalization import Intensity
 from seg.display.console import quiet
 from seg.errors import RunError, UserError
@@ -403,7 +402,9 @@ def test_a_network_that_can_not_be_exported_is_refused(
     run = dataclasses.replace(load.load(trained), model=Peer(1, 1, network()).eval())
     monkeypatch.setattr(ensemble, "load", lambda given: run)
     file = tmp_path / f"m{SUFFIXES[format]}"
-    with pytest.raises(UserError, match=f"its Peer (as|can't be exported as) {format}") as told:
+    with pytest.raises(
+        UserError, match=f"its {network.__name__} (as|can't be exported as) {format}"
+    ) as told:
         export(asked(f"run={trained}", f"format={format}", f"output={file}"))
     assert "\n" not in str(told.value) and not list(tmp_path.iterdir())
     assert "graph(" not in capfd.readouterr().out
@@ -452,10 +453,8 @@ def test_a_checkpoint_of_foreign_code_is_refused(trained, tmp_path):
 
 @pytest.mark.parametrize("package", ["onnx", "onnxruntime"])
 def test_a_missing_extra_is_named(package, trained, monkeypatch):
-    real = validation.find_spec
-    monkeypatch.setattr(
-        validation, "find_spec", lambda name: None if name == package else real(name)
-    )
+    real = errors.find_spec
+    monkeypatch.setattr(errors, "find_spec", lambda name: None if name == package else real(name))
     with pytest.raises(
         UserError, match=r"format=onnx needs the extra export: pip install 'seg\[export\]'"
     ):

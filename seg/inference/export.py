@@ -24,7 +24,7 @@ from seg.files import open_regular
 from seg.inference import ensemble
 from seg.inference.ensemble import Ensemble
 from seg.logits import average, probabilities
-from seg.models import UNet
+from seg.models import Network
 from seg.models.contract import coarsest, full_logits
 from seg.runs import checkpoint, records
 from seg.runs.archive import CHECKPOINT_LIMIT
@@ -108,12 +108,6 @@ def target(cfg: DictConfig, run: LoadedRun) -> tuple[Path, Path]:
     return file, below
 
 
-def named(model: nn.Module) -> str:
-    """UNet, or UNet + FCN of an ensemble."""
-    members = model.members if isinstance(model, Ensemble) else [model]
-    return " + ".join(dict.fromkeys(type(member).__name__ for member in members))
-
-
 class Exported(nn.Module):
     """A run as other programs use it.
 
@@ -129,21 +123,21 @@ class Exported(nn.Module):
 
     def __init__(self, run: LoadedRun) -> None:
         super().__init__()
-        known = run.model
-        if not isinstance(known, Ensemble):
-            known = Ensemble([known], [run.intensity], run.overlapping)
-        self.ensemble, self.overlapping = known, run.overlapping
+        model = run.model
+        if not model.normalizes:
+            model = Ensemble([model], [run.intensity], run.overlapping)
+        self.ensemble, self.overlapping = cast(Ensemble, model), run.overlapping
         self.eval()  # all of it, or the ONNX exporter would leave the networks in training mode
 
     def forward(self, image: Tensor) -> Tensor:
         heads = [
-            self.logits(network, self.ensemble.normalised(image, number))
+            self.logits(cast(Network, network), self.ensemble.normalised(image, number))
             for number, network in enumerate(self.ensemble.members)
         ]
         logits = average(heads, self.overlapping) if len(heads) > 1 else heads[0]
         return probabilities(logits, self.overlapping)
 
-    def logits(self, network: nn.Module, x: Tensor) -> Tensor:
+    def logits(self, network: Network, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, K, H, W): padded to what the network takes, and cropped."""
         height, width = x.shape[-2:]
         rows, columns = taken(network, height), taken(network, width)
@@ -152,10 +146,10 @@ class Exported(nn.Module):
         return y.index_select(-2, torch.arange(height)).index_select(-1, torch.arange(width))
 
 
-def taken(network: nn.Module, side: int) -> Tensor:
+def taken(network: Network, side: int) -> Tensor:
     """Which of an image's rows 0 .. side - 1 a network gets, as it pads itself, or ``full_logits`` it."""
     last = torch.arange(side)[-1:]  # side - 1, which the exported graph computes
-    if isinstance(network, UNet) and network.valid:
+    if network.context:
         smallest, step, context = network.smallest, network.stride, network.context
         least = smallest - 2 * context  # px that the smallest input gives; at most a step
         rows = smallest + (side - least + step - 1) // step * step
@@ -178,7 +172,7 @@ def description(run: LoadedRun, given: Any) -> dict[str, Any]:
         "threshold": run.threshold,
         "task": run.task,
         "channels": run.intensity.channels,
-        "network": named(run.model),
+        "network": run.model.name,
         "checkpoints": {str(file): digest(file) for file in checkpoints(given)},
     }
 
