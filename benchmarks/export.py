@@ -18,7 +18,7 @@ import torch
 
 from seg.data.normalization import Intensity
 from seg.display.console import quiet
-from seg.inference.export import Exported, opened, write
+from seg.inference.exported_network import Exported, opened, write
 from seg.inference.predictor import Predictor
 from seg.models import FCN, NestedUNet, SegNet, UNet
 from seg.runs.load import LoadedRun

@@ -28,7 +28,8 @@ from seg.display.console import quiet
 from seg.errors import DataError, RunError, UserError
 from seg.hardware import keep_memory
 from seg.inference import ensemble
-from seg.inference.export import Exported, description, opened, write
+from seg.inference.export import description
+from seg.inference.exported_network import Exported, opened, write
 from seg.inference.predictor import Predictor
 from seg.inference.pruning import prunable, shallower
 from seg.inference.run_data import open_data

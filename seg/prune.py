@@ -48,8 +48,8 @@ def prune(cfg: DictConfig) -> list[Level]:
     files.check_writable(folder, below, ["prune.json", "prune.png", *checkpoints])
     split, data = open_data(cfg, run)
     networks = {f"L{depth}": pruned(run, depth) for depth in depths}
-    if not run.overlapping:  # heads are averaged as a softmax
-        networks["average"] = network(run, output="average")
+    if not run.overlapping:  # the heads are averaged as a softmax
+        networks["average"] = network(run, run.model.head_options("average"))
     levels = compare(networks, run, data, split, cfg.rounds, cfg.accelerator)
     log.info("", extra={"table": level_table(levels, f"{split}, {run.checkpoint}")})
     facts = {"checkpoint": str(run.checkpoint), "split": split, "origin": provenance.origin()}

@@ -227,7 +227,10 @@ def test_two_processes_count_each_image_once(tmp_path):
     [
         ({"threshold": 1.5}, "threshold is 1.5; it must be between 0 and 1"),
         ({"threshold": "bst"}, "threshold is bst"),
-        ({"classes": NAMES, "threshold": 0.3}, "5 classes, of which the most probable is predicted"),
+        (
+            {"classes": NAMES, "threshold": 0.3},
+            "5 classes, of which the most probable is predicted",
+        ),
         ({"tolerance": -1.0}, "tolerance is -1.0 px"),
     ],
 )

@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -42,13 +42,14 @@ class Ensemble(Network):
         their mirrored context.
     """
 
+    normalizes = True
     low: Tensor
     span: Tensor
     mean: Tensor
     std: Tensor
 
     def __init__(
-        self, members: list[nn.Module], intensities: list[Intensity], overlapping: bool = False
+        self, members: Sequence[nn.Module], intensities: list[Intensity], overlapping: bool = False
     ) -> None:
         super().__init__()
         channels = intensities[0].channels
@@ -63,6 +64,10 @@ class Ensemble(Network):
         }
         for name, values in facts.items():  # (members, 1 or C, 1, 1)
             self.register_buffer(name, torch.tensor(values).reshape(len(members), -1, 1, 1))
+
+    @property
+    def name(self) -> str:
+        return " + ".join(dict.fromkeys(cast(Network, member).name for member in self.members))
 
     @property
     def stride(self) -> int:

@@ -1,36 +1,32 @@
 """Export of a trained run as ONNX or torch.export program, compared with the network."""
 
 import hashlib
-import json
 import logging
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
 from typing import Any, cast
-from unittest.mock import patch
 
 import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 from rich.table import Table
-from torch import Tensor, nn
 
 from seg import files
-from seg.cli.compose import build
-from seg.errors import DataError, RunError, UserError
+from seg.cli.command_line import quote_path
+from seg.display.console import quiet
+from seg.errors import UserError, missing_extra
 from seg.files import open_regular
 from seg.inference import ensemble
-from seg.inference.ensemble import Ensemble
-from seg.logits import average, probabilities
-from seg.models import UNet
-from seg.models.contract import coarsest, full_logits
+from seg.inference.exported_network import Exported, Run, opened, write
+from seg.logits import probabilities
+from seg.models.contract import full_logits
 from seg.runs import checkpoint, records
 from seg.runs.archive import CHECKPOINT_LIMIT
 from seg.runs.folder import CROSSVAL
 from seg.runs.load import LoadedRun
-from seg.runs.safe_loading import CROSSVAL_LIMIT, check_targets
+from seg.runs.safe_loading import CROSSVAL_LIMIT
 from seg.version import __version__
 
 log = logging.getLogger("seg")
@@ -38,19 +34,17 @@ SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
 SIZES = ((97, 97), (64, 160), (257, 320))  # px: a prime, which no stride divides; oblong; larger
 BATCHES = (1, 2)
 LARGEST = 2**31  # bytes of one ONNX file
-AXES = {0: "batch", 2: "height", 3: "width"}  # what may differ from call to call
-Run = Callable[[np.ndarray], np.ndarray]  # (B, C, H, W) -> (B, classes, H, W), both float32
 
 
 @dataclass(frozen=True)
 class Gap:
-    """How far a file is from its network.
+    """Difference of an exported file from its network at one size and batch.
 
     Attributes:
-        batch: images that went through together.
+        batch: number of images.
         height: px.
         width: px.
-        largest: difference of a probability; inf where sizes differ.
+        largest: largest difference of a probability; inf if the sizes of the output differ.
     """
 
     batch: int
@@ -59,21 +53,55 @@ class Gap:
     largest: float
 
 
-def check_equal(run: LoadedRun, facts: dict, file: Path, cfg: DictConfig) -> None:
-    """Writes the file, and prints how far it is from the network.
+def export(cfg: DictConfig) -> Path:
+    """Write the run as one file, after comparing it with the network, and return its path.
+
+    Args:
+        cfg: as conf/export.yaml.
 
     Raises:
-        UserError: when it can't be written or run, or is farther than ``cfg.tolerance``.
+        UserError: if an option is wrong, or the file can't be written or differs too much.
+        RunError: if the run can't be read.
+    """
+    quiet()
+    check_options(cfg)
+    run = ensemble.load(cfg.run)
+    file, below = target(cfg, run)
+    facts = description(run, cfg.run)
+    with files.made_folder(file.parent, below), files.whole(file, below) as aside:
+        check_equal(run, facts, aside, cfg)
+    channels, classes = run.intensity.channels, ", ".join(run.classes)
+    log.info(f"in         image (batch, {channels}, height, width) float32, values as stored")
+    log.info(f"out        probabilities (batch, {len(run.classes)}, height, width): {classes}")
+    log.info(f"wrote      {quote_path(file)}: {file.stat().st_size / 1e6:.1f} MB")
+    return file
+
+
+def check_options(cfg: DictConfig) -> None:
+    """Raise UserError for options out of range, or if a package that the format needs isn't installed."""
+    if cfg.format not in SUFFIXES:
+        raise UserError(f"format={cfg.format}: {' or '.join(SUFFIXES)} is needed")
+    if not cfg.tolerance > 0:
+        raise UserError(f"tolerance={cfg.tolerance}: it must be above 0")
+    for package in ("onnx", "onnxruntime") if cfg.format == "onnx" else ():
+        if need := missing_extra(package):
+            raise UserError(f"format=onnx {need}")
+
+
+def check_equal(run: LoadedRun, facts: dict, file: Path, cfg: DictConfig) -> None:
+    """Write the file and print how much its probabilities differ from the network's.
+
+    Raises:
+        UserError: if it can't be written or run, or differs by more than ``cfg.tolerance``.
     """
     name = f"{run.checkpoint}: its {facts['network']}"
-    images, origin = examples(run)
     try:
         write(Exported(run), facts, file, cfg.format, cfg.opset)
-        gaps = differences(run, opened(file, cfg.format), images)
-    except Exception as error:  # exporters raise every kind
-        why = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-        raise UserError(f"{name} can't be exported as {cfg.format}: {why}") from error
-    log.info("", extra={"table": gap_table(gaps, f"{cfg.format} against PyTorch, {origin}")})
+        gaps = differences(run, opened(file, cfg.format), made(run))
+    except Exception as error:  # exporters raise errors of every class
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+        raise UserError(f"{name} can't be exported as {cfg.format}: {reason}") from error
+    log.info("", extra={"table": gap_table(gaps, f"{cfg.format} against PyTorch, images of noise")})
     worst = max((gap.largest for gap in gaps), key=lambda gap: gap if gap == gap else np.inf)
     if not worst <= cfg.tolerance:
         raise UserError(
@@ -83,11 +111,11 @@ def check_equal(run: LoadedRun, facts: dict, file: Path, cfg: DictConfig) -> Non
 
 
 def target(cfg: DictConfig, run: LoadedRun) -> tuple[Path, Path]:
-    """Return the file to write, and the folder that the user named.
+    """Return the file to write, and the folder below which no link is followed.
 
     Raises:
-        UserError: when it is there already, or can't be had, or has another format's name.
-        RunError: when it can't be written.
+        UserError: if it exists already, has another format's name, or the network is too large for the format.
+        RunError: if it can't be written.
     """
     suffix = SUFFIXES[cfg.format]
     if cfg.output is None and OmegaConf.is_list(cfg.run):
@@ -108,69 +136,8 @@ def target(cfg: DictConfig, run: LoadedRun) -> tuple[Path, Path]:
     return file, below
 
 
-def named(model: nn.Module) -> str:
-    """UNet, or UNet + FCN of an ensemble."""
-    members = model.members if isinstance(model, Ensemble) else [model]
-    return " + ".join(dict.fromkeys(type(member).__name__ for member in members))
-
-
-class Exported(nn.Module):
-    """A run as other programs use it.
-
-    Sizes are computed as tensors and by rounding up without negative numbers, for what follows from a size
-    by a Python ``if`` is fixed by a tracer, and exporters round ``-n // m`` towards zero.
-
-    Args:
-        run: its network, or networks, with what makes their input of stored values.
-
-    Shape:
-        image (B, C, H, W) float32 as stored -> class probabilities (B, classes, H, W), any B, H, W >= 1.
-    """
-
-    def __init__(self, run: LoadedRun) -> None:
-        super().__init__()
-        known = run.model
-        if not isinstance(known, Ensemble):
-            known = Ensemble([known], [run.intensity], run.overlapping)
-        self.ensemble, self.overlapping = known, run.overlapping
-        self.eval()  # all of it, or the ONNX exporter would leave the networks in training mode
-
-    def forward(self, image: Tensor) -> Tensor:
-        heads = [
-            self.logits(network, self.ensemble.normalised(image, number))
-            for number, network in enumerate(self.ensemble.members)
-        ]
-        logits = average(heads, self.overlapping) if len(heads) > 1 else heads[0]
-        return probabilities(logits, self.overlapping)
-
-    def logits(self, network: nn.Module, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, K, H, W): padded to what the network takes, and cropped."""
-        height, width = x.shape[-2:]
-        rows, columns = taken(network, height), taken(network, width)
-        y = network(x.index_select(-2, rows).index_select(-1, columns))
-        # not sliced: torch.export would note whether the slice is whole, and refuse the other case
-        return y.index_select(-2, torch.arange(height)).index_select(-1, torch.arange(width))
-
-
-def taken(network: nn.Module, side: int) -> Tensor:
-    """Which of an image's rows 0 .. side - 1 a network gets, as it pads itself, or ``full_logits`` it."""
-    last = torch.arange(side)[-1:]  # side - 1, which the exported graph computes
-    if isinstance(network, UNet) and network.valid:
-        smallest, step, context = network.smallest, network.stride, network.context
-        least = smallest - 2 * context  # px that the smallest input gives; at most a step
-        rows = smallest + (side - least + step - 1) // step * step
-        period = (2 * last).clamp(min=1)
-        index = (torch.arange(rows) - context) % period
-        return torch.minimum(index, 2 * last - index)
-    step = coarsest(network, least=1)
-    index = torch.arange((side + step - 1) // step * step)
-    mirror = 2 * last - index
-    enough = mirror.amin(0) >= 0  # for a reflection; else the edge is repeated
-    return torch.minimum(index, torch.where(enough, mirror, last))
-
-
 def description(run: LoadedRun, given: Any) -> dict[str, Any]:
-    """What stands in the file beside the network."""
+    """Return the facts that the file holds beside the network."""
     return {
         "seg": __version__,
         "classes": run.classes,
@@ -178,7 +145,7 @@ def description(run: LoadedRun, given: Any) -> dict[str, Any]:
         "threshold": run.threshold,
         "task": run.task,
         "channels": run.intensity.channels,
-        "network": named(run.model),
+        "network": run.model.name,
         "checkpoints": {str(file): digest(file) for file in checkpoints(given)},
     }
 
@@ -195,126 +162,49 @@ def checkpoints(given: str | Path | Sequence[str]) -> list[Path]:
 
 
 def digest(file: Path) -> str:
-    """The SHA-256 of a checkpoint."""
+    """Return the SHA-256 of a checkpoint."""
     with open_regular(file, CHECKPOINT_LIMIT) as stream:
         return hashlib.file_digest(cast(BufferedReader, stream), "sha256").hexdigest()
 
 
-def write(network: Exported, facts: dict, file: Path, format: str, opset: int) -> None:
-    """The network and what is told of it, in one file."""
-    image = torch.zeros(2, facts["channels"], 70, 90)  # none of the sizes is special
-    if format == "onnx":
-        write_onnx(network, image, facts, file, opset)
-    else:
-        write_torch(network, image, facts, file)
-
-
-def write_onnx(network: Exported, image: Tensor, facts: dict, file: Path, opset: int) -> None:
-    """By the TorchScript exporter: as exact as dynamo's on every network here, 20 times faster, no onnxscript."""
-    import onnx
-
-    untold = patch.object(torch._C, "_jit_onnx_log", create=True)  # the whole graph, on an error
-    with warnings.catch_warnings(action="ignore"), untold:  # what tracing fixes, the sizes show
-        torch.onnx.export(
-            network, (image,), file, dynamo=False, opset_version=opset, input_names=["image"],
-            output_names=["probabilities"], dynamic_axes={"image": AXES, "probabilities": AXES},
-        )  # fmt: skip
-    model = onnx.load(file)
-    model.metadata_props.add(
-        key="seg", value=files.encodable(json.dumps(facts, ensure_ascii=False))
-    )
-    onnx.checker.check_model(model, full_check=True)
-    onnx.save(model, file)
-
-
-def write_torch(network: Exported, image: Tensor, facts: dict, file: Path) -> None:
-    """By torch.export, which by itself takes no size of which 1 or a whole multiple is a special case."""
-    from torch.fx.experimental import _config
-
-    dynamic = dict.fromkeys(AXES, torch.export.Dim.DYNAMIC)
-    general = cast(Any, _config).patch(backed_size_oblivious=True)
-    with warnings.catch_warnings(action="ignore"), general:
-        program = torch.export.export(network, (image,), dynamic_shapes={"image": dynamic})
-        program._guards_code = [
-            guard
-            for guard in getattr(program, "_guards_code", [])  # PyTorch 2.9 and newer
-            if not guard.startswith("1 < max(1, ")  # which layout in memory: none of our business
-        ]
-        told = {"seg.json": files.encodable(json.dumps(facts, ensure_ascii=False))}
-        with file.open("wb") as stream:  # of any name, which its own writer takes in UTF-8 alone
-            torch.export.save(program, stream, extra_files=told)
-
-
-def opened(file: Path, format: str) -> Run:
-    """What a written file computes, as its users run it, on the CPU."""
-    if format == "onnx":
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4  # errors come as exceptions
-        options.intra_op_num_threads = torch.get_num_threads()
-        session = onnxruntime.InferenceSession(file, options, ["CPUExecutionProvider"])
-        return lambda image: np.asarray(session.run(None, {"image": image})[0])
-    with warnings.catch_warnings(action="ignore"), file.open("rb") as stream:
-        module = torch.export.load(stream).module()
-    return torch.inference_mode()(lambda image: module(torch.from_numpy(image)).numpy())
-
-
-def examples(run: LoadedRun) -> tuple[list[np.ndarray], str]:
-    """Two images (H, W, C) as stored, and what they are: of the run's validation, if they are there."""
-    own = run.config.get("data", {})
-    try:
-        check_targets(own, run.checkpoint, packages=("seg.data",))
-        source = build(OmegaConf.create(own), "data")
-        names = source.splits["val"][:2]
-        images = [source.read(name)[0] for name in names]
-    except (UserError, DataError, RunError, OSError, KeyError):
-        names, images = [], []
-    if not images or any(image.shape[2] != run.intensity.channels for image in images):
-        return made(run), "made images (the run's own aren't there)"
-    if len(images) == 1:
-        images.append(images[0][::-1])
-    return images, f"validation images {', '.join(names)}"
-
-
 def made(run: LoadedRun) -> list[np.ndarray]:
-    """Two images of noise in the range of stored values, always the same."""
-    known = Exported(run).ensemble
-    low, span = known.low[0].amin().item(), known.span[0].amax().item()
+    """Return two images (H, W, C) of noise in the range of stored values, the same in each call."""
+    ensemble_of_run = Exported(run).ensemble
+    low, span = ensemble_of_run.low[0].amin().item(), ensemble_of_run.span[0].amax().item()
     shape = (2, *SIZES[-1], run.intensity.channels)
     noise = np.random.default_rng(0).uniform(low, low + span, shape)
     return list(noise.astype(np.float32))
 
 
 def differences(run: LoadedRun, exported: Run, images: list[np.ndarray]) -> list[Gap]:
-    """The file against the network as seg.predict runs it, at each size and batch."""
+    """Compare the file with the network as seg.predict runs it, at each size and batch."""
     gaps = []
     for height, width in SIZES:
         for batch in BATCHES:
-            image = np.stack([resized(one, height, width) for one in images[:batch]])
-            truth, found = expected(run, image), exported(image)
-            same = truth.shape == found.shape
-            largest = float(np.abs(truth - found).max()) if same else np.inf
+            batch_BCHW = np.stack([resized(image, height, width) for image in images[:batch]])
+            truth, output = expected(run, batch_BCHW), exported(batch_BCHW)
+            same = truth.shape == output.shape
+            largest = float(np.abs(truth - output).max()) if same else np.inf
             gaps.append(Gap(batch, height, width, largest))
     return gaps
 
 
 def resized(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """(H, W, C) -> float32 (C, height, width): the upper left part, repeated where the image is smaller."""
+    """Return the upper left part (C, height, width) float32 of an image (H, W, C), tiled if the image is smaller."""
     rows, columns = np.arange(height) % image.shape[0], np.arange(width) % image.shape[1]
     return np.ascontiguousarray(image[rows][:, columns].transpose(2, 0, 1), np.float32)
 
 
 @torch.inference_mode()
 def expected(run: LoadedRun, image: np.ndarray) -> np.ndarray:
-    """Probabilities (B, classes, H, W) of images (B, C, H, W) as stored, by the network in PyTorch."""
+    """Return the probabilities (B, classes, H, W) of images (B, C, H, W) as stored, by the network in PyTorch."""
     scaled = run.intensity.scaled(image.transpose(0, 2, 3, 1))
     normal = np.ascontiguousarray(run.intensity.normalised(scaled).transpose(0, 3, 1, 2))
     return probabilities(full_logits(run.model, torch.from_numpy(normal)), run.overlapping).numpy()
 
 
 def gap_table(gaps: list[Gap], title: str) -> Table:
-    """A row a size, a column a batch."""
+    """Return a table with a row for each size and a column for each batch."""
     table = Table(title=title, title_justify="left")
     table.add_column("image, px", style="bold", no_wrap=True)
     for batch in BATCHES:

@@ -1,134 +1,126 @@
-"""Prediction of files: inputs, output folder, and resuming inside an image."""
+"""Prediction of files: each goes through the network band by band, and an interrupted one continues where it was."""
 
-import json
 import logging
 import os
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from omegaconf import DictConfig
-from rich.progress import Progress
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from seg import files
+from seg.cli.command_line import quote_path
 from seg.cli.compose import plain
-from seg.data.image_io import is_image, list_images
 from seg.data.raster import Raster, images_of
+from seg.display.console import console, quiet
 from seg.errors import DataError, RunError, UserError
-from seg.inference.outputs import KINDS, Band, Output, Place, Request, outputs
+from seg.inference import ensemble
+from seg.inference.outputs import (
+    DEPTHS,
+    Band,
+    Output,
+    Place,
+    Request,
+    check_kinds,
+    check_objects,
+    check_save,
+    outputs,
+)
+from seg.inference.prediction_folder import (
+    PARTIAL,
+    RECORD,
+    begin,
+    check_names,
+    check_output,
+    inputs,
+    stamp,
+    working,
+)
 from seg.inference.predictor import Predictor, check_channels
 from seg.logits import decided
 from seg.runs import load, records
-from seg.runs.folder import alone
-from seg.runs.load import LoadedRun
 
 log = logging.getLogger("seg")
-RECORD, PARTIAL = "predict.json", ".partial"
-FREE = ("output", "accelerator", "check_seams", "batch")  # what results don't follow from
 
 
-def inputs(given: str) -> list[Path]:
-    path = Path(given)
-    if path.is_dir():
-        images = list_images(path)
-        stems: dict[str, Path] = {}
-        for file in images:
-            if (other := stems.setdefault(file.stem, file)) is not file:
-                raise UserError(
-                    f"input={given}: {other.name} and {file.name} would share one result; rename one"
-                )
-        return images
-    if not path.exists():
-        raise UserError(f"input={given}: no such file or folder")
-    if not is_image(path):
-        raise UserError(
-            f"input={given}: not an image by its name; PNG, JPEG, TIFF and the like are read"
-        )
-    return [path]
+def predict(cfg: DictConfig) -> list[Path]:
+    """Segment each input and return the files written, in folders named by what they hold.
 
-
-def check_output(output: Path, save: Sequence[str]) -> None:
-    """Raise RunError unless results can be written, with no link among what is there already."""
-    places = (f"{kind}/.part" for kind in save)
-    files.check_writable(output, output, [RECORD, f"{PARTIAL}/.lock", *places])
-    for part in (PARTIAL, *save):
-        files.check_tree(output / part, output)
-
-
-@contextmanager
-def working(output: Path) -> Generator[Path]:
-    """The output folder, with a place for what grows; that place goes once nothing is in it.
+    Args:
+        cfg: as conf/predict.yaml.
 
     Raises:
-        RunError: when another process is at work there.
-        UserError: when it can't be written.
+        UserError: if an option is wrong or an input can't be read; the other inputs are done first.
+        RunError: if the run can't be read, or the folder can't be written.
     """
-    with alone(output, "seg.predict", PARTIAL) as partial:
-        try:
-            yield output
-        except OSError as error:
+    # check everything that can be checked before the first image is read
+    quiet()
+    check_request(cfg)
+    check_output(Path(cfg.output), cfg.save)
+    run = ensemble.load(cfg.run, cfg.model.depth)
+    predictor = Predictor(
+        run, load.threshold(run, cfg.threshold), cfg.tta, list(cfg.scales), cfg.tile, cfg.overlap,
+        cfg.batch, cfg.accelerator,
+    )  # fmt: skip
+    request = Request(
+        run, list(cfg.save), predictor.threshold, cfg.probabilities, plain(cfg.objects)
+    )
+    check_kinds(request)
+    images = inputs(cfg.input)
+    with working(Path(cfg.output)) as output:
+        # leave out what an earlier command has done
+        record = begin(output, cfg, run)
+        left = [file for file in images if record["done"].get(str(file)) != stamp(file)]
+        if not left:
             raise UserError(
-                f"output={output}: can't be written ({error.strerror or error}); the same command goes on from here"
-            ) from error
-        finally:
-            rest = list(partial.iterdir())
-            if all(file.name.startswith(".") for file in rest):
-                for file in rest:  # the lock, and marks that weren't written to their end
-                    file.unlink()
-                partial.rmdir()
-
-
-def begin(output: Path, cfg: DictConfig, run: LoadedRun) -> dict[str, Any]:
-    """The folder's record: as an interrupted command of the same settings left it, or new.
-
-    Raises:
-        UserError: when other results lie there.
-    """
-    settings = {name: value for name, value in plain(cfg).items() if name not in (*FREE, "input")}
-    settings["threshold"] = load.threshold(run, cfg.threshold)
-    settings = json.loads(json.dumps(settings)) | {"weights": load.fingerprint(run.model)}
-    file = output / RECORD
-    if file.is_file():
-        record = records.read_json(file)
-        if not all(isinstance(record.get(part), dict) for part in ("done", "settings")):
-            raise UserError(f"{file}: not written by seg.predict; give another folder")
-        for name, value in settings.items():
-            if (was := record["settings"].get(name)) != value:
-                raise UserError(
-                    f"output={output}: holds results of {name}={was}, and this is {name}={value}; give another folder"
-                )
-        return record | {"status": "running"}
-    full = [kind for kind in KINDS if (output / kind).is_dir() and any((output / kind).iterdir())]
-    if full:
-        raise UserError(
-            f"output={output}: {full[0]}/ holds results already; give another folder or empty it"
-        )
-    record = {"status": "running", "settings": settings, "done": {}}
-    records.write_json(file, record)
-    return record
-
-
-def check_names(images: list[Path], record: dict[str, Any], output: Path) -> None:
-    """Raises UserError when results of other files would be overwritten."""
-    done = {Path(name).stem: Path(name) for name in record["done"]}
-    for file in images:
-        other = done.get(file.stem, file)
-        if other != file and other.absolute() != file.absolute():
-            raise UserError(
-                f"output={output}: holds results of {other}, and those of {file} have the same name; give another folder"
+                f"output={cfg.output}: holds the results of all {len(images)} inputs already; give another folder"
             )
+        check_names(left, record, output)
+        if done := len(images) - len(left):
+            log.info(f"{done} of {len(images)} inputs are done already, and kept")
+        # segment the others; one that can't be read doesn't stop the rest
+        written: list[Path] = []
+        failed: list[str] = []
+        with progress_bar() as progress:
+            for file in left:
+                file_stamp = stamp(file)
+                try:
+                    written += segment(file, predictor, request, output, progress, cfg.check_seams)
+                except DataError as error:
+                    failed.append(str(error))
+                    continue
+                record["done"][str(file)] = file_stamp
+                records.write_json(output / RECORD, record)
+        records.write_json(output / RECORD, record | {"status": "finished", "failed": failed})
+    log.info(
+        f"{len(left) - len(failed)} of {len(left)} inputs segmented; results in {quote_path(output)}"
+    )
+    if failed:
+        raise UserError("; ".join(failed))
+    return written
 
 
-def stamp(file: Path) -> list[int]:
-    """Changes when a file does; of one that isn't there, as a broken link, empty."""
-    try:
-        facts = file.stat()
-    except OSError:
-        return []
-    return [facts.st_size, facts.st_mtime_ns]
+def check_request(cfg: DictConfig) -> None:
+    """Raise UserError for options that are wrong whatever the run is."""
+    for option, what in (("input", "an image, a TIFF stack or a folder"), ("output", "a folder")):
+        if cfg[option] is None:
+            raise UserError(f"{option} is not set: give {what}, {option}=...")
+    check_save(cfg.save)
+    if cfg.probabilities not in DEPTHS:
+        raise UserError(f"probabilities={cfg.probabilities}: choose from {', '.join(DEPTHS)}")
+    check_objects(cfg)
+
+
+def progress_bar() -> Progress:
+    """Return a progress bar in percent of an image's rows."""
+    columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f} %")
+    return Progress(
+        *columns, TimeRemainingColumn(), console=console, transient=True,
+        disable=not console.is_terminal,
+    )  # fmt: skip
 
 
 def segment(
@@ -139,13 +131,15 @@ def segment(
     progress: Progress,
     check_seams: bool = False,
 ) -> list[Path]:
-    """The results of one file, from where an earlier command left it.
+    """Return the results of one file, continued from where an earlier command stopped.
 
     Raises:
-        DataError: when it can't be read, or isn't what the run was trained on; then nothing of it is left.
+        DataError: if it can't be read, or has other channels than the run was trained on; its partial results are
+            removed.
     """
     pages = images_of(file, predictor.pages_are_channels)
     try:
+        # all pages must be of one size, with the channels of the run
         height, width, _ = pages[0].shape
         for page in pages:
             check_channels(page.shape[2], predictor.run, file)
@@ -154,10 +148,11 @@ def segment(
                     f"{file}: pages of {height}x{width} and {page.shape[0]}x{page.shape[1]} px; save them as "
                     "files of their own"
                 )
+        # predict band by band; the results grow on disk
         dtype = np.result_type(*{page.dtype for page in pages})
         place = Place(output, file, height, width, len(pages), dtype)
-        made = outputs(request, place)
-        journey = Journey(file, output, made, predictor)
+        results = outputs(request, place)
+        journey = Journey(file, output, results, predictor)
         task = progress.add_task(file.name, total=height * len(pages))
         try:
             journey.go(pages, lambda rows: progress.update(task, completed=rows))
@@ -167,20 +162,21 @@ def segment(
         finally:
             progress.remove_task(task)
         if check_seams:
-            told_seams(file, predictor, pages[0])
+            log_seams(file, predictor, pages[0])
         tags = pages[0].tags
     finally:
         for page in pages:
             page.close()
+    # finish the files; partial results stay until all are written, so that a failure here loses nothing
     for kind in request.save:
         files.make_folder(output / kind, output)
-    written = [path for one in made for path in one.finish(tags)]
-    journey.forget()  # not before all is there: else what failed at the last would begin anew
+    written = [path for result in results for path in result.finish(tags)]
+    journey.forget()
     return written
 
 
-def told_seams(file: Path, predictor: Predictor, page: Raster) -> None:
-    """Says how far tiles are from the image at once."""
+def log_seams(file: Path, predictor: Predictor, page: Raster) -> None:
+    """Log how much the probabilities in tiles differ from those of the image at once."""
     height, width, _ = page.shape
     if max(height, width) <= predictor.tile:
         log.info(f"seams      {file.name}: none, it went through at once")
@@ -196,13 +192,13 @@ def told_seams(file: Path, predictor: Predictor, page: Raster) -> None:
 
 @dataclass(frozen=True)
 class Journey:
-    """One file's way through the network, band by band, with a mark of how far it came.
+    """Resumable prediction of one file: after each band a record says up to which row all outputs are complete.
 
     Attributes:
-        file: of the image.
+        file: the image.
         output: folder of all results.
-        outputs: that grow.
-        predictor: of the run.
+        outputs: the results, which grow band by band.
+        predictor: the run's network and its tiles.
     """
 
     file: Path
@@ -212,51 +208,56 @@ class Journey:
 
     @property
     def mark(self) -> Path:
-        """JSON of the page and the row up to which all outputs are whole."""
+        """JSON file of the page and the row up to which all outputs are complete."""
         return self.output / PARTIAL / f"{self.file.name}.json"
 
     def go(self, pages: list[Raster], tell: Callable[[int], None]) -> None:
-        """Predicts what isn't there yet; tells how many rows are."""
+        """Predict the rows that are missing.
+
+        Args:
+            pages: of the file, all of one size.
+            tell: called after each band with the number of rows that are complete, of all pages together.
+        """
         run, threshold = self.predictor.run, self.predictor.threshold
         height, width, _ = pages[0].shape
         tiling = self.predictor.tiling(height, width)
-        way = {"stamp": stamp(self.file), "tiles": [tiling.tile, tiling.overlap]}
-        first, start = self.reached(height, way)
+        settings = {"stamp": stamp(self.file), "tiles": [tiling.tile, tiling.overlap]}
+        first, start = self.reached(height, settings)
         for number in range(first, len(pages)):
-            begun = start if number == first else 0
-            for top, image, p_CHW in tiling.bands(pages[number].rows, height, begun):
+            first_row = start if number == first else 0
+            for top, image, p_CHW in tiling.bands(pages[number].rows, height, first_row):
                 band = Band(top, image, p_CHW, decided(p_CHW, threshold, run.overlapping))
-                for one in self.outputs:
-                    one.add(band)
+                for result in self.outputs:
+                    result.add(band)
                 bottom = top + len(image)
-                records.write_json(self.mark, way | {"at": [number, bottom]}, self.output)
+                records.write_json(self.mark, settings | {"at": [number, bottom]}, self.output)
                 tell(number * height + bottom)
 
-    def reached(self, height: int, way: dict[str, Any]) -> tuple[int, int]:
-        """The page and the row that come next; what is beyond them in the outputs is cut off.
+    def reached(self, height: int, settings: dict[str, Any]) -> tuple[int, int]:
+        """Return the next page and row, and cut off what the outputs hold beyond them.
 
-        Only what went the same way counts: the same file, in the same tiles, whose context is measured anew.
+        A record of another file, or of other tiles, doesn't count: the file begins anew.
         """
         page, row = 0, 0
         if self.mark.is_file():
             content = records.read_json(self.mark)
-            if all(content.get(name) == value for name, value in way.items()):
+            if all(content.get(name) == value for name, value in settings.items()):
                 page, row = self.place(content.get("at"), height)
-        wanted = [one.growing.height * page + one.rows(row) for one in self.outputs]
-        pairs = list(zip(self.outputs, wanted, strict=True))
-        if any(one.growing.done() < rows for one, rows in pairs):
-            page, row, pairs = 0, 0, [(one, 0) for one in self.outputs]
-        for one, rows in pairs:
-            one.growing.cut(rows)
+        rows = [result.growing.height * page + result.rows(row) for result in self.outputs]
+        pairs = list(zip(self.outputs, rows, strict=True))
+        if any(result.growing.done() < count for result, count in pairs):
+            page, row, pairs = 0, 0, [(result, 0) for result in self.outputs]
+        for result, count in pairs:
+            result.growing.cut(count)
         if (page, row) != (0, 0):
             log.info(f"{self.file.name} goes on at page {page}, row {row}")
         return (page, row) if row < height else (page + 1, 0)
 
     def place(self, at: Any, height: int) -> tuple[int, int]:
-        """A page and a row of it, as the mark has them.
+        """Return page and row of a record.
 
         Raises:
-            RunError: if they are none.
+            RunError: if they aren't two whole numbers in range.
         """
         if not isinstance(at, list) or [type(number) for number in at] != [int, int]:
             raise RunError(
@@ -270,24 +271,32 @@ class Journey:
         return page, row
 
     def forget(self) -> None:
-        """Removes all that there is of it."""
+        """Remove the record and the partial results."""
         self.mark.unlink(missing_ok=True)
-        for one in self.outputs:
-            one.growing.remove()
+        for result in self.outputs:
+            result.growing.remove()
 
 
 def write(
     folder: Path, file: Path, image: np.ndarray, p_CHW: np.ndarray, request: Request
 ) -> list[Path]:
-    """The results of one image (H, W, C) that is in memory, named as the file."""
+    """Write the results of an image that is in memory, and return their files.
+
+    Args:
+        folder: of the results.
+        file: after which they are named.
+        image: (H, W, C) as stored.
+        p_CHW: class probabilities.
+        request: what is written.
+    """
     files.make_folder(folder / PARTIAL, folder)
     place = Place(folder, file, *image.shape[:2], 1, image.dtype)
     mask = decided(p_CHW, request.threshold, request.run.overlapping)
     written = []
-    for one in outputs(request, place):
-        one.growing.cut(0)
-        one.add(Band(0, image, p_CHW, mask))
-        written += one.finish({})
-        one.growing.remove()
+    for result in outputs(request, place):
+        result.growing.cut(0)
+        result.add(Band(0, image, p_CHW, mask))
+        written += result.finish({})
+        result.growing.remove()
     os.rmdir(folder / PARTIAL)
     return written

@@ -16,12 +16,11 @@ from seg.data.datamodule import DataModule
 from seg.errors import UserError
 from seg.hardware import pick_accelerator, settle, torch_device
 from seg.metrics import SegmentationMetrics
-from seg.models import NestedUNet, profiling
+from seg.models import Network, profiling
 from seg.runs import checkpoint
 from seg.runs.load import LoadedRun
 
 log = logging.getLogger("seg")
-PRUNED = {"pruned": True, "deep_supervision": False, "output": "deepest"}
 
 
 def prunable(run: LoadedRun) -> list[int]:
@@ -30,26 +29,26 @@ def prunable(run: LoadedRun) -> list[int]:
     Raises:
         UserError: when it has only one.
     """
-    if not isinstance(run.model, NestedUNet) or len(run.model.heads) < 2:
+    if not run.model.depths:
         raise UserError(
-            f"{run.checkpoint}: a {type(run.model).__name__} with one head can't be pruned; "
+            f"{run.checkpoint}: a {run.model.name} with one head can't be pruned; "
             "train model=unetpp model.deep_supervision=true"
         )
-    return [int(depth) for depth in run.model.heads]
+    return run.model.depths
 
 
-def network(run: LoadedRun, **changes: Any) -> NestedUNet:
-    """The run's grid with other options and as many of its weights as they need."""
+def network(run: LoadedRun, changes: dict[str, Any]) -> Network:
+    """Return the run's network with other constructor options and those of its weights that it needs."""
     options = {k: v for k, v in run.config["model"].items() if k != "_target_"} | changes
-    model = NestedUNet(**options)
+    model = type(run.model)(**options)
     weights = run.model.state_dict()
     model.load_state_dict({name: weights[name] for name in model.state_dict()})
     return model.eval()
 
 
-def pruned(run: LoadedRun, depth: int) -> NestedUNet:
-    """What head ``depth`` needs, and no more."""
-    return network(run, depth=depth, **PRUNED)
+def pruned(run: LoadedRun, depth: int) -> Network:
+    """Return the network of head ``depth`` alone, without the nodes that it does not need."""
+    return network(run, run.model.pruned_options(depth))
 
 
 def shallower(run: LoadedRun, depth: int | None) -> LoadedRun:
@@ -91,13 +90,13 @@ def write_pruned(
     run: LoadedRun, depth: int, file: Path, below: Path, data: DataModule, split: str
 ) -> None:
     """A checkpoint of head ``depth`` alone, after its logits proved equal to the full network's."""
-    small, full = pruned(run, depth), network(run, output=depth)
+    small, full = pruned(run, depth), network(run, run.model.head_options(depth))
     image = data.samples(split)[0, 0]["image"][None]
     if not torch.equal(small(image), full(image)):
         raise RuntimeError(f"the pruned network differs from head {depth} of {run.checkpoint}")
     content = checkpoint.read_checkpoint(run.checkpoint)
     card = content["seg"]
-    card["config"]["model"] |= PRUNED | {"depth": depth}
+    card["config"]["model"] |= run.model.pruned_options(depth)
     weights = {f"model.{name}": value for name, value in small.state_dict().items()}
     checkpoint.write_checkpoint(file, {"state_dict": weights, "seg": card}, below)
     log.info(
@@ -110,7 +109,7 @@ def write_pruned(
 
 @torch.inference_mode()
 def compare(
-    networks: dict[str, NestedUNet],
+    networks: dict[str, Network],
     run: LoadedRun,
     data: DataModule,
     split: str,
@@ -140,7 +139,7 @@ def compare(
 
 
 def score(
-    model: NestedUNet, data: DataModule, split: str, run: LoadedRun, device: str
+    model: Network, data: DataModule, split: str, run: LoadedRun, device: str
 ) -> dict[str, float]:
     """Metrics over a split."""
     metrics = SegmentationMetrics(run.classes, run.overlapping, threshold=run.threshold).to(device)

@@ -15,7 +15,8 @@ from seg.cli.command import command
 from seg.cli.compose import build
 from seg.display.console import quiet
 from seg.errors import UserError
-from seg.models import UNet, profiling
+from seg.models import profiling
+from seg.models.contract import require_network
 
 log = logging.getLogger("seg")
 Row = tuple[str, nn.Module, tuple[int, ...]]
@@ -30,7 +31,7 @@ def show(cfg: DictConfig) -> tuple[int, int]:
             raise UserError(f"{option}={value}: it must be at least 1")
     cfg.model.in_channels, cfg.model.num_classes = channels, cfg.logits
     with torch.device("meta"):
-        model: nn.Module = build(cfg.model, "model").eval()
+        model = build(cfg.model, "model").eval()
         image = torch.empty(1, channels, size, size)
     try:
         rows, logits = layers(model, image)
@@ -57,7 +58,7 @@ def show(cfg: DictConfig) -> tuple[int, int]:
         f"{profiling.parameters(model):,} parameters, {counts['Global'] / 1e9:.1f} G multiply-adds; "
         f"{size}x{size} -> {height}x{width}"
     )
-    if isinstance(model, UNet) and not model.valid:
+    if cfg.model.get("padding") == "same":
         log.info(f"with model.padding=valid the same weights give {valid_sizes(cfg, size)}")
     return height, width
 
@@ -89,7 +90,7 @@ def valid_sizes(cfg: DictConfig, size: int) -> str:
     """What the same U-Net with valid convolutions makes of the size, or which one it takes instead."""
     cfg.model.padding = "valid"
     with torch.device("meta"):
-        model: UNet = build(cfg.model, "model")
+        model = require_network(build(cfg.model, "model"))
     side = model.input_side(size - 2 * model.context)  # the size itself, if it is one
     inner = side - 2 * model.context
     return f"{side}x{side} -> {inner}x{inner}"

@@ -1,31 +1,45 @@
-"""Tile grid, context and same-size logits of a network."""
+"""Functions of any network: tile grid, context, logits of the size of the image."""
 
 import torch
 from torch import Tensor, nn
 
-from seg.models import UNet
 from seg.models.network import Network
 
-GRID = 32  # px: tiles start on multiples of at least so many
+GRID = 32  # px; tiles start on multiples of it, or of a larger stride
 
 
 def coarsest(model: nn.Module, least: int = GRID) -> int:
-    """Return the px of the grid on which a network's tiles start: its stride, or the first multiple from ``least`` on."""
+    """Return the px of the grid on which tiles start: the smallest multiple of the stride that is at least ``least``."""
     stride = model.stride if isinstance(model, Network) else 1
     return -(-least // stride) * stride
 
 
 def surroundings(model: nn.Module) -> int:
-    """The px of context that valid convolutions need on each side; of an ensemble, the most of its members."""
+    """Return the context in px that valid convolutions need on each side; for an ensemble, the largest of its members."""
     return max((n.context for n in model.modules() if isinstance(n, Network)), default=0)
 
 
-def full_logits(model: nn.Module, image: Tensor) -> Tensor:
-    """Logits (B, K, H, W) of images (B, C, H, W), also of a U-Net whose logits are smaller.
+def require_network(model: object) -> Network:
+    """Return the network, or raise ValueError if it does not follow the contract."""
+    if not isinstance(model, Network):
+        name = f"{type(model).__module__}.{type(model).__qualname__}"
+        raise ValueError(
+            f"{name} is no subclass of seg.models.Network; derive it from that class (docs/extending.md), or wrap it: "
+            f"model=smp model.network._target_={name}"
+        )
+    return model
 
-    Its context is mirrored at the borders: the overlap-tile of Ronneberger et al. 2015, figure 2.
+
+def full_logits(model: nn.Module, image: Tensor) -> Tensor:
+    """Return logits of the size of the image, also for networks of valid convolutions.
+
+    The context that these need is mirrored at the borders: the overlap-tile strategy of Ronneberger et al. 2015,
+    figure 2.
+
+    Shape:
+        image (B, C, H, W) -> logits (B, K, H, W).
     """
-    if not (isinstance(model, UNet) and model.context):
+    if not (isinstance(model, Network) and model.context):
         return model(image)
     size = image.shape[-2:]
     for dim, side in zip((-2, -1), size, strict=True):
@@ -35,7 +49,7 @@ def full_logits(model: nn.Module, image: Tensor) -> Tensor:
 
 
 def mirrored(side: int, before: int, after: int) -> Tensor:
-    """Indices 0 .. side - 1 continued by reflection about the first and the last, which aren't repeated."""
+    """Return the indices -before .. side + after - 1, reflected into 0 .. side - 1 without repeating the border."""
     period = max(1, 2 * (side - 1))
     index = torch.arange(-before, side + after) % period
     return torch.minimum(index, period - index) if side > 1 else torch.zeros_like(index)

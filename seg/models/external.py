@@ -39,6 +39,10 @@ class Peer(Network):
         self.multiple = multiple
 
     @property
+    def name(self) -> str:
+        return type(self.network).__name__
+
+    @property
     def stride(self) -> int:
         return self.multiple
 

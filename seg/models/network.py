@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from math import floor
-from typing import cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -74,32 +74,82 @@ class ReceptiveModule(nn.Module, ABC):
 
 
 class Network(ReceptiveModule):
-    """A network: images (B, C, H, W) to logits (B, K, H, W).
+    """Base class of all networks: images (B, C, H, W) to logits (B, K, H, W).
 
-    Its receptive field is in pixels of the image, the first of which is pixel 0 of the logits.
+    The rest of the package asks a network for what stands here and never for its class. A subclass defines ``forward``,
+    ``stride`` and ``receptive_field``; one of valid convolutions also sets ``context`` and ``smallest``. In training mode
+    ``forward`` may return a list of logits, shallowest head first (deep supervision).
 
     Attributes:
         context: px on each side by which the logits are smaller than the image; 0 except for valid convolutions.
+        smallest: px, the smallest side that a network of valid convolutions accepts; the others are larger by multiples
+            of ``stride``. It gives at most ``stride`` px of logits.
+        num_heads: heads that are trained; above 1 with deep supervision.
+        averages_heads: whether the logits in evaluation mode are the average of several heads, as a softmax.
+        depths: depths of the heads that can be used alone, in ascending order; empty if the network cannot be pruned.
+        normalizes: whether ``forward`` expects grey values as stored and normalises them itself, as an ensemble does.
     """
 
     context: int = 0
+    smallest: int = 1
+    normalizes: bool = False
 
     @property
     @abstractmethod
     def stride(self) -> int:
-        """The px by which the sides of the input divide, those of other images being padded.
+        """The px by which the sides of the input divide; images of other sides are padded.
 
-        An image that is shifted by a multiple of it gives the same logits, shifted: the pooling windows are the same.
+        An image shifted by a multiple of it gives the same logits, shifted, because the pooling windows are the same.
         """
+
+    @property
+    def name(self) -> str:
+        """Name of the architecture, for people."""
+        return type(self).__name__
+
+    @property
+    def num_heads(self) -> int:
+        return 1
+
+    @property
+    def averages_heads(self) -> bool:
+        return False
+
+    @property
+    def depths(self) -> list[int]:
+        return []
 
     def margin(self) -> int:
         """Return the px around a part of the image on the grid of ``stride`` px that its logits depend on.
 
-        The least that a tile must hold around the part of it that is kept. Where layers read the whole image
-        (``receptive_field(...).everywhere``), it is what the other layers read.
+        This is the least context that a tile needs around the part that is kept. Where layers read the whole image
+        (``receptive_field(...).everywhere``), it is the context of the other layers.
         """
         field = self.receptive_field(Extent(0, self.stride))
         return max(-field.low, field.high - self.stride, 0)
+
+    def input_side(self, output: int) -> int:
+        """Return the smallest input side, in px, whose logits have at least ``output`` px a side."""
+        if not self.context:
+            return output
+        missing = max(0, output + 2 * self.context - self.smallest)
+        return self.smallest + -(-missing // self.stride) * self.stride
+
+    def head_options(self, head: int | Literal["average"]) -> dict[str, Any]:
+        """Return the constructor options by which another head, or the average of all, gives the logits.
+
+        Raises:
+            ValueError: if the network has no such head.
+        """
+        raise ValueError(f"{self.name} has one head; it has no head {head}")
+
+    def pruned_options(self, depth: int) -> dict[str, Any]:
+        """Return the constructor options of a network of one head's nodes alone.
+
+        Raises:
+            ValueError: if the network has no such head.
+        """
+        raise ValueError(f"{self.name} has one head; it cannot be pruned to depth {depth}")
 
 
 def receptive_field(layer: nn.Module, outputs: Extent) -> Extent:

@@ -131,13 +131,6 @@ class UNet(Network):
             needed = receptive_field(pool, receptive_field(block, needed))
         return receptive_field(self.down[0], needed).shifted(-self.context)
 
-    def input_side(self, output: int) -> int:
-        """The smallest input side, in px, whose logits have at least ``output`` px a side."""
-        if not self.valid:
-            return output
-        short = max(0, output + 2 * self.context - self.smallest)
-        return self.smallest + -(-short // self.stride) * self.stride
-
     def check_size(self, height: int, width: int) -> None:
         for side in (height, width):
             if side < self.smallest or (side - self.smallest) % self.stride:

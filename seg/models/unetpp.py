@@ -1,7 +1,7 @@
 """The nested grid of UNet++ and its relatives: node X(i, j) stands at level i, j steps along the skip."""
 
 import typing
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -143,6 +143,24 @@ class NestedUNet(Network):
     @property
     def stride(self) -> int:
         return 2 ** max(self.speaking())
+
+    @property
+    def num_heads(self) -> int:
+        return len(self.heads) if self.deep_supervision else 1
+
+    @property
+    def averages_heads(self) -> bool:
+        return self.output == "average"
+
+    @property
+    def depths(self) -> list[int]:
+        return [int(name) for name in self.heads] if len(self.heads) > 1 else []
+
+    def head_options(self, head: int | Literal["average"]) -> dict[str, Any]:
+        return {"output": head}
+
+    def pruned_options(self, depth: int) -> dict[str, Any]:
+        return {"depth": depth, "pruned": True, "deep_supervision": False, "output": "deepest"}
 
     def forward(self, image: Tensor) -> Tensor | list[Tensor]:
         height, width = image.shape[-2:]

@@ -16,6 +16,8 @@ from seg.data.normalization import Intensity
 from seg.errors import RunError
 from seg.files import MIB
 from seg.logits import num_logits
+from seg.models.contract import require_network
+from seg.models.network import Network
 from seg.runs.archive import Declared
 from seg.runs.checkpoint import (
     DamagedCheckpoint,
@@ -51,7 +53,7 @@ class LoadedRun:
 
     checkpoint: Path
     folder: Path
-    model: nn.Module
+    model: Network
     config: dict[str, Any]
     classes: list[str]
     colors: list[tuple[int, int, int]]
@@ -142,7 +144,7 @@ def model_weights(weights: dict[str, Any]) -> dict[str, Any]:
 
 def build_network(
     node: dict[str, Any], shapes: dict[str, Declared], file: Path, version: str
-) -> nn.Module:
+) -> Network:
     """Return the network of a config, whose tensors have these shapes; it is not built if they differ.
 
     Args:
@@ -168,7 +170,7 @@ def build_network(
             planned = instantiate(node, _convert_="all")
         check_shapes({k: tuple(v.shape) for k, v in planned.state_dict().items()}, shapes)
         check_buffers(planned, shapes)
-        return instantiate(node, _convert_="all")
+        return require_network(instantiate(node, _convert_="all"))
     except Exception as error:
         cause = error.__cause__ if isinstance(error, InstantiationException) else None
         raise RunError(

@@ -4,6 +4,7 @@ import csv
 import importlib
 import io
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -21,6 +22,9 @@ NETWORKS = (
 )  # where a checkpoint's network may come from
 PEERS = "segmentation_models_pytorch"
 DECODERS = f"{PEERS}.decoders"  # its networks; its encoders would fetch weights
+USER_PACKAGES = (
+    "SEG_PACKAGES"  # environment variable: packages of the user's own, separated by commas
+)
 DOTTED = re.compile(r"[A-Za-z]\w*(\.[A-Za-z]\w*){1,9}", re.ASCII)
 DEEPEST = 50  # levels of a config, or of a record
 WORD_64 = 2**63 - 1
@@ -198,7 +202,8 @@ def check_targets(node: Any, file: Path, packages: tuple[str, ...] = NETWORKS) -
             raise RunError(f"{file}: its config names {target}, which {need}")
         if "_target_" in group and not written_in(target, packages):
             raise RunError(
-                f"{file}: its config names {target!r}; only {', '.join(packages)} are honoured"
+                f"{file}: its config names {target!r}; only {', '.join(packages)} are honoured; for a class "
+                f"of your own, name its package in the environment variable {USER_PACKAGES} (docs/extending.md)"
             )
         for name, value in group.items():
             partial = name == "_partial_" and packages != ("torch.optim",)
@@ -224,6 +229,7 @@ def written_in(target: object, packages: tuple[str, ...]) -> bool:
     """Whether a dotted name is that of a class written in one of these packages; imports no others."""
     if not isinstance(target, str) or not DOTTED.fullmatch(target):
         return False
+    packages = (*packages, *user_packages())
     module, _, name = target.rpartition(".")
     if not within(module, packages):
         return False
@@ -233,6 +239,12 @@ def written_in(target: object, packages: tuple[str, ...]) -> bool:
         return False
     homes = (DECODERS if package == PEERS else package for package in packages)
     return isinstance(found, type) and within(found.__module__, homes)
+
+
+def user_packages() -> tuple[str, ...]:
+    """Return the packages that the user trusts, from the environment variable ``SEG_PACKAGES``."""
+    names = (name.strip() for name in os.environ.get(USER_PACKAGES, "").split(","))
+    return tuple(name for name in names if name)
 
 
 def within(module: str, packages: Iterable[str]) -> bool:

@@ -13,7 +13,8 @@ from seg.data.datamodule import DataModule
 from seg.errors import UserError
 from seg.logits import num_logits
 from seg.losses.class_weights import balance
-from seg.models import NestedUNet, UNet
+from seg.models import Network
+from seg.models.contract import require_network
 from seg.training.task import SegmentationTask
 
 
@@ -30,6 +31,18 @@ def open_data(cfg: DictConfig) -> DataModule:
     return data
 
 
+def build_model(node: DictConfig) -> Network:
+    """Return the network of the model's config.
+
+    Raises:
+        UserError: if the class refuses an option, or is no network.
+    """
+    try:
+        return require_network(build(node, "model"))
+    except ValueError as error:
+        raise UserError(f"model: {error}") from error
+
+
 def balanced(loss: DictConfig, data: DataModule) -> DictConfig:
     """The loss's config with numbers where it says ``auto``, from the training split.
 
@@ -44,7 +57,7 @@ def balanced(loss: DictConfig, data: DataModule) -> DictConfig:
         raise UserError(f"loss: {error}") from error
 
 
-def check_head_weights(weights: list[float] | None, model: nn.Module) -> None:
+def check_head_weights(weights: list[float] | None, model: Network) -> None:
     """Raises UserError unless there is a weight for each head that is trained, or none at all."""
     if weights is None:
         return
@@ -52,7 +65,7 @@ def check_head_weights(weights: list[float] | None, model: nn.Module) -> None:
         isinstance(w, int | float) and math.isfinite(w) for w in weights
     ):
         raise UserError(f"head_weights={weights}: a list of numbers is needed, [1,1,1,2], or null")
-    heads = len(model.heads) if isinstance(model, NestedUNet) and model.deep_supervision else 1
+    heads = model.num_heads
     if heads == 1 or len(weights) != heads or min(weights) < 0 or sum(weights) == 0:
         raise UserError(
             f"head_weights={weights}: this network trains {heads} head{'s' * (heads > 1)}; give null, or "
@@ -60,20 +73,22 @@ def check_head_weights(weights: list[float] | None, model: nn.Module) -> None:
         )
 
 
-def check_average(model: nn.Module, overlapping: bool) -> None:
+def check_average(model: Network, overlapping: bool) -> None:
     """Raises UserError when heads would be averaged that can't be."""
-    if overlapping and isinstance(model, NestedUNet) and model.output == "average":
+    if overlapping and model.averages_heads:
         raise UserError(
             "model.output=average: heads are averaged as a softmax; overlapping classes have none"
         )
 
 
-def fit_crops(data: DataModule, model: nn.Module) -> None:
+def fit_crops(data: DataModule, model: Network) -> None:
     """Gives a network of valid convolutions crops with their surroundings: loader.crop is what is judged."""
-    if not (isinstance(model, UNet) and model.context):
+    if not model.context:
         return
     if data.crop is None:
-        raise UserError("loader.crop=null: model.padding=valid needs crops; give loader.crop=388")
+        raise UserError(
+            "loader.crop=null: a network of valid convolutions needs crops; give loader.crop=388"
+        )
     data.widen(model.input_side(data.crop), model.context)
 
 

@@ -18,6 +18,7 @@ from seg.runs.run_info import Asked, typed
 from seg.training import init_weights
 from seg.training.build import (
     balanced,
+    build_model,
     check_average,
     check_head_weights,
     check_loss,
@@ -79,7 +80,7 @@ def begin(cfg: DictConfig, callbacks: Sequence[L.Callback], asked: Asked) -> dic
         "threshold": metrics.threshold,
     }
     task = SegmentationTask(
-        build(cfg.model, "model"),
+        build_model(cfg.model),
         build(cfg.loss, "loss"),
         metrics,
         build(cfg.optim, "optim"),

@@ -8,14 +8,13 @@ import torch
 from omegaconf import DictConfig
 from PIL import Image, ImageOps
 
-from seg.cli.compose import build
 from seg.data.datamodule import DataModule
 from seg.data.dataset import Samples
 from seg.data.sampler import EpochSampler
 from seg.display import panels
 from seg.display.layout import fitted, grid
 from seg.logits import IGNORE
-from seg.training.build import fit_crops, open_data
+from seg.training.build import build_model, fit_crops, open_data
 
 
 def cropped_as_trained(cfg: DictConfig) -> DataModule:
@@ -23,7 +22,7 @@ def cropped_as_trained(cfg: DictConfig) -> DataModule:
     cfg.loader.check = False  # faulty data can be drawn, too
     data = open_data(cfg)
     with torch.device("meta"):  # only its sizes are needed
-        fit_crops(data, build(cfg.model, "model"))
+        fit_crops(data, build_model(cfg.model))
     return data
 
 

@@ -11,7 +11,6 @@ from seg.cli.command_line import quote_path, render_command, render_option
 from seg.data.datamodule import DataModule
 from seg.data.quality.issues import KINDS
 from seg.display import tables
-from seg.models import Peer, UNet
 from seg.runs.folder import relative
 from seg.training.task import SegmentationTask
 
@@ -35,11 +34,8 @@ def announce(
     accelerator = hardware.pick_accelerator(cfg.trainer.accelerator)
     precision, why = hardware.pick_precision(cfg.trainer.precision, accelerator)
     log.info(f"run        {name}, seed {cfg.seed}")
-    network = task.model.network if isinstance(task.model, Peer) else task.model
-    log.info(
-        f"model      {type(network).__name__}, {parameters(task.model) / 1e6:.2f} M parameters"
-    )
-    if isinstance(task.model, UNet) and task.model.context and data.crop:
+    log.info(f"model      {task.model.name}, {parameters(task.model) / 1e6:.2f} M parameters")
+    if task.model.context and data.crop:
         side = task.model.input_side(data.crop)
         inner = side - 2 * task.model.context
         log.info(f"crops      {side}x{side} px go in, the {inner}x{inner} in their middle come out")

@@ -14,6 +14,7 @@ from torchmetrics import MeanMetric
 from seg.losses import Sum, judge
 from seg.metrics import SegmentationMetrics
 from seg.models.contract import full_logits
+from seg.models.network import Network
 from seg.training.schedules import Constant, Schedule
 
 
@@ -33,7 +34,7 @@ class SegmentationTask(L.LightningModule):
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Network,
         loss: nn.Module,
         metrics: SegmentationMetrics,
         optim: Callable[[Iterable[nn.Parameter]], Optimizer] | None = None,

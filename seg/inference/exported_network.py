@@ -1,0 +1,168 @@
+"""Exported network: one module from stored values to probabilities, and its files."""
+
+import json
+import warnings
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from seg import files
+from seg.inference.ensemble import Ensemble
+from seg.logits import average, probabilities
+from seg.models import Network
+from seg.models.contract import coarsest
+from seg.runs.load import LoadedRun
+
+AXES = {0: "batch", 2: "height", 3: "width"}  # dimensions that may differ from call to call
+Run = Callable[[np.ndarray], np.ndarray]  # (B, C, H, W) -> (B, classes, H, W), both float32
+
+
+class Exported(nn.Module):
+    """Network of a run with normalisation, padding, cropping and activation inside.
+
+    Sizes are computed as tensors and rounded up without negative numbers: a tracer fixes the result of a Python ``if`` on
+    a size, and exporters round ``-n // m`` towards zero.
+
+    Args:
+        run: a network, or an ensemble, and the normalisation of its input.
+
+    Shape:
+        image (B, C, H, W) float32 as stored -> class probabilities (B, classes, H, W), any B, H, W >= 1.
+    """
+
+    def __init__(self, run: LoadedRun) -> None:
+        super().__init__()
+        model = run.model
+        if not model.normalizes:
+            model = Ensemble([model], [run.intensity], run.overlapping)
+        self.ensemble, self.overlapping = cast(Ensemble, model), run.overlapping
+        self.eval()  # the whole module: the ONNX exporter restores the mode of the outermost one
+
+    def forward(self, image: Tensor) -> Tensor:
+        heads = [
+            self.logits(cast(Network, network), self.ensemble.normalised(image, number))
+            for number, network in enumerate(self.ensemble.members)
+        ]
+        logits = average(heads, self.overlapping) if len(heads) > 1 else heads[0]
+        return probabilities(logits, self.overlapping)
+
+    def logits(self, network: Network, x: Tensor) -> Tensor:
+        """Return the logits (B, K, H, W) of normalised images (B, C, H, W), padded for the network and cropped."""
+        height, width = x.shape[-2:]
+        rows, columns = taken(network, height), taken(network, width)
+        y = network(x.index_select(-2, rows).index_select(-1, columns))
+        # index_select, because torch.export would fix whether a slice is whole and refuse the other case
+        return y.index_select(-2, torch.arange(height)).index_select(-1, torch.arange(width))
+
+
+def taken(network: Network, side: int) -> Tensor:
+    """Return the row of an image, in 0 .. side - 1, of each row of the network's padded input.
+
+    The same padding as ``pad_to_multiple``'s, or as ``full_logits``'s for valid convolutions, in operations that export.
+    """
+    last = torch.arange(side)[-1:]  # side - 1, which the exported graph computes
+    if network.context:
+        smallest, step, context = network.smallest, network.stride, network.context
+        least = smallest - 2 * context  # px of logits of the smallest input; at most one step
+        rows = smallest + (side - least + step - 1) // step * step
+        period = (2 * last).clamp(min=1)
+        index = (torch.arange(rows) - context) % period
+        return torch.minimum(index, 2 * last - index)
+    step = coarsest(network, least=1)
+    index = torch.arange((side + step - 1) // step * step)
+    mirror = 2 * last - index
+    fits = mirror.amin(0) >= 0  # else the image is too small to reflect, and its edge is repeated
+    return torch.minimum(index, torch.where(fits, mirror, last))
+
+
+def write(network: Exported, facts: dict, file: Path, format: str, opset: int) -> None:
+    """Write the network and the facts of its run to one file.
+
+    Args:
+        network: in evaluation mode, on the CPU.
+        facts: of ``description``; a JSON object in the file.
+        file: that is written.
+        format: ``onnx`` or ``torch``.
+        opset: version of ONNX's operators.
+    """
+    image = torch.zeros(2, facts["channels"], 70, 90)  # sizes that are no special case
+    if format == "onnx":
+        write_onnx(network, image, facts, file, opset)
+    else:
+        write_torch(network, image, facts, file)
+
+
+def write_onnx(network: Exported, image: Tensor, facts: dict, file: Path, opset: int) -> None:
+    """Write an ONNX file by PyTorch's TorchScript exporter.
+
+    It is as exact as its successor (``dynamo=True``) on every network here, 20 times faster, and needs no onnxscript.
+    """
+    import onnx
+
+    # the warnings are about sizes that tracing fixes, which the comparison at several sizes tests
+    with warnings.catch_warnings(action="ignore"), without_graph_dump():
+        torch.onnx.export(
+            network, (image,), file, dynamo=False, opset_version=opset, input_names=["image"],
+            output_names=["probabilities"], dynamic_axes={"image": AXES, "probabilities": AXES},
+        )  # fmt: skip
+    model = onnx.load(file)
+    model.metadata_props.add(
+        key="seg", value=files.encodable(json.dumps(facts, ensure_ascii=False))
+    )
+    onnx.checker.check_model(model, full_check=True)
+    onnx.save(model, file)
+
+
+@contextmanager
+def without_graph_dump() -> Generator[None]:
+    """Keep the exporter from printing the whole graph when it fails."""
+    name, module = "_jit_onnx_log", torch._C
+    original = getattr(module, name, None)
+    setattr(module, name, lambda *_: None)
+    try:
+        yield
+    finally:
+        if original is None:
+            delattr(module, name)
+        else:
+            setattr(module, name, original)
+
+
+def write_torch(network: Exported, image: Tensor, facts: dict, file: Path) -> None:
+    """Write a torch.export program for images of any size, also those of side 1 or of a whole multiple."""
+    from torch.fx.experimental import _config
+
+    dynamic = dict.fromkeys(AXES, torch.export.Dim.DYNAMIC)
+    general = cast(Any, _config).patch(backed_size_oblivious=True)
+    with warnings.catch_warnings(action="ignore"), general:
+        # PyTorch 2.9 and newer: leave out the guards on the memory layout, which doesn't change the result
+        program = torch.export.export(network, (image,), dynamic_shapes={"image": dynamic})
+        program._guards_code = [
+            guard
+            for guard in getattr(program, "_guards_code", [])
+            if not guard.startswith("1 < max(1, ")
+        ]
+        extra = {"seg.json": files.encodable(json.dumps(facts, ensure_ascii=False))}
+        # a stream, because PyTorch's writer opens only names in UTF-8
+        with file.open("wb") as stream:
+            torch.export.save(program, stream, extra_files=extra)
+
+
+def opened(file: Path, format: str) -> Run:
+    """Return a function that runs a written file on the CPU, as its users do."""
+    if format == "onnx":
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4  # errors come as exceptions
+        options.intra_op_num_threads = torch.get_num_threads()
+        session = onnxruntime.InferenceSession(file, options, ["CPUExecutionProvider"])
+        return lambda image: np.asarray(session.run(None, {"image": image})[0])
+    with warnings.catch_warnings(action="ignore"), file.open("rb") as stream:
+        module = torch.export.load(stream).module()
+    return torch.inference_mode()(lambda image: module(torch.from_numpy(image)).numpy())

@@ -1,0 +1,129 @@
+"""Output folder of seg.predict: inputs, lock, and the record by which an interrupted command continues."""
+
+import json
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from seg import files
+from seg.cli.compose import plain
+from seg.data.image_io import is_image, list_images
+from seg.errors import UserError
+from seg.inference.outputs import KINDS
+from seg.runs import load, records
+from seg.runs.folder import alone
+from seg.runs.load import LoadedRun
+
+RECORD, PARTIAL = "predict.json", ".partial"
+FREE = ("output", "accelerator", "check_seams", "batch")  # options that don't change the results
+
+
+def inputs(given: str) -> list[Path]:
+    """Return the image files of ``input``: the file itself, or the images of the folder.
+
+    Raises:
+        UserError: if it doesn't exist, isn't an image, or two images would have results of the same name.
+    """
+    path = Path(given)
+    if path.is_dir():
+        images = list_images(path)
+        stems: dict[str, Path] = {}
+        for file in images:
+            if (other := stems.setdefault(file.stem, file)) is not file:
+                raise UserError(
+                    f"input={given}: {other.name} and {file.name} would share one result; rename one"
+                )
+        return images
+    if not path.exists():
+        raise UserError(f"input={given}: no such file or folder")
+    if not is_image(path):
+        raise UserError(
+            f"input={given}: not an image by its name; PNG, JPEG, TIFF and the like are read"
+        )
+    return [path]
+
+
+def check_output(output: Path, save: Sequence[str]) -> None:
+    """Raise RunError unless results can be written to the folder and no link is among its files."""
+    places = (f"{kind}/.part" for kind in save)
+    files.check_writable(output, output, [RECORD, f"{PARTIAL}/.lock", *places])
+    for part in (PARTIAL, *save):
+        files.check_tree(output / part, output)
+
+
+@contextmanager
+def working(output: Path) -> Generator[Path]:
+    """Lock the output folder; on leaving, remove its folder of partial results if that is empty.
+
+    Raises:
+        RunError: if another process is predicting into it.
+        UserError: if it can't be written.
+    """
+    with alone(output, "seg.predict", PARTIAL) as partial:
+        try:
+            yield output
+        except OSError as error:
+            raise UserError(
+                f"output={output}: can't be written ({error.strerror or error}); the same command goes on from here"
+            ) from error
+        finally:
+            rest = list(partial.iterdir())
+            if all(file.name.startswith(".") for file in rest):
+                for file in rest:  # the lock, and records that were not written completely
+                    file.unlink()
+                partial.rmdir()
+
+
+def begin(output: Path, cfg: DictConfig, run: LoadedRun) -> dict[str, Any]:
+    """Return the record of the folder: that of an interrupted command with the same settings, or a new one.
+
+    Raises:
+        UserError: if the folder holds results of other settings, or of another program.
+    """
+    settings = {name: value for name, value in plain(cfg).items() if name not in (*FREE, "input")}
+    settings["threshold"] = load.threshold(run, cfg.threshold)
+    settings = json.loads(json.dumps(settings)) | {"weights": load.fingerprint(run.model)}
+    file = output / RECORD
+    # continue an interrupted command, if its settings are the same
+    if file.is_file():
+        record = records.read_json(file)
+        if not all(isinstance(record.get(part), dict) for part in ("done", "settings")):
+            raise UserError(f"{file}: not written by seg.predict; give another folder")
+        for name, value in settings.items():
+            if (old := record["settings"].get(name)) != value:
+                raise UserError(
+                    f"output={output}: holds results of {name}={old}, and this is {name}={value}; give another folder"
+                )
+        return record | {"status": "running"}
+    # begin anew, in a folder without results
+    full = [kind for kind in KINDS if (output / kind).is_dir() and any((output / kind).iterdir())]
+    if full:
+        raise UserError(
+            f"output={output}: {full[0]}/ holds results already; give another folder or empty it"
+        )
+    record = {"status": "running", "settings": settings, "done": {}}
+    records.write_json(file, record)
+    return record
+
+
+def check_names(images: list[Path], record: dict[str, Any], output: Path) -> None:
+    """Raise UserError if results of other files would be overwritten."""
+    done = {Path(name).stem: Path(name) for name in record["done"]}
+    for file in images:
+        other = done.get(file.stem, file)
+        if other != file and other.absolute() != file.absolute():
+            raise UserError(
+                f"output={output}: holds results of {other}, and those of {file} have the same name; give another folder"
+            )
+
+
+def stamp(file: Path) -> list[int]:
+    """Return size in bytes and time of change in ns; an empty list if the file doesn't exist."""
+    try:
+        status = file.stat()
+    except OSError:
+        return []
+    return [status.st_size, status.st_mtime_ns]
