@@ -109,7 +109,7 @@ def test_a_rerun_takes_an_earlier_versions_options(version, outputs):
     past = finished_run("outputs/unetpp")
     config, _ = settled(checked("rerun", ["run=outputs/unetpp"]), past)
     assert config["model"]["deep_supervision"] is True and config["optim"]["momentum"] == 0
-    assert past.record["metrics"]["best/val/dice"] == pytest.approx(
+    assert past.record.metrics["best/val/dice"] == pytest.approx(
         expected(version, "unetpp")["val/dice"], **CLOSE
     )
 
