@@ -184,7 +184,7 @@ def test_what_a_later_version_added_to_a_checkpoint_is_passed_over(version, tmp_
     config["model"] |= {"mode_of_later": True}
     file = changed(version, tmp_path / "b.ckpt", version="7.8.9", config=config)
     with pytest.raises(
-        RunError, match=r"of this version \(this is .*, and seg 7\.8\.9 wrote it\): .*"
+        RunError, match=r"of this version \(this is seg .*; seg 7\.8\.9 wrote the file\): .*"
     ):
         load.load(file)
     config["model"] = {"_target_": "seg.models.Later", "in_channels": 1, "num_classes": 1}

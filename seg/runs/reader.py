@@ -56,7 +56,7 @@ def finished_run(run: str | None) -> Past:
         raise RunError(f"run={run}: a run folder is needed, run=outputs/latest")
     folder = Path(os.path.realpath(run))
     if not (folder / "run.json").is_file():
-        problem = "not a run folder, which holds run.json and config.yaml"
+        problem = "a run folder is needed, which holds run.json and config.yaml"
         problem = problem if folder.exists() else "no such folder"
         raise RunError(f"run={run}: {problem}{checkpoint.nearby(Path(run))}")
     record = finished_record(folder / "run.json")
@@ -118,7 +118,7 @@ def read_config(file: Path) -> dict[str, Any]:
         raise
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
         raise RunError(
-            f"{file}: cannot be read ({type(error).__name__}: {' '.join(str(error).split())})"
+            f"{file}: can't be read ({type(error).__name__}: {' '.join(str(error).split())})"
         ) from error
     return config
 

@@ -47,7 +47,7 @@ def read_json(file: Path, limit: int = RECORD_LIMIT) -> dict[str, Any]:
         raise
     except (OSError, ValueError, RecursionError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise RunError(f"{file}: cannot be read ({reason})") from error
+        raise RunError(f"{file}: can't be read ({reason})") from error
     if not isinstance(content, dict):
         raise RunError(f"{file}: not written by seg")
     return content
