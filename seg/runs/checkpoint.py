@@ -150,7 +150,7 @@ def written_by(card: dict[str, Any]) -> str:
     return (
         ""
         if version == __version__
-        else f" (this is seg {__version__}; seg {version!s:.40} wrote the file)"
+        else f" (this is seg {__version__}; seg {version!s:.40} wrote it)"
     )
 
 
