@@ -168,9 +168,8 @@ def build_trainer(
 ) -> L.Trainer:
     """Build Lightning's Trainer for this machine; conf/trainer/auto.yaml explains each argument.
 
-    Args:
-        folder: Lightning's default root, where it looks for checkpoints of SLURM's auto-requeue; otherwise a run on
-            a cluster would start from any hpc_ckpt_1.ckpt in the working folder.
+    ``folder`` is Lightning's default root, where it looks for checkpoints of SLURM's auto-requeue; without it a run
+    on a cluster would start from any hpc_ckpt_1.ckpt in the working folder.
 
     Raises:
         HardwareError: if a GPU is requested and PyTorch finds none.

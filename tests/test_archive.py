@@ -272,7 +272,7 @@ def peer(tmp_path, monkeypatch):
     )
     (folder.parent / "__init__.py").write_text("from .decoders import Net\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr("seg.cli.validation.find_spec", lambda name: True)
+    monkeypatch.setattr("seg.errors.find_spec", lambda name: True)
     for name in [m for m in sys.modules if m.startswith("segmentation_models_pytorch")]:
         monkeypatch.delitem(sys.modules, name)
     yield
