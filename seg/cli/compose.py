@@ -115,7 +115,7 @@ def swept(override: Override, groups: dict[str, list[str]]) -> list[str]:
     if isinstance(value, Glob):
         names = value.filter(groups.get(override.key_or_group, []))
         if not names:
-            raise UserError(f"{override.input_line}: no {override.key_or_group} has such a name")
+            raise UserError(f"{override.input_line}: no {override.key_or_group} matches")
         return [f"{key}={name}" for name in names]
     return [f"{key}={text}" for text in islice(override.sweep_string_iterator(), 64)]
 
