@@ -5,7 +5,7 @@ from typing import Any
 
 
 class UserError(ValueError):
-    """Mistake of the user: reported in one line, without traceback."""
+    """A mistake in the command line or config, reported in one line without traceback."""
 
 
 class DataError(ValueError):
@@ -41,7 +41,7 @@ class RunError(ValueError):
 
 
 class HardwareError(ValueError):
-    """Hardware that the config needs and the machine lacks."""
+    """Hardware that the config needs and the machine does not have."""
 
 
 MISTAKES = (UserError, DataError, RunError, HardwareError)
@@ -51,12 +51,14 @@ EXTRAS = {"segmentation_models_pytorch": "smp", "pycocotools": "coco", "onnx": "
 
 
 def missing_extra(target: Any) -> str | None:
-    """Return what to install for a missing optional package, or for a class that needs it; else None.
+    """Return how to install the optional package of a constructor; None if it is installed or not needed.
 
-    A class of this package that needs one is in a module of its name, as seg.training.loggers.trackio.
+    Args:
+        target: package, or dotted name of a constructor. Modules of this package that need an extra have the
+            package's name, as seg.training.loggers.trackio.
     """
-    words = str(target).split(".")
-    package = next((word for word in words[:-1] or words if word in EXTRAS), None)
+    parts = str(target).split(".")
+    package = next((part for part in parts[:-1] or parts if part in EXTRAS), None)
     if package is None or find_spec(package):
         return None
     return f"needs the extra {EXTRAS[package]}: pip install 'seg[{EXTRAS[package]}]'"

@@ -1,8 +1,8 @@
 """File access: atomic writes that follow no link, and reads of regular files of a limited size.
 
-A run folder may come from somebody else. A link in it could make a command overwrite any file of the user, and
-a pipe or a device could make a read never end. Every file that this package writes, every folder that it makes
-and every lock that it takes goes through this module; so does every read of a file in a run folder.
+A run folder is untrusted input. A link in it could make a command overwrite any file of the user, and reading a
+pipe or a device could block for ever. Every write, new folder and lock of this package uses this module, and so
+does every read of a file in a run folder.
 
 ``below`` is always the folder that the user named. Links above it are the user's own and are followed; a link
 below it is refused.
@@ -28,24 +28,24 @@ MIB = 2**20
 NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
 NO_WAIT = getattr(os, "O_NONBLOCK", 0)  # opening a pipe returns at once
 BINARY = getattr(os, "O_BINARY", 0)
-UNFINISHED = re.compile(r"\.[0-9a-f]{16}\.part.*")  # names of what is being written
+UNFINISHED = re.compile(r"\.[0-9a-f]{16}\.part.*")  # names of unfinished files
 
 
 class UnsafePath(RunError):
-    """A file that is a link where one is written, or no regular file, or too large, where one is read."""
+    """A link in the path of a file to write, or a file to read that is not regular or too large."""
 
 
 def check_links(path: Path, below: Path) -> None:
-    """Raise UnsafePath if ``path``, or a folder between it and ``below``, is a link, or ``path`` is elsewhere."""
+    """Raise UnsafePath if ``path``, or a folder between it and ``below``, is a link, or ``path`` is not below it."""
     if not path.is_relative_to(below) or ".." in path.relative_to(below).parts:
-        raise UnsafePath(f"{path}: not in {below}, where alone files are written")
+        raise UnsafePath(f"{path}: not in {below}, the only folder that may be written")
     place = below
     for part in path.relative_to(below).parts:
         place = place / part
         if place.is_symlink():
             raise UnsafePath(
-                f"{place}: a link to {os.readlink(place)}, which would be written through; remove the link or put "
-                "the file or folder itself there"
+                f"{place}: a link to {os.readlink(place)}, which is not followed; remove the link, or replace it by "
+                "the file or folder itself"
             )
 
 
@@ -55,7 +55,7 @@ def check_tree(folder: Path, below: Path, inner: bool = False) -> None:
     Args:
         folder: may be absent.
         below: folder that the user named.
-        inner: allow links in ``folder`` that lead to a place below ``below``.
+        inner: allow links in ``folder`` whose target is below ``below``.
     """
     check_links(folder, below)
     inside = below.resolve()
@@ -68,7 +68,7 @@ def check_tree(folder: Path, below: Path, inner: bool = False) -> None:
 
 
 def make_folder(folder: Path, below: Path) -> Path:
-    """Make a folder and its missing parents, and return it.
+    """Create a folder and its missing parents, and return it.
 
     Args:
         folder: ``below`` or a folder in it; it may exist.
@@ -84,10 +84,10 @@ def make_folder(folder: Path, below: Path) -> Path:
 
 
 def make_new_folder(folder: Path) -> Path:
-    """Make a folder that does not exist, in one that does, and return it.
+    """Create a folder in an existing one, and return it.
 
     Raises:
-        FileExistsError: if anything has its name.
+        FileExistsError: if the name exists.
         OSError: if it cannot be made.
     """
     folder.mkdir()
@@ -96,7 +96,7 @@ def make_new_folder(folder: Path) -> Path:
 
 @contextmanager
 def made_folder(folder: Path, below: Path) -> Generator[Path]:
-    """Make a folder, and remove it again if an error leaves it empty; see ``make_folder``."""
+    """Create a folder, and remove it again if an error leaves it empty; see ``make_folder``."""
     absent = [place for place in (folder, *folder.parents) if not place.exists()]
     try:
         yield make_folder(folder, below)
@@ -114,12 +114,12 @@ def remove_empty(folders: Iterable[Path]) -> None:
 
 @contextmanager
 def whole(file: Path, below: Path, folder: Path | None = None) -> Generator[Path]:
-    """Give the path of a new file, which replaces ``file`` at the end: whole, or not at all.
+    """Yield the path of a new file, which replaces ``file`` at the end: whole, or not at all.
 
     The new file exists, is empty, has a random name and keeps the suffix.
 
     Args:
-        file: what is written or replaced; its folder exists.
+        file: file to write or replace; its folder exists.
         below: folder that the user named.
         folder: existing folder of the new file, on the disk of ``file``; None: that of ``file``.
 
@@ -137,7 +137,7 @@ def whole(file: Path, below: Path, folder: Path | None = None) -> Generator[Path
         os.replace(aside, file)
     except OSError as error:
         if error.filename in (None, str(aside)):
-            error.filename = str(file)  # a failed write does not name its file
+            error.filename = str(file)  # errors of write() have no file name
         raise
     finally:
         aside.unlink(missing_ok=True)
@@ -145,7 +145,7 @@ def whole(file: Path, below: Path, folder: Path | None = None) -> Generator[Path
 
 @contextmanager
 def whole_folder(folder: Path, below: Path) -> Generator[Path]:
-    """Give a new folder beside ``folder``, which replaces it and all in it at the end.
+    """Yield a new folder next to ``folder``, which replaces it with its content at the end.
 
     Raises:
         UnsafePath: if ``folder``, or one between it and ``below``, is a link.
@@ -164,7 +164,7 @@ def whole_folder(folder: Path, below: Path) -> Generator[Path]:
 
 @contextmanager
 def scratch_folder(below: Path) -> Generator[Path]:
-    """Give a new folder of a random name in ``below``, made if absent; it is removed at the end."""
+    """Yield a new folder of a random name in ``below``, which is created if missing; removed at the end."""
     aside = make_new_folder(make_folder(below, below) / unfinished_name())
     try:
         yield aside
@@ -173,17 +173,17 @@ def scratch_folder(below: Path) -> Generator[Path]:
 
 
 def unfinished_name(suffix: str = "") -> str:
-    """Return a random name for what is being written."""
+    """Return a random name for an unfinished file or folder."""
     return f".{secrets.token_hex(8)}.part{suffix}"
 
 
 def create(file: Path) -> None:
-    """Make an empty file where there is none, not even a link."""
+    """Create an empty file; raise OSError if a file or link of the name exists."""
     os.close(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | NO_FOLLOW, 0o666))
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove what a process that was killed left unfinished in a folder; nobody else may be writing there."""
+    """Remove unfinished files of killed processes from a folder, in which no other process may be writing."""
     for entry in list(folder.iterdir()) if folder.is_dir() and not folder.is_symlink() else ():
         if UNFINISHED.fullmatch(entry.name):
             shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
@@ -193,7 +193,7 @@ def remove_unfinished(folder: Path) -> None:
 def open_text(file: Path, below: Path, folder: Path | None = None) -> Generator[TextIO]:
     """Open a new UTF-8 text file that replaces ``file``, as the csv module needs it; see ``whole``.
 
-    What UTF-8 cannot encode, as in a file's name of other bytes, is written as an escape.
+    Characters that UTF-8 cannot encode, as in file names of other bytes, are written as escapes.
     """
     with (
         whole(file, below, folder) as aside,
@@ -237,7 +237,7 @@ def replace(file: Path, target: Path, below: Path) -> None:
 
 
 def point_link(link: Path, target: str) -> None:
-    """Make a link, or have the one that is there lead elsewhere.
+    """Create a link, or replace an existing one.
 
     Raises:
         OSError: if it cannot be made, as on a file system without links.
@@ -251,7 +251,7 @@ def point_link(link: Path, target: str) -> None:
 
 
 def append(file: Path, below: Path) -> FileIO:
-    """Open a file, made if absent, to add bytes to its end without a buffer.
+    """Open a file, created if missing, to append bytes without a buffer.
 
     Raises:
         UnsafePath: if it is a link or no regular file, or a folder between it and ``below`` is a link.
@@ -275,17 +275,17 @@ def lock(file: Path, below: Path) -> FileLock:
 def check_writable(
     folder: Path, below: Path, names: Iterable[str] = (), given: str | None = None
 ) -> None:
-    """Prove that files of these names can be written in a folder, before the work; nothing is left there.
+    """Check that files of these names can be written in a folder, before the work; leaves nothing behind.
 
     Args:
-        folder: may be absent.
+        folder: folder to write to; may be missing.
         below: folder that the user named.
-        names: of the files, with their folders, ``panels/all.png``.
-        given: option and value that messages name; None: ``output`` and the folder.
+        names: names of the files, relative to ``folder``: ``panels/all.png``.
+        given: option and value for messages; None: ``output`` and the folder.
 
     Raises:
         UnsafePath: if a file, or a folder between it and ``below``, is a link.
-        RunError: if nothing can be written there.
+        RunError: if the folder cannot be written.
     """
     targets = [folder / name for name in names]
     try:
@@ -297,10 +297,10 @@ def check_writable(
         with ExitStack() as made:
             for place in dict.fromkeys([folder, *(target.parent for target in targets)]):
                 above = (place, *place.parents)
-                there = next(one for one in above if one.exists())
-                if not there.is_dir():
-                    raise OSError(errno.ENOTDIR, f"{os.strerror(errno.ENOTDIR)}: {there}")
-                made.callback(remove_empty, above[: above.index(there)])
+                existing = next(parent for parent in above if parent.exists())
+                if not existing.is_dir():
+                    raise OSError(errno.ENOTDIR, f"{os.strerror(errno.ENOTDIR)}: {existing}")
+                made.callback(remove_empty, above[: above.index(existing)])
                 make_folder(place, below)
                 probe = place / unfinished_name()
                 create(probe)
@@ -316,10 +316,10 @@ def open_regular(file: Path, limit: int | None) -> BinaryIO:
 
     Args:
         file: may be a link.
-        limit: largest size in bytes; None: any.
+        limit: largest size in bytes; None: no limit.
 
     Raises:
-        UnsafePath: if it is a pipe, a device or the like, or too large.
+        UnsafePath: if it is a pipe or device, or too large.
         OSError: if it cannot be opened.
     """
     handle = regular(os.open(file, os.O_RDONLY | NO_WAIT | BINARY), file)
@@ -335,7 +335,7 @@ def read_bytes(file: Path, limit: int) -> bytes:
     with open_regular(file, limit) as stream:
         content = stream.read(limit + 1)
     if len(content) > limit:  # it grew
-        raise UnsafePath(f"{file}: more than {limit} bytes, the most that are read")
+        raise UnsafePath(f"{file}: more than {limit} bytes; at most that many are read")
     return content
 
 
@@ -349,8 +349,10 @@ def read_text(file: Path, limit: int) -> str:
 
 
 def regular(handle: int, file: Path) -> int:
-    """Return the handle; close it and raise UnsafePath unless it is that of a regular file."""
+    """Return a file handle; close it and raise UnsafePath unless the file is regular."""
     if stat.S_ISREG(os.fstat(handle).st_mode):
         return handle
     os.close(handle)
-    raise UnsafePath(f"{file}: not a regular file; a pipe, device or folder is not read or written")
+    raise UnsafePath(
+        f"{file}: not a regular file; pipes, devices and folders are not read or written"
+    )

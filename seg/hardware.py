@@ -1,4 +1,4 @@
-"""What runs where: the Trainer, and the precision that this machine is fastest at."""
+"""Accelerator, precision, memory layout and the Trainer for this machine."""
 
 import copy
 import ctypes
@@ -19,10 +19,10 @@ Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
 
 
 def pick_accelerator(accelerator: str) -> str:
-    """cpu, gpu or mps for ``auto``; else the one asked for.
+    """Return cpu, gpu or mps for ``auto``; any other accelerator unchanged.
 
     Raises:
-        HardwareError: when a GPU is asked for and none is there.
+        HardwareError: if a GPU is requested and PyTorch finds none.
     """
     if accelerator == "auto":
         if CUDAAccelerator.is_available():
@@ -33,22 +33,22 @@ def pick_accelerator(accelerator: str) -> str:
             return "mps"
         raise HardwareError(
             f"trainer.accelerator={accelerator}: no GPU that this PyTorch ({torch.__version__}) can use; "
-            "take trainer=cpu, or check the driver and that PyTorch is a CUDA build"
+            "use trainer=cpu, or check the driver and that PyTorch is a CUDA build"
         )
     if accelerator == "mps" and not MPSAccelerator.is_available():
         raise HardwareError(
-            "trainer.accelerator=mps: no Apple GPU that this PyTorch can use; take trainer=cpu"
+            "trainer.accelerator=mps: no Apple GPU that this PyTorch can use; use trainer=cpu"
         )
     return accelerator
 
 
 def torch_device(accelerator: str) -> str:
-    """PyTorch's name of Lightning's accelerator."""
+    """Return PyTorch's device name for an accelerator of Lightning."""
     return "cuda" if accelerator == "gpu" else accelerator
 
 
 def pick_precision(precision: Precision, accelerator: str) -> tuple[str, str]:
-    """Lightning's name of the precision, and why."""
+    """Return the precision in Lightning's terms, and the reason for it."""
     if precision != "auto":
         return precision, "as asked"
     if accelerator in ("gpu", "cuda"):
@@ -68,10 +68,10 @@ def pick_precision(precision: Precision, accelerator: str) -> tuple[str, str]:
 
 
 def keep_memory() -> None:
-    """Lets glibc keep freed blocks for the next step.
+    """Make glibc keep freed memory blocks for the next step.
 
-    By default it returns large ones to the system and asks for them anew: page faults then take a
-    seventh (FCN) to a third (UNet++) of a training step on two cores: benchmarks/cpu.py.
+    By default it returns large blocks to the system and requests them again: page faults then take a seventh (FCN)
+    to a third (UNet++) of a training step on two cores, see benchmarks/cpu.py.
     """
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
     if libc is not None and hasattr(libc, "mallopt"):
@@ -81,20 +81,25 @@ def keep_memory() -> None:
 
 
 def part() -> None:
-    """Ends the group of processes that train together, once all are here; the next run forms its own."""
+    """Wait for all ranks, then destroy the process group so that the next run can create one."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
 
 
 def one_device(devices: Any, num_nodes: int) -> bool:
-    """Whether a trainer's config asks for one process; ``auto`` counts as one."""
+    """Return True if a trainer's config uses one process; ``auto`` counts as one device."""
     listed = isinstance(devices, list) and len(devices) == 1
     return num_nodes == 1 and (devices in ("auto", "1", 1) or listed)
 
 
 class Layout(L.Callback):
-    """Puts the network into the memory layout and the compiler asked for, before anything runs."""
+    """Set the memory layout of the network, and compile it, before the first step.
+
+    Args:
+        channels_last: use NHWC for convolutions.
+        compile: compile with torch.compile for any size of image.
+    """
 
     def __init__(self, channels_last: bool, compile: bool) -> None:
         self.channels_last, self.compile = channels_last, compile
@@ -107,16 +112,16 @@ class Layout(L.Callback):
 
     @staticmethod
     def arrange(model: nn.Module, channels_last: bool) -> None:
-        """Lays out the weights of convolutions as NHWC, which their inputs and outputs follow."""
+        """Convert the weights of convolutions to NHWC; their inputs and outputs then follow."""
         for parameter in model.parameters() if channels_last else ():
             if parameter.ndim == 4:
                 parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
 
 
 def folded(model: nn.Module) -> nn.Module:
-    """A copy for prediction alone: batch normalisation multiplied into the convolution before it.
+    """Return a copy for inference with batch normalisation fused into the convolution before it.
 
-    The same function up to rounding (1e-5 of a probability); memory is passed over once less.
+    Equal up to rounding (1e-5 of a probability), with one pass over the memory less.
     """
     model = copy.deepcopy(model).eval()
     for row in (module for module in model.modules() if isinstance(module, nn.Sequential)):
@@ -130,7 +135,7 @@ def folded(model: nn.Module) -> nn.Module:
 
 
 def settle(model: nn.Module, device: str) -> nn.Module:
-    """Puts a trained network where it shall predict, laid out as it is fastest there."""
+    """Move a network to a device for inference, in the memory layout that is fastest there."""
     if device == "cpu":
         keep_memory()
         Layout.arrange(model, channels_last=True)
@@ -161,24 +166,27 @@ def build_trainer(
     logger: Any = False,
     folder: str | None = None,
 ) -> L.Trainer:
-    """Lightning's Trainer for this machine; each argument is explained in conf/trainer/auto.yaml.
+    """Build Lightning's Trainer for this machine; conf/trainer/auto.yaml explains each argument.
 
-    ``folder`` is where it looks for what SLURM's own way of going on would have left: on a cluster it would else
-    begin with any hpc_ckpt_1.ckpt that lies where the command was typed.
+    ``folder`` is Lightning's default root, where it looks for checkpoints of SLURM's auto-requeue; without it a run
+    on a cluster would start from any hpc_ckpt_1.ckpt in the working folder.
 
     Raises:
-        HardwareError: when a GPU is asked for and none is there.
+        HardwareError: if a GPU is requested and PyTorch finds none.
+        ValueError: if neither ``max_epochs`` nor ``max_steps`` ends the training.
     """
     if max_epochs in (None, -1) and max_steps == -1:
-        raise ValueError(f"max_epochs is {max_epochs} and max_steps -1; the schedule needs an end")
+        raise ValueError(
+            f"max_epochs is {max_epochs} and max_steps -1; give one of them, the schedule needs an end"
+        )
     picked = pick_accelerator(accelerator)
     name, _ = pick_precision(precision, picked)
     if picked == "cpu":
         keep_memory()
         devices = 1 if devices == "auto" else devices
-    if channels_last == "auto":  # faster on CPUs, and on GPUs whose tensor cores are used
+    if channels_last == "auto":  # faster on CPUs, and on GPUs with tensor cores in use
         channels_last = picked == "cpu" or name in ("bf16-mixed", "16-mixed")
-    # before the callbacks that ask whether the training is to stop; Lightning would put its own behind them
+    # must run before the callbacks that check whether training should stop; Lightning would append its own
     timer = [] if max_time is None else [Timer(max_time)]
     return L.Trainer(
         accelerator=picked,
@@ -201,7 +209,7 @@ def build_trainer(
         logger=logger,
         default_root_dir=folder,
         enable_checkpointing=any(isinstance(c, Checkpoint) for c in callbacks or []),
-        use_distributed_sampler=False,  # ours deals the samples itself
+        use_distributed_sampler=False,  # seg.data has its own distributed sampler
         enable_model_summary=False,
         enable_progress_bar=any(isinstance(c, ProgressBar) for c in callbacks or []),
         num_sanity_val_steps=0,

@@ -29,7 +29,7 @@ from seg.errors import UserError
 from seg.multirun.rerun import check_devices, more_seeds, settled, threads, trained
 from seg.runs import records
 from seg.runs.folder import relative
-from seg.runs.reader import finished_run, siblings, threads_of
+from seg.runs.reader import finished_run, siblings
 
 log = logging.getLogger("seg")
 
@@ -45,11 +45,11 @@ def rerun(cfg: DictConfig) -> dict[str, Any]:
     config, changes = settled(cfg, past)
     check_devices(config, cfg.seeds)
     before = siblings(past)  # first: the new run isn't one
-    with threads(cfg.threads or threads_of(past.record)):
-        folder = trained(config, past, f"rerun-{past.record['name']}")
+    with threads(cfg.threads or past.record.hardware.threads):
+        folder = trained(config, past, f"rerun-{past.record.name}")
         if not first_process():
             return {}
-        then, record = past.record, records.read_json(folder / "run.json")
+        then, record = past.record.content(), records.read_json(folder / "run.json")
         before[then["seed"]], after = then["metrics"], {record["seed"]: record["metrics"]}
         if cfg.seeds and verdict(judged(then["metrics"], record["metrics"], [])) != "same":
             after |= more_seeds(config, past, cfg.seeds)

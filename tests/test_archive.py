@@ -113,13 +113,13 @@ def commented(file: Path) -> None:
 
 
 REFUSED = {
-    "packed records": (packed, "packed"),
-    "a record shorter than its storage": (short, "not as long as declared"),
+    "packed records": (packed, "compressed"),
+    "a record shorter than its storage": (short, "another length than declared"),
     "a storage without a record": (missing, "missing"),
     "records that overlap": (overlapping, "overlap"),
-    "a tensor of one number, expanded": (lambda f: saved(f, {"a": torch.zeros(1).expand(10**10)}), "several times"),
-    "a tensor that overlaps itself": (lambda f: saved(f, torch.zeros(100).as_strided((50, 50), (1, 1))), "several times"),
-    "many tensors of one storage": (shared, "share their storages"),
+    "a tensor of one number, expanded": (lambda f: saved(f, {"a": torch.zeros(1).expand(10**10)}), "repeats elements"),
+    "a tensor that overlaps itself": (lambda f: saved(f, torch.zeros(100).as_strided((50, 50), (1, 1))), "repeats elements"),
+    "many tensors of one storage": (shared, "share storages"),
     "lists that hold each other": (many_references, "more than 1000000 values"),
     "many containers": (lambda f: pickled(f, b"]" * (2**20)), "more than 1000000 values"),
     "a number of a value that takes 16 GiB": (lambda f: pickled(f, b"}r\xff\xff\xff\x7f"), "as torch.save writes it"),

@@ -348,8 +348,8 @@ def test_a_loader_process_that_is_killed_is_named_and_the_run_goes_on(tmp_path, 
     capfd.readouterr()
     with pytest.raises(
         WorkerEnded,
-        match=r"^a loader process (\(pid \d+\) was killed by signal 9 \(SIGKILL\)|ended as it handed a batch over), "
-        r"perhaps as memory ran out; fewer loader\.workers, a smaller loader\.memory",
+        match=r"^a loader process (\(pid \d+\) was killed by signal 9 \(SIGKILL\)|died while sending a batch), "
+        r"perhaps because memory ran out; fewer loader\.workers, a smaller loader\.memory",
     ):
         train(config("train", *words, f"outputs={tmp_path}"), [At(19, kill_a_worker)])
     assert re.search(LINE, capfd.readouterr().out)
@@ -378,9 +378,10 @@ def test_other_ends_of_a_loader_process_are_told_apart():
     bus = explained(
         RuntimeError("DataLoader worker (pid 12) is killed by signal: Bus error. It is"), "", ""
     )
-    assert type(
-        bus
-    ) is WorkerEnded and "(pid 12) was killed by signal 7 (SIGBUS), perhaps as /dev/shm" in str(bus)
+    assert (
+        type(bus) is WorkerEnded
+        and "(pid 12) was killed by signal 7 (SIGBUS), perhaps because /dev/shm" in str(bus)
+    )
     left = explained(RuntimeError("DataLoader worker (pid(s) 12, 13) exited unexpectedly"), "", "")
     assert type(left) is WorkerEnded and "(pid 12, 13) ended by itself" in str(left)
 

@@ -288,7 +288,7 @@ def test_an_older_run_tells_less_and_that_is_said(copy, first):
     assert untold(older) == ["environment", "data", "source"]
     for name in ("overrides", "choices", "data", "source", "environment"):
         edit(copy / "run.json", **{name: None})
-    assert finished_run(str(copy)).record["choices"] == {}
+    assert finished_run(str(copy)).record.choices == {}
 
 
 EVIL = {"_target_": "os.system", "command": "touch exploded"}

@@ -162,6 +162,6 @@ def test_several_tensors_that_are_not_finite_are_counted(tmp_path):
     with pytest.raises(RunError, match=r"x: 1 of 2 values of c are nan or inf; "):
         check_finite(weights, tmp_path / "x")
     with pytest.raises(
-        RunError, match=r"x: 2 of 2 values of a are nan or inf, likewise 1 more tensor; "
+        RunError, match=r"x: 2 of 2 values of a are nan or inf \(and of 1 more tensor\); "
     ):
         check_finite(weights | {"a": torch.full((2,), torch.inf)}, tmp_path / "x")

@@ -222,7 +222,7 @@ def test_a_quoted_choice_trains_with_what_was_quoted():
         ("hydra.job.name=a,b", "can't be searched"),
         ("~model.width=1,2", "can't be searched"),
         ("model.width=3", "can't be searched"),
-        ("model=glob(x*)", "no model is so named"),
+        ("model=glob(x*)", "no model matches"),
     ],
 )  # fmt: skip
 def test_a_search_that_holds_nothing_says_so(word, message):

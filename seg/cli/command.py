@@ -1,7 +1,7 @@
-"""Between the shell and a command: composes its config, checks every word typed, sets the exit code.
+"""Entry point of the commands: compose the config, check every word of the command line, set the exit code.
 
-0: done. 1: a fault of ours. 2: a mistake of the user's, told in one line before anything is made.
-130: interrupted. 143: terminated. 138, 140: ended by SIGUSR1, SIGUSR2, as a scheduler sends them.
+Exit codes: 0 success; 1 internal error; 2 user error, reported in one line before anything is written;
+130 interrupted (SIGINT); 143 terminated (SIGTERM); 138, 140 ended by SIGUSR1, SIGUSR2 of a scheduler.
 """
 
 import os
@@ -34,14 +34,14 @@ __all__ = ["CONF", "UserError", "build", "checked", "command", "plain"]
 
 
 class FlagParser(ArgumentParser):
-    """Hydra's flags; a mistake is a UserError instead of a page of usage and an exit."""
+    """Parser of Hydra's flags; raises UserError instead of printing the usage and exiting."""
 
     def error(self, message: str) -> NoReturn:
-        """Raise what argparse found."""
-        said = message.removeprefix("argument ").replace(
-            "ignored explicit argument", "takes no value, and was given"
+        """Raise UserError with the message of argparse."""
+        message = message.removeprefix("argument ")
+        raise UserError(
+            message.replace("ignored explicit argument", "takes no value, and was given")
         )
-        raise UserError(said)
 
 
 def command(
@@ -50,12 +50,12 @@ def command(
     *,
     sweeps: bool = False,
 ) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
-    """Makes a function of a config the main function of a command.
+    """Decorate a function of a config as the main function of a command.
 
     Args:
-        config_name: its file in conf/.
-        words: what was typed -> the words as Hydra takes them, where a command has its own.
-        sweeps: whether ``-m`` runs it several times.
+        config_name: name of the command's file in conf/.
+        words: conversion of the parsed command line to Hydra's overrides, for a command with its own syntax.
+        sweeps: allow ``-m``, which runs the function once per combination of values.
     """
 
     def decorate(function: Callable[[DictConfig], Any]) -> Callable[[], None]:
@@ -63,16 +63,17 @@ def command(
             if HydraConfig.get().mode == RunMode.MULTIRUN:
                 return function(
                     cfg
-                )  # seg.multirun.sweeper tells a job's failure, and the others go on
+                )  # seg.multirun.sweeper reports failures and runs the other jobs
             try:
                 return function(cfg)
             except MISTAKES as error:
                 fail(error)
             except Exception as error:
-                fault(error)  # here, since Hydra would print a line of its own
+                fault(error)  # handled here, before Hydra prints its own message
 
         def main() -> None:
             try:
+                # help and version need no config
                 arguments = in_order(config_name)
                 if arguments.help:
                     print(help_text(config_name))
@@ -80,6 +81,7 @@ def command(
                 if arguments.version:
                     print(f"seg {__version__}")
                     return
+                # check everything typed before Hydra starts a job
                 if words is not None:
                     flags = len(sys.argv) - len(arguments.overrides)
                     arguments.overrides = words(arguments)
@@ -88,7 +90,7 @@ def command(
                 if arguments.multirun:
                     flags = len(sys.argv) - len(arguments.overrides)
                     sys.argv[flags:] = for_jobs(arguments.overrides)
-                os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # exceptions come here as they are
+                os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # raise exceptions unchanged
                 hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(
                     job
                 )()
@@ -96,14 +98,14 @@ def command(
                 fail(error)
             except KeyboardInterrupt:
                 interrupted()
-            except BrokenPipeError:  # who read our output went away, as `| head` does
+            except BrokenPipeError:  # the reader of stdout closed, as `| head` does
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
                 sys.exit(141)
             except SystemExit as error:
                 if isinstance(error.__context__, KeyboardInterrupt) and error.code == 1:
-                    interrupted()  # as Lightning leaves
+                    interrupted()  # Lightning exits with 1
                 if isinstance(error, SIGTERMException):
-                    sys.exit(143)  # Lightning would leave with 0
+                    sys.exit(143)  # Lightning exits with 0
                 raise
             except Exception as error:
                 fault(error)
@@ -114,10 +116,10 @@ def command(
 
 
 def in_order(config_name: str) -> Namespace:
-    """Return what was typed; flags may stand anywhere, and come first for Hydra.
+    """Parse the command line and reorder ``sys.argv``: flags, which may stand anywhere, first, as Hydra needs.
 
     Raises:
-        UserError: for a flag that isn't there, or has a wrong value or none.
+        UserError: for an unknown flag, or one with a wrong or missing value.
     """
     arguments, unknown = flag_parser().parse_known_intermixed_args()
     if unknown:
@@ -130,7 +132,7 @@ def in_order(config_name: str) -> Namespace:
 
 
 def flag_parser() -> FlagParser:
-    """Return a parser of Hydra's flags, spelt out; ``--version`` is for the command to answer."""
+    """Return a parser of Hydra's flags without abbreviations; the command itself handles ``--version``."""
     parser = FlagParser(
         add_help=False, allow_abbrev=False, parents=[get_args_parser()], conflict_handler="resolve"
     )
@@ -139,7 +141,7 @@ def flag_parser() -> FlagParser:
 
 
 def unknown_flag(word: str, config_name: str) -> UserError:
-    """Return the error for a flag that isn't there, with the nearest one, or the option that it may mean."""
+    """Return the error for an unknown flag, with the most similar flag or option."""
     name, _, value = word.lstrip("-").partition("=")
     options = re.findall(r"^(\w+):", (CONF / f"{config_name}.yaml").read_text("utf-8"), re.M)
     if name.split(".")[0] in {*options, *group_names()}:
@@ -151,12 +153,13 @@ def unknown_flag(word: str, config_name: str) -> UserError:
 
 
 def fail(error: Exception) -> NoReturn:
+    """Report a user error in one line and exit with code 2."""
     print(f"error: {visible(one_line(error))}", file=sys.stderr)
     sys.exit(2)
 
 
 def fault(error: Exception) -> NoReturn:
-    """Exit code 1 with one line; SEG_TRACEBACK=1 shows where."""
+    """Report an internal error in one line and exit with code 1; SEG_TRACEBACK=1 shows the traceback."""
     if os.environ.get("SEG_TRACEBACK") == "1":
         raise error
     name = type(error).__name__
@@ -167,16 +170,18 @@ def fault(error: Exception) -> NoReturn:
 
 
 def interrupted() -> NoReturn:
+    """Report an interruption and exit with code 130."""
     print("interrupted", file=sys.stderr)
     sys.exit(130)
 
 
 def check_flags(config_name: str, arguments: Namespace, sweeps: bool) -> None:
-    """Check what was typed, unless Hydra is only asked for help or the like.
+    """Check flags and overrides; overrides only if the command will run or print its config.
 
     Raises:
-        UserError: for flags that don't go together, or that this command has no use for.
+        UserError: for flags that exclude each other or do not apply to this command, or a wrong override.
     """
+    # flags of Hydra that this package does not support
     for name in ("config_path", "config_name"):
         if getattr(arguments, name):
             flag = f"--{name.replace('_', '-')}"
@@ -185,8 +190,9 @@ def check_flags(config_name: str, arguments: Namespace, sweeps: bool) -> None:
         raise UserError(
             "--experimental-rerun: a pickle may run code; python -m seg.rerun run=RUN trains a run again"
         )
-    asks = ("run", "multirun", "cfg", "info", "shell_completion", "hydra_help")
-    given = [f"--{name.replace('_', '-')}" for name in asks if getattr(arguments, name)]
+    # one action at a time
+    actions = ("run", "multirun", "cfg", "info", "shell_completion", "hydra_help")
+    given = [f"--{name.replace('_', '-')}" for name in actions if getattr(arguments, name)]
     if given[1:]:
         raise UserError(f"{given[0]} and {given[1]}: give one of them")
     if arguments.multirun and not sweeps:
@@ -196,6 +202,7 @@ def check_flags(config_name: str, arguments: Namespace, sweeps: bool) -> None:
             raise UserError(f"--{name}: goes with --cfg job")
     if arguments.shell_completion:
         check_completion(arguments.overrides)
+    # overrides
     if not {"--info", "--shell-completion", "--hydra-help"} & set(given):
         words = [*searching(arguments.config_dir), *arguments.overrides]
         cfg = check_line(config_name, words, arguments.multirun)
@@ -207,19 +214,19 @@ def check_flags(config_name: str, arguments: Namespace, sweeps: bool) -> None:
 
 
 def check_completion(words: list[str]) -> None:
-    """Raise UserError unless one thing is asked of ``--shell-completion``; a shell alone asks ``query``."""
-    asked = [word.partition("=")[0] for word in words]
-    if len(asked) != 1 or asked[0] not in ("install", "uninstall", "query"):
+    """Raise UserError unless ``--shell-completion`` has one valid request; only a shell may send ``query``."""
+    requests = [word.partition("=")[0] for word in words]
+    if len(requests) != 1 or requests[0] not in ("install", "uninstall", "query"):
         raise UserError("--shell-completion: give install=bash or uninstall=bash (or zsh, fish)")
-    if asked[0] == "query" and "COMP_LINE" not in os.environ:
+    if requests[0] == "query" and "COMP_LINE" not in os.environ:
         raise UserError(f"{words[0]}: asked by a shell; install=bash makes it ask")
 
 
 def for_jobs(words: list[str]) -> list[str]:
-    """The words of a sweep; where a group is swept, options of groups are added if they aren't there.
+    """Return the overrides of a sweep; if a group is swept, ``++`` is added to options of groups.
 
-    Hydra looks for them in the defaults too: ``experiment=a,b data.root=DATA`` has a ``data.root`` in each
-    job alone. Whether they are known in each job was checked before.
+    Hydra checks overrides against the defaults as well, and in ``experiment=a,b data.root=DATA`` only the jobs have
+    ``data.root``. Each job's options were checked before.
     """
     overrides, groups = parse(words), group_names()
     if not any(o.is_sweep_override() and o.key_or_group in groups for o in overrides):
@@ -231,13 +238,13 @@ def for_jobs(words: list[str]) -> list[str]:
         for o in overrides
     ]
     return [
-        f"++{word}" if alone and word[0] not in "+~" else word
-        for word, alone in zip(words, single, strict=True)
+        f"++{word}" if is_single and word[0] not in "+~" else word
+        for word, is_single in zip(words, single, strict=True)
     ]
 
 
 def searching(folder: str | None) -> list[str]:
-    """The override that ``--config-dir FOLDER`` stands for."""
+    """Return the override that is equivalent to ``--config-dir FOLDER``."""
     if folder is None:
         return []
     path = Path(folder).resolve()

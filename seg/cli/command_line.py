@@ -1,4 +1,4 @@
-"""Render command lines that run as printed: an option for Hydra's grammar, a word for the shell."""
+"""Render command lines that can be pasted into a shell: quoted for Hydra's grammar and for the shell."""
 
 import re
 import shlex
@@ -11,17 +11,17 @@ from hydra.errors import HydraException
 
 PLAIN = re.compile(
     r"[A-Za-z0-9_./-]+"
-)  # needs no quotes, unless it reads as a number, null or true
+)  # needs no quotes, unless it parses as a number, null or bool
 CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def render_command(command: str, *words: str) -> str:
-    """Return ``python -m seg.COMMAND WORDS``, each word quoted for the shell where it needs that."""
+    """Return ``python -m seg.COMMAND WORDS``, with each word quoted for the shell if needed."""
     return " ".join(["python", "-m", f"seg.{command}", *map(quote_shell, words)])
 
 
 def config_folder() -> list[str]:
-    """Return ``--config-dir FOLDER`` as words, where this command was given one."""
+    """Return ``--config-dir FOLDER`` as words, if this command has that flag; else an empty list."""
     if not HydraConfig.initialized():
         return []
     sources = HydraConfig.get().runtime.config_sources
@@ -30,17 +30,17 @@ def config_folder() -> list[str]:
 
 
 def render_option(name: str, value: Any) -> str:
-    """Return ``name=value`` as Hydra reads it, before the shell's own quotes.
+    """Return ``name=value`` in Hydra's grammar, not yet quoted for the shell.
 
     Args:
-        name: path of the option, ``loader.workers``.
-        value: None, a bool, a number, a string or path, or lists and dicts of these.
+        name: dotted name of the option, ``loader.workers``.
+        value: None, bool, number, string or path, or lists and dicts of these.
     """
     return f"{name}={render_value(value)}"
 
 
 def render_value(value: Any) -> str:
-    """Return a value in Hydra's override grammar: parsed and resolved it is the same value again."""
+    """Return a value in Hydra's override grammar, which parses and resolves to the same value."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -58,7 +58,7 @@ def render_value(value: Any) -> str:
 
 
 def is_plain(text: str) -> bool:
-    """Whether Hydra reads the bare text as this very string."""
+    """Return True if Hydra parses the unquoted text as the same string."""
     if PLAIN.fullmatch(text) is None:
         return False
     try:
@@ -68,28 +68,29 @@ def is_plain(text: str) -> bool:
 
 
 def quote_hydra(text: str) -> str:
-    r"""Return a string in Hydra's double quotes, its interpolations escaped.
+    r"""Return a string in double quotes for Hydra, with interpolations escaped.
 
-    Backslashes are doubled only before a quote or ``${``: elsewhere both Hydra and OmegaConf keep them.
+    Backslashes are doubled only before a quote or ``${``; Hydra and OmegaConf keep all others.
     """
-    literal = re.sub(r"(\\*)\$\{", lambda found: f"{found[1] * 2}\\${{", text)
-    doubled = re.sub(r'\\+(?="|$)', lambda found: found[0] * 2, literal)
+    literal = re.sub(r"(\\*)\$\{", lambda match: f"{match[1] * 2}\\${{", text)
+    doubled = re.sub(r'\\+(?="|$)', lambda match: match[0] * 2, literal)
     return '"' + doubled.replace('"', '\\"') + '"'
 
 
 def quote_shell(word: str) -> str:
-    r"""Return a word as the shell takes it; control characters, which a terminal obeys, as in ``$'a\nb'``."""
+    r"""Return a word quoted for the shell; control characters, which a terminal would obey, as in ``$'a\nb'``."""
     if CONTROLS.search(word) is None:
         return shlex.quote(word)
     escaped = word.replace("\\", "\\\\").replace("'", "\\'")
     return f"$'{CONTROLS.sub(spell_control, escaped)}'"
 
 
-def spell_control(found: re.Match[str]) -> str:
-    return "".join(f"\\{byte:03o}" for byte in found[0].encode(errors="surrogateescape"))
+def spell_control(match: re.Match[str]) -> str:
+    """Return a matched control character as octal escapes."""
+    return "".join(f"\\{byte:03o}" for byte in match[0].encode(errors="surrogateescape"))
 
 
 def quote_path(path: Path | str) -> str:
-    """Return a path as a word of the shell that no command takes for a flag."""
+    """Return a path quoted for the shell; one that begins with ``-`` gets ``./`` in front."""
     text = str(path)
     return quote_shell(f"./{text}" if text.startswith("-") else text)

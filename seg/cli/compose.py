@@ -30,17 +30,23 @@ REFUSALS = (
 
 
 def one_line(error: BaseException) -> str:
+    """Return the message of an error in one line, without the traceback of a DataLoader worker."""
     text = str(error)
-    if "Original Traceback" in text:  # from a loader's worker: its own message comes last
+    if "Original Traceback" in text:  # of a DataLoader worker, with the message at the end
         text = text.rstrip().rpartition("\n")[2].partition("Error: ")[2] or text
     return " ".join(text.split())
 
 
 def build(node: DictConfig, path: str, **given: Any) -> Any:
-    """What a node's ``_target_`` constructs, with ``given`` beside the node's own arguments.
+    """Instantiate the ``_target_`` of a node.
+
+    Args:
+        node: constructor and arguments.
+        path: dotted name of the node, for messages.
+        **given: arguments set by the command, in addition to those of the node.
 
     Raises:
-        UserError: when the constructor refuses an argument, or memory falls short; names the option's path.
+        UserError: naming the option, if the constructor refuses an argument or memory runs out.
     """
     twice = [name for name in given if name in node]
     if twice:
@@ -48,7 +54,7 @@ def build(node: DictConfig, path: str, **given: Any) -> Any:
     try:
         if not given:
             return hydra.utils.instantiate(node, _convert_="all")
-        # partial: hydra would copy what is given into a config
+        # partial: Hydra would copy the given objects into a config
         return hydra.utils.instantiate(node, _partial_=True, _convert_="all")(**given)
     except MISTAKES:
         raise
@@ -69,15 +75,18 @@ def build(node: DictConfig, path: str, **given: Any) -> Any:
 
 
 def plain(cfg: DictConfig) -> dict[str, Any]:
-    """A config as plain dicts, lists and values, interpolations resolved."""
+    """Return a config as dicts, lists and plain values, with interpolations resolved."""
     return cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
 
 
 def check_line(config_name: str, words: list[str], multirun: bool) -> DictConfig:
-    """Check a command line, in a sweep each value of each option, the others at their first.
+    """Check a command line; in a sweep, each value of each option together with the first values of the others.
 
     Returns:
-        The config, of a sweep that of the first values.
+        The config; in a sweep that of the first values.
+
+    Raises:
+        UserError: for the first wrong word.
     """
     overrides = parse(words)
     for override in overrides:
@@ -97,7 +106,7 @@ def check_line(config_name: str, words: list[str], multirun: bool) -> DictConfig
 
 
 def swept(override: Override, groups: dict[str, list[str]]) -> list[str]:
-    """A word as single overrides, one for each value of a sweep; the first 64."""
+    """Return an override as single overrides, one per value of a sweep, at most 64."""
     if not override.is_sweep_override():
         return [override.input_line or ""]
     value, key = override.value(), override.get_key_element()
@@ -106,12 +115,17 @@ def swept(override: Override, groups: dict[str, list[str]]) -> list[str]:
     if isinstance(value, Glob):
         names = value.filter(groups.get(override.key_or_group, []))
         if not names:
-            raise UserError(f"{override.input_line}: no {override.key_or_group} is so named")
+            raise UserError(f"{override.input_line}: no {override.key_or_group} matches")
         return [f"{key}={name}" for name in names]
     return [f"{key}={text}" for text in islice(override.sweep_string_iterator(), 64)]
 
 
 def parse(words: list[str]) -> list[Override]:
+    """Parse overrides.
+
+    Raises:
+        UserError: for a word that is not ``option=value``.
+    """
     parser = OverridesParser.create()
     overrides = []
     for word in words:
@@ -128,15 +142,17 @@ def parse(words: list[str]) -> list[Override]:
 
 
 def checked(config_name: str, words: list[str]) -> DictConfig:
-    """The composed config, every option known and of its type.
+    """Compose a config and check that every option exists and has its type.
 
     Raises:
-        UserError: naming the first word that is wrong, and the nearest right one.
+        UserError: naming the first wrong word, and the most similar right one.
     """
+    # choices of groups, before anything is composed
     overrides = parse(words)
     groups = group_names(overrides)
     for override in overrides:
         check_choice(override, groups)
+    # the files as they are: with the chosen groups, without the typed options
     hydras = [o.input_line or "" for o in overrides if is_hydras(o)]
     picks = [o.input_line or "" for o in overrides if o.key_or_group in groups]
     _, own, chosen = composed(config_name, hydras)
@@ -144,6 +160,7 @@ def checked(config_name: str, words: list[str]) -> DictConfig:
         _, _, chosen = composed(config_name, [*hydras, *picks])
     choose = [f"{g}={c}" for g, c in chosen.items() if c and g in groups and g != "experiment"]
     _, files, _ = composed(config_name, [*hydras, *choose])
+    # with the typed options
     unchosen = [group for group, choice in chosen.items() if choice is None]
     try:
         cfg, tree, _ = composed(config_name, words)
@@ -157,7 +174,7 @@ def checked(config_name: str, words: list[str]) -> DictConfig:
 
 
 def composed(config_name: str, words: list[str]) -> tuple[DictConfig, dict[str, Any], dict]:
-    """The config, the same resolved and plain, and the choice of each group."""
+    """Compose a config; return it, the same as resolved plain values, and the chosen file of each group."""
     outer = HydraConfig.instance().cfg
     GlobalHydra.instance().clear()
     try:
@@ -173,8 +190,8 @@ def composed(config_name: str, words: list[str]) -> tuple[DictConfig, dict[str, 
             del cfg["hydra"]
         tree = plain(cfg)
     except (HydraException, OmegaConfBaseException, ValueError) as error:
-        said = one_line(error).partition(" Config search path:")[0]  # folders of the installation
-        raise UserError(said) from error
+        problem = one_line(error).partition(" Config search path:")[0]  # of the installation
+        raise UserError(problem) from error
     finally:
         HydraConfig.instance().cfg = outer
         GlobalHydra.instance().clear()
@@ -182,7 +199,7 @@ def composed(config_name: str, words: list[str]) -> tuple[DictConfig, dict[str, 
 
 
 def several(config_name: str, words: list[str]) -> dict[str, str]:
-    """Group -> ``[a,b]`` of all files chosen in it; Hydra's own choices leave out where there are several."""
+    """Return group -> ``[a,b]``, all files chosen in it; Hydra's own choices omit groups with several."""
     loader = GlobalHydra.instance().config_loader()
     chosen: dict[str, list[str]] = {}
     for entry in loader.compute_defaults_list(config_name, words, RunMode.RUN).defaults:

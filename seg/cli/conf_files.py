@@ -1,4 +1,4 @@
-"""The files and groups of conf/, and messages that name their options."""
+"""Files and groups of conf/, and parts of messages about their options."""
 
 import difflib
 from collections.abc import Collection
@@ -8,14 +8,14 @@ from typing import Any
 from hydra.core.override_parser.types import Override
 
 PACKAGE = Path(__file__).parents[1]
-CONF = (
-    PACKAGE / "conf" if (PACKAGE / "conf").exists() else PACKAGE.parent / "conf"
-)  # wheel, checkout
+CONF = PACKAGE / "conf"  # of a wheel
+if not CONF.exists():
+    CONF = PACKAGE.parent / "conf"  # of a checkout
 HYDRA_KEYS = {"_target_", "_partial_", "_recursive_", "_convert_", "_args_"}
 
 
 def group_names(overrides: Collection[Override] = ()) -> dict[str, list[str]]:
-    """Config groups -> their choices, also those of folders that ``hydra.searchpath`` adds."""
+    """Return config group -> names of its files, with those of folders added by ``hydra.searchpath``."""
     folders = [CONF]
     for override in overrides:
         added = override.value()
@@ -28,21 +28,23 @@ def group_names(overrides: Collection[Override] = ()) -> dict[str, list[str]]:
 
 
 def is_hydras(override: Override) -> bool:
+    """Return True for an override of Hydra's own config."""
     return override.key_or_group.replace("/", ".").split(".")[0] == "hydra"
 
 
 def nearest(word: str, words: Collection[str]) -> str:
-    """``; did you mean x?`` or nothing."""
+    """Return ``; did you mean x?`` for the most similar word, or an empty text."""
     close = difflib.get_close_matches(word, words, n=1, cutoff=0.5)
     return f"; did you mean {close[0]}?" if close else ""
 
 
 def listed(words: list[str]) -> str:
+    """Return at most 12 words, separated by commas."""
     return ", ".join(words[:12]) + (", ..." if len(words) > 12 else "")
 
 
 def shown(value: Any) -> str:
-    """As one writes it on a command line."""
-    return (
-        str(value).lower() if isinstance(value, bool) else "null" if value is None else str(value)
-    )
+    """Return a value as typed on a command line, without quotes."""
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,4 +1,4 @@
-"""What ``--help`` says: the config files themselves, where each option stands with default and comment."""
+"""Text of ``--help``: the config files themselves, which hold each option with default and comment."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ from seg.cli.conf_files import CONF, group_names
 
 
 def help_text(config_name: str) -> str:
-    """The command's own file, that of the training it may build on, then each choice of each group."""
+    """Return the help of a command: its own file, train.yaml if it extends that, and every file of its groups."""
     main = (CONF / f"{config_name}.yaml").read_text()
     files = [config_name, *(["train"] if "\n  - train " in main else [])]
     composed = "".join((CONF / f"{file}.yaml").read_text() for file in files)
@@ -24,7 +24,7 @@ def help_text(config_name: str) -> str:
 
 
 def section(title: str, file: Path, until: str | None = None) -> list[str]:
-    """A file's text under a title."""
+    """Return the lines of a file under a title, up to a key."""
     text = file.read_text()
     if until is not None:
         text = text.partition(f"\n{until}")[0]

@@ -1,4 +1,4 @@
-"""What a machine lacked when it ended a run, memory or a loader process, told with what to lower."""
+"""Turn out-of-memory and DataLoader-worker failures into errors that name the settings to reduce."""
 
 import re
 import signal
@@ -10,7 +10,7 @@ MEMORY = re.compile(
     r"out of memory|(can't|cannot|unable to|failed to) allocate|insufficient memory|bad_alloc|_ALLOC_FAILED"
     r"|could not create a (primitive|memory)",
     re.IGNORECASE,
-)  # as torch, CUDA's libraries, numpy, OpenCV, the system and oneDNN say it
+)  # messages of torch, CUDA libraries, numpy, OpenCV, the system and oneDNN
 AMOUNT = re.compile(r"allocate ([\d.]+ (?:bytes|[KMGT]iB))", re.IGNORECASE)
 WORKER = re.compile(
     r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (?:is killed by signal: (.+?)\. )?"
@@ -19,79 +19,81 @@ FEWER = "fewer loader.workers, a smaller loader.memory or loader.batch_size need
 
 
 class OutOfMemory(RuntimeError):
-    """The memory of the machine, or of its GPU, was not enough."""
+    """The memory of the machine or its GPU was exhausted."""
 
 
 class WorkerEnded(RuntimeError):
-    """A process that loads images ended, and not by itself."""
+    """A DataLoader worker process died."""
 
 
 def explained(error: BaseException, demand: str, lower: str) -> BaseException:
-    """The error itself, or what a person can do where the machine lacked something.
+    """Return a clearer error for memory and worker failures; any other error unchanged.
 
     Args:
-        error: that ended a run.
-        demand: what the machine was asked for.
-        lower: what needs less memory.
+        error: error that ended a run.
+        demand: description of what needed the memory, "the first step, of loader.batch_size=8".
+        lower: advice on which settings to reduce.
     """
     if not isinstance(error, Exception):
         return error
     text = str(error)
     if isinstance(error, RuntimeError) and WORKER.search(text):
-        said = WORKER.search(str(error.__cause__)) or WORKER.search(text)  # the first may know more
-        assert said is not None
-        return WorkerEnded(worker_end(*said.groups()))
+        match = WORKER.search(str(error.__cause__)) or WORKER.search(
+            text
+        )  # the cause has the signal
+        assert match is not None
+        return WorkerEnded(worker_end(*match.groups()))
     if isinstance(error, ConnectionError | EOFError) and in_loader(error):
         return WorkerEnded(
-            f"a loader process ended as it handed a batch over, perhaps as memory ran out; {FEWER}"
+            f"a loader process died while sending a batch, perhaps because memory ran out; {FEWER}"
         )
     if isinstance(error, MemoryError) or (
         not isinstance(error, ValueError) and MEMORY.search(text)
     ):
         amount = AMOUNT.search(text)
-        asked = f" (asked for {readable(amount[1])} at once)" if amount else ""
-        return OutOfMemory(f"out of memory in {demand}{asked}; {lower}")
+        request = f" (asked for {readable(amount[1])} at once)" if amount else ""
+        return OutOfMemory(f"out of memory in {demand}{request}; {lower}")
     return error
 
 
 def in_loader(error: Exception) -> bool:
-    """Whether an error came up as a batch was taken from a loader's processes."""
+    """Return True if an error was raised while fetching a batch from DataLoader workers."""
     files = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)]
     return any(file.endswith("torch/utils/data/dataloader.py") for file in files)
 
 
 @contextmanager
 def explaining(demand: str, lower: str) -> Generator[None]:
-    """Raises what a person can do where the machine lacked something within; arguments as of ``explained``."""
+    """Replace memory and worker failures in the context by clearer errors; arguments as in ``explained``."""
     try:
         yield
     except Exception as error:
-        told = explained(error, demand, lower)
-        if told is error:
+        clearer = explained(error, demand, lower)
+        if clearer is error:
             raise
-        raise told from error
+        raise clearer from error
 
 
 def worker_end(pids: str, killed: str | None) -> str:
-    """How loader processes ended, and what may help."""
+    """Return how loader processes ended, the likely reason, and what may help."""
     how = "ended by itself" if killed is None else f"was killed by signal {number(killed)}"
     reasons = {
-        None: "it wrote why just above, if it could",
-        "SIGKILL": "perhaps as memory ran out",
-        "SIGBUS": "perhaps as /dev/shm is full, or a mapped file was cut",
+        None: "its own message, if any, is above",
+        "SIGKILL": "perhaps because memory ran out",
+        "SIGBUS": "perhaps because /dev/shm is full, or a mapped file was truncated",
     }
-    why = reasons.get(killed and number(killed).split()[-1].strip("()"), "by whom isn't known")
+    why = reasons.get(killed and number(killed).split()[-1].strip("()"), "the sender is unknown")
     return f"a loader process (pid {pids}) {how}, {why}; {FEWER}"
 
 
 def number(killed: str) -> str:
-    """The signal that the system describes so: ``Killed`` as ``9 (SIGKILL)``."""
-    found = [s for s in signal.Signals if (signal.strsignal(s) or "").split(":")[0] == killed]
-    return f"{int(found[0])} ({found[0].name})" if found else killed
+    """Return number and name of a signal from its description: ``9 (SIGKILL)`` for ``Killed``."""
+    matches = [s for s in signal.Signals if (signal.strsignal(s) or "").split(":")[0] == killed]
+    return f"{int(matches[0])} ({matches[0].name})" if matches else killed
 
 
 def readable(amount: str) -> str:
-    """``4000000000000 bytes`` as ``3725.3 GiB``, less than one as MiB."""
+    """Return ``4000000000000 bytes`` as ``3725.3 GiB``; amounts below 1 GiB in MiB."""
     value, unit = amount.split()
     if unit != "bytes":
         return amount

@@ -1,9 +1,11 @@
-"""Checks a composed config against its files and the constructors that it names.
+"""Validate a composed config against the files of conf/ and the constructors that it names.
 
-The signature is the schema: an option must be an argument of the constructor that its node's
-``_target_`` names, and a value must fit that argument's annotation; where there is none, the type
-that the file's own value has. Trees here are plain dicts and lists; ``known`` is the same place in
-the files, before any word of the user's or of an experiment.
+The signature is the schema: an option must be an argument of the constructor that its node's ``_target_`` names,
+and a value must fit that argument's annotation, or, without an annotation, the type of the file's own value.
+Options that have no constructor, or one of another library, have their ranges in ``LIMITS``.
+
+Legend: trees are plain dicts and lists; ``known`` is the corresponding node in the files of conf/, without the
+options of the command line or of an experiment.
 """
 
 import inspect
@@ -30,11 +32,16 @@ FAULTS = {"bool_type": KINDS[bool], "int_type": KINDS[int], "float_type": KINDS[
           "string_type": KINDS[str], "list_type": KINDS[list],
           "tuple_type": KINDS[list], "dict_type": KINDS[dict]}  # fmt: skip
 BOUNDS = ("greater_than_equal", "greater_than", "less_than_equal", "less_than")
-WORD_64 = 2**63 - 1  # the largest whole number that an array can be counted by
+WORD_64 = 2**63 - 1  # largest number of elements of an array
 
 
 class Limit(NamedTuple):
-    """What is needed, in words, and whether a value is that."""
+    """Range of an option.
+
+    Attributes:
+        needed: the range in words, for messages: "a whole number of 1 or more".
+        holds: function of a value; True if the value is in the range.
+    """
 
     needed: str
     holds: Callable[[Any], bool]
@@ -46,7 +53,7 @@ NAME = Limit("a name", lambda v: is_number(v) or WORD.holds(v))
 
 
 def either(*limits: Limit) -> Limit:
-    """Any of them."""
+    """Return the union of limits."""
     needed = ", or ".join(limit.needed for limit in limits)
     return Limit(needed, lambda v: any(limit.holds(v) for limit in limits))
 
@@ -55,7 +62,7 @@ PLACE = either(WORD, NULL)
 
 
 def whole(low: int, high: int = WORD_64) -> Limit:
-    """A whole number from ``low`` to ``high``, both included."""
+    """Return the limit of integers from ``low`` to ``high``, both included."""
     span = f"{low} or more" if high == WORD_64 else f"{low} to {high}"
     return Limit(f"a whole number of {span}", lambda v: type(v) is int and low <= v <= high)
 
@@ -68,7 +75,7 @@ BATCHES = either(
 
 
 def words(*choices: str) -> Limit:
-    """One of these."""
+    """Return the limit of one of several words."""
     return Limit(f"one of {', '.join(choices)}", lambda v: v in choices)
 
 
@@ -76,7 +83,7 @@ SPLITS = words("train", "val", "test")
 
 
 def share(of_none: str = "") -> Limit:
-    """A number from 0 to below 1; ``of_none``: what 0 means."""
+    """Return the limit of numbers in [0, 1); ``of_none`` says what 0 means."""
     return Limit(f"a number from 0{of_none} to below 1", lambda v: is_number(v) and 0 <= v < 1)
 
 
@@ -85,11 +92,11 @@ PAIR = Limit(
     "a pair of numbers from 0 to below 1",
     lambda v: isinstance(v, list) and len(v) == 2 and all(map(SHARE.holds, v)),
 )
-WORKERS = whole(0, 1024)  # where a run is typed may be another machine than where it trains
+WORKERS = whole(0, 1024)  # not the cores of this machine: a run may train on another one
 
 
 def real(low: float, high: float = math.inf, *, open_: bool = False) -> Limit:
-    """A number from ``low`` to ``high``; ``open_``: neither of them itself."""
+    """Return the limit of numbers from ``low`` to ``high``; ``open_`` excludes both ends."""
     if open_:
         span = f"above {low:g}" if high == math.inf else f"between {low:g} and {high:g}"
         return Limit(f"a number {span}", lambda v: is_number(v) and low < v < high)
@@ -98,19 +105,21 @@ def real(low: float, high: float = math.inf, *, open_: bool = False) -> Limit:
 
 
 def one(word: str) -> Limit:
-    """This word."""
+    """Return the limit of a single word."""
     return Limit(word, lambda v: v == word)
 
 
 def is_words(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(one, str) and one.strip() for one in value)
+    """Return True for a list of texts that are not blank."""
+    return isinstance(value, list) and all(isinstance(word, str) and word.strip() for word in value)
 
 
 def is_duration(value: Any) -> bool:
+    """Return True for ``days:hours:minutes:seconds``, 00:01:30:00."""
     return isinstance(value, str) and re.fullmatch(r"\d+:\d\d:\d\d:\d\d", value) is not None
 
 
-LIMITS = {
+LIMITS = {  # dotted name of an option -> its range
     "seed": whole(0, 2**32 - 1),
     "name": either(NAME, NULL),
     "outputs": WORD,
@@ -207,11 +216,12 @@ LIMITS = {
 
 
 def says(known: Any) -> str:
+    """Return a hint with the value in the file; empty for a group."""
     return "" if holds_dict(known) else f" (the file says {shown(known)})"
 
 
 def unknown(key: str, siblings: list[str]) -> UserError:
-    """The error for an option that isn't there, with the valid ones of its level."""
+    """Return the error for an unknown option, with the options of its level."""
     parent, _, name = key.rpartition(".")
     close = nearest(name, siblings)
     if close and parent:
@@ -221,7 +231,7 @@ def unknown(key: str, siblings: list[str]) -> UserError:
 
 
 def check_choice(override: Override, groups: dict[str, list[str]]) -> None:
-    """Raises UserError when the word chooses a file of a group that isn't there."""
+    """Raise UserError if an override chooses a file that its group does not have."""
     key, value, line = override.key_or_group, override.value(), override.input_line
     if key not in groups or override.is_delete() or isinstance(value, dict):
         return
@@ -230,8 +240,10 @@ def check_choice(override: Override, groups: dict[str, list[str]]) -> None:
         raise UserError(f"{line}: {key} takes one of {listed(groups[key])}")
     for name in names:
         if "/" not in name and name not in groups[key]:
-            near = nearest(name, groups[key])
-            raise UserError(f"{key}={name}: no such {key}{near} (choices: {listed(groups[key])})")
+            similar = nearest(name, groups[key])
+            raise UserError(
+                f"{key}={name}: no such {key}{similar} (choices: {listed(groups[key])})"
+            )
     if names[1:] and not takes_several(key):
         raise UserError(
             f"{line}: {key} takes one of {listed(groups[key])}, and {len(names)} are given"
@@ -241,7 +253,7 @@ def check_choice(override: Override, groups: dict[str, list[str]]) -> None:
 
 
 def takes_several(group: str) -> bool:
-    """Whether several files of a group can be chosen: not where each is the arguments of one constructor."""
+    """Return True if several files of a group can be chosen: they do not hold one constructor each."""
     files = (CONF / group).glob("*.yaml")
     return not any("\n_target_:" in file.read_text("utf-8") for file in files)
 
@@ -252,7 +264,14 @@ def check_word(
     unchosen: Collection[str],
     groups: Mapping[str, list[str]],
 ) -> None:
-    """Raises UserError when the files have no such path, or have it where ``+`` was typed."""
+    """Raise UserError if an override names an option that the files do not have, or adds one that they have.
+
+    Args:
+        override: word of the command line.
+        base: options of the files.
+        unchosen: groups of which no file is chosen.
+        groups: config group -> names of its files.
+    """
     node: Any = base
     parts = override.key_or_group.split(".")
     for depth, part in enumerate(parts):
@@ -279,11 +298,11 @@ def check_word(
                     f"{override.input_line}: {part} isn't chosen; add {parts[0]}={part}, or "
                     f"{parts[0]}=[{','.join([*visible(node), part])}]"
                 )
-            near = nearest(part, visible(node))
+            similar = nearest(part, visible(node))
             if depth == 0 and part in unchosen:
                 line = override.input_line
                 raise UserError(f"{line}: choose its file first, {part}=..., and then {line}")
-            if parts[0] in unchosen and not near and not override.is_delete():
+            if parts[0] in unchosen and not similar and not override.is_delete():
                 raise UserError(f"{override.input_line}: write +{override.input_line}")
             raise unknown(path, visible(node))
         node = node[part]
@@ -295,6 +314,7 @@ def check_word(
 
 
 def visible(node: Mapping[str, Any]) -> list[str]:
+    """Return the names of a node's options, without Hydra's keywords."""
     return [str(key) for key in node if key not in HYDRA_KEYS]
 
 
@@ -305,7 +325,15 @@ def check_level(
     unchosen: Collection[str],
     path: str = "",
 ) -> None:
-    """A group of options that the command itself reads: no more keys than the files have, no fewer."""
+    """Raise UserError unless a group of options has the same names as in the files, and valid values.
+
+    Args:
+        level: the group.
+        known: the group in the files.
+        own: the group in the command's own file.
+        unchosen: dotted names of groups of which no file is chosen.
+        path: dotted name of the group; empty: the whole config.
+    """
     for name in [*level, *known]:
         full = f"{path}.{name}" if path else str(name)
         if name not in level:
@@ -323,13 +351,13 @@ def check_level(
 
 
 def check_call(path: str, node: dict[str, Any], known: Any, own: Mapping[str, Any]) -> None:
-    """A node that names a constructor: it is there and takes these arguments.
+    """Raise UserError unless a node's constructor exists and accepts these arguments.
 
     Args:
-        path: of the node.
-        node: its options.
-        known: the same node in the files.
-        own: options beside the constructor's that the command's own file has there.
+        path: dotted name of the node.
+        node: constructor and arguments.
+        known: the node in the files.
+        own: additional options of the node, from the command's own file.
     """
     called = located(path, node["_target_"])
     parameters = arguments(called)
@@ -348,7 +376,7 @@ def check_call(path: str, node: dict[str, Any], known: Any, own: Mapping[str, An
 
 
 def check_value(path: str, value: Any, known: Any, wanted: Any) -> None:
-    """A value and what lies below it, against an annotation (None: the constructor has none)."""
+    """Raise UserError unless a value, with everything in it, fits an annotation; None: there is none."""
     if value == "???":
         raise UserError(f"{path}: required")
     if isinstance(value, dict) and "_target_" in value:
@@ -377,27 +405,28 @@ def check_value(path: str, value: Any, known: Any, wanted: Any) -> None:
 
 
 def held(wanted: Any, kind: type) -> Any:
-    """Return the annotation of what a mapping or sequence holds, of ``dict[str, int] | None`` int; else None."""
-    for one in (wanted, *typing.get_args(wanted)):
-        origin = typing.get_origin(one)
+    """Return the annotation of a container's values, of ``dict[str, int] | None`` int; None if it has none."""
+    for annotation in (wanted, *typing.get_args(wanted)):
+        origin = typing.get_origin(annotation)
         if inspect.isclass(origin) and issubclass(origin, kind):
-            return typing.get_args(one)[-1]
+            return typing.get_args(annotation)[-1]
     return None
 
 
 def check_literal(node: Any, path: str = "") -> None:
-    """Raise UserError where a resolved value still holds ``${``, which no command would read back from a run."""
-    below = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()  # fmt: skip
-    for name, value in below:
+    """Raise UserError if a resolved value contains ``${``, which would be resolved again from a run's config."""
+    items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()  # fmt: skip
+    for name, value in items:
         check_literal(value, f"{path}.{name}" if path else str(name))
     if isinstance(node, str) and "${" in node:
         raise UserError(
-            f"{path}={node}: a run keeps no value with ${{ in it, which would be resolved anew when the run is "
-            "read; rename the file or folder, or take another value"
+            f"{path}={node}: a run cannot store a value with ${{, which would be resolved again when the run is "
+            "read; rename the file or folder, or give another value"
         )
 
 
 def at(known: Any, key: Any) -> Any:
+    """Return ``known[key]``, or None if there is no such item."""
     try:
         return known[key]
     except (KeyError, IndexError, TypeError):
@@ -405,11 +434,16 @@ def at(known: Any, key: Any) -> Any:
 
 
 def holds_dict(value: Any) -> bool:
+    """Return True for a dict, or a list with a dict at any depth."""
     return isinstance(value, dict) or (isinstance(value, list) and any(map(holds_dict, value)))
 
 
 def located(path: str, target: Any) -> Callable:
-    """What ``_target_`` names; hydra's own get_object would log as it fails."""
+    """Import what ``_target_`` names; Hydra's public get_object would log failures.
+
+    Raises:
+        UserError: if it cannot be imported or called.
+    """
     if need := missing_extra(target):
         raise UserError(f"{path}._target_={target}: {need}")
     try:
@@ -424,7 +458,7 @@ def located(path: str, target: Any) -> Callable:
 
 
 def arguments(called: Callable) -> list[str] | None:
-    """The names that a constructor takes; None where it takes all or doesn't say."""
+    """Return the argument names of a constructor; None if it accepts any or has no signature."""
     try:
         parameters = inspect.signature(called).parameters
     except ValueError:
@@ -435,18 +469,18 @@ def arguments(called: Callable) -> list[str] | None:
 
 @cache
 def hint(called: Callable, name: str) -> Any:
-    """An argument's annotation; None where the constructor doesn't say."""
+    """Return the annotation of an argument; None if there is none."""
     try:
         function = called.__init__ if inspect.isclass(called) else called
-        found = typing.get_type_hints(function, include_extras=True)[name]
+        annotation = typing.get_type_hints(function, include_extras=True)[name]
     except (KeyError, NameError, TypeError, AttributeError):
         return None
-    return None if found is Any else found
+    return None if annotation is Any else annotation
 
 
 @cache
 def adapter_of(wanted: Any) -> TypeAdapter | None:
-    """What checks a value against an annotation; None where that can't be done."""
+    """Return pydantic's validator of an annotation; None if pydantic cannot validate it."""
     if wanted is None or "torch" in str(wanted):
         return None
     try:
@@ -456,26 +490,28 @@ def adapter_of(wanted: Any) -> TypeAdapter | None:
 
 
 def check_fits(path: str, value: Any, wanted: Any, adapter: TypeAdapter, known: Any) -> None:
-    """Raise UserError when the value doesn't fit the argument's annotation, of which ``adapter`` is made."""
+    """Raise UserError unless a value fits the annotation ``wanted``, whose validator is ``adapter``."""
     tuples = "tuple" in str(adapter.core_schema) and isinstance(value, list)  # YAML has none
     try:
         adapter.validate_python(tuple(value) if tuples else value)
     except ValidationError as error:
+        # what each member of the annotation needs: a word out of choices, or a kind of value
         kinds, choices = [], []
-        for found in error.errors():
-            if found["type"] == "literal_error":
-                choices += (
-                    found["ctx"]["expected"].replace(" or ", ", ").replace("'", "").split(", ")
-                )
-            elif found["type"] in BOUNDS:
+        for problem in error.errors():
+            if problem["type"] == "literal_error":
+                expected = problem["ctx"]["expected"]
+                choices += expected.replace(" or ", ", ").replace("'", "").split(", ")
+            elif problem["type"] in BOUNDS:
                 kinds += ranges(wanted)
             else:
-                message = found["msg"][0].lower() + found["msg"][1:]
-                kinds.append(FAULTS.get(found["type"], message.removeprefix("input should be ")))
+                message = problem["msg"][0].lower() + problem["msg"][1:]
+                kinds.append(FAULTS.get(problem["type"], message.removeprefix("input should be ")))
+        # the most specific kind only
         if any(kind.startswith("a list, ") for kind in kinds):
             kinds = [kind for kind in kinds if kind not in (KINDS[list], KINDS[float])]
         if KINDS[float] in kinds:
             kinds = [kind for kind in kinds if kind != KINDS[int]]
+        # one sentence with a hint
         needed = [f"one of {', '.join(choices)}"] if choices else []
         needed += [f"{' or '.join(dict.fromkeys(kinds))} is needed"] if kinds else []
         close = nearest(str(value), choices)
@@ -487,13 +523,12 @@ def check_fits(path: str, value: Any, wanted: Any, adapter: TypeAdapter, known: 
 
 
 def ranges(wanted: Any) -> list[str]:
-    """Return the ranges that an annotation gives its numbers, in words: ``a number from 0 to below 1``."""
+    """Return the ranges of an annotation's numbers in words, "a number from 0 to below 1"."""
     inner = typing.get_args(wanted)
     if typing.get_origin(wanted) is not typing.Annotated:
-        words = [words for one in inner for words in ranges(one)]
-        return (
-            [f"a list, each {one}" for one in words] if typing.get_origin(wanted) is list else words
-        )
+        texts = [text for member in inner for text in ranges(member)]
+        is_list = typing.get_origin(wanted) is list
+        return [f"a list, each {text}" for text in texts] if is_list else texts
     bounds: dict[str, float] = {}
     for limit in inner[1].metadata:
         bounds |= {n: getattr(limit, n) for n in ("ge", "gt", "le", "lt") if hasattr(limit, n)}
@@ -506,7 +541,7 @@ def ranges(wanted: Any) -> list[str]:
 
 
 def check_like(path: str, value: Any, known: Any) -> None:
-    """Raises UserError when a value is of another kind than the file's own; null there allows all."""
+    """Raise UserError if a value has another type than the file's own; null in the file allows any."""
     if known is None:
         return
     number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -524,11 +559,12 @@ def check_like(path: str, value: Any, known: Any) -> None:
 
 
 def is_number(value: Any) -> bool:
+    """Return True for a finite int or float."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def refusal(path: str, value: Any) -> str | None:
-    """What is needed instead of a value, in words; None where it will do."""
+    """Return the needed range in words if a value is outside of it, else None."""
     for number in value if isinstance(value, list) else [value]:
         if isinstance(number, float) and not math.isfinite(number):
             return "a finite number"

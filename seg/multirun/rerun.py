@@ -156,12 +156,12 @@ class Noted(L.Callback):
 
 def trained(config: dict[str, Any], past: Past, name: str) -> Path:
     """The folder of a new run."""
-    words, seed = past.record["overrides"], config["seed"]
-    if seed != past.record["seed"]:
+    words, seed = past.record.overrides, config["seed"]
+    if seed != past.record.seed:
         words = [*(word for word in words if not str(word).startswith("seed=")), f"seed={seed}"]
     noted = Noted()
     try:
-        asked = Asked(name, words, past.record["choices"])
+        asked = Asked(name, words, past.record.choices)
         with naming(past.folder / "config.yaml"):
             train(OmegaConf.create(config | {"name": name}), [noted], asked)
     finally:
@@ -175,7 +175,7 @@ def more_seeds(config: dict[str, Any], past: Past, count: int) -> dict[int, Metr
     """Seed -> metrics of ``count`` new runs, with the seeds after the run's own."""
     found: dict[int, Metrics] = {}
     for seed in range(config["seed"] + 1, config["seed"] + 1 + count):
-        name = f"rerun-{past.record['name']}-seed-{seed}"
+        name = f"rerun-{past.record.name}-seed-{seed}"
         folder = trained(config | {"seed": seed}, past, name)
         found[seed] = records.read_json(folder / "run.json")["metrics"]
     return found

@@ -44,6 +44,7 @@ from seg.multirun.progress import Watch
 from seg.runs import provenance, records
 from seg.runs.folder import Busy, alone, as_folder, create_folder, point_latest
 from seg.runs.provenance import PACKAGE
+from seg.runs.record import read_record, write_record
 from seg.runs.run_info import Asked, named
 from seg.training.distributed import ticket
 from seg.training.resume import newest, saved_config
@@ -298,13 +299,12 @@ def stopped_at(folder: Path) -> Path | None:
 def note_failure(folder: Path, error: Exception) -> None:
     """Writes into a job's folder that it failed, and where."""
     files.make_folder(folder, folder.parent)
-    file = folder / "run.json"
     try:
-        record = records.read_json(file)
+        record = read_record(folder / "run.json").content()
     except RunError:  # not there yet, or damaged
         record = {"name": folder.name}
     how = {"status": "failed", "error": f"{type(error).__name__}: {one_line(error)}"}
-    records.write_json(file, record | how)
+    write_record(folder, record | how)
     text = "".join(traceback.format_exception(error))
     with files.append(folder / "log.txt", folder) as log:
         log.write(text.encode("utf-8", "backslashreplace"))

@@ -1,11 +1,11 @@
 """Check a checkpoint before it is loaded: its records, and the tensors and values that its pickle declares.
 
-``torch.load(weights_only=True)`` runs no code, but it takes whatever memory and time a file asks for: records
-that unpack to a thousand times their size, storages that are longer than their record, tensors of one number
-that are expanded to billions, containers that hold each other many times. All that is refused here, by reading
-the archive's directory and its pickle alone, so that loading takes little more memory than the file has bytes.
+``torch.load(weights_only=True)`` runs no code, but uses as much memory and time as a file demands: records that
+unpack to a thousand times their size, storages longer than their record, tensors of one number expanded to
+billions, containers that hold each other many times. All of these are refused here, by reading only the archive's
+directory and its pickle, so that loading needs little more memory than the file is large.
 
-Legend: record = a file in the archive; storage = the memory that one or more tensors show a part of.
+Legend: record = a file in the archive; storage = memory that one or more tensors are views of.
 """
 
 import collections
@@ -26,16 +26,16 @@ import torch
 from seg.files import MIB, open_regular
 
 CHECKPOINT_LIMIT = 64 * 2**30  # bytes; 5e9 weights with their optimiser's state
-DIRECTORY_LIMIT = 16 * MIB  # of the archive; some 100 bytes a tensor
-PICKLE_LIMIT = 16 * MIB  # some 300 bytes a tensor
-RECORDS = 100_000  # networks have some hundred tensors, an optimiser twice as many
-VALUES = 1_000_000  # values and containers of a checkpoint, each counted wherever it stands
-DEEPEST = 50  # levels of containers
+DIRECTORY_LIMIT = 16 * MIB  # bytes of the archive's directory; about 100 per tensor
+PICKLE_LIMIT = 16 * MIB  # about 300 bytes per tensor
+RECORDS = 100_000  # networks have some hundred tensors, optimisers twice as many
+VALUES = 1_000_000  # values and containers; a shared one counts at each place
+DEEPEST = 50  # levels of nested containers
 WORD_64 = 2**63 - 1
-END, END_64, LOCATOR = b"PK\x05\x06", b"PK\x06\x06", b"PK\x06\x07"  # zip's signatures
+END, END_64, LOCATOR = b"PK\x05\x06", b"PK\x06\x06", b"PK\x06\x07"  # signatures of zip
 NAME = re.compile(r"[\w./-]{1,100}", re.ASCII)
-LOCAL = struct.Struct("<4s22xHH")  # a record's own head: signature, lengths of name and extra field
-OPCODES = frozenset({  # those that torch.load(weights_only=True) takes
+LOCAL = struct.Struct("<4s22xHH")  # header of a record: signature, lengths of name and extra field
+OPCODES = frozenset({  # accepted by torch.load(weights_only=True)
     "APPEND", "APPENDS", "BINFLOAT", "BINGET", "BININT", "BININT1", "BININT2", "BINPERSID", "BINPUT", "BINUNICODE",
     "BUILD", "EMPTY_DICT", "EMPTY_LIST", "EMPTY_SET", "EMPTY_TUPLE", "GLOBAL", "LONG1", "LONG_BINGET", "LONG_BINPUT",
     "MARK", "NEWFALSE", "NEWOBJ", "NEWTRUE", "NONE", "PROTO", "REDUCE", "SETITEM", "SETITEMS", "SHORT_BINSTRING",
@@ -44,17 +44,17 @@ OPCODES = frozenset({  # those that torch.load(weights_only=True) takes
 
 
 class Refused(ValueError):
-    """A checkpoint that is damaged, or asks for more than it holds; says why, without the file's name."""
+    """A checkpoint that is damaged or demands more memory than its size; the message omits the file's name."""
 
 
 @dataclass(frozen=True)
 class Storage:
-    """A storage that a pickle declares.
+    """Storage declared in a pickle.
 
     Attributes:
         key: name of its record.
-        dtype: of its numbers.
-        count: of its numbers.
+        dtype: type of its numbers.
+        count: number of elements.
     """
 
     key: str
@@ -66,17 +66,17 @@ class Storage:
 
     @property
     def size(self) -> int:
-        """Bytes."""
+        """Size in bytes."""
         return self.count * self.dtype.itemsize
 
 
 @dataclass(frozen=True)
 class Declared:
-    """A tensor that a pickle declares.
+    """Tensor declared in a pickle.
 
     Attributes:
-        storage: that it shows a part of.
-        shape: of the tensor.
+        storage: storage that the tensor is a view of.
+        shape: shape of the tensor.
     """
 
     storage: Storage
@@ -87,12 +87,12 @@ class Declared:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of its numbers."""
+        """Type of its numbers."""
         return self.storage.dtype
 
     @property
     def size(self) -> int:
-        """Bytes of a copy."""
+        """Size of a copy in bytes."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 
@@ -100,39 +100,39 @@ def declared(storage: Any, offset: Any, shape: Any, stride: Any, *rest: Any) -> 
     """Return the tensor that ``torch._utils._rebuild_tensor_v2`` would make of these arguments.
 
     Raises:
-        Refused: if it isn't whole in its storage, or repeats numbers of it.
+        Refused: if it exceeds its storage, or repeats elements of it.
     """
     numbers = (offset, *shape, *stride) if type(shape) is tuple and type(stride) is tuple else ()
     if type(storage) is not Storage or not numbers or len(shape) != len(stride):
-        raise Refused("a tensor is declared in no way that torch.save writes")
+        raise Refused("a tensor is not declared as torch.save does")
     if not all(type(n) is int and 0 <= n <= WORD_64 for n in numbers):
-        raise Refused("a tensor's size is no size")
+        raise Refused("a tensor has an invalid size")
     if 0 in shape:
         return Declared(storage, shape)
     last = offset + sum((size - 1) * step for size, step in zip(shape, stride, strict=True))
     if last >= storage.count:
         raise Refused("a tensor is larger than its storage")
-    reach = 1  # numbers that the dimensions so far cover
+    reach = 1  # elements covered by the dimensions so far
     for step, size in sorted(
         (step, size) for size, step in zip(shape, stride, strict=True) if size > 1
     ):
         if step < reach:
-            raise Refused("a tensor shows the same numbers of its storage several times")
+            raise Refused("a tensor repeats elements of its storage")
         reach = (size - 1) * step + reach
     return Declared(storage, shape)
 
 
 def parameter(tensor: Any, *rest: Any) -> Declared:
-    """Return the tensor of a parameter, as ``torch._utils._rebuild_parameter`` is given it."""
+    """Return the tensor of a parameter; takes the arguments of ``torch._utils._rebuild_parameter``."""
     if type(tensor) is not Declared:
-        raise Refused("a parameter is declared in no way that torch.save writes")
+        raise Refused("a parameter is not declared as torch.save does")
     return tensor
 
 
 def encoded(text: str, encoding: str) -> bytes:
-    """Return the bytes that a pickle of protocol 2 writes as text."""
+    """Return bytes, which a pickle of protocol 2 stores as text."""
     if encoding != "latin1":
-        raise Refused(f"holds text in the encoding {encoding!r:.20}")
+        raise Refused(f"has bytes in the encoding {encoding!r:.20}")
     return text.encode(encoding)
 
 
@@ -142,7 +142,7 @@ STORED = {
     "Bool": torch.bool,
 }  # fmt: skip
 DTYPES = frozenset(str(dtype).removeprefix("torch.") for dtype in STORED.values())
-KNOWN: dict[tuple[str, str], Any] = {  # what a pickle may name
+KNOWN: dict[tuple[str, str], Any] = {  # global names that a pickle may use
     ("collections", "OrderedDict"): collections.OrderedDict,
     ("torch._utils", "_rebuild_tensor_v2"): declared,
     ("torch._utils", "_rebuild_parameter"): parameter,
@@ -153,11 +153,11 @@ KNOWN: dict[tuple[str, str], Any] = {  # what a pickle may name
 
 
 class Skeleton(pickle.Unpickler):
-    """Reads a checkpoint's pickle without its numbers; imports nothing and calls nothing of what it names.
+    """Unpickler of a checkpoint without its numbers; imports and calls nothing that the pickle names.
 
     Args:
-        content: of data.pkl.
-        sizes: bytes of each record, by its name.
+        content: content of data.pkl.
+        sizes: record name -> size in bytes.
     """
 
     def __init__(self, content: bytes, sizes: dict[str, int]) -> None:
@@ -166,12 +166,12 @@ class Skeleton(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         dtype = getattr(torch, name, None) if module == "torch" and name in DTYPES else None
-        found = dtype or KNOWN.get((module, name))
-        if found is None:
+        target = dtype or KNOWN.get((module, name))
+        if target is None:
             raise Refused(
                 f"holds more than weights and plain values ({module}.{name}); it is not loaded"
             )
-        return found
+        return target
 
     def persistent_load(self, pid: Any) -> Storage:
         if type(pid) is not tuple or len(pid) != 5 or pid[0] != "storage":
@@ -183,7 +183,7 @@ class Skeleton(pickle.Unpickler):
         storage = Storage(key, dtype, count)
         if self.sizes.get(f"data/{key}") != storage.size:
             raise Refused(
-                f"the record of storage {key[:20]!r} is missing, or not as long as declared"
+                f"the record of storage {key[:20]!r} is missing, or has another length than declared"
             )
         return storage
 
@@ -192,8 +192,8 @@ def read_skeleton(file: Path) -> Any:
     """Return the content of a checkpoint with a ``Declared`` in the place of each tensor.
 
     Raises:
-        Refused: if it is no archive that torch.save writes, or would take more memory or time than its size.
-        UnsafePath: if it is no regular file, or too large.
+        Refused: if it is not an archive of torch.save, or would need more memory or time than its size.
+        UnsafePath: if it is not a regular file, or too large.
         OSError: if it cannot be read.
     """
     with open_regular(file, CHECKPOINT_LIMIT) as stream:
@@ -208,43 +208,43 @@ def read_skeleton(file: Path) -> Any:
         except Exception as error:  # a pickle can raise anything
             raise Refused(f"{type(error).__name__}: {error}") from error
     tensors = sum(value.size for value in walk(skeleton) if type(value) is Declared)
-    if tensors > 2 * sum(sizes.values()):  # twice: weights that a network uses in two places
+    if tensors > 2 * sum(sizes.values()):  # factor 2: weights that a network uses twice
         raise Refused(
-            "its tensors share their storages, and would take more memory than the file has"
+            "its tensors share storages, and would need more memory than the file is large"
         )
     return skeleton
 
 
 def read_records(stream: BinaryIO) -> tuple[dict[str, int], bytes]:
-    """Return the size of each record by its name, and the content of data.pkl.
+    """Return the size of each record by name, and the content of data.pkl.
 
     Raises:
-        Refused: if a record is packed, encrypted, stands twice or overlaps another.
+        Refused: if a record is compressed, encrypted, duplicate or overlaps another.
     """
     check_directory(stream)
     with zipfile.ZipFile(stream) as archive:
         records = archive.infolist()
         sizes: dict[str, int] = {}
         end = 0
-        for record in sorted(records, key=lambda one: one.header_offset):
+        for record in sorted(records, key=lambda record: record.header_offset):
             if (
                 record.compress_type != zipfile.ZIP_STORED
                 or record.compress_size != record.file_size
             ):
-                raise Refused("its records are packed; torch.save packs none")
+                raise Refused("its records are compressed; torch.save does not compress")
             if record.flag_bits & 1 or record.header_offset < end:
                 raise Refused("its records are encrypted or overlap")
             stream.seek(record.header_offset)
             signature, *lengths = LOCAL.unpack(stream.read(LOCAL.size))
             if signature != b"PK\x03\x04":
-                raise Refused("a record isn't where the directory says")
+                raise Refused("a record is not where the directory says")
             end = record.header_offset + LOCAL.size + sum(lengths) + record.file_size
             top, _, name = record.filename.partition("/")
             if not NAME.fullmatch(name) or top != records[0].filename.partition("/")[0]:
-                raise Refused("a record has no name that torch.save gives")
+                raise Refused("a record has a name that torch.save does not use")
             sizes[name] = record.file_size
-        if len({name.lower() for name in sizes}) < len(records):  # torch asks for names in any case
-            raise Refused("a record stands twice")
+        if len({name.lower() for name in sizes}) < len(records):  # torch ignores case
+            raise Refused("a record name occurs twice")
         if end > archive.start_dir:
             raise Refused("a record is longer than the file")
         if "data.pkl" not in sizes:
@@ -257,9 +257,9 @@ def read_records(stream: BinaryIO) -> tuple[dict[str, int], bytes]:
 
 
 def check_directory(stream: BinaryIO) -> None:
-    """Raise Refused unless a zip archive ends as those of torch.save do, with a directory of limited size."""
+    """Raise Refused unless a zip archive ends like those of torch.save, with a directory of limited size."""
     size = stream.seek(0, io.SEEK_END)
-    stream.seek(max(0, size - 98))  # the ends of zip64 and of zip, and what points to the former
+    stream.seek(max(0, size - 98))  # end records: zip64 56 bytes, its locator 20, zip 22
     tail = stream.read(98)
     if tail[-22:-18] != END:
         raise Refused("not a zip archive as torch.save writes it, or cut off")
@@ -271,15 +271,15 @@ def check_directory(stream: BinaryIO) -> None:
         count, length, start = struct.unpack("<QQQ", tail[-66:-42])
         ends = size - 98
     if start + length != ends:
-        raise Refused("the archive's directory isn't where its end says")
+        raise Refused("the archive's directory is not where its end record says")
     if count > RECORDS or length > DIRECTORY_LIMIT:
         raise Refused(f"{count} records; at most {RECORDS} are read")
 
 
 def check_opcodes(content: bytes) -> None:
-    """Raise Refused unless a pickle is of the instructions that torch.load takes, and numbers its values in turn.
+    """Raise Refused unless a pickle has only opcodes that torch.load accepts, and memo indices in order.
 
-    Python's own reader takes memory by the largest of these numbers.
+    Python's unpickler allocates memory by the largest memo index.
     """
     stored = containers = 0
     for number, (opcode, argument, _) in enumerate(pickletools.genops(content)):
@@ -293,16 +293,16 @@ def check_opcodes(content: bytes) -> None:
         if opcode.name in ("BINPUT", "LONG_BINPUT"):
             stored += 1
             if not isinstance(argument, int) or argument > stored:
-                raise Refused("its pickle isn't as torch.save writes it")
+                raise Refused("its pickle is not as torch.save writes it")
 
 
 def walk(content: Any) -> Iterator[Any]:
-    """Yield every value of a skeleton, at each place where it stands.
+    """Yield every value of a skeleton; a shared value once per place.
 
     Raises:
-        Refused: if they are too many, nest too deeply, or hold a number or text that no run writes.
+        Refused: for more than 1,000,000 values, 50 levels, or integers of more than 64 bits.
     """
-    level, seen = [content], 0
+    level, count = [content], 0
     for _ in range(DEEPEST):
         below: list[Any] = []
         for value in level:
@@ -310,9 +310,9 @@ def walk(content: Any) -> Iterator[Any]:
             if type(value) is int and not -WORD_64 - 1 <= value <= WORD_64:
                 raise Refused("a number of more than 64 bits")
             inner = inside(value)
-            seen += len(inner)
-            if seen > VALUES:
-                raise Refused(f"more than {VALUES} values, some counted several times")
+            count += len(inner)
+            if count > VALUES:
+                raise Refused(f"more than {VALUES} values, shared ones counted at each place")
             below += inner
         if not below:
             return
@@ -321,7 +321,7 @@ def walk(content: Any) -> Iterator[Any]:
 
 
 def inside(value: Any) -> list[Any]:
-    """Return what a container holds, its keys too; nothing of a plain value."""
+    """Return the values in a container, including keys and attributes; an empty list for a plain value."""
     if isinstance(value, dict):
         return [*value.keys(), *value.values(), *getattr(value, "__dict__", {}).values()]
     return list(value) if isinstance(value, list | tuple | set) else []

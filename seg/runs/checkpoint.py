@@ -1,4 +1,4 @@
-"""Checkpoint files: find, read and write them; reading runs no code."""
+"""Find, read and write checkpoint files; reading runs no code."""
 
 import os
 import pickle
@@ -15,25 +15,24 @@ from seg.runs.archive import Refused, read_skeleton
 from seg.runs.folder import CROSSVAL
 from seg.version import __version__
 
-FORMAT = 1  # of checkpoints; a later version counts up where an earlier one would read them wrongly
+FORMAT = 1  # of checkpoints; increased when earlier versions would read new files wrongly
 
 
 class DamagedCheckpoint(RunError):
-    """A checkpoint that can't be read, or isn't ours."""
+    """A checkpoint that is damaged, or was not written by seg.train."""
 
 
-DAMAGED = (
-    DamagedCheckpoint,
-    LookupError,
-    TypeError,
-)  # raised as a checkpoint is read, and looked into
+DAMAGED = (DamagedCheckpoint, LookupError, TypeError)  # errors of reading a damaged checkpoint
 
 
 def find_checkpoint(run: str | Path | None) -> Path:
-    """The checkpoint file of a run folder (the best, else the last), or the file itself.
+    """Return the checkpoint of a run: the best one, or else the last.
+
+    Args:
+        run: run folder, or a checkpoint file, which is returned as it is.
 
     Raises:
-        RunError: when there is none.
+        RunError: if there is none.
     """
     if run is None:
         raise RunError("run is not set: give a run folder or a checkpoint file, run=outputs/latest")
@@ -49,35 +48,38 @@ def find_checkpoint(run: str | Path | None) -> Path:
         folds = sorted(p.parent for p in path.glob("*/checkpoints") if not p.parent.is_symlink())
         one = quote_shell(render_option("run", folds[0])) if folds else ""
         raise RunError(
-            f"run={run}: a cross-validation, which is several networks; only seg.predict and seg.evaluate take "
-            f"them together{f', here give one of them, {one}' if folds else ''}"
+            f"run={run}: a cross-validation, which is several networks; only seg.predict and seg.evaluate use "
+            f"them together{f'; give one of them, {one}' if folds else ''}"
         )
-    raise RunError(f"run={run}: no checkpoints/best.ckpt or last.ckpt in it; a run folder has one")
+    raise RunError(
+        f"run={run}: no checkpoints/best.ckpt or last.ckpt in it; give a run folder or a checkpoint file"
+    )
 
 
 def nearby(path: Path) -> str:
+    """Return a hint that names the newest run next to a path, or an empty text."""
     runs = sorted(p.name for p in path.parent.glob("*/") if (p / "checkpoints").is_dir())
     return f"; the newest run in {path.parent} is {runs[-1]}" if runs else ""
 
 
 def check_finite(weights: Mapping[str, Any], file: Path) -> None:
-    """Raise RunError where a checkpoint's parameters or buffers hold nan or inf.
+    """Raise RunError if a parameter or buffer of a checkpoint contains nan or inf.
 
     Args:
         weights: name -> tensor, the checkpoint's ``state_dict``.
-        file: the checkpoint.
+        file: checkpoint, for the message.
     """
-    found = {}
+    broken = {}
     for name, tensor in weights.items():
         if isinstance(tensor, torch.Tensor) and (tensor.is_floating_point() or tensor.is_complex()):
             count = tensor.numel() - int(torch.isfinite(tensor).sum())
-            found |= {name: f"{count} of {tensor.numel()} values"} if count else {}
-    if found:
-        name, count = next(iter(found.items()))
-        others = len(found) - 1
-        more = f", likewise {others} more tensor{'s' * (others > 1)}" if others else ""
+            broken |= {name: f"{count} of {tensor.numel()} values"} if count else {}
+    if broken:
+        name, count = next(iter(broken.items()))
+        others = len(broken) - 1
+        more = f" (and of {others} more tensor{'s' * (others > 1)})" if others else ""
         raise RunError(
-            f"{file}: {count} of {name} are nan or inf{more}; finite weights are needed: take another checkpoint "
+            f"{file}: {count} of {name} are nan or inf{more}; finite weights are needed: use another checkpoint "
             "of the run, or train it again"
         )
 
@@ -86,7 +88,7 @@ def skeleton_of(file: str | Path) -> dict[str, Any]:
     """Return the content of a checkpoint with a ``Declared`` in the place of each tensor.
 
     Raises:
-        RunError: if it is damaged, or a later version wrote it, in a format that is not known here.
+        RunError: if it is damaged, or a later version wrote it in a newer format.
     """
     try:
         content = read_skeleton(Path(file))
@@ -101,14 +103,14 @@ def skeleton_of(file: str | Path) -> dict[str, Any]:
         type(card.get("format", FORMAT)) is not int or not 1 <= card.get("format", FORMAT) <= FORMAT
     ):
         raise RunError(
-            f"{file}: written by seg {card.get('version')!s:.40} in format {card['format']!s:.40}, and this is seg "
-            f"{__version__}, which reads format {FORMAT}; it needs the version that wrote it, or a later one"
+            f"{file}: written by seg {card.get('version')!s:.40} in format {card['format']!s:.40}, but seg "
+            f"{__version__} reads format {FORMAT}; install the version that wrote it, or a later one"
         )
     return content
 
 
 def read_checkpoint(file: str | Path) -> dict[str, Any]:
-    """Return the content of a checkpoint, which takes about as much memory as the file has bytes.
+    """Return the content of a checkpoint on the CPU; needs about as much memory as the file is large.
 
     Raises:
         RunError: if it is damaged, holds more than tensors and plain values, or a later version wrote it.
@@ -124,17 +126,17 @@ def read_checkpoint(file: str | Path) -> dict[str, Any]:
 
 
 def explain(error: BaseException) -> str:
-    """Return the first line of an error, with its type where it says little without."""
-    said = error.strerror if isinstance(error, OSError) else str(error).partition("\n")[0]
+    """Return the first line of an error, of at most 200 characters, with the type of unusual errors."""
+    text = error.strerror if isinstance(error, OSError) else str(error).partition("\n")[0]
     return (
-        str(said)[:200]
+        str(text)[:200]
         if isinstance(error, ValueError | OSError)
-        else f"{type(error).__name__}: {said}"[:200]
+        else f"{type(error).__name__}: {text}"[:200]
     )
 
 
 def is_whole(file: Path) -> bool:
-    """Return whether a checkpoint is there and can be read to its end."""
+    """Return True if a checkpoint exists and can be read completely."""
     try:
         read_checkpoint(file)
     except DAMAGED:
@@ -143,21 +145,27 @@ def is_whole(file: Path) -> bool:
 
 
 def written_by(card: dict[str, Any]) -> str:
-    """Which other version wrote a checkpoint, in words; nothing if it was this one, or it doesn't tell."""
+    """Return a remark on the version that wrote a checkpoint; empty if that is this version or unknown."""
     version = card.get("version", __version__)
     return (
         ""
         if version == __version__
-        else f" (this is {__version__}, and seg {version!s:.40} wrote it)"
+        else f" (this is seg {__version__}; seg {version!s:.40} wrote it)"
     )
 
 
 def write_checkpoint(file: Path, content: dict[str, Any], below: Path | None = None) -> None:
-    """Write a checkpoint, whole or not at all, also when the machine loses its power; see ``write_json``."""
+    """Write a checkpoint, whole or not at all, even on a power failure.
+
+    Args:
+        file: file to write or replace.
+        content: tensors and plain values.
+        below: folder that the user named; None: the folder of ``file``.
+    """
     with files.open_binary(file, below or file.parent) as stream:
         try:
             torch.save(content, stream)
-        except RuntimeError as error:  # of its own writer, which hides what the disk said
+        except RuntimeError as error:  # torch's writer hides the OSError
             raise error.__context__ or error from None
         stream.flush()
         os.fsync(stream.fileno())

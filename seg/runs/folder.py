@@ -1,13 +1,13 @@
-"""The run folder: made, written, and read back; a checkpoint is loaded without running its code.
+"""The run folder: create, lock and lay out.
 
-config.yaml     all that was chosen, resolved
-run.json        versions, command, commit, hardware, times, data, final metrics
+config.yaml     all options, resolved
+run.json        versions, command, commit, hardware, times, data, final metrics (seg.runs.record.RunRecord)
 metrics.csv     every measurement
 checkpoints/    best.ckpt and last.ckpt, each enough by itself
 panels/         pictures: image | truth | prediction | error
-images.csv      pixels right, wrong and missed of each image and class (seg.training.artifacts)
+images.csv      true positive, false positive and false negative pixels per image and class (seg.training.artifacts)
 predictions/    small pictures of some images: image, truth, prediction
-log.txt         what the terminal showed, and the libraries' warnings
+log.txt         terminal output, and warnings of the libraries
 """
 
 import os
@@ -25,20 +25,24 @@ from seg import files
 from seg.display.console import first_process
 from seg.errors import RunError
 
-CROSSVAL = "crossval.json"  # what seg.crossval leaves in the folder of its runs
+CROSSVAL = "crossval.json"  # record of a cross-validation, in the folder of its runs
 
 
 class Busy(RunError):
-    """Another process is at work in a folder."""
+    """Another process holds the lock of a folder."""
 
 
 def as_folder(name: str) -> str:
-    """A name of a folder that needs no quotes on a command line."""
+    """Return a folder name, of at most 100 characters, that needs no quotes on a command line."""
     return re.sub(r"[^A-Za-z0-9._-]+", "_", name)[:100]
 
 
 def create_folder(outputs: Path, name: str) -> Path:
-    """A new folder ``outputs/TIME-name`` that no other process got."""
+    """Create the folder ``outputs/TIME-name``, unique even if several runs start in the same second.
+
+    Raises:
+        RunError: if it cannot be created.
+    """
     try:
         files.make_folder(outputs, outputs)
         return numbered_folder(outputs, name)
@@ -47,6 +51,7 @@ def create_folder(outputs: Path, name: str) -> Path:
 
 
 def numbered_folder(outputs: Path, name: str) -> Path:
+    """Create ``TIME-name``, or ``TIME-name-2`` and so on if that exists."""
     stem = f"{time.strftime('%Y-%m-%d_%H-%M-%S')}-{as_folder(name)}"
     for attempt in range(1000):
         folder = outputs / (stem if attempt == 0 else f"{stem}-{attempt + 1}")
@@ -55,19 +60,24 @@ def numbered_folder(outputs: Path, name: str) -> Path:
         except FileExistsError:
             continue
         return folder
-    raise RunError(f"{outputs}: a thousand runs of this second are there already")
+    raise RunError(f"{outputs}: 1000 runs already started in this second; start the run again")
 
 
 def relative(path: Path) -> Path:
-    """As seen from here, if it lies below."""
+    """Return a path relative to the working folder if it is below that, else unchanged."""
     here = Path.cwd()
-    place = Path(os.path.realpath(path))  # also where links go round in a circle
-    return place.relative_to(here) if place.is_relative_to(here) else path
+    resolved = Path(os.path.realpath(path))  # unlike Path.resolve, accepts links in a circle
+    return resolved.relative_to(here) if resolved.is_relative_to(here) else path
 
 
 @rank_zero_only
 def lay_out(folder: Path, anew: bool) -> None:
-    """Makes the folders in a run's; anew: what is there goes, but for the lock that this process holds."""
+    """Create the folders inside a run folder.
+
+    Args:
+        folder: the run folder, locked by this process.
+        anew: delete its content first, except the lock.
+    """
     for entry in folder.iterdir() if anew else ():
         if entry.name != ".lock":
             shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
@@ -77,28 +87,31 @@ def lay_out(folder: Path, anew: bool) -> None:
 
 @rank_zero_only
 def point_latest(folder: Path) -> None:
-    """Makes ``latest`` beside a run's folder point to it."""
+    """Point the link ``latest``, next to a run folder, to that folder."""
     link = folder.parent / "latest"
     if link.exists() and not link.is_symlink():
-        return  # a user's own folder of that name
-    with suppress(OSError):  # a file system without links: a convenience less
+        return  # a folder or file of the user
+    with suppress(OSError):  # not all file systems have links
         files.point_link(link, folder.name)
 
 
 @contextmanager
 def alone(folder: Path, who: str, inside: str = "") -> Generator[Path]:
-    """A folder, made if absent, for this process only; the lock falls when the process ends.
+    """Create a folder and lock it for this process; in distributed training rank 0 holds the lock for all ranks.
 
-    Those that train one run together have it by the first of them.
+    The operating system releases the lock when the process ends.
 
     Args:
-        folder: that is worked on.
-        who: the command that does.
-        inside: folder in it that holds the lock, made too, which is given.
+        folder: folder to lock.
+        who: name of the command, for the message.
+        inside: subfolder that holds the lock.
+
+    Yields:
+        ``folder / inside``.
 
     Raises:
-        Busy: when another process is at work there.
-        RunError: when the folder can't be written, or holds a link there.
+        Busy: if another process holds the lock.
+        RunError: if the folder cannot be written, or the path to the lock contains a link.
     """
     place = folder / inside
     if not first_process():

@@ -31,7 +31,7 @@ from seg.runs.checkpoint import (
 from seg.runs.migrations import upgrade_targets
 from seg.runs.safe_loading import NETWORKS, check_plain, check_targets, is_text
 
-CLASSES = 1000  # of a run; a mask of one class a pixel has at most 255
+CLASSES = 1000  # most classes of a run; a mask of class indices has at most 255
 
 
 @dataclass(frozen=True)
@@ -39,16 +39,16 @@ class LoadedRun:
     """A trained network and all that is needed to use it.
 
     Attributes:
-        checkpoint: the file it came from.
-        folder: the run's folder; the file's own where it stands alone.
-        model: in evaluation mode.
-        config: the run's, resolved.
-        classes: names in the order of the mask's values.
-        colors: one (red, green, blue) in 0..255 a class.
-        intensity: how grey values become network input.
-        task: of the data it was trained on: classes, instances or overlapping.
+        checkpoint: file that it was loaded from.
+        folder: run folder; for a checkpoint outside of one, the folder of the file.
+        model: network, in evaluation mode.
+        config: resolved config of the run.
+        classes: class names, in the order of the mask values.
+        colors: one (red, green, blue) in 0..255 per class.
+        intensity: normalization of image values to network input.
+        task: task of the training data: classes, instances or overlapping.
         threshold: probability in 0..1 above which a pixel is class 1 of two, or has a label.
-        seen: of an ensemble: names of the images that trained any of its members.
+        seen: names of the images that any member of an ensemble was trained on; empty for a single run.
     """
 
     checkpoint: Path
@@ -64,15 +64,19 @@ class LoadedRun:
 
     @property
     def overlapping(self) -> bool:
-        """Whether a pixel may have several classes."""
+        """True if a pixel may have several classes."""
         return self.task == "overlapping"
 
 
 def threshold(run: LoadedRun, asked: float | None) -> float:
-    """The threshold asked for, or the run's own.
+    """Return the given threshold, or that of the run.
+
+    Args:
+        run: run that predicts.
+        asked: probability in (0, 1); None: the run's own threshold.
 
     Raises:
-        RunError: when the one asked for is none, or the run's classes have no threshold.
+        RunError: if ``asked`` is out of range, or the run has three or more exclusive classes.
     """
     if asked is None:
         return run.threshold
@@ -80,19 +84,19 @@ def threshold(run: LoadedRun, asked: float | None) -> float:
         raise RunError(f"threshold={asked}: a number between 0 and 1 is needed, or null")
     if len(run.classes) != 2 and not run.overlapping:
         raise RunError(
-            f"threshold={asked}: the run has {len(run.classes)} classes, of which the most probable is "
-            "taken; two classes or overlapping ones have a threshold"
+            f"threshold={asked}: the run has {len(run.classes)} classes, and a pixel gets the most "
+            "probable one; only two classes or overlapping ones have a threshold"
         )
     return float(asked)
 
 
 def load(run: str | Path | None) -> LoadedRun:
-    """Return a run, read back from its folder or checkpoint file; neither code nor data set is needed.
+    """Load a run from its folder or checkpoint file; the data set is not needed.
 
-    Shapes are compared before the network, or a weight, takes memory.
+    Shapes are compared before memory for the network or its weights is allocated.
 
     Raises:
-        RunError: if the file is no checkpoint of ours, is damaged, or would run code.
+        RunError: if the file is no checkpoint of seg.train, is damaged, or would run code.
     """
     file = find_checkpoint(run)
     card, shapes = read_card(file)
@@ -109,10 +113,10 @@ def load(run: str | Path | None) -> LoadedRun:
 
 
 def read_card(file: Path) -> tuple[dict[str, Any], dict[str, Declared]]:
-    """Return what a checkpoint says of its run, checked, and the declared tensors of its network by their names.
+    """Return the checked metadata of a checkpoint, and the declared tensors of its network by name.
 
     Raises:
-        RunError: if it is no checkpoint of ours, is damaged, or its config names what isn't honoured.
+        RunError: if it is no checkpoint of seg.train, is damaged, or its config names a class that is not allowed.
     """
     content = skeleton_of(file)
     try:
@@ -138,26 +142,27 @@ def read_card(file: Path) -> tuple[dict[str, Any], dict[str, Declared]]:
 
 
 def model_weights(weights: dict[str, Any]) -> dict[str, Any]:
-    """Return the network's part of a task's weights, by the names that it gives them."""
+    """Return the network's weights from those of the task, without the prefix ``model.``."""
     return {k.removeprefix("model."): v for k, v in weights.items() if k.startswith("model.")}
 
 
 def build_network(
     node: dict[str, Any], shapes: dict[str, Declared], file: Path, version: str
 ) -> Network:
-    """Return the network of a config, whose tensors have these shapes; it is not built if they differ.
+    """Build the network of a config, after comparing the shapes of its tensors with those of a checkpoint.
 
     Args:
-        node: of the config, its constructors checked.
-        shapes: of a checkpoint's tensors by their names.
-        file: the checkpoint.
-        version: which version wrote it, in words, if it was another one.
+        node: the config's ``model``, with checked constructors.
+        shapes: name -> tensor declared in the checkpoint.
+        file: checkpoint, for messages.
+        version: remark on the version that wrote the checkpoint, see ``written_by``.
 
     Raises:
-        RunError: if they differ, or the constructor refuses an option.
+        RunError: if a shape differs, or the constructor refuses an option.
     """
     node = without_weights(node)
     try:
+        # the meta device gives the shapes without memory
         check_call("model", node, {}, {})
         try:
             with torch.device("meta"):
@@ -165,7 +170,7 @@ def build_network(
         except InstantiationException as error:
             if not isinstance(error.__cause__, RuntimeError):
                 raise
-            # some of smp's encoders read a number as they are built, which the meta device has not
+            # some encoders of smp read a tensor's value in the constructor, which meta tensors lack
             check_small(node)
             planned = instantiate(node, _convert_="all")
         check_shapes({k: tuple(v.shape) for k, v in planned.state_dict().items()}, shapes)
@@ -174,39 +179,39 @@ def build_network(
     except Exception as error:
         cause = error.__cause__ if isinstance(error, InstantiationException) else None
         raise RunError(
-            f"{file}: its weights don't fit {node['_target_']} of this version{version}: {explain(cause or error)}"
+            f"{file}: its weights do not fit {node['_target_']} of this version{version}: {explain(cause or error)}"
         ) from error
 
 
 def check_small(node: Any) -> None:
-    """Raise ValueError if an option is a number by which a network could be too large to be built unseen."""
+    """Raise ValueError if an option is so large that building the network could exhaust the memory."""
     for value in node.values() if isinstance(node, dict) else node:
         if isinstance(value, int) and abs(value) > 1024:
-            raise ValueError(f"an option of {value}; at most 1024 is taken from a checkpoint")
+            raise ValueError(f"an option is {value}; a checkpoint may have at most 1024")
         if isinstance(value, dict | list):
             if len(value) > 32:
                 raise ValueError(
-                    f"an option of {len(value)} parts; at most 32 are taken from a checkpoint"
+                    f"an option has {len(value)} parts; a checkpoint may have at most 32"
                 )
             check_small(value)
 
 
 def check_shapes(planned: dict[str, tuple[int, ...]], shapes: dict[str, Declared]) -> None:
-    """Raise ValueError unless a network's tensors are those of a checkpoint."""
+    """Raise ValueError if names or shapes of a network's tensors differ from those of a checkpoint."""
     for name in (*planned, *shapes):
-        wanted = planned.get(name)
-        found = shapes[name].shape if name in shapes else None
-        if wanted != found:
+        needed = planned.get(name)
+        declared = shapes[name].shape if name in shapes else None
+        if needed != declared:
             raise ValueError(
-                f"{name[:100]} has the shape {found} in the file and {wanted} in the network; None: it isn't there"
+                f"{name[:100]} has the shape {declared} in the file and {needed} in the network; None: it is missing"
             )
 
 
 def check_buffers(planned: nn.Module, shapes: dict[str, Declared]) -> None:
-    """Raise ValueError if what a network has beside its weights is larger than they are."""
-    beside = sum(t.nbytes for name, t in planned.named_buffers() if name not in shapes)
-    if beside > sum(tensor.size for tensor in shapes.values()) + 64 * MIB:
-        raise ValueError(f"the network has {beside} bytes beside its weights")
+    """Raise ValueError if the buffers that a checkpoint does not hold are larger than its weights + 64 MiB."""
+    unsaved = sum(t.nbytes for name, t in planned.named_buffers() if name not in shapes)
+    if unsaved > sum(tensor.size for tensor in shapes.values()) + 64 * MIB:
+        raise ValueError(f"the network has {unsaved} bytes of buffers that are not in the file")
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -219,7 +224,7 @@ def fingerprint(model: nn.Module) -> str:
 
 
 def check_card(card: dict[str, Any]) -> None:
-    """Raise LookupError, TypeError or ValueError unless a checkpoint's facts are what each command takes them for."""
+    """Raise LookupError, TypeError or ValueError if a checkpoint's metadata is incomplete or of wrong types."""
     classes, colors, threshold = card["classes"], card["colors"], card.get("threshold", 0.5)
     task, config, intensity = card.get("task", "classes"), card["config"], card["intensity"]
     if not is_number(threshold) or not 0 < threshold < 1:
@@ -229,58 +234,58 @@ def check_card(card: dict[str, Any]) -> None:
     if len(colors) != len(classes) or not all(
         len(color) == 3 and all(type(v) is int and v in levels for v in color) for color in colors
     ):
-        raise ValueError("its colors aren't three numbers from 0 to 255 a class")
+        raise ValueError("its colors are not three numbers from 0 to 255 per class")
     if task not in get_args(Task):
         raise ValueError(f"its task is {task!r:.40}")
     if not isinstance(config, dict) or type(intensity) is not dict:
-        raise ValueError("its config or its intensity is no group")
+        raise ValueError("its config or its intensity is not a group of options")
     if not all(isinstance(config[group], dict) for group in ("model", "loss")):
-        raise ValueError("its model or its loss is no group")
+        raise ValueError("its model or its loss is not a group of options")
     if not all(isinstance(config.get(group, {}), dict) for group in ("data", "trainer", "loader")):
-        raise ValueError("its data, trainer or loader is no group")
+        raise ValueError("its data, trainer or loader is not a group of options")
     check_intensity(**intensity)
 
 
 def check_network(card: dict[str, Any]) -> None:
-    """Raise ValueError unless a checkpoint's network takes its channels, and gives the logits of its classes."""
+    """Raise ValueError unless a checkpoint's network fits its number of channels and classes."""
     classes, channels = card["classes"], len(card["intensity"]["mean"])
     overlapping = card.get("task") == "overlapping"
-    takes, logits = (card["config"]["model"].get(name) for name in ("in_channels", "num_classes"))
+    channels_in, logits = (
+        card["config"]["model"].get(name) for name in ("in_channels", "num_classes")
+    )
     if type(logits) is not int or logits not in {
         num_logits(len(classes), count, overlapping) for count in (1, 2)
     }:
         raise ValueError(
             f"its network gives {logits!s:.40} logits, and it has {len(classes)} classes"
         )
-    if type(takes) is not int or takes != channels:
+    if type(channels_in) is not int or channels_in != channels:
         raise ValueError(
-            f"its network takes {takes!s:.40} channels, and its intensity has {channels}"
+            f"its network takes {channels_in!s:.40} channels, and its intensity has {channels}"
         )
 
 
 def check_names(classes: list[Any]) -> None:
-    """Raise ValueError unless these are names of classes."""
+    """Raise ValueError unless these are 1 to 1000 distinct names."""
     if not isinstance(classes, list | tuple) or not all(isinstance(name, str) for name in classes):
-        raise ValueError("its classes are no names")
+        raise ValueError("its classes are not a list of names")
     if not 1 <= len(classes) <= CLASSES or len(set(classes)) < len(classes):
         raise ValueError(
-            f"its classes are {len(classes)} names; 1 to {CLASSES} are needed, none twice"
+            f"its classes are {len(classes)} names; 1 to {CLASSES} distinct names are needed"
         )
     if not all(map(is_text, classes)):
-        raise ValueError("a class's name is no text")
+        raise ValueError("a class name is not valid Unicode")
 
 
 def check_intensity(low: Any, high: Any, mean: Any, std: Any, clip: Any = False) -> None:
     """Raise ValueError unless these are the fields of an Intensity."""
     lists = (mean, std)
     if not all(type(part) is list and all(is_number(v) for v in part) for part in lists):
-        raise ValueError("its intensity's mean and std aren't lists of numbers")
+        raise ValueError("its intensity needs mean and std as lists of numbers")
     if len(mean) != len(std) or not mean or min(std) <= 0:
-        raise ValueError(
-            "its intensity's mean and std aren't a number a channel, the latter above 0"
-        )
+        raise ValueError("its intensity needs a mean and a std above 0 per channel")
     if not is_number(low) or not is_number(high) or type(clip) is not bool:
-        raise ValueError("its intensity's low, high or clip is none")
+        raise ValueError("its intensity needs numbers low and high, and clip true or false")
 
 
 def check_weights(weights: Any) -> None:
@@ -288,11 +293,11 @@ def check_weights(weights: Any) -> None:
     if not isinstance(weights, dict) or not all(
         isinstance(name, str) and type(tensor) is Declared for name, tensor in weights.items()
     ):
-        raise ValueError("its weights aren't named tensors")
+        raise ValueError("its weights are not named tensors")
 
 
 def without_weights(node: dict[str, Any]) -> dict[str, Any]:
-    """A network's config without the download of weights that the checkpoint replaces anyway."""
+    """Return a network's config without pretrained encoder weights, which the checkpoint replaces."""
     plain = {k: without_weights(v) if isinstance(v, dict) else v for k, v in node.items()}
     theirs = str(node.get("_target_")).startswith("segmentation_models_pytorch.")
     return plain | ({"encoder_weights": None} if theirs else {})  # imagenet is its default

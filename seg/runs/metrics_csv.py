@@ -1,4 +1,4 @@
-"""metrics.csv: one row for each time that something is measured."""
+"""metrics.csv: one row per measurement."""
 
 import csv
 import io
@@ -16,19 +16,19 @@ from seg.runs.safe_loading import read_rows
 
 
 class MetricsCSV(Logger):
-    """One row for each time that something is measured; the authority on a run's numbers.
+    """Logger that writes metrics.csv, the authority on a run's numbers.
 
-    A row is on disk as soon as it is written, whole or not at all. A new column rewrites the file aside and
-    swaps it in, so that a process killed at any moment, and a full disk, leave a whole file.
+    A row is appended as soon as it is logged. A new column rewrites the file under another name and replaces it,
+    so that the file is complete even if the process is killed or the disk is full.
 
     Args:
         file: metrics.csv.
-        until: steps that are done of a run that goes on, whose rows stay; None: it is new.
-        kept: rows of a run that goes on that stay, the first ones, where its checkpoint has their number; it counts
-            more than ``until``, since an epoch that time ended inside a step has rows of that step.
+        until: for a resumed run, the number of steps already done, whose rows are kept; None: a new run.
+        kept: for a resumed run, the number of first rows that are kept, if its checkpoint has it. It takes precedence
+            over ``until``: an epoch that the time limit ended in the middle of a step has rows of that step.
 
     Attributes:
-        written: rows in the file.
+        written: number of rows in the file.
     """
 
     def __init__(self, file: Path, until: int | None = None, kept: int | None = None) -> None:
@@ -44,11 +44,11 @@ class MetricsCSV(Logger):
 
     @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """The config has its own file."""
+        """Do nothing: config.yaml holds the config."""
 
     @rank_zero_only
     def take_up(self, until: int, kept: int | None) -> None:
-        """Leaves out the rows of steps that are made again."""
+        """Drop the rows of steps that will be repeated."""
         rows = read_metrics(self.file) if self.file.exists() else []
         self.columns = list(rows[0]) if rows else []
         if kept is None:
@@ -76,6 +76,7 @@ class MetricsCSV(Logger):
         self.written += 1
 
     def rewrite(self, rows: list[dict[str, str]]) -> None:
+        """Replace the file by one with the current columns and these rows."""
         with files.open_text(self.file, self.file.parent) as stream:
             writer = csv.DictWriter(stream, self.columns, restval="")
             writer.writeheader()
@@ -83,16 +84,16 @@ class MetricsCSV(Logger):
 
 
 def append(file: Path, line: str) -> None:
-    """Adds a line to a file, or nothing where the disk is full.
+    """Append a line to a file; if the disk is full, nothing is appended.
 
     Raises:
-        OSError: naming the file.
+        OSError: naming the file, if it cannot be written.
     """
     with files.append(file, file.parent) as stream:
-        before, left = stream.tell(), line.encode()
+        before, rest = stream.tell(), line.encode()
         try:
-            while left:
-                left = left[stream.write(left) :]
+            while rest:
+                rest = rest[stream.write(rest) :]
         except OSError as error:
             stream.truncate(before)
             error.filename = str(file)
@@ -100,13 +101,13 @@ def append(file: Path, line: str) -> None:
 
 
 def read_metrics(file: Path) -> list[dict[str, str]]:
-    """Rows of a metrics.csv; a metric that wasn't measured then is an empty string.
+    """Return the rows of a metrics.csv; a metric that was not measured in a row is an empty text.
 
-    A last line without an end, as a machine without power leaves it, is none; so is one of another length than
-    the header.
+    A last line without line end, as a power failure leaves it, and lines of another length than the header are
+    dropped.
 
     Raises:
-        RunError: if it cannot be read.
+        RunError: if the file cannot be read.
     """
     try:
         rows = read_rows(file)

@@ -1,12 +1,12 @@
-"""Names that configs of earlier versions hold, and what they are called today.
+"""Names of classes in configs of earlier versions, and their present names.
 
-A run folder keeps its config, whose ``_target_`` entries name classes by their module. A module that moves is
-entered here, so that every earlier run can still be read; ``tests/fixtures`` holds such runs.
+The ``_target_`` entries of a run's config name classes by module. A class that moves is entered here, so that
+earlier runs can still be read; ``tests/fixtures`` holds such runs.
 """
 
 from typing import Any
 
-TARGETS = {  # before 0.2
+TARGETS = {  # name before 0.2 -> present name
     "seg.data.module.DataModule": "seg.data.DataModule",
     "seg.data.folder.Folder": "seg.data.Folder",
     "seg.data.coco.Coco": "seg.data.Coco",

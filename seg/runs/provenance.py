@@ -1,8 +1,8 @@
-"""What a run came from: code, libraries, data and machine, as far as its numbers depend on them.
+"""Provenance of a run: code, libraries, data and machine, where numbers depend on them.
 
-run.json holds it, with two files beside: diff.patch, how the code differs from its commit, and
-fingerprints.csv, a hash of each image and mask. No user, host or folder of this machine is named, except in
-the command, which stands as it was typed.
+It is written to run.json and to two more files of the run folder: diff.patch, the difference of the code from its
+commit, and fingerprints.csv, a hash of each image and mask. User, host and folders of the machine are not
+recorded, except in the command, which is kept as typed.
 """
 
 import csv
@@ -27,8 +27,13 @@ from seg.files import open_text, write_bytes
 from seg.runs.safe_loading import read_rows
 
 PACKAGE = Path(__file__).parents[1]
-SOURCES = ("seg", "conf", "pyproject.toml", "constraints.txt")  # of a checkout, from its top
-MOST = 2**20  # bytes of a diff that is kept whole
+SOURCES = (
+    "seg",
+    "conf",
+    "pyproject.toml",
+    "constraints.txt",
+)  # recorded paths, relative to the top of a checkout
+MOST = 2**20  # bytes; of a larger diff only the file names are kept
 PACKAGES = (
     "seg", "torch", "lightning", "torchmetrics", "hydra-core", "omegaconf", "albumentations", "albucore",
     "numpy", "scipy", "scikit-image", "pillow", "tifffile", "imagecodecs", "wandb",
@@ -42,11 +47,11 @@ VARIABLES = (
 )  # fmt: skip
 Digests = dict[
     str, tuple[str, str]
-]  # name -> hash of image and mask, as seg.data.statistics has it
+]  # image name -> hash of image and hash of mask (seg.data.statistics)
 
 
 def origin() -> dict[str, Any]:
-    """Where a run comes from: command, versions, code, hardware, environment."""
+    """Return command, start time, versions, code, hardware and environment of this process, as run.json has them."""
     checkout = checkout_of(PACKAGE.parent)
     return {
         "command": [Path(sys.executable).name, *sys.orig_argv[1:]],
@@ -60,23 +65,23 @@ def origin() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Of Python and each library that is there and that numbers may depend on."""
-    found = {"python": platform.python_version()}
+    """Return the versions of Python and of each installed library that numbers may depend on."""
+    versions_of = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
-            found[package] = version(package)
+            versions_of[package] = version(package)
         except PackageNotFoundError:
             continue
-    found["opencv"] = cv2.__version__  # a package of any of four names
+    versions_of["opencv"] = cv2.__version__  # its package has one of four names
     if torch.version.cuda:
-        found["cuda"] = torch.version.cuda
+        versions_of["cuda"] = torch.version.cuda
     if cudnn := torch.backends.cudnn.version():
-        found["cudnn"] = str(cudnn)
-    return found
+        versions_of["cudnn"] = str(cudnn)
+    return versions_of
 
 
 def hardware() -> dict[str, Any]:
-    """Processor, memory and GPUs; ``instructions`` are those that PyTorch's own loops use."""
+    """Return processor, memory and GPUs; see ``seg.runs.record.HardwareState``."""
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "machine": platform.machine(),
@@ -91,10 +96,10 @@ def hardware() -> dict[str, Any]:
 
 
 def cpu_name() -> str:
-    """The processor's model, or its kind where the system doesn't say."""
-    told = Path("/proc/cpuinfo")  # of Linux
-    if os.access(told, os.R_OK):
-        lines = told.read_text(errors="replace").splitlines()
+    """Return the model of the processor, or its architecture if the model is unknown."""
+    cpuinfo = Path("/proc/cpuinfo")  # of Linux
+    if os.access(cpuinfo, os.R_OK):
+        lines = cpuinfo.read_text(errors="replace").splitlines()
         names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
         if names:
             return names[0]
@@ -102,7 +107,7 @@ def cpu_name() -> str:
 
 
 def memory() -> float | None:
-    """GiB of the machine; None where the system doesn't say."""
+    """Return the main memory in GiB; None if unknown."""
     names = ("SC_PHYS_PAGES", "SC_PAGE_SIZE")
     if not set(names) <= set(getattr(os, "sysconf_names", ())):
         return None
@@ -110,9 +115,9 @@ def memory() -> float | None:
     return round(pages * size / 2**30, 1)
 
 
-@cache  # the code that runs is what was there when the process began, also in a long sweep
+@cache  # the running code is that of the start of the process, even in a long sweep
 def source_hash(package: Path, conf: Path) -> str:
-    """12 hex digits of the SHA-256 of the package's files, the same for a checkout and its wheel."""
+    """Return 12 hex digits of the SHA-256 of the package's files; equal for a checkout and its wheel."""
     files = {f"seg/{file.relative_to(package).as_posix()}": file for file in package.rglob("*.py")}
     files |= {f"conf/{file.relative_to(conf).as_posix()}": file for file in conf.rglob("*.yaml")}
     digest = hashlib.sha256()
@@ -123,36 +128,36 @@ def source_hash(package: Path, conf: Path) -> str:
 
 
 class Checkout(NamedTuple):
-    """A commit, and how the files of the package differ from it.
+    """A git commit and the uncommitted changes of the package.
 
     Attributes:
-        commit: its hash.
-        patch: what ``git apply`` takes, untracked .py and .yaml files included; empty: nothing differs.
+        commit: hash of the commit.
+        patch: changes for ``git apply``, with untracked .py and .yaml files; empty: no changes.
     """
 
     commit: str
     patch: bytes
 
     def state(self) -> dict[str, Any]:
-        """As run.json has it."""
+        """Return the state as run.json holds it; see ``seg.runs.record.GitState``."""
         diff = hashlib.sha256(self.patch).hexdigest()[:12] if self.patch else None
         return {"commit": self.commit, "dirty": bool(self.patch), "diff": diff}
 
     def kept(self) -> bytes:
-        """What diff.patch holds: of a very large diff the names of the files alone."""
+        """Return the content of diff.patch; of a diff over 1 MiB only the names of the files."""
         if len(self.patch) <= MOST:
             return self.patch
-        size = f"# {len(self.patch) / 2**20:.1f} MiB, too much to be kept; these files differ:\n"
+        size = f"# {len(self.patch) / 2**20:.1f} MiB, too large to keep; files that differ:\n"
         names = re.findall(rb"^diff --git a/(.*) b/\1$", self.patch, re.MULTILINE)
         return size.encode() + b"".join(b"# %s\n" % name for name in names)
 
 
-@cache  # likewise
+@cache  # see source_hash
 def checkout_of(top: Path) -> Checkout | None:
-    """The state of a checkout; None without git, and for a package that no repository tracks.
+    """Return the state of a checkout; None without git, or if no repository tracks the package.
 
     Args:
-        top: folder that holds seg/ and conf/.
+        top: folder of seg/ and conf/.
     """
     try:
         listed = git(top, *LIST, "-z", "--", *SOURCES).decode().split("\0")
@@ -168,7 +173,7 @@ def checkout_of(top: Path) -> Checkout | None:
 
 
 def added(top: Path, name: str) -> bytes:
-    """A new file as git shows it; nothing for a link, which may lead anywhere."""
+    """Return an untracked file as a git patch; empty for a link, whose target may be outside."""
     if (top / name).is_symlink():
         return b""
     *lines, last = (top / name).read_bytes().split(b"\n")
@@ -182,17 +187,22 @@ def added(top: Path, name: str) -> bytes:
 
 
 LIST = ("ls-files", "-t", "--cached", "--others", "--exclude-standard")  # H tracked, ? new
-# nothing of the user's configuration: no external tool, no colours, prefixes that git apply takes
+# independent of the user's git configuration: no external tools, no colours, prefixes for git apply
 DIFF = ("diff", "--no-ext-diff", "--no-textconv", "--no-color", "--src-prefix=a/", "--dst-prefix=b/",
         "--relative", "--binary")  # fmt: skip
-ELSEWHERE = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_DIFF_OPTS")  # set within a git hook
+ELSEWHERE = (
+    "GIT_DIR",
+    "GIT_WORK_TREE",
+    "GIT_INDEX_FILE",
+    "GIT_DIFF_OPTS",
+)  # set in a git hook; unset here
 
 
 def git(top: Path, *arguments: str) -> bytes:
-    """What git says in a folder; it writes nothing, starts no pager, and asks nothing.
+    """Run git in a folder and return its output; git writes nothing and starts no pager or prompt.
 
     Raises:
-        SubprocessError: when it fails or takes longer than 10 s.
+        SubprocessError: if git fails or takes longer than 10 s.
     """
     settings = ("--no-pager", "--no-optional-locks", "-c", "core.fsmonitor=false")
     environment = {k: v for k, v in os.environ.items() if k not in ELSEWHERE}
@@ -203,16 +213,16 @@ def git(top: Path, *arguments: str) -> bytes:
 
 
 def data_fingerprint(digests: Digests) -> str:
-    """16 hex digits of the SHA-256 of names and pixels, as they are read; the same for a copy elsewhere."""
+    """Return 16 hex digits of the SHA-256 of all names and pixels; equal for a copy of the data."""
     lines = (f"{name} {image} {mask}\n" for name, (image, mask) in sorted(digests.items()))
     return hashlib.sha256("".join(lines).encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 @rank_zero_only
 def write_beside(folder: Path, digests: Digests) -> None:
-    """Writes diff.patch, where the code differs from its commit, and fingerprints.csv into a run's folder.
+    """Write diff.patch, if the code differs from its commit, and fingerprints.csv into a run folder.
 
-    What is there stays: of a run that was resumed they tell how it began, as its run.json does.
+    Existing files are kept: for a resumed run they describe its start, as run.json does.
     """
     if (folder / "fingerprints.csv").exists():
         return
@@ -226,10 +236,10 @@ def write_beside(folder: Path, digests: Digests) -> None:
 
 
 def read_digests(file: Path) -> Digests:
-    """What ``write_beside`` wrote; empty where there is no such file.
+    """Return the content of fingerprints.csv; empty if there is no such file.
 
     Raises:
-        ValueError: when it was damaged.
+        ValueError: if it is damaged.
     """
     if not file.is_file():
         return {}

@@ -1,10 +1,9 @@
-"""A finished run, read back to be trained again; its folder may be a stranger's.
+"""Load the record and config of a finished run; the folder is untrusted input.
 
-Of config.yaml nothing is imported that isn't a class of ours, of albumentations, of torch.optim or of
-segmentation_models_pytorch; checkpoints are read as plain values.
+config.yaml may name only classes of this package, albumentations, torch.optim and segmentation_models_pytorch;
+nothing else is imported. Checkpoints are read as plain values.
 """
 
-import math
 import os
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -15,47 +14,41 @@ import yaml
 
 from seg.errors import DataError, RunError, UserError
 from seg.files import read_text
-from seg.runs import checkpoint, records, safe_loading
+from seg.runs import checkpoint, safe_loading
 from seg.runs.migrations import upgrade_targets
+from seg.runs.record import RunRecord, read_record
 from seg.runs.run_info import FREE
 
-HONOURED = {  # packages whose classes a config may name, by group
+HONOURED = {  # config group -> packages whose classes it may name
     "data": ("seg.data",), "loader": ("seg.data",), "model": safe_loading.NETWORKS, "loss": ("seg.losses",),
     "metrics": ("seg.metrics",), "augment": ("albumentations", "seg.data"), "optim": ("torch.optim",),
     "schedule": ("seg.training.schedules",),
 }  # fmt: skip
 TRAINER = "seg.hardware.build_trainer"
-NEEDED = ("data", "model", "loss", "optim", "seed")  # a run's config has at least these
-# nothing learnt follows from these
-KINDS = {
-    "name": str, "seed": int, "splits": dict, "split_hash": str, "overrides": list, "choices": dict, "resumed": list,
-}  # fmt: skip
-PARTS = {"overrides": str, "resumed": dict, "splits": list}  # what those hold
-LATER = {"overrides": [], "choices": {}, "resumed": []}  # what runs of older versions don't tell
-ALIKE = ("split_hash", "data", "source", "versions")  # of runs that differ in the seed alone
-MOST_THREADS = 4096  # more is no machine's
+NEEDED = ("data", "model", "loss", "optim", "seed")  # groups and options of every run's config
+ALIKE = ("split_hash", "data", "source", "versions")  # equal in runs that differ in the seed alone
 Metrics = dict[str, float | None]
 
 
 class Past(NamedTuple):
-    """A finished run, as its folder tells.
+    """A finished run.
 
     Attributes:
-        folder: the run's.
-        record: of its run.json.
-        config: of its config.yaml, without the logger.
+        folder: the run folder.
+        record: content of run.json.
+        config: content of config.yaml, without the logger.
     """
 
     folder: Path
-    record: dict[str, Any]
+    record: RunRecord
     config: dict[str, Any]
 
 
 def finished_run(run: str | None) -> Past:
-    """What a run folder says of itself.
+    """Load a finished run from its folder.
 
     Raises:
-        RunError: when it isn't one, isn't finished, or its config names what isn't honoured.
+        RunError: if ``run`` is no run folder, is not finished, or its config names a class that is not allowed.
     """
     if run is None:
         raise RunError("run is not set: give a run folder, run=outputs/latest")
@@ -63,76 +56,48 @@ def finished_run(run: str | None) -> Past:
         raise RunError(f"run={run}: a run folder is needed, run=outputs/latest")
     folder = Path(os.path.realpath(run))
     if not (folder / "run.json").is_file():
-        wanted = "a run folder is needed, which holds run.json and config.yaml"
-        what = wanted if folder.exists() else "no such folder"
-        raise RunError(f"run={run}: {what}{checkpoint.nearby(Path(run))}")
-    return Past(folder, read_record(folder / "run.json"), read_config(folder / "config.yaml"))
+        problem = "a run folder is needed, which holds run.json and config.yaml"
+        problem = problem if folder.exists() else "no such folder"
+        raise RunError(f"run={run}: {problem}{checkpoint.nearby(Path(run))}")
+    record = finished_record(folder / "run.json")
+    return Past(folder, record, read_config(folder / "config.yaml"))
 
 
 @contextmanager
 def naming(file: Path) -> Generator[None]:
-    """Has a mistake that is told name the file which its option came from."""
+    """Add the config file's name to errors about an option that came from it."""
     try:
         yield
     except (UserError, DataError) as error:
-        option = isinstance(error, UserError) or str(error).startswith("data.")
-        if not option or str(file) in str(error):
+        concerns_option = isinstance(error, UserError) or str(error).startswith("data.")
+        if not concerns_option or str(file) in str(error):
             raise
         raise type(error)(f"{file}: {error}") from error
 
 
-def read_record(file: Path) -> dict[str, Any]:
-    """A finished run's run.json.
+def finished_record(file: Path) -> RunRecord:
+    """Return the record of a finished run.
 
     Raises:
-        RunError: when it is damaged, or the run isn't finished.
+        RunError: if the file is damaged, or the run is not finished.
     """
-    record = records.read_json(file)
-    if record.get("status") != "finished":
+    record = read_record(file)
+    if record.status != "finished":
         raise RunError(
-            f"{file}: the run's status is {record.get('status')}, so there are no numbers to compare with; give a "
+            f"{file}: the run's status is {record.status}, so there are no numbers to compare with; give a "
             "finished run"
         )
-    record = LATER | record
-    for name, kind in KINDS.items():
-        if not isinstance(record.get(name), kind):
-            raise RunError(f"{file}: {name} is missing or damaged; not written by seg.train")
-    metrics = record.get("metrics")
-    if not isinstance(metrics, dict) or not all(
-        value is None or type(value) in (int, float) for value in metrics.values()
-    ):
-        raise RunError(f"{file}: metrics is missing or damaged; not written by seg.train")
-    for name in ("overrides", "resumed", "splits"):
-        check_parts(record[name], PARTS[name], f"{file}: {name}")
-    record["metrics"] = {
-        name: value if value is not None and math.isfinite(value) else None
-        for name, value in metrics.items()
-    }
-    if threads_of(record) not in range(1, MOST_THREADS + 1):
-        raise RunError(f"{file}: hardware is damaged; not written by seg.train")
     return record
 
 
-def check_parts(parts: dict[str, Any] | list[Any], kind: type, what: str) -> None:
-    """Raise RunError unless each part of a record is of a kind."""
-    values = parts.values() if isinstance(parts, dict) else parts
-    if not all(isinstance(value, kind) for value in values):
-        raise RunError(f"{what} is damaged; not written by seg.train")
-
-
-def threads_of(record: dict[str, Any]) -> Any:
-    """PyTorch's threads in a run; 1 where its version didn't tell."""
-    hardware = record.get("hardware", {})
-    return hardware.get("threads", 1) if isinstance(hardware, dict) else None
-
-
 def read_config(file: Path) -> dict[str, Any]:
-    """A run's config, whose constructors are honoured ones.
+    """Return a run's config, checked to name only allowed constructors.
 
     Raises:
-        RunError: when it can't be read, or names others.
+        RunError: if the file cannot be read, or names other constructors.
     """
     try:
+        # plain values, and at least the groups that every run has
         config = safe_loading.read_yaml(read_text(file, safe_loading.CONFIG_LIMIT))
         if not isinstance(config, dict) or not set(NEEDED) <= set(config):
             raise RunError(f"{file}: not a run's config, which has {', '.join(NEEDED)} and more")
@@ -142,10 +107,11 @@ def read_config(file: Path) -> dict[str, Any]:
         for name in (*HONOURED, "trainer"):
             if not isinstance(config.get(name, {}), dict):
                 raise RunError(f"{file}: {name}={config[name]}; a group of options is needed")
+        # the trainer is built by a function, everything else by allowed classes
         trainer = dict(config.get("trainer", {}))
         target = trainer.pop("_target_", TRAINER)
         if target != TRAINER:
-            raise RunError(f"{file}: its config names {target!r}; only {TRAINER} is honoured")
+            raise RunError(f"{file}: its config names {target!r}; only {TRAINER} is allowed")
         for name, node in (config | {"trainer": trainer}).items():
             safe_loading.check_targets(node, file, HONOURED.get(name, ("seg",)))
     except RunError:
@@ -158,29 +124,35 @@ def read_config(file: Path) -> dict[str, Any]:
 
 
 def siblings(past: Past) -> dict[int, Metrics]:
-    """Seed -> metrics of the finished runs beside a run, by the same code, that differ in the seed alone."""
-    found: dict[int, Metrics] = {}
+    """Return the metrics of the finished runs in the same folder that differ from a run in the seed alone.
+
+    Returns:
+        Seed -> metrics; the run itself is left out.
+    """
+    metrics_of: dict[int, Metrics] = {}
     for file in sorted(past.folder.parent.glob("*/run.json")):
         if file.parent.is_symlink() or file.parent == past.folder:
             continue
         try:
-            record = read_record(file)
-            same = all(record.get(k) == past.record.get(k) for k in ALIKE)
-            if not same or record["seed"] == past.record["seed"]:
+            record = finished_record(file)
+            same = all(getattr(record, name) == getattr(past.record, name) for name in ALIKE)
+            if not same or record.seed == past.record.seed:
                 continue
-            if learnt_from(read_config(file.with_name("config.yaml"))) == learnt_from(past.config):
-                found[record["seed"]] = record["metrics"]
-        except RunError:  # unfinished, or not ours: it tells nothing of the noise
+            config = read_config(file.with_name("config.yaml"))
+        except RunError:  # unfinished or not ours: no sample of the seed's noise
             continue
-    return found
+        if learnt_from(config) == learnt_from(past.config):
+            assert record.seed is not None and record.metrics is not None  # of a finished run
+            metrics_of[record.seed] = record.metrics
+    return metrics_of
 
 
 def learnt_from(config: dict[str, Any]) -> dict[str, Any]:
-    """A config without the seed, and without what no number depends on; of devices it has the number."""
+    """Return a config without the seed and the options that change no number; devices become their count."""
     kept = {name: value for name, value in config.items() if name not in (*FREE, "seed")}
     loader, trainer = dict(config.get("loader", {})), dict(config.get("trainer", {}))
     for name in ("workers", "cache"):
         loader.pop(name, None)
-    if isinstance(trainer.get("devices"), list):  # of a sweep's jobs each has its own GPU
+    if isinstance(trainer.get("devices"), list):  # each job of a sweep has its own GPU
         trainer["devices"] = len(trainer["devices"])
     return kept | {"loader": loader, "trainer": trainer}

@@ -1,11 +1,11 @@
-"""JSON and YAML files of a run folder."""
+"""Read and write the JSON and YAML files of a run folder; in distributed training only rank 0 writes."""
 
 import json
 from pathlib import Path
 from typing import Any
 
 import yaml
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from lightning_utilities.core.rank_zero import rank_zero_only  # Lightning's own, without torch
 
 from seg import files
 from seg.errors import RunError
@@ -13,28 +13,33 @@ from seg.files import UnsafePath, read_text
 from seg.runs.safe_loading import RECORD_LIMIT, json_value
 
 
-@rank_zero_only
 def write_json(file: Path, content: dict, below: Path | None = None) -> None:
-    """Write a file of JSON, whole or not at all; nan, which JSON hasn't, becomes null.
+    """Write a JSON file, whole or not at all; nan, which JSON does not have, becomes null.
 
     Args:
-        file: that is written or replaced.
+        file: file to write or replace.
         content: plain values.
-        below: folder that the user named; None: that of ``file``.
+        below: folder that the user named; None: the folder of ``file``.
+
+    Raises:
+        UnsafePath: if ``file``, or a folder between it and ``below``, is a link.
+        OSError: if the file cannot be written.
     """
+    if getattr(rank_zero_only, "rank", 0):
+        return
     text = json.dumps(without_nan(content), indent=2, ensure_ascii=False)
     files.write_text(file, f"{text}\n", below or file.parent)
 
 
 def read_json(file: Path, limit: int = RECORD_LIMIT) -> dict[str, Any]:
-    """Return what ``write_json`` wrote.
+    """Return the content of a JSON file that ``write_json`` wrote.
 
     Args:
         file: run.json, sweep.json and the like.
         limit: largest size in bytes.
 
     Raises:
-        RunError: if it is not there, or was damaged since.
+        RunError: if it does not exist or is damaged.
     """
     try:
         content = json_value(read_text(file, limit))
@@ -49,23 +54,26 @@ def read_json(file: Path, limit: int = RECORD_LIMIT) -> dict[str, Any]:
 
 
 def without_nan(value: Any) -> Any:
+    """Return plain values with None for nan, and lists for tuples."""
     if isinstance(value, dict):
-        return {key: without_nan(below) for key, below in value.items()}
+        return {key: without_nan(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [without_nan(below) for below in value]
+        return [without_nan(item) for item in value]
     return None if value != value else value
 
 
 def encodable(value: Any) -> Any:
     """Return plain values with escapes in texts that YAML cannot hold, such as bytes of a folder's name."""
     if isinstance(value, dict):
-        return {key: encodable(below) for key, below in value.items()}
+        return {key: encodable(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [encodable(below) for below in value]
+        return [encodable(item) for item in value]
     return files.encodable(value) if isinstance(value, str) else value
 
 
-@rank_zero_only
 def write_config(file: Path, config: dict) -> None:
+    """Write config.yaml, whole or not at all."""
+    if getattr(rank_zero_only, "rank", 0):
+        return
     text = yaml.safe_dump(encodable(config), sort_keys=False, allow_unicode=True)
     files.write_text(file, text, file.parent)

@@ -1,4 +1,4 @@
-"""What the command line says of a run beside its config: its name, and its place in a sweep."""
+"""Run metadata that is not in the config: name, overrides, position in a sweep."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -9,39 +9,32 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-LAYOUT = tuple(  # options that say how data lies on disk; a run's name leaves them out
+LAYOUT = tuple(  # options of the data's place and format on disk; left out of a run's name
     f"data.{option}="
     for option in (
         "root", "classes", "colors", "images", "masks", "table", "annotations", "pair_by", "pages", "layers",
         "values", "palette", "ignore", "lists", "only_listed",
     )
 )  # fmt: skip
-FREE = (
-    "outputs",
-    "name",
-    "logger",
-    "panels",
-    "kept",
-    "fresh",
-    "resume",
-)  # nothing learnt follows from them
+# options that change nothing of what a network learns
+FREE = ("outputs", "name", "logger", "panels", "kept", "fresh", "resume")
 UNTOLD = (*FREE, "hydra", "trainer.max_", "loader.workers", *LAYOUT)  # left out of a run's name
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What is known of a run beside its config.
+    """Run metadata that is not in the config.
 
     Attributes:
-        name: of the run.
+        name: name of the run.
         overrides: words of the command line.
-        choices: the file chosen in each group.
-        group: of the sweep or search that it belongs to.
-        job: its number there.
-        folder: the run's, where it is not to be made of time and name below ``outputs``.
-        checkpoint: of the folder, from which the run goes on.
-        silent: whether what it says goes to its log.txt alone, as one of many does.
-        devices: indices of those that it has to itself, beside other runs; None: as its config says.
+        choices: config group -> chosen file.
+        group: name of the sweep or search that the run belongs to.
+        job: number of the run in that sweep or search, from 0.
+        folder: run folder; None: a new one below ``outputs``, named by time and ``name``.
+        checkpoint: checkpoint from which a stopped run is resumed.
+        silent: write messages to log.txt only, as the jobs of a sweep do.
+        devices: indices of the devices reserved for this run; None: those of the config.
     """
 
     name: str
@@ -56,19 +49,19 @@ class Asked:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """For run.json."""
+        """Return the metadata as run.json holds it."""
         return {
             k: v for k, v in asdict(self).items() if k not in ("folder", "checkpoint", "devices")
         }
 
 
 def sweeping() -> bool:
-    """Whether this is a job of a sweep."""
+    """Return True in a job of a sweep."""
     return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
 def typed(cfg: DictConfig) -> Asked:
-    """What the command line says of a run; its name is made of what differs from the defaults."""
+    """Return the metadata of the run that Hydra composed; without ``name=`` it is named by its overrides."""
     if not HydraConfig.initialized():
         return Asked(str(cfg.name or "run"))
     hydra = HydraConfig.get()
@@ -78,7 +71,13 @@ def typed(cfg: DictConfig) -> Asked:
 
 
 def named(words: Sequence[str], choices: Mapping[str, str], skip: tuple[str, ...] = UNTOLD) -> str:
-    """The words that tell runs apart, of a group only what was chosen."""
+    """Return a name for a run: its overrides joined by ``-``, of a group only the chosen file.
+
+    Args:
+        words: overrides as typed, ``model=unet``.
+        choices: config group -> chosen file.
+        skip: beginnings of the overrides to leave out.
+    """
     changed = [word.lstrip("+~") for word in words if not word.lstrip("+~").startswith(skip)]
     return "-".join(
         word.split("=", 1)[1] if word.split("=", 1)[0] in choices else word for word in changed

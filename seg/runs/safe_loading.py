@@ -1,4 +1,4 @@
-"""What is taken from a file that may be a stranger's: plain values, and constructors of these packages alone."""
+"""Safe loading of untrusted run folders: plain values, size limits, and an allow-list of constructors."""
 
 import csv
 import importlib
@@ -16,37 +16,29 @@ from yaml.constructor import ConstructorError
 from seg.errors import RunError, missing_extra
 from seg.files import MIB, read_text
 
-NETWORKS = (
-    "seg.models",
-    "segmentation_models_pytorch",
-)  # where a checkpoint's network may come from
+NETWORKS = ("seg.models", "segmentation_models_pytorch")  # packages of a checkpoint's network
 PEERS = "segmentation_models_pytorch"
-DECODERS = f"{PEERS}.decoders"  # its networks; its encoders would fetch weights
-USER_PACKAGES = (
-    "SEG_PACKAGES"  # environment variable: packages of the user's own, separated by commas
-)
+DECODERS = f"{PEERS}.decoders"  # of its networks; constructors of its encoders may download weights
+USER_PACKAGES = "SEG_PACKAGES"  # environment variable: trusted packages of the user, with commas
 DOTTED = re.compile(r"[A-Za-z]\w*(\.[A-Za-z]\w*){1,9}", re.ASCII)
-DEEPEST = 50  # levels of a config, or of a record
+DEEPEST = 50  # levels of nesting in a config or record
 WORD_64 = 2**63 - 1
-VALUES = 100_000  # of a config, each counted wherever it stands
-TOKENS = 200_000  # of config.yaml; reading one takes a kilobyte
-# bytes of a run folder's files, several times what 100,000 images and 20 classes need:
-# config.yaml, of which lists of classes and colours are the largest part, 100 bytes a class
-CONFIG_LIMIT = MIB
-# run.json, which names each image, sweep.json, predict.json and the like
-RECORD_LIMIT = 64 * MIB
-# crossval.json, which has a confusion matrix an image, 8 kB for 20 classes
-CROSSVAL_LIMIT = 2**30
-# metrics.csv, and images.csv, which has a row an image and class, 100 bytes
-TABLE_LIMIT = 512 * MIB
-CELLS = 40_000_000  # of such a table: images.csv has 6 a row
-# lists and groups of a record: crossval.json has one for each row of a confusion matrix
-CONTAINERS = 5_000_000
-LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's, ten times faster
+VALUES = 100_000  # in a config; a shared value counts at each place
+TOKENS = 200_000  # in config.yaml; reading one takes 1 kB
+# Largest size in bytes of each file of a run folder, several times what 100,000 images and 20 classes need
+CONFIG_LIMIT = MIB  # config.yaml; mainly lists of classes and colors, 100 bytes per class
+RECORD_LIMIT = 64 * MIB  # run.json with the names of all images, sweep.json, predict.json
+CROSSVAL_LIMIT = 2**30  # crossval.json with a confusion matrix per image, 8 kB for 20 classes
+TABLE_LIMIT = 512 * MIB  # metrics.csv; images.csv, 100 bytes per image and class
+CELLS = 40_000_000  # in a table; images.csv has 6 per row
+CONTAINERS = (
+    5_000_000  # lists and dicts in a record; crossval.json has one per row of a confusion matrix
+)
+LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # that of libyaml is ten times faster
 
 
 class PlainLoader(LOADER):
-    """Refuses what no config that was written has: a key twice, and merges, which grow without bound."""
+    """YAML loader that refuses duplicate keys, and merges, which can grow exponentially."""
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
         names = [(key.tag, key.value) for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
@@ -57,11 +49,11 @@ class PlainLoader(LOADER):
 
 
 def read_yaml(text: str) -> Any:
-    """What ``write_config`` wrote, of a file that may be a stranger's.
+    """Return the content of a config.yaml, untrusted.
 
     Raises:
-        YAMLError: when it is no YAML, has aliases or tags, names a key twice, or merges.
-        RecursionError: when it nests too deeply; libyaml would end the process.
+        YAMLError: if it is not YAML, or has aliases, tags, duplicate keys or merges.
+        RecursionError: if it nests more than 50 levels deep; libyaml would crash the process.
     """
     depth = 0
     for number, token in enumerate(yaml.scan(text, PlainLoader)):
@@ -72,24 +64,24 @@ def read_yaml(text: str) -> Any:
         if number > TOKENS:
             raise ConstructorError(None, None, f"more than {TOKENS} words", token.start_mark)
         if isinstance(token, yaml.AliasToken | yaml.AnchorToken | yaml.TagToken):
-            said = "aliases, anchors or tags; seg.train writes none"
-            raise ConstructorError(None, None, said, token.start_mark)
+            problem = "aliases, anchors or tags; seg.train writes none"
+            raise ConstructorError(None, None, problem, token.start_mark)
     return yaml.load(text, PlainLoader)
 
 
 def json_value(text: str) -> Any:
-    """Return the value of a JSON text, which may come from a stranger.
+    """Return the value of an untrusted JSON text.
 
     Raises:
-        ValueError: if it is no JSON, nests too deeply, has too many parts, or holds a number of more than 64 bits
-            or a text that no file can hold; no run writes such.
-        RecursionError: if it nests much too deeply.
+        ValueError: if it is not JSON, nests more than 50 levels deep, has too many lists and dicts, a number of more
+            than 64 bits, or a text that cannot be encoded.
+        RecursionError: if it nests more deeply than Python's parser allows.
     """
     if text.count("{") + text.count("[") > CONTAINERS:
-        raise ValueError(f"more than {CONTAINERS} lists and groups")
+        raise ValueError(f"more than {CONTAINERS} lists and dicts")
     content = json.loads(text, parse_int=whole_number)
     if re.search(r"\\ud[89a-f]", text, re.IGNORECASE):
-        try:  # a file's name that is not UTF-8 is kept as Python has it, with \udc80 to \udcff for its bytes
+        try:  # a file name that is not UTF-8 has \udc80 to \udcff for its bytes
             json.dumps(content, ensure_ascii=False).encode("utf-8", "surrogateescape")
         except UnicodeEncodeError as error:
             raise ValueError("half a character, \\ud800 or the like") from error
@@ -103,11 +95,11 @@ def json_value(text: str) -> Any:
 
 
 def read_rows(file: Path) -> Iterator[list[str]]:
-    """Yield the rows of a table that a run wrote, the header too; a last line without an end is none.
+    """Yield the rows of a CSV table, with its header; a last line without line end is dropped.
 
     Raises:
-        ValueError: if it is no such table, or has too many cells.
-        UnsafePath: if it is no regular file, or too large.
+        ValueError: if it is not CSV, or has more than 40,000,000 cells.
+        UnsafePath: if it is not a regular file, or too large.
         OSError: if it cannot be read.
     """
     text = read_text(file, TABLE_LIMIT)
@@ -123,7 +115,7 @@ def read_rows(file: Path) -> Iterator[list[str]]:
 
 
 def whole_number(digits: str) -> int:
-    """Return the number that these digits are.
+    """Return the integer that these digits spell.
 
     Raises:
         ValueError: if it has more than 64 bits.
@@ -134,7 +126,7 @@ def whole_number(digits: str) -> int:
 
 
 def is_text(text: str) -> bool:
-    """Return whether a text can be written into a file: it has no half characters."""
+    """Return True if a text is valid Unicode, without lone surrogates."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -143,14 +135,16 @@ def is_text(text: str) -> bool:
 
 
 def check_plain(node: Any, file: Path) -> None:
-    """Refuses a config of anything but dicts, lists, texts, numbers, booleans and null, or too deep a one.
+    """Raise RunError unless a config consists of dicts, lists, texts, numbers, booleans and null alone.
 
-    What else a file may hold, a tuple for one, OmegaConf would turn into such after it was looked at.
+    OmegaConf would convert other types, such as tuples, into these after the check. Interpolations, more than
+    100,000 values and more than 50 levels are refused too.
 
-    Raises:
-        RunError: naming what it found; interpolations are refused too.
+    Args:
+        node: the config.
+        file: file of the config, for messages.
     """
-    level, seen = [node], 1
+    level, count = [node], 1
     for _ in range(DEEPEST + 2):
         below: list[Any] = []
         for value in level:
@@ -159,8 +153,8 @@ def check_plain(node: Any, file: Path) -> None:
                 below += [*value, *value.values()]
             elif type(value) is list:
                 below += value
-        seen += len(below)
-        if seen > VALUES:  # a checkpoint can hold one list in many places
+        count += len(below)
+        if count > VALUES:  # a checkpoint can hold one list in many places
             raise RunError(f"{file}: its config has more than {VALUES} values")
         if not below:
             return
@@ -169,7 +163,7 @@ def check_plain(node: Any, file: Path) -> None:
 
 
 def check_value(value: Any, file: Path) -> None:
-    """Raise RunError for a value of a config that none has which was written."""
+    """Raise RunError for a type, interpolation, text or number that no written config contains."""
     kind = type(value)
     if kind not in (dict, list, str, int, float, bool, type(None)):
         raise RunError(
@@ -186,14 +180,16 @@ def check_value(value: Any, file: Path) -> None:
 
 
 def check_targets(node: Any, file: Path, packages: tuple[str, ...] = NETWORKS) -> None:
-    """Refuses a config that names a constructor from outside these packages, however deep.
+    """Raise RunError if a config names a constructor from outside the given packages, at any depth.
 
-    What counts is where the constructor was written: a foreign one that a module of ours imports, as in
-    ``seg.models.unet.typing.Any``, is refused too. So are Hydra's words by which an argument could stand
-    without its name; ``_partial_`` alone may be there, for optimisers.
+    The module that defines the constructor counts: one that an allowed module only imports, as in
+    ``seg.models.unet.typing.Any``, is refused. Hydra's keywords for positional arguments and recursion are refused
+    as well, and ``_partial_`` except for optimisers.
 
-    Raises:
-        RunError: naming file and constructor.
+    Args:
+        node: the config, or a group of it.
+        file: file of the config, for messages.
+        packages: allowed packages.
     """
     check_plain(node, file)
     for group in groups(node):
@@ -202,22 +198,22 @@ def check_targets(node: Any, file: Path, packages: tuple[str, ...] = NETWORKS) -
             raise RunError(f"{file}: its config names {target}, which {need}")
         if "_target_" in group and not written_in(target, packages):
             raise RunError(
-                f"{file}: its config names {target!r}; only {', '.join(packages)} are honoured; for a class "
+                f"{file}: its config names {target!r}; only {', '.join(packages)} are allowed; for a class "
                 f"of your own, name its package in the environment variable {USER_PACKAGES} (docs/extending.md)"
             )
         for name, value in group.items():
             partial = name == "_partial_" and packages != ("torch.optim",)
             if name in ("_args_", "_recursive_") or partial:
                 raise RunError(
-                    f"{file}: its config holds {name}={value!r}; a saved one has no such word"
+                    f"{file}: its config holds {name}={value!r}; a saved config has no such keyword"
                 )
-            elsewhere = name == "encoder_name" and ":" in str(value)  # timm's way to a hub
-            if elsewhere or name in ("checkpoint_path", "pretrained", "pretrained_cfg"):
+            from_hub = name == "encoder_name" and ":" in str(value)  # syntax of timm
+            if from_hub or name in ("checkpoint_path", "pretrained", "pretrained_cfg"):
                 raise RunError(f"{file}: its config reads weights from elsewhere: {name}={value!r}")
 
 
 def groups(node: Any) -> Iterator[dict[str, Any]]:
-    """Every dict of a config, however deep."""
+    """Yield every dict of a config, at any depth."""
     if isinstance(node, dict):
         yield node
     if isinstance(node, dict | list):
@@ -226,7 +222,7 @@ def groups(node: Any) -> Iterator[dict[str, Any]]:
 
 
 def written_in(target: object, packages: tuple[str, ...]) -> bool:
-    """Whether a dotted name is that of a class written in one of these packages; imports no others."""
+    """Return True if a dotted name is that of a class defined in one of these packages; imports no others."""
     if not isinstance(target, str) or not DOTTED.fullmatch(target):
         return False
     packages = (*packages, *user_packages())
@@ -234,11 +230,11 @@ def written_in(target: object, packages: tuple[str, ...]) -> bool:
     if not within(module, packages):
         return False
     try:
-        found = getattr(importlib.import_module(module), name)
+        target_class = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError):
         return False
     homes = (DECODERS if package == PEERS else package for package in packages)
-    return isinstance(found, type) and within(found.__module__, homes)
+    return isinstance(target_class, type) and within(target_class.__module__, homes)
 
 
 def user_packages() -> tuple[str, ...]:
@@ -248,5 +244,5 @@ def user_packages() -> tuple[str, ...]:
 
 
 def within(module: str, packages: Iterable[str]) -> bool:
-    """Whether a module is one of these packages, or lies in one."""
+    """Return True if a module is one of these packages, or inside one."""
     return any(module == package or module.startswith(f"{package}.") for package in packages)

@@ -28,6 +28,7 @@ from seg.errors import MISTAKES, RunError, UserError
 from seg.runs import provenance, records
 from seg.runs.checkpoint import explain, read_checkpoint, write_checkpoint
 from seg.runs.folder import point_latest, relative
+from seg.runs.record import write_record
 from seg.runs.run_info import Asked
 from seg.training import artifacts
 from seg.training.callbacks import progress
@@ -146,7 +147,7 @@ def fit(
             interrupts.reraise(error)
             raise
         try:
-            records.write_json(folder / "run.json", record | {"status": "running"})
+            write_record(folder, record | {"status": "running"})
             if not asked.silent:
                 point_latest(folder)
             restored(trainer, task, data, asked.checkpoint)
@@ -171,7 +172,7 @@ def fit(
                 raise
             raise error from caught
         interrupts.recording = True  # the run is finished; a signal no longer changes that
-        records.write_json(folder / "run.json", record | {"status": "finished", "metrics": scores})
+        write_record(folder, record | {"status": "finished", "metrics": scores})
     facts = {name: record[name] for name in ("minutes", "steps", "parameters")}
     finish(trainer.loggers, "finished", scores | facts)
     hardware.part()
@@ -217,7 +218,7 @@ def conclude_early(
     reason = without_keys(f"{type(error).__name__}: {one_line(error)}")
     reason = reason if signalled is None else signal.Signals(signalled).name
     try:
-        records.write_json(folder / "run.json", record | {"status": status, "error": reason})
+        write_record(folder, record | {"status": status, "error": reason})
     except OSError as full:
         log.warning(f"{full.filename}: {full.strerror}; it still says that the run is running")
     interrupts.recording = interrupts.training = False  # a logger may wait for its server

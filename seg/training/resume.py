@@ -20,18 +20,16 @@ from seg.cli.conf_files import CONF
 from seg.cli.validation import check_level, is_number
 from seg.errors import RunError, UserError
 from seg.files import read_text
-from seg.runs import reader, records
+from seg.runs import reader
 from seg.runs.checkpoint import DAMAGED, check_finite, nearby, read_checkpoint
 from seg.runs.migrations import upgrade_targets
+from seg.runs.record import RunRecord, read_record
 from seg.runs.run_info import Asked
 from seg.runs.safe_loading import CONFIG_LIMIT, check_targets, read_yaml
 
 log = logging.getLogger("seg")
 TOLD_ANEW = ("status", "error")  # of a run's record, when it goes on
 ANEW = ("versions", "git", "source", "hardware", "environment")  # noted again, where they differ
-TOLD = {  # of a record, what a run that goes on takes from it
-    "name": str, "overrides": list, "choices": dict, "group": (str, type(None)), "job": (int, type(None)), "resumed": list,
-}  # fmt: skip
 LOGGERS = ("seg.training.loggers",)
 # folders of a run in which training writes
 WRITTEN = ("checkpoints", "panels", "predictions", "predictions/val", "predictions/test")
@@ -61,24 +59,28 @@ def resumed(cfg: DictConfig) -> tuple[DictConfig, Asked]:
     files.check_links(folder / "run.json", folder)
     if not (folder / "run.json").is_file():
         raise RunError(f"resume={folder}: no run folder{nearby(folder)}")
-    record = records.read_json(folder / "run.json")
-    if record.get("status") == "finished":
+    record = read_record(folder / "run.json")
+    if record.status == "finished":
         raise RunError(
             f"resume={folder}: the run is finished; init={folder} begins another with its weights"
         )
     return saved_config(folder), as_asked(folder, record)
 
 
-def as_asked(folder: Path, record: dict[str, Any]) -> Asked:
+def as_asked(folder: Path, record: RunRecord) -> Asked:
     """What was asked of a run that goes on from its last checkpoint."""
     checkpoint = newest(folder)
     if checkpoint is None:
         raise RunError(f"resume={folder}: no checkpoints/last.ckpt yet; begin the run anew")
-    check_record(record, folder / "run.json")
     return Asked(
-        record.get("name", folder.name), record.get("overrides", []), record.get("choices", {}), record.get("group"),
-        record.get("job"), folder.resolve(), checkpoint,
-    )  # fmt: skip
+        folder.name if record.name is None else record.name,
+        record.overrides,
+        record.choices,
+        record.group,
+        record.job,
+        folder.resolve(),
+        checkpoint,
+    )
 
 
 def newest(folder: Path) -> Path | None:
@@ -167,17 +169,6 @@ CALLBACKS: dict[str, Callable[[Any], bool]] = {
 }  # fmt: skip
 
 
-def check_record(record: dict[str, Any], file: Path) -> None:
-    """Raise RunError unless what an unfinished run's record says of it is of the right kind."""
-    for name, kinds in TOLD.items():
-        if name in record and not isinstance(record[name], kinds):
-            raise RunError(f"{file}: {name} is damaged; not written by seg.train")
-    words, choices = record.get("overrides", []), record.get("choices", {})
-    parts = [*words, *choices, *(choice for choice in choices.values() if choice is not None)]
-    if not all(isinstance(part, str) for part in parts):
-        raise RunError(f"{file}: overrides or choices are damaged; not written by seg.train")
-
-
 def checkpoints_there(folder: Path) -> list[Path]:
     """Return the checkpoints of a run's folder from which it can be resumed."""
     return [file for name in CHECKPOINTS if (file := folder / "checkpoints" / name).is_file()]
@@ -253,7 +244,7 @@ def continued(folder: Path, now: dict[str, Any]) -> dict[str, Any]:
     Raises:
         RunError: when its images, or their division, aren't those that it began with.
     """
-    old = records.read_json(folder / "run.json")
+    old = read_record(folder / "run.json").content()
     for name, what in (("split_hash", "splits"), ("data", "images or masks")):
         if name in old and old[name] != now[name]:
             raise RunError(

@@ -1,0 +1,182 @@
+"""Schema of run.json: what a run records about itself; the file is written and checked here.
+
+``RunRecord`` documents the file. It is tolerant: runs of earlier versions lack fields, those of later versions have
+more, and both are read. A field that is present must have its type.
+"""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    InstanceOf,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from seg.errors import RunError
+from seg.runs.records import read_json, without_nan, write_json
+from seg.runs.safe_loading import RECORD_LIMIT
+
+RECORD_FILE = "run.json"
+Text = InstanceOf[str]  # str of pydantic refuses the bytes of a file name that is not UTF-8
+Number = int | float | None  # null stands for nan
+
+
+class Section(BaseModel):
+    """Part of a record; values are not converted, and unknown fields are kept."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+
+class GitState(Section):
+    """State of the checkout that a run was started from."""
+
+    commit: Text = Field("", description="hash of the commit")
+    dirty: bool = Field(
+        False, description="true: tracked or new source files differ from the commit"
+    )
+    diff: Text | None = Field(
+        None, description="12 hex digits of the SHA-256 of diff.patch; null: no difference"
+    )
+
+
+class HardwareState(Section):
+    """Machine that a run was trained on."""
+
+    machine: Text = Field("", description="architecture, x86_64")
+    system: Text = Field("", description="operating system, Linux")
+    cpu: Text = Field("", description="model of the processor")
+    instructions: Text = Field("", description="instruction set of PyTorch's CPU kernels, AVX2")
+    cpus: int | None = Field(None, description="logical processors")
+    threads: int = Field(1, ge=1, le=4096, description="threads of PyTorch")
+    memory_gib: Number = Field(None, description="main memory, GiB")
+    gpus: list[Text] = Field([], description="name of each visible GPU")
+
+
+class DataState(Section):
+    """Data that a run was trained on."""
+
+    fingerprint: Text = Field(
+        "", description="16 hex digits of the SHA-256 of all names and pixels"
+    )
+
+
+class RunRecord(Section):
+    """Content of run.json, in the order of the file."""
+
+    command: list[Text] = Field([], description="words of the command, the first is Python")
+    started: Text = Field("", description="local time with offset, 2026-11-27T08:25:01+0000")
+    versions: dict[Text, Text] = Field(
+        {}, description="package -> version; also python, opencv, cuda and cudnn"
+    )
+    git: GitState | None = Field(None, description="null: not a git checkout")
+    source: Text = Field(
+        "", description="12 hex digits of the SHA-256 of the files of seg/ and conf/"
+    )
+    hardware: HardwareState = Field(HardwareState(), description="machine of the training")
+    environment: dict[Text, Text] = Field(
+        {}, description="set environment variables that can change numbers"
+    )
+    name: Text | None = Field(None, description="name of the run")
+    overrides: list[Text] = Field([], description="words of the command line, optim.lr=0.01")
+    choices: dict[Text, Text] = Field({}, description="config group -> chosen file")
+    group: Text | None = Field(None, description="sweep or search of the run; null: none")
+    job: int | None = Field(None, description="number of the job in that sweep or search, from 0")
+    silent: bool = Field(
+        False, description="true: messages went to log.txt only, not to the terminal"
+    )
+    seed: int | None = Field(None, description="seed of weights, splits, augmentation and sampling")
+    classes: list[Text] = Field([], description="class names, in the order of the mask values")
+    colors: list[list[int]] = Field([], description="one (red, green, blue) in 0..255 per class")
+    parameters: int | None = Field(None, description="number of weights of the network")
+    splits: dict[Text, list[Text]] | None = Field(
+        None, description="train, val and test -> names of their images"
+    )
+    split_hash: Text | None = Field(None, description="12 hex digits of the SHA-256 of the splits")
+    data: DataState = Field(DataState(), description="images and masks")
+    resumed: list[dict[Text, Any]] = Field(
+        [], description="one entry per resume: command, started, and what differs"
+    )
+    threshold: Number = Field(
+        None, description="probability in 0..1 above which a pixel has a label"
+    )
+    minutes: Number = Field(None, description="duration of the training, minutes")
+    steps: int | None = Field(None, description="optimiser steps")
+    status: Literal["running", "finished", "failed", "interrupted", "pruned"] = Field(
+        description="state of the run"
+    )
+    metrics: dict[Text, Number] | None = Field(
+        None, description="final scores, best/val/dice; null: nan"
+    )
+    error: Text | None = Field(
+        None, description="of a failed run: type and message; of an interrupted one: the signal"
+    )
+
+    @field_validator("choices", mode="before")
+    @classmethod
+    def drop_null(cls, choices: Any) -> Any:
+        """Return the choices without groups for which an early version wrote null."""
+        if not isinstance(choices, dict):
+            return choices
+        return {group: choice for group, choice in choices.items() if choice is not None}
+
+    @field_validator("metrics")
+    @classmethod
+    def drop_non_finite(cls, metrics: dict[str, Number] | None) -> dict[str, Number] | None:
+        """Return the metrics with None for what is not finite."""
+        return metrics and {
+            name: value if value is not None and math.isfinite(value) else None
+            for name, value in metrics.items()
+        }
+
+    @model_validator(mode="after")
+    def check_finished(self) -> Self:
+        """Raise ValueError if a finished run lacks what other commands need from it."""
+        for name in ("name", "seed", "splits", "split_hash", "metrics"):
+            if self.status == "finished" and getattr(self, name) is None:
+                raise ValueError(f"{name} is missing")
+        return self
+
+    def content(self) -> dict[str, Any]:
+        """Return the fields that the file has, without defaults."""
+        return self.model_dump(exclude_unset=True)
+
+
+def read_record(file: Path) -> RunRecord:
+    """Return the record of a run, finished or not.
+
+    Raises:
+        RunError: if the file cannot be read, or a field has the wrong type.
+    """
+    content = read_json(file, RECORD_LIMIT)
+    try:
+        return RunRecord.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"][:2]) if first["loc"] else "the record"
+        problem = first["msg"].removeprefix("Value error, ")
+        raise RunError(
+            f"{file}: {place:.100} is damaged ({problem:.200}); not written by seg.train"
+        ) from error
+
+
+def write_record(folder: Path, record: Mapping[str, Any]) -> None:
+    """Write run.json into a run folder, whole or not at all.
+
+    Args:
+        folder: of the run.
+        record: fields of a ``RunRecord``; written as they are, nan as null.
+
+    Raises:
+        ValidationError: if a field has the wrong type.
+        OSError: if the file cannot be written.
+    """
+    content = without_nan(dict(record))
+    RunRecord.model_validate(content)
+    write_json(folder / RECORD_FILE, content)
