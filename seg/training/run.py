@@ -1,10 +1,12 @@
 """Train one run from its config."""
 
+import gc
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import lightning as L
+import torch
 from omegaconf import DictConfig
 
 from seg import files, hardware
@@ -49,12 +51,22 @@ def train(
     Raises:
         UserError: if the config, the data and the network do not fit together.
     """
-    if cfg.resume is None:
-        return begin(cfg, callbacks, asked or typed(cfg))
-    file = Path(str(cfg.resume)) / "config.yaml"
-    cfg, asked = resumed(cfg)
-    with naming(file):
-        return begin(cfg, callbacks, asked)
+    try:
+        if cfg.resume is None:
+            return begin(cfg, callbacks, asked or typed(cfg))
+        file = Path(str(cfg.resume)) / "config.yaml"
+        cfg, asked = resumed(cfg)
+        with naming(file):
+            return begin(cfg, callbacks, asked)
+    finally:
+        free_memory()
+
+
+def free_memory() -> None:
+    """Free the memory of a finished training, whose trainer and task reference each other."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def begin(cfg: DictConfig, callbacks: Sequence[L.Callback], asked: Asked) -> dict[str, float]:

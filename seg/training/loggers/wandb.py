@@ -173,7 +173,7 @@ def offline_reason(timeout: float) -> str | None:
         return f"WANDB_MODE={mode}"
     url = server()
     if not has_key(url):
-        return "no API key; wandb login makes one known"
+        return "no API key; run wandb login, or set WANDB_API_KEY"
     if not answers(url, timeout):
         return f"{urlparse(url).hostname} doesn't answer within {timeout:g} s"
     return None
