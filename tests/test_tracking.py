@@ -51,7 +51,7 @@ def test_every_row_written_survives_a_kill(tmp_path):
     script = f"""
 import os, signal
 from pathlib import Path
-from seg.tracking import MetricsCSV
+from seg.training.loggers import MetricsCSV
 csv = MetricsCSV(Path({str(tmp_path / "metrics.csv")!r}))
 for step in range(50):
     csv.log_metrics({{"loss": step / 2, **({{"dice": 1.0}} if step > 40 else {{}})}}, step)
