@@ -32,6 +32,11 @@ class Checkpoints(ModelCheckpoint):
     has changed; and a checkpoint does not contain the path of a home folder.
     """
 
+    @property
+    def state_key(self) -> str:
+        # The key in checkpoints, which must not follow the name of the class.
+        return f"Checkpoints{super().state_key.removeprefix(type(self).__qualname__)}"
+
     def state_dict(self) -> dict[str, Any]:
         state = super().state_dict()
         names = {key: Path(state[key]).name for key in FILES}

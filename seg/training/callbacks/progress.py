@@ -32,6 +32,10 @@ class Lines(L.Callback):
 
     seconds = 0.0
 
+    @property
+    def state_key(self) -> str:
+        return "Lines"  # in checkpoints, whatever the name of the class
+
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.before, self.started = self.seconds, time.perf_counter()
         self.paused, self.images = 0.0, 0
