@@ -1,8 +1,8 @@
-"""Trains every fold, and judges each image by the network that did not see it: ``python -m seg.crossval``.
+"""Cross-validate: train every fold, and score each image with the network that did not train on it.
 
-Leaves, below ``output``, a run folder for each fold, the out-of-fold masks and probabilities, and
-crossval.json with all scores; seg.predict and seg.evaluate take the folder as an ensemble of its folds.
-A fold that is finished stays finished: the same command goes on where it was stopped.
+``python -m seg.crossval data=folder data.root=DATA data.classes=[a,b]`` writes, below ``output``, a run folder per
+fold, the out-of-fold masks and probabilities, and crossval.json with all scores. seg.predict and seg.evaluate use the
+folder as an ensemble of its folds. The same command continues with the unfinished folds.
 """
 
 import logging
@@ -25,7 +25,18 @@ log = logging.getLogger("seg")
 
 
 def crossval(cfg: DictConfig) -> dict[str, Any]:
-    """What crossval.json holds."""
+    """Train, predict and score all folds.
+
+    Args:
+        cfg: composed from conf/crossval.yaml.
+
+    Returns:
+        The contents of crossval.json.
+
+    Raises:
+        UserError: if the options, the data or the output folder do not allow a cross-validation.
+    """
+    # Check the options, the folds and the output folder.
     quiet()
     check_line()
     check_request(cfg)
@@ -34,6 +45,7 @@ def crossval(cfg: DictConfig) -> dict[str, Any]:
     files.check_writable(output, output, [CROSSVAL, "log.txt", ".lock"])
     files.check_links(output / PREDICTED, output)
     check_folder(output)
+    # Train what is unfinished, and score.
     with folder.alone(output, "seg.crossval"):
         record = begin(cfg, plan, output)
         if record["status"] == "finished":
@@ -48,7 +60,7 @@ def crossval(cfg: DictConfig) -> dict[str, Any]:
 
 
 def tell(record: dict[str, Any], output: Path) -> None:
-    """The closing table, what to think of it, and what to do next."""
+    """Print the final table, its caveats and the next commands."""
     place = folder.relative(output)
     run = render_option("run", place)
     log.info("", extra={"table": fold_table(record)})
@@ -56,9 +68,9 @@ def tell(record: dict[str, Any], output: Path) -> None:
         log.info(tables.interval_line(len(record["images"]), level))
     best = record["settings"]["threshold"] == "best"
     log.info(
-        "pooled: each image judged by the network that did not train on it; but that network's checkpoint"
-        f"{' and threshold' * best} did best on these images, which flatters it"
-        f"{'; the test images chose nothing' * ('test' in record)}"
+        "pooled: each image is scored with the network that did not train on it; as these images also selected the "
+        f"network's checkpoint{' and threshold' * best}, the scores are slightly optimistic"
+        f"{'; the test images selected nothing' * ('test' in record)}"
     )
     log.info(
         f"numbers {quote_path(place / CROSSVAL)}, masks of all images {quote_path(place / PREDICTED)}"

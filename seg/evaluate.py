@@ -1,4 +1,4 @@
-"""Scores a run on a split or on other data: ``python -m seg.evaluate run=outputs/latest data.split=test``."""
+"""Evaluate a run on a split or on other data: ``python -m seg.evaluate run=outputs/latest data.split=test``."""
 
 import dataclasses
 import logging
@@ -31,10 +31,16 @@ log = logging.getLogger("seg")
 
 
 def evaluate(cfg: DictConfig) -> dict[str, float]:
-    """Metrics of the run's network on a split, as logged in training; writes them beside panels.
+    """Evaluate a run's network on a split, and write the metrics and panels.
 
-    Where the data counts objects, also those of seg.metrics.isbi2012 and seg.metrics.instances.
+    Args:
+        cfg: composed from conf/evaluate.yaml.
+
+    Returns:
+        ``SPLIT/metric`` -> value, under the names of training; for instance segmentation also the border and object
+        scores of seg.metrics.isbi2012 and seg.metrics.instances.
     """
+    # Load the run, and check the options and the output folder before the network runs.
     quiet()
     run = ensemble.load(cfg.run, cfg.model.depth)
     try:
@@ -48,6 +54,7 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     below = folder if cfg.output else run.folder
     files.check_writable(folder, below, names(metrics, cfg.panels))
     files.check_tree(folder / "panels", below)
+    # Score the pixels, and the objects if the data has any.
     split, data = open_data(cfg, run)
     task = SegmentationTask(run.model, trained_loss(run), metrics)
     scores = count(cfg, run, task, data, split)
@@ -55,20 +62,20 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     if data.source.task == "instances":
         device = torch_device(pick_accelerator(cfg.accelerator))
         settle(run.model, device)
-        found, more = count_objects(
+        objects, object_evidence = count_objects(
             run, data.samples(split), metrics.threshold, plain(cfg.objects), device
         )
-        scores |= {f"{split}/{name}": value for name, value in found.items()}
-        evidence |= more
+        scores |= {f"{split}/{name}": value for name, value in objects.items()}
+        evidence |= object_evidence
     Report(cfg, run, data, split, folder, below, task.test_metrics).write(scores, evidence)
     return scores
 
 
 @command("evaluate")
 def main(cfg: DictConfig) -> None:
-    asked = f"evaluating, eval_batch_size={cfg.eval_batch_size}"
+    demand = f"evaluating, eval_batch_size={cfg.eval_batch_size}"
     with explaining(
-        asked, "whole images go in there: lower eval_batch_size or workers, or cut the images"
+        demand, "whole images are evaluated: lower eval_batch_size or workers, or cut the images"
     ):
         evaluate(cfg)
 

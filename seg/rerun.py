@@ -1,7 +1,7 @@
-"""Trains a finished run once more and says whether its numbers come out again: ``python -m seg.rerun run=RUN``.
+"""Train a finished run again, and compare its numbers: ``python -m seg.rerun run=RUN``.
 
-The new run folder holds rerun.json: each score then and now, the noise of the seeds as far as it is known,
-and what has changed in between: options, code, versions, data, machine.
+rerun.json in the new run folder has each score then and now, the spread over seeds if it is known, and what has
+changed in between: options, code, versions, data, machine.
 """
 
 import logging
@@ -35,16 +35,29 @@ log = logging.getLogger("seg")
 
 
 def rerun(cfg: DictConfig) -> dict[str, Any]:
-    """Trains the run again; returns what rerun.json holds, whose verdict is same, within noise or different."""
+    """Train a run again and compare it.
+
+    Args:
+        cfg: composed from conf/rerun.yaml.
+
+    Returns:
+        The contents of rerun.json, with verdict ``same``, ``within noise`` or ``different``; empty on other ranks.
+
+    Raises:
+        UserError: if an option is wrong, or this version has no such options as the run.
+        RunError: if there is no such finished run, or its data is missing.
+    """
+    # Check the options, and bring the run's config up to date.
     quiet()
     if cfg.seeds < 0:
-        raise UserError(f"seeds={cfg.seeds}: give 0 or more")
+        raise UserError(f"seeds={cfg.seeds}: must be 0 or more")
     if cfg.threads is not None and not (isinstance(cfg.threads, int) and cfg.threads > 0):
-        raise UserError(f"threads={cfg.threads}: give 1 or more, or null")
+        raise UserError(f"threads={cfg.threads}: must be 1 or more, or null")
     past = finished_run(cfg.run)
     config, changes = settled(cfg, past)
     check_devices(config, cfg.seeds)
-    before = siblings(past)  # first: the new run isn't one
+    before = siblings(past)  # before the new run, which would count as one
+    # Train again, with more seeds if the numbers differ.
     with threads(cfg.threads or past.record.hardware.threads):
         folder = trained(config, past, f"rerun-{past.record.name}")
         if not first_process():
@@ -53,10 +66,11 @@ def rerun(cfg: DictConfig) -> dict[str, Any]:
         before[then["seed"]], after = then["metrics"], {record["seed"]: record["metrics"]}
         if cfg.seeds and verdict(judged(then["metrics"], record["metrics"], [])) != "same":
             after |= more_seeds(config, past, cfg.seeds)
+    # Judge the differences, and record what has changed.
     eras = [list(before.values()), list(after.values())]
     scores = judged(then["metrics"], record["metrics"], eras)
     changes += [*edited(past), *recorded(then, record), *images_changed(past.folder, folder)]
-    found = {
+    result = {
         "run": past.folder.name,
         "verdict": verdict(scores),
         "scores": scores,
@@ -64,30 +78,32 @@ def rerun(cfg: DictConfig) -> dict[str, Any]:
         "changes": [change._asdict() for change in changes],
         "untold": untold(then),
     }
-    records.write_json(folder / "rerun.json", found)
+    records.write_json(folder / "rerun.json", result)
     with logging_to(folder / "log.txt"):
-        tell(found, folder)
-    return found
+        tell(result, folder)
+    return result
 
 
-def tell(found: dict[str, Any], folder: Path) -> None:
-    """The table, the verdict, and what has changed."""
-    log.info("", extra={"table": score_table(found["scores"])})
-    both = [row["verdict"] for row in found["scores"].values()]
-    both = [word for word in both if not word.startswith("only")]
-    said = f"{both.count('same')} of {len(both)} numbers are bit for bit those of {found['run']}"
-    if found["verdict"] != "same":
-        then, now = (len(seeds) for seeds in found["seeds"].values())
+def tell(result: dict[str, Any], folder: Path) -> None:
+    """Print the table of scores, the verdict, and what has changed."""
+    # Print the scores and the verdict.
+    log.info("", extra={"table": score_table(result["scores"])})
+    both = [row["verdict"] for row in result["scores"].values()]
+    both = [verdict for verdict in both if not verdict.startswith("only")]
+    reason = f"{both.count('same')} of {len(both)} numbers are bit for bit those of {result['run']}"
+    if result["verdict"] != "same":
+        then, now = (len(seeds) for seeds in result["seeds"].values())
         known = f"noise by seeds, {then} then and {now} now"
-        said += f"; {known if then + now - 2 >= FEWEST else 'noise unknown, seeds=3 measures it'}"
-    log.info(f"verdict    {found['verdict']}: {said}")
-    for change in found["changes"]:
+        reason += f"; {known if then + now - 2 >= FEWEST else 'noise unknown, seeds=3 measures it'}"
+    log.info(f"verdict    {result['verdict']}: {reason}")
+    # Print the changes and the gaps in the records.
+    for change in result["changes"]:
         then = f"{text(change['then'])} -> " if change["then"] is not None else ""
         log.info(f"changed    {change['what']}: {then}{text(change['now'])}")
-    if not found["changes"]:
-        log.info("changed    nothing that the runs tell")
-    if found["untold"]:
-        log.info(f"unknown    {', '.join(found['untold'])}: the earlier run doesn't tell")
+    if not result["changes"]:
+        log.info("changed    nothing that the runs record")
+    if result["untold"]:
+        log.info(f"unknown    {', '.join(result['untold'])}: not recorded by the earlier run")
     log.info(f"numbers    {quote_path(relative(folder) / 'rerun.json')}")
 
 

@@ -1,7 +1,7 @@
-"""Lists W&B runs that were recorded offline, and sends them: ``python -m seg.sync send=true``.
+"""List W&B runs that were recorded offline, and upload them: ``python -m seg.sync send=true``.
 
-W&B records such a run in ``wandb/offline-run-*`` of the run's folder, and marks what it has sent; one that
-was online till its server was lost lies in ``wandb/run-*``.
+W&B records such a run in ``wandb/offline-run-*`` of the run folder, and marks it once it is sent. An online run whose
+server was lost lies in ``wandb/run-*``.
 """
 
 import logging
@@ -21,37 +21,50 @@ log = logging.getLogger("seg")
 
 
 def sync(cfg: DictConfig) -> list[Recorded]:
-    """Lists the offline runs below ``outputs``, sends those that are due if asked to, and gives the list."""
+    """List the offline runs below ``outputs``, and with ``send=true`` upload those that were not sent.
+
+    Args:
+        cfg: composed from conf/sync.yaml.
+
+    Returns:
+        All recordings, in their state afterwards.
+
+    Raises:
+        RunError: if there is no such folder, or a run could not be sent.
+        UserError: if there is no API key, or the server doesn't answer.
+    """
+    # List the recordings.
     quiet()
     outputs = Path(cfg.outputs)
     if not outputs.is_dir():
         raise RunError(f"outputs={cfg.outputs}: no such folder")
-    found = recorded(outputs)
-    if not found:
+    runs = recorded(outputs)
+    if not runs:
         log.info(f"no run below {cfg.outputs} was recorded offline by W&B")
-        return found
-    log.info("", extra={"table": table(found)})
-    due = [one.folder for one in found if not one.sent and (cfg.running or not one.running)]
+        return runs
+    log.info("", extra={"table": table(runs)})
+    due = [run.folder for run in runs if not run.sent and (cfg.running or not run.running)]
     log.info(
-        f"{len(found)} recorded offline, {sum(one.sent for one in found)} sent, {len(due)} to send"
+        f"{len(runs)} recorded offline, {sum(run.sent for run in runs)} sent, {len(due)} to send"
     )
     if not due:
-        return found
+        return runs
     if not cfg.send:
         log.info("next:")
         place = [] if cfg.outputs == "outputs" else [render_option("outputs", cfg.outputs)]
         log.info(f"  {render_command('sync', *place, 'send=true')}")
-        return found
+        return runs
+    # Upload those that are due, after checking that wandb can't write through a link.
     for file in recordings(outputs):
         if relative(file.parent.resolve()) in due:
             files.check_links(file.parent, outputs)
-            files.check_tree(file.parent, file.parents[2], inner=True)  # W&B writes beside it
+            files.check_tree(file.parent, file.parents[2], inner=True)  # W&B writes next to it
     send(due)
-    found = recorded(outputs)
-    if left := [one for one in found if one.folder in due and not one.sent]:
-        raise RunError(f"{len(left)} of {len(due)} runs were not sent: wandb says why above")
+    runs = recorded(outputs)
+    if left := [run for run in runs if run.folder in due and not run.sent]:
+        raise RunError(f"{len(left)} of {len(due)} runs were not sent; see wandb's output above")
     log.info(f"{len(due)} sent")
-    return found
+    return runs
 
 
 @command("sync")

@@ -1,10 +1,8 @@
-"""Trains a network: ``python -m seg.train model=unetpp loss=bce_dice``.
+"""Train a network: ``python -m seg.train model=unetpp loss=bce_dice``.
 
-Composes the run from conf/, trains, scores the best checkpoint, and leaves a run folder that every
-other command reads. ``-m`` with comma-separated values sweeps.
+The run is composed from conf/. It trains, scores the best checkpoint, and writes a run folder, which all other
+commands read. ``-m`` with comma-separated values runs a sweep.
 """
-
-import logging
 
 from omegaconf import DictConfig
 
@@ -12,8 +10,6 @@ from seg.cli.command import command
 from seg.multirun import sweeper
 from seg.runs.run_info import sweeping
 from seg.training.run import train
-
-log = logging.getLogger("seg")
 
 
 @command("train", sweeps=True)

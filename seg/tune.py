@@ -1,12 +1,12 @@
-"""Searches for better options: ``python -m seg.tune 'optim.lr=tag(log, interval(1e-4, 1e-1))' trials=40``.
+"""Search hyper-parameters: ``python -m seg.tune 'optim.lr=tag(log, interval(1e-4, 1e-1))' trials=40``.
 
-Each trial is a run of seg.train in the study's folder, with values that Optuna chose; the study lies there
-too, so that the same command goes on where it stopped, and several of it work on one study.
+Each trial is a run of seg.train in the study's folder, with values chosen by Optuna. The same command continues the
+study, and several processes can work on one study.
 
-study.db     Optuna's, unless ``storage`` names another place
-NUMBER-.../  the run folder of each trial
-trials.csv   a row a trial
-best.yaml    the words that make the best trial; of each, where there are several objectives
+study.db     Optuna's database, unless ``storage`` names another
+NUMBER-.../  run folder of each trial
+trials.csv   a row per trial
+best.yaml    overrides of the best trial; with several objectives, of each trial on the Pareto front
 search.html  plots
 """
 
@@ -30,30 +30,36 @@ log = logging.getLogger("seg")
 
 
 def tune(words: Sequence[str]) -> optuna.Study:
-    """The study, once it holds as many trials as asked for.
+    """Run a search until its study has enough trials.
 
     Args:
-        words: of the command line.
+        words: overrides of the command line.
+
+    Returns:
+        The study.
 
     Raises:
-        UserError: before anything is made, when the line can't be.
-        RuntimeError: when all trials fail.
+        UserError: before anything is written, if the command line is wrong.
+        RuntimeError: if all trials failed.
     """
     quiet()
     return search(planned(words))
 
 
 def typed(arguments: Namespace) -> list[str]:
-    """The words of the command line for Hydra."""
+    """Return the overrides for Hydra, with the searched options in ``search``."""
     if arguments.multirun:
-        raise UserError("-m: seg.tune searches as it is; leave it out, or sweep with seg.train -m")
+        raise UserError(
+            "-m: seg.tune searches without it; leave it out, or sweep with seg.train -m"
+        )
     return gathered(arguments.overrides)
 
 
 @command("tune", typed)
 def main(cfg: DictConfig) -> None:
     arguments = get_args_parser().parse_args()
-    if cfg.storage:  # runs keep the command that made them, and trackers too
+    # Runs and trackers record the command line: hide the password in it.
+    if cfg.storage:
         hidden = without_password(str(cfg.storage))
         for line in (sys.argv, sys.orig_argv):
             line[:] = [word.replace(str(cfg.storage), hidden) for word in line]

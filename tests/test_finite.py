@@ -1,4 +1,4 @@
-"""A step that isn't finite stops the run with all that a person needs, or is left out."""
+"""A non-finite loss or gradient stops the run with a helpful error, or the step is skipped."""
 
 import lightning as L
 import pytest
@@ -29,7 +29,7 @@ class Poison(L.Callback):
 
 @pytest.mark.parametrize("what", ["image", "gradient"])
 def test_a_run_stops_at_the_step_and_keeps_its_batch(tmp_path, what):
-    first = "the loss is nan" if what == "image" else r"gradients of model\.\S+ aren't finite"
+    first = "the loss is nan" if what == "image" else r"gradients of model\.\S+ are not finite"
     with pytest.raises(NotFinite, match=rf"step 2: {first}.*images train-00\d"):
         train(config("train", *WORDS, f"outputs={tmp_path}"), [Poison(2, what)])
     folder = next(f.parent for f in tmp_path.glob("*/run.json") if not f.parent.is_symlink())
@@ -46,7 +46,7 @@ def test_a_run_stops_at_the_step_and_keeps_its_batch(tmp_path, what):
 def test_skipped_steps_change_no_weight(tmp_path, caplog, what):
     words = [*WORDS, "bad_steps=skip", "optim.weight_decay=0"]
     train(config("train", *words, f"outputs={tmp_path}"), [Poison(3, what)])
-    assert "step 3: " in caplog.text and "left out" in caplog.text
+    assert "step 3: " in caplog.text and "step skipped" in caplog.text
     folder = (tmp_path / "latest").resolve()
     assert records.read_json(folder / "run.json")["status"] == "finished"
     assert not (folder / FILE).exists()
@@ -57,6 +57,6 @@ def test_skipped_steps_change_no_weight(tmp_path, caplog, what):
 
 
 def test_another_word_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="bad_steps is ignore; stop or skip is needed"):
+    with pytest.raises(ValueError, match="bad_steps is ignore; it must be stop or skip"):
         train(config("train", *WORDS, f"outputs={tmp_path}", "bad_steps=ignore"))
     assert not [f for f in tmp_path.rglob("*") if f.is_file()]

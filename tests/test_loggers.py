@@ -153,7 +153,7 @@ def test_a_logger_that_breaks_in_training_is_told_once_and_the_run_finishes(trac
     told = [line for line in (tracked / "log.txt").read_text().splitlines() if "breaking:" in line]
     assert told == [
         "breaking: OSError: no space left; the run goes on, metrics.csv has it all",
-        "breaking: failed 3 times in a row; it gets no more",
+        "breaking: failed 3 times in a row; logger disabled",
     ]
 
 
@@ -324,7 +324,7 @@ def no_key(monkeypatch, tmp_path):
 
 
 def test_without_a_key_w_and_b_is_offline_and_says_why(no_key):
-    assert offline_reason(4.0) == "no API key; wandb login makes one known"
+    assert "no API key; run wandb login" in str(offline_reason(4.0))
 
 
 def test_the_environment_can_ask_for_offline(monkeypatch):
@@ -495,7 +495,10 @@ def test_a_server_that_is_lost_in_training_does_not_hold_the_run_up(
     started = time.perf_counter()
     logger.finish("finished", {"best/val/dice": 0.6})
     assert time.perf_counter() - started < 20
-    assert "wandb: TimeoutError: not all was sent; send the rest: python -m seg.sync" in caplog.text
+    assert (
+        "wandb: TimeoutError: not everything was sent; send the rest: python -m seg.sync"
+        in caplog.text
+    )
     told = caplog.text.rpartition("wandb sync --include-online ")[2].partition(";")[0]
     assert list(Path(told).glob("*.wandb"))
 
@@ -530,10 +533,13 @@ def test_a_server_that_fails_in_the_middle_of_a_run_neither_ends_nor_delays_it(
     told = (folder / "log.txt").read_text()
     left = [one for one in wandb_offline.recorded(tmp_path) if not one.sent]
     if fault == "slow":
-        assert "not all was sent" not in told and left == []
+        assert "not everything was sent" not in told and left == []
         assert [row["val/dice"] for row in fake_wandb.history if "val/dice" in row]
     else:
-        assert "wandb: TimeoutError: not all was sent; send the rest: python -m seg.sync" in told
+        assert (
+            "wandb: TimeoutError: not everything was sent; send the rest: python -m seg.sync"
+            in told
+        )
         assert [(one.name, one.state) for one in left] == [(folder.name[20:], "not sent")]
         monkeypatch.setattr(fake_wandb, "fault", None)
         sent = sync.sync(listing(tmp_path, send=True))
@@ -645,7 +651,7 @@ def test_sending_hands_to_wandb_what_was_not_sent(recorded, fake_wandb, monkeypa
 
 def test_sending_without_a_key_or_a_server_is_told_in_one_line(recorded, no_key, monkeypatch):
     cfg = listing(recorded, send=True)
-    with pytest.raises(UserError, match="no API key; wandb login makes one known"):
+    with pytest.raises(UserError, match="no API key; run wandb login"):
         sync.sync(cfg)
     monkeypatch.setenv("WANDB_API_KEY", CANARY)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")

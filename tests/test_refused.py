@@ -100,7 +100,7 @@ def test_each_command_refuses_a_flag_and_a_sweep_that_it_has_not(tmp_path, comma
 WRONG = [
     ("train", "optim.lr=-1", "optim.lr=-1: a number of 0 or more"),
     ("train", "-m model.width=2,0", "model.width=0: a whole number of 1 or more"),
-    ("train", "-m name=a,b", "name=a,b: a sweep has one name"),
+    ("train", "-m name=a,b", "name=a,b: a sweep has a single name"),
     ("train", "data.root=x data=folder", "data.root=x: no such folder"),
     ("train", "resume=nowhere", "resume=nowhere: no run folder"),
     ("train", "init=nowhere", "init=nowhere: no such folder or file"),

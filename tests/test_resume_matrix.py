@@ -167,7 +167,7 @@ def copies(words: list[str], root: Path) -> dict[str, Path]:
         folder = the_folder(root / "straight")
         if folder is None or not (folder / "run.json").exists():
             return
-        state = checkpoints(folder)
+        state = (checkpoints(folder), records.read_json(folder / "run.json")["status"])
         if before[0] == state:  # a later copy has these checkpoints and more rows
             shutil.rmtree(found.popitem()[1])
         before[0] = state

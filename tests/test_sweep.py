@@ -75,8 +75,8 @@ def test_an_interval_has_no_end_of_jobs(tmp_path):
     ("words", "message"),
     [
         (["seed=0,0"], "seed=0: two jobs of the sweep are the same"),
-        (["name=a,b"], "a sweep has one name; give one value"),
-        (["outputs=a,b"], "a sweep has one outputs"),
+        (["name=a,b"], "a sweep has a single name; give one value"),
+        (["outputs=a,b"], "a sweep has a single outputs"),
     ],
 )
 def test_what_makes_no_sweep_is_told(tmp_path, words, message):
@@ -117,7 +117,7 @@ def test_a_damaged_sweep_is_left_out_and_a_damaged_job_runs_again(tmp_path, monk
         (folder / "seed_1/run.json").write_text('{"status": "fin')
     capsys.readouterr()
     code, said = typed(monkeypatch, capsys, *words)
-    assert code is None and said.count("damaged, and left out") == 2
+    assert code is None and said.count("damaged, ignored") == 2
     assert read_json(folder / "seed_1/run.json")["status"] == "finished"
 
 
@@ -140,7 +140,7 @@ def test_a_job_that_could_not_go_on_keeps_what_it_had(tmp_path, monkeypatch, cap
 
 
 def test_a_sweep_takes_up_no_run(tmp_path):
-    with pytest.raises(UserError, match=r"resume: a sweep goes on by its own command"):
+    with pytest.raises(UserError, match=r"resume: repeat the sweep's own command"):
         plan(tmp_path, "resume=a,b")
 
 
@@ -196,7 +196,7 @@ def test_a_failed_job_is_told_the_others_go_on_and_the_same_command_tries_it_aga
     folder = (tmp_path / "sweeps/latest").resolve()
     assert code == 1
     assert "Expected more than 1 value per channel" in said
-    assert "1 of 2 jobs are finished, 1 not; the same command goes on with what is left" in said
+    assert "1 of 2 jobs are finished, 1 not; repeat the command to continue with these" in said
     failed, done = (read_json(folder / name / "run.json") for name in ("fcn", "unet"))
     assert failed["status"] == "failed" and "more than 1 value" in failed["error"]
     assert "Traceback" in (folder / "fcn/log.txt").read_text()
@@ -222,7 +222,7 @@ def test_where_all_is_finished_nothing_is_trained(tmp_path, monkeypatch, capsys)
             record = {"status": "finished", "minutes": 2.5, "metrics": {"best/val/dice": 0.5}}
             write_json(folder / f"seed_{seed}/run.json", record)
     code, said = typed(monkeypatch, capsys, *words)
-    assert code is None and "fresh=true trains them anew" in said
+    assert code is None and "fresh=true trains them again" in said
     assert said.count("0.5000         -     2.5  finished before") == 2
     assert not list(folder.glob("*/checkpoints"))
 
@@ -409,5 +409,5 @@ def test_a_job_is_told_from_a_run_by_hydra_s_mode(tmp_path, monkeypatch):
 def test_a_folder_of_its_own_is_not_for_a_sweep(tmp_path, monkeypatch, capsys):
     words = [f"outputs={tmp_path}", "-m", "seed=0,1", "hydra.sweep.dir=foo"]
     code, said = typed(monkeypatch, capsys, *words)
-    assert code == 2 and "hydra.sweep.dir=foo: a sweep lies below outputs/sweeps" in said
+    assert code == 2 and "hydra.sweep.dir=foo: a sweep must be below outputs/sweeps" in said
     assert not list(tmp_path.iterdir())

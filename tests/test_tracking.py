@@ -129,7 +129,7 @@ def test_a_logger_that_fails_is_told_once_and_left_alone_after_three_failures(no
     told = [record.message for record in caplog.records]
     assert told == [
         "noted: RuntimeError: the disk is full; the run goes on, metrics.csv has it all",
-        "noted: failed 3 times in a row; it gets no more",
+        "noted: failed 3 times in a row; logger disabled",
     ]
 
 

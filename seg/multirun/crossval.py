@@ -1,7 +1,6 @@
 """Cross-validation: train each fold, predict its validation images and pool the scores."""
 
 import copy
-import gc
 import logging
 import shutil
 from pathlib import Path
@@ -42,36 +41,39 @@ log = logging.getLogger("seg")
 
 
 def check_line() -> None:
-    """Raises UserError for words of the command line that a cross-validation has no use for."""
+    """Raise UserError if the command line sets ``data.fold``."""
     if not HydraConfig.initialized():
         return
     for word in HydraConfig.get().overrides.task:
         if word.lstrip("+~").split("=")[0] == "data.fold":
             raise UserError(
-                f"{word}: each fold is trained in its turn; leave it out (data.folds says how many)"
+                f"{word}: every fold is trained; leave it out (data.folds gives their number)"
             )
 
 
 def check_request(cfg: DictConfig) -> None:
-    """Raises UserError for what can be known before the data is looked at."""
+    """Raise UserError for options that can be checked before the data is read."""
+    # The folds' runs must lie in the folder of the cross-validation.
     if cfg.outputs != cfg.output:
         raise UserError(
-            f"outputs={cfg.outputs}: the folds' runs lie below output; leave it out, and give output=..."
+            f"outputs={cfg.outputs}: the folds' runs are written below output; leave it out, and give output=..."
         )
-    takes = arguments(located("data", cfg.data["_target_"])) or list(cfg.data)
+    # The data must have folds.
+    options = arguments(located("data", cfg.data["_target_"])) or list(cfg.data)
     for name in ("folds", "fold"):
-        if name not in takes:
+        if name not in options:
             raise UserError(
                 f"data.{name}: {cfg.data['_target_'].rpartition('.')[2]} has no such option; a "
-                "cross-validation needs data with folds, as data=folder and data=isbi2012"
+                "cross-validation needs data with folds, such as data=folder and data=isbi2012"
             )
     if not isinstance(cfg.data.get("folds"), int) or cfg.data.folds < 2:
         raise UserError(f"data.folds={cfg.data.get('folds')}: 2 or more are needed")
+    # Each training must stay in this process.
     trainer = plain(cfg.trainer)
     devices, nodes = trainer.get("devices", 1), trainer.get("num_nodes", 1)
     if not one_device(devices, nodes):
         raise UserError(
-            f"trainer.devices={devices} trainer.num_nodes={nodes}: the folds train one after the other, each on "
+            f"trainer.devices={devices} trainer.num_nodes={nodes}: the folds train one after another, each on "
             "one device; give trainer.devices=1"
         )
     check_save(cfg.save)
@@ -79,33 +81,40 @@ def check_request(cfg: DictConfig) -> None:
 
 
 def trained(cfg: DictConfig, plan: Plan, fold: int, output: Path) -> Path:
-    """The run folder of a fold: the finished one, or a new one once it is trained."""
+    """Return the run folder of a fold, training it unless it is finished.
+
+    Args:
+        cfg: config of seg.crossval.
+        plan: folds of the data.
+        fold: number of the fold.
+        output: folder of the cross-validation.
+    """
+    # Keep a finished run, and delete an unfinished one.
     if folder := finished(output, plan, fold):
         log.info(f"fold {fold}     is finished and kept: {quote_path(relative(folder))}")
         return folder
     for folder, record in runs_named(output, plan.names[fold]):
         if record.get("status") != "finished":
-            log.info(f"fold {fold}     was not finished; trained anew, without {relative(folder)}")
+            log.info(
+                f"fold {fold}     was not finished; {relative(folder)} is deleted, and the fold is trained again"
+            )
             shutil.rmtree(folder)
+    # Train the fold.
     log.info(f"fold {fold}     of 0 to {len(plan.names) - 1}")
     try:
         train(fold_config(cfg, plan, fold))
     except BaseException:
         log.info(
-            f"fold {fold} is not finished; the others stay, and the same command goes on from here"
+            f"fold {fold} is not finished; finished folds are kept, and the same command continues from here"
         )
         raise
-    finally:
-        gc.collect()  # trainer and task hold each other
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
     folder = finished(output, plan, fold)
     assert folder is not None  # training returned
     return folder
 
 
 def fold_config(cfg: DictConfig, plan: Plan, fold: int) -> DictConfig:
-    """What seg.train would be given for one fold; loggers show the folds as a group."""
+    """Return the config of seg.train for one fold; loggers group the folds."""
     own = copy.deepcopy(cfg)
     OmegaConf.set_struct(own, False)
     own.outputs, own.name, own.data.fold = str(cfg.output), plan.names[fold], fold
@@ -120,10 +129,21 @@ def fold_config(cfg: DictConfig, plan: Plan, fold: int) -> DictConfig:
 
 
 def judge(cfg: DictConfig, plan: Plan, folders: list[Path], output: Path) -> dict[str, Any]:
-    """Predicts each image by the network that did not train on it, and scores folds and all of them."""
+    """Predict each image with the network that did not train on it, and score the folds and all images together.
+
+    Args:
+        cfg: config of seg.crossval.
+        plan: folds of the data.
+        folders: run folder of each fold.
+        output: folder of the cross-validation, which receives the predictions.
+
+    Returns:
+        The results for crossval.json.
+    """
     files.remove_unfinished(output)
     first = load.load(folders[0])
     pooled = PixelScores(first.classes, first.overlapping)
+    # Predict fold by fold, with one confusion matrix over all images.
     folds = []
     with files.whole_folder(output / PREDICTED, output) as aside:
         for kind in cfg.save:
@@ -133,8 +153,9 @@ def judge(cfg: DictConfig, plan: Plan, folders: list[Path], output: Path) -> dic
             predictor = ready(cfg, run)
             predict_split(cfg, predictor, source, "val", pooled, aside)
             folds.append(facts(cfg, run, source, fold, predictor.device))
+    # Summarise the folds, the pooled images and, if there is a test split, the ensemble.
     mean, sd = spread([fold["metrics"] for fold in folds])
-    found = {
+    results = {
         "classes": first.classes,
         "folds": folds,
         "mean": mean,
@@ -142,11 +163,11 @@ def judge(cfg: DictConfig, plan: Plan, folders: list[Path], output: Path) -> dic
         "pooled": summary(pooled, cfg.confidence),
         "origin": provenance.origin(),
     }
-    return found | ({"test": tested(cfg, folders)} if "test" in plan.splits[0] else {})
+    return results | ({"test": tested(cfg, folders)} if "test" in plan.splits[0] else {})
 
 
 def ready(cfg: DictConfig, run: LoadedRun) -> Predictor:
-    """A run that predicts, at its own threshold."""
+    """Return a predictor of a run, at the run's own threshold."""
     return Predictor(
         run, run.threshold, tile=cfg.tile, overlap=cfg.overlap, accelerator=cfg.trainer.accelerator
     )
@@ -160,7 +181,16 @@ def predict_split(
     scores: PixelScores,
     folder: Path | None = None,
 ) -> None:
-    """Counts the pixels of a split's images as predicted, and writes them where a folder is given."""
+    """Predict the images of a split, count their pixels, and write the predictions.
+
+    Args:
+        cfg: config of seg.crossval, which names the files to write.
+        predictor: of a run.
+        source: data with the split.
+        split: to predict.
+        scores: receives the counts.
+        folder: receives the files; None: nothing is written.
+    """
     names, run = source.splits[split], predictor.run
     request = Request(run, list(cfg.save), run.threshold, "float32", plain(cfg.objects))
     for name in track(
@@ -177,13 +207,21 @@ def predict_split(
 def facts(
     cfg: DictConfig, run: LoadedRun, source: Source, fold: int, device: str
 ) -> dict[str, Any]:
-    """What is told of a fold; its scores are the run's own, and those of objects where it has some."""
+    """Return the entry of a fold in crossval.json: its run, its data and its scores.
+
+    Args:
+        cfg: config of seg.crossval.
+        run: of the fold.
+        source: data of the fold; object scores are added if it has objects.
+        fold: number of the fold.
+        device: to predict objects on.
+    """
     record = records.read_json(run.folder / "run.json")
     metrics = {name.removeprefix("best/"): value for name, value in record["metrics"].items()}
     if source.task == "instances":
         samples = Samples(source, source.splits["val"], run.intensity)
-        found, _ = count_objects(run, samples, run.threshold, plain(cfg.objects), device)
-        metrics |= {f"val/{name}": value for name, value in found.items()}
+        objects, _ = count_objects(run, samples, run.threshold, plain(cfg.objects), device)
+        metrics |= {f"val/{name}": value for name, value in objects.items()}
     return {
         "fold": fold,
         "run": run.folder.name,
@@ -196,7 +234,7 @@ def facts(
 
 
 def spread(rows: list[dict[str, float | None]]) -> tuple[dict[str, float], dict[str, float]]:
-    """Mean of each metric over the folds that have it, and the standard deviation (ddof = 1) of two or more."""
+    """Return mean and standard deviation (ddof = 1) of each metric over the folds; nan with too few values."""
     mean, sd = {}, {}
     for name in dict.fromkeys(name for row in rows for name in row):
         values = np.array([row.get(name) for row in rows], dtype=float)
@@ -207,23 +245,28 @@ def spread(rows: list[dict[str, float | None]]) -> tuple[dict[str, float], dict[
 
 
 def summary(scores: PixelScores, level: float) -> dict[str, Any]:
-    """Scores of one confusion matrix over all images, with intervals, and the matrix of each image."""
-    shown = ("dice", "iou", "dice_per_image", "iou_per_image")
+    """Return the scores over all images, their bootstrap intervals, and the confusion matrix of each image.
+
+    Args:
+        scores: counts of all images.
+        level: confidence level of the intervals, 0..1; 0: none.
+    """
+    displayed = ("dice", "iou", "dice_per_image", "iou_per_image")
     intervals = {
         name: interval(rows, score, level)
         for name, (rows, score) in (scores.evidence().items() if level else ())
-        if name.split("/")[0] in shown
+        if name.split("/")[0] in displayed
     }
     return {
         "images": len(scores.images()),
         "metrics": {name: float(value) for name, value in scores.compute().items()},
         "intervals": {name: [i.low, i.high] for name, i in intervals.items() if i.low == i.low},
-        "confusion": scores.images().tolist(),  # in the order of the record's images, or of the test split
+        "confusion": scores.images().tolist(),  # in the order of ``images`` in crossval.json, or of the test split
     }
 
 
 def tested(cfg: DictConfig, folders: list[Path]) -> dict[str, Any]:
-    """Scores of the ensemble on the test split, which no fold trained or validated on."""
+    """Score the ensemble of all folds on the test split, which no fold trained or validated on."""
     members = [load.load(folder) for folder in folders]
     run = ensemble.join(members, Path(CROSSVAL), Path(cfg.output), set())
     scores = PixelScores(run.classes, run.overlapping)
@@ -232,17 +275,19 @@ def tested(cfg: DictConfig, folders: list[Path]) -> dict[str, Any]:
 
 
 def fold_table(record: dict[str, Any]) -> Table:
-    """A row a fold, then their mean and spread, then all images together, then the ensemble on the test."""
+    """Build the final table: a row per fold, mean and sd, the pooled images, the ensemble on the test split."""
+    # Choose the columns.
     classes, mean, sd = record["classes"], record["mean"], record["sd"]
-    named = {f"val/dice/{name}": name for name in classes} if len(classes) <= 3 else {}
+    per_class = {f"val/dice/{name}": name for name in classes} if len(classes) <= 3 else {}
     objects = {"val/v_rand": "V_rand", "val/object_f1": "objects F1"}
     others = objects if "val/v_rand" in mean else {"val/iou": "IoU"}
-    columns = {"val/dice": "Dice"} | named | others | {"test/dice": "test Dice"}
+    columns = {"val/dice": "Dice"} | per_class | others | {"test/dice": "test Dice"}
     columns = {key: header for key, header in columns.items() if key in mean}
     table = Table(title="cross-validation", title_justify="left", header_style="bold")
     table.add_column("fold", no_wrap=True)
     for header in columns.values():
         table.add_column(header, justify="right", overflow="fold")
+    # Add the rows.
     for fold in record["folds"]:
         values = (tables.number(fold["metrics"].get(key)) for key in columns)
         table.add_row(str(fold["fold"]), *values)
@@ -260,10 +305,10 @@ def fold_table(record: dict[str, Any]) -> Table:
     return table
 
 
-def scored(found: dict[str, Any], name: str) -> str:
-    """A score over its interval, as far as they are there."""
-    if name not in found["metrics"]:
+def scored(results: dict[str, Any], name: str) -> str:
+    """Format a score with its interval below, if there are any."""
+    if name not in results["metrics"]:
         return ""
-    value, ends = found["metrics"][name], found["intervals"].get(name)
-    below = f"\n{tables.span(Interval(value, *ends, found['images']))}" if ends else ""
-    return f"{tables.number(value)}{below}"
+    value, ends = results["metrics"][name], results["intervals"].get(name)
+    span = f"\n{tables.span(Interval(value, *ends, results['images']))}" if ends else ""
+    return f"{tables.number(value)}{span}"

@@ -1,7 +1,7 @@
-"""The folder of a cross-validation: which folds there are, begun once, worked on by one, continued.
+"""Folder of a cross-validation: its folds, its record, and how it is continued.
 
-crossval.json tells with what it was begun, so that the same command goes on and another is refused; each
-fold is a run folder beside it, found by its run.json.
+crossval.json records the settings, so that the same command continues and any other is refused. Each fold is a run
+folder next to it, found by its run.json.
 """
 
 import hashlib
@@ -21,23 +21,19 @@ from seg.runs import records
 from seg.runs.folder import CROSSVAL
 from seg.runs.safe_loading import CROSSVAL_LIMIT
 
-OWN = ("output", "save", "tile", "overlap", "confidence", "objects")  # not of the trainings
-FREE = (
-    "outputs",
-    "logger",
-    "panels",
-)  # of the trainings, but nothing that is learnt follows from them
+OWN = ("output", "save", "tile", "overlap", "confidence", "objects")  # not options of seg.train
+FREE = ("outputs", "logger", "panels")  # options of seg.train that do not affect the weights
 PREDICTED = "out-of-fold"
 
 
 class Plan(NamedTuple):
-    """Who trains on what.
+    """Splits and run names of all folds.
 
     Attributes:
         splits: of each fold.
         hashes: of each fold's splits.
         names: of each fold's run.
-        fold_of: image name -> the fold whose network does not train on it; without the test split.
+        fold_of: image name -> fold that validates it, without the images of the test split.
     """
 
     splits: list[Splits]
@@ -47,11 +43,13 @@ class Plan(NamedTuple):
 
 
 def planned(cfg: DictConfig) -> Plan:
-    """The folds of the data.
+    """Split the data into folds.
 
     Raises:
-        UserError: when they don't hold each image, except the test's, once for validation.
+        UserError: if the folds do not validate each image outside the test split exactly once, or two images
+            would share a file.
     """
+    # Each fold must train on exactly the images that the other folds validate.
     splits = [opened(cfg, fold).splits for fold in range(cfg.data.folds)]
     fold_of = {name: fold for fold, split in enumerate(splits) for name in split["val"]}
     for fold, split in enumerate(splits):
@@ -59,8 +57,9 @@ def planned(cfg: DictConfig) -> Plan:
         if sorted(split["train"]) != sorted(others) or split.get("test") != splits[0].get("test"):
             raise UserError(
                 f"data.fold={fold}: its training images aren't those that the other folds validate; a "
-                "cross-validation needs folds that part the images"
+                "cross-validation needs disjoint folds that cover all images"
             )
+    # The predictions of all folds go to one folder, so that file names must differ.
     files: dict[Path, str] = {}
     for name in fold_of:
         if (other := files.setdefault(file_of(name), name)) != name:
@@ -73,20 +72,29 @@ def planned(cfg: DictConfig) -> Plan:
 
 
 def opened(cfg: DictConfig, fold: int) -> Source:
-    """The data with one of its folds for validation."""
+    """Open the data with the given fold for validation."""
     return build(OmegaConf.create(plain(cfg.data) | {"fold": fold}), "data")
 
 
 def file_of(name: str) -> Path:
-    """The file that an image's name stands for, also where the name holds folders."""
+    """Return the file name of an image's prediction; folders in the name are joined by two underscores."""
     return Path(f"{name.replace('/', '__')}.png")
 
 
 def begin(cfg: DictConfig, plan: Plan, output: Path) -> dict[str, Any]:
-    """The folder's record: of status finished where nothing is left to do, else running and written.
+    """Open the folder's record, or write a new one.
+
+    Args:
+        cfg: config of seg.crossval.
+        plan: folds of the data.
+        output: folder of the cross-validation.
+
+    Returns:
+        The contents of crossval.json, of status finished if nothing is left to do, otherwise running.
 
     Raises:
-        UserError: when it was begun with other settings or other images, or is no such folder.
+        UserError: if the folder belongs to other settings or images, or is no cross-validation's.
+        RunError: if a finished record is damaged.
     """
     options = settings(cfg)
     now = {
@@ -97,6 +105,7 @@ def begin(cfg: DictConfig, plan: Plan, output: Path) -> dict[str, Any]:
         "split_hashes": plan.hashes,
         "images": plan.fold_of,
     }
+    # Continue an earlier record; it is finished if all folds, predictions and options are in place.
     file = output / CROSSVAL
     if file.is_file():
         old = records.read_json(file, CROSSVAL_LIMIT)
@@ -113,26 +122,28 @@ def begin(cfg: DictConfig, plan: Plan, output: Path) -> dict[str, Any]:
 
 
 def check_folder(output: Path) -> None:
-    """Raise UserError if a folder holds something else than a cross-validation."""
+    """Raise UserError if a folder holds anything but a cross-validation."""
     entries = list(output.iterdir()) if output.is_dir() else []
     if entries and not (output / CROSSVAL).is_file() and any(e.name != ".lock" for e in entries):
         raise UserError(
-            f"output={output}: holds something else; give a new folder, or one that seg.crossval began"
+            f"output={output}: holds something else; give a new folder, or one of an earlier seg.crossval"
         )
 
 
 def settings(cfg: DictConfig) -> dict[str, Any]:
-    """Each option from which the trainings follow, by its dotted name, as JSON has it."""
+    """Return each option that affects the trainings: dotted name -> JSON value."""
     tree = {name: node for name, node in plain(cfg).items() if name not in (*OWN, *FREE)}
     leaves = flat(as_json(tree))
     return {name: v for name, v in leaves if name not in ("loader.workers", "data.fold")}
 
 
 def as_json(value: Any) -> Any:
+    """Return a value as it comes back from a JSON file: tuples as lists, keys as strings."""
     return json.loads(json.dumps(value))
 
 
 def flat(node: dict[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the leaves of nested dicts: dotted name and value."""
     for name, value in node.items():
         if isinstance(value, dict):
             yield from flat(value, f"{path}{name}.")
@@ -141,8 +152,8 @@ def flat(node: dict[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def check_same(old: dict[str, Any], now: dict[str, Any], output: Path) -> None:
-    """Raises UserError when a folder was begun with other settings or other images."""
-    remedy = "give what it was begun with, or another output"
+    """Raise UserError if a folder was begun with other settings or other images."""
+    remedy = "repeat the command that began it, or give another output"
     if not set(now) <= set(old):
         raise UserError(f"{output / CROSSVAL}: not written by seg.crossval; give another output")
     before, after = old["settings"], now["settings"]
@@ -156,12 +167,12 @@ def check_same(old: dict[str, Any], now: dict[str, Any], output: Path) -> None:
             )
     if old["split_hashes"] != now["split_hashes"]:
         raise UserError(
-            f"output={output}: begun with other images than the data has now, or other names of them; {remedy}"
+            f"output={output}: begun with other images, or other image names, than the data has now; {remedy}"
         )
 
 
 def check_result(record: dict[str, Any], file: Path) -> None:
-    """Raise RunError unless the scores of a finished cross-validation are there, and are scores."""
+    """Raise RunError unless all scores of a finished cross-validation are present and are numbers."""
     try:
         tables = [record["mean"], record["sd"], *(fold["metrics"] for fold in record["folds"])]
         pooled = [record[part] for part in ("pooled", "test") if part in record]
@@ -179,12 +190,12 @@ def check_result(record: dict[str, Any], file: Path) -> None:
 
 
 def is_score(value: Any) -> bool:
-    """Whether a value of a record is a number, or null, which stands for nan."""
+    """Return True for a number, or None, which stands for nan."""
     return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
 
 
 def finished(output: Path, plan: Plan, fold: int) -> Path | None:
-    """The folder of a fold's finished run, if there is one."""
+    """Return the folder of a fold's finished run; None if there is none."""
     for folder, record in runs_named(output, plan.names[fold]):
         if record.get("status") == "finished" and record.get("split_hash") == plan.hashes[fold]:
             return folder
@@ -192,7 +203,7 @@ def finished(output: Path, plan: Plan, fold: int) -> Path | None:
 
 
 def runs_named(output: Path, name: str) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """The runs of that name in a folder, each with its run.json."""
+    """Yield the runs of a name in a folder: run folder and contents of run.json."""
     for file in sorted(output.glob("*/run.json")):
         if not file.parent.is_symlink():  # latest
             record = records.read_json(file)

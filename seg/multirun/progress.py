@@ -1,4 +1,4 @@
-"""What a sweep shows of its jobs, wherever they run: a row for each as it ends, read from its run folder."""
+"""Print one row per finished sweep job, polled from the run folders."""
 
 import logging
 import threading
@@ -20,15 +20,15 @@ ENDED = {"finished": "green", "failed": "red", "interrupted": "yellow"}
 
 
 class Watch:
-    """Looks at the jobs' folders every second until it is left, and prints the rows of those that ended.
+    """Context manager that polls the jobs' folders every second and prints a row as each job ends.
 
     Args:
         folder: of the sweep.
-        jobs: name and folder of each.
+        jobs: name and folder of each job.
 
     Attributes:
-        finished: numbers of the jobs that are finished.
-        failed: numbers of those that failed.
+        finished: numbers of the finished jobs.
+        failed: numbers of the failed or interrupted jobs.
     """
 
     def __init__(self, folder: Path, jobs: list[dict[str, Any]]) -> None:
@@ -38,7 +38,9 @@ class Watch:
         self.finished: list[int] = []
         self.failed: list[int] = []
         self.before = 0
-        self.told: dict[int, int] = {}  # number -> when its run.json was written
+        self.told: dict[
+            int, int
+        ] = {}  # number -> modification time of its last printed run.json, ns
         self.width = max(map(len, self.names))
         self.stop = threading.Event()
         self.thread = threading.Thread(target=self.look_on, daemon=True)
@@ -57,7 +59,7 @@ class Watch:
         for number, file in enumerate(self.files):
             if self.record(number).get("status") == "finished":
                 self.finished.append(number)
-            elif file.is_file():  # it will be run anew
+            elif file.is_file():  # the job will run again
                 self.told[number] = file.stat().st_mtime_ns
         self.before = len(self.finished)
         total = f"{len(self.names)} job{'s' * (len(self.names) > 1)}"
@@ -87,7 +89,7 @@ class Watch:
     def record(self, number: int) -> dict[str, Any]:
         try:
             return records.read_json(self.files[number])
-        except RunError:  # not there yet, or damaged
+        except RunError:  # absent or damaged
             return {}
 
     def look_on(self) -> None:
@@ -95,7 +97,7 @@ class Watch:
             self.look()
 
     def look(self) -> None:
-        """Prints the rows of the jobs that ended since."""
+        """Print the rows of the jobs that ended since the last call, and update the progress bar."""
         running = []
         for number, file in enumerate(self.files):
             if number in self.finished or not changed(file, self.told.get(number)):
@@ -104,7 +106,7 @@ class Watch:
             record = self.record(number)
             status = text(record.get("status"))
             if status in ENDED:
-                self.told[number] = written  # submitit may hand it in again, and it ends otherwise
+                self.told[number] = written  # submitit may requeue it, and it may end differently
                 self.failed = [other for other in self.failed if other != number]
                 (self.finished if status == "finished" else self.failed).append(number)
                 self.row(number, record)
@@ -117,6 +119,7 @@ class Watch:
         )
 
     def row(self, number: int, record: dict[str, Any], when: str = "") -> None:
+        """Print the row of a job: number, name, scores, minutes, status, and the error of a failed one."""
         scores = numbers(record.get("metrics"))
         status = text(record.get("status"))
         cells = [
@@ -134,27 +137,27 @@ class Watch:
         console.print(line, style=ENDED.get(status))
 
     def conclude(self) -> None:
-        """How many ended how, and what a user wants next."""
+        """Print how many jobs finished, where to read about failures, and the next command."""
         place = relative(self.folder)
         ended = {*self.finished, *self.failed}
         for number in set(range(len(self.names))) - ended:
             console.print(
-                f"{self.names[number]} isn't finished: another process trains it, or it was stopped"
+                f"{self.names[number]} isn't finished: it was stopped, or another process is training it"
             )
         done = f"{len(self.finished)} of {len(self.names)} jobs are finished"
         left = len(self.names) - len(self.finished)
-        failed = f", {left} not; the same command goes on with what is left" if left else ""
-        anew = "; fresh=true trains them anew" if self.before == len(self.names) else ""
-        console.print(f"{done}{failed}{anew}")
+        failed = f", {left} not; repeat the command to continue with these" if left else ""
+        restart = "; fresh=true trains them again" if self.before == len(self.names) else ""
+        console.print(f"{done}{failed}{restart}")
         for number in self.failed:
             log = relative(self.files[number].with_name("log.txt"))
-            console.print(f"  {quote_path(log)} tells more")
+            console.print(f"  see {quote_path(log)}")
         console.print("next:")
         console.print(f"  {render_command('compare')} {quote_path(place)}")
 
 
 def progress(folder: Path) -> str:
-    """The latest validation of a run, as far as there is one."""
+    """Describe the latest validation of a run; empty before the first."""
     curves, _ = read_curves(folder, None, [])
     validated = [
         (epoch, value)
@@ -168,7 +171,7 @@ def progress(folder: Path) -> str:
 
 
 def changed(file: Path, told: int | None) -> bool:
-    """Whether a file is there, and another than the one that was told of."""
+    """Return True if a file exists and its modification time differs from ``told``, ns."""
     try:
         return file.stat().st_mtime_ns != told
     except FileNotFoundError:

@@ -1,7 +1,6 @@
-"""Training of a finished run's config again."""
+"""Train a finished run's config again, and collect what differs from the first time."""
 
 import copy
-import gc
 import inspect
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
@@ -27,11 +26,20 @@ from seg.training.run import train
 
 
 def settled(cfg: DictConfig, past: Past) -> tuple[dict[str, Any], list[Change]]:
-    """The run's config as this version takes it, with what the command line says, and what that changes.
+    """Upgrade the config of a finished run to this version, and apply the command line's overrides.
+
+    Args:
+        cfg: config of seg.rerun.
+        past: finished run.
+
+    Returns:
+        The config to train, and the options that differ from the run's own.
 
     Raises:
-        UserError: when this version has no such options, or the data isn't there.
+        UserError: if this version has no such options.
+        RunError: if the data isn't where it was.
     """
+    # Drop options that no longer exist, and add those that are new.
     config, base = copy.deepcopy(past.config), plain(checked("train", []))
     own = yaml.safe_load((CONF / "train.yaml").read_text("utf-8"))
     gone = [name for name in config if name not in base]
@@ -43,6 +51,7 @@ def settled(cfg: DictConfig, past: Past) -> tuple[dict[str, Any], list[Change]]:
         elif name in HONOURED or name == "trainer":
             known = [own["loader"]] if name == "loader" else files(name)
             changes += filled(config[name], name, known)
+    # Apply the command line, and check the result like any config.
     changes += overridden(config, plain(cfg))
     config |= {"logger": plain(cfg.logger), "outputs": cfg.outputs}
     groups = {name: config[name] for name in (*HONOURED, "trainer", "logger")}
@@ -50,31 +59,31 @@ def settled(cfg: DictConfig, past: Past) -> tuple[dict[str, Any], list[Change]]:
         check_level(config, base | groups, own, ())
     except UserError as error:
         raise UserError(
-            f"run={cfg.run}: made by another version, whose options this one doesn't take ({error}); take the "
-            "version in its run.json"
+            f"run={cfg.run}: made by another version, whose options this version doesn't accept ({error}); use the "
+            "version in the run's run.json"
         ) from error
     check_places(config["data"], cfg.run)
     return config, changes
 
 
 def files(group: str) -> list[dict[str, Any]]:
-    """The config files of a group, as they stand."""
+    """Read the config files of a group, without composing them."""
     return [yaml.safe_load(file.read_text("utf-8")) for file in sorted((CONF / group).glob("*.y*"))]
 
 
 def filled(node: Any, path: str, known: list[dict[str, Any]]) -> Iterator[Change]:
-    """Gives each constructor below a node the options that it got since, and tells them.
+    """Add to each constructor below a node the options that are newer than the run, and yield them.
 
-    The value is the constructor's own default, by which older runs go on as they were.
+    Their value is the constructor's default, which keeps the behaviour of older runs.
 
     Args:
         node: changed in place.
-        path: of the node.
-        known: files of its group, which name the options.
+        path: dotted name of the node.
+        known: config files of its group, which name the options.
     """
     if isinstance(node, dict) and (target := node.get("_target_")):
-        alike = [file for file in known if file.get("_target_") == target]
-        options = {name: value for file in reversed(alike) for name, value in file.items()}
+        matching = [file for file in known if file.get("_target_") == target]
+        options = {name: value for file in reversed(matching) for name, value in file.items()}
         parameters = inspect.signature(located(path, target)).parameters if options else {}
         for name, value in options.items():
             if name in node or name in HYDRA_KEYS or name == "defaults":
@@ -82,6 +91,7 @@ def filled(node: Any, path: str, known: list[dict[str, Any]]) -> Iterator[Change
             default = parameters[name].default if name in parameters else inspect.Parameter.empty
             node[name] = value if default is inspect.Parameter.empty else default
             yield Change(f"{path}.{name}", "not there", node[name])
+    # Descend into the node's own children.
     inner = (
         node.items()
         if isinstance(node, dict)
@@ -94,10 +104,14 @@ def filled(node: Any, path: str, known: list[dict[str, Any]]) -> Iterator[Change
 
 
 def overridden(config: dict[str, Any], given: dict[str, Any]) -> Iterator[Change]:
-    """Put what the command line gives into the config, and tell it.
+    """Apply the command line's overrides to a run's config, and yield each change.
+
+    Args:
+        config: of the run; changed in place.
+        given: config of seg.rerun, in which null means unchanged.
 
     Raises:
-        UserError: for an option that the run's data hasn't.
+        UserError: for an option that the run's data does not have.
     """
     config["loader"]["cache"] = given["loader"].pop("cache")
     for group in ("data", "trainer", "loader"):
@@ -113,39 +127,39 @@ def overridden(config: dict[str, Any], given: dict[str, Any]) -> Iterator[Change
 
 
 def check_places(data: dict[str, Any], run: str) -> None:
-    """Raises RunError when the run's data isn't where it was."""
+    """Raise RunError if the run's data isn't where it was."""
     for name in ("root", "table", "annotations"):
-        place = data.get(name)
-        if isinstance(place, str) and not Path(place).exists():
+        path = data.get(name)
+        if isinstance(path, str) and not Path(path).exists():
             raise RunError(
-                f"run={run}: its data.{name}={place} isn't there; say where the data lies now, data.{name}=..."
+                f"run={run}: its data.{name}={path} does not exist; give the present path, data.{name}=..."
             )
 
 
 def check_devices(config: dict[str, Any], seeds: int) -> None:
-    """Raises UserError when several trainings would each start further processes."""
+    """Raise UserError if several trainings are asked for that would each start further processes."""
     devices, nodes = config["trainer"]["devices"], config["trainer"]["num_nodes"]
     several = devices == "auto" and torch.cuda.device_count() > 1
     if seeds and (several or not one_device(devices, nodes)):
         raise UserError(
-            f"seeds={seeds} with trainer.devices={devices}: the seeds train one after the other, each on one "
+            f"seeds={seeds} with trainer.devices={devices}: the seeds train one after another, each on one "
             "device; give trainer.devices=1"
         )
 
 
 @contextmanager
 def threads(count: int) -> Generator[None]:
-    """PyTorch with so many threads."""
-    own = torch.get_num_threads()
+    """Run PyTorch with ``count`` threads."""
+    before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
         yield
     finally:
-        torch.set_num_threads(own)
+        torch.set_num_threads(before)
 
 
 class Noted(L.Callback):
-    """Remembers the folder of the run that it is part of."""
+    """Callback that records the run folder."""
 
     folder: Path
 
@@ -155,27 +169,28 @@ class Noted(L.Callback):
 
 
 def trained(config: dict[str, Any], past: Past, name: str) -> Path:
-    """The folder of a new run."""
+    """Train a config of a finished run, and return the new run folder.
+
+    Args:
+        config: upgraded, with the seed to use.
+        past: finished run, whose overrides and choices the new one keeps.
+        name: of the new run.
+    """
     words, seed = past.record.overrides, config["seed"]
     if seed != past.record.seed:
         words = [*(word for word in words if not str(word).startswith("seed=")), f"seed={seed}"]
     noted = Noted()
-    try:
-        asked = Asked(name, words, past.record.choices)
-        with naming(past.folder / "config.yaml"):
-            train(OmegaConf.create(config | {"name": name}), [noted], asked)
-    finally:
-        gc.collect()  # trainer and task hold each other
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+    asked = Asked(name, words, past.record.choices)
+    with naming(past.folder / "config.yaml"):
+        train(OmegaConf.create(config | {"name": name}), [noted], asked)
     return noted.folder
 
 
 def more_seeds(config: dict[str, Any], past: Past, count: int) -> dict[int, Metrics]:
-    """Seed -> metrics of ``count`` new runs, with the seeds after the run's own."""
-    found: dict[int, Metrics] = {}
+    """Train ``count`` runs with the seeds after the run's own, and return seed -> metrics."""
+    results: dict[int, Metrics] = {}
     for seed in range(config["seed"] + 1, config["seed"] + 1 + count):
         name = f"rerun-{past.record.name}-seed-{seed}"
         folder = trained(config | {"seed": seed}, past, name)
-        found[seed] = records.read_json(folder / "run.json")["metrics"]
-    return found
+        results[seed] = records.read_json(folder / "run.json")["metrics"]
+    return results

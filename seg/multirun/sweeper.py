@@ -1,14 +1,13 @@
-"""A sweep, ``python -m seg.train -m``: one folder, a run for each combination, a table that grows.
+"""Resumable sweeps, ``python -m seg.train -m``: one folder with a run per combination of options.
 
-SWEEP/sweep.json   the jobs: name and words of each; the command
-SWEEP/JOB/         the run folder of each, named by what differs
+SWEEP/sweep.json   jobs: name, folder and overrides of each; the command
+SWEEP/JOB/         run folder of a job, named by the options that differ
 
-The same command takes up what is unfinished: it finds the folder by its jobs. Who works in a sweep holds its
-lock, so that two sweeps of one command that run at a time have two folders. Jobs run where Hydra's launcher
-puts them: in this process one after another, in processes side by side, or on a cluster.
+Repeating the command continues the unfinished sweep with the same jobs. A running sweep locks its folder, so that
+a second sweep of the same command gets a folder of its own. Hydra's launcher decides where jobs run: one after
+another in this process, in parallel processes, or on a cluster.
 """
 
-import gc
 import logging
 import os
 import sys
@@ -51,15 +50,18 @@ from seg.training.resume import newest, saved_config
 
 log = logging.getLogger("seg")
 RECORD = "sweep.json"
-LAUNCHERS = {"joblib": "parallel", "submitit": "slurm"}  # package's word -> its extra
+LAUNCHERS = {"joblib": "parallel", "submitit": "slurm"}  # library -> extra that installs it
 
 
 class Sweep(Sweeper):
-    """Hydra's sweeper over all combinations, in a folder that is found again.
+    """Hydra sweeper over all combinations of values, in a folder that the same command finds again.
 
     Args:
-        max_batch_size: of Hydra's own sweeper; jobs are given to the launcher together.
-        params: more words, of the config.
+        max_batch_size: option of Hydra's own sweeper; must be None, as the launcher gets all jobs at once.
+        params: further overrides, from the config.
+
+    Raises:
+        UserError: if ``max_batch_size`` is set.
     """
 
     launcher: Launcher | None
@@ -67,23 +69,31 @@ class Sweep(Sweeper):
 
     def __init__(self, max_batch_size: int | None, params: dict[str, str] | None) -> None:
         if max_batch_size is not None:
-            raise UserError("hydra.sweeper.max_batch_size: has no use here; the launcher decides")
+            raise UserError(
+                "hydra.sweeper.max_batch_size: not supported, the launcher decides; leave it out"
+            )
         self.params = params or {}
 
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
-        """Finds or makes the folder, and holds it."""
+        """Find or create the sweep's folder and lock it, and create the launcher.
+
+        Raises:
+            UserError: if the launcher isn't installed, this is one of several ranks, or hydra.sweep.dir is set.
+        """
+        # Check the launcher, the process and the place.
         check_launcher(config.hydra.launcher._target_)
         if ticket(Path()) is not None:
             raise UserError(
-                "-m: this is one of several processes that were started together; start a sweep by one"
+                "-m: torchrun or SLURM started several processes; start a sweep from a single process"
             )
         if Path(config.hydra.sweep.dir) != Path(config.outputs) / "sweeps/new":
             raise UserError(
-                f"hydra.sweep.dir={config.hydra.sweep.dir}: a sweep lies below outputs/sweeps, where it is found again; "
+                f"hydra.sweep.dir={config.hydra.sweep.dir}: a sweep must be below outputs/sweeps to be continued; "
                 "give outputs=..., and name=... for its name"
             )
+        # Find or create the folder, and check that no link leads out of it.
         self.context, self.config, self.held = hydra_context, config, ExitStack()
         self.jobs = planned(config, self.params)
         self.folder = self.held.enter_context(taken(config, self.jobs))
@@ -96,42 +106,43 @@ class Sweep(Sweeper):
         )
 
     def sweep(self, arguments: list[str]) -> None:
-        """Runs what is unfinished, and shows each job's row as it ends.
+        """Run the unfinished jobs, and print a row as each one ends.
 
         Raises:
-            SystemExit: 1, when a job isn't finished.
+            SystemExit: with code 1, if a job did not finish.
         """
         assert self.config is not None
         if records.read_json(self.folder / RECORD).get("source") != provenance.source_hash(
             PACKAGE, CONF
         ):
             console.print(
-                "the code or its config files changed since this sweep was begun; fresh=true begins anew"
+                "the code or its config files changed since this sweep was begun; fresh=true starts a new sweep"
             )
         watch = Watch(self.folder, self.jobs)
         try:
             with self.held, watch:
-                left = [n for n in range(len(self.jobs)) if n not in watch.finished]
-                left = [n for n in left if self.composes(n)]
+                unfinished = [n for n in range(len(self.jobs)) if n not in watch.finished]
+                unfinished = [n for n in unfinished if self.composes(n)]
                 if "BasicLauncher" in self.config.hydra.launcher._target_:  # one after another
-                    for number in left:
+                    for number in unfinished:
                         self.launch([number])
-                elif left:
-                    self.launch(left)
+                elif unfinished:
+                    self.launch(unfinished)
         finally:
             watch.conclude()
         if len(watch.finished) < len(self.jobs):
             sys.exit(1)
 
     def launch(self, numbers: list[int]) -> None:
+        """Launch jobs and wait for them; re-raise errors other than a failed training."""
         assert self.launcher is not None
-        place = f"hydra.sweep.dir={QuotedString(str(self.folder), Quote.single).with_quotes()}"
-        words = [[*self.jobs[n]["overrides"], place] for n in numbers]
-        for result in self.launcher.launch(words, initial_job_idx=numbers[0]):
-            _ = result.return_value  # raises what a job raised beside its own failure
+        directory = f"hydra.sweep.dir={QuotedString(str(self.folder), Quote.single).with_quotes()}"
+        overrides = [[*self.jobs[n]["overrides"], directory] for n in numbers]
+        for result in self.launcher.launch(overrides, initial_job_idx=numbers[0]):
+            _ = result.return_value  # raises the error of the job, if any
 
     def composes(self, number: int) -> bool:
-        """Whether a job's words make a config; if not, the job has failed."""
+        """Return True if a job's overrides compose a config; otherwise record the job as failed."""
         assert self.config is not None
         job = self.jobs[number]
         try:
@@ -143,34 +154,40 @@ class Sweep(Sweeper):
 
 
 def planned(config: DictConfig, params: dict[str, str]) -> list[dict[str, Any]]:
-    """The jobs of a sweep: name, folder and words of each, the name made of what differs between them.
+    """Return the jobs of a sweep: name, folder and overrides of each, named by the options that differ.
+
+    Args:
+        config: composed, with Hydra's own part.
+        params: further overrides.
 
     Raises:
-        UserError: when a word has no end of values.
+        UserError: if an option can't be swept, has no list of values, or two jobs are the same.
     """
+    # Parse the overrides, and reject options that can't be swept.
     words = [f"{key}={value}" for key, value in (params or {}).items()]
     words += [w for w in config.hydra.overrides.task if not w.lstrip("+").startswith("fresh=")]
     overrides = OverridesParser.create().parse_overrides(words)
     if any(override.key_or_group == "resume" for override in overrides):
         raise UserError(
-            "resume: a sweep goes on by its own command; resume takes one run, without -m"
+            "resume: repeat the sweep's own command to continue it; resume= continues a single run, without -m"
         )
     for override in overrides:
         key = override.key_or_group
         if key in ("name", "outputs") and override.is_sweep_override():
-            raise UserError(f"{override.input_line}: a sweep has one {key}; give one value")
+            raise UserError(f"{override.input_line}: a sweep has a single {key}; give one value")
     for override in overrides:
         if override.is_sweep_override() and not override.is_discrete_sweep():
             raise UserError(
                 f"{override.input_line}: a sweep needs a list of values; seg.tune searches an interval"
             )
+    # Name each combination, with a folder of its own.
     swept = {o.get_key_element() for o in overrides if o.is_sweep_override()}
     choices = dict(config.hydra.runtime.choices)
     jobs: list[dict[str, Any]] = []
     for words in BasicSweeper.split_arguments(overrides, None)[0]:
         name = named([w for w in words if w.partition("=")[0] in swept], choices, ()) or "job"
         folder = as_folder(name)
-        if folder in [job["folder"] for job in jobs]:  # alike when cut off, or in plain letters
+        if folder in [job["folder"] for job in jobs]:  # names may agree once shortened to a folder
             folder = f"{folder}-{len(jobs)}"
         if words in [job["overrides"] for job in jobs]:
             raise UserError(f"{name}: two jobs of the sweep are the same; give each value once")
@@ -180,18 +197,20 @@ def planned(config: DictConfig, params: dict[str, str]) -> list[dict[str, Any]]:
 
 @contextmanager
 def taken(config: DictConfig, jobs: list[dict[str, Any]]) -> Generator[Path]:
-    """The folder of these jobs for this process alone: one begun earlier, else a new one."""
+    """Lock and yield the folder of a sweep: an earlier one of the same jobs, or else a new one."""
     parent = Path(config.hydra.sweep.dir).parent
-    with ExitStack() as held:
+    with ExitStack() as locks:
+        # Continue the newest sweep that no other process is running.
         for folder in () if config.fresh else begun(parent, jobs):
             try:
-                held.enter_context(alone(folder, "sweep"))
+                locks.enter_context(alone(folder, "sweep"))
             except Busy:
                 continue
             yield folder
             return
+        # Create a new one, and record its jobs.
         folder = create_folder(parent, config.name or "sweep")
-        held.enter_context(alone(folder, "sweep"))
+        locks.enter_context(alone(folder, "sweep"))
         command = [Path(sys.executable).name, *sys.orig_argv[1:]]
         content = {
             "command": command,
@@ -204,39 +223,39 @@ def taken(config: DictConfig, jobs: list[dict[str, Any]]) -> Generator[Path]:
 
 
 def begun(parent: Path, jobs: list[dict[str, Any]]) -> Iterator[Path]:
-    """The sweeps of the same jobs, in whatever order, the newest first."""
+    """Yield the folders of earlier sweeps with the same jobs, in any order of jobs, newest first."""
     wanted = {frozenset(job["overrides"]) for job in jobs}
     for file in sorted(parent.glob(f"*/{RECORD}"), reverse=True):
         if file.parent.is_symlink():
             continue
         try:
-            there = read_jobs(file)
-            found = {frozenset(job["overrides"]) for job in there}
-            folders = [file.parent / job["folder"] for job in there]
+            earlier = read_jobs(file)
+            overrides = {frozenset(job["overrides"]) for job in earlier}
+            folders = [file.parent / job["folder"] for job in earlier]
         except RunError as error:
             reason = one_line(error).removeprefix(f"{file}: ")
-            console.print(f"{file}: damaged, and left out ({reason})")
+            console.print(f"{file}: damaged, ignored ({reason})")
             continue
-        if found == wanted:
+        if overrides == wanted:
             for folder in folders:
                 files.check_links(folder, file.parent)
             yield file.parent
 
 
 def read_jobs(file: Path) -> list[dict[str, Any]]:
-    """The jobs of a sweep: name, folder and words of each.
+    """Read the jobs of a sweep: name, folder and overrides of each.
 
     Raises:
-        RunError: if they are damaged, or a folder is none of the sweep's own.
+        RunError: if they are damaged, or a folder lies outside the sweep's.
     """
     jobs = records.read_json(file).get("jobs")
     if not isinstance(jobs, list) or not jobs or not all(map(is_job, jobs)):
-        raise RunError(f"{file}: damaged, its jobs aren't as seg.train -m writes them")
+        raise RunError(f"{file}: damaged, its jobs were not written by seg.train -m")
     return jobs
 
 
 def is_job(job: Any) -> bool:
-    """Whether this is a job of a sweep."""
+    """Return True for a valid job: name, overrides, and a folder name without separators."""
     if not isinstance(job, dict) or not isinstance(job.get("overrides"), list):
         return False
     words = [job.get("name"), job.get("folder"), *job["overrides"]]
@@ -247,9 +266,9 @@ def is_job(job: Any) -> bool:
 
 
 def check_launcher(target: str) -> None:
-    """Raises UserError when a launcher's package isn't installed."""
-    for word, extra in LAUNCHERS.items():
-        if f"hydra_{word}_launcher" in target:
+    """Raise UserError if the library of a launcher isn't installed."""
+    for library, extra in LAUNCHERS.items():
+        if f"hydra_{library}_launcher" in target:
             try:
                 __import__(target.rpartition(".")[0])
             except ImportError as error:
@@ -259,29 +278,34 @@ def check_launcher(target: str) -> None:
 
 
 def job(cfg: DictConfig, train: Callable[..., dict[str, float]]) -> dict[str, float] | None:
-    """One job of a sweep; its failure is noted in its folder, and the others go on.
+    """Run one job of a sweep; record a failure in its folder, so that the other jobs continue.
 
     Args:
-        cfg: of the job.
-        train: what is done with it, told what was ``asked``.
+        cfg: config of the job.
+        train: called with the config and ``asked``, the facts that are not in it.
+
+    Returns:
+        The final metrics; None if the job failed, or another process is training it.
     """
+    # Find the job by its overrides.
     hydra = HydraConfig.get()
     sweep = Path(hydra.sweep.dir)
     words = list(hydra.overrides.task)
     jobs = read_jobs(sweep / RECORD)
-    number = [set(one["overrides"]) for one in jobs].index(set(words))
+    number = [set(entry["overrides"]) for entry in jobs].index(set(words))
     choices = {k: v for k, v in hydra.runtime.choices.items() if "/" not in k and v}
     folder = sweep / jobs[number]["folder"]
     files.check_links(folder, sweep)
     name = jobs[number]["name"]
+    # Train it, or resume it from its last checkpoint with its saved config.
     try:
         with own_surroundings(words), free_gpu(sweep, cfg) as devices:
-            last = stopped_at(folder) if first_process() else None  # the others are told
+            last = stopped_at(folder) if first_process() else None  # rank 0 announces it
             if last is not None:
-                cfg = saved_config(folder)  # as it was begun
+                cfg = saved_config(folder)
             asked = Asked(name, words, choices, sweep.name, number, folder, last, True, devices)
             return train(cfg, asked=asked)
-    except Busy:  # a process that outlived its sweep
+    except Busy:  # trained by a process that outlived its sweep
         return None
     except Exception as error:
         note_failure(folder, error)
@@ -289,22 +313,22 @@ def job(cfg: DictConfig, train: Callable[..., dict[str, float]]) -> dict[str, fl
 
 
 def stopped_at(folder: Path) -> Path | None:
-    """The checkpoint from which a job that was stopped, or failed, goes on; None: there is none."""
+    """Return the checkpoint that a stopped or failed job resumes from; None if there is no intact one."""
     try:
         return newest(folder) if (folder / "config.yaml").is_file() else None
-    except RunError:  # all damaged
+    except RunError:
         return None
 
 
 def note_failure(folder: Path, error: Exception) -> None:
-    """Writes into a job's folder that it failed, and where."""
+    """Record a failure in a job's folder: status and error in run.json, the traceback in log.txt."""
     files.make_folder(folder, folder.parent)
     try:
         record = read_record(folder / "run.json").content()
-    except RunError:  # not there yet, or damaged
+    except RunError:  # absent or damaged
         record = {"name": folder.name}
-    how = {"status": "failed", "error": f"{type(error).__name__}: {one_line(error)}"}
-    write_record(folder, record | how)
+    failure = {"status": "failed", "error": f"{type(error).__name__}: {one_line(error)}"}
+    write_record(folder, record | failure)
     text = "".join(traceback.format_exception(error))
     with files.append(folder / "log.txt", folder) as log:
         log.write(text.encode("utf-8", "backslashreplace"))
@@ -312,15 +336,17 @@ def note_failure(folder: Path, error: Exception) -> None:
 
 @contextmanager
 def own_surroundings(words: list[str]) -> Generator[None]:
-    """Leaves nothing of a job behind: processes that train together, memory, variables.
+    """Isolate a job that runs in this process: restore argv and environment, and end the ranks it started.
 
-    Meanwhile the command line is the job's, since Lightning starts further processes by it.
+    Within the context ``sys.argv`` is the job's command line, as Lightning starts further ranks with it.
     """
+    # Set the command line of the job.
     line, variables = sys.argv, dict(os.environ)
     sys.argv = [line[0], *words]
     if "--config-dir" in line:
-        place = line.index("--config-dir")
-        sys.argv += line[place : place + 2]
+        position = line.index("--config-dir")
+        sys.argv += line[position : position + 2]
+    # Run it, and clean up.
     try:
         yield
     except BaseException:
@@ -330,15 +356,12 @@ def own_surroundings(words: list[str]) -> Generator[None]:
         sys.argv = line
         os.environ.clear()
         os.environ.update(variables)
-        gc.collect()  # trainer and task hold each other
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
 
 
 def leave_group() -> None:
-    """Ends the processes that a failed job started to train with this one, and what would end this one too."""
+    """Kill the ranks that a failed job started, and disarm Lightning's observer, which would kill this process."""
     for thread in threading.enumerate():
-        if isinstance(thread, _ChildProcessObserver):  # kills all when one fails: right for one run
+        if isinstance(thread, _ChildProcessObserver):  # kills all ranks once one fails
             processes, thread._child_processes = thread._child_processes, []
             for process in processes:
                 process.kill()
@@ -349,12 +372,13 @@ def leave_group() -> None:
 
 @contextmanager
 def free_gpu(sweep: Path, cfg: DictConfig) -> Generator[list[int] | None]:
-    """Of several GPUs one that no other job of the sweep has, where jobs run side by side; else None."""
+    """Lock and yield a free GPU for a job of a parallel sweep; yield None if it needs no choice."""
     count = torch.cuda.device_count()
     launcher = HydraConfig.get().launcher._target_
     if "joblib" not in launcher or count < 2 or cfg.trainer.devices not in ("auto", 1):
         yield None
         return
+    # Try the lock of each GPU, and wait while there are more jobs than GPUs.
     while True:
         for gpu in range(count):
             lock = files.lock(sweep / f".gpu-{gpu}", sweep)
@@ -367,10 +391,10 @@ def free_gpu(sweep: Path, cfg: DictConfig) -> Generator[list[int] | None]:
             finally:
                 lock.release()
             return
-        time.sleep(1)  # more jobs than GPUs
+        time.sleep(1)
 
 
-# Hydra takes sweepers from the package of its plugins alone, so this module answers by such a name too
+# Hydra accepts sweepers only from its plugin package, so this module is registered under such a name as well
 Sweep.__module__ = "hydra_plugins.seg"
 sys.modules[Sweep.__module__] = sys.modules[__name__]
 Plugins.instance().register(Sweep)

@@ -1,8 +1,8 @@
-"""What a run keeps of its images, so that runs can be compared where the data is not at hand.
+"""Per-image counts and small prediction pictures, saved so that runs can be compared without the data set.
 
-images.csv             split,image,class,hit,false,missed: pixels of each image and class
-predictions/names.json split -> names of the images that are pictured
-predictions/SPLIT/     I-image.jpg, I-truth.png, I-prediction.png: the I-th of those names, from 0
+images.csv             split,image,class,hit,false,missed: true positive, false positive and false negative pixels
+predictions/names.json split -> names of the pictured images
+predictions/SPLIT/     I-image.jpg, I-truth.png, I-prediction.png: I is the position in those names, from 0
 """
 
 import csv
@@ -24,24 +24,25 @@ from seg.runs import records
 from seg.training.callbacks.pictures import predict_one
 
 SIDE = 512  # px: the longest side of a picture
-UNKNOWN: Color = (176, 176, 176)  # of ignored pixels
+UNKNOWN: Color = (176, 176, 176)  # colour of ignored pixels
 
 
 def seen(names: list[str], world: int, count: int) -> list[str]:
-    """Names of the images that were scored, in the order in which ``PixelScores`` holds them.
+    """Return the names of the scored images, in the order of ``PixelScores``.
 
     Args:
-        names: of the split.
-        world: processes, of which each takes every world-th image.
-        count: images scored, fewer than the split has under ``trainer.limit_val_batches``.
+        names: all images of the split.
+        world: number of ranks; rank r scores images r, r + world, r + 2 world, ...
+        count: images scored; fewer than the split has if ``trainer.limit_val_batches`` is set.
     """
-    own = [names[rank::world] for rank in range(world)]
-    each = next(n for n in range(len(names) + 1) if sum(len(o[:n]) for o in own) == count)
-    return [name for o in own for name in o[:each]]
+    shards = [names[rank::world] for rank in range(world)]
+    sizes = range(len(names) + 1)
+    size = next(n for n in sizes if sum(len(shard[:n]) for shard in shards) == count)
+    return [name for shard in shards for name in shard[:size]]
 
 
 def all_counts(scores: PixelScores) -> Tensor:
-    """The confusion matrices of all images, those of the other processes included."""
+    """Return the confusion matrices of all images, gathered from all ranks: (B, C, C) or (B, K, 2, 2)."""
     with scores.sync_context():
         return scores.images()
 
@@ -49,13 +50,13 @@ def all_counts(scores: PixelScores) -> Tensor:
 def write_counts(
     file: Path, scored: dict[str, tuple[list[str], Tensor]], classes: list[str], overlapping: bool
 ) -> None:
-    """Pixels that are right, wrong and missed of each image and class.
+    """Write the true positive, false positive and false negative pixels of each image and class.
 
     Args:
         file: images.csv.
         scored: split -> names of its images, and their confusion matrices (B, C, C) or (B, K, 2, 2).
         classes: names.
-        overlapping: whether they are labels that overlap.
+        overlapping: True if a pixel may have several classes.
     """
     with files.open_text(file, file.parent) as stream:
         writer = csv.writer(stream)
@@ -72,41 +73,43 @@ def write_counts(
 def keep_pictures(
     folder: Path, samples: dict[str, Samples], count: int, colors: list[Color], model: nn.Module, threshold: float
 ) -> None:  # fmt: skip
-    """Pictures of ``count`` images of each split, evenly spread: image, truth and prediction.
+    """Save image, truth and prediction of ``count`` images of each split, evenly spaced over the split.
 
     Args:
-        folder: predictions in the run's folder; made.
-        samples: split -> its images, whole.
-        count: at most so many of each split.
-        colors: one a class.
-        model: on any device; its mode is kept.
-        threshold: probability above which a pixel is class 1 of two, or has a label.
+        folder: ``predictions`` of the run folder; created if absent.
+        samples: split -> its data set of whole images.
+        count: maximal number of images of a split.
+        colors: one per class.
+        model: on any device; its training mode is restored.
+        threshold: probability above which a pixel is class 1 of two, or has a class that may overlap.
     """
     names, run = {}, folder.parent
     for split, images in samples.items():
+        # Choose the images and the palette of the split.
         source = images.source
         overlapping = source.task == "overlapping"
         _, palette = shown(list(source.classes), colors, overlapping)
         indices = evenly(len(images), count)
         names[split] = [images.names[i] for i in indices]
         files.make_folder(folder / split, run)
-        for place, index in enumerate(indices):
+        for position, index in enumerate(indices):
             sample = images[0, index]
             prediction = predict_one(model, sample["image"], threshold, overlapping)
-            stem = f"{folder / split / str(place)}"
+            # Write the image as JPEG, and both masks as palette images, which keep the class indices.
+            stem = f"{folder / split / str(position)}"
             rgb = Image.fromarray(to_rgb(images.read(images.names[index])[0]))
             rgb.thumbnail((SIDE, SIDE))
             with files.whole(Path(f"{stem}-image.jpg"), run) as aside:
                 rgb.save(aside, quality=85)
-            for what, mask in (("truth", sample["mask"].numpy()), ("prediction", prediction)):
-                with files.whole(Path(f"{stem}-{what}.png"), run) as aside:
+            for kind, mask in (("truth", sample["mask"].numpy()), ("prediction", prediction)):
+                with files.whole(Path(f"{stem}-{kind}.png"), run) as aside:
                     paletted(picture(mask), palette).save(aside, optimize=True)
     files.make_folder(folder, run)
     records.write_json(folder / "names.json", names, run)
 
 
 def paletted(mask: np.ndarray, colors: list[Color]) -> Image.Image:
-    """A mask (H, W) as a palette image that shows each class in its colour, reduced to ``SIDE`` px."""
+    """Return a mask (H, W) as a palette image in the class colours, its longest side at most ``SIDE`` px."""
     drawn = Image.fromarray(mask.astype(np.uint8)).convert("P")
     table = np.zeros((256, 3), np.uint8)
     table[: len(colors)] = colors

@@ -19,7 +19,7 @@ from seg.training.task import SegmentationTask
 
 
 def open_data(cfg: DictConfig) -> DataModule:
-    """The data of a run; the model's config is told its channels and classes."""
+    """Build the data of a run, and set the model's ``in_channels`` and ``num_classes`` from it."""
     source = build(cfg.data, "data")
     data: DataModule = build(
         cfg.loader, "loader", source=source, augment=build(cfg.augment, "augment"), seed=cfg.seed
@@ -44,10 +44,10 @@ def build_model(node: DictConfig) -> Network:
 
 
 def balanced(loss: DictConfig, data: DataModule) -> DictConfig:
-    """The loss's config with numbers where it says ``auto``, from the training split.
+    """Return the loss config with each ``auto`` replaced by class weights of the training split.
 
     Raises:
-        UserError: when that split can't tell.
+        UserError: if the training split does not determine them.
     """
     source, node = data.source, plain(loss)
     overlapping = source.task == "overlapping"
@@ -58,7 +58,7 @@ def balanced(loss: DictConfig, data: DataModule) -> DictConfig:
 
 
 def check_head_weights(weights: list[float] | None, model: Network) -> None:
-    """Raises UserError unless there is a weight for each head that is trained, or none at all."""
+    """Raise UserError unless there is one weight per trained head, or none at all."""
     if weights is None:
         return
     if not isinstance(weights, list) or not all(
@@ -74,15 +74,16 @@ def check_head_weights(weights: list[float] | None, model: Network) -> None:
 
 
 def check_average(model: Network, overlapping: bool) -> None:
-    """Raises UserError when heads would be averaged that can't be."""
+    """Raise UserError if heads of overlapping classes would be averaged."""
     if overlapping and model.averages_heads:
         raise UserError(
-            "model.output=average: heads are averaged as a softmax; overlapping classes have none"
+            "model.output=average: heads are averaged as a softmax, which overlapping classes do not have; "
+            "give model.output=deepest"
         )
 
 
 def fit_crops(data: DataModule, model: Network) -> None:
-    """Gives a network of valid convolutions crops with their surroundings: loader.crop is what is judged."""
+    """Enlarge the crops of a network of valid convolutions by its context; loader.crop is the scored area."""
     if not model.context:
         return
     if data.crop is None:
@@ -93,7 +94,7 @@ def fit_crops(data: DataModule, model: Network) -> None:
 
 
 def check_loss(loss: nn.Module, num_logits: int, overlapping: bool) -> None:
-    """Raises UserError when the loss can't judge such logits; better now than at the first step."""
+    """Raise UserError if the loss rejects logits of K channels, before the first step would fail."""
     logits = torch.zeros(1, num_logits, 2, 2)
     try:
         loss(logits, (logits if overlapping else logits[:, 0]).long())
@@ -102,7 +103,7 @@ def check_loss(loss: nn.Module, num_logits: int, overlapping: bool) -> None:
 
 
 def check_optim(task: SegmentationTask) -> None:
-    """Raises UserError when the optimiser refuses its options, which it would do after the run had begun."""
+    """Raise UserError if the optimiser rejects its options, before the run begins."""
     try:
         task.optimizer()
     except REFUSALS as error:
@@ -110,11 +111,12 @@ def check_optim(task: SegmentationTask) -> None:
 
 
 def check_trainer(node: DictConfig, data: DataModule) -> None:
-    """Raises UserError when Lightning refuses an option, or what is left of an epoch is nothing."""
+    """Raise UserError if Lightning rejects an option, or an epoch would have no batch."""
     trainer = build(node, "trainer")
     processes, cores = trainer.num_devices, os.cpu_count() or 1
     if hardware.pick_accelerator(node.accelerator) == "cpu" and processes > max(8, cores):
         raise UserError(f"trainer.devices={node.devices}: this machine has {cores} cores")
+    # A limit given as a fraction must leave at least one batch per rank.
     world, splits = trainer.world_size, data.source.splits
     samples = {
         "limit_train_batches": (len(splits["train"]) * data.repeats, data.batch_size // world or 1),
@@ -124,6 +126,6 @@ def check_trainer(node: DictConfig, data: DataModule) -> None:
         share, batches = node.get(option, 1.0), math.ceil(math.ceil(count / world) / size)
         if isinstance(share, float) and int(share * batches) == 0:
             raise UserError(
-                f"trainer.{option}={share}: of {batches} batch{'es' * (batches > 1)} that is none; give how "
-                "many, 1 or more"
+                f"trainer.{option}={share}: that is none of {batches} batch{'es' * (batches > 1)}; give a "
+                "number of batches, 1 or more"
             )

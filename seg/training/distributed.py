@@ -1,7 +1,7 @@
-"""Processes that train one run together: the first of them decides where, and the others hear of it.
+"""Distributed training: rank 0 creates the run folder and shares its path with the other ranks.
 
-Lightning starts the others itself, and they inherit a variable; torchrun and SLURM start all of them at once,
-and there a small file in ``outputs`` tells, which must be a folder that all machines see.
+Ranks that Lightning starts inherit an environment variable. Ranks that torchrun or SLURM started together read
+a small file in ``outputs``, which must be a folder that all machines share.
 """
 
 import json
@@ -19,13 +19,13 @@ from seg.runs import records
 from seg.runs.folder import as_folder, create_folder
 
 VARIABLE = "SEG_RUN"
-PATIENCE = 120  # s until the first process must have spoken
+PATIENCE = 120  # s to wait for the file of rank 0
 STARTED = time.time()
-STALE = 60  # s before this process began: an older message is one that a killed run left
+STALE = 60  # s before this process began: an older file was left behind by a killed run
 
 
 class Place(NamedTuple):
-    """Where a run is trained, and the checkpoint from which it goes on."""
+    """Run folder, and the checkpoint that training resumes from."""
 
     folder: Path
     checkpoint: Path | None
@@ -35,16 +35,16 @@ class Place(NamedTuple):
 def one_place(
     outputs: Path, name: str, folder: Path | None, checkpoint: Path | None
 ) -> Generator[Place]:
-    """The run's place, the same for all its processes; its folder is made.
+    """Create the run folder on rank 0 and yield the same location on every rank.
 
     Args:
-        outputs: receives the folder, which is named by time and ``name``.
+        outputs: parent of the new folder, which is named by time and ``name``.
         name: of the run.
-        folder: the folder itself, where it is known already.
-        checkpoint: as the first process has it.
+        folder: the folder itself, if it is known already.
+        checkpoint: to resume from, as rank 0 knows it.
 
     Raises:
-        RunError: in another process, when the first says nothing.
+        RunError: on another rank, if rank 0 announces no folder.
     """
     message = ticket(outputs)
     if not first_process():
@@ -53,6 +53,7 @@ def one_place(
     folder = create_folder(outputs, name) if folder is None else folder
     files.make_folder(folder, folder)
     place = {"folder": str(folder.resolve()), "checkpoint": checkpoint and str(checkpoint)}
+    # Ranks that Lightning starts from here inherit the variable; the others read the file.
     os.environ[VARIABLE] = json.dumps(place)
     if message is not None:
         files.make_folder(outputs, outputs)
@@ -66,18 +67,27 @@ def one_place(
 
 
 def heard(message: Path | None) -> Place:
-    """What the first process says."""
+    """Return the location announced by rank 0.
+
+    Args:
+        message: file written by rank 0; None if the ranks were not started together.
+
+    Raises:
+        RunError: if nothing is announced within ``PATIENCE`` seconds.
+    """
     if VARIABLE in os.environ:
         place = json.loads(os.environ[VARIABLE])
     elif message is None:
-        raise RunError("this process has a rank, and none started it: unset RANK or LOCAL_RANK")
+        raise RunError(
+            "RANK or LOCAL_RANK is set, but no other process of this run was found; unset them"
+        )
     else:
         deadline = time.monotonic() + PATIENCE
         while not (message.exists() and message.stat().st_mtime > STARTED - STALE):
             if time.monotonic() > deadline:
                 raise RunError(
-                    f"{message}: the first process wrote no such file within {PATIENCE} s; it failed, or outputs= is "
-                    "no folder that all machines see"
+                    f"{message}: rank 0 wrote no such file within {PATIENCE} s; either it failed, or outputs= is "
+                    "not a folder that all machines share"
                 )
             time.sleep(0.1)
         place = records.read_json(message)
@@ -85,12 +95,13 @@ def heard(message: Path | None) -> Place:
 
 
 def ticket(outputs: Path) -> Path | None:
-    """The file by which processes that were started together meet; None where they weren't."""
-    told = os.environ.get
+    """Return the file through which ranks started together share the location; None for a single process."""
+    get = os.environ.get
     if "TORCHELASTIC_RUN_ID" in os.environ:
-        words = ("TORCHELASTIC_RUN_ID", "MASTER_PORT", "TORCHELASTIC_RESTART_COUNT")
-    elif "SLURM_PROCID" in os.environ and int(told("SLURM_NTASKS") or 1) > 1:
-        words = ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT")
+        variables = ("TORCHELASTIC_RUN_ID", "MASTER_PORT", "TORCHELASTIC_RESTART_COUNT")
+    elif "SLURM_PROCID" in os.environ and int(get("SLURM_NTASKS") or 1) > 1:
+        variables = ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT")
     else:
         return None
-    return outputs / f".together-{as_folder('-'.join(told(word) or '0' for word in words))}"
+    run = "-".join(get(variable) or "0" for variable in variables)
+    return outputs / f".together-{as_folder(run)}"

@@ -36,11 +36,16 @@ from seg.training.callbacks.pictures import Pictures
 from seg.training.task import SegmentationTask
 
 log = logging.getLogger("seg")
-STANDARD = {"_target_": "seg.metrics.SegmentationMetrics"}  # of a run older than its choice
+STANDARD = {"_target_": "seg.metrics.SegmentationMetrics"}  # of runs older than the metrics option
 
 
 def chosen_metrics(cfg: DictConfig, run: LoadedRun) -> SegmentationMetrics:
-    """What is computed: as asked, else as in training; at the run's threshold, if no other is given."""
+    """Build the metrics: those of the command line, or else of the run's training, at the chosen threshold.
+
+    Args:
+        cfg: config of seg.evaluate.
+        run: evaluated run, whose threshold is used if ``cfg.threshold`` is null.
+    """
     asked = cfg.get("metrics")
     node = plain(asked) if asked else run.config.get("metrics") or STANDARD
     if not asked:
@@ -52,34 +57,34 @@ def chosen_metrics(cfg: DictConfig, run: LoadedRun) -> SegmentationMetrics:
 
 
 def check_report(cfg: DictConfig) -> None:
-    """Raises UserError for what would be told only after the network ran."""
+    """Raise UserError for options that would otherwise fail only after the network has run."""
     check_numbers(cfg)
     if cfg.panels < 0 or cfg.eval_batch_size < 1:
         raise UserError(
-            f"panels={cfg.panels} and eval_batch_size={cfg.eval_batch_size}: give 0 and 1 or more"
+            f"panels={cfg.panels} and eval_batch_size={cfg.eval_batch_size}: they must be at least 0 and 1"
         )
     if OmegaConf.is_list(cfg.run) and not cfg.output:
-        raise UserError("output is not set: several runs have no folder in common; give output=...")
+        raise UserError("output is not set: several runs share no folder; give output=...")
 
 
 def check_numbers(cfg: DictConfig) -> None:
-    """Raises UserError for a confidence, or a way to tell objects apart, that there isn't."""
+    """Raise UserError for a confidence level or object options out of range."""
     if not 0 <= cfg.confidence < 1:
         raise UserError(f"confidence={cfg.confidence}: a number from 0 (no intervals) to below 1")
     check_objects(cfg)
 
 
 def names(metrics: SegmentationMetrics, panels: int) -> list[str]:
-    """Return the names of the files that are written, as far as they are known before the work."""
+    """Return the names of the files to be written that are known in advance."""
     plots = ["reliability.png"] if metrics.calibration is not None else []
     return ["metrics.json", *plots, *(["panels/all.png"] if panels else [])]
 
 
 def trained_loss(run: LoadedRun) -> nn.Module:
-    """The loss that the run was trained with.
+    """Build the loss that the run was trained with.
 
     Raises:
-        UserError: when this version has no such loss any more.
+        UserError: if this version has no such loss any more.
     """
     node = run.config["loss"]
     try:
@@ -87,15 +92,26 @@ def trained_loss(run: LoadedRun) -> nn.Module:
         return build(OmegaConf.create(node), "loss")
     except UserError as error:
         raise UserError(
-            f"{run.checkpoint}: made by an older version, whose loss this one doesn't know ({error}); predict "
-            "works, to evaluate train anew or take the version in its run.json"
+            f"{run.checkpoint}: made by an older version, whose loss this version doesn't know ({error}); seg.predict "
+            "works; to evaluate, train again or use the version in the run's run.json"
         ) from error
 
 
 def count(
     cfg: DictConfig, run: LoadedRun, task: SegmentationTask, data: DataModule, split: str
 ) -> dict[str, float]:
-    """Runs the network over the split and returns the metrics by their logged names."""
+    """Evaluate the network on a split.
+
+    Args:
+        cfg: config of seg.evaluate.
+        run: evaluated run, whose precision and memory layout are used.
+        task: with network, loss and metrics.
+        data: with the split.
+        split: train, val or test.
+
+    Returns:
+        ``SPLIT/metric`` -> value.
+    """
     bar: list[L.Callback] = [progress.progress_bar()] if progress.on_terminal() else []
     trained = run.config.get("trainer", {})
     try:
@@ -105,15 +121,27 @@ def count(
         raise RunError(f"{run.checkpoint}: its config's trainer is damaged ({error})") from error
     trainer = build_trainer(cfg.accelerator, devices=1, callbacks=bar, **options)
     loader = data.loader(data.samples(split), cfg.eval_batch_size, shuffle=False)
-    found = trainer.test(task, loader, verbose=False)[0]
-    return {f"{split}/{key.removeprefix('test/')}": value for key, value in found.items()}
+    scores = trainer.test(task, loader, verbose=False)[0]
+    return {f"{split}/{key.removeprefix('test/')}": value for key, value in scores.items()}
 
 
 @torch.inference_mode()
 def count_objects(
     run: LoadedRun, samples: Samples, threshold: float, options: dict[str, Any], device: str
 ) -> tuple[dict[str, float], dict[str, Evidence]]:
-    """Scores of borders and objects by name, and what their intervals rest on."""
+    """Score the borders and objects of a split.
+
+    Args:
+        run: evaluated run, on ``device``.
+        samples: images of the split.
+        threshold: probability above which a pixel is inside an object.
+        options: of ``instances.objects``: how predicted objects are separated.
+        device: to predict on.
+
+    Returns:
+        Name -> score, and name -> data for its bootstrap interval.
+    """
+    # Predict image by image: curves for the border scores, counts for the object scores.
     sections, counts = [], []
     for index in track(
         range(len(samples)), "objects", console=console, transient=True, disable=not console.is_terminal
@@ -123,9 +151,10 @@ def count_objects(
         interior = probabilities(logits)[0, 1].cpu().numpy()
         truth = sample["mask"].numpy().astype(np.uint8)
         sections.append(isbi2012.section_scores(interior, truth))
-        found = instances.objects(interior, threshold, **options)
+        predicted = instances.objects(interior, threshold, **options)
         true = instances.components(truth == 1)
-        counts.append(instances.match(true, found, truth != IGNORE))
+        counts.append(instances.match(true, predicted, truth != IGNORE))
+    # Pool over the images: border scores at their best threshold, object scores from summed counts.
     scores = isbi2012.best(sections)
     pooled = instances.object_scores(np.sum(counts, axis=0))
     scores |= {name: float(value) for name, value in pooled.items()}
@@ -134,18 +163,34 @@ def count_objects(
 
 @dataclass(frozen=True)
 class Report:
-    """What evaluate leaves: numbers, intervals, pictures, plots, and the tables on the terminal."""
+    """Results of an evaluation: metrics.json, panels, plots, and tables on the terminal.
+
+    Attributes:
+        cfg: config of seg.evaluate.
+        run: evaluated run.
+        data: evaluated data.
+        split: of the data.
+        folder: receives the files.
+        below: folder named by the user; nothing is written through a link below it.
+        metrics: after the evaluation.
+    """
 
     cfg: DictConfig
     run: LoadedRun
     data: DataModule
     split: str
     folder: Path
-    below: Path  # folder that the user named
+    below: Path
     metrics: SegmentationMetrics
 
     def write(self, scores: dict[str, float], evidence: dict[str, Evidence]) -> None:
-        """metrics.json, panels, the reliability plot and the tables."""
+        """Write metrics.json, panels and the reliability plot, and print the tables.
+
+        Args:
+            scores: ``SPLIT/metric`` -> value.
+            evidence: metric -> data for its bootstrap interval.
+        """
+        # Write the numbers, with the confusion matrix of each image for paired tests, and the panels.
         run, split, panels = self.run, self.split, self.folder / "panels"
         files.make_folder(self.folder, self.below)
         samples, threshold = self.data.samples(split), self.metrics.threshold
@@ -157,12 +202,13 @@ class Report:
             "threshold": threshold,
             "confidence": self.cfg.confidence,
             "intervals": {key: [i.low, i.high] for key, i in intervals.items() if i.low == i.low},
-            "confusion": self.metrics.pixels.images().tolist(),  # of each image, for paired tests
+            "confusion": self.metrics.pixels.images().tolist(),
         }
         records.write_json(self.folder / "metrics.json", facts | {"metrics": scores}, self.below)
         Pictures(samples, self.cfg.panels, run.colors, panels, self.below, threshold).write(
             run.model
         )
+        # Print the tables that the data and the metrics call for.
         title = files.encodable(f"{split}, {run.checkpoint}")
         table = tables.score_table(title, scores, run.classes, f"{split}/", intervals)
         log.info("", extra={"table": table})
@@ -182,12 +228,12 @@ class Report:
         log.info(f"numbers {quote_path(numbers)}, pictures {quote_path(pictures)}")
 
     def intervals(self, evidence: dict[str, Evidence]) -> dict[str, Interval]:
-        """Of what the tables show, by bootstrap over images; none if not asked for."""
+        """Return the bootstrap intervals over images of the scores in the tables; none with ``confidence=0``."""
         if not self.cfg.confidence:
             return {}
-        shown = ("dice", "iou", *tables.BORDERS, *tables.OBJECTS)
+        displayed = ("dice", "iou", *tables.BORDERS, *tables.OBJECTS)
         return {
             f"{self.split}/{name}": interval(rows, score, self.cfg.confidence)
             for name, (rows, score) in evidence.items()
-            if name.split("/")[0].removesuffix("_per_image") in shown
+            if name.split("/")[0].removesuffix("_per_image") in displayed
         }

@@ -1,4 +1,4 @@
-"""One run, from a Trainer to its record: fits, scores the best checkpoint, and writes what came out."""
+"""Fit a run with Lightning's Trainer, score its best checkpoint, and write the results into the run folder."""
 
 import errno
 import logging
@@ -50,17 +50,17 @@ from seg.training.task import SegmentationTask
 
 log = logging.getLogger("seg")
 Part = TypeVar("Part", bound=L.Callback)
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # a disk, or a share of it
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # disk full, quota exceeded, file too large
 
 
 class Begun(L.Callback):
-    """Notes whether training, or the validation before it, began, and so whether a checkpoint was taken up.
+    """Records that training, or the validation before it, has begun, so that later errors are not blamed on its state.
 
     Args:
-        resumed: whether there is one.
+        resumed: True if the run continues from a checkpoint.
 
     Attributes:
-        yes: whether it began.
+        yes: True once training, or the validation before it, has begun.
     """
 
     def __init__(self, resumed: bool) -> None:
@@ -76,7 +76,7 @@ class Begun(L.Callback):
 
 
 def check_optimizer(trainer: L.Trainer) -> None:
-    """Raise ValueError unless an optimizer's state, as a checkpoint has it, fits its parameters."""
+    """Raise ValueError unless the restored state of each optimiser fits its parameters."""
     for optimizer in trainer.optimizers:
         for group in optimizer.param_groups:
             for name, value in group.items():
@@ -94,7 +94,7 @@ def check_optimizer(trainer: L.Trainer) -> None:
 
 
 def fits_option(value: Any, default: Any) -> bool:
-    """Return whether an option of an optimizer is of the kind of its default."""
+    """Return True if a restored option of an optimiser has the type of its default, and is finite."""
     if isinstance(default, list | tuple) and isinstance(value, list | tuple):
         return len(value) == len(default) and all(map(fits_option, value, default))
     if isinstance(value, float) and not math.isfinite(value):
@@ -105,7 +105,7 @@ def fits_option(value: Any, default: Any) -> bool:
 
 
 class Pruned(Exception):
-    """Raised by a callback that ends a run which isn't worth going on with."""
+    """Raised by a callback to end an unpromising run early; its status is then ``pruned``."""
 
 
 def fit(
@@ -116,18 +116,22 @@ def fit(
     taken: str | None,
     callbacks: Sequence[L.Callback],
 ) -> dict[str, float]:
-    """The final metrics of a run; run.json tells how it ended.
+    """Train a run, score it, and return the final metrics; run.json records how it ended.
 
     Args:
-        cfg: of the run, settled.
-        asked: its name, folder and the like.
+        cfg: resolved config of the run.
+        asked: name, folder and other facts that are not in the config.
         task: network, loss and metrics.
-        data: of all splits.
-        taken: what its first weights are, in words.
-        callbacks: more of Lightning's.
+        data: all splits.
+        taken: description of the initial weights; None: random.
+        callbacks: additional Lightning callbacks.
+
+    Returns:
+        ``best/val/...`` of the best checkpoint and, with a test split, ``test/...``.
     """
     folder = cast(Path, asked.folder)
     with Interrupts() as interrupts:
+        # Prepare: until here nothing is trained, so that an error leaves no folder of a new run.
         try:
             clear(folder)
             make_last(folder, asked.checkpoint)
@@ -143,9 +147,10 @@ def fit(
             trainer.loggers = loggers(cfg, asked, task)
         except BaseException as error:
             if asked.checkpoint is None:
-                shutil.rmtree(folder, ignore_errors=True)  # nothing was trained
+                shutil.rmtree(folder, ignore_errors=True)
             interrupts.reraise(error)
             raise
+        # Train, score the best checkpoint, and write per-image counts and pictures.
         try:
             write_record(folder, record | {"status": "running"})
             if not asked.silent:
@@ -163,15 +168,17 @@ def fit(
                 pictures.threshold = task.val_metrics.threshold
                 pictures.write(task.model)
         except BaseException as caught:
+            # Failed, pruned or interrupted: record it, and explain memory and disk errors.
             demand = part(trainer, Demand)
             error = explained(caught, demand.text, demand.lower)
             if isinstance(error, OSError) and error.errno in FULL and error.filename is None:
-                error.filename = str(folder)  # as of a picture for which no space is left
+                error.filename = str(folder)  # libraries that write pictures leave it out
             conclude_early(folder, record, trainer, interrupts, error)
             if error is caught:
                 raise
             raise error from caught
-        interrupts.recording = True  # the run is finished; a signal no longer changes that
+        # Finished: a signal no longer changes the status.
+        interrupts.recording = True
         write_record(folder, record | {"status": "finished", "metrics": scores})
     facts = {name: record[name] for name in ("minutes", "steps", "parameters")}
     finish(trainer.loggers, "finished", scores | facts)
@@ -184,10 +191,10 @@ def fit(
 def restored(
     trainer: L.Trainer, task: SegmentationTask, data: DataModule, checkpoint: Path | None
 ) -> None:
-    """Fits, from a checkpoint where one is given.
+    """Fit, starting from the checkpoint if there is one.
 
     Raises:
-        RunError: if the checkpoint's state is none of this run, which shows before training goes on.
+        RunError: if the state in the checkpoint is damaged or belongs to another run.
     """
     try:
         trainer.fit(task, datamodule=data, ckpt_path=checkpoint, weights_only=True)
@@ -195,7 +202,7 @@ def restored(
         if checkpoint is None or part(trainer, Begun).yes or isinstance(error, MISTAKES):
             raise
         raise RunError(
-            f"{checkpoint}: its state doesn't fit this run, or is damaged ({explain(error)})"
+            f"{checkpoint}: its training state doesn't fit this run, or is damaged ({explain(error)})"
         ) from error
 
 
@@ -206,12 +213,20 @@ def conclude_early(
     interrupts: Interrupts,
     error: BaseException,
 ) -> None:
-    """Write down how a run ended that raised this, and say how it is resumed.
+    """Record a failed, pruned or interrupted run, close its loggers, and print how to resume it.
+
+    Args:
+        folder: run folder.
+        record: contents of run.json without the status.
+        trainer: of the run.
+        interrupts: signals received so far.
+        error: that ended the run.
 
     Raises:
-        KeyboardInterrupt: when it was Ctrl-C that ended it.
-        SystemExit: when it was a signal of a scheduler, 128 and its number; or what submitit raises.
+        KeyboardInterrupt: after Ctrl-C.
+        SystemExit: after a scheduler's signal, with code 128 + its number; or whatever submitit raises.
     """
+    # Record the status and the reason; signals wait until the file is written.
     interrupts.recording = True
     status = ended(error)
     signalled = interrupts.asked if status == "interrupted" else None
@@ -220,11 +235,15 @@ def conclude_early(
     try:
         write_record(folder, record | {"status": status, "error": reason})
     except OSError as full:
-        log.warning(f"{full.filename}: {full.strerror}; it still says that the run is running")
-    interrupts.recording = interrupts.training = False  # a logger may wait for its server
+        log.warning(
+            f"{full.filename}: {full.strerror}; its status was not updated and still reads running"
+        )
+    # Close the loggers, which may wait for a server: from here Ctrl-C acts at once.
+    interrupts.recording = interrupts.training = False
     finish(trainer.loggers, status, {})
-    unlike = isinstance(error, Pruned | NotFinite)  # going on would end the same way
-    if not unlike and checkpoints_there(folder):
+    # Print the command that resumes, unless the run would end the same way again.
+    repeats = isinstance(error, Pruned | NotFinite)
+    if not repeats and checkpoints_there(folder):
         resume = render_option("resume", relative(folder))
         log.info(f"goes on with  {render_command('train', resume)}")
     elif status == "interrupted":
@@ -236,7 +255,7 @@ def conclude_early(
 def begun(
     cfg: DictConfig, asked: Asked, task: SegmentationTask, data: DataModule
 ) -> dict[str, Any]:
-    """The record of a run as it begins, or goes on."""
+    """Return the contents of run.json for a new run, or for a resumed run as it continues."""
     source = data.source
     record = provenance.origin() | asked.facts | {
         "seed": cfg.seed,
@@ -253,7 +272,15 @@ def begun(
 def prepared(
     cfg: DictConfig, asked: Asked, more: Sequence[L.Callback], interrupts: Interrupts
 ) -> L.Trainer:
-    """The Trainer with its callbacks."""
+    """Build the Trainer of a run with its callbacks and plugins.
+
+    Args:
+        cfg: resolved config of the run.
+        asked: folder, devices and verbosity of the run.
+        more: additional callbacks.
+        interrupts: callback that stops the run on a signal.
+    """
+    # Callbacks: checkpoints, progress, resumption, signals, error reports, and those that are optional.
     checkpoints = cast(Path, asked.folder) / "checkpoints"
     bar = progress.on_terminal() and not asked.silent
     callbacks = [
@@ -285,36 +312,39 @@ def prepared(
         *chosen(cfg.patience, cfg.ema),
         *([progress.progress_bar()] if bar else []),
     ]
+    # Plugins: without auto-requeue, Lightning writes no checkpoints of its own outside the run folder.
     devices = {} if asked.devices is None else {"devices": asked.devices}
     node = cast(DictConfig, OmegaConf.merge(cfg.trainer, devices))
     slurm = SLURMEnvironment.detect() and not TorchElasticEnvironment.detect()
-    place = (
-        [SLURMEnvironment(auto_requeue=False)] if slurm else []
-    )  # else checkpoints lie elsewhere
-    plugins = [WholeFiles(cast(Path, asked.folder)), *place]
+    environment = [SLURMEnvironment(auto_requeue=False)] if slurm else []
+    plugins = [WholeFiles(cast(Path, asked.folder)), *environment]
     return build(node, "trainer", callbacks=callbacks, plugins=plugins, folder=str(asked.folder))
 
 
 def chosen(patience: int | None, ema: float | None) -> list[L.Callback]:
-    """Lightning's own for stopping early and for averaging weights, where they are asked for.
+    """Return the callbacks for early stopping and weight averaging, as far as they are enabled.
+
+    Args:
+        patience: validations without a better Dice after which training stops, at least 1; None: off.
+        ema: decay of the exponential moving average of the weights, between 0 and 1; None: off.
 
     Raises:
-        UserError: when a number is out of its range.
+        UserError: if a number is out of its range.
     """
-    found: list[L.Callback] = []
+    callbacks: list[L.Callback] = []
     if patience is not None:
         if type(patience) is not int or patience < 1:
             raise UserError(f"patience={patience}: a number of validations, 1 or more, or null")
-        found.append(EarlyStopping("val/dice", mode="max", patience=patience))
+        callbacks.append(EarlyStopping("val/dice", mode="max", patience=patience))
     if ema is not None:
         if type(ema) not in (int, float) or not 0 < ema < 1:
             raise UserError(f"ema={ema}: a decay between 0 and 1 is needed, 0.99, or null")
-        found.append(Average(decay=ema))
-    return found
+        callbacks.append(Average(decay=ema))
+    return callbacks
 
 
 def loggers(cfg: DictConfig, asked: Asked, task: SegmentationTask) -> list[Any]:
-    """metrics.csv, and what else was chosen; of several processes the first has the others."""
+    """Return the writer of metrics.csv and, on rank 0, the loggers of the config."""
     folder, until, kept = cast(Path, asked.folder), None, None
     if asked.checkpoint is not None:
         content = read_checkpoint(asked.checkpoint)
@@ -327,12 +357,12 @@ def loggers(cfg: DictConfig, asked: Asked, task: SegmentationTask) -> list[Any]:
 
 
 def part(trainer: L.Trainer, kind: type[Part]) -> Part:
-    """The callback of that class."""
+    """Return the Trainer's callback of a class."""
     return next(c for c in cast(Any, trainer).callbacks if isinstance(c, kind))
 
 
 def ended(error: BaseException) -> str:
-    """How a run ended that raised this."""
+    """Return the status of a run that ended with an error: pruned, failed or interrupted."""
     if isinstance(error, Pruned):
         return "pruned"
     return "failed" if isinstance(error, Exception) else "interrupted"
@@ -341,13 +371,13 @@ def ended(error: BaseException) -> str:
 def keep(
     cfg: DictConfig, folder: Path, task: SegmentationTask, data: DataModule, trainer: L.Trainer
 ) -> None:
-    """Writes what seg.compare reads of each image: counts, and pictures of some."""
+    """Write per-image counts and prediction pictures, which seg.compare reads."""
     splits = {"val": task.val_metrics.pixels, "test": task.test_metrics.pixels}
     splits = {split: scores for split, scores in splits.items() if split in data.source.splits}
     counts = {split: artifacts.all_counts(scores) for split, scores in splits.items()}
     scored = {
-        split: (artifacts.seen(data.source.splits[split], trainer.world_size, len(found)), found)
-        for split, found in counts.items()
+        split: (artifacts.seen(data.source.splits[split], trainer.world_size, len(cells)), cells)
+        for split, cells in counts.items()
     }
     if not trainer.is_global_zero:
         return
@@ -360,23 +390,30 @@ def keep(
 
 
 def score(trainer: L.Trainer, task: SegmentationTask, data: DataModule) -> dict[str, float]:
-    """Metrics of the best checkpoint on the validation split, and on the test split where there is one.
+    """Score the best checkpoint on the validation split, and on the test split if there is one.
 
-    A run too short to have validated is scored as it is, and kept as its own best. Where the threshold is
-    to be the best one, validation chooses it, and the best checkpoint remembers.
+    A run too short to have validated is scored with its last weights. With ``threshold=best`` the validation split
+    chooses the threshold, which is then stored in the checkpoints.
+
+    Returns:
+        ``best/val/...`` and ``test/...``.
     """
+    # Load the best checkpoint, or save one if the run ended before its first validation.
     checkpoints = cast(ModelCheckpoint, trainer.checkpoint_callback)
     best = Path(checkpoints.best_model_path or Path(str(checkpoints.dirpath)) / "best.ckpt")
     if not checkpoints.best_model_path:
         trainer.save_checkpoint(best)
     task.load_state_dict(read_checkpoint(best)["state_dict"])
     validated = trainer.validate(task, datamodule=data, verbose=False)[0]
+    # Choose the threshold, and score again with it.
     if task.val_metrics.curve is not None:
-        chosen = task.val_metrics.choose_threshold()
-        task.test_metrics.threshold = chosen
+        threshold = task.val_metrics.choose_threshold()
+        task.test_metrics.threshold = threshold
         for checkpoint in (best, best.with_name("last.ckpt")):
-            keep_threshold(checkpoint, chosen)
-        log.info(f"threshold  {chosen:g}, the best Dice on the validation split; kept in the run")
+            keep_threshold(checkpoint, threshold)
+        log.info(
+            f"threshold  {threshold:g}, which maximises Dice on the validation split; stored in the run"
+        )
         validated = trainer.validate(task, datamodule=data, verbose=False)[0]
     scores = {f"best/{k}": v for k, v in validated.items()}
     if "test" in data.source.splits:
@@ -386,7 +423,7 @@ def score(trainer: L.Trainer, task: SegmentationTask, data: DataModule) -> dict[
 
 @rank_zero_only
 def keep_threshold(checkpoint: Path, threshold: float) -> None:
-    """Writes the threshold into a checkpoint, from where evaluate and predict take it; if it is there."""
+    """Store the threshold in a checkpoint, if it exists; evaluate and predict read it from there."""
     if not checkpoint.is_file():
         return
     content = read_checkpoint(checkpoint)

@@ -1,4 +1,4 @@
-"""Initial weights of a network from an earlier run."""
+"""Initial weights of a network, from ImageNet or from an earlier run."""
 
 from torch import nn
 
@@ -9,14 +9,17 @@ from seg.runs.load import load
 
 
 def start_from(model: nn.Module, init: str) -> str:
-    """Gives a network its first weights, and says which.
+    """Load the initial weights of a network.
 
     Args:
         model: changed in place.
-        init: imagenet, or a run folder or checkpoint: what has the same name and shape is taken.
+        init: imagenet, a run folder or a checkpoint; tensors of the same name and shape are copied.
+
+    Returns:
+        A description of the weights that were loaded, for the log.
 
     Raises:
-        RunError: when there are no such weights, or most of the network would get none.
+        RunError: if there are no such weights, or fewer than half of the network's tensors are among them.
     """
     if init == "imagenet":
         try:
@@ -31,13 +34,13 @@ def start_from(model: nn.Module, init: str) -> str:
         raise RunError(str(error).replace("run=", "init=", 1)) from error
     weights = load(file).model.state_dict()
     own = model.state_dict()
-    same = {k: v for k, v in weights.items() if k in own and own[k].shape == v.shape}
-    if 2 * len(same) < len(own):
+    shared = {k: v for k, v in weights.items() if k in own and own[k].shape == v.shape}
+    if 2 * len(shared) < len(own):
         raise RunError(
-            f"init={init}: only {len(same)} of this network's {len(own)} tensors are in {file} with "
-            "the same name and shape; take a run of the same model and width"
+            f"init={init}: only {len(shared)} of this network's {len(own)} tensors are in {file} with "
+            "the same name and shape; give a run of the same model and width"
         )
-    model.load_state_dict(same, strict=False)
-    fresh = sorted({".".join(name.split(".")[:2]) for name in own if name not in same})
-    rest = f"; not in it, or of another shape: {', '.join(fresh)}" if fresh else ""
-    return f"{len(same)} of {len(own)} tensors from {file}{rest}"
+    model.load_state_dict(shared, strict=False)
+    missing = sorted({".".join(name.split(".")[:2]) for name in own if name not in shared})
+    rest = f"; not in it, or of another shape: {', '.join(missing)}" if missing else ""
+    return f"{len(shared)} of {len(own)} tensors from {file}{rest}"

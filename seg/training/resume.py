@@ -1,4 +1,4 @@
-"""A run that was stopped goes on: ``python -m seg.train resume=RUN``, in its folder and by its config."""
+"""Resume a stopped run in its folder, with its config: ``python -m seg.train resume=RUN``."""
 
 import logging
 import os
@@ -28,34 +28,34 @@ from seg.runs.run_info import Asked
 from seg.runs.safe_loading import CONFIG_LIMIT, check_targets, read_yaml
 
 log = logging.getLogger("seg")
-TOLD_ANEW = ("status", "error")  # of a run's record, when it goes on
-ANEW = ("versions", "git", "source", "hardware", "environment")  # noted again, where they differ
+TOLD_ANEW = ("status", "error")  # fields of run.json that resuming resets
+ANEW = ("versions", "git", "source", "hardware", "environment")  # recorded again if they differ
 LOGGERS = ("seg.training.loggers",)
-# folders of a run in which training writes
+# folders of a run that training writes into
 WRITTEN = ("checkpoints", "panels", "predictions", "predictions/val", "predictions/test")
 CHECKPOINTS = ("last.ckpt", "best.ckpt")
 
 
 def resumed(cfg: DictConfig) -> tuple[DictConfig, Asked]:
-    """The config of the run that is taken up, and what was asked of it.
+    """Return the saved config and the facts of the run that ``cfg.resume`` names.
 
     Raises:
-        UserError: when another option is given.
-        RunError: when there is no such run, it is finished, or can't be taken up.
+        UserError: if the command line gives another option.
+        RunError: if there is no such run, it is finished, or it is damaged.
     """
+    # No other option can change a run that is resumed.
     for word in HydraConfig.get().overrides.task if HydraConfig.initialized() else []:
         if not word.startswith("resume="):
             raise UserError(
-                f"{word}: resume goes on with the run as it was begun; leave the word out, or give init=RUN to "
-                "begin another run with its weights"
+                f"{word}: resume= continues a run with its saved config and allows no other option; leave it out, or "
+                "give init=RUN to begin another run with its weights"
             )
+    # The folder must hold an unfinished run.
     if not isinstance(cfg.resume, str) or not cfg.resume:
         raise RunError(f"resume={cfg.resume}: a run folder is needed, resume=outputs/latest")
     folder = Path(cfg.resume)
     if (folder / "sweep.json").is_file():
-        raise RunError(
-            f"resume={folder}: a sweep, which goes on by its own command; type that again"
-        )
+        raise RunError(f"resume={folder}: a sweep; repeat its own command to continue it")
     files.check_links(folder / "run.json", folder)
     if not (folder / "run.json").is_file():
         raise RunError(f"resume={folder}: no run folder{nearby(folder)}")
@@ -68,10 +68,10 @@ def resumed(cfg: DictConfig) -> tuple[DictConfig, Asked]:
 
 
 def as_asked(folder: Path, record: RunRecord) -> Asked:
-    """What was asked of a run that goes on from its last checkpoint."""
+    """Return the facts of a run that is resumed from its newest checkpoint."""
     checkpoint = newest(folder)
     if checkpoint is None:
-        raise RunError(f"resume={folder}: no checkpoints/last.ckpt yet; begin the run anew")
+        raise RunError(f"resume={folder}: no checkpoints/last.ckpt yet; start the run again")
     return Asked(
         folder.name if record.name is None else record.name,
         record.overrides,
@@ -84,43 +84,47 @@ def as_asked(folder: Path, record: RunRecord) -> Asked:
 
 
 def newest(folder: Path) -> Path | None:
-    """The checkpoint from which a run goes on: of its last and its best that of most steps, if whole.
+    """Return the intact checkpoint with the most steps, of last.ckpt and best.ckpt; None if there is neither.
 
-    The best is the later one where a process died between the two.
+    The best one is newer if the process was killed between writing the two.
 
     Raises:
-        RunError: when there are some, and all are damaged, or the one taken holds nan or inf.
+        RunError: if all of them are damaged, or the newest holds nan or inf.
     """
+    # Read both, and note the damaged ones.
     whole, damaged = {}, None
-    for file in (Path(os.path.realpath(found)) for found in checkpoints_there(folder)):
+    for file in (Path(os.path.realpath(path)) for path in checkpoints_there(folder)):
         try:
             whole[file] = check_state(read_checkpoint(file))
         except (*DAMAGED, AttributeError) as error:
             damaged = RunError(
                 f"{file}: damaged ({one_line(error).removeprefix(f'{file}: ')[:200]})"
             )
-    taken = max(whole, key=lambda file: whole[file], default=None)
+    # Choose the one with the most steps.
+    latest = max(whole, key=lambda file: whole[file], default=None)
     if damaged is not None:
-        if taken is None:
+        if latest is None:
             raise damaged
-        log.warning(f"{damaged}; {taken.name} is taken")
-    if taken is not None:
-        check_finite(read_checkpoint(taken)["state_dict"], taken)
-    return taken
+        log.warning(f"{damaged}; resuming from {latest.name}")
+    if latest is not None:
+        check_finite(read_checkpoint(latest)["state_dict"], latest)
+    return latest
 
 
 def check_state(content: dict[str, Any]) -> int:
-    """Return the steps that a checkpoint says are done, once its state of the training is of the right kinds.
+    """Return the number of steps in a checkpoint, after checking the types in its training state.
 
-    Lightning and PyTorch take it as it is, and would fail at whatever step comes to use it.
+    Lightning and PyTorch load the state unchecked, and would fail at the step that first uses it.
 
     Raises:
-        LookupError: if it does not say.
-        TypeError: if a part is of another kind.
+        LookupError: if the number of steps is missing.
+        TypeError: if a part has another type.
     """
     steps = content["global_step"]
     if not is_count(steps):
         raise TypeError(f"its global_step is {steps!s:.40}")
+    if not is_count(content.get("rows") or 0):
+        raise TypeError(f"its rows is {content['rows']!s:.40}")
     check_leaves(content.get("loops", {}), is_count, "loops")
     check_leaves(
         content.get("lr_schedulers", []),
@@ -135,30 +139,36 @@ def check_state(content: dict[str, Any]) -> int:
 
 
 def check_leaves(node: Any, holds: Callable[[Any], bool], what: str) -> None:
-    """Raise TypeError unless each value of a tree of dicts and lists is of a kind."""
+    """Raise TypeError unless each leaf of a tree of dicts and lists satisfies ``holds``.
+
+    Args:
+        node: the tree.
+        holds: test of a leaf.
+        what: name of the tree, for the message.
+    """
     if isinstance(node, dict | list):
-        for below in node.values() if isinstance(node, dict) else node:
-            check_leaves(below, holds, what)
+        for child in node.values() if isinstance(node, dict) else node:
+            check_leaves(child, holds, what)
     elif not holds(node):
         raise TypeError(f"a value of {what} is {node!s:.40}")
 
 
 def is_count(value: Any) -> bool:
-    """Return whether a value is a number of steps, epochs or the like; True and False are 1 and 0."""
+    """Return True for a count of steps, epochs or the like; True and False count as 1 and 0."""
     return isinstance(value, int) and 0 <= value < 2**53
 
 
 def is_scalar(value: Any) -> bool:
-    """Return whether a value is None, or a tensor of one number."""
+    """Return True for None or a tensor of one number."""
     return value is None or (isinstance(value, Tensor) and value.shape == ())
 
 
 def is_name(value: Any) -> bool:
-    """Return whether a value is None, or text."""
+    """Return True for None or a string."""
     return value is None or isinstance(value, str)
 
 
-# what the states of callbacks hold, by the names that ModelCheckpoint, EarlyStopping and Lines give them
+# tests of the values in callbacks' states, by the keys of ModelCheckpoint, EarlyStopping and Lines
 CALLBACKS: dict[str, Callable[[Any], bool]] = {
     **dict.fromkeys(("best_model_score", "current_score", "kth_value", "best_score"), is_scalar),
     **dict.fromkeys(("best_model_path", "kth_best_model_path", "last_model_path", "dirpath"), lambda v: isinstance(v, str)),
@@ -170,13 +180,13 @@ CALLBACKS: dict[str, Callable[[Any], bool]] = {
 
 
 def checkpoints_there(folder: Path) -> list[Path]:
-    """Return the checkpoints of a run's folder from which it can be resumed."""
+    """Return the existing checkpoints of a run that it can be resumed from."""
     return [file for name in CHECKPOINTS if (file := folder / "checkpoints" / name).is_file()]
 
 
 @rank_zero_only
 def make_last(folder: Path, checkpoint: Path | None) -> None:
-    """Put the checkpoint from which a run is resumed in the place of its last one, if that is another."""
+    """Copy the checkpoint that a run is resumed from to last.ckpt, unless it is that one."""
     last = folder / "checkpoints/last.ckpt"
     if checkpoint is not None and checkpoint.name != last.name:
         with files.whole(last, folder) as aside:
@@ -185,17 +195,18 @@ def make_last(folder: Path, checkpoint: Path | None) -> None:
 
 @rank_zero_only
 def clear(folder: Path) -> None:
-    """Removes what a process that was killed left half written in a run's folder."""
-    for place in (folder, *(folder / part for part in WRITTEN)):
-        files.remove_unfinished(place)
+    """Remove the partly written files that a killed process left in a run's folder."""
+    for directory in (folder, *(folder / name for name in WRITTEN)):
+        files.remove_unfinished(directory)
 
 
 def saved_config(folder: Path) -> DictConfig:
-    """A run's config, its loggers included.
+    """Read a run's config, loggers included; options newer than the run get today's defaults.
 
     Raises:
-        RunError: when it names a constructor that isn't honoured.
+        RunError: if it names a constructor outside the allow-list, or an option out of its range.
     """
+    # Read the config and, apart from it, the loggers, whose targets have an allow-list of their own.
     file = folder / "config.yaml"
     check_links(folder)
     config = reader.read_config(file)
@@ -203,23 +214,24 @@ def saved_config(folder: Path) -> DictConfig:
     if not isinstance(loggers, dict) or not all(
         isinstance(node, dict) for node in loggers.values()
     ):
-        raise RunError(f"{file}: logger is no group of loggers")
+        raise RunError(f"{file}: logger must be a mapping from names to loggers")
     check_targets(loggers, file, LOGGERS)
-    later = plain(checked("train", []))  # of an older run's options those that it hadn't
-    whole = later | config | {"logger": loggers, "resume": None}
+    # Add the options that an older run did not have yet.
+    defaults = plain(checked("train", []))
+    whole = defaults | config | {"logger": loggers, "resume": None}
     for group in ("loader", "trainer"):
-        whole[group] = later[group] | whole[group]
-    check_options(whole, later, file)
+        whole[group] = defaults[group] | whole[group]
+    check_options(whole, defaults, file)
     return OmegaConf.create(whole)
 
 
 def check_options(config: dict[str, Any], known: dict[str, Any], file: Path) -> None:
-    """Raise RunError for an option of a saved config that this version does not take, or that is out of its range.
+    """Raise RunError for an option of a saved config that is unknown to this version, or out of its range.
 
     Args:
-        config: whole.
-        known: as composed by this version.
-        file: that it came from.
+        config: saved, completed with defaults.
+        known: composed by this version.
+        file: the config came from, for the message.
     """
     own = read_yaml(read_text(CONF / "train.yaml", CONFIG_LIMIT))
     groups = {name: config[name] for name in (*reader.HONOURED, "trainer", "logger")}
@@ -230,29 +242,35 @@ def check_options(config: dict[str, Any], known: dict[str, Any], file: Path) -> 
 
 
 def check_links(folder: Path) -> None:
-    """Raise UnsafePath if training might write through a link in a run's folder."""
+    """Raise UnsafePath if training could write through a link out of a run's folder."""
     for entry in folder.iterdir():
         files.check_links(entry, folder)
-    for part in WRITTEN:
-        files.check_tree(folder / part, folder)
-    files.check_tree(folder, folder, inner=True)  # loggers make links of their own, inside
+    for name in WRITTEN:
+        files.check_tree(folder / name, folder)
+    files.check_tree(folder, folder, inner=True)  # loggers create links that stay inside
 
 
 def continued(folder: Path, now: dict[str, Any]) -> dict[str, Any]:
-    """The record of a run that goes on: as it began, and where it was taken up.
+    """Return the contents of run.json of a resumed run: as it began, with an entry for this resumption.
+
+    Args:
+        folder: run folder.
+        now: contents that a new run would have.
 
     Raises:
-        RunError: when its images, or their division, aren't those that it began with.
+        RunError: if images, masks or splits have changed since the run began.
     """
+    # The data must be the same, or validation images could have been trained on.
     old = read_record(folder / "run.json").content()
     for name, what in (("split_hash", "splits"), ("data", "images or masks")):
         if name in old and old[name] != now[name]:
             raise RunError(
-                f"{folder}: the {what} of its data have changed since it was begun, and validation images might "
-                f"have become training ones; give init={folder} to begin another run with its weights"
+                f"{folder}: the {what} of its data have changed since the run began, so that validation images may "
+                f"have become training images; give init={folder} to begin another run with its weights"
             )
-    fresh = {name: now[name] for name in ANEW if now.get(name) != old.get(name)}
+    # Record the command and what differs from the first start: code, versions, machine.
+    changes = {name: now[name] for name in ANEW if now.get(name) != old.get(name)}
     command = [Path(sys.executable).name, *sys.orig_argv[1:]]
-    entry = {"command": command, "started": time.strftime("%Y-%m-%dT%H:%M:%S%z")} | fresh
+    entry = {"command": command, "started": time.strftime("%Y-%m-%dT%H:%M:%S%z")} | changes
     kept = {name: value for name, value in old.items() if name not in TOLD_ANEW}
     return kept | {"resumed": [*old.get("resumed", []), entry]}

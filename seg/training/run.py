@@ -1,10 +1,12 @@
 """Train one run from its config."""
 
+import gc
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import lightning as L
+import torch
 from omegaconf import DictConfig
 
 from seg import files, hardware
@@ -37,30 +39,48 @@ from seg.version import __version__
 def train(
     cfg: DictConfig, callbacks: Sequence[L.Callback] = (), asked: Asked | None = None
 ) -> dict[str, float]:
-    """Trains what the config says and returns the final metrics; all it wrote lies in the run folder.
+    """Train one run, write its run folder, and return the final metrics.
 
     Args:
         cfg: composed from conf/train.yaml.
-        callbacks: more of Lightning's; one that raises ``Pruned`` ends the run, whose status tells so.
-        asked: by default what the command line says.
+        callbacks: additional Lightning callbacks; one that raises ``Pruned`` ends the run with that status.
+        asked: facts that are not in the config; None: from the command line.
+
+    Returns:
+        ``best/val/...`` of the best checkpoint and, with a test split, ``test/...``.
+
+    Raises:
+        UserError: if the config, the data and the network do not fit together.
     """
-    if cfg.resume is None:
-        return begin(cfg, callbacks, asked or typed(cfg))
-    file = Path(str(cfg.resume)) / "config.yaml"
-    cfg, asked = resumed(cfg)
-    with naming(file):
-        return begin(cfg, callbacks, asked)
+    try:
+        if cfg.resume is None:
+            return begin(cfg, callbacks, asked or typed(cfg))
+        file = Path(str(cfg.resume)) / "config.yaml"
+        cfg, asked = resumed(cfg)
+        with naming(file):
+            return begin(cfg, callbacks, asked)
+    finally:
+        free_memory()
+
+
+def free_memory() -> None:
+    """Free the memory of a finished training, whose trainer and task reference each other."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def begin(cfg: DictConfig, callbacks: Sequence[L.Callback], asked: Asked) -> dict[str, float]:
-    """Builds what a run needs, and fits; see ``train``."""
+    """Build data, network, loss, metrics and optimiser, check them, and fit; see ``train``."""
+    # Check what can be checked before the data is read.
     quiet(speaks=not asked.silent)
     check_literal(plain(cfg))
     L.seed_everything(cfg.seed, verbose=False)
-    hardware.pick_accelerator(cfg.trainer.accelerator)  # an error now, if it isn't there
+    hardware.pick_accelerator(cfg.trainer.accelerator)
     outputs = Path(cfg.outputs) if asked.folder is None else asked.folder.parent
     if asked.folder is None and first_process():
         files.check_writable(outputs, outputs, given=f"outputs={outputs}")
+    # Open the data, which completes the config: channels, classes, and class weights.
     data = open_data(cfg)
     source, overlapping = data.source, data.source.task == "overlapping"
     cfg.loss = balanced(cfg.loss, data)
@@ -69,6 +89,7 @@ def begin(cfg: DictConfig, callbacks: Sequence[L.Callback], asked: Asked) -> dic
         cfg.metrics, "metrics", classes=source.classes, overlapping=overlapping,
         threshold=0.5 if cfg.threshold is None else cfg.threshold,
     )  # fmt: skip
+    # Build the task; the card makes each checkpoint usable alone.
     card = {
         "format": checkpoint.FORMAT,
         "version": __version__,
@@ -89,6 +110,7 @@ def begin(cfg: DictConfig, callbacks: Sequence[L.Callback], asked: Asked) -> dic
         card,
         config["head_weights"],
     )
+    # Check that the parts fit together, before a folder is created.
     check_head_weights(config["head_weights"], task.model)
     check_average(task.model, overlapping)
     check_loss(task.loss, cfg.model.num_classes, overlapping)
@@ -97,6 +119,7 @@ def begin(cfg: DictConfig, callbacks: Sequence[L.Callback], asked: Asked) -> dic
     fit_crops(data, task.model)
     check_optim(task)
     check_trainer(cfg.trainer, data)
+    # Create and lock the run folder, and train in it.
     taken = cfg.init and init_weights.start_from(task.model, cfg.init)
     with (
         one_place(outputs, asked.name, asked.folder, asked.checkpoint) as place,

@@ -1,4 +1,4 @@
-"""Learning rate over a run, as a factor in 0..1 of ``optim.lr``."""
+"""Learning rate schedules: a factor in 0..1 of ``optim.lr`` for each step."""
 
 import math
 from typing import Annotated, Protocol
@@ -7,25 +7,25 @@ from pydantic import Field
 
 
 class Schedule(Protocol):
-    """A pure function of the step, so that a resumed run goes on as it was."""
+    """Schedule: a pure function of the step, so that a resumed run continues with the same rates."""
 
     def factor(self, step: int, steps: int) -> float:
-        """Factor of the learning rate at ``step`` of ``steps`` in all, counted from 0."""
+        """Return the factor of the learning rate at ``step``, 0 to ``steps - 1``."""
         ...
 
 
 class Constant:
-    """The same throughout."""
+    """Constant learning rate."""
 
     def factor(self, step: int, steps: int) -> float:
         return 1.0
 
 
 class Cosine:
-    """A linear climb, then half a cosine to zero. Loshchilov and Hutter 2017, arXiv:1608.03983, eq. 5.
+    """Linear warm-up, then half a cosine to zero. Loshchilov and Hutter 2017, arXiv:1608.03983, Eq. 5.
 
     Args:
-        warmup: share of the steps in 0..1 that climb.
+        warmup: fraction of the steps that warm up, at least 0 and below 1.
     """
 
     def __init__(self, warmup: Annotated[float, Field(ge=0, lt=1)] = 0.05) -> None:
@@ -34,17 +34,18 @@ class Cosine:
         self.warmup = warmup
 
     def factor(self, step: int, steps: int) -> float:
-        climb = math.ceil(self.warmup * steps)
-        if step < climb:
-            return (step + 1) / climb
-        return 0.5 * (1 + math.cos(math.pi * (step - climb) / max(1, steps - climb)))
+        warmup_steps = math.ceil(self.warmup * steps)
+        if step < warmup_steps:
+            return (step + 1) / warmup_steps
+        progress = (step - warmup_steps) / max(1, steps - warmup_steps)
+        return 0.5 * (1 + math.cos(math.pi * progress))
 
 
 class Poly:
-    """(1 - step / steps) ** power.
+    """Polynomial decay, ``(1 - step / steps) ** power``.
 
     Args:
-        power: 1 is a straight line to zero.
+        power: above 0; 1 is a straight line to zero.
     """
 
     def __init__(self, power: Annotated[float, Field(gt=0)] = 0.9) -> None:

@@ -18,14 +18,23 @@ log = logging.getLogger("seg")
 
 
 def parameters(model: nn.Module) -> int:
-    """How many numbers a network learns."""
+    """Return the number of parameters of a network."""
     return sum(p.numel() for p in model.parameters())
 
 
 def announce(
     cfg: DictConfig, name: str, task: SegmentationTask, data: DataModule, taken: str | None
 ) -> None:
-    """What trains on what: the first lines of a run."""
+    """Log the first lines of a run: name, model, data and hardware.
+
+    Args:
+        cfg: resolved config of the run.
+        name: of the run.
+        task: with the network.
+        data: all splits.
+        taken: description of the initial weights; None: random.
+    """
+    # Collect the numbers.
     splits = ", ".join(f"{len(n)} {s}" for s, n in data.source.splits.items())
     sizes = sorted({size for split in data.sizes.values() for size in split})
     span = f"{sizes[0][0]}x{sizes[0][1]}" + (
@@ -33,16 +42,18 @@ def announce(
     )
     accelerator = hardware.pick_accelerator(cfg.trainer.accelerator)
     precision, why = hardware.pick_precision(cfg.trainer.precision, accelerator)
+    # Print the run and its network.
     log.info(f"run        {name}, seed {cfg.seed}")
     log.info(f"model      {task.model.name}, {parameters(task.model) / 1e6:.2f} M parameters")
     if task.model.context and data.crop:
         side = task.model.input_side(data.crop)
         inner = side - 2 * task.model.context
         log.info(f"crops      {side}x{side} px go in, the {inner}x{inner} in their middle come out")
+    # Print what was found in the data, and how it is used.
     if data.warnings:
         kinds = list(dict.fromkeys(KINDS[fault.kind].heading for fault in data.warnings))
         more = f" and {len(kinds) - 2} other kinds" if kinds[2:] else ""
-        log.info(f"warnings   {'; '.join(kinds[:2])}{more}: python -m seg.check tells more")
+        log.info(f"warnings   {'; '.join(kinds[:2])}{more}: python -m seg.check lists them")
     if data.focus:
         log.info(f"sampling   {data.sampling}")
     if taken:
@@ -55,7 +66,14 @@ def announce(
 
 
 def conclude(folder: Path, scores: dict[str, float], data: DataModule, minutes: float) -> None:
-    """The closing table and what a user wants next."""
+    """Print the final scores of a run and the commands that use it next.
+
+    Args:
+        folder: run folder.
+        scores: final metrics.
+        data: all splits.
+        minutes: spent on training.
+    """
     place = relative(folder)
     run = render_option("run", place)
     for prefix, title in (("best/val/", "validation, best checkpoint"), ("test/", "test")):

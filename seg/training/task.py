@@ -1,4 +1,4 @@
-"""Ties a network, a loss and the metrics to Lightning's loop."""
+"""LightningModule that combines a network, a loss, metrics, an optimiser and a schedule."""
 
 from collections.abc import Callable, Iterable
 from copy import deepcopy
@@ -19,17 +19,17 @@ from seg.training.schedules import Constant, Schedule
 
 
 class SegmentationTask(L.LightningModule):
-    """Logits -> loss and metrics; optimiser and schedule.
+    """Training, validation and test steps of a segmentation network.
 
     Args:
-        model: image (B, C, H, W) -> logits (B, K, H, W), or a list of them while training.
+        model: image (B, C, H, W) -> logits (B, K, H, W), or a list of them in training mode.
         loss: (logits, mask) -> scalar.
-        metrics: of a split; validation and test get one each.
-        optim: parameters -> optimiser.
-        schedule: learning rate over the run.
-        seed: from which each step's random numbers follow, so that a run can be taken up at any step.
-        card: what a checkpoint must know to be used alone: plain values only.
-        head_weights: of each head under deep supervision, shallowest first; None: equal.
+        metrics: of one split; validation and test use separate copies.
+        optim: parameters -> optimiser; None for a task that only evaluates.
+        schedule: factor of the learning rate at each step; None: constant.
+        seed: of the random numbers of each step, so that a run can be resumed at any step.
+        card: plain values stored in every checkpoint, from which it can be used alone.
+        head_weights: weight of the loss of each head under deep supervision, shallowest first; None: equal.
     """
 
     def __init__(
@@ -62,7 +62,8 @@ class SegmentationTask(L.LightningModule):
         return self.model(image)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        torch.manual_seed(self.seed * 1_000_003 + self.global_step)  # dropout of this step
+        # The random numbers of a step, such as dropout, depend on (seed, step) only.
+        torch.manual_seed(self.seed * 1_000_003 + self.global_step)
 
     def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
         return self.step(batch, "train")
@@ -74,10 +75,19 @@ class SegmentationTask(L.LightningModule):
         self.step(batch, "test")
 
     def step(self, batch: dict[str, Any], stage: str) -> Tensor:
-        """Loss of a batch; training logs it and its terms, else it is averaged and the metrics counted."""
+        """Compute the loss of a batch; log it in training, otherwise accumulate it and the metrics.
+
+        Args:
+            batch: image (B, C, H, W), mask (B, H, W) or (B, K, H, W), optionally the weight map's ``gaps``.
+            stage: train, val or test.
+
+        Returns:
+            The loss, a scalar.
+        """
         image, mask, gaps = batch["image"], batch["mask"], batch.get("gaps")
         logits = self.model(image) if stage == "train" else full_logits(self.model, image)
         heads = logits if isinstance(logits, list) else [logits]
+        # Valid convolutions shrink the logits: crop the mask to their size. Losses run in float32.
         mask = centre(mask, heads[-1].shape[-2:])
         gaps = None if gaps is None else centre(gaps, heads[-1].shape[-2:])
         with torch.autocast(image.device.type, enabled=False):
@@ -91,7 +101,8 @@ class SegmentationTask(L.LightningModule):
                 {f"train/{name}": value for name, value in values.items()}, batch_size=len(image)
             )
             return loss
-        for name, value in values.items():  # the mean over images, also of several processes
+        # Weighted by the batch size, the epoch's loss is the mean over images, on any number of ranks.
+        for name, value in values.items():
             cast(MeanMetric, self.mean_losses[name]).update(value, weight=len(image))
         self.metrics(stage).update(heads[-1], mask)
         return loss
@@ -112,7 +123,7 @@ class SegmentationTask(L.LightningModule):
         self.start("test")
 
     def start(self, stage: str) -> None:
-        """Forgets what was counted before; it stays readable until then."""
+        """Reset the metrics and losses of a stage; the previous epoch's stay readable until then."""
         self.metrics(stage).reset()
         for mean in self.mean_losses.values():
             cast(MeanMetric, mean).reset()
@@ -123,9 +134,13 @@ class SegmentationTask(L.LightningModule):
         self.log_dict({f"{stage}/{name}": value.float() for name, value in scores.items()})
 
     def optimizer(self) -> Optimizer:
-        """A new one, of all that is learnt."""
+        """Return a new optimiser of all trainable parameters.
+
+        Raises:
+            RuntimeError: if the task has no ``optim``.
+        """
         if self.optim is None:
-            raise RuntimeError("this task was made to evaluate; it has no optimiser")
+            raise RuntimeError("this task has no optimiser; it can only evaluate")
         return self.optim(p for p in self.model.parameters() if p.requires_grad)
 
     def configure_optimizers(self) -> Any:
@@ -142,6 +157,6 @@ class SegmentationTask(L.LightningModule):
 
 
 def centre(mask: Tensor, size: tuple[int, ...]) -> Tensor:
-    """The middle of masks (B, H, W) or (B, K, H, W) at the size of the logits, which valid convolutions make smaller."""
+    """Crop masks (B, H, W) or (B, K, H, W) centrally to the ``size`` (H', W') of the logits."""
     top, left = (mask.shape[-2] - size[0]) // 2, (mask.shape[-1] - size[1]) // 2
     return mask[..., top : top + size[0], left : left + size[1]]

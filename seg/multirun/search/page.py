@@ -1,6 +1,6 @@
-"""search.html: what a search found, as plots, in one file that needs no network.
+"""search.html: plots of a search in a single file that works offline.
 
-The plots are Optuna's own; those of the course of each trial tell apart which were ended early.
+The plots are Optuna's, except for the importances and the learning curves, which mark the pruned trials.
 """
 
 from collections.abc import Callable
@@ -16,8 +16,8 @@ from plotly.offline import get_plotlyjs
 from seg.multirun.search.space import Axis, short_names
 from seg.multirun.search.study import direction
 
-ENOUGH = 10  # trials from which what mattered is told
-FRONT = 3  # objectives that can be drawn together
+ENOUGH = 10  # trials needed for importances
+FRONT = 3  # maximal number of objectives in one Pareto plot
 BLUE, GREY, RED = "#1f5fa8", "#b8bcc4", "#c81027"
 PAGE = """<!doctype html>
 <html lang="en">
@@ -48,13 +48,16 @@ code { display: block; background: #f2f4f7; padding: .6rem .8rem; border-radius:
 
 
 def page(study: optuna.Study, axes: list[Axis], objectives: list[str], command: str) -> str:
-    """The page of a study in which a trial came through.
+    """Render the page of a study with at least one completed trial.
 
     Args:
-        study: that is shown.
-        axes: what is searched.
+        study: to plot.
+        axes: searched options.
         objectives: names.
-        command: that trains the best trial once more.
+        command: that trains the best trial again.
+
+    Returns:
+        HTML.
     """
     plots = [
         {"title": title, "text": text, "html": html(figure)}
@@ -68,7 +71,7 @@ def page(study: optuna.Study, axes: list[Axis], objectives: list[str], command: 
 
 
 def html(figure: go.Figure) -> str:
-    """A plot without the script that draws it, which stands on the page once."""
+    """Convert a plot to HTML, without plotly's script, which the page contains once."""
     figure.update_layout(
         title=None, template="plotly_white", height=figure.layout.height or 460,
         margin={"l": 70, "r": 30, "t": 40, "b": 60},
@@ -81,36 +84,42 @@ def html(figure: go.Figure) -> str:
 
 
 def facts(study: optuna.Study, objectives: list[str]) -> str:
-    """In a line: how many trials ended how, and the best value."""
+    """Describe a study in one line: number of trials by outcome, and the best value."""
     states = [trial.state for trial in study.get_trials(deepcopy=False)]
     named = {
-        "came through": TrialState.COMPLETE,
-        "ended early": TrialState.PRUNED,
+        "completed": TrialState.COMPLETE,
+        "pruned": TrialState.PRUNED,
         "failed": TrialState.FAIL,
     }
-    told = [f"{states.count(state)} {name}" for name, state in named.items() if state in states]
+    outcomes = ", ".join(
+        f"{states.count(state)} {name}" for name, state in named.items() if state in states
+    )
     if len(objectives) > 1:
-        return f"{len(states)} trials: {', '.join(told)}; {len(study.best_trials)} on the front"
+        return f"{len(states)} trials: {outcomes}; {len(study.best_trials)} on the Pareto front"
     best = f"best {objectives[0]} {study.best_value:.4f}, trial {study.best_trial.number}"
-    return f"{len(states)} trials: {', '.join(told)}; {best}"
+    return f"{len(states)} trials: {outcomes}; {best}"
 
 
 def importances(study: optuna.Study) -> dict[str, float]:
-    """Share of each option in the variance of the (first) objective, by fANOVA; none where trials are few.
+    """Compute the importance of each option: its share of the variance of the first objective, by fANOVA.
 
-    Optuna's default, PED-ANOVA, gives nearly all to an interval beside a choice that alone makes the score.
+    Hutter et al., ICML 2014. Optuna's default, PED-ANOVA, attributes nearly everything to a continuous option even
+    if a categorical one alone determines the score.
+
+    Returns:
+        Option -> share in 0..1; empty with fewer than ``ENOUGH`` trials, or a single option.
     """
     whole = with_pruned(study)
     if len(whole.trials) < ENOUGH or len(whole.trials[0].params) < 2:
         return {}
-    found = get_param_importances(
+    shares = get_param_importances(
         whole, evaluator=FanovaImportanceEvaluator(seed=0), target=value_at(0)
     )
-    return {name: float(share) for name, share in found.items()}
+    return {name: float(share) for name, share in shares.items()}
 
 
 def with_pruned(study: optuna.Study) -> optuna.Study:
-    """The study in memory, trials ended early with their last score: left out, what they tried would seem not to matter."""
+    """Copy the study in memory with pruned trials counted by their last score, so that importances include them."""
     whole = optuna.create_study(directions=study.directions, study_name=study.study_name)
     for trial in study.get_trials(states=(TrialState.COMPLETE, TrialState.PRUNED)):
         if trial.values:
@@ -122,55 +131,64 @@ def with_pruned(study: optuna.Study) -> optuna.Study:
 def figures(
     study: optuna.Study, axes: list[Axis], objectives: list[str]
 ) -> list[tuple[str, str, go.Figure]]:
-    """Title, explanation and plot, the most telling first."""
+    """Build the plots of a study, the most important first.
+
+    Returns:
+        Title, explanation and figure of each.
+    """
+    # Pareto front of several objectives.
     several, whole = len(objectives) > 1, with_pruned(study)
-    found = []
+    plots = []
     if several and len(objectives) <= FRONT:
         front = visualization.plot_pareto_front(study, target_names=objectives)
-        text = "Each point is a trial; of those in red none is beaten in all objectives at once."
-        found.append(("Objectives against each other", text, front))
-    for place, objective in enumerate(objectives):
-        target = value_at(place) if several else None
-        better = "more" if direction(objective) == "maximize" else "less"
-        of = f": {objective}" if several else ""
+        text = (
+            "Each point is a trial; no trial is better in all objectives than those shown in red."
+        )
+        plots.append(("Objectives against each other", text, front))
+    # History, slices and parallel coordinates of each objective.
+    for position, objective in enumerate(objectives):
+        target = value_at(position) if several else None
+        better = "higher" if direction(objective) == "maximize" else "lower"
+        suffix = f": {objective}" if several else ""
         if not several:
             history = visualization.plot_optimization_history(study, target_name=objective)
-            text = f"{objective} of each trial that came through, {better} is better; the line is the best so far."
-            found.append(("History", text, history))
+            text = f"{objective} of each completed trial, {better} is better; the line is the best so far."
+            plots.append(("History", text, history))
         slices = visualization.plot_slice(whole, target=target, target_name=objective)
-        text = "A point is a trial, also one ended early with its last score; the darker, the later. Where points of one place differ much, so do chance and the other options."
-        found.append((f"Each option by itself{of}", text, slices))
+        text = "Each point is a trial, a pruned one with its last score; darker points are later. Points at the same value of an option differ by chance and by the other options."
+        plots.append((f"Each option by itself{suffix}", text, slices))
         if len(axes) > 1:
             lines = visualization.plot_parallel_coordinate(
                 whole, target=target, target_name=objective
             )
-            text = "A line is a trial: drag along an axis to pick some."
-            found.append((f"Options together{of}", text, lines))
-    if mattered := importances(study):
-        text = f"Share of each option by itself in how {objectives[0]} differs (fANOVA). Few trials tell little."
-        found.insert(1, ("What mattered", text, bars(mattered, axes)))
+            text = "Each line is a trial; drag along an axis to select some."
+            plots.append((f"Options together{suffix}", text, lines))
+    # Importances come second, learning curves last.
+    if shares := importances(study):
+        text = f"Share of each option by itself in the variance of {objectives[0]} (fANOVA); unreliable with few trials."
+        plots.insert(1, ("Importance", text, bars(shares, axes)))
     if any(t.intermediate_values for t in study.get_trials(deepcopy=False)):
-        text = f"{objectives[0]} after each epoch: in grey what was ended early, in red the best trial."
-        found.append(("The course of the trials", text, courses(study, objectives[0])))
-    return found
+        text = f"{objectives[0]} after each epoch: pruned trials in grey, the best trial in red."
+        plots.append(("Learning curves", text, courses(study, objectives[0])))
+    return plots
 
 
-def value_at(place: int) -> Callable[[FrozenTrial], float]:
-    return lambda trial: (trial.values or [])[place]
+def value_at(position: int) -> Callable[[FrozenTrial], float]:
+    return lambda trial: (trial.values or [])[position]
 
 
-def bars(mattered: dict[str, float], axes: list[Axis]) -> go.Figure:
-    """A bar an option, the longest on top."""
+def bars(shares: dict[str, float], axes: list[Axis]) -> go.Figure:
+    """Draw a bar per option, the longest on top."""
     short = short_names(axes)
-    names = [short[name] for name in reversed(mattered)]
-    values = [100 * share for share in reversed(mattered.values())]
+    names = [short[name] for name in reversed(shares)]
+    values = [100 * share for share in reversed(shares.values())]
     bar = go.Bar(x=values, y=names, orientation="h", marker_color=BLUE, texttemplate="%{x:.0f} %")
     figure = go.Figure(bar, {"height": 130 + 50 * len(names)})
     return figure.update_xaxes(title="share, %", range=[0, 105])
 
 
 def courses(study: optuna.Study, objective: str) -> go.Figure:
-    """A line a trial, its scores after each epoch."""
+    """Draw a line per trial: its score after each epoch."""
     best = study.best_trial.number
     figure = go.Figure()
     order = {TrialState.PRUNED: 0, TrialState.COMPLETE: 1}

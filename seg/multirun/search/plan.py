@@ -1,4 +1,4 @@
-"""What a command line of seg.tune asks for: read, checked, and each option searched tried at its ends."""
+"""Plan of a search: parse and check the command line of seg.tune, and compose each searched option at its limits."""
 
 import math
 import re
@@ -20,24 +20,24 @@ from seg.multirun.search.study import MEASURED
 from seg.runs import folder, run_info
 from seg.training.build import open_data
 
-OWN = (  # not of the trainings
+OWN = (  # not options of seg.train
     "search", "trials", "sampler", "pruner", "objectives", "timeout", "name", "outputs", "storage",
 )  # fmt: skip
-FREE = (  # of the trainings, but no score follows from them
+FREE = (  # options of seg.train that do not affect the scores
     *run_info.FREE, "loader.workers", "loader.memory", "loader.cache",
 )  # fmt: skip
 
 
 class Plan(NamedTuple):
-    """What a command line asks for, checked.
+    """Checked plan of a search.
 
     Attributes:
-        cfg: of this command.
+        cfg: config of seg.tune.
         name: of the study.
-        fixed: words of seg.train that each trial has.
-        axes: what is searched.
+        fixed: overrides of seg.train that all trials share.
+        axes: searched options.
         data: of a trial.
-        settings: each option of the first choice, by its dotted name: a study keeps them.
+        settings: options of the first trial, dotted name -> value, which the study records.
     """
 
     cfg: DictConfig
@@ -49,7 +49,7 @@ class Plan(NamedTuple):
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What the study stays with."""
+        """Return the facts that must stay the same when a study is continued."""
         return {
             "searched": {axis.name: str(axis) for axis in self.axes},
             "objectives": list(self.cfg.objectives),
@@ -58,23 +58,29 @@ class Plan(NamedTuple):
 
 
 def planned(words: Sequence[str]) -> Plan:
-    """What the line asks for.
+    """Build the plan of a command line.
+
+    Args:
+        words: overrides of the command line.
 
     Raises:
-        UserError: when it can't be; each option searched is checked as any other, at its ends.
+        UserError: if an option is wrong, a searched one at any of its limits included.
     """
+    # Separate the options of the search from those of the trainings.
     line = gathered(words)
     cfg = checked("tune", line)
     check_request(cfg)
     fixed = [w for w in line if root(parse([w])[0].key_or_group) not in OWN]
     searched = axes(cfg.search)
     check_axes(searched, fixed)
+    # Compose a trial at the limits of each searched option.
     firsts = [axis.word(axis.samples()[0]) for axis in searched]
     base = tried([*fixed, *firsts], searched[0])
     for number, axis in enumerate(searched):
         others = firsts[:number] + firsts[number + 1 :]
         for value in axis.samples()[1:]:
             tried([*fixed, *others, axis.word(value)], axis)
+    # Record the settings of the trainings, and check the objectives on their data.
     _, _, choices = composed("train", [*fixed, *firsts])
     settings = dict(flat(as_json(plain(base))))
     settings = {k: v for k, v in settings.items() if not within(k, FREE)}
@@ -85,17 +91,24 @@ def planned(words: Sequence[str]) -> Plan:
 
 
 def gathered(words: Sequence[str]) -> list[str]:
-    """A command line with what it searches in the option ``search``, since Hydra takes it for a sweep.
+    """Move searched options into the option ``search``, as Hydra would run them as a sweep.
+
+    Args:
+        words: overrides of the command line.
+
+    Returns:
+        The overrides, with all searched options in a single ``search=[...]``.
 
     Raises:
-        UserError: when a word can't be read.
+        UserError: if a word can't be parsed.
     """
+    # Collect the searched options, typed directly or in a list.
     rest = [word for word in words if not is_search(word)]
     typed = [word for word in words if word not in rest]
     given = [word for word in rest if word.startswith("search=")]
     for word in given:
         value = parse([word])[0].value()
-        if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
+        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
             raise UserError(f"{word}: a list of words is needed, 'search=[\"a.b=choice(1,2)\"]'")
         typed = [*value, *typed]
     if not typed:
@@ -105,10 +118,10 @@ def gathered(words: Sequence[str]) -> list[str]:
 
 
 def check_request(cfg: DictConfig) -> None:
-    """Raises UserError for what can be known of the search itself."""
+    """Raise UserError for wrong options of the search itself."""
     if not cfg.search:
         raise UserError(
-            "nothing is searched: give an option several values, as 'optim.lr=tag(log, interval(1e-4, 1e-1))' "
+            "nothing is searched: give an option several values, such as 'optim.lr=tag(log, interval(1e-4, 1e-1))' "
             "or 'model.width=choice(8,16,32)'"
         )
     if cfg.trials < 1:
@@ -123,25 +136,30 @@ def check_request(cfg: DictConfig) -> None:
 
 
 def check_axes(searched: list[Axis], fixed: list[str]) -> None:
-    """Raises UserError for an option that can't be searched, or is given twice."""
+    """Raise UserError for an option that can't be searched, or is given twice."""
     given = {o.get_key_element().lstrip("+"): o.input_line for o in parse(fixed)}
     for axis in searched:
         if root(axis.name) in OWN:
             raise UserError(f"{axis.typed}: an option of the search itself; give one value")
         if axis.name == "seed":
             raise UserError(
-                f"{axis.typed}: the best seed is luck; search with one, and train the best trial with several"
+                f"{axis.typed}: the best seed is best by chance; search with one seed, and train the best trial with "
+                "several"
             )
         if axis.name in given:
-            raise UserError(f"{axis.typed}: {given[axis.name]} stands there too; leave one out")
+            raise UserError(f"{axis.typed}: {given[axis.name]} is given too; leave one out")
         given[axis.name] = axis.typed
 
 
 def tried(words: list[str], axis: Axis) -> DictConfig:
-    """The config of a trial with these words.
+    """Compose the config of a trial.
+
+    Args:
+        words: overrides of the trial.
+        axis: option under test, which an error names.
 
     Raises:
-        UserError: when there is none; tells what was searched.
+        UserError: if the overrides compose no valid config, or one for several devices.
     """
     try:
         cfg = checked("train", words)
@@ -154,17 +172,18 @@ def tried(words: list[str], axis: Axis) -> DictConfig:
     if not one_device(devices, nodes):
         raise UserError(
             f"trainer.devices={devices} trainer.num_nodes={nodes}: a trial trains on one device; start the same "
-            "command once for each, as CUDA_VISIBLE_DEVICES=1 python -m seg.tune ..."
+            "command once per device, CUDA_VISIBLE_DEVICES=1 python -m seg.tune ..."
         )
     return cfg
 
 
 def check_objectives(objectives: list[Any], base: DictConfig, data: DataModule) -> None:
-    """Raises UserError unless each is measured, and stands there once."""
+    """Raise UserError unless all objectives are known, distinct, and not of the test split."""
     if not objectives or len(set(map(str, objectives))) < len(objectives):
         raise UserError(
-            f"objectives=[{','.join(map(str, objectives))}]: one or more different ones"
+            f"objectives=[{','.join(map(str, objectives))}]: give one or more distinct objectives"
         )
+    # Compute the metrics of an empty image, for their names.
     source, overlapping = data.source, data.source.task == "overlapping"
     metrics = build(
         base.metrics, "metrics", classes=source.classes, overlapping=overlapping, threshold=0.5
@@ -176,27 +195,28 @@ def check_objectives(objectives: list[Any], base: DictConfig, data: DataModule) 
     for objective in map(str, objectives):
         if objective.startswith("test/"):
             raise UserError(
-                f"objectives: {objective} would choose by the images that are to judge the choice; take "
+                f"objectives: {objective} would select on the test images; give "
                 f"val/{objective.removeprefix('test/')}"
             )
         if objective not in known:
-            some = ", ".join(name for name in known if name.count("/") < 2)
+            names = ", ".join(name for name in known if name.count("/") < 2)
             raise UserError(
-                f"objectives: no {objective}{nearest(objective, known)} (there are {some})"
+                f"objectives: no {objective}{nearest(objective, known)} (there are {names})"
             )
 
 
 def root(key: str) -> str:
+    """Return the first part of an override's key."""
     return re.split(r"[./@]", key)[0]
 
 
 def within(key: str, names: Sequence[str]) -> bool:
-    """Whether a dotted name is one of these, or lies below one."""
+    """Return True if a dotted name is one of ``names``, or below one of them."""
     return any(key == name or key.startswith(f"{name}.") for name in names)
 
 
 def named(searched: list[Axis], choices: dict[str, str]) -> str:
-    """The study's name: the model, and what is searched."""
+    """Return the default name of a study: the model and the searched options."""
     short = short_names(searched)
     model = [] if "model" in short else [choices["model"]]
     return "-".join([*model, *short.values()])

@@ -1,4 +1,4 @@
-"""What a search tells: a row for each trial, the best ones, what mattered, a table and a page of plots."""
+"""Report of a search: a row per trial, the best trials, importances, trials.csv and a page of plots."""
 
 import csv
 import logging
@@ -22,15 +22,15 @@ log = logging.getLogger("seg")
 
 
 class Report:
-    """Rows while a study goes on, and all the rest when this worker is done.
+    """Report of a study: a row as each trial ends, and a summary when this worker is done.
 
     Args:
-        study: with one objective or more.
-        axes: what is searched.
+        study: with one or more objectives.
+        axes: searched options.
         objectives: names.
-        fixed: words of seg.train that all trials have.
+        fixed: overrides of seg.train that all trials share.
         folder: of the study.
-        storage: where it lies, as it may be shown.
+        storage: URL or file of the study, without password.
     """
 
     def __init__(
@@ -47,11 +47,11 @@ class Report:
         self.short = short_names(axes)
 
     def head(self) -> None:
-        """The names of the columns."""
+        """Print the header of the rows."""
         log.info(self.line("trial", list(self.short.values()), self.objectives, "minutes", ""))
 
     def row(self, trial: FrozenTrial) -> None:
-        """A trial that has ended."""
+        """Print the row of a trial that has ended, and update trials.csv."""
         values = [brief(value) for value in trial.values or []] or [""] * len(self.objectives)
         log.info(
             self.line(
@@ -66,11 +66,12 @@ class Report:
             write_table(self.folder / "trials.csv", self.rows())
 
     def line(self, first: str, tried: list[str], values: list[str], minutes: str, note: str) -> str:
+        """Align the cells of a row: trial, searched options, objectives, minutes, note."""
         cells = [f"{first:>5}"]
         for axis, text in zip(self.axes, tried, strict=True):
             samples = [axis.brief(value) for value in axis.samples()]
-            wide = max(8, len(self.short[axis.name]), *map(len, samples))
-            cells.append(f"{text:>{wide}}")
+            width = max(8, len(self.short[axis.name]), *map(len, samples))
+            cells.append(f"{text:>{width}}")
         cells += [
             f"{text:>{max(8, len(name))}}"
             for name, text in zip(self.objectives, values, strict=True)
@@ -81,7 +82,7 @@ class Report:
         return [axis.brief(trial.params[axis.name]) for axis in self.axes]
 
     def note(self, trial: FrozenTrial) -> str:
-        """How it ended, and whether none is better."""
+        """Describe how a trial ended, and whether it is the best so far."""
         if trial.state == TrialState.PRUNED:
             return f"pruned after epoch {trial.last_step}"
         if trial.state == TrialState.FAIL:
@@ -91,11 +92,11 @@ class Report:
         return ""
 
     def done(self) -> list[FrozenTrial]:
-        """The trials that came through."""
+        """Return the completed trials."""
         return self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
 
     def best(self) -> list[FrozenTrial]:
-        """The best trial; of several objectives all that no other beats in each."""
+        """Return the best trial; with several objectives, the Pareto front."""
         if not self.done():
             return []
         if len(self.objectives) == 1:
@@ -103,18 +104,18 @@ class Report:
         return sorted(self.study.best_trials, key=lambda trial: trial.values or [])
 
     def ranked(self) -> list[FrozenTrial]:
-        """The five best, or the front."""
+        """Return the five best trials; with several objectives, the Pareto front."""
         if len(self.objectives) > 1:
             return self.best()
         down = direction(self.objectives[0]) == "maximize"
         return sorted(self.done(), key=lambda trial: trial.values or [], reverse=down)[:5]
 
     def words(self, trial: FrozenTrial) -> list[str]:
-        """What makes this trial once more."""
+        """Return the overrides of seg.train that train a trial again."""
         return [*self.fixed, *(axis.word(trial.params[axis.name]) for axis in self.axes)]
 
     def rows(self) -> list[dict[str, Any]]:
-        """Of trials.csv: what was tried and what came of it."""
+        """Return the rows of trials.csv: options, objectives, state, minutes, epochs and error of each trial."""
         return [
             {
                 "number": trial.number,
@@ -131,35 +132,38 @@ class Report:
         ]
 
     def conclude(self) -> None:
-        """Tables, what mattered, files, and what to do next."""
+        """Write the files of the study, and print the best trials, the importances and the next commands."""
         if not self.done():
-            log.info("no trial has come through yet: there is nothing to tell")
+            log.info("no trial has completed yet; there is nothing to report")
             return
+        # Write trials.csv, best.yaml and search.html.
         best = self.best()
-        mattered = importances(self.study)
+        shares = importances(self.study)
         with locked(self.folder):
             write_table(self.folder / "trials.csv", self.rows())
-            found = [self.words(trial) for trial in best]
-            text = yaml.safe_dump(found if len(self.objectives) > 1 else found[0])
+            overrides = [self.words(trial) for trial in best]
+            text = yaml.safe_dump(overrides if len(self.objectives) > 1 else overrides[0])
             files.write_text(self.folder / "best.yaml", text, self.folder)
             command = render_command("train", *self.words(best[0]))
             plots = page(self.study, self.axes, self.objectives, command)
             files.write_text(self.folder / "search.html", plots, self.folder)
+        # Print the best trials and what their ranking is worth.
         log.info("", extra={"table": self.table()})
-        if mattered:
-            told = ", ".join(f"{self.short[name]} {share:.0%}" for name, share in mattered.items())
+        if shares:
+            listed = ", ".join(f"{self.short[name]} {share:.0%}" for name, share in shares.items())
             log.info(
-                f"what mattered: {told} (share of the variance of {self.objectives[0]}, fANOVA)"
+                f"importance: {listed} (share of the variance of {self.objectives[0]}, fANOVA)"
             )
         log.info(
-            "each trial trained once, with one seed: of scores that lie close together none is better; "
-            "several seeds of the best tell"
+            "each trial was trained once, with one seed: small differences of scores are not significant; "
+            "train the best with several seeds"
         )
         place = relative(self.folder)
         log.info(
             f"plots {quote_path(place / 'search.html')}, all trials {quote_path(place / 'trials.csv')}, "
             f"their runs {quote_path(place)}/NUMBER-..."
         )
+        # Print the next commands.
         log.info("next:")
         words = self.words(best[0])
         log.info(f"  {render_command('train', *words)}")
@@ -168,8 +172,8 @@ class Report:
         log.info(f"  optuna-dashboard {quote_path(self.storage)}")
 
     def table(self) -> Table:
-        """The five best, or the front."""
-        title = "the best trials" if len(self.objectives) == 1 else "trials that none beats in all"
+        """Build the table of the best trials for the terminal."""
+        title = "best trials" if len(self.objectives) == 1 else "trials on the Pareto front"
         table = Table(title=title, title_justify="left", header_style="bold")
         for name in ("trial", *self.short.values(), *self.objectives, "minutes"):
             table.add_column(name, justify="right", overflow="fold")
@@ -180,7 +184,7 @@ class Report:
 
 
 def write_table(file: Path, rows: list[dict[str, Any]]) -> None:
-    """Whole or not at all."""
+    """Write a CSV file atomically."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
     with files.open_text(file, file.parent) as stream:
         writer = csv.DictWriter(stream, columns, restval="")
@@ -189,7 +193,7 @@ def write_table(file: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def minutes(trial: FrozenTrial) -> float:
-    """That it took; so far, if it goes on."""
+    """Return the minutes that a trial took, or has taken so far."""
     if trial.datetime_start is None:
         return 0.0
     ended = trial.datetime_complete or datetime.now()
@@ -197,7 +201,7 @@ def minutes(trial: FrozenTrial) -> float:
 
 
 def brief(value: float) -> str:
-    """Four digits behind the point of a score, fewer of larger numbers."""
+    """Format a value with four decimals, fewer from 10 on."""
     return (
         f"{value:.4f}"
         if abs(value) < 10

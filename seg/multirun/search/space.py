@@ -1,9 +1,9 @@
-"""What a search tries: Hydra's extended override grammar as Optuna's distributions.
+"""Search space: Hydra's extended override grammar converted to Optuna's distributions.
 
-choice(a,b) or a,b     one of these; of a config group too, also as glob(unet*)
-interval(a,b)          a number from a to b; int(interval(a,b)): a whole one, both ends included
-range(a,b,step)        the numbers that it stands for in a sweep of seg.train, so without b
-tag(log, ...)          of an interval, or of whole numbers one by one: evenly in the logarithm
+choice(a,b) or a,b     one of the values; for a config group also glob(unet*)
+interval(a,b)          a number from a to b; int(interval(a,b)): an integer, both ends included
+range(a,b,step)        the same numbers as in a sweep of seg.train, without b
+tag(log, ...)          uniform in the logarithm; for an interval, or a range of integers with step 1
 """
 
 import itertools
@@ -38,12 +38,12 @@ MOST = 10_000  # values of a range
 
 @dataclass(frozen=True)
 class Axis:
-    """An option that is searched.
+    """Searched option.
 
     Attributes:
-        typed: the word that says so.
-        key: what stands before its ``=``.
-        distribution: of its values; a choice that is no number is kept as Hydra writes it.
+        typed: override as typed.
+        key: part of the override before ``=``.
+        distribution: of its values; choices other than numbers are kept in Hydra's notation.
     """
 
     typed: str
@@ -52,24 +52,25 @@ class Axis:
 
     @property
     def name(self) -> str:
-        """In the study: without a +."""
+        """Return the option's name in the study, without a leading +."""
         return self.key.lstrip("+")
 
     def text(self, value: Value) -> str:
-        """As it stands in a word; of an interval's numbers six digits, and these are what is trained."""
+        """Format a value for an override; numbers of an interval have six digits, as trained."""
         if isinstance(self.distribution, FloatDistribution):
             return f"{value:.6g}"
         return shown(value)
 
     def word(self, value: Value) -> str:
+        """Return the override that sets the option to a value."""
         return f"{self.key}={self.text(value)}"
 
     def brief(self, value: Value) -> str:
-        """For people: three digits."""
+        """Format a value for display, with three digits."""
         return f"{value:.3g}" if isinstance(value, float) else shown(value)
 
     def samples(self) -> list[Value]:
-        """Values to check: every choice; or both ends and, since these may be whole, one between."""
+        """Return values to check: all choices, or both limits and, as these may be integers, one in between."""
         d = self.distribution
         if isinstance(d, CategoricalDistribution):
             return list(d.choices)
@@ -79,7 +80,7 @@ class Axis:
         return [d.low, d.high, min(between, d.high)]
 
     def values(self) -> list[Value] | None:
-        """Each value; None where there are more than can be counted."""
+        """Return all values; None for a continuous interval."""
         d = self.distribution
         if isinstance(d, CategoricalDistribution):
             return list(d.choices)
@@ -91,21 +92,24 @@ class Axis:
         return [clean(d.low + i * d.step) for i in range(count)]
 
     def __str__(self) -> str:
-        """What the distribution is; two that differ read differently."""
+        """Describe the distribution; different distributions have different descriptions."""
         d = self.distribution
         if isinstance(d, CategoricalDistribution):
             return " | ".join(shown(choice) for choice in d.choices)
         whole = isinstance(d, IntDistribution)
         kind = "whole numbers " if whole else ""
-        by = "" if d.step is None or (whole and d.step == 1) else f" by {d.step:g}"
-        return f"{kind}{d.low:.12g} to {d.high:.12g}{by}{', log' if d.log else ''}"
+        step = "" if d.step is None or (whole and d.step == 1) else f" by {d.step:g}"
+        return f"{kind}{d.low:.12g} to {d.high:.12g}{step}{', log' if d.log else ''}"
 
 
 def axes(words: Sequence[str]) -> list[Axis]:
-    """Each option that is searched.
+    """Parse the searched options.
+
+    Args:
+        words: overrides with several values.
 
     Raises:
-        UserError: when a word is no search, or can't be one.
+        UserError: if an override can't be searched.
     """
     overrides = parse(list(words))
     groups = group_names()
@@ -115,10 +119,10 @@ def axes(words: Sequence[str]) -> list[Axis]:
 
 
 def is_search(word: str) -> bool:
-    """Whether the word gives an option several values.
+    """Return True if an override gives an option several values.
 
     Raises:
-        UserError: when it can't be read; of a function of Hydra's with what is wrong there.
+        UserError: if it can't be parsed, with Hydra's reason for a wrong function call.
     """
     try:
         return parse([word])[0].is_sweep_override()
@@ -130,19 +134,27 @@ def is_search(word: str) -> bool:
 
 
 def distribution(override: Override, groups: dict[str, list[str]]) -> Distribution:
-    """The values of one word, as Optuna draws them.
+    """Convert the values of an override to an Optuna distribution.
+
+    Args:
+        override: parsed.
+        groups: config group -> names of its files, for globs.
 
     Raises:
-        UserError: when there are none, or they can't be drawn so.
+        UserError: if it has no values, or no distribution describes them.
     """
+    # Check the override and its tag.
     value, word = override.value(), override.input_line
     if not override.is_sweep_override() or override.is_delete() or is_hydras(override):
-        raise UserError(f"{word}: can't be searched; give as optim.lr=choice(1e-3,1e-2)")
+        raise UserError(
+            f"{word}: can't be searched; give several values, such as optim.lr=choice(1e-3,1e-2)"
+        )
     tags = value.tags if isinstance(value, Sweep) else set()  # a glob has none
     if tags - {"log"}:
         raise UserError(
             f"{word}: tag({', '.join(sorted(tags))}) is unknown; there is tag(log, ...)"
         )
+    # Convert it by its kind.
     log = "log" in tags
     if isinstance(value, IntervalSweep):
         return interval(value, log, word)
@@ -157,22 +169,22 @@ def distribution(override: Override, groups: dict[str, list[str]]) -> Distributi
 
 
 def choices(override: Override) -> CategoricalDistribution:
-    """Numbers, true, false and null as they are, all else as Hydra writes it."""
+    """Return the choices: numbers, booleans and None as they are, all else in Hydra's notation."""
     pairs = zip(override.sweep_iterator(), override.sweep_string_iterator(), strict=True)
-    found = [
+    values = [
         value if value is None or isinstance(value, bool | int | float) else quoted(value, text)
         for value, text in pairs
     ]
-    for value, other in itertools.combinations(found, 2):
+    for value, other in itertools.combinations(values, 2):
         if value == other:
             raise UserError(
                 f"{override.input_line}: {shown(value)} and {shown(other)} are the same"
             )
-    return CategoricalDistribution(found)
+    return CategoricalDistribution(values)
 
 
 def quoted(value: Any, text: str) -> str:
-    """A choice's text, in quotes if it would be read as something else."""
+    """Return a choice in Hydra's notation, quoted if it would be parsed as another value."""
     try:
         same = not isinstance(value, str) or parse([f"a={text}"])[0].value() == value
     except UserError:
@@ -181,11 +193,14 @@ def quoted(value: Any, text: str) -> str:
 
 
 def interval(value: IntervalSweep, log: bool, word: str | None) -> Distribution:
+    """Convert an interval; raise UserError if it is empty or infinite."""
     low, high = value.start, value.end
     if low is None or high is None or not math.isfinite(low) or not math.isfinite(high):
         raise UserError(f"{word}: an interval needs two numbers, interval(1e-4, 1e-1)")
     if low >= high:
-        raise UserError(f"{word}: nothing lies from {low:g} to {high:g}; the lower end comes first")
+        raise UserError(
+            f"{word}: the interval from {low:g} to {high:g} is empty; give the lower limit first"
+        )
     check_log(log, low, word)
     if isinstance(low, int) and isinstance(high, int):
         return IntDistribution(low, high, log=log)
@@ -193,34 +208,35 @@ def interval(value: IntervalSweep, log: bool, word: str | None) -> Distribution:
 
 
 def steps(value: RangeSweep, log: bool, word: str | None) -> Distribution:
-    """The numbers that Hydra counts up or down to."""
+    """Convert a range to the numbers that Hydra's sweep would use; raise UserError if it has none or too many."""
     try:
         numbers = [clean(n) for n in itertools.islice(value.range(), MOST + 1)]
     except (HydraException, ValueError) as error:
         raise UserError(f"{word}: the step is 0") from error
     if not numbers or len(numbers) > MOST:
-        many = f"more than {MOST} numbers; give an interval" if numbers else "no number lies in it"
-        raise UserError(f"{word}: {many}")
+        reason = f"more than {MOST} numbers; give an interval" if numbers else "the range is empty"
+        raise UserError(f"{word}: {reason}")
     low, high, step = min(numbers), max(numbers), abs(value.step)
     check_log(log, low, word)
     if log and (step != 1 or not isinstance(low, int)):
-        raise UserError(f"{word}: tag(log, range(...)) needs whole numbers and steps of 1")
+        raise UserError(f"{word}: tag(log, range(...)) needs integers and a step of 1")
     if all(isinstance(n, int) for n in numbers):
         return IntDistribution(int(low), int(high), log=log, step=int(step))
     return FloatDistribution(low, high, step=float(step))
 
 
 def check_log(log: bool, low: float, word: str | None) -> None:
+    """Raise UserError for a logarithmic distribution that includes 0 or less."""
     if log and low <= 0:
-        raise UserError(f"{word}: begins at {low:g}; a logarithm needs numbers above 0")
+        raise UserError(f"{word}: starts at {low:g}; a logarithm needs numbers above 0")
 
 
 def clean(number: float) -> float:
-    """Without the last bits that adding steps leaves."""
+    """Round off the floating-point error of repeated addition."""
     return number if isinstance(number, int) else float(f"{number:.12g}")
 
 
 def short_names(axes: Sequence[Axis]) -> dict[str, str]:
-    """The last part of each option's name, or the whole where two would share it."""
+    """Return the last part of each option's name, or the whole name where two would be equal."""
     last = {axis.name: re.split(r"[./]", axis.name)[-1] for axis in axes}
     return {k: v if list(last.values()).count(v) == 1 else k for k, v in last.items()}

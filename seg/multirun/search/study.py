@@ -1,11 +1,12 @@
-"""The study of a search: Optuna's, begun once, worked on by any number of processes, continued.
+"""Optuna study of a search, shared by any number of workers and continued by the same command.
 
-A study has a folder, ``outputs/searches/NAME``, in which workers keep out of each other's way: ``.lock`` is
-held while one opens the study or takes a trial, and each worker holds a lock of its own for as long as it
-lives, so that a trial which died with its process is known and run again.
+Workers are coordinated through the study's folder, ``outputs/searches/NAME``: ``.lock`` is held while a worker
+opens the study or asks for a trial, and each worker holds a lock of its own while it lives, so that the trial of a
+killed worker is detected and run again.
 """
 
 import itertools
+import math
 import os
 import random
 import secrets
@@ -31,41 +32,41 @@ from seg.errors import UserError
 from seg.metrics.direction import smaller_is_better
 from seg.multirun.search.space import Axis
 
-MOST = 1000  # combinations of a grid
-MEASURED = ("milliseconds", "parameters")  # objectives beside the scores
+MOST = 1000  # maximal number of combinations of a grid
+MEASURED = ("milliseconds", "parameters")  # objectives other than scores
 
 
 class Grid(RandomSampler):
-    """Every combination once: ``queue`` puts them into the study, and this draws what lies there."""
+    """Grid search: every combination once, in the order in which ``queue`` enqueued them."""
 
 
 def direction(objective: str) -> Literal["minimize", "maximize"]:
-    """Which way an objective is better."""
+    """Return the direction in which an objective is optimised."""
     name = objective.removeprefix("val/")
     return "minimize" if name in MEASURED or smaller_is_better(name) else "maximize"
 
 
 def without_password(storage: str) -> str:
-    """A storage as it may be shown."""
+    """Return a storage's URL or file without its password."""
     if "://" not in storage:
         return storage
     try:
         return make_url(storage).render_as_string(hide_password=True)
-    except (SQLAlchemyError, ValueError):  # no URL, or a port that is no number
+    except (SQLAlchemyError, ValueError):  # malformed URL or port
         return f"{storage.partition('://')[0]}://***"
 
 
 def address(storage: str | None, folder: Path) -> str:
-    """Where a study lies: a database's URL, or a file of Optuna's journal."""
+    """Return the URL of a study's database, or the file of its journal; by default study.db in its folder."""
     database = str(folder.resolve() / "study.db")
     return storage or URL.create("sqlite", database=database).render_as_string()
 
 
 def open_storage(storage: str) -> BaseStorage:
-    """The database, or the journal, made if absent.
+    """Open a database or journal, creating it if absent.
 
     Raises:
-        UserError: when it can't be reached.
+        UserError: if it can't be opened.
     """
     hidden = without_password(storage)
     check_file(storage)
@@ -85,12 +86,12 @@ def open_storage(storage: str) -> BaseStorage:
 
 
 def check_file(storage: str) -> None:
-    """Raise UserError if a study's file is there and is no regular one: reading a pipe or a device has no end."""
+    """Raise UserError if a study's file exists but is no regular file; reading a pipe or a device may never end."""
     if storage.startswith("sqlite"):
         try:
             file = make_url(storage).database
         except SQLAlchemyError:
-            return  # told as it is opened
+            return  # reported when it is opened
     else:
         file = None if "://" in storage else storage
     if file and os.path.lexists(file) and not os.path.isfile(file):
@@ -99,10 +100,7 @@ def check_file(storage: str) -> None:
 
 @contextmanager
 def readable(storage: str) -> Generator[None]:
-    """Raises UserError, naming the study's storage, where its content is damaged.
-
-    Optuna tells so by whatever its parsing happens to raise.
-    """
+    """Convert errors of a damaged study, for which Optuna has no type of its own, to a UserError that names it."""
     try:
         yield
     except UserError:
@@ -125,14 +123,14 @@ def readable(storage: str) -> Generator[None]:
 
 @contextmanager
 def locked(folder: Path) -> Generator[None]:
-    """One process at a time; the others wait."""
+    """Lock a study's folder; other workers wait."""
     with files.lock(folder / ".lock", folder):
         yield
 
 
 @contextmanager
 def worker(folder: Path) -> Generator[str]:
-    """The name of this process in the study, whose lock it holds until it ends; its file stays if it fails."""
+    """Lock and yield a name for this worker; its file remains if the worker fails."""
     file = folder / f".worker-{secrets.token_hex(8)}"
     with files.lock(file, folder):
         yield file.name
@@ -146,24 +144,24 @@ def begin(
     pruner: BasePruner,
     asked: dict[str, Any],
 ) -> optuna.Study:
-    """The study, made if absent; a worker that joins draws other numbers than the one that began.
+    """Open a study, or create it; a worker that joins reseeds its sampler.
 
     Args:
         name: of the study.
-        storage: that holds it.
-        sampler: which chooses.
-        pruner: which ends trials.
-        asked: ``searched``, ``objectives`` and ``settings``, which stay.
+        storage: of the study.
+        sampler: chooses the values of a trial.
+        pruner: ends unpromising trials.
+        asked: ``searched``, ``objectives`` and ``settings``, which can't change later.
 
     Raises:
-        UserError: when it was begun with something else.
+        UserError: if the study was begun with others.
     """
-    there = name in optuna.get_all_study_names(storage)
+    exists = name in optuna.get_all_study_names(storage)
     study = optuna.create_study(
         storage=storage, study_name=name, sampler=sampler, pruner=pruner, load_if_exists=True,
         directions=[direction(objective) for objective in asked["objectives"]],
     )  # fmt: skip
-    if there:
+    if exists:
         check_same(name, study.user_attrs, asked)
         sampler.reseed_rng()
     else:
@@ -173,17 +171,23 @@ def begin(
 
 
 def check_same(name: str, old: dict[str, Any], now: dict[str, Any]) -> None:
-    """Raises UserError when a study was begun with another search, or with other settings."""
+    """Raise UserError if a study was begun with another search or other settings."""
     remedy = "give the same, or begin another study with name=..."
+    # The study must be one of seg.tune, with the same objectives.
     if not set(now) <= set(old) or not all(isinstance(old[key], type(now[key])) for key in now):
-        raise UserError(f"name={name}: a study there that seg.tune didn't begin; give another name")
+        raise UserError(
+            f"name={name}: a study of that name was not created by seg.tune; give another name"
+        )
     if old["objectives"] != now["objectives"]:
-        was, has = (f"objectives=[{','.join(one['objectives'])}]" for one in (old, now))
+        was, has = (f"objectives=[{','.join(facts['objectives'])}]" for facts in (old, now))
         raise UserError(f"name={name}: begun with {was}, and this is {has}; {remedy}")
+    # Its searched options and its settings must be the same.
     for part in ("searched", "settings"):
         before, after = old[part], now[part]
         for key in [*after, *before]:
-            was, has = (shown(one[key]) if key in one else "absent" for one in (before, after))
+            was, has = (
+                shown(values[key]) if key in values else "absent" for values in (before, after)
+            )
             if was != has:
                 verb = "searches" if part == "searched" else "has"
                 raise UserError(
@@ -192,7 +196,7 @@ def check_same(name: str, old: dict[str, Any], now: dict[str, Any]) -> None:
 
 
 def check_trials(study: optuna.Study, axes: Sequence[Axis], objectives: int) -> None:
-    """Raise ValueError unless a study's trials have values of what is searched, and of the objectives."""
+    """Raise ValueError unless all ended trials have values of the searched options and the objectives."""
     names = {axis.name for axis in axes}
     for trial in study.get_trials(deepcopy=False):
         ended = trial.state in (TrialState.COMPLETE, TrialState.PRUNED)
@@ -203,7 +207,7 @@ def check_trials(study: optuna.Study, axes: Sequence[Axis], objectives: int) -> 
 
 
 def queue(study: optuna.Study, axes: Sequence[Axis], seed: int) -> None:
-    """Puts every combination that the study hasn't into it, in an order drawn from the seed."""
+    """Enqueue every combination that is not in the study yet, in an order shuffled by the seed."""
     points = list(combinations(axes))
     random.Random(seed).shuffle(points)
     for point in points:
@@ -211,44 +215,54 @@ def queue(study: optuna.Study, axes: Sequence[Axis], seed: int) -> None:
 
 
 def combinations(axes: Sequence[Axis]) -> list[dict[str, Any]]:
-    """Every combination of what is searched.
+    """Return all combinations of the searched options.
 
     Raises:
-        UserError: when they can't be counted, or are too many.
+        UserError: if an option is continuous, or there are more than ``MOST`` combinations.
     """
     values = []
     for axis in axes:
-        if (each := axis.values()) is None:
+        if (choices := axis.values()) is None:
             raise UserError(
-                f"sampler=grid: {axis.typed} has no end of values; give choice(...) or range(...)"
+                f"sampler=grid: {axis.typed} has infinitely many values; give choice(...) or range(...)"
             )
-        values.append(each)
-    count = 1
-    for each in values:
-        count *= len(each)
+        values.append(choices)
+    count = math.prod(map(len, values))
     if count > MOST:
-        raise UserError(f"sampler=grid: {count} combinations; at most {MOST} are tried")
+        raise UserError(f"sampler=grid: {count} combinations; at most {MOST} are allowed")
     names = [axis.name for axis in axes]
     return [dict(zip(names, point, strict=True)) for point in itertools.product(*values)]
 
 
 def counts(trial: FrozenTrial) -> bool:
-    """Whether it is one of the trials asked for: not one that waits, nor one cut off, which runs again."""
+    """Return True if a trial counts towards ``trials``: not a waiting one, nor one cut off that runs again."""
     if trial.state != TrialState.FAIL:
         return trial.state != TrialState.WAITING
-    mine = trial.user_attrs
-    return "error" in mine or ("again" in mine and "interrupted" not in mine)
+    facts = trial.user_attrs
+    return "error" in facts or ("again" in facts and "interrupted" not in facts)
 
 
 def take(
     study: optuna.Study, axes: Sequence[Axis], folder: Path, trials: int, me: str
 ) -> optuna.Trial | None:
-    """The next trial; None where as many as asked for are done or under way, or a grid is through."""
+    """Ask the study for the next trial.
+
+    Args:
+        study: shared by the workers.
+        axes: searched options.
+        folder: of the study.
+        trials: number of trials wanted in all.
+        me: name of this worker.
+
+    Returns:
+        The trial; None if enough are done or running, or a grid is exhausted.
+    """
     with locked(folder):
         revive(study, folder)
-        there = study.get_trials(deepcopy=False)
-        waiting = any(trial.state == TrialState.WAITING for trial in there)
-        if sum(map(counts, there)) >= trials or (isinstance(study.sampler, Grid) and not waiting):
+        existing = study.get_trials(deepcopy=False)
+        waiting = any(trial.state == TrialState.WAITING for trial in existing)
+        exhausted = isinstance(study.sampler, Grid) and not waiting
+        if sum(map(counts, existing)) >= trials or exhausted:
             return None
         trial = study.ask({axis.name: axis.distribution for axis in axes})
         trial.set_user_attr("worker", me)
@@ -256,11 +270,11 @@ def take(
 
 
 def revive(study: optuna.Study, folder: Path) -> None:
-    """Gives up the trials whose worker is gone; they run again, unless it is gone for the second time."""
+    """Fail the trials whose worker has died, and queue them again unless they were queued again before."""
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         name = Path(trial.user_attrs.get("worker", "")).name
         if not name or not (folder / name).is_file():
-            continue  # on a machine that doesn't share the folder: none can tell
+            continue  # its worker may live on a machine that doesn't share the folder
         try:
             with files.lock(folder / name, folder).acquire(timeout=0):
                 cut_off(study, trial, retry="again" not in trial.user_attrs)
@@ -270,7 +284,7 @@ def revive(study: optuna.Study, folder: Path) -> None:
 
 
 def cut_off(study: optuna.Study, trial: optuna.Trial | FrozenTrial, retry: bool = True) -> None:
-    """Ends a trial that didn't come to an end, and queues another with the same values."""
+    """Fail an interrupted trial, and queue another with the same values."""
     study.tell(trial.number, state=TrialState.FAIL)
     if retry:
         study.enqueue_trial(trial.params, user_attrs={"again": trial.number})

@@ -1,4 +1,4 @@
-"""One trial of a search: a run of seg.train with the values chosen, and what it is worth."""
+"""Trial of a search: a run of seg.train with the chosen values, and its objectives."""
 
 import math
 from dataclasses import dataclass
@@ -26,11 +26,14 @@ from seg.training.run import train
 
 
 class Scores(L.Callback):
-    """Tells the study the score of each validation, and ends a run that it would end before the next epoch.
+    """Callback that reports the score of each validation to Optuna, and prunes the run when Optuna decides so.
 
     Args:
         trial: of the study.
-        objective: the score's name.
+        objective: key of the score.
+
+    Raises:
+        Pruned: at the start of the next epoch.
     """
 
     def __init__(self, trial: optuna.Trial, objective: str) -> None:
@@ -45,20 +48,20 @@ class Scores(L.Callback):
         self.behind = self.trial.should_prune()
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self.behind:  # not before: now the checkpoint of the epoch is written
-            raise Pruned(f"its {self.objective} lies behind after epoch {trainer.current_epoch}")
+        if self.behind:  # the checkpoint of the previous epoch is written by now
+            raise Pruned(f"pruned by its {self.objective} after epoch {trainer.current_epoch}")
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """How trials are made.
+    """Runner of trials.
 
     Attributes:
-        axes: what is searched.
-        fixed: words that each trial has beside.
-        objectives: what it is judged by.
-        data: as each trial has it; its largest validation image is of the size that is timed.
-        study: name of it.
+        axes: searched options.
+        fixed: overrides that all trials share.
+        objectives: names.
+        data: of a trial; the largest validation image gives the size that is timed.
+        study: name of the study.
         folder: of the study.
     """
 
@@ -70,19 +73,25 @@ class Attempt:
     folder: Path
 
     def run(self, trial: optuna.Trial) -> tuple[TrialState, list[float] | None]:
-        """How the trial ended, and its values if it did so well; one that failed keeps its error."""
+        """Train a trial; an error is recorded in the trial and its run folder.
+
+        Returns:
+            The state in which the trial ended, and its objectives if it completed.
+        """
+        # Name the run by its values.
         short, chosen = short_names(self.axes), trial.params
         tried = [f"{short[axis.name]}={axis.brief(chosen[axis.name])}" for axis in self.axes]
         name = f"{trial.number:03d}-{','.join(tried)}"
         folder = self.folder / as_folder(name)
         words = [*self.fixed, *(axis.word(chosen[axis.name]) for axis in self.axes)]
         trial.set_user_attr("folder", folder.name)
+        # Train it; the search continues after a failure.
         with own_surroundings(words):
             try:
                 return TrialState.COMPLETE, self.trained(trial, words, name, folder)
             except Pruned:
                 return TrialState.PRUNED, None
-            except Exception as error:  # the next trial may do better
+            except Exception as error:
                 note_failure(folder, error)
                 trial.set_user_attr("error", f"{type(error).__name__}: {one_line(error)}")
                 return TrialState.FAIL, None
@@ -90,10 +99,16 @@ class Attempt:
     def trained(
         self, trial: optuna.Trial, words: list[str], name: str, folder: Path
     ) -> list[float]:
-        """The value of each objective.
+        """Train a run and return its objectives.
+
+        Args:
+            trial: of the study.
+            words: overrides of the run.
+            name: of the run.
+            folder: of the run.
 
         Raises:
-            ValueError: when one is nan.
+            ValueError: if an objective is nan.
         """
         cfg, _, choices = composed("train", words)
         if cfg.trainer.get("devices") == "auto":
@@ -104,7 +119,7 @@ class Attempt:
         prunes = len(self.objectives) == 1 and self.objectives[0] not in MEASURED
         scores = train(cfg, [Scores(trial, self.objectives[0])] if prunes else [], asked)
         accelerator = hardware.pick_accelerator(cfg.trainer.accelerator)
-        values = [self.value(one, scores, folder, accelerator) for one in self.objectives]
+        values = [self.value(name, scores, folder, accelerator) for name in self.objectives]
         for objective, value in zip(self.objectives, values, strict=True):
             if math.isnan(value):
                 raise ValueError(f"{objective} is nan")
@@ -113,7 +128,7 @@ class Attempt:
     def value(
         self, objective: str, scores: dict[str, float], folder: Path, accelerator: str
     ) -> float:
-        """Of one objective; scores are those of the best checkpoint."""
+        """Return the value of an objective, from the scores of the best checkpoint or measured."""
         if objective == "parameters":
             return records.read_json(folder / "run.json")["parameters"]
         if objective == "milliseconds":
@@ -123,7 +138,7 @@ class Attempt:
 
 
 def milliseconds(folder: Path, shape: tuple[int, ...], accelerator: str) -> float:
-    """Median time of a forward of one image (C, H, W) in float32, by the run's best checkpoint."""
+    """Measure the median time, ms, of a float32 forward pass of one image of ``shape`` (C, H, W)."""
     device = hardware.torch_device(accelerator)
     model = load.load(folder).model.to(device)
     image = torch.rand(1, *shape, device=device)

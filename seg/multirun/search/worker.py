@@ -1,4 +1,4 @@
-"""Worker of a hyper-parameter search: ask for a trial, train it, report its score."""
+"""Worker of a search: ask for a trial, train it, report its score."""
 
 import logging
 import math
@@ -41,16 +41,29 @@ from seg.multirun.search.trial import Attempt
 from seg.runs.folder import as_folder, relative
 
 log = logging.getLogger("seg")
-HOPELESS = 3  # trials that failed, and none did not
+HOPELESS = 3  # failed trials at the start after which the search ends
 
 
 def search(plan: Plan) -> optuna.Study:
-    """The study of a line that was read; see ``tune``."""
-    optuna.logging.set_verbosity(optuna.logging.ERROR)  # rows of ours tell the rest
+    """Run a search until it has enough trials; see ``tune``.
+
+    Args:
+        plan: checked command line.
+
+    Returns:
+        The study.
+
+    Raises:
+        UserError: if the study can't be opened, or was begun with other settings.
+        RuntimeError: if all trials failed.
+    """
+    # Build sampler and pruner; a grid must be finite.
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # the report has a row per trial
     cfg = plan.cfg
     sampler, pruner = build(cfg.sampler, "sampler"), build(cfg.pruner, "pruner")
     if isinstance(sampler, Grid):
-        combinations(plan.axes)  # an error now, if there is no end of them
+        combinations(plan.axes)
+    # Open or create the study, in its folder.
     folder = Path(cfg.outputs) / as_folder(plan.name)
     with opened(cfg, folder) as storage, worker(folder) as me:
         where = address(cfg.storage, folder)
@@ -60,8 +73,9 @@ def search(plan: Plan) -> optuna.Study:
                 if isinstance(sampler, Grid):
                     queue(study, plan.axes, cfg.seed)
             check_trials(study, plan.axes, len(cfg.objectives))
-        place = without_password(where)
-        report = Report(study, plan.axes, list(cfg.objectives), plan.fixed, folder, place)
+        # Work on it, and report even if this worker is interrupted.
+        storage_name = without_password(where)
+        report = Report(study, plan.axes, list(cfg.objectives), plan.fixed, folder, storage_name)
         announce(plan, study, folder)
         try:
             work(plan, study, folder, me, report)
@@ -71,12 +85,23 @@ def search(plan: Plan) -> optuna.Study:
         report.conclude()
     finished = [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
     if finished and all(trial.state == TrialState.FAIL for trial in finished):
-        raise RuntimeError(f"no trial came through; the last: {last_error(study)}")
+        raise RuntimeError(f"all trials failed; the last: {last_error(study)}")
     return study
 
 
 def work(plan: Plan, study: optuna.Study, folder: Path, me: str, report: Report) -> None:
-    """Takes trials until there are enough, or it is late."""
+    """Run trials until there are enough, or the timeout is over.
+
+    Args:
+        plan: checked command line.
+        study: shared by the workers.
+        folder: of the study.
+        me: name of this worker.
+        report: prints a row per trial.
+
+    Raises:
+        RuntimeError: if the first ``HOPELESS`` trials all failed.
+    """
     ends = time.monotonic() + 60 * (math.inf if plan.cfg.timeout is None else plan.cfg.timeout)
     attempt = Attempt(
         plan.axes, plan.fixed, list(plan.cfg.objectives), plan.data, plan.name, folder
@@ -93,18 +118,18 @@ def work(plan: Plan, study: optuna.Study, folder: Path, me: str, report: Report)
             cut_off(study, trial)
             raise
         finally:
-            quiet()  # the run itself did not speak
+            quiet()  # restore the terminal output, which the run turned off
         report.row(study.tell(trial, values, state))
         if hopeless(study):
             raise RuntimeError(
-                f"the first {HOPELESS} trials failed, so that something is wrong altogether; the last: "
+                f"the first {HOPELESS} trials failed, which points to a common cause; the last: "
                 f"{last_error(study)}"
             )
-    log.info(f"timeout={plan.cfg.timeout:g}: no more trials are begun")
+    log.info(f"timeout={plan.cfg.timeout:g}: no further trial is started")
 
 
 def hopeless(study: optuna.Study) -> bool:
-    """Whether trials only fail."""
+    """Return True if at least ``HOPELESS`` trials ended, and all of them failed."""
     ended = [t for t in study.get_trials(deepcopy=False) if t.state.is_finished() and counts(t)]
     return len(ended) >= HOPELESS and all(t.state == TrialState.FAIL for t in ended)
 
@@ -116,7 +141,12 @@ def last_error(study: optuna.Study) -> str:
 
 @contextmanager
 def opened(cfg: DictConfig, folder: Path) -> Generator[BaseStorage]:
-    """The storage, and the folder, which goes again if nothing can be begun there."""
+    """Create the study's folder and open its storage; an error removes a folder that was new.
+
+    Raises:
+        UserError: if the folder can't be written, or the storage can't be opened.
+    """
+    # Create the folder, and check that no link leads out of it.
     fresh = not folder.exists()
     try:
         files.make_folder(folder, folder)
@@ -125,6 +155,7 @@ def opened(cfg: DictConfig, folder: Path) -> Generator[BaseStorage]:
             files.check_links(entry, folder)
     except OSError as error:
         raise UserError(f"outputs={cfg.outputs}: can't be written ({error.strerror})") from error
+    # Open the storage.
     try:
         with locked(folder):
             storage = open_storage(address(cfg.storage, folder))
@@ -133,24 +164,24 @@ def opened(cfg: DictConfig, folder: Path) -> Generator[BaseStorage]:
         if fresh:
             for file in (folder / ".lock", *folder.glob(".worker-*")):
                 file.unlink(missing_ok=True)
-            with suppress(OSError):  # somebody else began there
+            with suppress(OSError):  # another worker has written there
                 folder.rmdir()
         raise
 
 
 def announce(plan: Plan, study: optuna.Study, folder: Path) -> None:
-    """What is searched, and what is there already."""
-    there = sum(map(counts, study.get_trials(deepcopy=False)))
-    before = f", {there} are there" if there else ""
+    """Print the study, its searched and fixed options, and the number of earlier trials."""
+    earlier = sum(map(counts, study.get_trials(deepcopy=False)))
+    before = f", {earlier} of them done earlier" if earlier else ""
     log.info(f"study      {quote_path(relative(folder))}: {plan.cfg.trials} trials{before}")
     if plan.cfg.storage is not None:
         log.info(f"storage    {without_password(plan.cfg.storage)}")
     for axis in plan.axes:
         log.info(f"searched   {axis.name}: {axis}")
     fixed = " ".join(word for word in plan.fixed if not is_hydras(parse([word])[0]))
-    log.info(f"fixed      {fixed or 'all else, as the files have it'}; seed {plan.cfg.seed}")
+    log.info(f"fixed      {fixed or 'all other options at their defaults'}; seed {plan.cfg.seed}")
     objectives = list(plan.cfg.objectives)
     if plan.cfg.pruner["_target_"] != "optuna.pruners.NopPruner" and (
         len(objectives) > 1 or objectives[0] in MEASURED
     ):
-        log.info("pruning    none: it needs one objective, a score of each validation")
+        log.info("pruning    none: it needs a single objective that each validation measures")

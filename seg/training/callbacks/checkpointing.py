@@ -1,4 +1,4 @@
-"""What makes a run resumable: its checkpoints, the way a signal stops it, and the state that Lightning leaves out."""
+"""Callbacks for stopping and resuming: checkpoints, signals, mid-epoch position, averaged weights."""
 
 import logging
 import signal
@@ -20,20 +20,23 @@ from seg.training.loggers import MetricsCSV
 
 log = logging.getLogger("seg")
 FILES = ("best_model_path", "kth_best_model_path", "last_model_path")
-# Ctrl-C; schedulers; SLURM where it is asked; submitit
+# Ctrl-C; schedulers; SLURM with --signal=USR1; submitit
 SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2")
-WARNINGS = (
-    "SIGUSR1",
-    "SIGUSR2",
-)  # those of SLURM and submitit, after which the job may be submitted again
+# warnings of SLURM and submitit before the time limit, after which the job may be submitted again
+WARNINGS = ("SIGUSR1", "SIGUSR2")
 
 
 class Checkpoints(ModelCheckpoint):
-    """A ModelCheckpoint whose state holds the names of its files, not their paths.
+    """ModelCheckpoint whose state holds file names instead of paths.
 
-    So a run folder that was moved or copied resumes with its best score, which Lightning forgets when the
-    path is another, and a checkpoint tells no home folder.
+    A run folder that was moved or copied thus resumes with its best score, which Lightning drops if the path
+    has changed; and a checkpoint does not contain the path of a home folder.
     """
+
+    @property
+    def state_key(self) -> str:
+        # The key in checkpoints, which must not follow the name of the class.
+        return f"Checkpoints{super().state_key.removeprefix(type(self).__qualname__)}"
 
     def state_dict(self) -> dict[str, Any]:
         state = super().state_dict()
@@ -45,17 +48,18 @@ class Checkpoints(ModelCheckpoint):
         files = {key: self.placed(state_dict[key]) for key in FILES}
         best = {self.placed(name): score for name, score in state_dict["best_k_models"].items()}
         state = {**state_dict, **files, "best_k_models": best, "dirpath": self.dirpath}
-        if not all(is_whole(Path(file)) for file in best):  # the next validation is the best
+        # Without an intact best checkpoint, the next validation becomes the best.
+        if not all(is_whole(Path(file)) for file in best):
             none = {"best_model_path": "", "best_model_score": None, "kth_best_model_path": ""}
             state |= none | {"kth_value": self.kth_value, "best_k_models": {}}
         super().load_state_dict(state)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Save at the end of each epoch, also of one that time ended before its first step.
+        """Save at the end of each epoch, even if ``max_time`` ended it before its first step.
 
-        Nothing is saved as the best before the first validation, of which Lightning would warn.
+        Before the first validation no best checkpoint is saved; Lightning would warn about the missing score.
         """
-        # Lightning 2.6.6 saves once for each step, counted from zero in a resumed run; nothing public changes that
+        # Lightning 2.6.6 skips a step that it saved already, and counts from zero in a resumed run; no public API
         self._last_global_step_saved = -1
         if self.monitor is None or self.monitor in trainer.callback_metrics:
             super().on_train_epoch_end(trainer, pl_module)
@@ -63,31 +67,31 @@ class Checkpoints(ModelCheckpoint):
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
-        """Where that is asked for: save a run that was stopped between two steps, not one that went wrong."""
+        """Save a run that a signal stopped between two steps, but not one that failed."""
         if isinstance(exception, SIGTERMException):
             super().on_exception(trainer, pl_module, exception)
 
     def placed(self, name: str) -> str:
-        """The file of that name in this run's folder; nothing for none.
+        """Return the path of a checkpoint of that name in this run's folder; empty for any other name.
 
-        Lightning deletes the one before it, which must be none elsewhere.
+        Lightning deletes the file that a new checkpoint replaces, so it must never lie elsewhere.
         """
         file = Path(name).name
         return str(Path(str(self.dirpath)) / file) if file.endswith(".ckpt") else ""
 
 
 class WholeFiles(TorchCheckpointIO):
-    """Writes a checkpoint beside its place and then puts it there, so that a file is whole or the one before.
+    """Checkpoint writer that replaces files atomically: a file is complete, or still the previous one.
 
-    Lightning writes it into the system's temporary folder, from where on another disk it is copied.
+    Lightning's own writes to the system's temporary folder and then copies across disks.
 
     Args:
-        folder: of the run, in which no link is written through.
+        folder: run folder; nothing is written through a link out of it.
     """
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
-        self.folder = folder.resolve()  # as Lightning names the files in it
+        self.folder = folder.resolve()  # Lightning passes resolved paths
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
@@ -96,24 +100,26 @@ class WholeFiles(TorchCheckpointIO):
 
 
 class Interrupts(L.Callback):
-    """Signals that end a run: Ctrl-C, and those that a scheduler sends.
+    """Graceful stop on Ctrl-C and on a scheduler's signals.
 
-    As a context manager it handles them while a run is set up, trained and scored. During training, a signal stops
-    the run after the current optimiser step, and a checkpoint is saved there; of several processes all stop after
-    the same step, whichever was signalled. Before training and while the run is scored, where no state would be
-    lost, a signal raises KeyboardInterrupt at once, and so does a second Ctrl-C during training.
+    A context manager around the set-up, training and scoring of a run. During training, a signal stops the run
+    after the current optimiser step and saves a checkpoint; all ranks stop after the same step, whichever of them
+    received the signal. Before and after training, when no state would be lost, a signal raises KeyboardInterrupt
+    at once, and so does a second Ctrl-C during training.
 
     Attributes:
-        asked: the signal that came; the first, but that a scheduler's warning replaces it.
+        asked: number of the first signal received, replaced by a later warning of the scheduler; None: none.
         before: handler of each signal outside the context.
+        training: True while the end of a step is still to come.
+        recording: True while the end of the run is being recorded.
     """
 
     asked: int | None = None
 
     def __init__(self) -> None:
         self.before: dict[int, Any] = {}
-        self.training = False  # whether the end of a step is still to come
-        self.recording = False  # whether the end of the run is being written down
+        self.training = False
+        self.recording = False
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
@@ -126,7 +132,11 @@ class Interrupts(L.Callback):
             signal.signal(number, handler)
 
     def note(self, number: int, frame: Any) -> None:
-        """Handle a signal."""
+        """Handle a signal: remember it, and stop now or after the current step.
+
+        Raises:
+            KeyboardInterrupt: outside training, and at a second Ctrl-C.
+        """
         again = self.asked is not None
         if not again or signal.Signals(number).name in WARNINGS:
             self.asked = number
@@ -134,29 +144,33 @@ class Interrupts(L.Callback):
             return
         if again or not self.training:
             raise KeyboardInterrupt
+        # Printed rather than logged: jobs of a sweep log to their log.txt only.
         print(
             f"{signal.Signals(number).name}: stopping after this step, or after the validation; the run can be "
             "resumed from there; Ctrl-C stops at once",
             file=sys.stderr,
-        )  # also of a job whose own lines go to its log.txt alone
+        )
 
     def reraise(self, error: BaseException) -> None:
-        """End the process as the signal asks, if one came.
+        """End the process in the way of the signal received; return if there was none.
+
+        Args:
+            error: cause of the new exception.
 
         Raises:
             KeyboardInterrupt: after Ctrl-C.
-            SystemExit: after another signal, with 128 and its number; or whatever submitit raises.
+            SystemExit: after another signal, with code 128 + its number; or whatever submitit raises.
         """
         if self.asked == signal.SIGINT:
             raise KeyboardInterrupt from error
         if self.asked is not None:
             scheduler = self.before.get(self.asked)
             if callable(scheduler) and self.asked != signal.SIGTERM:
-                scheduler(self.asked, None)  # submitit's, which submits the job again and exits
+                scheduler(self.asked, None)  # submitit's handler requeues the job and exits
             raise SystemExit(128 + self.asked) from error
 
     def take_over(self) -> None:
-        """Handle SIGTERM alone. Lightning sets a handler of its own in each fit, validate and test."""
+        """Install the SIGTERM handler again, which Lightning replaces in each fit, validate and test."""
         if self.before:
             signal.signal(signal.SIGTERM, self.note)
 
@@ -173,13 +187,10 @@ class Interrupts(L.Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
+        # Stop only after an optimiser step, as checkpoints hold no gradients; the last step ends the epoch anyway.
         done = batch_idx + 1
-        last = (
-            done >= trainer.num_training_batches or trainer.should_stop
-        )  # the epoch ends in order
-        if (
-            done % trainer.accumulate_grad_batches == 0 and not last
-        ):  # a gradient is in no checkpoint
+        last = done >= trainer.num_training_batches or trainer.should_stop
+        if done % trainer.accumulate_grad_batches == 0 and not last:
             self.stop(trainer)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -188,7 +199,7 @@ class Interrupts(L.Callback):
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.training = False
         if self.asked_anywhere(trainer):
-            raise KeyboardInterrupt  # nothing to save: the last epoch's checkpoint is there
+            raise KeyboardInterrupt  # the last epoch's checkpoint is saved already
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.state.fn != "fit":
@@ -198,31 +209,31 @@ class Interrupts(L.Callback):
         self.take_over()
 
     def asked_anywhere(self, trainer: L.Trainer) -> bool:
-        """Whether any of the processes that train together was signalled."""
+        """Return True if any rank received a signal."""
         if trainer.world_size > 1:
             number = torch.tensor(self.asked or 0, device=trainer.strategy.root_device)
             self.asked = int(trainer.strategy.reduce(number, reduce_op="max")) or self.asked
         return self.asked is not None
 
     def stop(self, trainer: L.Trainer) -> None:
-        """Have Lightning stop after this step or epoch, if a signal came."""
+        """Make Lightning stop after this step or epoch if any rank received a signal."""
         if self.asked_anywhere(trainer):
             self.leave(signal.SIGTERM, None)
 
 
 class Resumption(L.Callback):
-    """Restores what Lightning 2.6.6 leaves out when a run is resumed.
+    """Restores the state that Lightning 2.6.6 omits when it resumes a run.
 
-    The decision to stop: the counts of EarlyStopping are restored, but not that they ended the training, so that a
-    run stopped while it was scored would train for another epoch.
+    Early stopping: EarlyStopping restores its counts but not the decision to stop, so that a run interrupted while
+    it was scored would train for another epoch.
 
-    The rows of metrics.csv: those written after the checkpoint are written again, so the checkpoint has their number.
+    Rows of metrics.csv: those written after the checkpoint are written again, so the checkpoint has their number.
 
-    The samples: an epoch is continued with those still to come. Lightning would begin with the first.
+    Samples: an interrupted epoch continues with its remaining samples. Lightning would start with the first.
 
-    The epoch: with ``max_steps`` set, ``loops/fit_loop.py`` (``restarting``, ``_iteration_based_training``) takes an
-    epoch that was finished for one to be continued and skips the next. Nothing public turns that off, so
-    ``max_steps`` is hidden from the loop until it has restarted.
+    Epochs: with ``max_steps`` set, ``loops/fit_loop.py`` (``restarting``, ``_iteration_based_training``) mistakes a
+    finished epoch for an interrupted one and skips the next. No public option turns that off, so ``max_steps`` is
+    hidden from the loop until it has restarted.
     """
 
     max_steps = -1
@@ -254,28 +265,27 @@ class Resumption(L.Callback):
         if done < trainer.num_training_batches:
             loader.sampler.skip = done * loader.batch_size
         if loader.num_workers and trainer.global_step:
-            # they have fetched ahead as if the run began, before Lightning tells the epoch
+            # Workers prefetched batches of epoch 0 before Lightning set the epoch: fetch again.
             loader.sampler.set_epoch(cast(Any, loop.epoch_progress.current).processed)
             iter(cast(Any, loop._data_fetcher))
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        # where nothing was left to train, the loop returned before it counted the last epoch
+        # With nothing left to train, the loop returns before it counts the last epoch.
         epochs = cast(Any, trainer.fit_loop.epoch_progress.current)
         epochs.completed = epochs.processed  # trainer.current_epoch, a column of metrics.csv
         trainer.fit_loop.epoch_loop.max_steps = self.max_steps
 
 
 class Average(EMAWeightAveraging):
-    """Moving average of the weights, which validation during training and the checkpoints use.
+    """Exponential moving average of the weights, used by validation during training and by checkpoints.
 
-    Differs from Lightning's: after training, validation sees the weights that it is given, such as those of the best
-    checkpoint, and not the last average instead; and a resumed run that has nothing left to train ends with the
-    average too.
+    Differs from Lightning's: validation after training uses the weights that were loaded, such as those of the best
+    checkpoint, instead of the last average; and a resumed run with nothing left to train also ends with the average.
     """
 
     @property
     def state_key(self) -> str:
-        return "EMAWeightAveraging"  # as in checkpoints that were written before this class
+        return "EMAWeightAveraging"  # Lightning's name, as in older checkpoints
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.state.fn == "fit":
@@ -286,5 +296,5 @@ class Average(EMAWeightAveraging):
             super().on_validation_epoch_end(trainer, pl_module)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        # where nothing was left to train, on_train_end was not called
+        # With nothing left to train, on_train_end is not called.
         super().on_train_end(trainer, pl_module)

@@ -1,4 +1,4 @@
-"""Description of the largest memory demand so far, for out-of-memory errors."""
+"""Description of the current memory demand, for out-of-memory errors."""
 
 from typing import Any
 
@@ -8,15 +8,19 @@ TRAINING = (
     "lower loader.batch_size (trainer.accumulate_grad_batches={} keeps the effective batch), loader.crop or "
     "model.width; on a GPU trainer.precision=bf16-mixed needs less too"
 )
-WHOLE = "whole images go in there: lower loader.eval_batch_size or model.width, or cut the images"
+WHOLE = "whole images are evaluated: lower loader.eval_batch_size or model.width, or cut the images"
 
 
 class Demand(L.Callback):
-    """Remembers what the machine was asked for last.
+    """Keeps a description of the batch being processed, and of the options that lower its memory.
 
     Args:
-        text: what it is asked for first.
-        accumulate: batches that make one optimiser step.
+        text: description before the first batch.
+        accumulate: batches per optimiser step.
+
+    Attributes:
+        text: description of the current batch.
+        lower: advice on the options to lower.
     """
 
     def __init__(self, text: str, accumulate: int) -> None:
@@ -40,6 +44,6 @@ class Demand(L.Callback):
 
 
 def size(batch: Any) -> str:
-    """A batch's images (B, C, H, W), in words."""
+    """Describe the size of a batch of images (B, C, H, W)."""
     b, c, h, w = batch["image"].shape
     return f"{b} of {h}x{w} px and {c} channel(s)"

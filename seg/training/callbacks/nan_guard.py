@@ -1,4 +1,4 @@
-"""What becomes of a step whose loss or gradient isn't finite: the run stops there, or goes on without it."""
+"""Handle non-finite losses and gradients: stop the run or skip the step."""
 
 import logging
 from pathlib import Path
@@ -12,27 +12,30 @@ from torch.optim import Optimizer
 from seg.runs import checkpoint
 
 log = logging.getLogger("seg")
-FILE = "bad-batch.pt"  # image, mask and names of the batch, for torch.load
+FILE = "bad-batch.pt"  # image, mask and names of the batch, readable by torch.load
 
 
 class NotFinite(RuntimeError):
-    """A loss or gradient is nan or infinite."""
+    """Raised when a loss or gradient is nan or infinite."""
 
 
 class Finite(L.Callback):
-    """Looks at each step's gradients before the optimiser takes them.
+    """Checks loss and gradients before each optimiser step.
 
-    Under 16-mixed precision infinite gradients are usual, and its scaler leaves such steps out by itself: there
-    only the loss counts.
+    Under 16-mixed precision, infinite gradients are normal and the gradient scaler skips such steps itself; only the
+    loss is checked then.
 
     Args:
-        folder: receives the batch that a run stopped at.
-        bad_steps: stop raises; skip leaves the step out.
+        folder: run folder, which receives the batch that stopped the run.
+        bad_steps: stop: raise NotFinite; skip: skip the step.
+
+    Raises:
+        ValueError: if ``bad_steps`` is neither.
     """
 
     def __init__(self, folder: Path, bad_steps: Literal["stop", "skip"]) -> None:
         if bad_steps not in ("stop", "skip"):
-            raise ValueError(f"bad_steps is {bad_steps}; stop or skip is needed")
+            raise ValueError(f"bad_steps is {bad_steps}; it must be stop or skip")
         self.folder, self.skip = folder, bad_steps == "skip"
         self.batch: dict[str, Any] = {}
         self.loss: Tensor | None = None
@@ -42,7 +45,7 @@ class Finite(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         self.batch = batch
-        if self.skip:  # running means and the like, which a forward changes
+        if self.skip:  # batch norm's running statistics, which the forward pass changes
             self.buffers = [(b, b.clone()) for b in pl_module.buffers()]
 
     def on_before_backward(
@@ -54,36 +57,36 @@ class Finite(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer
     ) -> None:
         assert self.loss is not None
+        # Check all tensors with a single synchronisation of the device.
         scaled = trainer.precision == "16-mixed"
         named = [] if scaled else gradients(pl_module)
         finite = [self.loss.isfinite().all(), *(g.isfinite().all() for _, g in named)]
-        if bool(
-            torch.stack([f.to(self.loss.device) for f in finite]).all()
-        ):  # one wait for the device
+        if bool(torch.stack([f.to(self.loss.device) for f in finite]).all()):
             return
+        # Stop with the batch saved, or skip the step and restore the buffers.
         bad = [name for (name, _), ok in zip(named, finite[1:], strict=True) if not ok]
-        told = self.describe(trainer.global_step, bad)
+        description = self.describe(trainer.global_step, bad)
         if not self.skip:
             file = self.keep(trainer.global_step, trainer.global_rank)
             raise NotFinite(
-                f"{told}; {file} has the batch; a smaller optim.lr or trainer.gradient_clip_val=1 may "
-                "help, bad_steps=skip goes on without such steps"
+                f"{description}; the batch is saved in {file}; a smaller optim.lr or trainer.gradient_clip_val=1 may "
+                "help, and bad_steps=skip skips such steps"
             )
-        log.warning(f"{told}; left out")
+        log.warning(f"{description}; step skipped")
         optimizer.zero_grad()
         for buffer, before in self.buffers:
             buffer.copy_(before)
 
     def describe(self, step: int, bad: list[str]) -> str:
-        """Which step, of which images, and what of it isn't finite."""
+        """Describe a bad step: its number, the non-finite values and the images."""
         assert self.loss is not None
         parts = [] if self.loss.isfinite().all() else [f"the loss is {float(self.loss)}"]
         more = f" and {len(bad) - 3} more" if bad[3:] else ""
-        parts += [f"gradients of {', '.join(bad[:3])}{more} aren't finite"] if bad else []
+        parts += [f"gradients of {', '.join(bad[:3])}{more} are not finite"] if bad else []
         return f"step {step}: {'; '.join(parts)}; images {', '.join(self.batch['name'])}"
 
     def keep(self, step: int, rank: int) -> Path:
-        """The file into which the batch is written for a look; of several processes each has its own."""
+        """Save the batch for inspection, one file per rank, and return the file."""
         file = self.folder / (f"{rank}-{FILE}" if rank else FILE)
         content = {k: v.cpu() if isinstance(v, Tensor) else v for k, v in self.batch.items()}
         checkpoint.write_checkpoint(file, content | {"step": step})
@@ -91,5 +94,5 @@ class Finite(L.Callback):
 
 
 def gradients(module: L.LightningModule) -> list[tuple[str, Tensor]]:
-    """The parameters that have a gradient: name and gradient."""
+    """Return name and gradient of each parameter that has one."""
     return [(name, p.grad) for name, p in module.named_parameters() if p.grad is not None]

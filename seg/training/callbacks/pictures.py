@@ -19,14 +19,14 @@ from seg.training.loggers import Guarded, Picture
 
 
 class Pictures(L.Callback):
-    """Panels of fixed validation images: a file each when training ends, and to the loggers at each validation.
+    """Panels of fixed validation images: sent to the loggers at each validation, written as files at the end.
 
     Args:
-        samples: the validation split, whole images.
-        count: how many, evenly spread over the split.
-        colors: one a class.
-        folder: receives the files; made.
-        below: folder that the user named.
+        samples: validation split, whole images.
+        count: number of images, evenly spaced over the split.
+        colors: one per class.
+        folder: receives the files; created if absent.
+        below: folder named by the user; nothing is written through a link below it.
         threshold: probability above which a pixel is class 1 of two, or has a class that may overlap.
     """
 
@@ -46,13 +46,13 @@ class Pictures(L.Callback):
         self.shown_classes, self.shown_colors = shown(self.classes, self.colors, self.overlapping)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        loggers = [one for one in trainer.loggers if isinstance(one, Guarded)]
+        loggers = [logger for logger in trainer.loggers if isinstance(logger, Guarded)]
         if not loggers or not self.indices or trainer.state.fn != "fit":
             return
         model = cast(torch.nn.Module, pl_module.model)
         pictures = [self.pictured(model, index) for index in self.indices]
-        for one in loggers:
-            one.log_pictures(pictures)
+        for logger in loggers:
+            logger.log_pictures(pictures)
 
     def pictured(self, model: torch.nn.Module, index: int) -> Picture:
         sample = self.samples[0, index]
@@ -70,12 +70,21 @@ class Pictures(L.Callback):
         return self.samples.read(self.samples.names[index])[0]
 
     def write(self, model: torch.nn.Module, device: torch.device | str = "cpu") -> list[Path]:
-        """Writes the panels of the given network, best to worst unsorted: one PNG an image, and all.png."""
+        """Write the panels of a network: one PNG per image, and all.png.
+
+        Args:
+            model: moved to ``device`` and set to evaluation mode.
+            device: to predict on.
+
+        Returns:
+            The files of the single images.
+        """
         model = model.to(device).eval()
         if self.indices:
             files.make_folder(self.folder, self.below)
         rows, written = [], []
         for index in self.indices:
+            # Predict the image, and score it by the Dice of each class.
             sample = self.samples[0, index]
             truth = sample["mask"]
             prediction = predict_one(
@@ -85,6 +94,7 @@ class Pictures(L.Callback):
             scores = dice(Tally.of(counts[0], self.overlapping)).tolist()
             named = zip(self.classes, scores, strict=True)
             caption = ", ".join(f"{c} {v:.3f}" for c, v in named if v == v)
+            # Draw and write its panel.
             rows.append(
                 panel(
                     self.image(index), picture(truth.numpy()), picture(prediction), self.shown_classes,
@@ -104,7 +114,11 @@ class Pictures(L.Callback):
 def predict_one(
     model: torch.nn.Module, image: Tensor, threshold: float = 0.5, overlapping: bool = False
 ) -> np.ndarray:
-    """Classes (H, W) or planes (K, H, W) uint8 of one normalised image (C, H, W); the mode is kept."""
+    """Predict one normalised image (C, H, W); the model's training mode is restored.
+
+    Returns:
+        Class indices (H, W), or for overlapping classes binary planes (K, H, W); uint8.
+    """
     device = next(model.parameters()).device
     training = model.training
     logits = full_logits(model.eval(), image[None].to(device))

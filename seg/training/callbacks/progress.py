@@ -14,23 +14,27 @@ log = logging.getLogger("seg")
 
 
 def on_terminal() -> bool:
-    """Whether anybody watches."""
+    """Return True if the output is a terminal."""
     return console.is_terminal
 
 
 def progress_bar() -> RichProgressBar:
-    """Lightning's bar, with loss and Dice; for terminals."""
+    """Return Lightning's progress bar with loss and Dice, for terminals."""
     return RichProgressBar(leave=False, theme=RichProgressBarTheme(metrics_format=".3f"))
 
 
 class Lines(L.Callback):
-    """One line for each validation, and images a second into the log.
+    """Logs a line per validation, and images per second at the end of each epoch.
 
     Attributes:
-        seconds: spent on fitting until the last epoch's end, those before a run was taken up included.
+        seconds: spent on training up to the end of the last epoch, including the time before a resumption.
     """
 
     seconds = 0.0
+
+    @property
+    def state_key(self) -> str:
+        return "Lines"  # in checkpoints, whatever the name of the class
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.before, self.started = self.seconds, time.perf_counter()
@@ -61,8 +65,9 @@ class Lines(L.Callback):
             "lr": trainer.optimizers[0].param_groups[0]["lr"],
             "epoch": float(trainer.current_epoch),
         }
-        for one in trainer.loggers:  # now: Lightning's own way is after the epoch's checkpoint
-            one.log_metrics(values, trainer.global_step - 1)
+        # Written directly: Lightning would write them only after the epoch's checkpoint.
+        for logger in trainer.loggers:
+            logger.log_metrics(values, trainer.global_step - 1)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.pause = time.perf_counter()

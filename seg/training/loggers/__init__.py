@@ -1,6 +1,6 @@
-"""Where a run's numbers and pictures go: metrics.csv, always, and the loggers that were chosen.
+"""Loggers of a run: metrics.csv, which is always written, and the trackers chosen in the config.
 
-A logger is a ``Tracker``, named by a file of conf/logger; Lightning reaches it through ``Guarded``.
+A tracker is a ``Tracker`` named by a file of conf/logger; Lightning calls it through ``Guarded``.
 """
 
 from seg.runs.metrics_csv import MetricsCSV, read_metrics

@@ -1,4 +1,4 @@
-"""What a place that runs are followed at is told, and what it must be able to do."""
+"""Interface of experiment trackers, and the facts and pictures of a run that they receive."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -12,21 +12,21 @@ from PIL import Image
 from seg.display import panels
 from seg.metrics.direction import SPREAD, smaller_is_better
 
-WIDTH = 1200  # px: dashboards keep a page of each validation
+WIDTH = 1200  # px: maximal width of a page; dashboards keep one page per validation
 
 
 @dataclass(frozen=True)
 class TrackedRun:
-    """A run as it starts.
+    """Facts about a run that trackers receive when it starts.
 
     Attributes:
         name: of the run.
-        folder: the run's.
+        folder: run folder.
         config: all options, resolved.
-        parameters: of the network.
-        group: of the sweep or search that it belongs to.
-        job: its number there.
-        choices: the file chosen in each group of options, ``model: unetpp``.
+        parameters: number of parameters of the network.
+        group: name of the sweep or search that the run belongs to; None: a single run.
+        job: number of the run in the group.
+        choices: file chosen in each config group, such as ``model: unetpp``.
     """
 
     name: str
@@ -39,18 +39,18 @@ class TrackedRun:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """All that a run can be filtered and grouped by: its options, and what they make of it."""
+        """Return everything that runs can be filtered and grouped by: options, choices, job and size."""
         added = {"choices": dict(self.choices or {}), "job": self.job}
         return dict(self.config) | added | {"parameters": self.parameters}
 
     def tags(self, words: Sequence[str] | None) -> list[str]:
-        """The words given, and what was chosen for data, model and loss."""
+        """Return the given tags and the names of the data, model and loss configs, without repetition."""
         chosen = [(self.choices or {}).get(group) for group in ("data", "model", "loss")]
         return list(dict.fromkeys([*(words or []), *(word for word in chosen if word)]))
 
 
 class Picture(NamedTuple):
-    """A validation image (H, W, 3) uint8 with truth and prediction, (H, W) class indices, 255 = ignored."""
+    """Validation image (H, W, 3) uint8 with truth and prediction, class indices (H, W), 255 = ignored."""
 
     name: str
     image: np.ndarray
@@ -61,10 +61,9 @@ class Picture(NamedTuple):
 
 
 def sheet(pictures: Sequence[Picture]) -> Image.Image:
-    """One page of them, at most ``WIDTH`` px wide: image | truth | prediction | error, a row each."""
+    """Draw pictures on one page, at most ``WIDTH`` px wide: a row of image | truth | prediction | error each."""
     rows = [
-        panels.panel(one.image, one.truth, one.prediction, one.classes, one.colors, one.name)
-        for one in pictures
+        panels.panel(p.image, p.truth, p.prediction, p.classes, p.colors, p.name) for p in pictures
     ]
     page = panels.sheet(rows)
     page.thumbnail((WIDTH, page.height))
@@ -72,16 +71,16 @@ def sheet(pictures: Sequence[Picture]) -> Image.Image:
 
 
 def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Options by their path, ``optim/lr``; a dot would mean something else to dashboards."""
-    found: dict[str, Any] = {}
+    """Flatten nested options to paths such as ``optim/lr``; dots have another meaning in dashboards."""
+    leaves: dict[str, Any] = {}
     for name, value in settings.items():
         path = f"{prefix}{name}"
-        found |= flat(value, f"{path}/") if isinstance(value, Mapping) and value else {path: value}
-    return found
+        leaves |= flat(value, f"{path}/") if isinstance(value, Mapping) and value else {path: value}
+    return leaves
 
 
 def best(name: str) -> Literal["max", "min"] | None:
-    """Which value of a validation metric is its best, by the metric's key; None for all else."""
+    """Return whether a validation metric is maximised or minimised; None for any other key."""
     stage, _, rest = name.partition("/")
     score = rest.split("/")[0]
     if stage != "val" or score.endswith(SPREAD):
@@ -90,34 +89,37 @@ def best(name: str) -> Literal["max", "min"] | None:
 
 
 class Tracker(ABC):
-    """A place that a run's numbers and pictures go to.
+    """Abstract experiment tracker, which receives a run's numbers and pictures.
 
-    Its constructor takes ``run: TrackedRun`` and its options, and only checks these. The rest may raise
-    whatever it likes: the run goes on.
+    The constructor takes ``run: TrackedRun`` and the tracker's options, and only checks them. Exceptions of all
+    other methods are logged, and the run continues.
     """
 
     @abstractmethod
     def start(self, known: str | None) -> str | None:
-        """Opens it, and gives the id by which a resumed run is found again, if there is one.
+        """Open the tracker.
 
         Args:
-            known: the id of this run, when it was started before.
+            known: id of this run from an earlier start; None for a new run.
+
+        Returns:
+            The id under which a resumed run continues; None if the tracker has no ids.
         """
 
     @abstractmethod
     def log(self, values: Mapping[str, float], step: int) -> None:
-        """Numbers measured at an optimiser step."""
+        """Log numbers measured at an optimiser step."""
 
     @abstractmethod
     def show(self, pictures: Sequence[Picture], step: int) -> None:
-        """Pictures of some validation images as they are segmented at that step."""
+        """Log pictures of validation images as segmented at an optimiser step."""
 
     @abstractmethod
     def finish(self, status: str, summary: Mapping[str, float], step: int) -> None:
-        """Closes it.
+        """Close the tracker.
 
         Args:
             status: finished, pruned, failed or interrupted.
-            summary: the numbers that stand for the run: scores of the best checkpoint, minutes and so on.
-            step: the last one.
+            summary: final numbers of the run, such as the scores of the best checkpoint and the minutes.
+            step: last optimiser step.
         """

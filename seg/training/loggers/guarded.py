@@ -1,4 +1,4 @@
-"""Loggers of a run that can't harm it: started, called by Lightning, and finished here."""
+"""Fault-tolerant loggers: errors of a tracker are logged, and training continues."""
 
 import logging
 import os
@@ -16,22 +16,20 @@ from seg.runs.records import read_json, write_json
 from seg.training.loggers.base import Picture, TrackedRun, Tracker
 
 log = logging.getLogger("seg")
-SECRET = ("KEY", "TOKEN", "PASSWORD", "SECRET")  # ends of the names of such variables
-IDS = "loggers.json"  # in the run's folder: name of a logger -> its id of the run
-PATIENCE = (
-    3  # failures in a row after which a logger is left alone; each may have waited for a server
-)
+SECRET = ("KEY", "TOKEN", "PASSWORD", "SECRET")  # suffixes of environment variables with secrets
+IDS = "loggers.json"  # in the run folder: name of a logger -> id of the run there
+PATIENCE = 3  # consecutive failures until a logger is disabled; each may have waited for a server
 
 
 class Guarded(Logger):
-    """A tracker that Lightning logs to. What it raises is told once, and the run goes on.
+    """Lightning logger around a tracker. Its first error is logged as a warning, and the run continues.
 
-    Curves end when fitting does: the scores of the best checkpoint, measured afterwards, are no point of
-    them, and come with ``finish``.
+    Curves end with fitting: the scores of the best checkpoint, measured afterwards, are not logged as points of the
+    curves but passed to ``finish``.
 
     Args:
-        title: its name in conf/logger.
-        tracker: open.
+        title: name in conf/logger.
+        tracker: started.
     """
 
     def __init__(self, title: str, tracker: Tracker) -> None:
@@ -43,7 +41,7 @@ class Guarded(Logger):
     version = property(lambda self: "")
 
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """It knows the config since it was started."""
+        """Do nothing: the tracker received the config when it started."""
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         self.step = max(self.step, step or 0)
@@ -51,15 +49,15 @@ class Guarded(Logger):
             self.attempt(self.tracker.log, metrics, step or 0)
 
     def log_pictures(self, pictures: Sequence[Picture]) -> None:
-        """Of a validation whose numbers were logged just before, and at their step."""
+        """Log pictures of a validation, at the step at which its numbers were logged just before."""
         self.attempt(self.tracker.show, pictures, self.step)
 
     def finalize(self, status: str) -> None:
-        """Lightning's word that fitting, or scoring after it, came to its end."""
+        """Stop logging curves; Lightning calls this when fitting ends."""
         self.fitted = True
 
     def finish(self, status: str, summary: Mapping[str, float]) -> None:
-        self.failures = 0  # a last try, whatever was before
+        self.failures = 0  # a last attempt, even of a disabled logger
         self.attempt(self.tracker.finish, status, summary, self.step)
 
     def attempt(self, call: Callable, *arguments: Any) -> None:
@@ -76,63 +74,66 @@ class Guarded(Logger):
                     f"{self.title}: {reason(error)}; the run goes on, metrics.csv has it all"
                 )
             if self.failures == PATIENCE:
-                log.warning(f"{self.title}: failed {PATIENCE} times in a row; it gets no more")
+                log.warning(f"{self.title}: failed {PATIENCE} times in a row; logger disabled")
 
 
 def start(nodes: DictConfig, run: TrackedRun) -> list[Guarded]:
-    """The loggers of a run, open; one that can't be opened is told, and left out.
+    """Start the loggers of a run; one that fails to start is logged as a warning and omitted.
 
     Args:
-        nodes: name -> node of a tracker, as ``logger`` is composed.
-        run: told to each.
+        nodes: name -> config of a tracker, the option ``logger``.
+        run: facts that each tracker receives.
 
     Raises:
-        UserError: when an option of a logger is wrong.
+        UserError: if an option of a logger is wrong.
     """
+    # Build all trackers first, so that a wrong option is an error before any of them starts.
     trackers: dict[str, Tracker] = {
         str(name): build(node, f"logger.{name}", run=run) for name, node in nodes.items()
     }
     file = run.folder / IDS
     ids = read_json(file) if file.exists() else {}
-    open_ones = []
+    # Start each one, under the id of an earlier start if there is one.
+    started = []
     for name, tracker in trackers.items():
         try:
             known = ids.get(name)
-            if found := tracker.start(known if isinstance(known, str) else None):
-                ids[name] = found
+            if new_id := tracker.start(known if isinstance(known, str) else None):
+                ids[name] = new_id
         except Exception as error:
             log.warning(
                 f"{name}: can't be started ({reason(error)}); the run goes on without, metrics.csv has it all"
             )
         else:
-            open_ones.append(Guarded(name, tracker))
+            started.append(Guarded(name, tracker))
     if ids:
         write_json(file, ids)
-    return open_ones
+    return started
 
 
 def finish(loggers: Sequence[Logger], status: str, summary: Mapping[str, float]) -> None:
-    """Closes those that ``start`` opened.
+    """Close the loggers that ``start`` opened.
 
     Args:
         loggers: of a Trainer.
         status: finished, pruned, failed or interrupted.
-        summary: scores of the best checkpoint, minutes and the like; empty when it didn't come to that.
+        summary: final numbers, such as scores of the best checkpoint and minutes; empty unless finished.
     """
+    # Lightning leaves Ctrl-C ignored; the user must be able to stop a logger that waits for its server.
     if status == "interrupted" and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # Lightning left it ignored
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     for logger in loggers:
         if isinstance(logger, Guarded):
             logger.finish(status, summary)
 
 
 def reason(error: Exception) -> str:
-    """What went wrong, without keys: libraries quote what they were given."""
+    """Describe an error on one line of at most about 300 characters, without secrets that libraries may quote."""
     return f"{type(error).__name__}: {without_keys(one_line(error))[:300]}".rstrip(": ")
 
 
 def without_keys(text: str) -> str:
-    """A text whose passwords in addresses, and values of the environment's secret variables, are stars."""
+    """Return a text with passwords in URLs, and values of secret environment variables, replaced by stars."""
     text = re.sub(r"://[^/@\s]*@", "://***@", text)
     for name, value in os.environ.items():
         if len(value) >= 8 and name.upper().endswith(SECRET):

@@ -1,4 +1,4 @@
-"""MLflow: a local database, or a server that answers at ``uri``."""
+"""MLflow tracker: a local database, or a server."""
 
 import logging
 import re
@@ -13,22 +13,22 @@ from seg.training.loggers.guarded import without_keys
 
 log = logging.getLogger("seg")
 SQLITE = "sqlite:///"
-FOREIGN = r"[^A-Za-z0-9_./ -]"  # characters that MLflow takes in no name
+FOREIGN = r"[^A-Za-z0-9_./ -]"  # characters that MLflow rejects in names
 ENDS = {"finished": "success", "pruned": "success", "failed": "failed", "interrupted": "KILLED"}
 
 
 class MLflow(Tracker):
-    """Lightning's MLFlowLogger.
+    """MLflow, through Lightning's MLFlowLogger.
 
     Args:
-        run: to follow.
-        project: MLflow's experiment.
+        run: tracked run.
+        project: MLflow experiment.
         group: a tag of the run; None: the sweep's name.
-        tags: words that stand in a tag, beside data, model and loss.
-        uri: of the tracking server, or of a database; pictures lie beside a local one.
+        tags: words of a tag, in addition to data, model and loss.
+        uri: of a tracking server or a database; pictures are stored next to a local database.
 
     Raises:
-        ValueError: when there is a password in the address, which would be kept in the run.
+        ValueError: if the URI contains a password, which would be stored in the run.
     """
 
     def __init__(
@@ -41,14 +41,14 @@ class MLflow(Tracker):
     ) -> None:
         if without_keys(uri) != uri:
             raise ValueError(
-                "uri has a password or key, which a run would keep; give it in a variable, as "
-                "MLFLOW_TRACKING_PASSWORD or PGPASSWORD"
+                "uri contains a password or key, which the run would store; set an environment variable instead, "
+                "such as MLFLOW_TRACKING_PASSWORD or PGPASSWORD"
             )
         self.run, self.project, self.uri = run, project, uri
         self.tags = {"group": group or run.group or "", "tags": " ".join(run.tags(tags))}
 
     def start(self, known: str | None) -> str | None:
-        logging.getLogger("mlflow").setLevel(logging.WARNING)  # it tells of each table it makes
+        logging.getLogger("mlflow").setLevel(logging.WARNING)  # else a line per table it creates
         artifacts = None
         if self.uri.startswith(SQLITE):
             database = Path(self.uri.removeprefix(SQLITE)).resolve()

@@ -1,4 +1,4 @@
-"""TensorBoard: event files in the run's folder, which ``tensorboard --logdir outputs`` finds."""
+"""TensorBoard tracker: event files in the run folder, shown by ``tensorboard --logdir outputs``."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -16,11 +16,11 @@ log = logging.getLogger("seg")
 
 
 class TensorBoard(Tracker):
-    """Lightning's TensorBoardLogger, with a row of TensorBoard's table of hyper-parameters once it ends.
+    """TensorBoard, through Lightning's TensorBoardLogger; the final numbers appear under HPARAMS.
 
     Args:
-        run: to follow.
-        seconds: between two writes to disk.
+        run: tracked run.
+        seconds: between two writes to disk, at least 1.
     """
 
     def __init__(self, run: TrackedRun, seconds: Annotated[int, Field(ge=1)] = 30) -> None:

@@ -1,4 +1,4 @@
-"""trackio: a live dashboard on this machine, without account or network. ``trackio show`` serves it."""
+"""trackio tracker: a live local dashboard without account or network, served by ``trackio show``."""
 
 import contextlib
 import io
@@ -17,14 +17,14 @@ log = logging.getLogger("seg")
 
 
 class Trackio(Tracker):
-    """A run in trackio's database, which trackio writes twice a second in a thread of its own.
+    """trackio, whose own thread writes to its database twice a second.
 
     Args:
-        run: to follow.
+        run: tracked run.
         project: of the dashboard.
-        group: runs shown together; None: the sweep's.
-        tags: words that stand in the run's config, beside data, model and loss.
-        folder: of the database; None: trackio's own, TRACKIO_DIR or that of the user's cache. One a process.
+        group: runs shown together; None: the sweep's name.
+        tags: words in the run's config, in addition to data, model and loss.
+        folder: of the database, one per process; None: trackio's own, TRACKIO_DIR or in the user's cache.
     """
 
     def __init__(
@@ -40,15 +40,15 @@ class Trackio(Tracker):
 
     def start(self, known: str | None) -> str | None:
         if self.folder is not None:
-            os.environ["TRACKIO_DIR"] = str(Path(self.folder).resolve())  # read as it is imported
+            os.environ["TRACKIO_DIR"] = str(Path(self.folder).resolve())  # read on import
         import trackio
 
         place = trackio.utils.TRACKIO_DIR
         if self.folder is not None and place != Path(self.folder).resolve():
-            raise RuntimeError(f"this process writes to {place} already")
+            raise RuntimeError(f"this process already writes to {place}")
         files.make_folder(place, place)
         with quiet(), warnings.catch_warnings():
-            warnings.simplefilter("error", UserWarning)  # what it can't do, it only warns of
+            warnings.simplefilter("error", UserWarning)  # trackio only warns about its failures
             self.session = trackio.init(
                 self.project, self.run.name, self.group, config=flat(self.run.settings) | {"tags": self.tags},
                 embed=False, auto_log_gpu=False, auto_log_cpu=False,
@@ -75,5 +75,5 @@ class Trackio(Tracker):
 
 
 def quiet() -> contextlib.AbstractContextManager:
-    """Without what trackio prints."""
+    """Suppress what trackio prints."""
     return contextlib.redirect_stdout(io.StringIO())

@@ -1,4 +1,4 @@
-"""Weights & Biases: online where a key and the server are there, else recorded in the run's folder."""
+"""Weights & Biases tracker: online with a key and a reachable server, otherwise recorded in the run folder."""
 
 import contextlib
 import logging
@@ -20,26 +20,29 @@ from seg.runs.metrics_csv import read_metrics
 from seg.training.loggers.base import Picture, TrackedRun, Tracker, best
 
 log = logging.getLogger("seg")
-STEP = "trainer/global_step"  # the x axis; the name that Lightning gives it
+STEP = "trainer/global_step"  # x axis, under Lightning's name
 SENDER = "python -m seg.sync send=true"
-UNSENT = "unsent"  # marks, in W&B's folder of a run that was online, that not all of it was sent
+UNSENT = "unsent"  # marker file in W&B's folder of an online run that was not sent completely
 
 
 class Wandb(Tracker):
-    """A W&B run: online if a key and the server are there in time, else offline.
+    """W&B run: online if there is a key and the server answers in time, otherwise offline.
 
-    Never asks at the terminal; what it decided is said in one line. W&B keeps the best of each validation
-    metric as its summary, ``val/dice.max`` or ``val/loss.min``.
+    It never prompts at the terminal, and logs one line on where the run is recorded. W&B's summary holds the best
+    value of each validation metric, ``val/dice.max`` or ``val/loss.min``.
 
     Args:
-        run: to follow.
+        run: tracked run.
         project: W&B project.
         entity: user or team; None: the key's default.
-        group: runs shown together; None: the sweep's.
-        tags: words to filter by, beside data, model and loss.
-        offline: never try the network.
-        timeout: s to wait for the server, and as much for the run to be opened there.
-        finish_timeout: s to wait at the end until all is sent.
+        group: runs shown together; None: the sweep's name.
+        tags: words to filter by, in addition to data, model and loss.
+        offline: never use the network.
+        timeout: s to wait for the server, and again for it to open the run; above 0.
+        finish_timeout: s to wait at the end until everything is sent; above 0.
+
+    Raises:
+        ValueError: if a timeout is not above 0.
     """
 
     def __init__(
@@ -62,13 +65,11 @@ class Wandb(Tracker):
             "entity": entity,
             "group": group or run.group,
         }
-        self.tags = [tag[:64] for tag in run.tags(tags)]  # what W&B takes
+        self.tags = [tag[:64] for tag in run.tags(tags)]  # W&B's limit
         self.defined: set[str] = set()
 
     def start(self, known: str | None) -> str | None:
-        os.environ.setdefault(
-            "WANDB_SILENT", "true"
-        )  # wandb's own lines; what matters is said here
+        os.environ.setdefault("WANDB_SILENT", "true")  # this module logs what matters
         import wandb
 
         self.session = self.opened(
@@ -80,7 +81,12 @@ class Wandb(Tracker):
         return self.session.id
 
     def opened(self, known: str | None, why_offline: str | None) -> Any:
-        """The W&B run, and a line that tells where."""
+        """Open the W&B run, and log where it is recorded.
+
+        Args:
+            known: id of the run from an earlier start; None for a new run.
+            why_offline: reason not to use the network; None: try it.
+        """
         import wandb
 
         settings = wandb.Settings(
@@ -99,6 +105,7 @@ class Wandb(Tracker):
             "id": known, "resume": "allow" if known else None, "dir": str(self.run.folder), "settings": settings,
             "reinit": "finish_previous",
         }  # fmt: skip
+        # Online: a failure of the server is a reason to record offline.
         if why_offline is None:
             try:
                 session = wandb.init(mode="online", **arguments)
@@ -107,6 +114,7 @@ class Wandb(Tracker):
             except (wandb.errors.Error, OSError) as error:
                 why_offline = str(error).splitlines()[0]
                 wandb.teardown()  # else the run's id stays in use
+        # Disabled or offline.
         if why_offline == "disabled":
             log.info("wandb: disabled by WANDB_MODE")
             return wandb.init(mode="disabled", **arguments)
@@ -122,16 +130,16 @@ class Wandb(Tracker):
         self.session.log({**values, STEP: step})
 
     def show(self, pictures: Sequence[Picture], step: int) -> None:
-        shown = []
-        for one in pictures:
-            names = dict(enumerate(one.classes)) | {IGNORE: "ignore"}
-            masks = {"prediction": one.prediction, "truth": one.truth}
+        images = []
+        for picture in pictures:
+            names = dict(enumerate(picture.classes)) | {IGNORE: "ignore"}
+            masks = {"prediction": picture.prediction, "truth": picture.truth}
             layers = {k: {"mask_data": m, "class_labels": names} for k, m in masks.items()}
-            shown.append(self.image(one.image, caption=one.name, masks=layers))
-        self.session.log({"val/images": shown, STEP: step})
+            images.append(self.image(picture.image, caption=picture.name, masks=layers))
+        self.session.log({"val/images": images, STEP: step})
 
     def finish(self, status: str, summary: Mapping[str, float], step: int) -> None:
-        if self.resumed:  # W&B counts from the resumption on
+        if self.resumed:  # W&B's own summary starts at the resumption
             self.session.summary.update(bests(read_metrics(self.run.folder / "metrics.csv")))
         self.session.summary.update({**summary, "status": status})
         place = Path(self.session.settings.sync_dir)
@@ -141,23 +149,23 @@ class Wandb(Tracker):
             files.write_bytes(place / UNSENT, b"", place)
             rest = quote_path(relative(place))
             raise TimeoutError(
-                f"not all was sent; send the rest: {SENDER}, or wandb sync --include-online {rest}"
+                f"not everything was sent; send the rest: {SENDER}, or wandb sync --include-online {rest}"
             ) from error
 
 
 def bests(rows: list[dict[str, str]]) -> dict[str, dict[str, float]]:
-    """The summary that W&B would have of all rows: name -> ``{"max": value}``, or min."""
-    found: dict[str, dict[str, float]] = {}
+    """Compute W&B's summary of all rows of metrics.csv: name -> ``{"max": value}`` or ``{"min": value}``."""
+    summary: dict[str, dict[str, float]] = {}
     for name in dict.fromkeys(name for row in rows for name in row):
         values = [float(row[name]) for row in rows if row.get(name)]
         values = [value for value in values if value == value]
         if values and (which := best(name)):
-            found[name] = {which: max(values) if which == "max" else min(values)}
-    return found
+            summary[name] = {which: max(values) if which == "max" else min(values)}
+    return summary
 
 
 def offline_reason(timeout: float) -> str | None:
-    """Why W&B can't be online now, or None; ``disabled`` when the environment says so."""
+    """Return why W&B can't be online, ``disabled`` if WANDB_MODE says so; None if it can."""
     mode = os.environ.get("WANDB_MODE", "").lower()
     if mode == "disabled":
         return "disabled"
@@ -165,34 +173,35 @@ def offline_reason(timeout: float) -> str | None:
         return f"WANDB_MODE={mode}"
     url = server()
     if not has_key(url):
-        return "no API key; wandb login makes one known"
+        return "no API key; run wandb login, or set WANDB_API_KEY"
     if not answers(url, timeout):
         return f"{urlparse(url).hostname} doesn't answer within {timeout:g} s"
     return None
 
 
 def server() -> str:
-    """The address of W&B: WANDB_BASE_URL, or what wandb's own settings say."""
+    """Return the URL of W&B's server: WANDB_BASE_URL, or that of wandb's settings."""
     import wandb
 
     return os.environ.get("WANDB_BASE_URL") or wandb.setup().settings.base_url
 
 
 def has_key(url: str) -> bool:
-    """Whether a key for the server is in the environment or in .netrc, where ``wandb login`` writes it."""
+    """Return True if a key for the server is in the environment or in .netrc, where ``wandb login`` writes it."""
     return bool(os.environ.get("WANDB_API_KEY") or requests.utils.get_netrc_auth(url))
 
 
 def answers(url: str, timeout: float) -> bool:
-    """Whether a server says anything to an HTTP request in time, its name looked up included."""
-    heard = threading.Event()
+    """Return True if a server answers an HTTP request within ``timeout`` s, DNS lookup included."""
+    answered = threading.Event()
 
     def ask() -> None:
         with contextlib.suppress(requests.RequestException):
             requests.head(url, timeout=timeout)
-            heard.set()
+            answered.set()
 
-    asking = threading.Thread(target=ask, daemon=True)  # a name server may hang past any timeout
-    asking.start()
-    asking.join(timeout)
-    return heard.is_set()
+    # In a thread, as DNS may hang longer than any timeout.
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(timeout)
+    return answered.is_set()

@@ -22,14 +22,14 @@ TIMEOUT = 10.0  # s for the server to answer
 
 @dataclass(frozen=True)
 class Recorded:
-    """What W&B recorded offline of a run, once; a resumed run has several.
+    """W&B recording of a run, offline or not completely sent; a resumed run has several.
 
     Attributes:
-        folder: wandb/offline-run-TIME-ID, or wandb/run-TIME-ID of one not all of which was sent.
+        folder: wandb/offline-run-TIME-ID, or wandb/run-TIME-ID of an online run not completely sent.
         name: of the run.
-        group: of its sweep, or None.
-        sent: whether W&B marked it so.
-        running: whether run.json says that it still runs.
+        group: name of its sweep, or None.
+        sent: True if W&B marked it as sent.
+        running: True if run.json has the status running.
     """
 
     folder: Path
@@ -40,11 +40,11 @@ class Recorded:
 
     @property
     def started(self) -> str:
-        """Date and time."""
+        """Return date and time of the start; empty if the folder was renamed."""
         name = self.folder.name.removeprefix("offline-").removeprefix("run-")
         try:
             stamp = time.strptime(name[:15], "%Y%m%d_%H%M%S")
-        except ValueError:  # renamed since
+        except ValueError:
             return ""
         return time.strftime("%Y-%m-%d %H:%M:%S", stamp)
 
@@ -54,24 +54,23 @@ class Recorded:
 
 
 def recorded(outputs: Path) -> list[Recorded]:
-    """All offline runs below a folder, and those not all of which was sent, oldest first."""
+    """Return all recordings below a folder, oldest first."""
     folders = {file.parent.resolve() for file in recordings(outputs)}
-    found = [look(relative(folder)) for folder in folders]
-    return sorted(found, key=lambda one: (one.started, str(one.folder)))
+    runs = [look(relative(folder)) for folder in folders]
+    return sorted(runs, key=lambda run: (run.started, str(run.folder)))
 
 
 def recordings(outputs: Path) -> list[Path]:
-    """A file of each recording below a folder."""
+    """Return one file of each recording below a folder."""
     return [*outputs.rglob("wandb/offline-run-*/*.wandb"), *outputs.rglob(f"wandb/run-*/{UNSENT}")]
 
 
 def look(folder: Path) -> Recorded:
+    """Read a recording's folder, and the run.json of its run."""
     run = folder.parent.parent
     try:
         record = read_json(run / "run.json")
-    except (
-        RunError
-    ):  # W&B's folder lies elsewhere, the run died as it started, or was damaged since
+    except RunError:  # the recording lies elsewhere, or the run died as it started, or is damaged
         record = {}
     return Recorded(
         folder,
@@ -82,24 +81,25 @@ def look(folder: Path) -> Recorded:
     )
 
 
-def table(found: list[Recorded]) -> Table:
+def table(runs: list[Recorded]) -> Table:
+    """Build the table of recordings for the terminal."""
     page = Table(title="W&B runs recorded offline", title_justify="left", header_style="bold")
     for column in ("started", "run", "group", "state"):
         page.add_column(column, overflow="fold")
-    for one in found:
-        page.add_row(one.started, one.name, one.group or "", one.state)
+    for run in runs:
+        page.add_row(run.started, run.name, run.group or "", run.state)
     return page
 
 
 def send(folders: list[Path]) -> None:
-    """Runs ``wandb sync``.
+    """Upload recordings with ``wandb sync``.
 
     Raises:
-        UserError: when there is no key, or no server.
+        UserError: if there is no API key, or the server doesn't answer.
     """
     url = server()
     if not has_key(url):
-        raise UserError("send=true: no API key; wandb login makes one known, or WANDB_API_KEY")
+        raise UserError("send=true: no API key; run wandb login, or set WANDB_API_KEY")
     if not answers(url, TIMEOUT):
         raise UserError(f"send=true: {url} doesn't answer within {TIMEOUT:g} s")
     subprocess.run(line(folders), env=environment(), check=False)
@@ -110,5 +110,5 @@ def line(folders: list[Path]) -> list[str]:
 
 
 def environment() -> dict[str, Any]:
-    """Without what keeps training offline, and lets wandb speak."""
+    """Return the environment without the variables that keep wandb offline or silent."""
     return {k: v for k, v in os.environ.items() if k not in ("WANDB_MODE", "WANDB_SILENT")}
