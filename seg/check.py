@@ -1,7 +1,7 @@
-"""Looks at a data set before it is trained on: ``python -m seg.check data=folder data.root=DATA``.
+"""Check a data set before training: ``python -m seg.check data=folder data.root=DATA``.
 
-Every image and mask is read, every fault is listed with what mends it: errors (exit code 2) and warnings
-(0). Leaves check.json, all that was found, and sheet.png, the images with their masks laid over.
+Reads every image and mask and lists every fault with its remedy: errors (exit code 2) and warnings (0). Writes
+check.json with all statistics and faults, and sheet.png, images with their masks laid over.
 """
 
 import logging
@@ -15,10 +15,10 @@ from omegaconf import DictConfig
 from rich.progress import track
 
 from seg.cli.command import command
-from seg.data.quality.checks import judge
+from seg.data.quality.checks import by_importance, judge
 from seg.data.quality.contact_sheet import draw
 from seg.data.quality.inspect import look_at_all
-from seg.data.quality.issues import KINDS, count
+from seg.data.quality.issues import count
 from seg.data.quality.report import record, tell
 from seg.data.quality.unpaired import opened
 from seg.display.console import console, quiet
@@ -29,25 +29,24 @@ log = logging.getLogger("seg")
 
 
 def check(cfg: DictConfig) -> dict[str, Any]:
-    """What check.json holds.
+    """Check the data, print the faults, and return the content of check.json.
 
     Raises:
-        UserError: when there is an error among the faults, after all were told.
+        UserError: if there is an error among the faults, after all have been printed.
     """
     quiet()
     started = time.perf_counter()
     if cfg.panels < 0:
         raise UserError(f"panels={cfg.panels}: give 0 or more")
     output = new_folder(cfg.output)
+    # Read all images and collect their faults.
     data = opened(cfg)
     names = [(split, name) for split, names in data.source.splits.items() for name in names]
-    seen = look_at_all(
-        data.source,
-        track(names, "looking", console=console, transient=True, disable=not console.is_terminal),
-        data.root,
-    )
-    faults = judge(data.source, seen, data.root, data.redraw)
-    faults = sorted([*data.unpaired, *faults], key=lambda f: list(KINDS).index(f.kind))
+    hidden = not console.is_terminal
+    steps = track(names, "reading", console=console, transient=True, disable=hidden)
+    seen = look_at_all(data.source, steps, data.root)
+    faults = by_importance([*data.unpaired, *judge(data.source, seen, data.root, data.redraw)])
+    # Write and print the report.
     report = record(cfg, data.source, seen, faults)
     output.mkdir(parents=True, exist_ok=True)
     if cfg.panels:
@@ -64,10 +63,10 @@ def check(cfg: DictConfig) -> dict[str, Any]:
 
 
 def new_folder(given: str) -> Path:
-    """Where the results will lie.
+    """Return the folder for the results.
 
     Raises:
-        UserError: when results lie there already, or it is a file.
+        UserError: if it holds results already, or is a file.
     """
     folder = Path(given)
     if any((folder / name).exists() for name in ("check.json", "sheet.png")):
@@ -81,7 +80,7 @@ def new_folder(given: str) -> Path:
 
 
 def train_command() -> str:
-    """What to type next: the same words for seg.train."""
+    """Return the training command with the same options."""
     words = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
     kept = [w for w in words if w.split("=")[0].lstrip("+~") not in ("output", "panels")]
     return shlex.join(["python", "-m", "seg.train", *kept])

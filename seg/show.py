@@ -1,7 +1,7 @@
-"""Pictures what training sees: ``python -m seg.show data=membranes augment=strong n=16``.
+"""Draw training samples: ``python -m seg.show data=membranes augment=strong n=16``.
 
-Takes each option of seg.train, and shows the samples that such a training starts with: each as its
-crop alone, as the network sees it after augmentation, and with its mask.
+Takes every option of seg.train and shows the first samples of that training: each as its crop alone, as the
+network receives it after augmentation, and with its mask.
 """
 
 import logging
@@ -19,7 +19,11 @@ SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
 def show(cfg: DictConfig) -> Path:
-    """Writes the picture and returns where it lies."""
+    """Write the picture and return its file.
+
+    Raises:
+        UserError: for an option out of its range.
+    """
     quiet()
     file = Path(cfg.output)
     if file.suffix.lower() not in SUFFIXES:

@@ -1,6 +1,6 @@
-"""Data sets: images and masks read, checked, split, augmented and loaded.
+"""Data sets: reading, checking, splitting, augmenting and loading of images and masks.
 
-The classes that conf/ names are imported when they are first used: OpenCV and albumentations take seconds.
+The classes that conf/ names are imported on first use, since OpenCV and albumentations take seconds to import.
 """
 
 from importlib import import_module

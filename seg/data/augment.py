@@ -1,10 +1,9 @@
 """Random crops and albumentations, seeded for each sample from (seed, epoch, index).
 
-Left to itself albumentations draws from one generator of its own, which loader workers inherit and
-repeat, and which no global seed reaches; given a seed, it correlates its transforms. So each call
-here hands it fresh generators: the result is the same for any number of workers and in any order.
-Its other traps are errors here: a misspelt argument, which it only warns of, and borders filled
-with class 0, which is its default.
+By default albumentations draws from a generator of its own, which DataLoader workers inherit and repeat and
+which no global seed reaches; given a seed, it correlates its transforms. So each call here passes it new
+generators: the result is the same for any number of workers and in any order. Two more of its defaults are
+errors here: a misspelt argument, of which it only warns, and borders filled with class 0.
 """
 
 import inspect
@@ -27,22 +26,22 @@ from seg.errors import DataError
 from seg.logits import IGNORE
 
 MIRROR = cv2.BORDER_REFLECT_101
-TO_NETWORK = (A.Normalize, A.ToFloat, A.FromFloat, A.ToTensorV2)  # ours, after all transforms
-REFUSALS = (ValueError, TypeError, KeyError, NotImplementedError, cv2.error)  # of a transform
+TO_NETWORK = (A.Normalize, A.ToFloat, A.FromFloat, A.ToTensorV2)  # done here, after all transforms
+REFUSALS = (ValueError, TypeError, KeyError, NotImplementedError, cv2.error)  # raised by transforms
 
 
 class CoarseElastic(BaseDistortion):
-    """The U-Net paper's elastic deformation: random displacements of a coarse grid, bicubic between.
+    """Elastic deformation of the U-Net paper: random displacements of a coarse grid, bicubic between.
 
-    Ronneberger et al. 2015, section 3.1. The grid's outer points lie on the image's edges; the surface
-    is flat across them, a choice that the paper leaves open. Masks take the nearest pixel.
+    Ronneberger et al. 2015, section 3.1. The grid's outer points lie on the image's edges; the surface's slope
+    across them is 0, which the paper leaves open. Masks are interpolated by nearest neighbour.
 
     Args:
-        grid: points a side, 2 or more.
+        grid: points per side, 2 or more.
         sigma: px, standard deviation of each point's displacement along each axis.
-        interpolation: of the image, as OpenCV counts them: 1 linear, 2 cubic.
-        border_mode: what comes in over the edge: 4 the mirrored image, 0 black, where labels are ignored.
-        p: share of the samples.
+        interpolation: of the image, OpenCV's code: 1 linear, 2 cubic.
+        border_mode: OpenCV's code for pixels beyond the edge: 4 mirrored, 0 black with ignored labels.
+        p: share of the samples, 0..1.
     """
 
     class InitSchema(BaseTransformInitSchema):  # ty: ignore[incompatible-attribute-override]
@@ -65,7 +64,7 @@ class CoarseElastic(BaseDistortion):
         self.grid, self.sigma = grid, sigma
 
     def get_params_dependent_on_data(self, params: dict, data: dict) -> dict[str, np.ndarray]:
-        """Where each pixel comes from: (H, W) float32 each."""
+        """Return the source coordinates of each pixel, two maps (H, W) float32."""
         height, width = params["shape"][:2]
         coarse = self.random_generator.normal(0, self.sigma, (2, self.grid, self.grid))
         down, right = spline(height, self.grid) @ coarse @ spline(width, self.grid).T
@@ -78,25 +77,25 @@ class CoarseElastic(BaseDistortion):
 
 @lru_cache(maxsize=64)
 def spline(size: int, points: int) -> np.ndarray:
-    """Weights (size, points) of the cubic spline through evenly spread points, of slope 0 at both ends."""
-    through = CubicSpline(np.linspace(0, 1, points), np.eye(points), bc_type="clamped")
-    return through(np.linspace(0, 1, size))
+    """Return the weights (size, points) of the cubic spline through evenly spaced points, slope 0 at the ends."""
+    cubic = CubicSpline(np.linspace(0, 1, points), np.eye(points), bc_type="clamped")
+    return cubic(np.linspace(0, 1, size))
 
 
 @dataclass(frozen=True)
 class Focus:
-    """Crops that are centred on rare classes.
+    """Crops centred on rare classes.
 
     Attributes:
         share: of the crops, 0..1; the others lie anywhere.
-        classes: each as often as the others, in images that have it.
+        classes: indices, drawn equally often in the images that have them.
     """
 
     share: float
     classes: list[int]
 
     def centre(self, mask: np.ndarray, rng: np.random.Generator) -> tuple[int, int] | None:
-        """A pixel of one of the classes in a mask (H, W) or (H, W, K); None: the crop lies anywhere."""
+        """Return a pixel (row, column) of one class in a mask (H, W) or (H, W, K); None: a crop anywhere."""
         if rng.random() >= self.share:
             return None
         for k in rng.permutation(self.classes):
@@ -108,17 +107,17 @@ class Focus:
 
 
 class Augment:
-    """A random crop, then the configured transforms.
+    """Random crop, followed by the configured transforms.
 
     Args:
         transform: spatial ones must mirror at borders or fill masks with 255.
         crop: px, side of the square; smaller images are padded by reflection. None: no crop.
         seed: of the run.
         context: px mirrored at each border before the crop.
-        focus: which crops lie on rare classes; None: none do.
+        focus: crops centred on rare classes; None: no such crops.
 
     Raises:
-        DataError: for a transform that would invent labels, or has an argument that it doesn't know.
+        DataError: for a transform that would add wrong labels, or has an unknown argument.
     """
 
     def __init__(
@@ -133,11 +132,11 @@ class Augment:
         self.crop, self.seed, self.context, self.focus = crop, seed, context, focus
         always = isinstance(transform, A.Compose) and transform.p == 1
         transforms = transform.transforms if always else [transform]
-        self.names = ", ".join(type(one).__name__ for one in transforms)
+        self.names = ", ".join(type(part).__name__ for part in transforms)
         self.compose = A.Compose(transforms)
 
     def alone(self) -> "Augment":
-        """The very same crops, and no transforms after them."""
+        """Return the same crops without transforms."""
         return Augment(A.Compose([]), self.crop, self.seed, self.context, self.focus)
 
     def __call__(
@@ -148,25 +147,26 @@ class Augment:
         index: int,
         scaled: Callable[[np.ndarray], np.ndarray] = np.asarray,
     ) -> tuple[np.ndarray, list[np.ndarray]]:
-        """An image and what lies on it, cropped, scaled and transformed together.
+        """Crop, scale and transform an image and its masks together.
 
         Args:
             image: (H, W, C) as stored.
-            masks: (H, W) or (H, W, K) each. The first holds labels, and no label that isn't in the crop
-                comes out of the transforms.
+            masks: (H, W) or (H, W, K) each; the first holds labels.
             epoch: from 0.
             index: of the sample in the epoch.
-            scaled: (h, w, C) as stored -> float32 in 0..1.
+            scaled: function that scales (h, w, C) as stored to float32 in 0..1.
 
         Returns:
-            The same of the crop's size, the image float32.
+            The image, float32, and the masks, all of the crop's size.
 
         Raises:
-            DataError: when a transform can't take the image, changes the crop's size, or invents a label.
+            DataError: if a transform does not accept the image, changes the crop's size, or adds a label to the
+                mask that is not in the crop.
         """
+        # Crop: the generators depend on (seed, epoch, index) alone.
         key = np.random.SeedSequence([self.seed, epoch, index])
         chance = random.Random(int(key.generate_state(1)[0]))
-        chance.random()  # unused, and kept: a seed has meant these crops from the beginning
+        chance.random()  # unused; without it a seed would give other crops than in earlier versions
         if self.crop is not None:
             centre = None
             if self.focus:
@@ -176,15 +176,17 @@ class Augment:
             image, *masks = (
                 cut(layer, self.crop, self.context, starts, centre) for layer in (image, *masks)
             )
+        # Transform.
         self.compose.set_random_state(np.random.default_rng(key), chance)
         try:
             ready = np.ascontiguousarray(scaled(image))
             out = self.compose(force_apply=True, image=ready, masks=masks)
         except REFUSALS as error:
-            said = " ".join(str(error).split())
+            reason = " ".join(str(error).split())
             raise DataError(
-                f"augment ({self.names}): {said}; the image is {image.shape} {image.dtype}"
+                f"augment ({self.names}): {reason}; the image is {image.shape} {image.dtype}"
             ) from error
+        # Check size and labels.
         image = out["image"] if out["image"].ndim == 3 else out["image"][..., None]
         if self.crop and image.shape[:2] != (self.crop, self.crop):
             raise DataError(
@@ -195,10 +197,12 @@ class Augment:
         return image, [labels, *out["masks"][1:]]
 
     def labels(self, before: np.ndarray, after: np.ndarray) -> np.ndarray:
-        """The mask as uint8, once it holds nothing new but ``IGNORE``."""
-        whole = after.astype(np.uint8)  # beside a float32 map it comes out as float32
+        """Return the transformed mask as uint8; raise DataError if it has new labels other than ``IGNORE``."""
+        whole = after.astype(np.uint8)  # float32 if there is a float32 weight map
         if (whole != after).any():
-            raise DataError(f"augment ({self.names}): interpolates masks; it must take the nearest")
+            raise DataError(
+                f"augment ({self.names}): interpolates masks; nearest neighbour is needed"
+            )
         for value in np.flatnonzero(np.bincount(whole.ravel(), minlength=IGNORE)):
             new = (whole == value).any((0, 1)) & ~(before == value).any((0, 1))
             if value != IGNORE and new.any():
@@ -216,9 +220,14 @@ def cut(
     starts: tuple[float, float] | None,
     centre: tuple[int, int] | None,
 ) -> np.ndarray:
-    """A square of an array (H, W, ...): where ``starts``, 0..1 each way, say, or around the ``centre``.
+    """Return a square of an array (H, W, ...), of which no more is read if it is mapped from disk.
 
-    Only that square is read of an array that is mapped from disk.
+    Args:
+        layer: image or mask.
+        crop: px, side of the square.
+        context: px mirrored at each border.
+        starts: position along each axis, as a share, 0..1, of the possible ones; None: by ``centre``.
+        centre: pixel (row, column) in the middle, if the border permits.
     """
     rows, columns = (
         span(side, crop, context, None if starts is None else starts[i], centre and centre[i])
@@ -231,10 +240,7 @@ def cut(
 
 
 def span(side: int, crop: int, context: int, start: float | None, middle: int | None) -> np.ndarray:
-    """Which of a side's pixels a crop takes, mirrored beyond the border.
-
-    It begins at the share ``start``, 0..1, of where it can, or lies around ``middle``, inside if it can.
-    """
+    """Return the indices of a side's pixels in a crop, mirrored beyond the border; see ``cut``."""
     pixels = np.pad(np.arange(side), context, mode="reflect")
     missing = max(crop - len(pixels), 0)
     room = len(pixels) - crop + missing
@@ -247,50 +253,50 @@ def span(side: int, crop: int, context: int, start: float | None, middle: int | 
 
 
 def parts(transform: A.BasicTransform | BaseCompose) -> Iterator[A.BasicTransform]:
-    """The transforms of a composition, however deep."""
+    """Yield the transforms of a composition and of those inside it."""
     if isinstance(transform, BaseCompose):
-        for one in transform.transforms:
-            yield from parts(one)
+        for part in transform.transforms:
+            yield from parts(part)
     else:
         yield transform
 
 
 def turns(transform: A.BasicTransform | BaseCompose) -> str:
-    """The first transform that swaps height and width; "": there is none."""
+    """Return the name of the first transform that swaps height and width; empty if there is none."""
     turning = (A.D4, A.Transpose, A.RandomRotate90)
-    return next((type(one).__name__ for one in parts(transform) if isinstance(one, turning)), "")
+    return next((type(part).__name__ for part in parts(transform) if isinstance(part, turning)), "")
 
 
 def check_transforms(transform: A.BasicTransform | BaseCompose) -> None:
-    """Raises DataError for arguments that albumentations ignores, and for what would spoil masks."""
-    for one in parts(transform):
-        name = type(one).__name__
-        if one.invalid_args:
-            takes = ", ".join(inspect.signature(type(one)).parameters)
+    """Raise DataError for arguments that albumentations ignores, and for transforms that would damage masks."""
+    for part in parts(transform):
+        name = type(part).__name__
+        if part.invalid_args:
+            arguments = ", ".join(inspect.signature(type(part)).parameters)
             raise DataError(
-                f"augment: {name} has no argument {one.invalid_args[0]}; it has {takes}"
+                f"augment: {name} has no argument {part.invalid_args[0]}; it has {arguments}"
             )
-        if isinstance(one, TO_NETWORK):
+        if isinstance(part, TO_NETWORK):
             raise DataError(
-                f"augment: {name} has to go; images are normalised after augmentation, with the training "
+                f"augment: remove {name}; images are normalised after augmentation, with the training "
                 "split's statistics"
             )
-        if getattr(one, "mask_interpolation", 0) not in (
+        if getattr(part, "mask_interpolation", 0) not in (
             cv2.INTER_NEAREST,
             cv2.INTER_NEAREST_EXACT,
         ):
             raise DataError(f"augment: {name} interpolates masks; mask_interpolation: 0 is needed")
-        if invents(one):
-            fill = getattr(one, "fill_mask", None)
-            mirror = "border_mode: 4 (mirror) or " if hasattr(one, "border_mode") else ""
+        if invents(part):
+            fill = getattr(part, "fill_mask", None)
+            mirror = "border_mode: 4 (mirror) or " if hasattr(part, "border_mode") else ""
             raise DataError(
-                f"augment: {name} fills masks with {fill}, as if that were known; give it "
+                f"augment: {name} fills masks with {fill}, a class that nobody labelled; give it "
                 f"{mirror}fill_mask: {IGNORE} (ignored)"
             )
 
 
 def invents(transform: A.BasicTransform) -> bool:
-    """Whether labels come in that nobody drew."""
+    """Return whether a transform fills masks with a label other than ``IGNORE``."""
     fill = getattr(transform, "fill_mask", None)
     if fill is None or np.all(np.asarray(fill) == IGNORE):
         return False

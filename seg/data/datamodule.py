@@ -1,7 +1,7 @@
-"""The DataModule: checks and measures a source, then loads it as batches.
+"""DataModule: checks a source, computes its statistics and loads it as batches.
 
 A batch is ``{"image": (B, C, H, W) float32, "mask": (B, H, W) int64, "name": list of B}``; where classes
-overlap the mask is (B, K, H, W). With a weight map there is ``"gaps"``, float32 of the mask's shape.
+overlap the mask is (B, K, H, W). With a weight map there is ``"gaps"``, float32 in the mask's shape.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from seg.data.augment import Augment, Focus, check_transforms, turns
 from seg.data.dataset import GapCache, Samples
 from seg.data.datasets.base import Source
-from seg.data.image_cache import Store, spread
+from seg.data.image_cache import Store
 from seg.data.normalization import Intensity
 from seg.data.sampler import EpochSampler, apart
 from seg.data.statistics import survey
@@ -24,29 +24,30 @@ from seg.errors import DataError
 
 
 class DataModule(L.LightningDataModule):
-    """Loaders of a source's splits.
+    """DataLoaders of a source's splits.
 
     Args:
         source: the data set.
         augment: transforms of the training samples, after the crop.
         seed: of the run.
-        batch_size: samples a step, of all processes together.
+        batch_size: samples per step, over all processes.
         crop: px, side of the training crop; None: whole images.
-        repeats: samples that each training image gives in an epoch.
-        eval_batch_size: images a step in validation and test.
-        workers: loader processes; 0 loads in the process itself.
-        percentiles: of the training split's grey values, 0..100, that become 0 and 1; what lies beyond is clipped.
-            None: the type's range, or the floats' smallest and largest.
-        check: whether the data is judged as seg.check does, errors being raised.
+        repeats: samples per training image in an epoch.
+        eval_batch_size: images per step in validation and test.
+        workers: DataLoader workers; 0 loads in the main process.
+        intensity: normalisation of a trained network; None: computed from the training split.
+        foreground: share of the crops, 0..1, that are centred on a pixel of a rare class: any but the
+            training split's most frequent one or, where classes overlap, any. The classes are drawn equally
+            often in the images that have them; where an image has none, the crop lies anywhere.
+        percentiles: of the training split's grey values, 0..100, that become 0 and 1, values beyond being
+            clipped. None: the type's range, or the smallest and the largest float.
+        check: whether to check the data as seg.check does, except for its heuristics, and raise on errors.
         memory: GiB of decoded images that are kept in memory, if all fit.
-        cache: folder where decoded images are kept, to be mapped from disk; None: files are read each time.
-        foreground: share of the crops, 0..1, that are centred on a pixel of a rare class: of any but the
-            training split's most frequent one, or, where classes overlap, of any. Each of them is chosen as
-            often as the others in the images that have it; where an image has none, the crop lies anywhere.
-        intensity: of the run whose network this data is for; None: measured on the training split.
+        cache: folder for decoded images, which are mapped from disk; None: files are read each time.
 
     Raises:
-        DataError: from the constructor, naming the first file found wrong.
+        DataError: for data that cannot be used, naming the first such file.
+        ValueError: for an argument out of its range.
     """
 
     def __init__(
@@ -83,11 +84,6 @@ class DataModule(L.LightningDataModule):
                 f"foreground is {foreground} and crop {crop}; foreground is a share of the crops, 0 to 1, and "
                 "needs crops"
             )
-        self.source, self.seed, self.workers = source, seed, workers
-        self.batch_size, self.crop, self.repeats = batch_size, crop, repeats
-        self.eval_batch_size = eval_batch_size
-        self.transforms = augment or A.Compose([])
-        check_transforms(self.transforms)
         if percentiles is not None and not (
             len(percentiles) == 2 and 0 <= percentiles[0] < percentiles[1] <= 100
         ):
@@ -96,21 +92,27 @@ class DataModule(L.LightningDataModule):
             )
         if not memory >= 0:
             raise ValueError(f"memory is {memory}; GiB, 0 or more")
+        self.source, self.seed, self.workers = source, seed, workers
+        self.batch_size, self.crop, self.repeats = batch_size, crop, repeats
+        self.eval_batch_size = eval_batch_size
+        self.transforms = augment or A.Compose([])
+        check_transforms(self.transforms)
+        # Read the data once: its statistics, and what is wrong with it.
         self.store = Store(source, int(memory * 2**30), None if cache is None else Path(cache))
-        wanted = None if percentiles is None else (float(percentiles[0]), float(percentiles[1]))
-        before = self.store.stamps(
-            name for names in source.splits.values() for name in spread(names)
-        )
-        found = survey(self.store, intensity, wanted, check)
-        self.intensity, self.sizes, self.shares, self.holds, self.warnings, self.digests = found
-        self.store.trust(before, self.digests)
+        pair = None if percentiles is None else (float(percentiles[0]), float(percentiles[1]))
+        statistics = survey(self.store, intensity, pair, check)
+        self.intensity, self.sizes = statistics.intensity, statistics.sizes
+        self.shares = np.array(statistics.shares)  # (C,)
+        self.holds = np.array(statistics.holds, bool).reshape(-1, len(source.classes))  # (N, C)
+        self.warnings, self.digests = statistics.warnings, statistics.digests
+        # Crops of the training samples.
         self.focus = Focus(foreground, self.rare) if foreground else None
         self.augment = Augment(self.transforms, crop, seed, focus=self.focus)
         self.gaps: GapCache | None = None
         self.check_batches()
 
     def check_batches(self) -> None:
-        """Raises DataError when images of several sizes would have to share a batch."""
+        """Raise DataError if images of several sizes would have to share a batch."""
         whole = {split: self.eval_batch_size for split in self.sizes}
         if "train" in whole:
             whole["train"] = self.batch_size if self.crop is None else 1
@@ -131,7 +133,7 @@ class DataModule(L.LightningDataModule):
                 )
 
     def check_shares(self, processes: int) -> None:
-        """Raises DataError when one of the processes that train together would have no image of a split."""
+        """Raise DataError if one of the processes of a distributed run would have no image of a split."""
         for split, names in self.source.splits.items():
             samples = len(names) * (self.repeats if split == "train" else 1)
             if samples < processes:
@@ -141,12 +143,12 @@ class DataModule(L.LightningDataModule):
                 )
 
     def widen(self, crop: int, context: int) -> None:
-        """Training crops of ``crop`` px that may reach ``context`` px, mirrored, beyond the border."""
+        """Set the training crops to ``crop`` px, with ``context`` px of mirrored pixels around the image."""
         self.augment = Augment(self.transforms, crop, self.seed, context, self.focus)
 
     @property
     def rare(self) -> list[int]:
-        """The classes that ``foreground`` looks for."""
+        """Indices of the classes that ``foreground`` centres crops on."""
         classes = range(len(self.source.classes))
         if self.source.task == "overlapping":
             return list(classes)
@@ -154,7 +156,7 @@ class DataModule(L.LightningDataModule):
 
     @property
     def sampling(self) -> str:
-        """In one line: what a training sample is cut from."""
+        """Description of the training crops in one line."""
         if self.crop is None:
             return "whole images"
         text = f"{self.repeats} of {self.crop}x{self.crop} px from each image, "
@@ -163,23 +165,27 @@ class DataModule(L.LightningDataModule):
         names = [self.source.classes[k] for k in self.focus.classes]
         named = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
         without = int((~self.holds[:, self.focus.classes].any(1)).sum())
-        lacking = f"; {without} of {len(self.holds)} images have none" if without else ""
-        return f"{text}{self.focus.share:.0%} of them centred on {named or 'nothing'}, the others anywhere{lacking}"
+        none = f"; {without} of {len(self.holds)} images have none" if without else ""
+        return f"{text}{self.focus.share:.0%} of them centred on {named or 'nothing'}, the others anywhere{none}"
 
     def weigh(self, gaps: Callable[[np.ndarray], np.ndarray]) -> None:
-        """Samples bring their weight map along, from the whole image: mask (H, W) or (K, H, W) -> map."""
+        """Add a weight map to the samples.
+
+        Args:
+            gaps: function of the whole image's mask (H, W) or (K, H, W) that returns the map in its shape.
+        """
         self.gaps = GapCache(gaps)
 
     def samples(self, split: str) -> Samples:
-        """A split's images, whole and as they are."""
+        """Return the dataset of a split's whole, unchanged images."""
         return Samples(self.store, self.source.splits[split], self.intensity)
 
     def judged(self, split: str) -> Samples:
-        """The same with their weight maps, where there are any."""
+        """Return the same dataset with weight maps, if there are any."""
         return Samples(self.store, self.source.splits[split], self.intensity, gaps=self.gaps)
 
     def training(self) -> Samples:
-        """The training split as the network sees it."""
+        """Return the dataset of the training split, cropped and augmented."""
         names = self.source.splits["train"]
         return Samples(self.store, names, self.intensity, self.augment, self.repeats, self.gaps)
 

@@ -1,6 +1,5 @@
 """Dataset of a split: read, crop, augment and normalise one sample."""
 
-from collections import OrderedDict
 from collections.abc import Callable
 
 import numpy as np
@@ -9,7 +8,6 @@ from torch.utils.data import Dataset
 
 from seg.data.augment import Augment
 from seg.data.datasets.base import Source
-from seg.data.datasets.pairing import packed
 from seg.data.image_cache import Store
 from seg.data.normalization import Intensity
 from seg.errors import DataError
@@ -18,34 +16,38 @@ KEPT = 2**29  # bytes of weight maps that a process keeps
 
 
 class GapCache:
-    """The weight map's second term of each image, computed once a process; 512 MiB of them are kept.
+    """Second term of each image's weight map, computed once per process; 512 MiB of them are kept.
 
     Args:
-        gaps: mask (H, W) or (K, H, W) -> the term, of that shape.
+        gaps: function of a mask (H, W) or (K, H, W) that returns the term in the same shape.
     """
 
     def __init__(self, gaps: Callable[[np.ndarray], np.ndarray]) -> None:
-        self.gaps, self.kept = gaps, OrderedDict()
+        self.gaps, self.kept, self.size = gaps, {}, 0
 
     def __call__(self, name: str, mask: np.ndarray) -> np.ndarray:
-        """Of the image of that name, whose mask is (H, W) or (H, W, K): float32 of the mask's shape."""
+        """Return the term of the image ``name`` with its mask (H, W) or (H, W, K), float32 in that shape."""
         if name not in self.kept:
             self.kept[name] = planes_last(self.gaps(planes_first(mask)))
-            while len(self.kept) > 1 and sum(m.nbytes for m in self.kept.values()) > KEPT:
-                self.kept.popitem(last=False)
+            self.size += self.kept[name].nbytes
+            while len(self.kept) > 1 and self.size > KEPT:
+                self.size -= self.kept.pop(next(iter(self.kept))).nbytes  # the oldest
         return self.kept[name]
 
 
 class Samples(Dataset):
-    """One split as the network sees it; an item is asked for by (epoch, index).
+    """Dataset of a split; an item is indexed by (epoch, index).
+
+    An item is ``{"image": (C, H, W) float32, "mask": int64, "name": str}``; the mask is (H, W), or (K, H, W)
+    where classes overlap. With ``gaps`` there is ``"gaps"``, float32 in the mask's shape.
 
     Args:
-        source: where images and masks come from.
-        names: the images of the split.
-        intensity: how grey values become network input.
-        augment: None: whole images as they are.
-        repeats: samples that each image gives.
-        gaps: the weight map's second term of an image; None: no such map.
+        source: reads images and masks.
+        names: images of the split.
+        intensity: normalisation of the images.
+        augment: crop and transforms; None: whole, unchanged images.
+        repeats: samples per image in an epoch.
+        gaps: second term of the weight map; None: there is no weight map.
     """
 
     def __init__(
@@ -60,7 +62,7 @@ class Samples(Dataset):
         self.read = source.read
         self.source = source.source if isinstance(source, Store) else source
         self.names, self.intensity = names, intensity
-        self.packed = packed(names)  # loader processes read these without a copy
+        self.array = np.array(names, str)  # workers read it without copying pages, unlike a list
         self.augment, self.repeats = augment, repeats
         self.gaps = gaps
 
@@ -68,8 +70,9 @@ class Samples(Dataset):
         return len(self.names) * self.repeats
 
     def __getitem__(self, index: tuple[int, int]) -> dict:
+        # Read the image and its mask.
         epoch, number = index
-        name = self.packed[number % len(self.packed)].decode()
+        name = str(self.array[number % len(self.array)])
         image, mask = self.read(name)
         if image.shape[2] != self.intensity.channels:
             raise DataError(
@@ -77,6 +80,7 @@ class Samples(Dataset):
                 "images of a data set must agree"
             )
         layers = [mask] if self.gaps is None else [mask, self.gaps(name, mask)]
+        # Crop, augment and normalise them together.
         if self.augment is None:
             scaled = self.intensity.scaled(image)
         else:
@@ -85,6 +89,7 @@ class Samples(Dataset):
             except DataError as error:
                 raise DataError(f"{name}: {error}") from error
         normal = self.intensity.normalised(scaled).transpose(2, 0, 1)
+        # Convert them to tensors, channels first.
         mask, *gaps = (planes_first(layer) for layer in layers)
         sample = {
             "image": torch.from_numpy(np.ascontiguousarray(normal)),
@@ -97,10 +102,10 @@ class Samples(Dataset):
 
 
 def planes_first(layer: np.ndarray) -> np.ndarray:
-    """(H, W, K) as (K, H, W); (H, W) as it is."""
+    """Return (H, W, K) as (K, H, W), and (H, W) unchanged."""
     return layer if layer.ndim == 2 else layer.transpose(2, 0, 1)
 
 
 def planes_last(layer: np.ndarray) -> np.ndarray:
-    """(K, H, W) as (H, W, K); (H, W) as it is."""
+    """Return (K, H, W) as (H, W, K), and (H, W) unchanged."""
     return layer if layer.ndim == 2 else layer.transpose(1, 2, 0)

@@ -1,4 +1,4 @@
-"""Decoded images, kept: in memory where all of them fit, or in a folder as arrays that are mapped from disk."""
+"""Cache of decoded images: in memory if all of them fit, or in a folder as arrays mapped from disk."""
 
 import hashlib
 import os
@@ -15,24 +15,25 @@ from torch.utils.data import get_worker_info
 from seg.data.datasets.base import Source
 from seg.data.quality.inspect import fingerprint
 from seg.errors import DataError
+from seg.files import whole
 
-MOST = 1000  # images of a split that are read before a run starts, and that may stay in memory
-Decoded = tuple[np.ndarray, np.ndarray]  # an image and its mask, as a source reads them
+MOST = 1000  # images of a split that are read before a run starts and may stay in memory
+Decoded = tuple[np.ndarray, np.ndarray]  # image and mask as a source reads them
 
 
 class Store:
-    """Reads a source's images, each decoded once where that is allowed.
+    """Cache that decodes each image of a source once, where that is allowed.
 
-    A loader process that starts later shares what is kept in memory till then, without a copy.
+    DataLoader workers that start later share the images in memory without a copy.
 
     Args:
-        source: of the images.
-        memory: bytes that may be kept in memory; where not all fit, or a split has more than a thousand
-            images, none are.
-        folder: for decoded images as .npy files, read by mapping; made if absent. None: there are none.
+        source: reads images and masks.
+        memory: bytes that may be kept in memory; nothing is kept if not all images fit or a split has more
+            than ``MOST`` images.
+        folder: for decoded images as .npy files, which are mapped; created if missing. None: no folder.
 
     Raises:
-        DataError: when the source can't tell whether its files have changed, but there is a folder.
+        DataError: if there is a folder, but the source cannot tell whether its files have changed.
     """
 
     def __init__(self, source: Source, memory: int, folder: Path | None = None) -> None:
@@ -48,10 +49,10 @@ class Store:
             )
 
     def read(self, name: str) -> Decoded:
-        """As the source reads it; arrays are not to be written to.
+        """Return image and mask as the source reads them; the arrays are read-only.
 
         Raises:
-            DataError: when it can't be read, or isn't what ``trust`` was told.
+            DataError: if they cannot be read, or have changed since ``trust``.
         """
         if name in self.kept:
             return self.kept[name]
@@ -63,49 +64,51 @@ class Store:
             raise DataError(f"{error}; it was whole when the run began: put it back") from error
         if name in self.seen:
             self.compare(name, decoded)
-        if self.open and self.folder is None:  # each mapped file stays open while it is kept
+        if self.open and self.folder is None:  # a mapped file would stay open while it is kept
             self.keep(name, decoded)
         return decoded
 
     def stamps(self, names: Iterable[str]) -> dict[str, str]:
-        """What changes when an image's files do, of those that still have them all."""
-        found: dict[str, str] = {}
+        """Return a text for each image that changes when one of its files does; without missing files."""
+        stamps: dict[str, str] = {}
         for name in names if hasattr(self.source, "stamp") else ():
-            with suppress(OSError):  # a file went away; reading says which
-                found[name] = self.source.stamp(name)  # ty: ignore[missing-attribute]
-        return found
+            with suppress(OSError):  # a missing file is named when it is read
+                stamps[name] = self.source.stamp(name)  # ty: ignore[missing-attribute]
+        return stamps
 
     def trust(self, stamps: dict[str, str], digests: dict[str, tuple[str, str]]) -> None:
-        """From now on images whose files have changed must be as they were.
+        """Raise from now on when an image is read whose content has changed.
 
         Args:
-            stamps: of the images' files, from before they were looked at.
-            digests: name -> hash of the image and of the mask, as read.
+            stamps: of the images, from before they were read.
+            digests: name -> hash of the image and of the mask as read.
         """
         self.seen = {n: (stamp, digests[n]) for n, stamp in stamps.items() if n in digests}
 
     def compare(self, name: str, decoded: Decoded) -> None:
-        """Raises DataError where files have other content than the run began with; another time is none."""
+        """Raise DataError if the pixels differ from those at the start; files rewritten alike are accepted."""
         stamp, digests = self.seen[name]
         now = self.stamps([name]).get(name, "")
         if now == stamp:
             return
-        other = [fingerprint(a).hex() != d for a, d in zip(decoded, digests, strict=True)]
-        if any(other):
-            what = " and ".join(n for n, o in zip(("image", "mask"), other, strict=True) if o)
+        pairs = zip(("image", "mask"), decoded, digests, strict=True)
+        different = [part for part, array, digest in pairs if fingerprint(array).hex() != digest]
+        if different:
             raise DataError(
-                f"{changed(stamp, now) or name}: changed since the run began, the {what} of {name} is another one; put it back"
+                f"{changed(stamp, now) or name}: changed since the run began, the {' and '.join(different)} of "
+                f"{name} is another one; put it back"
             )
         self.seen[name] = (now, digests)
 
     def fill(self, names: list[str]) -> None:
-        """Reads these now, as far as they may be kept: loader processes that start later share them."""
+        """Read images into memory as long as they may be kept, before DataLoader workers start."""
         for name in names:
             if not self.open:
                 return
             self.read(name)
 
     def keep(self, name: str, decoded: Decoded) -> None:
+        """Keep an image in memory, or drop all images if they exceed this process's share."""
         worker = get_worker_info()
         self.size += sum(array.nbytes for array in decoded if not isinstance(array, np.memmap))
         self.kept[name] = decoded
@@ -113,54 +116,53 @@ class Store:
             self.close()
 
     def close(self) -> None:
-        """Keeps nothing in memory from now on."""
+        """Drop all images from memory and keep none from now on."""
         self.kept, self.size, self.open = {}, 0, False
 
     def mapped(self, name: str) -> Decoded:
-        """From the folder; decoded and put there, if it isn't there as its files are now."""
+        """Return image and mask mapped from the folder, decoded into it unless they are there."""
         assert self.folder is not None
         try:
             stamp = self.source.stamp(name)  # ty: ignore[missing-attribute]
-        except OSError:  # a file went away; reading says which
+        except OSError:  # a missing file is named when it is read
             return self.source.read(name)
         key = hashlib.sha256(f"{version('seg')}\n{stamp}".encode()).hexdigest()[:32]
         files = [self.folder / f"{key}.{part}.npy" for part in ("image", "mask")]
         try:
             return opened(files)
-        except (OSError, ValueError, EOFError):  # absent, or cut off: made anew
+        except (OSError, ValueError, EOFError):  # missing or cut off: written again
             pass
         decoded = self.source.read(name)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             for file, array in zip(files, decoded, strict=True):
-                aside = file.with_name(f".{os.getpid()}-{file.name}")
-                np.save(aside, array)
-                os.replace(aside, file)
+                with whole(file, self.folder) as part:
+                    np.save(part, array)
         except OSError as error:
             raise DataError(
-                f"loader.cache={self.folder}: can't keep {name} there ({error.strerror or error}); give another folder or "
-                "take loader.cache=null"
+                f"loader.cache={self.folder}: can't keep {name} there ({error.strerror or error.args[0]}); give "
+                "another folder or take loader.cache=null"
             ) from error
         return opened(files)
 
 
 def spread(names: list[str]) -> list[str]:
-    """Those of a split that are looked at before a run starts, up to ``MOST``, evenly spread."""
+    """Return the evenly spaced images of a split, up to ``MOST``, that are read before a run starts."""
     return names[:: -(-len(names) // MOST)] if names else []
 
 
 def caches() -> Path:
-    """What can be made or fetched anew: ``SEG_CACHE``, or the system's folder for such."""
+    """Return the folder for files that can be computed or downloaded again: ``SEG_CACHE`` or the system's."""
     return Path(os.environ.get("SEG_CACHE") or pooch.os_cache("seg")).expanduser()
 
 
 def changed(before: str, now: str) -> str:
-    """The first file of which two stamps differ; nothing where they have no such lines."""
+    """Return the first file in which two stamps differ, or an empty text."""
     lines = zip(before.splitlines(), now.splitlines(), strict=False)
     return next((re.split(r" \d+ \d+(?: |$)", b)[0] for a, b in lines if a != b), "")
 
 
 def opened(files: list[Path]) -> Decoded:
-    """Image and mask, mapped from disk."""
+    """Return image and mask mapped from their files."""
     image, mask = (np.load(file, mmap_mode="r", allow_pickle=False) for file in files)
     return image, mask

@@ -1,27 +1,27 @@
-"""From the values of a mask on disk to class indices; a value that nobody declared is an error."""
+"""Masks: from the values or colours on disk to class indices; a value that is not declared is an error."""
 
 import numpy as np
 
 from seg.errors import DataError
 from seg.logits import IGNORE
 
-BLOCK = 2**22  # pixels that are looked at together
-UNKNOWN = 254  # in a table of colours: nobody declared it
+BLOCK = 2**22  # pixels that are counted together
+UNKNOWN = 254  # in a table of colours: not declared
 Colour = list[int]  # red, green, blue in 0..255
 
 
 class MaskValues:
-    """Which value on disk, or which colour, is which class.
+    """Mapping from values or colours on disk to class indices.
 
     Args:
         classes: names, in the order of the class indices.
         values: value on disk -> class index; None: the values are the indices.
-        ignore: values on disk, or colours, that nobody counts.
-        palette: class name -> its colour, or several; None: masks aren't read as colours.
-        paintable: whether there may be a palette.
+        ignore: values on disk, or colours, that are ignored.
+        palette: class name -> its colour, or several; None: masks are not read as colours.
+        paintable: whether a palette is possible; False for masks that are one class's layer.
 
     Raises:
-        DataError: when ``values`` or ``palette`` name a class that isn't there, or a value twice.
+        DataError: if ``values`` or ``palette`` name an unknown class, or a value twice.
     """
 
     def __init__(
@@ -42,9 +42,9 @@ class MaskValues:
         if palette is not None:
             self.index = {}
             return
-        void = [one for one in ignored if isinstance(one, int)]
+        void = [value for value in ignored if isinstance(value, int)]
         if len(void) < len(ignored):
-            raise DataError(f"data.ignore={ignored}: a colour needs data.palette beside it")
+            raise DataError(f"data.ignore={ignored}: a colour needs data.palette too")
         known = dict(enumerate(range(len(classes)))) if values is None else dict(values)
         wrong = sorted(set(known.values()) - set(range(len(classes))))
         if wrong:
@@ -57,10 +57,14 @@ class MaskValues:
         self.index = known | dict.fromkeys(void, IGNORE)
 
     def indices(self, mask: np.ndarray, file: object) -> np.ndarray:
-        """Class indices (H, W) uint8 of a mask (H, W), or of colours (H, W, 3), as stored; 255 = ignore.
+        """Return the class indices (H, W) uint8 of a mask (H, W), or of colours (H, W, 3); 255 = ignore.
+
+        Args:
+            mask: as stored.
+            file: for messages.
 
         Raises:
-            DataError: naming the file, the values found and the setting that would mend it.
+            DataError: naming the file, the values found and the option that declares them.
         """
         if self.palette is not None:
             return self.painted(mask, file)
@@ -92,7 +96,7 @@ class MaskValues:
         return result
 
     def painted(self, mask: np.ndarray, file: object) -> np.ndarray:
-        """Class indices (H, W) of a mask (H, W, 3) of declared colours."""
+        """Return the class indices (H, W) of a mask (H, W, 3) of declared colours."""
         assert self.palette is not None
         if mask.ndim == 2:
             mask = np.repeat(mask[..., None], 3, axis=2)
@@ -113,7 +117,7 @@ class MaskValues:
         return result
 
     def palette_remedy(self, mask: np.ndarray) -> str:
-        """The setting that would make the colours of a mask, (H, W, 3 or 4) in most cases, legal."""
+        """Return the option that would declare the colours of a mask, usually (H, W, 3 or 4)."""
         if mask.dtype != np.uint8 or mask.ndim != 3 or mask.shape[2] not in (3, 4):
             return "save one class index a pixel"
         if not self.paintable:
@@ -121,25 +125,50 @@ class MaskValues:
         codes, counts = np.unique(coded(mask), return_counts=True)
         if len(codes) > 64:
             return f"{len(codes)} colours look like a photograph; save one class index a pixel"
-        often = [rgb(codes[i]) for i in counts.argsort()[::-1].tolist()]
-        names = [*self.classes, *(["CLASS"] * (len(often) - len(self.classes)))]
-        pairs = ", ".join(f"{n}: {colour}" for n, colour in zip(names, often, strict=False))
+        colours = [rgb(codes[i]) for i in counts.argsort()[::-1].tolist()]  # most frequent first
+        names = [*self.classes, *(["CLASS"] * (len(colours) - len(self.classes)))]
+        pairs = ", ".join(f"{n}: {colour}" for n, colour in zip(names, colours, strict=False))
         return f"say which colour is which class, 'data.palette={{{pairs}}}' in the right order"
 
-    def remedy(self, found: list[int]) -> str:
-        """The setting that would make the found values legal."""
+    def remedy(self, found: list, wrong_masks: list | None = None) -> str:
+        """Return the option that would declare values.
+
+        Args:
+            found: values that occur, in one mask or in all.
+            wrong_masks: values that occur in the masks with undeclared ones; None: ``found``.
+        """
+        wrong = [value for value in found if value not in self.index]
+        ignored = [value for value, i in self.index.items() if i == IGNORE]
+        counted = {value: i for value, i in self.index.items() if i != IGNORE}
         if len(found) > 32:
             return f"{len(found)} different values look like a photograph or JPEG noise"
-        if any(v != v or v != int(v) for v in found):
+        if any(value != value or value != int(value) for value in found):
             return "save whole numbers: each value is a class"
-        plain = [v for v in found if v != IGNORE]
-        counted = [int(v) for v in found if self.index.get(v) != IGNORE]
-        if len(counted) <= len(self.classes):
-            pairs = ", ".join(f"{v}: {i}" for i, v in enumerate(counted))
-            return f"did you mean 'data.values={{{pairs}}}'?"
-        if set(plain) <= set(self.index) and IGNORE in found:
-            return f"is it void? then data.ignore=[{IGNORE}]"
-        return f"the mask holds {short(found)}: name each in data.classes or data.ignore"
+        # As many values as classes: each value is a class.
+        values = [int(value) for value in found if value not in ignored]
+        if len(values) <= len(self.classes):
+            return f"'data.values={mapping(dict(zip(values, range(len(values)), strict=True)))}'"
+        # Else values that are ignored, or one more value of the second of two classes.
+        void = f"'data.ignore={sorted({*ignored, *map(int, wrong)})}'"
+        second = max(counted, default=None)
+        if len(self.classes) == 2 and len(wrong) == 1 and second not in (wrong_masks or found):
+            merged = mapping(counted | {int(wrong[0]): 1})
+            return (
+                f"if {wrong[0]} is {self.classes[1]}, 'data.values={merged}'; if it is void, {void}"
+            )
+        if wrong == [IGNORE]:
+            return f"is it void? {void}"
+        if not self.paintable:
+            return f"a layer holds {sorted(counted)} or what data.values declares; if {short(wrong)} is void, {void}"
+        return (
+            f"correct the mask, or name {short(wrong)} in data.classes ({len(self.classes)} are named); if "
+            f"{'they are' if wrong[1:] else 'it is'} void, {void}"
+        )
+
+
+def mapping(values: dict[int, int]) -> str:
+    """Return value -> class index as an option is typed."""
+    return "{" + ", ".join(f"{value}: {i}" for value, i in values.items()) + "}"
 
 
 def size_mismatch(
@@ -163,13 +192,12 @@ def size_mismatch(
 def colour_codes(
     palette: dict[str, Colour | list[Colour]], ignore: list, classes: list[str]
 ) -> np.ndarray:
-    """Class index of each of the 2^24 colours, ``UNKNOWN`` where there is none; uint8.
+    """Return the class index of each of the 2^24 colours, uint8; ``UNKNOWN`` if it is not declared.
 
     Raises:
-        DataError: for a class that isn't there or has no colour, what is no colour, and a colour named twice.
+        DataError: for an unknown class, a class without a colour, an invalid colour and a colour named twice.
     """
-    strange, lacking = sorted(set(palette) - set(classes)), sorted(set(classes) - set(palette))
-    if strange or lacking:
+    if set(palette) != set(classes):
         raise DataError(
             f"data.palette names {short(list(palette))}; it must give a colour to each of {short(classes)}, and to "
             "no other"
@@ -192,51 +220,52 @@ def colour_codes(
 
 
 def coded(mask: np.ndarray) -> np.ndarray:
-    """Colours (H, W, 3 or more) uint8 as numbers 0xrrggbb (H, W) uint32."""
+    """Return colours (H, W, 3 or more) uint8 as numbers 0xrrggbb (H, W) uint32."""
     red, green, blue = (mask[..., i].astype(np.uint32) for i in range(3))
     return red << 16 | green << 8 | blue
 
 
 def rgb(code: int) -> list[int]:
-    """0xrrggbb as [red, green, blue]."""
+    """Return 0xrrggbb as [red, green, blue]."""
     return [int(code) >> shift & 255 for shift in (16, 8, 0)]
 
 
 def merged(planes: list[np.ndarray | None], classes: list[str], file: object) -> np.ndarray:
-    """One class a pixel (H, W) uint8, from a plane (H, W) of 0, 1 and 255 for each class.
+    """Merge a plane (H, W) of 0, 1 and 255 for each class into one mask (H, W) uint8.
 
-    One plane may be None: its class is where no other is. Else pixels of no plane are ignored.
+    One plane may be None: its class is where no other is. Without such a plane, pixels of no class are ignored.
 
     Raises:
-        DataError: when a pixel has two classes.
+        DataError: if a pixel has two classes.
     """
-    there = [(k, plane) for k, plane in enumerate(planes) if plane is not None]
-    times = np.sum([plane == 1 for _, plane in there], axis=0)
-    if (times > 1).any():
-        both = [classes[k] for k, plane in there if (plane[times > 1] == 1).any()]
+    present = [(k, plane) for k, plane in enumerate(planes) if plane is not None]
+    number = np.sum([plane == 1 for _, plane in present], axis=0)  # classes of each pixel
+    if (number > 1).any():
+        several = [classes[k] for k, plane in present if (plane[number > 1] == 1).any()]
         raise DataError(
-            f"{file}: {int((times > 1).sum())} pixels are of several classes, of {short(both)}; correct them, or "
-            "take data.task=overlapping"
+            file=file,
+            found=f"{int((number > 1).sum())} pixels are of several classes, of {short(several)}",
+            remedy="correct them, or take data.task=overlapping",
         )
     rest = next((k for k, plane in enumerate(planes) if plane is None), IGNORE)
-    mask = np.full(times.shape, rest, np.uint8)
-    for k, plane in there:
+    mask = np.full(number.shape, rest, np.uint8)
+    for k, plane in present:
         mask[plane == 1] = k
-    void = np.any([plane == IGNORE for _, plane in there], axis=0)
-    mask[void & (times == 0)] = IGNORE
+    void = np.any([plane == IGNORE for _, plane in present], axis=0)
+    mask[void & (number == 0)] = IGNORE
     return mask
 
 
 def distinct(mask: np.ndarray) -> list[int]:
-    """The values that occur, in order."""
+    """Return the values that occur, sorted."""
     if mask.dtype != np.uint8:
         return np.unique(mask).tolist()
-    return np.flatnonzero(frequencies(mask)).tolist()  # a tenth of the time
+    return np.flatnonzero(frequencies(mask)).tolist()  # ten times faster than np.unique
 
 
 def frequencies(mask: np.ndarray) -> np.ndarray:
-    """How often each value occurs in a mask (H, W) uint8; (256,)."""
-    rows = max(1, BLOCK // max(1, mask.shape[1]))  # bincount makes 64 bits of each value
+    """Count each value of a mask (H, W) uint8; (256,)."""
+    rows = max(1, BLOCK // max(1, mask.shape[1]))  # bincount converts each value to 64 bits
     counts = np.zeros(256, np.int64)
     for start in range(0, len(mask), rows):
         counts += np.bincount(mask[start : start + rows].ravel(), minlength=256)
@@ -244,7 +273,7 @@ def frequencies(mask: np.ndarray) -> np.ndarray:
 
 
 def class_pixels(mask: np.ndarray, num_classes: int) -> np.ndarray:
-    """Pixels of each class (C,) in a mask (H, W), or of each plane of (H, W, K)."""
+    """Count the pixels of each class (C,) in a mask (H, W), or in each plane of (H, W, K)."""
     if mask.ndim == 3:
         return (mask == 1).sum((0, 1))
     return frequencies(mask)[:num_classes]
@@ -253,28 +282,32 @@ def class_pixels(mask: np.ndarray, num_classes: int) -> np.ndarray:
 def stacked_planes(
     pages: list[np.ndarray], classes: list[str], file: object, rest: bool
 ) -> list[np.ndarray | None]:
-    """The plane (H, W) of each class, from pages or from channels.
+    """Return the plane (H, W) of each class, from pages or from channels.
 
-    With ``rest`` the first class may lack one, and then is where no other is.
+    Args:
+        pages: of a mask's file.
+        classes: names, in the order of the pages.
+        file: for messages.
+        rest: whether the first class may lack its page; its plane is then None: it is where no other class is.
 
     Raises:
-        DataError: when there aren't as many as classes, or of several sizes.
+        DataError: if their number is not that of the classes, or they have several sizes.
     """
     if len(pages) == 1 and pages[0].ndim == 3:
         pages = list(np.moveaxis(pages[0], -1, 0))
-    lacking = len(classes) - len(pages)
-    if lacking not in ((0, 1) if rest else (0,)) or len({page.shape for page in pages}) > 1:
+    missing = len(classes) - len(pages)
+    if missing not in ((0, 1) if rest else (0,)) or len({page.shape for page in pages}) > 1:
         sizes = ", ".join(sorted({"x".join(map(str, page.shape)) for page in pages}))
         but = " (the first may be left out)" if rest else ""
         raise DataError(
             f"{file}: {len(pages)} pages of {sizes} px; {'data.layers=pages' if rest else 'data.task=overlapping'} "
             f"needs one a class, in the order of {short(classes)}{but}"
         )
-    return [None] * lacking + pages
+    return [None] * missing + pages
 
 
 def short(items: list) -> str:
-    """A list, without its middle if it is long."""
+    """Return a list as text, without its middle if it is long."""
     return (
         str(items) if len(items) <= 12 else f"[{', '.join(map(str, items[:10]))}, ... {items[-1]}]"
     )

@@ -1,25 +1,27 @@
-"""From stored grey values to what a network sees, with the training split's statistics."""
+"""Normalisation of grey values with the training split's statistics.
 
-from collections.abc import Iterable
+Legend: V = values of an integer type; C = channels; N = pixels.
+"""
+
 from dataclasses import asdict, dataclass
 
 import numpy as np
 
 FULL_RANGE = {np.dtype(np.uint8): 255.0, np.dtype(np.uint16): 65535.0}
-SAMPLED = 2**16  # pixels of an image of floats that percentiles are taken from
-BLOCK = 2**22  # values that are looked at together
+SAMPLED = 2**16  # pixels of an image of floats from which percentiles are computed
+BLOCK = 2**22  # values that are processed together
 
 
 @dataclass(frozen=True)
 class Intensity:
-    """How grey values become network input; kept in the checkpoint.
+    """Normalisation of an image; stored in the checkpoint.
 
     Attributes:
         low: stored value that becomes 0.
         high: stored value that becomes 1; the type's full range, or the training split's for floats.
-        mean: of each channel over the training split, after that.
-        std: of each channel likewise.
-        clip: whether what lies below ``low`` and above ``high`` becomes 0 and 1.
+        mean: mean of each channel over the training split, after scaling.
+        std: standard deviation of each channel over the training split, after scaling.
+        clip: whether values below ``low`` become 0 and values above ``high`` become 1.
     """
 
     low: float
@@ -28,86 +30,77 @@ class Intensity:
     std: list[float]
     clip: bool = False
 
-    @classmethod
-    def measured(
-        cls, images: Iterable[np.ndarray], percentiles: tuple[float, float] | None = None
-    ) -> "Intensity":
-        """From training images (H, W, C) of one type; each pixel counts the same."""
-        measure = Measure(percentiles)
-        for image in images:
-            measure.add(image)
-        return measure.intensity()
-
     @property
     def channels(self) -> int:
-        """C of the images."""
+        """Number of channels."""
         return len(self.mean)
 
     def scaled(self, image: np.ndarray) -> np.ndarray:
-        """(H, W, C) as stored -> float32 in 0..1 (without ``clip`` floats may lie outside)."""
+        """Scale stored values (H, W, C) to float32 in 0..1; without ``clip`` floats may lie outside."""
         result = image.astype(np.float32)
         result -= np.float32(self.low)
         result /= np.float32(self.high - self.low or 1.0)
         return result.clip(0, 1, out=result) if self.clip else result
 
     def normalised(self, scaled: np.ndarray) -> np.ndarray:
-        """(H, W, C) in 0..1 -> float32 of mean 0 and standard deviation 1 over the training split."""
+        """Normalise (H, W, C) in 0..1 to float32 of mean 0 and standard deviation 1 over the training split."""
         mean, std = np.array(self.mean, np.float32), np.array(self.std, np.float32)
         return ((scaled - mean) / std).astype(np.float32)
 
     def to_dict(self) -> dict:
-        """Plain values, for the checkpoint."""
+        """Return plain values for the checkpoint."""
         return asdict(self)
 
 
 class Measure:
-    """Statistics of images that are seen one after another; none is kept.
+    """Statistics over images that are added one by one; no image is kept.
 
-    Integers are counted, value by value, so all is exact. With percentiles the statistics of floats come
-    from evenly spread pixels of each image.
+    Integers are counted value by value, so their statistics are exact. With percentiles the statistics of
+    floats come from evenly spaced pixels of each image.
 
     Args:
-        percentiles: in 0..100, which become 0 and 1, the rest being clipped; None: the type's range, or the
-            smallest and the largest float.
+        percentiles: two in 0..100 that become 0 and 1, values beyond being clipped; None: the type's range,
+            or the smallest and the largest float.
     """
 
     def __init__(self, percentiles: tuple[float, float] | None) -> None:
         self.percentiles = percentiles
-        self.counts_VC: np.ndarray | None = None  # of integers: how often each value occurs
-        self.pixels = 0  # of floats: number, mean and sum of squares about the mean
+        self.counts_VC: np.ndarray | None = None  # integers: how often each value occurs
+        self.pixels = 0  # floats: number, mean and sum of squares about the mean
         self.mean_C, self.squares_C = np.zeros(1), np.zeros(1)
         self.low, self.high = np.inf, -np.inf
-        self.some: list[np.ndarray] = []
+        self.samples: list[np.ndarray] = []
 
     def add(self, image: np.ndarray) -> None:
-        """An image (H, W, C)."""
+        """Add an image (H, W, C)."""
         rows = max(1, BLOCK // max(1, image.shape[1] * image.shape[2]))
         for start in range(0, len(image), rows):
             block = image[start : start + rows].reshape(-1, image.shape[2])
             (self.count if block.dtype in FULL_RANGE else self.sum)(block)
         if image.dtype not in FULL_RANGE and self.percentiles is not None:
             flat = image.reshape(-1, image.shape[2])
-            self.some.append(flat[:: -(-len(flat) // SAMPLED)].copy())
+            self.samples.append(flat[:: -(-len(flat) // SAMPLED)].copy())
 
     def count(self, block: np.ndarray) -> None:
-        """Integers (N, C)."""
+        """Add integers (N, C)."""
         values = int(FULL_RANGE[block.dtype]) + 1
         counts = np.stack([np.bincount(channel, minlength=values) for channel in block.T], axis=1)
         self.counts_VC = counts if self.counts_VC is None else self.counts_VC + counts
 
     def sum(self, block: np.ndarray) -> None:
-        """Floats (N, C), by the pairwise update of Chan, Golub and LeVeque 1983."""
+        """Add floats (N, C) by the pairwise update of Chan, Golub and LeVeque 1983."""
         self.low, self.high = min(self.low, block.min()), max(self.high, block.max())
         mean = block.mean(0, dtype=np.float64)
         squares = ((block - mean) ** 2).sum(0, dtype=np.float64)
         pixels = self.pixels + len(block)
-        away = mean - self.mean_C
-        self.squares_C = self.squares_C + squares + away**2 * self.pixels * len(block) / pixels
-        self.mean_C = self.mean_C + away * len(block) / pixels
+        shift = mean - self.mean_C
+        self.squares_C = self.squares_C + squares + shift**2 * self.pixels * len(block) / pixels
+        self.mean_C = self.mean_C + shift * len(block) / pixels
         self.pixels = pixels
 
     def intensity(self) -> Intensity:
-        """What the images seen so far tell."""
+        """Return the normalisation by the images added so far."""
+        # Integers: from the counts of their values.
         if self.counts_VC is not None:
             values_V, weights_VC = np.arange(len(self.counts_VC), dtype=np.float64), self.counts_VC
             low, high = 0.0, float(len(values_V) - 1)
@@ -116,11 +109,13 @@ class Measure:
             scaled_VC = self.placed(values_V, low, high)[:, None]
             mean = (weights_VC * scaled_VC).sum(0) / weights_VC.sum(0)
             variance = (weights_VC * (scaled_VC - mean) ** 2).sum(0) / weights_VC.sum(0)
+        # Floats with percentiles: from the sampled pixels.
         elif self.percentiles is not None:
-            some_NC = np.concatenate(self.some).astype(np.float64)
-            low, high = np.percentile(some_NC, self.percentiles).tolist()
-            scaled_NC = self.placed(some_NC, low, high)
+            values_NC = np.concatenate(self.samples).astype(np.float64)
+            low, high = np.percentile(values_NC, self.percentiles).tolist()
+            scaled_NC = self.placed(values_NC, low, high)
             mean, variance = scaled_NC.mean(0), scaled_NC.var(0)
+        # Floats: from the running mean and sum of squares.
         else:
             low, high = float(self.low), float(self.high)
             scale = high - low or 1.0
@@ -131,16 +126,18 @@ class Measure:
         return Intensity(low, high, mean.tolist(), std.tolist(), self.percentiles is not None)
 
     def placed(self, values: np.ndarray, low: float, high: float) -> np.ndarray:
-        """Stored values as shares of the way from low to high."""
+        """Scale stored values so that ``low`` becomes 0 and ``high`` 1; clip them if there are percentiles."""
         shares = (values - low) / (high - low or 1.0)
         return shares if self.percentiles is None else shares.clip(0, 1)
 
 
 def counted_percentiles(counts: np.ndarray, percentiles: tuple[float, float]) -> list[float]:
-    """The smallest value with at least such a share of all counts (V,) at or below it, of each percentile.
+    """Return, for each percentile, the smallest value with at least that share of all counts at or below it.
 
-    Of 0 it is the smallest that occurs.
+    Args:
+        counts: how often each value occurs, (V,).
+        percentiles: in 0..100; 0 gives the smallest value that occurs.
     """
-    below = np.cumsum(counts) / counts.sum()
+    cumulative = np.cumsum(counts) / counts.sum()
     shares = [max(p / 100 - 1e-12, np.finfo(float).tiny) for p in percentiles]
-    return [float(value) for value in np.searchsorted(below, shares)]
+    return [float(value) for value in np.searchsorted(cumulative, shares)]

@@ -1,8 +1,8 @@
-"""Which images train, which validate and which test: pure functions on names.
+"""Partition of image names into train, val and test, as pure functions.
 
-A partition cuts names into parts of given sizes, in blocks, at random, or dealt so that groups stay whole
-and each part gets its share of each class. Legend: U = units, images or groups of them; B = parts;
-L = what is shared out: images, and for each class the images in which it occurs.
+A partition divides names into parts of given sizes: in blocks, at random, or so that groups stay whole and
+each part gets its share of each class. Legend: U = units, images or groups of them; B = parts; L = labels:
+0 for all images, then one for each class, which the images have in which it occurs.
 """
 
 import hashlib
@@ -19,11 +19,7 @@ from seg.errors import DataError
 Splits = dict[str, list[str]]
 Partition = Callable[[list[str], list[int]], list[list[str]]]  # names and sizes -> parts
 SPLITS = ("train", "val", "test")
-OFF = {
-    "test": "0",
-    "blocks": "false",
-    "stratify": "false",
-}  # how an option is left out, if not null
+OFF = {"test": "0", "blocks": "false", "stratify": "false"}  # value without effect, if not null
 
 
 def divide(
@@ -37,25 +33,26 @@ def divide(
     groups: dict[str, str] | None = None,
     presence: Callable[[str], np.ndarray] | None = None,
 ) -> Splits:
-    """Names in train, val and, if any are kept for it, test.
+    """Divide names into train, val and, if ``test`` is above 0, test.
 
     Args:
         names: in their order.
-        val: share in 0..1 that validates; None: 0.2, or the fold.
-        test: share in 0..1 kept for the test; with folds it is the same for each.
-        fold: which of ``folds`` validates; None: the share ``val``.
+        val: share of the validation split, 0..1; None: 0.2, or the fold.
+        test: share of the test split, 0..1; the same images for each fold.
+        fold: index of the validation fold; None: the share ``val``.
         folds: number of disjoint validation splits that together hold all but the test images.
         blocks: contiguous in the order of names, where 2 comes before 10; the test's block is the last.
-        seed: of what is random.
+        seed: of the random draw.
         groups: name -> group, which stays whole; None: each image by itself.
-        presence: name -> (C,) whether each class occurs; parts get their share of it. None: not looked at.
+        presence: function of a name that returns whether each class occurs, (C,); parts get their share of
+            the images with each class. None: classes do not count.
 
     Raises:
-        DataError: when options exclude each other or leave a split empty.
+        DataError: if options exclude each other or leave a split empty.
     """
     if blocks:
-        beside = {"group_by": groups, "stratify": presence is not None}
-        refuse(beside, "data.blocks", "blocks go by names alone")
+        excluded = {"group_by": groups, "stratify": presence is not None}
+        refuse(excluded, "data.blocks", "blocks go by names alone")
     if fold is not None:
         refuse({"val": val}, f"data.fold={fold}", "the fold is what validates")
     rng = np.random.default_rng(seed)
@@ -71,7 +68,7 @@ def divide(
 
 
 def share_split(names: list[str], val: float, test: float, partition: Partition) -> Splits:
-    """The shares ``val`` and ``test`` of the names; the others train."""
+    """Divide names by the shares ``val`` and ``test``; the others train."""
     if not (val > 0 and test >= 0 and val + test < 1):
         raise DataError(
             f"data.val={val} and data.test={test}: shares of 0..1 that leave some to train on"
@@ -89,7 +86,7 @@ def share_split(names: list[str], val: float, test: float, partition: Partition)
 def fold_split(
     names: list[str], fold: int, folds: int, test: float, partition: Partition
 ) -> Splits:
-    """Fold ``fold`` of what the share ``test`` leaves validates; the other folds train."""
+    """Divide names without the share ``test`` into folds, of which ``fold`` validates and the others train."""
     if not (folds >= 2 and 0 <= fold < folds):
         raise DataError(
             f"data.fold={fold} of data.folds={folds}: give 2 folds or more, and 0 <= fold < folds"
@@ -105,41 +102,42 @@ def fold_split(
         )
     rest, tested = partition(names, [left, kept])
     val = partition(rest, even_sizes(len(rest), folds))[fold]
-    held = set(val)
-    return filled([[name for name in rest if name not in held], val, tested])
+    members = set(val)
+    return filled([[name for name in rest if name not in members], val, tested])
 
 
 def filled(parts: list[list[str]]) -> Splits:
-    """The parts by the name of their split, without an empty test."""
+    """Return the parts by the name of their split, without empty ones."""
     return {split: part for split, part in zip(SPLITS, parts, strict=True) if part}
 
 
 def even_sizes(count: int, parts: int) -> list[int]:
-    """Sizes that differ by at most one, the larger ones first."""
+    """Return sizes that differ by at most one, the larger ones first."""
     return [count // parts + (i < count % parts) for i in range(parts)]
 
 
 def consecutive(names: list[str], sizes: list[int]) -> list[list[str]]:
+    """Divide names into consecutive parts."""
     ends = np.cumsum(sizes).tolist()
     return [names[end - size : end] for end, size in zip(ends, sizes, strict=True)]
 
 
 def in_blocks(names: list[str], sizes: list[int]) -> list[list[str]]:
-    """Contiguous parts in the order of names."""
+    """Divide names into contiguous parts in the order of names."""
     return consecutive(sorted(names, key=natural), sizes)
 
 
 def natural(name: str) -> tuple[list[str | int], str]:
-    """Sorts names so that the number 2 comes before 10."""
+    """Return a sort key by which the number 2 comes before 10."""
     words = re.split(r"(\d+)", name)
     return [int(word) if i % 2 else word for i, word in enumerate(words)], name
 
 
 def shuffled(names: list[str], sizes: list[int], rng: np.random.Generator) -> list[list[str]]:
-    """Parts drawn at random; the first gets what the others leave."""
+    """Divide names at random; the first part gets what the others leave."""
     drawn = rng.permutation(len(names)).tolist()
-    taken = len(names) - sizes[0]
-    order = [names[i] for i in drawn[taken:] + drawn[:taken]]
+    others = len(names) - sizes[0]
+    order = [names[i] for i in drawn[others:] + drawn[:others]]
     return [sorted(part) for part in consecutive(order, sizes)]
 
 
@@ -150,13 +148,14 @@ def dealt(
     groups: dict[str, str],
     presence: dict[str, np.ndarray],
 ) -> list[list[str]]:
-    """Parts of whole groups, each with its share of the images in which a class occurs.
+    """Divide names into parts of whole groups, each with its share of the images in which a class occurs.
 
-    Single images fill the sizes exactly; groups come as near as ``deal`` gets.
+    Without groups the sizes are exact; with groups they are as near as ``deal`` gets.
 
     Raises:
-        DataError: when there are fewer groups than parts.
+        DataError: if there are fewer groups than parts.
     """
+    # Units: the groups, or single images.
     units: dict[str, list[str]] = {}
     for name in names:
         units.setdefault(groups.get(name, name), []).append(name)
@@ -166,6 +165,7 @@ def dealt(
             f"data.group_by leaves {len(units)} group{'s' * (len(units) > 1)}, {short(sorted(units))}, for "
             f"{wanted} parts: more groups, fewer data.folds or a smaller data.test are needed"
         )
+    # Their images with each label, and the images with each label due to each part.
     members = list(units.values())
     weight_UL = np.array(
         [np.sum([[1, *presence.get(n, ())] for n in unit], axis=0) for unit in members], int
@@ -186,22 +186,23 @@ def deal(
     rng: np.random.Generator,
     largest_first: bool,
 ) -> list[list[int]]:
-    """The units of each part, by iterative stratification.
+    """Return the units of each part by iterative stratification.
 
-    Sechidis, Tsoumakas and Vlahavas 2011, ECML PKDD: the rarest label is dealt first, each unit to the part
-    that lacks it most, then to that with the most room, then by chance. Differs: a full part gets nothing
-    more, none stays empty, and the largest units may come first, which evens out parts of one size.
+    Sechidis, Tsoumakas and Vlahavas 2011, ECML PKDD: the rarest label is assigned first, each unit to the part
+    that lacks it most, then to the part with the most room, then at random. Differs: a full part gets nothing
+    more, no part stays empty, and the largest units may come first, which evens out parts of equal size.
 
     Args:
-        weight_UL: images of a unit, in all (label 0) and with each class; integers.
-        share_B: of the images that each part is to get, integers; a part of 0 gets none.
-        lack_BL: images that are due to each part, times the sum of the shares.
+        weight_UL: images of each unit with each label; integers.
+        share_B: share of the images that each part is due, integers; a part of 0 gets none.
+        lack_BL: images with each label that are due to each part, times the sum of the shares.
         rng: draws the order of the units, and decides between equals.
-        largest_first: the units with most images of the label come before the others.
+        largest_first: whether the units with the most images of the label come first.
     """
     parts: list[list[int]] = [[] for _ in share_B]
     lack_BL, left = lack_BL.copy(), rng.permutation(len(weight_UL)).tolist()
     while left:
+        # The units with the rarest label.
         left_L = weight_UL[left].sum(0)
         rarest = min(np.flatnonzero(left_L), key=lambda label: left_L[label])
         turn = [unit for unit in left if weight_UL[unit, rarest]]
@@ -209,61 +210,66 @@ def deal(
         if largest_first:
             turn.sort(key=lambda unit: -weight_UL[unit, rarest])
         for done, unit in enumerate(turn):
-            takers = [b for b, part in enumerate(parts) if share_B[b] and not part]
-            if len(takers) < len(turn) - done + len(
-                left
-            ):  # else each one left goes to an empty part
-                takers = np.flatnonzero(lack_BL[:, 0] > 0).tolist()
-            most = max((lack_BL[b, rarest], lack_BL[b, 0], rng.random(), b) for b in takers)[-1]
-            parts[most].append(unit)
-            lack_BL[most] -= weight_UL[unit] * share_B.sum()
+            # The parts with room, or the empty ones if each of the remaining units is needed for one of them.
+            candidates = [b for b, part in enumerate(parts) if share_B[b] and not part]
+            if len(candidates) < len(turn) - done + len(left):
+                candidates = np.flatnonzero(lack_BL[:, 0] > 0).tolist()
+            best = max((lack_BL[b, rarest], lack_BL[b, 0], rng.random(), b) for b in candidates)[-1]
+            parts[best].append(unit)
+            lack_BL[best] -= weight_UL[unit] * share_B.sum()
     return parts
 
 
 def groups_of(names: list[str], pattern: str) -> dict[str, str]:
-    """Name -> its group: the pattern's first group, or all that it matches; folders in a name aside.
+    """Return name -> group: the pattern's first group, or all that it matches, in the name without folders.
 
     Raises:
-        DataError: when the pattern is none, or a name doesn't match.
+        DataError: if the pattern is invalid, or a name does not match.
     """
     try:
         compiled = re.compile(pattern)
     except re.error as error:
         raise DataError(f"data.group_by={pattern}: not a regular expression ({error})") from error
-    found = {name: compiled.search(name.rpartition("/")[2]) for name in names}
-    groups = {n: match[min(1, compiled.groups)] for n, match in found.items() if match}
-    lonely = [name for name in names if not groups.get(name)]
-    if lonely:
+    matches = {name: compiled.search(name.rpartition("/")[2]) for name in names}
+    groups = {n: match[min(1, compiled.groups)] for n, match in matches.items() if match}
+    without = [name for name in names if not groups.get(name)]
+    if without:
         raise DataError(
-            f"data.group_by={pattern}: no group in the name {lonely[0]!r}"
-            f"{f' ({len(lonely)} such names)' if len(lonely) > 1 else ''}; it must find one in every name"
+            f"data.group_by={pattern}: no group in the name {without[0]!r}"
+            f"{f' ({len(without)} such names)' if len(without) > 1 else ''}; it must find one in every name"
         )
     return groups
 
 
 def check_apart(splits: Splits, groups: dict[str, str]) -> None:
-    """Raises DataError when a group is on two sides."""
-    seen: dict[str, tuple[str, str]] = {}
+    """Raise DataError if a group is in two splits."""
+    places: dict[str, tuple[str, str]] = {}
     for split, names in splits.items():
         for name in names:
-            first, other = seen.setdefault(groups[name], (split, name))
+            first, other = places.setdefault(groups[name], (split, name))
             if first != split:
                 raise DataError(
                     f"data.group_by: group {groups[name]!r} is in {first} ({other}) and in {split} ({name}); "
-                    "move it to one side"
+                    "move it to one of them"
                 )
 
 
 def refuse(options: Mapping[str, object], beside: str, why: str) -> None:
-    """Raises DataError for the first option that is given (neither None nor False) beside another."""
+    """Raise DataError for the first option that is set (neither None nor False) although another excludes it.
+
+    Args:
+        options: name -> value.
+        beside: the option or the data that excludes them, for the message.
+        why: reason, for the message.
+    """
     for name, value in options.items():
         if value is not None and value is not False:
-            said = "" if isinstance(value, dict) else f"={'true' if value is True else value}"
+            text = "" if isinstance(value, dict) else f"={'true' if value is True else value}"
             off = OFF.get(name, "null")
-            raise DataError(f"data.{name}{said} beside {beside}: {why}; take data.{name}={off}")
+            raise DataError(f"data.{name}{text} beside {beside}: {why}; take data.{name}={off}")
 
 
 def split_hash(splits: Splits) -> str:
-    """12 hex digits of the SHA-256 of the sorted names of each split."""
+    """Return 12 hex digits of the SHA-256 of the sorted names of each split."""
     members = {split: sorted(names) for split, names in splits.items()}
     return hashlib.sha256(json.dumps(members, sort_keys=True).encode()).hexdigest()[:12]

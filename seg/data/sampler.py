@@ -1,4 +1,4 @@
-"""Order of the training samples: a function of seed and epoch."""
+"""Order of the training samples as a function of seed and epoch."""
 
 import os
 import signal
@@ -9,9 +9,9 @@ from torch.utils.data import Sampler
 
 
 def apart(worker: int) -> None:
-    """Keeps a loader process from signals that are meant for the run, which ends after its step by itself.
+    """Ignore signals in a DataLoader worker: the main process finishes its step and ends its workers.
 
-    Ctrl-C and ``timeout`` reach a whole group of processes; SLURM's ``--signal`` all of a job's step.
+    Ctrl-C and ``timeout`` reach a whole process group, SLURM's ``--signal`` all processes of a job step.
     """
     if hasattr(os, "setpgid"):
         os.setpgid(0, 0)
@@ -20,12 +20,12 @@ def apart(worker: int) -> None:
 
 
 class EpochSampler(Sampler):
-    """Order of the samples as a pure function of (seed, epoch); each process takes every world-th one.
+    """Order of the samples as a pure function of (seed, epoch); each rank takes every ``world``-th sample.
 
     Lightning calls ``set_epoch``. Yields (epoch, index), so that a sample knows its epoch in any worker.
 
     Attributes:
-        skip: samples of this process that the next pass leaves out, as an epoch that is taken up does.
+        skip: samples of this rank that the next pass leaves out, as a resumed epoch does.
     """
 
     def __init__(self, size: int, seed: int, shuffle: bool, rank: int = 0, world: int = 1) -> None:

@@ -1,4 +1,4 @@
-"""What a data set's options say of its splits: drawn, listed, or as the data itself says."""
+"""Splits of a data set by its options: drawn, listed, or given by the data itself."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from seg.errors import DataError
 
 @dataclass(frozen=True)
 class Division:
-    """The options, as seg.data.datasets.folder.Folder has them."""
+    """Options of the split; see seg.data.datasets.folder.Folder."""
 
     val: float | None
     test: float
@@ -30,22 +30,22 @@ class Division:
         names: list[str],
         presence: Callable[[str], np.ndarray],
         listed: Callable[[dict[str, list[str]]], Splits],
-        said: Splits | None = None,
-        by: tuple[str, str] = ("", ""),
+        given: Splits | None = None,
+        given_by: tuple[str, str] = ("", ""),
         groups: dict[str, str] | None = None,
     ) -> Splits:
-        """The names of each split; a group is on one side.
+        """Return the image names of each split; a group is in one split.
 
         Args:
             names: of all images, in their order.
-            presence: name -> (C,) whether each class occurs.
-            listed: what the lines of ``lists`` mean.
-            said: the splits that the data itself says; None: it doesn't.
-            by: what says so, and why no option may.
-            groups: name -> group that the data itself says.
+            presence: function of a name that returns whether each class occurs, (C,).
+            listed: function that turns the lines of ``lists`` into splits.
+            given: splits that the data itself defines; None: it defines none.
+            given_by: what defines them, and why options are excluded, for messages.
+            groups: name -> group, if the data itself defines groups.
 
         Raises:
-            DataError: when options exclude each other, or leave a split empty.
+            DataError: if options exclude each other, or leave a split empty.
         """
         choice: dict[str, object] = {"fold": self.fold, "blocks": self.blocks}
         choice |= {"stratify": self.stratify, "val": self.val, "test": self.test or None}
@@ -53,27 +53,27 @@ class Division:
             refuse({"group_by": self.group_by}, "the table's column group", "it says the group")
         elif self.group_by is not None:
             groups = groups_of(names, self.group_by)
-        if said is not None:
-            refuse(choice | {"lists": self.lists}, *by)
-            found = said
+        if given is not None:
+            refuse(choice | {"lists": self.lists}, *given_by)
+            splits = given
         elif self.lists is not None:
             refuse(choice, "data.lists", "the lists say which image is on which side")
-            found = listed(read_lists(self.lists))
+            splits = listed(read_lists(self.lists))
         else:
-            found = divide(
+            splits = divide(
                 names, self.val, self.test, self.fold, self.folds, self.blocks, self.split_seed, groups,
                 presence if self.stratify else None,
             )  # fmt: skip
         if groups is not None:
-            check_apart(found, groups)
-        return found
+            check_apart(splits, groups)
+        return splits
 
 
 def read_lists(lists: str | dict[str, str]) -> dict[str, list[str]]:
-    """The lines of train.txt, val.txt and perhaps test.txt of a folder, or of the files given by split.
+    """Read the lines of train.txt, val.txt and perhaps test.txt in a folder, or of a file for each split.
 
     Raises:
-        DataError: when one is missing, can't be read, or is for no such split.
+        DataError: if a file is missing or cannot be read, or a split is unknown.
     """
     if isinstance(lists, str):
         if not Path(lists).is_dir():
@@ -99,16 +99,16 @@ def read_lists(lists: str | dict[str, str]) -> dict[str, list[str]]:
 
 
 def listed_split(lines: dict[str, list[str]], names: dict[str, str]) -> Splits:
-    """The splits that lists give.
+    """Return the splits that lists define.
 
     Args:
-        lines: of each list; an image's name, or the name of its file.
-        names: name of a file, and name of an image -> name of the image.
+        lines: of each split's list; an image's name, or the name of its file.
+        names: name of a file or of an image -> name of the image.
 
     Raises:
         DataError: unless each image is in one list, once.
     """
-    seen: dict[str, str] = {}
+    split_of: dict[str, str] = {}
     splits: Splits = {split: [] for split in SPLITS if split in lines}
     for split, members in splits.items():
         for line in lines[split]:
@@ -118,19 +118,18 @@ def listed_split(lines: dict[str, list[str]], names: dict[str, str]) -> Splits:
                     f"one name, like {next(iter(names))}"
                 )
             name = names[line]
-            if name in seen:
-                where = (
-                    f"twice in {split}" if seen[name] == split else f"in {seen[name]} and {split}"
-                )
+            if name in split_of:
+                other = split_of[name]
+                where = f"twice in {split}" if other == split else f"in {other} and {split}"
                 raise DataError(f"data.lists: {name!r} is {where}; keep one of the two lines")
-            seen[name] = split
+            split_of[name] = split
             members.append(name)
         if not members:
             raise DataError(f"data.lists: {split} names no image; add some or leave the list out")
-    forgotten = sorted(set(names.values()) - set(seen))
-    if forgotten:
+    unlisted = sorted(set(names.values()) - set(split_of))
+    if unlisted:
         raise DataError(
-            f"data.lists: {len(forgotten)} of {len(forgotten) + len(seen)} images are in no list, "
-            f"{short(forgotten)}; add them to one, or take them out of data.root"
+            f"data.lists: {len(unlisted)} of {len(unlisted) + len(split_of)} images are in no list, "
+            f"{short(unlisted)}; add them to one, or take them out of data.root"
         )
     return splits

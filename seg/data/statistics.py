@@ -1,53 +1,57 @@
-"""A look at a data set before it is trained on: grey values, sizes, classes, and what is wrong with it.
+"""Statistics of a data set, computed before training: grey values, sizes, classes and what is wrong.
 
-What was found is kept in the user's cache, by the names, sizes and times of the files, so that the next start
-needs no look.
+They are kept in the user's cache under the names, sizes and times of the files, so that the next start reads
+no image.
 """
 
 import hashlib
 import json
 import logging
-import os
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
+from pydantic import TypeAdapter
 from rich.progress import track
 
 from seg.data.datasets.base import Source
-from seg.data.image_cache import MOST, Store, caches
+from seg.data.image_cache import Store, caches, spread
 from seg.data.masks import class_pixels
 from seg.data.normalization import Intensity, Measure
-from seg.data.quality.checks import judge
-from seg.data.quality.inspect import Look, Looks, fingerprint, look
+from seg.data.quality.checks import judge_training
+from seg.data.quality.inspect import Look, fingerprint, look
 from seg.data.quality.issues import Fault
 from seg.display.console import console
 from seg.errors import DataError
+from seg.files import UnsafePath, write_bytes
 from seg.logits import IGNORE
 
 log = logging.getLogger("seg")
-CLOSELY = 32  # images of a split whose masks are tried in every turn
 
 
-class Survey(NamedTuple):
-    """What a look at the data found.
+@dataclass(frozen=True)
+class Survey:
+    """Statistics of a data set.
 
     Attributes:
-        intensity: how grey values become network input.
+        intensity: normalisation of the images.
         sizes: (H, W) of the images of each split.
-        shares: of the training split's pixels that are of each class, in 0..1, ignored ones aside; (C,).
-        holds: whether each training image read has each class; (N, C).
-        warnings: what is doubtful; errors are raised.
-        digests: name -> hash of the image and of the mask, as read; of each that was read.
+        shares: share of the training split's pixels that each class has, in 0..1, without ignored ones; (C,).
+        holds: for each training image read, whether each class occurs; (N, C).
+        warnings: faults that do not prevent training; errors are raised.
+        digests: name -> hash of the image and of the mask as read, for each that was read.
     """
 
     intensity: Intensity
     sizes: dict[str, set[tuple[int, int]]]
-    shares: np.ndarray
-    holds: np.ndarray
+    shares: list[float]
+    holds: list[list[bool]]
     warnings: list[Fault]
     digests: dict[str, tuple[str, str]]
+
+
+SURVEY = TypeAdapter(Survey)
 
 
 def survey(
@@ -56,30 +60,36 @@ def survey(
     percentiles: tuple[float, float] | None = None,
     check: bool = False,
 ) -> Survey:
-    """Reads up to 1000 images of each split, or what an earlier look at the same files has found.
+    """Read up to 1000 images of each split, or return the cached statistics of the same files.
+
+    From then on the store raises if one of these images changes.
 
     Args:
         store: of the data.
-        intensity: of the run whose network the data is for; None: measured on the training split.
+        intensity: normalisation of a trained network; None: computed from the training split.
         percentiles: of the grey values that become 0 and 1; None: the type's range.
-        check: whether to judge as seg.check does.
+        check: whether to check the data as seg.check does, except for its heuristics.
 
     Raises:
-        DataError: for the first file that can't be used, when channels or types differ, and for the gravest
-            of what is wrong.
+        DataError: for the first file that cannot be used, if channels or types differ, and for the most
+            important error of the check.
     """
     source = store.source
     for split, names in source.splits.items():
         if not names:
             raise DataError(f"the {split} split has no images: {type(source).__name__} found none")
-    chosen = {s: names[:: -(-len(names) // MOST)] for s, names in source.splits.items()}
-    known = None if intensity else kept_file(source, chosen, percentiles, check)
-    if known is not None and (found := recalled(known)) is not None:
-        return found
-    found = surveyed(store, chosen, intensity, percentiles, check)
-    if known is not None:
-        remember(known, found)
-    return found
+    chosen = {split: spread(names) for split, names in source.splits.items()}
+    stamps = store.stamps(name for names in chosen.values() for name in names)
+    file = None
+    if intensity is None and len(stamps) == sum(map(len, chosen.values())):
+        file = cached_file(source, list(stamps.values()), percentiles, check)
+    statistics = None if file is None else recalled(file)
+    if statistics is None:
+        statistics = surveyed(store, chosen, intensity, percentiles, check)
+        if file is not None:
+            remember(file, statistics)
+    store.trust(stamps, statistics.digests)
+    return statistics
 
 
 def surveyed(
@@ -89,20 +99,16 @@ def surveyed(
     percentiles: tuple[float, float] | None,
     check: bool,
 ) -> Survey:
+    """Compute the statistics of the chosen images of each split; see ``survey``."""
     source, first = store.source, None
     measure, looks = Measure(percentiles), []
     sizes: dict[str, set[tuple[int, int]]] = {split: set() for split in chosen}
     pixels_NC, valid_C = [], np.zeros(len(source.classes))
     digests: dict[str, tuple[str, str]] = {}
     for split, names in chosen.items():
-        closely = set(names[:: -(-len(names) // CLOSELY)])
-        for name in track(
-            names,
-            f"reading {split}",
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        ):
+        text, hidden = f"reading {split}", not console.is_terminal
+        for name in track(names, text, console=console, transient=True, disable=hidden):
+            # All images have the type and the channels of the first.
             image, mask = store.read(name)
             first = first or (name, image.shape[2], image.dtype)
             if (image.shape[2], image.dtype) != first[1:]:
@@ -110,35 +116,38 @@ def surveyed(
                     f"{name}: {image.shape[2]} channels of {image.dtype}, but {first[0]} has {first[1]} "
                     f"of {first[2]}; all images of a data set must agree"
                 )
+            # Sizes, classes and grey values.
             sizes[split].add(image.shape[:2])
             if split == "train":
                 pixels_NC.append(class_pixels(mask, len(source.classes)))
                 valid_C += (mask != IGNORE).sum((0, 1))  # of each plane, where classes overlap
                 if intensity is None:
                     measure.add(image)
+            # Hashes, and what the check needs.
             if check:
-                seen = look(source, split, name, image, mask, None, name in closely)
-                looks.append(seen)
-                digests[name] = (seen.image_hash.hex(), seen.mask_hash.hex())
+                looks.append(look(source, split, name, image, mask, None, heuristics=False))
+                hashes = looks[-1].image_hash, looks[-1].mask_hash
             else:
-                digests[name] = (fingerprint(image).hex(), fingerprint(mask).hex())
+                hashes = fingerprint(image), fingerprint(mask)
+            digests[name] = (hashes[0].hex(), hashes[1].hex())
     if intensity is not None and first and first[1] != intensity.channels:
         raise DataError(
             f"{first[0]}: {first[1]} channels; the run was trained on {intensity.channels}"
         )
-    counts = np.array(pixels_NC).reshape(-1, len(source.classes))
-    shares = counts.sum(0) / valid_C.clip(1)
+    counts_NC = np.array(pixels_NC).reshape(-1, len(source.classes))
+    shares = (counts_NC.sum(0) / valid_C.clip(1)).tolist()
     warnings = judged(source, looks) if check else []
-    return Survey(intensity or measure.intensity(), sizes, shares, counts > 0, warnings, digests)
+    intensity = intensity or measure.intensity()
+    return Survey(intensity, sizes, shares, (counts_NC > 0).tolist(), warnings, digests)
 
 
 def judged(source: Source, looks: list[Look]) -> list[Fault]:
-    """The warnings.
+    """Return the warnings.
 
     Raises:
-        DataError: for the gravest error.
+        DataError: for the most important error.
     """
-    faults = judge(source, Looks(looks, []), None)
+    faults = judge_training(source, looks)
     errors = [fault for fault in faults if fault.error]
     if errors:
         more = f" (and {len(errors) - 1} more)" if errors[1:] else ""
@@ -149,56 +158,28 @@ def judged(source: Source, looks: list[Look]) -> list[Fault]:
     return faults
 
 
-def kept_file(
-    source: Source,
-    chosen: dict[str, list[str]],
-    percentiles: tuple[float, float] | None,
-    check: bool,
-) -> Path | None:
-    """Where a look at the same files has left what it found; None where a source has no files."""
-    stamp = getattr(source, "stamp", None)
-    if stamp is None:
-        return None
-    try:
-        stamps = [stamp(name) for names in chosen.values() for name in names]
-    except OSError:  # a file went away; reading says which
-        return None
-    what = [type(source).__name__, source.classes, source.task, source.splits, percentiles, check]
-    text = json.dumps([version("seg"), *what, stamps], default=str)
-    key = hashlib.sha256(text.encode()).hexdigest()[:32]
-    return caches() / "surveys" / f"{key}.json"
+def cached_file(
+    source: Source, stamps: list[str], percentiles: tuple[float, float] | None, check: bool
+) -> Path:
+    """Return the file for the statistics of a source whose images have these stamps."""
+    parts = [type(source).__name__, source.classes, source.task, source.splits, percentiles, check]
+    text = json.dumps([version("seg"), *parts, stamps], default=str)
+    return caches() / "surveys" / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
 
 
 def recalled(file: Path) -> Survey | None:
-    """What was found before; None where nothing is there, or it can't be read."""
+    """Return the statistics that a file holds; None if it is missing or damaged."""
     try:
-        kept = json.loads(file.read_text("utf-8"))
-        return Survey(
-            Intensity(**kept["intensity"]),
-            {split: {(h, w) for h, w in sizes} for split, sizes in kept["sizes"].items()},
-            np.array(kept["shares"]),
-            np.array(kept["holds"], bool),
-            [Fault(**fault) for fault in kept["warnings"]],
-            {name: (image, mask) for name, (image, mask) in kept["digests"].items()},
-        )
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return SURVEY.validate_json(file.read_bytes())
+    except (OSError, ValueError):
         return None
 
 
-def remember(file: Path, found: Survey) -> None:
-    """Keeps what was found, whole or not at all."""
-    kept: dict[str, Any] = {
-        "intensity": found.intensity.to_dict(),
-        "sizes": {split: sorted(sizes) for split, sizes in found.sizes.items()},
-        "shares": found.shares.tolist(),
-        "holds": found.holds.astype(int).tolist(),
-        "warnings": [vars(fault) for fault in found.warnings],
-        "digests": found.digests,
-    }
-    aside = file.with_name(f".{os.getpid()}-{file.name}")
+def remember(file: Path, statistics: Survey) -> None:
+    """Write the statistics to a file."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_text(json.dumps(kept), "utf-8")
-        os.replace(aside, file)
-    except OSError as error:
-        log.info(f"data       the look at it can't be kept in {file.parent} ({error.strerror})")
+        write_bytes(file, SURVEY.dump_json(statistics), file.parent)
+    except (OSError, UnsafePath) as error:
+        reason = getattr(error, "strerror", None) or error
+        log.info(f"data       statistics can't be kept in {file.parent} ({reason})")

@@ -1,4 +1,4 @@
-"""What is wrong with a data set, from what was seen of each image: each fault with its remedy."""
+"""Checks of a data set: from the statistics of its images to faults, each with its remedy."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -10,10 +10,9 @@ import numpy as np
 from seg.data.datasets.base import Source
 from seg.data.datasets.folder import Folder
 from seg.data.image_io import read_pages
-from seg.data.masks import short
 from seg.data.quality.duplicates import exact, near
 from seg.data.quality.inspect import Look, Looks
-from seg.data.quality.issues import ORDER, Fault, percent
+from seg.data.quality.issues import ORDER, Fault, count, percent
 from seg.logits import IGNORE
 
 Redraw = Callable[[str], dict[str, list[str]] | None]
@@ -22,207 +21,205 @@ Redraw = Callable[[str], dict[str, list[str]] | None]
 def judge(
     source: Source, seen: Looks, root: Path | None, redraw: Redraw = lambda option: None
 ) -> list[Fault]:
-    """All faults, the most important first: those of single files, and what only all of them tell.
+    """Return all faults of a data set, the most important first.
 
     Args:
         source: of the data.
-        seen: of all its images.
+        seen: statistics of all its images.
         root: folder of the data, if it has one.
-        redraw: an option, ``split_seed=1`` -> the splits that it would give, or None.
+        redraw: function of an option, ``split_seed=1``, that returns the splits with it, or None.
     """
     looks = seen.looks
     faults = [
         *explain_values(source, seen, root),
-        *unlike(looks),
-        *single(looks),
-        *classes(source, seen, redraw),
-        *exact(looks),
+        *judge_training(source, looks, seen.faults, redraw),
+        *(fault for image in looks for fault in doubts(image)),
         *near(looks),
+    ]
+    return by_importance(faults)
+
+
+def judge_training(
+    source: Source,
+    looks: list[Look],
+    unread: list[Fault] | None = None,
+    redraw: Redraw = lambda option: None,
+) -> list[Fault]:
+    """Return the faults of images that could be read, without heuristics, the most important first.
+
+    Args:
+        source: of the data.
+        looks: statistics of the images.
+        unread: a fault for each image that could not be read.
+        redraw: see ``judge``.
+    """
+    faults = [
+        *unlike(looks),
+        *(fault for image in looks for fault in single(image)),
+        *classes(source, looks, bool(unread), redraw),
+        *exact(looks),
         *whole_set(looks),
     ]
-    return sorted(faults, key=lambda f: ORDER.index(f.kind))  # stable: in order of names within
+    return by_importance(faults)
+
+
+def by_importance(faults: list[Fault]) -> list[Fault]:
+    """Sort faults by their kind; those of one kind keep their order."""
+    return sorted(faults, key=lambda fault: ORDER.index(fault.kind))
 
 
 def explain_values(source: Source, seen: Looks, root: Path | None) -> list[Fault]:
-    """The faults of single files; where mask values are wrong, what they are in all, and what mends all."""
-    found: dict[str, Counter[int]] = {}  # values and their numbers of pixels, by file
+    """Return the faults of single files; wrong mask values with their shares and one remedy for all masks."""
+    counts: dict[str, Counter[int]] = {}  # pixels of each value, by file
     faults = []
     for fault in seen.faults:
-        named, _, page = fault.file.partition(", page ")
-        file = Path(named) if root is None else root / named
+        name, _, page = fault.file.partition(", page ")
+        file = Path(name) if root is None else root / name
         if fault.kind == "colours":
-            faults.append(replace(fault, found=f"{fault.found}: {colours_of(file)}"))
+            fault = replace(fault, found=f"{fault.found}: {colours_of(file)}")
         elif fault.kind == "values":
-            pixels = np.concatenate(
-                [one.ravel() for one in read_pages(file, int(page) if page else None)]
+            pages = read_pages(file, int(page) if page else None)
+            values, numbers = np.unique(
+                np.concatenate([p.ravel() for p in pages]), return_counts=True
             )
-            values, counts = np.unique(pixels, return_counts=True)
-            found[fault.file] = Counter(dict(zip(values.tolist(), counts.tolist(), strict=True)))
-            if noisy(found[fault.file], len(source.classes), file):
-                faults.append(replace(fault, kind="noise", **noise(found.pop(fault.file))))
+            pixels = Counter(dict(zip(values.tolist(), numbers.tolist(), strict=True)))
+            if noisy(pixels, len(source.classes), file):
+                fault = replace(fault, kind="noise", **noise(pixels))
             else:
-                faults.append(fault)
-        else:
-            faults.append(fault)
-    if not found or not isinstance(source, Folder):
+                counts[fault.file] = pixels
+                fault = replace(fault, found=f"{fault.found}, {pixels_each(pixels)}")
+        faults.append(fault)
+    if not counts or not isinstance(source, Folder):
         return faults
-    remedy = values_remedy(source, seen.looks, found)
-    return [
-        replace(f, remedy=remedy, found=f"{f.found}, {pixels_each(found[f.file])}")
-        if f.kind == "values"
-        else f
-        for f in faults
-    ]
+    remedy = values_remedy(source, seen.looks, counts)
+    return [replace(f, remedy=remedy) if f.kind == "values" else f for f in faults]
 
 
-def noisy(found: Counter[int], num_classes: int, file: Path) -> bool:
-    """Whether values come from lossy compression: many, most of them rare or beside a frequent one."""
-    most = sum(n for _, n in found.most_common(num_classes + 1))
-    many = len(found) > max(2 * num_classes + 2, 6)
-    lossy = file.suffix.lower() in (".jpg", ".jpeg", ".webp") and len(found) > num_classes
-    return lossy or (many and (most > 0.8 * found.total() or len(found) > 32))
+def noisy(pixels: Counter[int], num_classes: int, file: Path) -> bool:
+    """Return whether values look lossily compressed: many of them, most of them rare."""
+    most = sum(n for _, n in pixels.most_common(num_classes + 1))
+    many = len(pixels) > max(2 * num_classes + 2, 6)
+    lossy = file.suffix.lower() in (".jpg", ".jpeg", ".webp") and len(pixels) > num_classes
+    return lossy or (many and (most > 0.8 * pixels.total() or len(pixels) > 32))
 
 
-def noise(found: Counter[int]) -> dict[str, str]:
+def noise(pixels: Counter[int]) -> dict[str, str]:
+    """Return finding and remedy for a lossily compressed mask."""
     return {
-        "found": f"{len(found)} different values, {pixels_each(found)}",
+        "found": f"{len(pixels)} different values, {pixels_each(pixels)}",
         "remedy": "save masks as PNG or TIFF from the original labels; JPEG and smooth resizing change values",
     }
 
 
-def pixels_each(found: Counter[int]) -> str:
-    """The most frequent values, and their shares."""
-    shares = [f"{value}: {percent(n / found.total())}" for value, n in found.most_common(4)]
-    return f"pixels of {', '.join(shares)}{' ...' if len(found) > 4 else ''}"
+def pixels_each(pixels: Counter[int]) -> str:
+    """Return the most frequent values with their shares."""
+    shares = [f"{value}: {percent(n / pixels.total())}" for value, n in pixels.most_common(4)]
+    return f"pixels of {', '.join(shares)}{' ...' if len(pixels) > 4 else ''}"
 
 
 def colours_of(file: Path) -> str:
-    """The most frequent colours of a file, as #rrggbb."""
+    """Return the most frequent colours of a file, as #rrggbb, with their shares."""
     page = read_pages(file)[0]
     rgb = page[..., :3].reshape(-1, 3)
     if page.dtype != np.uint8:
         return f"{len(np.unique(rgb, axis=0))} colours"
     codes, counts = np.unique(rgb @ np.array([65536, 256, 1]), return_counts=True)
     order = counts.argsort()[::-1][:6]
-    named = ", ".join(f"#{codes[i]:06x} {percent(counts[i] / len(rgb))}" for i in order)
-    return f"{len(codes)} colour{'s' * (len(codes) > 1)}, {named}{' ...' if len(codes) > 6 else ''}"
+    shares = ", ".join(f"#{codes[i]:06x} {percent(counts[i] / len(rgb))}" for i in order)
+    return f"{count(len(codes), 'colour')}, {shares}{' ...' if len(codes) > 6 else ''}"
 
 
-def values_remedy(source: Folder, looks: list[Look], found: dict[str, Counter[int]]) -> str:
-    """The setting that makes the values of all masks legal, from those of right and of wrong masks."""
-    index = {value: i for value, i in source.values.index.items() if i != IGNORE}
-    wrong = sorted({v for values in found.values() for v in values} - set(source.values.index))
-    used = {i for one in looks for i in np.flatnonzero(one.pixels).tolist()}
-    seen = {v for v, i in index.items() if i in used} | {
-        v for values in found.values() for v in values if v in index
-    }
-    names = source.values.classes
-    every = sorted(seen | set(wrong))
-    if any(v != v or v != int(v) for v in wrong):
-        return "save whole numbers: each value is a class"
-    if len(every) <= len(names):
-        return f"'data.values={pairs(dict(zip(every, range(len(every)), strict=True)))}'"
-    void = f"if {short(wrong)} is void, 'data.ignore={sorted({*ignored_values(source), *wrong})}'"
-    if len(names) == 2 and len(wrong) == 1 and not any(max(index) in v for v in found.values()):
-        merged = pairs(index | {wrong[0]: 1})
-        return f"if {wrong[0]} is {names[1]}, 'data.values={merged}'; {void}"
-    if wrong == [IGNORE]:
-        return f"is it void? 'data.ignore={sorted({*ignored_values(source), IGNORE})}'"
-    if source.task == "overlapping":
-        return f"a plane holds {sorted(index)} or what 'data.values' says; {void}"
-    return (
-        f"correct the file, or name {short(wrong)} in data.classes ({len(names)} are named); {void}"
-    )
+def values_remedy(source: Folder, looks: list[Look], counts: dict[str, Counter[int]]) -> str:
+    """Return the option that declares the values of all masks.
 
-
-def ignored_values(source: Folder) -> list[int]:
-    return [value for value, i in source.values.index.items() if i == IGNORE]
-
-
-def pairs(values: dict[int, int]) -> str:
-    return "{" + ", ".join(f"{v}: {i}" for v, i in values.items()) + "}"
+    Args:
+        source: of the data.
+        looks: statistics of the masks that could be read.
+        counts: pixels of each value, for each mask with undeclared values.
+    """
+    used = {i for image in looks for i in np.flatnonzero(image.pixels).tolist()}
+    declared = {value for value, i in source.values.index.items() if i in used and i != IGNORE}
+    wrong_masks = {value for pixels in counts.values() for value in pixels}
+    return source.values.remedy(sorted(declared | wrong_masks), sorted(wrong_masks))
 
 
 def unlike(looks: list[Look]) -> list[Fault]:
-    """Images of another type or number of channels than most."""
-    kinds = Counter((one.channels, one.dtype) for one in looks)
+    """Return a fault for each image whose type or number of channels is not the most frequent one."""
+    kinds = Counter((image.channels, image.dtype) for image in looks)
     if len(kinds) < 2:
         return []
     (channels, dtype), usual = kinds.most_common(1)[0]
-    expected = (
-        f"{channels} channel{'s' * (channels > 1)} of {dtype}, as {usual} of {len(looks)} have"
-    )
+    expected = f"{count(channels, 'channel')} of {dtype}, as {usual} of {len(looks)} have"
     faults = []
-    for one in looks:
-        if (one.channels, one.dtype) == (channels, dtype):
+    for image in looks:
+        if (image.channels, image.dtype) == (channels, dtype):
             continue
-        if one.palette:
+        if image.palette:
             remedy = "a palette image is read as its colours: save it as the others are, convert('L') in Pillow"
-        elif one.dtype != dtype:
-            remedy = f"read it again from its origin as {dtype}; scaling {one.dtype} up restores no grey values"
+        elif image.dtype != dtype:
+            remedy = f"read it again from its origin as {dtype}; scaling {image.dtype} up restores no grey values"
         else:
-            remedy = f"save it with {channels} channel{'s' * (channels > 1)}"
-        found = f"{one.channels} channel{'s' * (one.channels > 1)} of {one.dtype}, {span(one)}"
-        faults.append(Fault("unlike", one.file, found, remedy, expected, one.name))
+            remedy = f"save it with {count(channels, 'channel')}"
+        low, high = image.span
+        found = f"{count(image.channels, 'channel')} of {image.dtype}, values {low:g} to {high:g}"
+        faults.append(Fault("unlike", image.file, found, remedy, expected, image.name))
     return faults
 
 
-def span(one: Look) -> str:
-    return f"values {one.span[0]:g} to {one.span[1]:g}"
-
-
-def single(looks: list[Look]) -> list[Fault]:
-    """What one image and its mask tell."""
+def single(image: Look) -> list[Fault]:
+    """Return the faults of one image and its mask."""
     faults = []
-    for one in looks:
-        if not one.valid.any():
-            remedy = "label it, or take the pair out; or is a class in data.ignore?"
-            found = "no pixel of a class, all are ignored"
-            faults.append(Fault("ignored", one.mask_file, found, remedy, name=one.name))
-        if one.flat is not None:
-            found, remedy = (
-                f"every pixel is {one.flat}",
-                "take the pair out, or export it anew",
-            )
-            faults.append(Fault("flat", one.file, found, remedy, name=one.name))
-        if one.jumps > 0.02:
-            found = f"{percent(one.jumps)} of neighbouring pixels differ by more than 200 of 255"
-            remedy = "export the 16-bit image as 16-bit TIFF or PNG, or scale it to 0..255 before it becomes 8-bit"
-            faults.append(Fault("low_byte", one.file, found, remedy, name=one.name))
-        if fault := turned(one):
-            faults.append(fault)
+    if not image.valid.any():
+        remedy = "label it, or take the pair out; or is a class in data.ignore?"
+        found = "no pixel of a class, all are ignored"
+        faults.append(Fault("ignored", image.mask_file, found, remedy, name=image.name))
+    if image.flat is not None:
+        found, remedy = f"every pixel is {image.flat}", "take the pair out, or export it again"
+        faults.append(Fault("flat", image.file, found, remedy, name=image.name))
     return faults
 
 
-def turned(one: Look) -> Fault | None:
-    """A mask whose classes and whose borders both fit the image much better another way round."""
-    if not one.fits:
-        return None
-    (own, steep), turn = one.fits[""], max(one.fits, key=lambda t: one.fits[t][0])
-    better, steeper = one.fits[turn]
-    if not (better > max(0.02, 1.2 * own) and steeper > 1.2 * steep):
-        return None
-    found = f"turned: as it is, the classes explain {percent(own)} of the grey values' variance, and {turn} {percent(better)}"
-    remedy = "compare mask and image in sheet.png, and save the mask the image's way up"
-    return Fault("turned", one.mask_file, found, remedy, name=one.name)
+def doubts(image: Look) -> list[Fault]:
+    """Return what is probably wrong with one image and its mask, by heuristics.
+
+    The grey values may be the low byte of 16 bits. The mask may be turned: its classes and its borders both
+    fit the image much better in another orientation.
+    """
+    faults = []
+    if image.jumps > 0.02:
+        found = f"{percent(image.jumps)} of neighbouring pixels differ by more than 200 of 255"
+        remedy = "export the 16-bit image as 16-bit TIFF or PNG, or scale it to 0..255 before it becomes 8-bit"
+        faults.append(Fault("low_byte", image.file, found, remedy, name=image.name))
+    if image.fits:
+        (own, own_slope), turn = image.fits[""], max(image.fits, key=lambda t: image.fits[t][0])
+        best, best_slope = image.fits[turn]
+        if best > max(0.02, 1.2 * own) and best_slope > 1.2 * own_slope:
+            found = (
+                f"turned: as it is, the classes explain {percent(own)} of the grey values' variance, and {turn} "
+                f"{percent(best)}"
+            )
+            remedy = (
+                "compare mask and image in sheet.png, and save the mask in the image's orientation"
+            )
+            faults.append(Fault("turned", image.mask_file, found, remedy, name=image.name))
+    return faults
 
 
-def classes(source: Source, seen: Looks, redraw: Redraw) -> list[Fault]:
-    """Splits without images, and classes that they lack."""
-    failed = {fault.name for fault in seen.faults}
+def classes(source: Source, looks: list[Look], unread: bool, redraw: Redraw) -> list[Fault]:
+    """Return a fault for each split without images, and for each class that a split or all of them lack."""
     faults = [
         Fault("empty", split, "no images", "put images there, or move some from another split")
         for split, names in source.splits.items()
         if not names
     ]
-    if not seen.looks:
+    if not looks:
         return faults
     images = {
-        split: np.sum([one.pixels > 0 for one in seen.looks if one.split == split] or 0, axis=0)
+        split: np.sum([image.pixels > 0 for image in looks if image.split == split] or 0, axis=0)
         * np.ones(len(source.classes))
         for split in source.splits
-    }
-    among = f" in the {len(seen.looks)} masks that could be read" if failed else ""
+    }  # split -> images that have each class, (K,)
+    among = f" in the {len(looks)} masks that could be read" if unread else ""
     total = np.sum(list(images.values()), axis=0)
     for i, name in enumerate(source.classes):
         if not total[i]:
@@ -235,43 +232,43 @@ def classes(source: Source, seen: Looks, redraw: Redraw) -> list[Fault]:
             elsewhere = ", ".join(f"{int(n[i])} of {s}" for s, n in images.items() if n[i])
             found = f"class {i} is in no image of {split}{among}, but in {elsewhere}"
             kind = "untrained" if split == "train" else "unscored"
-            faults.append(Fault(kind, name, found, split_remedy(source, seen.looks, split, redraw)))
+            faults.append(Fault(kind, name, found, split_remedy(looks, split, redraw)))
     return faults
 
 
-def split_remedy(source: Source, looks: list[Look], split: str, redraw: Redraw) -> str:
-    """What brings each class into each split: an option of the draw, where the split is drawn."""
-    present = {one.name: one.pixels > 0 for one in looks}
-    whole = np.any(list(present.values()), axis=0)
+def split_remedy(looks: list[Look], split: str, redraw: Redraw) -> str:
+    """Return the option that brings each class into each split, or the advice to add an image."""
+    present = {image.name: image.pixels > 0 for image in looks}
+    every = np.any(list(present.values()), axis=0)
     for option in ("stratify=true", *(f"split_seed={seed}" for seed in range(50))):
         drawn = redraw(option)
-        if drawn is None:  # folders or lists say, or the source has no such option
+        if drawn is None:  # the splits are folders or lists, or the source has no such option
             break
-        parts = [np.any([present.get(n, ~whole) for n in part], axis=0) for part in drawn.values()]
-        if all((part >= whole).all() for part in parts):
+        parts = [np.any([present.get(n, ~every) for n in part], axis=0) for part in drawn.values()]
+        if all((part >= every).all() for part in parts):
             return f"data.{option} brings each class into each split"
     return f"bring an image that shows it into {split}"
 
 
 def whole_set(looks: list[Look]) -> list[Fault]:
-    """What holds for all images: unused bits, palettes, grey saved as colours."""
+    """Return the faults of all images together: unused bits, palettes, grey saved as colours."""
     faults = []
     if not looks:
         return faults
     what = f"all {len(looks)} images"
-    if all(one.dtype == "uint16" for one in looks):
-        highest = int(max(one.span[1] for one in looks))
+    if all(image.dtype == "uint16" for image in looks):
+        highest = int(max(image.span[1] for image in looks))
         bits = max(8, highest.bit_length())
         if highest > 0 and bits <= 14:
             found = f"the largest value is {highest}: {bits} bits"
             remedy = f"save them as 8-bit, or multiply by {2 ** (16 - bits)}: brightness is augmented in shares of 65535"
             faults.append(Fault("depth", what, found, remedy))
-    palettes = [one for one in looks if one.palette]
+    palettes = [image for image in looks if image.palette]
     if len(palettes) > len(looks) / 2:
         found = f"{len(palettes)} have a palette; {palettes[0].file} is read as {palettes[0].channels} channels"
-        remedy = "if the palette only paints grey values, save those: Image.open(f) without convert, as mode L"
+        remedy = "if the palette only colours grey values, save those: Image.open(f) without convert, as mode L"
         faults.append(Fault("palette", what, found, remedy))
-    elif all(one.grey for one in looks):
+    elif all(image.grey for image in looks):
         remedy = "save one channel: read three times as fast, and the network has fewer weights"
         faults.append(Fault("grey", what, "three channels, equal in each pixel", remedy))
     return faults

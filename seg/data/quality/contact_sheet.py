@@ -1,11 +1,8 @@
-"""The contact sheet of ``seg.check``: images with their masks laid over, what is wrong framed and told.
-
-A picture to look at before any training; the faulty ones come first.
-"""
+"""Contact sheet of seg.check: images with their masks laid over, faulty ones framed and first."""
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import cv2
 import numpy as np
@@ -16,158 +13,121 @@ from seg.data.datasets.base import Source
 from seg.data.image_io import read_image, read_pages
 from seg.data.quality.inspect import Look, Looks, files_of
 from seg.data.quality.issues import UNPAIRED, Fault, count, percent
+from seg.display import panels
 from seg.display.colors import Color, default_colors
-from seg.display.layout import EM, GAP, evenly, wrapped, write
-from seg.display.panels import INK, colorize, overlay, picture, sheet, shown, to_rgb
+from seg.display.layout import EM, GAP, evenly, grid, wrapped, write
 from seg.errors import DataError
 from seg.logits import IGNORE
 
-WIDE, TALL = 280, 280  # px that a picture may take on the sheet
+CELL = 280  # px of a picture's longer side
 BAD, DOUBTFUL, PALE = (200, 16, 46), (214, 120, 0), (120, 120, 120)
 
 
-class Cell(NamedTuple):
-    """A picture with its caption; framed in a colour where something is wrong."""
-
-    picture: Image.Image
-    title: str
-    caption: str
-    color: Color | None
-
-
 def draw(
-    source: Source, seen: Looks, faults: list[Fault], panels: int, report: dict[str, Any]
+    source: Source, seen: Looks, faults: list[Fault], number: int, report: dict[str, Any]
 ) -> Image.Image:
-    """The sheet: a bar a class, then images with their masks laid over, the faulty ones first."""
+    """Draw the sheet: the shares of the classes, then images with their masks laid over.
+
+    Args:
+        source: of the data.
+        seen: statistics of its images.
+        faults: the most important first.
+        number: images on the sheet: those with a fault first, the others evenly spaced.
+        report: content of check.json.
+    """
+    # Choose the images: those of the most important faults, then others.
     first = {f.name or f.file: f for f in reversed(faults) if f.name or f.kind in UNPAIRED}
-    names = [f.name or f.file for f in faults if first.get(f.name or f.file) is f][:panels]
-    good = [one for one in seen.looks if one.name not in first]
-    named = {one.name: one for one in seen.looks}
-    chosen = [good[i].name for i in evenly(len(good), panels - len(names))]
+    names = [f.name or f.file for f in faults if first.get(f.name or f.file) is f][:number]
+    looks = {image.name: image for image in seen.looks}
+    good = [name for name in looks if name not in first]
+    names += [good[i] for i in evenly(len(good), number - len(names))]
+    # Draw them below the data's name and the legend.
     root = Path(report["data"].get("root") or ".")
-    cells = [
-        cell(source, name, named.get(name), first.get(name), root) for name in (*names, *chosen)
-    ]
-    columns = min(4, max(len(cells), 3))
-    width = columns * (WIDE + GAP) - GAP
-    strips = [header(source, report, width)]
-    strips += [row(cells[i : i + columns], width) for i in range(0, len(cells), columns)]
-    return ImageOps.expand(sheet(strips, gap=GAP), border=2 * GAP, fill="white")
+    cells = [cell(source, name, looks.get(name), first.get(name), root) for name in names]
+    pages = [grid(cells, GAP)] if cells else []
+    width = max([3 * CELL, *(page.width for page in pages)])
+    strips = [panels.flow(items, width, EM) for items in header(source, report)]
+    return ImageOps.expand(panels.sheet([*strips, *pages], gap=GAP), border=2 * GAP, fill="white")
 
 
-def cell(source: Source, name: str, one: Look | None, fault: Fault | None, root: Path) -> Cell:
-    """An image of the source, or a file without a partner."""
+def header(source: Source, report: dict[str, Any]) -> list[list[panels.Item]]:
+    """Return paragraphs: the data, its images and faults, and each class's share of each split."""
+    splits = report["splits"]
+    root = report["data"].get("root") or report["data"]["_target_"].rpartition(".")[2]
+    images = ", ".join(f"{split} {facts['images']}" for split, facts in splits.items())
+    faults = f"{count(report['errors'], 'error')}, {count(report['warnings'], 'warning')}"
+    legend: list[panels.Item] = []
+    for name, color in zip(source.classes, source.colors, strict=True):
+        shares = ", ".join(f"{split} {percent(f['shares'][name])}" for split, f in splits.items())
+        legend.append((color, f"{name}: {shares}"))
+    return [panels.words(f"{root}: {images}; {faults}. Share of the pixels:"), legend]
+
+
+def cell(
+    source: Source, name: str, look: Look | None, fault: Fault | None, root: Path
+) -> Image.Image:
+    """Draw an image of the source, or a file without a partner, with its title and caption."""
+    # The title names the file; the caption is the fault, or the most frequent classes.
     title, caption, color = name, "", None
-    if one is not None:
-        shares = one.pixels / one.valid.clip(1)
-        order = [i for i in np.argsort(-shares)[:3] if one.pixels[i]]
-        title = one.file
-        caption = ", ".join(f"{source.classes[i]} {percent(shares[i])}" for i in order)
+    if look is not None:
+        shares = look.pixels / look.valid.clip(1)
+        frequent = [i for i in np.argsort(-shares)[:3] if look.pixels[i]]
+        title = look.file
+        caption = ", ".join(f"{source.classes[i]} {percent(shares[i])}" for i in frequent)
     elif fault is not None:
         title = fault.file
     if fault is not None:
         caption, color = fault.found, BAD if fault.error else DOUBTFUL
-    if one is not None:
+    # The picture; hatched if the file cannot be read.
+    if look is not None:
         image, mask = source.read(name)
-        overlapping = source.task == "overlapping"
-        _, colors = shown(source.classes, source.colors, overlapping)
-        seen = laid_over(image, picture(planes_first(mask)), colors)
+        _, colors = panels.shown(source.classes, source.colors, source.task == "overlapping")
+        rgb = laid_over(image, panels.picture(planes_first(mask)), colors)
     elif fault is not None and fault.name and (files := files_of(source, name)):
-        seen = bare(*files)
+        rgb = bare(*files)
     else:
-        seen = bare(root / name)
-    return Cell(placed(seen), title, caption, color)
+        rgb = bare(root / name)
+    if rgb is None:
+        rgb = panels.colorize(np.full((CELL // 2, CELL), IGNORE, np.uint8), [])
+    return captioned(Image.fromarray(rgb), title, caption, color)
+
+
+def captioned(picture: Image.Image, title: str, caption: str, color: Color | None) -> Image.Image:
+    """Draw a picture, framed if there is a colour, above its title and caption."""
+    lines = [title, *wrapped(caption, CELL, 4 if color else 2)]
+    strip = Image.new("RGB", (CELL, picture.height + (EM + 4) * len(lines) + 6), "white")
+    left, pen = (CELL - picture.width) // 2, ImageDraw.Draw(strip)
+    strip.paste(picture, (left, 0))
+    if color:
+        pen.rectangle((left, 0, left + picture.width - 1, picture.height - 1), None, color, 4)
+    for n, line in enumerate(lines):
+        ink = (color or PALE) if n else panels.INK
+        write(pen, (0, picture.height + 4 + n * (EM + 4)), line, ink, CELL)
+    return strip
 
 
 def laid_over(image: np.ndarray, mask: np.ndarray, colors: Sequence[Color]) -> np.ndarray:
-    """Image and mask at the sheet's size."""
-    rgb = to_rgb(image)
-    size = fitting(*rgb.shape[:2])
-    how = cv2.INTER_AREA if size[0] < rgb.shape[0] else cv2.INTER_NEAREST
-    rgb = cv2.resize(rgb, size[::-1], interpolation=how)
-    mask = cv2.resize(mask.astype(np.uint8), size[::-1], interpolation=cv2.INTER_NEAREST)
-    return overlay(rgb, mask, colors, alpha=0.35)
-
-
-def fitting(height: int, width: int) -> tuple[int, int]:
-    """Height and width of a picture on the sheet."""
-    scale = min(TALL / height, WIDE / width)
-    return max(1, round(height * scale)), max(1, round(width * scale))
+    """Return the image tinted by its mask, (H, W, 3) uint8, its longer side ``CELL`` px."""
+    rgb = panels.to_rgb(image)
+    scale = CELL / max(rgb.shape[:2])
+    size = [max(1, round(side * scale)) for side in rgb.shape[1::-1]]  # width, height
+    rgb = cv2.resize(rgb, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_NEAREST)
+    mask = cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
+    return panels.overlay(rgb, mask, colors, alpha=0.35)
 
 
 def bare(file: Path, mask_file: Path | None = None) -> np.ndarray | None:
-    """A file as it is, with the values of its mask as they are if they are few; None if it can't be read."""
+    """Return a file's picture, with its mask's values as stored if they are few; None if it can't be read."""
     try:
-        rgb = to_rgb(read_image(file))
+        rgb = panels.to_rgb(read_image(file))
     except DataError:
         return None
     index = np.full(rgb.shape[:2], IGNORE)
     try:
         if mask_file is not None:
-            values, places = np.unique(read_pages(mask_file)[0], return_inverse=True)
-            if places.shape == index.shape and len(values) <= 8:
-                index = places
+            values, indices = np.unique(read_pages(mask_file)[0], return_inverse=True)
+            if indices.shape == index.shape and len(values) <= 8:
+                index = indices
     except DataError:
-        pass  # the caption tells it
+        pass  # the caption has the fault
     return laid_over(rgb, index, default_colors(8))
-
-
-def placed(seen: np.ndarray | None) -> Image.Image:
-    """The picture in the middle of its place; hatched where there is none."""
-    if seen is None:
-        seen = colorize(np.full((TALL // 2, WIDE), IGNORE, np.uint8), [])
-    return Image.fromarray(seen)
-
-
-def header(source: Source, report: dict[str, Any], width: int) -> Image.Image:
-    """What data this is, and how much of it each class is, split by split."""
-    splits, line = report["splits"], EM + 8
-    rows = len(source.classes)
-    strip = Image.new("RGB", (width, 2 * line + 8 + rows * line), "white")
-    pen = ImageDraw.Draw(strip)
-    numbers = ", ".join(f"{split} {facts['images']}" for split, facts in splits.items())
-    found = f"{count(report['errors'], 'error')}, {count(report['warnings'], 'warning')}"
-    root = report["data"].get("root") or report["data"]["_target_"].rpartition(".")[2]
-    write(pen, (0, 0), f"{root}   {numbers}   {found}", INK, width, EM + 4)
-    left = 170
-    column = (width - left) // max(len(splits), 1)
-    for k, split in enumerate(splits):
-        write(pen, (left + k * column, line + 6), f"{split}: share of pixels", PALE, column)
-    for i, (name, color) in enumerate(zip(source.classes, source.colors, strict=True)):
-        top = (i + 2) * line + 8
-        pen.rectangle((0, top, EM, top + EM), fill=tuple(color), outline=INK)
-        write(pen, (EM + 8, top), name, INK, left - EM - 16)
-        for k, facts in enumerate(splits.values()):
-            share, x = facts["shares"][name], left + k * column
-            full = column - 90
-            pen.rectangle((x, top, x + full, top + EM), fill=(240, 240, 240))
-            if share:
-                pen.rectangle(
-                    (x, top, x + max(1, round(full * share)), top + EM), fill=tuple(color)
-                )
-            write(pen, (x + full + 8, top), percent(share), INK if share else BAD, 80)
-    return strip
-
-
-def row(cells: Sequence[Cell], width: int) -> Image.Image:
-    """Cells side by side, their names and captions below."""
-    tall = max(c.picture.height for c in cells)
-    texts = [wrapped(c.caption, WIDE, 4 if c.color else 2) for c in cells]
-    strip = Image.new("RGB", (width, tall + (EM + 4) * (1 + max(map(len, texts))) + 6), "white")
-    pen = ImageDraw.Draw(strip)
-    for k, (one, lines) in enumerate(zip(cells, texts, strict=True)):
-        x = k * (WIDE + GAP)
-        place = (x + (WIDE - one.picture.width) // 2, (tall - one.picture.height) // 2)
-        strip.paste(one.picture, place)
-        if one.color:
-            box = (
-                place[0],
-                place[1],
-                place[0] + one.picture.width - 1,
-                place[1] + one.picture.height - 1,
-            )
-            pen.rectangle(box, outline=one.color, width=4)
-        write(pen, (x, tall + 4), one.title, INK, WIDE)
-        for n, text in enumerate(lines):
-            write(pen, (x, tall + 4 + (n + 1) * (EM + 4)), text, one.color or PALE, WIDE)
-    return strip

@@ -1,108 +1,94 @@
-"""The same image twice, or nearly: across splits, inside one, and masks that are used twice."""
+"""Images that occur twice, exactly or nearly, across splits or inside one, and masks that are used twice."""
 
 from collections import defaultdict
 from typing import NamedTuple
 
 import numpy as np
 
-from seg.data.quality.inspect import SIDE, TURNS, Look
+from seg.data.quality.inspect import Look
 from seg.data.quality.issues import Fault
 
-ALIKE = 0.90  # correlation of two thumbnails from which on images are nearly the same
-OWN = 0.85  # the same of what each thumbnail has beyond the mean of all
-FEW = 8  # images below which there is no such mean, and ALIKE_FEW counts alone
+ALIKE = 0.90  # correlation of two thumbnails from which images are nearly the same
+OWN = 0.85  # the same for their differences from the mean thumbnail
+FEW = 8  # images below which that mean is not used, and ALIKE_FEW counts alone
 ALIKE_FEW = 0.95
 
 
 class Twins(NamedTuple):
-    """Two images that are nearly the same: their places, the correlation, and how one is turned."""
+    """Two images that are nearly the same: their indices and the correlation of their thumbnails."""
 
     first: int
     second: int
     correlation: float
-    turn: str
 
 
 def exact(looks: list[Look]) -> list[Fault]:
-    """Images of the same pixels: across splits, inside one, with other masks; and masks used twice."""
+    """Return a fault for each image with the pixels of an earlier one, and for each mask used twice."""
+    # Images of the same pixels: with another mask, in another split, or in the same split.
     faults, same = [], defaultdict(list)
-    for one in looks:
-        same[one.image_hash].append(one)
+    for image in looks:
+        same[image.image_hash].append(image)
     for first, *others in same.values():
-        for one in others:
-            found = f"the same pixels as {first.file}"
-            if one.mask_hash != first.mask_hash:
+        for image in others:
+            if image.mask_hash != first.mask_hash:
+                found = f"the same pixels as {first.file}, with another mask"
                 remedy = "keep the right mask, and one of the images"
-                found += ", with another mask"
-                faults.append(Fault("contradiction", one.file, found, remedy, name=one.name))
-            across = [other for other in (first, *others) if other.split != one.split]
+                faults.append(Fault("contradiction", image.file, found, remedy, name=image.name))
+            across = [other for other in (first, *others) if other.split != image.split]
             if across:
-                found = f"in {one.split}, the same pixels as {across[0].file} in {across[0].split}"
-                faults.append(Fault("leak", one.file, found, "take one of them out", name=one.name))
+                found = (
+                    f"in {image.split}, the same pixels as {across[0].file} in {across[0].split}"
+                )
+                remedy = "take one of them out"
+                faults.append(Fault("leak", image.file, found, remedy, name=image.name))
             else:
+                found = f"the same pixels as {first.file}"
                 remedy = "take one of them out: it counts twice"
-                faults.append(Fault("repeated", one.file, found, remedy, name=one.name))
+                faults.append(Fault("repeated", image.file, found, remedy, name=image.name))
+    # One mask, of two classes or more, for different images.
     used = defaultdict(list)
-    for one in looks:
-        if one.valid.any() and (one.pixels > 0).sum() > 1:
-            used[one.mask_hash].append(one)
+    for image in looks:
+        if image.valid.any() and (image.pixels > 0).sum() > 1:
+            used[image.mask_hash].append(image)
     for first, *others in used.values():
-        for one in others:
-            if one.image_hash != first.image_hash and not related(one, first):
+        for image in others:
+            related = float((image.thumb * first.thumb).sum()) > ALIKE
+            if image.image_hash != first.image_hash and not related:
                 found = f"pixel by pixel {first.mask_file}"
-                remedy = "look whether it is a copy under the wrong name"
-                faults.append(Fault("same_mask", one.mask_file, found, remedy, name=one.name))
+                remedy = "check whether it is a copy under the wrong name"
+                faults.append(Fault("same_mask", image.mask_file, found, remedy, name=image.name))
     return faults
 
 
-def related(one: Look, other: Look) -> bool:
-    return float((one.thumb * other.thumb).sum()) > ALIKE
-
-
 def alike(thumbs: np.ndarray) -> list[Twins]:
-    """Pairs of thumbnails (N, SIDE, SIDE) that show nearly the same, in any turn; the most alike turn counts.
+    """Return the pairs of thumbnails (N, SIDE, SIDE) that are nearly the same, the most similar first.
 
-    Images of one kind share much (a dark rim, the road below the sky); so what each has beyond the mean of
-    all must agree too, where there are enough images to know that mean.
+    All images of a data set may have much in common, such as a dark rim. So their differences from the mean
+    must agree too, if there are enough images to compute that mean.
     """
     flat = thumbs.reshape(len(thumbs), -1)
     mean = flat.mean(0) if len(flat) >= FEW else np.zeros_like(flat[0])
     least = ALIKE if len(flat) >= FEW else ALIKE_FEW
-    own, coarse = unit_rows(flat - mean), coarser(flat - mean)
-    best: dict[tuple[int, int], Twins] = {}
-    for turn, move in TURNS.items():
-        turned = np.ascontiguousarray(move(thumbs)).reshape(flat.shape)
-        rough = coarser(turned - mean)
-        for start in range(0, len(flat), 1024):  # rows of a block of the N x N correlations
-            close = np.triu(rough[start : start + 1024] @ coarse.T >= OWN - 0.1, start + 1)
-            for i, j in np.argwhere(close).tolist():
-                i += start
-                r = float(turned[i] @ flat[j])
-                if r < least or unit_rows(turned[i : i + 1] - mean)[0] @ own[j] < OWN:
-                    continue
-                if (i, j) not in best or r > best[i, j].correlation:
-                    best[i, j] = Twins(i, j, r, turn)
-    return sorted(best.values(), key=lambda pair: -pair.correlation)
-
-
-def coarser(flat: np.ndarray) -> np.ndarray:
-    """Thumbnails (N, SIDE * SIDE) at half the side, each of length 1: a first sieve."""
-    cells = flat.reshape(len(flat), SIDE // 2, 2, SIDE // 2, 2)
-    return unit_rows(cells.mean((2, 4)).reshape(len(flat), -1))
-
-
-def unit_rows(rows: np.ndarray) -> np.ndarray:
-    length = np.linalg.norm(rows, axis=1, keepdims=True)
-    return np.where(length > 1e-4, rows / length.clip(1e-12), 0)
+    length = np.linalg.norm(flat - mean, axis=1, keepdims=True)
+    own = np.where(length > 1e-4, (flat - mean) / length.clip(1e-12), 0)
+    twins = []
+    for start in range(0, len(flat), 1024):  # a block of rows of the N x N correlations
+        rows = slice(start, start + 1024)
+        correlation = flat[rows] @ flat.T
+        close = (correlation >= least) & (own[rows] @ own.T >= OWN)
+        for i, j in np.argwhere(np.triu(close, start + 1)).tolist():
+            twins.append(Twins(i + start, j, float(correlation[i, j])))
+    return sorted(twins, key=lambda pair: -pair.correlation)
 
 
 def near(looks: list[Look]) -> list[Fault]:
-    """Images nearly the same: each judged image with its nearest of an earlier split, and groups in a split."""
+    """Return a fault for each image nearly in another split, and for each group of similar images in one."""
     if len(looks) < 2:
         return []
-    pairs = alike(np.stack([one.thumb for one in looks]))
+    pairs = alike(np.stack([image.thumb for image in looks]))
     pairs = [p for p in pairs if looks[p.first].image_hash != looks[p.second].image_hash]
-    faults, told, groups = [], set(), {}
+    faults, leaking, groups = [], set(), {}
+    # Across splits: each image once, with the most similar one; in one split: join the groups of both.
     for pair in pairs:
         first, second = looks[pair.first], looks[pair.second]
         if first.split == second.split:
@@ -111,8 +97,8 @@ def near(looks: list[Look]) -> list[Fault]:
                 *groups.get(pair.second, [pair.second]),
             }
             groups |= dict.fromkeys(members, members)
-        elif second.name not in told:
-            told.add(second.name)
+        elif second.name not in leaking:
+            leaking.add(second.name)
             found = f"in {second.split}, nearly {first.file} in {first.split}, {likeness(pair)}"
             remedy = (
                 "take one out, or split so that a sequence or specimen stays together: data.group_by, "
@@ -123,14 +109,13 @@ def near(looks: list[Look]) -> list[Fault]:
         first, *others = (looks[i] for i in sorted(members))
         closest = next(p for p in pairs if {p.first, p.second} <= members)
         rest = f" and {len(others) - 2} more" if others[2:] else ""
-        listed = ", ".join(one.file for one in others[:2])
+        listed = ", ".join(image.file for image in others[:2])
         found = f"in {first.split}, nearly {listed}{rest}, {likeness(closest)}"
-        remedy = (
-            "they count several times; a new draw of the splits could part them: keep them together"
-        )
+        remedy = "they count several times; keep them in one split when the splits are drawn anew"
         faults.append(Fault("near_repeated", first.file, found, remedy, name=first.name))
     return faults
 
 
 def likeness(pair: Twins) -> str:
-    return f"correlation {pair.correlation:.3f}{' when ' + pair.turn if pair.turn else ''}"
+    """Return the correlation of two images as text."""
+    return f"correlation {pair.correlation:.3f}"

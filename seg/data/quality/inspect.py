@@ -1,4 +1,4 @@
-"""What is seen of an image and its mask, before anything is judged."""
+"""Statistics of one image and its mask, computed before the checks."""
 
 import hashlib
 from collections.abc import Iterable
@@ -18,47 +18,47 @@ from seg.data.tiff import TIFF
 from seg.errors import DataError
 from seg.logits import IGNORE
 
-ENOUGH = 2**23  # pixels of an image that are looked at, evenly spread, where all need not be
+ENOUGH = 2**23  # pixels of an image, evenly spaced, where not all are needed
 SIDE = 32  # px of a thumbnail
-TURNS = {
+TURNS = {  # of arrays (H, W)
     "": lambda a: a,
-    "mirrored": lambda a: a[..., ::-1],
-    "upside down": lambda a: a[..., ::-1, :],
-    "turned by 180 degrees": lambda a: a[..., ::-1, ::-1],
-    "transposed": lambda a: a.swapaxes(-1, -2),
-    "turned by 90 degrees": lambda a: a.swapaxes(-1, -2)[..., ::-1, :],
-    "turned by 270 degrees": lambda a: a.swapaxes(-1, -2)[..., ::-1],
-    "transposed the other way": lambda a: a.swapaxes(-1, -2)[..., ::-1, ::-1],
-}  # of arrays (..., H, W)
+    "mirrored": lambda a: a[:, ::-1],
+    "upside down": lambda a: a[::-1],
+    "turned by 180 degrees": lambda a: a[::-1, ::-1],
+    "transposed": lambda a: a.T,
+    "turned by 90 degrees": lambda a: a.T[::-1],
+    "turned by 270 degrees": lambda a: a.T[:, ::-1],
+    "transposed the other way": lambda a: a.T[::-1, ::-1],
+}
 
 
 @dataclass(frozen=True)
 class Look:
-    """What was seen of one image and its mask.
+    """Statistics of one image and its mask.
 
     Attributes:
         name: in the source.
-        split: that it belongs to.
+        split: of the image.
         file: of the image, for messages.
-        mask_file: of the mask, likewise.
+        mask_file: of the mask, for messages.
         shape: (H, W), px.
-        channels: C.
+        channels: number of channels.
         dtype: as stored.
         span: smallest and largest value.
         mean: of all values.
-        sd: their standard deviation; of a large image's 8 million evenly spread pixels.
-        pixels: of each class (K,).
-        valid: pixels that aren't ignored, of each class's plane (K,).
-        ignored: share of the mask that is, in 0..1.
-        image_hash: of the pixels.
-        mask_hash: likewise.
-        thumb: (SIDE, SIDE) float32 of mean 0 and length 1, or 0.
-        fits: by each of TURNS that keeps the mask's size: how much of the grey values' variance the classes
-            then explain, in 0..1, and how steep the grey values are at their borders (1: as elsewhere).
-        jumps: share of neighbours that differ by more than 200 of 255, where most values are no extremes.
-        flat: the one value that every pixel has; None: they differ.
-        grey: whether three channels are equal.
-        palette: whether the file has one.
+        sd: standard deviation, from at most 8 million evenly spaced pixels.
+        pixels: number of pixels of each class, (K,).
+        valid: number of pixels that are not ignored, in each class's plane, (K,).
+        ignored: share of the mask that is ignored, in 0..1.
+        image_hash: of the image's pixels.
+        mask_hash: of the mask's pixels.
+        thumb: thumbnail (SIDE, SIDE) float32 of mean 0 and length 1, or 0.
+        fits: for each of ``TURNS`` that keeps the mask's size, the share of the grey values' variance that
+            the classes explain, in 0..1, and the slope of the grey values at their borders (1: as elsewhere).
+        jumps: share of neighbours that differ by more than 200 of 255; 0 for black-and-white images.
+        flat: the value that every pixel has; None: they differ.
+        grey: whether there are three equal channels.
+        palette: whether the file has a palette.
     """
 
     name: str
@@ -85,14 +85,14 @@ class Look:
 
 
 class Looks(NamedTuple):
-    """All images that could be read, and a fault for each of the others."""
+    """Statistics of all images that could be read, and a fault for each of the others."""
 
     looks: list[Look]
     faults: list[Fault]
 
 
 def look_at_all(source: Source, names: Iterable[tuple[str, str]], root: Path | None) -> Looks:
-    """Reads each (split, name) of a source; files are named relative to ``root``."""
+    """Read each (split, name) of a source; paths in messages are relative to ``root``."""
     looks, faults = [], []
     for split, name in names:
         try:
@@ -105,7 +105,7 @@ def look_at_all(source: Source, names: Iterable[tuple[str, str]], root: Path | N
 
 
 def files_of(source: Source, name: str) -> tuple[Path, Path] | None:
-    """Files of an image and its mask, where each has its own."""
+    """Return the files of an image and its mask, if each has its own."""
     if not isinstance(source, Folder):
         return None
     pair = source.files[name]
@@ -119,14 +119,24 @@ def look(
     image: np.ndarray,
     mask: np.ndarray,
     root: Path | None,
-    closely: bool = True,
+    heuristics: bool = True,
 ) -> Look:
-    """What is seen of an image (H, W, C) and its mask (H, W) or (H, W, K); ``closely``: in each turn."""
+    """Return the statistics of an image and its mask.
+
+    Args:
+        source: that both come from.
+        split: of the image.
+        name: of the image.
+        image: (H, W, C).
+        mask: (H, W) or (H, W, K).
+        root: folder that paths in messages are relative to.
+        heuristics: whether to compute ``fits`` and ``jumps``.
+    """
     files, num_classes = files_of(source, name), len(source.classes)
     valid = np.broadcast_to((mask != IGNORE).sum((0, 1)), num_classes)
-    thin = max(1, round((mask.shape[0] * mask.shape[1] / ENOUGH) ** 0.5))
-    some = image[::thin, ::thin]
-    grey = some[..., : min(3, image.shape[2])].mean(-1, dtype=np.float32)
+    step = max(1, round((mask.shape[0] * mask.shape[1] / ENOUGH) ** 0.5))
+    thinned = image[::step, ::step]
+    grey = thinned[..., : min(3, image.shape[2])].mean(-1, dtype=np.float32)
     return Look(
         name, split,
         file=relative(str(files[0]), root) if files else name,
@@ -136,30 +146,30 @@ def look(
         dtype=str(image.dtype),
         span=(float(image.min()), float(image.max())),
         mean=float(image.mean(dtype=np.float64)),
-        sd=float(some.std(dtype=np.float64)),
+        sd=float(thinned.std(dtype=np.float64)),
         pixels=class_pixels(mask, num_classes),
         valid=valid,
         ignored=float(1 - (valid / np.prod(mask.shape[:2])).mean()),
         image_hash=fingerprint(image),
         mask_hash=fingerprint(mask),
         thumb=thumbnail(grey),
-        fits=fits(grey, mask[::thin, ::thin]) if closely else {},
-        jumps=jumps(image[:, : image.shape[1] // thin]),
-        flat=image[0, 0].tolist() if (some == some[:1, :1]).all() else None,
-        grey=image.shape[2] == 3 and bool((some == some[..., :1]).all()),
+        fits=fits(grey, mask[::step, ::step]) if heuristics else {},
+        jumps=jumps(image[:, : image.shape[1] // step]) if heuristics else 0.0,
+        flat=image[0, 0].tolist() if (thinned == thinned[:1, :1]).all() else None,
+        grey=image.shape[2] == 3 and bool((thinned == thinned[..., :1]).all()),
         palette=files is not None and has_palette(files[0]),
     )  # fmt: skip
 
 
 def fingerprint(pixels: np.ndarray) -> bytes:
-    """Equal for arrays of the same type, shape and values."""
+    """Return a hash of an array's type, shape and values."""
     digest = hashlib.blake2b(f"{pixels.dtype} {pixels.shape}".encode(), digest_size=16)
     digest.update(np.ascontiguousarray(pixels).data)
     return digest.digest()
 
 
 def thumbnail(grey: np.ndarray) -> np.ndarray:
-    """(H, W) as (SIDE, SIDE) float32 of mean 0 and length 1; 0 where there is no contrast."""
+    """Return (H, W) as (SIDE, SIDE) float32 of mean 0 and length 1; 0 if there is no contrast."""
     small = cv2.resize(grey.astype(np.float32), (SIDE, SIDE), interpolation=cv2.INTER_AREA)
     small, highest = small - small.mean(), np.abs(small).max()
     length = np.linalg.norm(small)
@@ -167,7 +177,7 @@ def thumbnail(grey: np.ndarray) -> np.ndarray:
 
 
 def fits(grey: np.ndarray, mask: np.ndarray) -> dict[str, tuple[float, float]]:
-    """How well a mask fits its image, by turn of the mask that keeps its size; see ``Look.fits``."""
+    """Return how well a mask (H, W) fits its image in each orientation of its size; see ``Look.fits``."""
     if mask.ndim == 3:
         return {}
     step = max(1, max(mask.shape) // 256)
@@ -177,14 +187,14 @@ def fits(grey: np.ndarray, mask: np.ndarray) -> dict[str, tuple[float, float]]:
     slope = np.hypot(cv2.Sobel(small, cv2.CV_32F, 1, 0), cv2.Sobel(small, cv2.CV_32F, 0, 1))
     turned = {turn: np.ascontiguousarray(move(coarse)) for turn, move in TURNS.items()}
     return {
-        turn: (explained(small, m), steepness(slope, m))
-        for turn, m in turned.items()
-        if m.shape == small.shape
+        turn: (explained(small, moved), steepness(slope, moved))
+        for turn, moved in turned.items()
+        if moved.shape == small.shape
     }
 
 
 def steepness(slope: np.ndarray, mask: np.ndarray) -> float:
-    """Slope of the grey values at the mask's borders, over that of the whole image; 0 without borders."""
+    """Return the mean slope at the mask's borders over that of the whole image; 0 without borders."""
     edge = np.zeros(mask.shape, bool)
     edge[:-1] |= mask[:-1] != mask[1:]
     edge[:, :-1] |= mask[:, :-1] != mask[:, 1:]
@@ -192,7 +202,7 @@ def steepness(slope: np.ndarray, mask: np.ndarray) -> float:
 
 
 def explained(grey: np.ndarray, mask: np.ndarray) -> float:
-    """Between-class variance over total variance, of the pixels that aren't ignored."""
+    """Return between-class variance over total variance, of the pixels that are not ignored."""
     classes, values = mask.ravel(), grey.ravel().astype(np.float64)
     sums = [np.bincount(classes, power, IGNORE + 1)[:IGNORE] for power in (None, values, values**2)]
     counts, firsts, seconds = sums
@@ -205,7 +215,7 @@ def explained(grey: np.ndarray, mask: np.ndarray) -> float:
 
 
 def jumps(image: np.ndarray) -> float:
-    """Share of horizontal neighbours that differ by more than 200 of 255; 0 for black and white."""
+    """Return the share of horizontal neighbours that differ by more than 200; 0 for black and white."""
     if image.dtype != np.uint8 or image.shape[1] < 2:
         return 0.0
     plane = image[..., 0]
@@ -215,6 +225,7 @@ def jumps(image: np.ndarray) -> float:
 
 
 def has_palette(file: Path) -> bool:
+    """Return whether an image file, other than a TIFF, has a palette."""
     if file.suffix.lower() in TIFF:
         return False
     with Image.open(file) as image:

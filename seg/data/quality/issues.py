@@ -11,7 +11,7 @@ from seg.errors import DataError
 
 
 class Kind(NamedTuple):
-    """A kind of fault: its heading, whether it is an error (else a warning), and what is right instead."""
+    """Kind of fault: its heading, whether it is an error (else a warning), and what is required instead."""
 
     heading: str
     error: bool
@@ -25,32 +25,32 @@ KINDS = {  # the most important first
     "same_name": Kind("files of one name", True, "a name of its own"),
     "pixels": Kind("images whose pixels can't be used", True, "finite numbers"),
     "size": Kind("masks of another size than their image", True, "the same height and width"),
-    "turned": Kind("masks that fit their image better when turned", True, "the image's own way up"),
     "colours": Kind("masks whose colours nobody declared", True, "one class index a pixel, or declared colours"),
     "noise": Kind("masks with JPEG noise", True, "only the values declared"),
     "values": Kind("mask values that nobody declared", True, "only the values declared"),
     "other": Kind("files that aren't what the data's config says", True, "see the remedy"),
     "unlike": Kind("images unlike the others", True, "one type and number of channels"),
-    "low_byte": Kind("8 bits of a 16-bit image", True, "neighbours that differ little"),
     "empty": Kind("splits without images", True, "at least one image"),
     "ignored": Kind("masks that are ignored altogether", True, "at least one pixel of a class"),
     "never": Kind("classes that never occur", True, "at least one pixel"),
     "untrained": Kind("classes that the training split lacks", True, "at least one training image"),
     "contradiction": Kind("one image with two masks", True, "one mask for the same pixels"),
     "leak": Kind("the same image in two splits", True, "no image in two splits"),
-    "near_leak": Kind("nearly the same image in two splits", True, "no image in two splits"),
+    "turned": Kind("masks that fit their image better when turned", False, "the image's own orientation"),
+    "low_byte": Kind("8 bits of a 16-bit image", False, "neighbours that differ little"),
+    "near_leak": Kind("nearly the same image in two splits", False, "no image in two splits"),
     "same_mask": Kind("different images with the very same mask", False, "a mask for each image"),
-    "unscored": Kind("classes that a judged split lacks", False, "each class in each split"),
+    "unscored": Kind("classes that a scored split lacks", False, "each class in each split"),
     "repeated": Kind("the same image twice in a split", False, "each image once"),
     "near_repeated": Kind("nearly the same images in a split", False, "each image once"),
     "depth": Kind("16-bit images that use fewer bits", False, "values up to 65535"),
-    "flat": Kind("images without contrast", False, "something to see"),
+    "flat": Kind("images without contrast", False, "pixels of different values"),
     "palette": Kind("palette images read as their colours", False, "grey values or true colours"),
     "grey": Kind("grey images saved as colours", False, "one channel"),
 }  # fmt: skip
-UNPAIRED = ("no_mask", "no_image", "same_name")  # kinds of files that a check leaves out
 ORDER = list(KINDS)
-COPY_ANEW = "copy it anew from where it came, or take it and its pair out"
+UNPAIRED = ("no_mask", "no_image", "same_name")  # kinds of files that a check leaves out
+COPY_AGAIN = "copy it again from its origin, or take it and its pair out"
 
 
 @dataclass(frozen=True)
@@ -58,12 +58,12 @@ class Fault:
     """One finding.
 
     Attributes:
-        kind: of KINDS.
-        file: or what else it was found in.
-        found: what is there.
-        remedy: the setting or the deed that mends it.
-        expected: what should be there; "": what the kind says.
-        name: of the image in its source; "" where none is meant.
+        kind: key of ``KINDS``.
+        file: path, or what else the fault was found in.
+        found: what is wrong.
+        remedy: the option or the action that corrects it.
+        expected: what is required instead; empty: as the kind says.
+        name: of the image in its source; empty if there is none.
     """
 
     kind: str
@@ -75,39 +75,41 @@ class Fault:
 
     @property
     def error(self) -> bool:
+        """Whether it is an error, else a warning."""
         return KINDS[self.kind].error
 
     @property
     def right(self) -> str:
-        """What was expected."""
+        """What is required instead."""
         return self.expected or KINDS[self.kind].expected
 
     def line(self) -> str:
-        """The fault in one sentence."""
+        """Return the fault in one line."""
         return f"{self.file}: {self.found}; {self.remedy}"
 
 
 def told(error: DataError, root: Path | None) -> Fault:
-    """Return a source's error as a fault whose paths start at ``root``."""
+    """Return a source's error as a fault whose paths are relative to ``root``."""
     file, found, remedy = error.file, error.found, error.remedy
-    if not file:  # an error that is one line: FILE: found; remedy
-        file, _, rest = relative(str(error), root).partition(": ")
-        found, _, remedy = rest.partition("; ")
+    if not file:  # an error without fields: FILE: FOUND; REMEDY
+        file, _, line = relative(str(error), root).partition(": ")
+        found, _, remedy = line.partition("; ")
     if not remedy:
-        remedy = COPY_ANEW if error.kind == "unreadable" else "see the guide to data"
+        remedy = COPY_AGAIN if error.kind == "unreadable" else "see the guide to data"
     texts = (relative(text, root) for text in (file, found, remedy, error.expected))
     return Fault(error.kind, *texts)
 
 
 def relative(text: str, root: Path | None) -> str:
-    """A message whose paths start at the data's folder."""
+    """Return a message with the paths below ``root`` relative to it."""
     return text if root is None or root == Path() else text.replace(f"{root}/", "")
 
 
-def count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
+def count(number: int, noun: str) -> str:
+    """Return a number with its noun, ``1 image`` or ``2 images``."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def percent(share: float) -> str:
-    """0.12345 as 12.3 %; what is there is never 0 %."""
+    """Return 0.12345 as ``12.3 %``; a positive share is never ``0.0 %``."""
     return "<0.1 %" if 0 < share < 0.0005 else f"{100 * share:.1f} %"

@@ -21,10 +21,9 @@ LISTED = 10  # faults of a kind that the terminal shows; check.json has all
 
 
 def record(cfg: DictConfig, source: Source, seen: Looks, faults: list[Fault]) -> dict[str, Any]:
-    """Plain values of all that was found."""
-    looks = seen.looks
+    """Return the content of check.json as plain values."""
     splits = {
-        split: of_split(source, [one for one in looks if one.split == split], names)
+        split: of_split(source, [image for image in seen.looks if image.split == split], names)
         for split, names in source.splits.items()
     }
     return {
@@ -38,58 +37,62 @@ def record(cfg: DictConfig, source: Source, seen: Looks, faults: list[Fault]) ->
              "file": f.file, "found": f.found, "expected": f.right, "remedy": f.remedy}
             for f in faults
         ],
-        "images": [of_image(source, one) for one in looks],
+        "images": [of_image(source, image) for image in seen.looks],
     }  # fmt: skip
 
 
 def of_split(source: Source, looks: list[Look], names: list[str]) -> dict[str, Any]:
-    """Numbers of a split; shares are of its pixels, ignored ones aside."""
-    sizes = Counter(one.shape for one in looks)
-    pixels = np.array([one.shape[0] * one.shape[1] * one.channels for one in looks], float)
+    """Return the statistics of a split; shares are of its pixels without ignored ones."""
+    sizes = Counter(image.shape for image in looks)
+    pixels = np.array([image.shape[0] * image.shape[1] * image.channels for image in looks], float)
     weights = pixels / pixels.sum() if looks else pixels
-    means, sds = (np.array([getattr(one, key) for one in looks]) for key in ("mean", "sd"))
+    means, sds = (np.array([getattr(image, key) for image in looks]) for key in ("mean", "sd"))
     mean = float((weights * means).sum())
     zero = np.zeros(len(source.classes))
-    valid = sum((one.valid for one in looks), zero)
-    shares = sum((one.pixels for one in looks), zero) / valid.clip(1)
+    valid = sum((image.valid for image in looks), zero)
+    shares = sum((image.pixels for image in looks), zero) / valid.clip(1)
     return {
         "images": len(names),
         "read": len(looks),
         "sizes": {f"{h}x{w}": n for (h, w), n in sizes.most_common()},
-        "types": dict(Counter(f"{one.dtype} x {one.channels}" for one in looks).most_common()),
-        "low": min((one.span[0] for one in looks), default=None),
-        "high": max((one.span[1] for one in looks), default=None),
+        "types": dict(
+            Counter(f"{image.dtype} x {image.channels}" for image in looks).most_common()
+        ),
+        "low": min((image.span[0] for image in looks), default=None),
+        "high": max((image.span[1] for image in looks), default=None),
         "mean": mean,
         "sd": float(np.sqrt(max((weights * (sds**2 + means**2)).sum() - mean**2, 0))),
-        "ignored": float(np.mean([one.ignored for one in looks])) if looks else 0.0,
+        "ignored": float(np.mean([image.ignored for image in looks])) if looks else 0.0,
         "shares": dict(zip(source.classes, shares.tolist(), strict=True)),
         "images_with": {
-            c: sum(int(one.pixels[i] > 0) for one in looks) for i, c in enumerate(source.classes)
+            c: sum(int(image.pixels[i] > 0) for image in looks)
+            for i, c in enumerate(source.classes)
         },
     }
 
 
-def of_image(source: Source, one: Look) -> dict[str, Any]:
+def of_image(source: Source, image: Look) -> dict[str, Any]:
+    """Return the statistics of an image."""
     return {
-        "name": one.name,
-        "split": one.split,
-        "file": one.file,
-        "size": list(one.shape),
-        "channels": one.channels,
-        "type": one.dtype,
-        "low": one.span[0],
-        "high": one.span[1],
-        "mean": one.mean,
-        "sd": one.sd,
-        "ignored": one.ignored,
-        "pixels": dict(zip(source.classes, one.pixels.tolist(), strict=True)),
+        "name": image.name,
+        "split": image.split,
+        "file": image.file,
+        "size": list(image.shape),
+        "channels": image.channels,
+        "type": image.dtype,
+        "low": image.span[0],
+        "high": image.span[1],
+        "mean": image.mean,
+        "sd": image.sd,
+        "ignored": image.ignored,
+        "pixels": dict(zip(source.classes, image.pixels.tolist(), strict=True)),
     }
 
 
 def tell(
     source: Source, report: dict[str, Any], faults: list[Fault], output: Path, drawn: bool
 ) -> None:
-    """Tables, the faults, and where the rest is."""
+    """Print the tables, the faults by kind and remedy, and where the results lie."""
     log.info("", extra={"table": split_table(report["splits"])})
     log.info("", extra={"table": class_table(source, report["splits"])})
     groups: dict[tuple, list[Fault]] = {}
@@ -114,6 +117,7 @@ def tell(
 
 
 def split_table(splits: dict[str, dict[str, Any]]) -> Table:
+    """Return a table with a row per split: its images, sizes, types and grey values."""
     table = Table(title="images (size: height x width)", title_justify="left", header_style="bold")
     table.add_column("split")
     for header in ("images", "size, px", "type", "values", "mean +- sd", "ignored"):  # fmt: skip
@@ -134,15 +138,15 @@ def split_table(splits: dict[str, dict[str, Any]]) -> Table:
 
 
 def several(counts: dict[str, int]) -> str:
-    """The one, or each with its number, the rarest left out."""
+    """Return the only value, or the three most frequent values with their numbers."""
     if len(counts) < 2:
         return next(iter(counts), "-")
-    shown = ", ".join(f"{n} of {what}" for what, n in list(counts.items())[:3])
-    return f"{shown}{', ...' if len(counts) > 3 else ''}"
+    frequent = ", ".join(f"{n} of {value}" for value, n in list(counts.items())[:3])
+    return f"{frequent}{', ...' if len(counts) > 3 else ''}"
 
 
 def class_table(source: Source, splits: dict[str, dict[str, Any]]) -> Table:
-    """A row a class: its values on disk, share of the pixels and number of images in each split."""
+    """Return a table with a row per class: values on disk, share of pixels and images in each split."""
     table = Table(title="classes", title_justify="left", header_style="bold")
     table.add_column(
         "class", overflow="fold", min_width=max((len(c) for c in source.classes), default=1)
@@ -163,7 +167,7 @@ def class_table(source: Source, splits: dict[str, dict[str, Any]]) -> Table:
 
 
 def values_of(source: Source, index: int) -> str:
-    """The values on disk of a class, where the source says them."""
+    """Return the values on disk of a class, as far as the source declares them."""
     if not isinstance(source, Folder):
         return str(index)
     if source.values.palette is not None:
