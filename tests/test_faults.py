@@ -26,7 +26,6 @@ from seg.data.datamodule import DataModule
 from seg.data.datasets.folder import Folder
 from seg.data.datasets.membranes import Membranes
 from seg.data.image_cache import Store
-from seg.data.quality.inspect import fingerprint
 from seg.errors import DataError
 from seg.runs import checkpoint, records
 from seg.training.callbacks.checkpointing import WholeFiles
@@ -431,17 +430,16 @@ BAD = {
 
 
 def watched(root: Path, cache: Path | None) -> Store:
+    """The store of a run's data, after the data has been read before the training."""
     source = Folder(str(root), ["a", "b", "c"])
-    store = Store(source, 0, cache)
-    stamps = store.stamps(source.files)
-    pairs = {name: store.read(name) for name in source.files}
-    store.trust(stamps, {n: tuple(fingerprint(a).hex() for a in pair) for n, pair in pairs.items()})
-    return store
+    return DataModule(source, memory=0, cache=None if cache is None else str(cache)).store
 
 
 @pytest.mark.parametrize("cached", [False, True])
 @pytest.mark.parametrize("fault", BAD, ids=lambda fault: fault.__name__)
-def test_a_file_that_went_bad_is_named(folder_root, tmp_path, fault, cached):
+def test_a_file_that_is_missing_or_damaged_or_changed_is_named(
+    folder_root, tmp_path, fault, cached
+):
     store = watched(folder_root, tmp_path / "cache" if cached else None)
     fault(folder_root)
     with pytest.raises(DataError, match=BAD[fault]):

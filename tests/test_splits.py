@@ -1,4 +1,4 @@
-"""That a split is complete, apart, balanced and repeatable, and what is refused and how."""
+"""Splits are complete, disjoint, balanced and repeatable; wrong options are refused."""
 
 import json
 import shutil
@@ -424,14 +424,6 @@ def test_a_test_that_takes_too_many_groups_is_told():
     message = "data.group_by leaves 3 groups, .* for 4 parts: .*data.test"
     with pytest.raises(DataError, match=message):
         split(list(groups), test=0.15, fold=0, folds=4, seed=19, groups=groups)
-
-
-def test_two_files_of_one_name_are_refused(patients):
-    Image.open(patients / "images/p1_2.png").save(patients / "images/p1_2.bmp")
-    with pytest.raises(
-        DataError, match=r"p1_2.bmp: p1_2.png beside it has the same name; keep one"
-    ):
-        Folder(str(patients), ABC)
 
 
 # ---------------------------------------------------------------------- runs
