@@ -36,8 +36,6 @@ def check(cfg: DictConfig) -> dict[str, Any]:
     """
     quiet()
     started = time.perf_counter()
-    if cfg.panels < 0:
-        raise UserError(f"panels={cfg.panels}: give 0 or more")
     output = new_folder(cfg.output)
     # Read all images and collect their faults.
     data = opened(cfg)

@@ -390,7 +390,7 @@ def test_intensity_transforms_see_0_to_1_and_the_network_sees_them_normalised(dt
 
     sees, half = Sees(), A.MultiplicativeNoise((0.5, 0.5), p=1)
     data = DataModule(Source(), A.Compose([sees, half]), crop=128)
-    samples = data.training()
+    samples = data.train_dataset()
     for i in range(3):
         scaled = data.intensity.scaled(pictures[i])
         expected = data.intensity.normalised(scaled * np.float32(0.5)).transpose(2, 0, 1)
@@ -489,7 +489,7 @@ def test_a_run_s_crops_hold_the_rare_class_as_often_as_asked_and_say_so():
         "1 of 4 images have none"
     )
     before = source.reads
-    samples = data.training()
+    samples = data.train_dataset()
     masks = [samples[0, i]["mask"] for i in range(len(samples))]
     assert source.reads - before == len(samples)  # one read a sample, as ever
     full = [bool((m == 2).any()) for i, m in enumerate(masks) if i % 4 != 3]
@@ -498,7 +498,7 @@ def test_a_run_s_crops_hold_the_rare_class_as_often_as_asked_and_say_so():
     assert any(not torch.equal(samples[0, i]["mask"], samples[1, i]["mask"]) for i in range(8))
     overlapping = DataModule(Dots("overlapping"), crop=32, foreground=1.0)
     assert overlapping.rare == [0, 1, 2]
-    shown = [overlapping.training()[0, i]["mask"] for i in range(4)]
+    shown = [overlapping.train_dataset()[0, i]["mask"] for i in range(4)]
     assert [bool((m[1:] == 1).any()) for m in shown] != [False] * 4  # b or c, as often as a
 
 
@@ -506,7 +506,7 @@ def test_foreground_also_finds_its_pixels_with_surroundings_for_valid_convolutio
     data = DataModule(Dots(), preset("none"), crop=32, repeats=10, foreground=1.0)
     data.widen(72, 20)
     for i in (0, 1, 2, 4, 5, 6):
-        judged = data.training()[0, i]["mask"][20:-20, 20:-20]
+        judged = data.train_dataset()[0, i]["mask"][20:-20, 20:-20]
         assert (judged == 2).any()
 
 

@@ -415,8 +415,6 @@ def test_what_the_config_gets_wrong_is_told_in_one_line(root, tmp_path):
         look(root, "data.classes=null")
     with pytest.raises(MISTAKES, match="no such folder"):
         look(tmp_path / "nowhere")
-    with pytest.raises(UserError, match="panels=-1"):
-        look(root, "panels=-1")
 
 
 def test_the_command_exits_2_with_one_line_and_0_with_the_line_to_train_next(

@@ -48,7 +48,7 @@ def test_the_samples_are_those_that_training_takes_first():
         checked("show", [*SMALL, "augment=microscopy", "seed=4", "loader.batch_size=4"])
     )
     batch = next(iter(data.train_dataloader()))
-    samples = data.training()
+    samples = data.train_dataset()
     first = [samples[key] for key in islice(order(len(samples), 4, 0), 4)]
     assert batch["name"] == [one["name"] for one in first]
     assert torch.equal(batch["image"], torch.stack([one["image"] for one in first]))
@@ -124,7 +124,11 @@ def test_other_data_is_shown_alike(tmp_path, folder_root, planes_root):
 def test_a_training_s_line_shows_what_that_training_sees(tmp_path):
     words = [*SMALL, "model=unet_paper", "model.depth=2", "loss=weight_map", "optim.lr=1", "n=1"]
     data = cropped_as_trained(checked("show", words))
-    assert data.training()[0, 0]["image"].shape == (1, 72, 72)  # with the surroundings of the crop
+    assert data.train_dataset()[0, 0]["image"].shape == (
+        1,
+        72,
+        72,
+    )  # with the surroundings of the crop
     picture(tmp_path / "a.png", *words)
     assert checked("show", ["experiment=camvid", "data.root=/d"]).augment.transforms[0].p == 0.5
 

@@ -333,12 +333,18 @@ class NotAllowedError(Exception):
 
 
 def facts(data: DataModule) -> tuple:
-    return (data.intensity, data.sizes, data.shares.tolist(), data.holds.tolist(), data.warnings)
+    return (
+        data.intensity,
+        data.sizes,
+        data.shares.tolist(),
+        data.class_presence.tolist(),
+        data.warnings,
+    )
 
 
 def test_a_second_start_reads_no_image_and_finds_the_same(folder_root, monkeypatch):
     first = look(folder_root, check=True, percentiles=[1, 99])
-    assert first.warnings or first.holds.all()
+    assert first.warnings or first.class_presence.all()
     monkeypatch.setattr(Folder, "read", None)
     assert facts(look(folder_root, check=True, percentiles=[1, 99])) == facts(first)
     monkeypatch.setattr(Folder, "read", lambda *_: (_ for _ in ()).throw(NotAllowedError))

@@ -25,7 +25,6 @@ from scipy.interpolate import CubicSpline
 from seg.errors import DataError
 from seg.logits import IGNORE
 
-MIRROR = cv2.BORDER_REFLECT_101
 TO_NETWORK = (A.Normalize, A.ToFloat, A.FromFloat, A.ToTensorV2)  # done here, after all transforms
 REFUSALS = (ValueError, TypeError, KeyError, NotImplementedError, cv2.error)  # raised by transforms
 

@@ -68,17 +68,12 @@ class DataModule(L.LightningDataModule):
         cache: str | None = None,
     ) -> None:
         super().__init__()
-        for name, value in (
-            ("batch_size", batch_size),
-            ("repeats", repeats),
-            ("eval_batch_size", eval_batch_size),
-        ):
-            if value < 1:
-                raise ValueError(f"{name} is {value}; it must be at least 1")
-        if workers < 0 or (crop is not None and crop < 1):
-            raise ValueError(
-                f"workers is {workers} and crop {crop}; workers must be 0 or more, crop 1 or more"
-            )
+        side = 1 if crop is None else crop
+        for name, value, low in (("batch_size", batch_size, 1), ("eval_batch_size", eval_batch_size, 1),
+                                 ("repeats", repeats, 1), ("crop", side, 1), ("workers", workers, 0),
+                                 ("memory", memory, 0)):  # fmt: skip
+            if not value >= low:
+                raise ValueError(f"{name} is {value}; it must be at least {low}")
         if not 0 <= foreground <= 1 or (foreground and crop is None):
             raise ValueError(
                 f"foreground is {foreground} and crop {crop}; foreground is a share of the crops, 0 to 1, and "
@@ -90,8 +85,6 @@ class DataModule(L.LightningDataModule):
             raise ValueError(
                 f"percentiles is {list(percentiles)}; two of 0 to 100 are needed, [1, 99]"
             )
-        if not memory >= 0:
-            raise ValueError(f"memory is {memory}; GiB, 0 or more")
         self.source, self.seed, self.workers = source, seed, workers
         self.batch_size, self.crop, self.repeats = batch_size, crop, repeats
         self.eval_batch_size = eval_batch_size
@@ -103,7 +96,9 @@ class DataModule(L.LightningDataModule):
         statistics = survey(self.store, intensity, pair, check)
         self.intensity, self.sizes = statistics.intensity, statistics.sizes
         self.shares = np.array(statistics.shares)  # (C,)
-        self.holds = np.array(statistics.holds, bool).reshape(-1, len(source.classes))  # (N, C)
+        self.class_presence = np.array(statistics.class_presence, bool).reshape(
+            -1, len(source.classes)
+        )  # (N, C)
         self.warnings, self.digests = statistics.warnings, statistics.digests
         # Crops of the training samples.
         self.focus = Focus(foreground, self.rare) if foreground else None
@@ -164,8 +159,8 @@ class DataModule(L.LightningDataModule):
             return f"{text}anywhere (loader.foreground=0)"
         names = [self.source.classes[k] for k in self.focus.classes]
         named = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-        without = int((~self.holds[:, self.focus.classes].any(1)).sum())
-        none = f"; {without} of {len(self.holds)} images have none" if without else ""
+        without = int((~self.class_presence[:, self.focus.classes].any(1)).sum())
+        none = f"; {without} of {len(self.class_presence)} images have none" if without else ""
         return f"{text}{self.focus.share:.0%} of them centred on {named or 'nothing'}, the others anywhere{none}"
 
     def weigh(self, gaps: Callable[[np.ndarray], np.ndarray]) -> None:
@@ -184,13 +179,13 @@ class DataModule(L.LightningDataModule):
         """Return the same dataset with weight maps, if there are any."""
         return Samples(self.store, self.source.splits[split], self.intensity, gaps=self.gaps)
 
-    def training(self) -> Samples:
+    def train_dataset(self) -> Samples:
         """Return the dataset of the training split, cropped and augmented."""
         names = self.source.splits["train"]
         return Samples(self.store, names, self.intensity, self.augment, self.repeats, self.gaps)
 
     def train_dataloader(self) -> DataLoader:
-        return self.loader(self.training(), self.batch_size // self.world or 1, shuffle=True)
+        return self.loader(self.train_dataset(), self.batch_size // self.world or 1, shuffle=True)
 
     def val_dataloader(self) -> DataLoader:
         return self.loader(self.judged("val"), self.eval_batch_size, shuffle=False)

@@ -106,14 +106,14 @@ class Measure:
             low, high = 0.0, float(len(values_V) - 1)
             if self.percentiles is not None:
                 low, high = counted_percentiles(weights_VC.sum(1), self.percentiles)
-            scaled_VC = self.placed(values_V, low, high)[:, None]
+            scaled_VC = self.rescale(values_V, low, high)[:, None]
             mean = (weights_VC * scaled_VC).sum(0) / weights_VC.sum(0)
             variance = (weights_VC * (scaled_VC - mean) ** 2).sum(0) / weights_VC.sum(0)
         # Floats with percentiles: from the sampled pixels.
         elif self.percentiles is not None:
             values_NC = np.concatenate(self.samples).astype(np.float64)
             low, high = np.percentile(values_NC, self.percentiles).tolist()
-            scaled_NC = self.placed(values_NC, low, high)
+            scaled_NC = self.rescale(values_NC, low, high)
             mean, variance = scaled_NC.mean(0), scaled_NC.var(0)
         # Floats: from the running mean and sum of squares.
         else:
@@ -125,7 +125,7 @@ class Measure:
         std = np.where(std > 1e-6, std, 1.0)
         return Intensity(low, high, mean.tolist(), std.tolist(), self.percentiles is not None)
 
-    def placed(self, values: np.ndarray, low: float, high: float) -> np.ndarray:
+    def rescale(self, values: np.ndarray, low: float, high: float) -> np.ndarray:
         """Scale stored values so that ``low`` becomes 0 and ``high`` 1; clip them if there are percentiles."""
         shares = (values - low) / (high - low or 1.0)
         return shares if self.percentiles is None else shares.clip(0, 1)

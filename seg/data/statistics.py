@@ -38,7 +38,7 @@ class Survey:
         intensity: normalisation of the images.
         sizes: (H, W) of the images of each split.
         shares: share of the training split's pixels that each class has, in 0..1, without ignored ones; (C,).
-        holds: for each training image read, whether each class occurs; (N, C).
+        class_presence: for each training image read, whether each class occurs; (N, C).
         warnings: faults that do not prevent training; errors are raised.
         digests: name -> hash of the image and of the mask as read, for each that was read.
     """
@@ -46,7 +46,7 @@ class Survey:
     intensity: Intensity
     sizes: dict[str, set[tuple[int, int]]]
     shares: list[float]
-    holds: list[list[bool]]
+    class_presence: list[list[bool]]
     warnings: list[Fault]
     digests: dict[str, tuple[str, str]]
 

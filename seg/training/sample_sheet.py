@@ -30,7 +30,7 @@ def cropped_as_trained(cfg: DictConfig) -> DataModule:
 def contact_sheet(data: DataModule, n: int, epoch: int) -> Image.Image:
     """Draw the first ``n`` samples from an epoch on, each as crop, as network input and with its mask."""
     # The samples, and their crops without transforms.
-    samples = data.training()
+    samples = data.train_dataset()
     keys = list(itertools.islice(order(len(samples), data.seed, epoch), n))
     augmented = [samples[key] for key in keys]
     crops = Samples(data.store, samples.names, data.intensity, data.augment.alone(), data.repeats)

@@ -160,7 +160,7 @@ def unlike(looks: list[Look]) -> list[Fault]:
             remedy = f"read it again from its origin as {dtype}; scaling {image.dtype} up restores no grey values"
         else:
             remedy = f"save it with {count(channels, 'channel')}"
-        low, high = image.span
+        low, high = image.value_range
         found = f"{count(image.channels, 'channel')} of {image.dtype}, values {low:g} to {high:g}"
         faults.append(Fault("unlike", image.file, found, remedy, expected, image.name))
     return faults
@@ -257,7 +257,7 @@ def whole_set(looks: list[Look]) -> list[Fault]:
         return faults
     what = f"all {len(looks)} images"
     if all(image.dtype == "uint16" for image in looks):
-        highest = int(max(image.span[1] for image in looks))
+        highest = int(max(image.value_range[1] for image in looks))
         bits = max(8, highest.bit_length())
         if highest > 0 and bits <= 14:
             found = f"the largest value is {highest}: {bits} bits"

@@ -44,7 +44,7 @@ class Look:
         shape: (H, W), px.
         channels: number of channels.
         dtype: as stored.
-        span: smallest and largest value.
+        value_range: smallest and largest value.
         mean: of all values.
         sd: standard deviation, from at most 8 million evenly spaced pixels.
         pixels: number of pixels of each class, (K,).
@@ -68,7 +68,7 @@ class Look:
     shape: tuple[int, int]
     channels: int
     dtype: str
-    span: tuple[float, float]
+    value_range: tuple[float, float]
     mean: float
     sd: float
     pixels: np.ndarray
@@ -144,7 +144,7 @@ def look(
         shape=(image.shape[0], image.shape[1]),
         channels=image.shape[2],
         dtype=str(image.dtype),
-        span=(float(image.min()), float(image.max())),
+        value_range=(float(image.min()), float(image.max())),
         mean=float(image.mean(dtype=np.float64)),
         sd=float(thinned.std(dtype=np.float64)),
         pixels=class_pixels(mask, num_classes),

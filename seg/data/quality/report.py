@@ -58,8 +58,8 @@ def of_split(source: Source, looks: list[Look], names: list[str]) -> dict[str, A
         "types": dict(
             Counter(f"{image.dtype} x {image.channels}" for image in looks).most_common()
         ),
-        "low": min((image.span[0] for image in looks), default=None),
-        "high": max((image.span[1] for image in looks), default=None),
+        "low": min((image.value_range[0] for image in looks), default=None),
+        "high": max((image.value_range[1] for image in looks), default=None),
         "mean": mean,
         "sd": float(np.sqrt(max((weights * (sds**2 + means**2)).sum() - mean**2, 0))),
         "ignored": float(np.mean([image.ignored for image in looks])) if looks else 0.0,
@@ -80,8 +80,8 @@ def of_image(source: Source, image: Look) -> dict[str, Any]:
         "size": list(image.shape),
         "channels": image.channels,
         "type": image.dtype,
-        "low": image.span[0],
-        "high": image.span[1],
+        "low": image.value_range[0],
+        "high": image.value_range[1],
         "mean": image.mean,
         "sd": image.sd,
         "ignored": image.ignored,
