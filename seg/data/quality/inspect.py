@@ -153,8 +153,8 @@ def look(
         image_hash=fingerprint(image),
         mask_hash=fingerprint(mask),
         thumb=thumbnail(grey),
-        fits=fits(grey, mask[::step, ::step]) if heuristics else {},
-        jumps=jumps(image[:, : image.shape[1] // step]) if heuristics else 0.0,
+        fits=orientation_fits(grey, mask[::step, ::step]) if heuristics else {},
+        jumps=jump_share(image[:, : image.shape[1] // step]) if heuristics else 0.0,
         flat=image[0, 0].tolist() if (thinned == thinned[:1, :1]).all() else None,
         grey=image.shape[2] == 3 and bool((thinned == thinned[..., :1]).all()),
         palette=files is not None and has_palette(files[0]),
@@ -176,7 +176,7 @@ def thumbnail(grey: np.ndarray) -> np.ndarray:
     return small / length if length > 1e-5 * highest else np.zeros_like(small)
 
 
-def fits(grey: np.ndarray, mask: np.ndarray) -> dict[str, tuple[float, float]]:
+def orientation_fits(grey: np.ndarray, mask: np.ndarray) -> dict[str, tuple[float, float]]:
     """Return how well a mask (H, W) fits its image in each orientation of its size; see ``Look.fits``."""
     if mask.ndim == 3:
         return {}
@@ -214,7 +214,7 @@ def explained(grey: np.ndarray, mask: np.ndarray) -> float:
     return float(between / variance) if variance > 1e-9 * seconds.sum() else 0.0
 
 
-def jumps(image: np.ndarray) -> float:
+def jump_share(image: np.ndarray) -> float:
     """Return the share of horizontal neighbours that differ by more than 200; 0 for black and white."""
     if image.dtype != np.uint8 or image.shape[1] < 2:
         return 0.0
