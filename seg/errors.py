@@ -5,7 +5,7 @@ from typing import Any
 
 
 class UserError(ValueError):
-    """A mistake of the user's: one line, no traceback."""
+    """Mistake of the user: reported in one line, without traceback."""
 
 
 class DataError(ValueError):
@@ -37,11 +37,11 @@ class DataError(ValueError):
 
 
 class RunError(ValueError):
-    """A run or checkpoint that is missing, damaged, unsafe or not written by this package."""
+    """Run or checkpoint that is missing, damaged, unsafe or not written by this package."""
 
 
 class HardwareError(ValueError):
-    """The machine lacks what the config asks for."""
+    """Hardware that the config needs and the machine lacks."""
 
 
 MISTAKES = (UserError, DataError, RunError, HardwareError)
@@ -51,9 +51,9 @@ EXTRAS = {"segmentation_models_pytorch": "smp", "pycocotools": "coco", "onnx": "
 
 
 def missing_extra(target: Any) -> str | None:
-    """What to install for an optional package, or a constructor of it, that isn't there.
+    """Return what to install for a missing optional package, or for a class that needs it; else None.
 
-    Ours that need one stand in a module of its name, as seg.training.loggers.trackio.
+    A class of this package that needs one is in a module of its name, as seg.training.loggers.trackio.
     """
     words = str(target).split(".")
     package = next((word for word in words[:-1] or words if word in EXTRAS), None)

@@ -97,7 +97,7 @@ ANY = [
 
 @given(st.integers(0, 10_000), st.sampled_from(range(len(ANY))), st.sampled_from([1, 4]))
 @settings(max_examples=150, deadline=None)
-def test_it_stays_so_under_any_spatial_transform(index, number, channels):
+def test_it_stays_the_threshold_under_any_spatial_transform(index, number, channels):
     check_threshold(Augment(A.Compose([ANY[number]]), 96, seed=1), index, channels)
 
 
@@ -185,18 +185,6 @@ def test_the_elastic_grid_is_the_direct_formula_s(grid, shape):
     assert (out["mask"] != nearest).mean() < 0.01  # ties
 
 
-def test_the_elastic_grid_s_points_move_by_sigma():
-    elastic = CoarseElastic(sigma=10, p=1)
-    elastic.set_random_state(np.random.default_rng(0), random.Random(0))
-    rows, columns = np.mgrid[:65, :65]
-    moves = []
-    for _ in range(300):
-        maps = elastic.get_params_dependent_on_data({"shape": (65, 65)}, {})
-        moves.append([(maps["map_y"] - rows)[::32, ::32], (maps["map_x"] - columns)[::32, ::32]])
-    assert np.std(moves, axis=(0, 1)) == pytest.approx(np.full((3, 3), 10), rel=0.15)
-    assert np.corrcoef(np.array(moves)[:, :, 1, 1].T)[0, 1] == pytest.approx(0, abs=0.2)
-
-
 def test_without_sigma_nothing_moves_and_a_black_border_is_ignored():
     image, mask = waves(0)[..., None], blocks(0, [1, 2])
     out = CoarseElastic(sigma=0, p=1)(image=image, mask=mask)
@@ -248,7 +236,7 @@ def test_a_transform_that_would_spoil_the_data_is_refused(transform, message):
         A.PadIfNeeded(9, 9, border_mode=2),
     ],
 )
-def test_mirrored_and_ignored_borders_are_taken(transform):
+def test_mirrored_and_ignored_borders_are_accepted(transform):
     check_transforms(A.Compose([transform]))
 
 
@@ -317,7 +305,7 @@ def test_a_label_that_a_transform_invents_is_an_error_naming_it(folder_root):
         next(iter(data.train_dataloader()))
 
 
-def test_what_a_transform_can_not_do_is_told_with_the_image():
+def test_an_image_that_a_transform_refuses_is_an_error_with_its_shape():
     image, mask = np.zeros((32, 32, 5), np.float32), np.zeros((32, 32), np.uint8)
     with pytest.raises(DataError, match=r"augment \(CLAHE\): .*; the image is \(24, 24, 5\)"):
         Augment(A.Compose([A.CLAHE(p=1)]), 24, 0)(image, [mask], 0, 0)
@@ -510,7 +498,7 @@ def test_foreground_also_finds_its_pixels_with_surroundings_for_valid_convolutio
         assert (judged == 2).any()
 
 
-def test_the_share_of_crops_is_checked_and_told():
+def test_the_share_of_crops_is_checked_and_described():
     for wrong, crop in ((-0.1, 32), (1.5, 32), (0.5, None)):
         with pytest.raises(ValueError, match=f"foreground is {wrong} and crop {crop}"):
             DataModule(Dots(), crop=crop, foreground=wrong)

@@ -91,7 +91,7 @@ def errors(faults: list[dict]) -> list[dict]:
     return [fault for fault in faults if fault["severity"] == "error"]
 
 
-def test_good_data_passes_and_leaves_numbers_and_a_sheet(root, capsys):
+def test_correct_data_passes_and_writes_numbers_and_a_sheet(root, capsys):
     report = look(root)
     assert report["errors"] == report["warnings"] == 0 and report["faults"] == []
     assert report["splits"]["train"]["images"] == 8 and len(report["images"]) == 12
@@ -198,7 +198,7 @@ PLANTED = [  # fault, file, found, remedy
 
 
 @pytest.mark.parametrize(("what", "file", "found", "remedy"), PLANTED, ids=[p[0] for p in PLANTED])
-def test_a_planted_fault_is_an_error_that_names_file_finding_and_remedy(
+def test_a_fault_is_an_error_that_names_file_finding_and_remedy(
     root, capsys, what, file, found, remedy
 ):
     plant(root, what)
@@ -262,7 +262,7 @@ def test_a_class_that_never_occurs_is_an_error_and_one_that_validation_lacks_a_w
     assert fault["severity"] == "warning" and "in no image of val" in fault["found"]
 
 
-def test_a_class_that_training_lacks_is_an_error_whose_remedy_mends_it(root):
+def test_a_class_that_training_lacks_is_an_error_whose_remedy_corrects_it(root):
     whole = root.parent / "whole"
     for part in ("images", "masks"):
         (whole / part).mkdir(parents=True)
@@ -410,7 +410,7 @@ def test_results_are_never_overwritten(root):
         look(root, f"output={root.parent / 'check-0'}")
 
 
-def test_what_the_config_gets_wrong_is_told_in_one_line(root, tmp_path):
+def test_a_wrong_config_is_reported_in_one_line(root, tmp_path):
     with pytest.raises(MISTAKES, match=r"data\.classes is not set.*hold \[0, 1\]"):
         look(root, "data.classes=null")
     with pytest.raises(MISTAKES, match="no such folder"):
@@ -441,7 +441,7 @@ BIG = [i[..., 0] for i, _ in (Membranes(size=192, train=10).read(f"train-{n:03d}
 
 
 def pairs_of(*images: np.ndarray) -> set[tuple[int, int]]:
-    """Which of the made images and these, numbered from 10, are found to be alike."""
+    """Return the pairs of similar images among the made ones and these, numbered from 10."""
     return {(p.first, p.second) for p in alike(np.stack([thumbnail(i) for i in (*BIG, *images)]))}
 
 

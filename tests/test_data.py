@@ -72,7 +72,7 @@ def test_a_folder_of_splits_keeps_them(folder_root, tmp_path):
     assert source.splits["val"][0] == "val/0"
 
 
-def test_a_share_beside_folders_of_splits_is_refused_not_left_unsaid(folder_root, tmp_path):
+def test_a_share_is_refused_if_folders_are_the_splits(folder_root, tmp_path):
     for split in ("train", "val"):
         (tmp_path / split).symlink_to(folder_root)
     with pytest.raises(
@@ -118,7 +118,7 @@ def test_a_place_without_data_is_an_error(tmp_path, folder_root):
         Folder(str(folder_root), ABC)
 
 
-def test_classes_must_be_named_and_the_error_tells_the_values_found(folder_root):
+def test_classes_must_be_named_and_the_error_lists_the_values_found(folder_root):
     with pytest.raises(DataError, match=r"data.classes is not set.*hold \[0, 1, 2\]"):
         Folder(str(folder_root), None)
 

@@ -25,7 +25,7 @@ def picture(path, *words) -> np.ndarray:
 
 
 @pytest.mark.parametrize("augment", ["none", "strong"])
-def test_a_picture_is_written_and_the_crops_are_told(tmp_path, capsys, augment):
+def test_a_picture_is_written_and_the_crops_are_described(tmp_path, capsys, augment):
     page = picture(
         tmp_path / "new/look.png", *SMALL, f"augment={augment}", "n=5", "loader.foreground=0.25"
     )
@@ -77,7 +77,7 @@ def test_all_pictures_have_one_scale():
     assert flat[0, 0, 0] < flat[0, 1, 0] < flat[1, 0, 0] < flat[1, 1, 0]
 
 
-def test_brightness_stays_to_be_seen_beside_the_crop(tmp_path):
+def test_a_darker_sample_is_drawn_darker_than_its_crop(tmp_path):
     darker = "{_target_:albumentations.RandomBrightnessContrast,brightness_limit:[-0.3,-0.3],p:1}"
     page = picture(tmp_path / "a.png", *SMALL, f"augment.transforms=[{darker}]", "n=1")
     crop, seen = (page[70:280, x : x + 224].mean() for x in (16, 256))
@@ -107,7 +107,7 @@ def test_cells_fill_the_page_and_are_enlarged_by_whole_numbers():
     assert grid(cells[:1], gap=32).size == (664, 300)
 
 
-def test_other_data_is_shown_alike(tmp_path, folder_root, planes_root):
+def test_colour_images_and_overlapping_classes_are_drawn(tmp_path, folder_root, planes_root):
     words = ["data=folder", f"data.root={folder_root}", "data.classes=[a,b,c]", "loader.crop=null"]
     page = picture(tmp_path / "rgb.png", *words, "loader.batch_size=1", "augment=d4", "n=2")
     assert np.ptp(page.astype(int), axis=2).max() > 100  # colours
@@ -145,14 +145,14 @@ def test_a_training_s_line_shows_what_that_training_sees(tmp_path):
         (["augment=flip"], r"augment=flip: no such augment; did you mean flips\?"),
     ],
 )
-def test_a_mistake_is_told(tmp_path, monkeypatch, words, message):
+def test_a_wrong_option_is_refused(tmp_path, monkeypatch, words, message):
     monkeypatch.chdir(tmp_path)
     with pytest.raises((UserError, DataError), match=message):
         show(checked("show", [*SMALL, *words]))
     assert not list(tmp_path.iterdir())
 
 
-def test_the_command_runs_as_one_types_it(tmp_path, monkeypatch, capsys):
+def test_the_command_writes_the_picture(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["show", *SMALL, "augment=flips", "n=2"])
     main()

@@ -287,34 +287,23 @@ def test_a_folder_holds_patients_together_in_folds_and_shares(patients):
     assert [len({n[:2] for n in splits[s]}) for s in ("train", "val", "test")] == [1, 1, 1]
 
 
-@pytest.mark.parametrize("task", ["classes", "overlapping"])
-def test_a_folder_stratifies_by_the_classes_that_its_masks_hold(folder_root, planes_root, task):
-    root, suffix = (planes_root, "tif") if task == "overlapping" else (folder_root, "png")
-    names = ABC[:2] if task == "overlapping" else ABC
-    source = Folder(str(root), names, fold=0, folds=3, stratify=True, task=task, **(
-        {"ignore": [7]} if task == "overlapping" else {}))  # fmt: skip
-    planes = 2 if task == "overlapping" else 3
-    if task == "overlapping":  # one plane is void, the other empty but for a pixel
-        pages = np.zeros((2, 40, 56), np.uint8)
-        pages[0], pages[1, 3, 4] = 7, 1
-        tifffile.imwrite(root / "masks/2.tif", pages, photometric="minisblack")
-        assert source.presence("2").tolist() == [False, True]
-    else:
-        pixel = np.zeros((40, 56), np.uint8)
-        pixel[3, 4] = 2
-        Image.fromarray(pixel).save(root / "masks/2.png")
-        assert source.presence("2").tolist() == [True, False, True]
+def test_a_folder_stratifies_by_the_classes_that_its_masks_hold(folder_root):
+    for i in (0, 2, 4):  # classes b and c only in images 1, 3 and 5: one for each fold
+        Image.fromarray(np.zeros((40, 56), np.uint8)).save(folder_root / "masks" / f"{i}.png")
+    for fold in range(3):
+        val = Folder(str(folder_root), ABC, fold=fold, folds=3, stratify=True).splits["val"]
+        assert sum(int(n) % 2 for n in val) == 1
+
+
+def test_classes_occur_in_their_planes_where_they_overlap(planes_root):
+    pages = np.zeros((2, 40, 56), np.uint8)
+    pages[0], pages[1, 3, 4] = 7, 1  # one plane is ignored, the other empty but for a pixel
+    tifffile.imwrite(planes_root / "masks/2.tif", pages, photometric="minisblack")
+    source = Folder(str(planes_root), ABC[:2], stratify=True, task="overlapping", ignore=[7])
+    assert source.presence("2").tolist() == [False, True]
     for name in source.files:
-        mask = source.read(name)[1]
-        truth = (mask == 1).any((0, 1)) if mask.ndim == 3 else [(mask == c).any() for c in range(3)]
-        assert source.presence(name).tolist() == list(truth) and len(truth) == planes
-    blank = Image.fromarray(np.zeros((40, 56), np.uint8))
-    if suffix == "png":  # class b and c only in images 1, 3 and 5: one for each fold
-        for i in (0, 2, 4):
-            blank.save(root / "masks" / f"{i}.png")
-        for fold in range(3):
-            val = Folder(str(root), ABC, fold=fold, folds=3, stratify=True).splits["val"]
-            assert sum(int(n) % 2 for n in val) == 1
+        present = (source.read(name)[1] == 1).any((0, 1))
+        assert source.presence(name).tolist() == present.tolist()
 
 
 def test_lists_split_as_they_say_by_name_or_file_name(patients, tmp_path):
@@ -419,7 +408,7 @@ def test_folders_that_split_are_not_split_again_and_keep_groups_apart(patients, 
         Folder(str(tmp_path / "copy"), ABC, lists=lists, group_by="^p.")
 
 
-def test_a_test_that_takes_too_many_groups_is_told():
+def test_a_test_share_that_needs_too_many_groups_is_refused():
     groups = dict(zip(named(17), ["p0"] * 3 + ["p1", "p2", "p2", "p3"] + ["p4"] * 9 + ["p5"], strict=True))  # fmt: skip
     message = "data.group_by leaves 3 groups, .* for 4 parts: .*data.test"
     with pytest.raises(DataError, match=message):

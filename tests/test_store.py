@@ -1,4 +1,4 @@
-"""What is kept of the data: in memory, in a folder, of a first look, and of its grey values."""
+"""Image cache in memory and in a folder, cached statistics, and the normalisation of grey values."""
 
 import json
 import os
@@ -25,7 +25,7 @@ from seg.data.datasets.folder import Folder
 from seg.data.datasets.membranes import Membranes
 from seg.data.image_cache import Store
 from seg.data.image_io import read_image
-from seg.data.normalization import Intensity, Measure, counted_percentiles
+from seg.data.normalization import Intensity, Measure
 from seg.errors import DataError
 from seg.predict import predict
 from seg.runs import load
@@ -168,7 +168,7 @@ def repaint(file: Path) -> None:
 
 
 @pytest.mark.parametrize("part", ["images", "masks"])
-def test_a_file_that_changed_is_decoded_anew(source, folder_root, tmp_path, part):
+def test_a_file_that_changed_is_decoded_again(source, folder_root, tmp_path, part):
     folder = tmp_path / "decoded"
     old = [np.array(array) for array in Store(source, 0, folder).read("2")]
     repaint(folder_root / part / "2.png")
@@ -205,7 +205,7 @@ def test_other_options_are_other_arrays(folder_root, options):
     assert plain.stamp("0") == Folder(str(folder_root), ABC, val=0.5).stamp("0")
 
 
-def test_a_mask_that_changes_its_class_or_gets_a_rest_is_decoded_anew(folder_root, tmp_path):
+def test_a_mask_that_changes_its_class_or_gets_a_rest_is_decoded_again(folder_root, tmp_path):
     for i in range(2):
         mask = np.array(Image.open(folder_root / "masks" / f"{i}.png")) == 1
         Image.fromarray(mask.astype(np.uint8)).save(tmp_path / f"{i}.png")
@@ -229,7 +229,7 @@ def test_a_mask_that_changes_its_class_or_gets_a_rest_is_decoded_anew(folder_roo
 
 @pytest.mark.parametrize("part", ["image", "mask"])
 @pytest.mark.parametrize("left", [0, 5, 100, -1])
-def test_a_cut_off_array_is_made_anew(source, tmp_path, part, left):
+def test_a_cut_off_array_is_written_again(source, tmp_path, part, left):
     folder = tmp_path / "decoded"
     Store(source, 0, folder).read("3")
     (file,) = folder.glob(f"*.{part}.npy")
@@ -239,14 +239,14 @@ def test_a_cut_off_array_is_made_anew(source, tmp_path, part, left):
     assert source.reads == ["3", "3"]
 
 
-def test_a_folder_that_can_not_be_written_is_told(source, tmp_path):
+def test_a_folder_that_can_not_be_written_is_an_error(source, tmp_path):
     (tmp_path / "file").write_text("")
     kept = Store(source, 0, tmp_path / "file")
     with pytest.raises(DataError, match=r"loader\.cache=.*file: can't keep 0 there .*loader\.cache=null"):  # fmt: skip
         kept.read("0")
 
 
-def test_a_full_disk_is_told_and_leaves_no_half_array(source, tmp_path, monkeypatch):
+def test_a_full_disk_is_an_error_and_leaves_no_half_array(source, tmp_path, monkeypatch):
     def full(file, array):
         Path(file).write_bytes(b"\x93NUMPY")
         raise OSError("6 requested and 3 written")
@@ -258,7 +258,7 @@ def test_a_full_disk_is_told_and_leaves_no_half_array(source, tmp_path, monkeypa
     agree(Store(source, 0, tmp_path / "decoded").read("0"), source.source.read("0"))
 
 
-def test_a_source_that_does_not_know_its_files_has_no_folder(tmp_path):
+def test_a_source_without_files_has_no_cache_folder(tmp_path):
     with pytest.raises(DataError, match=r"Membranes keeps no decoded images.*loader\.cache=null"):
         Store(Membranes(size=32, train=1, val=1, test=0), 0, tmp_path)
 
@@ -319,7 +319,7 @@ def test_a_crop_of_a_mapped_image_is_the_crop_of_the_read_one(folder_root, tmp_p
     assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
 
 
-# the first look
+# statistics before training
 
 
 def look(root: Path, **options) -> DataModule:
@@ -354,23 +354,23 @@ def test_a_second_start_reads_no_image_and_finds_the_same(folder_root, monkeypat
             look(folder_root, **other)
 
 
-def test_warnings_are_told_again_on_the_second_start(folder_root, monkeypatch):
+def test_warnings_are_repeated_on_the_second_start(folder_root, monkeypatch):
     shutil.copy(folder_root / "images/0.png", folder_root / "images/9.png")
     shutil.copy(folder_root / "masks/0.png", folder_root / "masks/9.png")
     for name in ("0", "9"):
         assert name in Folder(str(folder_root), ABC, split_seed=1).splits["train"]
 
-    def told() -> list:
+    def warnings() -> list:
         return DataModule(Folder(str(folder_root), ABC, split_seed=1), check=True).warnings
 
-    first = told()
+    first = warnings()
     assert [fault.kind for fault in first] == ["repeated"]
     monkeypatch.setattr(Folder, "read", None)
-    assert told() == first
+    assert warnings() == first
 
 
 @pytest.mark.parametrize("part", ["images", "masks"])
-def test_a_touched_file_is_looked_at_again(folder_root, monkeypatch, part):
+def test_a_file_with_a_new_time_is_read_again(folder_root, monkeypatch, part):
     look(folder_root)
     later = time.time_ns() + 10**9
     os.utime(folder_root / part / "5.png", ns=(later, later))
@@ -380,7 +380,7 @@ def test_a_touched_file_is_looked_at_again(folder_root, monkeypatch, part):
 
 
 @pytest.mark.parametrize("damage", ["", "{", "[]", '"x"', "{}", '{"intensity": {}}'])
-def test_a_spoilt_record_of_the_first_look_is_written_anew(folder_root, cache, damage):
+def test_a_damaged_statistics_file_is_written_again(folder_root, cache, damage):
     first = facts(look(folder_root, check=True))
     (file,) = (cache / "surveys").iterdir()
     whole = file.read_text()
@@ -389,7 +389,7 @@ def test_a_spoilt_record_of_the_first_look_is_written_anew(folder_root, cache, d
     assert json.loads(file.read_text()) == json.loads(whole)
 
 
-def test_where_the_cache_can_not_be_written_the_data_is_looked_at_each_time(folder_root, tmp_path, monkeypatch, caplog):  # fmt: skip
+def test_without_a_writable_cache_the_data_is_read_each_time(folder_root, tmp_path, monkeypatch, caplog):  # fmt: skip
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("SEG_CACHE", str(tmp_path / "file"))
     with caplog.at_level("INFO", "seg"):
@@ -399,7 +399,7 @@ def test_where_the_cache_can_not_be_written_the_data_is_looked_at_each_time(fold
     assert (tmp_path / "file").read_text() == ""
 
 
-def test_what_other_runs_were_trained_on_is_not_measured_again(folder_root):
+def test_the_normalisation_of_a_trained_run_is_kept(folder_root):
     other = Intensity(3.0, 200.0, [0.1, 0.2, 0.3], [1.0, 2.0, 3.0], True)
     look(folder_root)
     assert look(folder_root, intensity=other).intensity == other
@@ -492,13 +492,6 @@ def test_percentiles_of_integers_are_numpy_s_and_so_are_mean_and_deviation(pictu
     assert found.clip
 
 
-def test_percentiles_by_hand():
-    counts = np.array([0, 0, 4, 4, 0, 1, 1])  # of the values 2, 3, 5 and 6: 40, 80, 90, 100 %
-    assert counted_percentiles(counts, (0, 100)) == [2, 6]
-    assert counted_percentiles(counts, (40, 80)) == [2, 3]
-    assert counted_percentiles(counts, (40.1, 80.1)) == [3, 5]
-
-
 @given(st.lists(arrays(np.float32, SMALL, elements=st.floats(-999, 999, width=32)), min_size=1, max_size=4), PERCENTILES)  # fmt: skip
 @settings(max_examples=60, deadline=None)
 def test_percentiles_of_floats_are_numpy_s_too(pictures, percentiles):
@@ -511,7 +504,7 @@ def test_percentiles_of_floats_are_numpy_s_too(pictures, percentiles):
     np.testing.assert_allclose(found.std, std, rtol=1e-6)
 
 
-def test_percentiles_of_large_float_images_are_near_though_few_pixels_are_taken():
+def test_percentiles_of_large_float_images_come_from_few_pixels():
     rng = np.random.default_rng(0)
     pictures = [rng.normal(7, 2, (700, 600, 1)).astype(np.float32) for _ in range(2)]
     found = measured(pictures, (1, 99))
@@ -543,7 +536,7 @@ def test_percentiles_reach_the_network_through_the_loader(folder_root):
 
 
 @pytest.mark.parametrize("wrong", [[1], [99, 1], [-1, 99], [1, 101], [5, 5], [1, 2, 3]])
-def test_percentiles_that_are_none_are_refused(folder_root, wrong):
+def test_invalid_percentiles_are_refused(folder_root, wrong):
     with pytest.raises(ValueError, match=r"two of 0 to 100 are needed, \[1, 99\]"):
         look(folder_root, percentiles=wrong)
 

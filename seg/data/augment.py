@@ -228,6 +228,7 @@ def cut(
         starts: position along each axis, as a share, 0..1, of the possible ones; None: by ``centre``.
         centre: pixel (row, column) in the middle, if the border permits.
     """
+    # Indices of its rows and columns; a slice where they are consecutive.
     rows, columns = (
         span(side, crop, context, None if starts is None else starts[i], centre and centre[i])
         for i, side in enumerate(layer.shape[:2])
@@ -270,6 +271,7 @@ def check_transforms(transform: A.BasicTransform | BaseCompose) -> None:
     """Raise DataError for arguments that albumentations ignores, and for transforms that would damage masks."""
     for part in parts(transform):
         name = type(part).__name__
+        # Arguments that albumentations ignores, and transforms that are done later.
         if part.invalid_args:
             arguments = ", ".join(inspect.signature(type(part)).parameters)
             raise DataError(
@@ -280,6 +282,7 @@ def check_transforms(transform: A.BasicTransform | BaseCompose) -> None:
                 f"augment: remove {name}; images are normalised after augmentation, with the training "
                 "split's statistics"
             )
+        # Transforms that interpolate labels or fill with them.
         if getattr(part, "mask_interpolation", 0) not in (
             cv2.INTER_NEAREST,
             cv2.INTER_NEAREST_EXACT,

@@ -68,6 +68,7 @@ class DataModule(L.LightningDataModule):
         cache: str | None = None,
     ) -> None:
         super().__init__()
+        # Check the arguments.
         side = 1 if crop is None else crop
         for name, value, low in (("batch_size", batch_size, 1), ("eval_batch_size", eval_batch_size, 1),
                                  ("repeats", repeats, 1), ("crop", side, 1), ("workers", workers, 0),
@@ -108,6 +109,7 @@ class DataModule(L.LightningDataModule):
 
     def check_batches(self) -> None:
         """Raise DataError if images of several sizes would have to share a batch."""
+        # Batches of whole images need one size.
         whole = {split: self.eval_batch_size for split in self.sizes}
         if "train" in whole:
             whole["train"] = self.batch_size if self.crop is None else 1
@@ -118,6 +120,7 @@ class DataModule(L.LightningDataModule):
                     f"the {split} images have {len(self.sizes[split])} sizes and can't share a batch of "
                     f"{size} whole; change {option}, or take batches of 1"
                 )
+        # Turned images of one size have two, unless they are square.
         if self.crop is None and self.batch_size > 1 and turns(self.transforms):
             oblong = [size for size in self.sizes.get("train", ()) if size[0] != size[1]]
             if oblong:
@@ -157,6 +160,7 @@ class DataModule(L.LightningDataModule):
         text = f"{self.repeats} of {self.crop}x{self.crop} px from each image, "
         if self.focus is None:
             return f"{text}anywhere (loader.foreground=0)"
+        # With crops on rare classes: their names, and the images without them.
         names = [self.source.classes[k] for k in self.focus.classes]
         named = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
         without = int((~self.class_presence[:, self.focus.classes].any(1)).sum())

@@ -56,12 +56,14 @@ class Store:
         """
         if name in self.kept:
             return self.kept[name]
+        # Decode it, or map it from the folder.
         try:
             decoded = self.source.read(name) if self.folder is None else self.mapped(name)
         except DataError as error:
             if name not in self.seen:
                 raise
             raise DataError(f"{error}; it was whole when the run began: put it back") from error
+        # Compare it with the start of the run, and keep it.
         if name in self.seen:
             self.compare(name, decoded)
         if self.open and self.folder is None:  # a mapped file would stay open while it is kept
@@ -126,12 +128,14 @@ class Store:
             stamp = self.source.stamp(name)  # ty: ignore[missing-attribute]
         except OSError:  # a missing file is named when it is read
             return self.source.read(name)
+        # Map the arrays if they are there.
         key = hashlib.sha256(f"{version('seg')}\n{stamp}".encode()).hexdigest()[:32]
         files = [self.folder / f"{key}.{part}.npy" for part in ("image", "mask")]
         try:
             return opened(files)
         except (OSError, ValueError, EOFError):  # missing or cut off: written again
             pass
+        # Decode the image, and write each array whole or not at all.
         decoded = self.source.read(name)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)

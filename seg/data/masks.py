@@ -42,6 +42,7 @@ class MaskValues:
         if palette is not None:
             self.index = {}
             return
+        # Values, unless there is a palette.
         void = [value for value in ignored if isinstance(value, int)]
         if len(void) < len(ignored):
             raise DataError(f"data.ignore={ignored}: a colour needs data.palette too")
@@ -74,6 +75,7 @@ class MaskValues:
             found = f"a colour picture {mask.shape} is no mask by itself"
             remedy = self.palette_remedy(mask)
             raise DataError(file=file, found=found, remedy=remedy, kind="colours")
+        # Every value is declared.
         found = distinct(mask)
         unknown = [v for v in found if v not in self.index]
         if unknown:
@@ -84,6 +86,7 @@ class MaskValues:
                 remedy=self.remedy(found),
                 kind="values",
             )
+        # Look the indices up; a table is faster than a comparison per value.
         if mask.dtype == np.uint8:
             table = np.full(256, IGNORE, np.uint8)
             for value, index in self.index.items():
@@ -202,6 +205,7 @@ def colour_codes(
             f"data.palette names {short(list(palette))}; it must give a colour to each of {short(classes)}, and to "
             "no other"
         )
+    # Each colour, a class's or an ignored one, is entered once.
     table = np.full(2**24, UNKNOWN, np.uint8)
     given = [(classes.index(name), colours) for name, colours in palette.items()]
     for index, colours in [*given, *([(IGNORE, ignore)] if ignore else [])]:
@@ -247,6 +251,7 @@ def merged(planes: list[np.ndarray | None], classes: list[str], file: object) ->
             found=f"{int((number > 1).sum())} pixels are of several classes, of {short(several)}",
             remedy="correct them, or take data.task=overlapping",
         )
+    # Start from the class without a plane; ignored where no class is and any plane is ignored.
     rest = next((k for k, plane in enumerate(planes) if plane is None), IGNORE)
     mask = np.full(number.shape, rest, np.uint8)
     for k, plane in present:

@@ -50,11 +50,13 @@ def divide(
     Raises:
         DataError: if options exclude each other or leave a split empty.
     """
+    # Options that exclude each other.
     if blocks:
         excluded = {"group_by": groups, "stratify": presence is not None}
         refuse(excluded, "data.blocks", "blocks go by names alone")
     if fold is not None:
         refuse({"val": val}, f"data.fold={fold}", "the fold is what validates")
+    # The partition by the options, applied to shares or folds.
     rng = np.random.default_rng(seed)
     partition: Partition = partial(shuffled, rng=rng)
     if blocks:
@@ -100,6 +102,7 @@ def fold_split(
         raise DataError(
             f"{len(names)} images{without}: data.folds={folds} needs more; add images or take fewer folds"
         )
+    # First the test images, then the folds of the rest.
     rest, tested = partition(names, [left, kept])
     val = partition(rest, even_sizes(len(rest), folds))[fold]
     members = set(val)

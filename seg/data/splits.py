@@ -47,12 +47,14 @@ class Division:
         Raises:
             DataError: if options exclude each other, or leave a split empty.
         """
+        # Groups by the data or by the option.
         choice: dict[str, object] = {"fold": self.fold, "blocks": self.blocks}
         choice |= {"stratify": self.stratify, "val": self.val, "test": self.test or None}
         if groups is not None:
             refuse({"group_by": self.group_by}, "the table's column group", "it says the group")
         elif self.group_by is not None:
             groups = groups_of(names, self.group_by)
+        # Splits by the data, by lists or drawn.
         if given is not None:
             refuse(choice | {"lists": self.lists}, *given_by)
             splits = given
@@ -75,6 +77,7 @@ def read_lists(lists: str | dict[str, str]) -> dict[str, list[str]]:
     Raises:
         DataError: if a file is missing or cannot be read, or a split is unknown.
     """
+    # The files: of a folder, or given by split.
     if isinstance(lists, str):
         if not Path(lists).is_dir():
             raise DataError(
@@ -87,6 +90,7 @@ def read_lists(lists: str | dict[str, str]) -> dict[str, list[str]]:
         files = {split: Path(file) for split, file in lists.items()}
     if not {"train", "val"} <= set(files) <= set(SPLITS):
         raise DataError(f"data.lists names {sorted(files)}: train, val and perhaps test are needed")
+    # Their lines.
     lines = {}
     for split, file in files.items():
         try:
@@ -108,6 +112,7 @@ def listed_split(lines: dict[str, list[str]], names: dict[str, str]) -> Splits:
     Raises:
         DataError: unless each image is in one list, once.
     """
+    # Each line is a known name and occurs once.
     split_of: dict[str, str] = {}
     splits: Splits = {split: [] for split in SPLITS if split in lines}
     for split, members in splits.items():
@@ -126,6 +131,7 @@ def listed_split(lines: dict[str, list[str]], names: dict[str, str]) -> Splits:
             members.append(name)
         if not members:
             raise DataError(f"data.lists: {split} names no image; add some or leave the list out")
+    # Each name is in a list.
     unlisted = sorted(set(names.values()) - set(split_of))
     if unlisted:
         raise DataError(

@@ -78,8 +78,10 @@ def survey(
     for split, names in source.splits.items():
         if not names:
             raise DataError(f"the {split} split has no images: {type(source).__name__} found none")
+    # Stamps before the images are read: a later change is then noticed.
     chosen = {split: spread(names) for split, names in source.splits.items()}
     stamps = store.stamps(name for names in chosen.values() for name in names)
+    # The cached statistics, or those of the images.
     file = None
     if intensity is None and len(stamps) == sum(map(len, chosen.values())):
         file = cached_file(source, list(stamps.values()), percentiles, check)
@@ -134,6 +136,7 @@ def surveyed(
         raise DataError(
             f"{first[0]}: {first[1]} channels; the run was trained on {intensity.channels}"
         )
+    # Shares of the classes, and the check.
     counts_NC = np.array(pixels_NC).reshape(-1, len(source.classes))
     shares = (counts_NC.sum(0) / valid_C.clip(1)).tolist()
     warnings = judged(source, looks) if check else []

@@ -70,6 +70,7 @@ def by_importance(faults: list[Fault]) -> list[Fault]:
 
 def explain_values(source: Source, seen: Looks, root: Path | None) -> list[Fault]:
     """Return the faults of single files; wrong mask values with their shares and one remedy for all masks."""
+    # Each file's colours or values, read again.
     counts: dict[str, Counter[int]] = {}  # pixels of each value, by file
     faults = []
     for fault in seen.faults:
@@ -89,6 +90,7 @@ def explain_values(source: Source, seen: Looks, root: Path | None) -> list[Fault
                 counts[fault.file] = pixels
                 fault = replace(fault, found=f"{fault.found}, {pixels_each(pixels)}")
         faults.append(fault)
+    # One remedy for the values of all masks.
     if not counts or not isinstance(source, Folder):
         return faults
     remedy = values_remedy(source, seen.looks, counts)
@@ -97,10 +99,10 @@ def explain_values(source: Source, seen: Looks, root: Path | None) -> list[Fault
 
 def noisy(pixels: Counter[int], num_classes: int, file: Path) -> bool:
     """Return whether values look lossily compressed: many of them, most of them rare."""
-    most = sum(n for _, n in pixels.most_common(num_classes + 1))
+    frequent = sum(n for _, n in pixels.most_common(num_classes + 1))
     many = len(pixels) > max(2 * num_classes + 2, 6)
     lossy = file.suffix.lower() in (".jpg", ".jpeg", ".webp") and len(pixels) > num_classes
-    return lossy or (many and (most > 0.8 * pixels.total() or len(pixels) > 32))
+    return lossy or (many and (frequent > 0.8 * pixels.total() or len(pixels) > 32))
 
 
 def noise(pixels: Counter[int]) -> dict[str, str]:
@@ -148,6 +150,7 @@ def unlike(looks: list[Look]) -> list[Fault]:
     kinds = Counter((image.channels, image.dtype) for image in looks)
     if len(kinds) < 2:
         return []
+    # The most frequent kind is what the others should be.
     (channels, dtype), usual = kinds.most_common(1)[0]
     expected = f"{count(channels, 'channel')} of {dtype}, as {usual} of {len(looks)} have"
     faults = []
@@ -186,10 +189,12 @@ def doubts(image: Look) -> list[Fault]:
     fit the image much better in another orientation.
     """
     faults = []
+    # Neighbours wrap around from 255 to 0.
     if image.jumps > 0.02:
         found = f"{percent(image.jumps)} of neighbouring pixels differ by more than 200 of 255"
         remedy = "export the 16-bit image as 16-bit TIFF or PNG, or scale it to 0..255 before it becomes 8-bit"
         faults.append(Fault("low_byte", image.file, found, remedy, name=image.name))
+    # Another orientation of the mask fits much better.
     if image.fits:
         (own, own_slope), turn = image.fits[""], max(image.fits, key=lambda t: image.fits[t][0])
         best, best_slope = image.fits[turn]
@@ -214,6 +219,7 @@ def classes(source: Source, looks: list[Look], unread: bool, redraw: Redraw) -> 
     ]
     if not looks:
         return faults
+    # Images that have each class, split by split.
     images = {
         split: np.sum([image.pixels > 0 for image in looks if image.split == split] or 0, axis=0)
         * np.ones(len(source.classes))
@@ -221,6 +227,7 @@ def classes(source: Source, looks: list[Look], unread: bool, redraw: Redraw) -> 
     }  # split -> images that have each class, (K,)
     among = f" in the {len(looks)} masks that could be read" if unread else ""
     total = np.sum(list(images.values()), axis=0)
+    # Classes without a pixel, and splits that lack a class.
     for i, name in enumerate(source.classes):
         if not total[i]:
             remedy = "leave it out of data.classes (data.values renumbers the others), or add images that show it"
@@ -256,6 +263,7 @@ def whole_set(looks: list[Look]) -> list[Fault]:
     if not looks:
         return faults
     what = f"all {len(looks)} images"
+    # 16-bit images whose upper bits are 0.
     if all(image.dtype == "uint16" for image in looks):
         highest = int(max(image.value_range[1] for image in looks))
         bits = max(8, highest.bit_length())
@@ -263,6 +271,7 @@ def whole_set(looks: list[Look]) -> list[Fault]:
             found = f"the largest value is {highest}: {bits} bits"
             remedy = f"save them as 8-bit, or multiply by {2 ** (16 - bits)}: brightness is augmented in shares of 65535"
             faults.append(Fault("depth", what, found, remedy))
+    # Palettes, or three equal channels.
     palettes = [image for image in looks if image.palette]
     if len(palettes) > len(looks) / 2:
         found = f"{len(palettes)} have a palette; {palettes[0].file} is read as {palettes[0].channels} channels"

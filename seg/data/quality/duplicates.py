@@ -66,11 +66,13 @@ def alike(thumbs: np.ndarray) -> list[Twins]:
     All images of a data set may have much in common, such as a dark rim. So their differences from the mean
     must agree too, if there are enough images to compute that mean.
     """
+    # Differences from the mean thumbnail, of length 1.
     flat = thumbs.reshape(len(thumbs), -1)
     mean = flat.mean(0) if len(flat) >= FEW else np.zeros_like(flat[0])
     least = ALIKE if len(flat) >= FEW else ALIKE_FEW
     length = np.linalg.norm(flat - mean, axis=1, keepdims=True)
     own = np.where(length > 1e-4, (flat - mean) / length.clip(1e-12), 0)
+    # Pairs whose thumbnails and whose differences correlate.
     twins = []
     for start in range(0, len(flat), 1024):  # a block of rows of the N x N correlations
         rows = slice(start, start + 1024)
@@ -105,6 +107,7 @@ def near(looks: list[Look]) -> list[Fault]:
                 "data.blocks=true, or folders"
             )
             faults.append(Fault("near_leak", second.file, found, remedy, name=second.name))
+    # One fault per group, with its most similar pair.
     for members in {id(m): m for m in groups.values()}.values():
         first, *others = (looks[i] for i in sorted(members))
         closest = next(p for p in pairs if {p.first, p.second} <= members)

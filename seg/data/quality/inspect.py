@@ -132,6 +132,7 @@ def look(
         root: folder that paths in messages are relative to.
         heuristics: whether to compute ``fits`` and ``jumps``.
     """
+    # Evenly spaced pixels are enough for most statistics of a large image.
     files, num_classes = files_of(source, name), len(source.classes)
     valid = np.broadcast_to((mask != IGNORE).sum((0, 1)), num_classes)
     step = max(1, round((mask.shape[0] * mask.shape[1] / ENOUGH) ** 0.5))
@@ -180,11 +181,13 @@ def orientation_fits(grey: np.ndarray, mask: np.ndarray) -> dict[str, tuple[floa
     """Return how well a mask (H, W) fits its image in each orientation of its size; see ``Look.fits``."""
     if mask.ndim == 3:
         return {}
+    # Image and mask at about 256 px; the grey values' slope there.
     step = max(1, max(mask.shape) // 256)
     size = tuple(n // step for n in mask.shape)
     small = cv2.resize(grey, size[::-1], interpolation=cv2.INTER_AREA)
     coarse = mask[step // 2 :: step, step // 2 :: step][: size[0], : size[1]]
     slope = np.hypot(cv2.Sobel(small, cv2.CV_32F, 1, 0), cv2.Sobel(small, cv2.CV_32F, 0, 1))
+    # Each orientation of the mask that keeps its size.
     turned = {turn: np.ascontiguousarray(move(coarse)) for turn, move in TURNS.items()}
     return {
         turn: (explained(small, moved), steepness(slope, moved))

@@ -75,12 +75,12 @@ class Fault:
 
     @property
     def error(self) -> bool:
-        """Whether it is an error, else a warning."""
+        """True for an error, False for a warning."""
         return KINDS[self.kind].error
 
     @property
     def right(self) -> str:
-        """What is required instead."""
+        """Requirement that is not met."""
         return self.expected or KINDS[self.kind].expected
 
     def line(self) -> str:

@@ -43,6 +43,7 @@ def record(cfg: DictConfig, source: Source, seen: Looks, faults: list[Fault]) ->
 
 def of_split(source: Source, looks: list[Look], names: list[str]) -> dict[str, Any]:
     """Return the statistics of a split; shares are of its pixels without ignored ones."""
+    # Mean and deviation of the split from those of its images, weighted by their pixels.
     sizes = Counter(image.shape for image in looks)
     pixels = np.array([image.shape[0] * image.shape[1] * image.channels for image in looks], float)
     weights = pixels / pixels.sum() if looks else pixels
@@ -95,6 +96,7 @@ def tell(
     """Print the tables, the faults by kind and remedy, and where the results lie."""
     log.info("", extra={"table": split_table(report["splits"])})
     log.info("", extra={"table": class_table(source, report["splits"])})
+    # Faults of one kind and remedy together.
     groups: dict[tuple, list[Fault]] = {}
     for fault in faults:
         groups.setdefault((fault.kind, fault.right, fault.remedy), []).append(fault)
@@ -107,6 +109,7 @@ def tell(
             log.info(f"  ... and {len(members) - LISTED} more")
         log.info(f"  expected: {right}")
         log.info(f"  remedy:   {remedy}")
+    # Summary and files.
     images = sum(split["images"] for split in report["splits"].values())
     log.info(
         f"{count(report['errors'], 'error')} and {count(report['warnings'], 'warning')} in "
@@ -167,7 +170,7 @@ def class_table(source: Source, splits: dict[str, dict[str, Any]]) -> Table:
 
 
 def values_of(source: Source, index: int) -> str:
-    """Return the values on disk of a class, as far as the source declares them."""
+    """Return the values on disk of a class, if the source declares them."""
     if not isinstance(source, Folder):
         return str(index)
     if source.values.palette is not None:

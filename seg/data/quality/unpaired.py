@@ -46,6 +46,7 @@ def opened(cfg: DictConfig) -> Opened:
     except DataError:
         if root is None or not root.is_dir() or not drawn:
             raise
+    # Again without the options that read masks or name files.
     source, unpaired = build_paired(changed(cfg.data, {"stratify": False, "lists": None}), root)
     source.splits = {"all": [name for names in source.splits.values() for name in names]}
     return Opened(source, root, unpaired, lambda option: None)
