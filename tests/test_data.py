@@ -159,6 +159,21 @@ def test_the_training_split_becomes_mean_0_and_deviation_1(folder_root):
     )
     np.testing.assert_allclose(pixels.mean(1), 0, atol=1e-5)
     np.testing.assert_allclose(pixels.std(1), 1, atol=1e-5)
+    names = [sample["name"] for sample in map_samples(data.samples("train"))]
+    assert names == data.source.splits["train"]
+
+
+def test_float_images_are_measured_over_all_pixels():
+    rng = np.random.default_rng(0)
+    images = [rng.normal(9 * i, 1 + i, (5 + i, 7, 2)).astype(np.float32) for i in range(3)]
+    measure = Measure(None)
+    for image in images:
+        measure.add(image)
+    pixels = np.concatenate([image.reshape(-1, 2) for image in images]).astype(np.float64)
+    scaled = (pixels - pixels.min()) / np.ptp(pixels)
+    intensity = measure.intensity()
+    np.testing.assert_allclose(intensity.mean, scaled.mean(0))
+    np.testing.assert_allclose(intensity.std, scaled.std(0), rtol=1e-6)
 
 
 def map_samples(samples):

@@ -254,6 +254,7 @@ def test_a_full_disk_is_an_error_and_leaves_no_half_array(source, tmp_path, monk
     monkeypatch.setattr(np, "save", full)
     with pytest.raises(DataError, match=r"6 requested and 3 written\); give another folder"):
         Store(source, 0, tmp_path / "decoded").read("0")
+    assert list((tmp_path / "decoded").iterdir()) == []
     monkeypatch.undo()
     agree(Store(source, 0, tmp_path / "decoded").read("0"), source.source.read("0"))
 
