@@ -1,4 +1,4 @@
-"""Metrics of pixels against brute force, scikit-learn and hand-worked cases."""
+"""Pixel metrics against brute force, scikit-learn and values worked by hand."""
 
 import math
 
@@ -18,7 +18,7 @@ from sklearn.metrics import (
 
 from seg.logits import IGNORE, decided, predicted_classes, probabilities
 from seg.metrics import SegmentationMetrics
-from seg.metrics.confusion import SCORES, PixelScores, Tally, class_mean, confusion, pixel_accuracy
+from seg.metrics.confusion import SCORES, PixelScores, confusion
 from seg.metrics.significance import interval
 
 NAMES = ["a", "b", "c", "d", "e"]
@@ -162,13 +162,6 @@ def test_every_score_has_its_evidence():
         assert found.low <= found.value <= found.high
 
 
-def test_a_mean_over_classes_leaves_out_those_that_occur_nowhere():
-    tally = Tally(*(torch.tensor(x) for x in ([3, 0, 1], [1, 0, 0], [0, 0, 1], [4, 8, 6])))
-    values = SCORES["dice"](tally)
-    assert class_mean(values, tally) == pytest.approx((6 / 7 + 2 / 3) / 2)
-    assert pixel_accuracy(tally) == pytest.approx(4 / 5)
-
-
 def test_all_parts_agree_for_any_batch_size_and_reset_forgets():
     torch.manual_seed(0)
     logits, mask = torch.randn(4, 1, 24, 24), torch.randint(0, 2, (4, 24, 24))
@@ -227,7 +220,10 @@ def test_two_processes_count_each_image_once(tmp_path):
     [
         ({"threshold": 1.5}, "threshold is 1.5; it must be between 0 and 1"),
         ({"threshold": "bst"}, "threshold is bst"),
-        ({"classes": NAMES, "threshold": 0.3}, "5 classes, of which the most probable is predicted"),
+        (
+            {"classes": NAMES, "threshold": 0.3},
+            "5 classes, of which the most probable is predicted",
+        ),
         ({"tolerance": -1.0}, "tolerance is -1.0 px"),
     ],
 )
