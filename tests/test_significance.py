@@ -223,5 +223,5 @@ def test_a_wrong_argument_is_an_error_that_names_it():
         interval(rows, dice, resamples=0)
     with pytest.raises(ValueError, match="one number per resample"):
         interval(rows, lambda sums: sums[:, 0])
-    with pytest.raises(ValueError, match="the same images of both runs"):
+    with pytest.raises(ValueError, match="the same images for both runs"):
         paired_test(rows, rows[:4], dice)
