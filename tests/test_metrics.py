@@ -139,7 +139,7 @@ def test_a_value_that_is_no_class_is_an_error():
 def test_values_that_a_device_found_to_be_no_class_raise_at_the_end():
     score = PixelScores(["a", "b"])
     score.update(torch.tensor([[[0, 1]]]), torch.tensor([[[0, 1]]]))
-    score.misfits += 3  # as an update on a GPU does, which isn't waited for
+    score.invalid_pixels += 3  # as an update on a GPU does, which isn't waited for
     with pytest.raises(ValueError, match="3 mask pixels are neither a class"):
         score.compute()
 
