@@ -74,21 +74,6 @@ def test_all_resamples_of_two_images_are_known():
     assert interval(rows, mean, level=0.4)[1:3] == (0.5, 0.5)  # 30 % and 70 % are in the half
 
 
-def test_the_interval_of_a_mean_holds_the_truth_as_often_as_it_says():
-    rng = np.random.default_rng(0)
-    held = 0
-    for seed in range(200):
-        result = interval(per_image(rng.normal(3, 1, 40)), mean, resamples=1000, seed=seed)
-        held += result.low <= 3 <= result.high
-    assert 0.90 <= held / 200 <= 0.98
-
-
-def test_more_images_make_the_interval_narrower():
-    values = np.random.default_rng(0).normal(size=400)
-    few, many = (interval(per_image(v), mean, resamples=2000) for v in (values[:25], values))
-    assert (few.high - few.low) / (many.high - many.low) == pytest.approx(4, rel=0.3)  # sqrt(16)
-
-
 def test_the_seed_decides_the_interval(monkeypatch):
     rows = confusions(0, 30)
     first = interval(rows, dice, resamples=500, seed=3)
@@ -143,26 +128,6 @@ def test_p_of_few_images_counts_every_swap(seed, images):
     values = (signs * (b - a)).mean(1)
     p = np.mean(np.abs(values) >= abs((b - a).mean()) - 1e-12)
     assert paired_test(per_image(a), per_image(b), mean, resamples=10).p == pytest.approx(p)
-
-
-def test_p_is_that_of_scipy_exactly_for_few_images():
-    a, b = confusions(0, 8), confusions(1, 8) + np.diag([0, 40])
-
-    def difference(x: np.ndarray, y: np.ndarray) -> float:  # of indices into the two runs' rows
-        rows = np.concatenate([a, b])
-        return float(
-            np.diff(dice(np.stack([rows[x.astype(int)].sum(0), rows[y.astype(int)].sum(0)])))[0]
-        )
-
-    theirs = stats.permutation_test(
-        (np.arange(8), np.arange(8, 16)), difference,
-        permutation_type="samples", n_resamples=np.inf, vectorized=False,
-    )  # fmt: skip
-    ours = paired_test(a, b, dice)
-    assert ours.value == pytest.approx(theirs.statistic)
-    # scipy doubles the smaller tail; a swap of all images mirrors the difference, so the tails are alike
-    assert ours.p == pytest.approx(theirs.pvalue)
-    assert 0.01 < ours.p < 0.9
 
 
 @pytest.mark.parametrize("images", [12, 13])
@@ -230,17 +195,6 @@ def test_p_of_equal_runs_is_small_as_seldom_as_it_says():
     assert stats.kstest(p, "uniform").pvalue > 0.001
 
 
-def test_a_real_difference_is_found():
-    rng = np.random.default_rng(0)
-    found = 0
-    for seed in range(20):
-        both = rng.normal(size=30)
-        a, b = both, both + 0.5 + rng.normal(0, 0.5, 30)  # a standardised difference of 1
-        result = paired_test(per_image(a), per_image(b), mean, resamples=400, seed=seed)
-        found += result.p < 0.01 and result.low > 0
-    assert found >= 19
-
-
 def test_the_best_over_thresholds_is_chosen_anew_in_each_resample():
     rows = confusions(0, 12, 5)  # (N, T, 2, 2)
     index = np.random.default_rng(9).integers(12, size=(4000, 12))
@@ -261,20 +215,13 @@ def test_holm_adjusts_as_worked_by_hand():
     assert holm(np.array([])).shape == (0,)
 
 
-def test_holm_keeps_families_of_equal_runs_from_crying_wolf():
-    p = np.random.default_rng(0).random((4000, 10))
-    wrong = np.mean([(holm(family) < 0.05).any() for family in p])
-    assert 0.035 < wrong < 0.06  # of 4000 families; 1 - (1 - .005)^10 = .049
-    assert ((p < 0.05).any(1)).mean() > 0.3  # what it is needed for
-
-
 def test_a_wrong_argument_is_an_error_that_names_it():
     rows = confusions(0, 5)
     with pytest.raises(ValueError, match="level is 95"):
         interval(rows, dice, level=95)
     with pytest.raises(ValueError, match="resamples is 0"):
         interval(rows, dice, resamples=0)
-    with pytest.raises(ValueError, match="one number a resample"):
+    with pytest.raises(ValueError, match="one number per resample"):
         interval(rows, lambda sums: sums[:, 0])
-    with pytest.raises(ValueError, match="the same images of both runs"):
+    with pytest.raises(ValueError, match="the same images for both runs"):
         paired_test(rows, rows[:4], dice)

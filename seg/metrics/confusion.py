@@ -142,7 +142,7 @@ class PixelScores(Metric):
     full_state_update = False
     counts: Tensor
     image_counts: list[Tensor]
-    misfits: Tensor
+    invalid_pixels: Tensor
 
     def __init__(self, classes: list[str], overlapping: bool = False) -> None:
         super().__init__()
@@ -151,14 +151,14 @@ class PixelScores(Metric):
         zeros = torch.zeros((c, 2, 2) if overlapping else (c, c), dtype=torch.int64)
         self.add_state("counts", zeros, dist_reduce_fx="sum")
         self.add_state("image_counts", [], dist_reduce_fx="cat")
-        self.add_state("misfits", torch.tensor(0), dist_reduce_fx="sum")
+        self.add_state("invalid_pixels", torch.tensor(0), dist_reduce_fx="sum")
 
     def update(self, prediction: Tensor, mask: Tensor) -> None:
         counts = confusion(prediction, mask, len(self.classes))
         self.counts += counts.sum(0)
         self.image_counts.append(counts)
         if mask.device.type != "cpu":  # on the CPU confusion() has raised
-            self.misfits += misfits(mask, len(self.classes)).sum()
+            self.invalid_pixels += misfits(mask, len(self.classes)).sum()
 
     def images(self) -> Tensor:
         """Return the confusion matrix of each image in order: (B, C, C) or (B, K, 2, 2) int64."""
@@ -189,9 +189,9 @@ class PixelScores(Metric):
         Raises:
             ValueError: if a mask held a value that is no class.
         """
-        if self.misfits:
+        if self.invalid_pixels:
             raise ValueError(
-                f"{int(self.misfits)} mask pixels are neither a class (0..{len(self.classes) - 1}) nor "
+                f"{int(self.invalid_pixels)} mask pixels are neither a class (0..{len(self.classes) - 1}) nor "
                 f"{IGNORE} (ignore)"
             )
         # scores of the whole split
