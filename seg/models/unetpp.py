@@ -60,18 +60,18 @@ class NestedUNet(Network):
         links: which nodes of its level feed a node: dense, short or none.
         norm: in each block: batch, group or none (as in the paper's code).
         dropout: probability in 0..1 at the end of each node.
-        deep_supervision: in training mode all heads speak, instead of only the deepest.
-        output: the head that speaks in evaluation mode: deepest, its depth, or average: of the
-            probabilities of all (the paper's accurate mode).
-        pruned: builds only the deepest head and what it needs, for use after training.
+        deep_supervision: whether all heads are trained, or only the deepest.
+        output: logits in evaluation mode: those of the deepest head, of the head at a depth, or average: of the
+            probabilities of all heads (the paper's accurate mode).
+        pruned: build only the deepest head and the nodes that it needs, for use after training.
         down: downsampling: max (as in the paper) or average pooling, or strided 2x2 convolution.
         up: upsampling of X(i+1, j-1), see ``Upsampling``; transposed in the paper's code.
         fuse: inputs of a node are concatenated (as in the paper) or added.
         block: of each node: double_conv (as in the paper), residual or bottleneck.
 
     Shape:
-        image (B, C, H, W) -> logits (B, K, H, W), any H and W: padded inside to 2 to the depth of
-        the deepest head in use. In training mode with deep supervision a list, shallowest first.
+        image (B, C, H, W) -> logits (B, K, H, W), any H and W: padded inside to a multiple of 2 ** d for
+        the deepest head d in use. In training mode with deep supervision a list, shallowest first.
     """
 
     def __init__(
