@@ -138,7 +138,7 @@ def outputs(request: Request, place: Place) -> list[Output]:
     return [KINDS[kind](request, place, kind) for kind in request.save]
 
 
-def growing(place: Place, kind: str, dtype: Any, planes: int = 0, thin: int = 1) -> Growing:
+def build_writer(place: Place, kind: str, dtype: Any, planes: int = 0, thin: int = 1) -> Growing:
     """Return the writer of a kind's rows, in the folder of partial results."""
     height, width = -(-place.height // thin), -(-place.width // thin)
     file = place.output / ".partial" / f"{place.file.name}.{kind}"
@@ -158,7 +158,7 @@ def as_tiff(grown: Growing, file: Path) -> Callable[[dict[str, Any]], list[Path]
 def masks(request: Request, place: Place, kind: str) -> Output:
     """Class indices, as PNG or TIFF like the image; for overlapping classes a TIFF with a page for each."""
     run, stem = request.run, place.file.stem
-    grown = growing(place, kind, np.uint8, len(run.classes) if run.overlapping else 0)
+    grown = build_writer(place, kind, np.uint8, len(run.classes) if run.overlapping else 0)
     if run.overlapping or place.file.suffix.lower() in TIFF:
         finish = as_tiff(grown, place.output / kind / f"{stem}.tif")
     else:
@@ -172,10 +172,10 @@ def masks(request: Request, place: Place, kind: str) -> Output:
     return Output(grown, lambda band: band.mask, 1, finish)
 
 
-def probabilities(request: Request, place: Place, kind: str) -> Output:
+def build_probabilities(request: Request, place: Place, kind: str) -> Output:
     """Probabilities of each class."""
     dtype = np.dtype(DEPTHS[request.depth])
-    grown = growing(place, kind, dtype, planes=len(request.run.classes))
+    grown = build_writer(place, kind, dtype, planes=len(request.run.classes))
     file = place.output / kind / f"{place.file.stem}.tif"
     return Output(grown, lambda b: stored(b.probabilities, dtype), 1, as_tiff(grown, file))
 
@@ -183,7 +183,7 @@ def probabilities(request: Request, place: Place, kind: str) -> Output:
 def uncertainties(request: Request, place: Place, kind: str) -> Output:
     """Entropy of the class probabilities over its maximum."""
     dtype, overlapping = np.dtype(DEPTHS[request.depth]), request.run.overlapping
-    grown = growing(place, kind, dtype)
+    grown = build_writer(place, kind, dtype)
 
     def made(band: Band) -> np.ndarray:
         return stored(uncertainty(torch.from_numpy(band.probabilities), overlapping).numpy(), dtype)
@@ -193,7 +193,7 @@ def uncertainties(request: Request, place: Place, kind: str) -> Output:
 
 def submission(request: Request, place: Place, kind: str) -> Output:
     """Stack for the ISBI 2012 challenge: the probability of class 1 (cell), float32."""
-    grown = growing(place, kind, np.float32)
+    grown = build_writer(place, kind, np.float32)
     file = place.output / kind / f"{place.file.stem}.tif"
     return Output(grown, lambda band: band.probabilities[1], 1, as_tiff(grown, file))
 
@@ -210,7 +210,7 @@ def pictures(request: Request, place: Place, kind: str) -> Output:
     run = request.run
     thin = -(-max(place.height, place.width) // SHOWN)
     channels = min(3, run.intensity.channels)
-    grown = growing(place, kind, place.dtype, channels + 1, thin)  # the mask is the last plane
+    grown = build_writer(place, kind, place.dtype, channels + 1, thin)  # the mask is the last plane
     _, colors = panels.shown(run.classes, run.colors, run.overlapping)
     draw = panels.overlay if kind == "overlays" else panels.outlined
 
@@ -246,7 +246,7 @@ def labelled(request: Request, place: Place, kind: str) -> Output:
             f"{place.file}: {place.height}x{place.width} px; save=[instances] needs the whole image in memory, of at most "
             f"{COUNTED >> 20} megapixels: cut the image, or leave instances out"
         )
-    grown = growing(place, kind, np.float32)
+    grown = build_writer(place, kind, np.float32)
 
     def finish(tags: dict[str, Any]) -> list[Path]:
         written = [place.output / kind / f"{stem}{suffix}" for suffix in (".tif", ".csv")]
@@ -300,7 +300,7 @@ def measured(labels: np.ndarray, interior: np.ndarray, page: int) -> list[dict[s
 
 KINDS: dict[str, Callable[[Request, Place, str], Output]] = {
     "masks": masks,
-    "probabilities": probabilities,
+    "probabilities": build_probabilities,
     "uncertainty": uncertainties,
     "overlays": pictures,
     "contours": pictures,
