@@ -516,7 +516,7 @@ def test_a_loaded_run_predicts_arrays_and_files(run, folder, tmp_path):
     [
         ({"tile": 100}, "tile=100 and overlap=32"),
         ({"overlap": 48}, "tile=96 and overlap=48"),
-        ({"overlap": "much"}, "overlap=much: px, or auto"),
+        ({"overlap": "much"}, "overlap=much: a number of px, or auto"),
         ({"batch": 0}, "batch=0"),
         ({"tta": "d8"}, "tta=d8: one of none, flips, d4"),
         ({"scales": [0]}, r"scales=\[0\]"),

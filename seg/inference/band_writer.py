@@ -30,7 +30,7 @@ class Growing:
         dtype: type of the values.
         planes: C; 0: a page is (H, W).
         pages: number of pages.
-        below: folder that the user named; None: that of ``file``, and of what is finished.
+        below: folder below which all files are written; None: the folder of ``file``.
     """
 
     file: Path
@@ -43,7 +43,7 @@ class Growing:
 
     @property
     def folder(self) -> Path:
-        """The folder below which all is written."""
+        """Folder below which all files are written."""
         return self.below or self.file.parent
 
     @property

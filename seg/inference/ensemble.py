@@ -1,4 +1,4 @@
-"""Several trained networks as one: those of a cross-validation, or any runs of one kind of data."""
+"""Ensembles: the folds of a cross-validation, or any runs with the same classes and channels."""
 
 import dataclasses
 import functools
@@ -27,19 +27,19 @@ from seg.runs.safe_loading import CROSSVAL_LIMIT
 
 
 class Ensemble(Network):
-    """Networks that speak as one: its probabilities are the mean of theirs.
+    """Ensemble that averages its members' probabilities.
 
-    Each member was trained with its own split's statistics, so the ensemble's input has those of none: it
-    is the grey values as stored, as ``intensity`` says, and made in here into what each member alone gets.
+    Each member was trained with the statistics of its own training split, so the ensemble takes grey values as stored
+    and normalises them for each member.
 
     Args:
         members: networks of the same K.
-        intensities: of each member: how grey values become its input.
-        overlapping: whether classes overlap, each with a sigmoid of its own.
+        intensities: normalisation of each member's input.
+        overlapping: whether classes overlap, each with its own sigmoid.
 
     Shape:
-        image (B, C, H, W) as stored -> logits (B, K, H, W), any H and W; members of valid convolutions get
-        their mirrored context.
+        image (B, C, H, W) as stored -> logits (B, K, H, W), any H and W; the context of valid convolutions is
+        mirrored at the borders.
     """
 
     normalizes = True
@@ -55,14 +55,14 @@ class Ensemble(Network):
         channels = intensities[0].channels
         self.intensity = Intensity(0.0, 1.0, [0.0] * channels, [1.0] * channels)
         self.members, self.overlapping = nn.ModuleList(members), overlapping
-        self.clips = [one.clip for one in intensities]
-        facts = {
-            "low": [one.low for one in intensities],
-            "span": [one.high - one.low or 1.0 for one in intensities],
-            "mean": [one.mean for one in intensities],
-            "std": [one.std for one in intensities],
+        self.clips = [intensity.clip for intensity in intensities]
+        constants = {
+            "low": [intensity.low for intensity in intensities],
+            "span": [intensity.high - intensity.low or 1.0 for intensity in intensities],
+            "mean": [intensity.mean for intensity in intensities],
+            "std": [intensity.std for intensity in intensities],
         }
-        for name, values in facts.items():  # (members, 1 or C, 1, 1)
+        for name, values in constants.items():  # (members, 1 or C, 1, 1)
             self.register_buffer(name, torch.tensor(values).reshape(len(members), -1, 1, 1))
 
     @property
@@ -71,7 +71,7 @@ class Ensemble(Network):
 
     @property
     def stride(self) -> int:
-        """A multiple of each member's."""
+        """The least common multiple of the members' strides."""
         return math.lcm(*(coarsest(member, least=1) for member in self.members))
 
     def forward(self, image: Tensor) -> Tensor:
@@ -81,12 +81,12 @@ class Ensemble(Network):
         return average(heads, self.overlapping)
 
     def receptive_field(self, outputs: Extent) -> Extent:
-        """Of the member that sees most."""
+        """Return the union of the members' receptive fields."""
         fields = (receptive_field(member, outputs) for member in self.members)
         return functools.reduce(operator.or_, fields)
 
     def normalised(self, image: Tensor, member: int) -> Tensor:
-        """The input of a member: ``Intensity.scaled`` and ``normalised``, step by step, bit for bit."""
+        """Return a member's input: the same operations as its Intensity's, so that the result is equal bit for bit."""
         scaled = (image - self.low[member]) / self.span[member]
         if self.clips[member]:
             scaled = scaled.clamp(0, 1)
@@ -94,29 +94,29 @@ class Ensemble(Network):
 
 
 def load(run: str | Path | Sequence[str] | None, depth: int | None = None) -> LoadedRun:
-    """A run, or an ensemble where ``run`` is the folder of a cross-validation or a list of runs.
+    """Load a run, or an ensemble if ``run`` is the folder of a cross-validation or a list of runs.
 
     Args:
         run: run folder or checkpoint file, or several.
-        depth: of the head of a UNet++ that is taken alone; None: what the run's config says.
+        depth: of the UNet++ head that is used alone; None: the output that the run's config names.
 
     Raises:
-        RunError: when a member can't be read, or members don't fit together.
+        RunError: if a member can't be read, or the members don't fit together.
     """
     if isinstance(run, Sequence) and not isinstance(run, str):
         if not run:
             raise RunError("run=[]: give at least one run")
-        members = [shallower(runs_load.load(str(one)), depth) for one in run]
+        members = [shallower(runs_load.load(str(path)), depth) for path in run]
         name = Path(" + ".join(str(member.checkpoint) for member in members))
-        seen = {image for member in members for image in trained(member)}
-        return join(members, name, members[0].folder, seen)
+        images = {image for member in members for image in trained(member)}
+        return join(members, name, members[0].folder, images)
     if run is not None and (Path(str(run)) / CROSSVAL).is_file():
         return load_folds(Path(str(run)), depth)
     return shallower(runs_load.load(run), depth)
 
 
 def load_folds(folder: Path, depth: int | None = None) -> LoadedRun:
-    """The ensemble of a finished cross-validation."""
+    """Load the ensemble of a finished cross-validation."""
     file = folder / CROSSVAL
     record = records.read_json(file, CROSSVAL_LIMIT)
     images, folds = record.get("images"), record.get("folds", [])
@@ -125,50 +125,50 @@ def load_folds(folder: Path, depth: int | None = None) -> LoadedRun:
     if record["status"] != "finished" or not folds:
         raise RunError(f"{file}: not finished; the command that began it goes on where it stopped")
     folders = fold_folders(folder, folds)
-    members = [shallower(runs_load.load(one), depth) for one in folders]
+    members = [shallower(runs_load.load(path), depth) for path in folders]
     return join(members, file, folder, set(images))
 
 
 def fold_folders(folder: Path, folds: list[Any]) -> list[Path]:
-    """The run folders of a cross-validation's folds, each once.
+    """Return the run folders of a cross-validation's folds.
 
     Raises:
-        RunError: when they aren't named, or lie elsewhere.
+        RunError: if a fold names no folder, two name the same, or one lies outside the cross-validation's folder.
     """
     names = [fold.get("run") if isinstance(fold, dict) else None for fold in folds]
     if not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
         raise RunError(
-            f"{folder / CROSSVAL}: names no run of its own for each fold; not written by seg.crossval"
+            f"{folder / CROSSVAL}: a run of its own is needed for each fold; not written by seg.crossval"
         )
     return [inside(folder, str(name)) for name in names]
 
 
 def inside(folder: Path, name: str) -> Path:
-    """A path below a folder.
+    """Return a path below a folder.
 
     Raises:
-        RunError: when it leads out of it.
+        RunError: if it leads out of the folder.
     """
-    place = Path(os.path.realpath(folder / name)) if "\0" not in name else None
-    if place is None or not place.is_relative_to(os.path.realpath(folder)):
+    target = Path(os.path.realpath(folder / name)) if "\0" not in name else None
+    if target is None or not target.is_relative_to(os.path.realpath(folder)):
         raise RunError(f"{folder / CROSSVAL}: names {name!r}, which lies outside its folder")
     return folder / name
 
 
 def join(members: list[LoadedRun], name: Path, folder: Path, seen: set[str]) -> LoadedRun:
-    """An ensemble as a run: the first member's in what isn't said here.
+    """Return an ensemble as a run; fields that are not an argument are those of the first member.
 
     Args:
         members: of the same classes, channels, task and number of logits.
-        name: what it is called, in the place of a checkpoint.
-        folder: of its results.
-        seen: names of the images that trained any member.
+        name: stands in messages in the place of the checkpoint's path.
+        folder: for its results.
+        seen: names of the images on which any member was trained.
 
     Returns:
-        its threshold is the mean of the members'.
+        The run; its threshold is the mean of the members'.
 
     Raises:
-        RunError: naming two members that don't fit together.
+        RunError: if two members don't fit together; names them.
     """
     first = members[0]
     for other in members[1:]:
@@ -190,21 +190,21 @@ def join(members: list[LoadedRun], name: Path, folder: Path, seen: set[str]) -> 
 
 
 def check_alike(first: LoadedRun, other: LoadedRun) -> None:
-    """Raises RunError unless the probabilities of two runs can be averaged."""
-    for what, one, two in (
+    """Raise RunError unless the probabilities of two runs can be averaged."""
+    for name, ours, theirs in (
         ("classes", first.classes, other.classes),
         ("channels", first.intensity.channels, other.intensity.channels),
         ("task", first.task, other.task),
         ("logits", first.config["model"]["num_classes"], other.config["model"]["num_classes"]),
     ):
-        if one != two:
+        if ours != theirs:
             raise RunError(
-                f"{first.checkpoint} and {other.checkpoint} make no ensemble: {what} {one} and {two}"
+                f"{first.checkpoint} and {other.checkpoint} make no ensemble: {name} {ours} and {theirs}"
             )
 
 
 def trained(run: LoadedRun) -> list[str]:
-    """Names of the images that trained a run; none where its folder doesn't say."""
+    """Return the names of a run's training images; none if its folder has no record of them."""
     try:
         names = records.read_json(run.folder / "run.json")["splits"]["train"]
     except (RunError, KeyError, TypeError):

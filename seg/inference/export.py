@@ -151,7 +151,7 @@ def description(run: LoadedRun, given: Any) -> dict[str, Any]:
 
 
 def checkpoints(given: str | Path | Sequence[str]) -> list[Path]:
-    """The files behind ``run=``: several of an ensemble."""
+    """Return the checkpoint files of ``run=``, one for each member of an ensemble."""
     if isinstance(given, Sequence) and not isinstance(given, str):
         return [checkpoint.find_checkpoint(one) for one in given]
     folder = Path(given)

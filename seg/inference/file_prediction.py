@@ -197,13 +197,13 @@ class Journey:
     Attributes:
         file: the image.
         output: folder of all results.
-        outputs: the results, which grow band by band.
+        results: of all kinds, which grow band by band.
         predictor: the run's network and its tiles.
     """
 
     file: Path
     output: Path
-    outputs: list[Output]
+    results: list[Output]
     predictor: Predictor
 
     @property
@@ -227,7 +227,7 @@ class Journey:
             first_row = start if number == first else 0
             for top, image, p_CHW in tiling.bands(pages[number].rows, height, first_row):
                 band = Band(top, image, p_CHW, decided(p_CHW, threshold, run.overlapping))
-                for result in self.outputs:
+                for result in self.results:
                     result.add(band)
                 bottom = top + len(image)
                 records.write_json(self.mark, settings | {"at": [number, bottom]}, self.output)
@@ -243,10 +243,10 @@ class Journey:
             content = records.read_json(self.mark)
             if all(content.get(name) == value for name, value in settings.items()):
                 page, row = self.place(content.get("at"), height)
-        rows = [result.growing.height * page + result.rows(row) for result in self.outputs]
-        pairs = list(zip(self.outputs, rows, strict=True))
+        rows = [result.growing.height * page + result.rows(row) for result in self.results]
+        pairs = list(zip(self.results, rows, strict=True))
         if any(result.growing.done() < count for result, count in pairs):
-            page, row, pairs = 0, 0, [(result, 0) for result in self.outputs]
+            page, row, pairs = 0, 0, [(result, 0) for result in self.results]
         for result, count in pairs:
             result.growing.cut(count)
         if (page, row) != (0, 0):
@@ -273,7 +273,7 @@ class Journey:
     def forget(self) -> None:
         """Remove the record and the partial results."""
         self.mark.unlink(missing_ok=True)
-        for result in self.outputs:
+        for result in self.results:
             result.growing.remove()
 
 

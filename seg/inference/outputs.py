@@ -1,8 +1,7 @@
-"""What prediction leaves of an image: each kind grows band by band, and is finished as a file.
+"""Results of prediction: each kind grows on disk band by band and is finished as a file.
 
-``KINDS``: masks, probabilities, uncertainty and the challenge's submission as TIFF (a mask of a PNG is a PNG); overlays
-and contours as PNG, thinned to 4096 px where the image is larger; instances as TIFF of labels with a CSV of areas
-and centroids.
+``KINDS``: masks, probabilities, uncertainty and the challenge's submission as TIFF (the mask of a PNG is a PNG); overlays
+and contours as PNG, subsampled to 4096 px; instances as TIFF of labels with a CSV of areas and centroids.
 """
 
 import csv
@@ -31,18 +30,18 @@ from seg.runs.load import LoadedRun
 
 Depth = Literal["float32", "uint16", "uint8"]
 DEPTHS = {"float32": np.float32, "uint16": np.uint16, "uint8": np.uint8}
-SHOWN = 4096  # px: the longest side of a picture for people
-COUNTED = 2**26  # pixels of the largest image whose objects are told apart, which needs it whole
+SHOWN = 4096  # px, the longest side of overlays and contours
+COUNTED = 2**26  # pixels of the largest image for instances, which need the whole image in memory
 
 
 class Request(NamedTuple):
-    """What is wanted of each image.
+    """Options of the results.
 
     Attributes:
-        run: whose network predicts.
+        run: of the network that predicts.
         save: kinds of output.
-        threshold: probability in 0..1 above which a pixel is class 1 of two, or has a label.
-        depth: type of probabilities and uncertainty; integers span 0..1 by their range.
+        threshold: probability in 0..1 above which a pixel is class 1 of two, or has an overlapping class.
+        depth: type of probabilities and uncertainty; integers map 0..1 to their range.
         objects: ``neck`` and ``min_size`` of seg.metrics.instances.objects.
     """
 
@@ -54,14 +53,14 @@ class Request(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where an image's results go, and how large it is.
+    """Output folder, and the size of the image.
 
     Attributes:
-        output: the folder.
-        file: of the image.
+        output: folder of all results.
+        file: the image.
         height: px.
         width: px.
-        pages: of the file.
+        pages: number of pages of the file.
         dtype: of the image as stored.
     """
 
@@ -74,13 +73,13 @@ class Place(NamedTuple):
 
 
 class Band(NamedTuple):
-    """Rows of an image and what was predicted for them.
+    """Rows of an image with their prediction.
 
     Attributes:
         top: the first row, px.
         image: (h, W, C) as stored.
         probabilities: (classes, h, W) float32.
-        mask: (h, W) class indices, or (K, h, W) of overlapping labels.
+        mask: (h, W) class indices, or (K, h, W) of overlapping classes.
     """
 
     top: int
@@ -91,13 +90,13 @@ class Band(NamedTuple):
 
 @dataclass
 class Output:
-    """One kind of result of one image while it grows.
+    """One kind of result of one image, which grows band by band.
 
     Attributes:
-        growing: what was made so far.
-        made: of a band, (h', W') or (planes, h', W').
-        thin: every so many rows are taken.
-        finish: makes the files and gives their paths; takes what a TIFF keeps of the image's tags.
+        growing: the rows written so far.
+        made: rows of the result from a band, (h', W') or (planes, h', W').
+        thin: step of the rows and columns that are kept; 1 keeps all.
+        finish: writes the files and returns their paths; its argument are the tags that a TIFF keeps of the image.
     """
 
     growing: Growing
@@ -109,43 +108,46 @@ class Output:
         self.growing.add(self.made(band))
 
     def rows(self, image_rows: int) -> int:
-        """How many of its rows so many rows of a page make."""
+        """Return the number of rows of the result from the first ``image_rows`` rows of a page."""
         return -(-image_rows // self.thin)
 
 
 def check_kinds(request: Request) -> None:
-    """Raises DataError when a kind that is wanted can't be had of this run."""
+    """Raise DataError if the run's classes don't allow one of the kinds."""
     run = request.run
     if len(run.classes) == 2 and not run.overlapping:
         return
-    for kind, why in (
+    for kind, reason in (
         ("submission", "the challenge has two classes, membrane and cell"),
-        ("instances", "objects are told apart where there are two classes"),
+        ("instances", "objects can be separated if there are two classes"),
     ):
         if kind in request.save:
             overlap = " that overlap" if run.overlapping else ""
             raise DataError(
-                f"save=[{kind}]: {why}; the run has {len(run.classes)}{overlap}: {', '.join(run.classes)}"
+                f"save=[{kind}]: {reason}; the run has {len(run.classes)}{overlap}: {', '.join(run.classes)}"
             )
 
 
 def outputs(request: Request, place: Place) -> list[Output]:
-    """The kinds asked for.
+    """Return the results of ``request.save`` for one image.
 
     Raises:
-        DataError: when one of them can't be had of this image, or this run.
+        DataError: if one of them isn't possible for this image or this run.
     """
     check_kinds(request)
     return [KINDS[kind](request, place, kind) for kind in request.save]
 
 
-def growing(place: Place, kind: str, dtype: Any, planes: int = 0, thin: int = 1) -> Growing:
+def build_writer(place: Place, kind: str, dtype: Any, planes: int = 0, thin: int = 1) -> Growing:
+    """Return the writer of a kind's rows, in the folder of partial results."""
     height, width = -(-place.height // thin), -(-place.width // thin)
     file = place.output / ".partial" / f"{place.file.name}.{kind}"
     return Growing(file, width, height, np.dtype(dtype), planes, place.pages, place.output)
 
 
 def as_tiff(grown: Growing, file: Path) -> Callable[[dict[str, Any]], list[Path]]:
+    """Return the function that finishes the rows as a TIFF."""
+
     def finish(tags: dict[str, Any]) -> list[Path]:
         grown.finish(file, tags)
         return [file]
@@ -154,9 +156,9 @@ def as_tiff(grown: Growing, file: Path) -> Callable[[dict[str, Any]], list[Path]
 
 
 def masks(request: Request, place: Place, kind: str) -> Output:
-    """Class indices; a page for each of classes that overlap, which then is a TIFF."""
+    """Class indices, as PNG or TIFF like the image; for overlapping classes a TIFF with a page for each."""
     run, stem = request.run, place.file.stem
-    grown = growing(place, kind, np.uint8, len(run.classes) if run.overlapping else 0)
+    grown = build_writer(place, kind, np.uint8, len(run.classes) if run.overlapping else 0)
     if run.overlapping or place.file.suffix.lower() in TIFF:
         finish = as_tiff(grown, place.output / kind / f"{stem}.tif")
     else:
@@ -170,18 +172,18 @@ def masks(request: Request, place: Place, kind: str) -> Output:
     return Output(grown, lambda band: band.mask, 1, finish)
 
 
-def probabilities(request: Request, place: Place, kind: str) -> Output:
-    """Of each class."""
+def build_probabilities(request: Request, place: Place, kind: str) -> Output:
+    """Probabilities of each class."""
     dtype = np.dtype(DEPTHS[request.depth])
-    grown = growing(place, kind, dtype, planes=len(request.run.classes))
+    grown = build_writer(place, kind, dtype, planes=len(request.run.classes))
     file = place.output / kind / f"{place.file.stem}.tif"
     return Output(grown, lambda b: stored(b.probabilities, dtype), 1, as_tiff(grown, file))
 
 
 def uncertainties(request: Request, place: Place, kind: str) -> Output:
-    """Entropy of the classes' probabilities over its greatest value."""
+    """Entropy of the class probabilities over its maximum."""
     dtype, overlapping = np.dtype(DEPTHS[request.depth]), request.run.overlapping
-    grown = growing(place, kind, dtype)
+    grown = build_writer(place, kind, dtype)
 
     def made(band: Band) -> np.ndarray:
         return stored(uncertainty(torch.from_numpy(band.probabilities), overlapping).numpy(), dtype)
@@ -190,25 +192,25 @@ def uncertainties(request: Request, place: Place, kind: str) -> Output:
 
 
 def submission(request: Request, place: Place, kind: str) -> Output:
-    """What the ISBI 2012 challenge takes: float32, 0 surely membrane (class 0), 1 surely not."""
-    grown = growing(place, kind, np.float32)
+    """Stack for the ISBI 2012 challenge: the probability of class 1 (cell), float32."""
+    grown = build_writer(place, kind, np.float32)
     file = place.output / kind / f"{place.file.stem}.tif"
     return Output(grown, lambda band: band.probabilities[1], 1, as_tiff(grown, file))
 
 
 def stored(p: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """Numbers in 0..1 as a type whose whole range they span."""
+    """Return numbers in 0..1 as floats, or scaled to the whole range of an integer type."""
     if dtype.kind == "f":
         return p.astype(dtype)
     return np.rint(p * np.iinfo(dtype).max).astype(dtype)
 
 
 def pictures(request: Request, place: Place, kind: str) -> Output:
-    """The image tinted by class, or with the classes' borders drawn; a PNG for each page."""
+    """Overlays or contours: the image tinted by class or with the classes' borders drawn, a PNG for each page."""
     run = request.run
     thin = -(-max(place.height, place.width) // SHOWN)
     channels = min(3, run.intensity.channels)
-    seen = growing(place, kind, place.dtype, channels + 1, thin)  # the mask is the last plane
+    grown = build_writer(place, kind, place.dtype, channels + 1, thin)  # the mask is the last plane
     _, colors = panels.shown(run.classes, run.colors, run.overlapping)
     draw = panels.overlay if kind == "overlays" else panels.outlined
 
@@ -221,26 +223,30 @@ def pictures(request: Request, place: Place, kind: str) -> Output:
     def finish(tags: dict[str, Any]) -> list[Path]:
         written, stem = [], place.file.stem
         for number in range(place.pages):
-            page = seen.page(number)
+            page = grown.page(number)
             image, mask = page[:-1].transpose(1, 2, 0), page[-1].astype(np.uint8)
             name = f"{stem}-{number:03d}.png" if place.pages > 1 else f"{stem}.png"
             written.append(place.output / kind / name)
-            with seen.aside(written[-1]) as aside:
+            with grown.aside(written[-1]) as aside:
                 Image.fromarray(draw(image, mask, colors)).save(aside)
         return written
 
-    return Output(seen, made, thin, finish)
+    return Output(grown, made, thin, finish)
 
 
 def labelled(request: Request, place: Place, kind: str) -> Output:
-    """Objects of class 1: a TIFF of labels, 0 between them, and a CSV of their areas and centroids."""
+    """Objects of class 1: a TIFF of labels, 0 between them, and a CSV of their areas and centroids.
+
+    Raises:
+        DataError: if the image is too large to be in memory as a whole.
+    """
     stem = place.file.stem
     if place.height * place.width > COUNTED:
         raise DataError(
-            f"{place.file}: {place.height}x{place.width} px; save=[instances] needs the whole image in memory and takes "
-            f"up to {COUNTED >> 20} megapixels: cut it, or leave instances out"
+            f"{place.file}: {place.height}x{place.width} px; save=[instances] needs the whole image in memory, of at most "
+            f"{COUNTED >> 20} megapixels: cut the image, or leave instances out"
         )
-    grown = growing(place, kind, np.float32)
+    grown = build_writer(place, kind, np.float32)
 
     def finish(tags: dict[str, Any]) -> list[Path]:
         written = [place.output / kind / f"{stem}{suffix}" for suffix in (".tif", ".csv")]
@@ -270,25 +276,31 @@ COLUMNS = ("page", "label", "area_px", "centroid_row_px", "centroid_column_px", 
 
 
 def measured(labels: np.ndarray, interior: np.ndarray, page: int) -> list[dict[str, Any]]:
-    """A row of ``COLUMNS`` for each object of a page."""
-    wanted = ("label", "area", "centroid", "mean_intensity")
-    found = regionprops_table(labels, interior, properties=wanted)
-    values = zip(*(found[name] for name in found), strict=True)
+    """Return a row of ``COLUMNS`` for each object of a page.
+
+    Args:
+        labels: (H, W) integers, 0 between objects.
+        interior: (H, W) probabilities of class 1.
+        page: number of the page.
+    """
+    properties = ("label", "area", "centroid", "mean_intensity")
+    columns = regionprops_table(labels, interior, properties=properties)
+    values = zip(*columns.values(), strict=True)
     return [
         dict(
             zip(
                 COLUMNS,
-                (page, int(n), int(area), *(f"{v:.2f}" for v in at), f"{p:.4f}"),
+                (page, int(n), int(area), *(f"{v:.2f}" for v in centroid), f"{p:.4f}"),
                 strict=True,
             )
         )
-        for n, area, *at, p in values
+        for n, area, *centroid, p in values
     ]
 
 
 KINDS: dict[str, Callable[[Request, Place, str], Output]] = {
     "masks": masks,
-    "probabilities": probabilities,
+    "probabilities": build_probabilities,
     "uncertainty": uncertainties,
     "overlays": pictures,
     "contours": pictures,
@@ -298,7 +310,7 @@ KINDS: dict[str, Callable[[Request, Place, str], Output]] = {
 
 
 def check_objects(cfg: DictConfig) -> None:
-    """Raises UserError for a way to tell objects apart that there isn't."""
+    """Raise UserError unless the options of ``objects`` are accepted."""
     try:
         instances.objects(np.zeros((1, 1)), **plain(cfg.objects))
     except (ValueError, TypeError) as error:
@@ -306,6 +318,6 @@ def check_objects(cfg: DictConfig) -> None:
 
 
 def check_save(save: Sequence[str]) -> None:
-    """Raises UserError unless something is to be saved, once, and it is something there is."""
+    """Raise UserError unless ``save`` is a list of known kinds, not empty and without repetitions."""
     if not save or any(kind not in KINDS for kind in save) or len(set(save)) < len(save):
         raise UserError(f"save={list(save)}: choose from {', '.join(KINDS)}")

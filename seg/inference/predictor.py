@@ -1,4 +1,4 @@
-"""A trained run, ready to predict: what seg.predict uses, and what ``seg.load`` gives to a notebook."""
+"""Predictor of a trained run, for seg.predict and, as ``seg.load``, for notebooks."""
 
 import logging
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ DEVICES = ("auto", "cpu", "gpu", "cuda", "mps")
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a network says of one image.
+    """Prediction of one image.
 
     Attributes:
         image: (H, W, C) as stored.
@@ -44,26 +44,26 @@ class Prediction:
     colors: list[tuple[int, int, int]]
 
     def overlay(self) -> np.ndarray:
-        """The image tinted by class, (H, W, 3) uint8; in a notebook ``PIL.Image.fromarray(...)`` shows it."""
+        """Return the image tinted by class, (H, W, 3) uint8; ``PIL.Image.fromarray(...)`` shows it in a notebook."""
         _, colors = panels.shown(self.classes, self.colors, self.mask.ndim == 3)
         return panels.overlay(self.image, panels.picture(self.mask), colors)
 
 
 class Predictor:
-    """A run's network on its device, and how images go through it.
+    """A run's network on its device, with tiling and test-time augmentation.
 
     Args:
-        run: as read from its folder.
-        threshold: probability in 0..1 above which a pixel is class 1 of two, or has a label.
-        tta: none, flips or d4: the mean over so many views of each image.
-        scales: factors of an image's sides, over which the mean goes too.
-        tile: px, side of what goes through at once.
-        overlap: px of context of each tile; auto: as much as the network's receptive field needs.
-        batch: tiles that go through together.
+        run: the loaded run.
+        threshold: probability in 0..1 above which a pixel is class 1 of two, or has an overlapping class.
+        tta: none (1 view of each image), flips (4) or d4 (8); their probabilities are averaged.
+        scales: factors of the image's sides, averaged too.
+        tile: px; a larger image goes through in overlapping tiles of this side.
+        overlap: px of context on each side of a tile; auto: as much as the receptive field needs.
+        batch: number of tiles that go through together.
         accelerator: auto, cpu, gpu or mps.
 
     Raises:
-        UserError: when an option doesn't fit the run's network.
+        UserError: if an option doesn't fit the run's network.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class Predictor:
         network = folded(run.model)
         settle(network, self.device)
         if overlap != "auto" and not isinstance(overlap, int):
-            raise UserError(f"overlap={overlap}: px, or auto, is needed")
+            raise UserError(f"overlap={overlap}: a number of px, or auto, is needed")
         try:
             self.model = viewed(network, tta, scales, run.overlapping)
             self.step = coarsest(self.model)
@@ -97,12 +97,12 @@ class Predictor:
 
     @property
     def pages_are_channels(self) -> bool:
-        """Whether the run was trained on the pages of a TIFF as the channels of one image."""
+        """True if the run was trained on the pages of a TIFF as the channels of one image."""
         return self.run.config.get("data", {}).get("pages") == "channels"
 
     @cached_property
     def overlap(self) -> int:
-        """Context of each tile in px; where none was asked for, as much as the network's receptive field needs."""
+        """Context on each side of a tile, px; by default as much as the network's receptive field needs."""
         if self.asked != "auto":
             return int(self.asked)
         margin, needed, everywhere = needed_overlap(self.model)
@@ -129,22 +129,22 @@ class Predictor:
         return overlap
 
     def tiling(self, height: int, width: int) -> Tiling:
-        """How an image of that size goes through; whole, if it is no larger than a tile."""
+        """Return the tiling of an image of that size; an image no larger than a tile goes through at once."""
         overlap = self.overlap if max(height, width) > self.tile else self.least
         return Tiling(
-            self.model, lambda i: self.run.intensity.normalised(self.run.intensity.scaled(i)),
+            self.model, lambda image: self.run.intensity.normalised(self.run.intensity.scaled(image)),
             self.tile, overlap, self.batch, self.device, self.run.overlapping,
         )  # fmt: skip
 
     def probabilities(self, image: np.ndarray) -> np.ndarray:
-        """Of each class, (classes, H, W) float32, in an image (H, W, C) as stored."""
+        """Return the class probabilities (classes, H, W) float32 of an image (H, W, C) as stored."""
         return self.tiling(*image.shape[:2]).whole(image)
 
     def predict(self, image: np.ndarray | str | Path) -> Prediction:
-        """Segments one image: an array (H, W) or (H, W, C) as stored, or a file of one image.
+        """Segment one image: an array (H, W) or (H, W, C) as stored, or a file of one image.
 
         Raises:
-            DataError: when it can't be read, isn't finite, or has other channels than the run was trained on.
+            DataError: if it can't be read, isn't finite, or has other channels than the run was trained on.
         """
         if isinstance(image, str | Path):
             stored, name = read_image(Path(image), channels=self.pages_are_channels), str(image)
@@ -168,30 +168,31 @@ def load(
     batch: int = 1,
     accelerator: str = "auto",
 ) -> Predictor:
-    """A run that predicts.
+    """Load a run, or an ensemble of runs, for prediction.
 
     Args:
-        run: run folder, checkpoint file, folder of seg.crossval, or a list of runs, which are averaged.
-        depth: of the head of a UNet++ that is taken alone; None: what the run's config says.
-        tta: none, flips or d4: the mean over so many views of each image.
-        scales: factors of an image's sides, over which the mean goes too.
+        run: run folder, checkpoint file, folder of seg.crossval, or a list of runs; the probabilities of several are
+            averaged.
+        depth: of the UNet++ head that is used alone; None: the output that the run's config names.
+        tta: none (1 view of each image), flips (4) or d4 (8); their probabilities are averaged.
+        scales: factors of the image's sides, averaged too.
         threshold: probability above which a pixel is class 1 of two; None: the run's own.
-        tile: px, side of what goes through at once.
-        overlap: px of context of each tile; auto: as much as the network's receptive field needs.
-        batch: tiles that go through together.
+        tile: px; a larger image goes through in overlapping tiles of this side.
+        overlap: px of context on each side of a tile; auto: as much as the receptive field needs.
+        batch: number of tiles that go through together.
         accelerator: auto, cpu, gpu or mps.
 
     Raises:
-        RunError: when the run can't be read.
-        UserError: when an option doesn't fit the run's network.
+        RunError: if the run can't be read.
+        UserError: if an option doesn't fit the run's network.
     """
     loaded = ensemble.load(run, depth)
-    wanted = runs_load.threshold(loaded, threshold)
-    return Predictor(loaded, wanted, tta, scales, tile, overlap, batch, accelerator)
+    threshold = runs_load.threshold(loaded, threshold)
+    return Predictor(loaded, threshold, tta, scales, tile, overlap, batch, accelerator)
 
 
 def check_channels(channels: int, run: LoadedRun, file: str | Path) -> None:
-    """Raises DataError when an image has other channels than the run was trained on."""
+    """Raise DataError if an image has other channels than the run was trained on."""
     if channels != run.intensity.channels:
         raise DataError(
             f"{file}: {channels} channels; the run was trained on {run.intensity.channels}"

@@ -1,4 +1,7 @@
-"""A trained UNet++ at a smaller depth: what a head needs, with the weights it has (Zhou et al. 2018, figure 1c)."""
+"""Pruned depths of a trained UNet++: the nodes that one head needs, with their weights.
+
+Zhou et al. 2018, arXiv:1807.10165, figure 1c.
+"""
 
 import dataclasses
 import functools
@@ -6,28 +9,31 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 import torch
+from omegaconf import DictConfig
 from rich.table import Table
 from torch import Tensor
 
+from seg import files
 from seg.cli.command_line import quote_path, render_command, render_option
 from seg.data.datamodule import DataModule
+from seg.display.console import quiet
 from seg.errors import UserError
 from seg.hardware import pick_accelerator, settle, torch_device
+from seg.inference.run_data import open_data
 from seg.metrics import SegmentationMetrics
 from seg.models import Network, profiling
-from seg.runs import checkpoint
+from seg.runs import checkpoint, load, provenance, records
 from seg.runs.load import LoadedRun
 
 log = logging.getLogger("seg")
 
 
 def prunable(run: LoadedRun) -> list[int]:
-    """The depths of a run's heads.
+    """Return the depths of a run's heads.
 
     Raises:
-        UserError: when it has only one.
+        UserError: if the network has only one head.
     """
     if not run.model.depths:
         raise UserError(
@@ -52,10 +58,10 @@ def pruned(run: LoadedRun, depth: int) -> Network:
 
 
 def shallower(run: LoadedRun, depth: int | None) -> LoadedRun:
-    """The run with its network at that depth; None: as it is.
+    """Return the run with its network pruned to a depth; None: unchanged.
 
     Raises:
-        UserError: when it has no such depth.
+        UserError: if the network has no head of that depth.
     """
     if depth is None:
         return run
@@ -66,13 +72,13 @@ def shallower(run: LoadedRun, depth: int | None) -> LoadedRun:
 
 @dataclasses.dataclass(frozen=True)
 class Level:
-    """One network out of a grid, and what it scores and costs.
+    """Scores and costs of one depth, or of the average of all heads.
 
     Attributes:
         name: L1, L2, ... or average.
-        scores: as logged in training, ``dice``, ``iou``, ``dice/CLASS`` and so on.
-        parameters: weights.
-        multiply_adds: of one image.
+        scores: by the names logged in training: ``dice``, ``iou``, ``dice/CLASS`` and so on.
+        parameters: number of weights.
+        multiply_adds: for one image.
         peak_bytes: of tensors, for one image.
         seconds: median for one image.
     """
@@ -85,11 +91,63 @@ class Level:
     seconds: float
 
 
+def prune(cfg: DictConfig) -> list[Level]:
+    """Compare the depths of a run's network; write a table, a plot and, if asked, the small network.
+
+    Args:
+        cfg: as conf/prune.yaml.
+
+    Raises:
+        UserError: if an option is wrong, or the network has only one head.
+        RunError: if the run can't be read, or the folder can't be written.
+    """
+    # check everything before the first image is read
+    quiet()
+    if cfg.rounds < 1:
+        raise UserError(f"rounds={cfg.rounds}: it must be at least 1")
+    run = load.load(cfg.run)
+    depths = prunable(run)
+    if cfg.depth is not None and (not isinstance(cfg.depth, int) or cfg.depth not in depths):
+        raise UserError(f"depth={cfg.depth}: {run.checkpoint} has heads {depths}")
+    folder = Path(cfg.output) if cfg.output else run.folder / "prune"
+    below = folder if cfg.output else run.folder
+    checkpoints = [] if cfg.depth is None else [f"L{cfg.depth}.ckpt"]
+    files.check_writable(folder, below, ["prune.json", "prune.png", *checkpoints])
+    split, data = open_data(cfg, run)
+    # compare every depth, and the average of the heads unless classes overlap: it is a softmax
+    networks = {f"L{depth}": pruned(run, depth) for depth in depths}
+    if not run.overlapping:
+        networks["average"] = network(run, run.model.head_options("average"))
+    levels = compare(networks, run, data, split, cfg.rounds, cfg.accelerator)
+    log.info("", extra={"table": level_table(levels, f"{split}, {run.checkpoint}")})
+    # write what was asked for
+    record: dict[str, Any] = {
+        "checkpoint": str(run.checkpoint),
+        "split": split,
+        "origin": provenance.origin(),
+    }
+    with files.made_folder(folder, below):
+        if cfg.depth is not None:
+            write_pruned(run, cfg.depth, folder / f"L{cfg.depth}.ckpt", below, data, split)
+        record |= {"levels": [dataclasses.asdict(level) for level in levels]}
+        records.write_json(folder / "prune.json", record, below)
+        with files.whole(folder / "prune.png", below) as aside:
+            plot(levels, aside)
+    log.info(
+        f"numbers {quote_path(folder / 'prune.json')}, plot {quote_path(folder / 'prune.png')}"
+    )
+    return levels
+
+
 @torch.inference_mode()
 def write_pruned(
     run: LoadedRun, depth: int, file: Path, below: Path, data: DataModule, split: str
 ) -> None:
-    """A checkpoint of head ``depth`` alone, after its logits proved equal to the full network's."""
+    """Write a checkpoint of head ``depth`` alone.
+
+    Raises:
+        RuntimeError: if its logits differ from those of the full network on the first image of the split.
+    """
     small, full = pruned(run, depth), network(run, run.model.head_options(depth))
     image = data.samples(split)[0, 0]["image"][None]
     if not torch.equal(small(image), full(image)):
@@ -103,8 +161,8 @@ def write_pruned(
         f"wrote {quote_path(file)}: {profiling.parameters(small):,} of {profiling.parameters(full):,} parameters; its "
         f"logits equal head {depth} of the full network bit for bit"
     )
-    words = (render_option("run", file), "input=IMAGES", "output=PREDICTIONS")
-    log.info(f"  {render_command('predict', *words)}")
+    options = (render_option("run", file), "input=IMAGES", "output=PREDICTIONS")
+    log.info(f"  {render_command('predict', *options)}")
 
 
 @torch.inference_mode()
@@ -116,7 +174,16 @@ def compare(
     rounds: int,
     accelerator: str,
 ) -> list[Level]:
-    """Scores and costs of each network on a split; times are taken in turn."""
+    """Return scores and costs of each network on a split; the networks are timed in turn.
+
+    Args:
+        networks: by name.
+        run: from which they come.
+        data: of the split.
+        split: ``train``, ``val`` or ``test``.
+        rounds: number of timings of each network; the median counts.
+        accelerator: auto, cpu, gpu or mps.
+    """
     device = torch_device(pick_accelerator(accelerator))
     samples = data.samples(split)
     image = samples[0, 0]["image"][None].to(device)
@@ -132,16 +199,16 @@ def compare(
             profiling.parameters(model),
             profiling.multiply_adds(model, image)["Global"],
             profiling.peak_memory(functools.partial(model, image), device),
-            taken,
+            median,
         )
-        for (name, model), taken in zip(networks.items(), seconds, strict=True)
+        for (name, model), median in zip(networks.items(), seconds, strict=True)
     ]
 
 
 def score(
     model: Network, data: DataModule, split: str, run: LoadedRun, device: str
 ) -> dict[str, float]:
-    """Metrics over a split."""
+    """Return the metrics of a network over a split."""
     metrics = SegmentationMetrics(run.classes, run.overlapping, threshold=run.threshold).to(device)
     for batch in data.loader(data.samples(split), data.eval_batch_size, shuffle=False):
         logits: Tensor = model(batch["image"].to(device))
@@ -150,13 +217,13 @@ def score(
 
 
 def level_table(levels: list[Level], title: str) -> Table:
-    """A row a level; time also as a share of the deepest one's."""
+    """Return a table with a row for each level; its time also as a share of the deepest level's."""
     table = Table(title=title, title_justify="left")
     deepest = [level for level in levels if level.name != "average"][-1]
     table.add_column("level", style="bold", no_wrap=True)
-    heads = ("Dice", "IoU", "parameters", "G mult-adds", "MiB", "ms", f"of {deepest.name}")
-    for head in heads:
-        table.add_column(head, justify="right", no_wrap=True)
+    headings = ("Dice", "IoU", "parameters", "G mult-adds", "MiB", "ms", f"of {deepest.name}")
+    for heading in headings:
+        table.add_column(heading, justify="right", no_wrap=True)
     for level in levels:
         table.add_row(
             level.name,
@@ -172,16 +239,19 @@ def level_table(levels: list[Level], title: str) -> Table:
 
 
 def plot(levels: list[Level], file: Path) -> None:
-    """Dice against time; the area of a disc is the number of parameters."""
-    figure, axes = plt.subplots(figsize=(6, 4), dpi=150, layout="constrained")
-    most = max(level.parameters for level in levels)
+    """Plot Dice against time; the area of a disc is proportional to the number of parameters."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4), dpi=150, layout="constrained")
+    axes = figure.subplots()
+    largest = max(level.parameters for level in levels)
     for level in levels:
         x, y = level.seconds * 1000, level.scores["dice"]
-        area = 1200 * level.parameters / most
+        area = 1200 * level.parameters / largest
         axes.scatter(x, y, s=area, alpha=0.4, linewidths=0, color="#0072b2")
         axes.scatter(x, y, s=8, color="#0072b2")
         label = f"{level.name}, {level.parameters / 1e6:.2f} M"
-        above = -1 if level.name == "average" else 1  # it stands where the deepest one does
+        above = -1 if level.name == "average" else 1  # its disc lies on the deepest level's
         axes.annotate(
             label, (x, y), (0, 26 * above), textcoords="offset points", ha="center", va="center"
         )
@@ -189,4 +259,3 @@ def plot(levels: list[Level], file: Path) -> None:
     axes.margins(x=0.25, y=0.25)
     axes.grid(alpha=0.3)
     figure.savefig(file)
-    plt.close(figure)

@@ -1,4 +1,4 @@
-"""The data set of a trained run, or another one, checked against the run."""
+"""Data set for a trained run: its own or another one, checked against the run."""
 
 from contextlib import nullcontext
 from pathlib import Path
@@ -28,7 +28,13 @@ def check_node(node: Any, group: str, run: LoadedRun, package: str) -> None:
 
 
 def open_data(cfg: DictConfig, run: LoadedRun) -> tuple[str, DataModule]:
-    """The split that the config asks for, and its data, checked against the run."""
+    """Return the split of ``data.split`` and its data.
+
+    Raises:
+        UserError: if the data's classes or task aren't the run's, it has no such split, or images of the split trained a
+            member of an ensemble.
+        RunError: if the run's config names no data that can be used.
+    """
     split, chosen = chosen_data(cfg.data, run)
     own = chosen == run.config.get("data")
     with naming(run.checkpoint) if own else nullcontext():
@@ -54,7 +60,7 @@ def open_data(cfg: DictConfig, run: LoadedRun) -> tuple[str, DataModule]:
 
 
 def chosen_data(given: DictConfig, run: LoadedRun) -> tuple[str, dict[str, Any]]:
-    """The split, and the config of the data: the run's own with what was given, or another altogether."""
+    """Return the split and the data's config: that of ``data=``, or the run's own with the given options."""
     data = plain(given)
     split = data.pop("split")
     data = {key: value for key, value in data.items() if value is not None}
@@ -62,7 +68,9 @@ def chosen_data(given: DictConfig, run: LoadedRun) -> tuple[str, dict[str, Any]]
         return split, data
     own = run.config.get("data", {})
     check_node(own, "data", run, "seg.data")
-    takes = arguments(located("data", own["_target_"])) or []  # also what is newer than the run
+    takes = (
+        arguments(located("data", own["_target_"])) or []
+    )  # options that are newer than the run count, too
     unknown = sorted(set(data) - set(own) - set(takes))
     if unknown:
         raise UserError(
@@ -72,14 +80,16 @@ def chosen_data(given: DictConfig, run: LoadedRun) -> tuple[str, dict[str, Any]]
 
 
 def check_unseen(run: LoadedRun, split: str, data: dict[str, Any], names: list[str]) -> None:
-    """Raises UserError when images of the run's own data trained a member of an ensemble."""
+    """Raise UserError if images of the run's own data trained a member of an ensemble."""
     own = run.config["data"]
-    places = [[Path(str(one.get(k))).resolve() for k in ("root", "table")] for one in (data, own)]
+    places = [
+        [Path(str(node.get(key))).resolve() for key in ("root", "table")] for node in (data, own)
+    ]
     if data["_target_"] != own["_target_"] or places[0] != places[1]:
-        return  # other data, whose names mean nothing here
+        return  # other data: its names may occur in both by chance
     if count := len(run.seen.intersection(names)):
         folds = run.checkpoint.name == folder.CROSSVAL
         raise UserError(
             f"data.split={split}: {count} of its {len(names)} images trained a member of this ensemble"
-            f"{f'; its out-of-fold scores are in {run.checkpoint}' * folds}; here take data.split=test or other data"
+            f"{f'; its out-of-fold scores are in {run.checkpoint}' * folds}; give data.split=test or other data"
         )

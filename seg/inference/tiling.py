@@ -1,4 +1,4 @@
-"""Predicts an image of any size: whole where it is small, else in overlapping tiles."""
+"""Tiled prediction: a small image goes through at once, a larger one in overlapping tiles."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,8 +16,8 @@ def needed_overlap(model: nn.Module) -> tuple[int, int, bool]:
     """Return the context that tiles need to equal the whole image, as the network states it.
 
     Returns:
-        px that the logits of a tile's kept part depend on around it; these rounded up to the grid; and whether layers
-        read the whole image besides (a normalisation over it), so that no context is enough.
+        The px around the kept part of a tile that its logits depend on; these rounded up to the grid; and whether a
+        layer reads the whole image (as group normalisation does), so that no context is enough.
     """
     step = coarsest(model)
     field = receptive_field(model, Extent(0, step))
@@ -26,7 +26,7 @@ def needed_overlap(model: nn.Module) -> tuple[int, int, bool]:
 
 
 def check_tiles(model: nn.Module, tile: int, overlap: int) -> None:
-    """Raises ValueError unless tiles start on the network's grid, have a middle and enough context."""
+    """Raise ValueError unless tiles start on the network's grid and have a middle and enough context."""
     step, context = coarsest(model), surroundings(model)
     if tile % step or overlap % step or overlap < 0 or tile <= 2 * overlap:
         raise ValueError(
@@ -34,18 +34,18 @@ def check_tiles(model: nn.Module, tile: int, overlap: int) -> None:
             f"and tile more than twice overlap; take tile={max(3, tile // step) * step}"
         )
     if overlap < context:
-        _, enough, _ = needed_overlap(model)
+        _, needed, _ = needed_overlap(model)
         raise ValueError(
-            f"overlap={overlap}: this network needs {context} px of context; take overlap={enough}"
+            f"overlap={overlap}: this network needs {context} px of context; take overlap={needed}"
         )
 
 
-# what to read, which part of the result to keep, and where it goes
+# one side of a tile: px to read, px of the result to keep, px of the image where they go
 Span = tuple[slice, slice, slice]
 
 
 def spans(size: int, tile: int, overlap: int) -> Iterator[Span]:
-    """The tiles along one side; kept parts cover it once, each with ``overlap`` px of context or the border."""
+    """Yield the tiles along one side; the kept parts cover it once, each with ``overlap`` px of context or the border."""
     if size <= tile:
         yield slice(0, size), slice(0, size), slice(0, size)
         return
@@ -60,19 +60,19 @@ def spans(size: int, tile: int, overlap: int) -> Iterator[Span]:
 
 @dataclass(frozen=True)
 class Tiling:
-    """How an image goes through a network.
+    """A network and its tiles: class probabilities of images of any size.
 
     Attributes:
         model: in evaluation mode, on ``device``.
-        prepare: makes network input of what is stored, (h, w, C) -> (h, w, C) float32.
-        tile: px, side of what goes through at once.
+        prepare: normalises stored values, (h, w, C) -> (h, w, C) float32.
+        tile: px, side of a tile; a multiple of the network's grid.
         overlap: px of context on each side.
-        batch: tiles that go through together.
-        device: where the model is.
-        overlapping: whether classes overlap, each with a probability of its own.
+        batch: number of tiles that go through together.
+        device: of the model.
+        overlapping: whether classes overlap, each with its own sigmoid.
 
     Raises:
-        ValueError: when tiles don't lie on the network's grid, or lack context.
+        ValueError: if the tiles are off the network's grid, or have less context than it needs.
     """
 
     model: nn.Module
@@ -86,17 +86,19 @@ class Tiling:
     def __post_init__(self) -> None:
         check_tiles(self.model, self.tile, self.overlap)
         if self.batch < 1:
-            raise ValueError(f"batch={self.batch}: tiles that go through together, at least 1")
+            raise ValueError(
+                f"batch={self.batch}: the number of tiles that go through together must be at least 1"
+            )
 
     def bands(
         self, rows: Callable[[int, int], np.ndarray], height: int, start: int = 0
     ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-        """An image from top to bottom: the first row, the rows as stored, their probabilities (C, h, W).
+        """Yield an image from top to bottom: the first row, the rows as stored (h, W, C), their probabilities (C, h, W).
 
         Args:
-            rows: the image's rows from one to before another, (h, W, C).
+            rows: returns the rows from ``start`` to before ``stop`` of the image, (h, W, C).
             height: of the image, px.
-            start: the first row that is wanted; bands that end before it aren't predicted.
+            start: the first row that is needed; bands that end before it are left out.
         """
         for read, keep, put in spans(height, self.tile, self.overlap):
             if put.stop > start:
@@ -104,38 +106,41 @@ class Tiling:
                 yield put.start, band[keep], self.across(band)[:, keep]
 
     def across(self, band: np.ndarray) -> np.ndarray:
-        """Probabilities (C, h, W) of rows (h, W, C), tile by tile from left to right."""
-        alike: dict[int, list[Span]] = {}  # by width
+        """Return the probabilities (C, h, W) of rows (h, W, C), tile by tile from left to right."""
+        # tiles of one width can go through together
+        by_width: dict[int, list[Span]] = {}
         for span in spans(band.shape[1], self.tile, self.overlap):
-            alike.setdefault(span[0].stop - span[0].start, []).append(span)
+            by_width.setdefault(span[0].stop - span[0].start, []).append(span)
         result: np.ndarray | None = None
-        for group in alike.values():
+        for group in by_width.values():
             for first in range(0, len(group), self.batch):
-                some = group[first : first + self.batch]
-                p_BCHW = self.probabilities([band[:, read] for read, _, _ in some])
+                spans_of_batch = group[first : first + self.batch]
+                p_BCHW = self.probabilities([band[:, read] for read, _, _ in spans_of_batch])
                 if result is None:
                     result = np.empty((p_BCHW.shape[1], *band.shape[:2]), np.float32)
-                for p_CHW, (_, keep, put) in zip(p_BCHW, some, strict=True):
+                for p_CHW, (_, keep, put) in zip(p_BCHW, spans_of_batch, strict=True):
                     result[:, :, put] = p_CHW[:, :, keep].cpu().numpy()
         assert result is not None  # an image has at least one tile
         return result
 
     @torch.inference_mode()
     def probabilities(self, tiles: list[np.ndarray]) -> Tensor:
-        """Probabilities (B, C, h, w) of tiles (h, w, C) of one size."""
+        """Return the probabilities (B, C, h, w) of tiles (h, w, C) of one size."""
         normal = np.stack([self.prepare(tile).transpose(2, 0, 1) for tile in tiles])
         logits = full_logits(self.model, torch.from_numpy(normal).to(self.device))
         return probabilities(logits, self.overlapping)
 
     def whole(self, image: np.ndarray) -> np.ndarray:
-        """Class probabilities (C, H, W) float32 of an image (H, W, C) as stored."""
-        parts = [p_CHW for _, _, p_CHW in self.bands(lambda a, b: image[a:b], len(image))]
+        """Return the class probabilities (C, H, W) float32 of an image (H, W, C) as stored."""
+        parts = [
+            p_CHW for _, _, p_CHW in self.bands(lambda start, stop: image[start:stop], len(image))
+        ]
         return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
 
     def seams(self, image: np.ndarray) -> tuple[float, float]:
-        """Largest and mean difference of probabilities, in tiles and at once, over a part that fits in memory.
+        """Return the largest and the mean difference between the probabilities in tiles and at once.
 
-        The part is the image's upper left one, up to one and a half tiles each way.
+        They are compared on the upper left part of the image, up to one and a half tiles a side.
         """
         side = 3 * self.tile // 2
         part = image[:side, :side]

@@ -1,4 +1,4 @@
-"""Test-time augmentation: the mean of what a network says of an image's flips, turns and scales."""
+"""Test-time augmentation: average the probabilities over flips, quarter turns and scales of the image."""
 
 import math
 from collections.abc import Sequence
@@ -23,22 +23,23 @@ MOVES = {
 
 
 class Averaged(Network):
-    """A network whose probabilities are the mean over flips, turns and scales of its input.
+    """Network that averages the probabilities of another over flips, quarter turns and scales of its input.
 
-    Each image is first continued, mirrored, to a multiple of ``stride``: then a flip moves no pooling window,
-    resizing is exact, and a tile that starts on this grid is seen as the whole image is.
+    Each image is first padded by reflection to a multiple of ``stride``, so that a flip moves no pooling window, resizing
+    is exact, and a tile that starts on this grid gives the same as the whole image.
 
     Args:
-        model: the network; an ensemble is one.
+        model: the network, or an ensemble.
         moves: none, flips (4) or d4 (8: flips and quarter turns).
-        scales: factors of height and width, taken as fractions of denominators up to 20; bilinear.
-        overlapping: whether classes overlap, each with a sigmoid of its own.
+        scales: factors of height and width, above 0 and up to 8, rounded to fractions with denominators up to 20;
+            bilinear resizing.
+        overlapping: whether classes overlap, each with its own sigmoid.
 
     Shape:
         image (B, C, H, W) -> logits (B, K, H, W), any H and W.
 
     Raises:
-        ValueError: for other moves, or a scale that isn't above 0.
+        ValueError: for other moves, or a scale out of range.
     """
 
     def __init__(
@@ -61,7 +62,7 @@ class Averaged(Network):
 
     @property
     def stride(self) -> int:
-        """The least multiple of the network's grid that each scale makes one again."""
+        """The smallest multiple of the network's grid that is a multiple of the grid at each scale, too."""
         return coarsest(self.model) * math.lcm(*(scale.denominator for scale in self.scales))
 
     def forward(self, image: Tensor) -> Tensor:
@@ -71,7 +72,7 @@ class Averaged(Network):
         return average(heads, self.overlapping)[..., :height, :width]
 
     def seen(self, image: Tensor, scale: Fraction, move: tuple[bool, bool, bool]) -> Tensor:
-        """Logits of the image at one scale, moved and moved back."""
+        """Return the logits of the image at one scale, transformed and transformed back."""
         size = image.shape[-2:]
         if scale != 1:
             image = resized(image, [int(side * scale) for side in size])
@@ -79,17 +80,18 @@ class Averaged(Network):
         return logits if scale == 1 else resized(logits.float(), list(size))
 
     def receptive_field(self, outputs: Extent) -> Extent:
-        """Of all views; a flip changes sides."""
+        """Return the union over all views; a flip swaps the two sides."""
         field = outputs
         for scale in self.scales:
-            asked = outputs if scale == 1 else outputs.resized(scale)  # of the resized logits
-            seen = receptive_field(self.model, asked)
+            scaled = outputs if scale == 1 else outputs.resized(scale)  # px of the resized logits
+            view = receptive_field(self.model, scaled)
             if len(self.moves) > 1:
-                seen |= receptive_field(self.model, asked.mirrored()).mirrored()
-            field |= seen if scale == 1 else seen.resized(1 / scale)
+                view |= receptive_field(self.model, scaled.mirrored()).mirrored()
+            field |= view if scale == 1 else view.resized(1 / scale)
         return field
 
     def padded(self, image: Tensor) -> Tensor:
+        """Return the image padded at the bottom and right, by reflection, to a multiple of ``stride``."""
         for dim in (-2, -1):
             side = image.shape[dim]
             if rest := -side % self.stride:
@@ -98,14 +100,15 @@ class Averaged(Network):
 
 
 def resized(image: Tensor, size: list[int]) -> Tensor:
+    """Return an image or logits (B, C, H, W) at another height and width."""
     return F.interpolate(image, size, mode="bilinear", align_corners=False)
 
 
 def viewed(model: nn.Module, moves: Moves, scales: Sequence[float], overlapping: bool) -> nn.Module:
-    """The network averaged over such views; as it is, where there is one view.
+    """Return the network with test-time augmentation, or the network itself if there is one view only.
 
     Raises:
-        ValueError: for other moves, or a scale that isn't above 0.
+        ValueError: for other moves, or a scale out of range.
     """
     if moves == "none" and list(scales) == [1.0]:
         return model
@@ -113,21 +116,26 @@ def viewed(model: nn.Module, moves: Moves, scales: Sequence[float], overlapping:
 
 
 def moved(image: Tensor, move: tuple[bool, bool, bool]) -> Tensor:
-    """Flipped down, flipped right, then transposed."""
+    """Flip an image vertically and horizontally, then transpose it."""
     down, right, transpose = move
     image = image.flip([dim for dim, flip in ((-2, down), (-1, right)) if flip])
     return image.transpose(-2, -1).contiguous() if transpose else image
 
 
 def back(image: Tensor, move: tuple[bool, bool, bool]) -> Tensor:
-    """The inverse of ``moved``."""
+    """Invert ``moved``."""
     down, right, transpose = move
     image = image.transpose(-2, -1) if transpose else image
     return image.flip([dim for dim, flip in ((-2, down), (-1, right)) if flip])
 
 
 def uncertainty(p_CHW: Tensor, overlapping: bool = False) -> Tensor:
-    """Entropy of the probabilities over its greatest value, (H, W) in 0..1; of overlapping classes the mean."""
+    """Return the entropy of the probabilities over its maximum, (H, W) in 0..1; the mean over overlapping classes.
+
+    Args:
+        p_CHW: class probabilities.
+        overlapping: whether classes overlap.
+    """
     if overlapping:
         return binary_entropy(p_CHW).mean(0)
     if len(p_CHW) == 2:
@@ -136,5 +144,5 @@ def uncertainty(p_CHW: Tensor, overlapping: bool = False) -> Tensor:
 
 
 def binary_entropy(p: Tensor) -> Tensor:
-    """In bits."""
+    """Return the entropy in bits of events of probability ``p``."""
     return (torch.special.entr(p) + torch.special.entr(1 - p)) / torch.tensor(2.0).log()

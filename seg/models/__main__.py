@@ -1,7 +1,7 @@
-"""Shows a network: ``python -m seg.models model=unet data.size=572``.
+"""Print the layers of a network: ``python -m seg.models model=unet data.size=572``.
 
-Layers in the order in which they run, with output sizes, parameters and multiply-adds; nothing is
-computed, so that any width and size is instant.
+They are listed in the order in which they run, with output sizes, parameters and multiply-adds. The network is built on
+PyTorch's meta device, so that no width or size takes time or memory.
 """
 
 import logging
@@ -23,7 +23,7 @@ Row = tuple[str, nn.Module, tuple[int, ...]]
 
 
 def show(cfg: DictConfig) -> tuple[int, int]:
-    """Prints the table and returns height and width of the logits."""
+    """Print the table and return height and width of the logits."""
     quiet()
     size, channels = cfg.data.size, cfg.data.channels
     for option, value in (("data.size", size), ("data.channels", channels), ("logits", cfg.logits)):
@@ -64,13 +64,15 @@ def show(cfg: DictConfig) -> tuple[int, int]:
 
 
 def layers(model: nn.Module, image: Tensor) -> tuple[list[Row], Tensor]:
-    """The parts that a network's figure shows, in the order in which they run, and the logits."""
+    """Return the top-level parts of a network, in the order in which they run, and the logits."""
     rows: list[Row] = []
-    shelves = (nn.ModuleList, nn.ModuleDict)
+    containers = (nn.ModuleList, nn.ModuleDict)
     parts = {
-        f"{name}.{inner}" if isinstance(child, shelves) else name: part
+        f"{name}.{inner}" if isinstance(child, containers) else name: part
         for name, child in model.named_children()
-        for inner, part in (child.named_children() if isinstance(child, shelves) else [("", child)])
+        for inner, part in (
+            child.named_children() if isinstance(child, containers) else [("", child)]
+        )
     }
     hooks = [
         part.register_forward_hook(
@@ -87,7 +89,7 @@ def layers(model: nn.Module, image: Tensor) -> tuple[list[Row], Tensor]:
 
 
 def valid_sizes(cfg: DictConfig, size: int) -> str:
-    """What the same U-Net with valid convolutions makes of the size, or which one it takes instead."""
+    """Return the sizes of image and logits of the same U-Net with valid convolutions, for the nearest size allowed."""
     cfg.model.padding = "valid"
     with torch.device("meta"):
         model = require_network(build(cfg.model, "model"))
@@ -98,6 +100,7 @@ def valid_sizes(cfg: DictConfig, size: int) -> str:
 
 @command("models")
 def main(cfg: DictConfig) -> None:
+    """Print the layers."""
     show(cfg)
 
 

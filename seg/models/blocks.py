@@ -1,7 +1,7 @@
-"""Parts that the networks share; x is always (B, C, H, W).
+"""Blocks shared by the networks; x is always (B, C, H, W).
 
-``padding`` is ``same`` (convolutions keep the size, zeros beyond the border) or ``valid`` (nothing is
-made up beyond the border; each 3x3 convolution takes a pixel from each side).
+``padding`` is ``same`` (convolutions keep the size, with zeros beyond the border) or ``valid`` (no padding: each 3x3
+convolution removes one px on each side).
 """
 
 import typing
@@ -29,7 +29,7 @@ def conv_norm(
     padding: Padding = "same",
     stride: int = 1,
 ) -> list[nn.Module]:
-    """Convolution and normalisation, which makes the convolution's own bias needless."""
+    """Return a convolution and its normalisation; the convolution has a bias only without normalisation."""
     pad = kernel // 2 if padding == "same" else 0
     conv = nn.Conv2d(in_channels, out_channels, kernel, stride, pad, bias=norm == "none")
     if norm == "batch":
@@ -40,7 +40,7 @@ def conv_norm(
 
 
 def groups(channels: int) -> int:
-    """The largest number of groups up to 8 that divides the channels."""
+    """Return the largest number of groups up to 8 that divides the channels."""
     return next(g for g in range(min(8, channels), 0, -1) if channels % g == 0)
 
 
@@ -52,7 +52,7 @@ def conv_norm_relu(
     padding: Padding = "same",
     stride: int = 1,
 ) -> nn.Sequential:
-    """Convolution, normalisation, ReLU."""
+    """Return convolution, normalisation and ReLU."""
     layers = conv_norm(in_channels, out_channels, kernel, norm, padding, stride)
     return nn.Sequential(*layers, nn.ReLU(inplace=True))
 
@@ -60,19 +60,20 @@ def conv_norm_relu(
 class DoubleConv(nn.Sequential):
     """Two 3x3 convolutions, each with normalisation and ReLU: the blue arrows of the U-Net figure."""
 
-    margin = 2  # px that valid convolutions take from each side
+    margin = 2  # px that valid convolutions remove on each side
 
     def __init__(
         self, in_channels: int, out_channels: int, norm: Norm, padding: Padding = "same"
     ) -> None:
-        super().__init__(  # in one row: a nested one would hold on to its input as it works
+        # one flat sequence: a nested one would keep its input in memory
+        super().__init__(
             *conv_norm_relu(in_channels, out_channels, 3, norm, padding),
             *conv_norm_relu(out_channels, out_channels, 3, norm, padding),
         )
 
 
 class Shortcut(ReceptiveModule):
-    """x + body(x), then ReLU; x goes through a 1x1 convolution where the channels differ.
+    """Residual connection: ReLU(x + body(x)), with a 1x1 convolution of x if the channels differ.
 
     He et al., CVPR 2016, arXiv:1512.03385, figures 2 and 5; with valid convolutions x is cropped.
     """
@@ -97,7 +98,7 @@ class Shortcut(ReceptiveModule):
 
 
 class Residual(Shortcut):
-    """Two 3x3 convolutions beside a shortcut (He et al. 2016, figure 2)."""
+    """Residual block of two 3x3 convolutions (He et al. 2016, figure 2)."""
 
     margin = 2
 
@@ -112,7 +113,7 @@ class Residual(Shortcut):
 
 
 class Bottleneck(Shortcut):
-    """The dumbbell: 1x1 to a quarter of the channels, 3x3 there, 1x1 to all (He et al. 2016, figure 5)."""
+    """Bottleneck block: 1x1 to a quarter of the channels, 3x3, 1x1 to all (He et al. 2016, figure 5)."""
 
     margin = 1
 
@@ -132,7 +133,7 @@ BLOCKS = {"double_conv": DoubleConv, "residual": Residual, "bottleneck": Bottlen
 
 
 def downsampling(channels: int, down: Down) -> nn.Module:
-    """Halves height and width, even ones: the red arrows of the U-Net figure."""
+    """Return a layer that halves even height and width: the red arrows of the U-Net figure."""
     check_word("down", down, typing.get_args(Down))
     if down == "strided":
         return nn.Conv2d(channels, channels, kernel_size=2, stride=2)
@@ -140,18 +141,17 @@ def downsampling(channels: int, down: Down) -> nn.Module:
 
 
 class Upsampling(ReceptiveModule):
-    """Doubles height and width and sets the channels: the green arrows of the U-Net figure.
+    """Upsampling: doubles height and width and sets the channels, the green arrows of the U-Net figure.
 
     Args:
-        in_channels: of what comes from below.
-        out_channels: of the level above.
-        up: how. transposed: 2x2 transposed convolution, stride 2 (U-Net). bilinear, nearest:
-            interpolation, then 1x1 convolution. pixel_shuffle: 1x1 convolution to four times the
-            channels, dealt out to 2x2 pixels (Shi et al. 2016, arXiv:1609.05158); the four start
-            equal, so that the network starts without a checkerboard (ICNR, Aitken et al. 2017,
-            arXiv:1707.02937). unpool: 1x1 convolution, then each value goes where the skip has the
-            largest of its 2x2 pixels, zeros elsewhere (SegNet).
-        padding: with valid, bilinear leaves out the border pixels that lack a neighbour.
+        in_channels: channels from the level below.
+        out_channels: channels of the level above.
+        up: method. transposed: 2x2 transposed convolution of stride 2 (U-Net). bilinear, nearest: 1x1 convolution and
+            interpolation. pixel_shuffle: 1x1 convolution to four times the channels, rearranged to 2x2 pixels (Shi et
+            al. 2016, arXiv:1609.05158); the four are equal at the start, which avoids a checkerboard (ICNR, Aitken et
+            al. 2017, arXiv:1707.02937). unpool: 1x1 convolution, then each value is put where the skip has the maximum
+            of its 2x2 pixels, with zeros elsewhere (SegNet).
+        padding: with ``valid``, bilinear removes the border pixels that lack a neighbour.
 
     Shape:
         x (B, in, H, W), skip (B, out, 2 H, 2 W) -> (B, out, 2 H, 2 W); 2 H - 2 and 2 W - 2 for
@@ -172,7 +172,7 @@ class Upsampling(ReceptiveModule):
             )
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
-        x = self.conv(x)  # a 1x1 convolution and an interpolation commute: the small one first
+        x = self.conv(x)  # it commutes with interpolation, and is cheaper before it
         if self.up == "bilinear":
             x = bilinear(x)
             return x[..., 1:-1, 1:-1] if self.margin else x
@@ -185,7 +185,7 @@ class Upsampling(ReceptiveModule):
         return x
 
     def receptive_field(self, outputs: Extent) -> Extent:
-        """Of what comes from below."""
+        """Return the pixels of ``x``; the skip's are fewer."""
         if self.up == "transposed":
             return receptive_field(self.conv, outputs)
         if self.up == "bilinear":
@@ -193,7 +193,7 @@ class Upsampling(ReceptiveModule):
         return outputs.transposed(kernel=2, stride=2)
 
     def start_even(self) -> None:
-        """ICNR: the four pixels that one pixel gives start alike."""
+        """Initialise pixel_shuffle by ICNR: the four pixels from one pixel are equal at the start."""
         if self.up == "pixel_shuffle":
             assert isinstance(self.conv, nn.Conv2d)
             with torch.no_grad():
@@ -202,10 +202,10 @@ class Upsampling(ReceptiveModule):
 
 
 def bilinear(x: Tensor) -> Tensor:
-    """Twice the height and width by bilinear interpolation, the border's values going on beyond it.
+    """Double height and width by bilinear interpolation, with the border's values repeated beyond it.
 
-    Where PyTorch is to use deterministic algorithms alone (``trainer.deterministic``), as a transposed
-    convolution by fixed weights: the gradient of ``interpolate`` adds up in no fixed order on a GPU.
+    With ``trainer.deterministic`` it is a transposed convolution with fixed weights, because the gradient of
+    ``interpolate`` is summed in no fixed order on a GPU.
 
     Shape:
         (B, C, H, W) -> (B, C, 2 H, 2 W).
@@ -220,9 +220,9 @@ def bilinear(x: Tensor) -> Tensor:
 
 
 def unpool(x: Tensor, indices: Tensor) -> Tensor:
-    """Puts each value where 2x2 max-pooling took its maximum from, zeros elsewhere (SegNet, figure 3).
+    """Put each value where 2x2 max pooling found its maximum, with zeros elsewhere (SegNet, figure 3).
 
-    As ``torch.nn.functional.max_unpool2d``, which can't be traced.
+    The same as ``torch.nn.functional.max_unpool2d``, which can't be traced.
 
     Shape:
         x and indices (B, C, H, W) -> (B, C, 2 H, 2 W).
@@ -234,24 +234,24 @@ def unpool(x: Tensor, indices: Tensor) -> Tensor:
 
 
 def fused(channels: int, skips: int, fuse: Fuse) -> int:
-    """Channels that a node sees of ``skips`` skips and one upsampled map."""
+    """Return the input channels of a node that fuses ``skips`` skips and one upsampled map."""
     check_word("fuse", fuse, typing.get_args(Fuse))
     return channels * (skips + 1 if fuse == "concat" else 1)
 
 
 def join(skips: list[Tensor], raised: Tensor, fuse: Fuse) -> Tensor:
-    """Skips beside what comes from below: concatenated (U-Net) or added (FCN)."""
+    """Concatenate (U-Net) or add (FCN) the skips and the upsampled map."""
     return torch.cat([*skips, raised], dim=1) if fuse == "concat" else sum(skips, raised)
 
 
 def crop_centre(x: Tensor, height: int, width: int) -> Tensor:
-    """The middle of x: the U-Net figure's crop (grey arrows)."""
+    """Return the centre of x: the crop in the U-Net figure (grey arrows)."""
     top, left = (x.shape[-2] - height) // 2, (x.shape[-1] - width) // 2
     return x[..., top : top + height, left : left + width]
 
 
 def he_init(model: nn.Module) -> None:
-    """Gaussian weights of variance 2 / fan-in before a ReLU (He et al. 2015); biases zero."""
+    """Initialise the weights as Gaussian with variance 2 / fan-in (He et al. 2015) and the biases as zero."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
@@ -263,7 +263,7 @@ def he_init(model: nn.Module) -> None:
 
 
 def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
-    """Pads right and bottom until both sides divide: by reflection, or by the edge where too small.
+    """Pad right and bottom until both sides divide: by reflection, or by the edge if the image is too small.
 
     Shape:
         (B, C, H, W) -> (B, C, ceil(H / multiple) * multiple, ceil(W / multiple) * multiple).
@@ -276,25 +276,25 @@ def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
 
 
 def check_counts(**counts: int | None) -> None:
-    """Raises ValueError for a count that isn't a whole number above zero."""
+    """Raise ValueError for a count that isn't a whole number of at least 1."""
     for name, count in counts.items():
         if not isinstance(count, int) or count < 1:
             raise ValueError(f"{name} is {count}; it must be a whole number of at least 1")
 
 
 def check_depth(depth: int) -> None:
-    """Raises ValueError for a depth at which hardly an image has a pixel left: 4096 px are 1 twelve levels down."""
+    """Raise ValueError if depth > 12: a side of 4096 px is then reduced to one px."""
     if depth > 12:
         raise ValueError(f"depth is {depth}; it must be at most 12")
 
 
 def check_fraction(name: str, value: float) -> None:
-    """Raises ValueError for a probability outside 0 <= value < 1."""
+    """Raise ValueError for a probability outside 0 <= value < 1."""
     if not 0 <= value < 1:
         raise ValueError(f"{name} is {value}; it must be at least 0 and below 1")
 
 
 def check_word(name: str, word: object, words: tuple) -> None:
-    """Raises ValueError for a word outside the valid ones."""
+    """Raise ValueError for a word that isn't one of ``words``."""
     if word not in words:
         raise ValueError(f"{name} is {word}; it must be one of {', '.join(map(str, words))}")

@@ -1,4 +1,4 @@
-"""Classification networks as encoders: their convolutions in stages, and the pooling between them."""
+"""Encoders from classification networks: convolutions in stages, and the pooling between them."""
 
 import itertools
 from typing import Literal
@@ -8,13 +8,13 @@ from torch import nn
 from seg.models.blocks import Norm, conv_norm_relu
 
 Encoder = Literal["alexnet", "vgg16"]
-VGG16 = ((1, 2), (2, 2), (4, 3), (8, 3), (8, 3))  # (times width, 3x3 convolutions) a stage
+VGG16 = ((1, 2), (2, 2), (4, 3), (8, 3), (8, 3))  # by stage: (multiple of width, 3x3 convolutions)
 
 
 def vgg16(in_channels: int, width: int, norm: Norm) -> tuple[nn.ModuleList, list[int]]:
-    """The 13 convolutions of VGG16 in five stages without their pooling, and each stage's channels.
+    """Return the 13 convolutions of VGG16 in five stages, without pooling, and the channels of each stage.
 
-    Simonyan and Zisserman 2015, arXiv:1409.1556, table 1, column D; width 64.
+    Simonyan and Zisserman 2015, arXiv:1409.1556, table 1, column D; their width is 64.
     """
     stages, channels = nn.ModuleList(), [in_channels, *(times * width for times, _ in VGG16)]
     for (above, below), (_, convolutions) in zip(itertools.pairwise(channels), VGG16, strict=True):
@@ -26,14 +26,14 @@ def vgg16(in_channels: int, width: int, norm: Norm) -> tuple[nn.ModuleList, list
 
 
 def alexnet(in_channels: int, width: int, norm: Norm) -> tuple[nn.ModuleList, list[int]]:
-    """The five convolutions of AlexNet in three stages without their pooling, and each one's channels.
+    """Return the five convolutions of AlexNet in three stages, without pooling, and the channels of each stage.
 
-    Krizhevsky 2014, arXiv:1404.5997 (one column, as in torchvision); width 64.
+    Krizhevsky 2014, arXiv:1404.5997 (one column, as in torchvision); its width is 64.
     """
     a, b, c, d = width, 3 * width, 6 * width, 4 * width
     first = conv_norm_relu(in_channels, a, 11, norm, "valid", stride=4)
     stages = [
-        nn.Sequential(nn.ZeroPad2d((3, 4, 3, 4)), first),  # a side of 4 n px gives n
+        nn.Sequential(nn.ZeroPad2d((3, 4, 3, 4)), first),  # 4 n px -> n px
         nn.Sequential(conv_norm_relu(a, b, 5, norm)),
         nn.Sequential(
             conv_norm_relu(b, c, 3, norm),
@@ -45,14 +45,18 @@ def alexnet(in_channels: int, width: int, norm: Norm) -> tuple[nn.ModuleList, li
 
 
 def pooling(encoder: Encoder) -> nn.ModuleList:
-    """The max-pooling after each stage, exactly halving even sides.
+    """Return the max pooling after each stage, which halves even sides exactly.
 
-    AlexNet's 3x3 windows reach a pixel beyond the border, on the side that keeps the stages aligned:
-    what a stage sees is centred within 1.5, 2.5 and 10.5 px of where it stands.
+    AlexNet's 3x3 windows reach one px beyond the border, on the side that keeps the stages aligned: the receptive fields
+    of the stages are centred within 1.5, 2.5 and 10.5 px of their positions.
     """
     if encoder == "vgg16":
         return nn.ModuleList(nn.MaxPool2d(2) for _ in VGG16)
-    sides = ((1, 0, 1, 0), (0, 1, 0, 1), (0, 1, 0, 1))  # zeros never win: a ReLU came before
+    sides = (
+        (1, 0, 1, 0),
+        (0, 1, 0, 1),
+        (0, 1, 0, 1),
+    )  # left, right, top, bottom; zeros don't change a maximum after a ReLU
     return nn.ModuleList(
         nn.Sequential(nn.ZeroPad2d(side), nn.MaxPool2d(3, stride=2)) for side in sides
     )

@@ -1,4 +1,4 @@
-"""Networks of other projects under this one's contract."""
+"""Networks of other projects, wrapped to follow the contract of ``Network``."""
 
 from functools import cached_property
 from typing import Annotated
@@ -11,19 +11,19 @@ from seg.models.network import Extent, Network, probe
 
 
 class Peer(Network):
-    """Any network that maps (B, C, H, W) to (B, K, H, W) for sides that divide by a number.
+    """Wrapper of a network that maps (B, C, H, W) to (B, K, H, W) for sides that are multiples of a number.
 
     Args:
         in_channels: C of the image.
         num_classes: K of the logits.
-        network: it; conf/model/smp.yaml names one of segmentation-models-pytorch.
-        multiple: px by which the sides that it takes must divide.
+        network: the wrapped network; conf/model/smp.yaml names one of segmentation-models-pytorch.
+        multiple: px; the sides of its input must be multiples of it.
 
     Shape:
         image (B, C, H, W) -> logits (B, K, H, W), any H and W: padded inside.
 
     Raises:
-        ValueError: from ``forward``, when the network's logits have another shape.
+        ValueError: from ``forward``, if the network's logits have another shape.
     """
 
     def __init__(
@@ -50,16 +50,16 @@ class Peer(Network):
         height, width = image.shape[-2:]
         padded = pad_to_multiple(image, self.stride)
         logits = self.network(padded)
-        wanted = (image.shape[0], self.num_classes, *padded.shape[-2:])
-        if tuple(logits.shape) != wanted:
+        expected = (image.shape[0], self.num_classes, *padded.shape[-2:])
+        if tuple(logits.shape) != expected:
             raise ValueError(
-                f"{type(self.network).__name__} gives {tuple(logits.shape)}, not {wanted}: "
-                "it must put out one logit a class at the size of the image"
+                f"{type(self.network).__name__} gives {tuple(logits.shape)}, not {expected}: "
+                "it must return one logit per class at the size of the image"
             )
         return logits[..., :height, :width]
 
     def receptive_field(self, outputs: Extent) -> Extent:
-        """Return the pixels that those of the logits depend on, in steps of ``stride`` px, as ``probe`` finds them."""
+        """Return the pixels that the given logits depend on, in steps of ``stride`` px, as measured by ``probe``."""
         blocks = outputs.transposed(self.stride, self.stride).convolved(self.stride, self.stride)
         field = self.block_field
         everywhere = outputs.everywhere or field.everywhere
@@ -67,5 +67,5 @@ class Peer(Network):
 
     @cached_property
     def block_field(self) -> Extent:
-        """What the first ``stride`` px depend on."""
+        """Pixels that the first ``stride`` px of the logits depend on."""
         return probe(self.network, self.in_channels, self.stride)

@@ -1,4 +1,4 @@
-"""FCN: a classification network made convolutional, its coarse scores refined by those of finer layers."""
+"""FCN: a convolutional classification network whose coarse scores are refined by those of finer layers."""
 
 import typing
 from typing import Annotated, Literal
@@ -25,22 +25,21 @@ Fixed = Literal["last", "all", "none"]
 class FCN(Network):
     """FCN-32s, -16s or -8s. Long, Shelhamer, Darrell, CVPR 2015, arXiv:1411.4038, figure 3.
 
-    Differs: sides are padded to a multiple of 32 instead of by 100 px, so that no crop is needed;
-    convolutions can be normalised, without which no VGG16 learns from scratch; the coarsest scores
-    start as drawn, not at zero. AlexNet is torchvision's of one column; its finer scores come from
-    pool2 (16 px) and pool1 (8 px).
+    Differs: sides are padded to a multiple of 32 instead of by 100 px, so that no crop is needed; convolutions can be
+    normalised, without which a VGG16 doesn't train from scratch; the coarsest scores start at random weights, not at
+    zero. AlexNet is torchvision's, of one column; its finer scores come from pool2 (16 px) and pool1 (8 px).
 
     Args:
         in_channels: C of the image.
         num_classes: K of the logits.
         encoder: alexnet or vgg16.
-        width: channels of the first stage; 64 in both. fc6 and fc7 have 64 times as many.
-        stride: px of the finest scores: 32 (the last pooling), 16 (and the one before) or 8 (and the
+        width: channels of the first stage; 64 in both papers. fc6 and fc7 have 64 times as many.
+        stride: px between the finest scores: 32 (from the last pooling layer), 16 (and the one before) or 8 (and the
             one before that).
         norm: after each convolution: batch, group or none (as in the paper).
         dropout: probability in 0..1 after fc6 and fc7.
-        fixed_upsampling: which transposed convolutions stay the bilinear interpolation that all
-            start as: last (section 4.3 of the paper), all, or none.
+        fixed_upsampling: transposed convolutions that stay at their initial weights, bilinear interpolation: last
+            (section 4.3 of the paper), all, or none.
 
     Shape:
         image (B, C, H, W) -> logits (B, K, H, W), any H and W.
@@ -68,7 +67,8 @@ class FCN(Network):
         self.stages, channels = make(in_channels, width, norm)
         self.pools = pooling(encoder)
         fc6 = conv_norm_relu(channels[-1], 64 * width, 7, norm)
-        if encoder == "alexnet":  # 6x6: a pixel more to the left and top, against pool3's offset
+        # AlexNet's fc6 is 6x6: padded by one px more at the left and top, against pool3's offset
+        if encoder == "alexnet":
             valid = conv_norm_relu(channels[-1], 64 * width, 6, norm, "valid")
             fc6 = nn.Sequential(nn.ZeroPad2d((3, 2, 3, 2)), valid)
         self.classifier = nn.Sequential(
@@ -85,13 +85,14 @@ class FCN(Network):
         self.last = bilinear_upsampling(num_classes, stride)
         self.last.requires_grad_(fixed_upsampling == "none")
         self.doubles.requires_grad_(fixed_upsampling != "all")
-        for score in list(self.scores)[1:]:  # a finer stream starts silent
+        # finer scores start at zero: at first the network gives the coarser one's logits
+        for score in list(self.scores)[1:]:
             for parameter in score.parameters():
                 nn.init.zeros_(parameter)
 
     @property
     def stride(self) -> int:
-        """Of the encoder; the argument ``stride`` is that of the finest scores."""
+        """The encoder's; the argument ``stride`` is that of the finest scores."""
         return 32
 
     def forward(self, image: Tensor) -> Tensor:
@@ -109,7 +110,7 @@ class FCN(Network):
     def receptive_field(self, outputs: Extent) -> Extent:
         needed = receptive_field(self.last, outputs)
         for double in reversed(self.doubles):
-            needed = receptive_field(double, needed)  # more than the finer scores'
+            needed = receptive_field(double, needed)  # includes the finer scores'
         needed = receptive_field(self.classifier, receptive_field(self.scores[0], needed))
         for stage, pool in reversed(list(zip(self.stages, self.pools, strict=True))):
             needed = receptive_field(stage, receptive_field(pool, needed))
@@ -117,7 +118,7 @@ class FCN(Network):
 
 
 def bilinear_upsampling(channels: int, factor: int) -> nn.ConvTranspose2d:
-    """Transposed convolution that starts as bilinear interpolation by an even factor, class by class."""
+    """Return a transposed convolution initialised as bilinear interpolation by an even factor, class by class."""
     layer = nn.ConvTranspose2d(
         channels, channels, 2 * factor, stride=factor, padding=factor // 2, bias=False
     )

@@ -1,8 +1,8 @@
-"""The base of all networks, and which pixels of the image a pixel of the logits depends on.
+"""Base class of all networks, with its contract, and receptive fields.
 
-A network states its receptive field by walking its layers from the logits back to the image. Nothing is measured, so
-it holds for any weights and any image. Only one side is followed: all layers treat height and width alike. What a skip
-carries needn't be followed: what comes from below has seen the same pixels and more.
+A network computes its receptive field from its layers, from the logits back to the image; the result holds for any
+weights and any image. One side is enough, because all layers treat height and width alike. Skip connections need not be
+followed: the path through the level below depends on the same pixels and more.
 """
 
 import copy
@@ -16,9 +16,12 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-UNKNOWN = 256  # px on each side, where a receptive field has no end
-FIRST, LONGEST = 512, 8192  # px of a probe's image: on each side at first, and in all at most
-WIDE = 64  # px of its other side
+UNKNOWN = 256  # px on each side, assumed for a receptive field without end
+FIRST, LONGEST = (
+    512,
+    8192,
+)  # px of a probe's image: at first on each side of the middle; at most in all
+WIDE = 64  # px of the other side of a probe's image
 POINTWISE = (nn.ReLU, nn.Dropout, nn.Identity)
 
 
@@ -27,10 +30,10 @@ class Extent:
     """The pixels ``low`` to ``high - 1`` along one side of an image or a feature map.
 
     Attributes:
-        low: the first pixel; negative before the one that counts as the first.
+        low: the first pixel; negative if it lies before pixel 0.
         high: the pixel after the last.
-        everywhere: whether all other pixels of the image count too, as in a mean over the image; ``low`` and ``high``
-            are then what the other layers read.
+        everywhere: whether all pixels of the image count, as for a mean over the image; ``low`` and ``high`` are then
+            those of the other layers.
     """
 
     low: int
@@ -41,32 +44,37 @@ class Extent:
         everywhere = self.everywhere or other.everywhere
         return Extent(min(self.low, other.low), max(self.high, other.high), everywhere)
 
-    def shifted(self, by: int) -> "Extent":
-        return replace(self, low=self.low + by, high=self.high + by)
+    def shifted(self, offset: int) -> "Extent":
+        """Return the pixels ``offset`` px further."""
+        return replace(self, low=self.low + offset, high=self.high + offset)
 
     def mirrored(self) -> "Extent":
-        """The same pixels after a flip about pixel 0's upper edge."""
+        """Return the same pixels after a flip about pixel 0's upper edge."""
         return replace(self, low=-self.high, high=-self.low)
 
     def convolved(self, kernel: int, stride: int = 1, padding: int = 0, dilation: int = 1) -> "Extent":  # fmt: skip
-        """The input of a convolution or pooling whose output these pixels are."""
+        """Return the input pixels of a convolution or pooling whose output these pixels are."""
         low = self.low * stride - padding
         high = (self.high - 1) * stride - padding + dilation * (kernel - 1) + 1
         return replace(self, low=low, high=high)
 
     def transposed(self, kernel: int, stride: int, padding: int = 0) -> "Extent":
-        """The input of a transposed convolution whose output these pixels are."""
+        """Return the input pixels of a transposed convolution whose output these pixels are."""
         low = -((kernel - 1 - padding - self.low) // stride)
         return replace(self, low=low, high=(self.high - 1 + padding) // stride + 1)
 
     def resized(self, ratio: Fraction) -> "Extent":
-        """The input of a bilinear resizing whose output these pixels are; ``ratio`` is input px an output px."""
-        first, last = ((at + Fraction(1, 2)) * ratio - Fraction(1, 2) for at in (self.low, self.high - 1))  # fmt: skip
+        """Return the input pixels of a bilinear resizing whose output these pixels are.
+
+        Args:
+            ratio: input px per output px.
+        """
+        first, last = ((pixel + Fraction(1, 2)) * ratio - Fraction(1, 2) for pixel in (self.low, self.high - 1))  # fmt: skip
         return replace(self, low=floor(first), high=floor(last) + 2)
 
 
 class ReceptiveModule(nn.Module, ABC):
-    """A part of a network that knows which pixels of its input those of its output depend on."""
+    """Part of a network that states its receptive field."""
 
     @abstractmethod
     def receptive_field(self, outputs: Extent) -> Extent:
@@ -156,7 +164,7 @@ def receptive_field(layer: nn.Module, outputs: Extent) -> Extent:
     """Return the pixels of a layer's input that the given pixels of its output depend on, in evaluation mode.
 
     Raises:
-        TypeError: for a layer that isn't known.
+        TypeError: for a layer of another kind.
     """
     if isinstance(layer, ReceptiveModule):
         return layer.receptive_field(outputs)
@@ -183,7 +191,11 @@ def receptive_field(layer: nn.Module, outputs: Extent) -> Extent:
 
 
 def side(size: object) -> int:
-    """Return the one side of a square kernel, stride or padding."""
+    """Return the side of a square kernel, stride or padding.
+
+    Raises:
+        TypeError: if it isn't square.
+    """
     first, *others = size if isinstance(size, tuple) else (size,)
     if not isinstance(first, int) or any(other != first for other in others):
         raise TypeError(f"{size} is not square")
@@ -192,20 +204,21 @@ def side(size: object) -> int:
 
 @torch.no_grad()
 def probe(network: nn.Module, channels: int, stride: int) -> Extent:
-    """Return what the first ``stride`` px of a network's logits depend on, for a network that can't state it.
+    """Return the pixels that the first ``stride`` px of the logits depend on, measured on a copy of the network.
 
-    A copy of the network in evaluation mode, in float64 on the CPU, gets images of which all rows above, or below, are
-    NaN. NaN goes through convolutions, pooling and activations whatever the weights are, so the rows of the logits that
-    are NaN are those that depend on these rows. The same for columns. Exact in steps of ``stride`` px. Then noise is
-    compared with a part of it: what depends on the image's size leaves no NaN (``align_corners=True``).
+    The copy, in evaluation mode and float64 on the CPU, gets images in which all rows above, or below, a position are NaN.
+    NaN passes convolutions, pooling and activations for any weights, so the rows of the logits that are NaN are those that
+    depend on these rows; the same for columns. The result is exact in steps of ``stride`` px. The logits of noise are then
+    compared with those of a part of it, because a dependence on the image's size leaves no NaN (``align_corners=True``).
 
     Args:
         network: maps (B, C, H, W) to (B, K, H, W) for sides that divide by ``stride``.
         channels: C.
-        stride: px.
+        stride: px, the steps of the result.
 
     Returns:
-        with ``everywhere`` and ``UNKNOWN`` px on each side where there is no end within ``LONGEST`` px, or sizes matter.
+        The extent; with ``everywhere`` and ``UNKNOWN`` px on each side if it has no end within ``LONGEST`` px, or if the
+        logits depend on the image's size.
     """
     network = copy.deepcopy(network).to("cpu", torch.float64).eval()
     both = [spread(lambda image: network(image), channels, stride)]
@@ -217,13 +230,12 @@ def probe(network: nn.Module, channels: int, stride: int) -> Extent:
 
 
 def spread(logits: Callable[[Tensor], Tensor], channels: int, stride: int) -> Extent | None:
-    """Return what the first ``stride`` rows depend on, in steps of ``stride`` px; None: on all rows, or their number."""
+    """Return the rows that the first ``stride`` rows depend on; None if these are all rows, or depend on their number."""
     generator = torch.Generator().manual_seed(0)
-    blocks, across = (
-        -(-FIRST // stride),
-        -(-WIDE // stride) * stride,
-    )  # blocks on each side of the one in the middle
+    blocks = -(-FIRST // stride)  # on each side of the block in the middle
+    across = -(-WIDE // stride) * stride
     while (side := (2 * blocks + 1) * stride) <= LONGEST:
+        # rows that are NaN in the logits depend on rows that are NaN in the image
         noise = torch.randn(1, channels, side, across, generator=generator, dtype=torch.float64)
         start, end = blocks * stride, (blocks + 1) * stride
         image = torch.cat([noise, noise])
@@ -232,20 +244,19 @@ def spread(logits: Callable[[Tensor], Tensor], channels: int, stride: int) -> Ex
         down, up = logits(image).isnan().any(3).any(1)
         before = -(
             -farthest(down[end:]) // stride
-        )  # blocks; a block sees as far up as it is seen down
+        )  # blocks; the reach up of a block is that down of its input
         after = -(-farthest(up[:start].flip(0)) // stride)
         if max(before, after) < blocks:
+            # the same logits from this part of the image alone, unless they depend on its size
             part = logits(noise[:, :, start - before * stride : end + after * stride])
-            part, whole = (
-                part[:, :, before * stride :][:, :, :stride],
-                logits(noise)[:, :, start:end],
-            )
-            alike = torch.allclose(part, whole, rtol=0, atol=1e-9 * float(whole.abs().max()))
-            return Extent(-before * stride, (1 + after) * stride) if alike else None
+            part = part[:, :, before * stride :][:, :, :stride]
+            whole = logits(noise)[:, :, start:end]
+            equal = torch.allclose(part, whole, rtol=0, atol=1e-9 * float(whole.abs().max()))
+            return Extent(-before * stride, (1 + after) * stride) if equal else None
         blocks *= 2
     return None
 
 
 def farthest(reached: Tensor) -> int:
-    """Return the number of rows up to the last that is true."""
+    """Return the number of rows up to the last one that is true."""
     return int(reached.nonzero().max()) + 1 if reached.any() else 0

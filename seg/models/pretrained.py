@@ -1,4 +1,4 @@
-"""Weights that torchvision publishes for AlexNet and VGG16, trained on ImageNet."""
+"""ImageNet weights of AlexNet and VGG16, as published by torchvision."""
 
 import hashlib
 from pathlib import Path
@@ -13,7 +13,7 @@ from seg.models.encoders import Encoder
 from seg.models.fcn import FCN
 from seg.models.segnet import SegNet
 
-SITE = "https://download.pytorch.org/models/"  # a file's name ends in the start of its SHA-256
+SITE = "https://download.pytorch.org/models/"  # file names end in the first digits of the SHA-256
 FILES = {
     ("vgg16", "none"): "vgg16-397923af.pth",
     ("vgg16", "batch"): "vgg16_bn-6c64b313.pth",
@@ -22,10 +22,10 @@ FILES = {
 
 
 def published(encoder: Encoder, norm: Norm) -> str:
-    """The address of torchvision's file for an encoder.
+    """Return the URL of torchvision's file for an encoder.
 
     Raises:
-        ValueError: when there is none with such normalisation.
+        ValueError: if there is none with this normalisation.
     """
     if (encoder, norm) not in FILES:
         known = ", ".join(f"{e} with norm={n}" for e, n in FILES)
@@ -36,17 +36,19 @@ def published(encoder: Encoder, norm: Norm) -> str:
 
 
 def download(url: str) -> dict[str, Tensor]:
-    """A state dict, from PyTorch's cache or the network; the file's hash must be the one in its name.
+    """Return the state dict of a file, from PyTorch's cache or downloaded; its hash must be the one in its name.
 
     Raises:
-        ValueError: when it can't be had, or isn't the published file.
+        ValueError: if it can't be downloaded, or isn't the published file.
     """
-    kept = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
-    if kept.is_file():  # the library hashes only what it downloads
-        found, wanted = hashlib.sha256(kept.read_bytes()).hexdigest(), kept.stem.rpartition("-")[2]
-        if not found.startswith(wanted):
+    # PyTorch checks the hash of a download only, not of a file in its cache
+    cached = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
+    if cached.is_file():
+        digest = hashlib.sha256(cached.read_bytes()).hexdigest()
+        expected = cached.stem.rpartition("-")[2]
+        if not digest.startswith(expected):
             raise ValueError(
-                f"{kept}: its SHA-256 starts with {found[:8]}, not {wanted}; the file isn't the "
+                f"{cached}: its SHA-256 starts with {digest[:8]}, not {expected}; the file isn't the "
                 "published one: remove it"
             )
     try:
@@ -57,14 +59,14 @@ def download(url: str) -> dict[str, Tensor]:
         folder = f"{torch.hub.get_dir()}/checkpoints"
         raise ValueError(
             f"{url} can't be downloaded ({error}); put the file into {folder} yourself, or start "
-            "without it"
+            "without init=imagenet"
         ) from error
     except RuntimeError as error:
         raise ValueError(f"{url}: {error}; the file isn't the published one") from error
 
 
 def convolutions(parts: list[nn.Module]) -> list[tuple[nn.Conv2d, nn.BatchNorm2d | None]]:
-    """The convolutions in order, each with the normalisation that follows it."""
+    """Return the convolutions in order, each with the normalisation that follows it."""
     pairs: list[tuple[nn.Conv2d, nn.BatchNorm2d | None]] = []
     for layer in (layer for part in parts for layer in part.modules()):
         if isinstance(layer, nn.Conv2d):
@@ -75,18 +77,18 @@ def convolutions(parts: list[nn.Module]) -> list[tuple[nn.Conv2d, nn.BatchNorm2d
 
 
 def entries(weights: dict[str, Tensor]) -> list[tuple[Tensor, Tensor, dict[str, Tensor]]]:
-    """A file's convolutions and linear layers in order: weight, bias, and the normalisation's values."""
+    """Return a file's convolutions and linear layers in order: weight, bias, and the values of the normalisation."""
     layers: dict[str, dict[str, Tensor]] = {}
     for name, value in weights.items():
         prefix, _, leaf = name.rpartition(".")
         layers.setdefault(prefix, {})[leaf] = value
-    found: list[tuple[Tensor, Tensor, dict[str, Tensor]]] = []
+    result: list[tuple[Tensor, Tensor, dict[str, Tensor]]] = []
     for layer in layers.values():
         if "running_mean" in layer:
-            found[-1] = (*found[-1][:2], layer)
+            result[-1] = (*result[-1][:2], layer)
         else:
-            found.append((layer["weight"], layer["bias"], {}))
-    return found
+            result.append((layer["weight"], layer["bias"], {}))
+    return result
 
 
 def copy_layer(
@@ -97,16 +99,20 @@ def copy_layer(
     their_norm: dict[str, Tensor],
     url: str,
 ) -> None:
-    """Copies one layer; what its bias adds goes into the normalisation where the convolution has none."""
+    """Copy one layer; its bias goes into the normalisation if the convolution has no bias.
+
+    Raises:
+        ValueError: if the shapes differ.
+    """
     _, channels, *kernel = conv.weight.shape
-    if weight.ndim == 2:  # a linear layer is a convolution over all of its input
+    if weight.ndim == 2:  # a linear layer is a convolution over its whole input
         weight = weight.reshape(len(weight), -1, *kernel)
     if channels == 1 and weight.shape[1] == 3:
         weight = weight.sum(1, keepdim=True)
     if weight.shape != conv.weight.shape:
         raise ValueError(
             f"{url} has {tuple(weight.shape)} where this network has {tuple(conv.weight.shape)}; "
-            "take width=64 and images of 1 or 3 channels"
+            "give width=64 and images of 1 or 3 channels"
         )
     conv.weight.copy_(weight)
     if conv.bias is not None:
@@ -118,32 +124,31 @@ def copy_layer(
 
 
 def load_published(model: nn.Module, url: str | None = None) -> str:
-    """Gives an encoder, and FCN's fc6 and fc7, the ImageNet weights that torchvision publishes.
+    """Load torchvision's ImageNet weights into an encoder, and into FCN's fc6 and fc7.
 
-    Grey images get the sum of the first filters over red, green and blue, which answers to a grey
-    image as the filters do to its three equal channels. Where batch normalisation follows a
-    convolution without a bias, the file's bias goes into it, which comes to the same.
+    For grey images the first filters are summed over red, green and blue, which gives the same as three equal channels.
+    Where batch normalisation follows a convolution without a bias, the file's bias goes into it, which is equivalent.
 
     Args:
         model: an FCN or SegNet of width 64.
         url: of the file; None: torchvision's.
 
     Returns:
-        The address that the weights came from.
+        The URL of the weights.
 
     Raises:
-        ValueError: when there are no such weights, or they don't fit.
+        ValueError: if there are no weights for the network, or their shapes differ.
     """
     if not isinstance(model, FCN | SegNet):
         raise ValueError(f"{type(model).__name__} has no published weights; FCN and SegNet have")
     ours = convolutions([*model.stages, *([model.classifier] if isinstance(model, FCN) else [])])
     if url is None:
         url, width = published(model.encoder, model.norm), ours[0][0].out_channels
-        if width != 64:  # told before hundreds of MB come
+        if width != 64:  # before hundreds of MB are downloaded
             raise ValueError(f"the published weights are for width=64; this network's is {width}")
     theirs = entries(download(url))
     if len(theirs) < len(ours):
-        raise ValueError(f"{url} has {len(theirs)} layers; this network takes {len(ours)}")
+        raise ValueError(f"{url} has {len(theirs)} layers; this network needs {len(ours)}")
     with torch.no_grad():
         for (conv, norm), (weight, bias, their_norm) in zip(ours, theirs, strict=False):
             copy_layer(conv, norm, weight, bias, their_norm, url)

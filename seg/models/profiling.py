@@ -1,4 +1,4 @@
-"""What a network costs: parameters, multiply-adds, memory, time."""
+"""Costs of a network: parameters, multiply-adds, memory and time."""
 
 import os
 import statistics
@@ -10,23 +10,24 @@ from torch import Tensor, nn
 from torch.autograd.profiler import profile
 from torch.utils.flop_counter import FlopCounterMode
 
-os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler would announce itself
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # otherwise the profiler prints lines of its own
 
 
 def parameters(model: nn.Module) -> int:
+    """Return the number of parameters."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 @torch.no_grad()
 def multiply_adds(model: nn.Module, image: Tensor) -> dict[str, int]:
-    """Multiply-adds of the convolutions by module name, as in ``UNet.down.0``; of all under ``Global``."""
+    """Return the multiply-adds of the convolutions by module name, as in ``UNet.down.0``; the sum is ``Global``."""
     with FlopCounterMode(display=False) as counter:
         model(image)
     return {name: sum(by_op.values()) // 2 for name, by_op in counter.get_flop_counts().items()}
 
 
 def peak_memory(function: Callable[[], object], device: torch.device | str = "cpu") -> int:
-    """Bytes of tensors that a call holds at its worst, beyond what was there before."""
+    """Return the peak memory of a call in bytes of tensors, beyond those that existed before."""
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize()
         before = torch.cuda.memory_allocated()
@@ -38,25 +39,31 @@ def peak_memory(function: Callable[[], object], device: torch.device | str = "cp
         function()
     assert profiler.kineto_results is not None
     events = [e for e in profiler.kineto_results.events() if e.name() == "[memory]"]
-    held = peak = 0
+    current = peak = 0
     for event in sorted(events, key=lambda e: e.start_ns()):
-        held += event.nbytes()
-        peak = max(peak, held)
+        current += event.nbytes()
+        peak = max(peak, current)
     return peak
 
 
 def median_seconds(
     functions: list[Callable[[], object]], rounds: int = 7, device: torch.device | str = "cpu"
 ) -> list[float]:
-    """The median time of each call, taken in turn, so that a busy moment hits all alike."""
+    """Return the median time of each function in s, called in turn so that other load affects all alike.
+
+    Args:
+        functions: without arguments.
+        rounds: number of timed calls of each, after one that isn't timed.
+        device: whose work is waited for.
+    """
     cuda = torch.device(device).type == "cuda"
     times: list[list[float]] = [[] for _ in functions]
     for number in range(rounds + 1):
-        for function, taken in zip(functions, times, strict=True):
+        for function, seconds in zip(functions, times, strict=True):
             started = time.perf_counter()
             function()
             if cuda:
                 torch.cuda.synchronize()
             if number:  # the first round warms up
-                taken.append(time.perf_counter() - started)
-    return [statistics.median(taken) for taken in times]
+                seconds.append(time.perf_counter() - started)
+    return [statistics.median(seconds) for seconds in times]

@@ -1,4 +1,4 @@
-"""SegNet: the decoder puts values back to where the encoder's max-pooling took them from."""
+"""SegNet: the decoder unpools with the indices of the encoder's max pooling."""
 
 from typing import Annotated
 
@@ -14,18 +14,18 @@ from seg.models.network import Extent, Network, receptive_field
 class SegNet(Network):
     """SegNet. Badrinarayanan, Kendall, Cipolla, PAMI 2017, arXiv:1511.00561, figure 2.
 
-    The 13 convolutions of VGG16, and their mirror image: each decoder stage first unpools with the
-    indices of its encoder stage (figure 3), then convolves as often; the last convolution of a stage
-    goes to the channels of the next, and the very last to the classes.
+    The encoder has the 13 convolutions of VGG16. Each decoder stage unpools with the indices of its encoder stage
+    (figure 3) and has as many convolutions; the last one of a stage gives the channels of the next, and the last of all
+    the classes.
 
     Args:
         in_channels: C of the image.
         num_classes: K of the logits.
         width: channels of the first stage; 64 in the paper.
-        norm: after each convolution but the last: batch (as in the paper), group or none.
+        norm: after each convolution except the last: batch (as in the paper), group or none.
 
     Shape:
-        image (B, C, H, W) -> logits (B, K, H, W), any H and W: padded inside to 32.
+        image (B, C, H, W) -> logits (B, K, H, W), any H and W: padded inside to a multiple of 32.
     """
 
     encoder: Encoder = "vgg16"
@@ -60,12 +60,12 @@ class SegNet(Network):
     def forward(self, image: Tensor) -> Tensor:
         height, width = image.shape[-2:]
         x = pad_to_multiple(image, self.stride)
-        taken_from = []
+        pool_indices = []
         for stage in self.stages:
             x, indices = F.max_pool2d(stage(x), 2, return_indices=True)
-            taken_from.append(indices)
+            pool_indices.append(indices)
         for stage in self.decoder:
-            x = stage(unpool(x, taken_from.pop()))
+            x = stage(unpool(x, pool_indices.pop()))
         return self.head(x)[..., :height, :width]
 
     def receptive_field(self, outputs: Extent) -> Extent:

@@ -1,4 +1,4 @@
-"""U-Net: a contracting path, an expanding path, and a copy across at each level."""
+"""U-Net: a contracting path, an expanding path, and a skip connection at each level."""
 
 import itertools
 import typing
@@ -39,12 +39,12 @@ class UNet(Network):
         in_channels: C of the image.
         num_classes: K of the logits.
         width: channels of the first level, doubled at each level below; 64 in the paper.
-        depth: times that the image is halved; 4 in the paper.
-        padding: same, or valid as in the paper: the logits are smaller by ``context`` px on each side.
+        depth: number of times that the image is halved; 4 in the paper.
+        padding: same, or valid as in the paper; the logits are then smaller by ``context`` px on each side.
         norm: in each block: batch, group or none (as in the paper).
         dropout: probability in 0..1 at the end of the contracting path.
-        down: how the size is halved: max (as in the paper), average, or strided 2x2 convolution.
-        up: how it is doubled, see ``Upsampling``; transposed in the paper.
+        down: downsampling: max (as in the paper) or average pooling, or strided 2x2 convolution.
+        up: upsampling, see ``Upsampling``; transposed in the paper.
         fuse: skips are concatenated (as in the paper) or added.
         block: of each level: double_conv (as in the paper), residual or bottleneck.
 
@@ -54,7 +54,7 @@ class UNet(Network):
         each level: 572 -> 388 for the paper's.
 
     Raises:
-        ValueError: from ``forward``, for a side that valid padding can't take; names the nearest.
+        ValueError: from ``forward``, for a side that valid padding doesn't allow; names the nearest one.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class UNet(Network):
         )
         self.head = nn.Conv2d(width, num_classes, kernel_size=1)
         self.joined, self.valid = fuse, padding == "valid"
-        self.upsampling_margin = int(up == "bilinear")  # px that valid padding leaves out there
+        self.upsampling_margin = int(up == "bilinear")  # px that valid padding removes there
         self.smallest, self.context = (
             valid_geometry(depth, make.margin, self.upsampling_margin) if self.valid else (1, 0)
         )
@@ -113,11 +113,11 @@ class UNet(Network):
             x = block(pool(x))
         x = self.dropout(x)
         for up, block in zip(self.up, self.fuse, strict=True):
-            x = block(self.meet(up, x, skips.pop()))  # nothing else holds the skip any longer
+            x = block(self.meet(up, x, skips.pop()))  # pop frees the skip's memory
         return self.head(x) if self.valid else self.head(x)[..., :height, :width]
 
     def meet(self, up: nn.Module, x: Tensor, skip: Tensor) -> Tensor:
-        """What comes from below, doubled, beside the skip, which valid convolutions crop."""
+        """Fuse the upsampled map with its skip, which is cropped for valid convolutions."""
         if self.valid:
             height, width = (2 * (side - self.upsampling_margin) for side in x.shape[-2:])
             skip = crop_centre(skip, height, width)
@@ -132,27 +132,28 @@ class UNet(Network):
         return receptive_field(self.down[0], needed).shifted(-self.context)
 
     def check_size(self, height: int, width: int) -> None:
+        """Raise ValueError for a side that doesn't halve evenly at each level."""
         for side in (height, width):
             if side < self.smallest or (side - self.smallest) % self.stride:
                 steps = max(0, round((side - self.smallest) / self.stride))
-                near = self.smallest + steps * self.stride
+                nearest = self.smallest + steps * self.stride
                 raise ValueError(
-                    f"the image is {height}x{width} px; with padding=valid this U-Net takes sides of "
+                    f"the image is {height}x{width} px; with padding=valid this U-Net needs sides of "
                     f"{self.smallest}, {self.smallest + self.stride}, {self.smallest + 2 * self.stride}, "
-                    f"... px; the nearest to {side} is {near}, which gives {near - 2 * self.context}"
+                    f"... px; the nearest to {side} is {nearest}, which gives {nearest - 2 * self.context}"
                 )
 
 
 def valid_geometry(depth: int, block: int, up: int) -> tuple[int, int]:
-    """The smallest side that a valid U-Net takes, and the context, both in px.
+    """Return the smallest input side and the context of a valid U-Net, both in px.
 
-    Going up from a bottom of n px, each level had 2 n + 2 block px; going down the other side each
-    level keeps 2 n - 2 up - 2 block px of n.
+    A level of n px before its block comes from 2 n + 2 block px of the level above; in the expanding path a level of n px
+    gives 2 n - 2 up - 2 block px.
 
     Args:
-        depth: times that the image is halved.
-        block: px that a block takes from each side.
-        up: px that an upsampling takes from each side.
+        depth: number of times that the image is halved.
+        block: px that a block removes on each side.
+        up: px that an upsampling removes on each side.
     """
     for bottom in itertools.count(1):  # px before the lowest block
         side, inner = bottom, bottom - 2 * block

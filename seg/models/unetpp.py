@@ -1,4 +1,4 @@
-"""The nested grid of UNet++ and its relatives: node X(i, j) stands at level i, j steps along the skip."""
+"""UNet++, UNet+ and UNet^e: a nested grid of nodes X(i, j), at level i and j steps along the skip."""
 
 import typing
 from typing import Annotated, Any, Literal
@@ -44,13 +44,13 @@ class NestedUNet(Network):
     none     X(i, 0)            UNet^e: U-Nets of depth 1 to ``depth`` that share one encoder
     ======== ================== ====================================================================
 
-    Heads stand on X(0, 1) ... X(0, depth). With ``links="none"`` the U-Net of depth d consists of the
-    encoder down to X(d, 0) and the nodes with i + j = d, and none of these feeds another depth's. So
-    without deep supervision the loss sees only X(0, depth), and the decoders with i + j < depth get no
-    gradient at all: they stay as drawn. With dense or short links they feed X(0, depth), and learn.
+    The heads are at X(0, 1) ... X(0, depth). With ``links="none"`` the U-Net of depth d consists of the encoder down to
+    X(d, 0) and the nodes with i + j = d, and none of these feeds another depth. Without deep supervision, then, the loss
+    depends on X(0, depth) only, and the decoders with i + j < depth get no gradient and keep their initial weights. With
+    dense or short links they feed X(0, depth) and are trained.
 
-    Depth d needs X(i, j) with i + j <= d (none: i + j = d, and the encoder down to X(d, 0)). Nothing
-    else is computed, and ``pruned`` builds nothing else.
+    The head at depth d needs X(i, j) with i + j <= d (links none: i + j = d, and the encoder down to X(d, 0)). Only these
+    are computed, and ``pruned`` builds only these.
 
     Args:
         in_channels: C of the image.
@@ -60,18 +60,18 @@ class NestedUNet(Network):
         links: which nodes of its level feed a node: dense, short or none.
         norm: in each block: batch, group or none (as in the paper's code).
         dropout: probability in 0..1 at the end of each node.
-        deep_supervision: in training mode all heads speak, instead of only the deepest.
-        output: the head that speaks in evaluation mode: deepest, its depth, or average: of the
-            probabilities of all (the paper's accurate mode).
-        pruned: builds only the deepest head and what it needs, for use after training.
-        down: how the size is halved: max (as in the paper), average or strided 2x2 convolution.
-        up: how X(i+1, j-1) doubles its size, see ``Upsampling``; transposed in the paper's code.
+        deep_supervision: whether all heads are trained, or only the deepest.
+        output: logits in evaluation mode: those of the deepest head, of the head at a depth, or average: of the
+            probabilities of all heads (the paper's accurate mode).
+        pruned: build only the deepest head and the nodes that it needs, for use after training.
+        down: downsampling: max (as in the paper) or average pooling, or strided 2x2 convolution.
+        up: upsampling of X(i+1, j-1), see ``Upsampling``; transposed in the paper's code.
         fuse: inputs of a node are concatenated (as in the paper) or added.
         block: of each node: double_conv (as in the paper), residual or bottleneck.
 
     Shape:
-        image (B, C, H, W) -> logits (B, K, H, W), any H and W: padded inside to 2 to the depth of
-        the deepest head that speaks. In training mode with deep supervision a list, shallowest first.
+        image (B, C, H, W) -> logits (B, K, H, W), any H and W: padded inside to a multiple of 2 ** d for
+        the deepest head d in use. In training mode with deep supervision a list, shallowest first.
     """
 
     def __init__(
@@ -118,13 +118,13 @@ class NestedUNet(Network):
         he_init(self)
 
     def same_level(self, i: int, j: int) -> list[Node]:
-        """The nodes of its own level that X(i, j) joins, j > 0."""
+        """Return the nodes of level i that are an input of X(i, j), j > 0."""
         if self.links == "dense":
             return [(i, k) for k in range(j)]
         return [(i, j - 1 if self.links == "short" else 0)]
 
     def needed(self, depths: list[int]) -> list[Node]:
-        """The nodes that the heads of these depths need, column by column, each level from the top."""
+        """Return the nodes that the heads of these depths need, column by column, from the top level down."""
         return [
             (i, j)
             for i, j in triangle(max(depths))
@@ -132,7 +132,7 @@ class NestedUNet(Network):
         ]
 
     def speaking(self) -> list[int]:
-        """Depths of the heads whose logits are asked for now."""
+        """Return the depths of the heads whose logits ``forward`` returns or averages in the current mode."""
         every = [int(name) for name in self.heads]
         if self.training and self.deep_supervision:
             return every
@@ -174,8 +174,9 @@ class NestedUNet(Network):
             else:
                 below = self.meet(x, i, j)
             x[i, j] = self.dropout(self.nodes[f"{i}_{j}"](below))
-            del below  # a large one, which the next node's must not stand beside
-            if j and i + j == max(depths):  # a column's lowest node: no other needs the level below
+            del below  # free its memory before the next node's input is computed
+            # after a column's lowest node, no other node needs the levels below
+            if j and i + j == max(depths):
                 x = {node: value for node, value in x.items() if node[0] <= i}
             if i == 0 and j in depths:
                 logits.append(self.heads[str(j)](x[0, j])[..., :height, :width])
@@ -184,13 +185,13 @@ class NestedUNet(Network):
         return average(logits) if len(logits) > 1 else logits[0]
 
     def meet(self, x: dict[Node, Tensor], i: int, j: int) -> Tensor:
-        """What X(i, j) sees, j > 0: nodes of its own level beside X(i+1, j-1), doubled."""
+        """Fuse the inputs of X(i, j), j > 0: nodes of level i, and X(i+1, j-1) upsampled."""
         raised = self.ups[f"{i}_{j}"](x[i + 1, j - 1], x[i, 0])
         return join([x[node] for node in self.same_level(i, j)], raised, self.fuse)
 
     def receptive_field(self, outputs: Extent) -> Extent:
         depths = self.speaking()
-        needed: dict[Node, Extent] = {}  # of each node's output
+        needed: dict[Node, Extent] = {}  # px of each node's output
 
         def need(node: Node, extent: Extent) -> None:
             needed[node] = needed.get(node, extent) | extent
@@ -209,5 +210,5 @@ class NestedUNet(Network):
 
 
 def triangle(depth: int) -> list[Node]:
-    """All (i, j) with i + j <= depth, column by column, each level from the top."""
+    """Return all (i, j) with i + j <= depth, column by column, from the top level down."""
     return [(i, j) for j in range(depth + 1) for i in range(depth + 1 - j)]
