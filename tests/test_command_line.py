@@ -84,7 +84,7 @@ def test_no_command_is_rendered_elsewhere():
 def test_a_training_refuses_what_would_be_resolved_anew(tmp_path):
     done = seg("train", "outputs='a\\${seed}'", "data.size=32", cwd=tmp_path)
     assert (done.code, done.left) == (2, [])
-    assert done.err.startswith("error: outputs=a${seed}: a run keeps no value with ${")
+    assert done.err.startswith("error: outputs=a${seed}: a run cannot store a value with ${")
 
 
 # ---- run as printed
