@@ -26,8 +26,9 @@ from seg.errors import RunError, UserError
 from seg.runs.records import read_json
 from seg.runs.run_info import Asked
 from seg.training.fit import Pruned
-from seg.training.loggers import Picture, TrackedRun, read_metrics, start, wandb_offline
+from seg.training.loggers import Picture, TrackedRun, read_metrics, wandb_offline
 from seg.training.loggers.base import Tracker
+from seg.training.loggers.guarded import start
 from seg.training.loggers.wandb import Wandb, answers, offline_reason
 from seg.training.run import train
 
@@ -495,7 +496,10 @@ def test_a_server_that_is_lost_in_training_does_not_hold_the_run_up(
     started = time.perf_counter()
     logger.finish("finished", {"best/val/dice": 0.6})
     assert time.perf_counter() - started < 20
-    assert "wandb: TimeoutError: not everything was sent; send the rest: python -m seg.sync" in caplog.text
+    assert (
+        "wandb: TimeoutError: not everything was sent; send the rest: python -m seg.sync"
+        in caplog.text
+    )
     told = caplog.text.rpartition("wandb sync --include-online ")[2].partition(";")[0]
     assert list(Path(told).glob("*.wandb"))
 
@@ -533,7 +537,10 @@ def test_a_server_that_fails_in_the_middle_of_a_run_neither_ends_nor_delays_it(
         assert "not everything was sent" not in told and left == []
         assert [row["val/dice"] for row in fake_wandb.history if "val/dice" in row]
     else:
-        assert "wandb: TimeoutError: not everything was sent; send the rest: python -m seg.sync" in told
+        assert (
+            "wandb: TimeoutError: not everything was sent; send the rest: python -m seg.sync"
+            in told
+        )
         assert [(one.name, one.state) for one in left] == [(folder.name[20:], "not sent")]
         monkeypatch.setattr(fake_wandb, "fault", None)
         sent = sync.sync(listing(tmp_path, send=True))

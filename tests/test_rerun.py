@@ -382,9 +382,7 @@ def test_an_option_that_is_gone_and_data_that_is_gone_are_told_before_anything_i
 ):
     words = [f"run={copy}", f"outputs={tmp_path / 'o'}"]
     edit(copy / "config.yaml", data__root=str(tmp_path / "gone"))
-    with pytest.raises(
-        RunError, match=r"gone does not exist; .*data\.root="
-    ):
+    with pytest.raises(RunError, match=r"gone does not exist; .*data\.root="):
         rerun(checked("rerun", words))
     edit(copy / "config.yaml", model__colour=3)
     with pytest.raises(UserError, match=r"made by another version.*model\.colour: no such option"):

@@ -616,7 +616,10 @@ def test_two_objectives_give_a_front_and_no_pruning(pretend, capsys, monkeypatch
     study = tuned(WIDTH, sampler=GRID, objectives=["val/dice", "parameters"])
     assert sorted(t.params["model.width"] for t in study.best_trials) == [2, 3]
     text = said(capsys)
-    assert "pruning    none: it needs a single objective" in text and "trials on the Pareto front" in text
+    assert (
+        "pruning    none: it needs a single objective" in text
+        and "trials on the Pareto front" in text
+    )
     words = yaml.safe_load(Path("outputs/searches/s/best.yaml").read_text())
     assert [w for line in words for w in line if "width" in w] == ["model.width=2", "model.width=3"]
 

@@ -41,7 +41,8 @@ from seg.training.callbacks.memory_hint import Demand
 from seg.training.callbacks.nan_guard import Finite, NotFinite
 from seg.training.callbacks.pictures import Pictures
 from seg.training.callbacks.progress import Lines
-from seg.training.loggers import MetricsCSV, TrackedRun, finish, start, without_keys
+from seg.training.loggers import MetricsCSV, TrackedRun
+from seg.training.loggers.guarded import finish, start, without_keys
 from seg.training.resume import checkpoints_there, clear, continued, make_last
 from seg.training.summary import announce, conclude, parameters
 from seg.training.task import SegmentationTask
