@@ -17,7 +17,7 @@ from lightning.pytorch.loggers import MLFlowLogger
 from omegaconf import OmegaConf
 
 from seg import errors
-from seg.cli import conf_files, validation
+from seg.cli import conf_files
 from seg.cli.command import searching
 from seg.cli.compose import build, checked, plain
 from seg.errors import UserError
@@ -278,7 +278,7 @@ def test_a_wrong_word_about_loggers_is_told_in_one_line(words, message):
 
 def test_a_logger_whose_package_is_missing_names_its_extra(monkeypatch):
     missing: set[str] = set()
-    monkeypatch.setattr(validation, "find_spec", lambda p: None if p in missing else find_spec(p))
+    monkeypatch.setattr(errors, "find_spec", lambda p: None if p in missing else find_spec(p))
     for name in ("trackio", "tensorboard", "mlflow"):
         (target,) = (node["_target_"] for node in yaml_of(name).values())
         missing.add(name)
