@@ -24,6 +24,7 @@ from seg.data.datamodule import DataModule
 from seg.data.partition import split_hash
 from seg.display.console import first_process
 from seg.errors import MISTAKES, RunError, UserError
+from seg.models.profiling import parameters
 from seg.runs import provenance, records
 from seg.runs.checkpoint import explain, read_checkpoint, write_checkpoint
 from seg.runs.folder import point_latest, relative
@@ -44,7 +45,7 @@ from seg.training.callbacks.progress import Lines
 from seg.training.loggers import MetricsCSV, TrackedRun
 from seg.training.loggers.guarded import finish, start, without_keys
 from seg.training.resume import checkpoints_there, clear, continued, make_last
-from seg.training.summary import announce, conclude, parameters
+from seg.training.summary import announce, conclude
 from seg.training.task import SegmentationTask
 
 log = logging.getLogger("seg")

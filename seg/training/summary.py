@@ -4,7 +4,6 @@ import logging
 from pathlib import Path
 
 from omegaconf import DictConfig
-from torch import nn
 
 from seg import hardware
 from seg.cli.command_line import quote_path, render_command, render_option
@@ -12,15 +11,11 @@ from seg.data.datamodule import DataModule
 from seg.data.quality.issues import KINDS
 from seg.display import tables
 from seg.models import Peer, UNet
+from seg.models.profiling import parameters
 from seg.runs.folder import relative
 from seg.training.task import SegmentationTask
 
 log = logging.getLogger("seg")
-
-
-def parameters(model: nn.Module) -> int:
-    """Return the number of parameters of a network."""
-    return sum(p.numel() for p in model.parameters())
 
 
 def announce(
