@@ -28,8 +28,8 @@ from seg.logits import probabilities
 from seg.metrics.isbi2012 import section_scores
 from seg.metrics.significance import Score, interval, paired_test
 from seg.models.contract import full_logits
+from seg.models.profiling import parameters
 from seg.runs.records import read_json, write_json
-from seg.training.summary import parameters
 
 ROWS = {  # experiment -> what the table calls it
     "isbi2012_fcn": "FCN-8s",

@@ -31,6 +31,7 @@ from seg.logits import probabilities
 from seg.metrics.significance import interval
 from seg.models import FCN, SegNet, UNet
 from seg.models.contract import coarsest, full_logits, surroundings
+from seg.multirun import crossval as training
 from seg.multirun import folds
 from seg.multirun.crossval import fold_config, spread
 from seg.predict import predict
@@ -240,7 +241,7 @@ def test_a_repeated_command_keeps_what_is_finished(data, tmp_path, monkeypatch, 
     def broken(*args):
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr("seg.multirun.crossval.train", failing)
+    monkeypatch.setattr(training, "train", failing)
     gc.collect()  # other tests' tasks
     with pytest.raises(RuntimeError, match="out of memory"):
         crossval(cfg)
@@ -274,7 +275,7 @@ def test_a_repeated_command_keeps_what_is_finished(data, tmp_path, monkeypatch, 
         with pytest.raises(UserError, match=message):
             crossval(config("crossval", *line(data, output, "data.folds=2", *words)))
     # what only judges is made anew, from the same networks
-    monkeypatch.setattr("seg.multirun.crossval.train", broken)
+    monkeypatch.setattr(training, "train", broken)
     overlays = crossval(
         config("crossval", *line(data, output, "save=[overlays]", "data.folds=2", "confidence=0"))
     )
@@ -340,7 +341,7 @@ def test_a_second_process_is_refused_and_a_dead_one_holds_nothing(data, tmp_path
         assert not (output / "crossval.json").exists()
         other.kill()
     trained = []
-    monkeypatch.setattr("seg.multirun.crossval.train", trained.append)
+    monkeypatch.setattr(training, "train", trained.append)
     with pytest.raises(AssertionError) as failed:  # it left no run
         crossval(config("crossval", *line(data, output)))
     assert len(trained) == 1
@@ -366,7 +367,7 @@ def test_a_fold_is_trained_as_seg_train_would_in_a_group_of_its_own(data, tmp_pa
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["outputs=elsewhere"], "outputs=elsewhere: the folds' runs lie below output"),
+        (["outputs=elsewhere"], "outputs=elsewhere: the folds' runs are written below output"),
         (["data.folds=1"], r"data.folds=1: 2 or more are needed"),
         (["data.folds=20"], r"data.folds=20 needs more"),
         (

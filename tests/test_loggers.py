@@ -26,8 +26,9 @@ from seg.errors import RunError, UserError
 from seg.runs.records import read_json
 from seg.runs.run_info import Asked
 from seg.training.fit import Pruned
-from seg.training.loggers import Picture, TrackedRun, read_metrics, start, wandb_offline
+from seg.training.loggers import Picture, TrackedRun, read_metrics, wandb_offline
 from seg.training.loggers.base import Tracker
+from seg.training.loggers.guarded import start
 from seg.training.loggers.wandb import Wandb, answers, offline_reason
 from seg.training.run import train
 

@@ -1,6 +1,5 @@
-"""Processes that train one run together agree on its place, however they were started."""
+"""The ranks of a distributed run share one run folder, however they were started."""
 
-import json
 import os
 import socket
 import subprocess
@@ -12,64 +11,63 @@ import pytest
 from seg.errors import RunError
 from seg.runs import records
 from seg.training import distributed
-from seg.training.distributed import heard, one_place, ticket
+from seg.training.distributed import one_place
 
-NONE = ("TORCHELASTIC_RUN_ID", "SLURM_PROCID", "SLURM_NTASKS", distributed.VARIABLE)
+TORCHRUN = {"TORCHELASTIC_RUN_ID": "a/b", "MASTER_PORT": "12"}
+SLURM = {"SLURM_PROCID": "1", "SLURM_NTASKS": "4", "SLURM_JOB_ID": "9", "SLURM_STEP_ID": "2"}
 
 
 @pytest.fixture(autouse=True)
-def alone(monkeypatch):
-    for name in NONE:
+def environment(monkeypatch):
+    for name in (*TORCHRUN, *SLURM, distributed.VARIABLE):
         monkeypatch.delenv(name, raising=False)
 
 
-def test_the_others_hear_by_a_variable_what_the_first_decided(tmp_path):
+def other_rank(outputs: Path, monkeypatch) -> distributed.Place:
+    """Return the location that a rank other than 0 receives."""
+    with monkeypatch.context() as context:
+        context.setattr(distributed, "first_process", lambda: False)
+        with one_place(outputs, "x", None, None) as place:
+            return place
+
+
+def test_a_rank_started_by_lightning_inherits_the_location(tmp_path, monkeypatch):
     with one_place(tmp_path, "x", None, tmp_path / "last.ckpt") as place:
         assert place.folder.is_dir() and place.folder.parent == tmp_path
-        assert heard(None) == (place.folder.resolve(), tmp_path / "last.ckpt")
+        expected = (place.folder.resolve(), tmp_path / "last.ckpt")
+        assert other_rank(tmp_path, monkeypatch) == expected
     assert distributed.VARIABLE not in os.environ
+
+
+@pytest.mark.parametrize("variables", [TORCHRUN, SLURM])
+def test_ranks_started_together_share_the_location_by_a_file(tmp_path, monkeypatch, variables):
+    for variable, value in variables.items():
+        monkeypatch.setenv(variable, value)
+    with one_place(tmp_path, "x", None, None) as place:
+        location = os.environ.pop(distributed.VARIABLE)  # as in a rank that inherits nothing
+        assert other_rank(tmp_path, monkeypatch) == (place.folder.resolve(), None)
+        os.environ[distributed.VARIABLE] = location
     assert not list(tmp_path.glob(".together*"))
 
 
-@pytest.mark.parametrize(
-    ("variables", "name"),
-    [
-        ({"TORCHELASTIC_RUN_ID": "a/b", "MASTER_PORT": "12"}, ".together-a_b-12-0"),
-        ({"SLURM_PROCID": "1", "SLURM_NTASKS": "4", "SLURM_JOB_ID": "9", "SLURM_STEP_ID": "2"},
-         ".together-9-2-0"),
-        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "1", "SLURM_JOB_ID": "9"}, None),
-    ],
-)  # fmt: skip
-def test_processes_that_were_started_together_meet_at_a_file_of_their_own(
-    tmp_path, monkeypatch, variables, name
-):
-    for variable, value in variables.items():
+def test_a_file_left_by_a_killed_run_is_ignored_and_the_wait_is_limited(tmp_path, monkeypatch):
+    monkeypatch.setattr(distributed, "PATIENCE", 0.3)
+    for variable, value in TORCHRUN.items():
         monkeypatch.setenv(variable, value)
-    assert ticket(tmp_path) == (name and tmp_path / name)
-    if name is None:
-        return
-    with one_place(tmp_path / "outputs", "x", tmp_path / "job", None) as place:
-        monkeypatch.delenv(distributed.VARIABLE)
-        assert heard(ticket(tmp_path / "outputs")) == (place.folder.resolve(), None)
-        monkeypatch.setenv(distributed.VARIABLE, "{}")
-    assert not (tmp_path / "outputs" / name).exists()
-
-
-def test_a_first_process_that_says_nothing_is_waited_for_no_longer_than_said(tmp_path, monkeypatch):
-    monkeypatch.setattr(distributed, "PATIENCE", 0.3)
-    with pytest.raises(RunError, match=r"wrote no such file within 0.3 s; it failed, or outputs="):
-        heard(tmp_path / ".together-1")
-
-
-def test_a_message_that_a_killed_run_left_is_not_heard(tmp_path, monkeypatch):
-    monkeypatch.setattr(distributed, "PATIENCE", 0.3)
-    message = tmp_path / ".together-1"
-    message.write_text('{"folder": "old", "checkpoint": null}')
+    with one_place(tmp_path, "x", None, None):
+        (message,) = tmp_path.glob(".together*")
+        content = message.read_bytes()
+    with pytest.raises(RunError, match=r"wrote no such file within 0.3 s; .*outputs="):
+        other_rank(tmp_path, monkeypatch)
+    message.write_bytes(content)
     os.utime(message, (distributed.STARTED - 600, distributed.STARTED - 600))
     with pytest.raises(RunError, match="wrote no such file"):
-        heard(message)
-    os.utime(message)
-    assert heard(message) == (Path("old"), None)
+        other_rank(tmp_path, monkeypatch)
+
+
+def test_a_rank_without_a_run_is_an_error(tmp_path, monkeypatch):
+    with pytest.raises(RunError, match="RANK or LOCAL_RANK is set"):
+        other_rank(tmp_path, monkeypatch)
 
 
 WORDS = ["data.size=64", "data.train=2", "data.val=3", "data.test=2", "model.width=2", "trainer=ddp",
@@ -118,10 +116,3 @@ def test_processes_as_slurm_starts_them_train_one_run(tmp_path):
     said = [process.communicate(timeout=200)[1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], said
     check_one_run(tmp_path / "outputs")
-
-
-def test_a_message_is_plain_json(tmp_path, monkeypatch):
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
-    with one_place(tmp_path, "x", None, None):
-        content = json.loads(next(tmp_path.glob(".together*")).read_text())
-        assert set(content) == {"folder", "checkpoint"}

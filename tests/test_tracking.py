@@ -22,17 +22,15 @@ from seg.cli.command import searching
 from seg.cli.compose import build, checked, plain
 from seg.errors import UserError
 from seg.training.loggers import (
-    Guarded,
     MetricsCSV,
     Picture,
     TrackedRun,
     Tracker,
-    finish,
     mlflow,
     read_metrics,
-    start,
 )
 from seg.training.loggers.base import best, flat
+from seg.training.loggers.guarded import Guarded, finish, start
 
 
 def test_rows_keep_their_columns_when_new_ones_come(tmp_path):

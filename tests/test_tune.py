@@ -27,7 +27,7 @@ from seg.cli.compose import build, checked, composed, parse
 from seg.cli.conf_files import CONF
 from seg.errors import UserError
 from seg.multirun.search import report, trial
-from seg.multirun.search import worker as worker_module
+from seg.multirun.search import worker as search_worker
 from seg.multirun.search.page import importances, page
 from seg.multirun.search.plan import (
     Plan,
@@ -270,7 +270,7 @@ def test_an_option_that_can_not_be_searched_is_told(searched, fixed, message):
         ("model.width=interval(2,8)", 2, r"^model.width=interval\(2,8\): model.width=2: .*whole|a whole number is needed.*; model.width=int\(interval\(...\)\) gives whole ones"),
         ("model.width=choice(2,wide)", 1, "model.width=wide: a whole number is needed"),
         ("loss=choice(dice,dise)", 1, "loss=dise: no such loss; did you mean dice"),
-        ("trainer.num_nodes=choice(1,2)", 1, "a trial trains on one device; start the same command once for each"),
+        ("trainer.num_nodes=choice(1,2)", 1, "a trial trains on one device; start the same command once per device"),
         ("trainer.devices=choice([0],[0,1])", 1, "a trial trains on one device"),
     ],
 )  # fmt: skip
@@ -478,7 +478,7 @@ def test_another_search_of_the_same_name_is_refused(
 def test_a_study_of_somebody_else_is_left_alone(pretend):
     pretend(dice)
     optuna.create_study(storage="sqlite:///theirs.db", study_name="mine")
-    with pytest.raises(UserError, match=r"name=mine: was not created by seg\.tune"):
+    with pytest.raises(UserError, match=r"name=mine: a study of that name was not created"):
         tuned(LR, WIDTH, name="mine", storage="sqlite:///theirs.db")
     assert not list(Path("outputs/searches").iterdir())
 
@@ -680,7 +680,7 @@ def test_a_group_that_is_searched_brings_its_own_options(pretend, monkeypatch):
 def test_no_trial_begins_after_the_timeout(pretend, monkeypatch, capsys):
     clock = iter([0.0, 1.0, 59.0, 61.0])
     pretend(dice)
-    monkeypatch.setattr("seg.multirun.search.worker.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr(search_worker.time, "monotonic", lambda: next(clock))
     study = tuned(LR, WIDTH, trials=9, timeout=1)
     assert len(study.trials) == 2 and "timeout=1: no further trial is started" in said(capsys)
 
@@ -744,8 +744,8 @@ def test_a_password_is_neither_told_nor_written_and_a_line_is_searched_as_typed(
         return base()._replace(cfg=cfg)
 
     monkeypatch.setattr(tune, "planned", planned)
-    for module in (tune, worker_module):
-        monkeypatch.setattr(module, "without_password", lambda s: s.replace("study", "***"))
+    monkeypatch.setattr(tune, "without_password", lambda s: s.replace("study", "***"))
+    monkeypatch.setattr(search_worker, "without_password", lambda s: s.replace("study", "***"))
     calls = pretend(dice)
     line = ["tune", *TINY, LR, WIDTH, "trials=1", f"storage={file}"]
     monkeypatch.setattr(sys, "argv", list(line))

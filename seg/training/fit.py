@@ -25,6 +25,7 @@ from seg.data.datamodule import DataModule
 from seg.data.partition import split_hash
 from seg.display.console import first_process
 from seg.errors import MISTAKES, RunError, UserError
+from seg.models.profiling import parameters
 from seg.runs import provenance, records
 from seg.runs.checkpoint import explain, read_checkpoint, write_checkpoint
 from seg.runs.folder import point_latest, relative
@@ -43,9 +44,10 @@ from seg.training.callbacks.memory_hint import Demand
 from seg.training.callbacks.nan_guard import Finite, NotFinite
 from seg.training.callbacks.pictures import Pictures
 from seg.training.callbacks.progress import Lines
-from seg.training.loggers import MetricsCSV, TrackedRun, finish, start, without_keys
+from seg.training.loggers import MetricsCSV, TrackedRun
+from seg.training.loggers.guarded import finish, start, without_keys
 from seg.training.resume import checkpoints_there, clear, continued, make_last
-from seg.training.summary import announce, conclude, parameters
+from seg.training.summary import announce, conclude
 from seg.training.task import SegmentationTask
 
 log = logging.getLogger("seg")

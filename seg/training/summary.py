@@ -4,7 +4,6 @@ import logging
 from pathlib import Path
 
 from omegaconf import DictConfig
-from torch import nn
 
 from seg import hardware
 from seg.cli.command_line import quote_path, render_command, render_option
@@ -15,11 +14,6 @@ from seg.runs.folder import relative
 from seg.training.task import SegmentationTask
 
 log = logging.getLogger("seg")
-
-
-def parameters(model: nn.Module) -> int:
-    """Return the number of parameters of a network."""
-    return sum(p.numel() for p in model.parameters())
 
 
 def announce(

@@ -15,7 +15,8 @@ from seg.display.panels import panel, picture, sheet, shown, to_rgb
 from seg.logits import predicted_classes
 from seg.metrics.confusion import Tally, confusion, dice
 from seg.models.contract import full_logits
-from seg.training.loggers import Guarded, Picture
+from seg.training.loggers.base import Picture
+from seg.training.loggers.guarded import Guarded
 
 
 class Pictures(L.Callback):

@@ -5,8 +5,5 @@ A tracker is a ``Tracker`` named by a file of conf/logger; Lightning calls it th
 
 from seg.runs.metrics_csv import MetricsCSV, read_metrics
 from seg.training.loggers.base import Picture, TrackedRun, Tracker
-from seg.training.loggers.guarded import Guarded, finish, start, without_keys
 
-__all__ = [
-    "Guarded", "MetricsCSV", "Picture", "TrackedRun", "Tracker", "finish", "read_metrics", "start", "without_keys",
-]  # fmt: skip
+__all__ = ["MetricsCSV", "Picture", "TrackedRun", "Tracker", "read_metrics"]
