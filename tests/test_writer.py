@@ -35,7 +35,6 @@ from seg import (
     rerun,
     show,
     sync,
-    tune,
 )
 from seg.cli.compose import checked
 from seg.display.console import console, quiet, visible
@@ -68,20 +67,18 @@ GIVERS = {
 }  # fmt: skip  # what they give may be written; aside is Growing's, by files.whole
 BY_CALLER = "the file is the caller's, of files.whole"
 ALLOWED = {
-    "cli.py command os.open": "the null device, in the place of an output that was closed",
-    "check.py opened tempfile.TemporaryDirectory": "new, of a random name, in the system's temporary folder",
-    "check.py link mirror.mkdir": "in that folder",
-    "check.py link symlink_to": "in that folder",
-    "data/download.py plain_tar tempfile.TemporaryFile": "without a name, in files.scratch_folder",
-    "data/download.py write file.open": "only if it is new, in files.scratch_folder",
-    "data/download.py write copyfileobj": "into that file",
-    "data/images.py write_mask image.save": BY_CALLER,
-    "export.py write_onnx torch.onnx.export": BY_CALLER,
-    "export.py write_onnx onnx.save": BY_CALLER,
-    "export.py write_torch file.open": BY_CALLER,
-    "export.py write_torch torch.export.save": "into that file",
-    "metrics/reliability.py reliability_plot figure.savefig": BY_CALLER,
-    "prune.py plot figure.savefig": BY_CALLER,
+    "cli/command.py command os.open": "the null device, in the place of an output that was closed",
+    "data/datasets/download.py download file.open": "in files.scratch_folder",
+    "data/datasets/download.py unpack open": "only if it is new, in files.scratch_folder",
+    "data/datasets/download.py unpack copyfileobj": "into that file",
+    "data/image_io.py write_mask image.save": BY_CALLER,
+    "inference/exported_network.py write_onnx torch.onnx.export": BY_CALLER,
+    "inference/exported_network.py write_onnx onnx.save": BY_CALLER,
+    "inference/exported_network.py write_torch file.open": BY_CALLER,
+    "inference/exported_network.py write_torch torch.export.save": "into that file",
+    "inference/pruning.py plot figure.savefig": BY_CALLER,
+    "metrics/calibration.py reliability_plot figure.savefig": BY_CALLER,
+    "runs/provenance.py write_beside write_bytes": "that of seg.files",
 }
 
 
@@ -693,10 +690,10 @@ def test_a_sweep_of_somebody_else_is_taken_up_inside_its_folder_alone(trick, tmp
 # --- what can't be written is told before the work
 
 WORK = {
-    "evaluate": (evaluate, "open_data"), "export": (export, "check_equal"), "prune": (prune, "open_data"),
-    "compare": (compare, "rank"), "show": (show, "cropped_as_trained"), "check": (check, "look_at_all"),
-    "predict": (predict.ensemble, "load"), "crossval": (crossval, "train"), "train": (sys.modules["seg.train"], "open_data"),
-    "tune": (tune, "open_storage"), "rerun": (sys.modules["seg.train"], "open_data"),
+    "evaluate": "seg.evaluate.open_data", "export": "seg.inference.export.check_equal", "prune": "seg.inference.pruning.open_data",
+    "compare": "seg.compare.rank", "show": "seg.show.cropped_as_trained", "check": "seg.check.look_at_all",
+    "predict": "seg.inference.ensemble.load", "crossval": "seg.multirun.crossval.train", "train": "seg.training.run.open_data",
+    "tune": "seg.multirun.search.worker.open_storage", "rerun": "seg.training.run.open_data",
 }  # fmt: skip
 
 
@@ -750,8 +747,7 @@ def test_an_output_that_can_not_be_written_is_told_in_one_line_before_the_work(
     def worked(*given: Any, **more: Any) -> None:
         raise AssertionError("the work had begun")
 
-    module, name = WORK[command]
-    monkeypatch.setattr(module, name, worked)
+    monkeypatch.setattr(WORK[command], worked)
     monkeypatch.setattr(sys, "argv", [f"seg.{command}", *words])
     with pytest.raises(SystemExit) as ended:
         sys.modules[f"seg.{command}"].main()

@@ -10,6 +10,7 @@ from seg.cli.command_line import quote_path, render_command, render_option
 from seg.data.datamodule import DataModule
 from seg.data.quality.issues import KINDS
 from seg.display import tables
+from seg.models.profiling import parameters
 from seg.runs.folder import relative
 from seg.training.task import SegmentationTask
 
