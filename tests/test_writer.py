@@ -44,7 +44,6 @@ from seg.multirun import sweeper
 from seg.multirun.search import trial
 from seg.runs import records
 from seg.runs.folder import CROSSVAL
-from seg.training.loggers import wandb_offline
 from seg.training.run import train
 
 PACKAGE = Path(files.__file__).parent
@@ -649,7 +648,7 @@ def test_sync_hands_wandb_no_folder_with_a_link_that_leads_out(name, tmp_path, m
     (folder / "files").mkdir()
     (folder / "inner").symlink_to("files")
     mine, sent = outside(tmp_path), []
-    monkeypatch.setattr(wandb_offline, "send", sent.append)
+    monkeypatch.setattr("seg.sync.send", sent.append)
     cfg = checked("sync", [f"outputs={tmp_path}/outputs", "send=true"])
     with pytest.raises(RunError, match="1 of 1 runs were not sent"):
         sync.sync(cfg)
@@ -853,7 +852,7 @@ def test_folders_of_such_names_end_neither_check_nor_show(latin, tmp_path):
 def test_data_with_such_a_name_is_refused_before_anything_is_made(latin, tmp_path):
     for part in ("images", "masks"):
         shutil.copyfile(latin / part / "0.png", latin / part / f"{LATIN}.png")
-    with pytest.raises(DataError, match="a name that isn't UTF-8; rename the file"):
+    with pytest.raises(DataError, match="a name that is not UTF-8; rename the file"):
         train(data_of(latin, "train", f"outputs={tmp_path}/outputs"))
     assert not (tmp_path / "outputs").exists()
 
