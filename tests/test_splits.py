@@ -428,9 +428,7 @@ def test_a_test_that_takes_too_many_groups_is_told():
 
 def test_two_files_of_one_name_are_refused(patients):
     Image.open(patients / "images/p1_2.png").save(patients / "images/p1_2.bmp")
-    with pytest.raises(
-        DataError, match=r"p1_2.bmp: p1_2.png has the same name; keep one"
-    ):
+    with pytest.raises(DataError, match=r"p1_2.bmp: p1_2.png has the same name; keep one"):
         Folder(str(patients), ABC)
 
 
