@@ -415,6 +415,12 @@ def test_a_test_share_that_needs_too_many_groups_is_refused():
         split(list(groups), test=0.15, fold=0, folds=4, seed=19, groups=groups)
 
 
+def test_two_files_of_one_name_are_refused(patients):
+    Image.open(patients / "images/p1_2.png").save(patients / "images/p1_2.bmp")
+    with pytest.raises(DataError, match=r"p1_2.bmp: p1_2.png has the same name; keep one"):
+        Folder(str(patients), ABC)
+
+
 # ---------------------------------------------------------------------- runs
 
 
