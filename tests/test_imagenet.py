@@ -14,6 +14,7 @@ from torch import nn
 from seg.models import FCN, SegNet, UNet
 from seg.models.pretrained import FILES, load_published, published
 from seg.runs import load
+from seg.training import init_weights
 
 
 class Quiet(SimpleHTTPRequestHandler):
@@ -173,7 +174,7 @@ def test_a_file_put_into_the_cache_is_hashed_too(site, tmp_path):
 def test_a_file_of_too_few_layers_is_refused(site):
     folder, address = site
     url = address + serve(folder, nn.Sequential(nn.Conv2d(3, 2, 3)))
-    with pytest.raises(ValueError, match="has 1 layers; this network takes 15"):
+    with pytest.raises(ValueError, match="has 1 layers; this network needs 15"):
         load_published(FCN(3, 2, width=2, norm="none"), url)
 
 
@@ -211,9 +212,7 @@ def test_summed_filters_are_the_answer_to_equal_channels_by_definition():
 def test_a_run_starts_from_them_and_is_read_back_without_them(site, tmp_path, monkeypatch, capsys):
     folder, address = site
     url = address + serve(folder, torchvision_like("vgg16_bn", 4))
-    monkeypatch.setattr(
-        "seg.training.init_weights.load_published", partial(load_published, url=url)
-    )
+    monkeypatch.setattr(init_weights, "load_published", partial(load_published, url=url))
     _, run = tiny(tmp_path, "model=segnet", "init=imagenet", "trainer.max_epochs=1")
     assert f"init       the encoder's weights from {url}" in capsys.readouterr().out
     monkeypatch.setattr("seg.models.pretrained.download", None)
