@@ -379,9 +379,10 @@ def test_other_ends_of_a_loader_process_are_told_apart():
     bus = explained(
         RuntimeError("DataLoader worker (pid 12) is killed by signal: Bus error. It is"), "", ""
     )
-    assert type(
-        bus
-    ) is WorkerEnded and "(pid 12) was killed by signal 7 (SIGBUS), perhaps because /dev/shm" in str(bus)
+    assert (
+        type(bus) is WorkerEnded
+        and "(pid 12) was killed by signal 7 (SIGBUS), perhaps because /dev/shm" in str(bus)
+    )
     left = explained(RuntimeError("DataLoader worker (pid(s) 12, 13) exited unexpectedly"), "", "")
     assert type(left) is WorkerEnded and "(pid 12, 13) ended by itself" in str(left)
 
