@@ -1,7 +1,10 @@
 """The run folder, and checkpoints that are refused."""
 
+import json
 import os
 import pickle
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 
@@ -11,8 +14,9 @@ import torch
 from seg.errors import RunError
 from seg.inference import ensemble
 from seg.models import UNet
-from seg.runs import folder, load
+from seg.runs import folder, load, records
 from seg.runs.checkpoint import check_finite, read_checkpoint
+from seg.runs.record import HardwareState, RunRecord, read_record, write_record
 from seg.training import init_weights, resume
 
 
@@ -165,3 +169,59 @@ def test_several_tensors_that_are_not_finite_are_counted(tmp_path):
         RunError, match=r"x: 2 of 2 values of a are nan or inf \(and of 1 more tensor\); "
     ):
         check_finite(weights | {"a": torch.full((2,), torch.inf)}, tmp_path / "x")
+
+
+RECORD = {
+    "command": ["python"], "versions": {"torch": "2"}, "git": None, "hardware": {"threads": 2, "later": 1},
+    "name": "caf\udce9", "choices": {"model": "unet"}, "seed": 0, "splits": {"train": ["a"], "val": ["b"]},
+    "split_hash": "0", "data": {"fingerprint": "1"}, "threshold": 0.5, "minutes": 3, "later": {"a": [1]},
+    "status": "finished", "metrics": {"best/val/dice": 1, "best/val/loss": float("nan")},
+}  # fmt: skip
+
+
+def test_run_json_is_written_as_given_and_read_with_what_it_lacks_or_has_more(tmp_path):
+    write_record(tmp_path, RECORD)
+    content = json.loads((tmp_path / "run.json").read_text())
+    written = RECORD | {"metrics": {"best/val/dice": 1, "best/val/loss": None}}
+    assert list(content) == list(RECORD)
+    assert content | {"name": RECORD["name"]} == written  # the name's byte as an escape
+    record = read_record(tmp_path / "run.json")
+    assert record.content() == content and record.overrides == [] and record.hardware.threads == 2
+    records.write_json(tmp_path / "run.json", {"status": "interrupted", "choices": {"a": None}})
+    old = read_record(tmp_path / "run.json")
+    assert (old.hardware.threads, old.choices, old.name) == (1, {}, None)
+
+
+@pytest.mark.parametrize(
+    ("change", "place"),
+    [
+        ({"status": "done"}, "status"),
+        ({"seed": "0"}, "seed"),
+        ({"seed": True}, "seed"),
+        ({"metrics": {"best/val/dice": "1"}}, "metrics.best/val/dice"),
+        ({"splits": {"train": "a"}}, "splits.train"),
+        ({"overrides": [1]}, "overrides.0"),
+        ({"choices": []}, "choices"),
+        ({"resumed": [1]}, "resumed.0"),
+        ({"hardware": {"threads": 10**6}}, "hardware.threads"),
+        ({"split_hash": None}, "the record"),
+    ],
+)
+def test_a_field_of_another_type_is_named_and_not_written(tmp_path, change, place):
+    records.write_json(tmp_path / "run.json", RECORD | change)
+    with pytest.raises(RunError, match=rf"run.json: {place} is damaged"):
+        read_record(tmp_path / "run.json")
+    (tmp_path / "run.json").unlink()
+    with pytest.raises(ValueError, match="validation error"):
+        write_record(tmp_path, RECORD | change)
+    assert not (tmp_path / "run.json").exists()
+
+
+def test_each_field_of_run_json_is_documented():
+    for model in (RunRecord, HardwareState):
+        assert all(field.description for field in model.model_fields.values())
+
+
+def test_the_schema_of_run_json_needs_no_torch():
+    code = "import sys, seg.runs.record; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)

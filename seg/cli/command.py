@@ -19,7 +19,7 @@ from hydra.types import RunMode
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig, OmegaConf
 
-from seg.cli.compose import build, check_line, checked, one_line, parse, plain
+from seg.cli.compose import check_line, one_line, parse
 from seg.cli.conf_files import CONF, group_names, nearest
 from seg.cli.help import help_text
 from seg.display.console import visible
@@ -30,7 +30,6 @@ FLAGS = (
     "-h", "--help", "-m", "--multirun", "-c", "--cfg", "--resolve", "-p", "--package", "--config-dir", "-i", "--info",
     "--hydra-help", "--shell-completion", "--version",
 )  # fmt: skip
-__all__ = ["CONF", "UserError", "build", "checked", "command", "plain"]
 
 
 class FlagParser(ArgumentParser):
