@@ -310,7 +310,7 @@ def test_a_database_of_trackio_that_cannot_be_used_is_told(tmp_path, database, c
     follow(tmp_path / "one", "trackio", folder=str(database))[0].finish("finished", {})
     caplog.clear()
     assert follow(tmp_path / "two", "trackio", folder=str(tmp_path / "other")) == []
-    assert "trackio: can't be started (RuntimeError: this process writes to" in caplog.text
+    assert "trackio: can't be started (RuntimeError: this process already writes to" in caplog.text
     caplog.clear()
     wrong = {"folder": str(database), "project": "registry-x"}
     assert follow(tmp_path / "three", "trackio", **wrong) == []
