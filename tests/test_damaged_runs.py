@@ -52,7 +52,9 @@ FOLDS = [
 ]  # fmt: skip
 SEARCH = [word for word in TINY if not word.startswith("model")]
 SEARCH += ["model.width=choice(2,3)", "model.depth=1", "trials=1", "name=study", "outputs=searches"]
-MEMORY = 2 * 2**30  # bytes that a command may take beside what the process has
+MEMORY = (
+    4 * 2**30
+)  # bytes of addresses that a command may take beside what the process has; a thread takes 128 MiB
 SECONDS = 60  # that a command may take
 
 
