@@ -191,6 +191,18 @@ def test_rows_of_steps_that_are_made_again_go_and_the_others_stay(tmp_path):
     ]  # fmt: skip
 
 
+def test_the_number_of_rows_in_a_checkpoint_counts_more_than_its_steps(tmp_path):
+    file = tmp_path / "metrics.csv"
+    first = MetricsCSV(file)
+    for step in (0, 1, 1, 2):
+        first.log_metrics({"loss": step / 2}, step)
+    assert first.written == 4
+    second = MetricsCSV(file, until=1, kept=3)
+    second.log_metrics({"loss": 9.0}, 1)
+    assert second.written == 4
+    assert [r["loss"] for r in read_metrics(file)] == ["0.0", "0.5", "0.5", "9.0"]
+
+
 def stopped(folder: Path, **record) -> Path:
     (folder / "checkpoints").mkdir(parents=True)
     records.write_json(folder / "run.json", {"name": "x", "status": "running"} | record)
