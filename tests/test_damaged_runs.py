@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from damage import damage
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -27,7 +28,7 @@ import seg
 from seg.cli.compose import checked, one_line
 from seg.compare import compare
 from seg.crossval import crossval
-from seg.errors import MISTAKES
+from seg.errors import MISTAKES, RunError
 from seg.evaluate import evaluate
 from seg.export import export
 from seg.inference import ensemble
@@ -36,6 +37,7 @@ from seg.multirun.sweeper import begun
 from seg.predict import predict
 from seg.prune import prune
 from seg.rerun import rerun
+from seg.runs import records
 from seg.sync import sync
 from seg.training.run import train
 from seg.tune import tune
@@ -336,6 +338,56 @@ def test_pipes_and_devices_in_a_run_end_no_comparison(place):
     for name in ("fifo", "zero"):
         assert rows[name]["status"] == "damaged" and "not a regular file" in rows[name]["note"]
     assert "config.yaml can't be read" in rows["config"]["note"]
+
+
+@pytest.mark.parametrize(
+    "text", ["1", "true", "null", '"x"', "[]", "", "[" * 10**5, "1" * 5000, '{"a": 1e999}']
+)
+def test_json_that_is_no_record_is_told(tmp_path, text):
+    """But a number too large for a float, which json writes for infinity, is one."""
+    (tmp_path / "run.json").write_text(text)
+    if text.startswith("{"):
+        assert records.read_json(tmp_path / "run.json") == {"a": float("inf")}
+    else:
+        with pytest.raises(RunError, match=r"run\.json: "):
+            records.read_json(tmp_path / "run.json")
+
+
+STATES: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "a counter that is text": lambda c: c["loops"]["fit_loop"]["epoch_progress"]["total"].update(ready="x"),
+    "a counter below 0": lambda c: c["loops"]["fit_loop"]["epoch_progress"]["total"].update(ready=-1),
+    "an optimizer that lacks a part": lambda c: c["optimizer_states"][0]["state"][0].pop("exp_avg"),
+    "an optimizer of other shapes": lambda c: c["optimizer_states"][0]["state"][0].update(exp_avg=torch.zeros(7)),
+    "a rate that is text": lambda c: c["optimizer_states"][0]["param_groups"][0].update(lr="x"),
+    "no optimizer": lambda c: c.update(optimizer_states=[]),
+    "no loops": lambda c: c.pop("loops"),
+    "a schedule of text": lambda c: c["lr_schedulers"][0].update(last_epoch="x"),
+    "steps that are text": lambda c: c.update(global_step="x"),
+    "weights of other shapes": lambda c: c["state_dict"].update({next(iter(c["state_dict"])): torch.zeros(7)}),
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", STATES)
+def test_a_checkpoint_whose_state_is_none_of_the_run_is_named(place, what):
+    Path("stopped/checkpoints/best.ckpt").unlink()
+    last = Path("stopped/checkpoints/last.ckpt")
+    content = torch.load(last, weights_only=True)
+    STATES[what](content)
+    torch.save(content, last)
+    said = outcome(resume, "stopped", ("last.ckpt",))
+    assert said is not None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", ["checkpoints/last.ckpt", "images.csv", "log.txt", "panels/all.png"]
+)
+def test_a_run_where_a_folder_stands_in_a_files_place_is_not_taken_up(place, name):
+    (Path("stopped") / name).unlink()
+    (Path("stopped") / name).mkdir()
+    said = outcome(resume, "stopped", (Path(name).name,))
+    assert said is not None and "not a regular file" in said
 
 
 def table() -> dict[str, dict[str, str]]:

@@ -85,7 +85,7 @@ def json_value(text: str) -> Any:
             json.dumps(content, ensure_ascii=False).encode("utf-8", "surrogateescape")
         except UnicodeEncodeError as error:
             raise ValueError("half a character, \\ud800 or the like") from error
-    level = [content]
+    level = [content] if isinstance(content, dict | list) else []
     for _ in range(DEEPEST):
         inner = (value.values() if isinstance(value, dict) else value for value in level)
         level = [value for part in inner for value in part if isinstance(value, dict | list)]

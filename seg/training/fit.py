@@ -52,6 +52,8 @@ from seg.training.task import SegmentationTask
 
 log = logging.getLogger("seg")
 Part = TypeVar("Part", bound=L.Callback)
+# Parts of a checkpoint without which Lightning would start that part again without a warning.
+STATE = ("state_dict", "loops", "optimizer_states", "lr_schedulers")
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # disk full, quota exceeded, file too large
 
 
@@ -84,7 +86,13 @@ def check_optimizer(trainer: L.Trainer) -> None:
             for name, value in group.items():
                 if name != "params" and not fits_option(value, optimizer.defaults.get(name)):
                     raise ValueError(f"the optimizer's {name} is {value!s:.40}")
+            names = {name for p in group["params"] for name in optimizer.state.get(p, {})}
             for parameter in group["params"]:
+                state = optimizer.state.get(parameter)
+                if state and set(state) != names:
+                    raise ValueError(
+                        f"the optimizer has {', '.join(sorted(map(str, names)))} of only some weights"
+                    )
                 for name, value in optimizer.state.get(parameter, {}).items():
                     if not isinstance(value, Tensor):
                         if value is not None and not is_number(value):
@@ -350,6 +358,11 @@ def loggers(cfg: DictConfig, asked: Asked, task: SegmentationTask) -> list[Any]:
     folder, until, kept = cast(Path, asked.folder), None, None
     if asked.checkpoint is not None:
         content = read_checkpoint(asked.checkpoint)
+        for name in STATE:
+            if not content.get(name):
+                raise RunError(
+                    f"{asked.checkpoint}: has no {name}, so the run cannot be resumed from it"
+                )
         until, kept = content["global_step"], content.get("rows")
     table = MetricsCSV(folder / "metrics.csv", until, kept)
     followed = TrackedRun(
@@ -405,7 +418,10 @@ def score(trainer: L.Trainer, task: SegmentationTask, data: DataModule) -> dict[
     best = Path(checkpoints.best_model_path or Path(str(checkpoints.dirpath)) / "best.ckpt")
     if not checkpoints.best_model_path:
         trainer.save_checkpoint(best)
-    task.load_state_dict(read_checkpoint(best)["state_dict"])
+    try:
+        task.load_state_dict(read_checkpoint(best)["state_dict"])
+    except (LookupError, TypeError, RuntimeError, AttributeError) as error:
+        raise RunError(f"{best}: its weights don't fit this run ({explain(error)})") from error
     validated = trainer.validate(task, datamodule=data, verbose=False)[0]
     # Choose the threshold, and score again with it.
     if task.val_metrics.curve is not None:

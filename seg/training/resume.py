@@ -33,6 +33,7 @@ ANEW = ("versions", "git", "source", "hardware", "environment")  # recorded agai
 LOGGERS = ("seg.training.loggers",)
 # folders of a run that training writes into
 WRITTEN = ("checkpoints", "panels", "predictions", "predictions/val", "predictions/test")
+WRITTEN_SUFFIXES = (".yaml", ".json", ".csv", ".txt", ".ckpt", ".png", ".jpg", ".patch")
 CHECKPOINTS = ("last.ckpt", "best.ckpt")
 
 
@@ -209,6 +210,7 @@ def saved_config(folder: Path) -> DictConfig:
     # Read the config and, apart from it, the loggers, whose targets have an allow-list of their own.
     file = folder / "config.yaml"
     check_links(folder)
+    check_files(folder)
     config = reader.read_config(file)
     loggers = upgrade_targets(read_yaml(read_text(file, CONFIG_LIMIT))).get("logger", {})
     if not isinstance(loggers, dict) or not all(
@@ -248,6 +250,15 @@ def check_links(folder: Path) -> None:
     for name in WRITTEN:
         files.check_tree(folder / name, folder)
     files.check_tree(folder, folder, inner=True)  # loggers create links that stay inside
+
+
+def check_files(folder: Path) -> None:
+    """Raise RunError if a folder or the like stands where the run would write a file."""
+    inner = [place for place in folder.glob("*/") if not place.is_symlink()]
+    for place in (folder, *inner, *folder.glob("predictions/*/")):
+        for file in place.iterdir():
+            if file.suffix in WRITTEN_SUFFIXES and file.exists() and not file.is_file():
+                raise RunError(f"{file}: not a regular file, where the run writes one; remove it")
 
 
 def continued(folder: Path, now: dict[str, Any]) -> dict[str, Any]:
