@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 from scipy import ndimage
 
-from seg.cli.compose import build, checked
+from seg.cli.compose import checked
 from seg.cli.conf_files import CONF
 from seg.data.augment import Augment, CoarseElastic, Focus, check_transforms
 from seg.data.datamodule import DataModule
@@ -506,9 +506,8 @@ def test_the_share_of_crops_is_checked_and_described():
         "4 of 32x32 px from each image, anywhere (loader.foreground=0)"
     )
     assert DataModule(Dots(), crop=None).sampling == "whole images"
-    cfg = checked("train", ["loader.foreground=2"])
-    with pytest.raises(UserError, match="loader: foreground is 2"):
-        build(cfg.loader, "loader", source=Dots())
+    with pytest.raises(UserError, match=r"loader\.foreground=2: a number from 0 to 1 is needed"):
+        checked("train", ["loader.foreground=2"])
 
 
 @pytest.mark.parametrize("foreground", [0.0, 1.0])

@@ -467,7 +467,7 @@ def test_a_list_of_runs_is_an_ensemble_in_predict_and_evaluate(cv, data, tmp_pat
     with pytest.raises(UserError, match="output is not set: several runs"):
         evaluate(config("evaluate", words, "data.split=test"))
     with pytest.raises(
-        UserError, match=r"2 of its 2 images trained a member of this ensemble; here"
+        UserError, match=r"2 of its 2 images trained a member of this ensemble; give"
     ):
         evaluate(config("evaluate", words, f"output={tmp_path / 'e'}"))
     with pytest.raises(RunError, match=r"run=\[\]: give at least one run"):

@@ -153,9 +153,9 @@ def test_an_older_run_is_scored_for_objects_and_a_loss_no_longer_known_is_said(t
     ("words", "error", "message"),
     [
         (["threshold=2"], UserError, "threshold is 2"),
-        (["threshold=bst"], UserError, "threshold is bst; it must lie between 0 and 1, or be best"),
-        (["loss=sum"], UserError, r"no term has a weight.*loss.terms.dice.weight=1"),
-        (["data.task=overlapping"], DataError, "one class a pixel; take data=folder"),
+        (["threshold=bst"], UserError, "threshold is bst; it must be between 0 and 1, or best"),
+        (["loss=sum"], UserError, r"every term of the sum has weight 0.*loss.terms.dice.weight=1"),
+        (["data.task=overlapping"], DataError, "one class a pixel; use data=folder"),
         (["metrics.tolerance=-1"], UserError, "tolerance is -1"),
         (
             ["loss=weight_map", "loss.cells=[7]"],
@@ -236,7 +236,7 @@ def test_a_threshold_of_many_classes_or_out_of_range_is_refused(tmp_path, folder
         evaluate(config("evaluate", f"run={run}", "objects.neck=-1"))
     with pytest.raises(RunError, match="a number between 0 and 1"):
         evaluate(config("evaluate", f"run={run}", "threshold=abc"))
-    with pytest.raises(DataError, match=r"instances needs two classes.*these are 3: a, b, c"):
+    with pytest.raises(DataError, match=r"instances needs two classes.*there are 3: a, b, c"):
         evaluate(config("evaluate", f"run={run}", "+data.task=instances"))
 
 

@@ -161,7 +161,9 @@ def test_a_valid_unet_is_judged_on_all_pixels_and_sees_mirrored_context(tmp_path
     )
     told = json.loads((folder / "run.json").read_text())["metrics"]
     assert 0 < told["test/pixel_accuracy"] < 1
-    with pytest.raises(UserError, match=r"loader.crop=null: model.padding=valid needs crops"):
+    with pytest.raises(
+        UserError, match=r"loader.crop=null: a network of valid convolutions needs crops"
+    ):
         tiny(tmp_path, "model=unet_paper", "model.depth=2", "loader.crop=null")
 
 
