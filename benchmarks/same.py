@@ -39,7 +39,7 @@ IMAGES = ("trainer=smoke", "logger=csv", "loader.crop=32", "panels=1")
 LONGER = ("trainer=cpu", "trainer.max_epochs=4", *TINY[1:])
 UNSTABLE = (
     "run",
-    "git",
+    "dirty",
     "sweep",
     "images_per_second",
     "minutes",
