@@ -371,7 +371,7 @@ def test_what_is_no_run_folder_is_told_so(copy, tmp_path):
     ):
         other = Path(shutil.copytree(copy, tmp_path / "damaged", dirs_exist_ok=True))
         edit(other / "run.json", **damage)
-        with pytest.raises(RunError, match="damaged.*not written by"):
+        with pytest.raises(RunError, match=r"damaged.*not written by"):
             finished_run(str(other))
         shutil.copy(copy / "run.json", other)
 
