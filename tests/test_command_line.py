@@ -111,13 +111,13 @@ def bash(line: str) -> list[str]:
 
 
 def paths(text: str) -> list[Path]:
-    """What stands after ``run folder``, ``wrote`` and the like, as bash reads it."""
+    """Return the paths printed after ``run folder``, ``wrote`` and similar labels, as bash reads them."""
     found = re.findall(r"(?:run folder|pictures|numbers|plot|wrote|results in) +(\$?'.*?)(?:, |: |$)", text, re.M)  # fmt: skip
     return [Path(bash(f"printf '%s\\0' {path}")[0]) for path in found]
 
 
 def run(cwd: Path, command: str, *words: str) -> str:
-    """What a command prints that is typed in a folder, and comes through."""
+    """Run a command in a folder and return its output; it must succeed."""
     done = seg(command, *words, cwd=cwd)
     assert done.code == 0, (command, words, done.err)
     return done.out

@@ -110,7 +110,7 @@ def several(made, tmp_path_factory) -> Path:
 
 
 def make_several() -> None:
-    """What a cross-validation, a sweep, a search and seg.predict leave, of the runs that are there."""
+    """Return the folders of a cross-validation, a sweep, a search and a prediction, made from the existing runs."""
     rng = np.random.default_rng(0)
     for part in ("images", "masks"):
         Path("data", part).mkdir(parents=True)
@@ -143,7 +143,7 @@ def resume(run: str) -> None:
 
 
 def look_at_sweep(folder: str) -> None:
-    """What the command of a sweep that is there already reads of it."""
+    """Read an existing sweep as its repeated command does."""
     jobs = [
         {"name": name, "folder": name, "overrides": [f"seed={i}"]}
         for i, name in enumerate(("whole", "other"))
@@ -209,7 +209,7 @@ def bounded() -> Generator[None]:
 
 
 def outcome(command: Callable[[str], Any], run: str, known: tuple[str, ...]) -> str | None:
-    """What was refused, one line that names one of these; None: the command was done."""
+    """Return the one-line error, which must contain one of the names; None if the command succeeded."""
     try:
         with bounded():
             command(run)

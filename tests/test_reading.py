@@ -72,7 +72,7 @@ def called(node: ast.expr) -> str:
 
 
 def writes(call: ast.Call) -> bool:
-    """Whether a call opens a file to write or add to it."""
+    """Return True if a call opens a file for writing or appending."""
     words = [
         a.value
         for a in (*call.args, *(k.value for k in call.keywords))

@@ -38,7 +38,7 @@ FLAGS = [
 
 
 def picture(folder: Path) -> dict[str, str]:
-    """What lies below a folder: path -> its content's digest, or where a link leads."""
+    """Return the entries below a folder: path -> digest of its content, or target of a link."""
     found = {}
     for path in sorted(folder.rglob("*")):
         if path.is_symlink():

@@ -111,7 +111,7 @@ def resume(folder: Path, **options: Any) -> None:
 
 
 def equal(one: Any, two: Any) -> bool:
-    """Whether two nested values are the same bit for bit."""
+    """Return True if two nested values are equal bit for bit."""
     if isinstance(one, torch.Tensor):
         return torch.equal(one, two)
     if isinstance(one, dict):
@@ -197,7 +197,7 @@ def signalled(words: list[str], outputs: Path, at: int, number: int) -> tuple[st
 
 
 def check_kills(words: list[str], root: Path, again: int | None) -> list[str]:
-    """What is wrong after each kill and resumption; ``again``: instant of the resumed run that a signal ends."""
+    """Return the differences after each kill and resumption; ``again``: instant at which a signal stops the resumed run."""
     killed = copies(words, root)
     folder = the_folder(root / "straight")
     assert folder is not None
@@ -220,7 +220,7 @@ def check_kills(words: list[str], root: Path, again: int | None) -> list[str]:
 
 
 def check_signals(words: list[str], root: Path, instants: slice) -> list[str]:
-    """What is wrong after a signal at each of some instants, and the resumption."""
+    """Return the differences after a signal at each of some instants, and the resumption."""
     names = run(*words, f"outputs={root / 'straight'}")
     folder = the_folder(root / "straight")
     assert folder is not None

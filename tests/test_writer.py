@@ -99,7 +99,7 @@ def opens_to_write(call: ast.Call) -> bool:
 
 
 def writes(call: ast.Call) -> bool:
-    """Whether a call writes a file, or makes one, a folder or a link."""
+    """Return True if a call writes or makes a file, a folder or a link."""
     name = dotted(call.func)
     last = name.rpartition(".")[2]
     if name.startswith("files."):

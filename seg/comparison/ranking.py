@@ -60,7 +60,7 @@ class Asked:
 
     @property
     def smaller(self) -> bool:
-        """Whether a smaller score is better."""
+        """True if a smaller score is better."""
         return smaller_is_better(self.score)
 
 
@@ -92,7 +92,7 @@ class Comparison:
 
     @property
     def tested(self) -> bool:
-        """Whether there is a p over images or over seeds."""
+        """True if there is a p value over images or over seeds."""
         return not (math.isnan(self.p_images) and math.isnan(self.p_seeds))
 
     def significant(self, alpha: float) -> tuple[str, ...]:
