@@ -110,7 +110,7 @@ def several(made, tmp_path_factory) -> Path:
 
 
 def make_several() -> None:
-    """Return the folders of a cross-validation, a sweep, a search and a prediction, made from the existing runs."""
+    """Make a cross-validation, a sweep, a search and a prediction of the existing runs."""
     rng = np.random.default_rng(0)
     for part in ("images", "masks"):
         Path("data", part).mkdir(parents=True)
