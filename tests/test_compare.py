@@ -71,7 +71,7 @@ def test_options_too_many_for_a_terminal_share_a_column(tmp_path):
     found = ranking(read(*folders))
     wide, narrow = ([str(c.header) for c in fitting(found, w).columns] for w in (300, 80))
     assert wide[: len(names)] == [f"more.{name}" for name in names] and len(wide) > len(narrow)
-    assert narrow[0] == "group" and narrow[-1] == "p seeds" and "mean" in narrow
+    assert narrow[0] == "group" and narrow[-1] == "p\nseeds" and "mean" in narrow
 
 
 # ---- the command line

@@ -48,7 +48,17 @@ def group_table(ranking: Ranking, costs: dict[str, Cost], options: list[str]) ->
         table.add_column(Text(name), overflow="fold")
     baseline = "best" if ranking.chosen else "baseline"
     interval = f"{asked.level:.0%} interval"
-    for name in ("mean", "+- sd", "n", *costs, f"to {baseline}", interval, "p images", "p seeds"):
+    # Headers of two lines, so that two options fit a terminal of 80 columns.
+    for name in (
+        "mean",
+        "+- sd",
+        "n",
+        *costs,
+        f"to\n{baseline}",
+        interval,
+        "p\nimages",
+        "p\nseeds",
+    ):
         table.add_column(name, justify="right", no_wrap=True)
     for r in ranking.groups:
         cells = [shown(r.group.options[name]) for name in options] or [r.group.label]
