@@ -11,9 +11,9 @@ import time
 
 import torch
 
-from seg.cli.compose import build, checked
-from seg.hardware import Layout, keep_memory
-from seg.losses import judge
+from seg.cli.compose import compose_checked, instantiate_node
+from seg.hardware import MemoryFormat, keep_freed_memory
+from seg.losses import compute_loss
 
 SETTINGS = {
     "plain": (False, False),
@@ -25,20 +25,22 @@ SETTINGS = {
 def step_times(model_name: str, keep: bool, channels_last: bool, steps: int = 14) -> list[float]:
     """Seconds of each step but the first two."""
     if keep:
-        keep_memory()
+        keep_freed_memory()
     torch.manual_seed(0)
-    cfg = checked("train", [model_name])
+    cfg = compose_checked("train", [model_name])
     cfg.model.in_channels, cfg.model.num_classes = 1, 1
-    model, loss = build(cfg.model, "model"), build(cfg.loss, "loss")
-    Layout.arrange(model, channels_last)
-    optimizer = build(cfg.optim, "optim")(p for p in model.parameters() if p.requires_grad)
+    model, loss = instantiate_node(cfg.model, "model"), instantiate_node(cfg.loss, "loss")
+    MemoryFormat.arrange(model, channels_last)
+    optimizer = instantiate_node(cfg.optim, "optim")(
+        p for p in model.parameters() if p.requires_grad
+    )
     image, mask = torch.randn(4, 1, 256, 256), torch.randint(0, 2, (4, 256, 256))
     times = []
     for _ in range(steps):
         started = time.perf_counter()
         optimizer.zero_grad()
         logits = model(image)
-        judge(loss, logits if isinstance(logits, list) else [logits], mask)[0].backward()
+        compute_loss(loss, logits if isinstance(logits, list) else [logits], mask)[0].backward()
         optimizer.step()
         times.append(time.perf_counter() - started)
     return times[2:]

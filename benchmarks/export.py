@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from seg.data.normalization import Intensity
-from seg.display.console import quiet
-from seg.inference.exported_network import Exported, opened, write
+from seg.data.normalization import Normalization
+from seg.display.console import configure_logging
+from seg.inference.exported_network import ExportedNetwork, open_export, write_export
 from seg.inference.predictor import Predictor
 from seg.models import FCN, NestedUNet, SegNet, UNet
 from seg.runs.load import LoadedRun
@@ -42,15 +42,15 @@ def milliseconds(calls: list[Callable[[], object]], rounds: int) -> list[float]:
 def row(name: str, size: int, width: int, rounds: int, folder: Path) -> str:
     """A line of the table."""
     torch.manual_seed(0)
-    intensity = Intensity(0.0, 255.0, [0.5], [0.2])
+    intensity = Normalization(0.0, 255.0, [0.5], [0.2])
     model = NETWORKS[name](in_channels=1, num_classes=1, width=width).eval()
     run = LoadedRun(
         folder, folder, model, {}, ["out", "in"], [(0, 0, 0), (255, 255, 255)], intensity
     )
     calls = []
     for format in ("onnx", "torch"):
-        write(Exported(run), {"channels": 1}, folder / f"{name}.pt2", format, 12)
-        calls.append(opened(folder / f"{name}.pt2", format))
+        write_export(ExportedNetwork(run), {"channels": 1}, folder / f"{name}.pt2", format, 12)
+        calls.append(open_export(folder / f"{name}.pt2", format))
     predictor = Predictor(run, run.threshold, accelerator="cpu")
     calls.insert(0, lambda image: predictor.probabilities(image[0].transpose(1, 2, 0))[None])
     image = np.random.default_rng(0).integers(0, 256, (1, 1, size, size)).astype(np.float32)
@@ -65,7 +65,7 @@ def row(name: str, size: int, width: int, rounds: int, folder: Path) -> str:
 
 
 def main() -> None:
-    quiet()
+    configure_logging()
     torch.set_num_threads(1)
     options = OPTIONS | {k: int(v) for k, v in (word.split("=") for word in sys.argv[1:])}
     print(

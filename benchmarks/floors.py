@@ -11,13 +11,13 @@ from scipy.ndimage import gaussian_filter
 from skimage.filters import threshold_otsu
 
 from seg.data.datasets.membranes import Membranes
-from seg.metrics.confusion import Tally, confusion, dice
+from seg.metrics.confusion import ConfusionCounts, count_confusion, dice
 
 
 def score(predictions: list[np.ndarray], masks: list[np.ndarray]) -> np.ndarray:
     """Dice (membrane, cell) over all pixels."""
     stacks = [torch.from_numpy(np.stack(s).astype(np.int64)) for s in (predictions, masks)]
-    return dice(Tally.of(confusion(*stacks, 2).sum(0))).numpy()
+    return dice(ConfusionCounts.from_confusion(count_confusion(*stacks, 2).sum(0))).numpy()
 
 
 def main() -> None:

@@ -40,10 +40,10 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from seg.cli.compose import build, checked
+from seg.cli.compose import compose_checked, instantiate_node
 from seg.data.datamodule import DataModule
 from seg.data.datasets.membranes import Membranes
-from seg.hardware import Layout, folded, keep_memory
+from seg.hardware import MemoryFormat, fuse_conv_bn, keep_freed_memory
 from seg.models import FCN, NestedUNet, UNet, profiling
 from seg.models.blocks import crop_centre
 
@@ -328,8 +328,8 @@ class Runner:
             )
         del first
         if setting.fold and not self.training:
-            self.model = folded(model)
-        Layout.arrange(self.model, setting.channels_last)
+            self.model = fuse_conv_bn(model)
+        MemoryFormat.arrange(self.model, setting.channels_last)
         layout = torch.channels_last if setting.channels_last else torch.contiguous_format
         self.images = images.contiguous(memory_format=layout)
         self.weights = {k: v.to("cpu", copy=True) for k, v in self.model.state_dict().items()}
@@ -351,7 +351,7 @@ class Runner:
             self()
         bench.wait()
         self.mib = (torch.cuda.max_memory_allocated() - before) / 2**20 if bench.cuda else (
-            profiling.peak_memory(self) / 2**20
+            profiling.measure_peak_memory(self) / 2**20
         )  # fmt: skip
 
     def __call__(self) -> Tensor:
@@ -599,7 +599,7 @@ def eager_training(
     """A plain step of the laid out network, and the network."""
     torch.manual_seed(0)
     model = make().to(bench.device)
-    Layout.arrange(model, True)
+    MemoryFormat.arrange(model, True)
     optimizer = torch.optim.AdamW(model.parameters(), RATE, fused=True)
 
     def step() -> None:
@@ -626,7 +626,7 @@ def twice(bench: Bench, up: str, width: int, images: Tensor, mask: Tensor) -> bo
 def fed(bench: Bench, width: int, crop: int, batch: int, workers: int, size: int) -> None:
     """The paper's U-Net trained through our loader: does the GPU wait for data?"""
     print(f"fed by {workers} loader processes ...", flush=True)
-    augment = build(checked("train", ["augment=elastic"]).augment, "augment")
+    augment = instantiate_node(compose_checked("train", ["augment=elastic"]).augment, "augment")
     source = Membranes(size=size, train=30, val=1, test=0)
     model = UNet(1, 1, width, padding="valid", norm="none")
     side = model.input_side(crop)
@@ -635,7 +635,7 @@ def fed(bench: Bench, width: int, crop: int, batch: int, workers: int, size: int
     epoch = batch * (queued + steps + 10)
     torch.backends.cudnn.benchmark = True
     data = DataModule(source, augment, batch_size=batch, crop=crop, repeats=-(-epoch // 30), workers=workers)  # fmt: skip
-    data.widen(side, model.context)
+    data.set_context(side, model.context)
     images = torch.randn(batch, 1, side, side, device=bench.device)
     made_step, _ = eager_training(bench, lambda: UNet(1, 1, width, padding="valid", norm="none"),
                                   images, (images[..., :crop, :crop] > 0).float())  # fmt: skip
@@ -659,7 +659,7 @@ def trained_through(
 ) -> dict[str, float]:
     """Images a second, and shares of the time: the host in next(), the GPU at work."""
     model.to(bench.device)
-    Layout.arrange(model, True)
+    MemoryFormat.arrange(model, True)
     optimizer = torch.optim.AdamW(model.parameters(), RATE, fused=True)
     waited, busy, marks, seen = 0.0, 0.0, [], 0
     started = 0.0
@@ -817,7 +817,7 @@ def main() -> None:
     if options.device == "cuda" and not torch.cuda.is_available():
         print("skipped: PyTorch finds no GPU; --device cpu --small proves that it runs")
         return
-    keep_memory() if options.device == "cpu" else None
+    keep_freed_memory() if options.device == "cpu" else None
     small = options.small
     bench = Bench(options.device, options.minutes, options.rounds, 0.05 if small else 0.3,
                   options.compiling)  # fmt: skip

@@ -20,11 +20,11 @@ import numpy as np
 import torch
 from omegaconf import OmegaConf
 
-from seg.cli.compose import build
+from seg.cli.compose import instantiate_node
 from seg.data.datamodule import DataModule
 from seg.display.colors import default_colors
 from seg.metrics import SegmentationMetrics
-from seg.models.contract import full_logits
+from seg.models.contract import same_size_logits
 from seg.runs import load
 from seg.training.loggers import read_metrics
 
@@ -48,8 +48,8 @@ def finished(sweep: Path) -> dict[str, list[tuple[dict, list[dict[str, str]], Pa
 @torch.inference_mode()
 def at_any_threshold(folder: Path) -> float:
     """Dice of class 1 of a run's best checkpoint at the threshold that is best for it."""
-    run = load.load(folder)
-    source = build(OmegaConf.create(run.config["data"]), "data")
+    run = load.load_run(folder)
+    source = instantiate_node(OmegaConf.create(run.config["data"]), "data")
     source.splits = {"val": source.splits["val"]}
     samples = DataModule(source, intensity=run.intensity).samples("val")
     metrics = SegmentationMetrics(run.classes, threshold="best")
@@ -59,7 +59,7 @@ def at_any_threshold(folder: Path) -> float:
     for _ in range(2):
         metrics.reset()
         for image, mask in seen:
-            metrics.update(full_logits(run.model, image), mask)
+            metrics.update(same_size_logits(run.model, image), mask)
         score = metrics.compute()[f"dice/{run.classes[1]}"]
         metrics.choose_threshold()
     return float(score)

@@ -19,16 +19,16 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from seg.cli.compose import checked
-from seg.hardware import settle
+from seg.cli.compose import compose_checked
+from seg.hardware import prepare_for_inference
 from seg.inference import ensemble
-from seg.inference.run_data import open_data
-from seg.inference.tta import viewed
+from seg.inference.run_data import open_run_data
+from seg.inference.tta import with_tta
 from seg.logits import probabilities
 from seg.metrics.isbi2012 import section_scores
-from seg.metrics.significance import Score, interval, paired_test
-from seg.models.contract import full_logits
-from seg.models.profiling import parameters
+from seg.metrics.significance import ScoreFunction, bootstrap_interval, paired_test
+from seg.models.contract import same_size_logits
+from seg.models.profiling import count_parameters
 from seg.runs.records import read_json, write_json
 
 ROWS = {  # experiment -> what the table calls it
@@ -99,13 +99,15 @@ def variants(record: dict, views: list[str]) -> list[tuple[str, str, int | None]
 @torch.inference_mode()
 def scored(folder: Path, view: str, depth: int | None, file: Path) -> dict[str, NDArray]:
     """Scores of a run's validation sections, as arrays (sections, ...); kept in ``file``."""
-    run = ensemble.load(str(folder), depth)
-    count = parameters(run.model)
-    _, data = open_data(checked("evaluate", [f"run={json.dumps(str(folder))}"]), run)
-    model = settle(viewed(run.model, view, [1.0], False), "cpu")
+    run = ensemble.load_members(str(folder), depth)
+    count = count_parameters(run.model)
+    _, data = open_run_data(compose_checked("evaluate", [f"run={json.dumps(str(folder))}"]), run)
+    model = prepare_for_inference(with_tta(run.model, view, [1.0], False), "cpu")
     rows = []
     for sample in (data.samples("val")[0, at] for at in range(len(data.samples("val")))):
-        inside = probabilities(full_logits(model, sample["image"][None]))[0, 1].double().numpy()
+        inside = (
+            probabilities(same_size_logits(model, sample["image"][None]))[0, 1].double().numpy()
+        )
         truth = sample["mask"].numpy().astype(np.uint8)
         by_threshold = section_scores(inside, truth)
         rows.append(
@@ -147,7 +149,7 @@ def stacked(cells: dict[tuple[int, str], dict], name: str) -> tuple[dict[str, ND
     )
 
 
-def judges(sections: int) -> dict[str, tuple[str, Score]]:
+def judges(sections: int) -> dict[str, tuple[str, ScoreFunction]]:
     """Column -> which numbers, and how their sums over sections (R, seeds, ...) become scores (R, seeds)."""
 
     def of(cls: int, overlap: bool):
@@ -179,7 +181,7 @@ def table_row(scores: dict[str, NDArray], seeds: int) -> dict[str, dict[str, flo
     for name, (key, score) in judges(len(scores["counts"])).items():
         values = np.nan_to_num(scores[key])
         by_seed = score(values.sum(0)[None])[0]
-        low, high = interval(values, lambda sums, score=score: score(sums).mean(1))[1:3]
+        low, high = bootstrap_interval(values, lambda sums, score=score: score(sums).mean(1))[1:3]
         spread = float(by_seed.std(ddof=1)) if seeds > 1 else float("nan")
         row[name] = {"mean": float(by_seed.mean()), "sd": spread, "low": low, "high": high}
     return row
@@ -228,7 +230,7 @@ def against(rows: dict, groups: dict, name: str) -> dict[str, dict]:
         for column, (key, score) in judges(len(base["counts"])).items():
             if column in ("membrane Dice", "V_rand"):
 
-                def mean(sums: NDArray, score: Score = score) -> NDArray:
+                def mean(sums: NDArray, score: ScoreFunction = score) -> NDArray:
                     return score(sums).mean(1)
 
                 d = paired_test(np.nan_to_num(base[key]), np.nan_to_num(scores[key]), mean)

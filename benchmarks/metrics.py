@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 from torchmetrics.classification import MulticlassConfusionMatrix
 
-from seg.cli.compose import build, checked
+from seg.cli.compose import compose_checked, instantiate_node
 from seg.data.datasets.membranes import Membranes
-from seg.hardware import Layout, keep_memory
+from seg.hardware import MemoryFormat, keep_freed_memory
 from seg.logits import predicted_classes
-from seg.losses import ClDice, CrossEntropy, Dice, Focal, Lovasz, WeightMap, judge
+from seg.losses import ClDice, CrossEntropy, Dice, Focal, Lovasz, WeightMap, compute_loss
 from seg.metrics import SegmentationMetrics
 
 ROUNDS = 9
@@ -25,16 +25,16 @@ ROUNDS = 9
 
 def step_of(model_name: str, image: Tensor, mask: Tensor) -> Callable[[], None]:
     """A whole training step of a model at its default width."""
-    cfg = checked("train", [f"model={model_name}"])
+    cfg = compose_checked("train", [f"model={model_name}"])
     cfg.model.in_channels, cfg.model.num_classes = 1, 1
-    model, loss = build(cfg.model, "model"), build(cfg.loss, "loss")
-    Layout.arrange(model, channels_last=True)
-    optimizer = build(cfg.optim, "optim")(model.parameters())
+    model, loss = instantiate_node(cfg.model, "model"), instantiate_node(cfg.loss, "loss")
+    MemoryFormat.arrange(model, channels_last=True)
+    optimizer = instantiate_node(cfg.optim, "optim")(model.parameters())
 
     def step() -> None:
         optimizer.zero_grad()
         logits = model(image)
-        judge(loss, logits if isinstance(logits, list) else [logits], mask)[0].backward()
+        compute_loss(loss, logits if isinstance(logits, list) else [logits], mask)[0].backward()
         optimizer.step()
 
     return step
@@ -55,7 +55,7 @@ def gradient(loss: torch.nn.Module, logits: Tensor, mask: Tensor, *more: Tensor)
 
 
 def main() -> None:
-    keep_memory()
+    keep_freed_memory()
     torch.manual_seed(0)
     source = Membranes(train=4, val=1, test=0)
     pairs = [source.read(name) for name in source.splits["train"]]

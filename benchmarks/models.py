@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from seg.hardware import Layout, keep_memory
+from seg.hardware import MemoryFormat, keep_freed_memory
 from seg.models import NestedUNet, UNet, profiling
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -85,9 +85,9 @@ def measure(name: str, width: int, size: int, batch: int, steps: int) -> dict[st
     make, as_ours, trained = CONTESTANTS[name]
     torch.manual_seed(0)
     if as_ours and DEVICE == "cpu":
-        keep_memory()
+        keep_freed_memory()
     model = make(width).to(DEVICE)
-    Layout.arrange(model, as_ours)
+    MemoryFormat.arrange(model, as_ours)
     half = torch.autocast("cuda", torch.bfloat16) if DEVICE == "cuda" else contextlib.nullcontext()
     optimizer = torch.optim.AdamW(model.parameters())
     images = torch.randn(batch, 1, size, size, device=DEVICE)
@@ -106,13 +106,13 @@ def measure(name: str, width: int, size: int, batch: int, steps: int) -> dict[st
         with half:
             model(images[:1])
 
-    found = {"parameters": float(profiling.parameters(model))}
+    found = {"parameters": float(profiling.count_parameters(model))}
     if trained:
-        found["train s"] = profiling.median_seconds([train], steps, DEVICE)[0]
-        found["train bytes"] = profiling.peak_memory(train, DEVICE)
+        found["train s"] = profiling.measure_seconds([train], steps, DEVICE)[0]
+        found["train bytes"] = profiling.measure_peak_memory(train, DEVICE)
     model.eval()
-    found["infer s"] = profiling.median_seconds([infer], 2 * steps, DEVICE)[0]
-    found["infer bytes"] = profiling.peak_memory(infer, DEVICE)
+    found["infer s"] = profiling.measure_seconds([infer], 2 * steps, DEVICE)[0]
+    found["infer bytes"] = profiling.measure_peak_memory(infer, DEVICE)
     return found
 
 

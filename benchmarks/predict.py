@@ -23,7 +23,7 @@ import torch
 
 import seg
 from seg.data.datasets.membranes import Membranes
-from seg.hardware import settle
+from seg.hardware import prepare_for_inference
 from seg.inference.predictor import Predictor
 from seg.logits import probabilities
 
@@ -67,7 +67,7 @@ def measure(name: str, run: str, scratch: Path) -> dict[str, float]:
         import monai.inferers  # noqa: F401
     how, options, laid_out = CONTESTANTS[name]
     predictor = seg.load(run, **options)
-    settle(predictor.run.model, "cpu")
+    prepare_for_inference(predictor.run.model, "cpu")
     if not laid_out:
         predictor.run.model.to(memory_format=torch.contiguous_format)
     image = np.load(scratch / "image.npy")

@@ -23,21 +23,21 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
-from seg.cli.compose import checked, plain
-from seg.display.console import quiet
+from seg.cli.compose import compose_checked, plain_config
+from seg.display.console import configure_logging
 from seg.errors import DataError, RunError, UserError
-from seg.hardware import keep_memory
+from seg.hardware import keep_freed_memory
 from seg.inference import ensemble
-from seg.inference.export import description
-from seg.inference.exported_network import Exported, opened, write
+from seg.inference.export import describe_run
+from seg.inference.exported_network import ExportedNetwork, open_export, write_export
 from seg.inference.predictor import Predictor
-from seg.inference.pruning import prunable, shallower
-from seg.inference.run_data import open_data
+from seg.inference.pruning import prunable_depths, prune_run
+from seg.inference.run_data import open_run_data
 from seg.models import NestedUNet, profiling
 from seg.runs import load, records
 from seg.runs.load import LoadedRun
-from seg.runs.provenance import hardware
-from seg.training.evaluation import chosen_metrics, count, count_objects, trained_loss
+from seg.runs.provenance import describe_hardware
+from seg.training.evaluation import build_metrics, build_trained_loss, score_objects, score_split
 from seg.training.task import SegmentationTask
 
 REALTIME = 1000 / 30  # ms an image
@@ -75,7 +75,7 @@ class Model:
 def depths(run: LoadedRun) -> list[int | None]:
     """The depths at which a run is a model; None: only as it is."""
     several = isinstance(run.model, NestedUNet) and len(run.model.heads) > 1
-    return list(prunable(run)) if several else [None]
+    return list(prunable_depths(run)) if several else [None]
 
 
 def name_of(run: LoadedRun, depth: int | None) -> str:
@@ -91,25 +91,31 @@ def scored(path: str, depth: int | None, split: str, root: str | None) -> dict[s
     words = [f"run={path}", f"data.split={split}", "accelerator=cpu"]
     words += [f"model.depth={depth}"] if depth else []
     words += [f"data.root={root}"] if root else []
-    cfg = checked("evaluate", words)
-    run = ensemble.load(cfg.run, cfg.model.depth)
-    metrics = chosen_metrics(cfg, run)
-    _, data = open_data(cfg, run)
-    task = SegmentationTask(run.model, trained_loss(run), metrics)
-    scores = count(cfg, run, task, data, split)
+    cfg = compose_checked("evaluate", words)
+    run = ensemble.load_members(cfg.run, cfg.model.depth)
+    metrics = build_metrics(cfg, run)
+    _, data = open_run_data(cfg, run)
+    task = SegmentationTask(run.model, build_trained_loss(run), metrics)
+    scores = score_split(cfg, run, task, data, split)
     scores = {name.removeprefix(f"{split}/"): value for name, value in scores.items()}
     if data.source.task == "instances":
-        samples, options = data.samples(split), plain(cfg.objects)
-        scores |= count_objects(run, samples, metrics.threshold, options, "cpu")[0]
+        samples, options = data.samples(split), plain_config(cfg.objects)
+        scores |= score_objects(run, samples, metrics.threshold, options, "cpu")[0]
     return scores
 
 
 def calls(run: LoadedRun, path: str, file: Path) -> dict[str, Call]:
     """How an image goes through, by runtime."""
-    write(Exported(run), description(run, path), file, "onnx", checked("export", []).opset)
+    write_export(
+        ExportedNetwork(run),
+        describe_run(run, path),
+        file,
+        "onnx",
+        compose_checked("export", []).opset,
+    )
     predictor = Predictor(run, run.threshold, accelerator="cpu")
     predicted = lambda image: predictor.probabilities(image[0].transpose(1, 2, 0))[None]  # noqa: E731
-    return {"PyTorch": predicted, "ONNX Runtime": opened(file, "onnx")}
+    return {"PyTorch": predicted, "ONNX Runtime": open_export(file, "onnx")}
 
 
 def timed(found: dict[str, dict[str, Call]], image: np.ndarray, rounds: int) -> dict[str, dict[str, float]]:  # fmt: skip
@@ -134,17 +140,17 @@ def measured(options: argparse.Namespace) -> list[Model]:
     found: dict[str, dict[str, Call]] = {}
     channels = 1
     for path in options.runs:
-        whole = load.load(path)
+        whole = load.load_run(path)
         channels = whole.intensity.channels
         for depth in depths(whole):
-            run = shallower(whole, depth)
+            run = prune_run(whole, depth)
             name = name_of(run, depth)
             name += f", {Path(path).name}" if name in models else ""
             print(f"{name} ...", file=sys.stderr, flush=True)
             image = torch.zeros(1, channels, options.size, options.size)
-            adds = profiling.multiply_adds(run.model, image)["Global"] / 1e9
+            adds = profiling.count_multiply_adds(run.model, image)["Global"] / 1e9
             scores = scored(path, depth, options.split, options.data_root)
-            models[name] = Model(name, path, profiling.parameters(run.model), adds, scores)
+            models[name] = Model(name, path, profiling.count_parameters(run.model), adds, scores)
             file = options.output / f"{name.replace(' ', '-').replace('+', 'p')}.onnx"
             found[name] = calls(run, path, file)
     shape = (1, channels, options.size, options.size)
@@ -233,9 +239,9 @@ def asked() -> argparse.Namespace:
 
 def main() -> int:
     options = asked()
-    quiet(speaks=False)
+    configure_logging(speaks=False)
     torch.set_num_threads(options.threads)
-    keep_memory()
+    keep_freed_memory()
     options.output.mkdir(parents=True, exist_ok=True)
     try:
         models = measured(options)
@@ -247,7 +253,11 @@ def main() -> int:
     if score not in models[0].scores:
         print(f"--score {score}: there are {', '.join(models[0].scores)}", file=sys.stderr)
         return 2
-    facts = hardware() | {"threads": options.threads, "size": options.size, "split": options.split}
+    facts = describe_hardware() | {
+        "threads": options.threads,
+        "size": options.size,
+        "split": options.split,
+    }
     title = f"{options.size}x{options.size} px, {options.threads} threads of {facts['cpu']}"
     lines = table(models, score)
     print(title, *lines, sep="\n")

@@ -47,10 +47,10 @@ from rich.console import Console
 from rich.table import Table
 from scipy import stats
 
-from seg.comparison.rerun_report import FEWEST, LEVEL
+from seg.comparison.rerun_report import MIN_DEGREES_OF_FREEDOM, NOISE_LEVEL
 from seg.errors import RunError
 from seg.runs import provenance
-from seg.runs.folder import CROSSVAL
+from seg.runs.folder import CROSSVAL_FILE
 from seg.runs.records import read_json
 
 ROOT = Path(__file__).parents[1]
@@ -225,9 +225,9 @@ def verdict(recorded: Result, now: Sequence[float]) -> str:
     if len(now) == recorded.seeds and alike(recorded.mean, mean, recorded.digits):
         return "same"
     free = recorded.seeds - 1
-    if free < FEWEST:
+    if free < MIN_DEGREES_OF_FREEDOM:
         return "different"
-    limit = stats.t.ppf((1 + LEVEL) / 2, free) * recorded.sd
+    limit = stats.t.ppf((1 + NOISE_LEVEL) / 2, free) * recorded.sd
     limit *= math.sqrt(1 / recorded.seeds + 1 / len(now))
     rounding = 0.5 * 10**-recorded.digits
     return "within noise" if abs(mean - recorded.mean) <= limit + rounding else "different"
@@ -277,7 +277,7 @@ def trained(record: Record, small: bool, data: Path | None, seed: int) -> dict[s
         folder = Path(scratch)
         call(line(record, small, data, seed, folder), threads)
         if record.module == "seg.crossval":
-            return crossval_scores(read_json(folder / CROSSVAL))
+            return crossval_scores(read_json(folder / CROSSVAL_FILE))
         latest = (folder / "latest").resolve()
         found = read_json(latest / "run.json")["metrics"]
         if "evaluate" in record.facts:
@@ -315,7 +315,7 @@ def call(words: list[str], threads: int) -> None:
 
 def machine() -> str:
     """What trains here, in words."""
-    facts = provenance.hardware()
+    facts = provenance.describe_hardware()
     gpus = ", ".join(facts["gpus"])
     return gpus or f"{facts['cpu']}, {facts['instructions']}"
 
@@ -326,7 +326,7 @@ def lines_to_record(
     """Header lines that tell what was found, of seeds 0, 1 ..."""
     wanted = record.small_results if small else record.results
     names = [result.name for result in wanted] or [name for name in SHOWN if name in found[0]]
-    commit = provenance.origin()["git"] or {"commit": "unknown", "dirty": False}
+    commit = provenance.collect_provenance()["git"] or {"commit": "unknown", "dirty": False}
     dirty = " and changes" if commit["dirty"] else ""
     prefix = "small " if small else ""
     threads = record.facts.get("threads", torch.get_num_threads())

@@ -63,7 +63,7 @@ def weight_map() -> Figure:
     """A section, its cells, and the weight map of the U-Net paper's figure 3."""
     source = Membranes(size=SIZE, train=1, val=1, test=0)
     image, mask = source.read("train-000")
-    cells = instances.components(mask == 1)
+    cells = instances.label_components(mask == 1)
     shuffled = np.random.default_rng(1).permutation(cells.max()) + 1
     picture = np.where(cells > 0, np.concatenate([[0], shuffled])[cells], np.nan)
     figure, axes = plt.subplots(1, 3, figsize=(11, 3.8), layout="constrained")
@@ -116,7 +116,9 @@ def gap_or_width() -> Figure:
     shown = {"truth": truth, "membranes a pixel thicker": thick, "gaps": gaps}
     figure, axes = plt.subplots(1, 3, figsize=(11, 4.2), layout="constrained")
     for one, (name, found) in zip(axes, shown.items(), strict=True):
-        v_rand = isbi2012.best([isbi2012.section_scores(found.astype(float), truth)])["v_rand"]
+        v_rand = isbi2012.best_scores([isbi2012.section_scores(found.astype(float), truth)])[
+            "v_rand"
+        ]
         one.imshow(found, cmap="gray", interpolation="nearest")
         scores = f"membrane Dice {membrane_dice(found, truth):.3f}, V_rand {v_rand:.3f}"
         one.set_title(f"{name}\n{scores}", fontsize=9)

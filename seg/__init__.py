@@ -14,11 +14,11 @@ def load(run: Any, **options: Any) -> "Predictor":
     Args:
         run: run folder, checkpoint file, folder of seg.crossval, or a list of runs, which are averaged.
         **options: ``depth``, ``tta``, ``scales``, ``threshold``, ``tile``, ``overlap``, ``batch`` and
-            ``accelerator``, as ``seg.inference.predictor.load`` has them.
+            ``accelerator``, as ``seg.inference.predictor.load_predictor`` has them.
 
     Raises:
         ValueError: naming the run or the option, when it can't be used.
     """
-    from seg.inference.predictor import load  # here: torch takes seconds to import
+    from seg.inference.predictor import load_predictor  # here: torch takes seconds to import
 
-    return load(run, **options)
+    return load_predictor(run, **options)

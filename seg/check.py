@@ -15,55 +15,55 @@ from rich.progress import track
 
 from seg import files
 from seg.cli.command import command
-from seg.cli.command_line import config_folder, render_command
-from seg.data.quality.checks import by_importance, judge
-from seg.data.quality.contact_sheet import draw
-from seg.data.quality.inspect import look_at_all
-from seg.data.quality.issues import count
-from seg.data.quality.report import record, tell
-from seg.data.quality.unpaired import opened
-from seg.display.console import console, quiet
+from seg.cli.command_line import config_dir_words, render_command
+from seg.data.quality.checks import find_issues, sort_issues
+from seg.data.quality.contact_sheet import draw_check_sheet
+from seg.data.quality.inspect import inspect_all
+from seg.data.quality.issues import count_noun
+from seg.data.quality.report import build_report, print_report
+from seg.data.quality.unpaired import open_source
+from seg.display.console import configure_logging, console
 from seg.errors import UserError
 from seg.runs import records
 
 log = logging.getLogger("seg")
 
 
-def check(cfg: DictConfig) -> dict[str, Any]:
+def check_data(cfg: DictConfig) -> dict[str, Any]:
     """Check the data, print the faults, and return the content of check.json.
 
     Raises:
         UserError: if there is an error among the faults, after all have been printed.
     """
-    quiet()
+    configure_logging()
     started = time.perf_counter()
-    output = new_folder(cfg.output)
+    output = unused_folder(cfg.output)
     # Read all images and collect their faults.
-    data = opened(cfg)
+    data = open_source(cfg)
     names = [(split, name) for split, names in data.source.splits.items() for name in names]
     hidden = not console.is_terminal
     steps = track(names, "reading", console=console, transient=True, disable=hidden)
-    seen = look_at_all(data.source, steps, data.root)
-    faults = by_importance([*data.unpaired, *judge(data.source, seen, data.root, data.redraw)])
+    seen = inspect_all(data.source, steps, data.root)
+    faults = sort_issues([*data.unpaired, *find_issues(data.source, seen, data.root, data.redraw)])
     # Write and print the report.
-    report = record(cfg, data.source, seen, faults)
-    sheet = draw(data.source, seen, faults, cfg.panels, report) if cfg.panels else None
+    report = build_report(cfg, data.source, seen, faults)
+    sheet = draw_check_sheet(data.source, seen, faults, cfg.panels, report) if cfg.panels else None
     files.make_folder(output, output)
     if sheet is not None:
-        with files.whole(output / "sheet.png", output) as part:
+        with files.atomic_write(output / "sheet.png", output) as part:
             sheet.save(part)
     report["seconds"] = round(time.perf_counter() - started, 2)
     records.write_json(output / "check.json", report)
-    tell(data.source, report, faults, output, bool(cfg.panels))
+    print_report(data.source, report, faults, output, bool(cfg.panels))
     errors = [fault for fault in faults if fault.error]
     if errors:
-        more = f" (and {count(len(errors) - 1, 'more error')})" if errors[1:] else ""
+        more = f" (and {count_noun(len(errors) - 1, 'more error')})" if errors[1:] else ""
         raise UserError(f"{errors[0].line()}{more}; all are in {output / 'check.json'}")
     log.info(f"next: {train_command()}")
     return report
 
 
-def new_folder(given: str) -> Path:
+def unused_folder(given: str) -> Path:
     """Return the folder for the results.
 
     Raises:
@@ -84,12 +84,12 @@ def train_command() -> str:
     """Return the command that trains on this data: the same options for seg.train."""
     words = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
     kept = [w for w in words if w.split("=")[0].lstrip("+~") not in ("output", "panels")]
-    return render_command("train", *config_folder(), *kept)
+    return render_command("train", *config_dir_words(), *kept)
 
 
 @command("check")
 def main(cfg: DictConfig) -> None:
-    check(cfg)
+    check_data(cfg)
 
 
 if __name__ == "__main__":

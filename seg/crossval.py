@@ -15,11 +15,17 @@ from seg import files
 from seg.cli.command import command
 from seg.cli.command_line import quote_path, render_command, render_option
 from seg.display import tables
-from seg.display.console import logging_to, quiet
-from seg.multirun.crossval import check_line, check_request, fold_table, judge, trained
-from seg.multirun.folds import PREDICTED, begin, check_folder, planned
+from seg.display.console import configure_logging, log_to_file
+from seg.multirun.crossval import (
+    check_crossval_options,
+    check_no_fold,
+    fold_table,
+    score_folds,
+    train_fold,
+)
+from seg.multirun.folds import OUT_OF_FOLD, check_crossval_folder, open_record, plan_folds
 from seg.runs import folder, records
-from seg.runs.folder import CROSSVAL
+from seg.runs.folder import CROSSVAL_FILE
 
 log = logging.getLogger("seg")
 
@@ -37,31 +43,31 @@ def crossval(cfg: DictConfig) -> dict[str, Any]:
         UserError: if the options, the data or the output folder do not allow a cross-validation.
     """
     # Check the options, the folds and the output folder.
-    quiet()
-    check_line()
-    check_request(cfg)
-    plan = planned(cfg)
+    configure_logging()
+    check_no_fold()
+    check_crossval_options(cfg)
+    plan = plan_folds(cfg)
     output = Path(cfg.output)
-    files.check_writable(output, output, [CROSSVAL, "log.txt", ".lock"])
-    files.check_links(output / PREDICTED, output)
-    check_folder(output)
+    files.check_writable(output, output, [CROSSVAL_FILE, "log.txt", ".lock"])
+    files.check_links(output / OUT_OF_FOLD, output)
+    check_crossval_folder(output)
     # Train what is unfinished, and score.
-    with folder.alone(output, "seg.crossval"):
-        record = begin(cfg, plan, output)
+    with folder.lock_folder(output, "seg.crossval"):
+        record = open_record(cfg, plan, output)
         if record["status"] == "finished":
             log.info(f"{quote_path(output)} is finished: nothing is trained")
         else:
-            folders = [trained(cfg, plan, fold, output) for fold in range(len(plan.names))]
-            record |= judge(cfg, plan, folders, output) | {"status": "finished"}
-            records.write_json(output / CROSSVAL, record)
-        with logging_to(output / "log.txt"):
-            tell(record, output)
+            folders = [train_fold(cfg, plan, fold, output) for fold in range(len(plan.names))]
+            record |= score_folds(cfg, plan, folders, output) | {"status": "finished"}
+            records.write_json(output / CROSSVAL_FILE, record)
+        with log_to_file(output / "log.txt"):
+            print_crossval(record, output)
     return record
 
 
-def tell(record: dict[str, Any], output: Path) -> None:
+def print_crossval(record: dict[str, Any], output: Path) -> None:
     """Print the final table, its caveats and the next commands."""
-    place = folder.relative(output)
+    place = folder.relative_to_here(output)
     run = render_option("run", place)
     log.info("", extra={"table": fold_table(record)})
     if level := record["options"]["confidence"]:
@@ -73,7 +79,7 @@ def tell(record: dict[str, Any], output: Path) -> None:
         f"{'; the test images selected nothing' * ('test' in record)}"
     )
     log.info(
-        f"numbers {quote_path(place / CROSSVAL)}, masks of all images {quote_path(place / PREDICTED)}"
+        f"numbers {quote_path(place / CROSSVAL_FILE)}, masks of all images {quote_path(place / OUT_OF_FOLD)}"
     )
     log.info("next, with the folds as an ensemble:")
     log.info(f"  {render_command('predict', run, 'input=IMAGES', 'output=PREDICTIONS')}")

@@ -17,7 +17,7 @@ class DataError(ValueError):
         found: what is wrong with it.
         expected: what is required instead; may be empty.
         remedy: the option or the action that corrects it; may be empty.
-        kind: key of ``seg.data.quality.issues.KINDS``.
+        kind: key of ``seg.data.quality.issues.ISSUE_KINDS``.
     """
 
     def __init__(
@@ -44,13 +44,13 @@ class HardwareError(ValueError):
     """Hardware that the config needs and the machine does not have."""
 
 
-MISTAKES = (UserError, DataError, RunError, HardwareError)
-EXTRAS = {"segmentation_models_pytorch": "smp", "pycocotools": "coco", "onnx": "export",
+USER_ERRORS = (UserError, DataError, RunError, HardwareError)
+PACKAGE_EXTRAS = {"segmentation_models_pytorch": "smp", "pycocotools": "coco", "onnx": "export",
           "onnxruntime": "export", "trackio": "trackio", "tensorboard": "tensorboard",
           "mlflow": "mlflow"}  # package -> its extra  # fmt: skip
 
 
-def missing_extra(target: Any) -> str | None:
+def missing_extra_hint(target: Any) -> str | None:
     """Return how to install the optional package of a constructor; None if it is installed or not needed.
 
     Args:
@@ -58,7 +58,9 @@ def missing_extra(target: Any) -> str | None:
             package's name, as seg.training.loggers.trackio.
     """
     parts = str(target).split(".")
-    package = next((part for part in parts[:-1] or parts if part in EXTRAS), None)
+    package = next((part for part in parts[:-1] or parts if part in PACKAGE_EXTRAS), None)
     if package is None or find_spec(package):
         return None
-    return f"needs the extra {EXTRAS[package]}: pip install 'seg[{EXTRAS[package]}]'"
+    return (
+        f"needs the extra {PACKAGE_EXTRAS[package]}: pip install 'seg[{PACKAGE_EXTRAS[package]}]'"
+    )

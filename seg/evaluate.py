@@ -8,22 +8,22 @@ from omegaconf import DictConfig
 
 from seg import files
 from seg.cli.command import command
-from seg.cli.compose import plain
-from seg.cli.resource_errors import explaining
-from seg.display.console import quiet
+from seg.cli.compose import plain_config
+from seg.cli.resource_errors import explain_errors
+from seg.display.console import configure_logging
 from seg.errors import UserError
-from seg.hardware import pick_accelerator, settle, torch_device
+from seg.hardware import pick_accelerator, prepare_for_inference, torch_device
 from seg.inference import ensemble
-from seg.inference.run_data import open_data
-from seg.inference.tta import viewed
+from seg.inference.run_data import open_run_data
+from seg.inference.tta import with_tta
 from seg.training.evaluation import (
-    Report,
-    check_report,
-    chosen_metrics,
-    count,
-    count_objects,
-    names,
-    trained_loss,
+    EvaluationReport,
+    build_metrics,
+    build_trained_loss,
+    check_evaluation_options,
+    output_names,
+    score_objects,
+    score_split,
 )
 from seg.training.task import SegmentationTask
 
@@ -41,40 +41,42 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
         scores of seg.metrics.isbi2012 and seg.metrics.instances.
     """
     # Load the run, and check the options and the output folder before the network runs.
-    quiet()
-    run = ensemble.load(cfg.run, cfg.model.depth)
+    configure_logging()
+    run = ensemble.load_members(cfg.run, cfg.model.depth)
     try:
-        model = viewed(run.model, cfg.tta, list(cfg.scales), run.overlapping)
+        model = with_tta(run.model, cfg.tta, list(cfg.scales), run.overlapping)
     except ValueError as error:
         raise UserError(str(error)) from error
     run = dataclasses.replace(run, model=model)
-    metrics = chosen_metrics(cfg, run)
-    check_report(cfg)
+    metrics = build_metrics(cfg, run)
+    check_evaluation_options(cfg)
     folder = Path(cfg.output) if cfg.output else run.folder / f"evaluate-{cfg.data.split}"
     below = folder if cfg.output else run.folder
-    files.check_writable(folder, below, names(metrics, cfg.panels))
+    files.check_writable(folder, below, output_names(metrics, cfg.panels))
     files.check_tree(folder / "panels", below)
     # Score the pixels, and the objects if the data has any.
-    split, data = open_data(cfg, run)
-    task = SegmentationTask(run.model, trained_loss(run), metrics)
-    scores = count(cfg, run, task, data, split)
-    evidence = task.test_metrics.evidence()
+    split, data = open_run_data(cfg, run)
+    task = SegmentationTask(run.model, build_trained_loss(run), metrics)
+    scores = score_split(cfg, run, task, data, split)
+    evidence = task.test_metrics.bootstrap_inputs()
     if data.source.task == "instances":
         device = torch_device(pick_accelerator(cfg.accelerator))
-        settle(run.model, device)
-        objects, object_evidence = count_objects(
-            run, data.samples(split), metrics.threshold, plain(cfg.objects), device
+        prepare_for_inference(run.model, device)
+        objects, object_evidence = score_objects(
+            run, data.samples(split), metrics.threshold, plain_config(cfg.objects), device
         )
         scores |= {f"{split}/{name}": value for name, value in objects.items()}
         evidence |= object_evidence
-    Report(cfg, run, data, split, folder, below, task.test_metrics).write(scores, evidence)
+    EvaluationReport(cfg, run, data, split, folder, below, task.test_metrics).write(
+        scores, evidence
+    )
     return scores
 
 
 @command("evaluate")
 def main(cfg: DictConfig) -> None:
     demand = f"evaluating, eval_batch_size={cfg.eval_batch_size}"
-    with explaining(
+    with explain_errors(
         demand, "whole images are evaluated: lower eval_batch_size or workers, or cut the images"
     ):
         evaluate(cfg)

@@ -26,9 +26,9 @@ from seg.errors import RunError
 
 MIB = 2**20
 NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
-NO_WAIT = getattr(os, "O_NONBLOCK", 0)  # opening a pipe returns at once
-BINARY = getattr(os, "O_BINARY", 0)
-UNFINISHED = re.compile(r"\.[0-9a-f]{16}\.part.*")  # names of unfinished files
+NON_BLOCKING = getattr(os, "O_NONBLOCK", 0)  # opening a pipe returns at once
+BINARY_FLAG = getattr(os, "O_BINARY", 0)
+UNFINISHED_NAME = re.compile(r"\.[0-9a-f]{16}\.part.*")  # names of unfinished files
 
 
 class UnsafePath(RunError):
@@ -95,7 +95,7 @@ def make_new_folder(folder: Path) -> Path:
 
 
 @contextmanager
-def made_folder(folder: Path, below: Path) -> Generator[Path]:
+def folder_removed_if_empty(folder: Path, below: Path) -> Generator[Path]:
     """Create a folder, and remove it again if an error leaves it empty; see ``make_folder``."""
     absent = [place for place in (folder, *folder.parents) if not place.exists()]
     try:
@@ -113,7 +113,7 @@ def remove_empty(folders: Iterable[Path]) -> None:
 
 
 @contextmanager
-def whole(file: Path, below: Path, folder: Path | None = None) -> Generator[Path]:
+def atomic_write(file: Path, below: Path, folder: Path | None = None) -> Generator[Path]:
     """Yield the path of a new file, which replaces ``file`` at the end: whole, or not at all.
 
     The new file exists, is empty, has a random name and keeps the suffix.
@@ -132,7 +132,7 @@ def whole(file: Path, below: Path, folder: Path | None = None) -> Generator[Path
     check_links(folder, below)
     aside = folder / unfinished_name(file.suffix)
     try:
-        create(aside)
+        create_empty(aside)
         yield aside
         os.replace(aside, file)
     except OSError as error:
@@ -144,7 +144,7 @@ def whole(file: Path, below: Path, folder: Path | None = None) -> Generator[Path
 
 
 @contextmanager
-def whole_folder(folder: Path, below: Path) -> Generator[Path]:
+def atomic_folder(folder: Path, below: Path) -> Generator[Path]:
     """Yield a new folder next to ``folder``, which replaces it with its content at the end.
 
     Raises:
@@ -177,7 +177,7 @@ def unfinished_name(suffix: str = "") -> str:
     return f".{secrets.token_hex(8)}.part{suffix}"
 
 
-def create(file: Path) -> None:
+def create_empty(file: Path) -> None:
     """Create an empty file; raise OSError if a file or link of the name exists."""
     os.close(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | NO_FOLLOW, 0o666))
 
@@ -185,7 +185,7 @@ def create(file: Path) -> None:
 def remove_unfinished(folder: Path) -> None:
     """Remove unfinished files of killed processes from a folder, in which no other process may be writing."""
     for entry in list(folder.iterdir()) if folder.is_dir() and not folder.is_symlink() else ():
-        if UNFINISHED.fullmatch(entry.name):
+        if UNFINISHED_NAME.fullmatch(entry.name):
             shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
 
 
@@ -196,7 +196,7 @@ def open_text(file: Path, below: Path, folder: Path | None = None) -> Generator[
     Characters that UTF-8 cannot encode, as in file names of other bytes, are written as escapes.
     """
     with (
-        whole(file, below, folder) as aside,
+        atomic_write(file, below, folder) as aside,
         aside.open("w", newline="", encoding="utf-8", errors="backslashreplace") as stream,
     ):
         yield stream
@@ -205,7 +205,7 @@ def open_text(file: Path, below: Path, folder: Path | None = None) -> Generator[
 @contextmanager
 def open_binary(file: Path, below: Path) -> Generator[BinaryIO]:
     """Open a new file of bytes that replaces ``file``; see ``whole``."""
-    with whole(file, below) as aside, aside.open("wb") as stream:
+    with atomic_write(file, below) as aside, aside.open("wb") as stream:
         yield stream
 
 
@@ -225,7 +225,7 @@ def write_bytes(file: Path, content: bytes, below: Path) -> None:
         stream.write(content)
 
 
-def replace(file: Path, target: Path, below: Path) -> None:
+def move_onto(file: Path, target: Path, below: Path) -> None:
     """Move a file onto another on the same disk.
 
     Raises:
@@ -250,7 +250,7 @@ def point_link(link: Path, target: str) -> None:
         aside.unlink(missing_ok=True)
 
 
-def append(file: Path, below: Path) -> FileIO:
+def open_append(file: Path, below: Path) -> FileIO:
     """Open a file, created if missing, to append bytes without a buffer.
 
     Raises:
@@ -258,11 +258,11 @@ def append(file: Path, below: Path) -> FileIO:
         OSError: if it cannot be opened.
     """
     check_links(file, below)
-    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | NO_FOLLOW | NO_WAIT | BINARY
-    return FileIO(regular(os.open(file, flags, 0o666), file), "ab")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | NO_FOLLOW | NON_BLOCKING | BINARY_FLAG
+    return FileIO(require_regular(os.open(file, flags, 0o666), file), "ab")
 
 
-def lock(file: Path, below: Path) -> FileLock:
+def file_lock(file: Path, below: Path) -> FileLock:
     """Return a lock on a file, not yet acquired.
 
     Raises:
@@ -303,7 +303,7 @@ def check_writable(
                 made.callback(remove_empty, above[: above.index(existing)])
                 make_folder(place, below)
                 probe = place / unfinished_name()
-                create(probe)
+                create_empty(probe)
                 probe.unlink()
     except OSError as error:
         raise RunError(
@@ -322,7 +322,7 @@ def open_regular(file: Path, limit: int | None) -> BinaryIO:
         UnsafePath: if it is a pipe or device, or too large.
         OSError: if it cannot be opened.
     """
-    handle = regular(os.open(file, os.O_RDONLY | NO_WAIT | BINARY), file)
+    handle = require_regular(os.open(file, os.O_RDONLY | NON_BLOCKING | BINARY_FLAG), file)
     size = os.fstat(handle).st_size
     if limit is not None and size > limit:
         os.close(handle)
@@ -348,7 +348,7 @@ def read_text(file: Path, limit: int) -> str:
     return read_bytes(file, limit).decode()
 
 
-def regular(handle: int, file: Path) -> int:
+def require_regular(handle: int, file: Path) -> int:
     """Return a file handle; close it and raise UnsafePath unless the file is regular."""
     if stat.S_ISREG(os.fstat(handle).st_mode):
         return handle

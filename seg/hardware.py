@@ -67,7 +67,7 @@ def pick_precision(precision: Precision, accelerator: str) -> tuple[str, str]:
     return "32-true", f"half precision is slower on {accelerator}"
 
 
-def keep_memory() -> None:
+def keep_freed_memory() -> None:
     """Make glibc keep freed memory blocks for the next step.
 
     By default it returns large blocks to the system and requests them again: page faults then take a seventh (FCN)
@@ -80,20 +80,20 @@ def keep_memory() -> None:
         libc.mallopt(m_trim_threshold, 2**31 - 1)
 
 
-def part() -> None:
+def destroy_process_group() -> None:
     """Wait for all ranks, then destroy the process group so that the next run can create one."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
 
 
-def one_device(devices: Any, num_nodes: int) -> bool:
+def uses_one_device(devices: Any, num_nodes: int) -> bool:
     """Return True if a trainer's config uses one process; ``auto`` counts as one device."""
     listed = isinstance(devices, list) and len(devices) == 1
     return num_nodes == 1 and (devices in ("auto", "1", 1) or listed)
 
 
-class Layout(L.Callback):
+class MemoryFormat(L.Callback):
     """Set the memory layout of the network, and compile it, before the first step.
 
     Args:
@@ -118,7 +118,7 @@ class Layout(L.Callback):
                 parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
 
 
-def folded(model: nn.Module) -> nn.Module:
+def fuse_conv_bn(model: nn.Module) -> nn.Module:
     """Return a copy for inference with batch normalisation fused into the convolution before it.
 
     Equal up to rounding (1e-5 of a probability), with one pass over the memory less.
@@ -134,11 +134,11 @@ def folded(model: nn.Module) -> nn.Module:
     return model
 
 
-def settle(model: nn.Module, device: str) -> nn.Module:
+def prepare_for_inference(model: nn.Module, device: str) -> nn.Module:
     """Move a network to a device for inference, in the memory layout that is fastest there."""
     if device == "cpu":
-        keep_memory()
-        Layout.arrange(model, channels_last=True)
+        keep_freed_memory()
+        MemoryFormat.arrange(model, channels_last=True)
     return model.to(device).eval()
 
 
@@ -182,7 +182,7 @@ def build_trainer(
     picked = pick_accelerator(accelerator)
     name, _ = pick_precision(precision, picked)
     if picked == "cpu":
-        keep_memory()
+        keep_freed_memory()
         devices = 1 if devices == "auto" else devices
     if channels_last == "auto":  # faster on CPUs, and on GPUs with tensor cores in use
         channels_last = picked == "cpu" or name in ("bf16-mixed", "16-mixed")
@@ -204,7 +204,7 @@ def build_trainer(
         sync_batchnorm=sync_batchnorm,
         deterministic=deterministic,
         log_every_n_steps=log_every_n_steps,
-        callbacks=[Layout(channels_last, compile), *timer, *(callbacks or [])],
+        callbacks=[MemoryFormat(channels_last, compile), *timer, *(callbacks or [])],
         plugins=plugins,
         logger=logger,
         default_root_dir=folder,

@@ -71,7 +71,9 @@ def predicted_classes(
     return logits_BKHW.argmax(dim=1)
 
 
-def decided(p_CHW: np.ndarray, threshold: float = 0.5, overlapping: bool = False) -> np.ndarray:
+def classes_from_probabilities(
+    p_CHW: np.ndarray, threshold: float = 0.5, overlapping: bool = False
+) -> np.ndarray:
     """Return the predicted class of each pixel from the probabilities of one image.
 
     Shape:
@@ -84,7 +86,7 @@ def decided(p_CHW: np.ndarray, threshold: float = 0.5, overlapping: bool = False
     return p_CHW.argmax(0).astype(np.uint8)
 
 
-def average(heads: list[Tensor], overlapping: bool = False) -> Tensor:
+def average_logits(heads: list[Tensor], overlapping: bool = False) -> Tensor:
     """Return logits (B, K, H, W) whose probabilities are the mean over several logits of that shape."""
     stacked = torch.stack(heads).float()
     if overlapping or stacked.shape[2] == 1:  # the logit of a mean is the log of its odds
@@ -92,7 +94,7 @@ def average(heads: list[Tensor], overlapping: bool = False) -> Tensor:
     return stacked.log_softmax(dim=2).logsumexp(0) - math.log(len(heads))
 
 
-def misfits(mask: Tensor, num_classes: int) -> Tensor:
+def invalid_labels(mask: Tensor, num_classes: int) -> Tensor:
     """Return a bool tensor of the mask's shape: True where a value is neither a class nor 255.
 
     Args:
@@ -103,7 +105,7 @@ def misfits(mask: Tensor, num_classes: int) -> Tensor:
     return (mask != IGNORE) & ((mask < 0) | (mask > highest))
 
 
-def check_mask(mask: Tensor, num_classes: int) -> None:
+def check_mask_values(mask: Tensor, num_classes: int) -> None:
     """Raise ValueError if a mask value is neither a class nor 255; synchronises with the device."""
     highest = num_classes - 1 if mask.ndim == 3 else 1
     counted = mask.where(mask != IGNORE, 0)
@@ -111,5 +113,5 @@ def check_mask(mask: Tensor, num_classes: int) -> None:
         return
     low, high = counted.aminmax()
     if low < 0 or high > highest:
-        wrong = mask[misfits(mask, num_classes)].unique().tolist()[:8]
+        wrong = mask[invalid_labels(mask, num_classes)].unique().tolist()[:8]
         raise ValueError(f"mask holds {wrong}; allowed are 0..{highest} and {IGNORE} (ignore)")

@@ -7,16 +7,18 @@ height. The same command continues where an interrupted one stopped.
 from omegaconf import DictConfig
 
 from seg.cli.command import command
-from seg.cli.resource_errors import explaining
-from seg.inference.file_prediction import predict
+from seg.cli.resource_errors import explain_errors
+from seg.inference.file_prediction import predict_files
 
 
 @command("predict")
 def main(cfg: DictConfig) -> None:
     """Predict the files; if memory runs out, name the options that need less."""
     activity = f"predicting, tile={cfg.tile} and batch={cfg.batch}"
-    with explaining(activity, "lower tile or batch; a smaller tile has more overlap to compute"):
-        predict(cfg)
+    with explain_errors(
+        activity, "lower tile or batch; a smaller tile has more overlap to compute"
+    ):
+        predict_files(cfg)
 
 
 if __name__ == "__main__":

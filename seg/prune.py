@@ -7,13 +7,13 @@ depth, and ``depth`` writes a checkpoint of that part alone.
 from omegaconf import DictConfig
 
 from seg.cli.command import command
-from seg.inference.pruning import prune
+from seg.inference.pruning import compare_depths
 
 
 @command("prune")
 def main(cfg: DictConfig) -> None:
     """Compare the depths."""
-    prune(cfg)
+    compare_depths(cfg)
 
 
 if __name__ == "__main__":

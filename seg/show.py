@@ -12,40 +12,42 @@ from omegaconf import DictConfig
 from seg import files
 from seg.cli.command import command
 from seg.cli.command_line import quote_path
-from seg.display.console import quiet
+from seg.display.console import configure_logging
 from seg.errors import UserError
-from seg.training.sample_sheet import contact_sheet, cropped_as_trained
+from seg.training.sample_sheet import draw_sample_sheet, open_training_data
 
 log = logging.getLogger("seg")
-SUFFIXES = (".png", ".jpg", ".jpeg")
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
-def show(cfg: DictConfig) -> Path:
+def draw_samples(cfg: DictConfig) -> Path:
     """Write the picture and return its file.
 
     Raises:
         UserError: for an option out of its range.
     """
-    quiet()
+    configure_logging()
     file = Path(cfg.output)
-    if file.suffix.lower() not in SUFFIXES:
-        raise UserError(f"output={cfg.output}: a picture is needed, {' or '.join(SUFFIXES)}")
+    if file.suffix.lower() not in PICTURE_SUFFIXES:
+        raise UserError(
+            f"output={cfg.output}: a picture is needed, {' or '.join(PICTURE_SUFFIXES)}"
+        )
     if cfg.n < 1 or cfg.epoch < 0:
         raise UserError(f"n={cfg.n} and epoch={cfg.epoch}: give n from 1, epoch from 0")
     files.check_writable(file.parent, file.parent, [file.name], f"output={file}")
-    data = cropped_as_trained(cfg)
-    page = contact_sheet(data, cfg.n, cfg.epoch)
+    data = open_training_data(cfg)
+    page = draw_sample_sheet(data, cfg.n, cfg.epoch)
     files.make_folder(file.parent, file.parent)
-    with files.whole(file, file.parent) as aside:
+    with files.atomic_write(file, file.parent) as aside:
         page.save(aside)
-    log.info(f"crops      {data.sampling}")
+    log.info(f"crops      {data.describe_crops}")
     log.info(f"pictures   {quote_path(file)}, {page.width}x{page.height} px")
     return file
 
 
 @command("show")
 def main(cfg: DictConfig) -> None:
-    show(cfg)
+    draw_samples(cfg)
 
 
 if __name__ == "__main__":

@@ -8,14 +8,14 @@ from omegaconf import DictConfig
 
 from seg.cli.command import command
 from seg.multirun import sweeper
-from seg.runs.run_info import sweeping
+from seg.runs.run_info import is_sweep_job
 from seg.training.run import train
 
 
 @command("train", sweeps=True)
 def main(cfg: DictConfig) -> None:
-    if sweeping():
-        sweeper.job(cfg, train)
+    if is_sweep_job():
+        sweeper.run_job(cfg, train)
     else:
         train(cfg)
 

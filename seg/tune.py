@@ -19,12 +19,12 @@ import optuna
 from hydra._internal.utils import get_args_parser
 from omegaconf import DictConfig
 
-from seg.cli.command import command, searching
-from seg.display.console import quiet
+from seg.cli.command import command, search_path_override
+from seg.display.console import configure_logging
 from seg.errors import UserError
-from seg.multirun.search.plan import gathered, planned
-from seg.multirun.search.study import without_password
-from seg.multirun.search.worker import search
+from seg.multirun.search.plan import gather_searched, plan_search
+from seg.multirun.search.study import hide_password
+from seg.multirun.search.worker import run_search
 
 log = logging.getLogger("seg")
 
@@ -42,28 +42,28 @@ def tune(words: Sequence[str]) -> optuna.Study:
         UserError: before anything is written, if the command line is wrong.
         RuntimeError: if all trials failed.
     """
-    quiet()
-    return search(planned(words))
+    configure_logging()
+    return run_search(plan_search(words))
 
 
-def typed(arguments: Namespace) -> list[str]:
+def search_overrides(arguments: Namespace) -> list[str]:
     """Return the overrides for Hydra, with the searched options in ``search``."""
     if arguments.multirun:
         raise UserError(
             "-m: seg.tune searches without it; leave it out, or sweep with seg.train -m"
         )
-    return gathered(arguments.overrides)
+    return gather_searched(arguments.overrides)
 
 
-@command("tune", typed)
+@command("tune", search_overrides)
 def main(cfg: DictConfig) -> None:
     arguments = get_args_parser().parse_args()
     # Runs and trackers record the command line: hide the password in it.
     if cfg.storage:
-        hidden = without_password(str(cfg.storage))
+        hidden = hide_password(str(cfg.storage))
         for line in (sys.argv, sys.orig_argv):
             line[:] = [word.replace(str(cfg.storage), hidden) for word in line]
-    tune([*searching(arguments.config_dir), *arguments.overrides])
+    tune([*search_path_override(arguments.config_dir), *arguments.overrides])
 
 
 if __name__ == "__main__":

@@ -17,12 +17,12 @@ from omegaconf import OmegaConf
 from torch import nn
 
 import seg
-from seg.cli.compose import build, checked, plain
+from seg.cli.compose import compose_checked, instantiate_node, plain_config
 from seg.cli.conf_files import CONF
 from seg.errors import RunError
 from seg.models import UNet
 from seg.runs import load
-from seg.runs.archive import Declared, Refused, read_skeleton
+from seg.runs.archive import ArchiveError, DeclaredTensor, read_skeleton
 from seg.runs.checkpoint import read_checkpoint
 
 MEMORY = 500 * 2**20  # bytes that a refusal may take
@@ -145,7 +145,7 @@ def test_what_asks_for_more_than_it_holds_is_refused_with_little_memory_and_time
     file = tmp_path / "a.ckpt"
     make(file)
     started = time.process_time()
-    with little_memory(), pytest.raises(Refused, match=said):
+    with little_memory(), pytest.raises(ArchiveError, match=said):
         read_skeleton(file)
     assert time.process_time() - started < 20
     with little_memory(), pytest.raises(RunError, match=r"a\.ckpt: "):
@@ -169,7 +169,7 @@ def test_a_skeleton_is_what_is_loaded_without_its_numbers(tmp_path):
 
     def compare(one: Any, two: Any) -> int:
         if isinstance(two, torch.Tensor):
-            assert type(one) is Declared and one.shape == two.shape and one.dtype == two.dtype
+            assert type(one) is DeclaredTensor and one.shape == two.shape and one.dtype == two.dtype
             return 1
         assert type(one) is type(two)
         if isinstance(two, dict):
@@ -206,16 +206,16 @@ MODELS = [
 def test_every_network_comes_back_as_it_was(tmp_path, name):
     """Each tensor bit for bit, its type and whether it learns, and what the network gives."""
     more = ["model.width=2"] if "unet" in name or name in ("fcn", "segnet") else []
-    node = plain(checked("train", [f"model={name}", *more]).model) | {
+    node = plain_config(compose_checked("train", [f"model={name}", *more]).model) | {
         "in_channels": 1,
         "num_classes": 1,
     }
     torch.manual_seed(0)
-    model = build(OmegaConf.create(node), "model").eval()
+    model = instantiate_node(OmegaConf.create(node), "model").eval()
     for tensor in model.state_dict().values():
         if tensor.is_floating_point():
             tensor.add_(0.01)  # as after training: buffers too
-    found = load.load(checkpoint(tmp_path / "a.ckpt", model, node)).model
+    found = load.load_run(checkpoint(tmp_path / "a.ckpt", model, node)).model
     assert type(found) is type(model) and not found.training
     for (one, wanted), (two, got) in zip(
         [*model.named_parameters(), *model.named_buffers()],
@@ -250,7 +250,7 @@ def test_a_network_that_does_not_fit_its_weights_takes_no_memory(tmp_path):
     ):
         file = checkpoint(tmp_path / "a.ckpt", model, node | options)
         with little_memory(), pytest.raises(RunError, match=rf"a\.ckpt.*{said}"):
-            load.load(file)
+            load.load_run(file)
 
 
 @pytest.fixture
@@ -286,8 +286,8 @@ def test_a_peers_network_is_loaded_also_where_it_reads_numbers_as_it_is_built(
 ):
     inner = {"_target_": "segmentation_models_pytorch.Net", "width": 3, "rates": rates}
     node = {"_target_": "seg.models.Peer", "in_channels": 1, "num_classes": 1, "network": inner}
-    model = build(OmegaConf.create(node), "model")
-    found = load.load(checkpoint(tmp_path / "a.ckpt", model, node)).model
+    model = instantiate_node(OmegaConf.create(node), "model")
+    found = load.load_run(checkpoint(tmp_path / "a.ckpt", model, node)).model
     assert all(
         torch.equal(a, b) for a, b in zip(found.parameters(), model.parameters(), strict=True)
     )
@@ -297,4 +297,4 @@ def test_a_peers_network_is_loaded_also_where_it_reads_numbers_as_it_is_built(
     ):
         wrong = node | {"network": inner | {"width": width}}
         with little_memory(), pytest.raises(RunError, match=said):
-            load.load(checkpoint(tmp_path / "a.ckpt", model, wrong))
+            load.load_run(checkpoint(tmp_path / "a.ckpt", model, wrong))

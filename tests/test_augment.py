@@ -15,9 +15,9 @@ from omegaconf import OmegaConf
 from PIL import Image
 from scipy import ndimage
 
-from seg.cli.compose import checked
+from seg.cli.compose import compose_checked
 from seg.cli.conf_files import CONF
-from seg.data.augment import Augment, CoarseElastic, Focus, check_transforms
+from seg.data.augment import Augment, CoarseElastic, RareClassCrop, check_transforms
 from seg.data.datamodule import DataModule
 from seg.data.datasets.folder import Folder
 from seg.errors import DataError, UserError
@@ -320,14 +320,14 @@ def test_a_misspelt_argument_is_an_error_wherever_it_is_written(tmp_path):
         [f"augment.transforms=[{{_target_:albumentations.OneOf,transforms:[{wrong}]}}]"],
     ):
         with pytest.raises(UserError, match=r"value: no such option"):
-            checked("train", words)
+            compose_checked("train", words)
     (tmp_path / "experiment").mkdir()
     (tmp_path / "experiment/mine.yaml").write_text(
         "# @package _global_\naugment:\n  transforms:\n"
         "    - {_target_: albumentations.ElasticTransform, alpha_affine: 10, border_mode: 4}\n"
     )
     with pytest.raises(UserError, match=r"transforms.0.alpha_affine: no such option"):
-        checked("train", [f"hydra.searchpath=['file://{tmp_path}']", "experiment=mine"])
+        compose_checked("train", [f"hydra.searchpath=['file://{tmp_path}']", "experiment=mine"])
     with pytest.warns(UserWarning, match="not valid"):
         flip = A.HorizontalFlip(always_apply=True)
     with pytest.raises(DataError, match=r"HorizontalFlip has no argument always_apply; it has p$"):
@@ -337,7 +337,7 @@ def test_a_misspelt_argument_is_an_error_wherever_it_is_written(tmp_path):
 def test_the_border_s_error_reaches_the_user_as_one_line(tmp_path):
     words = ["augment.transforms=[{_target_:albumentations.Affine,rotate:[-9,9]}]", "data.size=64"]
     with pytest.raises(DataError, match="border_mode: 4"):
-        train(checked("train", [*words, f"outputs={tmp_path}"]))
+        train(compose_checked("train", [*words, f"outputs={tmp_path}"]))
 
 
 def test_a_composition_s_own_probability_and_a_lone_transform_count():
@@ -397,7 +397,7 @@ def test_without_foreground_crops_are_drawn_as_they_always_were(context):
     pad = [A.Pad(context, border_mode=4)] if context else []
     plain = A.Compose([*pad, A.RandomCrop(64, 64, pad_if_needed=True, border_mode=4), *transforms])
     augment = Augment(A.Compose(transforms), 64, 5, context)
-    none = Augment(A.Compose(transforms), 64, 5, context, Focus(0.0, [1]))
+    none = Augment(A.Compose(transforms), 64, 5, context, RareClassCrop(0.0, [1]))
     for index in range(5):
         key = np.random.SeedSequence([5, 1, index])
         seed = random.Random(int(key.generate_state(1)[0]))
@@ -419,7 +419,7 @@ def test_a_crop_is_centred_on_the_pixel_as_far_as_the_border_lets_it(h, w, crop,
     mask = np.zeros((h, w), np.uint8)
     mask[row, column] = 1
     image = np.arange(h * w, dtype=np.float32).reshape(h, w, 1) / (h * w)
-    augment = Augment(A.Compose([]), crop, seed, context, Focus(1.0, [1]))
+    augment = Augment(A.Compose([]), crop, seed, context, RareClassCrop(1.0, [1]))
     out, (labels,) = augment(image, [mask], 0, 0)
     assert out.shape == (crop, crop, 1)
     if context == 0:
@@ -436,18 +436,21 @@ def test_a_crop_is_centred_on_the_pixel_as_far_as_the_border_lets_it(h, w, crop,
 def test_rare_classes_are_chosen_alike_and_in_the_share_asked_for():
     mask = np.zeros((64, 64), np.uint8)
     mask[10, 10], mask[40:60, 40:60], mask[0] = 1, 2, IGNORE
-    focus, rng = Focus(0.6, [1, 2, 3]), np.random.default_rng(0)  # of class 3 there is nothing
-    centres = [focus.centre(mask, rng) for _ in range(3000)]
+    focus, rng = (
+        RareClassCrop(0.6, [1, 2, 3]),
+        np.random.default_rng(0),
+    )  # of class 3 there is nothing
+    centres = [focus.draw_centre(mask, rng) for _ in range(3000)]
     chosen = [mask[c] for c in centres if c is not None]
     assert len(chosen) / 3000 == pytest.approx(0.6, abs=0.03)
     assert np.mean(np.array(chosen) == 1) == pytest.approx(0.5, abs=0.04)
     spread = np.array([c for c in centres if c is not None and mask[c] == 2])
     assert spread.min() == 40 and spread.max() == 59  # every pixel can be the centre
-    assert Focus(1.0, [1, 2]).centre(np.full((9, 9), IGNORE, np.uint8), rng) is None
+    assert RareClassCrop(1.0, [1, 2]).draw_centre(np.full((9, 9), IGNORE, np.uint8), rng) is None
     planes = np.zeros((8, 8, 2), np.uint8)
     planes[3, 4, 1] = 1
     planes[0, 0] = IGNORE
-    assert Focus(1.0, [0, 1]).centre(planes, rng) == (3, 4)
+    assert RareClassCrop(1.0, [0, 1]).draw_centre(planes, rng) == (3, 4)
 
 
 class Dots:
@@ -471,8 +474,8 @@ class Dots:
 def test_a_run_s_crops_hold_the_rare_class_as_often_as_asked_and_say_so():
     source = Dots()
     data = DataModule(source, preset("d4"), crop=32, repeats=50, foreground=0.5, memory=0)
-    assert data.rare == [1, 2]
-    assert data.sampling == (
+    assert data.rare_classes == [1, 2]
+    assert data.describe_crops == (
         "50 of 32x32 px from each image, 50% of them centred on b, c, the others anywhere; "
         "1 of 4 images have none"
     )
@@ -485,14 +488,14 @@ def test_a_run_s_crops_hold_the_rare_class_as_often_as_asked_and_say_so():
     assert all(torch.equal(samples[0, i]["image"], samples[0, i]["image"]) for i in range(8))
     assert any(not torch.equal(samples[0, i]["mask"], samples[1, i]["mask"]) for i in range(8))
     overlapping = DataModule(Dots("overlapping"), crop=32, foreground=1.0)
-    assert overlapping.rare == [0, 1, 2]
+    assert overlapping.rare_classes == [0, 1, 2]
     shown = [overlapping.train_dataset()[0, i]["mask"] for i in range(4)]
     assert [bool((m[1:] == 1).any()) for m in shown] != [False] * 4  # b or c, as often as a
 
 
 def test_foreground_also_finds_its_pixels_with_surroundings_for_valid_convolutions():
     data = DataModule(Dots(), preset("none"), crop=32, repeats=10, foreground=1.0)
-    data.widen(72, 20)
+    data.set_context(72, 20)
     for i in (0, 1, 2, 4, 5, 6):
         judged = data.train_dataset()[0, i]["mask"][20:-20, 20:-20]
         assert (judged == 2).any()
@@ -502,22 +505,22 @@ def test_the_share_of_crops_is_checked_and_described():
     for wrong, crop in ((-0.1, 32), (1.5, 32), (0.5, None)):
         with pytest.raises(ValueError, match=f"foreground is {wrong} and crop {crop}"):
             DataModule(Dots(), crop=crop, foreground=wrong)
-    assert DataModule(Dots(), crop=32).sampling == (
+    assert DataModule(Dots(), crop=32).describe_crops == (
         "4 of 32x32 px from each image, anywhere (loader.foreground=0)"
     )
-    assert DataModule(Dots(), crop=None).sampling == "whole images"
+    assert DataModule(Dots(), crop=None).describe_crops == "whole images"
     with pytest.raises(UserError, match=r"loader\.foreground=2: a number from 0 to 1 is needed"):
-        checked("train", ["loader.foreground=2"])
+        compose_checked("train", ["loader.foreground=2"])
 
 
 @pytest.mark.parametrize("foreground", [0.0, 1.0])
 def test_the_crop_alone_is_the_one_that_is_augmented(foreground):
-    focus = Focus(foreground, [2]) if foreground else None
+    focus = RareClassCrop(foreground, [2]) if foreground else None
     augment = Augment(A.Compose([A.RandomBrightnessContrast(p=1)]), 48, 0, 8, focus)
     image, mask = waves(0)[..., None], blocks(1, [1, 2])
     for i in range(5):
         a, (x,) = augment(image, [mask], 0, i)
-        b, (y,) = augment.alone()(image, [mask], 0, i)
+        b, (y,) = augment.without_transforms()(image, [mask], 0, i)
         np.testing.assert_array_equal(x, y)
         assert not np.array_equal(a, b)
         assert np.corrcoef(a.ravel(), b.ravel())[0, 1] > 0.7

@@ -14,18 +14,18 @@ from sklearn.metrics.cluster import pair_confusion_matrix
 
 from seg.logits import IGNORE
 from seg.metrics import isbi2012
-from seg.metrics.instances import components
+from seg.metrics.instances import label_components
 from seg.metrics.isbi2012 import (
-    THRESHOLDS,
-    best,
-    evidence,
+    CHALLENGE_THRESHOLDS,
+    best_scores,
+    count_overlaps,
     information_scores,
-    overlaps,
     rand_error,
     rand_scores,
+    section_bootstrap_inputs,
     section_scores,
-    thin,
-    warp,
+    thin_borders,
+    warp_to_target,
     warping_errors,
 )
 
@@ -76,7 +76,7 @@ def test_rand_scores_count_ordered_pairs_of_pixels(seed):
     true, proposed = without_singletons(truth, found)
     same_true, same_found = true[:, None] == true, proposed[:, None] == proposed
     both = (same_true & same_found).sum()  # a pixel pairs with itself, too
-    precision, recall, score = rand_scores(*overlaps(truth, found))
+    precision, recall, score = rand_scores(*count_overlaps(truth, found))
     assert precision == pytest.approx(both / same_found.sum())
     assert recall == pytest.approx(both / same_true.sum())
     assert score == pytest.approx(2 * precision * recall / (precision + recall))
@@ -87,7 +87,7 @@ def test_rand_scores_count_ordered_pairs_of_pixels(seed):
 def test_information_scores_are_homogeneity_completeness_and_v_measure(seed):
     truth, found = labelled(seed)
     expected = homogeneity_completeness_v_measure(*without_singletons(truth, found))
-    assert information_scores(*overlaps(truth, found)) == pytest.approx(expected, abs=1e-9)
+    assert information_scores(*count_overlaps(truth, found)) == pytest.approx(expected, abs=1e-9)
 
 
 @given(st.integers(0, 100_000))
@@ -95,7 +95,7 @@ def test_information_scores_are_homogeneity_completeness_and_v_measure(seed):
 def test_rand_error_counts_pairs_of_different_pixels(seed):
     truth, found = labelled(seed)
     (_, fp), (fn, tp) = pair_confusion_matrix(*without_singletons(truth, found))
-    error = rand_error(*overlaps(truth, found)[:3])
+    error = rand_error(*count_overlaps(truth, found)[:3])
     assert error == pytest.approx(1 - 2 * tp / (2 * tp + fp + fn))
 
 
@@ -104,13 +104,13 @@ def test_rand_error_counts_pairs_of_different_pixels(seed):
 def test_without_dams_the_scores_are_those_of_scikit_image(seed):
     truth, found = labelled(seed)
     found += 1
-    a, b, ab, singletons = overlaps(truth, found)
+    a, b, ab, singletons = count_overlaps(truth, found)
     assert singletons == 0
     error = adapted_rand_error(truth, found, ignore_labels=(0,))[0]
     assert rand_error(a, b, ab) == pytest.approx(error)
     splits, mergers = variation_of_information(truth, found, ignore_labels=(0,))  # bits
     share, _, _ = information_scores(a, b, ab, 0)
-    assert share == pytest.approx(1 - mergers * np.log(2) / isbi2012.entropy(a / a.sum()))
+    assert share == pytest.approx(1 - mergers * np.log(2) / isbi2012.entropy_of_shares(a / a.sum()))
     assert splits >= 0
 
 
@@ -143,17 +143,17 @@ def test_a_split_lowers_the_recall():
 def test_thinning_leaves_dams_between_objects_only():
     found = np.zeros((5, 9), int)
     found[:, 0], found[:, 8] = 1, 2  # 7 px of border between them
-    thinned = thin(found)
+    thinned = thin_borders(found)
     np.testing.assert_array_equal(thinned[0], [1, 1, 1, 1, 0, 2, 2, 2, 2])
     np.testing.assert_array_equal(thinned, np.tile(thinned[0], (5, 1)))
-    assert (thin(np.zeros((4, 4), int)) == 1).all()  # as Fiji floods a flat image
+    assert (thin_borders(np.zeros((4, 4), int)) == 1).all()  # as Fiji floods a flat image
 
 
 @given(st.integers(0, 100_000))
 @settings(max_examples=20, deadline=None)
 def test_thinned_objects_grow_and_never_touch_by_an_edge(seed):
-    found = components(cells(seed))
-    thinned = thin(found)
+    found = label_components(cells(seed))
+    thinned = thin_borders(found)
     np.testing.assert_array_equal(thinned[found > 0], found[found > 0])
     for one, other in ((thinned[1:], thinned[:-1]), (thinned[:, 1:], thinned[:, :-1])):
         assert ((one == other) | (one == 0) | (other == 0)).all()
@@ -174,7 +174,7 @@ def test_a_thick_border_costs_nothing_after_thinning():
 @settings(max_examples=25, deadline=None)
 def test_truth_against_itself_is_perfect(seed):
     truth = cells(seed)
-    result = best([section_scores(truth.astype(np.float32), truth)])
+    result = best_scores([section_scores(truth.astype(np.float32), truth)])
     assert all(result[key] == 0 for key in ERRORS)
     assert result["v_info"] == pytest.approx(1)
     assert result["v_rand"] == 1
@@ -247,13 +247,13 @@ def test_a_pixel_is_simple_exactly_when_its_flip_changes_no_topology():
     for code in range(256):
         ring = np.array([code >> k & 1 for k in range(8)], bool)
         image = np.zeros((5, 5), bool)
-        for inside, (row, column) in zip(ring, isbi2012.RING, strict=True):
+        for inside, (row, column) in zip(ring, isbi2012.NEIGHBOUR_RING, strict=True):
             image[2 + row, 2 + column] = inside
         kept = [topology(image)]
         image[2, 2] = True
         kept.append(topology(image))
         local = kept[0] == kept[1] and touches(ring)
-        assert (isbi2012.pieces(ring[None])[0] == 1) == local, ring
+        assert (isbi2012.count_pieces(ring[None])[0] == 1) == local, ring
 
 
 def topology(image: np.ndarray) -> tuple[int, int]:
@@ -265,7 +265,7 @@ def topology(image: np.ndarray) -> tuple[int, int]:
 def touches(ring: np.ndarray) -> bool:
     """Whether exactly one cell touches the centre by an edge, when only the ring is known."""
     image = np.zeros((3, 3), bool)
-    for inside, (row, column) in zip(ring, isbi2012.RING, strict=True):
+    for inside, (row, column) in zip(ring, isbi2012.NEIGHBOUR_RING, strict=True):
         image[1 + row, 1 + column] = inside
     labels, _ = ndimage.label(image, CROSS)
     by_edge = {labels[0, 1], labels[1, 0], labels[1, 2], labels[2, 1]} - {0}
@@ -277,15 +277,15 @@ def touches(ring: np.ndarray) -> bool:
 def test_warping_keeps_the_topology_and_stops_when_nothing_can_move(seed):
     truth, target = cells(seed) == 1, cells(seed + 1) == 1
     target = np.where(np.random.default_rng(seed).random(truth.shape) < 0.5, truth, target)
-    warped = warp(truth, target)
+    warped = warp_to_target(truth, target)
     assert topology(warped) == topology(truth)
     assert ((warped == truth) | (warped == target)).all()
     for row, column in np.argwhere(warped != target):
         flipped = np.pad(warped, 2)
         patch = flipped[row + 1 : row + 4, column + 1 : column + 4]
-        ring = np.array([patch[1 + r, 1 + c] for r, c in isbi2012.RING])
+        ring = np.array([patch[1 + r, 1 + c] for r, c in isbi2012.NEIGHBOUR_RING])
         assert not touches(ring) or ring.all()
-    np.testing.assert_array_equal(warp(truth, truth), truth)
+    np.testing.assert_array_equal(warp_to_target(truth, truth), truth)
 
 
 @given(st.integers(0, 100_000))
@@ -293,15 +293,15 @@ def test_warping_keeps_the_topology_and_stops_when_nothing_can_move(seed):
 def test_splits_and_mergers_are_found_by_flipping_each_pixel(seed):
     truth = cells(seed) == 1
     target = soft(truth, seed) > 0.5
-    warped = warp(truth, target)
+    warped = warp_to_target(truth, target)
     expected = 0
-    labels = np.pad(components(warped), 1)
+    labels = np.pad(label_components(warped), 1)
     for row, column in np.argwhere(warped != target) + 1:
         flipped = np.pad(warped, 1)
         flipped[row, column] ^= True
         before, after = (
             set(np.delete(image[row - 1 : row + 2, column - 1 : column + 2].ravel(), 4)) - {0}
-            for image in (labels, components(flipped))
+            for image in (labels, label_components(flipped))
         )
         inside = labels[row, column] > 0
         expected += len(before) > 1 or (inside and len(after) > 1)
@@ -310,8 +310,8 @@ def test_splits_and_mergers_are_found_by_flipping_each_pixel(seed):
 
 
 def test_thresholds_add_up_as_in_fiji():
-    assert len(THRESHOLDS) == 11
-    np.testing.assert_allclose(THRESHOLDS, np.linspace(0, 1, 11))
+    assert len(CHALLENGE_THRESHOLDS) == 11
+    np.testing.assert_allclose(CHALLENGE_THRESHOLDS, np.linspace(0, 1, 11))
     truth = two_cells()
     scores = section_scores(truth.astype(np.float32), truth)
     np.testing.assert_array_equal(scores["v_rand"], np.ones(11))  # 1 is above the last threshold
@@ -332,7 +332,7 @@ def test_each_score_takes_its_own_best_threshold():
     }
     sections = [{key: np.array(values) for key, values in part.items()} for part in (one, two)]
     # means: v_rand 0.3, 0.6, 0.7; its recall there 0.2; pixel_error 0.2, 0.25, 0.3
-    assert best(sections) == pytest.approx(
+    assert best_scores(sections) == pytest.approx(
         {"v_rand": 0.7, "v_rand_recall": 0.2, "pixel_error": 0.2}
     )
 
@@ -343,18 +343,18 @@ def test_a_section_without_a_cell_is_left_out_of_the_mean():
     full, empty = section_scores(interior, truth), section_scores(interior, 0 * truth)
     assert all(np.isnan(empty[key]).all() for key in (*SCORES, "rand_error", "pixel_error"))
     assert empty["warping_error"][5] > 0  # cells where there are none
-    both, alone = best([full, empty]), best([full])
+    both, alone = best_scores([full, empty]), best_scores([full])
     assert all(both[key] == alone[key] for key in (*SCORES, "rand_error", "pixel_error"))
     ignored = section_scores(interior, np.full_like(truth, IGNORE))
     assert all(np.isnan(values).all() for values in ignored.values())
-    assert all(np.isnan(value) for value in best([ignored]).values())
+    assert all(np.isnan(value) for value in best_scores([ignored]).values())
 
 
 def test_evidence_over_all_sections_is_the_best_score():
     truth = two_cells()
     sections = [section_scores(soft(truth, k), truth) for k in range(3)]
     sections.append(section_scores(soft(truth, 3), 0 * truth))
-    expected, found = best(sections), evidence(sections)
+    expected, found = best_scores(sections), section_bootstrap_inputs(sections)
     assert set(found) == {*SCORES, *ERRORS}
     for name, (rows, score) in found.items():
         assert len(rows) == 4
@@ -362,7 +362,7 @@ def test_evidence_over_all_sections_is_the_best_score():
             whole, one = score(np.stack([rows.sum(0), 2 * rows[0]]))
         assert whole == pytest.approx(expected[name])
         # a resample of one section, twice, has that section's own best threshold
-        assert one == pytest.approx(best(sections[:1])[name])
+        assert one == pytest.approx(best_scores(sections[:1])[name])
 
 
 def test_a_lone_cell_and_cells_of_one_pixel_can_be_perfect():
@@ -433,7 +433,7 @@ def test_the_30_sections_reproduce_the_reference_numbers(name):
         section_scores(proposals(inside, k)[name].astype(float), inside[k].astype(np.uint8), (0.5,))
         for k in range(30)
     ]
-    scores = best(sections)
+    scores = best_scores(sections)
     assert (scores["v_rand"], scores["v_info"]) == pytest.approx(REFERENCE[name], abs=6e-5)
 
 

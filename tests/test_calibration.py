@@ -10,11 +10,11 @@ from sklearn.metrics import f1_score
 from torchmetrics.classification import MulticlassCalibrationError
 
 from seg.logits import IGNORE, predicted_classes, probabilities
-from seg.metrics.calibration import Calibration, ThresholdCurve, reliability_plot
+from seg.metrics.calibration import CalibrationError, ThresholdCurve, draw_reliability
 
 
 def test_the_error_of_two_bins_by_hand():
-    calibration = Calibration(bins=10)
+    calibration = CalibrationError(bins=10)
     # confidence .9 twice, one right: |1.8 - 1|; confidence .6 twice, both right: |1.2 - 2|; of 4 pixels
     p = torch.tensor([0.9, 0.9, 0.6, 0.6])
     mask = torch.tensor([[[1, 0, 1, 1]]])
@@ -28,7 +28,7 @@ def test_the_error_is_that_of_torchmetrics(classes):
     logits, mask = 2 * torch.randn(3, classes, 20, 20), torch.randint(0, classes, (3, 20, 20))
     mask[:, :4] = IGNORE
     ours, theirs = (
-        Calibration(bins=12),
+        CalibrationError(bins=12),
         MulticlassCalibrationError(classes, 12, ignore_index=IGNORE),
     )
     for one in (ours, theirs):
@@ -40,7 +40,7 @@ def test_the_error_is_that_of_torchmetrics(classes):
 def test_overlapping_labels_are_calibrated_as_two_class_problems():
     p = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     mask = torch.randint(0, 2, (2, 3, 8, 8))
-    ours, pairs = Calibration(), Calibration()
+    ours, pairs = CalibrationError(), CalibrationError()
     ours.update(p, mask)
     flat = p.reshape(-1, 1, 8, 8)
     pairs.update(torch.cat([1 - flat, flat], 1), mask.reshape(-1, 8, 8))
@@ -48,16 +48,16 @@ def test_overlapping_labels_are_calibrated_as_two_class_problems():
 
 
 def test_probabilities_that_are_nan_break_nothing():
-    calibration = Calibration()
+    calibration = CalibrationError()
     calibration.update(torch.full((1, 2, 2, 2), float("nan")), torch.zeros(1, 2, 2).long())
     calibration.compute()
     assert int(calibration.pixels.sum()) == 4
 
 
 def test_the_reliability_plot_is_a_picture(tmp_path):
-    calibration = Calibration()
+    calibration = CalibrationError()
     calibration.update(probabilities(torch.randn(1, 1, 16, 16)), torch.randint(0, 2, (1, 16, 16)))
-    reliability_plot(calibration, "made", tmp_path / "r.png")
+    draw_reliability(calibration, "made", tmp_path / "r.png")
     with Image.open(tmp_path / "r.png") as plot:
         assert min(plot.size) > 400
 

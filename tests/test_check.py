@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
-from seg.check import check, main
-from seg.cli.compose import checked
+from seg.check import check_data, main
+from seg.cli.compose import compose_checked
 from seg.data.datasets.membranes import Membranes
-from seg.data.quality.duplicates import ALIKE, alike
-from seg.data.quality.inspect import thumbnail
+from seg.data.quality.duplicates import MIN_CORRELATION, similar_pairs
+from seg.data.quality.inspect import make_thumbnail
 from seg.errors import DataError, UserError
 
 REAL = Path(__file__).parents[1] / "../shared/data"
@@ -64,7 +64,7 @@ def words(root: Path, *more: str) -> list[str]:
 
 @cache
 def composed(*choices: str) -> DictConfig:
-    return checked("check", list(choices))
+    return compose_checked("check", list(choices))
 
 
 def config(line: list[str]) -> DictConfig:
@@ -75,14 +75,14 @@ def config(line: list[str]) -> DictConfig:
 
 
 def look(root: Path, *more: str) -> dict:
-    return check(config(words(root, *more)))
+    return check_data(config(words(root, *more)))
 
 
 def refused(root: Path, *more: str) -> tuple[str, list[dict]]:
     """The error's line, and all faults that check.json lists."""
     line = words(root, *more)
     with pytest.raises(MISTAKES) as error:
-        check(config(line))
+        check_data(config(line))
     output = Path(next(w for w in line if w.startswith("output=")).removeprefix("output="))
     return str(error.value), json.loads((output / "check.json").read_text())["faults"]
 
@@ -401,7 +401,7 @@ def test_overlapping_classes_are_checked_plane_by_plane(planes_root):
 @pytest.mark.parametrize("given", [["data=membranes", "data.size=64"], ["data=isbi2012"]])
 def test_every_source_is_checked(stack_root, tmp_path, given):
     root = [f"data.root={stack_root}"] if given == ["data=isbi2012"] else []
-    report = check(config([*given, *root, f"output={tmp_path / 'out'}", "panels=3"]))
+    report = check_data(config([*given, *root, f"output={tmp_path / 'out'}", "panels=3"]))
     assert report["errors"] == 0 and set(report["classes"]) == {"membrane", "cell"}
 
 
@@ -443,7 +443,10 @@ BIG = [i[..., 0] for i, _ in (Membranes(size=192, train=10).read(f"train-{n:03d}
 
 def pairs_of(*images: np.ndarray) -> set[tuple[int, int]]:
     """Return the pairs of similar images among the made ones and these, numbered from 10."""
-    return {(p.first, p.second) for p in alike(np.stack([thumbnail(i) for i in (*BIG, *images)]))}
+    return {
+        (p.first, p.second)
+        for p in similar_pairs(np.stack([make_thumbnail(i) for i in (*BIG, *images)]))
+    }
 
 
 @given(st.integers(0, 9), st.floats(0.4, 1.4), st.integers(-30, 30))
@@ -472,7 +475,7 @@ def test_a_jpeg_of_it_is_nearly_the_same_image(which, quality):
 def test_different_made_images_are_not_alike(seed):
     made = Membranes(size=64, train=12, data_seed=seed)
     images = [made.read(name)[0][..., 0] for name in made.splits["train"]]
-    assert alike(np.stack([thumbnail(i) for i in images])) == []
+    assert similar_pairs(np.stack([make_thumbnail(i) for i in images])) == []
 
 
 def test_what_all_images_share_makes_no_two_of_them_alike():
@@ -484,10 +487,10 @@ def test_what_all_images_share_makes_no_two_of_them_alike():
         for top, left in rng.integers(10, 230, (8, 2)):
             image[top : top + 12, left : left + 12] -= 60
         images.append(image)
-    thumbs = np.stack([thumbnail(i) for i in images])
+    thumbs = np.stack([make_thumbnail(i) for i in images])
     flat = thumbs.reshape(20, -1)
-    assert (flat @ flat.T).min() > ALIKE  # the light alone would do
-    assert alike(thumbs) == []
+    assert (flat @ flat.T).min() > MIN_CORRELATION  # the light alone would do
+    assert similar_pairs(thumbs) == []
 
 
 @pytest.mark.parametrize(
@@ -500,7 +503,7 @@ def test_what_all_images_share_makes_no_two_of_them_alike():
 )
 def test_the_real_data_has_no_error(name, given, tmp_path):
     started = time.perf_counter()
-    report = check(config([*given, f"data.root={real(name)}", f"output={tmp_path / 'o'}"]))
+    report = check_data(config([*given, f"data.root={real(name)}", f"output={tmp_path / 'o'}"]))
     assert report["errors"] == 0
     kinds = {fault["kind"] for fault in report["faults"]}
     assert kinds == ({"near_repeated"} if name == "camvid" else set())  # CamVid is a video

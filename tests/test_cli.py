@@ -8,8 +8,8 @@ from importlib.util import find_spec
 import pytest
 from omegaconf import OmegaConf
 
-from seg.cli.command import command, searching
-from seg.cli.compose import build, check_line, checked
+from seg.cli.command import command, search_path_override
+from seg.cli.compose import check_command_line, compose_checked, instantiate_node
 from seg.cli.conf_files import CONF
 from seg.errors import UserError
 from seg.models import __main__
@@ -71,7 +71,7 @@ from seg.models import __main__
 def test_a_wrong_word_is_told_with_the_nearest_right_one(words, message):
     line = [words] if words.startswith("lr 1") else words.split(" ")
     with pytest.raises(UserError, match=message) as error:
-        check_line("train", line, multirun=False)
+        check_command_line("train", line, multirun=False)
     assert "\n" not in str(error.value)
 
 
@@ -99,7 +99,7 @@ def test_a_wrong_word_is_told_with_the_nearest_right_one(words, message):
     ],
 )
 def test_a_right_line_passes(words):
-    checked("train", words.split())
+    compose_checked("train", words.split())
 
 
 @pytest.mark.parametrize("group", [g for g in CONF.iterdir() if g.is_dir()], ids=lambda g: g.name)
@@ -109,23 +109,26 @@ def test_every_file_of_a_group_passes_and_comments_each_option(group):
         if package and not find_spec(package):
             need = rf"needs the extra {file.stem}: pip install 'seg\[{file.stem}\]'"
             with pytest.raises(UserError, match=need):
-                checked("train", [f"{group.name}={file.stem}"])
+                compose_checked("train", [f"{group.name}={file.stem}"])
             continue
         name = "tune" if group.name in ("sampler", "pruner") else "train"
-        checked(name, [f"{group.name}={file.stem}"])
+        compose_checked(name, [f"{group.name}={file.stem}"])
         assert file.read_text().startswith("# "), file
 
 
 @pytest.mark.parametrize("name", ["evaluate", "predict"])
 def test_the_other_commands_check_theirs(name):
-    checked(name, ["run=outputs/latest"])
+    compose_checked(name, ["run=outputs/latest"])
     with pytest.raises(UserError, match=r"runn: no such option; did you mean run\?"):
-        checked(name, ["runn=x"])
+        compose_checked(name, ["runn=x"])
 
 
 def test_evaluate_takes_other_data_or_options_of_the_runs_own():
-    assert checked("evaluate", ["data=folder", "data.root=/d", "data.split=test"]).data.root == "/d"
-    assert checked("evaluate", ["+data.root=/d"]).data.split == "val"
+    assert (
+        compose_checked("evaluate", ["data=folder", "data.root=/d", "data.split=test"]).data.root
+        == "/d"
+    )
+    assert compose_checked("evaluate", ["+data.root=/d"]).data.split == "val"
     for words, message in [
         (["data.root=/d"], r"data.root=/d: write \+data.root=/d"),
         (["data.splitt=test"], r"did you mean data.split\?"),
@@ -137,7 +140,7 @@ def test_evaluate_takes_other_data_or_options_of_the_runs_own():
         (["data=folder", "data.split=[1]"], "data.split=.*a word is needed"),
     ]:
         with pytest.raises(UserError, match=message):
-            checked("evaluate", words)
+            compose_checked("evaluate", words)
 
 
 @pytest.mark.parametrize(
@@ -154,25 +157,28 @@ def test_a_mistake_in_a_users_experiment_file_is_told_as_on_the_line(tmp_path, t
     (tmp_path / "experiment").mkdir()
     (tmp_path / "experiment" / "mine.yaml").write_text(f"# @package _global_\n{text}\n")
     with pytest.raises(UserError, match=message):
-        checked("train", [*searching(str(tmp_path)), "experiment=mine"])
+        compose_checked("train", [*search_path_override(str(tmp_path)), "experiment=mine"])
 
 
 def test_a_folder_of_ones_own_adds_choices(tmp_path):
     (tmp_path / "experiment").mkdir()
     (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\nseed: 7\n")
-    assert checked("train", [*searching(str(tmp_path)), "experiment=mine"]).seed == 7
+    assert (
+        compose_checked("train", [*search_path_override(str(tmp_path)), "experiment=mine"]).seed
+        == 7
+    )
     with pytest.raises(UserError, match="nowhere: no such folder"):
-        searching("nowhere")
+        search_path_override("nowhere")
 
 
 def test_what_the_command_gives_itself_is_refused_and_a_nested_refusal_is_named():
     node = OmegaConf.create({"_target_": "seg.losses.Dice", "smooth": 1.0})
     with pytest.raises(UserError, match=r"loss.smooth: set by the command itself"):
-        build(node, "loss", smooth=2.0)
+        instantiate_node(node, "loss", smooth=2.0)
     cfg = OmegaConf.create({"loss": {"_target_": "seg.losses.Sum", "terms": {"a": {
         "weight": 1, "loss": {"_target_": "seg.losses.Dice", "smooth": -1.0}}}}})  # fmt: skip
     with pytest.raises(UserError, match=r"^loss\.terms\.a\.loss: "):
-        build(cfg.loss, "loss")
+        instantiate_node(cfg.loss, "loss")
 
 
 def leaves(error: BaseException) -> None:
@@ -218,14 +224,16 @@ def test_the_other_jobs_of_a_sweep_go_on(monkeypatch, capsys, tmp_path):
 
 
 def test_a_sweep_checks_each_value_of_each_option():
-    check_line("train", ["model=fcn,unet", "seed=0,1", "optim.lr=choice(0.1,0.2)"], multirun=True)
+    check_command_line(
+        "train", ["model=fcn,unet", "seed=0,1", "optim.lr=choice(0.1,0.2)"], multirun=True
+    )
     with pytest.raises(UserError, match=r"model=unetp: no such model"):
-        check_line("train", ["seed=0,1", "model=fcn,unetp"], multirun=True)
-    check_line("train", ["model=glob(u*)", "optim.lr=interval(0.1,0.2)"], multirun=True)
+        check_command_line("train", ["seed=0,1", "model=fcn,unetp"], multirun=True)
+    check_command_line("train", ["model=glob(u*)", "optim.lr=interval(0.1,0.2)"], multirun=True)
     with pytest.raises(UserError, match="no model matches"):
-        check_line("train", ["model=glob(x*)"], multirun=True)
+        check_command_line("train", ["model=glob(x*)"], multirun=True)
     with pytest.raises(UserError, match=r"optim.lr=x"):
-        check_line("train", ["seed=0,1", "optim.lr=0.1,x"], multirun=True)
+        check_command_line("train", ["seed=0,1", "optim.lr=0.1,x"], multirun=True)
 
 
 def slow(*case):
@@ -266,6 +274,6 @@ def test_a_mistake_exits_with_2_one_line_and_leaves_nothing(tmp_path, command, w
 
 
 def test_a_warning_within_a_command_fails_its_test(monkeypatch):
-    monkeypatch.setattr(__main__, "layers", lambda *_: warnings.warn("odd", stacklevel=1))
+    monkeypatch.setattr(__main__, "list_layers", lambda *_: warnings.warn("odd", stacklevel=1))
     with pytest.raises(UserWarning, match="odd"):
-        __main__.show(checked("models", ["model.width=2", "data.size=64"]))
+        __main__.show_network(compose_checked("models", ["model.width=2", "data.size=64"]))

@@ -12,10 +12,16 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from PIL import Image
 
-from seg.cli.compose import checked
+from seg.cli.compose import compose_checked
 from seg.data.datasets.coco import Coco
-from seg.data.datasets.coco_json import compact, filled, packed, run_lengths, uncompressed
-from seg.errors import DataError, UserError, missing_extra
+from seg.data.datasets.coco_json import (
+    compute_run_lengths,
+    decode_counts,
+    fill_runs,
+    pack_numbers,
+    pack_object,
+)
+from seg.errors import DataError, UserError, missing_extra_hint
 from seg.evaluate import evaluate
 from seg.training.run import train
 
@@ -156,7 +162,7 @@ def test_crowds_are_ignored_or_objects_or_skipped(tmp_path, crowd, values):
     source = made(tmp_path, {"a.png": shapes}, crowd=crowd)
     _, mask = source.read("a")
     assert (mask[7, 18], mask[7, 11]) == values  # the crowd alone; where an object lies in it
-    assert source.presence("a").tolist() == [True, True, crowd == "object"]
+    assert source.class_presence("a").tolist() == [True, True, crowd == "object"]
 
 
 def test_overlapping_gives_a_plane_for_each_category(tmp_path):
@@ -167,7 +173,7 @@ def test_overlapping_gives_a_plane_for_each_category(tmp_path):
     crowd = rectangle(18, 1, 25, 5).astype(bool) & ~rectangle(1, 1, 20, 15).astype(bool)
     np.testing.assert_array_equal(mask[..., 0], np.where(crowd, 255, rectangle(1, 1, 20, 15)))
     np.testing.assert_array_equal(mask[..., 1], rectangle(2, 2, 8, 8))
-    assert source.presence("empty").tolist() == [False, False]
+    assert source.class_presence("empty").tolist() == [False, False]
 
 
 def test_classes_choose_categories_and_their_order(tmp_path):
@@ -185,7 +191,7 @@ def test_where_the_first_class_is_a_category_the_rest_is_ignored(tmp_path):
     source = made(tmp_path, shapes, classes=["cell", "nucleus"])
     wanted = np.where(rectangle(1, 1, 20, 15), rectangle(2, 2, 8, 8), 255)
     np.testing.assert_array_equal(source.read("a")[1], wanted)
-    assert source.presence("empty").tolist() == [False, False]
+    assert source.class_presence("empty").tolist() == [False, False]
 
 
 def test_ids_may_be_words_and_two_categories_of_one_name_are_one_class(tmp_path):
@@ -213,23 +219,23 @@ def test_any_mask_survives_run_lengths_of_both_kinds(mask):
 
     for shape in (compressed(mask), counted(mask)):
         if isinstance(shape["counts"], str):
-            assert uncompressed(shape["counts"]).tolist() == counted(mask)["counts"]
+            assert decode_counts(shape["counts"]).tolist() == counted(mask)["counts"]
             np.testing.assert_array_equal(
                 decode(shape | {"counts": shape["counts"].encode()}), mask
             )
-        counts = run_lengths(compact(shape), *mask.shape)
-        np.testing.assert_array_equal(filled(counts), mask.ravel("F"))
+        counts = compute_run_lengths(pack_object(shape), *mask.shape)
+        np.testing.assert_array_equal(fill_runs(counts), mask.ravel("F"))
 
 
 @given(st.text(st.characters(min_codepoint=40, max_codepoint=120), max_size=12))
 @settings(deadline=None, max_examples=300)
 def test_any_text_is_refused_or_counts_that_fill_the_image(text):
     try:
-        counts = run_lengths(compact({"counts": text, "size": [3, 4]}), 3, 4)
+        counts = compute_run_lengths(pack_object({"counts": text, "size": [3, 4]}), 3, 4)
     except ValueError as error:
         assert "run lengths" in str(error)
     else:
-        assert sum(counts) == 12 and filled(counts).shape == (12,)
+        assert sum(counts) == 12 and fill_runs(counts).shape == (12,)
 
 
 @given(st.lists(st.floats(-60, 90, width=32), min_size=6, max_size=14))
@@ -238,21 +244,21 @@ def test_any_polygon_is_drawn_or_refused(numbers):
     from pycocotools.mask import decode, frPyObjects
 
     try:
-        counts = run_lengths([packed("d", numbers)], *SIZE)
+        counts = compute_run_lengths([pack_numbers("d", numbers)], *SIZE)
     except ValueError as error:
         assert "its polygon" in str(error)
     else:
         wanted = decode(frPyObjects([numbers], *SIZE))[..., 0]
-        np.testing.assert_array_equal(filled(counts), wanted.ravel("F"))
+        np.testing.assert_array_equal(fill_runs(counts), wanted.ravel("F"))
 
 
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf"), -1e300, 61, -31])
 def test_a_point_far_outside_is_refused_before_it_is_drawn(wrong):
     """Pycocotools would take all memory for some of them."""
-    assert run_lengths([packed("d", [1, 2, 60, 4, 5, -30])], *SIZE)
+    assert compute_run_lengths([pack_numbers("d", [1, 2, 60, 4, 5, -30])], *SIZE)
     for polygon in ([1, 2, wrong, 4, 5, 9], [1, 2, 3, wrong, 5, 9]):
         with pytest.raises(ValueError, match="lies far outside the image of 20x30 px"):
-            run_lengths([packed("d", polygon)], *SIZE)
+            compute_run_lengths([pack_numbers("d", polygon)], *SIZE)
 
 
 # Splits
@@ -490,7 +496,7 @@ def test_the_missing_extra_is_named(tmp_path, monkeypatch):
         DataError, match=r"data=coco needs the extra coco: pip install 'seg\[coco\]'"
     ):
         Coco(str(tmp_path), None)
-    assert missing_extra("numpy") is None
+    assert missing_extra_hint("numpy") is None
 
 
 @given(st.data())
@@ -549,23 +555,23 @@ def test_an_annotation_takes_a_few_bytes_more_than_its_numbers(tmp_path):
 
 
 def test_check_train_and_evaluate_take_it(tmp_path, monkeypatch, capsys):
-    from seg.check import check
+    from seg.check import check_data
 
     monkeypatch.chdir(tmp_path)
     root, file = coco_root(tmp_path / "data")
     data = ["data=coco", f"data.root={root}", f"data.annotations={file}"]
-    report = check(checked("check", data))
+    report = check_data(compose_checked("check", data))
     assert report["errors"] == 0 and report["classes"] == ["background", "cell", "nucleus"]
     assert (tmp_path / "check/sheet.png").is_file()
     small = ["trainer=smoke", "logger=none", "model.width=2", "loader.crop=32", "panels=1"]
-    train(checked("train", [*data, *small]))
-    evaluate(checked("evaluate", ["run=outputs/latest", "panels=0"]))
+    train(compose_checked("train", [*data, *small]))
+    evaluate(compose_checked("evaluate", ["run=outputs/latest", "panels=0"]))
     two = ["data.classes=[rest,nucleus]", "data.task=instances"]
-    train(checked("train", [*data, *small, *two]))
-    train(checked("train", [*data, *small, "data.task=overlapping"]))
+    train(compose_checked("train", [*data, *small, *two]))
+    train(compose_checked("train", [*data, *small, "data.task=overlapping"]))
     assert "cell" in capsys.readouterr().out
 
 
 def test_a_typing_error_in_crowd_is_told_before_anything_is_read():
     with pytest.raises(UserError, match=r"data.crowd=ignor: one of ignore, object, skip"):
-        checked("train", ["data=coco", "data.crowd=ignor"])
+        compose_checked("train", ["data=coco", "data.crowd=ignor"])

@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from seg.cli.command_line import quote_path, quote_shell, render_command, render_option
-from seg.cli.compose import checked
+from seg.cli.compose import compose_checked
 from seg.sync import sync
 from seg.training.run import train
 
@@ -159,7 +159,7 @@ def test_what_goes_on_goes_on_as_printed(tmp_path):
     def stopped() -> None:
         os.chdir(tmp_path)
         with pytest.raises(ValueError):
-            train(checked("train", words), [Failing()])
+            train(compose_checked("train", words), [Failing()])
 
     ended(forked(stopped, tmp_path, 3.0, 60), tmp_path, 180)
     ((command, words),) = printed(out.read_text())
@@ -198,6 +198,8 @@ def test_sync_prints_where_it_looked(tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("seg"), "propagate", True)
     logged = []
     monkeypatch.setattr(logging.getLogger("seg"), "info", lambda text, **_: logged.append(text))
-    sync(checked("sync", [render_option("outputs", PLACE)]))
+    sync(compose_checked("sync", [render_option("outputs", PLACE)]))
     ((command, words),) = printed("\n".join(logged))
-    assert (command, words[1]) == ("sync", "send=true") and checked(command, words).outputs == PLACE
+    assert (command, words[1]) == ("sync", "send=true") and compose_checked(
+        command, words
+    ).outputs == PLACE

@@ -15,29 +15,29 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from made_runs import make_run, spread, wrong
 from scipy import stats
 
-from seg.cli.compose import checked
-from seg.cli.list_arguments import as_options
-from seg.compare import compare, main
+from seg.cli.compose import compose_checked
+from seg.cli.list_arguments import to_overrides
+from seg.compare import compare_runs, main
 from seg.comparison import page
-from seg.comparison.gallery import Kept, gallery
-from seg.comparison.grouping import differing, filtered, grouped, named
-from seg.comparison.ranking import Asked, rank
-from seg.comparison.run_files import Counts
-from seg.comparison.run_records import Run, find_runs, read_runs
-from seg.comparison.summary import cautions, fate, headline
-from seg.comparison.table import fitting, signed
+from seg.comparison.gallery import SavedPictures, build_gallery
+from seg.comparison.grouping import differing_options, filter_runs, find_group, group_runs
+from seg.comparison.ranking import ComparisonSpec, rank_groups
+from seg.comparison.run_files import ImageCounts
+from seg.comparison.run_records import ComparedRun, find_runs, read_compared_runs
+from seg.comparison.summary import list_warnings, unranked_reason, write_headline
+from seg.comparison.table import fit_group_table, format_signed
 from seg.errors import UserError
 
-DICE = Asked("dice", "test")
+DICE = ComparisonSpec("dice", "test")
 
 
 def read(*folders: Path):
-    return read_runs(list(folders))
+    return read_compared_runs(list(folders))
 
 
 def ranking(runs, group_by=None, baseline=None, asked=DICE):
-    groups = grouped(runs, group_by)
-    return rank(groups, named(groups, baseline) if baseline else None, asked)
+    groups = group_runs(runs, group_by)
+    return rank_groups(groups, find_group(groups, baseline) if baseline else None, asked)
 
 
 def family(root: Path, model: str, per_seed: list[list[int]], **options) -> list[Path]:
@@ -69,7 +69,7 @@ def test_options_too_many_for_a_terminal_share_a_column(tmp_path):
         counts = {"test": spread([10 + n, 20])}
         folders.append(make_run(tmp_path / f"{n}{seed}", counts, config=config, seed=seed))
     found = ranking(read(*folders))
-    wide, narrow = ([str(c.header) for c in fitting(found, w).columns] for w in (300, 80))
+    wide, narrow = ([str(c.header) for c in fit_group_table(found, w).columns] for w in (300, 80))
     assert wide[: len(names)] == [f"more.{name}" for name in names] and len(wide) > len(narrow)
     assert narrow[0] == "group" and narrow[-1] == "p\nseeds" and "mean" in narrow
 
@@ -93,7 +93,7 @@ def test_options_too_many_for_a_terminal_share_a_column(tmp_path):
     ],
 )  # fmt: skip
 def test_words_reach_hydra_as_the_lists_and_values_they_mean(line, wanted):
-    overrides = OverridesParser.create().parse_overrides(as_options(line))
+    overrides = OverridesParser.create().parse_overrides(to_overrides(line))
     assert {o.key_or_group: o.value() for o in overrides} == wanted
     assert not any(o.is_sweep_override() for o in overrides)
 
@@ -101,7 +101,7 @@ def test_words_reach_hydra_as_the_lists_and_values_they_mean(line, wanted):
 def test_a_folder_whose_name_holds_an_equals_sign_is_a_folder(tmp_path):
     place = tmp_path / "lr=1"
     place.mkdir()
-    assert as_options([str(place)]) == [f'runs=["{place}"]']
+    assert to_overrides([str(place)]) == [f'runs=["{place}"]']
 
 
 def test_the_command_takes_bare_folders_and_comma_lists(tmp_path, monkeypatch, capsys):
@@ -158,7 +158,7 @@ def test_a_mistake_is_one_line_and_nothing_is_written(tmp_path, words, message):
     place = sweep(tmp_path / "o")
     words = words if any(w.startswith("runs=") for w in words) else [f"runs=[{place}]", *words]
     with pytest.raises(UserError, match=message) as caught:
-        compare(checked("compare", words))
+        compare_runs(compose_checked("compare", words))
     assert "\n" not in str(caught.value)
     assert not list(tmp_path.rglob("compare.*"))
 
@@ -221,7 +221,9 @@ def test_a_run_cut_off_anywhere_is_read_as_far_as_it_goes(tmp_path):
                 assert "test" not in run.counts
             runs.append(run)
     ranked = ranking([run for run in runs if DICE.key in run.metrics])
-    html = page.render(ranked, [run for run in runs if run not in ranked.runs], 1, 1)
+    html = page.render_comparison_page(
+        ranked, [run for run in runs if run not in ranked.runs], 1, 1
+    )
     assert html.count("run.json can&#39;t be read") == 12
 
 
@@ -273,7 +275,7 @@ def test_runs_that_did_not_finish_are_listed_with_how_far_they_came(tmp_path):
     )
     stopped = make_run(tmp_path / "b", counts, status="interrupted", epochs=7)
     runs = read(failed, stopped, make_run(tmp_path / "c", counts, status="pruned", epochs=0))
-    assert [fate(run, DICE) for run in runs] == [
+    assert [unranked_reason(run, DICE) for run in runs] == [
         "RuntimeError: out of memory [2J, in epoch 4", "in epoch 7", "nothing was measured"
     ]  # fmt: skip
 
@@ -286,20 +288,20 @@ def test_runs_differ_in_what_was_chosen_and_typed_not_in_what_follows_from_it(tm
     a = make_run(tmp_path / "a", counts, seed=0)
     b = make_run(tmp_path / "b", counts, seed=1, choices={"model": "unetpp", "trainer": "cpu"},
                  config={"model": {"_target_": "seg.models.NestedUNet", "links": "dense"}, "panels": 9, "name": "x"})  # fmt: skip
-    assert differing(read(a, b)) == ["model"]
+    assert differing_options(read(a, b)) == ["model"]
     c = make_run(tmp_path / "c", counts, choices={"model": "unetpp"},
                  config={"model": {"_target_": "seg.models.NestedUNet", "links": "short"}})  # fmt: skip
-    assert differing(read(a, b, c)) == ["model", "model.links"]
+    assert differing_options(read(a, b, c)) == ["model", "model.links"]
     d = make_run(tmp_path / "d", counts, overrides=["model=unetpp", "model.links=dense"], choices={"model": "unetpp"},
                  config={"model": {"_target_": "seg.models.NestedUNet", "links": "dense"}})  # fmt: skip
-    assert differing(read(a, d)) == ["model", "model.links"]
+    assert differing_options(read(a, d)) == ["model", "model.links"]
 
 
 def test_a_trainers_options_are_no_part_of_its_name(tmp_path):
     counts = {"test": spread([5])}
     a = make_run(tmp_path / "a", counts, epochs=3, choices={"trainer": "smoke"})
     b = make_run(tmp_path / "b", counts, epochs=5)
-    assert differing(read(a, b)) == ["trainer.max_epochs"]
+    assert differing_options(read(a, b)) == ["trainer.max_epochs"]
 
 
 def test_filter_and_baseline_take_numbers_in_any_spelling(tmp_path):
@@ -310,8 +312,8 @@ def test_filter_and_baseline_take_numbers_in_any_spelling(tmp_path):
             for r in rates
         )
     )
-    assert [r.options["optim.lr"] for r in filtered(runs, ["optim.lr=1e-3"])] == [0.001]
-    assert named(grouped(runs, None), "optim.lr=1.0e-2").label == "optim.lr=0.01"
+    assert [r.options["optim.lr"] for r in filter_runs(runs, ["optim.lr=1e-3"])] == [0.001]
+    assert find_group(group_runs(runs, None), "optim.lr=1.0e-2").label == "optim.lr=0.01"
 
 
 # ---- statistics
@@ -347,7 +349,7 @@ def test_the_difference_over_images_is_that_of_the_means(tmp_path, seeds):
     result = ranking(read(*folders))
     assert result.groups[1].comparison.value == pytest.approx(result.groups[1].mean - result.groups[0].mean)  # fmt: skip
     for score in ("iou", "dice/a", "dice_per_image"):
-        result = ranking(read(*folders), asked=Asked(score, "test"))
+        result = ranking(read(*folders), asked=ComparisonSpec(score, "test"))
         c = result.groups[1].comparison
         assert c.images == 6 and c.value == pytest.approx(result.groups[1].mean - result.groups[0].mean)  # fmt: skip
 
@@ -357,7 +359,7 @@ def test_p_counts_all_pairs_when_the_baseline_was_the_best_found(tmp_path):
     base = np.arange(10, 24)
     folders = [f for model, more in (("unet", 0), ("fcn", 9), ("segnet", 20)) for f in family(tmp_path, model, [list(base + more)])]  # fmt: skip
     chosen, given = ranking(read(*folders)), ranking(read(*folders), baseline="model=unet")
-    assert (chosen.pairs, given.pairs) == (3, 2)
+    assert (chosen.num_comparisons, given.num_comparisons) == (3, 2)
     raw = ranking(read(*folders[:2])).groups[1].comparison.p_images
     assert given.groups[1].comparison.p_images == pytest.approx(2 * raw)
     assert chosen.groups[1].comparison.p_images == pytest.approx(3 * raw)
@@ -372,7 +374,7 @@ def test_a_group_apart_is_no_comparison(tmp_path):
     ]
     result = ranking(read(*folders, *others))
     assert [c.apart for r in result.groups if (c := r.comparison)].count("other images") >= 1
-    assert ranking(read(*folders, *others), baseline="model=unet").pairs == 1
+    assert ranking(read(*folders, *others), baseline="model=unet").num_comparisons == 1
 
 
 BASE = list(range(10, 24))
@@ -403,7 +405,7 @@ def test_a_difference_is_significant_over_images_and_over_seeds(
     assert comparison.significant(result.alpha) == significant
     over = " and ".join(significant) + " only" * (len(significant) == 1)
     text = f"significant over {over}: " if significant else "not significant: "
-    assert text in headline(result, 0)
+    assert text in write_headline(result, 0)
     assert math.isnan(comparison.p_seeds) == (min(len(ours), len(theirs)) < 3)
 
 
@@ -415,7 +417,7 @@ def test_folds_are_joined_and_a_seed_counts_once(tmp_path):
             images = {f"f{fold}-{i}": wrong(w + more) for i, w in enumerate(count)}
             folders.append(make_run(tmp_path / f"{model}-{fold}", {"val": images}, choices={"model": model},
                                     config={"data": {"fold": fold}}))  # fmt: skip
-    result = ranking(read(*folders), asked=Asked("dice", "val"))
+    result = ranking(read(*folders), asked=ComparisonSpec("dice", "val"))
     assert [(r.group.label, r.seeds, len(r.scores)) for r in result.groups] == [("unet", 1, 2), ("fcn", 1, 2)]  # fmt: skip
     c = result.groups[1].comparison
     assert c.images == 4 and c.value == pytest.approx(-0.1) and c.p_images == 2 / 2**4
@@ -430,7 +432,7 @@ def test_a_seeds_folds_are_one_score_of_the_seed(tmp_path):
             means.setdefault((model, seed), []).append(1 - images[f"f{fold}"]["cell"][1] / 100)
             folders.append(make_run(tmp_path / f"{model}-{seed}-{fold}", {"val": images}, choices={"model": model},
                                     seed=seed, config={"data": {"fold": fold}}))  # fmt: skip
-    found = ranking(read(*folders), asked=Asked("dice", "val")).groups[1].comparison
+    found = ranking(read(*folders), asked=ComparisonSpec("dice", "val")).groups[1].comparison
     a, b = ([np.mean(means[model, seed]) for seed in range(3)] for model in ("unet", "fcn"))
     wanted = stats.ttest_ind(a, b, equal_var=False)
     assert found.p_seeds == pytest.approx(wanted.pvalue)
@@ -489,21 +491,21 @@ def test_images_are_the_same_by_name_and_by_their_masks(tmp_path):
         "y": "",
         "z": "other data",
     }
-    assert any("fingerprints differ" in line for line in cautions(result))
+    assert any("fingerprints differ" in line for line in list_warnings(result))
 
 
 def test_less_is_better_of_a_loss(tmp_path):
     runs = read(*family(tmp_path, "unet", [[5, 6]]), *family(tmp_path, "fcn", [[1, 2]]))
-    result = ranking(runs, asked=Asked("loss", "test"))
+    result = ranking(runs, asked=ComparisonSpec("loss", "test"))
     assert [r.group.label for r in result.groups] == ["fcn", "unet"]
     assert not result.groups[1].comparison.tested  # counts give no loss, and there is one seed
-    assert "Differences from it: not tested: unet." in headline(result, 0)
+    assert "Differences from it: not tested: unet." in write_headline(result, 0)
 
 
 @pytest.mark.slow
 def test_of_equal_recipes_both_tests_rarely_find_a_difference_and_images_alone_often_do():
     """Seeds move Dice by 2 points, images by 3: of 200 tables at most 5 % have a false difference over both."""
-    rng, asked = np.random.default_rng(0), Asked("dice", "test", resamples=1000)
+    rng, asked = np.random.default_rng(0), ComparisonSpec("dice", "test", resamples=1000)
     by_both, by_images = 0, 0
     for _ in range(200):
         base, runs = rng.uniform(60, 90, 20), []
@@ -512,10 +514,10 @@ def test_of_equal_recipes_both_tests_rarely_find_a_difference_and_images_alone_o
             pixels = np.repeat(np.stack([hit, 100 - hit, 100 - hit], -1)[:, None], 2, axis=1)
             names = tuple(str(i) for i in range(20))
             runs.append(
-                Run(
+                ComparedRun(
                     Path(), f"{model}{seed}", "finished", seed=str(seed), choices={"model": model},
                     metrics={"test/dice": hit.mean() / 100}, splits={"test": names},
-                    counts={"test": Counts(names, ("x", "y"), pixels)},
+                    counts={"test": ImageCounts(names, ("x", "y"), pixels)},
                 )
             )  # fmt: skip
         found = [c.significant(0.05) for c in ranking(runs, ["model"], asked=asked).comparisons]
@@ -535,32 +537,32 @@ def test_the_headline_names_the_best_group_and_the_significance_of_the_differenc
     folders += family(tmp_path, "segnet", shifted(near, 0, 1, 2))
     folders += family(tmp_path, "unetpp", [BASE[:3]])
     best = "fcn is best: Dice 0.9050 on 14 test images, mean of 3 seeds. Differences from "
-    assert headline(ranking(read(*folders)), 0) == (
+    assert write_headline(ranking(read(*folders)), 0) == (
         f"{best}it: not significant: segnet. Not comparable: unetpp. Significant over images and seeds: unet."
     )
-    assert headline(ranking(read(*folders), baseline="model=segnet"), 0).startswith(
+    assert write_headline(ranking(read(*folders), baseline="model=segnet"), 0).startswith(
         f"{best}segnet: not significant: fcn. "
     )
     one = family(tmp_path / "one", "unet", [[5, 6]])
-    assert headline(ranking(read(*one)), 2).startswith(
+    assert write_headline(ranking(read(*one)), 2).startswith(
         "all runs: Dice 0.9450 on 2 test images, one run."
     )
-    assert headline(ranking([]), 3) == "None of 3 runs can be ranked yet."
+    assert write_headline(ranking([]), 3) == "None of 3 runs can be ranked yet."
 
 
 def test_warnings(tmp_path):
     folders = family(tmp_path, "unet", [[5, 6]]) + family(tmp_path, "fcn", [[1, 2]], epochs=9, git={"commit": "other"})  # fmt: skip
-    said = " | ".join(cautions(ranking(read(*folders), ["model"])))
+    said = " | ".join(list_warnings(ranking(read(*folders), ["model"])))
     assert "2 images give p 0.5 or more" in said
     assert "fewer than 3 seeds (all groups)" in said
     assert "trained by different code: c0ffee; other" in said
     assert "budgets differ: 8 to 18 steps, trainer.max_epochs 4; 9" in said
-    lines = cautions(ranking(read(*folders), ["loss"]))
+    lines = list_warnings(ranking(read(*folders), ["loss"]))
     assert "within groups these differ too: model; trainer.max_epochs" in lines
     val = make_run(tmp_path / "v", {"val": spread([1])})
     assert any(
         "validation chose" in line
-        for line in cautions(ranking(read(val), asked=Asked("dice", "val")))
+        for line in list_warnings(ranking(read(val), asked=ComparisonSpec("dice", "val")))
     )
 
 
@@ -572,7 +574,7 @@ def test_the_csv_has_a_row_a_run_and_no_formula(tmp_path):
     make_run(tmp_path / "sweeps/s/=cmd", {"test": spread([50] * 14)}, name="=1+1|' /C calc'!A0", seed=-1,
              choices={"model": "@SUM(A1)"})  # fmt: skip
     make_run(tmp_path / "sweeps/s/z", {"test": spread([5])}, status="failed", error="+broken")
-    compare(checked("compare", [f"runs=[{tmp_path}]", "page=false"]))
+    compare_runs(compose_checked("compare", [f"runs=[{tmp_path}]", "page=false"]))
     table = pd.read_csv(tmp_path / "sweeps/s/compare.csv")
     assert len(table) == 8 and list(table["rank"].dropna()) == [1, 1, 1, 2, 2, 2, 3]
     best = table[table["run"] == "unetpp-1"].iloc[0]
@@ -594,12 +596,14 @@ def test_another_programs_file_is_not_overwritten(tmp_path):
     theirs = tmp_path / "sweeps/s/compare.csv"
     theirs.write_text("mine")
     with pytest.raises(UserError, match=r"compare.csv: not written by seg.compare"):
-        compare(checked("compare", [f"runs=[{tmp_path}]", "page=false"]))
+        compare_runs(compose_checked("compare", [f"runs=[{tmp_path}]", "page=false"]))
     assert theirs.read_text() == "mine"
     theirs.unlink()
     for _ in range(2):  # its own it does
-        compare(
-            checked("compare", [f"runs=[{tmp_path}]", f"output={tmp_path / 'new'}", "images=1"])
+        compare_runs(
+            compose_checked(
+                "compare", [f"runs=[{tmp_path}]", f"output={tmp_path / 'new'}", "images=1"]
+            )
         )
     assert {p.name for p in (tmp_path / "new").iterdir()} == {"compare.csv", "compare.html"}
     assert not theirs.exists()
@@ -607,14 +611,20 @@ def test_another_programs_file_is_not_overwritten(tmp_path):
 
 def test_the_test_split_is_taken_where_all_have_one(tmp_path):
     make_run(tmp_path / "a", {"val": spread([5]), "test": spread([1])})
-    assert compare(checked("compare", [f"runs=[{tmp_path}]", "page=false"])).asked.split == "test"
+    assert (
+        compare_runs(compose_checked("compare", [f"runs=[{tmp_path}]", "page=false"])).asked.split
+        == "test"
+    )
     make_run(tmp_path / "b", {"val": spread([5])})
-    assert compare(checked("compare", [f"runs=[{tmp_path}]", "page=false"])).asked.split == "val"
+    assert (
+        compare_runs(compose_checked("compare", [f"runs=[{tmp_path}]", "page=false"])).asked.split
+        == "val"
+    )
 
 
 def test_only_runs_that_are_not_done_are_a_page_of_curves(tmp_path, capsys):
     make_run(tmp_path / "a", {"val": spread([5])}, status="running")
-    assert compare(checked("compare", [f"runs=[{tmp_path}]"])).groups == []
+    assert compare_runs(compose_checked("compare", [f"runs=[{tmp_path}]"])).groups == []
     assert "None of 1 runs can be ranked yet." in capsys.readouterr().out
     assert "plot-curves" in (tmp_path / "compare.html").read_text()
 
@@ -632,24 +642,26 @@ def test_pictures_come_from_the_runs_own_folder_alone(tmp_path):
     (place / "1-truth.png").unlink()
     (place / "1-truth.png").symlink_to(secret)
     (place / "2-truth.png").write_text("<svg onload='alert(1)'/>")
-    kept = Kept(read(folder)[0], "test")
+    kept = SavedPictures(read(folder)[0], "test")
     assert kept.uri("image-001", "truth.png") is None and kept.uri("image-002", "truth.png") is None
     assert kept.uri("image-001", "image.jpg").startswith("data:image/jpeg;base64,")
     assert kept.uri("../../../secret", "image.jpg") == kept.uri("../../../secret", "image.jpg")
     assert kept.uri("image-000", "image.jpg") is None  # not in the list any more
-    assert Kept(read(folder)[0], "../../..").uri("x", "truth.png") is None
+    assert SavedPictures(read(folder)[0], "../../..").uri("x", "truth.png") is None
 
 
 def test_the_worst_and_the_most_disputed_images_are_shown(tmp_path):
     """Mean Dice: .5 is the worst; .9 against .6 the widest range."""
     folders = family(tmp_path, "unet", [[10, 50, 20, 10]], pictures=4) + family(tmp_path, "fcn", [[12, 52, 22, 40]], pictures=4)  # fmt: skip
-    shown = gallery(ranking(read(*folders)), 1, 20)
+    shown = build_gallery(ranking(read(*folders)), 1, 20)
     assert [row.image for row in shown.rows] == ["image-001", "image-003"]
     assert shown.rows[1].why == "among the most disputed: Dice 0.600 to 0.900"
     assert [p.title for p in shown.rows[0].pictures] == ["image", "truth", "unet", "fcn"]
     assert shown.rows[0].pictures[2].caption == "Dice 0.500"
     assert shown.note == "2 other images have pictures too"
-    assert "2 more did not fit into megabytes=0" in gallery(ranking(read(*folders)), 1, 0).note
+    assert (
+        "2 more did not fit into megabytes=0" in build_gallery(ranking(read(*folders)), 1, 0).note
+    )
 
 
 @pytest.mark.parametrize(
@@ -657,4 +669,4 @@ def test_the_worst_and_the_most_disputed_images_are_shown(tmp_path):
     [(0.0123, "+.0123"), (-0.5, "-.5000"), (10.5, "+10.5000"), (-120.03, "-120.0300")],
 )
 def test_a_difference_loses_no_digit(value, text):
-    assert signed(value) == text
+    assert format_signed(value) == text

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from made_runs import make_run, wrong
 
-from seg.cli.compose import checked
-from seg.compare import compare
-from seg.comparison.page import embedded
+from seg.cli.compose import compose_checked
+from seg.compare import compare_runs
+from seg.comparison.page import embed_json
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)  # fmt: skip
 EVIL = "<img src=x onerror=document.title='owned'>"
@@ -40,7 +40,7 @@ def hostile_runs(root: Path) -> Path:
 @pytest.fixture(scope="module")
 def html(tmp_path_factory) -> Path:
     root = hostile_runs(tmp_path_factory.mktemp("runs"))
-    compare(checked("compare", [f"runs=[{root}]", "group_by=[model]", "images=2"]))
+    compare_runs(compose_checked("compare", [f"runs=[{root}]", "group_by=[model]", "images=2"]))
     return root / "compare.html"
 
 
@@ -70,7 +70,7 @@ def test_names_from_runs_make_no_element(html):
 
 def test_what_is_embedded_is_json_that_ends_no_element():
     value = {ENDS: [EVIL, "\u2028", "&amp;", float("nan"), float("inf"), 0.123456789]}
-    text = embedded(value)
+    text = embed_json(value)
     assert not re.search("[<>&\u2028]", text)
     assert json.loads(text) == {ENDS: [EVIL, "\u2028", "&amp;", None, None, 0.12346]}
 
@@ -124,7 +124,7 @@ def shared(browser, html):
 def opened(shared):
     """The one page, as it was opened; sorting is set by who needs it."""
     page = shared.page
-    page.fill("#filter", "")
+    page.prefetch("#filter", "")
     page.click("[data-choose=all]")
     page.evaluate("scrollTo(0, 0)")
     page.uncheck("#every-key")
@@ -189,12 +189,12 @@ def test_a_header_sorts_by_number_and_says_how(opened):
 def test_filter_and_ticks_choose_what_the_plots_show(opened):
     page = opened.page
     assert len(opened.traces("curves")) == 7
-    page.fill("#filter", "FCN finished")
+    page.prefetch("#filter", "FCN finished")
     assert page.locator("#count").inner_text() == "2 of 7 runs shown"
     page.wait_for_function("() => document.getElementById('plot-curves').data.length === 2")
     assert [t["x"] for t in opened.traces("curves")] == [[1, 2, 3], [1, 2, 3, 4]]
     assert {t["name"] for t in opened.traces("classes")} == {"fcn"}
-    page.fill("#filter", "")
+    page.prefetch("#filter", "")
     page.click("[data-choose=none]")
     page.locator("#table tbody input").first.check()
     page.wait_for_function("() => document.getElementById('plot-curves').data.length === 1")
@@ -205,7 +205,7 @@ def test_filter_and_ticks_choose_what_the_plots_show(opened):
 def test_curves_go_over_steps_epochs_or_minutes(opened):
     """Rows at steps 1, 3, 5 of 6 (from 0), in epochs 0, 1, 2, of two minutes."""
     page = opened.page
-    page.fill("#filter", "4-unet-0")
+    page.prefetch("#filter", "4-unet-0")
     for by, wanted in (("step", [2, 4, 6]), ("minutes", [2 / 3, 4 / 3, 2]), ("epoch", [1, 2, 3])):
         page.select_option("#curve-x", by)
         page.wait_for_function("() => document.getElementById('plot-curves').data?.length === 1")

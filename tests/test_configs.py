@@ -16,11 +16,11 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from seg.cli.compose import check_line, checked
-from seg.cli.conf_files import CONF, HYDRA_KEYS, group_names, shown
-from seg.cli.validation import LIMITS, refusal
+from seg.cli.compose import check_command_line, compose_checked
+from seg.cli.conf_files import CONF, HYDRA_KEYS, format_option_value, group_names
+from seg.cli.validation import OPTION_RANGES, range_violation
 from seg.errors import UserError
-from seg.runs.run_info import Asked
+from seg.runs.run_info import RunInfo
 from seg.training.run import train
 
 GROUPS = ("data", "model", "loss", "metrics", "augment", "optim", "schedule", "trainer", "logger")  # fmt: skip
@@ -121,7 +121,11 @@ def lines(draw: st.DrawFn) -> list[str]:
 
 def written(value: Any) -> str:
     """A file's value as it is typed."""
-    return re.sub(r"['\" ]", "", shown(value)) if isinstance(value, list | dict) else shown(value)
+    return (
+        re.sub(r"['\" ]", "", format_option_value(value))
+        if isinstance(value, list | dict)
+        else format_option_value(value)
+    )
 
 
 def elsewhere(words: list[str]) -> bool:
@@ -184,7 +188,7 @@ NONSENSE = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "option", [o for o in NONSENSE if o not in LIMITS or "0.01" in NONSENSE[o]] + ["seed"]
+    "option", [o for o in NONSENSE if o not in OPTION_RANGES or "0.01" in NONSENSE[o]] + ["seed"]
 )
 def test_a_number_that_makes_no_sense_is_refused_before_there_is_a_folder(tmp_path, option):
     for i, value in enumerate(NONSENSE[option]):
@@ -198,14 +202,16 @@ def test_a_number_that_makes_no_sense_is_refused_before_there_is_a_folder(tmp_pa
         assert group in done.err and (name in done.err or done.err.startswith(f"error: {group}: "))
 
 
-@pytest.mark.parametrize("option", [option for option in NONSENSE if option in LIMITS])
+@pytest.mark.parametrize("option", [option for option in NONSENSE if option in OPTION_RANGES])
 def test_limits_refuse_nonsense_and_take_what_the_file_says(option):
     for typed in NONSENSE[option]:
         value = yaml.safe_load(typed.replace("nan", ".nan").replace("inf", ".inf"))
         shares = (option, typed) in {
             (f"trainer.limit_{s}_batches", "0.01") for s in ("train", "val")
         }
-        assert bool(refusal(option, value)) != shares, typed  # of how many batches shows later
+        assert bool(range_violation(option, value)) != shares, (
+            typed
+        )  # of how many batches shows later
 
 
 def test_limits_are_of_options_that_there_are_and_their_files_keep_to_them():
@@ -223,17 +229,17 @@ def test_limits_are_of_options_that_there_are_and_their_files_keep_to_them():
     ]
     for options in there:
         for path, value in options.items():
-            resolved = None if "${" in str(value) else refusal(path, value)
+            resolved = None if "${" in str(value) else range_violation(path, value)
             assert resolved is None, (path, value)
     of_pytorch = {"optim.eps", "optim.dampening"}  # arguments that no file names
-    assert set(LIMITS) - of_pytorch <= {path for options in there for path in options}
+    assert set(OPTION_RANGES) - of_pytorch <= {path for options in there for path in options}
 
 
 @given(lines())
 @settings(max_examples=6, derandomize=True, **BOUNDED)
 def test_any_line_composes_or_is_refused_in_one_line(words):
     try:
-        check_line("train", words, multirun=False)
+        check_command_line("train", words, multirun=False)
     except UserError as error:
         assert str(error) and "\n" not in str(error)
 
@@ -292,7 +298,7 @@ def test_any_option_of_a_long_command_composes_or_is_refused(command):
     @settings(max_examples=6, derandomize=True, **BOUNDED)
     def one(option, value):
         try:
-            check_line(command, [f"{option}={value}"], multirun=False)
+            check_command_line(command, [f"{option}={value}"], multirun=False)
         except UserError as error:
             assert str(error) and "\n" not in str(error)
 
@@ -424,7 +430,7 @@ def test_each_pair_of_choices_trains_but_for_those_that_the_guide_excludes(data_
     wrong = {}
     for row in covering(every_pair() - set(REFUSED)):
         try:
-            scores = train(checked("train", words_of(row)), asked=Asked("pair"))
+            scores = train(compose_checked("train", words_of(row)), asked=RunInfo("pair"))
             assert np.isfinite(scores["best/val/loss"])
         except Exception as error:
             wrong[tuple(row.values())] = f"{type(error).__name__}: {error}"

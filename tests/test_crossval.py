@@ -21,21 +21,21 @@ from test_train import config
 from torch import nn
 
 from seg.crossval import crossval, main
-from seg.data.normalization import Intensity
+from seg.data.normalization import Normalization
 from seg.errors import DataError, RunError, UserError
 from seg.evaluate import evaluate
 from seg.inference import ensemble
 from seg.inference.ensemble import Ensemble
 from seg.inference.tiling import Tiling, check_tiles
 from seg.logits import probabilities
-from seg.metrics.significance import interval
+from seg.metrics.significance import bootstrap_interval
 from seg.models import FCN, SegNet, UNet
-from seg.models.contract import coarsest, full_logits, surroundings
+from seg.models.contract import needed_context, same_size_logits, tile_stride
 from seg.multirun import crossval as training
 from seg.multirun import folds
-from seg.multirun.crossval import fold_config, spread
-from seg.predict import predict
-from seg.prune import prune
+from seg.multirun.crossval import fold_config, mean_and_sd
+from seg.predict import predict_files
+from seg.prune import compare_depths
 from seg.runs import folder as runs_folder
 from seg.runs import load
 from seg.runs.load import LoadedRun
@@ -107,7 +107,7 @@ def test_each_image_is_predicted_by_the_one_network_that_did_not_train_on_it(cv,
         folder = cv / record["folds"][fold]["run"]
         splits = read(folder / "run.json")["splits"]
         assert name in splits["val"] and name not in splits["train"] + splits["test"]
-        run = load.load(folder)
+        run = load.load_run(folder)
         wanted = by_hand(run, grey(data / f"images/{name}.png"))
         p = tifffile.imread(cv / f"out-of-fold/probabilities/{name}.tif")
         assert p.dtype == np.float32
@@ -132,7 +132,7 @@ def test_pooled_scores_are_those_of_the_saved_masks(cv, data):
     assert pooled["metrics"]["dice"] == pytest.approx((inner + outer) / 2)
     assert pooled["metrics"]["iou/in"] == pytest.approx(hit / (hit + false + missed))
     hits = np.stack([counts[:, 1, 1], counts[:, 0, 1] + counts[:, 1, 0]], axis=1)
-    low, high = interval(hits, lambda s: 2 * s[:, 0] / (2 * s[:, 0] + s[:, 1]))[1:3]
+    low, high = bootstrap_interval(hits, lambda s: 2 * s[:, 0] / (2 * s[:, 0] + s[:, 1]))[1:3]
     assert pooled["intervals"]["dice/in"] == pytest.approx([low, high])
 
 
@@ -159,7 +159,7 @@ def test_folds_are_told_as_their_runs_and_evaluate_tell_them_with_mean_and_sd(cv
 
 
 def test_what_a_fold_lacks_is_left_out_of_mean_and_sd():
-    mean, sd = spread([{"a": 1.0, "b": None}, {"a": 3.0, "b": 5.0}, {"a": 8.0}])
+    mean, sd = mean_and_sd([{"a": 1.0, "b": None}, {"a": 3.0, "b": 5.0}, {"a": 8.0}])
     assert mean == {"a": 4.0, "b": 5.0} and sd["a"] == pytest.approx(math.sqrt(13))
     assert math.isnan(sd["b"])
 
@@ -168,9 +168,9 @@ def test_predict_gives_the_mean_of_the_folds_probabilities_above_the_mean_thresh
     cv, data, tmp_path
 ):
     words = [f"run={cv}", f"input={data / 'images'}", f"output={tmp_path}"]
-    predict(config("predict", *words, "save=[masks,probabilities]"))
+    predict_files(config("predict", *words, "save=[masks,probabilities]"))
     record = read(cv / "crossval.json")
-    members = [load.load(cv / fold["run"]) for fold in record["folds"]]
+    members = [load.load_run(cv / fold["run"]) for fold in record["folds"]]
     assert len({member.threshold for member in members}) > 1  # or the mean would show nothing
     threshold = statistics.mean(member.threshold for member in members)
     assert record["test"]["threshold"] == pytest.approx(threshold)
@@ -235,7 +235,7 @@ def test_a_repeated_command_keeps_what_is_finished(data, tmp_path, monkeypatch, 
     def failing(own):
         alive.append(sum(type(o) is SegmentationTask for o in gc.get_objects()))
         if own.data.fold == 1:
-            monkeypatch.setattr("seg.training.fit.score", broken)
+            monkeypatch.setattr("seg.training.fit.score_best_checkpoint", broken)
         return train(own)
 
     def broken(*args):
@@ -250,7 +250,7 @@ def test_a_repeated_command_keeps_what_is_finished(data, tmp_path, monkeypatch, 
     assert read(output / "crossval.json")["status"] == "running"
     assert not (output / "out-of-fold").exists()
     with pytest.raises(RunError, match=r"crossval.json: not finished; the command that began it"):
-        ensemble.load(str(output))
+        ensemble.load_members(str(output))
     (first,), (second,) = (list(output.glob(f"*-fold-{i}")) for i in (0, 1))
     assert read(second / "run.json")["status"] == "failed"
     files = {p: (p.stat().st_ino, p.stat().st_mtime_ns) for p in first.rglob("*")}
@@ -288,14 +288,14 @@ def test_images_that_changed_since_are_refused(tmp_path):
     root, output = make_images(tmp_path / "d", 4), tmp_path / "cv"
     cfg = config("crossval", *line(root, output))
     output.mkdir()
-    folds.begin(cfg, folds.planned(cfg), output)
+    folds.open_record(cfg, folds.plan_folds(cfg), output)
     assert (
-        folds.begin(cfg, folds.planned(cfg), output)["status"] == "running"
+        folds.open_record(cfg, folds.plan_folds(cfg), output)["status"] == "running"
     )  # the same: no refusal
     shutil.copy(root / "images/0.png", root / "images/new.png")
     shutil.copy(root / "masks/0.png", root / "masks/new.png")
     with pytest.raises(UserError, match="begun with other images"):
-        folds.begin(cfg, folds.planned(cfg), output)
+        folds.open_record(cfg, folds.plan_folds(cfg), output)
 
 
 @pytest.mark.parametrize(
@@ -316,13 +316,13 @@ def test_folds_must_part_the_images_into_files_of_their_own(
     data, monkeypatch, first, second, message
 ):
     splits = [first, second]
-    monkeypatch.setattr(folds, "opened", lambda cfg, fold: SimpleNamespace(splits=splits[fold]))
+    monkeypatch.setattr(folds, "open_fold", lambda cfg, fold: SimpleNamespace(splits=splits[fold]))
     cfg = config("crossval", *line(data, Path("o"), "data.folds=2"))
     if message is None:
-        assert folds.planned(cfg).fold_of == {"a/b": 0, "c": 1}
+        assert folds.plan_folds(cfg).fold_of == {"a/b": 0, "c": 1}
     else:
         with pytest.raises(UserError, match=message):
-            folds.planned(cfg)
+            folds.plan_folds(cfg)
 
 
 def test_a_second_process_is_refused_and_a_dead_one_holds_nothing(data, tmp_path, monkeypatch):
@@ -345,23 +345,23 @@ def test_a_second_process_is_refused_and_a_dead_one_holds_nothing(data, tmp_path
     with pytest.raises(AssertionError) as failed:  # it left no run
         crossval(config("crossval", *line(data, output)))
     assert len(trained) == 1
-    with runs_folder.alone(output, "seg.crossval"):
+    with runs_folder.lock_folder(output, "seg.crossval"):
         assert failed.tb is not None  # released, though what failed is still held
 
 
 def test_a_fold_is_trained_as_seg_train_would_in_a_group_of_its_own(data, tmp_path):
     words = ["logger=wandb", "trainer.devices=auto", "save=[overlays]"]
     cfg = config("crossval", *line(data, tmp_path / "cv", *words))
-    own = fold_config(cfg, folds.planned(cfg), 2)
+    own = fold_config(cfg, folds.plan_folds(cfg), 2)
     alone = config("train", *TINY, "logger=wandb")
     assert set(own) == set(alone)
     assert (own.data.fold, own.name, own.outputs) == (2, "fold-2", str(tmp_path / "cv"))
     assert own.logger.wandb.group == "cv" and own.trainer.devices == 1
     named = config("crossval", *line(data, tmp_path / "cv", *words, "name=mine"))
-    own = fold_config(named, folds.planned(named), 1)
+    own = fold_config(named, folds.plan_folds(named), 1)
     assert own.name == "mine-fold-1" and own.logger.wandb.group == "mine"
     given = config("crossval", *line(data, tmp_path / "cv", *words, "logger.wandb.group=g"))
-    assert fold_config(given, folds.planned(given), 0).logger.wandb.group == "g"
+    assert fold_config(given, folds.plan_folds(given), 0).logger.wandb.group == "g"
 
 
 @pytest.mark.parametrize(
@@ -427,14 +427,14 @@ def test_a_crossval_json_that_names_a_run_elsewhere_is_refused(cv, tmp_path, nam
     )
     monkeypatch.setattr(torch, "load", lambda *a, **k: pytest.fail("was read"))
     with pytest.raises(RunError, match="which lies outside its folder"):
-        ensemble.load(str(folder))
+        ensemble.load_members(str(folder))
 
 
 def test_an_unfinished_crossval_json_is_no_ensemble(cv, tmp_path):
     record = read(cv / "crossval.json") | {"status": "running"}
     (tmp_path / "crossval.json").write_text(json.dumps(record))
     with pytest.raises(RunError, match=r"crossval.json: not finished"):
-        ensemble.load(str(tmp_path))
+        ensemble.load_members(str(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -443,15 +443,15 @@ def test_an_unfinished_crossval_json_is_no_ensemble(cv, tmp_path):
 def test_a_damaged_crossval_json_is_told(tmp_path, text):
     (tmp_path / "crossval.json").write_text(text)
     with pytest.raises(RunError, match=r"crossval.json"):
-        ensemble.load(str(tmp_path))
+        ensemble.load_members(str(tmp_path))
 
 
 def test_commands_for_one_network_say_that_this_is_several(cv):
     message = r"a cross-validation, which is several networks; only seg.predict and seg.evaluate"
     with pytest.raises(RunError, match=f"run=.*{message}.*give one of them, run=.*-fold-0"):
-        prune(config("prune", f"run={cv}"))
+        compare_depths(config("prune", f"run={cv}"))
     with pytest.raises(RunError, match=f"init=.*{message}"):
-        init_weights.start_from(UNet(1, 1, 2), str(cv))
+        init_weights.load_initial_weights(UNet(1, 1, 2), str(cv))
 
 
 def test_a_list_of_runs_is_an_ensemble_in_predict_and_evaluate(cv, data, tmp_path):
@@ -459,10 +459,10 @@ def test_a_list_of_runs_is_an_ensemble_in_predict_and_evaluate(cv, data, tmp_pat
     pair = [cv / fold["run"] for fold in record["folds"][:2]]
     words = f"run=[{pair[0]},{pair[1]}]"
     image = data / "images/3.png"
-    predict(
+    predict_files(
         config("predict", words, f"input={image}", f"output={tmp_path}", "save=[probabilities]")
     )
-    wanted = np.mean([by_hand(load.load(run), grey(image)) for run in pair], axis=0)
+    wanted = np.mean([by_hand(load.load_run(run), grey(image)) for run in pair], axis=0)
     np.testing.assert_allclose(tifffile.imread(tmp_path / "probabilities/3.tif"), wanted, atol=1e-6)
     with pytest.raises(UserError, match="output is not set: several runs"):
         evaluate(config("evaluate", words, "data.split=test"))
@@ -471,13 +471,13 @@ def test_a_list_of_runs_is_an_ensemble_in_predict_and_evaluate(cv, data, tmp_pat
     ):
         evaluate(config("evaluate", words, f"output={tmp_path / 'e'}"))
     with pytest.raises(RunError, match=r"run=\[\]: give at least one run"):
-        ensemble.load([])
+        ensemble.load_members([])
 
 
 def run_of(name: str, **changes) -> LoadedRun:
     facts = {
         "checkpoint": Path(name), "folder": Path("."), "model": UNet(1, 1, 2, 1), "classes": ["a", "b"],
-        "config": {"model": {"num_classes": 1}}, "colors": [], "intensity": Intensity(0, 255, [0.5], [0.2]),
+        "config": {"model": {"num_classes": 1}}, "colors": [], "intensity": Normalization(0, 255, [0.5], [0.2]),
     }  # fmt: skip
     return LoadedRun(**facts | changes)
 
@@ -486,14 +486,14 @@ def run_of(name: str, **changes) -> LoadedRun:
     ("changes", "message"),
     [
         ({"classes": ["a", "c"]}, r"classes \['a', 'b'\] and \['a', 'c'\]"),
-        ({"intensity": Intensity(0, 1, [0] * 3, [1] * 3)}, "channels 1 and 3"),
+        ({"intensity": Normalization(0, 1, [0] * 3, [1] * 3)}, "channels 1 and 3"),
         ({"task": "instances"}, "task classes and instances"),
         ({"config": {"model": {"num_classes": 2}}}, "logits 1 and 2"),
     ],
 )
 def test_runs_that_do_not_fit_together_are_both_named(changes, message):
     with pytest.raises(RunError, match=f"one.ckpt and two.ckpt make no ensemble: {message}"):
-        ensemble.join(
+        ensemble.join_members(
             [run_of("one.ckpt"), run_of("one.ckpt"), run_of("two.ckpt", **changes)],
             Path("x"), Path("."), set(),
         )  # fmt: skip
@@ -521,7 +521,7 @@ def test_the_logits_of_an_ensemble_are_those_of_the_mean_of_probabilities(
 ):
     rng = np.random.default_rng(0)
     factors = rng.normal(0, 3, (3, channels))
-    one = Intensity(0.0, 1.0, [0.0] * channels, [1.0] * channels)
+    one = Normalization(0.0, 1.0, [0.0] * channels, [1.0] * channels)
     image = rng.normal(0, 2, (channels, 5, 7))
     wanted = np.mean([formula(f[:, None, None] * image) for f in factors], axis=0)
     model = Ensemble([Fixed(f.tolist()) for f in factors], [one] * 3, overlapping)
@@ -536,9 +536,9 @@ def test_each_member_gets_bit_for_bit_what_it_gets_alone(kind, clip):
     rng = np.random.default_rng(1)
     image = rng.normal(120, 40, (9, 8, 3)).clip(0, 250).astype(kind)
     members = [
-        Intensity(0.0, 255.0, [0.1, 0.4, 0.7], [0.2, 0.3, 0.15], clip),
-        Intensity(31.7, 188.2, [0.3, 0.6, 0.2], [0.5, 0.01, 0.7], clip),
-        Intensity(3.0, 3.0, [0.0, 0.1, 0.2], [1.0, 1.0, 1.0], clip),
+        Normalization(0.0, 255.0, [0.1, 0.4, 0.7], [0.2, 0.3, 0.15], clip),
+        Normalization(31.7, 188.2, [0.3, 0.6, 0.2], [0.5, 0.01, 0.7], clip),
+        Normalization(3.0, 3.0, [0.0, 0.1, 0.2], [1.0, 1.0, 1.0], clip),
     ]
     model = Ensemble([Fixed([1.0])] * 3, members)
     reference = model.intensity
@@ -550,11 +550,13 @@ def test_each_member_gets_bit_for_bit_what_it_gets_alone(kind, clip):
 
 def test_members_of_other_geometry_share_the_coarsest_grid_and_the_largest_context():
     torch.manual_seed(0)
-    own = [Intensity(0, 255, [0.2], [0.1]), Intensity(0, 255, [0.6], [0.3]), Intensity(9, 99, [0.5], [0.2])]  # fmt: skip
+    own = [Normalization(0, 255, [0.2], [0.1]), Normalization(0, 255, [0.6], [0.3]), Normalization(9, 99, [0.5], [0.2])]  # fmt: skip
     valid = UNet(1, 1, 2, 2, padding="valid", norm="none")
     model = Ensemble([valid, UNet(1, 1, 2, 6, norm="none"), UNet(1, 1, 2, 1, norm="none")], own)
-    assert coarsest(model) == 64 and surroundings(model) == valid.context == 20
-    assert coarsest(Ensemble([FCN(1, 1, width=2, stride=8), SegNet(1, 1, width=2)], own[:2])) == 32
+    assert tile_stride(model) == 64 and needed_context(model) == valid.context == 20
+    assert (
+        tile_stride(Ensemble([FCN(1, 1, width=2, stride=8), SegNet(1, 1, width=2)], own[:2])) == 32
+    )
     with pytest.raises(ValueError, match="multiples of 64 px"):
         check_tiles(model, 96, 32)
     deep = Ensemble([UNet(1, 1, 2, 4, padding="valid"), valid], own[:2])
@@ -572,7 +574,7 @@ def test_members_of_other_geometry_share_the_coarsest_grid_and_the_largest_conte
     raw = np.random.default_rng(0).integers(0, 255, (200, 150, 1), np.uint8)
     tiled = Tiling(small, lambda i: i.astype(np.float32), 96, 32).whole(raw)
     with torch.no_grad():
-        whole = full_logits(small, torch.from_numpy(raw).float().permute(2, 0, 1)[None])
+        whole = same_size_logits(small, torch.from_numpy(raw).float().permute(2, 0, 1)[None])
     np.testing.assert_allclose(tiled, probabilities(whole)[0].numpy(), atol=1e-5)
 
 
@@ -590,10 +592,10 @@ def test_classes_that_overlap_are_cross_validated_too(planes_root, tmp_path):
         false += ((truth == 0) & (mask[1] == 1)).sum()
         missed += ((truth == 1) & (mask[1] == 0)).sum()
     assert record["pooled"]["metrics"]["dice/second"] == pytest.approx(2 * hit / (2 * hit + false + missed))  # fmt: skip
-    assert len(masks) == 6 and ensemble.load(str(tmp_path / "cv")).overlapping
+    assert len(masks) == 6 and ensemble.load_members(str(tmp_path / "cv")).overlapping
 
 
 def test_names_with_folders_get_files_of_their_own():
-    assert str(folds.file_of("a/b.c")) == "a__b.c.png" and os.sep not in str(
-        folds.file_of("../../x")
+    assert str(folds.prediction_file("a/b.c")) == "a__b.c.png" and os.sep not in str(
+        folds.prediction_file("../../x")
     )

@@ -25,17 +25,17 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import seg
-from seg.cli.compose import checked, one_line
-from seg.compare import compare
+from seg.cli.compose import compose_checked, one_line
+from seg.compare import compare_runs
 from seg.crossval import crossval
-from seg.errors import MISTAKES, RunError
+from seg.errors import USER_ERRORS, RunError
 from seg.evaluate import evaluate
-from seg.export import export
+from seg.export import export_run
 from seg.inference import ensemble
-from seg.multirun.progress import Watch
-from seg.multirun.sweeper import begun
-from seg.predict import predict
-from seg.prune import prune
+from seg.multirun.progress import SweepProgress
+from seg.multirun.sweeper import find_earlier_sweeps
+from seg.predict import predict_files
+from seg.prune import compare_depths
 from seg.rerun import rerun
 from seg.runs import records
 from seg.sync import sync
@@ -71,9 +71,9 @@ def made(tmp_path_factory) -> Path:
     before = Path.cwd()
     os.chdir(place)
     try:
-        train(checked("train", [*TINY, "model.deep_supervision=true"]))
+        train(compose_checked("train", [*TINY, "model.deep_supervision=true"]))
         Path("outputs/latest").resolve().rename("outputs/whole")
-        train(checked("train", [*TINY, "seed=1"]))
+        train(compose_checked("train", [*TINY, "seed=1"]))
         Path("outputs/latest").resolve().rename("outputs/other")
         Path("outputs/latest").unlink()
         shutil.copytree("outputs/whole", "stopped")
@@ -117,7 +117,7 @@ def make_several() -> None:
         for i in range(4):
             pixels = rng.integers(0, 256 if part == "images" else 2, (32, 32)).astype(np.uint8)
             Image.fromarray(pixels).save(f"data/{part}/{i}.png")
-    crossval(checked("crossval", FOLDS))
+    crossval(compose_checked("crossval", FOLDS))
     Path("sweep").mkdir()
     jobs = [
         {"name": name, "folder": name, "overrides": [f"seed={i}"]}
@@ -127,7 +127,11 @@ def make_several() -> None:
     for job in jobs:
         shutil.copytree(f"outputs/{job['name']}", f"sweep/{job['folder']}")
     tune(SEARCH)
-    predict(checked("predict", words("run=outputs/whole", "input=image.png", "output=predicted")))
+    predict_files(
+        compose_checked(
+            "predict", words("run=outputs/whole", "input=image.png", "output=predicted")
+        )
+    )
 
 
 @pytest.fixture
@@ -139,7 +143,7 @@ def place(made, tmp_path, monkeypatch) -> Path:
 
 
 def resume(run: str) -> None:
-    train(checked("train", [f"resume={run}"]))
+    train(compose_checked("train", [f"resume={run}"]))
 
 
 def look_at_sweep(folder: str) -> None:
@@ -148,23 +152,27 @@ def look_at_sweep(folder: str) -> None:
         {"name": name, "folder": name, "overrides": [f"seed={i}"]}
         for i, name in enumerate(("whole", "other"))
     ]
-    list(begun(Path(), jobs))
-    with Watch(Path(folder), jobs) as watch:
-        watch.look()
-    watch.conclude()
+    list(find_earlier_sweeps(Path(), jobs))
+    with SweepProgress(Path(folder), jobs) as watch:
+        watch.poll()
+    watch.print_summary()
 
 
 def predict_on(folder: str) -> None:
     """The same line again, with another image."""
     shutil.copy("image.png", "image2.png")
-    predict(checked("predict", words("run=outputs/whole", "input=image2.png", f"output={folder}")))
+    predict_files(
+        compose_checked(
+            "predict", words("run=outputs/whole", "input=image2.png", f"output={folder}")
+        )
+    )
 
 
 SEVERAL: dict[
     str, tuple[str, Callable[[str], Any]]
 ] = {  # the folder that is damaged, and the command
-    "crossval": ("cv", lambda folder: crossval(checked("crossval", FOLDS))),
-    "ensemble": ("cv", lambda folder: ensemble.load(folder)),
+    "crossval": ("cv", lambda folder: crossval(compose_checked("crossval", FOLDS))),
+    "ensemble": ("cv", lambda folder: ensemble.load_members(folder)),
     "predict on": ("predicted", predict_on),
     "sweep": ("sweep", look_at_sweep),
     "tune": (
@@ -173,17 +181,17 @@ SEVERAL: dict[
     ),
 }
 COMMANDS: dict[str, Callable[[str], Any]] = {  # each with the folder of a run
-    "compare": lambda run: compare(checked("compare", [f"runs=[{Path(run).parent}]", "resamples=20"])),
-    "evaluate": lambda run: evaluate(checked("evaluate", words(f"run={run}", "panels=0", "confidence=0", "workers=0"))),
-    "export": lambda run: export(checked("export", [f"run={run}", "format=torch", "output=exported.pt2"])),
-    "init": lambda run: train(checked("train", [*TINY, f"init={run}", "trainer.limit_train_batches=1"])),
-    "list": lambda run: ensemble.load([run, "outputs/other"]),
+    "compare": lambda run: compare_runs(compose_checked("compare", [f"runs=[{Path(run).parent}]", "resamples=20"])),
+    "evaluate": lambda run: evaluate(compose_checked("evaluate", words(f"run={run}", "panels=0", "confidence=0", "workers=0"))),
+    "export": lambda run: export_run(compose_checked("export", [f"run={run}", "format=torch", "output=exported.pt2"])),
+    "init": lambda run: train(compose_checked("train", [*TINY, f"init={run}", "trainer.limit_train_batches=1"])),
+    "list": lambda run: ensemble.load_members([run, "outputs/other"]),
     "load": lambda run: seg.load(run, accelerator="cpu").predict("image.png"),
-    "predict": lambda run: predict(checked("predict", words(f"run={run}", "input=image.png", "output=out"))),
-    "prune": lambda run: prune(checked("prune", words(f"run={run}", "rounds=1", "workers=0"))),
-    "rerun": lambda run: rerun(checked("rerun", [f"run={run}", "loader.workers=0"])),
+    "predict": lambda run: predict_files(compose_checked("predict", words(f"run={run}", "input=image.png", "output=out"))),
+    "prune": lambda run: compare_depths(compose_checked("prune", words(f"run={run}", "rounds=1", "workers=0"))),
+    "rerun": lambda run: rerun(compose_checked("rerun", [f"run={run}", "loader.workers=0"])),
     "resume": resume,
-    "sync": lambda run: sync(checked("sync", [])),
+    "sync": lambda run: sync(compose_checked("sync", [])),
 }  # fmt: skip
 
 
@@ -213,7 +221,7 @@ def outcome(command: Callable[[str], Any], run: str, known: tuple[str, ...]) -> 
     try:
         with bounded():
             command(run)
-    except MISTAKES as error:
+    except USER_ERRORS as error:
         said = one_line(error)
         assert str(error).strip() and len(said) < 3000
         assert any(name in said for name in known), said
@@ -332,7 +340,7 @@ def test_pipes_and_devices_in_a_run_end_no_comparison(place):
     Path("outputs/config/config.yaml").unlink()
     os.mkfifo("outputs/config/config.yaml")
     with bounded():
-        ranking = compare(checked("compare", ["runs=[outputs]", "resamples=20"]))
+        ranking = compare_runs(compose_checked("compare", ["runs=[outputs]", "resamples=20"]))
     assert {run.label for run in ranking.runs} == {"whole", "other", "config"}
     rows = table()
     for name in ("fifo", "zero"):
@@ -410,7 +418,7 @@ DAMAGED = {
 def test_one_damaged_run_is_named_and_the_others_are_compared(place, what):
     """And the page of the comparison before, if this one came to nothing, would be whole."""
     words = ["runs=[outputs]", "resamples=20"]
-    compare(checked("compare", words))
+    compare_runs(compose_checked("compare", words))
     before = Path("outputs/compare.html").read_text()
     if what in DAMAGED:
         shutil.copytree("outputs/whole", "outputs/bad")
@@ -423,7 +431,7 @@ def test_one_damaged_run_is_named_and_the_others_are_compared(place, what):
     else:
         shutil.copytree("outputs/whole", os.fsdecode(b"outputs/b\xffd"))
         label = "b\\xffd"
-    found = compare(checked("compare", words))
+    found = compare_runs(compose_checked("compare", words))
     assert {"whole", "other"} <= {run.label for run in found.runs}
     rows = table()
     assert set(rows) == {"whole", "other", label}

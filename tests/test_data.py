@@ -12,7 +12,7 @@ from seg.data.datasets.folder import Folder
 from seg.data.datasets.isbi2012 import ISBI2012
 from seg.data.image_io import read_image
 from seg.data.masks import MaskValues
-from seg.data.normalization import Measure
+from seg.data.normalization import IntensityStatistics
 from seg.data.sampler import EpochSampler
 from seg.errors import DataError
 
@@ -166,7 +166,7 @@ def test_the_training_split_becomes_mean_0_and_deviation_1(folder_root):
 def test_float_images_are_measured_over_all_pixels():
     rng = np.random.default_rng(0)
     images = [rng.normal(9 * i, 1 + i, (5 + i, 7, 2)).astype(np.float32) for i in range(3)]
-    measure = Measure(None)
+    measure = IntensityStatistics(None)
     for image in images:
         measure.add(image)
     pixels = np.concatenate([image.reshape(-1, 2) for image in images]).astype(np.float64)
@@ -189,7 +189,7 @@ def test_whole_images_of_several_sizes_do_not_share_a_batch(folder_root):
 
 
 def test_a_constant_image_does_not_divide_by_zero():
-    image, measure = np.full((4, 4, 1), 7, np.float32), Measure(None)
+    image, measure = np.full((4, 4, 1), 7, np.float32), IntensityStatistics(None)
     measure.add(image)
     intensity = measure.intensity()
     assert np.isfinite(intensity.normalised(intensity.scaled(image))).all()

@@ -12,20 +12,20 @@ from made_runs import make_run, spread
 from PIL import Image
 from test_coco import coco_root
 
-from seg.check import check
-from seg.cli.compose import check_line, checked
+from seg.check import check_data
+from seg.cli.compose import check_command_line, compose_checked
 from seg.cli.conf_files import CONF
-from seg.cli.list_arguments import as_options
-from seg.compare import compare
+from seg.cli.list_arguments import to_overrides
+from seg.compare import compare_runs
 from seg.crossval import crossval
 from seg.evaluate import evaluate
-from seg.export import export
-from seg.models.__main__ import show
-from seg.multirun.search.plan import gathered
-from seg.predict import predict
-from seg.prune import prune
+from seg.export import export_run
+from seg.models.__main__ import show_network
+from seg.multirun.search.plan import gather_searched
+from seg.predict import predict_files
+from seg.prune import compare_depths
 from seg.rerun import rerun
-from seg.show import show as picture
+from seg.show import draw_samples as picture
 from seg.sync import sync
 from seg.training.run import train
 from seg.tune import tune
@@ -33,7 +33,7 @@ from seg.tune import tune
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "README.zh-CN.md", *sorted((ROOT / "docs").glob("*.md"))]
 COMMAND = re.compile(r"python -m seg\.(\w+)((?: [^\n`|#]+)?)")
-RUN = {"train": train, "evaluate": evaluate, "predict": predict, "prune": prune, "export": export,
+RUN = {"train": train, "evaluate": evaluate, "predict": predict_files, "prune": compare_depths, "export": export_run,
        "rerun": rerun, "sync": sync}  # fmt: skip
 SMALL = ["trainer=smoke", "logger=none", "model.width=2", "loader.crop=32", "panels=1"]
 
@@ -71,9 +71,9 @@ RUNS = [
     ("name", "words"), EVERY, ids=lambda v: v if isinstance(v, str) else " ".join(v)
 )
 def test_a_documented_command_is_understood(name, words):
-    words = as_options(list(words)) if name == "compare" else words
-    words = gathered(words) if name == "tune" else words
-    check_line(
+    words = to_overrides(list(words)) if name == "compare" else words
+    words = gather_searched(words) if name == "tune" else words
+    check_command_line(
         name, [w for w in words if w != "-m" and not w.startswith("--")], multirun="-m" in words
     )
 
@@ -94,10 +94,10 @@ def test_a_documented_command_runs(
         pytest.skip("several processes: tests/test_train.py and tests/test_together.py start them")
     monkeypatch.chdir(tmp_path)
     if any(w.startswith("resume=") for w in words):
-        train(checked("train", [*SMALL, "data.size=64", "data.train=2", "data.val=1"]))
+        train(compose_checked("train", [*SMALL, "data.size=64", "data.train=2", "data.val=1"]))
         record = Path("outputs/latest/run.json")
         record.write_text(record.read_text().replace('"finished"', '"interrupted"'))
-        train(checked("train", list(words)))
+        train(compose_checked("train", list(words)))
         assert '"finished"' in record.read_text()
         return
     if name == "compare":
@@ -105,7 +105,7 @@ def test_a_documented_command_runs(
             images = {split: spread([10 + i, 20]) for split in ("val", "test")}
             make_run(Path("outputs", place), images, choices={"model": ("unet", "unetpp")[i % 2]})
         Path("outputs/sweeps/latest").symlink_to("SWEEP")
-        assert len(compare(checked("compare", as_options(list(words)))).groups) == 2
+        assert len(compare_runs(compose_checked("compare", to_overrides(list(words)))).groups) == 2
         return
     if name == "tune":
         given = {w.split("=")[0] for w in words}
@@ -121,11 +121,11 @@ def test_a_documented_command_runs(
     words = [w for w in words if not w.startswith("logger")]  # they'd write into the user's places
     line = [w.split(",")[0] if "," in w and "[" not in w else w for w in words if w != "-m"]
     if name == "models":
-        show(checked("models", line))
+        show_network(compose_checked("models", line))
         return
     if name == "show":
         assert picture(
-            checked("show", [*line, "data.size=64", "data.train=2", "loader.crop=32"])
+            compose_checked("show", [*line, "data.size=64", "data.train=2", "loader.crop=32"])
         ).is_file()
         return
     if name == "check":
@@ -133,26 +133,32 @@ def test_a_documented_command_runs(
             Image.fromarray(np.array(Image.open(mask)).clip(max=1)).save(mask)
         made = ["data.size=64", "data.train=2"] if "data=membranes" in line else []
         line = [f"data.root={folder_root}" if w.startswith("data.root=") else w for w in line]
-        assert check(checked("check", [*line, *made]))["errors"] == 0
+        assert check_data(compose_checked("check", [*line, *made]))["errors"] == 0
         return
     model = {"prune": "unetpp", "train": "fcn"}.get(name, "unet")
     if name not in ("train", "crossval") or any(
         w.startswith("init=") for w in line
     ):  # it starts from a run
         first = [f"model={model}", *(["model.stride=32"] if model == "fcn" else [])]
-        train(checked("train", [*first, *SMALL, "data.size=64", "data.train=2", "data.val=1"]))
+        train(
+            compose_checked("train", [*first, *SMALL, "data.size=64", "data.train=2", "data.val=1"])
+        )
     if name == "crossval":
         line = [w for w in line if not w.startswith("data.folds=")]
-        crossval(checked("crossval", [*small(line, stack_root, folder_root), "data.folds=2"]))
+        crossval(
+            compose_checked("crossval", [*small(line, stack_root, folder_root), "data.folds=2"])
+        )
         return
     if name == "train":
         root = planes_root if "data.task=overlapping" in line else folder_root
-        train(checked("train", small(line, stack_root, root)))
+        train(compose_checked("train", small(line, stack_root, root)))
         return
     image = stack_root / "train-volume.tif"
     places = {"input": str(image), "output": str(tmp_path / "out"), "run": "outputs/latest"}
     RUN[name](
-        checked(name, [f"{k}={places[k]}" if (k := w.split("=")[0]) in places else w for w in line])
+        compose_checked(
+            name, [f"{k}={places[k]}" if (k := w.split("=")[0]) in places else w for w in line]
+        )
     )
 
 
@@ -165,9 +171,11 @@ def test_the_python_of_a_page_runs_from_top_to_bottom(page, tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     for seed, name in enumerate(("RUN_A", "RUN_B")):
         train(
-            checked("train", [*SMALL, "data.size=64", "data.train=2", "data.val=3", f"seed={seed}"])
+            compose_checked(
+                "train", [*SMALL, "data.size=64", "data.train=2", "data.val=3", f"seed={seed}"]
+            )
         )
-        evaluate(checked("evaluate", ["run=outputs/latest", "panels=0"]))
+        evaluate(compose_checked("evaluate", ["run=outputs/latest", "panels=0"]))
         Path("outputs/latest").resolve().rename(tmp_path / "outputs" / name)
     names: dict[str, object] = {}
     for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.S):
@@ -205,7 +213,7 @@ def test_the_table_of_losses_is_made_from_the_runs_of_a_sweep(tmp_path, monkeypa
                 f"loss={loss}",
                 f"seed={seed}",
             ]
-            train(checked("train", [*line, *SMALL, f"name='synapses-{loss}-seed={seed}'"]))
+            train(compose_checked("train", [*line, *SMALL, f"name='synapses-{loss}-seed={seed}'"]))
     done = subprocess.run(
         [sys.executable, ROOT / "benchmarks/imbalance.py", "outputs", "plot.png"],
         check=True, text=True, capture_output=True,

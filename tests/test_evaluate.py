@@ -12,16 +12,16 @@ from omegaconf import OmegaConf
 from PIL import Image
 from test_train import TINY, config, tiny
 
-from seg.cli.compose import build, checked
+from seg.cli.compose import compose_checked, instantiate_node
 from seg.data.datamodule import DataModule
 from seg.data.datasets.membranes import Membranes
 from seg.errors import DataError, RunError, UserError
 from seg.evaluate import evaluate
 from seg.losses import WeightMap
-from seg.metrics.confusion import Tally, dice
+from seg.metrics.confusion import ConfusionCounts, dice
 from seg.metrics.significance import paired_test
-from seg.predict import predict
-from seg.prune import prune
+from seg.predict import predict_files
+from seg.prune import compare_depths
 from seg.runs import checkpoint, load
 from seg.training.run import train
 
@@ -52,7 +52,7 @@ def test_evaluate_writes_scores_of_objects_intervals_and_a_reliability_plot(tmp_
 def test_no_intervals_and_no_objects_where_none_are_asked_for(tmp_path, capsys):
     _, folder = tiny(tmp_path, "trainer.max_epochs=1")
     capsys.readouterr()
-    scores = evaluate(checked("evaluate", [f"run={folder}", "confidence=0", "panels=0"]))
+    scores = evaluate(compose_checked("evaluate", [f"run={folder}", "confidence=0", "panels=0"]))
     assert written(folder / "evaluate-val")["intervals"] == {} and "val/v_rand" not in scores
     assert "intervals:" not in capsys.readouterr().out
 
@@ -65,7 +65,7 @@ def test_two_runs_are_compared_on_the_same_images_from_what_evaluate_wrote(tmp_p
         rows.append(np.array(written(folder / "evaluate-val")["confusion"]))
 
     def mean_dice(sums):
-        return dice(Tally.of(torch.from_numpy(sums))).nanmean(-1).numpy()
+        return dice(ConfusionCounts.from_confusion(torch.from_numpy(sums))).nanmean(-1).numpy()
 
     found = paired_test(*rows, mean_dice)
     alone = [float(mean_dice(r.sum(0, keepdims=True).astype(float))[0]) for r in rows]
@@ -76,7 +76,7 @@ def test_two_runs_are_compared_on_the_same_images_from_what_evaluate_wrote(tmp_p
 def test_the_threshold_that_is_best_on_validation_is_kept_and_used(tmp_path):
     scores, folder = tiny(tmp_path, "threshold=best", "trainer.max_epochs=1", "loss=weighted_bce")
     kept = json.loads((folder / "run.json").read_text())["threshold"]
-    run = load.load(folder)
+    run = load.load_run(folder)
     assert run.threshold == kept and 0 < kept < 1
     again = evaluate(config("evaluate", f"run={folder}", "panels=0"))
     assert again["val/dice"] == pytest.approx(scores["best/val/dice"], abs=1e-6)
@@ -92,7 +92,7 @@ def test_the_threshold_that_is_best_on_validation_is_kept_and_used(tmp_path):
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 50), np.uint8)).save(image)
     for given, wanted in ((None, kept), (0.9, 0.9)):
         out = tmp_path / f"out-{given}"
-        predict(
+        predict_files(
             config(
                 "predict", f"run={folder}", f"input={image}", f"output={out}",
                 f"threshold={'null' if given is None else given}", "save=[masks,probabilities]",
@@ -106,7 +106,9 @@ def test_the_threshold_that_is_best_on_validation_is_kept_and_used(tmp_path):
 def test_a_threshold_of_ones_own_is_kept_too(tmp_path):
     scores, folder = tiny(tmp_path, "threshold=0.3", "trainer.max_epochs=1")
     assert (
-        load.load(folder).threshold == load.load(folder / "checkpoints/last.ckpt").threshold == 0.3
+        load.load_run(folder).threshold
+        == load.load_run(folder / "checkpoints/last.ckpt").threshold
+        == 0.3
     )
     again = evaluate(config("evaluate", f"run={folder}", "panels=0"))
     assert again["val/dice"] == pytest.approx(scores["best/val/dice"], abs=1e-6)
@@ -125,7 +127,7 @@ def test_a_threshold_of_ones_own_is_kept_too(tmp_path):
 def test_what_evaluate_can_not_do_is_told_before_the_network_runs(tmp_path, words, message):
     _, folder = tiny(tmp_path, "trainer=smoke")
     with pytest.raises((UserError, DataError), match=message):
-        evaluate(checked("evaluate", [f"run={folder}", *words]))
+        evaluate(compose_checked("evaluate", [f"run={folder}", *words]))
     assert not (folder / "evaluate-val").exists()
 
 
@@ -138,7 +140,7 @@ def test_an_older_run_is_scored_for_objects_and_a_loss_no_longer_known_is_said(t
         del node[key]
     torch.save(content, file)
     scores = evaluate(config("evaluate", f"run={folder}", "+data.task=instances", "panels=0"))
-    assert "val/v_rand" in scores and load.load(folder).threshold == 0.5
+    assert "val/v_rand" in scores and load.load_run(folder).threshold == 0.5
     card["config"]["loss"] = {"_target_": "seg.losses.Focal", "gamma": 2.0, "class_weights": None}
     torch.save(content, file)
     with pytest.raises(UserError, match=r"made by an older version, whose loss.*class_weights.*predict works"):  # fmt: skip
@@ -146,7 +148,7 @@ def test_an_older_run_is_scored_for_objects_and_a_loss_no_longer_known_is_said(t
     card["threshold"] = 7.0
     torch.save(content, file)
     with pytest.raises(RunError, match=r"its threshold is 7.0"):
-        load.load(folder)
+        load.load_run(folder)
 
 
 @pytest.mark.parametrize(
@@ -188,12 +190,12 @@ def overlapping(planes_root, tmp_path, *words):
 def test_classes_that_overlap_train_evaluate_and_predict(tmp_path, planes_root, loss):
     words = [f"loss={loss}", "threshold=best", "augment=elastic"]
     scores = overlapping(planes_root, tmp_path, *words)
-    run = load.load(tmp_path / "o/latest")
+    run = load.load_run(tmp_path / "o/latest")
     assert run.overlapping and run.config["model"]["num_classes"] == 2
     again = evaluate(config("evaluate", f"run={tmp_path / 'o/latest'}", "metrics=full"))
     assert again["val/dice"] == pytest.approx(scores["best/val/dice"], abs=1e-6)
     assert {"val/dice/first", "val/boundary_f/second", "val/ece"} <= set(again)
-    predict(
+    predict_files(
         config("predict", f"run={tmp_path / 'o/latest'}", f"input={planes_root / 'images'}",
                f"output={tmp_path / 'p'}", "save=[masks,probabilities,overlays]")
     )  # fmt: skip
@@ -208,7 +210,7 @@ def test_heads_of_overlapping_classes_are_not_averaged(tmp_path, planes_root):
     with pytest.raises(UserError, match=r"model.output=average: heads are averaged as a softmax"):
         overlapping(planes_root, tmp_path, *words, "model.output=average")
     overlapping(planes_root, tmp_path, *words)
-    levels = prune(config("prune", f"run={tmp_path / 'o/latest'}", "rounds=1"))
+    levels = compare_depths(config("prune", f"run={tmp_path / 'o/latest'}", "rounds=1"))
     assert [level.name for level in levels] == ["L1", "L2", "L3", "L4"]
 
 
@@ -244,7 +246,7 @@ def test_auto_weights_are_the_training_splits_and_stand_in_the_config(tmp_path):
     _, folder = tiny(tmp_path, "loss=weighted_bce", "trainer=smoke")
     saved = OmegaConf.load(folder / "config.yaml")
     source = config("train", *TINY)
-    made = build(source.data, "data")
+    made = instantiate_node(source.data, "data")
     masks = np.stack([made.read(name)[1] for name in made.splits["train"]])
     assert saved.loss.pos_weight == pytest.approx((masks == 0).sum() / (masks == 1).sum(), rel=1e-3)
     _, folder = tiny(tmp_path, "loss=cross_entropy", "trainer=smoke")
@@ -263,7 +265,7 @@ def test_a_weight_map_is_made_of_the_whole_image_once_and_moves_with_it():
         return loss.gaps(mask)
 
     data = DataModule(source, augment=A.Compose([A.D4(p=1)]), crop=48, repeats=6)
-    data.weigh(gaps)
+    data.set_weight_map(gaps)
     samples = data.train_dataloader().dataset
     seen = [samples[epoch, i] for epoch in range(2) for i in range(12)]
     assert len(calls) == 2  # one an image

@@ -18,33 +18,33 @@ from test_train import config, tiny
 from torch import nn
 
 from seg import errors
-from seg.data.normalization import Intensity
-from seg.display.console import quiet
+from seg.data.normalization import Normalization
+from seg.display.console import configure_logging
 from seg.errors import RunError, UserError
-from seg.export import export, main
+from seg.export import export_run, main
 from seg.inference import ensemble
 from seg.inference import export as inference_export
 from seg.inference.ensemble import Ensemble
 from seg.inference.export import (
-    BATCHES,
-    SIZES,
-    SUFFIXES,
-    Gap,
-    description,
-    differences,
-    expected,
-    made,
+    COMPARED_BATCHES,
+    COMPARED_SIZES,
+    FORMAT_SUFFIXES,
+    ExportDifference,
+    compare_outputs,
+    describe_run,
+    noise_images,
+    reference_probabilities,
 )
-from seg.inference.exported_network import Exported, opened, taken, write
+from seg.inference.exported_network import ExportedNetwork, open_export, padded_rows, write_export
 from seg.models import FCN, NestedUNet, Peer, SegNet, UNet
 from seg.models.blocks import pad_to_multiple
-from seg.models.contract import full_logits, mirrored
-from seg.predict import predict
+from seg.models.contract import reflect_indices, same_size_logits
+from seg.predict import predict_files
 from seg.runs import checkpoint, load
 from seg.runs.load import LoadedRun
 
 ROOT = Path(__file__).parent.parent
-GREY = Intensity(0.0, 255.0, [0.45], [0.2])
+GREY = Normalization(0.0, 255.0, [0.45], [0.2])
 SHAPES = ((1, 1, 1), (1, 37, 53), (2, 64, 32), (3, 33, 2), (1, 96, 130))  # batch, height, width
 
 
@@ -64,7 +64,7 @@ def lively(model: nn.Module, seed: int = 0) -> nn.Module:
 
 
 def as_run(
-    model: nn.Module, classes: int = 2, intensity: Intensity = GREY, task: str = "classes"
+    model: nn.Module, classes: int = 2, intensity: Normalization = GREY, task: str = "classes"
 ) -> LoadedRun:
     names = [f"class {i}" for i in range(classes)]
     colors = [(i, 2 * i, 3 * i) for i in range(classes)]
@@ -80,7 +80,7 @@ def by_hand(run: LoadedRun, image: np.ndarray) -> np.ndarray:
     scaled = scaled.clip(0, 1) if at.clip else scaled
     with torch.inference_mode():
         normal = torch.from_numpy(((scaled - mean) / std).astype(np.float32))
-        z = full_logits(run.model, normal).double().numpy()
+        z = same_size_logits(run.model, normal).double().numpy()
     if run.overlapping:
         return 1 / (1 + np.exp(-z))
     if z.shape[1] == 1:
@@ -101,10 +101,10 @@ def stored(run: LoadedRun, batch: int, height: int, width: int, seed: int = 0) -
 
 def check(run: LoadedRun, tmp_path: Path, format: str = "onnx", shapes=SHAPES) -> Path:
     """Writes a run and compares it at each shape."""
-    quiet()
-    file = tmp_path / f"model{SUFFIXES[format]}"
-    write(Exported(run), description(run, []), file, format, 12)
-    call = opened(file, format)
+    configure_logging()
+    file = tmp_path / f"model{FORMAT_SUFFIXES[format]}"
+    write_export(ExportedNetwork(run), describe_run(run, []), file, format, 12)
+    call = open_export(file, format)
     for batch, height, width in shapes:
         image = stored(run, batch, height, width)
         found, truth = call(image), by_hand(run, image)
@@ -192,10 +192,10 @@ def test_every_kind_of_logits(logits, classes, task, format, tmp_path):
 @pytest.mark.parametrize(
     "intensity",
     [
-        Intensity(0.0, 65535.0, [0.3], [0.1]),
-        Intensity(-1.5, 7.25, [0.4, 0.5, 0.6], [0.3, 0.2, 0.1]),
-        Intensity(-1.5, 7.25, [0.4, 0.5], [0.3, 0.2], clip=True),
-        Intensity(12.0, 190.0, [0.5], [0.25], clip=True),
+        Normalization(0.0, 65535.0, [0.3], [0.1]),
+        Normalization(-1.5, 7.25, [0.4, 0.5, 0.6], [0.3, 0.2, 0.1]),
+        Normalization(-1.5, 7.25, [0.4, 0.5], [0.3, 0.2], clip=True),
+        Normalization(12.0, 190.0, [0.5], [0.25], clip=True),
     ],
     ids=["uint16", "float", "clipped float", "clipped uint8"],
 )
@@ -212,10 +212,10 @@ def test_a_border_is_continued_as_the_network_does_it(side, up, block, depth):
     ramp = torch.arange(side)
     same = UNet(1, 1, width=1, depth=depth)
     rows = torch.arange(float(side)).reshape(1, 1, side, 1)
-    assert torch.equal(taken(same, side), pad_to_multiple(rows, 2**depth)[0, 0, :, 0].long())
+    assert torch.equal(padded_rows(same, side), pad_to_multiple(rows, 2**depth)[0, 0, :, 0].long())
     valid = UNet(1, 1, width=1, depth=depth, up=up, block=block, padding="valid")
     after = valid.input_side(side) - side - valid.context
-    assert torch.equal(taken(valid, side), ramp[mirrored(side, valid.context, after)])
+    assert torch.equal(padded_rows(valid, side), ramp[reflect_indices(side, valid.context, after)])
 
 
 @pytest.mark.parametrize("format", ["onnx", SLOW])
@@ -226,22 +226,22 @@ def test_an_ensemble_is_one_file(logits, task, format, tmp_path):
         lively(UNet(1, logits, width=2, depth=2, padding="valid"), 2),
         lively(FCN(1, logits, width=2, stride=32), 3),
     ]
-    spans = [GREY, Intensity(10.0, 200.0, [0.5], [0.3], clip=True), GREY]
+    spans = [GREY, Normalization(10.0, 200.0, [0.5], [0.3], clip=True), GREY]
     classes = max(2, logits)
     alone = [as_run(one, classes, at, task) for one, at in zip(members, spans, strict=True)]
     together = Ensemble(members, spans, task == "overlapping")
     run = as_run(together, classes, together.intensity, task)
-    file = tmp_path / f"model{SUFFIXES[format]}"
-    write(Exported(run), description(run, []), file, format, 12)
+    file = tmp_path / f"model{FORMAT_SUFFIXES[format]}"
+    write_export(ExportedNetwork(run), describe_run(run, []), file, format, 12)
     for shape in SHAPES[:4]:
         image = stored(alone[0], *shape)
         mean = np.mean([by_hand(one, image) for one in alone], axis=0)
-        np.testing.assert_allclose(opened(file, format)(image), mean, atol=1e-4)
+        np.testing.assert_allclose(open_export(file, format)(image), mean, atol=1e-4)
 
 
 def test_what_is_told_is_the_runs_own():
-    run = as_run(UNet(2, 3, width=1, depth=1), 3, Intensity(0.0, 1.0, [0.5] * 2, [1.0] * 2))
-    told = description(dataclasses.replace(run, threshold=0.3, task="overlapping"), [])
+    run = as_run(UNet(2, 3, width=1, depth=1), 3, Normalization(0.0, 1.0, [0.5] * 2, [1.0] * 2))
+    told = describe_run(dataclasses.replace(run, threshold=0.3, task="overlapping"), [])
     assert (told["threshold"], told["task"], told["channels"]) == (0.3, "overlapping", 2)
     assert told["colors"] == [[0, 0, 0], [1, 2, 3], [2, 4, 6]] and told["network"] == "UNet"
 
@@ -249,7 +249,7 @@ def test_what_is_told_is_the_runs_own():
 def test_the_network_itself_stays_as_it_was():
     model = lively(NestedUNet(1, 1, width=2, depth=2))
     before = {name: t.clone() for name, t in model.state_dict().items()}
-    Exported(as_run(model))
+    ExportedNetwork(as_run(model))
     assert not any(module.training for module in model.modules())
     assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
 
@@ -265,7 +265,7 @@ def asked(*words: str):
 
 
 def test_a_run_becomes_one_onnx_file_that_tells_what_it_is(trained, tmp_path, capfd):
-    file = export(asked(f"run={trained}", f"output={tmp_path}/new/m.onnx"))
+    file = export_run(asked(f"run={trained}", f"output={tmp_path}/new/m.onnx"))
     assert file == tmp_path / "new/m.onnx" and [p.name for p in file.parent.iterdir()] == ["m.onnx"]
     printed = capfd.readouterr()
     assert printed.err == "" and "images of noise" in printed.out
@@ -284,7 +284,7 @@ def test_a_run_becomes_one_onnx_file_that_tells_what_it_is(trained, tmp_path, ca
     assert facts == {
         "seg": "0.1.0",
         "classes": ["membrane", "cell"],
-        "colors": [list(color) for color in load.load(trained).colors],
+        "colors": [list(color) for color in load.load_run(trained).colors],
         "threshold": 0.5,
         "task": "classes",
         "channels": 1,
@@ -294,7 +294,7 @@ def test_a_run_becomes_one_onnx_file_that_tells_what_it_is(trained, tmp_path, ca
 
 
 def test_torch_export_tells_the_same(trained, tmp_path):
-    file = export(asked(f"run={trained}", "format=torch", f"output={tmp_path}/m.pt2"))
+    file = export_run(asked(f"run={trained}", "format=torch", f"output={tmp_path}/m.pt2"))
     extra = {"seg.json": ""}
     torch.export.load(file, extra_files=extra)
     facts = json.loads(extra["seg.json"])
@@ -304,9 +304,9 @@ def test_torch_export_tells_the_same(trained, tmp_path):
 def test_members_of_an_ensemble_are_named(trained, tmp_path):
     two = f"run=[{trained},{trained}/checkpoints/last.ckpt]"
     with pytest.raises(UserError, match=r"output is not set: .* give output="):
-        export(asked(two))
+        export_run(asked(two))
     facts = json.loads(
-        onnx.load(export(asked(two, f"output={tmp_path}/m.onnx"))).metadata_props[0].value
+        onnx.load(export_run(asked(two, f"output={tmp_path}/m.onnx"))).metadata_props[0].value
     )
     assert [Path(p).name for p in facts["checkpoints"]] == ["best.ckpt", "last.ckpt"]
 
@@ -316,15 +316,15 @@ def test_the_folds_of_a_cross_validation_are_one_file(trained, tmp_path):
         shutil.copytree(trained / "checkpoints", tmp_path / fold / "checkpoints")
     record = {"status": "finished", "images": {}, "folds": [{"run": "fold-0"}, {"run": "fold-1"}]}
     (tmp_path / "crossval.json").write_text(json.dumps(record))
-    file = export(asked(f"run={tmp_path}"))
+    file = export_run(asked(f"run={tmp_path}"))
     assert file == tmp_path / "export/model.onnx"
     facts = json.loads(onnx.load(file).metadata_props[0].value)
     assert [Path(p).parts[-3] for p in facts["checkpoints"]] == ["fold-0", "fold-1"]
 
 
 def test_the_images_compared_are_noise_of_the_stored_range_and_always_the_same(trained):
-    run = load.load(trained)
-    first, second = made(run), made(run)
+    run = load.load_run(trained)
+    first, second = noise_images(run), noise_images(run)
     assert np.array_equal(first, second) and 0 <= np.min(first) < 5 and 250 < np.max(first) <= 255
 
 
@@ -333,40 +333,40 @@ def test_a_file_that_differs_is_not_left(trained, tmp_path):
     with pytest.raises(
         UserError, match=r"differs from PyTorch by \d.* tolerance=1e-12; nothing is"
     ):
-        export(asked(*words, "tolerance=1.0e-12"))
+        export_run(asked(*words, "tolerance=1.0e-12"))
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("place", range(6))
 @pytest.mark.parametrize("gap", [2e-4, float("nan"), float("inf")])
 def test_one_difference_of_six_is_enough(place, gap, trained, tmp_path, monkeypatch):
-    gaps = [Gap(b, h, w, 1e-6) for h, w in SIZES for b in BATCHES]
+    gaps = [ExportDifference(b, h, w, 1e-6) for h, w in COMPARED_SIZES for b in COMPARED_BATCHES]
     gaps[place] = dataclasses.replace(gaps[place], largest=gap)
     monkeypatch.setattr(
-        inference_export, "write", lambda network, facts, file, *_: file.write_text("x")
+        inference_export, "write_export", lambda network, facts, file, *_: file.write_text("x")
     )
-    monkeypatch.setattr(inference_export, "opened", lambda *_: None)
-    monkeypatch.setattr(inference_export, "differences", lambda *_: gaps)
+    monkeypatch.setattr(inference_export, "open_export", lambda *_: None)
+    monkeypatch.setattr(inference_export, "compare_outputs", lambda *_: gaps)
     with pytest.raises(UserError, match="nothing is written"):
-        export(asked(f"run={trained}", f"output={tmp_path}/m.onnx"))
+        export_run(asked(f"run={trained}", f"output={tmp_path}/m.onnx"))
     assert not list(tmp_path.iterdir())
 
 
 def test_every_size_and_batch_is_compared():
     run = as_run(lively(UNet(1, 1, width=2, depth=1)))
-    images, asked_for = made(run), []
+    images, asked_for = noise_images(run), []
 
     def wrong(image: np.ndarray) -> np.ndarray:
         asked_for.append(image)
-        return expected(run, image) + np.float32(len(asked_for))
+        return reference_probabilities(run, image) + np.float32(len(asked_for))
 
-    gaps = differences(run, wrong, images)
+    gaps = compare_outputs(run, wrong, images)
     assert [round(gap.largest) for gap in gaps] == [1, 2, 3, 4, 5, 6]
     assert {one.shape[0] for one in asked_for} == {1, 2}
     sides = {one.shape[2:] for one in asked_for}
     assert len(sides) == 3 and any(h % 2 for h, _ in sides) and any(h != w for h, w in sides)
     assert not np.array_equal(asked_for[-1][0], asked_for[-1][1])
-    small = differences(run, lambda image: expected(run, image)[:, :1], images)
+    small = compare_outputs(run, lambda image: reference_probabilities(run, image)[:, :1], images)
     assert all(gap.largest == np.inf for gap in small)
 
 
@@ -391,13 +391,13 @@ def test_a_network_that_can_not_be_exported_is_refused(
 ):
     if (network, format) == (Foreign, "torch"):
         pytest.skip("torch.export has it")
-    run = dataclasses.replace(load.load(trained), model=Peer(1, 1, network()).eval())
-    monkeypatch.setattr(ensemble, "load", lambda given: run)
-    file = tmp_path / f"m{SUFFIXES[format]}"
+    run = dataclasses.replace(load.load_run(trained), model=Peer(1, 1, network()).eval())
+    monkeypatch.setattr(ensemble, "load_members", lambda given: run)
+    file = tmp_path / f"m{FORMAT_SUFFIXES[format]}"
     with pytest.raises(
         UserError, match=f"its {network.__name__} (as|can't be exported as) {format}"
     ) as told:
-        export(asked(f"run={trained}", f"format={format}", f"output={file}"))
+        export_run(asked(f"run={trained}", f"format={format}", f"output={file}"))
     assert "\n" not in str(told.value) and not list(tmp_path.iterdir())
     assert "graph(" not in capfd.readouterr().out
 
@@ -416,7 +416,7 @@ def test_a_network_that_can_not_be_exported_is_refused(
 def test_what_can_not_be_is_told(words, told, trained, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises((UserError, RunError), match=told):
-        export(asked(f"run={trained}", "output=m.onnx", *words))
+        export_run(asked(f"run={trained}", "output=m.onnx", *words))
     assert not list(tmp_path.iterdir())
 
 
@@ -424,14 +424,14 @@ def test_a_file_that_is_there_stays(trained, tmp_path):
     file = tmp_path / "m.onnx"
     file.write_text("mine")
     with pytest.raises(UserError, match="is there already; remove it or give another file"):
-        export(asked(f"run={trained}", f"output={file}"))
+        export_run(asked(f"run={trained}", f"output={file}"))
     assert file.read_text() == "mine"
 
 
 def test_more_weights_than_one_onnx_file_holds(trained, tmp_path, monkeypatch):
-    monkeypatch.setattr(inference_export, "LARGEST", 1000)
+    monkeypatch.setattr(inference_export, "MAX_ONNX_BYTES", 1000)
     with pytest.raises(UserError, match="take format=torch"):
-        export(asked(f"run={trained}", f"output={tmp_path}/m.onnx"))
+        export_run(asked(f"run={trained}", f"output={tmp_path}/m.onnx"))
 
 
 def test_a_checkpoint_of_foreign_code_is_refused(trained, tmp_path):
@@ -439,7 +439,7 @@ def test_a_checkpoint_of_foreign_code_is_refused(trained, tmp_path):
     content["seg"]["config"]["model"]["_target_"] = "os.system"
     torch.save(content, tmp_path / "bad.ckpt")
     with pytest.raises(errors.RunError, match=r"names 'os.system'; only"):
-        export(asked(f"run={tmp_path}/bad.ckpt"))
+        export_run(asked(f"run={tmp_path}/bad.ckpt"))
     assert [p.name for p in tmp_path.iterdir()] == ["bad.ckpt"]
 
 
@@ -450,20 +450,20 @@ def test_a_missing_extra_is_named(package, trained, monkeypatch):
     with pytest.raises(
         UserError, match=r"format=onnx needs the extra export: pip install 'seg\[export\]'"
     ):
-        export(asked(f"run={trained}"))
+        export_run(asked(f"run={trained}"))
 
 
 def test_the_example_gives_the_mask_of_predict_without_this_package_and_torch(trained, tmp_path):
     picture = ROOT / "docs/images/section.png"
     with Image.open(picture) as image:
         image.crop((0, 0, 101, 77)).save(tmp_path / "small.png")
-    file = export(asked(f"run={trained}", f"output={tmp_path}/m.onnx"))
+    file = export_run(asked(f"run={trained}", f"output={tmp_path}/m.onnx"))
     words = [ROOT / "examples/onnx_predict.py", file, tmp_path / "small.png", tmp_path / "mask.png"]
     blocked = "import sys; sys.modules.update(seg=None, torch=None)"
     program = f"{blocked}; del sys.argv[0]; import runpy; runpy.run_path(sys.argv[0])"
     done = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    predict(
+    predict_files(
         config("predict", f"run={trained}", f"input={tmp_path}/small.png", f"output={tmp_path}/p")
     )
     with (

@@ -14,7 +14,7 @@ from PIL import Image
 from seg.errors import RunError
 from seg.inference.tiling import Tiling, needed_overlap
 from seg.logits import probabilities
-from seg.models.contract import full_logits
+from seg.models.contract import same_size_logits
 from seg.predict import main as predict
 from seg.runs.safe_loading import check_targets
 from seg.train import main as train
@@ -95,7 +95,7 @@ def test_a_valid_network_of_the_user_covers_any_image_and_its_tiles_have_no_seam
     assert model.input_side(1) == 8 and model.input_side(3) == 10
     image = np.random.default_rng(0).random((*size, 1), np.float32)
     with torch.no_grad():
-        logits = full_logits(model, torch.from_numpy(image.transpose(2, 0, 1))[None])
+        logits = same_size_logits(model, torch.from_numpy(image.transpose(2, 0, 1))[None])
     assert logits.shape == (1, 2, *size)
     _, overlap, everywhere = needed_overlap(model)
     assert (overlap, everywhere) == (32, False)

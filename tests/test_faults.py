@@ -21,16 +21,16 @@ from test_resume import Stop, same, state
 from test_train import TINY, config
 
 from seg.cli.compose import one_line
-from seg.cli.resource_errors import OutOfMemory, WorkerEnded, explained
+from seg.cli.resource_errors import OutOfMemory, WorkerDied, explain_error
 from seg.data.datamodule import DataModule
 from seg.data.datasets.folder import Folder
 from seg.data.datasets.membranes import Membranes
-from seg.data.image_cache import Store
+from seg.data.image_cache import ImageCache
 from seg.errors import DataError
 from seg.runs import checkpoint, records
-from seg.training.callbacks.checkpointing import WholeFiles
+from seg.training.callbacks.checkpointing import AtomicCheckpointIO
 from seg.training.loggers import MetricsCSV, read_metrics
-from seg.training.resume import newest
+from seg.training.resume import newest_checkpoint
 from seg.training.run import train
 
 TESTS = Path(__file__).parent
@@ -122,7 +122,7 @@ def kill_again_and_again(root: Path, kills: int) -> None:
         assert os.waitpid(pid, 0)[1] == signal.SIGKILL
         writing += at_work()
         assert len(half_written(folder)) <= 3, half_written(folder)
-        last = newest(folder)
+        last = newest_checkpoint(folder)
         assert last is not None
         steps.append(checkpoint.read_checkpoint(last)["global_step"])
         assert steps[-1] >= steps[-2], steps
@@ -131,7 +131,7 @@ def kill_again_and_again(root: Path, kills: int) -> None:
     os.waitpid(pid, 0)
     print(f"{kills} kills, {writing} of them with a checkpoint half written, {steps[-1]} steps in the end, "
           f"{time.perf_counter() - began:.0f} s")  # fmt: skip
-    goal = checkpoint.read_checkpoint(newest(folder))["global_step"] + 3
+    goal = checkpoint.read_checkpoint(newest_checkpoint(folder))["global_step"] + 3
     for words in ([f"resume={folder}"], [*QUICK, f"outputs={root / 'straight'}"]):
         pid = forked(*words, callbacks=[Stop(goal)])
         assert os.waitpid(pid, 0)[1] == 256
@@ -152,12 +152,12 @@ def test_of_two_whole_checkpoints_the_one_of_more_steps_is_taken(tmp_path, caplo
     last, best = (folder / f"checkpoints/{name}.ckpt" for name in ("last", "best"))
     state = {"state_dict": {}, "loops": {}, "lr_schedulers": [], "callbacks": {}}
     for file, step in ((last, 4), (best, 6)):  # killed between the two
-        WholeFiles(tmp_path).save_checkpoint(state | {"global_step": step}, file)
-    assert newest(folder) == best and not caplog.text
-    WholeFiles(tmp_path).save_checkpoint(state | {"global_step": 6}, last)
-    assert newest(folder) == last
+        AtomicCheckpointIO(tmp_path).save_checkpoint(state | {"global_step": step}, file)
+    assert newest_checkpoint(folder) == best and not caplog.text
+    AtomicCheckpointIO(tmp_path).save_checkpoint(state | {"global_step": 6}, last)
+    assert newest_checkpoint(folder) == last
     best.write_bytes(best.read_bytes()[:100])
-    assert newest(folder) == last and "best.ckpt: damaged" in caplog.text
+    assert newest_checkpoint(folder) == last and "best.ckpt: damaged" in caplog.text
 
 
 @pytest.mark.slow
@@ -324,13 +324,13 @@ def test_out_of_memory_says_what_was_asked_for_and_what_to_lower(tmp_path, where
      RuntimeError("MPS backend out of memory (MPS allocated: 1.00 GiB, other allocations: 2")],
 )  # fmt: skip
 def test_each_library_s_word_for_it_is_known(error):
-    found = explained(error, "training, a batch", "lower it")
+    found = explain_error(error, "training, a batch", "lower it")
     assert type(found) is OutOfMemory and str(found).startswith(
         "out of memory in training, a batch"
     )
     assert ("(asked for 2.50 GiB at once)" in str(found)) == ("2.50" in str(error))
     for other in (ValueError("x out of memory.png"), RuntimeError("shape"), KeyboardInterrupt()):
-        assert explained(other, "", "") is other
+        assert explain_error(other, "", "") is other
 
 
 # ---- a loader process that ends
@@ -346,7 +346,7 @@ def test_a_loader_process_that_is_killed_is_named_and_the_run_goes_on(tmp_path, 
     train(config("train", *words, f"outputs={tmp_path / 'whole'}"))
     capfd.readouterr()
     with pytest.raises(
-        WorkerEnded,
+        WorkerDied,
         match=r"^a loader process (\(pid \d+\) was killed by signal 9 \(SIGKILL\)|died while sending a batch), "
         r"perhaps because memory ran out; fewer loader\.workers, a smaller loader\.memory",
     ):
@@ -366,23 +366,26 @@ def test_a_loader_process_that_ends_as_it_hands_a_batch_over_is_one_too(error):
         try:
             exec(compile(f"raise {error}", file, "exec"))
         except (ConnectionError, EOFError) as raised:
-            return explained(raised, "", "")
+            return explain_error(raised, "", "")
         raise AssertionError
 
-    assert type(found("/x/torch/utils/data/dataloader.py")) is WorkerEnded
-    assert type(found("/x/wandb/sync.py")) is not WorkerEnded
+    assert type(found("/x/torch/utils/data/dataloader.py")) is WorkerDied
+    assert type(found("/x/wandb/sync.py")) is not WorkerDied
 
 
 def test_other_ends_of_a_loader_process_are_told_apart():
-    bus = explained(
+    bus = explain_error(
         RuntimeError("DataLoader worker (pid 12) is killed by signal: Bus error. It is"), "", ""
     )
-    assert (
-        type(bus) is WorkerEnded
-        and "(pid 12) was killed by signal 7 (SIGBUS), perhaps because /dev/shm" in str(bus)
+    assert type(
+        bus
+    ) is WorkerDied and "(pid 12) was killed by signal 7 (SIGBUS), perhaps because /dev/shm" in str(
+        bus
     )
-    left = explained(RuntimeError("DataLoader worker (pid(s) 12, 13) exited unexpectedly"), "", "")
-    assert type(left) is WorkerEnded and "(pid 12, 13) ended by itself" in str(left)
+    left = explain_error(
+        RuntimeError("DataLoader worker (pid(s) 12, 13) exited unexpectedly"), "", ""
+    )
+    assert type(left) is WorkerDied and "(pid 12, 13) ended by itself" in str(left)
 
 
 # ---- data that goes bad
@@ -430,10 +433,10 @@ BAD = {
 }
 
 
-def watched(root: Path, cache: Path | None) -> Store:
+def watched(root: Path, cache: Path | None) -> ImageCache:
     """The store of a run's data, after the data has been read before the training."""
     source = Folder(str(root), ["a", "b", "c"])
-    return DataModule(source, memory=0, cache=None if cache is None else str(cache)).store
+    return DataModule(source, memory=0, cache=None if cache is None else str(cache)).image_cache
 
 
 @pytest.mark.parametrize("cached", [False, True])
@@ -461,11 +464,11 @@ def test_a_file_of_another_time_and_the_same_pixels_is_no_fault(folder_root):
 
 def test_more_processes_than_images_are_told_before_the_training():
     data = DataModule(Membranes(size=64, train=1, val=2, test=1), crop=32)
-    data.check_shares(1)
+    data.check_ranks(1)
     with pytest.raises(
         DataError, match=r"1 test images for 2 processes \(test-000 \.\.\.\): each needs one"
     ):
-        data.check_shares(2)
+        data.check_ranks(2)
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ import torch
 from test_train import TINY, config, weights
 
 from seg.runs import checkpoint, records
-from seg.training.callbacks.nan_guard import FILE, NotFinite
+from seg.training.callbacks.nan_guard import BAD_BATCH_FILE, NonFiniteError
 from seg.training.run import train
 
 WORDS = [*TINY, "panels=0", "trainer.max_epochs=2"]
@@ -30,12 +30,12 @@ class Poison(L.Callback):
 @pytest.mark.parametrize("what", ["image", "gradient"])
 def test_a_run_stops_at_the_step_and_keeps_its_batch(tmp_path, what):
     first = "the loss is nan" if what == "image" else r"gradients of model\.\S+ are not finite"
-    with pytest.raises(NotFinite, match=rf"step 2: {first}.*images train-00\d"):
+    with pytest.raises(NonFiniteError, match=rf"step 2: {first}.*images train-00\d"):
         train(config("train", *WORDS, f"outputs={tmp_path}"), [Poison(2, what)])
     folder = next(f.parent for f in tmp_path.glob("*/run.json") if not f.parent.is_symlink())
     record = records.read_json(folder / "run.json")
     assert record["status"] == "failed" and record["error"].startswith("NotFinite: step 2")
-    kept = checkpoint.read_checkpoint(folder / FILE)
+    kept = checkpoint.read_checkpoint(folder / BAD_BATCH_FILE)
     assert kept["step"] == 2 and kept["image"].shape == (4, 1, 32, 32) and len(kept["name"]) == 4
     assert bool(kept["image"].isnan().any()) == (what == "image")
     assert checkpoint.read_checkpoint(folder / "checkpoints/last.ckpt")["global_step"] == 2
@@ -49,7 +49,7 @@ def test_skipped_steps_change_no_weight(tmp_path, caplog, what):
     assert "step 3: " in caplog.text and "step skipped" in caplog.text
     folder = (tmp_path / "latest").resolve()
     assert records.read_json(folder / "run.json")["status"] == "finished"
-    assert not (folder / FILE).exists()
+    assert not (folder / BAD_BATCH_FILE).exists()
     state = checkpoint.read_checkpoint(folder / "checkpoints/last.ckpt")
     steps = {int(s["step"]) for s in state["optimizer_states"][0]["state"].values()}
     assert steps == {state["global_step"] - 1}  # every tensor left that one step out

@@ -9,7 +9,7 @@ import tifffile
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from PIL import Image
 
-from seg.cli.compose import build, checked
+from seg.cli.compose import compose_checked, instantiate_node
 from seg.data import tiff as data_tiff
 from seg.data.datasets.folder import Folder
 from seg.data.image_io import count_pages, read_image, read_pages
@@ -87,7 +87,7 @@ def proposed(message: str, option: str) -> dict:
 
 def built(*words: str) -> Folder:
     """What a command line's ``data`` is."""
-    return build(checked("train", list(words)).data, "data")
+    return instantiate_node(compose_checked("train", list(words)).data, "data")
 
 
 # colours
@@ -606,7 +606,7 @@ def test_a_large_plain_page_is_mapped_and_a_crop_is_its_own_slice(tmp_path, monk
     volume = volume[1] if page is None else volume
     tifffile.imwrite(tmp_path / "a.tif", volume, photometric="minisblack", byteorder=order)
     small = read_image(tmp_path / "a.tif", page)
-    monkeypatch.setattr(data_tiff, "LARGE", 2**16)
+    monkeypatch.setattr(data_tiff, "MAPPED_BYTES", 2**16)
     large = read_image(tmp_path / "a.tif", page)
     assert not isinstance(small, np.memmap)
     assert isinstance(large, np.memmap) == (order == "<")
@@ -869,7 +869,7 @@ def test_voc_is_read_as_it_lies(tmp_path):
 
 
 def test_voc_s_colours_are_those_of_its_devkit():
-    colors = checked("train", ["data=voc", "data.root=x"]).data.colors
+    colors = compose_checked("train", ["data=voc", "data.root=x"]).data.colors
     for k, color in enumerate(
         colors
     ):  # bits 0, 1, 2 of the index are the top bits of r, g, b, and so on

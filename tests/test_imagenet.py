@@ -12,7 +12,7 @@ from test_train import tiny
 from torch import nn
 
 from seg.models import FCN, SegNet, UNet
-from seg.models.pretrained import FILES, load_published, published
+from seg.models.pretrained import WEIGHTS_FILES, load_imagenet, weights_url
 from seg.runs import load
 from seg.training import init_weights
 
@@ -86,7 +86,7 @@ def test_fcn_then_computes_what_the_classifier_did_up_to_fc7(site, kind, norm):
     folder, address = site
     theirs = torchvision_like(kind, 2)
     ours = FCN(3, 5, "vgg16", width=2, norm=norm).eval()
-    load_published(ours, address + serve(folder, theirs))
+    load_imagenet(ours, address + serve(folder, theirs))
     image = torch.randn(1, 3, 224, 224)
     with torch.no_grad():
         wanted = theirs.features(image)  # 7x7
@@ -102,7 +102,7 @@ def test_fcn_then_computes_what_the_classifier_did_up_to_fc7(site, kind, norm):
 def test_alexnet_s_layers_are_taken_in_their_order(site):
     folder, address = site
     theirs, ours = torchvision_like("alexnet", 2), FCN(3, 5, "alexnet", width=2, norm="none").eval()
-    load_published(ours, address + serve(folder, theirs))
+    load_imagenet(ours, address + serve(folder, theirs))
     mine = [
         m
         for part in (ours.stages, ours.classifier)
@@ -125,8 +125,8 @@ def test_a_grey_image_is_answered_as_its_three_equal_channels(site):
     folder, address = site
     url = address + serve(folder, torchvision_like("vgg16_bn", 2))
     grey, colour = SegNet(1, 2, width=2).eval(), SegNet(3, 2, width=2).eval()
-    load_published(grey, url)
-    load_published(colour, url)
+    load_imagenet(grey, url)
+    load_imagenet(colour, url)
     image = torch.randn(1, 1, 32, 32)
     with torch.no_grad():
         torch.testing.assert_close(
@@ -140,12 +140,12 @@ def test_a_grey_image_is_answered_as_its_three_equal_channels(site):
 def test_a_second_time_no_network_is_needed_and_without_one_the_remedy_is_told(site):
     folder, address = site
     url = address + serve(folder, torchvision_like("vgg16", 2))
-    load_published(FCN(3, 2, width=2, norm="none"), url)
+    load_imagenet(FCN(3, 2, width=2, norm="none"), url)
     for file in folder.iterdir():
         file.unlink()
-    load_published(FCN(3, 2, width=2, norm="none"), url)
+    load_imagenet(FCN(3, 2, width=2, norm="none"), url)
     with pytest.raises(ValueError, match=r"other-12345678.pth can't be downloaded .* put the file"):
-        load_published(FCN(3, 2, width=2, norm="none"), f"{address}other-12345678.pth")
+        load_imagenet(FCN(3, 2, width=2, norm="none"), f"{address}other-12345678.pth")
 
 
 def test_a_file_that_is_not_the_published_one_is_refused(site, tmp_path):
@@ -157,7 +157,7 @@ def test_a_file_that_is_not_the_published_one_is_refused(site, tmp_path):
     with pytest.raises(
         ValueError, match=r"invalid hash value .*; the file isn't the published one"
     ):
-        load_published(before, f"{address}net-00000000.pth")
+        load_imagenet(before, f"{address}net-00000000.pth")
     assert torch.equal(before.stages[0][0][0].weight, kept)
     assert not list((tmp_path / "cache").rglob("*.pth"))
 
@@ -168,14 +168,14 @@ def test_a_file_put_into_the_cache_is_hashed_too(site, tmp_path):
     cache.mkdir(parents=True)
     (cache / "net-12345678.pth").write_text("junk")
     with pytest.raises(ValueError, match=r"net-12345678.pth: its SHA-256 starts with .* remove it"):
-        load_published(FCN(3, 2, width=2, norm="none"), f"{address}net-12345678.pth")
+        load_imagenet(FCN(3, 2, width=2, norm="none"), f"{address}net-12345678.pth")
 
 
 def test_a_file_of_too_few_layers_is_refused(site):
     folder, address = site
     url = address + serve(folder, nn.Sequential(nn.Conv2d(3, 2, 3)))
     with pytest.raises(ValueError, match="has 1 layers; this network needs 15"):
-        load_published(FCN(3, 2, width=2, norm="none"), url)
+        load_imagenet(FCN(3, 2, width=2, norm="none"), url)
 
 
 def test_what_does_not_fit_is_told(site):
@@ -184,22 +184,22 @@ def test_what_does_not_fit_is_told(site):
     with pytest.raises(
         ValueError, match=r"has \(2, 3, 3, 3\) where this network has \(4, 3, 3, 3\)"
     ):
-        load_published(FCN(3, 2, width=4, norm="none"), url)
+        load_imagenet(FCN(3, 2, width=4, norm="none"), url)
     with pytest.raises(ValueError, match="images of 1 or 3 channels"):
-        load_published(FCN(5, 2, width=2, norm="none"), url)
+        load_imagenet(FCN(5, 2, width=2, norm="none"), url)
     with pytest.raises(ValueError, match="UNet has no published weights; FCN and SegNet have"):
-        load_published(UNet(3, 2, width=2), url)
+        load_imagenet(UNet(3, 2, width=2), url)
     with pytest.raises(ValueError, match="are for width=64; this network's is 2"):
-        load_published(FCN(3, 2, width=2, norm="none"))
+        load_imagenet(FCN(3, 2, width=2, norm="none"))
     with pytest.raises(
         ValueError, match="published for vgg16 with norm=group; there are vgg16 with"
     ):
-        load_published(FCN(3, 2, width=2, norm="group"))
+        load_imagenet(FCN(3, 2, width=2, norm="group"))
 
 
 def test_the_addresses_are_torchvision_s():
-    assert published("vgg16", "none") == "https://download.pytorch.org/models/vgg16-397923af.pth"
-    assert len(FILES) == 3
+    assert weights_url("vgg16", "none") == "https://download.pytorch.org/models/vgg16-397923af.pth"
+    assert len(WEIGHTS_FILES) == 3
 
 
 def test_summed_filters_are_the_answer_to_equal_channels_by_definition():
@@ -212,8 +212,8 @@ def test_summed_filters_are_the_answer_to_equal_channels_by_definition():
 def test_a_run_starts_from_them_and_is_read_back_without_them(site, tmp_path, monkeypatch, capsys):
     folder, address = site
     url = address + serve(folder, torchvision_like("vgg16_bn", 4))
-    monkeypatch.setattr(init_weights, "load_published", partial(load_published, url=url))
+    monkeypatch.setattr(init_weights, "load_imagenet", partial(load_imagenet, url=url))
     _, run = tiny(tmp_path, "model=segnet", "init=imagenet", "trainer.max_epochs=1")
     assert f"init       the encoder's weights from {url}" in capsys.readouterr().out
-    monkeypatch.setattr("seg.models.pretrained.download", None)
-    assert load.load(run).config["init"] == "imagenet"
+    monkeypatch.setattr("seg.models.pretrained.download_weights", None)
+    assert load.load_run(run).config["init"] == "imagenet"

@@ -8,11 +8,11 @@ from scipy.optimize import linear_sum_assignment
 
 from seg.metrics.instances import (
     IOU_THRESHOLDS,
-    components,
-    evidence,
-    match,
+    label_components,
+    match_objects,
+    object_bootstrap_inputs,
     object_scores,
-    objects,
+    segment_objects,
 )
 
 
@@ -55,7 +55,7 @@ def test_counts_are_those_of_an_optimal_assignment(seed):
             for i in true_numbers
         ]
     ).reshape(len(true_numbers), len(found_numbers))  # fmt: skip
-    for row, threshold in zip(match(truth, found), IOU_THRESHOLDS, strict=True):
+    for row, threshold in zip(match_objects(truth, found), IOU_THRESHOLDS, strict=True):
         gain = np.where(iou > threshold + 1e-9, 1 + iou, 0)  # as many matches as can be, then IoU
         i, j = linear_sum_assignment(-gain)
         hit = gain[i, j] > 0
@@ -68,7 +68,7 @@ def test_a_hand_worked_case():
     truth = np.array([[1, 1, 1, 1, 0, 2, 2, 2, 0, 3]])
     found = np.array([[7, 7, 7, 0, 0, 4, 4, 4, 4, 0]])
     # 1 with 7: 3 of 4 = 0.75; 2 with 4: 3 of 4 = 0.75; 3 is missed
-    counts = match(truth, found)
+    counts = match_objects(truth, found)
     np.testing.assert_array_equal(counts[0], [2, 0, 1, 1.5])
     np.testing.assert_array_equal(counts[4], [2, 0, 1, 1.5])  # IoU above 0.70
     np.testing.assert_array_equal(counts[5], [0, 2, 3, 0])  # above 0.75: a tie is no match
@@ -88,13 +88,13 @@ def test_ties_at_every_threshold_are_no_match():
     for k, threshold in enumerate(IOU_THRESHOLDS):
         truth, found = np.ones((1, 20), int), np.ones((1, 20), int)
         found[0, round(20 * threshold) :] = 0  # IoU is exactly the threshold
-        assert match(truth, found)[:, 0].sum() == k, threshold
+        assert match_objects(truth, found)[:, 0].sum() == k, threshold
 
 
 def test_an_object_cut_in_two_halves_has_no_match():
     truth, found = np.ones((4, 8), int), np.ones((4, 8), int)
     found[:, 4:] = 2  # both IoU 0.5: an assignment from 0.5 on could take either
-    np.testing.assert_array_equal(match(truth, found)[0], [0, 2, 1, 0])
+    np.testing.assert_array_equal(match_objects(truth, found)[0], [0, 2, 1, 0])
 
 
 @given(st.integers(0, 100_000))
@@ -103,9 +103,9 @@ def test_truth_against_itself_is_perfect_under_any_names(seed):
     truth = blocks(seed)
     other = np.append(0, np.random.default_rng(seed).permutation(truth.max()) + 5)[truth]
     n = len(np.unique(truth[truth > 0]))
-    np.testing.assert_array_equal(match(truth, other), np.tile([n, 0, 0, n], (10, 1)))
+    np.testing.assert_array_equal(match_objects(truth, other), np.tile([n, 0, 0, n], (10, 1)))
     if n:
-        assert all(score == 1 for score in object_scores(match(truth, other)).values())
+        assert all(score == 1 for score in object_scores(match_objects(truth, other)).values())
 
 
 @given(st.integers(0, 100_000))
@@ -113,8 +113,12 @@ def test_truth_against_itself_is_perfect_under_any_names(seed):
 def test_swapping_truth_and_finding_swaps_false_and_missed(seed):
     truth = blocks(seed)
     found = shaken(truth, seed)
-    np.testing.assert_allclose(match(truth, found), match(found, truth)[:, [0, 2, 1, 3]])
-    np.testing.assert_allclose(match(truth, found), match(truth[::-1].T, found[::-1].T))
+    np.testing.assert_allclose(
+        match_objects(truth, found), match_objects(found, truth)[:, [0, 2, 1, 3]]
+    )
+    np.testing.assert_allclose(
+        match_objects(truth, found), match_objects(truth[::-1].T, found[::-1].T)
+    )
 
 
 @given(st.integers(0, 100_000))
@@ -124,14 +128,16 @@ def test_ignoring_pixels_equals_cropping_them(seed):
     found = shaken(truth, seed)
     valid = np.ones(truth.shape, bool)
     valid[:, 15:] = False
-    np.testing.assert_array_equal(match(truth, found, valid), match(truth[:, :15], found[:, :15]))
-    assert match(truth, found, ~valid & valid).sum() == 0
+    np.testing.assert_array_equal(
+        match_objects(truth, found, valid), match_objects(truth[:, :15], found[:, :15])
+    )
+    assert match_objects(truth, found, ~valid & valid).sum() == 0
 
 
 def test_images_pool_by_summing():
     images = [(blocks(seed), shaken(blocks(seed), seed)) for seed in range(5)]
-    counts = np.stack([match(*image) for image in images])  # (images, T, 4)
-    side_by_side = match(
+    counts = np.stack([match_objects(*image) for image in images])  # (images, T, 4)
+    side_by_side = match_objects(
         np.hstack([truth + 100 * k * (truth > 0) for k, (truth, _) in enumerate(images)]),
         np.hstack([found + 100 * k * (found > 0) for k, (_, found) in enumerate(images)]),
     )
@@ -143,9 +149,11 @@ def test_images_pool_by_summing():
 
 
 def test_evidence_of_resampled_images_is_the_score_of_their_sum():
-    counts = np.stack([match(blocks(seed), shaken(blocks(seed), seed)) for seed in range(4)])
+    counts = np.stack(
+        [match_objects(blocks(seed), shaken(blocks(seed), seed)) for seed in range(4)]
+    )
     draws = np.stack([counts[[0, 0, 3, 1]].sum(0), counts.sum(0)])  # (resamples, T, 4)
-    found = evidence(counts)
+    found = object_bootstrap_inputs(counts)
     for name, (rows, score) in found.items():
         np.testing.assert_array_equal(rows, counts)
         np.testing.assert_array_equal(score(draws), object_scores(draws)[name])
@@ -155,44 +163,46 @@ def test_evidence_of_resampled_images_is_the_score_of_their_sum():
 
 def test_scores_without_a_denominator_are_nan():
     empty, one = np.zeros((4, 4), int), np.ones((4, 4), int)
-    assert all(np.isnan(score) for score in object_scores(match(empty, empty)).values())
-    false = object_scores(match(empty, one))
+    assert all(np.isnan(score) for score in object_scores(match_objects(empty, empty)).values())
+    false = object_scores(match_objects(empty, one))
     assert false["object_precision"] == false["pq"] == false["ap"] == 0
     assert np.isnan(false["object_recall"]) and np.isnan(false["sq"])
-    missed = object_scores(match(one, empty))
+    missed = object_scores(match_objects(one, empty))
     assert missed["object_recall"] == missed["pq"] == 0
     assert np.isnan(missed["object_precision"])
 
 
 def test_corners_do_not_connect_components():
     mask = np.array([[1, 0, 1], [0, 1, 1]], bool)
-    np.testing.assert_array_equal(components(mask), [[1, 0, 2], [0, 2, 2]])
+    np.testing.assert_array_equal(label_components(mask), [[1, 0, 2], [0, 2, 2]])
 
 
 def test_touching_discs_are_split_where_they_meet():
     left, right = (24, 20, 12), (24, 40, 12)
-    found = objects(discs(left, right).astype(float), neck=2.0)
+    found = segment_objects(discs(left, right).astype(float), neck=2.0)
     assert found.max() == 2
     # the neck is half-way: centres 20 px apart
     assert set(np.unique(found[:, :30])) == {0, found[24, 20]}
     assert set(np.unique(found[:, 31:])) == {0, found[24, 40]}
     np.testing.assert_array_equal(found > 0, discs(left, right))
-    scores = object_scores(match(np.where(np.arange(64) > 30, 2, 1) * discs(left, right), found))
+    scores = object_scores(
+        match_objects(np.where(np.arange(64) > 30, 2, 1) * discs(left, right), found)
+    )
     assert scores["ap"] == 1
 
 
 def test_a_deeper_neck_is_needed_for_a_split_as_neck_grows():
     pair = discs((24, 20, 12), (24, 34, 12)).astype(float)
     # centres 14 px apart: half-width 12 in the discs, sqrt(144 - 49) = 9.7 in the neck, 2.3 px less
-    assert objects(pair, neck=1.5).max() == 2
-    assert objects(pair, neck=3).max() == 1
+    assert segment_objects(pair, neck=1.5).max() == 2
+    assert segment_objects(pair, neck=3).max() == 1
 
 
 def test_each_component_keeps_an_object_beside_a_larger_one():
     mask = discs((24, 30, 14))
     mask[24, 46:63] = True  # 1 px wide: depth 1 is less than the neck
     mask[2:5, 2:10] = True
-    found = objects(mask.astype(float), neck=2.0)
+    found = segment_objects(mask.astype(float), neck=2.0)
     assert found.max() == 3
     np.testing.assert_array_equal(found > 0, mask)
     assert len(np.unique(found[24, 46:63])) == 1
@@ -201,20 +211,20 @@ def test_each_component_keeps_an_object_beside_a_larger_one():
 def test_small_objects_become_background():
     mask = np.zeros((20, 20), bool)
     mask[2:6, 2:6], mask[10:15, 10:13] = True, True  # 16 and 15 px
-    assert objects(mask.astype(float), min_size=16).max() == 1
-    assert objects(mask.astype(float), min_size=16)[3, 3] == 1
-    assert objects(mask.astype(float), min_size=15).max() == 2
-    assert objects(np.zeros((8, 8))).max() == 0
+    assert segment_objects(mask.astype(float), min_size=16).max() == 1
+    assert segment_objects(mask.astype(float), min_size=16)[3, 3] == 1
+    assert segment_objects(mask.astype(float), min_size=15).max() == 2
+    assert segment_objects(np.zeros((8, 8))).max() == 0
 
 
 def test_inside_is_above_the_threshold():
     interior = np.full((8, 8), 0.5)
-    assert objects(interior, threshold=0.5).max() == 0
-    assert (objects(interior, threshold=0.4) == 1).all()
-    assert objects(interior, threshold=0.4).dtype == np.int32
+    assert segment_objects(interior, threshold=0.5).max() == 0
+    assert (segment_objects(interior, threshold=0.4) == 1).all()
+    assert segment_objects(interior, threshold=0.4).dtype == np.int32
 
 
 @pytest.mark.parametrize("wrong", [{"neck": 0}, {"min_size": 0}])
 def test_impossible_sizes_are_refused(wrong):
     with pytest.raises(ValueError, match="px"):
-        objects(np.ones((4, 4)), **wrong)
+        segment_objects(np.ones((4, 4)), **wrong)

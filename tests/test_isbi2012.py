@@ -20,10 +20,10 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from seg.cli.compose import checked
+from seg.cli.compose import compose_checked
 from seg.cli.conf_files import CONF
 from seg.data.datasets import download
-from seg.data.datasets.isbi2012 import FILES, ISBI2012, LABELS, VOLUME, fault
+from seg.data.datasets.isbi2012 import ISBI2012, ISBI_FILES, LABELS_FILE, VOLUME_FILE, find_fault
 from seg.errors import DataError
 from seg.evaluate import evaluate
 from seg.train import main
@@ -71,7 +71,9 @@ def site(tmp_path, monkeypatch, stack_root):
     """Serves a zip of the small stacks; the cache is empty."""
     monkeypatch.setenv("SEG_CACHE", str(tmp_path / "cache"))
     site = Site()
-    site.body = zipped({f"challenge/{n}": (stack_root / n).read_bytes() for n in FILES.values()})
+    site.body = zipped(
+        {f"challenge/{n}": (stack_root / n).read_bytes() for n in ISBI_FILES.values()}
+    )
     thread = threading.Thread(target=site.server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
     yield site
@@ -108,14 +110,14 @@ def tarred(files: dict[str, bytes], mode: str = "w:gz", **first) -> bytes:
 
 
 def stacks(root: Path) -> dict[str, bytes]:
-    return {name: (root / name).read_bytes() for name in FILES.values()}
+    return {name: (root / name).read_bytes() for name in ISBI_FILES.values()}
 
 
 def hashes(root: Path) -> dict[str, str]:
     """SHA-256 of the pixels, by the words of the option."""
     return {
         key: hashlib.sha256(tifffile.imread(root / name).tobytes()).hexdigest()
-        for key, name in FILES.items()
+        for key, name in ISBI_FILES.items()
     }
 
 
@@ -132,7 +134,7 @@ def test_the_archive_is_fetched_once_and_holds_the_same_data(site, stack_root, t
         for name in source.splits["val"]:
             for a, b in zip(source.read(name), wanted.read(name), strict=True):
                 np.testing.assert_array_equal(a, b)
-    assert site.asked == 1 and left(tmp_path) == [LABELS, VOLUME]
+    assert site.asked == 1 and left(tmp_path) == [LABELS_FILE, VOLUME_FILE]
 
 
 def test_a_second_start_needs_no_network_nor_a_cache_that_can_be_written(
@@ -163,17 +165,17 @@ def test_another_address_is_another_place_of_the_cache(site, stack_root):
 
 
 def test_a_spoilt_file_of_the_cache_is_fetched_anew(site, stack_root, tmp_path):
-    for spoil in (bytes.fromhex("00"), (stack_root / LABELS).read_bytes()[:9999], b""):
+    for spoil in (bytes.fromhex("00"), (stack_root / LABELS_FILE).read_bytes()[:9999], b""):
         ISBI2012(None, site.url, hashes(stack_root))
-        next((tmp_path / "cache").rglob(LABELS)).write_bytes(spoil)
+        next((tmp_path / "cache").rglob(LABELS_FILE)).write_bytes(spoil)
         ISBI2012(None, site.url, hashes(stack_root))
     assert site.asked == 4
-    next((tmp_path / "cache").rglob(VOLUME)).unlink()
+    next((tmp_path / "cache").rglob(VOLUME_FILE)).unlink()
     assert ISBI2012(None, site.url, hashes(stack_root)) and site.asked == 5
 
 
 def test_the_hash_is_of_the_pixels_not_of_the_tiff_s_wrapping(site, stack_root, tmp_path):
-    pixels = {name: tifffile.imread(stack_root / name) for name in FILES.values()}
+    pixels = {name: tifffile.imread(stack_root / name) for name in ISBI_FILES.values()}
     for name, stack in pixels.items():
         tifffile.imwrite(tmp_path / name, stack, compression="zlib", description="rewritten")
     site.body = zipped(stacks(tmp_path))
@@ -183,7 +185,7 @@ def test_the_hash_is_of_the_pixels_not_of_the_tiff_s_wrapping(site, stack_root, 
 @pytest.mark.skipif(not REAL.is_dir(), reason="the challenge's data isn't here")
 def test_the_config_s_hashes_are_those_of_the_challenge():
     option = yaml.safe_load((CONF / "data/isbi2012.yaml").read_text())["sha256"]
-    assert fault(REAL, option) is None
+    assert find_fault(REAL, option) is None
 
 
 def test_a_wrong_hash_is_told_and_nothing_stays(site, stack_root, tmp_path):
@@ -286,12 +288,12 @@ def test_an_archive_cut_off_by_the_publisher_is_no_archive(site, stack_root, tmp
 
 
 def test_an_archive_without_the_files_is_told(site, tmp_path):
-    site.body = zipped({"a/readme.txt": b"-", f"a/{VOLUME}/x": b"-"})
+    site.body = zipped({"a/readme.txt": b"-", f"a/{VOLUME_FILE}/x": b"-"})
     fails(site, r"no train-volume.tif in it; it holds \['a/readme.txt', ", tmp_path)
 
 
 def test_a_file_that_is_no_tiff_is_told_without_the_scratch_folder(site, tmp_path):
-    site.body = zipped({VOLUME: b"-", LABELS: b"-"})
+    site.body = zipped({VOLUME_FILE: b"-", LABELS_FILE: b"-"})
     fails(site, r"zip: train-volume.tif: not a readable image \(", tmp_path)
 
 
@@ -310,17 +312,20 @@ LEADING_OUT = {
 @pytest.mark.parametrize("kind", LEADING_OUT)
 def test_nothing_but_the_two_files_is_written(site, stack_root, tmp_path, kind):
     site.body = LEADING_OUT[kind](stacks(stack_root))
-    assert ISBI2012(None, site.url, hashes(stack_root)) and left(tmp_path) == [LABELS, VOLUME]
+    assert ISBI2012(None, site.url, hashes(stack_root)) and left(tmp_path) == [
+        LABELS_FILE,
+        VOLUME_FILE,
+    ]
     assert not list(tmp_path.rglob("evil.txt")) and not Path("/evil.txt").exists()
 
 
 def test_a_link_in_place_of_a_file_is_not_followed(site, stack_root, tmp_path):
-    labels = {LABELS: (stack_root / LABELS).read_bytes()}
-    link = {"type": tarfile.SYMTYPE, "linkname": str(stack_root / VOLUME)}
-    site.body = tarred({VOLUME: b""} | labels, **link)
+    labels = {LABELS_FILE: (stack_root / LABELS_FILE).read_bytes()}
+    link = {"type": tarfile.SYMTYPE, "linkname": str(stack_root / VOLUME_FILE)}
+    site.body = tarred({VOLUME_FILE: b""} | labels, **link)
     fails(site, "no train-volume.tif in it", tmp_path)
-    link = str(stack_root / VOLUME).encode()
-    site.body = zipped({VOLUME: link} | labels, stat.S_IFLNK | 0o777)
+    link = str(stack_root / VOLUME_FILE).encode()
+    site.body = zipped({VOLUME_FILE: link} | labels, stat.S_IFLNK | 0o777)
     fails(site, "train-volume.tif: not a readable image", tmp_path)
 
 
@@ -328,17 +333,17 @@ def test_only_the_two_files_are_unpacked(site, stack_root, tmp_path):
     site.body = zipped(
         {"a/other.tif": b"-", "__MACOSX/._train-volume.tif": b"-"} | stacks(stack_root)
     )
-    assert ISBI2012(None, site.url, None) and left(tmp_path) == [LABELS, VOLUME]
+    assert ISBI2012(None, site.url, None) and left(tmp_path) == [LABELS_FILE, VOLUME_FILE]
 
 
 def test_a_file_that_is_there_twice_is_refused(site, stack_root, tmp_path):
-    site.body = zipped(stacks(stack_root) | {f"b/{VOLUME}": b"-"})
+    site.body = zipped(stacks(stack_root) | {f"b/{VOLUME_FILE}": b"-"})
     fails(site, "holds train-volume.tif twice", tmp_path)
 
 
 def sparse(size: int) -> bytes:
     """A tar archive of one file with a hole of that size, and nothing else."""
-    info = tarfile.TarInfo(VOLUME)
+    info = tarfile.TarInfo(VOLUME_FILE)
     info.type = tarfile.GNUTYPE_SPARSE
     header = bytearray(info.tobuf(tarfile.GNU_FORMAT))
     header[386:398] = header[398:410] = header[483:495] = b"%011o\0" % size  # offset, end, size
@@ -355,12 +360,12 @@ ZEROS = {"a/zeros": bytes(2**20), "b/zeros": bytes(2**20)}
 def test_what_unpacks_to_too_much_is_refused_before_it_is_unpacked(site, tmp_path, monkeypatch, body):  # fmt: skip
     site.body = body
     assert len(site.body) < 2**17
-    monkeypatch.setattr(download, "MOST", 2**20 + 2**16)
+    monkeypatch.setattr(download, "MAX_ARCHIVE_BYTES", 2**20 + 2**16)
     fails(site, "unpacks to more than 1 MiB", tmp_path)
 
 
 def test_a_zip_that_lies_about_a_size_gives_no_more_than_it_says(site, stack_root, tmp_path):
-    body = bytearray(zipped({VOLUME: bytes(2**20), LABELS: b"-"}))
+    body = bytearray(zipped({VOLUME_FILE: bytes(2**20), LABELS_FILE: b"-"}))
     true = (2**20).to_bytes(4, "little")
     while true in body:
         body[body.index(true) : body.index(true) + 4] = (100).to_bytes(4, "little")
@@ -370,7 +375,7 @@ def test_a_zip_that_lies_about_a_size_gives_no_more_than_it_says(site, stack_roo
 
 def test_a_download_without_end_is_given_up(site, tmp_path, monkeypatch):
     site.body = bytes(2**21)
-    monkeypatch.setattr(download, "MOST", 2**20)
+    monkeypatch.setattr(download, "MAX_ARCHIVE_BYTES", 2**20)
     fails(site, "challenge.zip: larger than 1 MiB", tmp_path)
 
 
@@ -393,11 +398,11 @@ def test_a_place_that_cannot_be_written_is_told(site, tmp_path, monkeypatch):
 
 
 def test_an_archive_that_points_before_its_beginning_is_no_archive(stack_root, tmp_path):
-    raw = bytearray(zipped({name: b"x" * 300 for name in FILES.values()}))
+    raw = bytearray(zipped({name: b"x" * 300 for name in ISBI_FILES.values()}))
     raw[raw.index(b"PK\x05\x06") + 16] += 4  # where the directory lies: so the first file is at -4
     (tmp_path / "archive").write_bytes(raw)
     with pytest.raises(DataError, match=r"^URL: not a complete zip or tar archive"):
-        download.unpack(tmp_path / "archive", FILES.values(), tmp_path, "URL")
+        download.unpack_files(tmp_path / "archive", ISBI_FILES.values(), tmp_path, "URL")
 
 
 @given(st.data())
@@ -413,10 +418,10 @@ def test_a_spoilt_archive_is_refused_or_gives_files_within_bounds(stack_root, tm
     folder.mkdir()
     (folder / "archive").write_bytes(raw)
     try:
-        download.unpack(folder / "archive", FILES.values(), folder, "URL")
+        download.unpack_files(folder / "archive", ISBI_FILES.values(), folder, "URL")
     except DataError as error:
         assert str(error).startswith("URL: ")
-    assert {f.name for f in folder.iterdir()} <= {"archive", *FILES.values()}
+    assert {f.name for f in folder.iterdir()} <= {"archive", *ISBI_FILES.values()}
 
 
 def test_two_starts_at_once_both_end_with_good_data(site, stack_root, tmp_path):
@@ -433,7 +438,9 @@ def test_two_starts_at_once_both_end_with_good_data(site, stack_root, tmp_path):
     for start in starts:
         start.join()
     assert [len(source.images) for source in sources] == [10, 10] and site.asked == 2
-    assert left(tmp_path) == [LABELS, VOLUME] and not list((tmp_path / "cache").rglob("part-*"))
+    assert left(tmp_path) == [LABELS_FILE, VOLUME_FILE] and not list(
+        (tmp_path / "cache").rglob("part-*")
+    )
 
 
 def test_the_cache_is_the_user_s_unless_seg_cache_names_another(monkeypatch, tmp_path):
@@ -444,16 +451,16 @@ def test_the_cache_is_the_user_s_unless_seg_cache_names_another(monkeypatch, tmp
 
 
 def test_a_bad_page_is_told_by_its_number(stack_root):
-    labels = tifffile.imread(stack_root / LABELS)
+    labels = tifffile.imread(stack_root / LABELS_FILE)
     labels[7, 0, 0] = 3
-    tifffile.imwrite(stack_root / LABELS, labels)
+    tifffile.imwrite(stack_root / LABELS_FILE, labels)
     with pytest.raises(
         DataError, match=r"train-labels.tif, page 7: mask value \[.*3.*\] not declared"
     ):
         ISBI2012(str(stack_root))
-    volume = tifffile.imread(stack_root / VOLUME).astype(np.float32)
+    volume = tifffile.imread(stack_root / VOLUME_FILE).astype(np.float32)
     volume[4, 1, 1] = np.nan
-    tifffile.imwrite(stack_root / VOLUME, volume)
+    tifffile.imwrite(stack_root / VOLUME_FILE, volume)
     with pytest.raises(DataError, match=r"train-volume.tif, page 4: 1 of 2304 values are NaN"):
         ISBI2012(str(stack_root))
 
@@ -463,9 +470,9 @@ def test_train_and_evaluate_without_a_folder(site, stack_root, tmp_path, monkeyp
     given = hashes(stack_root)
     data = [f"data.url={site.url}", *(f"data.sha256.{key}={value}" for key, value in given.items())]
     small = ["trainer=smoke", "logger=none", "model.width=2", "loader.crop=32", "panels=1"]
-    train(checked("train", ["data=isbi2012", *data, *small]))
+    train(compose_checked("train", ["data=isbi2012", *data, *small]))
     assert f"downloading {site.url} to {tmp_path / 'cache'}" in capsys.readouterr().out
-    evaluate(checked("evaluate", ["run=outputs/latest", "panels=0"]))
+    evaluate(compose_checked("evaluate", ["run=outputs/latest", "panels=0"]))
     assert site.asked == 1
 
 

@@ -15,8 +15,8 @@ import pytest
 import torch
 from forked import ended, forked
 
-from seg.cli.compose import checked
-from seg.runs.run_info import Asked
+from seg.cli.compose import compose_checked
+from seg.runs.run_info import RunInfo
 from seg.train import main
 from seg.training.loggers import MetricsCSV, read_metrics
 from seg.training.run import train
@@ -136,7 +136,7 @@ class Scales(L.Callback):
 def test_five_hundred_steps_of_an_epoch_each_hold_no_more_than_a_hundred_do(tmp_path):
     words = [*TINY, "trainer.max_steps=500", "trainer.max_epochs=500", f"outputs={tmp_path}"]
     scales = Scales()
-    train(checked("train", words), [scales], Asked("leak"))
+    train(compose_checked("train", words), [scales], RunInfo("leak"))
     assert len(scales.rss) == 10
     assert max(scales.rss[2:]) - scales.rss[1] < 4 * 2**20
     assert scales.tensors[1:] == [scales.tensors[1]] * 9
@@ -159,7 +159,7 @@ def test_thirty_runs_in_one_process_leave_no_file_open_no_thread_and_no_process(
     for i in range(31):
         words = [f"outputs={tmp_path}", f"loader.workers={int(i % 5 == 0)}"]
         words += ["logger=tensorboard"] * (i % 3 == 0)
-        train(checked("train", [*TINY, *words]), asked=Asked("again"))
+        train(compose_checked("train", [*TINY, *words]), asked=RunInfo("again"))
         seen.append(held())
     assert seen[30] == seen[0]  # the same words
     assert len([p for p in tmp_path.iterdir() if not p.is_symlink()]) == 31

@@ -20,16 +20,16 @@ from omegaconf import OmegaConf
 from test_tracking import Noted, followed
 
 from seg import sync
-from seg.cli.compose import checked
+from seg.cli.compose import compose_checked
 from seg.cli.conf_files import CONF
 from seg.errors import RunError, UserError
 from seg.runs.records import read_json
-from seg.runs.run_info import Asked
-from seg.training.fit import Pruned
+from seg.runs.run_info import RunInfo
+from seg.training.fit import RunPruned
 from seg.training.loggers import Picture, TrackedRun, read_metrics, wandb_offline
 from seg.training.loggers.base import Tracker
-from seg.training.loggers.guarded import start
-from seg.training.loggers.wandb import Wandb, answers, offline_reason
+from seg.training.loggers.guarded import start_loggers
+from seg.training.loggers.wandb import Wandb, offline_reason, server_answers
 from seg.training.run import train
 
 CANARY = "canary" + "0" * 34
@@ -77,7 +77,7 @@ def database(tmp_path_factory) -> Path:
 def tracked(tmp_path_factory, database, surroundings) -> Path:
     """The folder of a run that three loggers followed, and a fourth that broke."""
     outputs = tmp_path_factory.mktemp("outputs")
-    cfg = checked(
+    cfg = compose_checked(
         "train",
         ["logger=[wandb,trackio,tensorboard]", f"logger.trackio.folder={database}", "logger.wandb.tags=[mine]",
          *TINY, f"outputs={outputs}"],
@@ -85,7 +85,7 @@ def tracked(tmp_path_factory, database, surroundings) -> Path:
     node = {"_target_": f"{Breaking.__module__}.Breaking"}
     OmegaConf.update(cfg, "logger.breaking", node, force_add=True)
     choices = {"data": "membranes", "model": "unet", "loss": "bce_dice"}
-    asked = Asked("a-run", ["seed=0"], choices, "a-sweep", 4, outputs / "a-sweep" / "a-run")
+    asked = RunInfo("a-run", ["seed=0"], choices, "a-sweep", 4, outputs / "a-sweep" / "a-run")
     train(cfg, asked=asked)
     return outputs / "a-sweep" / "a-run"
 
@@ -219,13 +219,13 @@ class Raises(L.Callback):
 @pytest.mark.parametrize(
     ("error", "left", "status"),
     [
-        (Pruned("hopeless"), Pruned, "pruned"),
+        (RunPruned("hopeless"), RunPruned, "pruned"),
         (KeyboardInterrupt(), SystemExit, "interrupted"),
         (RuntimeError("no memory"), RuntimeError, "failed"),
     ],
 )
 def test_a_logger_is_closed_with_the_way_in_which_a_run_ends(tmp_path, error, left, status):
-    cfg = checked("train", ["logger=none", *TINY, "panels=0", f"outputs={tmp_path}"])
+    cfg = compose_checked("train", ["logger=none", *TINY, "panels=0", f"outputs={tmp_path}"])
     node = {"_target_": f"{Noted.__module__}.Noted"}
     OmegaConf.update(cfg, "logger.noted", node, force_add=True)
     before = signal.getsignal(signal.SIGINT)
@@ -234,7 +234,7 @@ def test_a_logger_is_closed_with_the_way_in_which_a_run_ends(tmp_path, error, le
             train(cfg, [Raises(error)])
     finally:
         signal.signal(signal.SIGINT, before)
-    calls = Noted.made.calls
+    calls = Noted.convert_band.calls
     assert calls[0][0] == "start" and calls[-1] == ("finish", status, {}, 0)
     assert [call[0] for call in calls].count("finish") == 1
 
@@ -244,7 +244,7 @@ def follow(run: Path, logger: str, name: str = "a-run", **options):
     run.mkdir(exist_ok=True)
     node = OmegaConf.load(CONF / "logger" / f"{logger}.yaml")
     node[logger].update(options)
-    return start(node, followed(run, name))
+    return start_loggers(node, followed(run, name))
 
 
 def listing(outputs: Path, **options):
@@ -352,7 +352,7 @@ def test_a_server_that_is_not_there_is_given_up_in_time(no_key, monkeypatch, kin
 
 
 def test_a_server_that_answers_is_heard(fake_wandb):
-    assert answers(fake_wandb.url, 4.0)
+    assert server_answers(fake_wandb.url, 4.0)
 
 
 @pytest.fixture
@@ -526,13 +526,13 @@ def test_a_server_that_fails_in_the_middle_of_a_run_neither_ends_nor_delays_it(
 
     monkeypatch.setattr(Wandb, "finish", timed)
     limit = 30.0 if fault == "slow" else 4.0
-    train(checked("train", [*words, f"logger.wandb.finish_timeout={limit}"]))
+    train(compose_checked("train", [*words, f"logger.wandb.finish_timeout={limit}"]))
     folder = (tmp_path / "latest").resolve()
     assert read_json(folder / "run.json")["status"] == "finished" and fake_wandb.asked > 1
     assert len(rows_of(folder, "val/dice")) == 3 and len(rows_of(folder, "train/loss")) >= 3
     assert spent[0] < limit + 10
     told = (folder / "log.txt").read_text()
-    left = [one for one in wandb_offline.recorded(tmp_path) if not one.sent]
+    left = [one for one in wandb_offline.find_offline_runs(tmp_path) if not one.sent]
     if fault == "slow":
         assert "not everything was sent" not in told and left == []
         assert [row["val/dice"] for row in fake_wandb.history if "val/dice" in row]
@@ -576,13 +576,15 @@ def test_a_key_that_the_server_refuses_is_told_in_time_and_appears_nowhere(
         threading.Thread(target=server.serve_forever, daemon=True).start()
         monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.server_port}")
         started = time.perf_counter()
-        train(checked("train", [*TINY, "logger=wandb", f"outputs={tmp_path}/outputs"]))
+        train(compose_checked("train", [*TINY, "logger=wandb", f"outputs={tmp_path}/outputs"]))
         server.shutdown()
     folder = (tmp_path / "outputs/latest").resolve()
     told = (folder / "log.txt").read_text()
     assert "wandb: offline (" in told and time.perf_counter() - started < 60
     assert read_json(folder / "run.json")["status"] == "finished"
-    assert [one.state for one in wandb_offline.recorded(tmp_path / "outputs")] == ["not sent"]
+    assert [one.state for one in wandb_offline.find_offline_runs(tmp_path / "outputs")] == [
+        "not sent"
+    ]
     assert CANARY not in "".join(capfd.readouterr())
     files = [file for file in folder.rglob("*") if file.is_file()]
     assert [file for file in files if CANARY.encode() in file.read_bytes()] == []
@@ -669,12 +671,12 @@ def test_a_folder_without_offline_runs_is_told(tmp_path, capsys):
 
 
 def test_pictures_show_what_is_segmented_below_one_another():
-    from seg.training.loggers.base import sheet
+    from seg.training.loggers.base import draw_page
 
     mask = np.zeros((100, 100), np.uint8)
     colors = [(1, 2, 3), (200, 10, 10)]
     one = Picture("x", np.zeros((100, 100, 3), np.uint8), mask, mask + 1, ["a", "b"], colors)
-    single, double = sheet([one]), sheet([one, one])
+    single, double = draw_page([one]), draw_page([one, one])
     assert double.size == (single.width, 2 * single.height)
     seen = {color for _, color in single.getcolors(1 << 20)}
     assert set(colors) <= seen

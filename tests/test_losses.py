@@ -18,9 +18,9 @@ from scipy.ndimage import grey_dilation, grey_erosion
 from sklearn.metrics import jaccard_score
 
 import seg.losses as L
-from seg.logits import IGNORE, misfits
+from seg.logits import IGNORE, invalid_labels
 from seg.losses import targets
-from seg.losses.class_weights import balance
+from seg.losses.class_weights import fill_auto_weights
 
 CONF = Path(__file__).parents[1] / "conf" / "loss"
 KINDS = {"one": 1, "two": 2, "many": 4, "labels": 3}  # K; the last: overlapping
@@ -344,8 +344,8 @@ def test_a_mask_value_that_is_no_class_is_an_error_that_names_it(row, kind):
 @every_pair
 def test_on_a_device_such_a_value_makes_the_loss_nan(row, kind, monkeypatch):
     """With a device's check, on the CPU: no index may run out of range on the way."""
-    late = lambda mask, num_classes: targets.spoilt(misfits(mask, num_classes))  # noqa: E731
-    monkeypatch.setattr(targets, "verdict", late)
+    late = lambda mask, num_classes: targets.nan_if(invalid_labels(mask, num_classes))  # noqa: E731
+    monkeypatch.setattr(targets, "check_or_nan", late)
     for _, mask in marred(kind):
         assert ROWS[row].make(kind)(cell(kind, "plain")[0], mask).isnan()
 
@@ -466,7 +466,7 @@ def test_cells_that_touch_at_a_corner_or_differ_in_class_are_two():
 def test_heads_are_judged_by_their_weights_and_each_term_by_name():
     (a, mask, _), (b, _, _) = cell("one", "ignored pixels"), cell("one", "plain")
     loss, gap = ROWS["sum"].make("one"), torch.full(mask.shape, 7.0)
-    value, terms = L.judge(loss, [a, b], mask, [1.0, 3.0], gap)
+    value, terms = L.compute_loss(loss, [a, b], mask, [1.0, 3.0], gap)
     for name, weight in (("cross_entropy", 0.5), ("lovasz", 2.0), ("weight_map", 0.25)):
         part, options = loss.losses[name], (gap,) if name == "weight_map" else ()
         wanted = (part(a, mask, *options) + 3 * part(b, mask, *options)) / 4
@@ -474,10 +474,12 @@ def test_heads_are_judged_by_their_weights_and_each_term_by_name():
         value = value - weight * wanted
     assert value.abs() < 1e-6
     plain = (L.WeightMap()(a, mask, gap) + L.WeightMap()(b, mask, gap)) / 2
-    torch.testing.assert_close(L.judge(L.WeightMap(), [a, b], mask, gaps=gap), (plain, {}))
-    torch.testing.assert_close(L.judge(L.Dice(), [a], mask, [1.0, 3.0])[0], L.Dice()(a, mask))
+    torch.testing.assert_close(L.compute_loss(L.WeightMap(), [a, b], mask, gaps=gap), (plain, {}))
+    torch.testing.assert_close(
+        L.compute_loss(L.Dice(), [a], mask, [1.0, 3.0])[0], L.Dice()(a, mask)
+    )
     with pytest.raises(ValueError):
-        L.judge(L.Dice(), [a, b], mask, [1.0, 2.0, 3.0])
+        L.compute_loss(L.Dice(), [a, b], mask, [1.0, 2.0, 3.0])
 
 
 @pytest.mark.parametrize(
@@ -496,18 +498,20 @@ def test_auto_becomes_weights_at_any_depth(name, shares, overlapping, wanted):
     unused = {"weight": 0.0, "loss": {"pos_weight": "auto"}}  # no error though classes are three
     node = {"terms": {"a": {"weight": 2.0, "loss": leaf}, "b": unused}, "list": [leaf]}
     options = np.array(shares), ["c", "d", "e"][: len(shares)], overlapping
-    filled = balance(node, *options)
+    filled = fill_auto_weights(node, *options)
     assert filled == {"terms": {"a": {"weight": 2.0, "loss": known}}, "list": [known]}
     assert leaf[name] == "auto" and "b" in node["terms"]  # the config stays as it was
 
 
 def test_auto_says_which_class_is_absent_and_that_pos_weight_is_for_two():
     with pytest.raises(ValueError, match="d has no pixel"):
-        balance({"class_weights": "auto"}, np.array([0.5, 0.0, 0.5]), ["c", "d", "e"])
+        fill_auto_weights({"class_weights": "auto"}, np.array([0.5, 0.0, 0.5]), ["c", "d", "e"])
     with pytest.raises(ValueError, match="loss=cross_entropy"):
-        balance({"pos_weight": "auto"}, np.array([0.5, 0.3, 0.2]), ["c", "d", "e"])
+        fill_auto_weights({"pos_weight": "auto"}, np.array([0.5, 0.3, 0.2]), ["c", "d", "e"])
     kept = {"class_weights": [1.0, 2.0], "alpha": None}
-    assert balance(kept, np.array([1.0, 0.0]), ["c", "d"]) == kept  # nothing asked, nothing checked
+    assert (
+        fill_auto_weights(kept, np.array([1.0, 0.0]), ["c", "d"]) == kept
+    )  # nothing asked, nothing checked
 
 
 def test_a_weight_map_in_a_sum_in_a_sum_gets_the_gaps_of_whole_images():

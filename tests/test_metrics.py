@@ -16,10 +16,10 @@ from sklearn.metrics import (
     recall_score,
 )
 
-from seg.logits import IGNORE, decided, predicted_classes, probabilities
+from seg.logits import IGNORE, classes_from_probabilities, predicted_classes, probabilities
 from seg.metrics import SegmentationMetrics
-from seg.metrics.confusion import SCORES, PixelScores, confusion
-from seg.metrics.significance import interval
+from seg.metrics.confusion import PIXEL_SCORES, PixelScores, count_confusion
+from seg.metrics.significance import bootstrap_interval
 
 NAMES = ["a", "b", "c", "d", "e"]
 
@@ -64,7 +64,7 @@ def test_the_confusion_matrix_is_that_of_counting_pixel_by_pixel(seed, classes):
         for t, s in zip(true.ravel(), said.ravel(), strict=True):
             if t != IGNORE:
                 counted[image, t, s] += 1
-    ours = confusion(torch.from_numpy(found), torch.from_numpy(truth), classes)
+    ours = count_confusion(torch.from_numpy(found), torch.from_numpy(truth), classes)
     assert ours.dtype == torch.int64
     np.testing.assert_array_equal(ours.numpy(), counted)
 
@@ -129,11 +129,11 @@ def test_a_class_that_is_never_called_has_a_precision_of_0_in_the_mean():
 
 def test_a_value_that_is_no_class_is_an_error():
     with pytest.raises(ValueError, match=r"mask holds \[2, 254\]"):
-        confusion(torch.zeros(1, 2, 2).long(), torch.tensor([[[0, 1], [2, 254]]]), 2)
+        count_confusion(torch.zeros(1, 2, 2).long(), torch.tensor([[[0, 1], [2, 254]]]), 2)
     with pytest.raises(ValueError, match=r"mask holds \[-1\]"):
-        confusion(torch.zeros(1, 1, 2).long(), torch.tensor([[[0, -1]]]), 2)
+        count_confusion(torch.zeros(1, 1, 2).long(), torch.tensor([[[0, -1]]]), 2)
     with pytest.raises(ValueError, match=r"mask holds \[2\]; allowed are 0..1"):
-        confusion(torch.zeros(1, 3, 1, 1).long(), torch.full((1, 3, 1, 1), 2), 3)
+        count_confusion(torch.zeros(1, 3, 1, 1).long(), torch.full((1, 3, 1, 1), 2), 3)
 
 
 def test_values_that_a_device_found_to_be_no_class_raise_at_the_end():
@@ -148,16 +148,25 @@ def test_half_precision_logits_are_told_apart_in_float32():
     logits = torch.linspace(-0.7, -0.4, 4001).bfloat16().view(1, 1, 1, -1)
     for two in (logits, torch.cat([-logits / 2, logits / 2], 1)):
         found = predicted_classes(two, 0.37)
-        np.testing.assert_array_equal(found[0], decided(probabilities(two)[0].numpy(), 0.37))
+        np.testing.assert_array_equal(
+            found[0], classes_from_probabilities(probabilities(two)[0].numpy(), 0.37)
+        )
 
 
 def test_every_score_has_its_evidence():
     torch.manual_seed(0)
     score = PixelScores(NAMES[:3])
     score.update(*torch.randint(0, 3, (2, 6, 8, 8)))
-    logged, evidence = floats(score.compute()), score.evidence()
-    for name in (*SCORES, "dice/a", "iou/c", "specificity/b", "dice_per_image", "iou_per_image"):
-        found = interval(*evidence[name], resamples=200)
+    logged, evidence = floats(score.compute()), score.bootstrap_inputs()
+    for name in (
+        *PIXEL_SCORES,
+        "dice/a",
+        "iou/c",
+        "specificity/b",
+        "dice_per_image",
+        "iou_per_image",
+    ):
+        found = bootstrap_interval(*evidence[name], resamples=200)
         assert found.value == pytest.approx(logged[name]), name
         assert found.low <= found.value <= found.high
 

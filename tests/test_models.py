@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from seg.models import FCN, NestedUNet, Peer, SegNet, UNet
-from seg.models.blocks import Upsampling, bilinear, pad_to_multiple
+from seg.models.blocks import Upsampling, double_bilinear, pad_to_multiple
 from seg.models.fcn import bilinear_upsampling
 
 SMALL = {
@@ -376,10 +376,10 @@ def test_deterministic_doubling_is_bilinear_interpolation_and_so_is_its_gradient
     x = torch.randn(2, 3, *size, dtype=torch.float64, requires_grad=True)
     wanted = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
     up = torch.randn_like(wanted)
-    torch.testing.assert_close(bilinear(x), wanted)
-    gradients = [torch.autograd.grad(y, x, up)[0] for y in (bilinear(x), wanted)]
+    torch.testing.assert_close(double_bilinear(x), wanted)
+    gradients = [torch.autograd.grad(y, x, up)[0] for y in (double_bilinear(x), wanted)]
     torch.testing.assert_close(*gradients)
-    assert "Convolution" in bilinear(x).grad_fn.name()  # not interpolation's own backward
+    assert "Convolution" in double_bilinear(x).grad_fn.name()  # not interpolation's own backward
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")

@@ -6,16 +6,16 @@ from PIL import Image
 
 from seg.display.colors import default_colors
 from seg.display.panels import (
-    FALSE_ONE,
-    MISSED_ONE,
-    WRONG,
+    FALSE_NEGATIVE_COLOR,
+    FALSE_POSITIVE_COLOR,
+    WRONG_COLOR,
     colorize,
-    errors,
-    overlay,
-    panel,
-    picture,
-    sheet,
-    shown,
+    draw_errors,
+    draw_overlay,
+    draw_panel,
+    flatten_labels,
+    legend_entries,
+    stack_pictures,
     to_rgb,
 )
 from seg.logits import IGNORE
@@ -119,7 +119,7 @@ def test_a_class_without_a_colour_is_refused_by_its_number(value):
 def test_overlay_tints_inside_and_draws_one_pixel_between_classes():
     image, mask = np.full((6, 6, 3), 100, np.uint8), np.zeros((6, 6), int)
     mask[:, 3:], mask[5] = 1, IGNORE
-    shown = overlay(image, mask, [(0, 0, 0), (200, 0, 100)], alpha=0.5)
+    shown = draw_overlay(image, mask, [(0, 0, 0), (200, 0, 100)], alpha=0.5)
     assert shown[0, 0].tolist() == [50, 50, 50] and shown[0, 5].tolist() == [150, 50, 100]
     assert (shown[:4] == 255).all(-1).sum(1).tolist() == [1, 1, 1, 1]
     assert (shown[:4, 2] == 255).all()
@@ -129,7 +129,7 @@ def test_overlay_tints_inside_and_draws_one_pixel_between_classes():
 @pytest.mark.parametrize("num_classes", [2, 3])
 def test_a_perfect_prediction_has_no_error_pixels(num_classes):
     truth = noise(20, 20, high=num_classes)
-    assert not is_coloured(errors(noise(20, 20, 3), truth, truth.astype(np.int64))).any()
+    assert not is_coloured(draw_errors(noise(20, 20, 3), truth, truth.astype(np.int64))).any()
 
 
 def test_a_wrong_pixel_is_marked_exactly_there_in_the_colour_of_its_kind():
@@ -137,25 +137,25 @@ def test_a_wrong_pixel_is_marked_exactly_there_in_the_colour_of_its_kind():
     truth[3, 4], truth[7, 8] = 0, 1
     prediction = truth.copy()
     prediction[3, 4], prediction[7, 8] = 1, 0
-    shown = errors(noise(20, 20, 3), truth, prediction)
+    shown = draw_errors(noise(20, 20, 3), truth, prediction)
     assert np.argwhere(is_coloured(shown)).tolist() == [[3, 4], [7, 8]]
-    assert tuple(shown[3, 4]) == FALSE_ONE and tuple(shown[7, 8]) == MISSED_ONE
+    assert tuple(shown[3, 4]) == FALSE_POSITIVE_COLOR and tuple(shown[7, 8]) == FALSE_NEGATIVE_COLOR
 
 
 def test_among_many_classes_any_wrong_pixel_is_red():
     truth = np.full((9, 9), 2)
     prediction = truth.copy()
     prediction[1, 2], prediction[5, 6] = 0, 4
-    shown = errors(noise(9, 9, 1), truth, prediction)
-    assert np.argwhere((shown == WRONG).all(-1)).tolist() == [[1, 2], [5, 6]]
+    shown = draw_errors(noise(9, 9, 1), truth, prediction)
+    assert np.argwhere((shown == WRONG_COLOR).all(-1)).tolist() == [[1, 2], [5, 6]]
     assert is_coloured(shown).sum() == 2
 
 
 def test_ignored_pixels_are_not_marked_as_errors():
     truth = np.zeros((16, 16), np.uint8)
     truth[:8] = IGNORE
-    shown = errors(noise(16, 16, 1), truth, np.ones((16, 16), int))
-    assert not is_coloured(shown[:8]).any() and (shown[8:] == FALSE_ONE).all()
+    shown = draw_errors(noise(16, 16, 1), truth, np.ones((16, 16), int))
+    assert not is_coloured(shown[:8]).any() and (shown[8:] == FALSE_POSITIVE_COLOR).all()
     assert set(np.unique(shown[:8])) == {128, 176}
 
 
@@ -175,7 +175,7 @@ def test_ignored_pixels_are_not_marked_as_errors():
 def test_cells_are_enlarged_or_shrunk_to_a_readable_size(shape, cell_width, cell_height):
     mask = np.ones(shape[:2], np.uint8)
     purple, green = (120, 0, 130), (1, 150, 3)
-    shown = panel(noise(*shape), mask, mask, ["off", "on"], [purple, green])
+    shown = draw_panel(noise(*shape), mask, mask, ["off", "on"], [purple, green])
     column = max(cell_width, 200)
     em = max(14, cell_width // 20)
     assert shown.width == 4 * column + 5 * em  # three gaps, two margins
@@ -188,21 +188,23 @@ def test_a_wrong_pixel_of_a_small_image_is_an_enlarged_square():
     truth = np.zeros((64, 64), np.uint8)
     prediction = truth.copy()
     prediction[10, 20] = 1
-    shown = panel(noise(64, 64, 1), truth, prediction, ["a", "b"], default_colors(2))
-    assert pixels(shown, FALSE_ONE) == 4 * 4 + 12 * 12  # the pixel, and the swatch inside its frame
-    assert pixels(shown, MISSED_ONE) == 12 * 12
+    shown = draw_panel(noise(64, 64, 1), truth, prediction, ["a", "b"], default_colors(2))
+    assert (
+        pixels(shown, FALSE_POSITIVE_COLOR) == 4 * 4 + 12 * 12
+    )  # the pixel, and the swatch inside its frame
+    assert pixels(shown, FALSE_NEGATIVE_COLOR) == 12 * 12
 
 
 def test_without_truth_the_row_is_image_prediction_overlay():
     image, mask = noise(64, 64, 3), noise(64, 64, high=2)
-    shown = panel(image, None, mask, ["a", "b"], default_colors(2))
+    shown = draw_panel(image, None, mask, ["a", "b"], default_colors(2))
     assert shown.width == 3 * 256 + 4 * 14
-    assert pixels(shown, FALSE_ONE) == pixels(shown, MISSED_ONE) == 0
+    assert pixels(shown, FALSE_POSITIVE_COLOR) == pixels(shown, FALSE_NEGATIVE_COLOR) == 0
     first, second, third = (shown.crop((x, 36, x + 256, 292)) for x in (14, 284, 554))
     image, mask = (a.repeat(4, axis=0).repeat(4, axis=1) for a in (image, mask))
     np.testing.assert_array_equal(first, image)
     np.testing.assert_array_equal(second, colorize(mask, default_colors(2)))
-    np.testing.assert_array_equal(third, overlay(image, mask, default_colors(2)))
+    np.testing.assert_array_equal(third, draw_overlay(image, mask, default_colors(2)))
 
 
 def test_a_legend_of_many_classes_wraps_within_the_panel():
@@ -211,7 +213,7 @@ def test_a_legend_of_many_classes_wraps_within_the_panel():
     heights = []
     for n in (12, 40):
         names = [f"a class with a long name {i}" for i in range(n)]
-        shown = panel(image, mask, mask, names, colors[:n])
+        shown = draw_panel(image, mask, mask, names, colors[:n])
         heights.append(shown.height)
         assert shown.width == 4 * 256 + 5 * 14
         assert all(pixels(shown, color) >= 12 * 12 for color in colors[:n])  # every swatch is there
@@ -222,8 +224,8 @@ def test_the_legend_tells_of_ignored_pixels_only_where_there_are_some():
     image, mask = noise(300, 300, 1), np.zeros((300, 300), np.uint8)
     some = mask.copy()
     some[0, 0] = IGNORE
-    without = np.asarray(panel(image, mask, mask, ["a", "b"], default_colors(2)))
-    having = np.asarray(panel(image, some, mask, ["a", "b"], default_colors(2)))
+    without = np.asarray(draw_panel(image, mask, mask, ["a", "b"], default_colors(2)))
+    having = np.asarray(draw_panel(image, some, mask, ["a", "b"], default_colors(2)))
     assert without.shape == having.shape
     assert (without[350:] != having[350:]).any()
 
@@ -243,29 +245,29 @@ def test_the_legend_tells_of_ignored_pixels_only_where_there_are_some():
 )
 def test_any_text_can_be_drawn(name):
     image, mask = noise(8, 8, 1), np.zeros((8, 8), int)
-    shown = panel(image, mask, mask, [name, name], default_colors(2), name, name)
+    shown = draw_panel(image, mask, mask, [name, name], default_colors(2), name, name)
     assert shown.width == 4 * 200 + 5 * 14 and shown.height < 600
 
 
 def test_foreign_letters_become_question_marks_and_accents_go():
     image, mask = noise(8, 8, 1), np.zeros((8, 8), int)
-    foreign = panel(image, None, mask, ["日", "café \u00b5m"], default_colors(2))
-    plain = panel(image, None, mask, ["?", "cafe um"], default_colors(2))
+    foreign = draw_panel(image, None, mask, ["日", "café \u00b5m"], default_colors(2))
+    plain = draw_panel(image, None, mask, ["?", "cafe um"], default_colors(2))
     assert foreign.tobytes() == plain.tobytes()
 
 
 def test_sizes_and_numbers_that_disagree_are_refused():
     image, mask = noise(8, 8, 1), np.zeros((8, 8), int)
     with pytest.raises(ValueError, match="prediction is"):
-        panel(image, mask, mask[:4], ["a", "b"], default_colors(2))
+        draw_panel(image, mask, mask[:4], ["a", "b"], default_colors(2))
     with pytest.raises(ValueError, match="2 classes but 3 colours"):
-        panel(image, mask, mask, ["a", "b"], default_colors(3))
+        draw_panel(image, mask, mask, ["a", "b"], default_colors(3))
     with pytest.raises(ValueError, match="mask holds 300"):
-        panel(image, mask, mask + 300, ["a", "b"], default_colors(2))
+        draw_panel(image, mask, mask + 300, ["a", "b"], default_colors(2))
 
 
 def test_a_sheet_stacks_panels_of_any_width_on_white():
-    page = sheet([Image.new("RGB", (30, 10), "red"), Image.new("RGB", (50, 20), "blue")])
+    page = stack_pictures([Image.new("RGB", (30, 10), "red"), Image.new("RGB", (50, 20), "blue")])
     assert page.size == (50, 30)
     assert pixels(page, (255, 0, 0)) == 300 and pixels(page, (0, 0, 255)) == 1000
     assert page.getpixel((40, 5)) == (255, 255, 255)
@@ -299,7 +301,7 @@ def test_more_colours_than_a_mask_can_hold_are_refused():
 
 def test_of_overlapping_classes_the_first_lies_on_top():
     mask = np.array([[[1, 0, 0, IGNORE]], [[1, 1, 0, IGNORE]]], np.uint8)
-    assert picture(mask).tolist() == [[1, 2, 0, IGNORE]]
-    names, colors = shown(["a", "b"], [(1, 1, 1), (2, 2, 2)], overlapping=True)
+    assert flatten_labels(mask).tolist() == [[1, 2, 0, IGNORE]]
+    names, colors = legend_entries(["a", "b"], [(1, 1, 1), (2, 2, 2)], overlapping=True)
     assert names == ["none", "a", "b"] and colors[1:] == [(1, 1, 1), (2, 2, 2)]
-    assert picture(mask[0]).tolist() == mask[0].tolist()
+    assert flatten_labels(mask[0]).tolist() == mask[0].tolist()

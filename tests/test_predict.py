@@ -29,8 +29,8 @@ from seg.display import panels
 from seg.errors import DataError, RunError, UserError
 from seg.evaluate import evaluate
 from seg.inference import outputs
-from seg.inference.band_writer import Growing
-from seg.inference.outputs import Place, Request
+from seg.inference.band_writer import BandWriter
+from seg.inference.outputs import OutputOptions, OutputTarget
 from seg.runs import load
 from seg.runs.checkpoint import write_checkpoint
 from seg.training.run import train
@@ -118,7 +118,7 @@ def words_of(run: object, given: object, output: object, *words: str) -> list[st
 
 
 def predicted(run: object, given: object, output: object, *words: str) -> list[Path]:
-    return predict.predict(config("predict", *words_of(run, given, output, *words)))
+    return predict.predict_files(config("predict", *words_of(run, given, output, *words)))
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -330,7 +330,7 @@ def test_a_neck_parts_objects_and_none_at_all_are_an_empty_table(run, folder, tm
 def test_the_instances_of_an_image_too_large_are_refused_and_nothing_is_left(
     run, folder, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(outputs, "COUNTED", 97 * 130 - 1)
+    monkeypatch.setattr(outputs, "MAX_INSTANCES_PIXELS", 97 * 130 - 1)
     with pytest.raises(UserError, match=r"b\.png: 97x130 px; save=\[instances\] needs the whole"):
         predicted(run, folder / "b.png", tmp_path, "save=[masks,instances]")
     assert not content(tmp_path) and not (tmp_path / ".partial").exists()
@@ -359,7 +359,7 @@ def expected_pictures(image: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, 
 def test_pictures_are_the_image_tinted_or_outlined_and_thinned_where_it_is_large(
     colour, tmp_path, monkeypatch, longest
 ):
-    monkeypatch.setattr(outputs, "SHOWN", longest)
+    monkeypatch.setattr(outputs, "MAX_PICTURE_SIDE", longest)
     run, file = colour
     predicted(run, file, tmp_path, "save=[overlays,contours,masks]")
     thin = 1 if longest > 130 else 3
@@ -459,10 +459,10 @@ def test_what_a_run_can_not_give_is_told_before_anything_is_made(
     with pytest.raises((UserError, DataError), match=rf"save=\[{kind}\]: .*; the run has 3"):
         predicted(own, folder, tmp_path / "out", f"save=[masks,{kind}]")
     assert not (tmp_path / "out").exists()
-    request = Request(load.load(own), [kind], 0.5, "float32", {})
-    place = Place(tmp_path, Path("a.png"), 8, 8, 1, np.dtype(np.uint8))
+    request = OutputOptions(load.load_run(own), [kind], 0.5, "float32", {})
+    place = OutputTarget(tmp_path, Path("a.png"), 8, 8, 1, np.dtype(np.uint8))
     with pytest.raises(DataError, match=rf"save=\[{kind}\]"):  # whoever asks for it
-        outputs.outputs(request, place)
+        outputs.build_results(request, place)
 
 
 def test_an_ensemble_says_the_mean_of_its_members_in_tiles_too(root, run, folder, tmp_path):
@@ -614,17 +614,17 @@ def typed(
     os.dup2(out, 1), os.dup2(out, 2)
     torch.set_num_threads(1)
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    finish = Growing.finish
+    finish = BandWriter.finish
 
     def full(*args):
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
         finish(*args)
 
     if limit and late:
-        Growing.finish = full
+        BandWriter.finish = full
     elif limit:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-    add, added = Growing.add, [0]
+    add, added = BandWriter.add, [0]
 
     def counting(self, band):
         added[0] += 1
@@ -636,7 +636,7 @@ def typed(
         add(self, band)
 
     if at:
-        Growing.add = counting
+        BandWriter.add = counting
     sys.argv = ["seg.predict", *words]
     predict.main()
 
@@ -718,7 +718,7 @@ def test_killed_between_two_finished_kinds_nothing_is_computed_anew(
     def stopped(self, file, tags):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Growing, "finish", stopped)  # masks of a PNG are no TIFF
+    monkeypatch.setattr(BandWriter, "finish", stopped)  # masks of a PNG are no TIFF
     with pytest.raises(KeyboardInterrupt):
         predicted(run, folder / "b.png", tmp_path, "save=[masks,probabilities]")
     monkeypatch.undo()
@@ -746,7 +746,7 @@ def test_a_changed_file_starts_anew(process, run, tmp_path):
 
 def test_tiles_of_another_context_start_anew(run, folder, tmp_path, monkeypatch, capsys):
     words = ["save=[probabilities]", "overlap=auto", "tile=128"]
-    whole = Growing.add
+    whole = BandWriter.add
     added = []
 
     def stopping(self, band):
@@ -755,10 +755,10 @@ def test_tiles_of_another_context_start_anew(run, folder, tmp_path, monkeypatch,
         added.append(band)
         whole(self, band)
 
-    monkeypatch.setattr(Growing, "add", stopping)
+    monkeypatch.setattr(BandWriter, "add", stopping)
     with pytest.raises(KeyboardInterrupt):
         predicted(run, folder / "c.png", tmp_path, *words)
-    monkeypatch.setattr(Growing, "add", whole)
+    monkeypatch.setattr(BandWriter, "add", whole)
     monkeypatch.setattr(
         "seg.inference.predictor.needed_overlap", lambda model: (0, 0, False)
     )  # as another version may
@@ -952,7 +952,7 @@ def test_what_can_not_be_is_told_before_anything_is_made(run, folder, tmp_path, 
     keys = [word.partition("=")[0] + "=" for word in words]
     line = [w for w in words_of(run, folder / "a.png", tmp_path / "out") if not w.startswith(tuple(keys))]  # fmt: skip
     with pytest.raises((UserError, DataError, RunError), match=message):
-        predict.predict(config("predict", *line, *words))
+        predict.predict_files(config("predict", *line, *words))
     assert not (tmp_path / "out").exists()
 
 
@@ -1029,4 +1029,4 @@ def test_memory_stays_small_and_time_in_proportion_for_400_megapixels(root, run,
         assert 0.02 < corner.mean() < 0.98
     assert found[20_000]["peak"] < 2 * 2**30
     assert found[20_000]["seconds"] / 4 < 2 * found[10_000]["seconds"]
-    assert load.load(run).model is not None
+    assert load.load_run(run).model is not None

@@ -18,8 +18,8 @@ from seg.cli import conf_files
 from seg.data.datamodule import DataModule
 from seg.data.datasets.folder import Folder
 from seg.runs import checkpoint, provenance, records
-from seg.runs.provenance import Digests, checkout_of, data_fingerprint, source_hash
-from seg.training.callbacks.checkpointing import Checkpoints
+from seg.runs.provenance import ImageDigests, data_fingerprint, read_checkout, source_hash
+from seg.training.callbacks.checkpointing import PortableModelCheckpoint
 from seg.training.run import train
 
 SMALL = ["trainer=smoke", "logger=none", "model.width=2", "model.depth=1", "loader.crop=32", "panels=1",
@@ -68,11 +68,11 @@ def change(top: Path) -> None:
 
 
 def test_the_commit_and_the_kept_diff_together_are_the_code(repository, tmp_path):
-    assert (clean := checkout_of(repository)) and clean.state() == {
+    assert (clean := read_checkout(repository)) and clean.state() == {
         "commit": git(repository, "rev-parse", "HEAD").strip(), "dirty": False, "diff": None
     }  # fmt: skip
     change(repository)
-    found = checkout_of.__wrapped__(repository)
+    found = read_checkout.__wrapped__(repository)
     assert found.state()["dirty"] and found.commit == clean.commit
     again = tmp_path / "again"
     git(tmp_path, "clone", "-q", str(repository), str(again))
@@ -89,15 +89,15 @@ def test_the_commit_and_the_kept_diff_together_are_the_code(repository, tmp_path
 
 def test_another_change_is_another_diff(repository):
     change(repository)
-    first = checkout_of.__wrapped__(repository).state()["diff"]
-    assert checkout_of.__wrapped__(repository).state()["diff"] == first
+    first = read_checkout.__wrapped__(repository).state()["diff"]
+    assert read_checkout.__wrapped__(repository).state()["diff"] == first
     (repository / "conf/b.yaml").write_text("b: 2\n")
-    assert checkout_of.__wrapped__(repository).state()["diff"] != first
+    assert read_checkout.__wrapped__(repository).state()["diff"] != first
 
 
 def test_of_a_very_large_diff_the_names_are_kept(repository):
     (repository / "seg/a.py").write_text("a = 1  # much\n" * 100_000)
-    found = checkout_of(repository)
+    found = read_checkout(repository)
     lines = found.kept().decode().splitlines()
     assert len(found.kept()) < 1000 < 2**20 < len(found.patch)
     assert "1.4 MiB" in lines[0] and lines[1:] == ["# seg/a.py"]
@@ -120,7 +120,7 @@ def test_no_program_that_git_is_told_of_runs(repository, tmp_path, monkeypatch):
     monkeypatch.setenv("GIT_DIR", str(tmp_path / "elsewhere"))  # as within a hook
     (repository / "seg/a.py").write_text("a = 2\n")
     ran.unlink(missing_ok=True)
-    patch = checkout_of(repository).patch.decode()
+    patch = read_checkout(repository).patch.decode()
     assert "--- a/seg/a.py\n+++ b/seg/a.py\n" in patch and "-a = 1\n+a = 2\n" in patch
     assert not ran.exists()
 
@@ -128,11 +128,11 @@ def test_no_program_that_git_is_told_of_runs(repository, tmp_path, monkeypatch):
 def test_a_package_that_no_repository_tracks_has_no_commit(repository, tmp_path, monkeypatch):
     site = repository / ".venv/site-packages"  # a wheel installed below a user's own repository
     shutil.copytree(repository / "seg", site / "seg")
-    assert checkout_of(site) is None
+    assert read_checkout(site) is None
     shutil.copytree(repository / "seg", tmp_path / "alone/seg")
-    assert checkout_of(tmp_path / "alone") is None
+    assert read_checkout(tmp_path / "alone") is None
     monkeypatch.setenv("PATH", str(tmp_path))  # no git
-    assert checkout_of.__wrapped__(repository) is None
+    assert read_checkout.__wrapped__(repository) is None
 
 
 def test_a_checkout_and_its_wheel_have_one_source_hash_and_each_change_another(tmp_path):
@@ -156,7 +156,7 @@ def test_a_checkout_and_its_wheel_have_one_source_hash_and_each_change_another(t
     assert len(found) == 4
 
 
-def digests(root: Path, check: bool = True) -> Digests:
+def digests(root: Path, check: bool = True) -> ImageDigests:
     source = Folder(str(root), ["a", "b", "c"], val=0.34)
     return DataModule(source, crop=32, check=check).digests
 
@@ -230,12 +230,16 @@ def test_a_run_folder_names_no_user_host_home_or_key(private_run):
 
 
 def test_a_moved_run_keeps_its_best_score_and_its_files(tmp_path):
-    first = Checkpoints(tmp_path / "here/checkpoints", "best", monitor="val/dice", mode="max")
+    first = PortableModelCheckpoint(
+        tmp_path / "here/checkpoints", "best", monitor="val/dice", mode="max"
+    )
     best = str(tmp_path / "here/checkpoints/best.ckpt")
     first.best_model_path = first.kth_best_model_path = best
     first.best_k_models, first.best_model_score = {best: torch.tensor(0.7)}, torch.tensor(0.7)
     assert str(tmp_path) not in str(first.state_dict())
-    second = Checkpoints(tmp_path / "there/checkpoints", "best", monitor="val/dice", mode="max")
+    second = PortableModelCheckpoint(
+        tmp_path / "there/checkpoints", "best", monitor="val/dice", mode="max"
+    )
     moved = str(tmp_path / "there/checkpoints/best.ckpt")
     (tmp_path / "there/checkpoints").mkdir(parents=True)
     checkpoint.write_checkpoint(Path(moved), {"state_dict": {}})
@@ -248,16 +252,16 @@ def test_a_moved_run_keeps_its_best_score_and_its_files(tmp_path):
 def test_a_run_tells_where_it_came_from(private_run):
     record = records.read_json(private_run / "run.json")
     assert record["environment"]["OMP_NUM_THREADS"] == "1"
-    assert set(record["environment"]) <= set(provenance.VARIABLES)
+    assert set(record["environment"]) <= set(provenance.RECORDED_VARIABLES)
     assert {"python", "torch", "numpy", "opencv", "albumentations"} <= set(record["versions"])
-    assert record["source"] == source_hash(provenance.PACKAGE, conf_files.CONF)
+    assert record["source"] == source_hash(provenance.PACKAGE_FOLDER, conf_files.CONF)
     assert record["hardware"]["cpu"] and record["hardware"]["instructions"]
     with (private_run / "fingerprints.csv").open(newline="") as stream:
         rows = list(csv.DictReader(stream))
     assert [row["name"] for row in rows] == ["train-000", "train-001", "val-000"]
     kept = provenance.read_digests(private_run / "fingerprints.csv")
     assert record["data"] == {"fingerprint": data_fingerprint(kept)}
-    checkout = checkout_of(provenance.PACKAGE.parent)
+    checkout = read_checkout(provenance.PACKAGE_FOLDER.parent)
     dirty = bool(checkout and checkout.patch)
     assert (private_run / "diff.patch").is_file() == dirty
 

@@ -10,7 +10,7 @@ from test_train import config, tiny
 
 from seg.errors import RunError, UserError
 from seg.models import NestedUNet, profiling
-from seg.prune import prune
+from seg.prune import compare_depths
 from seg.runs import checkpoint, load
 
 
@@ -21,7 +21,7 @@ def trained(tmp_path_factory):
 
 
 def test_each_depth_is_scored_and_costs_less_than_the_next(trained, capsys):
-    levels = prune(config("prune", f"run={trained}", "rounds=1"))
+    levels = compare_depths(config("prune", f"run={trained}", "rounds=1"))
     assert [level.name for level in levels] == ["L1", "L2", "L3", "L4", "average"]
     for cheaper, dearer in itertools.pairwise(levels[:4]):
         assert cheaper.parameters < dearer.parameters
@@ -40,11 +40,11 @@ def test_each_depth_is_scored_and_costs_less_than_the_next(trained, capsys):
 
 @pytest.mark.parametrize("depth", [1, 2, 3])
 def test_a_pruned_checkpoint_holds_only_what_its_head_needs_and_says_the_same(trained, depth):
-    prune(config("prune", f"run={trained}", f"depth={depth}", "rounds=1"))
+    compare_depths(config("prune", f"run={trained}", f"depth={depth}", "rounds=1"))
     file = trained / f"prune/L{depth}.ckpt"
-    small, full = load.load(file), load.load(trained)
+    small, full = load.load_run(file), load.load_run(trained)
     counted = NestedUNet(1, 1, 4, depth, pruned=True)
-    assert profiling.parameters(small.model) == profiling.parameters(counted)
+    assert profiling.count_parameters(small.model) == profiling.count_parameters(counted)
     stored = checkpoint.read_checkpoint(file)["state_dict"]
     assert sum(v.numel() for k, v in stored.items() if not k.endswith("tracked")) < sum(
         v.numel() for v in full.model.state_dict().values()
@@ -58,22 +58,26 @@ def test_a_pruned_checkpoint_holds_only_what_its_head_needs_and_says_the_same(tr
 
 def test_what_can_not_be_pruned_is_told(trained, tmp_path):
     with pytest.raises(UserError, match=r"depth=7: .* has heads \[1, 2, 3, 4\]"):
-        prune(config("prune", f"run={trained}", "depth=7"))
+        compare_depths(config("prune", f"run={trained}", "depth=7"))
     with pytest.raises(UserError, match="rounds=0: it must be at least 1"):
-        prune(config("prune", f"run={trained}", "rounds=0"))
+        compare_depths(config("prune", f"run={trained}", "rounds=0"))
     with pytest.raises(RunError, match="output=/dev/null/x: can't be written"):
-        prune(config("prune", f"run={trained}", "output=/dev/null/x"))
+        compare_depths(config("prune", f"run={trained}", "output=/dev/null/x"))
     _, plain = tiny(tmp_path, "model=unet", "trainer.max_epochs=1")
     with pytest.raises(UserError, match="a UNet with one head can't be pruned"):
-        prune(config("prune", f"run={plain}"))
+        compare_depths(config("prune", f"run={plain}"))
 
 
 def test_peak_memory_counts_what_is_held_at_once():
     x = torch.zeros(1000, 250)  # 1 MB
-    assert profiling.peak_memory(lambda: (x + 1) + 1) == pytest.approx(2e6, rel=0.01)
-    assert profiling.peak_memory(lambda: [x + 1, x + 1, x + 1]) == pytest.approx(3e6, rel=0.01)
+    assert profiling.measure_peak_memory(lambda: (x + 1) + 1) == pytest.approx(2e6, rel=0.01)
+    assert profiling.measure_peak_memory(lambda: [x + 1, x + 1, x + 1]) == pytest.approx(
+        3e6, rel=0.01
+    )
 
 
 def test_multiply_adds_of_a_convolution_are_counted_by_hand():
     layer = torch.nn.Conv2d(2, 3, 3, padding=1)
-    assert profiling.multiply_adds(layer, torch.zeros(1, 2, 5, 7))["Global"] == 5 * 7 * 3 * 2 * 9
+    assert (
+        profiling.count_multiply_adds(layer, torch.zeros(1, 2, 5, 7))["Global"] == 5 * 7 * 3 * 2 * 9
+    )

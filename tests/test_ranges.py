@@ -9,9 +9,9 @@ import pytest
 import yaml
 from test_configs import files, leaves, read
 
-from seg.cli.compose import check_line
+from seg.cli.compose import check_command_line
 from seg.cli.conf_files import CONF
-from seg.cli.validation import check_level
+from seg.cli.validation import check_option_group
 from seg.errors import UserError
 
 VALUES = {
@@ -308,7 +308,7 @@ def taken(tree: dict[str, Any], path: str) -> str:
             node = node[part]
         node[parts[-1]] = value
         try:
-            check_level(changed, tree, {}, ())
+            check_option_group(changed, tree, {}, ())
         except UserError as error:
             assert str(error).startswith((path, "data.sha256=")) and "\n" not in str(error)
             assert " needed" in str(error) or ": one of " in str(error), error
@@ -345,14 +345,14 @@ def test_each_option_takes_what_is_right_and_refuses_the_rest():
 )  # fmt: skip
 def test_a_refusal_names_the_range(words, message):
     with pytest.raises(UserError, match=message):
-        check_line("train", words.split(), multirun=False)
+        check_command_line("train", words.split(), multirun=False)
 
 
 def test_a_sweep_refuses_a_value_before_it_begins():
     with pytest.raises(UserError, match=r"model\.width=0: a whole number of 1 or more is needed"):
-        check_line("train", ["model.width=4,0"], multirun=True)
+        check_command_line("train", ["model.width=4,0"], multirun=True)
 
 
 @pytest.mark.parametrize("words", ["logger=[csv,wandb]", "augment=[d4]", "optim=sgd optim.momentum=0"])  # fmt: skip
 def test_what_may_be_several_or_at_the_end_of_its_range_passes(words):
-    check_line("train", words.split(), multirun=False)
+    check_command_line("train", words.split(), multirun=False)

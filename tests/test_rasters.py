@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from seg.data.image_io import read_image
-from seg.data.raster import Raster, images_of
+from seg.data.raster import ImageReader, open_pages
 from seg.errors import DataError
 from seg.inference import band_writer
-from seg.inference.band_writer import Growing
+from seg.inference.band_writer import BandWriter
 
 HEIGHT, WIDTH = 75, 53
 SHAPES = {"grey": (HEIGHT, WIDTH), "RGB": (HEIGHT, WIDTH, 3), "planes": (3, HEIGHT, WIDTH)}
@@ -88,7 +88,7 @@ def test_rows_of_every_layout_are_those_of_tifffile_s_own_array(files, name):
     file = files[name]
     with tifffile.TiffFile(file) as tiff:
         whole = as_stored(tiff.pages[0].asarray(), tiff.pages[0].axes)
-    raster = Raster(file)
+    raster = ImageReader(file)
     assert raster.shape == whole.shape and raster.pages == 1 and raster.whole is None
 
     @given(st.integers(0, whole.shape[0] - 1), st.integers(1, 40))
@@ -112,7 +112,7 @@ def test_pages_are_those_of_tifffile_also_hidden_ones(tmp_path, words, dtype):
     tifffile.imwrite(file, stack, **words)
     with tifffile.TiffFile(file) as tiff:
         assert (len(tiff.pages) == 1) == ("truncate" in words)
-    pages = images_of(file, channels=False)
+    pages = open_pages(file, channels=False)
     assert len(pages) == 5
     for page, wanted in zip(pages, stack, strict=True):
         assert page.pages == 5 and page.shape == (40, 33, 1) and page.dtype == dtype
@@ -125,7 +125,7 @@ def test_hidden_pages_in_colour(tmp_path):
     stack = made((4, 40, 33, 3), np.uint8)
     file = tmp_path / "stack.tif"
     tifffile.imwrite(file, stack, imagej=True, truncate=True)
-    pages = images_of(file, channels=False)
+    pages = open_pages(file, channels=False)
     for page, wanted in zip(pages, stack, strict=True):
         np.testing.assert_array_equal(page.rows(3, 9), wanted[3:9])
     pages[0].close()
@@ -137,7 +137,7 @@ def test_pages_of_other_sizes_and_types_are_each_read_as_they_are(tmp_path):
     with tifffile.TiffWriter(file) as out:
         for page in pages:
             out.write(page, compression="zlib", metadata=None)
-    found = images_of(file, channels=False)
+    found = open_pages(file, channels=False)
     for page, wanted in zip(found, pages, strict=True):
         np.testing.assert_array_equal(page.rows(1, 8), wanted.reshape(*page.shape)[1:8])
         assert page.dtype == wanted.dtype
@@ -147,7 +147,7 @@ def test_pages_of_other_sizes_and_types_are_each_read_as_they_are(tmp_path):
 def test_pages_as_channels_are_one_image(tmp_path):
     stack = made((3, 40, 33), np.uint16)
     tifffile.imwrite(tmp_path / "c.tif", stack, resolution=(300, 200), photometric="minisblack")
-    (image,) = images_of(tmp_path / "c.tif", channels=True)
+    (image,) = open_pages(tmp_path / "c.tif", channels=True)
     assert image.shape == (40, 33, 3) and image.tags["resolution"] == ((300, 1), (200, 1))
     np.testing.assert_array_equal(image.rows(5, 9), stack.transpose(1, 2, 0)[5:9])
 
@@ -159,7 +159,7 @@ def test_rows_of_a_large_file_need_only_the_memory_of_those_rows(tmp_path, layou
     words = {"strips": ZIP | {"rowsperstrip": 16}, "tiles": ZIP | {"tile": (64, 64)}}
     words["planes"] = PLANES | ZIP | {"tile": (64, 64)}
     tifffile.imwrite(file, image, **words.get(layout, {}))
-    raster = Raster(file)
+    raster = ImageReader(file)
     tracemalloc.start()
     raster.rows(3000, 3064)
     peak = tracemalloc.get_traced_memory()[1]
@@ -175,7 +175,7 @@ def test_a_stack_of_many_pages_takes_one_file_descriptor(tmp_path):
     opened = len(list(Path("/proc/self/fd").iterdir())) if Path("/proc/self/fd").is_dir() else 200
     resource.setrlimit(resource.RLIMIT_NOFILE, (opened + 30, before[1]))
     try:
-        pages = images_of(file, channels=False)
+        pages = open_pages(file, channels=False)
         assert sum(int(page.rows(0, 8).sum()) for page in pages) == 0 and len(pages) == 90
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
@@ -186,7 +186,7 @@ def test_the_type_holds_what_any_row_has(tmp_path):
     image = np.zeros((80, 9), np.int32)
     image[50] = 70_000
     tifffile.imwrite(tmp_path / "i.tif", image)
-    raster = Raster(tmp_path / "i.tif")
+    raster = ImageReader(tmp_path / "i.tif")
     assert raster.dtype == np.float32  # though the first rows alone would fit into uint16
     assert np.result_type(raster.rows(0, 9), raster.rows(45, 55)) == np.float32
     raster.close()
@@ -199,7 +199,7 @@ def test_what_is_cut_off_is_told_with_the_name_of_the_file(files, tmp_path, name
     content = files[name].read_bytes()
     cut.write_bytes(content[: int(share * len(content))])
     with pytest.raises(DataError, match=r"cut\.tif: not a readable image"):
-        Raster(cut).rows(0, HEIGHT)
+        ImageReader(cut).rows(0, HEIGHT)
 
 
 def test_damaged_pixels_and_a_missing_tile_are_told(files, tmp_path):
@@ -210,7 +210,7 @@ def test_damaged_pixels_and_a_missing_tile_are_told(files, tmp_path):
     content = bytearray(files["tiles, deflate"].read_bytes())
     content[start + 2 : start + 12] = bytes(10)
     (tmp_path / "bad.tif").write_bytes(content)
-    raster = Raster(tmp_path / "bad.tif")
+    raster = ImageReader(tmp_path / "bad.tif")
     with pytest.raises(DataError, match=r"bad\.tif: not a readable image"):
         raster.rows(0, 9)
     assert raster.rows(16, 32).shape == (16, WIDTH, 3)  # the tiles below are whole
@@ -218,7 +218,7 @@ def test_damaged_pixels_and_a_missing_tile_are_told(files, tmp_path):
     content = bytearray(files["tiles, deflate"].read_bytes())
     content[entry : entry + (2 if deep == "SHORT" else 4)] = bytes(2 if deep == "SHORT" else 4)
     (tmp_path / "gap.tif").write_bytes(content)
-    raster = Raster(tmp_path / "gap.tif")
+    raster = ImageReader(tmp_path / "gap.tif")
     with pytest.raises(DataError, match=r"gap\.tif: .*a tile is missing at row 0, column 0"):
         raster.rows(0, 9)
     raster.close()
@@ -228,16 +228,16 @@ def test_rows_that_are_not_finite_are_told_with_their_page(tmp_path):
     stack = made((2, 40, 33), np.float32)
     stack[1, 30, 5] = np.nan
     tifffile.imwrite(tmp_path / "nan.tif", stack, compression="zlib")
-    first, second = images_of(tmp_path / "nan.tif", channels=False)
+    first, second = open_pages(tmp_path / "nan.tif", channels=False)
     assert len(first.rows(0, 40)) == 40 and len(second.rows(0, 30)) == 30
     with pytest.raises(DataError, match=r"nan\.tif, page 1: 1 of 33 values are NaN"):
         second.rows(30, 31)
     first.close()
 
 
-def grown(folder: Path, array: np.ndarray, pages: int, planes: int) -> Growing:
+def grown(folder: Path, array: np.ndarray, pages: int, planes: int) -> BandWriter:
     height, width = array.shape[-2:]
-    return Growing(folder / "x.tif.kind", width, height, array.dtype, planes, pages)
+    return BandWriter(folder / "x.tif.kind", width, height, array.dtype, planes, pages)
 
 
 def bands(array: np.ndarray, heights: list[int], start: int = 0) -> list[np.ndarray]:
@@ -275,7 +275,7 @@ def test_what_grew_band_by_band_is_the_array_also_when_it_was_cut_and_went_on(
         left = cut % (pages * height + 1)
         with growing.file.open("r+b") as out:  # as a kill may leave it, in the middle of a row
             out.truncate(min(growing.file.stat().st_size, left * growing.row + growing.row // 2))
-        growing.cut(left)
+        growing.truncate_rows(left)
         assert growing.done() == left and growing.file.stat().st_size == left * growing.row
         for number in range(left // height, pages):
             start = left % height if number == left // height else 0
@@ -310,7 +310,7 @@ def test_a_failed_finish_leaves_no_half_file_and_can_be_done_again(tmp_path, mon
     growing.add(array)
     (tmp_path / "masks").mkdir()
     (tmp_path / "masks/x.tif").write_bytes(b"an earlier one")
-    whole = Growing.tiles
+    whole = BandWriter.iterate_tiles
 
     def failing(self):
         for number, tile in enumerate(whole(self)):
@@ -318,7 +318,7 @@ def test_a_failed_finish_leaves_no_half_file_and_can_be_done_again(tmp_path, mon
                 raise OSError(28, "No space left on device")
             yield tile
 
-    monkeypatch.setattr(band_writer.Growing, "tiles", failing)
+    monkeypatch.setattr(band_writer.BandWriter, "iterate_tiles", failing)
     with pytest.raises(OSError, match="No space left"):
         growing.finish(tmp_path / "masks/x.tif", {})
     assert (tmp_path / "masks/x.tif").read_bytes() == b"an earlier one"

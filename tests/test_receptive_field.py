@@ -10,12 +10,12 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from seg.cli.compose import build, checked
+from seg.cli.compose import compose_checked, instantiate_node
 from seg.cli.conf_files import CONF
-from seg.data.normalization import Intensity
+from seg.data.normalization import Normalization
 from seg.inference.ensemble import Ensemble
 from seg.inference.tiling import needed_overlap
-from seg.inference.tta import Averaged
+from seg.inference.tta import TTANetwork
 from seg.models import FCN, NestedUNet, Peer, SegNet, UNet
 from seg.models.network import Extent, Network, receptive_field
 
@@ -144,7 +144,7 @@ def test_a_layer_that_is_not_known_has_no_receptive_field():
 @pytest.mark.parametrize("model", [UNet(1, 1, 2, 2, norm="none", up="unpool"), UNet(1, 1, 2, 2, "valid", "none"), FCN(1, 1, "alexnet", width=1, norm="none")], ids=["unet", "valid", "alexnet"])  # fmt: skip
 def test_flips_see_on_each_side_what_is_seen_on_either(model):
     before, after = reach(model.eval())
-    flips = Averaged(model, "flips")
+    flips = TTANetwork(model, "flips")
     assert reach(flips) == (max(before, after),) * 2
     check_reach(flips, *reach(flips))
 
@@ -153,14 +153,14 @@ def test_flips_see_on_each_side_what_is_seen_on_either(model):
 @pytest.mark.parametrize("padding", ["same", "valid"])
 def test_scales_see_what_they_state(scales, padding):
     torch.manual_seed(0)
-    views = Averaged(UNet(1, 1, 2, 1, padding, "none").eval(), "none", scales)
+    views = TTANetwork(UNet(1, 1, 2, 1, padding, "none").eval(), "none", scales)
     check_reach(views, *reach(views))
 
 
 def test_an_ensemble_sees_what_the_member_does_that_sees_most():
     torch.manual_seed(0)
     members = [UNet(1, 1, 2, 2, norm="none").eval(), FCN(1, 1, "alexnet", 1, norm="none").eval()]
-    both = Ensemble([*members], [Intensity(0.0, 1.0, [0.0], [1.0])] * 2)
+    both = Ensemble([*members], [Normalization(0.0, 1.0, [0.0], [1.0])] * 2)
     assert both.stride == 32 and reach(both) == reach(members[1])
     check_reach(both, *reach(both))
 
@@ -273,13 +273,13 @@ def test_the_page_has_each_network():
 @cache
 def config_of(choice: str) -> DictConfig:
     small = {"in_channels": 1, "num_classes": 1, "width": 1}
-    return OmegaConf.merge(checked("models", [choice]).model, small)
+    return OmegaConf.merge(compose_checked("models", [choice]).model, small)
 
 
 @pytest.mark.parametrize(("words", "stride", "margin", "overlap"), ROWS, ids=lambda text: text)
 def test_the_numbers_of_the_page_are_those_that_networks_state(words, stride, margin, overlap):
     choice, *options = words.split()
     node = OmegaConf.merge(config_of(choice), OmegaConf.from_dotlist(options).get("model", {}))
-    model = build(node, "model").eval()
+    model = instantiate_node(node, "model").eval()
     assert (model.stride, model.margin()) == (int(stride), int(margin))
     assert needed_overlap(model) == (int(margin), int(overlap), False)

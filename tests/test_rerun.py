@@ -16,14 +16,20 @@ import yaml
 from PIL import Image
 from scipy import stats
 
-from seg.cli.compose import checked
+from seg.cli.compose import compose_checked
 from seg.cli.conf_files import CONF
-from seg.comparison.rerun_report import judged, recorded, spread, untold, verdict
+from seg.comparison.rerun_report import (
+    changed_records,
+    compare_scores,
+    missing_records,
+    overall_verdict,
+    pooled_sd,
+)
 from seg.errors import RunError, UserError
-from seg.multirun.rerun import filled, settled
+from seg.multirun.rerun import add_new_options, upgrade_config
 from seg.rerun import rerun
 from seg.runs import checkpoint, reader
-from seg.runs.reader import finished_run, siblings
+from seg.runs.reader import load_finished_run, metrics_by_seed
 from seg.runs.records import read_json
 from seg.training.run import train
 
@@ -52,7 +58,7 @@ def first(tmp_path_factory):
     images(place / "data")
     line = ["data=folder", f"data.root={place / 'data'}", "data.classes=[out,in]", "loss=weighted_bce",
             "augment=elastic", f"outputs={place / 'outputs'}", "name=one", "seed=3"]  # fmt: skip
-    train(checked("train", [*TINY, *line]))
+    train(compose_checked("train", [*TINY, *line]))
     return (place / "outputs/latest").resolve()
 
 
@@ -64,7 +70,7 @@ def copy(first, tmp_path):
 
 def again(run: Path, tmp_path: Path, *words: str) -> tuple[dict, Path]:
     outputs = tmp_path / "again"
-    found = rerun(checked("rerun", [f"run={run}", f"outputs={outputs}", *words]))
+    found = rerun(compose_checked("rerun", [f"run={run}", f"outputs={outputs}", *words]))
     return found, (outputs / "latest").resolve()
 
 
@@ -151,19 +157,21 @@ METRICS = {"best/val/dice": 0.8, "test/dice": 0.7, "best/val/loss": 0.5, "best/v
 
 
 def test_numbers_are_the_same_only_to_the_last_bit():
-    assert verdict(judged(METRICS, dict(METRICS), [])) == "same"
+    assert overall_verdict(compare_scores(METRICS, dict(METRICS), [])) == "same"
     for name, value in (
         ("test/dice", math.nextafter(0.7, 1)),
         ("best/val/loss", 0.4),
         ("best/val/dice/a", 0.1),
     ):
-        scores = judged(METRICS, METRICS | {name: value}, [])
-        assert scores[name]["verdict"] == verdict(scores) == "different", name
-    assert verdict(judged(METRICS, METRICS | {"new": 1.0}, [])) == "same"  # what both have
+        scores = compare_scores(METRICS, METRICS | {name: value}, [])
+        assert scores[name]["verdict"] == overall_verdict(scores) == "different", name
+    assert (
+        overall_verdict(compare_scores(METRICS, METRICS | {"new": 1.0}, [])) == "same"
+    )  # what both have
     gone = {k: v for k, v in METRICS.items() if k != "test/dice"}
-    assert judged(METRICS, gone, [])["test/dice"]["verdict"] == "only then"
-    assert verdict(judged(METRICS, gone, [])) == "same"
-    assert verdict(judged({}, {}, [])) == "different"
+    assert compare_scores(METRICS, gone, [])["test/dice"]["verdict"] == "only then"
+    assert overall_verdict(compare_scores(METRICS, gone, [])) == "same"
+    assert overall_verdict(compare_scores({}, {}, [])) == "different"
 
 
 @pytest.mark.parametrize(("inside", "wanted"), [(0.999, "within noise"), (1.001, "different")])
@@ -174,27 +182,29 @@ def test_noise_ends_where_a_t_test_of_another_seed_does(inside, wanted):
     limit = 3.182446305284263 * 2**0.5 * sd
     for sign in (-1, 1):
         now = {"best/val/dice": 0.80 + sign * inside * limit}
-        scores = judged(seeds[0], now, [seeds, [now]])
-        assert scores["best/val/dice"]["verdict"] == wanted == verdict(scores)
+        scores = compare_scores(seeds[0], now, [seeds, [now]])
+        assert scores["best/val/dice"]["verdict"] == wanted == overall_verdict(scores)
         assert scores["best/val/dice"]["sd"] == pytest.approx(sd)
 
 
 def test_of_numbers_that_differ_dice_and_iou_decide():
     seeds = [{"val/loss": 1 + s, "best/val/dice": 0.8 + s / 10} for s in (0.0, 0.1, 0.3)]
     now = {"val/loss": 90.0, "best/val/dice": 0.8}
-    scores = judged(seeds[0], now, [seeds])
+    scores = compare_scores(seeds[0], now, [seeds])
     assert scores["val/loss"]["verdict"] == "different"
-    assert scores["best/val/dice"]["verdict"] == "same" and verdict(scores) == "within noise"
+    assert (
+        scores["best/val/dice"]["verdict"] == "same" and overall_verdict(scores) == "within noise"
+    )
 
 
 def test_the_noise_of_two_eras_is_pooled_and_of_two_seeds_unknown():
     now, then = [1.0, 2.0, 4.0], [10.0, 11.0]
     pooled = math.sqrt((2 * statistics.variance(now) + statistics.variance(then)) / 3)
-    assert spread([now, then]) == (pytest.approx(pooled), 3)
-    assert spread([[1.0, None, 2.0], [5.0]]) == (None, 1)  # nan says nothing
-    assert spread([]) == (None, 0)
+    assert pooled_sd([now, then]) == (pytest.approx(pooled), 3)
+    assert pooled_sd([[1.0, None, 2.0], [5.0]]) == (None, 1)  # nan says nothing
+    assert pooled_sd([]) == (None, 0)
     interval = stats.t.ppf(0.975, 3) * pooled * 2**0.5
-    scores = judged(
+    scores = compare_scores(
         {"test/dice": 10.0},
         {"test/dice": 1.0},
         [[{"test/dice": v} for v in e] for e in (now, then)],
@@ -226,13 +236,14 @@ def test_runs_beside_it_tell_the_noise_if_only_the_seed_is_another(first, copy):
     (beside("i", 14, 0.1) / "config.yaml").write_text("{")
     (copy.parent / "latest").symlink_to("c")
     (copy.parent / "empty").mkdir()
-    found = siblings(finished_run(str(copy)))
+    found = metrics_by_seed(load_finished_run(str(copy)))
     assert {seed: metrics["best/val/dice"] for seed, metrics in found.items()} == {7: 0.6, 8: 0.5}
 
 
 def test_jobs_on_different_gpus_are_alike_if_they_are_as_many():
     on = [
-        reader.learnt_from({"trainer": {"devices": devices}}) for devices in ([0], [3], [0, 1], 2)
+        reader.training_options({"trainer": {"devices": devices}})
+        for devices in ([0], [3], [0, 1], 2)
     ]
     assert on[0] == on[1] != on[2] == on[3]
 
@@ -242,7 +253,7 @@ def test_options_that_came_later_take_the_constructor_s_default_and_are_told(cop
     file = copy / "config.yaml"
     edit(file, loader__check=None, model__fuse=None, metrics=None, kept=None, two_class_logits=None)
     edit(file, future={"x": 1}, trainer__deterministic=None)
-    config, changes = settled(checked("rerun", []), finished_run(str(copy)))
+    config, changes = upgrade_config(compose_checked("rerun", []), load_finished_run(str(copy)))
     assert {c.what: (c.then, c.now) for c in changes if c.what != "metrics"} == {
         "future": ({"x": 1}, "no such option"), "loader.check": ("not there", False),
         "model.fuse": ("not there", "concat"), "two_class_logits": ("not there", 1),
@@ -255,12 +266,12 @@ def test_options_that_came_later_take_the_constructor_s_default_and_are_told(cop
     )
 
 
-@pytest.mark.parametrize("group", reader.HONOURED)
+@pytest.mark.parametrize("group", reader.ALLOWED_TARGETS)
 def test_no_option_of_today_is_taken_for_a_later_one(group):
     """Each file of a group that names a constructor has all options that its group's files know."""
     known = [yaml.safe_load(file.read_text()) for file in sorted((CONF / group).glob("*.yaml"))]
     for node in known:
-        assert list(filled(node, group, known)) == [], node
+        assert list(add_new_options(node, group, known)) == [], node
 
 
 def test_a_later_option_is_found_deep_in_a_sum_of_losses():
@@ -269,7 +280,7 @@ def test_a_later_option_is_found_deep_in_a_sum_of_losses():
         "_target_": "seg.losses.Sum",
         "terms": {"d": {"weight": 1.0, "loss": {"_target_": "seg.losses.Dice", "smooth": 2.0}}},
     }
-    changes = list(filled(node, "loss", known))
+    changes = list(add_new_options(node, "loss", known))
     assert [(c.what, c.now) for c in changes] == [("loss.terms.d.loss.squared", False)]
     assert node["terms"]["d"]["loss"] == {
         "_target_": "seg.losses.Dice",
@@ -282,13 +293,15 @@ def test_an_older_run_tells_less_and_that_is_said(copy, first):
     then = read_json(first / "run.json")
     older = {k: v for k, v in then.items() if k not in ("data", "source", "environment")}
     older["hardware"] = {"threads": 99}
-    assert [c.what for c in recorded(older, then)] == ["hardware.threads"]
+    assert [c.what for c in changed_records(older, then)] == ["hardware.threads"]
     older["resumed"] = [{"command": []}, {"command": [], "versions": {}}]
-    assert "the earlier run went on with other versions" in [c.now for c in recorded(older, then)]
-    assert untold(older) == ["environment", "data", "source"]
+    assert "the earlier run went on with other versions" in [
+        c.now for c in changed_records(older, then)
+    ]
+    assert missing_records(older) == ["environment", "data", "source"]
     for name in ("overrides", "choices", "data", "source", "environment"):
         edit(copy / "run.json", **{name: None})
-    assert finished_run(str(copy)).record.choices == {}
+    assert load_finished_run(str(copy)).record.choices == {}
 
 
 EVIL = {"_target_": "os.system", "command": "touch exploded"}
@@ -325,7 +338,7 @@ def test_a_strangers_config_is_refused_in_one_line_and_nothing_of_it_runs(
     monkeypatch.syspath_prepend(str(tmp_path))
     edit(copy / "config.yaml", **changes)
     with pytest.raises(RunError) as caught:
-        rerun(checked("rerun", [f"run={copy}"]))
+        rerun(compose_checked("rerun", [f"run={copy}"]))
     said = str(caught.value)
     assert word in said and "config.yaml" in said and "\n" not in said
     assert not (tmp_path / "exploded").exists() and not (tmp_path / "outputs").exists()
@@ -345,7 +358,7 @@ def test_a_strangers_config_is_refused_in_one_line_and_nothing_of_it_runs(
 def test_a_config_that_is_no_plain_yaml_is_refused(copy, text, word):
     (copy / "config.yaml").write_bytes(text.encode("utf-8", "surrogateescape"))
     with pytest.raises(RunError, match=word) as caught:
-        finished_run(str(copy))
+        load_finished_run(str(copy))
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
 
 
@@ -353,14 +366,14 @@ def test_a_config_that_is_no_plain_yaml_is_refused(copy, text, word):
 def test_a_run_that_did_not_finish_has_nothing_to_compare_with(copy, status):
     edit(copy / "run.json", status=status)
     with pytest.raises(RunError, match=f"status is {status}, so there are no numbers"):
-        finished_run(str(copy))
+        load_finished_run(str(copy))
 
 
 def test_what_is_no_run_folder_is_told_so(copy, tmp_path):
     for run, word in ((None, "run is not set"), (str(tmp_path / "no"), "no such folder"),
                       (str(copy / "checkpoints"), "a run folder is needed")):  # fmt: skip
         with pytest.raises(RunError, match=word):
-            finished_run(run)
+            load_finished_run(run)
     for damage in (
         {"metrics": {"best/val/dice": "high"}},
         {"metrics": [1]},
@@ -372,7 +385,7 @@ def test_what_is_no_run_folder_is_told_so(copy, tmp_path):
         other = Path(shutil.copytree(copy, tmp_path / "damaged", dirs_exist_ok=True))
         edit(other / "run.json", **damage)
         with pytest.raises(RunError, match=r"damaged.*not written by"):
-            finished_run(str(other))
+            load_finished_run(str(other))
         shutil.copy(copy / "run.json", other)
 
 
@@ -383,16 +396,16 @@ def test_an_option_that_is_gone_and_data_that_is_gone_are_told_before_anything_i
     words = [f"run={copy}", f"outputs={tmp_path / 'o'}"]
     edit(copy / "config.yaml", data__root=str(tmp_path / "gone"))
     with pytest.raises(RunError, match=r"gone does not exist; .*data\.root="):
-        rerun(checked("rerun", words))
+        rerun(compose_checked("rerun", words))
     edit(copy / "config.yaml", model__colour=3)
     with pytest.raises(UserError, match=r"made by another version.*model\.colour: no such option"):
-        rerun(checked("rerun", words))
+        rerun(compose_checked("rerun", words))
     for word in ("seeds=-1", "seeds=x", "threads=0", "threads=x"):
         with pytest.raises(UserError, match=word):
-            rerun(checked("rerun", [*words, word]))
+            rerun(compose_checked("rerun", [*words, word]))
     edit(copy / "config.yaml", model__colour=None, data__root=str(copy))
     with pytest.raises(UserError, match=r"seeds=1 with trainer.devices=2: .*trainer.devices=1"):
-        rerun(checked("rerun", [*words, "seeds=1", "trainer.devices=2"]))
+        rerun(compose_checked("rerun", [*words, "seeds=1", "trainer.devices=2"]))
     assert not (tmp_path / "o").exists()
 
 
@@ -468,7 +481,7 @@ def test_whatever_was_composed_comes_out_again(tmp_path, words):
     ]
     line = [w for w in TINY if "depth" not in w or not any("depth" in x for x in words)]
     line = [w for w in line if "model.depth" not in w or "segnet" not in words[0]]
-    train(checked("train", [*line, *made, *words]))
+    train(compose_checked("train", [*line, *made, *words]))
     found, _ = again((tmp_path / "latest").resolve(), tmp_path)
     assert found["verdict"] == "same" and found["changes"] == []
 

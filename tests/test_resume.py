@@ -21,10 +21,10 @@ from test_train import TINY, config
 from seg.data.sampler import EpochSampler
 from seg.errors import RunError
 from seg.runs import checkpoint, records
-from seg.runs.folder import alone
-from seg.training.callbacks.checkpointing import WholeFiles
+from seg.runs.folder import lock_folder
+from seg.training.callbacks.checkpointing import AtomicCheckpointIO
 from seg.training.loggers import MetricsCSV, read_metrics
-from seg.training.resume import newest, resumed
+from seg.training.resume import load_stopped_run, newest_checkpoint
 from seg.training.run import train
 
 DROPOUT = ["model.width=2", "model.dropout=0.5", "trainer.max_epochs=3", "panels=0"]
@@ -78,7 +78,7 @@ def test_a_run_stopped_at_any_step_ends_as_if_it_never_was(tmp_path, straight, s
     assert records.read_json(folder / "run.json")["status"] == "interrupted"
     assert state(folder)["global_step"] == step
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    cfg, asked = resumed(config("train", f"resume={tmp_path / 'latest'}"))
+    cfg, asked = load_stopped_run(config("train", f"resume={tmp_path / 'latest'}"))
     train(cfg, asked=asked)
     assert same(folder, straight)
     assert [f for f in tmp_path.iterdir() if not f.is_symlink()] == [folder]
@@ -86,7 +86,7 @@ def test_a_run_stopped_at_any_step_ends_as_if_it_never_was(tmp_path, straight, s
     assert record["status"] == "finished" and "error" not in record and len(record["resumed"]) == 1
     assert record["metrics"] == records.read_json(straight / "run.json")["metrics"]
     with pytest.raises(RunError, match=r"the run is finished; init="):
-        resumed(config("train", f"resume={folder}"))
+        load_stopped_run(config("train", f"resume={folder}"))
 
 
 @pytest.mark.slow
@@ -145,22 +145,24 @@ def test_a_best_checkpoint_that_is_gone_or_damaged_costs_nothing_but_itself(tmp_
 
 def test_where_all_checkpoints_are_damaged_it_is_said(tmp_path):
     folder = stopped(tmp_path / "x")
-    assert newest(folder) is None
+    assert newest_checkpoint(folder) is None
     for name in ("last", "best"):
         (folder / f"checkpoints/{name}.ckpt").write_bytes(b"PK")
     with pytest.raises(RunError, match=r"best.ckpt: damaged"):
-        newest(folder)
+        newest_checkpoint(folder)
 
 
 def test_a_checkpoint_that_can_not_be_written_leaves_the_one_before(tmp_path):
     file = tmp_path / "last.ckpt"
-    WholeFiles(tmp_path).save_checkpoint({"step": 1}, file)
+    AtomicCheckpointIO(tmp_path).save_checkpoint({"step": 1}, file)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))  # bytes
     try:
         with pytest.raises(OSError, match=r"File too large: '.*/last.ckpt'"):
-            WholeFiles(tmp_path).save_checkpoint({"step": 2, "weights": torch.zeros(100_000)}, file)
+            AtomicCheckpointIO(tmp_path).save_checkpoint(
+                {"step": 2, "weights": torch.zeros(100_000)}, file
+            )
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, ignored)
@@ -211,17 +213,17 @@ def stopped(folder: Path, **record) -> Path:
 
 def test_what_can_not_be_taken_up_is_told(tmp_path):
     with pytest.raises(RunError, match="no run folder"):
-        resumed(config("train", f"resume={tmp_path / 'nowhere'}"))
+        load_stopped_run(config("train", f"resume={tmp_path / 'nowhere'}"))
     folder = stopped(tmp_path / "young")
     cfg = config("train", *TINY)
     records.write_config(folder / "config.yaml", yaml.safe_load("{}") or {"seed": 0})
     with pytest.raises(RunError, match=r"config\.yaml: not a run's config"):
-        resumed(config("train", f"resume={folder}"))
-    from seg.cli.compose import plain
+        load_stopped_run(config("train", f"resume={folder}"))
+    from seg.cli.compose import plain_config
 
-    records.write_config(folder / "config.yaml", plain(cfg))
+    records.write_config(folder / "config.yaml", plain_config(cfg))
     with pytest.raises(RunError, match=r"no checkpoints/last.ckpt yet"):
-        resumed(config("train", f"resume={folder}"))
+        load_stopped_run(config("train", f"resume={folder}"))
 
 
 def test_a_run_whose_images_have_changed_is_not_taken_up(tmp_path, folder_root):
@@ -242,13 +244,13 @@ def test_a_run_whose_images_have_changed_is_not_taken_up(tmp_path, folder_root):
 
 
 def test_a_config_that_names_a_foreign_logger_is_not_taken_up(tmp_path):
-    from seg.cli.compose import plain
+    from seg.cli.compose import plain_config
 
     folder = stopped(tmp_path / "hostile")
-    hostile = plain(config("train", *TINY)) | {"logger": {"a": {"_target_": "os.system"}}}
+    hostile = plain_config(config("train", *TINY)) | {"logger": {"a": {"_target_": "os.system"}}}
     records.write_config(folder / "config.yaml", hostile)
     with pytest.raises(RunError, match=r"names 'os.system'; only seg.training.loggers"):
-        resumed(config("train", f"resume={folder}"))
+        load_stopped_run(config("train", f"resume={folder}"))
 
 
 @pytest.mark.slow
@@ -259,13 +261,13 @@ def test_a_run_that_another_process_trains_is_left_alone(tmp_path, straight):
     )
     other = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
     assert other.stdout.readline() == "held\n"
-    with pytest.raises(RunError, match=r"another seg.train is at work there"), alone(
+    with pytest.raises(RunError, match=r"another seg.train is at work there"), lock_folder(
         tmp_path, "seg.train"
     ):  # fmt: skip
         pass
     other.kill()
     other.communicate()
-    with alone(tmp_path, "seg.train"):  # a killed process holds nothing
+    with lock_folder(tmp_path, "seg.train"):  # a killed process holds nothing
         pass
 
 

@@ -23,9 +23,9 @@ from test_train import config
 from seg.errors import RunError
 from seg.runs import records
 from seg.runs.checkpoint import read_checkpoint
-from seg.training.callbacks.checkpointing import Interrupts
+from seg.training.callbacks.checkpointing import GracefulStop
 from seg.training.loggers import MetricsCSV
-from seg.training.resume import newest
+from seg.training.resume import newest_checkpoint
 from seg.training.run import train
 
 # 3 batches an epoch, the last one smaller
@@ -203,7 +203,7 @@ def check_kills(words: list[str], root: Path, again: int | None) -> list[str]:
     assert folder is not None
     straight, wrong, resumed = result(folder), [], 0
     for name, copy in killed.items():
-        if newest(copy) is None:
+        if newest_checkpoint(copy) is None:
             with pytest.raises(RunError, match=r"no checkpoints/last.ckpt yet"):
                 resume(copy)
             continue
@@ -244,10 +244,13 @@ def check_signals(words: list[str], root: Path, instants: slice) -> list[str]:
             wrong.append(f"{case}: {code} {record['status']} {record['error']}")
         said = (stopped / "log.txt").read_text()
         if "goes on with  python -m seg.train resume=" not in said:
-            if "no checkpoint was written yet" not in said or newest(stopped) is not None:
+            if (
+                "no checkpoint was written yet" not in said
+                or newest_checkpoint(stopped) is not None
+            ):
                 wrong.append(f"{case}: said {said[-300:]}")
             continue
-        checkpoint = newest(stopped)
+        checkpoint = newest_checkpoint(stopped)
         assert checkpoint is not None
         state = (read_checkpoint(checkpoint)["global_step"], len(rows(stopped)))
         if state not in seen:
@@ -299,7 +302,7 @@ def test_a_signal_before_the_first_step_says_that_nothing_can_be_resumed(tmp_pat
     assert folder is not None and ended.value.code == 128 + signal.SIGUSR1
     said = (folder / "log.txt").read_text()
     assert "no checkpoint was written yet, so the run cannot be resumed" in said
-    assert "goes on with" not in said and newest(folder) is None
+    assert "goes on with" not in said and newest_checkpoint(folder) is None
     assert "on_train_batch_start" not in seen
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
@@ -314,7 +317,7 @@ def test_a_signal_before_the_first_step_says_that_nothing_can_be_resumed(tmp_pat
     ],
 )
 def test_of_two_signals_in_a_step_one_ends_the_run_and_the_step_is_finished(came, asked, capsys):
-    interrupts = Interrupts()
+    interrupts = GracefulStop()
     interrupts.training = True
     for number in came:
         interrupts.note(number, None)
@@ -328,7 +331,7 @@ def test_of_two_signals_in_a_step_one_ends_the_run_and_the_step_is_finished(came
 
 
 def test_a_signal_while_the_end_is_written_down_does_not_break_that():
-    interrupts = Interrupts()
+    interrupts = GracefulStop()
     interrupts.recording = True
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGINT):
         interrupts.note(number, None)

@@ -28,14 +28,14 @@ def test_runs_that_start_in_the_same_second_get_folders_of_their_own(tmp_path):
     assert len(set(folders)) == 20
     assert not set("= /,[]{}") & set("".join(f.name for f in folders))  # run=FOLDER needs no quotes
     assert all(f.is_dir() and f.parent == tmp_path for f in folders)
-    folder.point_latest(folders[3])
+    folder.update_latest_link(folders[3])
     assert (tmp_path / "latest").resolve() == folders[3]
 
 
 def test_a_user_s_own_folder_called_latest_stays(tmp_path):
     (tmp_path / "latest").mkdir()
     (tmp_path / "latest/keep.txt").write_text("mine")
-    folder.point_latest(folder.create_folder(tmp_path, "x"))
+    folder.update_latest_link(folder.create_folder(tmp_path, "x"))
     assert (tmp_path / "latest/keep.txt").read_text() == "mine"
 
 
@@ -56,7 +56,7 @@ def checkpoint(file, model=MODEL, **changes):
 
 
 def test_a_checkpoint_alone_is_enough(tmp_path):
-    run = load.load(checkpoint(tmp_path / "a.ckpt"))
+    run = load.load_run(checkpoint(tmp_path / "a.ckpt"))
     assert run.classes == ["a", "b"] and run.model(torch.zeros(1, 1, 4, 4)).shape == (1, 1, 4, 4)
 
 
@@ -71,7 +71,7 @@ def test_a_pickle_bomb_is_refused_and_does_not_go_off(tmp_path, monkeypatch):
     (tmp_path / "raw.ckpt").write_bytes(pickle.dumps(Bomb(), protocol=2))
     for name in ("bomb.ckpt", "raw.ckpt"):
         with pytest.raises(RunError, match=name):
-            load.load(name)
+            load.load_run(name)
     assert not (tmp_path / "exploded").exists()
 
 
@@ -92,7 +92,7 @@ def test_a_pickle_bomb_is_refused_and_does_not_go_off(tmp_path, monkeypatch):
 def test_a_config_that_names_foreign_code_is_refused(tmp_path, monkeypatch, model):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(RunError, match=r"only|interpolation"):
-        load.load(checkpoint(tmp_path / "a.ckpt", model))
+        load.load_run(checkpoint(tmp_path / "a.ckpt", model))
     assert not (tmp_path / "exploded").exists()
 
 
@@ -103,13 +103,13 @@ def test_what_is_no_checkpoint_is_an_error_that_names_it(tmp_path):
     torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
     for name in ("text.ckpt", "cut.ckpt", "other.ckpt"):
         with pytest.raises(RunError, match=name):
-            load.load(tmp_path / name)
+            load.load_run(tmp_path / name)
     with pytest.raises(RunError, match="no such folder or file"):
-        load.load(tmp_path / "nothing")
+        load.load_run(tmp_path / "nothing")
     with pytest.raises(RunError, match="no checkpoints"):
-        load.load(tmp_path)
+        load.load_run(tmp_path)
     with pytest.raises(RunError, match="run is not set"):
-        load.load(None)
+        load.load_run(None)
 
 
 @pytest.mark.skipif(bool(find_spec("segmentation_models_pytorch")), reason="the extra is there")
@@ -117,14 +117,16 @@ def test_a_network_of_an_extra_that_is_not_installed_names_it(tmp_path):
     network = {"_target_": "segmentation_models_pytorch.Unet", "encoder_weights": "imagenet"}
     model = {"_target_": "seg.models.Peer", "in_channels": 1, "num_classes": 1, "network": network}
     with pytest.raises(RunError, match=r"a.ckpt: .* needs the extra smp: pip install 'seg\[smp\]'"):
-        load.load(checkpoint(tmp_path / "a.ckpt", model))
+        load.load_run(checkpoint(tmp_path / "a.ckpt", model))
 
 
 def test_reading_a_run_back_downloads_no_weights():
     network = {"_target_": "segmentation_models_pytorch.Unet", "encoder_name": "x"}
     for given in ({}, {"encoder_weights": "imagenet"}):
         node = {"network": network | given, "multiple": 32}
-        assert load.without_weights(node)["network"] == network | {"encoder_weights": None}
+        assert load.without_pretrained_weights(node)["network"] == network | {
+            "encoder_weights": None
+        }
 
 
 @pytest.mark.parametrize(
@@ -132,7 +134,7 @@ def test_reading_a_run_back_downloads_no_weights():
 )
 def test_a_config_that_reads_weights_from_elsewhere_is_refused(tmp_path, more):
     with pytest.raises(RunError, match="reads weights from elsewhere"):
-        load.load(checkpoint(tmp_path / "a.ckpt", MODEL | more))
+        load.load_run(checkpoint(tmp_path / "a.ckpt", MODEL | more))
 
 
 @pytest.mark.parametrize(
@@ -150,10 +152,10 @@ def test_weights_that_are_not_finite_are_refused_by_name_and_number(tmp_path, na
         rf"last.ckpt: {count} of {tensor.numel()} values of {name} are nan or inf; finite weights"
     )
     reads = (
-        lambda: load.load(file),
-        lambda: ensemble.load([str(file), str(file)], None),
-        lambda: init_weights.start_from(UNet(1, 1, width=2, depth=1), str(file)),
-        lambda: resume.newest(tmp_path),
+        lambda: load.load_run(file),
+        lambda: ensemble.load_members([str(file), str(file)], None),
+        lambda: init_weights.load_initial_weights(UNet(1, 1, width=2, depth=1), str(file)),
+        lambda: resume.newest_checkpoint(tmp_path),
     )
     for read in reads:
         with pytest.raises(RunError, match=told):

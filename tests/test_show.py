@@ -8,18 +8,18 @@ import pytest
 import torch
 from PIL import Image
 
-from seg.cli.compose import checked
-from seg.display.layout import fitted, grid
+from seg.cli.compose import compose_checked
+from seg.display.layout import draw_grid, fit_grid_cell
 from seg.errors import DataError, UserError
 from seg.logits import IGNORE
-from seg.show import main, show
-from seg.training.sample_sheet import alike, cropped_as_trained, order, sample
+from seg.show import draw_samples, main
+from seg.training.sample_sheet import draw_sample, open_training_data, sample_keys, stretch_together
 
 SMALL = ["data.size=64", "data.train=3", "data.val=1", "loader.crop=32"]
 
 
 def picture(path, *words) -> np.ndarray:
-    file = show(checked("show", [*words, f"output={path}"]))
+    file = draw_samples(compose_checked("show", [*words, f"output={path}"]))
     with Image.open(file) as image:
         return np.array(image)
 
@@ -44,15 +44,15 @@ def test_the_same_line_gives_the_same_picture_and_another_epoch_another(tmp_path
 
 
 def test_the_samples_are_those_that_training_takes_first():
-    data = cropped_as_trained(
-        checked("show", [*SMALL, "augment=microscopy", "seed=4", "loader.batch_size=4"])
+    data = open_training_data(
+        compose_checked("show", [*SMALL, "augment=microscopy", "seed=4", "loader.batch_size=4"])
     )
     batch = next(iter(data.train_dataloader()))
     samples = data.train_dataset()
-    first = [samples[key] for key in islice(order(len(samples), 4, 0), 4)]
+    first = [samples[key] for key in islice(sample_keys(len(samples), 4, 0), 4)]
     assert batch["name"] == [one["name"] for one in first]
     assert torch.equal(batch["image"], torch.stack([one["image"] for one in first]))
-    keys = list(islice(order(5, 0, 2), 12))  # more than an epoch has: the next ones
+    keys = list(islice(sample_keys(5, 0, 2), 12))  # more than an epoch has: the next ones
     assert [epoch for epoch, _ in keys] == [2] * 5 + [3] * 5 + [4] * 2
     assert sorted(i for _, i in keys[5:10]) == [0, 1, 2, 3, 4]  # fmt: skip
 
@@ -69,10 +69,10 @@ def test_without_augmentation_the_network_sees_the_crop_and_no_more(tmp_path):
 def test_all_pictures_have_one_scale():
     dark, light = np.zeros((1, 10, 10), np.float32), np.ones((1, 20, 5), np.float32)
     grey = np.full((1, 3, 3), 0.5, np.float32)
-    a, b, c = alike([dark, light, grey])
+    a, b, c = stretch_together([dark, light, grey])
     assert a.shape == (10, 10, 3) and b.shape == (20, 5, 3) and c.shape == (3, 3, 3)
     assert (a == 0).all() and (b == 255).all() and (abs(c.astype(int) - 128) <= 1).all()
-    flat = alike([np.stack([np.arange(4.0).reshape(2, 2)] * 3)])[0]
+    flat = stretch_together([np.stack([np.arange(4.0).reshape(2, 2)] * 3)])[0]
     np.testing.assert_array_equal(flat[..., 0], flat[..., 2])
     assert flat[0, 0, 0] < flat[0, 1, 0] < flat[1, 0, 0] < flat[1, 1, 0]
 
@@ -88,7 +88,7 @@ def test_ignored_pixels_are_hatched_and_the_surroundings_bare():
     seen = np.full((200, 200, 3), 90, np.uint8)
     mask = np.zeros((200, 200), np.uint8)
     mask[80:120, 80:120] = IGNORE
-    row = np.array(sample(seen, seen, mask, [(255, 0, 0)], "x", 16, context=50))
+    row = np.array(draw_sample(seen, seen, mask, [(255, 0, 0)], "x", 16, context=50))
     top = row.shape[0] - 200
     cell = row[top:, -200:]
     assert (cell[20, 20] == 90).all()  # beyond what is judged
@@ -97,14 +97,14 @@ def test_ignored_pixels_are_hatched_and_the_surroundings_bare():
 
 
 def test_cells_fill_the_page_and_are_enlarged_by_whole_numbers():
-    assert fitted(np.zeros((30, 30, 3), np.uint8)).shape == (210, 210, 3)
-    assert fitted(np.zeros((256, 300, 3), np.uint8)).shape == (256, 300, 3)
-    assert fitted(np.zeros((1000, 500, 3), np.uint8)).shape == (384, 192, 3)
+    assert fit_grid_cell(np.zeros((30, 30, 3), np.uint8)).shape == (210, 210, 3)
+    assert fit_grid_cell(np.zeros((256, 300, 3), np.uint8)).shape == (256, 300, 3)
+    assert fit_grid_cell(np.zeros((1000, 500, 3), np.uint8)).shape == (384, 192, 3)
     cells = [Image.new("RGB", (664, 300), (i, 0, 0)) for i in range(16)]
-    page = grid(cells, gap=32)
+    page = draw_grid(cells, gap=32)
     assert page.size == (4 * 696 - 32, 4 * 332 - 32)
     assert page.getpixel((0, 0)) == (0, 0, 0) and page.getpixel((696, 332)) == (5, 0, 0)
-    assert grid(cells[:1], gap=32).size == (664, 300)
+    assert draw_grid(cells[:1], gap=32).size == (664, 300)
 
 
 def test_colour_images_and_overlapping_classes_are_drawn(tmp_path, folder_root, planes_root):
@@ -123,14 +123,17 @@ def test_colour_images_and_overlapping_classes_are_drawn(tmp_path, folder_root, 
 
 def test_a_training_s_line_shows_what_that_training_sees(tmp_path):
     words = [*SMALL, "model=unet_paper", "model.depth=2", "loss=weight_map", "optim.lr=1", "n=1"]
-    data = cropped_as_trained(checked("show", words))
+    data = open_training_data(compose_checked("show", words))
     assert data.train_dataset()[0, 0]["image"].shape == (
         1,
         72,
         72,
     )  # with the surroundings of the crop
     picture(tmp_path / "a.png", *words)
-    assert checked("show", ["experiment=camvid", "data.root=/d"]).augment.transforms[0].p == 0.5
+    assert (
+        compose_checked("show", ["experiment=camvid", "data.root=/d"]).augment.transforms[0].p
+        == 0.5
+    )
 
 
 @pytest.mark.parametrize(
@@ -148,7 +151,7 @@ def test_a_training_s_line_shows_what_that_training_sees(tmp_path):
 def test_a_wrong_option_is_refused(tmp_path, monkeypatch, words, message):
     monkeypatch.chdir(tmp_path)
     with pytest.raises((UserError, DataError), match=message):
-        show(checked("show", [*SMALL, *words]))
+        draw_samples(compose_checked("show", [*SMALL, *words]))
     assert not list(tmp_path.iterdir())
 
 

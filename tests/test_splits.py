@@ -14,7 +14,7 @@ from sklearn.model_selection import GroupKFold, StratifiedKFold
 from test_train import TINY, config, tiny, weights
 
 from seg.data.datasets.folder import Folder
-from seg.data.partition import divide, groups_of, split_hash
+from seg.data.partition import divide_names, find_groups, split_hash
 from seg.errors import DataError
 from seg.evaluate import evaluate
 from seg.runs import checkpoint
@@ -31,7 +31,7 @@ def named(count: int) -> list[str]:
 def split(names, *, val=None, test=0.0, fold=None, folds=5, blocks=False, seed=0, groups=None, presence=None):  # fmt: skip
     """``divide`` with the defaults of conf/data/folder.yaml; presence is a table name -> classes."""
     look = None if presence is None else presence.__getitem__
-    return divide(names, val, test, fold, folds, blocks, seed, groups, look)
+    return divide_names(names, val, test, fold, folds, blocks, seed, groups, look)
 
 
 def table(names: list[str], classes: int, seed: int) -> dict[str, np.ndarray]:
@@ -234,8 +234,8 @@ def test_blocks_follow_each_other_in_the_order_of_numbers():
 
 def test_a_group_is_the_pattern_s_own_group_or_all_that_it_matches():
     names = ["p1_a", "train/p2_b", "p11_c"]
-    assert groups_of(names, r"^p(\d+)_") == {"p1_a": "1", "train/p2_b": "2", "p11_c": "11"}
-    assert list(groups_of(names, r"^p\d+").values()) == ["p1", "p2", "p11"]
+    assert find_groups(names, r"^p(\d+)_") == {"p1_a": "1", "train/p2_b": "2", "p11_c": "11"}
+    assert list(find_groups(names, r"^p\d+").values()) == ["p1", "p2", "p11"]
 
 
 def test_the_hash_is_the_same_for_the_same_split_in_any_order():
@@ -300,10 +300,10 @@ def test_classes_occur_in_their_planes_where_they_overlap(planes_root):
     pages[0], pages[1, 3, 4] = 7, 1  # one plane is ignored, the other empty but for a pixel
     tifffile.imwrite(planes_root / "masks/2.tif", pages, photometric="minisblack")
     source = Folder(str(planes_root), ABC[:2], stratify=True, task="overlapping", ignore=[7])
-    assert source.presence("2").tolist() == [False, True]
+    assert source.class_presence("2").tolist() == [False, True]
     for name in source.files:
         present = (source.read(name)[1] == 1).any((0, 1))
-        assert source.presence(name).tolist() == present.tolist()
+        assert source.class_presence(name).tolist() == present.tolist()
 
 
 def test_lists_split_as_they_say_by_name_or_file_name(patients, tmp_path):

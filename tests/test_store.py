@@ -17,17 +17,17 @@ from omegaconf import OmegaConf
 from PIL import Image
 from test_train import TINY, config
 
-from seg.cli.compose import build
+from seg.cli.compose import instantiate_node
 from seg.cli.conf_files import CONF
 from seg.data import image_cache, tiff
 from seg.data.datamodule import DataModule
 from seg.data.datasets.folder import Folder
 from seg.data.datasets.membranes import Membranes
-from seg.data.image_cache import Store
+from seg.data.image_cache import ImageCache
 from seg.data.image_io import read_image
-from seg.data.normalization import Intensity, Measure
+from seg.data.normalization import IntensityStatistics, Normalization
 from seg.errors import DataError
-from seg.predict import predict
+from seg.predict import predict_files
 from seg.runs import load
 from seg.training.run import train
 
@@ -82,7 +82,7 @@ def bytes_of(source: Counting) -> int:
 
 
 def test_what_fits_is_decoded_once(source):
-    kept = Store(source, bytes_of(source))
+    kept = ImageCache(source, bytes_of(source))
     for _ in range(3):
         for name in names_of(source):
             agree(kept.read(name), source.source.read(name))
@@ -90,7 +90,7 @@ def test_what_fits_is_decoded_once(source):
 
 
 def test_one_byte_too_little_keeps_nothing_and_reads_the_same(source):
-    kept = Store(source, bytes_of(source) - 1)
+    kept = ImageCache(source, bytes_of(source) - 1)
     for _ in range(2):
         for name in names_of(source):
             agree(kept.read(name), source.source.read(name))
@@ -99,9 +99,9 @@ def test_one_byte_too_little_keeps_nothing_and_reads_the_same(source):
 
 
 def test_memory_0_and_a_split_of_more_than_a_thousand_images_keep_nothing(source, monkeypatch):
-    none = Store(source, 0)
-    monkeypatch.setattr(image_cache, "MOST", len(source.splits["train"]) - 1)
-    for store in (none, Store(source, PLENTY)):
+    none = ImageCache(source, 0)
+    monkeypatch.setattr(image_cache, "MAX_INSPECTED", len(source.splits["train"]) - 1)
+    for store in (none, ImageCache(source, PLENTY)):
         store.read("0")
         assert not store.kept
 
@@ -111,7 +111,10 @@ def test_a_loader_process_gets_its_share_of_the_memory(source, monkeypatch):
         num_workers = 4
 
     monkeypatch.setattr(image_cache, "get_worker_info", Worker)
-    enough, little = Store(source, 4 * bytes_of(source)), Store(source, 4 * bytes_of(source) - 4)
+    enough, little = (
+        ImageCache(source, 4 * bytes_of(source)),
+        ImageCache(source, 4 * bytes_of(source) - 4),
+    )
     for name in names_of(source):
         enough.read(name)
         little.read(name)
@@ -120,13 +123,13 @@ def test_a_loader_process_gets_its_share_of_the_memory(source, monkeypatch):
 
 @pytest.mark.parametrize("kind", [np.float32, np.float64, np.int32, np.uint32])
 def test_a_large_tiff_of_numbers_that_are_converted_counts_in_memory(tmp_path, monkeypatch, kind):
-    monkeypatch.setattr(tiff, "LARGE", 2**10)
+    monkeypatch.setattr(tiff, "MAPPED_BYTES", 2**10)
     for i in range(2):
         for part, of in (("images", kind), ("masks", np.uint8)):
             (tmp_path / part).mkdir(exist_ok=True)
             values = np.random.default_rng(i).integers(0, 2, (40, 50)).astype(of)
             tifffile.imwrite(tmp_path / part / f"{i}.tif", values)
-    kept = Store(Folder(str(tmp_path), ["a", "b"]), PLENTY)
+    kept = ImageCache(Folder(str(tmp_path), ["a", "b"]), PLENTY)
     image, mask = kept.read("0")
     assert kept.size == image.nbytes + mask.nbytes
 
@@ -136,13 +139,13 @@ def test_a_large_tiff_of_numbers_that_are_converted_counts_in_memory(tmp_path, m
 
 def test_a_folder_is_filled_once_and_mapped_ever_after(source, tmp_path):
     folder = tmp_path / "new/decoded"
-    first = Store(source, 0, folder)
+    first = ImageCache(source, 0, folder)
     for name in names_of(source):
         agree(first.read(name), source.source.read(name))
     assert len(source.reads) == 6
     assert len(list(folder.glob("*.npy"))) == 12 and len(list(folder.iterdir())) == 12
     for memory in (0, PLENTY):
-        again = Store(source, memory, folder)
+        again = ImageCache(source, memory, folder)
         for name in names_of(source):
             image, mask = again.read(name)
             assert isinstance(image, np.memmap) and isinstance(mask, np.memmap)
@@ -153,7 +156,7 @@ def test_a_folder_is_filled_once_and_mapped_ever_after(source, tmp_path):
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts a process's open files")
 def test_mapped_images_are_not_kept_open(source, tmp_path):
-    kept = Store(source, PLENTY, tmp_path / "decoded")
+    kept = ImageCache(source, PLENTY, tmp_path / "decoded")
     kept.read("0")
     before = len(os.listdir("/proc/self/fd"))
     for name in names_of(source):
@@ -170,14 +173,14 @@ def repaint(file: Path) -> None:
 @pytest.mark.parametrize("part", ["images", "masks"])
 def test_a_file_that_changed_is_decoded_again(source, folder_root, tmp_path, part):
     folder = tmp_path / "decoded"
-    old = [np.array(array) for array in Store(source, 0, folder).read("2")]
+    old = [np.array(array) for array in ImageCache(source, 0, folder).read("2")]
     repaint(folder_root / part / "2.png")
     later = time.time_ns() + 10**9
     os.utime(folder_root / part / "2.png", ns=(later, later))
-    new = Store(source, 0, folder).read("2")
+    new = ImageCache(source, 0, folder).read("2")
     agree(new, source.source.read("2"))
     assert not np.array_equal(new[part == "masks"], old[part == "masks"])
-    Store(source, 0, folder).read("2")
+    ImageCache(source, 0, folder).read("2")
     assert source.reads == ["2", "2"]
 
 
@@ -215,7 +218,7 @@ def test_a_mask_that_changes_its_class_or_gets_a_rest_is_decoded_again(folder_ro
     def read(lines: list[str]) -> np.ndarray:
         table.write_text("image,a,b,c\n" + "".join(lines))
         opened = Folder(None, ABC, table=str(table), **layered)
-        kept, name = Store(opened, 0, tmp_path / "decoded"), next(iter(opened.files))
+        kept, name = ImageCache(opened, 0, tmp_path / "decoded"), next(iter(opened.files))
         agree(kept.read(name), opened.read(name))
         return np.array(kept.read(name)[1])
 
@@ -231,17 +234,17 @@ def test_a_mask_that_changes_its_class_or_gets_a_rest_is_decoded_again(folder_ro
 @pytest.mark.parametrize("left", [0, 5, 100, -1])
 def test_a_cut_off_array_is_written_again(source, tmp_path, part, left):
     folder = tmp_path / "decoded"
-    Store(source, 0, folder).read("3")
+    ImageCache(source, 0, folder).read("3")
     (file,) = folder.glob(f"*.{part}.npy")
     file.write_bytes(file.read_bytes()[:left])
-    agree(Store(source, 0, folder).read("3"), source.source.read("3"))
-    Store(source, 0, folder).read("3")
+    agree(ImageCache(source, 0, folder).read("3"), source.source.read("3"))
+    ImageCache(source, 0, folder).read("3")
     assert source.reads == ["3", "3"]
 
 
 def test_a_folder_that_can_not_be_written_is_an_error(source, tmp_path):
     (tmp_path / "file").write_text("")
-    kept = Store(source, 0, tmp_path / "file")
+    kept = ImageCache(source, 0, tmp_path / "file")
     with pytest.raises(DataError, match=r"loader\.cache=.*file: can't keep 0 there .*loader\.cache=null"):  # fmt: skip
         kept.read("0")
 
@@ -253,15 +256,15 @@ def test_a_full_disk_is_an_error_and_leaves_no_half_array(source, tmp_path, monk
 
     monkeypatch.setattr(np, "save", full)
     with pytest.raises(DataError, match=r"6 requested and 3 written\); give another folder"):
-        Store(source, 0, tmp_path / "decoded").read("0")
+        ImageCache(source, 0, tmp_path / "decoded").read("0")
     assert list((tmp_path / "decoded").iterdir()) == []
     monkeypatch.undo()
-    agree(Store(source, 0, tmp_path / "decoded").read("0"), source.source.read("0"))
+    agree(ImageCache(source, 0, tmp_path / "decoded").read("0"), source.source.read("0"))
 
 
 def test_a_source_without_files_has_no_cache_folder(tmp_path):
     with pytest.raises(DataError, match=r"Membranes keeps no decoded images.*loader\.cache=null"):
-        Store(Membranes(size=32, train=1, val=1, test=0), 0, tmp_path)
+        ImageCache(Membranes(size=32, train=1, val=1, test=0), 0, tmp_path)
 
 
 # samples
@@ -275,7 +278,7 @@ def samples_of(
 ):
     """The batches of two epochs of augment=strong and one of validation, and the data."""
     cache = {"cache": str(tmp_path / "decoded")} if WAYS[way].get("cache") else WAYS[way]
-    augment = build(OmegaConf.load(CONF / "augment/strong.yaml"), "augment")
+    augment = instantiate_node(OmegaConf.load(CONF / "augment/strong.yaml"), "augment")
     data = DataModule(
         Folder(str(root), ABC), augment, crop=crop, repeats=2, workers=workers, batch_size=3 if crop else 1,
         foreground=0.5 if crop else 0.0, **cache
@@ -299,8 +302,8 @@ def test_samples_are_the_same_however_they_are_kept_and_loaded(folder_root, tmp_
 @pytest.mark.parametrize("crop", [24, 64, None])
 def test_augmentation_changes_nothing_that_is_kept(folder_root, tmp_path, crop):
     _, data = samples_of(folder_root, tmp_path, "memory", 0, crop)
-    assert len(data.store.kept) == 6  # by the first look
-    for name, decoded in data.store.kept.items():
+    assert len(data.image_cache.kept) == 6  # by the first look
+    for name, decoded in data.image_cache.kept.items():
         agree(decoded, data.source.read(name))
     samples_of(folder_root, tmp_path, "folder", 0, crop, count=1)
     files = {file: file.read_bytes() for file in (tmp_path / "decoded").iterdir()}
@@ -314,7 +317,7 @@ def test_a_crop_of_a_mapped_image_is_the_crop_of_the_read_one(folder_root, tmp_p
         tifffile.imwrite(file.with_suffix(".tif"), np.array(Image.open(file)), photometric="rgb")
         file.unlink()
     expected, _ = samples_of(folder_root, tmp_path, "read", 0, 24)
-    monkeypatch.setattr(tiff, "LARGE", 2**10)
+    monkeypatch.setattr(tiff, "MAPPED_BYTES", 2**10)
     found, data = samples_of(folder_root, tmp_path, "read", 0, 24)
     assert isinstance(data.source.read("0")[0], np.memmap)
     assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
@@ -337,7 +340,7 @@ def facts(data: DataModule) -> tuple:
     return (
         data.intensity,
         data.sizes,
-        data.shares.tolist(),
+        data.class_shares.tolist(),
         data.class_presence.tolist(),
         data.warnings,
     )
@@ -401,11 +404,11 @@ def test_without_a_writable_cache_the_data_is_read_each_time(folder_root, tmp_pa
 
 
 def test_the_normalisation_of_a_trained_run_is_kept(folder_root):
-    other = Intensity(3.0, 200.0, [0.1, 0.2, 0.3], [1.0, 2.0, 3.0], True)
+    other = Normalization(3.0, 200.0, [0.1, 0.2, 0.3], [1.0, 2.0, 3.0], True)
     look(folder_root)
     assert look(folder_root, intensity=other).intensity == other
     with pytest.raises(DataError, match="3 channels; the run was trained on 1"):
-        look(folder_root, intensity=Intensity(0.0, 255.0, [0.5], [0.1]))
+        look(folder_root, intensity=Normalization(0.0, 255.0, [0.5], [0.1]))
 
 
 def leak(root: Path) -> Folder:
@@ -465,8 +468,8 @@ def expected(values: np.ndarray, low: float, high: float) -> tuple[list[float], 
     return scaled.mean(0).tolist(), np.where(std > 1e-6, std, 1).tolist()
 
 
-def measured(pictures: list[np.ndarray], percentiles: tuple[float, float]) -> Intensity:
-    measure = Measure(percentiles)
+def measured(pictures: list[np.ndarray], percentiles: tuple[float, float]) -> Normalization:
+    measure = IntensityStatistics(percentiles)
     for picture in pictures:
         measure.add(picture)
     return measure.intensity()
@@ -515,8 +518,8 @@ def test_percentiles_of_large_float_images_come_from_few_pixels():
 
 def test_what_lies_beyond_the_percentiles_is_clipped_and_else_it_is_not():
     image = np.array([[[0.0], [10.0], [20.0], [500.0]]], np.float32)
-    clipped = Intensity(10.0, 20.0, [0.5], [0.25], clip=True)
-    free = Intensity(10.0, 20.0, [0.5], [0.25])
+    clipped = Normalization(10.0, 20.0, [0.5], [0.25], clip=True)
+    free = Normalization(10.0, 20.0, [0.5], [0.25])
     assert clipped.scaled(image).ravel().tolist() == [0, 0, 1, 1]
     assert free.scaled(image).ravel().tolist() == [-1, 0, 1, 49]
     assert clipped.normalised(clipped.scaled(image)).ravel().tolist() == [-2, -2, 2, 2]
@@ -546,7 +549,7 @@ def test_a_run_keeps_its_percentiles_and_predict_uses_them(folder_root, tmp_path
     words = ["data=folder", f"data.root={folder_root}", "data.classes=[a,b,c]", f"outputs={tmp_path / 'out'}", "loader.check=false",
              "loader.percentiles=[20,60]", *[word for word in TINY if not word.startswith("data.")], "trainer.max_epochs=1"]  # fmt: skip
     train(config("train", *words))
-    run = load.load(str(tmp_path / "out/latest"))
+    run = load.load_run(str(tmp_path / "out/latest"))
     data = look(folder_root, percentiles=[20, 60])
     assert run.intensity == data.intensity and run.intensity.clip
     picture = read_image(folder_root / "images/0.png")
@@ -557,6 +560,6 @@ def test_a_run_keeps_its_percentiles_and_predict_uses_them(folder_root, tmp_path
     for name, pixels in (("plain", picture), ("beyond", beyond)):
         Image.fromarray(pixels).save(tmp_path / f"{name}.png")
         words = [f"run={tmp_path / 'out/latest'}", f"input={tmp_path / name}.png", f"output={tmp_path / name}"]  # fmt: skip
-        predict(config("predict", *words, "save=[probabilities]", "accelerator=cpu"))
+        predict_files(config("predict", *words, "save=[probabilities]", "accelerator=cpu"))
         found.append(tifffile.imread(tmp_path / name / "probabilities" / f"{name}.tif"))
     np.testing.assert_array_equal(*found)

@@ -12,10 +12,10 @@ from skimage.morphology import erosion
 
 from seg.logits import IGNORE
 from seg.metrics.boundary import (
-    SurfaceMetric,
-    SurfaceScores,
+    BorderMetric,
+    BorderScores,
     boundary_f,
-    label_scores,
+    label_border_scores,
     surface_dice,
 )
 
@@ -38,9 +38,10 @@ def surface_scores(found, truth, classes: int, tolerance: float, percentile: flo
     """Counts (C, 4) and distances (C,) of one image."""
     valid = truth != IGNORE
     scores = [
-        label_scores(found == c, truth == c, valid, tolerance, percentile) for c in range(classes)
+        label_border_scores(found == c, truth == c, valid, tolerance, percentile)
+        for c in range(classes)
     ]
-    return SurfaceScores(*map(np.stack, zip(*scores, strict=True)))
+    return BorderScores(*map(np.stack, zip(*scores, strict=True)))
 
 
 def slow_border(classes: np.ndarray, valid: np.ndarray, c: int) -> list[tuple[int, int]]:
@@ -213,7 +214,7 @@ def test_planes_of_labels_score_as_class_indices_do():
     truth, found = torch.from_numpy(np.stack([random_maps(seed, 2) for seed in (3, 3)])[0])[:, None]
     truth[0, 0, 0] = IGNORE
     found = found.where(found != IGNORE, 0)
-    index, planes = (SurfaceMetric(["a", "b"], 1.0, True) for _ in range(2))
+    index, planes = (BorderMetric(["a", "b"], 1.0, True) for _ in range(2))
     index.update(found, truth)
     masks = torch.stack([(truth == c).long() for c in (0, 1)], 1)
     ignored = (truth == IGNORE).unsqueeze(1).expand_as(masks)

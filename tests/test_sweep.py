@@ -17,13 +17,13 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, flag_override
 
 import seg.train
-from seg.cli.command import for_jobs
+from seg.cli.command import allow_job_options
 from seg.cli.conf_files import CONF
 from seg.display.console import console
 from seg.errors import UserError
 from seg.multirun import sweeper
 from seg.runs.records import read_json, write_json
-from seg.runs.run_info import sweeping
+from seg.runs.run_info import is_sweep_job
 
 TINY = ["data.size=64", "data.train=2", "data.val=2", "data.test=2", "loader.crop=32", "loader.repeats=2",
         "logger=none", "model.width=2", "trainer=cpu", "trainer.max_epochs=1", "panels=1"]  # fmt: skip
@@ -42,7 +42,7 @@ def composed(outputs: Path, *words: str) -> DictConfig:
 
 
 def plan(outputs: Path, *words: str) -> list[dict]:
-    return sweeper.planned(composed(outputs, *words), {})
+    return sweeper.plan_jobs(composed(outputs, *words), {})
 
 
 def test_jobs_are_named_by_what_differs_between_them(tmp_path):
@@ -86,9 +86,9 @@ def test_what_makes_no_sweep_is_told(tmp_path, words, message):
 
 def test_options_of_a_swept_group_are_looked_for_in_each_job_alone(tmp_path):
     typed = ["data=isbi2012,folder", "data.root=a/b", "+x.y=1", "seed=0", "model.width=2,3"]
-    words = for_jobs(typed)  # membranes, the default, has no data.root
+    words = allow_job_options(typed)  # membranes, the default, has no data.root
     assert words == [typed[0], "++data.root=a/b", *typed[2:]]
-    assert for_jobs(typed[1:4]) == typed[1:4]  # where no group is swept
+    assert allow_job_options(typed[1:4]) == typed[1:4]  # where no group is swept
     jobs = plan(tmp_path, words[0], words[1])
     assert [(job["name"], job["overrides"]) for job in jobs] == [
         ("isbi2012", ["data=isbi2012", "++data.root=a/b"]),
@@ -146,7 +146,7 @@ def test_a_sweep_takes_up_no_run(tmp_path):
 
 def folder_of(outputs: Path, *words: str):
     cfg = composed(outputs, *words)
-    return sweeper.taken(cfg, sweeper.planned(cfg, {}))
+    return sweeper.claim_sweep_folder(cfg, sweeper.plan_jobs(cfg, {}))
 
 
 def test_the_same_jobs_find_their_folder_again_and_others_do_not(tmp_path):
@@ -267,12 +267,12 @@ def test_jobs_side_by_side_take_a_gpu_each(tmp_path, monkeypatch):
     cfg.hydra.launcher = {"_target_": "hydra_plugins.hydra_joblib_launcher.joblib_launcher.Any"}
     monkeypatch.setattr(HydraConfig.instance(), "cfg", OmegaConf.create({"hydra": cfg.hydra}))
     job = OmegaConf.create({"trainer": {"devices": "auto"}})
-    with sweeper.free_gpu(tmp_path, job) as one, sweeper.free_gpu(tmp_path, job) as two:
+    with sweeper.claim_gpu(tmp_path, job) as one, sweeper.claim_gpu(tmp_path, job) as two:
         assert (one, two) == ([0], [1])
-    with sweeper.free_gpu(tmp_path, job) as three:
+    with sweeper.claim_gpu(tmp_path, job) as three:
         assert three == [0]
     both = OmegaConf.create({"trainer": {"devices": 2}})
-    with sweeper.free_gpu(tmp_path, both) as own:
+    with sweeper.claim_gpu(tmp_path, both) as own:
         assert own is None
 
 
@@ -401,9 +401,9 @@ def test_runs_of_one_process_are_apart_in_w_and_b(tmp_path):
 def test_a_job_is_told_from_a_run_by_hydra_s_mode(tmp_path, monkeypatch):
     cfg = composed(tmp_path)
     monkeypatch.setattr(HydraConfig.instance(), "cfg", OmegaConf.create({"hydra": cfg.hydra}))
-    assert cfg.hydra.mode == RunMode.MULTIRUN and sweeping()
+    assert cfg.hydra.mode == RunMode.MULTIRUN and is_sweep_job()
     monkeypatch.setattr(HydraConfig.instance(), "cfg", None)
-    assert not sweeping()
+    assert not is_sweep_job()
 
 
 def test_a_folder_of_its_own_is_not_for_a_sweep(tmp_path, monkeypatch, capsys):

@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from seg.cli.compose import checked
-from seg.inference.predictor import load
-from seg.inference.tiling import Tiling, needed_overlap, spans
-from seg.logits import decided, probabilities
+from seg.cli.compose import compose_checked
+from seg.inference.predictor import load_predictor
+from seg.inference.tiling import Tiling, needed_overlap, tile_spans
+from seg.logits import classes_from_probabilities, probabilities
 from seg.models import FCN, NestedUNet, SegNet, UNet
-from seg.models.contract import coarsest, full_logits, mirrored
+from seg.models.contract import reflect_indices, same_size_logits, tile_stride
 from seg.models.network import Extent, Network
 from seg.training.run import train
 
@@ -27,7 +27,7 @@ REAL = Path(__file__).parent.parent.parent / "shared/data/isbi2012"
 @settings(max_examples=60, deadline=None)
 def test_kept_parts_cover_each_pixel_once_and_start_on_the_grid(height, width, sizes):
     covered = np.zeros((height, width), int)
-    both = [[*spans(side, *sizes)] for side in (height, width)]
+    both = [[*tile_spans(side, *sizes)] for side in (height, width)]
     for read, keep, put in (zip(*pair, strict=True) for pair in product(*both)):
         covered[put] += 1
         for r, k, p in zip(read, keep, put, strict=True):
@@ -60,14 +60,16 @@ def test_tiles_of_a_valid_unet_equal_the_whole_image_up_to_its_borders(up):
     image = np.random.default_rng(0).random((200, 230, 1), np.float32)
     tiled = Tiling(model, lambda i: i - 0.5, tile=96, overlap=32).whole(image)
     with torch.no_grad():
-        whole = probabilities(full_logits(model, torch.from_numpy(image - 0.5)[None, ..., 0][None]))
+        whole = probabilities(
+            same_size_logits(model, torch.from_numpy(image - 0.5)[None, ..., 0][None])
+        )
     np.testing.assert_allclose(tiled, whole[0].numpy(), atol=1e-5)
     # the paper's overlap-tile by hand: pad the mirrored context, and run the plain network
     side, context = model.input_side(200), model.context
     padded = np.pad(image[:, :200, 0], ((context, side - 200 - context),) * 2, mode="reflect")
     with torch.no_grad():
         by_hand = model(torch.from_numpy(padded - 0.5)[None, None])[..., :200, :200]
-        ours = full_logits(model, torch.from_numpy(image[:, :200, 0] - 0.5)[None, None])
+        ours = same_size_logits(model, torch.from_numpy(image[:, :200, 0] - 0.5)[None, None])
     torch.testing.assert_close(ours, by_hand)
 
 
@@ -87,7 +89,7 @@ def test_a_network_of_coarser_stride_has_a_coarser_grid():
 @given(st.integers(1, 9), st.integers(0, 30), st.integers(0, 30))
 def test_mirroring_goes_on_as_numpy_s_does(side, before, after):
     wanted = np.pad(np.arange(side), (before, after), mode="reflect")
-    assert mirrored(side, before, after).tolist() == wanted.tolist()
+    assert reflect_indices(side, before, after).tolist() == wanted.tolist()
 
 
 # -- the context that a network states is enough for any weights, and a grid step less is not
@@ -130,13 +132,13 @@ def networks(draw) -> Network:
 
 def compare(model: nn.Module, overlap: int, side: int, turned: bool) -> float:
     """The largest difference of probabilities in tiles and at once, in float64 but for the result."""
-    step = coarsest(model)
+    step = tile_stride(model)
     rng, tile = np.random.default_rng(0), 2 * overlap + step
     image = rng.normal(size=(tile + side, step + 5, 1))
     image = image.swapaxes(0, 1) if turned else image
     tiled = Tiling(model, lambda i: i, tile, overlap).whole(image)
     with torch.no_grad():
-        logits = full_logits(model, torch.from_numpy(image.transpose(2, 0, 1).copy())[None])
+        logits = same_size_logits(model, torch.from_numpy(image.transpose(2, 0, 1).copy())[None])
     return float(np.abs(tiled - probabilities(logits)[0].numpy()).max())
 
 
@@ -181,8 +183,8 @@ def test_a_grid_step_less_than_the_stated_context_leaves_a_seam(links):
 
     def gap(context: int) -> float:
         with torch.no_grad():
-            whole = full_logits(model, image)[:, :, 272:288]
-            part = full_logits(model, image[:, :, 272 - context : 288 + context])
+            whole = same_size_logits(model, image)[:, :, 272:288]
+            part = same_size_logits(model, image[:, :, 272 - context : 288 + context])
         return float((whole - part[:, :, context : context + 16]).abs().max())
 
     assert gap(128) == 0 < gap(96)
@@ -197,22 +199,22 @@ def test_tiles_of_trained_networks_equal_whole_real_sections(tmp_path, model):
         "loader.repeats=4", "trainer.max_epochs=8", "trainer.check_val_every_n_epoch=8", "logger=none",
         "trainer.accelerator=cpu", "panels=0", f"outputs={tmp_path}",
     ]  # fmt: skip
-    train(checked("train", words))
+    train(compose_checked("train", words))
     sections = np.concatenate(
         [
             tifffile.imread(REAL / "train-volume.tif")[24:],
             tifffile.imread(REAL / "test-volume.tif")[:4],
         ]
     )  # 2.6 million px that it did not train on
-    at_once = load(tmp_path / "latest", tile=512, accelerator="cpu")
-    tiled = load(tmp_path / "latest", tile=256, accelerator="cpu")
-    short = load(tmp_path / "latest", tile=256, overlap=64, accelerator="cpu")
+    at_once = load_predictor(tmp_path / "latest", tile=512, accelerator="cpu")
+    tiled = load_predictor(tmp_path / "latest", tile=256, accelerator="cpu")
+    short = load_predictor(tmp_path / "latest", tile=256, overlap=64, accelerator="cpu")
     assert tiled.overlap == 96
     largest, doubt, seams = 0.0, 0.0, 0.0
     for section in sections[..., None]:
         whole, tiles = at_once.probabilities(section), tiled.probabilities(section)
         largest = max(largest, float(np.abs(tiles - whole).max()))
-        other = decided(tiles, 0.5) != decided(whole, 0.5)
+        other = classes_from_probabilities(tiles, 0.5) != classes_from_probabilities(whole, 0.5)
         doubt = max(doubt, float(np.abs(whole[1, other] - 0.5).max(initial=0)))
         seams = max(seams, float(np.abs(short.probabilities(section) - whole).max()))
     # rounding: a convolution of another size adds up in another order; a label is another one where it is a tie
@@ -228,4 +230,6 @@ def test_tiles_of_trained_networks_equal_whole_real_sections(tmp_path, model):
     for section in sections[::5, ..., None]:
         tiles, whole = (tiling.whole(section) for tiling in exact)
         assert np.abs(tiles - whole).max() <= 6e-8
-        assert (decided(tiles, 0.5) == decided(whole, 0.5)).all()
+        assert (
+            classes_from_probabilities(tiles, 0.5) == classes_from_probabilities(whole, 0.5)
+        ).all()

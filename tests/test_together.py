@@ -11,7 +11,7 @@ import pytest
 from seg.errors import RunError
 from seg.runs import records
 from seg.training import distributed
-from seg.training.distributed import one_place
+from seg.training.distributed import shared_run_folder
 
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "a/b", "MASTER_PORT": "12"}
 SLURM = {"SLURM_PROCID": "1", "SLURM_NTASKS": "4", "SLURM_JOB_ID": "9", "SLURM_STEP_ID": "2"}
@@ -19,48 +19,50 @@ SLURM = {"SLURM_PROCID": "1", "SLURM_NTASKS": "4", "SLURM_JOB_ID": "9", "SLURM_S
 
 @pytest.fixture(autouse=True)
 def environment(monkeypatch):
-    for name in (*TORCHRUN, *SLURM, distributed.VARIABLE):
+    for name in (*TORCHRUN, *SLURM, distributed.LOCATION_VARIABLE):
         monkeypatch.delenv(name, raising=False)
 
 
-def other_rank(outputs: Path, monkeypatch) -> distributed.Place:
+def other_rank(outputs: Path, monkeypatch) -> distributed.RunLocation:
     """Return the location that a rank other than 0 receives."""
     with monkeypatch.context() as context:
-        context.setattr(distributed, "first_process", lambda: False)
-        with one_place(outputs, "x", None, None) as place:
+        context.setattr(distributed, "is_rank_zero", lambda: False)
+        with shared_run_folder(outputs, "x", None, None) as place:
             return place
 
 
 def test_a_rank_started_by_lightning_inherits_the_location(tmp_path, monkeypatch):
-    with one_place(tmp_path, "x", None, tmp_path / "last.ckpt") as place:
+    with shared_run_folder(tmp_path, "x", None, tmp_path / "last.ckpt") as place:
         assert place.folder.is_dir() and place.folder.parent == tmp_path
         expected = (place.folder.resolve(), tmp_path / "last.ckpt")
         assert other_rank(tmp_path, monkeypatch) == expected
-    assert distributed.VARIABLE not in os.environ
+    assert distributed.LOCATION_VARIABLE not in os.environ
 
 
 @pytest.mark.parametrize("variables", [TORCHRUN, SLURM])
 def test_ranks_started_together_share_the_location_by_a_file(tmp_path, monkeypatch, variables):
     for variable, value in variables.items():
         monkeypatch.setenv(variable, value)
-    with one_place(tmp_path, "x", None, None) as place:
-        location = os.environ.pop(distributed.VARIABLE)  # as in a rank that inherits nothing
+    with shared_run_folder(tmp_path, "x", None, None) as place:
+        location = os.environ.pop(
+            distributed.LOCATION_VARIABLE
+        )  # as in a rank that inherits nothing
         assert other_rank(tmp_path, monkeypatch) == (place.folder.resolve(), None)
-        os.environ[distributed.VARIABLE] = location
+        os.environ[distributed.LOCATION_VARIABLE] = location
     assert not list(tmp_path.glob(".together*"))
 
 
 def test_a_file_left_by_a_killed_run_is_ignored_and_the_wait_is_limited(tmp_path, monkeypatch):
-    monkeypatch.setattr(distributed, "PATIENCE", 0.3)
+    monkeypatch.setattr(distributed, "MAX_WAIT", 0.3)
     for variable, value in TORCHRUN.items():
         monkeypatch.setenv(variable, value)
-    with one_place(tmp_path, "x", None, None):
+    with shared_run_folder(tmp_path, "x", None, None):
         (message,) = tmp_path.glob(".together*")
         content = message.read_bytes()
     with pytest.raises(RunError, match=r"wrote no such file within 0.3 s; .*outputs="):
         other_rank(tmp_path, monkeypatch)
     message.write_bytes(content)
-    os.utime(message, (distributed.STARTED - 600, distributed.STARTED - 600))
+    os.utime(message, (distributed.PROCESS_START - 600, distributed.PROCESS_START - 600))
     with pytest.raises(RunError, match="wrote no such file"):
         other_rank(tmp_path, monkeypatch)
 

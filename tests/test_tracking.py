@@ -18,8 +18,8 @@ from omegaconf import OmegaConf
 
 from seg import errors
 from seg.cli import conf_files
-from seg.cli.command import searching
-from seg.cli.compose import build, checked, plain
+from seg.cli.command import search_path_override
+from seg.cli.compose import compose_checked, instantiate_node, plain_config
 from seg.errors import UserError
 from seg.training.loggers import (
     MetricsCSV,
@@ -29,8 +29,8 @@ from seg.training.loggers import (
     mlflow,
     read_metrics,
 )
-from seg.training.loggers.base import best, flat
-from seg.training.loggers.guarded import Guarded, finish, start
+from seg.training.loggers.base import best_direction, flatten_options
+from seg.training.loggers.guarded import FaultTolerantLogger, finish_loggers, start_loggers
 
 
 def test_rows_keep_their_columns_when_new_ones_come(tmp_path):
@@ -70,7 +70,7 @@ class Noted(Tracker):
 
     def __init__(self, run: TrackedRun, fault: str | None = None) -> None:
         self.run, self.fault, self.calls = run, fault and RuntimeError(fault), []
-        Noted.made = self
+        Noted.convert_band = self
 
     def start(self, known):
         self.note("start", known)
@@ -99,7 +99,7 @@ def followed(folder, name="a-run", **more) -> TrackedRun:
 def noted(tmp_path, caplog):
     caplog.set_level("INFO", "seg")
     tracker = Noted(followed(tmp_path))
-    return tracker, Guarded("noted", tracker)
+    return tracker, FaultTolerantLogger("noted", tracker)
 
 
 def test_curves_end_with_fitting_and_the_summary_comes_last(noted):
@@ -108,7 +108,9 @@ def test_curves_end_with_fitting_and_the_summary_comes_last(noted):
     logger.log_pictures([])
     logger.finalize("success")
     logger.log_metrics({"val/dice": 0.4}, 9)  # the best checkpoint's scoring
-    finish([MetricsCSV(tracker.run.folder / "x"), logger], "finished", {"best/val/dice": 0.4})
+    finish_loggers(
+        [MetricsCSV(tracker.run.folder / "x"), logger], "finished", {"best/val/dice": 0.4}
+    )
     assert tracker.calls == [
         ("log", {"val/dice": 0.5}, 7),
         ("show", 7),
@@ -161,9 +163,9 @@ def test_an_interrupt_passes_through_a_logger(noted):
 def test_a_second_interrupt_is_heard_while_loggers_finish(noted):
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as Lightning leaves it
     try:
-        finish([noted[1]], "finished", {})
+        finish_loggers([noted[1]], "finished", {})
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN  # as a background job wants it
-        finish([noted[1]], "interrupted", {})
+        finish_loggers([noted[1]], "interrupted", {})
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     finally:
         signal.signal(signal.SIGINT, before)
@@ -176,7 +178,7 @@ def nodes(**faults):
 
 def test_a_logger_that_cannot_start_is_told_and_the_others_start(tmp_path, caplog):
     caplog.set_level("INFO", "seg")
-    loggers = start(nodes(first="locked", second=None), followed(tmp_path))
+    loggers = start_loggers(nodes(first="locked", second=None), followed(tmp_path))
     assert [logger.name for logger in loggers] == ["second"]
     assert caplog.messages == [
         "first: can't be started (RuntimeError: locked); the run goes on without, metrics.csv has it all"
@@ -184,15 +186,15 @@ def test_a_logger_that_cannot_start_is_told_and_the_others_start(tmp_path, caplo
 
 
 def test_a_run_folder_that_was_followed_before_is_followed_under_its_id(tmp_path):
-    start(nodes(one=None), followed(tmp_path))
-    (again,) = start(nodes(one=None), followed(tmp_path, "another-name"))
+    start_loggers(nodes(one=None), followed(tmp_path))
+    (again,) = start_loggers(nodes(one=None), followed(tmp_path, "another-name"))
     assert again.tracker.calls == [("start", "id-of-a-run")]
-    (other,) = start(nodes(two=None), followed(tmp_path))
+    (other,) = start_loggers(nodes(two=None), followed(tmp_path))
     assert other.tracker.calls == [("start", None)]
 
 
 def test_without_loggers_nothing_is_written(tmp_path):
-    assert start(checked("train", ["logger=none"]).logger, followed(tmp_path)) == []
+    assert start_loggers(compose_checked("train", ["logger=none"]).logger, followed(tmp_path)) == []
     assert list(tmp_path.iterdir()) == []
 
 
@@ -214,14 +216,14 @@ def test_without_loggers_nothing_is_written(tmp_path):
     ],
 )
 def test_the_best_of_a_score_is_its_highest_and_of_a_loss_its_lowest(name, which):
-    assert best(name) == which
+    assert best_direction(name) == which
 
 
 def test_a_run_can_be_filtered_by_its_options_its_choices_and_its_job(tmp_path):
     run = followed(
         tmp_path, job=2, choices={"model": "unetpp", "data": "membranes", "optim": "sgd"}
     )
-    assert flat(run.settings) == {
+    assert flatten_options(run.settings) == {
         "seed": 3, "optim/lr": 0.1, "choices/model": "unetpp", "choices/data": "membranes",
         "choices/optim": "sgd", "job": 2, "parameters": 42,
     }  # fmt: skip
@@ -238,13 +240,13 @@ def test_a_run_can_be_filtered_by_its_options_its_choices_and_its_job(tmp_path):
     ],
 )
 def test_the_loggers_named_are_those_composed(words, names):
-    logger = plain(checked("train", words).logger)
+    logger = plain_config(compose_checked("train", words).logger)
     assert list(logger) == names
 
 
 def test_each_of_several_loggers_has_its_own_options():
     words = ["logger=[wandb,trackio]", "logger.trackio.project=b", "logger.wandb.tags=[x]"]
-    logger = checked("train", words).logger
+    logger = compose_checked("train", words).logger
     assert (logger.wandb.project, logger.trackio.project) == ("seg", "b")
     assert (logger.wandb.tags, logger.trackio.tags) == (["x"], [])
 
@@ -253,11 +255,15 @@ def test_an_experiment_may_name_several_loggers(tmp_path):
     (tmp_path / "experiment").mkdir()
     text = "# @package _global_\ndefaults: [{override /logger: [tensorboard, trackio]}]\n"
     (tmp_path / "experiment" / "mine.yaml").write_text(text)
-    words = [*searching(str(tmp_path)), "experiment=mine", "logger.tensorboard.seconds=5"]
-    logger = checked("train", words).logger
+    words = [
+        *search_path_override(str(tmp_path)),
+        "experiment=mine",
+        "logger.tensorboard.seconds=5",
+    ]
+    logger = compose_checked("train", words).logger
     assert list(logger) == ["tensorboard", "trackio"] and logger.tensorboard.seconds == 5
     with pytest.raises(UserError, match=r"did you mean logger.trackio.project\?"):
-        checked("train", [*words, "logger.trackio.projekt=x"])
+        compose_checked("train", [*words, "logger.trackio.projekt=x"])
 
 
 @pytest.mark.parametrize(
@@ -272,7 +278,7 @@ def test_an_experiment_may_name_several_loggers(tmp_path):
 )  # fmt: skip
 def test_a_wrong_word_about_loggers_is_told_in_one_line(words, message):
     with pytest.raises(UserError, match=message) as error:
-        checked("train", words.split(" "))
+        compose_checked("train", words.split(" "))
     assert "\n" not in str(error.value)
 
 
@@ -283,13 +289,13 @@ def test_a_logger_whose_package_is_missing_names_its_extra(monkeypatch):
         (target,) = (node["_target_"] for node in yaml_of(name).values())
         missing.add(name)
         need = f"needs the extra {name}: pip install 'seg[{name}]'"
-        assert errors.missing_extra(target) == need
+        assert errors.missing_extra_hint(target) == need
     with pytest.raises(
         UserError, match=r"logger.mlflow._target_=.*needs the extra mlflow"
     ) as error:
-        checked("train", ["logger=[wandb,mlflow]"])
+        compose_checked("train", ["logger=[wandb,mlflow]"])
     assert "\n" not in str(error.value)
-    assert errors.missing_extra("seg.training.loggers.wandb.Wandb") is None
+    assert errors.missing_extra_hint("seg.training.loggers.wandb.Wandb") is None
 
 
 @pytest.mark.parametrize("name", ["wandb", "trackio", "tensorboard", "mlflow"])
@@ -320,7 +326,7 @@ def test_mlflow_gets_run_settings_numbers_and_pictures_by_lightnings_logger(tmp_
         "tags": ["t"],
     }
     run = followed(tmp_path, group="sweep", choices={"model": "fcn"})
-    tracker = build(OmegaConf.create(node), "logger.mlflow", run=run)
+    tracker = instantiate_node(OmegaConf.create(node), "logger.mlflow", run=run)
     assert tracker.start(None) == "abc"
     place = (tmp_path / "outputs" / "mlflow").as_uri()
     tags = {"group": "sweep", "tags": "t fcn"}
@@ -337,7 +343,7 @@ def test_mlflow_gets_run_settings_numbers_and_pictures_by_lightnings_logger(tmp_
     tracker.finish("interrupted", {"best/val/dice": 0.5}, 4)
     logger.log_metrics.assert_called_with({"best/val/dice": 0.5}, 4)
     logger.finalize.assert_called_once_with("KILLED")
-    again = build(OmegaConf.create(node), "logger.mlflow", run=run)
+    again = instantiate_node(OmegaConf.create(node), "logger.mlflow", run=run)
     logger.log_hyperparams.reset_mock()
     again.start("abc")
     assert made.call_args.kwargs["run_id"] == "abc" and not logger.log_hyperparams.called
@@ -351,8 +357,12 @@ def test_a_tracker_of_ones_own_is_written_and_named_as_the_docs_have_it(tmp_path
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "mine" / "logger").mkdir(parents=True)
     (tmp_path / "mine" / "logger" / "lines.yaml").write_text(text)
-    words = [*searching(str(tmp_path / "mine")), "logger=[lines,csv]", "logger.lines.file=n.txt"]
-    (logger,) = start(checked("train", words).logger, followed(tmp_path))
+    words = [
+        *search_path_override(str(tmp_path / "mine")),
+        "logger=[lines,csv]",
+        "logger.lines.file=n.txt",
+    ]
+    (logger,) = start_loggers(compose_checked("train", words).logger, followed(tmp_path))
     logger.log_metrics({"val/dice": 0.5}, 3)
     logger.finish("finished", {"best/val/dice": 0.5})
     said = (tmp_path / "n.txt").read_text()

@@ -17,7 +17,7 @@ from PIL import Image
 from seg.cli.conf_files import CONF
 from seg.errors import RunError, UserError
 from seg.evaluate import evaluate
-from seg.predict import predict
+from seg.predict import predict_files
 from seg.runs import checkpoint, load
 from seg.training.loggers import read_metrics
 from seg.training.run import train
@@ -148,7 +148,9 @@ def test_each_network_trains_is_scored_again_and_predicts(tmp_path, words):
         assert value == pytest.approx(scores[f"best/{key}"], abs=1e-6), key
     image = tmp_path / "image.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (50, 71), np.uint8)).save(image)
-    predict(config("predict", f"run={folder}", f"input={image}", f"output={tmp_path / 'out'}"))
+    predict_files(
+        config("predict", f"run={folder}", f"input={image}", f"output={tmp_path / 'out'}")
+    )
     with Image.open(tmp_path / "out/masks/image.png") as mask:
         assert mask.size == (71, 50)
 
@@ -176,7 +178,7 @@ def test_a_finer_fcn_starts_from_the_coarser_one(tmp_path, capsys):
         "not in it, or of another shape: doubles.0, last.weight, scores.1"
         in capsys.readouterr().out
     )
-    old, new = load.load(coarse).model, load.load(fine).model
+    old, new = load.load_run(coarse).model, load.load_run(fine).model
     for name, value in old.named_parameters():
         if not name.startswith("last"):
             assert torch.equal(value, new.state_dict()[name]), name
@@ -248,7 +250,7 @@ def test_predict_gives_masks_probabilities_and_overlays_of_a_stack(tmp_path, sta
         config("train", *options, "data=isbi2012", f"data.root={stack_root}", f"outputs={tmp_path}")
     )
     folder = tmp_path / "latest"
-    written = predict(
+    written = predict_files(
         config("predict", f"run={folder / 'checkpoints/best.ckpt'}", f"input={stack_root / 'train-volume.tif'}",
                f"output={tmp_path / 'out'}", "save=[masks,probabilities,overlays]")
     )  # fmt: skip
@@ -272,7 +274,7 @@ def test_colour_images_of_other_sizes_with_many_classes_train_and_predict(
                f"two_class_logits={logits}")
     )  # fmt: skip
     assert {"best/val/dice/ground", "best/val/dice/car", "best/val/dice/tree"} <= set(scores)
-    predict(
+    predict_files(
         config(
             "predict",
             f"run={tmp_path / 'o/latest'}",
@@ -288,7 +290,7 @@ def test_one_and_two_logits_of_two_classes_score_the_same_way(tmp_path):
     for logits in (1, 2):
         scores, folder = tiny(tmp_path, f"two_class_logits={logits}", "trainer=smoke")
         assert {"best/val/dice/membrane", "best/val/dice/cell"} <= set(scores)
-        assert load.load(folder).config["model"]["num_classes"] == logits
+        assert load.load_run(folder).config["model"]["num_classes"] == logits
 
 
 @pytest.mark.parametrize("steps", ["trainer.max_steps=3", "trainer.max_epochs=0"])

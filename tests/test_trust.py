@@ -36,26 +36,26 @@ from hypothesis import strategies as st
 from rich.table import Table
 
 import seg
-from seg.cli.command import fail
-from seg.cli.compose import checked, plain
-from seg.comparison.rerun_report import edited
-from seg.comparison.run_files import read_config
+from seg.cli.command import exit_user_error
+from seg.cli.compose import compose_checked, plain_config
+from seg.comparison.rerun_report import config_edits
+from seg.comparison.run_files import read_options
 from seg.data.datasets import download
-from seg.display.console import logging_to, quiet, visible
-from seg.errors import DataError, RunError, UserError, missing_extra
+from seg.display.console import configure_logging, escape_controls, log_to_file
+from seg.errors import DataError, RunError, UserError, missing_extra_hint
 from seg.evaluate import evaluate
-from seg.export import export
+from seg.export import export_run
 from seg.inference import ensemble
 from seg.models import UNet
-from seg.predict import predict
-from seg.prune import prune
+from seg.predict import predict_files
+from seg.prune import compare_depths
 from seg.runs import folder as runs
 from seg.runs import load, records, safe_loading
 from seg.runs.checkpoint import read_checkpoint
-from seg.runs.folder import CROSSVAL
-from seg.runs.reader import finished_run
-from seg.runs.reader import read_config as read_past
-from seg.training.resume import resumed, saved_config
+from seg.runs.folder import CROSSVAL_FILE
+from seg.runs.reader import load_finished_run
+from seg.runs.reader import read_untrusted_config as read_past
+from seg.training.resume import load_stopped_run, read_saved_config
 from seg.training.run import train
 
 SECRET = "canary-" + "0" * 33
@@ -65,7 +65,7 @@ SECRET = "canary-" + "0" * 33
 def config() -> dict[str, Any]:
     """A run's, as seg.train writes it."""
     words = ["model=unet", "model.width=2", "model.depth=1", "logger=tensorboard", "optim=adamw"]
-    found = plain(checked("train", words))
+    found = plain_config(compose_checked("train", words))
     found["model"] |= {"in_channels": 1, "num_classes": 1}
     return found
 
@@ -141,7 +141,7 @@ FOREIGN = sorted(
         for name in public(module)
     }
     | {"builtins.eval", "builtins.exec", "os.system", "subprocess.run", "hydra.utils.get_method",
-       "functools.partial", "operator.call", "torch.hub.load", "seg.train.main", "seg.multirun.sweeper.job"}
+       "functools.partial", "operator.call", "torch.hub.load", "seg.train.main", "seg.multirun.sweeper.run_job"}
 )  # fmt: skip
 DISGUISES = [
     "{}", "seg.models.unet.{}", "seg.models..{}", "seg.models.{}", ".{}", "seg.models.unet.torch.{}", " {}",
@@ -158,7 +158,7 @@ def test_what_our_modules_import_and_their_functions_are_no_constructors():
             ("seg.models.", "seg.losses.", "seg.data.", "seg.training.loggers.")
         ):
             continue
-        if missing_extra(f"{module.name}.x") or module.name.endswith("__main__"):
+        if missing_extra_hint(f"{module.name}.x") or module.name.endswith("__main__"):
             continue
         for name, value in vars(importlib.import_module(module.name)).items():
             home = getattr(value, "__module__", "")
@@ -167,7 +167,7 @@ def test_what_our_modules_import_and_their_functions_are_no_constructors():
             )
             if callable(value) and not ours:
                 packages = ("seg.models", "seg.losses", "seg.data", "seg.training.loggers")
-                assert not safe_loading.written_in(f"{module.name}.{name}", packages), (
+                assert not safe_loading.is_defined_in(f"{module.name}.{name}", packages), (
                     module.name,
                     name,
                 )
@@ -228,16 +228,16 @@ def test_whatever_foreign_name_stands_wherever_in_a_config_is_refused_and_nothin
     folder.mkdir(exist_ok=True)
     text = yaml.safe_dump(put(config, path, WRAPS[wrap](node)), sort_keys=False)
     (folder / "config.yaml").write_text(text)
-    refused(saved_config, folder)
+    refused(read_saved_config, folder)
     hidden = data.draw(st.sampled_from(sorted(HIDING)))
     path = data.draw(st.sampled_from([p for p in places(config) if p[0] in ("model", "loss")]))
-    refused(load.load, checkpoint(Path("a.ckpt"), put(config, path, HIDING[hidden](node))))
+    refused(load.load_run, checkpoint(Path("a.ckpt"), put(config, path, HIDING[hidden](node))))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("hidden", HIDING)
 def test_evaluation_builds_nothing_foreign_from_a_checkpoint(canaries, config, hidden):
-    cfg = checked("evaluate", ["output=scores", "panels=0", "accelerator=cpu"])
+    cfg = compose_checked("evaluate", ["output=scores", "panels=0", "accelerator=cpu"])
     for group in ("data", "metrics", "loss", "model"):
         for node in canaries:
             bad = put(config, (group, "more"), HIDING[hidden](node))
@@ -267,7 +267,7 @@ def test_words_by_which_hydra_would_do_more_than_call_by_name_are_refused(
     tmp_path, config, node, word
 ):
     changed = config | {"model": config["model"] | node}
-    assert word in refused(load.load, checkpoint(tmp_path / "a.ckpt", changed))
+    assert word in refused(load.load_run, checkpoint(tmp_path / "a.ckpt", changed))
 
 
 def test_a_config_that_nests_without_end_is_refused(tmp_path, config):
@@ -275,7 +275,7 @@ def test_a_config_that_nests_without_end_is_refused(tmp_path, config):
     for _ in range(300):
         nested = [nested]
     file = checkpoint(tmp_path / "a.ckpt", config | {"model": config["model"] | {"width": nested}})
-    assert "50 levels deep" in refused(load.load, file)
+    assert "50 levels deep" in refused(load.load_run, file)
 
 
 def test_only_the_networks_of_smp_are_honoured_not_its_encoders_which_fetch_weights(
@@ -289,9 +289,11 @@ def test_only_the_networks_of_smp_are_honoured_not_its_encoders_which_fetch_weig
     monkeypatch.syspath_prepend(str(tmp_path))
     for name in [m for m in sys.modules if m.startswith("segmentation_models_pytorch")]:
         monkeypatch.delitem(sys.modules, name)
-    assert safe_loading.written_in("segmentation_models_pytorch.Net", safe_loading.NETWORKS)
-    assert not safe_loading.written_in(
-        "segmentation_models_pytorch.encoders.Net", safe_loading.NETWORKS
+    assert safe_loading.is_defined_in(
+        "segmentation_models_pytorch.Net", safe_loading.NETWORK_PACKAGES
+    )
+    assert not safe_loading.is_defined_in(
+        "segmentation_models_pytorch.encoders.Net", safe_loading.NETWORK_PACKAGES
     )
     for name in [m for m in sys.modules if m.startswith("segmentation_models_pytorch")]:
         del sys.modules[name]
@@ -314,10 +316,10 @@ def test_no_interpolation_of_a_saved_config_is_resolved(tmp_path, monkeypatch, c
     ):
         for value in (text, [text], {text: 1}):
             Path("config.yaml").write_text(yaml.safe_dump(put(config, path, value)))
-            assert "interpolation" in refused(saved_config, Path())
+            assert "interpolation" in refused(read_saved_config, Path())
             file = checkpoint(Path("a.ckpt"), put(config, path, value))
-            assert "interpolation" in refused(load.load, file)
-        refused(load.load, checkpoint(Path("a.ckpt"), put(config, path, (text,))))
+            assert "interpolation" in refused(load.load_run, file)
+        refused(load.load_run, checkpoint(Path("a.ckpt"), put(config, path, (text,))))
 
 
 YAML = {
@@ -372,7 +374,7 @@ def test_compare_survives_yaml_that_grows_or_nests_without_bound(tmp_path):
     for text in ("\n".join(lines), "[" * 100_000, YAML["python object"][0]):
         (tmp_path / "config.yaml").write_text(text)
         faults: list[str] = []
-        assert read_config(tmp_path, faults) == {} and len(faults) == 1
+        assert read_options(tmp_path, faults) == {} and len(faults) == 1
         assert "config.yaml can't be read" in faults[0]
 
 
@@ -408,28 +410,32 @@ def bombed(tmp_path, monkeypatch, config) -> Path:
     records.write_config(folder / "config.yaml", config)
     records.write_json(folder / "run.json", {"status": "interrupted", "name": "run"})
     crossval = {"status": "finished", "images": {}, "folds": [{"run": "run"}, {"run": "run"}]}
-    (Path("outputs") / CROSSVAL).write_text(json.dumps(crossval))
+    (Path("outputs") / CROSSVAL_FILE).write_text(json.dumps(crossval))
     return folder
 
 
 def start(words: list[str]) -> None:
     train(
-        checked("train", ["trainer=smoke", "logger=none", "data.size=32", "loader.crop=32", *words])
+        compose_checked(
+            "train", ["trainer=smoke", "logger=none", "data.size=32", "loader.crop=32", *words]
+        )
     )
 
 
 READERS = {
-    "load": lambda run: load.load(run),
-    "load file": lambda run: load.load(run / "checkpoints/last.ckpt"),
+    "load": lambda run: load.load_run(run),
+    "load file": lambda run: load.load_run(run / "checkpoints/last.ckpt"),
     "seg.load": lambda run: seg.load(run),
     "seg.load many": lambda run: seg.load([str(run), str(run)]),
-    "cross-validation": lambda run: ensemble.load(str(run.parent)),
-    "evaluate": lambda run: evaluate(checked("evaluate", [f"run={run}"])),
-    "predict": lambda run: predict(checked("predict", [f"run={run}", "input=.", "output=out"])),
-    "prune": lambda run: prune(checked("prune", [f"run={run}"])),
-    "export": lambda run: export(checked("export", [f"run={run}"])),
+    "cross-validation": lambda run: ensemble.load_members(str(run.parent)),
+    "evaluate": lambda run: evaluate(compose_checked("evaluate", [f"run={run}"])),
+    "predict": lambda run: predict_files(
+        compose_checked("predict", [f"run={run}", "input=.", "output=out"])
+    ),
+    "prune": lambda run: compare_depths(compose_checked("prune", [f"run={run}"])),
+    "export": lambda run: export_run(compose_checked("export", [f"run={run}"])),
     "init": lambda run: start([f"init={run}"]),
-    "resume": lambda run: resumed(checked("train", [f"resume={run}"])),
+    "resume": lambda run: load_stopped_run(compose_checked("train", [f"resume={run}"])),
 }
 
 
@@ -446,7 +452,7 @@ def test_the_bombs_would_go_off(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name, content in bombs().items():
         Path("x.ckpt").write_bytes(content)
-        refused(load.load, "x.ckpt")
+        refused(load.load_run, "x.ckpt")
         pickle.loads(content) if name in ("raw", "old") else torch.load(
             "x.ckpt", weights_only=False
         )
@@ -456,7 +462,7 @@ def test_the_bombs_would_go_off(tmp_path, monkeypatch):
 
 def test_a_finished_run_with_a_bomb_is_compared_without_its_checkpoint(bombed):
     past = finished_run_of(bombed)
-    assert list(edited(past)) == [] and not Path("canary").exists()
+    assert list(config_edits(past)) == [] and not Path("canary").exists()
 
 
 def finished_run_of(folder: Path):
@@ -465,7 +471,7 @@ def finished_run_of(folder: Path):
         "split_hash": "x",
     }  # fmt: skip
     records.write_json(folder / "run.json", record)
-    return finished_run(str(folder))
+    return load_finished_run(str(folder))
 
 
 # --- files outside of the folder
@@ -492,7 +498,7 @@ def stopped(tmp_path, monkeypatch) -> Path:
     monkeypatch.chdir(tmp_path)
     Path("victim.ckpt").write_text("precious")
     with pytest.raises((KeyboardInterrupt, SystemExit)):
-        train(checked("train", SHORT), [Stop()])
+        train(compose_checked("train", SHORT), [Stop()])
     return Path("outputs/latest").resolve()
 
 
@@ -508,7 +514,7 @@ def test_a_checkpoint_that_names_files_elsewhere_has_none_of_them_deleted(stoppe
             state |= {"best_model_path": name, "kth_best_model_path": name, "best_k_models": {name: zero},
                       "best_model_score": zero, "kth_value": zero}  # fmt: skip
     torch.save(content, last)
-    cfg, asked = resumed(checked("train", [f"resume={stopped}"]))
+    cfg, asked = load_stopped_run(compose_checked("train", [f"resume={stopped}"]))
     train(cfg, asked=asked)
     assert Path("victim.ckpt").read_text() == "precious"
     assert records.read_json(stopped / "run.json")["status"] == "finished"
@@ -522,7 +528,7 @@ def test_a_checkpoint_that_names_files_elsewhere_has_none_of_them_deleted(stoppe
 def test_a_run_whose_files_are_links_that_lead_out_of_it_is_not_taken_up(stopped, name):
     (stopped / name).unlink(missing_ok=True)
     (stopped / name).symlink_to(Path("victim.ckpt").resolve())
-    said = refused(resumed, checked("train", [f"resume={stopped}"]))
+    said = refused(load_stopped_run, compose_checked("train", [f"resume={stopped}"]))
     assert name in said and "a link to" in said
     assert Path("victim.ckpt").read_text() == "precious"
 
@@ -533,18 +539,18 @@ def test_a_run_whose_files_are_links_that_lead_out_of_it_is_not_taken_up(stopped
 @pytest.mark.parametrize("name", ["\x1b[31mred\x1b[0m", "\x1b]0;owned\x07", "\x9b31m", "[red]x[/red]",
                                   "[/nope]", "[link=http://evil]x[/link]", ":cat:", "\u202egnp.exe"])  # fmt: skip
 def test_a_name_can_tell_a_terminal_nothing_and_is_no_markup(name, tmp_path, capsys):
-    quiet()
-    shown = visible(name)
+    configure_logging()
+    shown = escape_controls(name)
     assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]", shown)
     table = Table(title=name)
     table.add_column(name)
     table.add_row(name)
-    with logging_to(tmp_path / "log.txt"):
+    with log_to_file(tmp_path / "log.txt"):
         logging.getLogger("seg").info(f"class {name}")
         logging.getLogger("seg").info("", extra={"table": table})
         logging.getLogger("py.warnings").warning(name)
     with pytest.raises(SystemExit):
-        fail(UserError(name))
+        exit_user_error(UserError(name))
     printed = capsys.readouterr()
     for text, times in (
         (printed.out, 4),
@@ -603,7 +609,7 @@ def test_an_archive_of_10_gb_is_refused_with_little_memory_disk_and_time(tmp_pat
     (tmp_path / "archive").write_bytes(BOMBS[bomb]())
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(DataError, match=r"^URL: unpacks to more than 256 MiB$"):
-        download.unpack(tmp_path / "archive", ["train-volume.tif"], tmp_path, "URL")
+        download.unpack_files(tmp_path / "archive", ["train-volume.tif"], tmp_path, "URL")
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 * 2**10  # kB
     assert [file.name for file in tmp_path.iterdir()] == ["archive"]
 
@@ -615,11 +621,11 @@ def test_the_zip_that_is_made_here_is_one(tmp_path):
 
 
 def test_a_name_in_a_packed_tar_takes_no_memory_of_its_own(tmp_path, monkeypatch):
-    monkeypatch.setattr(download, "MOST", 2**20)
+    monkeypatch.setattr(download, "MAX_ARCHIVE_BYTES", 2**20)
     for kind in (tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME):
         (tmp_path / "archive").write_bytes(bomb_of_headers(kind, gzip.compress, 2**25))
         monkeypatch.setattr(tarfile, "open", None)  # it must not even come to that
         with pytest.raises(DataError, match=r"^URL: unpacks to more than 1 MiB$"):
-            download.unpack(tmp_path / "archive", ["x"], tmp_path, "URL")
+            download.unpack_files(tmp_path / "archive", ["x"], tmp_path, "URL")
         monkeypatch.undo()
-        monkeypatch.setattr(download, "MOST", 2**20)
+        monkeypatch.setattr(download, "MAX_ARCHIVE_BYTES", 2**20)

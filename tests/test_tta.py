@@ -14,11 +14,11 @@ from scipy.ndimage import map_coordinates
 from scipy.stats import entropy
 from torch import Tensor, nn
 
-from seg.data.normalization import Intensity
+from seg.data.normalization import Normalization
 from seg.inference.ensemble import Ensemble
 from seg.inference.predictor import Predictor
 from seg.inference.tiling import Tiling, needed_overlap
-from seg.inference.tta import Averaged, back, moved, uncertainty, viewed
+from seg.inference.tta import TTANetwork, invert_view, normalized_entropy, transform_view, with_tta
 from seg.models import FCN, NestedUNet, Peer, SegNet, UNet
 from seg.models.network import Extent, Network
 from seg.runs.load import LoadedRun
@@ -58,7 +58,7 @@ def test_it_is_the_mean_of_probabilities_over_the_views(moves, views, k, overlap
     assert len(views) == {"none": 1, "flips": 4, "d4": 8}[moves]
     model, image = network(k), noise(64, 96)  # on the grid: nothing is padded
     wanted = np.mean([undo(said(model, do(image), overlapping)) for do, undo in views], axis=0)
-    found = said(Averaged(model, moves, overlapping=overlapping), image, overlapping)
+    found = said(TTANetwork(model, moves, overlapping=overlapping), image, overlapping)
     np.testing.assert_allclose(found, wanted, atol=1e-6)
     if moves != "none":
         assert np.abs(found - said(model, image, overlapping)).max() > 0.01  # or it shows nothing
@@ -67,13 +67,13 @@ def test_it_is_the_mean_of_probabilities_over_the_views(moves, views, k, overlap
 def test_the_moves_are_the_eight_of_the_square_and_each_is_undone():
     image = torch.arange(12.0).reshape(1, 1, 3, 4)
     for name, number in (("flips", 4), ("d4", 8)):
-        every = [moved(image, move) for move in Averaged(nn.Identity(), name).moves]
+        every = [transform_view(image, move) for move in TTANetwork(nn.Identity(), name).moves]
         ours = {(tuple(m.shape), tuple(m.flatten().tolist())) for m in every}
         views = [do(image.numpy()) for do, _ in (VIEWS if name == "d4" else FLIPS)]
         assert ours == {(v.shape, tuple(v.flatten().tolist())) for v in views}
         assert len(ours) == number
-        for move in Averaged(nn.Identity(), name).moves:
-            assert torch.equal(back(moved(image, move), move), image)
+        for move in TTANetwork(nn.Identity(), name).moves:
+            assert torch.equal(invert_view(transform_view(image, move), move), image)
 
 
 @pytest.mark.parametrize("number", range(8))
@@ -81,9 +81,9 @@ def test_the_moves_are_the_eight_of_the_square_and_each_is_undone():
 def test_a_moved_image_gives_the_moved_result(number, padding):
     do, _ = VIEWS[number]
     image = noise(64, 96)
-    model = Averaged(network(padding=padding), "d4")
+    model = TTANetwork(network(padding=padding), "d4")
     np.testing.assert_allclose(said(model, do(image)), do(said(model, image)), atol=1e-6)
-    flips = Averaged(network(padding=padding), "flips")
+    flips = TTANetwork(network(padding=padding), "flips")
     away = np.abs(said(flips, do(image)) - do(said(flips, image))).max()
     assert (away < 1e-6) == (number in (0, 2, 4, 6))  # four views know no quarter turns
 
@@ -93,7 +93,7 @@ def test_a_moved_image_gives_the_moved_result(number, padding):
 def test_off_the_grid_a_transposed_image_still_gives_the_transposed_result(height, width, moves):
     # a flip can't: what is continued to the grid, on the right and below, then is another side of it
     image = noise(height, width)
-    model = Averaged(network(), "d4", [1.0] if moves == "d4" else [1.0, 0.5])
+    model = TTANetwork(network(), "d4", [1.0] if moves == "d4" else [1.0, 0.5])
     p = said(model, image)
     assert p.shape == (2, height, width)
     np.testing.assert_allclose(said(model, image.swapaxes(1, 2)), p.swapaxes(1, 2), atol=1e-6)
@@ -106,7 +106,7 @@ def test_off_the_grid_the_image_is_continued_mirrored(size):
     padded = np.pad(image, more, mode="reflect")
     for moves, views in (("flips", FLIPS), ("d4", VIEWS)):
         whole = np.mean([undo(said(model, do(padded))) for do, undo in views], axis=0)
-        found = said(Averaged(model, moves), image)
+        found = said(TTANetwork(model, moves), image)
         np.testing.assert_allclose(found, whole[:, : size[0], : size[1]], atol=1e-6)
 
 
@@ -133,19 +133,19 @@ def test_scales_are_means_over_the_resized_image(scales):
             logits = model(torch.from_numpy(seen)[None])[0, :, :height, :width].double().numpy()
         logits = resized(logits, 128, 256)
         heads.append(np.exp(logits) / np.exp(logits).sum(0))
-    found = said(Averaged(model, "none", scales), image)
+    found = said(TTANetwork(model, "none", scales), image)
     np.testing.assert_allclose(found, np.mean(heads, axis=0), atol=1e-4)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 40), (33, 2)])
 def test_a_scaled_image_of_few_pixels_keeps_one(size):
-    p = said(Averaged(network(), "d4", [0.1, 1.0, 2.0]), noise(*size))
+    p = said(TTANetwork(network(), "d4", [0.1, 1.0, 2.0]), noise(*size))
     assert p.shape == (2, *size) and np.isfinite(p).all()
 
 
 @pytest.mark.parametrize("model", [FCN(2, 2, width=2), SegNet(2, 2, width=2), NestedUNet(2, 2, width=2, depth=2)], ids=lambda m: type(m).__name__)  # fmt: skip
 def test_other_networks_turn_too(model):
-    image, model = noise(64, 96), Averaged(model.eval(), "d4")
+    image, model = noise(64, 96), TTANetwork(model.eval(), "d4")
     for do, _ in VIEWS[1:6:4]:
         np.testing.assert_allclose(said(model, do(image)), do(said(model, image)), atol=1e-5)
 
@@ -163,20 +163,20 @@ def test_other_networks_turn_too(model):
 )
 def test_other_moves_and_scales_are_refused(words, message):
     with pytest.raises(ValueError, match=message):
-        viewed(nn.Identity(), *words, overlapping=False)
+        with_tta(nn.Identity(), *words, overlapping=False)
 
 
 def test_one_view_is_the_network_itself():
     model = nn.Identity()
-    assert viewed(model, "none", [1], False) is model
-    assert not viewed(model, "flips", [1], False).training
+    assert with_tta(model, "none", [1], False) is model
+    assert not with_tta(model, "flips", [1], False).training
 
 
 @pytest.mark.parametrize("classes", [2, 3, 5])
 def test_uncertainty_is_the_entropy_over_its_greatest_value(classes):
     p = np.random.default_rng(0).dirichlet([0.3] * classes, (6, 7)).astype(np.float32)
     p[0, 0], p[0, 1] = np.eye(classes)[0], 1 / classes
-    found = uncertainty(torch.from_numpy(p.transpose(2, 0, 1)))
+    found = normalized_entropy(torch.from_numpy(p.transpose(2, 0, 1)))
     np.testing.assert_allclose(found.numpy(), entropy(p, axis=-1) / np.log(classes), atol=1e-5)
     assert found[0, 0] == 0 and found[0, 1] == pytest.approx(1)
 
@@ -184,7 +184,7 @@ def test_uncertainty_is_the_entropy_over_its_greatest_value(classes):
 def test_uncertainty_of_overlapping_classes_is_the_mean_of_each_one_s():
     p = np.random.default_rng(0).random((3, 6, 7)).astype(np.float32)
     p[:, 0, 0] = 0, 1, 0.5
-    found = uncertainty(torch.from_numpy(p), overlapping=True).numpy()
+    found = normalized_entropy(torch.from_numpy(p), overlapping=True).numpy()
     np.testing.assert_allclose(found, entropy([p, 1 - p], base=2).mean(0), atol=1e-5)
     assert found[0, 0] == pytest.approx(1 / 3)
 
@@ -231,7 +231,7 @@ def test_tiles_with_the_stated_context_have_no_seams(depth, padding):
     torch.manual_seed(1)
     model = UNet(1, 2, width=3, depth=depth, padding=padding, norm="none").double().eval()
     image = np.random.default_rng(0).normal(size=(230, 70, 1))
-    for view in (model, Averaged(model, "d4")):
+    for view in (model, TTANetwork(model, "d4")):
         _, context, _ = needed_overlap(view)
         largest, mean = Tiling(view, lambda i: i, 2 * context + 64, context).seams(image)
         assert mean <= largest <= 1e-7  # in float64; kept as float32
@@ -244,7 +244,7 @@ def test_tiles_with_the_stated_context_have_no_seams(depth, padding):
 def test_tiles_of_scaled_images_have_no_seams(scales):
     torch.manual_seed(1)
     network = UNet(1, 2, width=3, depth=1, norm="none").double().eval()
-    model = Averaged(network, "flips", scales)
+    model = TTANetwork(network, "flips", scales)
     _, context, _ = needed_overlap(model)
     image = np.random.default_rng(0).normal(size=(300, 61, 1))
     tiling = Tiling(model, lambda i: i, 2 * context + model.stride, context)
@@ -252,7 +252,7 @@ def test_tiles_of_scaled_images_have_no_seams(scales):
     assert tiling.tile < 300  # or it shows nothing
 
 
-def predictor(model: nn.Module, intensity: Intensity, tile: int = 1024, **words) -> Predictor:
+def predictor(model: nn.Module, intensity: Normalization, tile: int = 1024, **words) -> Predictor:
     run = LoadedRun(
         Path("x.ckpt"), Path(), model, {"model": {"num_classes": 1}}, ["a", "b"], [], intensity,
         task="overlapping" if words.pop("overlapping", False) else "classes",
@@ -261,7 +261,7 @@ def predictor(model: nn.Module, intensity: Intensity, tile: int = 1024, **words)
 
 
 def test_an_ensemble_sees_as_much_as_the_member_that_sees_most():
-    grey = Intensity(0.0, 255.0, [0.4], [0.2])
+    grey = Normalization(0.0, 255.0, [0.4], [0.2])
     members: list[nn.Module] = [Shift(10, "replicate"), Shift(70, "replicate")]
     both = Ensemble(members, [grey, grey])
     assert predictor(both, both.intensity).overlap == 96
@@ -273,7 +273,7 @@ def test_an_ensemble_sees_as_much_as_the_member_that_sees_most():
 
 
 def test_a_pruned_depth_needs_less_context():
-    grey = Intensity(0.0, 255.0, [0.4], [0.2])
+    grey = Normalization(0.0, 255.0, [0.4], [0.2])
     needed = {d: predictor(NestedUNet(1, 1, 1, 4, output=d).eval(), grey).overlap for d in (1, 2, 3, 4)}  # fmt: skip
     assert needed == {1: 32, 2: 32, 3: 64, 4: 96}
     assert predictor(NestedUNet(1, 1, 1, 4, output="average").eval(), grey).overlap == 96
@@ -281,7 +281,7 @@ def test_a_pruned_depth_needs_less_context():
 
 
 def test_the_context_is_in_px_of_the_image_also_where_it_is_shrunk():
-    grey = Intensity(0.0, 255.0, [0.4], [0.2])
+    grey = Normalization(0.0, 255.0, [0.4], [0.2])
     # at half the size a part begins at -1 with what resizing reads, the network sees 40 px more, 82 px of the image
     # and one more by resizing: 83; the grid is 64 px
     assert predictor(Shift(40), grey, scales=[1.0, 0.5]).overlap == 128
@@ -291,7 +291,7 @@ def test_the_context_is_in_px_of_the_image_also_where_it_is_shrunk():
 
 def test_a_tile_that_is_too_small_for_the_context_says_which_is_enough(caplog):
     caplog.set_level(logging.INFO, "seg")
-    grey = Intensity(0.0, 255.0, [0.4], [0.2])
+    grey = Normalization(0.0, 255.0, [0.4], [0.2])
     assert predictor(Shift(100), grey, tile=160).overlap == 64  # the most that leaves a middle
     said = caplog.messages[-1]
     assert (
@@ -307,7 +307,7 @@ def test_a_tile_that_is_too_small_for_the_context_says_which_is_enough(caplog):
 
 def test_how_the_context_is_known_and_what_it_costs_is_said(caplog):
     caplog.set_level(logging.INFO, "seg")
-    grey = Intensity(0.0, 255.0, [0.4], [0.2])
+    grey = Normalization(0.0, 255.0, [0.4], [0.2])
     assert predictor(UNet(1, 1, 1, 4).eval(), grey).overlap == 96
     # (1024 / (1024 - 2 * 96)) ** 2 = 1.51
     assert caplog.messages[-1] == (
@@ -318,7 +318,7 @@ def test_how_the_context_is_known_and_what_it_costs_is_said(caplog):
 
 def test_a_normalisation_over_the_image_is_never_called_seamless(caplog):
     caplog.set_level(logging.INFO, "seg")
-    grey = Intensity(0.0, 255.0, [0.4], [0.2])
+    grey = Normalization(0.0, 255.0, [0.4], [0.2])
     assert predictor(UNet(1, 1, 2, 4, norm="group").eval(), grey).overlap == 96
     said = caplog.messages[-1]
     assert "no overlap makes tiles equal" in said and "tiles equal the whole image" not in said

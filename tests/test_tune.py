@@ -23,33 +23,33 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.trial import TrialState
 
 from seg import tune
-from seg.cli.compose import build, checked, composed, parse
+from seg.cli.compose import compose_checked, compose_config, instantiate_node, parse_overrides
 from seg.cli.conf_files import CONF
 from seg.errors import UserError
 from seg.multirun.search import report, trial
 from seg.multirun.search import worker as search_worker
-from seg.multirun.search.page import importances, page
+from seg.multirun.search.page import option_importances, render_search_page
 from seg.multirun.search.plan import (
-    Plan,
+    SearchPlan,
     check_axes,
     check_objectives,
-    check_request,
-    gathered,
-    planned,
-    tried,
+    check_search_options,
+    compose_trial,
+    gather_searched,
+    plan_search,
 )
 from seg.multirun.search.space import axes
 from seg.multirun.search.study import (
-    address,
-    combinations,
-    counts,
-    direction,
+    ask_trial,
+    grid_points,
+    hide_password,
+    is_counted,
+    objective_direction,
     open_storage,
-    take,
-    without_password,
-    worker,
+    register_worker,
+    storage_url,
 )
-from seg.multirun.search.worker import search
+from seg.multirun.search.worker import run_search
 from seg.runs import load, records
 
 TINY = ["data.size=64", "data.train=2", "data.val=2", "data.test=0", "model.depth=2", "loader.crop=32", "logger=none",
@@ -66,9 +66,9 @@ def here(tmp_path, monkeypatch):
 
 
 @cache
-def base() -> Plan:
+def base() -> SearchPlan:
     """What a line asks for, read once for all tests."""
-    return planned([*TINY, LR, WIDTH])
+    return plan_search([*TINY, LR, WIDTH])
 
 
 def tuned(*searched: str, **changes) -> optuna.Study:
@@ -77,12 +77,14 @@ def tuned(*searched: str, **changes) -> optuna.Study:
     OmegaConf.set_struct(cfg, False)
     for name, value in changes.items():
         cfg[name] = value
-    return search(base()._replace(cfg=cfg, axes=axes(searched), name=changes.get("name") or "s"))
+    return run_search(
+        base()._replace(cfg=cfg, axes=axes(searched), name=changes.get("name") or "s")
+    )
 
 
 @cache
 def composed_once():
-    return composed("train", TINY)
+    return compose_config("train", TINY)
 
 
 def compose_quickly(config_name, words):
@@ -112,9 +114,9 @@ def pretend(monkeypatch):
             return function(cfg, callbacks)
 
         monkeypatch.setattr(trial, "train", train)
-        monkeypatch.setattr(trial, "composed", compose_quickly)
-        monkeypatch.setattr(trial, "own_surroundings", lambda words: nullcontext())
-        monkeypatch.setattr(report, "page", lambda *given: "")
+        monkeypatch.setattr(trial, "compose_config", compose_quickly)
+        monkeypatch.setattr(trial, "isolate_job", lambda words: nullcontext())
+        monkeypatch.setattr(report, "render_search_page", lambda *given: "")
         return calls
 
     return put
@@ -167,7 +169,7 @@ def test_hydras_grammar_is_the_distribution_that_it_stands_for(word):
 @pytest.mark.parametrize("word", [w for w in GRAMMAR if "range" in w and "0.8" not in w])
 def test_a_range_holds_what_a_sweep_of_seg_train_would_train(word):
     (axis,) = axes([word])
-    swept = [float(value) for value in parse([word])[0].sweep_iterator()]
+    swept = [float(value) for value in parse_overrides([word])[0].sweep_iterator()]
     assert axis.values() == pytest.approx(sorted(swept))
 
 
@@ -198,7 +200,7 @@ def test_a_value_becomes_the_word_that_trains_with_it(word, value, wanted):
 
 def test_a_quoted_choice_trains_with_what_was_quoted():
     (axis,) = axes(["a=choice('x,y','1',\"it's\",[1,2],{b:c})"])
-    words = parse([axis.word(value) for value in axis.samples()])
+    words = parse_overrides([axis.word(value) for value in axis.samples()])
     assert [word.value() for word in words] == ["x,y", "1", "it's", [1, 2], {"b": "c"}]
 
 
@@ -243,7 +245,7 @@ def test_a_search_that_holds_nothing_says_so(word, message):
 )
 def test_an_option_of_the_search_out_of_its_range_is_told(changes, message):
     with pytest.raises(UserError, match=message):
-        check_request(OmegaConf.merge(base().cfg, OmegaConf.create(changes)))
+        check_search_options(OmegaConf.merge(base().cfg, OmegaConf.create(changes)))
 
 
 @pytest.mark.parametrize(
@@ -277,7 +279,7 @@ def test_an_option_that_can_not_be_searched_is_told(searched, fixed, message):
 def test_each_value_is_checked_as_if_it_was_typed(word, bad, message):
     (axis,) = axes([word])
     with pytest.raises(UserError, match=message):
-        tried([*TINY, axis.word(axis.samples()[bad])], axis)
+        compose_trial([*TINY, axis.word(axis.samples()[bad])], axis)
 
 
 @pytest.mark.slow
@@ -285,7 +287,7 @@ def test_a_line_is_refused_for_the_last_value_of_the_last_option():
     with pytest.raises(
         UserError, match=r"^model.width=choice\(2,3,wide\): model.width=wide: a whole"
     ):
-        planned([*TINY, "optim=adam,sgd", "model.width=choice(2,3,wide)"])
+        plan_search([*TINY, "optim=adam,sgd", "model.width=choice(2,3,wide)"])
 
 
 @pytest.mark.parametrize(
@@ -335,7 +337,7 @@ def test_a_grid_without_an_end_or_too_large_is_told():
     with pytest.raises(UserError, match=r"sampler=grid: optim.lr=tag.* has infinitely many values"):
         tuned(LR, WIDTH, sampler=GRID)
     with pytest.raises(UserError, match="2000 combinations; at most 1000"):
-        combinations(axes(["a=range(1000)", "b=1,2"]))
+        grid_points(axes(["a=range(1000)", "b=1,2"]))
 
 
 def test_a_wrong_word_leaves_with_2_and_so_does_a_sweep(monkeypatch, capsys, tmp_path):
@@ -383,7 +385,7 @@ def test_each_trial_is_a_run_that_other_commands_read(whole):
         config = yaml.safe_load((place / "config.yaml").read_text())
         assert config["optim"]["lr"] == float(lr) and config["model"]["width"] == width
         assert not {"trials", "sampler", "storage", "search", "objectives"} & set(config)
-        loaded = load.load(place)
+        loaded = load.load_run(place)
         assert loaded.config["model"]["width"] == width
         if one.state == S.COMPLETE:
             assert one.value == record["metrics"]["best/val/dice"]
@@ -404,7 +406,7 @@ def test_what_a_search_leaves_is_its_trials_its_best_and_a_page(whole):
         [t.value or 0 for t in study.trials]
     )
     words = yaml.safe_load((folder / "best.yaml").read_text())
-    cfg = checked("train", words)
+    cfg = compose_checked("train", words)
     assert cfg.model.width == study.best_params["model.width"]
     assert cfg.optim.lr == pytest.approx(study.best_params["optim.lr"], rel=1e-5)
     text = (folder / "search.html").read_text()
@@ -468,7 +470,7 @@ def test_another_search_of_the_same_name_is_refused(
         axes=axes(searched), settings=plan.settings | settings, cfg=cfg, name="mine"
     )
     with pytest.raises(UserError, match=f"name=mine: .*{message.replace('|', '[|]')}"):
-        search(other)
+        run_search(other)
     assert len(calls) == 1
     free = ("outputs", "name", "logger", "panels", "kept", "loader.workers")
     assert not [key for key in plan.settings if key.startswith(free)]
@@ -551,7 +553,7 @@ def test_an_interrupted_trial_is_no_trial_and_runs_again_each_time(pretend, stop
 
 def test_a_trial_trains_on_one_device_whatever_the_machine_has(pretend):
     calls = pretend(dice)
-    search(base()._replace(fixed=[*TINY, "trainer.devices=auto"], cfg=one_trial()))
+    run_search(base()._replace(fixed=[*TINY, "trainer.devices=auto"], cfg=one_trial()))
     assert [cfg.trainer.devices for cfg, _, _ in calls] == [1]
 
 
@@ -599,7 +601,9 @@ def test_an_objective_that_is_to_be_small_is_made_small(pretend, capsys):
     assert re.findall(r"│ +(\d) │ +\d\.0000", table) == ["2", "3", "4"]
     names = {"val/loss/dice": 1, "val/dice/loss": 0, "val/ece": 1, "val/hausdorff_95/a": 1, "milliseconds": 1,
              "parameters": 1, "val/dice_per_image": 0, "val/boundary_f": 0}  # fmt: skip
-    assert {n: direction(n) == "minimize" for n in names} == {n: bool(v) for n, v in names.items()}
+    assert {n: objective_direction(n) == "minimize" for n in names} == {
+        n: bool(v) for n, v in names.items()
+    }
 
 
 def test_two_objectives_give_a_front_and_no_pruning(pretend, capsys, monkeypatch):
@@ -629,7 +633,7 @@ def test_milliseconds_and_parameters_are_those_of_the_run(tmp_path):
     study = tuned(LR, WIDTH, trials=1, objectives=["milliseconds", "parameters"], outputs="out")
     (one,) = study.trials
     place = tmp_path / "out/s" / one.user_attrs["folder"]
-    count = sum(p.numel() for p in load.load(place).model.parameters())
+    count = sum(p.numel() for p in load.load_run(place).model.parameters())
     assert one.values is not None and one.values[1] == count and 0.05 < one.values[0] < 500
 
 
@@ -640,7 +644,7 @@ def test_a_grid_is_each_combination_once(pretend):
     study = tuned(*words, sampler=GRID, trials=99)
     tried = [(t.params["optim.lr"], t.params["model.width"]) for t in study.trials]
     assert sorted(tried) == [(lr, w) for lr in (0.01, 0.1) for w in (2, 3, 4)] and len(calls) == 6
-    assert combinations(axes(["a=range(0,0.3,0.1)", "b=true,false"])) == [
+    assert grid_points(axes(["a=range(0,0.3,0.1)", "b=true,false"])) == [
         {"a": a, "b": b} for a in (0.0, 0.1, 0.2) for b in (True, False)
     ]
 
@@ -661,7 +665,7 @@ def test_each_sampler_of_the_files_draws_from_a_mixed_space(pretend, sampler):
 def test_each_pruner_of_the_files_is_optunas(pruner):
     node = OmegaConf.load(CONF / f"pruner/{pruner}.yaml")
     cfg = OmegaConf.create({"pruner": node, "trainer": {"max_epochs": 27}})
-    built = build(cfg.pruner, "pruner")
+    built = instantiate_node(cfg.pruner, "pruner")
     assert type(built).__module__.startswith("optuna.pruners")
     if pruner == "hyperband":
         assert built._max_resource == 27
@@ -669,11 +673,11 @@ def test_each_pruner_of_the_files_is_optunas(pruner):
 
 def test_a_group_that_is_searched_brings_its_own_options(pretend, monkeypatch):
     calls = pretend(lambda cfg, callbacks: {"best/val/dice": 0.5})
-    monkeypatch.setattr(trial, "composed", composed)
+    monkeypatch.setattr(trial, "compose_config", compose_config)
     tuned("loss=choice(focal,dice)", sampler=GRID)
     assert len({cfg.loss["_target_"] for cfg, _, _ in calls}) == 2
     for cfg, _, asked in calls:
-        assert composed("train", asked.overrides)[0].loss == cfg.loss
+        assert compose_config("train", asked.overrides)[0].loss == cfg.loss
         assert cfg.loss["_target_"].lower().endswith(asked.choices["loss"])
 
 
@@ -688,52 +692,50 @@ def test_no_trial_begins_after_the_timeout(pretend, monkeypatch, capsys):
 def open_study(name: str, trials: int = 0):
     """The study of a first worker, which has made so many trials."""
     Path("s").mkdir(exist_ok=True)
-    storage = open_storage(address(None, Path("s")))
+    storage = open_storage(storage_url(None, Path("s")))
     return optuna.create_study(storage=storage, study_name=name, load_if_exists=True)
 
 
 def test_workers_together_take_as_many_trials_as_asked_for():
     searched = axes(["a=interval(0,1)"])
     first, second = open_study("x"), open_study("x")
-    with worker(Path("s")) as one, worker(Path("s")) as other:
+    with register_worker(Path("s")) as one, register_worker(Path("s")) as other:
         assert one != other
-        got = [take(study, searched, Path("s"), 3, me) for study, me in ((first, one), (second, other)) * 2]  # fmt: skip
+        got = [ask_trial(study, searched, Path("s"), 3, me) for study, me in ((first, one), (second, other)) * 2]  # fmt: skip
         assert [t.number for t in got[:3] if t] == [0, 1, 2] and got[3] is None
         first.tell(got[0], 0.5)
         second.tell(got[1], state=S.PRUNED)
-        assert take(first, searched, Path("s"), 3, one) is None  # one is still under way
-        assert take(first, searched, Path("s"), 4, one) is not None
+        assert ask_trial(first, searched, Path("s"), 3, one) is None  # one is still under way
+        assert ask_trial(first, searched, Path("s"), 4, one) is not None
 
 
 def test_a_trial_whose_worker_died_runs_again_once():
     searched, folder = axes(["a=interval(0,1)"]), Path("s")
     study = open_study("x")
-    with worker(folder) as alive:
-        lived = take(study, searched, folder, 9, alive)
-        elsewhere = take(study, searched, folder, 9, ".worker-of-another-machine")
+    with register_worker(folder) as alive:
+        lived = ask_trial(study, searched, folder, 9, alive)
+        elsewhere = ask_trial(study, searched, folder, 9, ".worker-of-another-machine")
         (folder / ".worker-dead").touch()  # no process holds it
-        died = take(study, searched, folder, 9, ".worker-dead")
-        again = take(study, searched, folder, 9, alive)
+        died = ask_trial(study, searched, folder, 9, ".worker-dead")
+        again = ask_trial(study, searched, folder, 9, alive)
         assert lived and died and elsewhere and again
         assert again.params == died.params and again.user_attrs["again"] == died.number
         states = [t.state for t in study.get_trials()]
         assert states == [S.RUNNING, S.RUNNING, S.FAIL, S.RUNNING]
-        assert [counts(t) for t in study.get_trials()] == [True, True, False, True]
+        assert [is_counted(t) for t in study.get_trials()] == [True, True, False, True]
         (folder / ".worker-dead").touch()
         again.set_user_attr("worker", ".worker-dead")
-        fresh = take(study, searched, folder, 9, alive)
+        fresh = ask_trial(study, searched, folder, 9, alive)
         assert fresh and fresh.params != died.params  # given up
-        assert counts(study.get_trials()[again.number])
+        assert is_counted(study.get_trials()[again.number])
 
 
 def test_a_password_is_neither_told_nor_written_and_a_line_is_searched_as_typed(
     pretend, monkeypatch, capsys
 ):
-    assert (
-        without_password("postgresql://me:secret@host:5432/x") == "postgresql://me:***@host:5432/x"
-    )
-    assert without_password("mysql://me:secret@host:port/x") == "mysql://***"
-    assert without_password("journal.log") == "journal.log"
+    assert hide_password("postgresql://me:secret@host:5432/x") == "postgresql://me:***@host:5432/x"
+    assert hide_password("mysql://me:secret@host:port/x") == "mysql://***"
+    assert hide_password("journal.log") == "journal.log"
     file = "sqlite:///study.db"
     read = []
 
@@ -743,9 +745,9 @@ def test_a_password_is_neither_told_nor_written_and_a_line_is_searched_as_typed(
         cfg.storage = file
         return base()._replace(cfg=cfg)
 
-    monkeypatch.setattr(tune, "planned", planned)
-    monkeypatch.setattr(tune, "without_password", lambda s: s.replace("study", "***"))
-    monkeypatch.setattr(search_worker, "without_password", lambda s: s.replace("study", "***"))
+    monkeypatch.setattr(tune, "plan_search", planned)
+    monkeypatch.setattr(tune, "hide_password", lambda s: s.replace("study", "***"))
+    monkeypatch.setattr(search_worker, "hide_password", lambda s: s.replace("study", "***"))
     calls = pretend(dice)
     line = ["tune", *TINY, LR, WIDTH, "trials=1", f"storage={file}"]
     monkeypatch.setattr(sys, "argv", list(line))
@@ -757,15 +759,15 @@ def test_a_password_is_neither_told_nor_written_and_a_line_is_searched_as_typed(
     ((cfg, _, asked),) = calls
     assert "storage" not in cfg and not any("storage" in word for word in asked.overrides)
     assert asked.group == "unet-lr-width" and asked.choices["model"] == "unet"
-    assert gathered([*TINY, LR, WIDTH])[-1] in read and "trials=1" in read
+    assert gather_searched([*TINY, LR, WIDTH])[-1] in read and "trials=1" in read
 
 
 def test_a_list_of_words_is_searched_as_the_line_is():
     given = 'search=["c=interval(0,1)"]'
-    assert gathered(["a=1", "b=1,2", given]) == ["a=1", 'search=["c=interval(0,1)","b=1,2"]']
-    assert gathered(["a=1"]) == ["a=1"] and gathered([given]) == [given]
+    assert gather_searched(["a=1", "b=1,2", given]) == ["a=1", 'search=["c=interval(0,1)","b=1,2"]']
+    assert gather_searched(["a=1"]) == ["a=1"] and gather_searched([given]) == [given]
     words = ["loss=choice('dice',focal)", "optim.lr=tag(log, interval(1e-4, 1e-1))"]
-    assert checked("tune", gathered(words)).search == words
+    assert compose_checked("tune", gather_searched(words)).search == words
 
 
 def test_a_journal_file_is_a_storage_too(pretend):
@@ -788,7 +790,7 @@ def test_names_on_the_page_are_text(pretend):
         )  # fmt: skip
     searched = axes(["a=interval(0,1)", "b=interval(0,1)"])
     object.__setattr__(searched[1], "key", name)
-    text = page(study, searched, ["val/dice"], "python -m seg.train '<b>'")
+    text = render_search_page(study, searched, ["val/dice"], "python -m seg.train '<b>'")
     body = text[text.index("<body>") :]
     assert "<script>x" not in body and "<img" not in body and "</script><b>" not in body
     assert "&lt;script&gt;x&lt;/script&gt;" in body and "&#39;&lt;b&gt;&#39;" in body
@@ -805,7 +807,7 @@ def test_what_mattered_names_the_option_that_did_also_where_it_made_trials_end_e
             study.tell(one, state=S.PRUNED)
         else:
             study.tell(one, value)
-    found = importances(study)
+    found = option_importances(study)
     assert found["b"] > 0.9 and sum(found.values()) == pytest.approx(1)
 
 
@@ -841,7 +843,7 @@ def test_two_processes_share_a_study_and_one_killed_holds_nothing_up(tmp_path):
     _, err = done.communicate(timeout=300)
     assert done.returncode == 0, err
     states = [t.state for t in study.get_trials()]
-    assert S.RUNNING not in states and sum(map(counts, study.get_trials())) == 8
+    assert S.RUNNING not in states and sum(map(is_counted, study.get_trials())) == 8
     cut = [t for t in study.get_trials() if t.state == S.FAIL]
     again = [t for t in study.get_trials() if "again" in t.user_attrs]
     assert [t.number for t in cut] == [t.user_attrs["again"] for t in again]
@@ -865,7 +867,7 @@ def test_ctrl_c_leaves_with_130_and_no_running_trial(tmp_path):
     assert err.splitlines()[-1] == "interrupted" and "Traceback" not in err
     study = optuna.load_study(study_name="unet-lr", storage=f"sqlite:///{folder}/study.db")
     assert [t.state for t in study.trials] == [S.FAIL, S.WAITING]
-    assert not counts(study.trials[0]) and study.trials[0].user_attrs["interrupted"]
+    assert not is_counted(study.trials[0]) and study.trials[0].user_attrs["interrupted"]
     record = records.read_json(folder / study.trials[0].user_attrs["folder"] / "run.json")
     assert record["status"] == "interrupted"
 

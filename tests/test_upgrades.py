@@ -13,19 +13,19 @@ import torch
 from omegaconf import OmegaConf
 
 import seg
-from seg.cli.compose import checked
+from seg.cli.compose import compose_checked
 from seg.cli.conf_files import CONF
-from seg.compare import compare
+from seg.compare import compare_runs
 from seg.errors import RunError
 from seg.evaluate import evaluate
-from seg.export import export
-from seg.multirun.rerun import settled
-from seg.prune import prune
+from seg.export import export_run
+from seg.multirun.rerun import upgrade_config
+from seg.prune import compare_depths
 from seg.rerun import rerun
 from seg.runs import checkpoint, load, records
-from seg.runs.reader import finished_run
+from seg.runs.reader import load_finished_run
 from seg.sync import sync
-from seg.training.resume import newest, resumed
+from seg.training.resume import load_stopped_run, newest_checkpoint
 from seg.training.run import train
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -67,14 +67,14 @@ def test_an_earlier_versions_checkpoint_predicts_what_it_did(version, name):
 @pytest.mark.parametrize("name", ["unet", "unetpp"])
 def test_an_earlier_versions_run_scores_what_it_did(version, outputs, name):
     words = [f"run=outputs/{name}", "panels=0", "accelerator=cpu", "output=scores", "confidence=0"]
-    found = evaluate(checked("evaluate", words))
+    found = evaluate(compose_checked("evaluate", words))
     wanted = expected(version, name)
     assert {key: found[key] for key in wanted} == pytest.approx(wanted, **CLOSE, nan_ok=True)
 
 
 @pytest.mark.slow
 def test_earlier_versions_runs_are_compared(version, outputs):
-    compare(checked("compare", ["runs=[outputs]"]))
+    compare_runs(compose_checked("compare", ["runs=[outputs]"]))
     page, table = (Path("outputs", name).read_text() for name in ("compare.html", "compare.csv"))
     final = records.read_json(outputs / "unet" / "run.json")["metrics"]
     assert "<html" in page and f"{final['test/dice']:.4f}"[:5] in table
@@ -83,12 +83,12 @@ def test_earlier_versions_runs_are_compared(version, outputs):
 
 @pytest.mark.slow
 def test_a_network_of_an_earlier_version_is_pruned_and_exported(version, outputs):
-    levels = prune(checked("prune", ["run=outputs/unetpp", "depth=1", "rounds=1"]))
+    levels = compare_depths(compose_checked("prune", ["run=outputs/unetpp", "depth=1", "rounds=1"]))
     full = expected(version, "unetpp")["val/dice"]
     assert levels[1].scores["dice"] == pytest.approx(full, **CLOSE)
-    small = load.load("outputs/unetpp/prune/L1.ckpt")
+    small = load.load_run("outputs/unetpp/prune/L1.ckpt")
     assert small.config["model"]["pruned"] is True
-    export(checked("export", ["run=outputs/unet", "format=torch", "output=net.pt2"]))
+    export_run(compose_checked("export", ["run=outputs/unet", "format=torch", "output=net.pt2"]))
     assert Path("net.pt2").stat().st_size > 1000
 
 
@@ -96,7 +96,7 @@ def test_a_network_of_an_earlier_version_is_pruned_and_exported(version, outputs
 def test_a_run_that_an_earlier_version_left_unfinished_goes_on(version, outputs):
     folder = outputs / "unfinished"
     before = checkpoint.read_checkpoint(folder / "checkpoints/last.ckpt")
-    cfg, asked = resumed(checked("train", [f"resume={folder}"]))
+    cfg, asked = load_stopped_run(compose_checked("train", [f"resume={folder}"]))
     train(cfg, asked=asked)
     record = records.read_json(folder / "run.json")
     after = checkpoint.read_checkpoint(folder / "checkpoints/last.ckpt")
@@ -106,8 +106,8 @@ def test_a_run_that_an_earlier_version_left_unfinished_goes_on(version, outputs)
 
 @pytest.mark.slow
 def test_a_rerun_takes_an_earlier_versions_options(version, outputs):
-    past = finished_run("outputs/unetpp")
-    config, _ = settled(checked("rerun", ["run=outputs/unetpp"]), past)
+    past = load_finished_run("outputs/unetpp")
+    config, _ = upgrade_config(compose_checked("rerun", ["run=outputs/unetpp"]), past)
     assert config["model"]["deep_supervision"] is True and config["optim"]["momentum"] == 0
     assert past.record.metrics["best/val/dice"] == pytest.approx(
         expected(version, "unetpp")["val/dice"], **CLOSE
@@ -116,7 +116,7 @@ def test_a_rerun_takes_an_earlier_versions_options(version, outputs):
 
 @pytest.mark.slow
 def test_an_earlier_versions_run_is_trained_again(version, outputs):
-    found = rerun(checked("rerun", ["run=outputs/unetpp", "threads=1"]))
+    found = rerun(compose_checked("rerun", ["run=outputs/unetpp", "threads=1"]))
     assert found["scores"]["best/val/dice"]["then"] == pytest.approx(
         expected(version, "unetpp")["val/dice"], **CLOSE
     )
@@ -156,29 +156,29 @@ def test_a_checkpoint_tells_its_format_and_its_version(version):
     card = checkpoint.read_checkpoint(FIXTURES / version / "outputs/unet/checkpoints/best.ckpt")[
         "seg"
     ]
-    assert card["format"] in range(1, checkpoint.FORMAT + 1)
+    assert card["format"] in range(1, checkpoint.CHECKPOINT_FORMAT + 1)
     assert version == f"v{'.'.join(card['version'].split('.')[:2])}"
 
 
-@pytest.mark.parametrize("later", [checkpoint.FORMAT + 1, "two", None, 0, [1]])
+@pytest.mark.parametrize("later", [checkpoint.CHECKPOINT_FORMAT + 1, "two", None, 0, [1]])
 def test_a_checkpoint_of_a_later_format_is_refused_with_the_version_that_wrote_it(
     version, tmp_path, later
 ):
     file = changed(version, tmp_path / "a.ckpt", format=later, version="7.8.9")
     wanted = rf"a\.ckpt: written by seg 7\.8\.9 in format .*but seg {seg.version.__version__} reads format 1"
     with pytest.raises(RunError, match=wanted) as refused:
-        load.load(file)
+        load.load_run(file)
     assert "\n" not in str(refused.value)
     folder = tmp_path / "outputs" / "unfinished"
     shutil.copytree(FIXTURES / version / "outputs" / "unfinished", folder)
     changed(version, folder / "checkpoints/last.ckpt", format=later, version="7.8.9")
     with pytest.raises(RunError, match=r"written by seg 7\.8\.9 in format"):
-        newest(folder)
+        newest_checkpoint(folder)
 
 
 def test_what_a_later_version_added_to_a_checkpoint_is_passed_over(version, tmp_path):
     file = changed(version, tmp_path / "a.ckpt", version="7.8.9", surprise={"of": [1, 2]})
-    assert load.load(file).classes == ["membrane", "cell"]
+    assert load.load_run(file).classes == ["membrane", "cell"]
     card = torch.load(file, weights_only=True)["seg"]
     config = card["config"]
     config["model"] |= {"mode_of_later": True}
@@ -186,11 +186,11 @@ def test_what_a_later_version_added_to_a_checkpoint_is_passed_over(version, tmp_
     with pytest.raises(
         RunError, match=r"of this version \(this is seg .*; seg 7\.8\.9 wrote it\): .*"
     ):
-        load.load(file)
+        load.load_run(file)
     config["model"] = {"_target_": "seg.models.Later", "in_channels": 1, "num_classes": 1}
     file = changed(version, tmp_path / "c.ckpt", version="7.8.9", config=config)
     with pytest.raises(RunError, match=r"names 'seg\.models\.Later'.*seg 7\.8\.9 wrote it"):
-        load.load(file)
+        load.load_run(file)
 
 
 def test_a_checkpoint_of_before_there_were_formats_is_read(version, tmp_path):
@@ -199,4 +199,4 @@ def test_a_checkpoint_of_before_there_were_formats_is_read(version, tmp_path):
     for name in ("format", "version"):
         del content["seg"][name]
     torch.save(content, file)
-    assert load.load(file).classes == ["membrane", "cell"]
+    assert load.load_run(file).classes == ["membrane", "cell"]

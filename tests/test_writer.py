@@ -36,14 +36,14 @@ from seg import (
     show,
     sync,
 )
-from seg.cli.compose import checked
-from seg.display.console import console, quiet, visible
+from seg.cli.compose import compose_checked
+from seg.display.console import configure_logging, console, escape_controls
 from seg.errors import DataError, RunError, UserError
 from seg.files import UnsafePath
 from seg.multirun import sweeper
 from seg.multirun.search import trial
 from seg.runs import records
-from seg.runs.folder import CROSSVAL
+from seg.runs.folder import CROSSVAL_FILE
 from seg.training.run import train
 
 PACKAGE = Path(files.__file__).parent
@@ -198,7 +198,7 @@ def test_a_call_that_does_not_write_is_none(line):
 def test_a_file_is_replaced_whole_and_nothing_else_is_left(tmp_path):
     file = tmp_path / "x.csv"
     file.write_text("before")
-    with files.whole(file, tmp_path) as aside:
+    with files.atomic_write(file, tmp_path) as aside:
         assert aside.suffix == ".csv" and aside.parent == tmp_path and aside.read_bytes() == b""
         aside.write_text("after")
         assert file.read_text() == "before"
@@ -235,9 +235,9 @@ def test_links_above_the_named_folder_are_followed_and_those_below_refused(tmp_p
     (latest / "out").symlink_to(tmp_path)
     for path in (latest / "out", latest / "out/x", latest / "../x", tmp_path / "x"):
         for write in (
-            lambda p: files.write_text(p, "", latest), lambda p: files.append(p, latest),
-            lambda p: files.lock(p, latest), lambda p: files.make_folder(p, latest),
-            lambda p: files.check_writable(p, latest), lambda p: files.whole_folder(p, latest).__enter__(),
+            lambda p: files.write_text(p, "", latest), lambda p: files.open_append(p, latest),
+            lambda p: files.file_lock(p, latest), lambda p: files.make_folder(p, latest),
+            lambda p: files.check_writable(p, latest), lambda p: files.atomic_folder(p, latest).__enter__(),
         ):  # fmt: skip
             with pytest.raises(UnsafePath):
                 write(path)
@@ -247,11 +247,11 @@ def test_links_above_the_named_folder_are_followed_and_those_below_refused(tmp_p
 def test_a_folder_is_replaced_with_all_in_it(tmp_path):
     (tmp_path / "x").mkdir()
     (tmp_path / "x/old").touch()
-    with files.whole_folder(tmp_path / "x", tmp_path) as aside:
+    with files.atomic_folder(tmp_path / "x", tmp_path) as aside:
         (aside / "new").touch()
         assert (tmp_path / "x/old").exists()
     assert [p.name for p in tmp_path.rglob("*")] == ["x", "new"]
-    with pytest.raises(KeyError), files.whole_folder(tmp_path / "x", tmp_path) as aside:
+    with pytest.raises(KeyError), files.atomic_folder(tmp_path / "x", tmp_path) as aside:
         (aside / "newer").touch()
         raise KeyError
     assert [p.name for p in tmp_path.rglob("*")] == ["x", "new"]
@@ -292,7 +292,7 @@ def test_a_place_that_can_not_be_written_is_told_and_nothing_made(tmp_path, plac
 
 def test_a_folder_that_was_made_for_nothing_goes_again(tmp_path):
     for place in ("a/b", ""):
-        with pytest.raises(KeyError), files.made_folder(tmp_path / place, tmp_path):
+        with pytest.raises(KeyError), files.folder_removed_if_empty(tmp_path / place, tmp_path):
             raise KeyError
     assert tmp_path.is_dir() and not [*tmp_path.iterdir()]
 
@@ -308,7 +308,7 @@ TINY = ["trainer=cpu", "trainer.max_epochs=1", "logger=none", "data.size=32", "d
 def trained(tmp_path_factory) -> Path:
     """A run folder; read only."""
     outputs = tmp_path_factory.mktemp("trained")
-    train(checked("train", [*TINY, f"outputs={outputs}"]))
+    train(compose_checked("train", [*TINY, f"outputs={outputs}"]))
     return (outputs / "latest").resolve()
 
 
@@ -321,7 +321,7 @@ def images_in(folder: Path) -> Path:
 
 
 def of_run(function: Callable, name: str, *words: str) -> Callable[[Path], Any]:
-    return lambda run: function(checked(name, [f"run={run}", *words]))
+    return lambda run: function(compose_checked(name, [f"run={run}", *words]))
 
 
 def comparable(folder: Path) -> None:
@@ -333,12 +333,12 @@ def comparable(folder: Path) -> None:
 # command -> what it does with a folder of somebody else, whose names it writes
 DEEDS: dict[str, Callable[[Path], Any]] = {
     "evaluate": of_run(evaluate.evaluate, "evaluate", "metrics=full", "panels=1", "accelerator=cpu"),
-    "export": of_run(export.export, "export", "format=torch"),
-    "prune": of_run(prune.prune, "prune", "depth=1", "rounds=1", "accelerator=cpu"),
-    "compare": lambda sweep: compare.compare(checked("compare", [f"runs=[{sweep}]", "resamples=10"])),
-    "resume": lambda run: train(checked("train", [f"resume={run}"])),
-    "show": lambda place: show.show(checked("show", ["n=1", f"output={place}/x.png", "data.size=32", "loader.crop=32"])),
-    "check": lambda place: check.check(checked("check", [f"output={place}", "data.size=32", "data.train=2", "panels=1"])),
+    "export": of_run(export.export_run, "export", "format=torch"),
+    "prune": of_run(prune.compare_depths, "prune", "depth=1", "rounds=1", "accelerator=cpu"),
+    "compare": lambda sweep: compare.compare_runs(compose_checked("compare", [f"runs=[{sweep}]", "resamples=10"])),
+    "resume": lambda run: train(compose_checked("train", [f"resume={run}"])),
+    "show": lambda place: show.draw_samples(compose_checked("show", ["n=1", f"output={place}/x.png", "data.size=32", "loader.crop=32"])),
+    "check": lambda place: check.check_data(compose_checked("check", [f"output={place}", "data.size=32", "data.train=2", "panels=1"])),
 }  # fmt: skip
 
 
@@ -535,7 +535,7 @@ def test_no_command_writes_through_a_link_of_any_name(command, theirs, tmp_path,
 
 
 def resumed_with_tensorboard(run: Path) -> None:
-    train(checked("train", [f"resume={run}"]))
+    train(compose_checked("train", [f"resume={run}"]))
     (run / "tensorboard/hparams.yaml").touch()  # what Lightning writes there in other versions
 
 
@@ -552,7 +552,7 @@ def folder_of_predictions(tmp_path: Path, trained: Path) -> Callable[[Path], Any
 
     def deed(output: Path) -> None:
         try:
-            predict.predict(checked("predict", [*words, f"output={output}"]))
+            predict.predict_files(compose_checked("predict", [*words, f"output={output}"]))
         except UserError as error:
             assert "d.png" in str(error) and ";" not in str(error), error
 
@@ -579,8 +579,8 @@ def test_tune_writes_through_no_link(tmp_path, auditing, monkeypatch):
     base()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(trial, "train", lambda cfg, callbacks, asked: dice(cfg))
-    monkeypatch.setattr(trial, "composed", compose_quickly)
-    monkeypatch.setattr(trial, "own_surroundings", lambda words: nullcontext())
+    monkeypatch.setattr(trial, "compose_config", compose_quickly)
+    monkeypatch.setattr(trial, "isolate_job", lambda words: nullcontext())
 
     def deed(folder: Path) -> None:
         tuned(LR, WIDTH, trials=2, outputs=str(folder.parent), name=folder.name)
@@ -605,18 +605,18 @@ def test_crossval_writes_through_no_link(tmp_path, auditing):
 
     def deed(folder: Path) -> None:
         given = [*(word for word in words if not word.startswith("output=")), f"output={folder}"]
-        crossval.crossval(checked("crossval", given))
+        crossval.crossval(compose_checked("crossval", given))
 
     deed(begun)
-    record = records.read_json(begun / CROSSVAL)
+    record = records.read_json(begun / CROSSVAL_FILE)
     folds = [fold["run"] for fold in record["folds"]]
-    records.write_json(begun / CROSSVAL, record | {"status": "running"})
+    records.write_json(begun / CROSSVAL_FILE, record | {"status": "running"})
 
     def make(where: str) -> Path:
         return shutil.copytree(begun, tmp_path / where, symlinks=True)
 
     names = tried_at_every_name(deed, make, tmp_path, ("out-of-fold/.*", "latest"))
-    assert set(names) >= {".lock", CROSSVAL, "log.txt", "out-of-fold"}, names
+    assert set(names) >= {".lock", CROSSVAL_FILE, "log.txt", "out-of-fold"}, names
     mine, folder = outside(tmp_path), make("again")  # a fold that is trained anew
     shutil.rmtree(folder / folds[1])
     planted(folder, "latest", mine / "folder")
@@ -633,7 +633,7 @@ def test_rerun_writes_nothing_into_the_run_that_it_repeats(trained, tmp_path):
     before = {path: path.lstat().st_mtime_ns for path in folder.rglob("*")}
     (tmp_path / "outputs").mkdir()
     planted(tmp_path, "outputs/latest", mine / "folder")
-    rerun.rerun(checked("rerun", [f"run={folder}", f"outputs={tmp_path}/outputs"]))
+    rerun.rerun(compose_checked("rerun", [f"run={folder}", f"outputs={tmp_path}/outputs"]))
     assert untouched(mine)
     assert {path: path.lstat().st_mtime_ns for path in folder.rglob("*")} == before
     assert (tmp_path / "outputs/latest/rerun.json").is_file()
@@ -648,8 +648,8 @@ def test_sync_hands_wandb_no_folder_with_a_link_that_leads_out(name, tmp_path, m
     (folder / "files").mkdir()
     (folder / "inner").symlink_to("files")
     mine, sent = outside(tmp_path), []
-    monkeypatch.setattr("seg.sync.send", sent.append)
-    cfg = checked("sync", [f"outputs={tmp_path}/outputs", "send=true"])
+    monkeypatch.setattr("seg.sync.upload_recordings", sent.append)
+    cfg = compose_checked("sync", [f"outputs={tmp_path}/outputs", "send=true"])
     with pytest.raises(RunError, match="1 of 1 runs were not sent"):
         sync.sync(cfg)
     assert len(sent.pop()) == 1
@@ -670,7 +670,7 @@ def test_sync_hands_wandb_no_folder_with_a_link_that_leads_out(name, tmp_path, m
 def test_a_sweep_of_somebody_else_is_taken_up_inside_its_folder_alone(trick, tmp_path):
     line = [*TINY, "seed=1,2", "model=unet", "panels=0", "kept=0", f"outputs={tmp_path}/outputs"]
     words = [word for word in line if not word.startswith("outputs=")]
-    jobs = sweeper.planned(composed(tmp_path / "outputs", *words, line[-1]), {})
+    jobs = sweeper.plan_jobs(composed(tmp_path / "outputs", *words, line[-1]), {})
     folder, mine = tmp_path / "outputs/sweeps/theirs", outside(tmp_path)
     folder.mkdir(parents=True)
     if trick == "record":
@@ -689,10 +689,10 @@ def test_a_sweep_of_somebody_else_is_taken_up_inside_its_folder_alone(trick, tmp
 # --- what can't be written is told before the work
 
 WORK = {
-    "evaluate": "seg.evaluate.open_data", "export": "seg.inference.export.check_equal", "prune": "seg.inference.pruning.open_data",
-    "compare": "seg.compare.rank", "show": "seg.show.cropped_as_trained", "check": "seg.check.look_at_all",
-    "predict": "seg.inference.ensemble.load", "crossval": "seg.multirun.crossval.train", "train": "seg.training.run.open_data",
-    "tune": "seg.multirun.search.worker.open_storage", "rerun": "seg.training.run.open_data",
+    "evaluate": "seg.evaluate.open_run_data", "export": "seg.inference.export.write_checked", "prune": "seg.inference.pruning.open_run_data",
+    "compare": "seg.compare.rank_groups", "show": "seg.show.open_training_data", "check": "seg.check.inspect_all",
+    "predict": "seg.inference.ensemble.load_members", "crossval": "seg.multirun.crossval.train", "train": "seg.training.run.build_data",
+    "tune": "seg.multirun.search.worker.open_storage", "rerun": "seg.training.run.build_data",
 }  # fmt: skip
 
 
@@ -718,7 +718,7 @@ def test_an_output_that_can_not_be_written_is_told_in_one_line_before_the_work(
 ):
     monkeypatch.chdir(tmp_path)
     Path("file").touch()
-    for name in ("metrics.json", "prune.json", "compare.csv", "check.json", "predict.json", CROSSVAL, "x.png",
+    for name in ("metrics.json", "prune.json", "compare.csv", "check.json", "predict.json", CROSSVAL_FILE, "x.png",
                  "m.pt2"):  # fmt: skip
         Path(f"taken/{name}").mkdir(parents=True)
     if place == "link":
@@ -760,7 +760,7 @@ def test_an_output_that_can_not_be_written_is_told_in_one_line_before_the_work(
 def test_a_refused_export_leaves_no_folder(trained, tmp_path):
     words = [f"run={trained}", "format=torch", "tolerance=1e-30", f"output={tmp_path}/new/er/m.pt2"]
     with pytest.raises(UserError, match="nothing is written"):
-        export.export(checked("export", words))
+        export.export_run(compose_checked("export", words))
     assert not [*tmp_path.iterdir()]
 
 
@@ -771,7 +771,7 @@ def test_a_cross_validation_leaves_nothing_in_a_folder_of_something_else(tmp_pat
     Path("out/thesis.tex").touch()
     words = ["data=folder", "data.root=d", "data.classes=[a,b]", "data.folds=2", "output=out"]
     with pytest.raises(UserError, match="holds something else"):
-        crossval.crossval(checked("crossval", words))
+        crossval.crossval(compose_checked("crossval", words))
     assert [p.name for p in Path("out").iterdir()] == ["thesis.tex"]
 
 
@@ -801,24 +801,24 @@ def latin(tmp_path) -> Path:
 
 
 def test_a_terminal_of_utf_8_shows_such_a_name(capsys):
-    quiet()
+    configure_logging()
     console.print(LATIN)
     table = Table(title=Text(LATIN))
     table.add_column(Text(LATIN))
     console.print(table)
     assert capsys.readouterr().out.count("caf\\udce9") == 3
-    assert visible(LATIN) == "caf\\udce9"
+    assert escape_controls(LATIN) == "caf\\udce9"
 
 
 def test_an_image_whose_name_is_not_utf_8_ends_no_prediction(trained, latin, tmp_path):
     (latin / "images" / f"{LATIN}-bad.png").write_bytes(b"none")
     shutil.copyfile(latin / "images/0.png", latin / "images" / f"{LATIN}.png")
     words = [f"run={trained}", "accelerator=cpu", "save=[masks,instances]"]
-    cfg = checked("predict", [*words, "output=out", "input=in"])
+    cfg = compose_checked("predict", [*words, "output=out", "input=in"])
     cfg.input, cfg.output = str(latin / "images"), str(tmp_path / "out")
     for attempt in range(2):  # the second finds the first's done
         with pytest.raises(UserError, match=r"-bad\.png"):
-            predict.predict(cfg)
+            predict.predict_files(cfg)
         record = json.loads((tmp_path / "out/predict.json").read_text("utf-8"))
         assert len(record["done"]) == 7 and set(record["done"]) == {str(f) for f in good(latin)}
         (failed,) = record["failed"]
@@ -831,7 +831,7 @@ def good(root: Path) -> list[Path]:
 
 
 def data_of(root: Path, name: str, *words: str) -> Any:
-    cfg = checked(name, ["data=folder", "data.root=d", "data.classes=[a,b]", "loader.crop=32" if name != "check" else "panels=2", *words])  # fmt: skip
+    cfg = compose_checked(name, ["data=folder", "data.root=d", "data.classes=[a,b]", "loader.crop=32" if name != "check" else "panels=2", *words])  # fmt: skip
     cfg.data.root = str(root)
     return cfg
 
@@ -841,12 +841,12 @@ def test_folders_of_such_names_end_neither_check_nor_show(latin, tmp_path):
     output = tmp_path / f"{LATIN}-out"
     cfg = data_of(latin, "check")
     cfg.output = str(output)
-    report = check.check(cfg)
+    report = check.check_data(cfg)
     assert json.loads((output / "check.json").read_text("utf-8")) == report
     assert (output / "sheet.png").is_file()
     cfg = data_of(latin, "show", "n=2")
     cfg.output = str(output / "x.png")
-    assert show.show(cfg).is_file()
+    assert show.draw_samples(cfg).is_file()
 
 
 def test_data_with_such_a_name_is_refused_before_anything_is_made(latin, tmp_path):
@@ -876,24 +876,24 @@ def test_folders_of_such_names_end_no_training_and_nothing_that_reads_its_run(la
     assert f"run        {LATIN}" not in log and r"run        caf\udce9" in log
 
     def run_of(name: str, *words: str) -> Any:
-        cfg = checked(name, ["run=x", *words])
+        cfg = compose_checked(name, ["run=x", *words])
         cfg.run = str(folder)
         return cfg
 
     evaluate.evaluate(run_of("evaluate", "metrics=full", "panels=1"))
     report = json.loads((folder / "evaluate-val/metrics.json").read_text("utf-8"))
     assert report["checkpoint"] == str(folder / "checkpoints/best.ckpt")
-    cfg = checked("compare", ["runs=[x]", "resamples=10"])
+    cfg = compose_checked("compare", ["runs=[x]", "resamples=10"])
     cfg.runs = [str(folder)]
-    compare.compare(cfg)
+    compare.compare_runs(cfg)
     assert "data:image" in (folder.parent / "compare.html").read_text("utf-8")
     assert r"caf\udce9" in (folder.parent / "compare.csv").read_text("utf-8")
-    export.export(run_of("export", "format=torch"))
+    export.export_run(run_of("export", "format=torch"))
     cfg = run_of("rerun")
     cfg.outputs = str(outputs)
     assert rerun.rerun(cfg)["verdict"] == "same"
     record = records.read_json(folder / "run.json")
     records.write_json(folder / "run.json", record | {"status": "interrupted"})
-    cfg = checked("train", ["resume=x"])
+    cfg = compose_checked("train", ["resume=x"])
     cfg.resume = str(folder)
     train(cfg)

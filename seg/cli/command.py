@@ -19,14 +19,14 @@ from hydra.types import RunMode
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig, OmegaConf
 
-from seg.cli.compose import check_line, one_line, parse
-from seg.cli.conf_files import CONF, group_names, nearest
+from seg.cli.compose import check_command_line, one_line, parse_overrides
+from seg.cli.conf_files import CONF, did_you_mean, group_names
 from seg.cli.help import help_text
-from seg.display.console import visible
-from seg.errors import MISTAKES, UserError
+from seg.display.console import escape_controls
+from seg.errors import USER_ERRORS, UserError
 from seg.version import __version__
 
-FLAGS = (
+HYDRA_FLAGS = (
     "-h", "--help", "-m", "--multirun", "-c", "--cfg", "--resolve", "-p", "--package", "--config-dir", "-i", "--info",
     "--hydra-help", "--shell-completion", "--version",
 )  # fmt: skip
@@ -65,15 +65,15 @@ def command(
                 )  # seg.multirun.sweeper reports failures and runs the other jobs
             try:
                 return function(cfg)
-            except MISTAKES as error:
-                fail(error)
+            except USER_ERRORS as error:
+                exit_user_error(error)
             except Exception as error:
-                fault(error)  # handled here, before Hydra prints its own message
+                exit_internal_error(error)  # handled here, before Hydra prints its own message
 
         def main() -> None:
             try:
                 # help and version need no config
-                arguments = in_order(config_name)
+                arguments = parse_arguments(config_name)
                 if arguments.help:
                     print(help_text(config_name))
                     return
@@ -88,33 +88,33 @@ def command(
                 check_flags(config_name, arguments, sweeps)
                 if arguments.multirun:
                     flags = len(sys.argv) - len(arguments.overrides)
-                    sys.argv[flags:] = for_jobs(arguments.overrides)
+                    sys.argv[flags:] = allow_job_options(arguments.overrides)
                 os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # raise exceptions unchanged
                 hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(
                     job
                 )()
-            except MISTAKES as error:
-                fail(error)
+            except USER_ERRORS as error:
+                exit_user_error(error)
             except KeyboardInterrupt:
-                interrupted()
+                exit_interrupted()
             except BrokenPipeError:  # the reader of stdout closed, as `| head` does
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
                 sys.exit(141)
             except SystemExit as error:
                 if isinstance(error.__context__, KeyboardInterrupt) and error.code == 1:
-                    interrupted()  # Lightning exits with 1
+                    exit_interrupted()  # Lightning exits with 1
                 if isinstance(error, SIGTERMException):
                     sys.exit(143)  # Lightning exits with 0
                 raise
             except Exception as error:
-                fault(error)
+                exit_internal_error(error)
 
         return main
 
     return decorate
 
 
-def in_order(config_name: str) -> Namespace:
+def parse_arguments(config_name: str) -> Namespace:
     """Parse the command line and reorder ``sys.argv``: flags, which may stand anywhere, first, as Hydra needs.
 
     Raises:
@@ -146,29 +146,30 @@ def unknown_flag(word: str, config_name: str) -> UserError:
     if name.split(".")[0] in {*options, *group_names()}:
         close = f"; an option is written without dashes, {name}={value or '...'}"
     else:
-        long = [flag for flag in FLAGS if flag.startswith("--")]
-        close = nearest(f"--{name}", long) if word.startswith("--") else ""
-    return UserError(f"{word}: no such flag{close} (flags: {', '.join(FLAGS)})")
+        long = [flag for flag in HYDRA_FLAGS if flag.startswith("--")]
+        close = did_you_mean(f"--{name}", long) if word.startswith("--") else ""
+    return UserError(f"{word}: no such flag{close} (flags: {', '.join(HYDRA_FLAGS)})")
 
 
-def fail(error: Exception) -> NoReturn:
+def exit_user_error(error: Exception) -> NoReturn:
     """Report a user error in one line and exit with code 2."""
-    print(f"error: {visible(one_line(error))}", file=sys.stderr)
+    print(f"error: {escape_controls(one_line(error))}", file=sys.stderr)
     sys.exit(2)
 
 
-def fault(error: Exception) -> NoReturn:
+def exit_internal_error(error: Exception) -> NoReturn:
     """Report an internal error in one line and exit with code 1; SEG_TRACEBACK=1 shows the traceback."""
     if os.environ.get("SEG_TRACEBACK") == "1":
         raise error
     name = type(error).__name__
     print(
-        f"fault: {name}: {visible(one_line(error))} (SEG_TRACEBACK=1 shows where)", file=sys.stderr
+        f"fault: {name}: {escape_controls(one_line(error))} (SEG_TRACEBACK=1 shows where)",
+        file=sys.stderr,
     )
     sys.exit(1)
 
 
-def interrupted() -> NoReturn:
+def exit_interrupted() -> NoReturn:
     """Report an interruption and exit with code 130."""
     print("interrupted", file=sys.stderr)
     sys.exit(130)
@@ -203,12 +204,12 @@ def check_flags(config_name: str, arguments: Namespace, sweeps: bool) -> None:
         check_completion(arguments.overrides)
     # overrides
     if not {"--info", "--shell-completion", "--hydra-help"} & set(given):
-        words = [*searching(arguments.config_dir), *arguments.overrides]
-        cfg = check_line(config_name, words, arguments.multirun)
+        words = [*search_path_override(arguments.config_dir), *arguments.overrides]
+        cfg = check_command_line(config_name, words, arguments.multirun)
         package = arguments.package if arguments.cfg == "job" else None
         if package and package != "_global_" and OmegaConf.select(cfg, package) is None:
             raise UserError(
-                f"--package {package}: no such group{nearest(package, [*map(str, cfg)])}"
+                f"--package {package}: no such group{did_you_mean(package, [*map(str, cfg)])}"
             )
 
 
@@ -221,13 +222,13 @@ def check_completion(words: list[str]) -> None:
         raise UserError(f"{words[0]}: asked by a shell; install=bash makes it ask")
 
 
-def for_jobs(words: list[str]) -> list[str]:
+def allow_job_options(words: list[str]) -> list[str]:
     """Return the overrides of a sweep; if a group is swept, ``++`` is added to options of groups.
 
     Hydra checks overrides against the defaults as well, and in ``experiment=a,b data.root=DATA`` only the jobs have
     ``data.root``. Each job's options were checked before.
     """
-    overrides, groups = parse(words), group_names()
+    overrides, groups = parse_overrides(words), group_names()
     if not any(o.is_sweep_override() and o.key_or_group in groups for o in overrides):
         return words
     single = [
@@ -242,7 +243,7 @@ def for_jobs(words: list[str]) -> list[str]:
     ]
 
 
-def searching(folder: str | None) -> list[str]:
+def search_path_override(folder: str | None) -> list[str]:
     """Return the override that is equivalent to ``--config-dir FOLDER``."""
     if folder is None:
         return []

@@ -9,10 +9,10 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
-PLAIN = re.compile(
+UNQUOTED_TEXT = re.compile(
     r"[A-Za-z0-9_./-]+"
 )  # needs no quotes, unless it parses as a number, null or bool
-CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+CONTROL_CHARACTERS = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def render_command(command: str, *words: str) -> str:
@@ -20,7 +20,7 @@ def render_command(command: str, *words: str) -> str:
     return " ".join(["python", "-m", f"seg.{command}", *map(quote_shell, words)])
 
 
-def config_folder() -> list[str]:
+def config_dir_words() -> list[str]:
     """Return ``--config-dir FOLDER`` as words, if this command has that flag; else an empty list."""
     if not HydraConfig.initialized():
         return []
@@ -54,12 +54,12 @@ def render_value(value: Any) -> str:
             "{" + ",".join(f"{render_value(k)}:{render_value(v)}" for k, v in value.items()) + "}"
         )
     text = str(value)
-    return text if is_plain(text) else quote_hydra(text)
+    return text if parses_unquoted(text) else quote_hydra(text)
 
 
-def is_plain(text: str) -> bool:
+def parses_unquoted(text: str) -> bool:
     """Return True if Hydra parses the unquoted text as the same string."""
-    if PLAIN.fullmatch(text) is None:
+    if UNQUOTED_TEXT.fullmatch(text) is None:
         return False
     try:
         return OverridesParser.create().parse_override(f"x={text}").value() == text
@@ -79,10 +79,10 @@ def quote_hydra(text: str) -> str:
 
 def quote_shell(word: str) -> str:
     r"""Return a word quoted for the shell; control characters, which a terminal would obey, as in ``$'a\nb'``."""
-    if CONTROLS.search(word) is None:
+    if CONTROL_CHARACTERS.search(word) is None:
         return shlex.quote(word)
     escaped = word.replace("\\", "\\\\").replace("'", "\\'")
-    return f"$'{CONTROLS.sub(spell_control, escaped)}'"
+    return f"$'{CONTROL_CHARACTERS.sub(spell_control, escaped)}'"
 
 
 def spell_control(match: re.Match[str]) -> str:

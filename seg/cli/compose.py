@@ -14,12 +14,12 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
 
-from seg.cli.conf_files import CONF, group_names, is_hydras
-from seg.cli.resource_errors import OutOfMemory, explained
-from seg.cli.validation import check_choice, check_level, check_word
-from seg.errors import MISTAKES, UserError
+from seg.cli.conf_files import CONF, group_names, is_hydra_override
+from seg.cli.resource_errors import OutOfMemory, explain_error
+from seg.cli.validation import check_group_choice, check_option_group, check_override_name
+from seg.errors import USER_ERRORS, UserError
 
-REFUSALS = (
+CONSTRUCTOR_ERRORS = (
     ValueError,
     TypeError,
     LookupError,
@@ -37,7 +37,7 @@ def one_line(error: BaseException) -> str:
     return " ".join(text.split())
 
 
-def build(node: DictConfig, path: str, **given: Any) -> Any:
+def instantiate_node(node: DictConfig, path: str, **given: Any) -> Any:
     """Instantiate the ``_target_`` of a node.
 
     Args:
@@ -56,30 +56,32 @@ def build(node: DictConfig, path: str, **given: Any) -> Any:
             return hydra.utils.instantiate(node, _convert_="all")
         # partial: Hydra would copy the given objects into a config
         return hydra.utils.instantiate(node, _partial_=True, _convert_="all")(**given)
-    except MISTAKES:
+    except USER_ERRORS:
         raise
     except InstantiationException as error:
         cause = error.__cause__
-        if isinstance(cause, MISTAKES):
+        if isinstance(cause, USER_ERRORS):
             raise cause from error
         full = str(error).rpartition("full_key: ")[2].strip() if "full_key: " in str(error) else ""
         where = full if full.startswith(path) else f"{path}.{full}" if full else path
-        if isinstance(cause, REFUSALS):
+        if isinstance(cause, CONSTRUCTOR_ERRORS):
             raise UserError(f"{where}: {one_line(cause)}") from error
-        short = explained(cause or error, "building it", f"smaller numbers in {where} need less")
+        short = explain_error(
+            cause or error, "building it", f"smaller numbers in {where} need less"
+        )
         if isinstance(short, OutOfMemory):
             raise UserError(f"{where}: {short}") from error
         raise
-    except REFUSALS as error:
+    except CONSTRUCTOR_ERRORS as error:
         raise UserError(f"{path}: {one_line(error)}") from error
 
 
-def plain(cfg: DictConfig) -> dict[str, Any]:
+def plain_config(cfg: DictConfig) -> dict[str, Any]:
     """Return a config as dicts, lists and plain values, with interpolations resolved."""
     return cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
 
 
-def check_line(config_name: str, words: list[str], multirun: bool) -> DictConfig:
+def check_command_line(config_name: str, words: list[str], multirun: bool) -> DictConfig:
     """Check a command line; in a sweep, each value of each option together with the first values of the others.
 
     Returns:
@@ -88,7 +90,7 @@ def check_line(config_name: str, words: list[str], multirun: bool) -> DictConfig
     Raises:
         UserError: for the first wrong word.
     """
-    overrides = parse(words)
+    overrides = parse_overrides(words)
     for override in overrides:
         if override.key_or_group == "hydra.mode":
             raise UserError(f"{override.input_line}: leave it out; -m sweeps")
@@ -96,16 +98,16 @@ def check_line(config_name: str, words: list[str], multirun: bool) -> DictConfig
     if sweeping and not multirun:
         raise UserError(f"{sweeping[0].input_line}: several values are a sweep; add -m")
     groups = group_names(overrides)
-    choices = [swept(o, groups) for o in overrides]
+    choices = [expand_sweep(o, groups) for o in overrides]
     line = [values[0] for values in choices]
-    cfg = checked(config_name, line)
+    cfg = compose_checked(config_name, line)
     for i, values in enumerate(choices):
         for value in values[1:]:
-            checked(config_name, [*line[:i], value, *line[i + 1 :]])
+            compose_checked(config_name, [*line[:i], value, *line[i + 1 :]])
     return cfg
 
 
-def swept(override: Override, groups: dict[str, list[str]]) -> list[str]:
+def expand_sweep(override: Override, groups: dict[str, list[str]]) -> list[str]:
     """Return an override as single overrides, one per value of a sweep, at most 64."""
     if not override.is_sweep_override():
         return [override.input_line or ""]
@@ -120,7 +122,7 @@ def swept(override: Override, groups: dict[str, list[str]]) -> list[str]:
     return [f"{key}={text}" for text in islice(override.sweep_string_iterator(), 64)]
 
 
-def parse(words: list[str]) -> list[Override]:
+def parse_overrides(words: list[str]) -> list[Override]:
     """Parse overrides.
 
     Raises:
@@ -141,39 +143,39 @@ def parse(words: list[str]) -> list[Override]:
     return overrides
 
 
-def checked(config_name: str, words: list[str]) -> DictConfig:
+def compose_checked(config_name: str, words: list[str]) -> DictConfig:
     """Compose a config and check that every option exists and has its type.
 
     Raises:
         UserError: naming the first wrong word, and the most similar right one.
     """
     # choices of groups, before anything is composed
-    overrides = parse(words)
+    overrides = parse_overrides(words)
     groups = group_names(overrides)
     for override in overrides:
-        check_choice(override, groups)
+        check_group_choice(override, groups)
     # the files as they are: with the chosen groups, without the typed options
-    hydras = [o.input_line or "" for o in overrides if is_hydras(o)]
+    hydras = [o.input_line or "" for o in overrides if is_hydra_override(o)]
     picks = [o.input_line or "" for o in overrides if o.key_or_group in groups]
-    _, own, chosen = composed(config_name, hydras)
+    _, own, chosen = compose_config(config_name, hydras)
     if picks:
-        _, _, chosen = composed(config_name, [*hydras, *picks])
+        _, _, chosen = compose_config(config_name, [*hydras, *picks])
     choose = [f"{g}={c}" for g, c in chosen.items() if c and g in groups and g != "experiment"]
-    _, files, _ = composed(config_name, [*hydras, *choose])
+    _, files, _ = compose_config(config_name, [*hydras, *choose])
     # with the typed options
     unchosen = [group for group, choice in chosen.items() if choice is None]
     try:
-        cfg, tree, _ = composed(config_name, words)
+        cfg, tree, _ = compose_config(config_name, words)
     except UserError:
         for override in overrides:
-            if not is_hydras(override) and override.key_or_group not in groups:
-                check_word(override, files, unchosen, groups)
+            if not is_hydra_override(override) and override.key_or_group not in groups:
+                check_override_name(override, files, unchosen, groups)
         raise
-    check_level(tree, files, own, unchosen)
+    check_option_group(tree, files, own, unchosen)
     return cfg
 
 
-def composed(config_name: str, words: list[str]) -> tuple[DictConfig, dict[str, Any], dict]:
+def compose_config(config_name: str, words: list[str]) -> tuple[DictConfig, dict[str, Any], dict]:
     """Compose a config; return it, the same as resolved plain values, and the chosen file of each group."""
     outer = HydraConfig.instance().cfg
     GlobalHydra.instance().clear()
@@ -182,13 +184,13 @@ def composed(config_name: str, words: list[str]) -> tuple[DictConfig, dict[str, 
             cfg = hydra.compose(config_name, words, return_hydra_config=True)
             choices = dict(cfg.hydra.runtime.choices)
             if any(key not in choices and (CONF / str(key)).is_dir() for key in cfg):
-                choices = several(config_name, words) | choices
+                choices = multiple_choices(config_name, words) | choices
         for key, value in (("job.num", 0), ("job.id", "0"), ("runtime.output_dir", ".")):
             OmegaConf.update(cfg, f"hydra.{key}", value)  # known only in a job
         HydraConfig.instance().set_config(cfg)  # for ${hydra:...}
         with flag_override(cfg, ["struct", "readonly"], [False, False]):
             del cfg["hydra"]
-        tree = plain(cfg)
+        tree = plain_config(cfg)
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         problem = one_line(error).partition(" Config search path:")[0]  # of the installation
         raise UserError(problem) from error
@@ -198,7 +200,7 @@ def composed(config_name: str, words: list[str]) -> tuple[DictConfig, dict[str, 
     return cfg, tree, choices
 
 
-def several(config_name: str, words: list[str]) -> dict[str, str]:
+def multiple_choices(config_name: str, words: list[str]) -> dict[str, str]:
     """Return group -> ``[a,b]``, all files chosen in it; Hydra's own choices omit groups with several."""
     loader = GlobalHydra.instance().config_loader()
     chosen: dict[str, list[str]] = {}

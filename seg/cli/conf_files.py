@@ -27,23 +27,23 @@ def group_names(overrides: Collection[Override] = ()) -> dict[str, list[str]]:
     return {name: sorted(groups[name]) for name in sorted(groups)}
 
 
-def is_hydras(override: Override) -> bool:
+def is_hydra_override(override: Override) -> bool:
     """Return True for an override of Hydra's own config."""
     return override.key_or_group.replace("/", ".").split(".")[0] == "hydra"
 
 
-def nearest(word: str, words: Collection[str]) -> str:
+def did_you_mean(word: str, words: Collection[str]) -> str:
     """Return ``; did you mean x?`` for the most similar word, or an empty text."""
     close = difflib.get_close_matches(word, words, n=1, cutoff=0.5)
     return f"; did you mean {close[0]}?" if close else ""
 
 
-def listed(words: list[str]) -> str:
+def join_some(words: list[str]) -> str:
     """Return at most 12 words, separated by commas."""
     return ", ".join(words[:12]) + (", ..." if len(words) > 12 else "")
 
 
-def shown(value: Any) -> str:
+def format_option_value(value: Any) -> str:
     """Return a value as typed on a command line, without quotes."""
     if value is None:
         return "null"

@@ -16,14 +16,14 @@ def help_text(config_name: str) -> str:
     sweeps = ", -m sweeps values separated by commas" if config_name == "train" else ""
     parts += ["", f"--cfg job shows what a line composes{sweeps}.", ""]
     for file in files:
-        parts += section(file, CONF / f"{file}.yaml", until="hydra:")
+        parts += help_section(file, CONF / f"{file}.yaml", until="hydra:")
     for name, choices in groups.items():
         for choice in choices:
-            parts += section(f"{name}={choice}", CONF / name / f"{choice}.yaml")
+            parts += help_section(f"{name}={choice}", CONF / name / f"{choice}.yaml")
     return "\n".join(parts)
 
 
-def section(title: str, file: Path, until: str | None = None) -> list[str]:
+def help_section(title: str, file: Path, until: str | None = None) -> list[str]:
     """Return the lines of a file under a title, up to a key."""
     text = file.read_text()
     if until is not None:

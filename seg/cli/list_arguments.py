@@ -5,10 +5,10 @@ from pathlib import Path
 from seg.cli.command_line import quote_hydra
 from seg.errors import UserError
 
-LISTS = ("runs", "where", "group_by")  # options with several values
+LIST_OPTIONS = ("runs", "where", "group_by")  # options with several values
 
 
-def as_options(line: list[str]) -> list[str]:
+def to_overrides(line: list[str]) -> list[str]:
     """Return a command line as Hydra reads it: bare words become ``runs``, commas make lists, not sweeps.
 
     Raises:
@@ -18,25 +18,25 @@ def as_options(line: list[str]) -> list[str]:
     rest = [word for word in line if word not in folders]
     if folders and any(word.startswith("runs=") for word in rest):
         raise UserError(f"{folders[0]}: give runs either as words or as runs=[...]")
-    return [*(["runs=" + quoted(folders)] if folders else []), *map(option, rest)]
+    return [*(["runs=" + quote_list(folders)] if folders else []), *map(quote_option, rest)]
 
 
-def option(word: str) -> str:
+def quote_option(word: str) -> str:
     """Return an option with its commas quoted."""
     name, _, value = word.partition("=")
     if not value or value[0] in "[\"'" or value == "null":
         return word
-    if name in LISTS:
-        return f"{name}={quoted(words(value) if name == 'where' else value.split(','))}"
+    if name in LIST_OPTIONS:
+        return f"{name}={quote_list(split_words(value) if name == 'where' else value.split(','))}"
     return f"{name}={quote_hydra(value)}" if name in ("baseline", "score") else word
 
 
-def quoted(values: list[str]) -> str:
+def quote_list(values: list[str]) -> str:
     """Return values as a list in Hydra's grammar."""
     return f"[{','.join(quote_hydra(value) for value in values)}]"
 
 
-def words(text: str) -> list[str]:
+def split_words(text: str) -> list[str]:
     """Split ``a=1,b=[2,3],c=x`` into its three words."""
     parts: list[str] = []
     for part in text.split(","):

@@ -23,19 +23,19 @@ from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 from pydantic.errors import PydanticSchemaGenerationError
 from pydantic_core import SchemaError
 
-from seg.cli.conf_files import CONF, HYDRA_KEYS, listed, nearest, shown
-from seg.errors import UserError, missing_extra
+from seg.cli.conf_files import CONF, HYDRA_KEYS, did_you_mean, format_option_value, join_some
+from seg.errors import UserError, missing_extra_hint
 
-KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a word",
+TYPE_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "a word",
          list: "a list", dict: "a group of options"}  # fmt: skip
-FAULTS = {"bool_type": KINDS[bool], "int_type": KINDS[int], "float_type": KINDS[float],
-          "string_type": KINDS[str], "list_type": KINDS[list],
-          "tuple_type": KINDS[list], "dict_type": KINDS[dict]}  # fmt: skip
-BOUNDS = ("greater_than_equal", "greater_than", "less_than_equal", "less_than")
-WORD_64 = 2**63 - 1  # largest number of elements of an array
+ERROR_TYPE_NAMES = {"bool_type": TYPE_NAMES[bool], "int_type": TYPE_NAMES[int], "float_type": TYPE_NAMES[float],
+          "string_type": TYPE_NAMES[str], "list_type": TYPE_NAMES[list],
+          "tuple_type": TYPE_NAMES[list], "dict_type": TYPE_NAMES[dict]}  # fmt: skip
+RANGE_ERRORS = ("greater_than_equal", "greater_than", "less_than_equal", "less_than")
+MAX_COUNT = 2**63 - 1  # largest number of elements of an array
 
 
-class Limit(NamedTuple):
+class OptionRange(NamedTuple):
     """Range of an option.
 
     Attributes:
@@ -47,66 +47,68 @@ class Limit(NamedTuple):
     holds: Callable[[Any], bool]
 
 
-NULL = Limit("null", lambda v: v is None)
-WORD = Limit("a word", lambda v: isinstance(v, str) and v.strip() != "")
-NAME = Limit("a name", lambda v: is_number(v) or WORD.holds(v))
+NULL_RANGE = OptionRange("null", lambda v: v is None)
+WORD_RANGE = OptionRange("a word", lambda v: isinstance(v, str) and v.strip() != "")
+NAME_RANGE = OptionRange("a name", lambda v: is_number(v) or WORD_RANGE.holds(v))
 
 
-def either(*limits: Limit) -> Limit:
+def any_range(*limits: OptionRange) -> OptionRange:
     """Return the union of limits."""
     needed = ", or ".join(limit.needed for limit in limits)
-    return Limit(needed, lambda v: any(limit.holds(v) for limit in limits))
+    return OptionRange(needed, lambda v: any(limit.holds(v) for limit in limits))
 
 
-PLACE = either(WORD, NULL)
+PATH_RANGE = any_range(WORD_RANGE, NULL_RANGE)
 
 
-def whole(low: int, high: int = WORD_64) -> Limit:
+def int_range(low: int, high: int = MAX_COUNT) -> OptionRange:
     """Return the limit of integers from ``low`` to ``high``, both included."""
-    span = f"{low} or more" if high == WORD_64 else f"{low} to {high}"
-    return Limit(f"a whole number of {span}", lambda v: type(v) is int and low <= v <= high)
+    span = f"{low} or more" if high == MAX_COUNT else f"{low} to {high}"
+    return OptionRange(f"a whole number of {span}", lambda v: type(v) is int and low <= v <= high)
 
 
-MANY = whole(1)
-BATCHES = either(
-    Limit("a number of batches, 1 or more", lambda v: type(v) is int and v >= 1),
-    Limit("a share above 0, to 1.0", lambda v: isinstance(v, float) and 0 < v <= 1),
+POSITIVE_INT = int_range(1)
+BATCHES_RANGE = any_range(
+    OptionRange("a number of batches, 1 or more", lambda v: type(v) is int and v >= 1),
+    OptionRange("a share above 0, to 1.0", lambda v: isinstance(v, float) and 0 < v <= 1),
 )
 
 
-def words(*choices: str) -> Limit:
+def choice_range(*choices: str) -> OptionRange:
     """Return the limit of one of several words."""
-    return Limit(f"one of {', '.join(choices)}", lambda v: v in choices)
+    return OptionRange(f"one of {', '.join(choices)}", lambda v: v in choices)
 
 
-SPLITS = words("train", "val", "test")
+SPLIT_NAMES = choice_range("train", "val", "test")
 
 
-def share(of_none: str = "") -> Limit:
+def share_range(of_none: str = "") -> OptionRange:
     """Return the limit of numbers in [0, 1); ``of_none`` says what 0 means."""
-    return Limit(f"a number from 0{of_none} to below 1", lambda v: is_number(v) and 0 <= v < 1)
+    return OptionRange(
+        f"a number from 0{of_none} to below 1", lambda v: is_number(v) and 0 <= v < 1
+    )
 
 
-SHARE = share()
-PAIR = Limit(
+SHARE_RANGE = share_range()
+PAIR_RANGE = OptionRange(
     "a pair of numbers from 0 to below 1",
-    lambda v: isinstance(v, list) and len(v) == 2 and all(map(SHARE.holds, v)),
+    lambda v: isinstance(v, list) and len(v) == 2 and all(map(SHARE_RANGE.holds, v)),
 )
-WORKERS = whole(0, 1024)  # not the cores of this machine: a run may train on another one
+WORKERS_RANGE = int_range(0, 1024)  # not the cores of this machine: a run may train on another one
 
 
-def real(low: float, high: float = math.inf, *, open_: bool = False) -> Limit:
+def float_range(low: float, high: float = math.inf, *, open_: bool = False) -> OptionRange:
     """Return the limit of numbers from ``low`` to ``high``; ``open_`` excludes both ends."""
     if open_:
         span = f"above {low:g}" if high == math.inf else f"between {low:g} and {high:g}"
-        return Limit(f"a number {span}", lambda v: is_number(v) and low < v < high)
+        return OptionRange(f"a number {span}", lambda v: is_number(v) and low < v < high)
     span = f"{low:g} or more" if high == math.inf else f"{low:g} to {high:g}"
-    return Limit(f"a number of {span}", lambda v: is_number(v) and low <= v <= high)
+    return OptionRange(f"a number of {span}", lambda v: is_number(v) and low <= v <= high)
 
 
-def one(word: str) -> Limit:
+def word_range(word: str) -> OptionRange:
     """Return the limit of a single word."""
-    return Limit(word, lambda v: v == word)
+    return OptionRange(word, lambda v: v == word)
 
 
 def is_words(value: Any) -> bool:
@@ -119,146 +121,146 @@ def is_duration(value: Any) -> bool:
     return isinstance(value, str) and re.fullmatch(r"\d+:\d\d:\d\d:\d\d", value) is not None
 
 
-LIMITS = {  # dotted name of an option -> its range
-    "seed": whole(0, 2**32 - 1),
-    "name": either(NAME, NULL),
-    "outputs": WORD,
-    "init": either(WORD, NULL),
-    "resume": either(WORD, NULL),
-    "two_class_logits": either(Limit("1", lambda v: v == 1), Limit("2", lambda v: v == 2)),
-    "patience": either(Limit("a number of validations, 1 or more", MANY.holds), NULL),
-    "ema": either(real(0, 1, open_=True), NULL),
-    "bad_steps": words("stop", "skip"),
-    "panels": whole(0),
-    "kept": whole(0),
-    "optim.lr": real(0),
-    "optim.weight_decay": real(0),
-    "optim.momentum": SHARE,
-    "optim.dampening": real(0, 1),
-    "optim.betas": PAIR,
-    "optim.eps": real(0),
-    "threshold": either(real(0, 1, open_=True), one("best"), NULL),
-    "loader.batch_size": MANY,
-    "loader.repeats": whole(1, 10**6),
-    "loader.eval_batch_size": MANY,
-    "loader.crop": either(whole(1, 2**15), NULL),
-    "loader.workers": Limit(WORKERS.needed, lambda v: v is None or WORKERS.holds(v)),  # null: in seg.rerun
-    "workers": WORKERS,
-    "accelerator": words("auto", "cpu", "gpu", "mps"),
-    "run": either(WORD, Limit("a list of them", lambda v: isinstance(v, list) and all(map(WORD.holds, v))), NULL),
-    "input": either(WORD, NULL),
-    "output": either(WORD, NULL),
-    "loader.cache": PLACE,
-    "data.root": PLACE,
-    "data.table": PLACE,
-    "data.images": WORD,
-    "data.masks": WORD,
-    "data.url": PLACE,
-    "data.pair_by": PLACE,
-    "data.group_by": PLACE,
-    "data.split": SPLITS,
-    "model.depth": either(whole(1, 12), NULL),
-    "tta": words("none", "flips", "d4"),
-    "confidence": share(" (no intervals)"),
-    "objects.neck": either(real(0, open_=True), NULL),
-    "objects.min_size": MANY,
-    "eval_batch_size": MANY,
-    "tile": MANY,
-    "overlap": either(one("auto"), whole(0)),
-    "batch": MANY,
-    "probabilities": words("float32", "uint16", "uint8"),
-    "depth": either(MANY, NULL),
-    "rounds": MANY,
-    "format": words("onnx", "torch"),
-    "tolerance": real(0, open_=True),
-    "opset": whole(12, 20),  # 20: the last that PyTorch's TorchScript exporter writes
-    "n": MANY,
-    "epoch": whole(0),
-    "group_by": either(Limit("a list of options", is_words), NULL),
-    "level": real(0, 1, open_=True),
-    "resamples": MANY,
-    "images": whole(0),
-    "megabytes": whole(0),
-    "split": either(words("val", "test"), NULL),
-    "score": either(WORD, NULL),
-    "baseline": either(WORD, NULL),
-    "trials": MANY,
-    "timeout": either(real(0, open_=True), NULL),
-    "storage": either(WORD, NULL),
-    "sampler.n_startup_trials": whole(0),
-    "sampler.population_size": whole(2),
-    "pruner.n_startup_trials": whole(0),
-    "pruner.n_warmup_steps": whole(0),
-    "pruner.min_resource": MANY,
-    "pruner.reduction_factor": whole(2),
-    "seeds": whole(0),
-    "threads": either(MANY, NULL),
-    "data.channels": MANY,
-    "data.size": MANY,
-    "logits": MANY,
-    "loader.memory": real(0, 2**20),  # GiB
-    "trainer.num_nodes": MANY,
-    "trainer.precision": words("auto", "32-true", "bf16-mixed", "16-mixed"),
-    "trainer.max_epochs": either(whole(0), Limit("-1", lambda v: v == -1), NULL),
-    "trainer.max_steps": either(whole(0), Limit("-1", lambda v: v == -1)),
-    "trainer.max_time": either(Limit("days:hours:minutes:seconds, 00:01:30:00", is_duration), NULL),
-    "trainer.check_val_every_n_epoch": MANY,
-    "trainer.accumulate_grad_batches": MANY,
-    "trainer.gradient_clip_val": either(real(0), NULL),
-    "trainer.limit_train_batches": BATCHES,
-    "trainer.limit_val_batches": BATCHES,
-    "trainer.log_every_n_steps": MANY,
-    **{f"logger.{name}.project": WORD for name in ("wandb", "trackio", "mlflow")},
-    **{f"logger.{name}.group": PLACE for name in ("wandb", "trackio", "mlflow")},
-    "logger.wandb.entity": PLACE,
-    "logger.trackio.folder": PLACE,
+OPTION_RANGES = {  # dotted name of an option -> its range
+    "seed": int_range(0, 2**32 - 1),
+    "name": any_range(NAME_RANGE, NULL_RANGE),
+    "outputs": WORD_RANGE,
+    "init": any_range(WORD_RANGE, NULL_RANGE),
+    "resume": any_range(WORD_RANGE, NULL_RANGE),
+    "two_class_logits": any_range(OptionRange("1", lambda v: v == 1), OptionRange("2", lambda v: v == 2)),
+    "patience": any_range(OptionRange("a number of validations, 1 or more", POSITIVE_INT.holds), NULL_RANGE),
+    "ema": any_range(float_range(0, 1, open_=True), NULL_RANGE),
+    "bad_steps": choice_range("stop", "skip"),
+    "panels": int_range(0),
+    "kept": int_range(0),
+    "optim.lr": float_range(0),
+    "optim.weight_decay": float_range(0),
+    "optim.momentum": SHARE_RANGE,
+    "optim.dampening": float_range(0, 1),
+    "optim.betas": PAIR_RANGE,
+    "optim.eps": float_range(0),
+    "threshold": any_range(float_range(0, 1, open_=True), word_range("best"), NULL_RANGE),
+    "loader.batch_size": POSITIVE_INT,
+    "loader.repeats": int_range(1, 10**6),
+    "loader.eval_batch_size": POSITIVE_INT,
+    "loader.crop": any_range(int_range(1, 2**15), NULL_RANGE),
+    "loader.workers": OptionRange(WORKERS_RANGE.needed, lambda v: v is None or WORKERS_RANGE.holds(v)),  # null: in seg.rerun
+    "workers": WORKERS_RANGE,
+    "accelerator": choice_range("auto", "cpu", "gpu", "mps"),
+    "run": any_range(WORD_RANGE, OptionRange("a list of them", lambda v: isinstance(v, list) and all(map(WORD_RANGE.holds, v))), NULL_RANGE),
+    "input": any_range(WORD_RANGE, NULL_RANGE),
+    "output": any_range(WORD_RANGE, NULL_RANGE),
+    "loader.cache": PATH_RANGE,
+    "data.root": PATH_RANGE,
+    "data.table": PATH_RANGE,
+    "data.images": WORD_RANGE,
+    "data.masks": WORD_RANGE,
+    "data.url": PATH_RANGE,
+    "data.pair_by": PATH_RANGE,
+    "data.group_by": PATH_RANGE,
+    "data.split": SPLIT_NAMES,
+    "model.depth": any_range(int_range(1, 12), NULL_RANGE),
+    "tta": choice_range("none", "flips", "d4"),
+    "confidence": share_range(" (no intervals)"),
+    "objects.neck": any_range(float_range(0, open_=True), NULL_RANGE),
+    "objects.min_size": POSITIVE_INT,
+    "eval_batch_size": POSITIVE_INT,
+    "tile": POSITIVE_INT,
+    "overlap": any_range(word_range("auto"), int_range(0)),
+    "batch": POSITIVE_INT,
+    "probabilities": choice_range("float32", "uint16", "uint8"),
+    "depth": any_range(POSITIVE_INT, NULL_RANGE),
+    "rounds": POSITIVE_INT,
+    "format": choice_range("onnx", "torch"),
+    "tolerance": float_range(0, open_=True),
+    "opset": int_range(12, 20),  # 20: the last that PyTorch's TorchScript exporter writes
+    "n": POSITIVE_INT,
+    "epoch": int_range(0),
+    "group_by": any_range(OptionRange("a list of options", is_words), NULL_RANGE),
+    "level": float_range(0, 1, open_=True),
+    "resamples": POSITIVE_INT,
+    "images": int_range(0),
+    "megabytes": int_range(0),
+    "split": any_range(choice_range("val", "test"), NULL_RANGE),
+    "score": any_range(WORD_RANGE, NULL_RANGE),
+    "baseline": any_range(WORD_RANGE, NULL_RANGE),
+    "trials": POSITIVE_INT,
+    "timeout": any_range(float_range(0, open_=True), NULL_RANGE),
+    "storage": any_range(WORD_RANGE, NULL_RANGE),
+    "sampler.n_startup_trials": int_range(0),
+    "sampler.population_size": int_range(2),
+    "pruner.n_startup_trials": int_range(0),
+    "pruner.n_warmup_steps": int_range(0),
+    "pruner.min_resource": POSITIVE_INT,
+    "pruner.reduction_factor": int_range(2),
+    "seeds": int_range(0),
+    "threads": any_range(POSITIVE_INT, NULL_RANGE),
+    "data.channels": POSITIVE_INT,
+    "data.size": POSITIVE_INT,
+    "logits": POSITIVE_INT,
+    "loader.memory": float_range(0, 2**20),  # GiB
+    "trainer.num_nodes": POSITIVE_INT,
+    "trainer.precision": choice_range("auto", "32-true", "bf16-mixed", "16-mixed"),
+    "trainer.max_epochs": any_range(int_range(0), OptionRange("-1", lambda v: v == -1), NULL_RANGE),
+    "trainer.max_steps": any_range(int_range(0), OptionRange("-1", lambda v: v == -1)),
+    "trainer.max_time": any_range(OptionRange("days:hours:minutes:seconds, 00:01:30:00", is_duration), NULL_RANGE),
+    "trainer.check_val_every_n_epoch": POSITIVE_INT,
+    "trainer.accumulate_grad_batches": POSITIVE_INT,
+    "trainer.gradient_clip_val": any_range(float_range(0), NULL_RANGE),
+    "trainer.limit_train_batches": BATCHES_RANGE,
+    "trainer.limit_val_batches": BATCHES_RANGE,
+    "trainer.log_every_n_steps": POSITIVE_INT,
+    **{f"logger.{name}.project": WORD_RANGE for name in ("wandb", "trackio", "mlflow")},
+    **{f"logger.{name}.group": PATH_RANGE for name in ("wandb", "trackio", "mlflow")},
+    "logger.wandb.entity": PATH_RANGE,
+    "logger.trackio.folder": PATH_RANGE,
 }  # fmt: skip
 
 
-def says(known: Any) -> str:
+def file_value_hint(known: Any) -> str:
     """Return a hint with the value in the file; empty for a group."""
-    return "" if holds_dict(known) else f" (the file says {shown(known)})"
+    return "" if holds_dict(known) else f" (the file says {format_option_value(known)})"
 
 
-def unknown(key: str, siblings: list[str]) -> UserError:
+def unknown_option(key: str, siblings: list[str]) -> UserError:
     """Return the error for an unknown option, with the options of its level."""
     parent, _, name = key.rpartition(".")
-    close = nearest(name, siblings)
+    close = did_you_mean(name, siblings)
     if close and parent:
         close = close.replace("did you mean ", f"did you mean {parent}.")
     where = f"options of {parent}" if parent else "options"
-    return UserError(f"{key}: no such option{close} ({where}: {listed(siblings) or 'none'})")
+    return UserError(f"{key}: no such option{close} ({where}: {join_some(siblings) or 'none'})")
 
 
-def check_choice(override: Override, groups: dict[str, list[str]]) -> None:
+def check_group_choice(override: Override, groups: dict[str, list[str]]) -> None:
     """Raise UserError if an override chooses a file that its group does not have."""
     key, value, line = override.key_or_group, override.value(), override.input_line
     if key not in groups or override.is_delete() or isinstance(value, dict):
         return
     names = value if isinstance(value, list) else [value]
     if not names or not all(isinstance(name, str) for name in names):
-        raise UserError(f"{line}: {key} takes one of {listed(groups[key])}")
+        raise UserError(f"{line}: {key} takes one of {join_some(groups[key])}")
     for name in names:
         if "/" not in name and name not in groups[key]:
-            similar = nearest(name, groups[key])
+            similar = did_you_mean(name, groups[key])
             raise UserError(
-                f"{key}={name}: no such {key}{similar} (choices: {listed(groups[key])})"
+                f"{key}={name}: no such {key}{similar} (choices: {join_some(groups[key])})"
             )
-    if names[1:] and not takes_several(key):
+    if names[1:] and not allows_several(key):
         raise UserError(
-            f"{line}: {key} takes one of {listed(groups[key])}, and {len(names)} are given"
+            f"{line}: {key} takes one of {join_some(groups[key])}, and {len(names)} are given"
         )
     if override.is_add() or override.is_force_add():
         raise UserError(f"{line}: write {str(line).lstrip('+')}, without the +")
 
 
-def takes_several(group: str) -> bool:
+def allows_several(group: str) -> bool:
     """Return True if several files of a group can be chosen: they do not hold one constructor each."""
     files = (CONF / group).glob("*.yaml")
     return not any("\n_target_:" in file.read_text("utf-8") for file in files)
 
 
-def check_word(
+def check_override_name(
     override: Override,
     base: dict[str, Any],
     unchosen: Collection[str],
@@ -284,7 +286,9 @@ def check_word(
             continue
         if not isinstance(node, dict):
             whole = ".".join(parts[:depth])
-            raise UserError(f"{path}: {whole} is one value{says(node)}, not a group of options")
+            raise UserError(
+                f"{path}: {whole} is one value{file_value_hint(node)}, not a group of options"
+            )
         if part not in node:
             inside = [
                 ".".join([*parts[:depth], str(name), part])
@@ -296,29 +300,31 @@ def check_word(
             if depth == 1 and "_target_" not in node and part in groups.get(parts[0], ()):
                 raise UserError(
                     f"{override.input_line}: {part} isn't chosen; add {parts[0]}={part}, or "
-                    f"{parts[0]}=[{','.join([*visible(node), part])}]"
+                    f"{parts[0]}=[{','.join([*option_names(node), part])}]"
                 )
-            similar = nearest(part, visible(node))
+            similar = did_you_mean(part, option_names(node))
             if depth == 0 and part in unchosen:
                 line = override.input_line
                 raise UserError(f"{line}: choose its file first, {part}=..., and then {line}")
             if parts[0] in unchosen and not similar and not override.is_delete():
                 raise UserError(f"{override.input_line}: write +{override.input_line}")
-            raise unknown(path, visible(node))
+            raise unknown_option(path, option_names(node))
         node = node[part]
     if override.is_add():
         word = str(override.input_line).lstrip("+")
         raise UserError(f"+{word}: write {word}, without the +")
     if isinstance(node, dict | list) and type(override.value()) is not type(node):
-        raise UserError(f"{override.input_line}: {KINDS[type(node)]} is needed{says(node)}")
+        raise UserError(
+            f"{override.input_line}: {TYPE_NAMES[type(node)]} is needed{file_value_hint(node)}"
+        )
 
 
-def visible(node: Mapping[str, Any]) -> list[str]:
+def option_names(node: Mapping[str, Any]) -> list[str]:
     """Return the names of a node's options, without Hydra's keywords."""
     return [str(key) for key in node if key not in HYDRA_KEYS]
 
 
-def check_level(
+def check_option_group(
     level: dict[str, Any],
     known: dict[str, Any],
     own: Any,
@@ -339,15 +345,15 @@ def check_level(
         if name not in level:
             raise UserError(f"~{full}: can't be left out, the command reads it")
         if name not in known:
-            raise unknown(full, visible(known))
+            raise unknown_option(full, option_names(known))
         value, filed = level[name], known[name]
         below = own.get(name) if isinstance(own, dict) else None
         if isinstance(value, dict) and "_target_" in value:
             check_call(full, value, filed, below if isinstance(below, dict) else {})
         elif isinstance(value, dict) and isinstance(filed, dict) and full not in unchosen:
-            check_level(value, filed, below, unchosen, full)
+            check_option_group(value, filed, below, unchosen, full)
         elif full not in unchosen:
-            check_value(full, value, filed, None)
+            check_option_value(full, value, filed, None)
 
 
 def check_call(path: str, node: dict[str, Any], known: Any, own: Mapping[str, Any]) -> None:
@@ -359,8 +365,8 @@ def check_call(path: str, node: dict[str, Any], known: Any, own: Mapping[str, An
         known: the node in the files.
         own: additional options of the node, from the command's own file.
     """
-    called = located(path, node["_target_"])
-    parameters = arguments(called)
+    called = import_target(path, node["_target_"])
+    parameters = argument_names(called)
     if not isinstance(known, dict) or known.get("_target_", node["_target_"]) != node["_target_"]:
         known = {}  # the file's node is of another constructor
     ours = {} if "_target_" in own else own
@@ -368,14 +374,16 @@ def check_call(path: str, node: dict[str, Any], known: Any, own: Mapping[str, An
         if name in HYDRA_KEYS:
             continue
         if name in ours:
-            check_value(f"{path}.{name}", value, ours[name], None)
+            check_option_value(f"{path}.{name}", value, ours[name], None)
         elif parameters is not None and name not in parameters:
-            raise unknown(f"{path}.{name}", visible(known) or list(parameters))
+            raise unknown_option(f"{path}.{name}", option_names(known) or list(parameters))
         elif value is not None or known.get(name, 0) is not None:
-            check_value(f"{path}.{name}", value, known.get(name), hint(called, str(name)))
+            check_option_value(
+                f"{path}.{name}", value, known.get(name), argument_type(called, str(name))
+            )
 
 
-def check_value(path: str, value: Any, known: Any, wanted: Any) -> None:
+def check_option_value(path: str, value: Any, known: Any, wanted: Any) -> None:
     """Raise UserError unless a value, with everything in it, fits an annotation; None: there is none."""
     if value == "???":
         raise UserError(f"{path}: required")
@@ -385,26 +393,38 @@ def check_value(path: str, value: Any, known: Any, wanted: Any) -> None:
         hints = typing.get_type_hints(wanted, include_extras=True)
         for name in [*value, *wanted.__required_keys__]:
             if name not in hints:
-                raise unknown(f"{path}.{name}", list(hints))
+                raise unknown_option(f"{path}.{name}", list(hints))
             if name not in value:
                 raise UserError(f"{path}.{name}: required")
-            check_value(f"{path}.{name}", value[name], at(known, name), hints[name])
+            check_option_value(f"{path}.{name}", value[name], get_or_none(known, name), hints[name])
     elif isinstance(value, dict) and holds_dict(list(value.values())):
         for name in value:
-            check_value(f"{path}.{name}", value[name], at(known, name), held(wanted, Mapping))
+            check_option_value(
+                f"{path}.{name}",
+                value[name],
+                get_or_none(known, name),
+                value_annotation(wanted, Mapping),
+            )
     elif isinstance(value, list) and holds_dict(value):
         for index, item in enumerate(value):
-            check_value(f"{path}.{index}", item, at(known, index), held(wanted, Sequence))
+            check_option_value(
+                f"{path}.{index}",
+                item,
+                get_or_none(known, index),
+                value_annotation(wanted, Sequence),
+            )
     else:
-        if (adapter := adapter_of(wanted)) is not None:
+        if (adapter := type_adapter(wanted)) is not None:
             check_fits(path, value, wanted, adapter, known)
         else:
             check_like(path, value, known)
-        if needed := refusal(path, value):
-            raise UserError(f"{path}={shown(value)}: {needed} is needed{says(known)}")
+        if needed := range_violation(path, value):
+            raise UserError(
+                f"{path}={format_option_value(value)}: {needed} is needed{file_value_hint(known)}"
+            )
 
 
-def held(wanted: Any, kind: type) -> Any:
+def value_annotation(wanted: Any, kind: type) -> Any:
     """Return the annotation of a container's values, of ``dict[str, int] | None`` int; None if it has none."""
     for annotation in (wanted, *typing.get_args(wanted)):
         origin = typing.get_origin(annotation)
@@ -425,7 +445,7 @@ def check_literal(node: Any, path: str = "") -> None:
         )
 
 
-def at(known: Any, key: Any) -> Any:
+def get_or_none(known: Any, key: Any) -> Any:
     """Return ``known[key]``, or None if there is no such item."""
     try:
         return known[key]
@@ -438,26 +458,26 @@ def holds_dict(value: Any) -> bool:
     return isinstance(value, dict) or (isinstance(value, list) and any(map(holds_dict, value)))
 
 
-def located(path: str, target: Any) -> Callable:
+def import_target(path: str, target: Any) -> Callable:
     """Import what ``_target_`` names; Hydra's public get_object would log failures.
 
     Raises:
         UserError: if it cannot be imported or called.
     """
-    if need := missing_extra(target):
+    if need := missing_extra_hint(target):
         raise UserError(f"{path}._target_={target}: {need}")
     try:
         called = _locate(str(target))
     except Exception as error:
         module, _, name = str(target).rpartition(".")
-        close = nearest(name, dir(sys.modules[module])) if module in sys.modules else ""
+        close = did_you_mean(name, dir(sys.modules[module])) if module in sys.modules else ""
         raise UserError(f"{path}._target_={target}: can't be imported{close}") from error
     if not callable(called):
         raise UserError(f"{path}._target_={target}: can't be called")
     return called
 
 
-def arguments(called: Callable) -> list[str] | None:
+def argument_names(called: Callable) -> list[str] | None:
     """Return the argument names of a constructor; None if it accepts any or has no signature."""
     try:
         parameters = inspect.signature(called).parameters
@@ -468,7 +488,7 @@ def arguments(called: Callable) -> list[str] | None:
 
 
 @cache
-def hint(called: Callable, name: str) -> Any:
+def argument_type(called: Callable, name: str) -> Any:
     """Return the annotation of an argument; None if there is none."""
     try:
         function = called.__init__ if inspect.isclass(called) else called
@@ -479,7 +499,7 @@ def hint(called: Callable, name: str) -> Any:
 
 
 @cache
-def adapter_of(wanted: Any) -> TypeAdapter | None:
+def type_adapter(wanted: Any) -> TypeAdapter | None:
     """Return pydantic's validator of an annotation; None if pydantic cannot validate it."""
     if wanted is None or "torch" in str(wanted):
         return None
@@ -501,32 +521,34 @@ def check_fits(path: str, value: Any, wanted: Any, adapter: TypeAdapter, known: 
             if problem["type"] == "literal_error":
                 expected = problem["ctx"]["expected"]
                 choices += expected.replace(" or ", ", ").replace("'", "").split(", ")
-            elif problem["type"] in BOUNDS:
-                kinds += ranges(wanted)
+            elif problem["type"] in RANGE_ERRORS:
+                kinds += annotation_ranges(wanted)
             else:
                 message = problem["msg"][0].lower() + problem["msg"][1:]
-                kinds.append(FAULTS.get(problem["type"], message.removeprefix("input should be ")))
+                kinds.append(
+                    ERROR_TYPE_NAMES.get(problem["type"], message.removeprefix("input should be "))
+                )
         # the most specific kind only
         if any(kind.startswith("a list, ") for kind in kinds):
-            kinds = [kind for kind in kinds if kind not in (KINDS[list], KINDS[float])]
-        if KINDS[float] in kinds:
-            kinds = [kind for kind in kinds if kind != KINDS[int]]
+            kinds = [kind for kind in kinds if kind not in (TYPE_NAMES[list], TYPE_NAMES[float])]
+        if TYPE_NAMES[float] in kinds:
+            kinds = [kind for kind in kinds if kind != TYPE_NAMES[int]]
         # one sentence with a hint
         needed = [f"one of {', '.join(choices)}"] if choices else []
         needed += [f"{' or '.join(dict.fromkeys(kinds))} is needed"] if kinds else []
-        close = nearest(str(value), choices)
-        if kinds == [KINDS[str]] and isinstance(value, int | float) and not choices:
-            close = f"; write \"{path}='{shown(value)}'\""
+        close = did_you_mean(str(value), choices)
+        if kinds == [TYPE_NAMES[str]] and isinstance(value, int | float) and not choices:
+            close = f"; write \"{path}='{format_option_value(value)}'\""
         raise UserError(
-            f"{path}={shown(value)}: {' or '.join(needed)}{close}{says(known)}"
+            f"{path}={format_option_value(value)}: {' or '.join(needed)}{close}{file_value_hint(known)}"
         ) from error
 
 
-def ranges(wanted: Any) -> list[str]:
+def annotation_ranges(wanted: Any) -> list[str]:
     """Return the ranges of an annotation's numbers in words, "a number from 0 to below 1"."""
     inner = typing.get_args(wanted)
     if typing.get_origin(wanted) is not typing.Annotated:
-        texts = [text for member in inner for text in ranges(member)]
+        texts = [text for member in inner for text in annotation_ranges(member)]
         is_list = typing.get_origin(wanted) is list
         return [f"a list, each {text}" for text in texts] if is_list else texts
     bounds: dict[str, float] = {}
@@ -536,8 +558,8 @@ def ranges(wanted: Any) -> list[str]:
     high = f" to {bounds['le']:g}" if "le" in bounds else ""
     high = f" to below {bounds['lt']:g}" if "lt" in bounds else high
     if not high and "ge" in bounds:
-        return [f"{KINDS[inner[0]]} of {bounds['ge']:g} or more"]
-    return [f"{KINDS[inner[0]]} {low}{high}"]
+        return [f"{TYPE_NAMES[inner[0]]} of {bounds['ge']:g} or more"]
+    return [f"{TYPE_NAMES[inner[0]]} {low}{high}"]
 
 
 def check_like(path: str, value: Any, known: Any) -> None:
@@ -552,7 +574,9 @@ def check_like(path: str, value: Any, known: Any) -> None:
     else:
         same = type(value) is type(known)
     if not same:
-        raise UserError(f"{path}={shown(value)}: {KINDS[type(known)]} is needed{says(known)}")
+        raise UserError(
+            f"{path}={format_option_value(value)}: {TYPE_NAMES[type(known)]} is needed{file_value_hint(known)}"
+        )
     if isinstance(known, list) and known and not holds_dict(known):
         for item in value:
             check_like(path, item, known[0])
@@ -563,12 +587,12 @@ def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def refusal(path: str, value: Any) -> str | None:
+def range_violation(path: str, value: Any) -> str | None:
     """Return the needed range in words if a value is outside of it, else None."""
     for number in value if isinstance(value, list) else [value]:
         if isinstance(number, float) and not math.isfinite(number):
             return "a finite number"
-        if type(number) is int and abs(number) > WORD_64:
+        if type(number) is int and abs(number) > MAX_COUNT:
             return "a number of at most 64 bits"
-    limit = LIMITS.get(path)
+    limit = OPTION_RANGES.get(path)
     return None if limit is None or limit.holds(value) else limit.needed

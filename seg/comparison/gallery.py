@@ -11,20 +11,20 @@ from pathlib import Path
 
 import numpy as np
 
-from seg.comparison.pixel_counts import image_scores, pooled
-from seg.comparison.ranking import Ranked, Ranking
-from seg.comparison.run_files import listed, mapping, text
-from seg.comparison.run_records import Run
+from seg.comparison.pixel_counts import image_scores, pool_counts
+from seg.comparison.ranking import RankedGroup, Ranking
+from seg.comparison.run_files import dict_or_empty, list_or_empty, printable_line
+from seg.comparison.run_records import ComparedRun
 from seg.files import UnsafePath, read_bytes, read_text
-from seg.runs.safe_loading import RECORD_LIMIT, json_value
+from seg.runs.safe_loading import RECORD_LIMIT, parse_json
 
-COLUMNS = 12  # groups shown next to image and truth
-LARGEST = 2**22  # bytes of a file; larger ones are not shown
-TYPES = {b"\x89PNG\r\n\x1a\n": "png", b"\xff\xd8\xff": "jpeg"}  # by first bytes
+MAX_GROUPS_SHOWN = 12  # groups shown next to image and truth
+MAX_PICTURE_BYTES = 2**22  # bytes of a file; larger ones are not shown
+PICTURE_SIGNATURES = {b"\x89PNG\r\n\x1a\n": "png", b"\xff\xd8\xff": "jpeg"}  # by first bytes
 
 
 @dataclass
-class Picture:
+class GalleryPicture:
     """A picture: its title and caption, and its data URI or None if there is no file."""
 
     title: str
@@ -33,32 +33,32 @@ class Picture:
 
 
 @dataclass
-class Row:
+class GalleryRow:
     """An image, the reason why it is shown, and its pictures."""
 
     image: str
     why: str
-    pictures: list[Picture] = field(default_factory=list)
+    pictures: list[GalleryPicture] = field(default_factory=list)
 
 
 @dataclass
 class Gallery:
     """The rows, and a note on what is left out."""
 
-    rows: list[Row] = field(default_factory=list)
+    rows: list[GalleryRow] = field(default_factory=list)
     note: str = ""
 
 
-class Kept:
+class SavedPictures:
     """Pictures that a run saved of a split: image -> index of its files."""
 
-    def __init__(self, run: Run, split: str) -> None:
+    def __init__(self, run: ComparedRun, split: str) -> None:
         self.run, self.folder, self.places = run, run.folder / "predictions" / split, {}
         try:
-            content = json_value(read_text(run.folder / "predictions/names.json", RECORD_LIMIT))
+            content = parse_json(read_text(run.folder / "predictions/names.json", RECORD_LIMIT))
         except (OSError, ValueError, RecursionError):
             return  # none were saved, or their images are unknown
-        names = [text(name) for name in listed(mapping(content).get(split))]
+        names = [printable_line(name) for name in list_or_empty(dict_or_empty(content).get(split))]
         self.places = {name: place for place, name in enumerate(names)}
 
     def uri(self, image: str, what: str) -> str | None:
@@ -69,14 +69,16 @@ class Kept:
         try:
             if not Path(os.path.realpath(file)).is_relative_to(self.run.folder):
                 return None
-            content = read_bytes(file, LARGEST)
+            content = read_bytes(file, MAX_PICTURE_BYTES)
         except (OSError, UnsafePath):
             return None
-        kind = next((kind for start, kind in TYPES.items() if content.startswith(start)), None)
+        kind = next(
+            (kind for start, kind in PICTURE_SIGNATURES.items() if content.startswith(start)), None
+        )
         return kind and f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
-def gallery(ranking: Ranking, count: int, megabytes: float) -> Gallery:
+def build_gallery(ranking: Ranking, count: int, megabytes: float) -> Gallery:
     """Return the ``count`` worst and the ``count`` most disputed images of which runs saved pictures.
 
     A column is a group, shown by the run whose score is nearest to the mean of the group.
@@ -87,17 +89,17 @@ def gallery(ranking: Ranking, count: int, megabytes: float) -> Gallery:
         megabytes: limit of the size of all pictures; later rows are left out.
     """
     # groups with pictures, the baseline always
-    columns = ranking.groups[:COLUMNS]
-    columns += [r for r in ranking.groups[COLUMNS:] if r.comparison is None]
-    kept = [(r, Kept(typical(r), ranking.asked.split)) for r in columns]
+    columns = ranking.groups[:MAX_GROUPS_SHOWN]
+    columns += [r for r in ranking.groups[MAX_GROUPS_SHOWN:] if r.comparison is None]
+    kept = [(r, SavedPictures(typical_run(r), ranking.asked.split)) for r in columns]
     kept = [(r, pictures) for r, pictures in kept if pictures.places]
 
     # rows of the chosen images, as many as fit
-    scores = {id(r): scores_of(r, ranking.asked.split) for r, _ in kept}
+    scores = {id(r): image_dice(r, ranking.asked.split) for r, _ in kept}
     images = list(dict.fromkeys(image for _, pictures in kept for image in pictures.places))
-    chosen, result, size = choose(images, list(scores.values()), count), Gallery(), 0
+    chosen, result, size = choose_images(images, list(scores.values()), count), Gallery(), 0
     for image, why in chosen:
-        row = Row(image, why, pictures_of(image, kept, scores))
+        row = GalleryRow(image, why, row_pictures(image, kept, scores))
         size += sum(len(picture.uri or "") for picture in row.pictures)
         if size > megabytes * 2**20:
             break
@@ -114,20 +116,22 @@ def gallery(ranking: Ranking, count: int, megabytes: float) -> Gallery:
     return result
 
 
-def typical(r: Ranked) -> Run:
+def typical_run(r: RankedGroup) -> ComparedRun:
     """Return the run of a group whose score is nearest to the mean."""
     return r.group.runs[int(np.argmin(np.abs(r.scores - r.mean)))]
 
 
-def scores_of(r: Ranked, split: str) -> dict[str, float]:
+def image_dice(r: RankedGroup, split: str) -> dict[str, float]:
     """Return the Dice of each image, the mean over classes and seeds; empty without counts."""
-    group = pooled(r.group.runs, split)
+    group = pool_counts(r.group.runs, split)
     if group is None:
         return {}
     return dict(zip(group.images, image_scores(group.pixels, "dice").mean(1), strict=True))
 
 
-def choose(images: list[str], scores: list[dict[str, float]], count: int) -> list[tuple[str, str]]:
+def choose_images(
+    images: list[str], scores: list[dict[str, float]], count: int
+) -> list[tuple[str, str]]:
     """Return the images of lowest mean Dice, then of the widest range between groups, with the reason."""
     known = {i: [s[i] for s in scores if s.get(i, np.nan) == s.get(i, np.nan)] for i in images}
     measured = [image for image in images if known[image]]
@@ -145,16 +149,16 @@ def choose(images: list[str], scores: list[dict[str, float]], count: int) -> lis
     ]
 
 
-def pictures_of(
-    image: str, kept: list[tuple[Ranked, Kept]], scores: dict[int, dict[str, float]]
-) -> list[Picture]:
+def row_pictures(
+    image: str, kept: list[tuple[RankedGroup, SavedPictures]], scores: dict[int, dict[str, float]]
+) -> list[GalleryPicture]:
     """Return the pictures of a row: image, truth, and the prediction of each group."""
     row = []
     for title, what in (("image", "image.jpg"), ("truth", "truth.png")):
         uris = (pictures.uri(image, what) for _, pictures in kept)
-        row.append(Picture(title, next((uri for uri in uris if uri), None)))
+        row.append(GalleryPicture(title, next((uri for uri in uris if uri), None)))
     for r, pictures in kept:
         score = scores[id(r)].get(image)
         caption = "" if score is None or score != score else f"Dice {score:.3f}"
-        row.append(Picture(r.group.label, pictures.uri(image, "prediction.png"), caption))
+        row.append(GalleryPicture(r.group.label, pictures.uri(image, "prediction.png"), caption))
     return row

@@ -9,14 +9,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from seg.cli.conf_files import listed, nearest
-from seg.cli.list_arguments import words
-from seg.comparison.run_files import text
-from seg.comparison.run_records import Run
+from seg.cli.conf_files import did_you_mean, join_some
+from seg.cli.list_arguments import split_words
+from seg.comparison.run_files import printable_line
+from seg.comparison.run_records import ComparedRun
 from seg.errors import UserError
-from seg.runs.run_info import FREE
+from seg.runs.run_info import NEUTRAL_OPTIONS
 
-GROUPS = (
+RECIPE_GROUPS = (
     "data",
     "model",
     "loss",
@@ -24,16 +24,16 @@ GROUPS = (
     "optim",
     "schedule",
 )  # config groups whose choice defines a recipe
-REPEATS = ("seed", "data.fold")
-APART = (  # no part of a recipe: name, place and hardware of a run
-    *FREE, "output", "save", "metrics", "loader.workers", "loader.cache",
+REPEAT_OPTIONS = ("seed", "data.fold")
+NEUTRAL_RUN_OPTIONS = (  # no part of a recipe: name, place and hardware of a run
+    *NEUTRAL_OPTIONS, "output", "save", "metrics", "loader.workers", "loader.cache",
     "loader.memory", "loader.check", "loader.eval_batch_size", "trainer._target_", "trainer.accelerator",
-    "trainer.devices", "trainer.log_every_n_steps", "model.in_channels", "model.num_classes", *REPEATS,
+    "trainer.devices", "trainer.log_every_n_steps", "model.in_channels", "model.num_classes", *REPEAT_OPTIONS,
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Group:
+class RunGroup:
     """Runs of one recipe.
 
     Attributes:
@@ -42,22 +42,24 @@ class Group:
     """
 
     options: dict[str, Any]
-    runs: list[Run]
+    runs: list[ComparedRun]
 
     @property
     def label(self) -> str:
         """Name of the group: ``unet + dice, optim.lr=0.01``; choices of config groups without their names."""
-        picks = [text(v) for k, v in self.options.items() if k in GROUPS]
-        keys = [f"{k}={shown(v)}" for k, v in self.options.items() if k not in GROUPS]
+        picks = [printable_line(v) for k, v in self.options.items() if k in RECIPE_GROUPS]
+        keys = [
+            f"{k}={format_option(v)}" for k, v in self.options.items() if k not in RECIPE_GROUPS
+        ]
         return ", ".join([" + ".join(picks), *keys] if picks else keys) or "all runs"
 
     @property
     def words(self) -> str:
         """Value of ``baseline=`` that selects the group."""
-        return ",".join(f"{k}={shown(v)}" for k, v in self.options.items())
+        return ",".join(f"{k}={format_option(v)}" for k, v in self.options.items())
 
 
-def value_of(run: Run, name: str) -> Any:
+def option_value(run: ComparedRun, name: str) -> Any:
     """Return the value of an option of a run, by short or full name; None if it has none."""
     if name in run.choices:
         return run.choices[name]
@@ -66,65 +68,69 @@ def value_of(run: Run, name: str) -> Any:
     return run.seed if name == "seed" else run.options.get(name)
 
 
-def names_of(runs: Iterable[Run]) -> list[str]:
+def compared_option_names(runs: Iterable[ComparedRun]) -> list[str]:
     """Return the names of all options of the runs."""
     runs = list(runs)
-    known = [*GROUPS, *(k for run in runs for k in run.choices), "name", "sweep"]
+    known = [*RECIPE_GROUPS, *(k for run in runs for k in run.choices), "name", "sweep"]
     known += [k for run in runs for k in run.options]
-    return [n for n in dict.fromkeys(known) if any(value_of(run, n) is not None for run in runs)]
+    return [
+        n for n in dict.fromkeys(known) if any(option_value(run, n) is not None for run in runs)
+    ]
 
 
-def differing(runs: list[Run]) -> list[str]:
+def differing_options(runs: list[ComparedRun]) -> list[str]:
     """Return the options in which runs differ, except seed, fold, name, place and hardware.
 
     Keys whose values follow from a differing choice of their config group are left out.
     """
-    names = [g for g in GROUPS if varies(value_of(run, g) for run in runs)]
+    names = [g for g in RECIPE_GROUPS if values_differ(option_value(run, g) for run in runs)]
     for key in dict.fromkeys(key for run in runs for key in run.options):
         part = key.partition(".")[0]
-        if key in GROUPS or key in APART or part in APART:
+        if key in RECIPE_GROUPS or key in NEUTRAL_RUN_OPTIONS or part in NEUTRAL_RUN_OPTIONS:
             continue
-        if varies(run.options.get(key) for run in runs) and not follows(key, part, runs):
+        if values_differ(run.options.get(key) for run in runs) and not follows_from_group(
+            key, part, runs
+        ):
             names.append(key)
     return names
 
 
-def readable(runs: list[Run]) -> list[Run]:
+def readable_runs(runs: list[ComparedRun]) -> list[ComparedRun]:
     """Return the runs whose config could be read, or all if none could."""
     return [run for run in runs if run.options and run.status != "damaged"] or runs
 
 
-def follows(key: str, part: str, runs: list[Run]) -> bool:
+def follows_from_group(key: str, part: str, runs: list[ComparedRun]) -> bool:
     """Return whether a key follows from its config group: not typed, one value for each choice.
 
     Class weights of a loss may also depend on the training images of the fold.
     """
-    if part not in GROUPS or any(key in run.typed for run in runs):
+    if part not in RECIPE_GROUPS or any(key in run.typed for run in runs):
         return False
     values: dict[Any, list[Any]] = {}
     for run in runs:
-        fold = value_of(run, "data.fold") if part == "loss" else None  # class_weights=auto
+        fold = option_value(run, "data.fold") if part == "loss" else None  # class_weights=auto
         values.setdefault((run.choices.get(part), fold), []).append(run.options.get(key))
-    return len(values) > 1 and not any(map(varies, values.values()))
+    return len(values) > 1 and not any(map(values_differ, values.values()))
 
 
-def varies(values: Iterable[Any]) -> bool:
+def values_differ(values: Iterable[Any]) -> bool:
     """Return whether the values differ as text."""
-    return len({shown(value) for value in values}) > 1
+    return len({format_option(value) for value in values}) > 1
 
 
-def shown(value: Any) -> str:
+def format_option(value: Any) -> str:
     """Return a value as it is typed on a command line."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, list):
-        return f"[{','.join(shown(item) for item in value)}]"
-    return "null" if value is None else text(value)
+        return f"[{','.join(format_option(item) for item in value)}]"
+    return "null" if value is None else printable_line(value)
 
 
-def same(value: Any, word: str) -> bool:
+def means_value(value: Any, word: str) -> bool:
     """Return whether a word means a value; numbers in any notation: 1e-3 is 0.001."""
-    if shown(value) == word:
+    if format_option(value) == word:
         return True
     try:
         return not isinstance(value, bool) and math.isclose(float(value), float(word), rel_tol=1e-9)
@@ -132,7 +138,7 @@ def same(value: Any, word: str) -> bool:
         return False
 
 
-def filtered(runs: list[Run], where: Iterable[str]) -> list[Run]:
+def filter_runs(runs: list[ComparedRun], where: Iterable[str]) -> list[ComparedRun]:
     """Return the runs that have all the given values, such as ``model=unet``.
 
     Raises:
@@ -140,59 +146,61 @@ def filtered(runs: list[Run], where: Iterable[str]) -> list[Run]:
     """
     for word in where:
         name, _, wanted = word.partition("=")
-        check_name("where", name, runs)
-        kept = [run for run in runs if same(value_of(run, name), wanted)]
+        check_option_name("where", name, runs)
+        kept = [run for run in runs if means_value(option_value(run, name), wanted)]
         if not kept:
-            values = listed(sorted({shown(value_of(run, name)) for run in runs}))
+            values = join_some(sorted({format_option(option_value(run, name)) for run in runs}))
             raise UserError(f"where={word}: no run has it; {name} is {values}")
         runs = kept
     return runs
 
 
-def check_name(option: str, name: str, runs: list[Run]) -> None:
+def check_option_name(option: str, name: str, runs: list[ComparedRun]) -> None:
     """Raise UserError if no run has an option of that name."""
-    names = names_of(runs)
+    names = compared_option_names(runs)
     if name in names:
         return
     tails = [known for known in names if known.endswith(f".{name}")]
-    near = f"; did you mean {tails[0]}?" if tails else nearest(name, names)
-    useful = differing(runs) or [n for n in names if n in GROUPS]
-    raise UserError(f"{option}={name}: the runs have no such option{near} (they differ in: {listed(useful) or 'nothing'})")  # fmt: skip
+    near = f"; did you mean {tails[0]}?" if tails else did_you_mean(name, names)
+    useful = differing_options(runs) or [n for n in names if n in RECIPE_GROUPS]
+    raise UserError(f"{option}={name}: the runs have no such option{near} (they differ in: {join_some(useful) or 'nothing'})")  # fmt: skip
 
 
-def grouped(runs: list[Run], group_by: list[str] | None) -> list[Group]:
+def group_runs(runs: list[ComparedRun], group_by: list[str] | None) -> list[RunGroup]:
     """Group the runs by the values of the named options; None: by all options in which they differ.
 
     Raises:
         UserError: if no run has an option of that name.
     """
     for name in group_by if group_by and runs else []:
-        check_name("group_by", name, runs)
-    names = differing(runs) if group_by is None else list(dict.fromkeys(group_by))
-    groups: dict[tuple[str, ...], Group] = {}
+        check_option_name("group_by", name, runs)
+    names = differing_options(runs) if group_by is None else list(dict.fromkeys(group_by))
+    groups: dict[tuple[str, ...], RunGroup] = {}
     for run in runs:
-        options = {name: value_of(run, name) for name in names}
-        key = tuple(shown(value) for value in options.values())
-        groups.setdefault(key, Group(options, [])).runs.append(run)
+        options = {name: option_value(run, name) for name in names}
+        key = tuple(format_option(value) for value in options.values())
+        groups.setdefault(key, RunGroup(options, [])).runs.append(run)
     return list(groups.values())
 
 
-def named(groups: list[Group], baseline: str) -> Group:
+def find_group(groups: list[RunGroup], baseline: str) -> RunGroup:
     """Return the group that ``model=unet,loss=dice`` selects.
 
     Raises:
         UserError: if none or several match.
     """
-    wanted = dict(word.partition("=")[::2] for word in words(baseline))
+    wanted = dict(word.partition("=")[::2] for word in split_words(baseline))
     if not groups[0].options:
         raise UserError(f"baseline={baseline}: the runs differ in no option, so there is one group")
     for name in wanted:
         if name not in groups[0].options:
             raise UserError(
-                f"baseline={baseline}: the groups do not differ in {name!r}{nearest(name, groups[0].options)}"
+                f"baseline={baseline}: the groups do not differ in {name!r}{did_you_mean(name, groups[0].options)}"
                 f" (they differ in: {', '.join(groups[0].options)})"
             )
-    matches = [g for g in groups if all(same(g.options[name], v) for name, v in wanted.items())]
+    matches = [
+        g for g in groups if all(means_value(g.options[name], v) for name, v in wanted.items())
+    ]
     if len(matches) == 1:
         return matches[0]
     problem = f"{len(matches)} groups match, name one" if matches else "no group matches"

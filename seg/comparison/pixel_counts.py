@@ -8,24 +8,30 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from seg.comparison.run_files import Counts
-from seg.comparison.run_records import Run
-from seg.metrics.confusion import SCORES, Tally, class_mean, over_classes
-from seg.metrics.significance import Evidence, mean, per_image
+from seg.comparison.run_files import ImageCounts
+from seg.comparison.run_records import ComparedRun
+from seg.metrics.confusion import PIXEL_SCORES, ConfusionCounts, mean_over_present, mean_score
+from seg.metrics.significance import BootstrapInput, mean_of_sums, per_image_rows
 
-COUNTED = ("dice", "iou", "f1", "precision", "recall")  # scores that follow from TP, FP and FN
+COUNTED_SCORES = (
+    "dice",
+    "iou",
+    "f1",
+    "precision",
+    "recall",
+)  # scores that follow from TP, FP and FN
 
 
-def by_seed(runs: list[Run]) -> dict[str, list[Run]]:
+def runs_by_seed(runs: list[ComparedRun]) -> dict[str, list[ComparedRun]]:
     """Return the runs of each seed; a run of unknown seed has its own."""
-    seeds: dict[str, list[Run]] = {}
+    seeds: dict[str, list[ComparedRun]] = {}
     for run in runs:
         seeds.setdefault(run.seed or run.label, []).append(run)
     return dict(sorted(seeds.items()))
 
 
 @dataclass(frozen=True)
-class Pooled:
+class GroupCounts:
     """Pixel counts of a group.
 
     Attributes:
@@ -44,13 +50,15 @@ class Pooled:
         return self.pixels[:, 0, :, 0] + self.pixels[:, 0, :, 2]
 
 
-def pooled(runs: list[Run], split: str) -> Pooled | None:
+def pool_counts(runs: list[ComparedRun], split: str) -> GroupCounts | None:
     """Collect the counts of a group; None if a run has none, or seeds differ in images, classes or masks."""
     if not all(split in run.counts for run in runs):
         return None
     if len({run.counts[split].classes for run in runs}) > 1:
         return None
-    seeds = [averaged([run.counts[split] for run in same]) for same in by_seed(runs).values()]
+    seeds = [
+        average_counts([run.counts[split] for run in same]) for same in runs_by_seed(runs).values()
+    ]
     images = tuple(sorted(seeds[0]))
     if any(seed.keys() != seeds[0].keys() for seed in seeds):
         return None
@@ -58,10 +66,10 @@ def pooled(runs: list[Run], split: str) -> Pooled | None:
     truth = pixels[..., 0] + pixels[..., 2]  # (N, S, C)
     if not np.allclose(truth, truth[:, :1]):
         return None  # images of the same names with other masks
-    return Pooled(images, runs[0].counts[split].classes, pixels)
+    return GroupCounts(images, runs[0].counts[split].classes, pixels)
 
 
-def averaged(counts: list[Counts]) -> dict[str, np.ndarray]:
+def average_counts(counts: list[ImageCounts]) -> dict[str, np.ndarray]:
     """Return the counts (C, 3) of each image, the mean over the runs that scored it."""
     rows: dict[str, list[np.ndarray]] = {}
     for run_counts in counts:
@@ -70,18 +78,20 @@ def averaged(counts: list[Counts]) -> dict[str, np.ndarray]:
     return {image: np.mean(pixels, axis=0) for image, pixels in rows.items()}
 
 
-def evidence(group: Pooled, score: str) -> Evidence | None:
+def group_bootstrap_input(group: GroupCounts, score: str) -> BootstrapInput | None:
     """Return the rows by image and the score of their sums; None if the score does not follow from counts."""
     name, _, label = score.partition("/")
     if name in ("dice_per_image", "iou_per_image") and not label:
-        return per_image(image_scores(group.pixels, name.removesuffix("_per_image")).mean(1)), mean
-    if name not in COUNTED or (label and label not in group.classes):
+        return per_image_rows(
+            image_scores(group.pixels, name.removesuffix("_per_image")).mean(1)
+        ), mean_of_sums
+    if name not in COUNTED_SCORES or (label and label not in group.classes):
         return None
     place = group.classes.index(label) if label else None
 
     def scored(sums: np.ndarray) -> np.ndarray:  # (R, S, C, 3) -> (R,)
-        tally = tallied(sums)
-        values = over_classes(name, tally) if place is None else SCORES[name](tally)[..., place]
+        tally = to_confusion_counts(sums)
+        values = mean_score(name, tally) if place is None else PIXEL_SCORES[name](tally)[..., place]
         return values.numpy().mean(-1)
 
     return group.pixels, scored
@@ -89,11 +99,11 @@ def evidence(group: Pooled, score: str) -> Evidence | None:
 
 def image_scores(pixels: np.ndarray, name: str) -> np.ndarray:
     """Return the score of each image, the mean over the classes that occur in it: (..., C, 3) -> (...)."""
-    tally = tallied(pixels)
-    return class_mean(SCORES[name](tally), tally).numpy()
+    tally = to_confusion_counts(pixels)
+    return mean_over_present(PIXEL_SCORES[name](tally), tally).numpy()
 
 
-def tallied(pixels: np.ndarray) -> Tally:
+def to_confusion_counts(pixels: np.ndarray) -> ConfusionCounts:
     """Return counts (..., C, 3) as a Tally; its true negatives are unknown (nan)."""
     hit, false, missed = torch.from_numpy(np.asarray(pixels, dtype=float)).unbind(-1)
-    return Tally(hit, false, missed, torch.full_like(hit, torch.nan))
+    return ConfusionCounts(hit, false, missed, torch.full_like(hit, torch.nan))

@@ -27,18 +27,23 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.stats import ttest_ind
 
-from seg.comparison.grouping import Group
-from seg.comparison.pixel_counts import Pooled, by_seed, evidence, pooled
-from seg.comparison.run_records import Run
+from seg.comparison.grouping import RunGroup
+from seg.comparison.pixel_counts import (
+    GroupCounts,
+    group_bootstrap_input,
+    pool_counts,
+    runs_by_seed,
+)
+from seg.comparison.run_records import ComparedRun
 from seg.metrics.direction import smaller_is_better
-from seg.metrics.significance import Score, holm, interval, paired_test
+from seg.metrics.significance import ScoreFunction, bootstrap_interval, holm_adjust, paired_test
 
-ENOUGH = 3  # seeds that the test over seeds needs in both groups
-MOST = 24  # seeds up to which groups with different numbers of seeds are repeated
+MIN_SEEDS = 3  # seeds that the test over seeds needs in both groups
+MAX_SEED_REPEATS = 24  # seeds up to which groups with different numbers of seeds are repeated
 
 
 @dataclass(frozen=True)
-class Asked:
+class ComparisonSpec:
     """Score to compare, and settings of the tests.
 
     Attributes:
@@ -59,7 +64,7 @@ class Asked:
         return f"{'test' if self.split == 'test' else 'best/' + self.split}/{self.score}"
 
     @property
-    def smaller(self) -> bool:
+    def smaller_is_better(self) -> bool:
         """True if a smaller score is better."""
         return smaller_is_better(self.score)
 
@@ -102,7 +107,7 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class Ranked:
+class RankedGroup:
     """A group with its scores.
 
     Attributes:
@@ -112,7 +117,7 @@ class Ranked:
         comparison: difference from the baseline; None for the baseline itself.
     """
 
-    group: Group
+    group: RunGroup
     scores: np.ndarray
     seeds: int
     comparison: Comparison | None = None
@@ -138,10 +143,10 @@ class Ranking:
         pairs: number of comparisons in Holm's correction.
     """
 
-    asked: Asked
-    groups: list[Ranked]
-    chosen: bool
-    pairs: int
+    asked: ComparisonSpec
+    groups: list[RankedGroup]
+    baseline_is_best: bool
+    num_comparisons: int
 
     @property
     def alpha(self) -> float:
@@ -159,12 +164,14 @@ class Ranking:
         return [r.comparison for r in self.groups if r.comparison and not r.comparison.apart]
 
     @property
-    def runs(self) -> list[Run]:
+    def runs(self) -> list[ComparedRun]:
         """Runs of all groups, those of the best group first."""
         return [run for r in self.groups for run in r.group.runs]
 
 
-def rank(groups: list[Group], baseline: Group | None, asked: Asked) -> Ranking:
+def rank_groups(
+    groups: list[RunGroup], baseline: RunGroup | None, asked: ComparisonSpec
+) -> Ranking:
     """Rank the groups and compare each with the baseline.
 
     Args:
@@ -174,32 +181,36 @@ def rank(groups: list[Group], baseline: Group | None, asked: Asked) -> Ranking:
     """
     # order by mean score
     ranked = [
-        Ranked(g, np.array([run.metrics[asked.key] for run in g.runs]), len(by_seed(g.runs)))
+        RankedGroup(
+            g, np.array([run.metrics[asked.key] for run in g.runs]), len(runs_by_seed(g.runs))
+        )
         for g in groups
     ]
-    ranked.sort(key=lambda r: r.mean if asked.smaller else -r.mean)
+    ranked.sort(key=lambda r: r.mean if asked.smaller_is_better else -r.mean)
 
     # compare with the baseline; the best group as baseline makes all pairs count
     base = next((i for i, r in enumerate(ranked) if r.group is baseline), 0)
-    raw = [compared(r, ranked[base], asked) for i, r in enumerate(ranked) if i != base]
+    raw = [compare_groups(r, ranked[base], asked) for i, r in enumerate(ranked) if i != base]
     tested = sum(not c.apart for c in raw)
     pairs = math.comb(tested + 1, 2) if baseline is None else tested
-    comparisons: list[Comparison | None] = [*corrected(raw, pairs)]
+    comparisons: list[Comparison | None] = [*adjust_p_values(raw, pairs)]
     comparisons[base:base] = [None] * bool(ranked)
     groups_done = [replace(r, comparison=c) for r, c in zip(ranked, comparisons, strict=True)]
     return Ranking(asked, groups_done, baseline is None, pairs)
 
 
-def compared(group: Ranked, baseline: Ranked, asked: Asked) -> Comparison:
+def compare_groups(group: RankedGroup, baseline: RankedGroup, asked: ComparisonSpec) -> Comparison:
     """Compare a group with the baseline, without Holm's correction."""
     runs, others, split = group.group.runs, baseline.group.runs, asked.split
-    counts = pooled(runs, split), pooled(others, split)
-    if apart := on_other_images(runs, others, split, *counts):
+    counts = pool_counts(runs, split), pool_counts(others, split)
+    if apart := incomparable_reason(runs, others, split, *counts):
         return Comparison(apart=apart)
 
     # over seeds
-    low, high, p = welch(seed_means(runs, asked.key), seed_means(others, asked.key), asked.level)
-    if min(group.seeds, baseline.seeds) < ENOUGH:
+    low, high, p = welch_test(
+        seed_means(runs, asked.key), seed_means(others, asked.key), asked.level
+    )
+    if min(group.seeds, baseline.seeds) < MIN_SEEDS:
         p = math.nan
     value = group.mean - baseline.mean
     comparison = Comparison(value, seeds_low=low, seeds_high=high, p_seeds=p)
@@ -212,28 +223,28 @@ def compared(group: Ranked, baseline: Ranked, asked: Asked) -> Comparison:
     return replace(comparison, value=d.value, low=d.low, high=d.high, p_images=d.p, images=d.images)
 
 
-def corrected(comparisons: list[Comparison], pairs: int) -> list[Comparison]:
+def adjust_p_values(comparisons: list[Comparison], pairs: int) -> list[Comparison]:
     """Return the comparisons with p values adjusted by Holm over ``pairs`` tests.
 
     Pairs that are not among the comparisons count with p = 1, which is conservative.
     """
     padding = np.ones(pairs - sum(not c.apart for c in comparisons))
-    p_images = holm(np.append([c.p_images for c in comparisons], padding))
-    p_seeds = holm(np.append([c.p_seeds for c in comparisons], padding))
+    p_images = holm_adjust(np.append([c.p_images for c in comparisons], padding))
+    p_seeds = holm_adjust(np.append([c.p_seeds for c in comparisons], padding))
     return [
         replace(c, p_images=float(images), p_seeds=float(seeds))
         for c, images, seeds in zip(comparisons, p_images, p_seeds, strict=False)
     ]
 
 
-def seed_means(runs: list[Run], key: str) -> np.ndarray:
+def seed_means(runs: list[ComparedRun], key: str) -> np.ndarray:
     """Return the score of each seed, the mean over its folds or repetitions."""
     return np.array(
-        [np.mean([run.metrics[key] for run in same]) for same in by_seed(runs).values()]
+        [np.mean([run.metrics[key] for run in same]) for same in runs_by_seed(runs).values()]
     )
 
 
-def welch(a: np.ndarray, b: np.ndarray, level: float) -> tuple[float, float, float]:
+def welch_test(a: np.ndarray, b: np.ndarray, level: float) -> tuple[float, float, float]:
     """Return the interval of mean(a) - mean(b) and p of Welch's t-test; nan with one value or no spread."""
     if min(len(a), len(b)) < 2 or np.ptp(a) + np.ptp(b) == 0:
         return math.nan, math.nan, math.nan
@@ -244,8 +255,12 @@ def welch(a: np.ndarray, b: np.ndarray, level: float) -> tuple[float, float, flo
     return float(ends.low), float(ends.high), float(test.pvalue)
 
 
-def on_other_images(
-    a: list[Run], b: list[Run], split: str, counts_a: Pooled | None, counts_b: Pooled | None
+def incomparable_reason(
+    a: list[ComparedRun],
+    b: list[ComparedRun],
+    split: str,
+    counts_a: GroupCounts | None,
+    counts_b: GroupCounts | None,
 ) -> str:
     """Return the reason why two groups cannot be compared, or an empty string.
 
@@ -265,34 +280,36 @@ def on_other_images(
 
 
 def paired_rows(
-    a: Pooled | None, b: Pooled | None, score: str
-) -> tuple[np.ndarray, np.ndarray, Score] | None:
+    a: GroupCounts | None, b: GroupCounts | None, score: str
+) -> tuple[np.ndarray, np.ndarray, ScoreFunction] | None:
     """Return the rows of two groups with the same number of seeds, and the score of their sums.
 
     None if a group has no counts, or the score does not follow from counts.
     """
     if a is None or b is None:
         return None
-    evidence_a, evidence_b = evidence(a, score), evidence(b, score)
+    evidence_a, evidence_b = group_bootstrap_input(a, score), group_bootstrap_input(b, score)
     if evidence_a is None or evidence_b is None:
         return None
     (rows_a, score_of), (rows_b, _) = evidence_a, evidence_b
     if rows_a.ndim == 4:  # (N, S, C, 3)
         seeds = math.lcm(rows_a.shape[1], rows_b.shape[1])
-        if seeds > MOST:
+        if seeds > MAX_SEED_REPEATS:
             rows_a, rows_b, seeds = rows_a.mean(1, keepdims=True), rows_b.mean(1, keepdims=True), 1
         rows_a, rows_b = (np.repeat(r, seeds // r.shape[1], axis=1) for r in (rows_a, rows_b))
     return rows_a, rows_b, score_of
 
 
-def intervals(ranked: Ranked, asked: Asked) -> dict[str, tuple[float, float, float]]:
+def class_intervals(
+    ranked: RankedGroup, asked: ComparisonSpec
+) -> dict[str, tuple[float, float, float]]:
     """Return value, low and high of the mean ("") and of each class by bootstrap; empty without counts."""
-    group = pooled(ranked.group.runs, asked.split)
+    group = pool_counts(ranked.group.runs, asked.split)
     if group is None:
         return {}
     name, ends = asked.score.partition("/")[0], {}
     for label in ("", *group.classes):
-        if (rows := evidence(group, f"{name}/{label}" if label else name)) is not None:
-            bootstrap = interval(*rows, asked.level, min(asked.resamples, 2000))
+        if (rows := group_bootstrap_input(group, f"{name}/{label}" if label else name)) is not None:
+            bootstrap = bootstrap_interval(*rows, asked.level, min(asked.resamples, 2000))
             ends[label] = bootstrap.value, bootstrap.low, bootstrap.high
     return ends

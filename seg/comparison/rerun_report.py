@@ -12,30 +12,32 @@ import numpy as np
 from rich.table import Table
 from scipy import stats
 
-from seg.cli.conf_files import shown
-from seg.data.masks import short
+from seg.cli.conf_files import format_option_value
+from seg.data.masks import shorten_list
 from seg.display.tables import make_table
 from seg.runs import checkpoint, provenance
-from seg.runs.reader import Metrics, Past
-from seg.runs.run_info import FREE
+from seg.runs.reader import FinishedRun, Metrics
+from seg.runs.run_info import NEUTRAL_OPTIONS
 
-JUDGED = (
+MAIN_SCORES = (
     "best/val/dice",
     "best/val/iou",
     "test/dice",
     "test/iou",
 )  # scores that decide the verdict if some differ
-MACHINE = ("machine", "system", "cpu", "instructions", "threads", "gpus")
-TOLD = {  # sections of run.json that numbers depend on; None: all their fields
-    "versions": None, "environment": None, "hardware": MACHINE, "git": ("commit", "diff"),
+HARDWARE_FIELDS = ("machine", "system", "cpu", "instructions", "threads", "gpus")
+RECORDED_FIELDS = {  # sections of run.json that numbers depend on; None: all their fields
+    "versions": None, "environment": None, "hardware": HARDWARE_FIELDS, "git": ("commit", "diff"),
     "data": ("fingerprint",),
 }  # fmt: skip
-LEVEL = 0.95  # of the interval of the difference of two seeds
-FEWEST = 2  # degrees of freedom that a standard deviation needs: three seeds of one era
-Scores = dict[str, dict[str, Any]]
+NOISE_LEVEL = 0.95  # of the interval of the difference of two seeds
+MIN_DEGREES_OF_FREEDOM = (
+    2  # degrees of freedom that a standard deviation needs: three seeds of one era
+)
+ScoreChanges = dict[str, dict[str, Any]]
 
 
-class Change(NamedTuple):
+class RunChange(NamedTuple):
     """A fact that differs."""
 
     what: str
@@ -43,7 +45,7 @@ class Change(NamedTuple):
     now: Any
 
 
-def judged(then: Metrics, now: Metrics, eras: Sequence[Sequence[Metrics]]) -> Scores:
+def compare_scores(then: Metrics, now: Metrics, eras: Sequence[Sequence[Metrics]]) -> ScoreChanges:
     """Compare the scores of two runs, and decide whether each difference is within the noise of the seed.
 
     A difference is within noise if it lies in the ``LEVEL`` interval of the difference of two runs with
@@ -58,10 +60,10 @@ def judged(then: Metrics, now: Metrics, eras: Sequence[Sequence[Metrics]]) -> Sc
         For each metric ``then``, ``now``, ``difference``, ``sd`` and ``verdict``: same, within noise,
         different, only then or only now.
     """
-    scores: Scores = {}
+    scores: ScoreChanges = {}
     for name in dict.fromkeys([*then, *now]):
         old, new = then.get(name), now.get(name)
-        sd, free = spread([[metrics.get(name) for metrics in era] for era in eras])
+        sd, free = pooled_sd([[metrics.get(name) for metrics in era] for era in eras])
         difference = None if old is None or new is None else new - old
         if name not in then or name not in now:
             result = "only now" if name in now else "only then"
@@ -70,7 +72,7 @@ def judged(then: Metrics, now: Metrics, eras: Sequence[Sequence[Metrics]]) -> Sc
         elif sd is None or difference is None:
             result = "different"
         else:
-            limit = stats.t.ppf((1 + LEVEL) / 2, free) * sd * math.sqrt(2)
+            limit = stats.t.ppf((1 + NOISE_LEVEL) / 2, free) * sd * math.sqrt(2)
             result = "within noise" if abs(difference) <= limit else "different"
         scores[name] = {
             "then": old, "now": new, "difference": difference, "sd": sd, "verdict": result
@@ -78,7 +80,7 @@ def judged(then: Metrics, now: Metrics, eras: Sequence[Sequence[Metrics]]) -> Sc
     return scores
 
 
-def spread(eras: Sequence[Sequence[float | None]]) -> tuple[float | None, int]:
+def pooled_sd(eras: Sequence[Sequence[float | None]]) -> tuple[float | None, int]:
     """Return the standard deviation within the eras (None below ``FEWEST``), and its degrees of freedom."""
     squares, free = 0.0, 0
     for era in eras:
@@ -86,64 +88,66 @@ def spread(eras: Sequence[Sequence[float | None]]) -> tuple[float | None, int]:
         if len(values) > 1:
             squares += float(((values - values.mean()) ** 2).sum())
             free += len(values) - 1
-    return (math.sqrt(squares / free), free) if free >= FEWEST else (None, free)
+    return (math.sqrt(squares / free), free) if free >= MIN_DEGREES_OF_FREEDOM else (None, free)
 
 
-def verdict(scores: Scores) -> str:
+def overall_verdict(scores: ScoreChanges) -> str:
     """Return same, within noise or different: of all scores if they are equal, else of Dice and IoU."""
     both = {n: s["verdict"] for n, s in scores.items() if not s["verdict"].startswith("only")}
     if both and set(both.values()) == {"same"}:
         return "same"
-    main = {name: scores[name] for name in JUDGED if name in both}
+    main = {name: scores[name] for name in MAIN_SCORES if name in both}
     known = any(row["sd"] is not None for row in main.values())
     different = any(row["verdict"] == "different" for row in main.values())
     return "within noise" if known and not different else "different"
 
 
-def edited(past: Past) -> Iterator[Change]:
+def config_edits(past: FinishedRun) -> Iterator[RunChange]:
     """Yield differences of config.yaml from the config in the checkpoint, with which the run was trained."""
     try:
         card = checkpoint.read_checkpoint(checkpoint.find_checkpoint(past.folder))["seg"]["config"]
-    except (*checkpoint.DAMAGED, ValueError):
+    except (*checkpoint.DAMAGE_ERRORS, ValueError):
         return  # without a checkpoint there is nothing to compare
-    yield from leaves_changed(card, past.config, "config.yaml: ")
+    yield from changed_leaves(card, past.config, "config.yaml: ")
 
 
-def leaves_changed(then: Any, now: Any, path: str) -> Iterator[Change]:
+def changed_leaves(then: Any, now: Any, path: str) -> Iterator[RunChange]:
     """Yield each value of a config that differs."""
     if not isinstance(then, dict) or not isinstance(now, dict):
         if then != now:
-            yield Change(path.rstrip("."), then, now)
+            yield RunChange(path.rstrip("."), then, now)
         return
     for name in dict.fromkeys([*then, *now]):
-        if name not in FREE:
-            yield from leaves_changed(then.get(name), now.get(name), f"{path}{name}.")
+        if name not in NEUTRAL_OPTIONS:
+            yield from changed_leaves(then.get(name), now.get(name), f"{path}{name}.")
 
 
-def recorded(then: dict[str, Any], now: dict[str, Any]) -> Iterator[Change]:
+def changed_records(then: dict[str, Any], now: dict[str, Any]) -> Iterator[RunChange]:
     """Yield differences between two run.json in the fields that numbers depend on and the older one has."""
-    for group, chosen in TOLD.items():
+    for group, chosen in RECORDED_FIELDS.items():
         old, new = then.get(group), now.get(group) or {}
         if not isinstance(old, dict):
             continue
         unset = new if group == "environment" else {}
         for name in chosen or dict.fromkeys([*old, *unset]):
             if (name in old or name in unset) and old.get(name) != new.get(name):
-                yield Change(f"{group}.{name}", old.get(name), new.get(name))
+                yield RunChange(f"{group}.{name}", old.get(name), new.get(name))
     for entry in then.get("resumed", []):
-        if other := sorted(set(TOLD).intersection(entry)):
-            yield Change("resumed", None, f"the earlier run went on with other {', '.join(other)}")
+        if other := sorted(set(RECORDED_FIELDS).intersection(entry)):
+            yield RunChange(
+                "resumed", None, f"the earlier run went on with other {', '.join(other)}"
+            )
     for name in ("source", "split_hash", "seed", "steps", "parameters"):
         if name in then and then[name] != now.get(name):
-            yield Change(name, then[name], now.get(name))
+            yield RunChange(name, then[name], now.get(name))
 
 
-def untold(then: dict[str, Any]) -> list[str]:
+def missing_records(then: dict[str, Any]) -> list[str]:
     """Return the sections that an older run.json lacks."""
-    return [name for name in (*TOLD, "source") if name not in then]
+    return [name for name in (*RECORDED_FIELDS, "source") if name not in then]
 
 
-def images_changed(then: Path, now: Path) -> Iterator[Change]:
+def changed_images(then: Path, now: Path) -> Iterator[RunChange]:
     """Yield the differences in images and masks of two run folders with fingerprints.csv."""
     try:
         old, new = (provenance.read_digests(folder / "fingerprints.csv") for folder in (then, now))
@@ -154,18 +158,20 @@ def images_changed(then: Path, now: Path) -> Iterator[Change]:
     for place, kind in enumerate(("images", "masks")):
         differ = [name for name in old if name in new and old[name][place] != new[name][place]]
         if differ:
-            yield Change(f"data.{kind}", None, f"{len(differ)} of other pixels: {short(differ)}")
+            yield RunChange(
+                f"data.{kind}", None, f"{len(differ)} of other pixels: {shorten_list(differ)}"
+            )
     for kind, names in (("gone", set(old) - set(new)), ("added", set(new) - set(old))):
         if names:
-            yield Change(f"data.{kind}", None, f"{len(names)}: {short(sorted(names))}")
+            yield RunChange(f"data.{kind}", None, f"{len(names)}: {shorten_list(sorted(names))}")
 
 
-def text(value: Any) -> str:
+def format_change(value: Any) -> str:
     """Return a value as it is typed; for a group of options its constructor."""
-    return shown(value.get("_target_", value) if isinstance(value, dict) else value)
+    return format_option_value(value.get("_target_", value) if isinstance(value, dict) else value)
 
 
-def score_table(scores: Scores) -> Table:
+def rerun_score_table(scores: ScoreChanges) -> Table:
     """Return the table of Dice and IoU; rerun.json has all scores."""
     table = make_table("then and now")
     table.add_column("score", no_wrap=True)
@@ -173,7 +179,7 @@ def score_table(scores: Scores) -> Table:
         table.add_column(header, justify="right", no_wrap=True)
     table.add_column("verdict", no_wrap=True)
     forms = {"then": ".6f", "now": ".6f", "difference": "+.2g", "sd": ".2g"}
-    for name, row in ((name, scores[name]) for name in JUDGED if name in scores):
+    for name, row in ((name, scores[name]) for name in MAIN_SCORES if name in scores):
         cells = ("-" if row[key] is None else f"{row[key]:{form}}" for key, form in forms.items())
         table.add_row(name.removeprefix("best/"), *cells, row["verdict"])
     return table

@@ -13,27 +13,27 @@ from typing import Any
 import numpy as np
 
 from seg.comparison.run_files import (
-    Counts,
-    Curves,
-    brief,
-    listed,
-    mapping,
-    number,
-    numbers,
-    read_config,
+    ImageCounts,
+    LearningCurves,
+    brief_error,
+    dict_or_empty,
+    list_or_empty,
+    number_or_none,
+    numbers_only,
+    printable_line,
     read_counts,
     read_curves,
-    text,
+    read_options,
 )
 from seg.errors import UserError
 from seg.files import read_text
-from seg.runs.safe_loading import RECORD_LIMIT, json_value
+from seg.runs.safe_loading import RECORD_LIMIT, parse_json
 
-STATES = ("finished", "running", "failed", "interrupted", "pruned")
+RUN_STATES = ("finished", "running", "failed", "interrupted", "pruned")
 
 
 @dataclass(frozen=True)
-class Run:
+class ComparedRun:
     """One run folder.
 
     Attributes:
@@ -78,8 +78,8 @@ class Run:
     splits: dict[str, tuple[str, ...]] = field(default_factory=dict)
     fingerprint: str = ""
     facts: dict[str, str] = field(default_factory=dict)
-    curves: Curves = field(default_factory=Curves)
-    counts: dict[str, Counts] = field(default_factory=dict)
+    curves: LearningCurves = field(default_factory=LearningCurves)
+    counts: dict[str, ImageCounts] = field(default_factory=dict)
     written: float | None = None
 
     @property
@@ -124,56 +124,56 @@ def common_folder(folders: list[Path]) -> Path:
     return Path(os.path.commonpath([folder.parent for folder in folders]))
 
 
-def read_runs(folders: list[Path]) -> list[Run]:
+def read_compared_runs(folders: list[Path]) -> list[ComparedRun]:
     """Read the runs in the given order."""
     root = common_folder(folders)
-    return [read_run(folder, label_of(folder.relative_to(root))) for folder in folders]
+    return [read_compared_run(folder, run_label(folder.relative_to(root))) for folder in folders]
 
 
-def label_of(place: Path) -> str:
+def run_label(place: Path) -> str:
     """Return a path as text; bytes that are not UTF-8 become escape sequences."""
     return os.fsencode(place.as_posix()).decode("utf-8", "backslashreplace")
 
 
-def read_run(folder: Path, label: str) -> Run:
+def read_compared_run(folder: Path, label: str) -> ComparedRun:
     """Read one run; every problem of its files becomes a line in its faults."""
     faults: list[str] = []
     try:
-        record = json_value(read_text(folder / "run.json", RECORD_LIMIT))
+        record = parse_json(read_text(folder / "run.json", RECORD_LIMIT))
         if not isinstance(record, dict):
             raise ValueError("it holds no record")
     except (OSError, ValueError, RecursionError) as error:
-        faults.append(f"run.json can't be read: {brief(error)}")
-        return Run(folder, label, faults=faults, options=read_config(folder, faults))
-    status, steps = text(record.get("status")), number(record.get("steps"))
-    if status not in STATES:
+        faults.append(f"run.json can't be read: {brief_error(error)}")
+        return ComparedRun(folder, label, faults=faults, options=read_options(folder, faults))
+    status, steps = printable_line(record.get("status")), number_or_none(record.get("steps"))
+    if status not in RUN_STATES:
         faults.append(f"run.json has the status {status[:40]!r}")
         status = "damaged"
-    options = read_config(folder, faults)
+    options = read_options(folder, faults)
     splits = {
-        split: tuple(text(name) for name in listed(names))
-        for split, names in mapping(record.get("splits")).items()
+        split: tuple(printable_line(name) for name in list_or_empty(names))
+        for split, names in dict_or_empty(record.get("splits")).items()
     }
     curves, written = read_curves(folder, steps if status == "finished" else None, faults)
-    return Run(
+    return ComparedRun(
         folder,
         label,
         status,
-        text(record.get("error")),
+        printable_line(record.get("error")),
         faults,
-        name=text(record.get("name")),
-        sweep=text(record.get("group")),
-        seed=text(record.get("seed")),
+        name=printable_line(record.get("name")),
+        sweep=printable_line(record.get("group")),
+        seed=printable_line(record.get("seed")),
         choices=choices(record, options),
         typed=frozenset(typed(record)),
         options=options,
-        metrics=numbers(record.get("metrics")),
-        parameters=number(record.get("parameters")),
-        minutes=number(record.get("minutes")),
+        metrics=numbers_only(record.get("metrics")),
+        parameters=number_or_none(record.get("parameters")),
+        minutes=number_or_none(record.get("minutes")),
         steps=steps,
         splits=splits,
-        fingerprint=text(mapping(record.get("data")).get("fingerprint")),
-        facts=environment(record),
+        fingerprint=printable_line(dict_or_empty(record.get("data")).get("fingerprint")),
+        facts=run_environment(record),
         curves=curves,
         counts=read_counts(folder, splits, faults) if status == "finished" else {},
         written=written,
@@ -182,11 +182,11 @@ def read_run(folder: Path, label: str) -> Run:
 
 def choices(record: dict[str, Any], options: dict[str, Any]) -> dict[str, str]:
     """Return the chosen file of each config group; for an older run the typed word, else the class name."""
-    if known := mapping(record.get("choices")):
-        return {k: text(v) for k, v in known.items() if v is not None and "/" not in k}
+    if known := dict_or_empty(record.get("choices")):
+        return {k: printable_line(v) for k, v in known.items() if v is not None and "/" not in k}
     words = typed(record)
     named = {
-        key.partition(".")[0]: text(value).rpartition(".")[2]
+        key.partition(".")[0]: printable_line(value).rpartition(".")[2]
         for key, value in options.items()
         if key.endswith("._target_") and key.count(".") == 1
     }
@@ -196,17 +196,23 @@ def choices(record: dict[str, Any], options: dict[str, Any]) -> dict[str, str]:
 def typed(record: dict[str, Any]) -> dict[str, str]:
     """Return the typed options, ``optim.lr`` -> its text; for an older run those of its command line."""
     words = record["overrides"] if "overrides" in record else record.get("command")
-    pairs = (text(word).lstrip("+~").partition("=") for word in listed(words))
+    pairs = (printable_line(word).lstrip("+~").partition("=") for word in list_or_empty(words))
     return {key: value for key, equals, value in pairs if equals}
 
 
-def environment(record: dict[str, Any]) -> dict[str, str]:
+def run_environment(record: dict[str, Any]) -> dict[str, str]:
     """Return the environment of a run as name -> text: commit, versions, hardware, start, command."""
-    git, facts = mapping(record.get("git")), {}
-    if commit := text(git.get("commit")):
+    git, facts = dict_or_empty(record.get("git")), {}
+    if commit := printable_line(git.get("commit")):
         facts["commit"] = commit[:12] + (" and changes" if git.get("dirty") else "")
-    facts |= {key: text(value) for key, value in mapping(record.get("versions")).items()}
-    facts |= {key: text(value) for key, value in mapping(record.get("hardware")).items()}
-    facts["started"] = text(record.get("started"))
-    facts["command"] = " ".join(text(word) for word in listed(record.get("command")))
+    facts |= {
+        key: printable_line(value) for key, value in dict_or_empty(record.get("versions")).items()
+    }
+    facts |= {
+        key: printable_line(value) for key, value in dict_or_empty(record.get("hardware")).items()
+    }
+    facts["started"] = printable_line(record.get("started"))
+    facts["command"] = " ".join(
+        printable_line(word) for word in list_or_empty(record.get("command"))
+    )
     return {key: value for key, value in facts.items() if value}

@@ -25,8 +25,19 @@ from scipy.interpolate import CubicSpline
 from seg.errors import DataError
 from seg.logits import IGNORE
 
-TO_NETWORK = (A.Normalize, A.ToFloat, A.FromFloat, A.ToTensorV2)  # done here, after all transforms
-REFUSALS = (ValueError, TypeError, KeyError, NotImplementedError, cv2.error)  # raised by transforms
+NORMALISING_TRANSFORMS = (
+    A.Normalize,
+    A.ToFloat,
+    A.FromFloat,
+    A.ToTensorV2,
+)  # done here, after all transforms
+TRANSFORM_ERRORS = (
+    ValueError,
+    TypeError,
+    KeyError,
+    NotImplementedError,
+    cv2.error,
+)  # raised by transforms
 
 
 class CoarseElastic(BaseDistortion):
@@ -66,7 +77,9 @@ class CoarseElastic(BaseDistortion):
         """Return the source coordinates of each pixel, two maps (H, W) float32."""
         height, width = params["shape"][:2]
         coarse = self.random_generator.normal(0, self.sigma, (2, self.grid, self.grid))
-        down, right = spline(height, self.grid) @ coarse @ spline(width, self.grid).T
+        down, right = (
+            spline_weights(height, self.grid) @ coarse @ spline_weights(width, self.grid).T
+        )
         rows, columns = np.mgrid[:height, :width]
         return {
             "map_x": (columns + right).astype(np.float32),
@@ -75,14 +88,14 @@ class CoarseElastic(BaseDistortion):
 
 
 @lru_cache(maxsize=64)
-def spline(size: int, points: int) -> np.ndarray:
+def spline_weights(size: int, points: int) -> np.ndarray:
     """Return the weights (size, points) of the cubic spline through evenly spaced points, slope 0 at the ends."""
     cubic = CubicSpline(np.linspace(0, 1, points), np.eye(points), bc_type="clamped")
     return cubic(np.linspace(0, 1, size))
 
 
 @dataclass(frozen=True)
-class Focus:
+class RareClassCrop:
     """Crops centred on rare classes.
 
     Attributes:
@@ -93,7 +106,7 @@ class Focus:
     share: float
     classes: list[int]
 
-    def centre(self, mask: np.ndarray, rng: np.random.Generator) -> tuple[int, int] | None:
+    def draw_centre(self, mask: np.ndarray, rng: np.random.Generator) -> tuple[int, int] | None:
         """Return a pixel (row, column) of one class in a mask (H, W) or (H, W, K); None: a crop anywhere."""
         if rng.random() >= self.share:
             return None
@@ -125,7 +138,7 @@ class Augment:
         crop: int | None,
         seed: int,
         context: int = 0,
-        focus: Focus | None = None,
+        focus: RareClassCrop | None = None,
     ) -> None:
         check_transforms(transform)
         self.crop, self.seed, self.context, self.focus = crop, seed, context, focus
@@ -134,7 +147,7 @@ class Augment:
         self.names = ", ".join(type(part).__name__ for part in transforms)
         self.compose = A.Compose(transforms)
 
-    def alone(self) -> "Augment":
+    def without_transforms(self) -> "Augment":
         """Return the same crops without transforms."""
         return Augment(A.Compose([]), self.crop, self.seed, self.context, self.focus)
 
@@ -170,17 +183,18 @@ class Augment:
             centre = None
             if self.focus:
                 drawn = np.random.default_rng([self.seed, epoch, index, 1])
-                centre = self.focus.centre(masks[0], drawn)
+                centre = self.focus.draw_centre(masks[0], drawn)
             starts = None if centre else (chance.random(), chance.random())
             image, *masks = (
-                cut(layer, self.crop, self.context, starts, centre) for layer in (image, *masks)
+                cut_square(layer, self.crop, self.context, starts, centre)
+                for layer in (image, *masks)
             )
         # Transform.
         self.compose.set_random_state(np.random.default_rng(key), chance)
         try:
             ready = np.ascontiguousarray(scaled(image))
             out = self.compose(force_apply=True, image=ready, masks=masks)
-        except REFUSALS as error:
+        except TRANSFORM_ERRORS as error:
             reason = " ".join(str(error).split())
             raise DataError(
                 f"augment ({self.names}): {reason}; the image is {image.shape} {image.dtype}"
@@ -212,7 +226,7 @@ class Augment:
         return whole
 
 
-def cut(
+def cut_square(
     layer: np.ndarray,
     crop: int,
     context: int,
@@ -230,7 +244,9 @@ def cut(
     """
     # Indices of its rows and columns; a slice where they are consecutive.
     rows, columns = (
-        span(side, crop, context, None if starts is None else starts[i], centre and centre[i])
+        crop_indices(
+            side, crop, context, None if starts is None else starts[i], centre and centre[i]
+        )
         for i, side in enumerate(layer.shape[:2])
     )
     inside = [p[-1] - p[0] == len(p) - 1 and (np.diff(p) == 1).all() for p in (rows, columns)]
@@ -239,7 +255,9 @@ def cut(
     return layer[rows[:, None], columns]
 
 
-def span(side: int, crop: int, context: int, start: float | None, middle: int | None) -> np.ndarray:
+def crop_indices(
+    side: int, crop: int, context: int, start: float | None, middle: int | None
+) -> np.ndarray:
     """Return the indices of a side's pixels in a crop, mirrored beyond the border; see ``cut``."""
     pixels = np.pad(np.arange(side), context, mode="reflect")
     missing = max(crop - len(pixels), 0)
@@ -252,24 +270,31 @@ def span(side: int, crop: int, context: int, start: float | None, middle: int | 
     return np.pad(pixels, (missing // 2, missing - missing // 2), "reflect")[first : first + crop]
 
 
-def parts(transform: A.BasicTransform | BaseCompose) -> Iterator[A.BasicTransform]:
+def iterate_transforms(transform: A.BasicTransform | BaseCompose) -> Iterator[A.BasicTransform]:
     """Yield the transforms of a composition and of those inside it."""
     if isinstance(transform, BaseCompose):
         for part in transform.transforms:
-            yield from parts(part)
+            yield from iterate_transforms(part)
     else:
         yield transform
 
 
-def turns(transform: A.BasicTransform | BaseCompose) -> str:
+def turning_transform(transform: A.BasicTransform | BaseCompose) -> str:
     """Return the name of the first transform that swaps height and width; empty if there is none."""
     turning = (A.D4, A.Transpose, A.RandomRotate90)
-    return next((type(part).__name__ for part in parts(transform) if isinstance(part, turning)), "")
+    return next(
+        (
+            type(part).__name__
+            for part in iterate_transforms(transform)
+            if isinstance(part, turning)
+        ),
+        "",
+    )
 
 
 def check_transforms(transform: A.BasicTransform | BaseCompose) -> None:
     """Raise DataError for arguments that albumentations ignores, and for transforms that would damage masks."""
-    for part in parts(transform):
+    for part in iterate_transforms(transform):
         name = type(part).__name__
         # Arguments that albumentations ignores, and transforms that are done later.
         if part.invalid_args:
@@ -277,7 +302,7 @@ def check_transforms(transform: A.BasicTransform | BaseCompose) -> None:
             raise DataError(
                 f"augment: {name} has no argument {part.invalid_args[0]}; it has {arguments}"
             )
-        if isinstance(part, TO_NETWORK):
+        if isinstance(part, NORMALISING_TRANSFORMS):
             raise DataError(
                 f"augment: remove {name}; images are normalised after augmentation, with the training "
                 "split's statistics"
@@ -288,7 +313,7 @@ def check_transforms(transform: A.BasicTransform | BaseCompose) -> None:
             cv2.INTER_NEAREST_EXACT,
         ):
             raise DataError(f"augment: {name} interpolates masks; mask_interpolation: 0 is needed")
-        if invents(part):
+        if fills_with_label(part):
             fill = getattr(part, "fill_mask", None)
             mirror = "border_mode: 4 (mirror) or " if hasattr(part, "border_mode") else ""
             raise DataError(
@@ -297,7 +322,7 @@ def check_transforms(transform: A.BasicTransform | BaseCompose) -> None:
             )
 
 
-def invents(transform: A.BasicTransform) -> bool:
+def fills_with_label(transform: A.BasicTransform) -> bool:
     """Return whether a transform fills masks with a label other than ``IGNORE``."""
     fill = getattr(transform, "fill_mask", None)
     if fill is None or np.all(np.asarray(fill) == IGNORE):

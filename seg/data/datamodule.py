@@ -15,13 +15,13 @@ import torch
 from pydantic import Field
 from torch.utils.data import DataLoader
 
-from seg.data.augment import Augment, Focus, check_transforms, turns
-from seg.data.dataset import GapCache, Samples
-from seg.data.datasets.base import Source
-from seg.data.image_cache import Store
-from seg.data.normalization import Intensity
-from seg.data.sampler import EpochSampler, apart
-from seg.data.statistics import survey
+from seg.data.augment import Augment, RareClassCrop, check_transforms, turning_transform
+from seg.data.dataset import SegmentationDataset, WeightMapCache
+from seg.data.datasets.base import DataSource
+from seg.data.image_cache import ImageCache
+from seg.data.normalization import Normalization
+from seg.data.sampler import EpochSampler, ignore_signals
+from seg.data.statistics import measure_dataset
 from seg.errors import DataError
 
 
@@ -54,7 +54,7 @@ class DataModule(L.LightningDataModule):
 
     def __init__(
         self,
-        source: Source,
+        source: DataSource,
         augment: A.Compose | None = None,
         seed: int = 0,
         batch_size: int = 4,
@@ -62,7 +62,7 @@ class DataModule(L.LightningDataModule):
         repeats: int = 4,
         eval_batch_size: int = 1,
         workers: int = 0,
-        intensity: Intensity | None = None,
+        intensity: Normalization | None = None,
         foreground: Annotated[float, Field(ge=0, le=1)] = 0.0,
         percentiles: tuple[float, float] | list[float] | None = None,
         check: bool = False,
@@ -94,22 +94,24 @@ class DataModule(L.LightningDataModule):
         self.transforms = augment or A.Compose([])
         check_transforms(self.transforms)
         # Read the data once: its statistics, and what is wrong with it.
-        self.store = Store(source, int(memory * 2**30), None if cache is None else Path(cache))
+        self.image_cache = ImageCache(
+            source, int(memory * 2**30), None if cache is None else Path(cache)
+        )
         pair = None if percentiles is None else (float(percentiles[0]), float(percentiles[1]))
-        statistics = survey(self.store, intensity, pair, check)
+        statistics = measure_dataset(self.image_cache, intensity, pair, check)
         self.intensity, self.sizes = statistics.intensity, statistics.sizes
-        self.shares = np.array(statistics.shares)  # (C,)
+        self.class_shares = np.array(statistics.class_shares)  # (C,)
         self.class_presence = np.array(statistics.class_presence, bool).reshape(
             -1, len(source.classes)
         )  # (N, C)
         self.warnings, self.digests = statistics.warnings, statistics.digests
         # Crops of the training samples.
-        self.focus = Focus(foreground, self.rare) if foreground else None
+        self.focus = RareClassCrop(foreground, self.rare_classes) if foreground else None
         self.augment = Augment(self.transforms, crop, seed, focus=self.focus)
-        self.gaps: GapCache | None = None
-        self.check_batches()
+        self.gaps: WeightMapCache | None = None
+        self.check_batch_sizes()
 
-    def check_batches(self) -> None:
+    def check_batch_sizes(self) -> None:
         """Raise DataError if images of several sizes would have to share a batch."""
         # Batches of whole images need one size.
         whole = {split: self.eval_batch_size for split in self.sizes}
@@ -123,16 +125,16 @@ class DataModule(L.LightningDataModule):
                     f"{size} whole; change {option}, or take batches of 1"
                 )
         # Turned images of one size have two, unless they are square.
-        if self.crop is None and self.batch_size > 1 and turns(self.transforms):
+        if self.crop is None and self.batch_size > 1 and turning_transform(self.transforms):
             oblong = [size for size in self.sizes.get("train", ()) if size[0] != size[1]]
             if oblong:
                 raise DataError(
-                    f"the training images are {oblong[0][0]}x{oblong[0][1]} px, and augment={turns(self.transforms)} "
+                    f"the training images are {oblong[0][0]}x{oblong[0][1]} px, and augment={turning_transform(self.transforms)} "
                     f"turns some: whole they can't share a batch of {self.batch_size}; take augment=flips, crops "
                     "(loader.crop=256), or batches of 1"
                 )
 
-    def check_shares(self, processes: int) -> None:
+    def check_ranks(self, processes: int) -> None:
         """Raise DataError if one of the processes of a distributed run would have no image of a split."""
         for split, names in self.source.splits.items():
             samples = len(names) * (self.repeats if split == "train" else 1)
@@ -142,20 +144,20 @@ class DataModule(L.LightningDataModule):
                     "devices"
                 )
 
-    def widen(self, crop: int, context: int) -> None:
+    def set_context(self, crop: int, context: int) -> None:
         """Set the training crops to ``crop`` px, with ``context`` px of mirrored pixels around the image."""
         self.augment = Augment(self.transforms, crop, self.seed, context, self.focus)
 
     @property
-    def rare(self) -> list[int]:
+    def rare_classes(self) -> list[int]:
         """Indices of the classes that ``foreground`` centres crops on."""
         classes = range(len(self.source.classes))
         if self.source.task == "overlapping":
             return list(classes)
-        return [k for k in classes if k != self.shares.argmax()]
+        return [k for k in classes if k != self.class_shares.argmax()]
 
     @property
-    def sampling(self) -> str:
+    def describe_crops(self) -> str:
         """Description of the training crops in one line."""
         if self.crop is None:
             return "whole images"
@@ -169,50 +171,54 @@ class DataModule(L.LightningDataModule):
         none = f"; {without} of {len(self.class_presence)} images have none" if without else ""
         return f"{text}{self.focus.share:.0%} of them centred on {named or 'nothing'}, the others anywhere{none}"
 
-    def weigh(self, gaps: Callable[[np.ndarray], np.ndarray]) -> None:
+    def set_weight_map(self, gaps: Callable[[np.ndarray], np.ndarray]) -> None:
         """Add a weight map to the samples.
 
         Args:
             gaps: function of the whole image's mask (H, W) or (K, H, W) that returns the map in its shape.
         """
-        self.gaps = GapCache(gaps)
+        self.gaps = WeightMapCache(gaps)
 
-    def samples(self, split: str) -> Samples:
+    def samples(self, split: str) -> SegmentationDataset:
         """Return the dataset of a split's whole, unchanged images."""
-        return Samples(self.store, self.source.splits[split], self.intensity)
+        return SegmentationDataset(self.image_cache, self.source.splits[split], self.intensity)
 
-    def judged(self, split: str) -> Samples:
+    def eval_dataset(self, split: str) -> SegmentationDataset:
         """Return the same dataset with weight maps, if there are any."""
-        return Samples(self.store, self.source.splits[split], self.intensity, gaps=self.gaps)
+        return SegmentationDataset(
+            self.image_cache, self.source.splits[split], self.intensity, gaps=self.gaps
+        )
 
-    def train_dataset(self) -> Samples:
+    def train_dataset(self) -> SegmentationDataset:
         """Return the dataset of the training split, cropped and augmented."""
         names = self.source.splits["train"]
-        return Samples(self.store, names, self.intensity, self.augment, self.repeats, self.gaps)
+        return SegmentationDataset(
+            self.image_cache, names, self.intensity, self.augment, self.repeats, self.gaps
+        )
 
     def train_dataloader(self) -> DataLoader:
         return self.loader(self.train_dataset(), self.batch_size // self.world or 1, shuffle=True)
 
     def val_dataloader(self) -> DataLoader:
-        return self.loader(self.judged("val"), self.eval_batch_size, shuffle=False)
+        return self.loader(self.eval_dataset("val"), self.eval_batch_size, shuffle=False)
 
     def test_dataloader(self) -> DataLoader:
-        return self.loader(self.judged("test"), self.eval_batch_size, shuffle=False)
+        return self.loader(self.eval_dataset("test"), self.eval_batch_size, shuffle=False)
 
     @property
     def world(self) -> int:
         return self.trainer.world_size if self.trainer else 1
 
-    def loader(self, samples: Samples, batch_size: int, shuffle: bool) -> DataLoader:
+    def loader(self, samples: SegmentationDataset, batch_size: int, shuffle: bool) -> DataLoader:
         rank = self.trainer.global_rank if self.trainer else 0
         if self.workers:
-            self.store.fill(samples.names)
+            self.image_cache.prefetch(samples.names)
         return DataLoader(
             samples,
             batch_size=batch_size,
             sampler=EpochSampler(len(samples), self.seed, shuffle, rank, self.world),
             num_workers=self.workers,
             persistent_workers=self.workers > 0,
-            worker_init_fn=apart,
+            worker_init_fn=ignore_signals,
             pin_memory=torch.cuda.is_available(),
         )

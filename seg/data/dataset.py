@@ -7,15 +7,15 @@ import torch
 from torch.utils.data import Dataset
 
 from seg.data.augment import Augment
-from seg.data.datasets.base import Source
-from seg.data.image_cache import Store
-from seg.data.normalization import Intensity
+from seg.data.datasets.base import DataSource
+from seg.data.image_cache import ImageCache
+from seg.data.normalization import Normalization
 from seg.errors import DataError
 
-KEPT = 2**29  # bytes of weight maps that a process keeps
+WEIGHT_MAP_BYTES = 2**29  # bytes of weight maps that a process keeps
 
 
-class GapCache:
+class WeightMapCache:
     """Second term of each image's weight map, computed once per process; 512 MiB of them are kept.
 
     Args:
@@ -30,12 +30,12 @@ class GapCache:
         if name not in self.kept:
             self.kept[name] = planes_last(self.gaps(planes_first(mask)))
             self.size += self.kept[name].nbytes
-            while len(self.kept) > 1 and self.size > KEPT:
+            while len(self.kept) > 1 and self.size > WEIGHT_MAP_BYTES:
                 self.size -= self.kept.pop(next(iter(self.kept))).nbytes  # the oldest
         return self.kept[name]
 
 
-class Samples(Dataset):
+class SegmentationDataset(Dataset):
     """Dataset of a split; an item is indexed by (epoch, index).
 
     An item is ``{"image": (C, H, W) float32, "mask": int64, "name": str}``; the mask is (H, W), or (K, H, W)
@@ -52,15 +52,15 @@ class Samples(Dataset):
 
     def __init__(
         self,
-        source: Source | Store,
+        source: DataSource | ImageCache,
         names: list[str],
-        intensity: Intensity,
+        intensity: Normalization,
         augment: Augment | None = None,
         repeats: int = 1,
-        gaps: GapCache | None = None,
+        gaps: WeightMapCache | None = None,
     ) -> None:
         self.read = source.read
-        self.source = source.source if isinstance(source, Store) else source
+        self.source = source.source if isinstance(source, ImageCache) else source
         self.names, self.intensity = names, intensity
         self.array = np.array(names, str)  # workers read it without copying pages, unlike a list
         self.augment, self.repeats = augment, repeats

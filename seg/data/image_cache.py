@@ -13,15 +13,15 @@ import pooch
 from torch.utils.data import get_worker_info
 
 from seg import files
-from seg.data.datasets.base import Source
-from seg.data.quality.inspect import fingerprint
+from seg.data.datasets.base import DataSource
+from seg.data.quality.inspect import hash_pixels
 from seg.errors import DataError
 
-MOST = 1000  # images of a split that are read before a run starts and may stay in memory
-Decoded = tuple[np.ndarray, np.ndarray]  # image and mask as a source reads them
+MAX_INSPECTED = 1000  # images of a split that are read before a run starts and may stay in memory
+DecodedPair = tuple[np.ndarray, np.ndarray]  # image and mask as a source reads them
 
 
-class Store:
+class ImageCache:
     """Cache that decodes each image of a source once, where that is allowed.
 
     DataLoader workers that start later share the images in memory without a copy.
@@ -36,11 +36,11 @@ class Store:
         DataError: if there is a folder, but the source cannot tell whether its files have changed.
     """
 
-    def __init__(self, source: Source, memory: int, folder: Path | None = None) -> None:
+    def __init__(self, source: DataSource, memory: int, folder: Path | None = None) -> None:
         self.source, self.memory, self.folder = source, memory, folder
         self.seen: dict[str, tuple[str, tuple[str, str]]] = {}
-        self.kept: dict[str, Decoded] = {}
-        few = all(len(names) <= MOST for names in source.splits.values())
+        self.kept: dict[str, DecodedPair] = {}
+        few = all(len(names) <= MAX_INSPECTED for names in source.splits.values())
         self.size, self.open = 0, memory > 0 and few
         if folder is not None and not hasattr(source, "stamp"):
             raise DataError(
@@ -48,7 +48,7 @@ class Store:
                 "loader.cache=null"
             )
 
-    def read(self, name: str) -> Decoded:
+    def read(self, name: str) -> DecodedPair:
         """Return image and mask as the source reads them; the arrays are read-only.
 
         Raises:
@@ -58,19 +58,19 @@ class Store:
             return self.kept[name]
         # Decode it, or map it from the folder.
         try:
-            decoded = self.source.read(name) if self.folder is None else self.mapped(name)
+            decoded = self.source.read(name) if self.folder is None else self.read_mapped(name)
         except DataError as error:
             if name not in self.seen:
                 raise
             raise DataError(f"{error}; it was whole when the run began: put it back") from error
         # Compare it with the start of the run, and keep it.
         if name in self.seen:
-            self.compare(name, decoded)
+            self.verify_unchanged(name, decoded)
         if self.open and self.folder is None:  # a mapped file would stay open while it is kept
             self.keep(name, decoded)
         return decoded
 
-    def stamps(self, names: Iterable[str]) -> dict[str, str]:
+    def file_stamps(self, names: Iterable[str]) -> dict[str, str]:
         """Return a text for each image that changes when one of its files does; without missing files."""
         stamps: dict[str, str] = {}
         for name in names if hasattr(self.source, "stamp") else ():
@@ -78,7 +78,7 @@ class Store:
                 stamps[name] = self.source.stamp(name)  # ty: ignore[missing-attribute]
         return stamps
 
-    def trust(self, stamps: dict[str, str], digests: dict[str, tuple[str, str]]) -> None:
+    def freeze(self, stamps: dict[str, str], digests: dict[str, tuple[str, str]]) -> None:
         """Raise from now on when an image is read whose content has changed.
 
         Args:
@@ -87,29 +87,29 @@ class Store:
         """
         self.seen = {n: (stamp, digests[n]) for n, stamp in stamps.items() if n in digests}
 
-    def compare(self, name: str, decoded: Decoded) -> None:
+    def verify_unchanged(self, name: str, decoded: DecodedPair) -> None:
         """Raise DataError if the pixels differ from those at the start; files rewritten alike are accepted."""
         stamp, digests = self.seen[name]
-        now = self.stamps([name]).get(name, "")
+        now = self.file_stamps([name]).get(name, "")
         if now == stamp:
             return
         pairs = zip(("image", "mask"), decoded, digests, strict=True)
-        different = [part for part, array, digest in pairs if fingerprint(array).hex() != digest]
+        different = [part for part, array, digest in pairs if hash_pixels(array).hex() != digest]
         if different:
             raise DataError(
-                f"{changed(stamp, now) or name}: changed since the run began, the {' and '.join(different)} of "
+                f"{first_changed_file(stamp, now) or name}: changed since the run began, the {' and '.join(different)} of "
                 f"{name} is another one; put it back"
             )
         self.seen[name] = (now, digests)
 
-    def fill(self, names: list[str]) -> None:
+    def prefetch(self, names: list[str]) -> None:
         """Read images into memory as long as they may be kept, before DataLoader workers start."""
         for name in names:
             if not self.open:
                 return
             self.read(name)
 
-    def keep(self, name: str, decoded: Decoded) -> None:
+    def keep(self, name: str, decoded: DecodedPair) -> None:
         """Keep an image in memory, or drop all images if they exceed this process's share."""
         worker = get_worker_info()
         self.size += sum(array.nbytes for array in decoded if not isinstance(array, np.memmap))
@@ -121,7 +121,7 @@ class Store:
         """Drop all images from memory and keep none from now on."""
         self.kept, self.size, self.open = {}, 0, False
 
-    def mapped(self, name: str) -> Decoded:
+    def read_mapped(self, name: str) -> DecodedPair:
         """Return image and mask mapped from the folder, decoded into it unless they are there."""
         assert self.folder is not None
         try:
@@ -133,7 +133,7 @@ class Store:
         key = hashlib.sha256(text).hexdigest()[:32]
         arrays = [self.folder / f"{key}.{part}.npy" for part in ("image", "mask")]
         try:
-            return opened(arrays)
+            return map_arrays(arrays)
         except (OSError, ValueError, EOFError):  # missing or cut off: written again
             pass
         # Decode the image, and write each array whole or not at all.
@@ -141,33 +141,33 @@ class Store:
         try:
             files.make_folder(self.folder, self.folder)
             for file, array in zip(arrays, decoded, strict=True):
-                with files.whole(file, self.folder) as aside:
+                with files.atomic_write(file, self.folder) as aside:
                     np.save(aside, array)
         except OSError as error:
             raise DataError(
                 f"loader.cache={self.folder}: can't keep {name} there ({error.strerror or error.args[0]}); give "
                 "another folder or take loader.cache=null"
             ) from error
-        return opened(arrays)
+        return map_arrays(arrays)
 
 
-def spread(names: list[str]) -> list[str]:
+def choose_inspected(names: list[str]) -> list[str]:
     """Return the evenly spaced images of a split, up to ``MOST``, that are read before a run starts."""
-    return names[:: -(-len(names) // MOST)] if names else []
+    return names[:: -(-len(names) // MAX_INSPECTED)] if names else []
 
 
-def caches() -> Path:
+def cache_root() -> Path:
     """Return the folder for files that can be computed or downloaded again: ``SEG_CACHE`` or the system's."""
     return Path(os.environ.get("SEG_CACHE") or pooch.os_cache("seg")).expanduser()
 
 
-def changed(before: str, now: str) -> str:
+def first_changed_file(before: str, now: str) -> str:
     """Return the first file in which two stamps differ, or an empty text."""
     lines = zip(before.splitlines(), now.splitlines(), strict=False)
     return next((re.split(r" \d+ \d+(?: |$)", b)[0] for a, b in lines if a != b), "")
 
 
-def opened(arrays: list[Path]) -> Decoded:
+def map_arrays(arrays: list[Path]) -> DecodedPair:
     """Return image and mask mapped from their files."""
     image, mask = (np.load(file, mmap_mode="r", allow_pickle=False) for file in arrays)
     return image, mask

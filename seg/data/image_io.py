@@ -10,10 +10,10 @@ import numpy as np
 import tifffile
 from PIL import Image
 
-from seg.data.tiff import TIFF, check_last, count, stored
+from seg.data.tiff import TIFF_SUFFIXES, check_all_pages, count_tiff_pages, read_tiff_pages
 from seg.errors import DataError
 
-SUFFIXES = TIFF | {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".pgm", ".ppm"}
+IMAGE_SUFFIXES = TIFF_SUFFIXES | {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".pgm", ".ppm"}
 
 
 def list_images(folder: Path) -> list[Path]:
@@ -25,15 +25,15 @@ def list_images(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder")
     names = sorted(os.listdir(folder))  # strings sort much faster than paths
-    files = [file for file in map(folder.joinpath, names) if is_image(file)]
+    files = [file for file in map(folder.joinpath, names) if is_image_file(file)]
     if not files:
-        raise DataError(f"{folder}: no images here; looked for {', '.join(sorted(SUFFIXES))}")
+        raise DataError(f"{folder}: no images here; looked for {', '.join(sorted(IMAGE_SUFFIXES))}")
     return files
 
 
-def is_image(file: Path) -> bool:
+def is_image_file(file: Path) -> bool:
     """Return True if a file's name has the suffix of an image and is not hidden."""
-    return file.suffix.lower() in SUFFIXES and not file.name.startswith(".")
+    return file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith(".")
 
 
 def read_pages(file: Path, page: int | None = None, colours: bool = False) -> list[np.ndarray]:
@@ -52,10 +52,10 @@ def read_pages(file: Path, page: int | None = None, colours: bool = False) -> li
     """
     if not file.is_file():
         raise DataError(file=file, found="no such file", kind="unreadable")
-    with decoding(file):
-        if file.suffix.lower() in TIFF:
+    with decoder_errors(file):
+        if file.suffix.lower() in TIFF_SUFFIXES:
             with tifffile.TiffFile(file) as tiff:
-                return stored(tiff, file, page, colours)
+                return read_tiff_pages(tiff, file, page, colours)
         with Image.open(file) as image:
             frames = getattr(image, "n_frames", 1)
             if frames > 1 and image.format != "MPO":  # a camera's JPEG with its thumbnail
@@ -63,11 +63,11 @@ def read_pages(file: Path, page: int | None = None, colours: bool = False) -> li
                     f"{file}: {frames} frames, but one image is needed; save each frame as a file, or all of "
                     "them as the pages of a TIFF"
                 )
-            return [pixels(image, colours)]
+            return [pillow_pixels(image, colours)]
 
 
 @contextmanager
-def decoding(file: Path) -> Generator[None]:
+def decoder_errors(file: Path) -> Generator[None]:
     """Turn any error of a decoder into a DataError that names the file; suppress warnings."""
     try:
         with warnings.catch_warnings(action="ignore"):
@@ -87,14 +87,14 @@ def count_pages(file: Path) -> int:
     Raises:
         DataError: if the file cannot be read.
     """
-    if file.suffix.lower() not in TIFF:
+    if file.suffix.lower() not in TIFF_SUFFIXES:
         return 1
-    with decoding(file), tifffile.TiffFile(file) as tiff:
-        check_last(tiff)
-        return count(tiff)
+    with decoder_errors(file), tifffile.TiffFile(file) as tiff:
+        check_all_pages(tiff)
+        return count_tiff_pages(tiff)
 
 
-def pixels(image: Image.Image, colours: bool) -> np.ndarray:
+def pillow_pixels(image: Image.Image, colours: bool) -> np.ndarray:
     """Return the pixels of a Pillow image, (H, W) or (H, W, 3), without alpha.
 
     A palette image gives its indices, or its colours if ``colours``; a 1-bit image gives 0 and 255. A GIF
@@ -127,7 +127,7 @@ def read_image(file: Path, page: int | None = None, channels: bool = False) -> n
         DataError: if the file cannot be read, holds several pages but neither ``page`` nor ``channels`` is
             given, or has values that are not finite.
     """
-    pages = read_pages(file, page, colours=file.suffix.lower() not in TIFF)
+    pages = read_pages(file, page, colours=file.suffix.lower() not in TIFF_SUFFIXES)
     if len(pages) == 1:
         return as_image(pages[0], file if page is None else f"{file}, page {page}")
     if not channels:

@@ -5,9 +5,9 @@ import numpy as np
 from seg.errors import DataError
 from seg.logits import IGNORE
 
-BLOCK = 2**22  # pixels that are counted together
-UNKNOWN = 254  # in a table of colours: not declared
-Colour = list[int]  # red, green, blue in 0..255
+COUNTED_PIXELS = 2**22  # pixels that are counted together
+UNDECLARED = 254  # in a table of colours: not declared
+ColourList = list[int]  # red, green, blue in 0..255
 
 
 class MaskValues:
@@ -28,13 +28,13 @@ class MaskValues:
         self,
         classes: list[str],
         values: dict[int, int] | None = None,
-        ignore: list[int] | list[Colour] | None = None,
-        palette: dict[str, Colour | list[Colour]] | None = None,
+        ignore: list[int] | list[ColourList] | None = None,
+        palette: dict[str, ColourList | list[ColourList]] | None = None,
         paintable: bool = True,
     ) -> None:
         self.classes, ignored = classes, ignore or []
         self.paintable = paintable
-        self.palette = None if palette is None else colour_codes(palette, ignored, classes)
+        self.palette = None if palette is None else build_colour_table(palette, ignored, classes)
         if palette is not None and values is not None:
             raise DataError(
                 "data.values beside data.palette: masks hold values or colours; give one"
@@ -76,13 +76,13 @@ class MaskValues:
             remedy = self.palette_remedy(mask)
             raise DataError(file=file, found=found, remedy=remedy, kind="colours")
         # Every value is declared.
-        found = distinct(mask)
+        found = distinct_values(mask)
         unknown = [v for v in found if v not in self.index]
         if unknown:
             raise DataError(
                 file=file,
-                found=f"mask value {short(unknown)} not declared",
-                expected=f"declared are {short(sorted(self.index))} for {short(self.classes)}",
+                found=f"mask value {shorten_list(unknown)} not declared",
+                expected=f"declared are {shorten_list(sorted(self.index))} for {shorten_list(self.classes)}",
                 remedy=self.remedy(found),
                 kind="values",
             )
@@ -107,13 +107,13 @@ class MaskValues:
             raise DataError(
                 f"{file}: {mask.dtype} {mask.shape}; data.palette is for colours of 3 x 8 bits"
             )
-        codes = coded(mask)
+        codes = encode_colours(mask)
         result = self.palette[codes]
-        if (result == UNKNOWN).any():
-            wrong = np.unique(codes[result == UNKNOWN])
+        if (result == UNDECLARED).any():
+            wrong = np.unique(codes[result == UNDECLARED])
             raise DataError(
                 file=file,
-                found=f"mask colour {short([rgb(c) for c in wrong.tolist()])} not declared",
+                found=f"mask colour {shorten_list([decode_colour(c) for c in wrong.tolist()])} not declared",
                 remedy="add it to a class in data.palette, or to data.ignore",
                 kind="colours",
             )
@@ -125,10 +125,12 @@ class MaskValues:
             return "save one class index a pixel"
         if not self.paintable:
             return "save 0 and 1, one number a pixel"
-        codes, counts = np.unique(coded(mask), return_counts=True)
+        codes, counts = np.unique(encode_colours(mask), return_counts=True)
         if len(codes) > 64:
             return f"{len(codes)} colours look like a photograph; save one class index a pixel"
-        colours = [rgb(codes[i]) for i in counts.argsort()[::-1].tolist()]  # most frequent first
+        colours = [
+            decode_colour(codes[i]) for i in counts.argsort()[::-1].tolist()
+        ]  # most frequent first
         names = [*self.classes, *(["CLASS"] * (len(colours) - len(self.classes)))]
         pairs = ", ".join(f"{n}: {colour}" for n, colour in zip(names, colours, strict=False))
         return f"say which colour is which class, 'data.palette={{{pairs}}}' in the right order"
@@ -150,31 +152,31 @@ class MaskValues:
         # As many values as classes: each value is a class.
         values = [int(value) for value in found if value not in ignored]
         if len(values) <= len(self.classes):
-            return f"'data.values={mapping(dict(zip(values, range(len(values)), strict=True)))}'"
+            return f"'data.values={format_mapping(dict(zip(values, range(len(values)), strict=True)))}'"
         # Else values that are ignored, or one more value of the second of two classes.
         void = f"'data.ignore={sorted({*ignored, *map(int, wrong)})}'"
         second = max(counted, default=None)
         if len(self.classes) == 2 and len(wrong) == 1 and second not in (wrong_masks or found):
-            merged = mapping(counted | {int(wrong[0]): 1})
+            merged = format_mapping(counted | {int(wrong[0]): 1})
             return (
                 f"if {wrong[0]} is {self.classes[1]}, 'data.values={merged}'; if it is void, {void}"
             )
         if wrong == [IGNORE]:
             return f"is it void? {void}"
         if not self.paintable:
-            return f"a layer holds {sorted(counted)} or what data.values declares; if {short(wrong)} is void, {void}"
+            return f"a layer holds {sorted(counted)} or what data.values declares; if {shorten_list(wrong)} is void, {void}"
         return (
-            f"correct the mask, or name {short(wrong)} in data.classes ({len(self.classes)} are named); if "
+            f"correct the mask, or name {shorten_list(wrong)} in data.classes ({len(self.classes)} are named); if "
             f"{'they are' if wrong[1:] else 'it is'} void, {void}"
         )
 
 
-def mapping(values: dict[int, int]) -> str:
+def format_mapping(values: dict[int, int]) -> str:
     """Return value -> class index as an option is typed."""
     return "{" + ", ".join(f"{value}: {i}" for value, i in values.items()) + "}"
 
 
-def size_mismatch(
+def size_mismatch_error(
     mask_file: object,
     mask_shape: tuple[int, ...],
     image_file: object,
@@ -192,8 +194,8 @@ def size_mismatch(
     return DataError(file=mask_file, found=found, remedy=remedy, kind="size")
 
 
-def colour_codes(
-    palette: dict[str, Colour | list[Colour]], ignore: list, classes: list[str]
+def build_colour_table(
+    palette: dict[str, ColourList | list[ColourList]], ignore: list, classes: list[str]
 ) -> np.ndarray:
     """Return the class index of each of the 2^24 colours, uint8; ``UNKNOWN`` if it is not declared.
 
@@ -202,11 +204,11 @@ def colour_codes(
     """
     if set(palette) != set(classes):
         raise DataError(
-            f"data.palette names {short(list(palette))}; it must give a colour to each of {short(classes)}, and to "
+            f"data.palette names {shorten_list(list(palette))}; it must give a colour to each of {shorten_list(classes)}, and to "
             "no other"
         )
     # Each colour, a class's or an ignored one, is entered once.
-    table = np.full(2**24, UNKNOWN, np.uint8)
+    table = np.full(2**24, UNDECLARED, np.uint8)
     given = [(classes.index(name), colours) for name, colours in palette.items()]
     for index, colours in [*given, *([(IGNORE, ignore)] if ignore else [])]:
         several: list = colours if colours and isinstance(colours[0], list) else [colours]
@@ -216,25 +218,25 @@ def colour_codes(
                 raise DataError(
                     f"data.palette and data.ignore: {colour} is no colour; [red,green,blue] in 0..255 is"
                 )
-            code = coded(np.array([[colour]], np.uint8)).item()
-            if table[code] != UNKNOWN:
+            code = encode_colours(np.array([[colour]], np.uint8)).item()
+            if table[code] != UNDECLARED:
                 raise DataError(f"data.palette and data.ignore name the colour {colour} twice")
             table[code] = index
     return table
 
 
-def coded(mask: np.ndarray) -> np.ndarray:
+def encode_colours(mask: np.ndarray) -> np.ndarray:
     """Return colours (H, W, 3 or more) uint8 as numbers 0xrrggbb (H, W) uint32."""
     red, green, blue = (mask[..., i].astype(np.uint32) for i in range(3))
     return red << 16 | green << 8 | blue
 
 
-def rgb(code: int) -> list[int]:
+def decode_colour(code: int) -> list[int]:
     """Return 0xrrggbb as [red, green, blue]."""
     return [int(code) >> shift & 255 for shift in (16, 8, 0)]
 
 
-def merged(planes: list[np.ndarray | None], classes: list[str], file: object) -> np.ndarray:
+def merge_planes(planes: list[np.ndarray | None], classes: list[str], file: object) -> np.ndarray:
     """Merge a plane (H, W) of 0, 1 and 255 for each class into one mask (H, W) uint8.
 
     One plane may be None: its class is where no other is. Without such a plane, pixels of no class are ignored.
@@ -248,7 +250,7 @@ def merged(planes: list[np.ndarray | None], classes: list[str], file: object) ->
         several = [classes[k] for k, plane in present if (plane[number > 1] == 1).any()]
         raise DataError(
             file=file,
-            found=f"{int((number > 1).sum())} pixels are of several classes, of {short(several)}",
+            found=f"{int((number > 1).sum())} pixels are of several classes, of {shorten_list(several)}",
             remedy="correct them, or take data.task=overlapping",
         )
     # Start from the class without a plane; ignored where no class is and any plane is ignored.
@@ -261,30 +263,32 @@ def merged(planes: list[np.ndarray | None], classes: list[str], file: object) ->
     return mask
 
 
-def distinct(mask: np.ndarray) -> list[int]:
+def distinct_values(mask: np.ndarray) -> list[int]:
     """Return the values that occur, sorted."""
     if mask.dtype != np.uint8:
         return np.unique(mask).tolist()
-    return np.flatnonzero(frequencies(mask)).tolist()  # ten times faster than np.unique
+    return np.flatnonzero(count_values(mask)).tolist()  # ten times faster than np.unique
 
 
-def frequencies(mask: np.ndarray) -> np.ndarray:
+def count_values(mask: np.ndarray) -> np.ndarray:
     """Count each value of a mask (H, W) uint8; (256,)."""
-    rows = max(1, BLOCK // max(1, mask.shape[1]))  # bincount converts each value to 64 bits
+    rows = max(
+        1, COUNTED_PIXELS // max(1, mask.shape[1])
+    )  # bincount converts each value to 64 bits
     counts = np.zeros(256, np.int64)
     for start in range(0, len(mask), rows):
         counts += np.bincount(mask[start : start + rows].ravel(), minlength=256)
     return counts
 
 
-def class_pixels(mask: np.ndarray, num_classes: int) -> np.ndarray:
+def count_class_pixels(mask: np.ndarray, num_classes: int) -> np.ndarray:
     """Count the pixels of each class (C,) in a mask (H, W), or in each plane of (H, W, K)."""
     if mask.ndim == 3:
         return (mask == 1).sum((0, 1))
-    return frequencies(mask)[:num_classes]
+    return count_values(mask)[:num_classes]
 
 
-def stacked_planes(
+def split_planes(
     pages: list[np.ndarray], classes: list[str], file: object, rest: bool
 ) -> list[np.ndarray | None]:
     """Return the plane (H, W) of each class, from pages or from channels.
@@ -306,12 +310,12 @@ def stacked_planes(
         but = " (the first may be left out)" if rest else ""
         raise DataError(
             f"{file}: {len(pages)} pages of {sizes} px; {'data.layers=pages' if rest else 'data.task=overlapping'} "
-            f"needs one a class, in the order of {short(classes)}{but}"
+            f"needs one a class, in the order of {shorten_list(classes)}{but}"
         )
     return [None] * missing + pages
 
 
-def short(items: list) -> str:
+def shorten_list(items: list) -> str:
     """Return a list as text, without its middle if it is long."""
     return (
         str(items) if len(items) <= 12 else f"[{', '.join(map(str, items[:10]))}, ... {items[-1]}]"

@@ -8,12 +8,12 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 FULL_RANGE = {np.dtype(np.uint8): 255.0, np.dtype(np.uint16): 65535.0}
-SAMPLED = 2**16  # pixels of an image of floats from which percentiles are computed
-BLOCK = 2**22  # values that are processed together
+PERCENTILE_PIXELS = 2**16  # pixels of an image of floats from which percentiles are computed
+VALUES_PER_BLOCK = 2**22  # values that are processed together
 
 
 @dataclass(frozen=True)
-class Intensity:
+class Normalization:
     """Normalisation of an image; stored in the checkpoint.
 
     Attributes:
@@ -52,7 +52,7 @@ class Intensity:
         return asdict(self)
 
 
-class Measure:
+class IntensityStatistics:
     """Statistics over images that are added one by one; no image is kept.
 
     Integers are counted value by value, so their statistics are exact. With percentiles the statistics of
@@ -73,13 +73,13 @@ class Measure:
 
     def add(self, image: np.ndarray) -> None:
         """Add an image (H, W, C)."""
-        rows = max(1, BLOCK // max(1, image.shape[1] * image.shape[2]))
+        rows = max(1, VALUES_PER_BLOCK // max(1, image.shape[1] * image.shape[2]))
         for start in range(0, len(image), rows):
             block = image[start : start + rows].reshape(-1, image.shape[2])
             (self.count if block.dtype in FULL_RANGE else self.sum)(block)
         if image.dtype not in FULL_RANGE and self.percentiles is not None:
             flat = image.reshape(-1, image.shape[2])
-            self.samples.append(flat[:: -(-len(flat) // SAMPLED)].copy())
+            self.samples.append(flat[:: -(-len(flat) // PERCENTILE_PIXELS)].copy())
 
     def count(self, block: np.ndarray) -> None:
         """Add integers (N, C)."""
@@ -98,7 +98,7 @@ class Measure:
         self.mean_C = self.mean_C + shift * len(block) / pixels
         self.pixels = pixels
 
-    def intensity(self) -> Intensity:
+    def intensity(self) -> Normalization:
         """Return the normalisation by the images added so far."""
         # Integers: from the counts of their values.
         if self.counts_VC is not None:
@@ -123,7 +123,7 @@ class Measure:
             variance = self.squares_C / max(1, self.pixels) / scale**2
         std = np.sqrt(variance)
         std = np.where(std > 1e-6, std, 1.0)
-        return Intensity(low, high, mean.tolist(), std.tolist(), self.percentiles is not None)
+        return Normalization(low, high, mean.tolist(), std.tolist(), self.percentiles is not None)
 
     def rescale(self, values: np.ndarray, low: float, high: float) -> np.ndarray:
         """Scale stored values so that ``low`` becomes 0 and ``high`` 1; clip them if there are percentiles."""

@@ -13,16 +13,20 @@ from functools import partial
 
 import numpy as np
 
-from seg.data.masks import short
+from seg.data.masks import shorten_list
 from seg.errors import DataError
 
 Splits = dict[str, list[str]]
 Partition = Callable[[list[str], list[int]], list[list[str]]]  # names and sizes -> parts
 SPLITS = ("train", "val", "test")
-OFF = {"test": "0", "blocks": "false", "stratify": "false"}  # value without effect, if not null
+NEUTRAL_VALUES = {
+    "test": "0",
+    "blocks": "false",
+    "stratify": "false",
+}  # value without effect, if not null
 
 
-def divide(
+def divide_names(
     names: list[str],
     val: float | None,
     test: float,
@@ -53,23 +57,23 @@ def divide(
     # Options that exclude each other.
     if blocks:
         excluded = {"group_by": groups, "stratify": presence is not None}
-        refuse(excluded, "data.blocks", "blocks go by names alone")
+        reject_options(excluded, "data.blocks", "blocks go by names alone")
     if fold is not None:
-        refuse({"val": val}, f"data.fold={fold}", "the fold is what validates")
+        reject_options({"val": val}, f"data.fold={fold}", "the fold is what validates")
     # The partition by the options, applied to shares or folds.
     rng = np.random.default_rng(seed)
-    partition: Partition = partial(shuffled, rng=rng)
+    partition: Partition = partial(random_parts, rng=rng)
     if blocks:
-        partition = in_blocks
+        partition = block_parts
     elif groups or presence:
         occurring = {name: presence(name) for name in names} if presence else {}
-        partition = partial(dealt, rng=rng, groups=groups or {}, presence=occurring)
+        partition = partial(stratified_parts, rng=rng, groups=groups or {}, presence=occurring)
     if fold is None:
-        return share_split(names, 0.2 if val is None else val, test, partition)
-    return fold_split(names, fold, folds, test, partition)
+        return split_by_shares(names, 0.2 if val is None else val, test, partition)
+    return split_by_fold(names, fold, folds, test, partition)
 
 
-def share_split(names: list[str], val: float, test: float, partition: Partition) -> Splits:
+def split_by_shares(names: list[str], val: float, test: float, partition: Partition) -> Splits:
     """Divide names by the shares ``val`` and ``test``; the others train."""
     if not (val > 0 and test >= 0 and val + test < 1):
         raise DataError(
@@ -82,10 +86,10 @@ def share_split(names: list[str], val: float, test: float, partition: Partition)
             f"{len(names)} images can't be split into train and {counts}: add images to data.root, or take "
             "smaller shares data.val and data.test"
         )
-    return filled(partition(names, [left, *counts.values()]))
+    return name_parts(partition(names, [left, *counts.values()]))
 
 
-def fold_split(
+def split_by_fold(
     names: list[str], fold: int, folds: int, test: float, partition: Partition
 ) -> Splits:
     """Divide names without the share ``test`` into folds, of which ``fold`` validates and the others train."""
@@ -106,10 +110,10 @@ def fold_split(
     rest, tested = partition(names, [left, kept])
     val = partition(rest, even_sizes(len(rest), folds))[fold]
     members = set(val)
-    return filled([[name for name in rest if name not in members], val, tested])
+    return name_parts([[name for name in rest if name not in members], val, tested])
 
 
-def filled(parts: list[list[str]]) -> Splits:
+def name_parts(parts: list[list[str]]) -> Splits:
     """Return the parts by the name of their split, without empty ones."""
     return {split: part for split, part in zip(SPLITS, parts, strict=True) if part}
 
@@ -119,32 +123,32 @@ def even_sizes(count: int, parts: int) -> list[int]:
     return [count // parts + (i < count % parts) for i in range(parts)]
 
 
-def consecutive(names: list[str], sizes: list[int]) -> list[list[str]]:
+def consecutive_parts(names: list[str], sizes: list[int]) -> list[list[str]]:
     """Divide names into consecutive parts."""
     ends = np.cumsum(sizes).tolist()
     return [names[end - size : end] for end, size in zip(ends, sizes, strict=True)]
 
 
-def in_blocks(names: list[str], sizes: list[int]) -> list[list[str]]:
+def block_parts(names: list[str], sizes: list[int]) -> list[list[str]]:
     """Divide names into contiguous parts in the order of names."""
-    return consecutive(sorted(names, key=natural), sizes)
+    return consecutive_parts(sorted(names, key=natural_key), sizes)
 
 
-def natural(name: str) -> tuple[list[str | int], str]:
+def natural_key(name: str) -> tuple[list[str | int], str]:
     """Return a sort key by which the number 2 comes before 10."""
     words = re.split(r"(\d+)", name)
     return [int(word) if i % 2 else word for i, word in enumerate(words)], name
 
 
-def shuffled(names: list[str], sizes: list[int], rng: np.random.Generator) -> list[list[str]]:
+def random_parts(names: list[str], sizes: list[int], rng: np.random.Generator) -> list[list[str]]:
     """Divide names at random; the first part gets what the others leave."""
     drawn = rng.permutation(len(names)).tolist()
     others = len(names) - sizes[0]
     order = [names[i] for i in drawn[others:] + drawn[:others]]
-    return [sorted(part) for part in consecutive(order, sizes)]
+    return [sorted(part) for part in consecutive_parts(order, sizes)]
 
 
-def dealt(
+def stratified_parts(
     names: list[str],
     sizes: list[int],
     rng: np.random.Generator,
@@ -165,7 +169,7 @@ def dealt(
     wanted = sum(size > 0 for size in sizes)
     if len(units) < wanted:
         raise DataError(
-            f"data.group_by leaves {len(units)} group{'s' * (len(units) > 1)}, {short(sorted(units))}, for "
+            f"data.group_by leaves {len(units)} group{'s' * (len(units) > 1)}, {shorten_list(sorted(units))}, for "
             f"{wanted} parts: more groups, fewer data.folds or a smaller data.test are needed"
         )
     # Their images with each label, and the images with each label due to each part.
@@ -178,11 +182,11 @@ def dealt(
     lack_BL = np.outer(share_B, weight_UL.sum(0))
     if not groups:
         lack_BL[:, 0] = np.array(sizes) * share_B.sum()
-    parts = deal(weight_UL, share_B, lack_BL, rng, even)
+    parts = iterative_stratification(weight_UL, share_B, lack_BL, rng, even)
     return [sorted(name for unit in part for name in members[unit]) for part in parts]
 
 
-def deal(
+def iterative_stratification(
     weight_UL: np.ndarray,
     share_B: np.ndarray,
     lack_BL: np.ndarray,
@@ -223,7 +227,7 @@ def deal(
     return parts
 
 
-def groups_of(names: list[str], pattern: str) -> dict[str, str]:
+def find_groups(names: list[str], pattern: str) -> dict[str, str]:
     """Return name -> group: the pattern's first group, or all that it matches, in the name without folders.
 
     Raises:
@@ -244,7 +248,7 @@ def groups_of(names: list[str], pattern: str) -> dict[str, str]:
     return groups
 
 
-def check_apart(splits: Splits, groups: dict[str, str]) -> None:
+def check_groups_apart(splits: Splits, groups: dict[str, str]) -> None:
     """Raise DataError if a group is in two splits."""
     places: dict[str, tuple[str, str]] = {}
     for split, names in splits.items():
@@ -257,7 +261,7 @@ def check_apart(splits: Splits, groups: dict[str, str]) -> None:
                 )
 
 
-def refuse(options: Mapping[str, object], beside: str, why: str) -> None:
+def reject_options(options: Mapping[str, object], beside: str, why: str) -> None:
     """Raise DataError for the first option that is set (neither None nor False) although another excludes it.
 
     Args:
@@ -268,7 +272,7 @@ def refuse(options: Mapping[str, object], beside: str, why: str) -> None:
     for name, value in options.items():
         if value is not None and value is not False:
             text = "" if isinstance(value, dict) else f"={'true' if value is True else value}"
-            off = OFF.get(name, "null")
+            off = NEUTRAL_VALUES.get(name, "null")
             raise DataError(f"data.{name}{text} beside {beside}: {why}; take data.{name}={off}")
 
 

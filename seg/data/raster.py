@@ -10,23 +10,35 @@ from typing import Any
 import numpy as np
 import tifffile
 
-from seg.data.image_io import as_image, decoding, read_image
+from seg.data.image_io import as_image, decoder_errors, read_image
 from seg.data.tiff import (
-    TIFF,
-    channels_last,
-    check_last,
-    check_whole,
-    count,
-    hidden_pages,
-    hidden_stack,
+    TIFF_SUFFIXES,
+    check_all_pages,
+    check_page_complete,
+    count_tiff_pages,
+    has_single_directory,
+    map_stack,
+    move_channels_last,
 )
 
-JPEG = (6, 7, 33007, 34892)  # compressions whose tables may be stored apart from the pixels
-UNITS = (1, 2, 3)  # none, inch, centimetre: values of the tag ResolutionUnit
-KEPT = (33550, 33922, 34264, 34735, 34736, 34737)  # tags of GeoTIFF: scale, tie points, projection
+JPEG_COMPRESSIONS = (
+    6,
+    7,
+    33007,
+    34892,
+)  # compressions whose tables may be stored apart from the pixels
+RESOLUTION_UNITS = (1, 2, 3)  # none, inch, centimetre: values of the tag ResolutionUnit
+GEOTIFF_TAGS = (
+    33550,
+    33922,
+    34264,
+    34735,
+    34736,
+    34737,
+)  # tags of GeoTIFF: scale, tie points, projection
 
 
-class Raster:
+class ImageReader:
     """One image whose rows are read on demand.
 
     Args:
@@ -52,21 +64,21 @@ class Raster:
         self.file, self.page = file, page
         self.whole: np.ndarray | None = None
         self.tiff = tiff
-        if channels or file.suffix.lower() not in TIFF:
+        if channels or file.suffix.lower() not in TIFF_SUFFIXES:
             self.whole = read_image(file, channels=channels)
             self.shape = self.whole.shape
             return
         try:
-            with decoding(file):
+            with decoder_errors(file):
                 if self.tiff is None:
                     self.tiff = tifffile.TiffFile(file)
-                    check_last(self.tiff)
-                self.hidden = hidden_pages(self.tiff)
-                if not self.hidden:
-                    check_whole(self.tiff, page)
-                self.directory = self.tiff.pages[0 if self.hidden else page].aspage()
+                    check_all_pages(self.tiff)
+                self.has_hidden_pages = has_single_directory(self.tiff)
+                if not self.has_hidden_pages:
+                    check_page_complete(self.tiff, page)
+                self.directory = self.tiff.pages[0 if self.has_hidden_pages else page].aspage()
                 if self.directory.imagedepth > 1:
-                    self.whole = self.band(0, None)
+                    self.whole = self.read_band(0, None)
         except BaseException:
             self.close()
             raise
@@ -83,49 +95,49 @@ class Raster:
         """
         if self.whole is not None:
             return self.whole[start:stop]
-        return self.band(start, stop)
+        return self.read_band(start, stop)
 
-    def band(self, start: int, stop: int | None) -> np.ndarray:
+    def read_band(self, start: int, stop: int | None) -> np.ndarray:
         """Return rows of the page as an image; with ``stop`` None the whole page, decoded at once."""
         name = f"{self.file}, page {self.page}" if self.pages > 1 else self.file
-        with decoding(self.file):
+        with decoder_errors(self.file):
             assert self.tiff is not None
             axes = self.directory.axes
-            if self.hidden:
-                pixels = channels_last(hidden_stack(self.tiff, self.file)[self.page], axes)
+            if self.has_hidden_pages:
+                pixels = move_channels_last(map_stack(self.tiff, self.file)[self.page], axes)
                 pixels = pixels[start:stop]
             elif stop is None:
-                pixels = channels_last(self.directory.asarray(), axes)
+                pixels = move_channels_last(self.directory.asarray(), axes)
             elif self.directory.is_memmappable:
                 mapped = tifffile.memmap(self.file, page=self.page, mode="r")
-                pixels = channels_last(mapped, axes)[start:stop]
+                pixels = move_channels_last(mapped, axes)[start:stop]
             else:
-                pixels = decoded(self.directory, start, stop)
+                pixels = decode_rows(self.directory, start, stop)
             pixels = np.asarray(pixels, pixels.dtype.newbyteorder("="))
         return as_image(pixels, name)
 
     @property
     def pages(self) -> int:
         """Number of pages of the file."""
-        return 1 if self.tiff is None else count(self.tiff)
+        return 1 if self.tiff is None else count_tiff_pages(self.tiff)
 
     @property
     def tags(self) -> dict[str, Any]:
         """Resolution and GeoTIFF tags of the page, as arguments of tifffile's writer; {} for other formats."""
         if self.tiff is not None:
             tags = self.directory.tags
-        elif self.file.suffix.lower() in TIFF:  # its pages are channels
+        elif self.file.suffix.lower() in TIFF_SUFFIXES:  # its pages are channels
             with tifffile.TiffFile(self.file) as tiff:
                 tags = tiff.pages[0].aspage().tags
         else:
             return {}
-        extra = [(t.code, t.dtype, t.count, t.value, True) for t in tags if t.code in KEPT]
+        extra = [(t.code, t.dtype, t.count, t.value, True) for t in tags if t.code in GEOTIFF_TAGS]
         kept: dict[str, Any] = {"extratags": extra}
         # A resolution counts only if both sides are fractions and the unit is defined.
         sides = [tags[name].value for name in ("XResolution", "YResolution") if name in tags]
         unit = tags["ResolutionUnit"].value if "ResolutionUnit" in tags else 2
         fractions = [s for s in sides if isinstance(s, tuple) and len(s) == 2 and s[1]]
-        if len(fractions) == 2 and unit in UNITS:
+        if len(fractions) == 2 and unit in RESOLUTION_UNITS:
             kept |= {"resolution": tuple(fractions), "resolutionunit": unit}
         return kept
 
@@ -145,19 +157,19 @@ class Raster:
             self.tiff.close()
 
 
-def images_of(file: Path, channels: bool) -> list[Raster]:
+def open_pages(file: Path, channels: bool) -> list[ImageReader]:
     """Return a reader for each page of a file, or one reader if its pages are the channels of one image.
 
     Raises:
         DataError: if the file cannot be read.
     """
     if channels:
-        return [Raster(file, channels=True)]
-    first = Raster(file)
-    return [first, *(Raster(file, page, tiff=first.tiff) for page in range(1, first.pages))]
+        return [ImageReader(file, channels=True)]
+    first = ImageReader(file)
+    return [first, *(ImageReader(file, page, tiff=first.tiff) for page in range(1, first.pages))]
 
 
-def decoded(page: Any, start: int, stop: int) -> np.ndarray:
+def decode_rows(page: Any, start: int, stop: int) -> np.ndarray:
     """Return rows (stop - start, W, C) of a page, from only the strips or tiles that hold them.
 
     tifffile's zarr store would return zeros for a missing tile, and decode an uncompressed page whole.
@@ -180,7 +192,7 @@ def decoded(page: Any, start: int, stop: int) -> np.ndarray:
     counts = [page.databytecounts[i] for i in indices]
     # Decode each segment and put it in its place, clipped at the border of the image.
     jpeg = {"jpegtables": page.jpegtables, "jpegheader": page.jpegheader}
-    extra = jpeg if page.compression in JPEG else {}
+    extra = jpeg if page.compression in JPEG_COMPRESSIONS else {}
     for data, index in page.parent.filehandle.read_segments(offsets, counts, indices=indices):
         segment, (plane, _, row, column, _), (_, h, w, c) = page.decode(data, index, **extra)
         if segment is None:

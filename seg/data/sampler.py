@@ -8,7 +8,7 @@ import numpy as np
 from torch.utils.data import Sampler
 
 
-def apart(worker: int) -> None:
+def ignore_signals(worker: int) -> None:
     """Ignore signals in a DataLoader worker: the main process finishes its step and ends its workers.
 
     Ctrl-C and ``timeout`` reach a whole process group, SLURM's ``--signal`` all processes of a job step.

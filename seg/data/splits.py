@@ -6,13 +6,20 @@ from pathlib import Path
 
 import numpy as np
 
-from seg.data.masks import short
-from seg.data.partition import SPLITS, Splits, check_apart, divide, groups_of, refuse
+from seg.data.masks import shorten_list
+from seg.data.partition import (
+    SPLITS,
+    Splits,
+    check_groups_apart,
+    divide_names,
+    find_groups,
+    reject_options,
+)
 from seg.errors import DataError
 
 
 @dataclass(frozen=True)
-class Division:
+class SplitOptions:
     """Options of the split; see seg.data.datasets.folder.Folder."""
 
     val: float | None
@@ -51,23 +58,25 @@ class Division:
         choice: dict[str, object] = {"fold": self.fold, "blocks": self.blocks}
         choice |= {"stratify": self.stratify, "val": self.val, "test": self.test or None}
         if groups is not None:
-            refuse({"group_by": self.group_by}, "the table's column group", "it says the group")
+            reject_options(
+                {"group_by": self.group_by}, "the table's column group", "it says the group"
+            )
         elif self.group_by is not None:
-            groups = groups_of(names, self.group_by)
+            groups = find_groups(names, self.group_by)
         # Splits by the data, by lists or drawn.
         if given is not None:
-            refuse(choice | {"lists": self.lists}, *given_by)
+            reject_options(choice | {"lists": self.lists}, *given_by)
             splits = given
         elif self.lists is not None:
-            refuse(choice, "data.lists", "the lists say which image is on which side")
+            reject_options(choice, "data.lists", "the lists say which image is on which side")
             splits = listed(read_lists(self.lists))
         else:
-            splits = divide(
+            splits = divide_names(
                 names, self.val, self.test, self.fold, self.folds, self.blocks, self.split_seed, groups,
                 presence if self.stratify else None,
             )  # fmt: skip
         if groups is not None:
-            check_apart(splits, groups)
+            check_groups_apart(splits, groups)
         return splits
 
 
@@ -102,7 +111,7 @@ def read_lists(lists: str | dict[str, str]) -> dict[str, list[str]]:
     return lines
 
 
-def listed_split(lines: dict[str, list[str]], names: dict[str, str]) -> Splits:
+def split_by_lists(lines: dict[str, list[str]], names: dict[str, str]) -> Splits:
     """Return the splits that lists define.
 
     Args:
@@ -136,6 +145,6 @@ def listed_split(lines: dict[str, list[str]], names: dict[str, str]) -> Splits:
     if unlisted:
         raise DataError(
             f"data.lists: {len(unlisted)} of {len(unlisted) + len(split_of)} images are in no list, "
-            f"{short(unlisted)}; add them to one, or take them out of data.root"
+            f"{shorten_list(unlisted)}; add them to one, or take them out of data.root"
         )
     return splits

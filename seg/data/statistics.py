@@ -16,13 +16,13 @@ from pydantic import TypeAdapter
 from rich.progress import track
 
 from seg import files
-from seg.data.datasets.base import Source
-from seg.data.image_cache import Store, caches, spread
-from seg.data.masks import class_pixels
-from seg.data.normalization import Intensity, Measure
-from seg.data.quality.checks import judge_training
-from seg.data.quality.inspect import Look, fingerprint, look
-from seg.data.quality.issues import Fault
+from seg.data.datasets.base import DataSource
+from seg.data.image_cache import ImageCache, cache_root, choose_inspected
+from seg.data.masks import count_class_pixels
+from seg.data.normalization import IntensityStatistics, Normalization
+from seg.data.quality.checks import find_training_issues
+from seg.data.quality.inspect import ImageStats, hash_pixels, inspect_image
+from seg.data.quality.issues import Issue
 from seg.display.console import console
 from seg.errors import DataError
 from seg.logits import IGNORE
@@ -31,7 +31,7 @@ log = logging.getLogger("seg")
 
 
 @dataclass(frozen=True)
-class Survey:
+class DatasetStatistics:
     """Statistics of a data set.
 
     Attributes:
@@ -43,23 +43,23 @@ class Survey:
         digests: name -> hash of the image and of the mask as read, for each that was read.
     """
 
-    intensity: Intensity
+    intensity: Normalization
     sizes: dict[str, set[tuple[int, int]]]
-    shares: list[float]
+    class_shares: list[float]
     class_presence: list[list[bool]]
-    warnings: list[Fault]
+    warnings: list[Issue]
     digests: dict[str, tuple[str, str]]
 
 
-SURVEY = TypeAdapter(Survey)
+STATISTICS_SCHEMA = TypeAdapter(DatasetStatistics)
 
 
-def survey(
-    store: Store,
-    intensity: Intensity | None = None,
+def measure_dataset(
+    store: ImageCache,
+    intensity: Normalization | None = None,
     percentiles: tuple[float, float] | None = None,
     check: bool = False,
-) -> Survey:
+) -> DatasetStatistics:
     """Read up to 1000 images of each split, or return the cached statistics of the same files.
 
     From then on the store raises if one of these images changes.
@@ -79,31 +79,31 @@ def survey(
         if not names:
             raise DataError(f"the {split} split has no images: {type(source).__name__} found none")
     # Stamps before the images are read: a later change is then noticed.
-    chosen = {split: spread(names) for split, names in source.splits.items()}
-    stamps = store.stamps(name for names in chosen.values() for name in names)
+    chosen = {split: choose_inspected(names) for split, names in source.splits.items()}
+    stamps = store.file_stamps(name for names in chosen.values() for name in names)
     # The cached statistics, or those of the images.
     file = None
     if intensity is None and len(stamps) == sum(map(len, chosen.values())):
-        file = cached_file(source, list(stamps.values()), percentiles, check)
-    statistics = None if file is None else recalled(file)
+        file = statistics_file(source, list(stamps.values()), percentiles, check)
+    statistics = None if file is None else read_statistics(file)
     if statistics is None:
-        statistics = surveyed(store, chosen, intensity, percentiles, check)
+        statistics = compute_statistics(store, chosen, intensity, percentiles, check)
         if file is not None:
-            remember(file, statistics)
-    store.trust(stamps, statistics.digests)
+            write_statistics(file, statistics)
+    store.freeze(stamps, statistics.digests)
     return statistics
 
 
-def surveyed(
-    store: Store,
+def compute_statistics(
+    store: ImageCache,
     chosen: dict[str, list[str]],
-    intensity: Intensity | None,
+    intensity: Normalization | None,
     percentiles: tuple[float, float] | None,
     check: bool,
-) -> Survey:
+) -> DatasetStatistics:
     """Compute the statistics of the chosen images of each split; see ``survey``."""
     source, first = store.source, None
-    measure, looks = Measure(percentiles), []
+    measure, looks = IntensityStatistics(percentiles), []
     sizes: dict[str, set[tuple[int, int]]] = {split: set() for split in chosen}
     pixels_NC, valid_C = [], np.zeros(len(source.classes))
     digests: dict[str, tuple[str, str]] = {}
@@ -121,16 +121,18 @@ def surveyed(
             # Sizes, classes and grey values.
             sizes[split].add(image.shape[:2])
             if split == "train":
-                pixels_NC.append(class_pixels(mask, len(source.classes)))
+                pixels_NC.append(count_class_pixels(mask, len(source.classes)))
                 valid_C += (mask != IGNORE).sum((0, 1))  # of each plane, where classes overlap
                 if intensity is None:
                     measure.add(image)
             # Hashes, and what the check needs.
             if check:
-                looks.append(look(source, split, name, image, mask, None, heuristics=False))
+                looks.append(
+                    inspect_image(source, split, name, image, mask, None, heuristics=False)
+                )
                 hashes = looks[-1].image_hash, looks[-1].mask_hash
             else:
-                hashes = fingerprint(image), fingerprint(mask)
+                hashes = hash_pixels(image), hash_pixels(mask)
             digests[name] = (hashes[0].hex(), hashes[1].hex())
     if intensity is not None and first and first[1] != intensity.channels:
         raise DataError(
@@ -139,18 +141,18 @@ def surveyed(
     # Shares of the classes, and the check.
     counts_NC = np.array(pixels_NC).reshape(-1, len(source.classes))
     shares = (counts_NC.sum(0) / valid_C.clip(1)).tolist()
-    warnings = judged(source, looks) if check else []
+    warnings = check_training_data(source, looks) if check else []
     intensity = intensity or measure.intensity()
-    return Survey(intensity, sizes, shares, (counts_NC > 0).tolist(), warnings, digests)
+    return DatasetStatistics(intensity, sizes, shares, (counts_NC > 0).tolist(), warnings, digests)
 
 
-def judged(source: Source, looks: list[Look]) -> list[Fault]:
+def check_training_data(source: DataSource, looks: list[ImageStats]) -> list[Issue]:
     """Return the warnings.
 
     Raises:
         DataError: for the most important error.
     """
-    faults = judge_training(source, looks)
+    faults = find_training_issues(source, looks)
     errors = [fault for fault in faults if fault.error]
     if errors:
         more = f" (and {len(errors) - 1} more)" if errors[1:] else ""
@@ -161,28 +163,28 @@ def judged(source: Source, looks: list[Look]) -> list[Fault]:
     return faults
 
 
-def cached_file(
-    source: Source, stamps: list[str], percentiles: tuple[float, float] | None, check: bool
+def statistics_file(
+    source: DataSource, stamps: list[str], percentiles: tuple[float, float] | None, check: bool
 ) -> Path:
     """Return the file for the statistics of a source whose images have these stamps."""
     parts = [type(source).__name__, source.classes, source.task, source.splits, percentiles, check]
     text = json.dumps([version("seg"), *parts, stamps], default=str)
-    return caches() / "surveys" / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
+    return cache_root() / "surveys" / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
 
 
-def recalled(file: Path) -> Survey | None:
+def read_statistics(file: Path) -> DatasetStatistics | None:
     """Return the statistics that a file holds; None if it is missing or damaged."""
     try:
-        return SURVEY.validate_json(file.read_bytes())
+        return STATISTICS_SCHEMA.validate_json(file.read_bytes())
     except (OSError, ValueError):
         return None
 
 
-def remember(file: Path, statistics: Survey) -> None:
+def write_statistics(file: Path, statistics: DatasetStatistics) -> None:
     """Write the statistics to a file."""
     try:
         files.make_folder(file.parent, file.parent)
-        files.write_bytes(file, SURVEY.dump_json(statistics), file.parent)
+        files.write_bytes(file, STATISTICS_SCHEMA.dump_json(statistics), file.parent)
     except (OSError, files.UnsafePath) as error:
         reason = getattr(error, "strerror", None) or error
         log.info(f"data       statistics can't be kept in {file.parent} ({reason})")

@@ -16,33 +16,35 @@ from rich.text import Text
 
 from seg import files
 
-CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+TERMINAL_CONTROLS = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
 
 
-def visible(text: str) -> str:
+def escape_controls(text: str) -> str:
     """Return the text with control characters, which would act on a terminal, as escape sequences."""
-    return CONTROLS.sub(lambda match: ascii(match[0])[1:-1], text)
+    return TERMINAL_CONTROLS.sub(lambda match: ascii(match[0])[1:-1], text)
 
 
-class Told(Console):
+class EscapingConsole(Console):
     """Console that prints text literally: no markup, no emoji codes, no escape sequences."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(highlight=False, markup=False, emoji=False, **options)
 
     def render_str(self, text: str, **options: Any) -> Text:
-        return super().render_str(visible(text), **options)
+        return super().render_str(escape_controls(text), **options)
 
 
-class Spelt(logging.Formatter):
+class EscapingFormatter(logging.Formatter):
     """Formatter that escapes control characters."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return visible(super().format(record))
+        return escape_controls(super().format(record))
 
 
-console = Told(soft_wrap=True)
-LIBRARIES = (
+console = EscapingConsole(soft_wrap=True)
+NOISY_LOGGERS = (
     "lightning.pytorch",
     "lightning.fabric",
     "lightning.pytorch.utilities.rank_zero",
@@ -50,7 +52,7 @@ LIBRARIES = (
 )
 
 
-class Terminal(logging.Handler):
+class ConsoleHandler(logging.Handler):
     """Logging handler that prints the message, or the table of ``extra={"table": ...}``."""
 
     def __init__(self, target: Console) -> None:
@@ -67,12 +69,12 @@ class Terminal(logging.Handler):
             self.target.print(table, soft_wrap=False)
 
 
-def first_process() -> bool:
+def is_rank_zero() -> bool:
     """Return whether this process has rank 0, the one that prints and writes."""
     return not getattr(rank_zero_only, "rank", 0)
 
 
-def quiet(speaks: bool = True) -> None:
+def configure_logging(speaks: bool = True) -> None:
     """Print our own messages on the terminal; send those of libraries, and warnings, to log.txt only.
 
     Args:
@@ -85,9 +87,9 @@ def quiet(speaks: bool = True) -> None:
     ours = logging.getLogger("seg")
     ours.setLevel(logging.INFO)
     ours.propagate = False
-    ours.handlers = [h for h in ours.handlers if not isinstance(h, Terminal)]
-    ours.addHandler(Terminal(console) if speaks and first_process() else logging.NullHandler())
-    for name in (*LIBRARIES, "py.warnings"):
+    ours.handlers = [h for h in ours.handlers if not isinstance(h, ConsoleHandler)]
+    ours.addHandler(ConsoleHandler(console) if speaks and is_rank_zero() else logging.NullHandler())
+    for name in (*NOISY_LOGGERS, "py.warnings"):
         library = logging.getLogger(name)
         library.handlers = [logging.NullHandler()]
         library.propagate = False
@@ -101,7 +103,7 @@ class LogFile:
     """
 
     def __init__(self, file: Path) -> None:
-        self.file, self.raw, self.warned = file, files.append(file, file.parent), False
+        self.file, self.raw, self.warned = file, files.open_append(file, file.parent), False
 
     def write(self, text: str) -> None:
         rest = text.encode("utf-8", "backslashreplace")
@@ -121,13 +123,13 @@ class LogFile:
 
 
 @contextmanager
-def logging_to(file: Path) -> Generator[None]:
+def log_to_file(file: Path) -> Generator[None]:
     """Write all messages of the block to a log file too; tables become text."""
     with closing(LogFile(file)) as stream:
-        ours = Terminal(Told(file=cast(IO[str], stream), width=120))
+        ours = ConsoleHandler(EscapingConsole(file=cast(IO[str], stream), width=120))
         others = logging.StreamHandler(stream)
-        others.setFormatter(Spelt("%(asctime)s %(name)s %(levelname)s %(message)s"))
-        loggers = [logging.getLogger(name) for name in (*LIBRARIES, "py.warnings")]
+        others.setFormatter(EscapingFormatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
+        loggers = [logging.getLogger(name) for name in (*NOISY_LOGGERS, "py.warnings")]
         logging.getLogger("seg").addHandler(ours)
         for library in loggers:
             library.addHandler(others)

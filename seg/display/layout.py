@@ -13,19 +13,26 @@ from PIL import Image, ImageDraw, ImageFont
 
 from seg.display.colors import Color
 
-Item = tuple[Color | np.ndarray | None, str]  # swatch and text of a legend; None: a plain word
-EM, GAP = 14, 14  # px of text and between cells
-SCREEN = 16 / 9  # aspect ratio that a grid approaches, width / height
-CELL = (200, 512)  # px of a panel's cell: a narrower image is enlarged, a longer one shrunk
-SIDES = (200, 384)  # the same for the cells of a grid
-INK: Color = (40, 40, 40)  # colour of text
-ALIKE = str.maketrans("\u03bc\u2013\u2014\u2019\u00d7", "u--'x")  # the font has ASCII letters only
+LegendItem = tuple[
+    Color | np.ndarray | None, str
+]  # swatch and text of a legend; None: a plain word
+TEXT_PX, GAP_PX = 14, 14  # px of text and between cells
+SCREEN_ASPECT = 16 / 9  # aspect ratio that a grid approaches, width / height
+PANEL_CELL_PX = (
+    200,
+    512,
+)  # px of a panel's cell: a narrower image is enlarged, a longer one shrunk
+GRID_CELL_PX = (200, 384)  # the same for the cells of a grid
+TEXT_COLOR: Color = (40, 40, 40)  # colour of text
+ASCII_LETTERS = str.maketrans(
+    "\u03bc\u2013\u2014\u2019\u00d7", "u--'x"
+)  # the font has ASCII letters only
 
 
 # ---- sizes
 
 
-def evenly(size: int, count: int) -> list[int]:
+def evenly_spaced(size: int, count: int) -> list[int]:
     """Return ``count`` indices spread evenly over 0 .. size - 1, or all if there are fewer."""
     return sorted({round(i) for i in np.linspace(0, size - 1, min(size, count))}) if count else []
 
@@ -46,7 +53,7 @@ def display_size(height: int, width: int, limits: tuple[int, int]) -> tuple[int,
     return height * factor, width * factor
 
 
-def nearest(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def resize_nearest(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Resize to (height, width); each pixel has the value of the nearest one."""
     rows, columns = (
         ((np.arange(new) + 0.5) * old / new).astype(int)
@@ -55,35 +62,35 @@ def nearest(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return array[rows][:, columns]
 
 
-def smooth(rgb: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def resize_smooth(rgb: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Resize (H, W, 3) uint8 to (height, width): Lanczos if it shrinks, nearest if it grows."""
     if size[0] >= rgb.shape[0] and size[1] >= rgb.shape[1]:
-        return nearest(rgb, size)
+        return resize_nearest(rgb, size)
     return np.asarray(Image.fromarray(rgb).resize(size[::-1], Image.Resampling.LANCZOS))
 
 
-def fitted(rgb: np.ndarray) -> np.ndarray:
+def fit_grid_cell(rgb: np.ndarray) -> np.ndarray:
     """Resize (H, W, 3) uint8 to the size of a grid's cell."""
-    return smooth(rgb, display_size(*rgb.shape[:2], SIDES))
+    return resize_smooth(rgb, display_size(*rgb.shape[:2], GRID_CELL_PX))
 
 
 # ---- pages
 
 
-def row_of(cells: dict[str, np.ndarray], em: int) -> Image.Image:
+def draw_row(cells: dict[str, np.ndarray], em: int) -> Image.Image:
     """Draw cells of one size side by side, the name of each centred above it."""
     height, width = next(iter(cells.values())).shape[:2]
-    column, top = max(width, CELL[0]), round(1.6 * em)
+    column, top = max(width, PANEL_CELL_PX[0]), round(1.6 * em)
     row = Image.new("RGB", ((column + em) * len(cells) - em, top + height), "white")
     pen = ImageDraw.Draw(row)
     for i, (name, cell) in enumerate(cells.items()):
         left = i * (column + em) + (column - width) // 2
         row.paste(Image.fromarray(cell), (left, top))
-        pen.text((left + width / 2, top - em // 2), name, INK, font_of(em), anchor="ms")
+        pen.text((left + width / 2, top - em // 2), name, TEXT_COLOR, load_font(em), anchor="ms")
     return row
 
 
-def sheet(panels: Sequence[Image.Image], gap: int = 0) -> Image.Image:
+def stack_pictures(panels: Sequence[Image.Image], gap: int = 0) -> Image.Image:
     """Draw pictures below one another on white, ``gap`` px apart, aligned at the left."""
     height = sum(panel.height for panel in panels) + gap * (len(panels) - 1)
     page = Image.new("RGB", (max(panel.width for panel in panels), height), "white")
@@ -94,14 +101,14 @@ def sheet(panels: Sequence[Image.Image], gap: int = 0) -> Image.Image:
     return page
 
 
-def grid(cells: list[Image.Image], gap: int) -> Image.Image:
+def draw_grid(cells: list[Image.Image], gap: int) -> Image.Image:
     """Draw cells in rows on white; the number of columns leaves few places empty and suits a screen."""
     width, height = max(c.width for c in cells) + gap, max(c.height for c in cells) + gap
 
     def cost(columns: int) -> float:
         rows = -(-len(cells) // columns)
         empty = rows * columns / len(cells) - 1
-        return 2 * empty + abs(math.log(columns * width / (rows * height) / SCREEN))
+        return 2 * empty + abs(math.log(columns * width / (rows * height) / SCREEN_ASPECT))
 
     columns = min(range(1, len(cells) + 1), key=cost)
     rows = -(-len(cells) // columns)
@@ -114,19 +121,19 @@ def grid(cells: list[Image.Image], gap: int) -> Image.Image:
 # ---- text
 
 
-def words(text: str) -> list[Item]:
+def paragraph_items(text: str) -> list[LegendItem]:
     """Return the items of a paragraph without swatches."""
-    return [(None, word) for word in drawable(text, limit=600).split()]
+    return [(None, word) for word in to_font_letters(text, limit=600).split()]
 
 
-def flow(items: Sequence[Item], width: int, em: int) -> Image.Image:
+def draw_items(items: Sequence[LegendItem], width: int, em: int) -> Image.Image:
     """Draw items from left to right, in as many lines as the width (px) needs."""
     # places of the items
     x, y, line, placed = 0, 0, round(1.4 * em), []
     for swatch, text in items:
         indent, gap = (0, em // 4) if swatch is None else (round(1.4 * em), em)
-        text = shortened(text, width - indent, em)
-        length = indent + math.ceil(font_of(em).getlength(text))
+        text = shorten_text(text, width - indent, em)
+        length = indent + math.ceil(load_font(em).getlength(text))
         if x and x + length > width:
             x, y = 0, y + line
         placed.append((x, y, swatch, indent, text))
@@ -140,53 +147,53 @@ def flow(items: Sequence[Item], width: int, em: int) -> Image.Image:
         if swatch is not None:
             square = np.broadcast_to(np.asarray(swatch, np.uint8), (em, em, 3))
             strip.paste(Image.fromarray(np.ascontiguousarray(square)), (x, top))
-            pen.rectangle((x, top, x + em - 1, top + em - 1), outline=INK)
-        pen.text((x + indent, y + em), text, INK, font_of(em), anchor="ls")
+            pen.rectangle((x, top, x + em - 1, top + em - 1), outline=TEXT_COLOR)
+        pen.text((x + indent, y + em), text, TEXT_COLOR, load_font(em), anchor="ls")
     return strip
 
 
-def write(
+def draw_text_line(
     pen: ImageDraw.ImageDraw,
     place: tuple[int, int],
     text: str,
     color: Color,
     width: int,
-    em: int = EM,
+    em: int = TEXT_PX,
 ) -> None:
     """Draw one line of text; if it is wider than ``width`` px, its beginning is cut off."""
-    text = shortened(drawable(text, limit=600), width, em, keep_end=True)
-    pen.text(place, text, color, font_of(em))
+    text = shorten_text(to_font_letters(text, limit=600), width, em, keep_end=True)
+    pen.text(place, text, color, load_font(em))
 
 
-def wrapped(text: str, width: int, most: int) -> list[str]:
+def wrap_text(text: str, width: int, most: int) -> list[str]:
     """Split a text into at most ``most`` lines of ``width`` px; the last ends in "..." if there is more."""
     lines = [""]
-    for word in drawable(text, limit=5000).split():
+    for word in to_font_letters(text, limit=5000).split():
         longer = f"{lines[-1]} {word}".strip()
-        if font_of(EM).getlength(longer) <= width or not lines[-1]:
+        if load_font(TEXT_PX).getlength(longer) <= width or not lines[-1]:
             lines[-1] = longer
         else:
             lines.append(word)
     return lines if len(lines) <= most else [*lines[: most - 1], f"{lines[most - 1]} ..."]
 
 
-def drawable(text: str, limit: int) -> str:
+def to_font_letters(text: str, limit: int) -> str:
     """Return at most ``limit`` characters in the letters of the font: without accents, others as "?"."""
     spaced = " ".join(str(text)[:limit].split())
-    letters = unicodedata.normalize("NFKD", spaced).translate(ALIKE)
+    letters = unicodedata.normalize("NFKD", spaced).translate(ASCII_LETTERS)
     return "".join(c if " " <= c <= "~" else "?" for c in letters if not unicodedata.combining(c))
 
 
-def shortened(text: str, width: float, em: int, keep_end: bool = False) -> str:
+def shorten_text(text: str, width: float, em: int, keep_end: bool = False) -> str:
     """Return the text, cut at its end (or at its beginning) and marked by "..." if wider than width px."""
-    if font_of(em).getlength(text) <= width:
+    if load_font(em).getlength(text) <= width:
         return text
-    while text and font_of(em).getlength(text + "...") > width:
+    while text and load_font(em).getlength(text + "...") > width:
         text = text[1:] if keep_end else text[:-1]
     return f"...{text}" if keep_end else f"{text}..."
 
 
 @cache
-def font_of(em: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+def load_font(em: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     """Return the font at a size in px."""
     return ImageFont.load_default(size=em)

@@ -11,23 +11,23 @@ from PIL import Image, ImageOps
 
 from seg.display.colors import OKABE_ITO, Color
 from seg.display.layout import (
-    CELL,
-    Item,
+    PANEL_CELL_PX,
+    LegendItem,
     display_size,
-    drawable,
-    flow,
-    nearest,
-    row_of,
-    sheet,
-    smooth,
-    words,
+    draw_items,
+    draw_row,
+    paragraph_items,
+    resize_nearest,
+    resize_smooth,
+    stack_pictures,
+    to_font_letters,
 )
-from seg.display.layout import INK as INK
+from seg.display.layout import TEXT_COLOR as TEXT_COLOR
 from seg.logits import IGNORE
 
-FALSE_ONE: Color = (213, 94, 0)  # vermilion: class 1 predicted where the truth is 0
-MISSED_ONE: Color = (0, 114, 178)  # blue: class 0 predicted where the truth is 1
-WRONG: Color = (200, 16, 46)  # red: wrong among more than two classes
+FALSE_POSITIVE_COLOR: Color = (213, 94, 0)  # vermilion: class 1 predicted where the truth is 0
+FALSE_NEGATIVE_COLOR: Color = (0, 114, 178)  # blue: class 0 predicted where the truth is 1
+WRONG_COLOR: Color = (200, 16, 46)  # red: wrong among more than two classes
 
 
 def to_rgb(image: np.ndarray) -> np.ndarray:
@@ -62,14 +62,14 @@ def colorize(mask: np.ndarray, colors: Sequence[Color]) -> np.ndarray:
     mask = np.asarray(mask)
     unknown = (mask != IGNORE) & ((mask < 0) | (mask >= len(colors)))
     if unknown.any():
-        value = mask[unknown].flat[0]
+        value = mask[unknown].constant[0]
         raise ValueError(f"mask holds {value}; there are colours for 0..{len(colors) - 1}")
     table = np.array([*colors, (0, 0, 0)], np.uint8)  # last row: ignored, replaced by the hatching
     rgb = table[np.where(mask == IGNORE, len(colors), mask)]
     return np.where((mask == IGNORE)[..., None], _hatch(*mask.shape), rgb)
 
 
-def picture(mask: np.ndarray) -> np.ndarray:
+def flatten_labels(mask: np.ndarray) -> np.ndarray:
     """Flatten a mask to one value per pixel: overlapping labels (K, H, W) become 0, or k + 1 of the first.
 
     The first label lies on top and hides the others. A pixel is ignored if all labels are ignored. The names
@@ -81,14 +81,14 @@ def picture(mask: np.ndarray) -> np.ndarray:
     return np.where((mask == IGNORE).all(0), np.uint8(IGNORE), first)
 
 
-def shown(
+def legend_entries(
     classes: list[str], colors: list[Color], overlapping: bool
 ) -> tuple[list[str], list[Color]]:
     """Return the names and colours of a flattened mask; overlapping labels have one more: none."""
     return (["none", *classes], [OKABE_ITO[0], *colors]) if overlapping else (classes, colors)
 
 
-def overlay(
+def draw_overlay(
     image: np.ndarray, mask: np.ndarray, colors: Sequence[Color], alpha: float = 0.45
 ) -> np.ndarray:
     """Return the image tinted by class, (H, W, 3) uint8, with white 1-px contours; ignored pixels untinted.
@@ -109,7 +109,7 @@ def overlay(
     return tinted
 
 
-def outlined(image: np.ndarray, mask: np.ndarray, colors: Sequence[Color]) -> np.ndarray:
+def draw_contours(image: np.ndarray, mask: np.ndarray, colors: Sequence[Color]) -> np.ndarray:
     """Return the image, (H, W, 3) uint8, with 2-px borders in the colour of the higher of two classes."""
     drawn, mask = to_rgb(image), np.asarray(mask)
     known = np.where(mask == IGNORE, 0, mask)
@@ -121,7 +121,7 @@ def outlined(image: np.ndarray, mask: np.ndarray, colors: Sequence[Color]) -> np
     return drawn
 
 
-def errors(
+def draw_errors(
     image: np.ndarray, truth: np.ndarray, prediction: np.ndarray, num_classes: int | None = None
 ) -> np.ndarray:
     """Return the image in pale grey, (H, W, 3) uint8, with wrong pixels coloured and ignored ones hatched.
@@ -141,14 +141,14 @@ def errors(
     grey = to_rgb(image) @ np.array([0.299, 0.587, 0.114])
     rgb = np.repeat((255 - 0.45 * (255 - grey)).astype(np.uint8)[..., None], 3, axis=-1)
     rgb[truth == IGNORE] = _hatch(*truth.shape)[truth == IGNORE]
-    rgb[wrong] = WRONG
+    rgb[wrong] = WRONG_COLOR
     if num_classes == 2:
-        rgb[wrong & (truth == 0)] = FALSE_ONE
-        rgb[wrong & (truth == 1)] = MISSED_ONE
+        rgb[wrong & (truth == 0)] = FALSE_POSITIVE_COLOR
+        rgb[wrong & (truth == 1)] = FALSE_NEGATIVE_COLOR
     return rgb
 
 
-def panel(
+def draw_panel(
     image: np.ndarray,
     truth: np.ndarray | None,
     prediction: np.ndarray,
@@ -183,18 +183,18 @@ def panel(
         )
 
     # cells at the size of the display
-    size = display_size(*rgb.shape[:2], CELL)
-    rgb, prediction = smooth(rgb, size), nearest(prediction, size)
-    truth = None if truth is None else nearest(truth, size)
+    size = display_size(*rgb.shape[:2], PANEL_CELL_PX)
+    rgb, prediction = resize_smooth(rgb, size), resize_nearest(prediction, size)
+    truth = None if truth is None else resize_nearest(truth, size)
     em = max(14, size[1] // 20)  # px of text: grows with the cells, so that it is readable in print
-    row = row_of(_cells(rgb, truth, prediction, colors), em)
+    row = draw_row(_cells(rgb, truth, prediction, colors), em)
 
     # the row with its title, legend and caption
     ignored = any(mask is not None and (mask == IGNORE).any() for mask in (truth, prediction))
-    legend = legend_of(classes, colors, em, judged=truth is not None, ignored=ignored)
-    parts = [words(title), row, *legend, words(caption)]
-    strips = [flow(p, row.width, em) if isinstance(p, list) else p for p in parts if p]
-    return ImageOps.expand(sheet(strips, gap=em // 3), border=em, fill="white")
+    legend = legend_paragraphs(classes, colors, em, judged=truth is not None, ignored=ignored)
+    parts = [paragraph_items(title), row, *legend, paragraph_items(caption)]
+    strips = [draw_items(p, row.width, em) if isinstance(p, list) else p for p in parts if p]
+    return ImageOps.expand(stack_pictures(strips, gap=em // 3), border=em, fill="white")
 
 
 def _stretch(values: np.ndarray) -> np.ndarray:
@@ -222,19 +222,23 @@ def _cells(
     """Return the cells of a row by name, all of one size."""
     predicted = colorize(prediction, colors)
     if truth is None:
-        return {"image": rgb, "prediction": predicted, "overlay": overlay(rgb, prediction, colors)}
-    error = errors(rgb, truth, prediction, len(colors))
+        return {
+            "image": rgb,
+            "prediction": predicted,
+            "overlay": draw_overlay(rgb, prediction, colors),
+        }
+    error = draw_errors(rgb, truth, prediction, len(colors))
     return {"image": rgb, "truth": colorize(truth, colors), "prediction": predicted, "error": error}
 
 
-def legend_of(
+def legend_paragraphs(
     classes: Sequence[str], colors: Sequence[Color], em: int, *, judged: bool, ignored: bool
-) -> Iterator[list[Item]]:
+) -> Iterator[list[LegendItem]]:
     """Yield the paragraphs of the legend: the classes, then the colours of the error cell."""
-    names = [drawable(name, limit=60) for name in classes]
+    names = [to_font_letters(name, limit=60) for name in classes]
     yield [*zip(colors, names, strict=True), *[(_hatch(em, em), "ignored")] * ignored]
     if judged and len(classes) == 2:
-        swapped = zip((FALSE_ONE, MISSED_ONE), names[::-1], names, strict=True)
+        swapped = zip((FALSE_POSITIVE_COLOR, FALSE_NEGATIVE_COLOR), names[::-1], names, strict=True)
         yield [(c, f"{false} predicted, truly {true}") for c, false, true in swapped]
     elif judged:
-        yield [(WRONG, "wrong class")]
+        yield [(WRONG_COLOR, "wrong class")]

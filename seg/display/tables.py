@@ -7,19 +7,19 @@ from rich.text import Text
 
 from seg.metrics.significance import Interval
 
-COLUMNS = {
+SCORE_COLUMNS = {
     "dice": "Dice (F1)",
     "iou": "IoU",
     "precision": "precision",
     "recall": "recall",
     "specificity": "specificity",
 }
-BORDERS = {
+BORDER_COLUMNS = {
     "boundary_f": "boundary F",
     "surface_dice": "surface Dice",
     "hausdorff_95": "HD95, px",
 }
-OBJECTS = {  # metric -> row of the table
+OBJECT_ROWS = {  # metric -> row of the table
     "v_rand": "V_rand, after border thinning",
     "v_info": "V_info, after border thinning",
     "rand_error": "rand error",
@@ -38,7 +38,7 @@ def make_table(title: str | Text) -> Table:
     return Table(title=title, title_justify="left", header_style="bold")
 
 
-def score_table(
+def pixel_score_table(
     title: str,
     scores: Mapping[str, float],
     classes: list[str],
@@ -54,10 +54,10 @@ def score_table(
         prefix: start of the keys, such as ``val/``.
         intervals: intervals by metric key; they replace the column of the specificity.
     """
-    columns = dict(COLUMNS)
+    columns = dict(SCORE_COLUMNS)
     if intervals:
         del columns["specificity"]
-    return class_table(title, columns, scores, classes, prefix, intervals)
+    return metric_table(title, columns, scores, classes, prefix, intervals)
 
 
 def border_table(
@@ -67,11 +67,11 @@ def border_table(
     intervals: Mapping[str, Interval] = NO_INTERVALS,
 ) -> Table:
     """Return a table of the border scores that were computed; arguments as in ``score_table``."""
-    columns = {name: text for name, text in BORDERS.items() if f"{prefix}{name}" in scores}
-    return class_table("borders", columns, scores, classes, prefix, intervals)
+    columns = {name: text for name, text in BORDER_COLUMNS.items() if f"{prefix}{name}" in scores}
+    return metric_table("borders", columns, scores, classes, prefix, intervals)
 
 
-def class_table(
+def metric_table(
     title: str,
     columns: Mapping[str, str],
     scores: Mapping[str, float],
@@ -95,9 +95,9 @@ def class_table(
         cells = []
         for name in columns:
             key = f"{prefix}{name}" if c is None else f"{prefix}{name}/{c}"
-            cells.append(number(scores.get(key)))
+            cells.append(format_score(scores.get(key)))
             if f"{prefix}{name}" in intervals:
-                cells.append(span(intervals[key]) if key in intervals else "")
+                cells.append(format_interval(intervals[key]) if key in intervals else "")
         table.add_row("mean" if c is None else c, *cells, style="bold" if c is None else None)
     return table
 
@@ -111,15 +111,15 @@ def object_table(
     table.add_column("", justify="right")
     if intervals:
         table.add_column("interval", justify="center", style="dim")
-    for name, header in OBJECTS.items():
+    for name, header in OBJECT_ROWS.items():
         key, tiny = f"{prefix}{name}", "warping" in header  # the paper gives these to 1e-6
-        value = f"{scores[key]:.6f}" if tiny else number(scores[key])
-        ends = [span(intervals[key], 6 if tiny else 3)] if intervals else []
+        value = f"{scores[key]:.6f}" if tiny else format_score(scores[key])
+        ends = [format_interval(intervals[key], 6 if tiny else 3)] if intervals else []
         table.add_row(header, value, *ends)
     return table
 
 
-def span(interval: Interval, digits: int = 3) -> str:
+def format_interval(interval: Interval, digits: int = 3) -> str:
     """Return the ends of an interval in short form: .861-.874 or 3.4-5.1; "-" if it has none."""
     if interval.low != interval.low:
         return "-"
@@ -152,11 +152,11 @@ def score_line(scores: Mapping[str, float], classes: list[str], prefix: str) -> 
     calibration = "" if ece is None else f"; expected calibration error {ece:.4f}"
     return (
         f"over all pixels of the split{left_out}; the mean of each image's own Dice is "
-        f"{number(value('dice_per_image'))}{plus_minus}; "
-        f"pixel accuracy {number(value('pixel_accuracy'))}{calibration}"
+        f"{format_score(value('dice_per_image'))}{plus_minus}; "
+        f"pixel accuracy {format_score(value('pixel_accuracy'))}{calibration}"
     )
 
 
-def number(value: float | None) -> str:
+def format_score(value: float | None) -> str:
     """Return a score with four digits; "-" if it is None or nan."""
     return "-" if value is None or value != value else f"{value:.4f}"

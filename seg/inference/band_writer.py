@@ -16,11 +16,11 @@ import tifffile
 
 from seg import files
 
-TILE = 256  # px, side of the tiles of the TIFF
+TILE_PX = 256  # px, side of the tiles of the TIFF
 
 
 @dataclass
-class Growing:
+class BandWriter:
     """An array (pages, H, W) or (pages, C, H, W) that is written to a file band by band.
 
     Attributes:
@@ -55,15 +55,15 @@ class Growing:
         """Return the number of complete rows in the file, over all pages."""
         return self.file.stat().st_size // self.row if self.file.is_file() else 0
 
-    def cut(self, rows: int) -> None:
+    def truncate_rows(self, rows: int) -> None:
         """Truncate the file after a number of rows."""
-        with files.append(self.file, self.folder) as out:
+        with files.open_append(self.file, self.folder) as out:
             out.truncate(rows * self.row)
 
     def add(self, band: np.ndarray) -> None:
         """Append rows (h, W), or (C, h, W)."""
         rows = band[None] if band.ndim == 2 else band  # (C, h, W); stored as (h, C, W)
-        with files.append(self.file, self.folder) as out:
+        with files.open_append(self.file, self.folder) as out:
             np.ascontiguousarray(rows.transpose(1, 0, 2), self.dtype).tofile(out)
 
     def page(self, number: int) -> np.ndarray:
@@ -74,20 +74,20 @@ class Growing:
             values = np.fromfile(file, self.dtype, math.prod(shape)).reshape(shape)
         return np.ascontiguousarray(values.transpose(1, 0, 2)) if self.planes else values[:, 0]
 
-    def tiles(self) -> Iterator[np.ndarray]:
+    def iterate_tiles(self) -> Iterator[np.ndarray]:
         """Yield all pages and planes as tiles (TILE, TILE), a row of tiles after another."""
         planes = max(1, self.planes)
         shape = (self.pages * self.height, planes, self.width)
         for page, plane in np.ndindex(self.pages, planes):
-            for top in range(0, self.height, TILE):
-                first, size = page * self.height + top, min(TILE, self.height - top)
+            for top in range(0, self.height, TILE_PX):
+                first, size = page * self.height + top, min(TILE_PX, self.height - top)
                 # A new mapping for each row of tiles lets the system release the pages read before.
                 mapped = np.memmap(self.file, self.dtype, "r", shape=shape)
                 rows = np.array(mapped[first : first + size, plane])
                 del mapped
-                for left in range(0, self.width, TILE):
-                    tile = np.zeros((TILE, TILE), self.dtype)
-                    part = rows[:, left : left + TILE]
+                for left in range(0, self.width, TILE_PX):
+                    tile = np.zeros((TILE_PX, TILE_PX), self.dtype)
+                    part = rows[:, left : left + TILE_PX]
                     tile[: part.shape[0], : part.shape[1]] = part
                     yield tile
 
@@ -106,20 +106,20 @@ class Growing:
         if self.width == 1:
             shape, metadata, writes = (self.height, 1), None, self.pages * max(1, self.planes)
         # BigTIFF from 2 GiB on.
-        tiles, large = self.tiles(), self.pages * self.height * self.row > 2**31
-        number = math.prod(shape[:-2]) * -(-self.height // TILE) * -(-self.width // TILE)
-        with self.aside(file) as new, tifffile.TiffWriter(new, bigtiff=large) as out:
+        tiles, large = self.iterate_tiles(), self.pages * self.height * self.row > 2**31
+        number = math.prod(shape[:-2]) * -(-self.height // TILE_PX) * -(-self.width // TILE_PX)
+        with self.replacing(file) as new, tifffile.TiffWriter(new, bigtiff=large) as out:
             for _ in range(writes):
                 out.write(
-                    islice(tiles, number), shape=shape, dtype=self.dtype, tile=(TILE, TILE),
+                    islice(tiles, number), shape=shape, dtype=self.dtype, tile=(TILE_PX, TILE_PX),
                     compression="zlib", predictor=True if self.dtype.kind == "u" else None,
                     photometric="minisblack", metadata=metadata, **tags,
                 )  # fmt: skip
 
     @contextmanager
-    def aside(self, file: Path) -> Generator[Path]:
+    def replacing(self, file: Path) -> Generator[Path]:
         """Yield a temporary path that replaces ``file`` at the end, unless an error occurs."""
-        with files.whole(file, self.folder, self.file.parent) as part:
+        with files.atomic_write(file, self.folder, self.file.parent) as part:
             yield part
 
     def remove(self) -> None:

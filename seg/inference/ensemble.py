@@ -13,15 +13,15 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from seg.data.normalization import Intensity
+from seg.data.normalization import Normalization
 from seg.errors import RunError
-from seg.inference.pruning import shallower
-from seg.logits import average
-from seg.models.contract import coarsest, full_logits
+from seg.inference.pruning import prune_run
+from seg.logits import average_logits
+from seg.models.contract import same_size_logits, tile_stride
 from seg.models.network import Extent, Network, receptive_field
 from seg.runs import load as runs_load
 from seg.runs import records
-from seg.runs.folder import CROSSVAL
+from seg.runs.folder import CROSSVAL_FILE
 from seg.runs.load import LoadedRun
 from seg.runs.safe_loading import CROSSVAL_LIMIT
 
@@ -49,11 +49,14 @@ class Ensemble(Network):
     std: Tensor
 
     def __init__(
-        self, members: Sequence[nn.Module], intensities: list[Intensity], overlapping: bool = False
+        self,
+        members: Sequence[nn.Module],
+        intensities: list[Normalization],
+        overlapping: bool = False,
     ) -> None:
         super().__init__()
         channels = intensities[0].channels
-        self.intensity = Intensity(0.0, 1.0, [0.0] * channels, [1.0] * channels)
+        self.intensity = Normalization(0.0, 1.0, [0.0] * channels, [1.0] * channels)
         self.members, self.overlapping = nn.ModuleList(members), overlapping
         self.clips = [intensity.clip for intensity in intensities]
         constants = {
@@ -72,13 +75,14 @@ class Ensemble(Network):
     @property
     def stride(self) -> int:
         """The least common multiple of the members' strides."""
-        return math.lcm(*(coarsest(member, least=1) for member in self.members))
+        return math.lcm(*(tile_stride(member, least=1) for member in self.members))
 
     def forward(self, image: Tensor) -> Tensor:
         heads = [
-            full_logits(member, self.normalised(image, i)) for i, member in enumerate(self.members)
+            same_size_logits(member, self.normalised(image, i))
+            for i, member in enumerate(self.members)
         ]
-        return average(heads, self.overlapping)
+        return average_logits(heads, self.overlapping)
 
     def receptive_field(self, outputs: Extent) -> Extent:
         """Return the union of the members' receptive fields."""
@@ -93,7 +97,7 @@ class Ensemble(Network):
         return (scaled - self.mean[member]) / self.std[member]
 
 
-def load(run: str | Path | Sequence[str] | None, depth: int | None = None) -> LoadedRun:
+def load_members(run: str | Path | Sequence[str] | None, depth: int | None = None) -> LoadedRun:
     """Load a run, or an ensemble if ``run`` is the folder of a cross-validation or a list of runs.
 
     Args:
@@ -106,18 +110,18 @@ def load(run: str | Path | Sequence[str] | None, depth: int | None = None) -> Lo
     if isinstance(run, Sequence) and not isinstance(run, str):
         if not run:
             raise RunError("run=[]: give at least one run")
-        members = [shallower(runs_load.load(str(path)), depth) for path in run]
+        members = [prune_run(runs_load.load_run(str(path)), depth) for path in run]
         name = Path(" + ".join(str(member.checkpoint) for member in members))
-        images = {image for member in members for image in trained(member)}
-        return join(members, name, members[0].folder, images)
-    if run is not None and (Path(str(run)) / CROSSVAL).is_file():
-        return load_folds(Path(str(run)), depth)
-    return shallower(runs_load.load(run), depth)
+        images = {image for member in members for image in read_training_names(member)}
+        return join_members(members, name, members[0].folder, images)
+    if run is not None and (Path(str(run)) / CROSSVAL_FILE).is_file():
+        return load_fold_ensemble(Path(str(run)), depth)
+    return prune_run(runs_load.load_run(run), depth)
 
 
-def load_folds(folder: Path, depth: int | None = None) -> LoadedRun:
+def load_fold_ensemble(folder: Path, depth: int | None = None) -> LoadedRun:
     """Load the ensemble of a finished cross-validation."""
-    file = folder / CROSSVAL
+    file = folder / CROSSVAL_FILE
     record = records.read_json(file, CROSSVAL_LIMIT)
     images, folds = record.get("images"), record.get("folds", [])
     if "status" not in record or not isinstance(images, dict) or not isinstance(folds, list):
@@ -125,8 +129,8 @@ def load_folds(folder: Path, depth: int | None = None) -> LoadedRun:
     if record["status"] != "finished" or not folds:
         raise RunError(f"{file}: not finished; the command that began it goes on where it stopped")
     folders = fold_folders(folder, folds)
-    members = [shallower(runs_load.load(path), depth) for path in folders]
-    return join(members, file, folder, set(images))
+    members = [prune_run(runs_load.load_run(path), depth) for path in folders]
+    return join_members(members, file, folder, set(images))
 
 
 def fold_folders(folder: Path, folds: list[Any]) -> list[Path]:
@@ -138,12 +142,12 @@ def fold_folders(folder: Path, folds: list[Any]) -> list[Path]:
     names = [fold.get("run") if isinstance(fold, dict) else None for fold in folds]
     if not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
         raise RunError(
-            f"{folder / CROSSVAL}: a run of its own is needed for each fold; not written by seg.crossval"
+            f"{folder / CROSSVAL_FILE}: a run of its own is needed for each fold; not written by seg.crossval"
         )
-    return [inside(folder, str(name)) for name in names]
+    return [path_inside(folder, str(name)) for name in names]
 
 
-def inside(folder: Path, name: str) -> Path:
+def path_inside(folder: Path, name: str) -> Path:
     """Return a path below a folder.
 
     Raises:
@@ -151,11 +155,11 @@ def inside(folder: Path, name: str) -> Path:
     """
     target = Path(os.path.realpath(folder / name)) if "\0" not in name else None
     if target is None or not target.is_relative_to(os.path.realpath(folder)):
-        raise RunError(f"{folder / CROSSVAL}: names {name!r}, which lies outside its folder")
+        raise RunError(f"{folder / CROSSVAL_FILE}: names {name!r}, which lies outside its folder")
     return folder / name
 
 
-def join(members: list[LoadedRun], name: Path, folder: Path, seen: set[str]) -> LoadedRun:
+def join_members(members: list[LoadedRun], name: Path, folder: Path, seen: set[str]) -> LoadedRun:
     """Return an ensemble as a run; fields that are not an argument are those of the first member.
 
     Args:
@@ -172,7 +176,7 @@ def join(members: list[LoadedRun], name: Path, folder: Path, seen: set[str]) -> 
     """
     first = members[0]
     for other in members[1:]:
-        check_alike(first, other)
+        check_members(first, other)
     model = Ensemble(
         [member.model for member in members],
         [member.intensity for member in members],
@@ -189,7 +193,7 @@ def join(members: list[LoadedRun], name: Path, folder: Path, seen: set[str]) -> 
     )
 
 
-def check_alike(first: LoadedRun, other: LoadedRun) -> None:
+def check_members(first: LoadedRun, other: LoadedRun) -> None:
     """Raise RunError unless the probabilities of two runs can be averaged."""
     for name, ours, theirs in (
         ("classes", first.classes, other.classes),
@@ -203,7 +207,7 @@ def check_alike(first: LoadedRun, other: LoadedRun) -> None:
             )
 
 
-def trained(run: LoadedRun) -> list[str]:
+def read_training_names(run: LoadedRun) -> list[str]:
     """Return the names of a run's training images; none if its folder has no record of them."""
     try:
         names = records.read_json(run.folder / "run.json")["splits"]["train"]

@@ -15,29 +15,38 @@ from rich.table import Table
 
 from seg import files
 from seg.cli.command_line import quote_path
-from seg.display.console import quiet
-from seg.errors import UserError, missing_extra
+from seg.display.console import configure_logging
+from seg.errors import UserError, missing_extra_hint
 from seg.files import open_regular
 from seg.inference import ensemble
-from seg.inference.exported_network import Exported, Run, opened, write
+from seg.inference.exported_network import (
+    ExportedFunction,
+    ExportedNetwork,
+    open_export,
+    write_export,
+)
 from seg.logits import probabilities
-from seg.models.contract import full_logits
+from seg.models.contract import same_size_logits
 from seg.runs import checkpoint, records
 from seg.runs.archive import CHECKPOINT_LIMIT
-from seg.runs.folder import CROSSVAL
+from seg.runs.folder import CROSSVAL_FILE
 from seg.runs.load import LoadedRun
 from seg.runs.safe_loading import CROSSVAL_LIMIT
 from seg.version import __version__
 
 log = logging.getLogger("seg")
-SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
-SIZES = ((97, 97), (64, 160), (257, 320))  # px: a prime, which no stride divides; oblong; larger
-BATCHES = (1, 2)
-LARGEST = 2**31  # bytes of one ONNX file
+FORMAT_SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
+COMPARED_SIZES = (
+    (97, 97),
+    (64, 160),
+    (257, 320),
+)  # px: a prime, which no stride divides; oblong; larger
+COMPARED_BATCHES = (1, 2)
+MAX_ONNX_BYTES = 2**31  # bytes of one ONNX file
 
 
 @dataclass(frozen=True)
-class Gap:
+class ExportDifference:
     """Difference of an exported file from its network at one size and batch.
 
     Attributes:
@@ -53,7 +62,7 @@ class Gap:
     largest: float
 
 
-def export(cfg: DictConfig) -> Path:
+def export_run(cfg: DictConfig) -> Path:
     """Write the run as one file, after comparing it with the network, and return its path.
 
     Args:
@@ -63,13 +72,16 @@ def export(cfg: DictConfig) -> Path:
         UserError: if an option is wrong, or the file can't be written or differs too much.
         RunError: if the run can't be read.
     """
-    quiet()
-    check_options(cfg)
-    run = ensemble.load(cfg.run)
-    file, below = target(cfg, run)
-    facts = description(run, cfg.run)
-    with files.made_folder(file.parent, below), files.whole(file, below) as aside:
-        check_equal(run, facts, aside, cfg)
+    configure_logging()
+    check_export_options(cfg)
+    run = ensemble.load_members(cfg.run)
+    file, below = export_target(cfg, run)
+    facts = describe_run(run, cfg.run)
+    with (
+        files.folder_removed_if_empty(file.parent, below),
+        files.atomic_write(file, below) as aside,
+    ):
+        write_checked(run, facts, aside, cfg)
     channels, classes = run.intensity.channels, ", ".join(run.classes)
     log.info(f"in         image (batch, {channels}, height, width) float32, values as stored")
     log.info(f"out        probabilities (batch, {len(run.classes)}, height, width): {classes}")
@@ -77,18 +89,18 @@ def export(cfg: DictConfig) -> Path:
     return file
 
 
-def check_options(cfg: DictConfig) -> None:
+def check_export_options(cfg: DictConfig) -> None:
     """Raise UserError for options out of range, or if a package that the format needs isn't installed."""
-    if cfg.format not in SUFFIXES:
-        raise UserError(f"format={cfg.format}: {' or '.join(SUFFIXES)} is needed")
+    if cfg.format not in FORMAT_SUFFIXES:
+        raise UserError(f"format={cfg.format}: {' or '.join(FORMAT_SUFFIXES)} is needed")
     if not cfg.tolerance > 0:
         raise UserError(f"tolerance={cfg.tolerance}: it must be above 0")
     for package in ("onnx", "onnxruntime") if cfg.format == "onnx" else ():
-        if need := missing_extra(package):
+        if need := missing_extra_hint(package):
             raise UserError(f"format=onnx {need}")
 
 
-def check_equal(run: LoadedRun, facts: dict, file: Path, cfg: DictConfig) -> None:
+def write_checked(run: LoadedRun, facts: dict, file: Path, cfg: DictConfig) -> None:
     """Write the file and print how much its probabilities differ from the network's.
 
     Raises:
@@ -96,12 +108,17 @@ def check_equal(run: LoadedRun, facts: dict, file: Path, cfg: DictConfig) -> Non
     """
     name = f"{run.checkpoint}: its {facts['network']}"
     try:
-        write(Exported(run), facts, file, cfg.format, cfg.opset)
-        gaps = differences(run, opened(file, cfg.format), made(run))
+        write_export(ExportedNetwork(run), facts, file, cfg.format, cfg.opset)
+        gaps = compare_outputs(run, open_export(file, cfg.format), noise_images(run))
     except Exception as error:  # exporters raise errors of every class
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
         raise UserError(f"{name} can't be exported as {cfg.format}: {reason}") from error
-    log.info("", extra={"table": gap_table(gaps, f"{cfg.format} against PyTorch, images of noise")})
+    log.info(
+        "",
+        extra={
+            "table": build_difference_table(gaps, f"{cfg.format} against PyTorch, images of noise")
+        },
+    )
     worst = max((gap.largest for gap in gaps), key=lambda gap: gap if gap == gap else np.inf)
     if not worst <= cfg.tolerance:
         raise UserError(
@@ -110,14 +127,14 @@ def check_equal(run: LoadedRun, facts: dict, file: Path, cfg: DictConfig) -> Non
         )
 
 
-def target(cfg: DictConfig, run: LoadedRun) -> tuple[Path, Path]:
+def export_target(cfg: DictConfig, run: LoadedRun) -> tuple[Path, Path]:
     """Return the file to write, and the folder below which no link is followed.
 
     Raises:
         UserError: if it exists already, has another format's name, or the network is too large for the format.
         RunError: if it can't be written.
     """
-    suffix = SUFFIXES[cfg.format]
+    suffix = FORMAT_SUFFIXES[cfg.format]
     if cfg.output is None and OmegaConf.is_list(cfg.run):
         raise UserError("output is not set: several runs have no folder in common; give output=...")
     file = Path(cfg.output) if cfg.output else run.folder / "export" / f"model{suffix}"
@@ -128,15 +145,15 @@ def target(cfg: DictConfig, run: LoadedRun) -> tuple[Path, Path]:
     if file.exists():
         raise UserError(f"output={file}: is there already; remove it or give another file")
     weights = sum(t.nbytes for t in run.model.state_dict().values())
-    if cfg.format == "onnx" and weights >= LARGEST:
+    if cfg.format == "onnx" and weights >= MAX_ONNX_BYTES:
         raise UserError(
             f"{run.checkpoint}: weights of {weights / 1e9:.1f} GB, and one ONNX file holds less than "
-            f"{LARGEST / 1e9:.1f}; take format=torch"
+            f"{MAX_ONNX_BYTES / 1e9:.1f}; take format=torch"
         )
     return file, below
 
 
-def description(run: LoadedRun, given: Any) -> dict[str, Any]:
+def describe_run(run: LoadedRun, given: Any) -> dict[str, Any]:
     """Return the facts that the file holds beside the network."""
     return {
         "seg": __version__,
@@ -146,70 +163,74 @@ def description(run: LoadedRun, given: Any) -> dict[str, Any]:
         "task": run.task,
         "channels": run.intensity.channels,
         "network": run.model.name,
-        "checkpoints": {str(file): digest(file) for file in checkpoints(given)},
+        "checkpoints": {str(file): hash_checkpoint(file) for file in member_checkpoints(given)},
     }
 
 
-def checkpoints(given: str | Path | Sequence[str]) -> list[Path]:
+def member_checkpoints(given: str | Path | Sequence[str]) -> list[Path]:
     """Return the checkpoint files of ``run=``, one for each member of an ensemble."""
     if isinstance(given, Sequence) and not isinstance(given, str):
         return [checkpoint.find_checkpoint(one) for one in given]
     folder = Path(given)
-    if not (folder / CROSSVAL).is_file():
+    if not (folder / CROSSVAL_FILE).is_file():
         return [checkpoint.find_checkpoint(folder)]
-    folds = records.read_json(folder / CROSSVAL, CROSSVAL_LIMIT)["folds"]
+    folds = records.read_json(folder / CROSSVAL_FILE, CROSSVAL_LIMIT)["folds"]
     return [checkpoint.find_checkpoint(one) for one in ensemble.fold_folders(folder, folds)]
 
 
-def digest(file: Path) -> str:
+def hash_checkpoint(file: Path) -> str:
     """Return the SHA-256 of a checkpoint."""
     with open_regular(file, CHECKPOINT_LIMIT) as stream:
         return hashlib.file_digest(cast(BufferedReader, stream), "sha256").hexdigest()
 
 
-def made(run: LoadedRun) -> list[np.ndarray]:
+def noise_images(run: LoadedRun) -> list[np.ndarray]:
     """Return two images (H, W, C) of noise in the range of stored values, the same in each call."""
-    ensemble_of_run = Exported(run).ensemble
+    ensemble_of_run = ExportedNetwork(run).ensemble
     low, span = ensemble_of_run.low[0].amin().item(), ensemble_of_run.span[0].amax().item()
-    shape = (2, *SIZES[-1], run.intensity.channels)
+    shape = (2, *COMPARED_SIZES[-1], run.intensity.channels)
     noise = np.random.default_rng(0).uniform(low, low + span, shape)
     return list(noise.astype(np.float32))
 
 
-def differences(run: LoadedRun, exported: Run, images: list[np.ndarray]) -> list[Gap]:
+def compare_outputs(
+    run: LoadedRun, exported: ExportedFunction, images: list[np.ndarray]
+) -> list[ExportDifference]:
     """Compare the file with the network as seg.predict runs it, at each size and batch."""
     gaps = []
-    for height, width in SIZES:
-        for batch in BATCHES:
-            batch_BCHW = np.stack([resized(image, height, width) for image in images[:batch]])
-            truth, output = expected(run, batch_BCHW), exported(batch_BCHW)
+    for height, width in COMPARED_SIZES:
+        for batch in COMPARED_BATCHES:
+            batch_BCHW = np.stack([fit_image(image, height, width) for image in images[:batch]])
+            truth, output = reference_probabilities(run, batch_BCHW), exported(batch_BCHW)
             same = truth.shape == output.shape
             largest = float(np.abs(truth - output).max()) if same else np.inf
-            gaps.append(Gap(batch, height, width, largest))
+            gaps.append(ExportDifference(batch, height, width, largest))
     return gaps
 
 
-def resized(image: np.ndarray, height: int, width: int) -> np.ndarray:
+def fit_image(image: np.ndarray, height: int, width: int) -> np.ndarray:
     """Return the upper left part (C, height, width) float32 of an image (H, W, C), tiled if the image is smaller."""
     rows, columns = np.arange(height) % image.shape[0], np.arange(width) % image.shape[1]
     return np.ascontiguousarray(image[rows][:, columns].transpose(2, 0, 1), np.float32)
 
 
 @torch.inference_mode()
-def expected(run: LoadedRun, image: np.ndarray) -> np.ndarray:
+def reference_probabilities(run: LoadedRun, image: np.ndarray) -> np.ndarray:
     """Return the probabilities (B, classes, H, W) of images (B, C, H, W) as stored, by the network in PyTorch."""
     scaled = run.intensity.scaled(image.transpose(0, 2, 3, 1))
     normal = np.ascontiguousarray(run.intensity.normalised(scaled).transpose(0, 3, 1, 2))
-    return probabilities(full_logits(run.model, torch.from_numpy(normal)), run.overlapping).numpy()
+    return probabilities(
+        same_size_logits(run.model, torch.from_numpy(normal)), run.overlapping
+    ).numpy()
 
 
-def gap_table(gaps: list[Gap], title: str) -> Table:
+def build_difference_table(gaps: list[ExportDifference], title: str) -> Table:
     """Return a table with a row for each size and a column for each batch."""
     table = Table(title=title, title_justify="left")
     table.add_column("image, px", style="bold", no_wrap=True)
-    for batch in BATCHES:
+    for batch in COMPARED_BATCHES:
         table.add_column(f"batch {batch}: largest difference", justify="right")
-    for height, width in SIZES:
+    for height, width in COMPARED_SIZES:
         row = [f"{g.largest:.1e}" for g in gaps if (g.height, g.width) == (height, width)]
         table.add_row(f"{height}x{width}", *row)
     return table

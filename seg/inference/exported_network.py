@@ -13,16 +13,18 @@ from torch import Tensor, nn
 
 from seg import files
 from seg.inference.ensemble import Ensemble
-from seg.logits import average, probabilities
+from seg.logits import average_logits, probabilities
 from seg.models import Network
-from seg.models.contract import coarsest
+from seg.models.contract import tile_stride
 from seg.runs.load import LoadedRun
 
-AXES = {0: "batch", 2: "height", 3: "width"}  # dimensions that may differ from call to call
-Run = Callable[[np.ndarray], np.ndarray]  # (B, C, H, W) -> (B, classes, H, W), both float32
+DYNAMIC_AXES = {0: "batch", 2: "height", 3: "width"}  # dimensions that may differ from call to call
+ExportedFunction = Callable[
+    [np.ndarray], np.ndarray
+]  # (B, C, H, W) -> (B, classes, H, W), both float32
 
 
-class Exported(nn.Module):
+class ExportedNetwork(nn.Module):
     """Network of a run with normalisation, padding, cropping and activation inside.
 
     Sizes are computed as tensors and rounded up without negative numbers: a tracer fixes the result of a Python ``if`` on
@@ -48,19 +50,19 @@ class Exported(nn.Module):
             self.logits(cast(Network, network), self.ensemble.normalised(image, number))
             for number, network in enumerate(self.ensemble.members)
         ]
-        logits = average(heads, self.overlapping) if len(heads) > 1 else heads[0]
+        logits = average_logits(heads, self.overlapping) if len(heads) > 1 else heads[0]
         return probabilities(logits, self.overlapping)
 
     def logits(self, network: Network, x: Tensor) -> Tensor:
         """Return the logits (B, K, H, W) of normalised images (B, C, H, W), padded for the network and cropped."""
         height, width = x.shape[-2:]
-        rows, columns = taken(network, height), taken(network, width)
+        rows, columns = padded_rows(network, height), padded_rows(network, width)
         y = network(x.index_select(-2, rows).index_select(-1, columns))
         # index_select, because torch.export would fix whether a slice is whole and refuse the other case
         return y.index_select(-2, torch.arange(height)).index_select(-1, torch.arange(width))
 
 
-def taken(network: Network, side: int) -> Tensor:
+def padded_rows(network: Network, side: int) -> Tensor:
     """Return the row of an image, in 0 .. side - 1, of each row of the network's padded input.
 
     The same padding as ``pad_to_multiple``'s, or as ``full_logits``'s for valid convolutions, in operations that export.
@@ -73,14 +75,16 @@ def taken(network: Network, side: int) -> Tensor:
         period = (2 * last).clamp(min=1)
         index = (torch.arange(rows) - context) % period
         return torch.minimum(index, 2 * last - index)
-    step = coarsest(network, least=1)
+    step = tile_stride(network, least=1)
     index = torch.arange((side + step - 1) // step * step)
     mirror = 2 * last - index
     fits = mirror.amin(0) >= 0  # else the image is too small to reflect, and its edge is repeated
     return torch.minimum(index, torch.where(fits, mirror, last))
 
 
-def write(network: Exported, facts: dict, file: Path, format: str, opset: int) -> None:
+def write_export(
+    network: ExportedNetwork, facts: dict, file: Path, format: str, opset: int
+) -> None:
     """Write the network and the facts of its run to one file.
 
     Args:
@@ -97,7 +101,9 @@ def write(network: Exported, facts: dict, file: Path, format: str, opset: int) -
         write_torch(network, image, facts, file)
 
 
-def write_onnx(network: Exported, image: Tensor, facts: dict, file: Path, opset: int) -> None:
+def write_onnx(
+    network: ExportedNetwork, image: Tensor, facts: dict, file: Path, opset: int
+) -> None:
     """Write an ONNX file by PyTorch's TorchScript exporter.
 
     It is as exact as its successor (``dynamo=True``) on every network here, 20 times faster, and needs no onnxscript.
@@ -108,7 +114,7 @@ def write_onnx(network: Exported, image: Tensor, facts: dict, file: Path, opset:
     with warnings.catch_warnings(action="ignore"), without_graph_dump():
         torch.onnx.export(
             network, (image,), file, dynamo=False, opset_version=opset, input_names=["image"],
-            output_names=["probabilities"], dynamic_axes={"image": AXES, "probabilities": AXES},
+            output_names=["probabilities"], dynamic_axes={"image": DYNAMIC_AXES, "probabilities": DYNAMIC_AXES},
         )  # fmt: skip
     model = onnx.load(file)
     model.metadata_props.add(
@@ -133,11 +139,11 @@ def without_graph_dump() -> Generator[None]:
             setattr(module, name, original)
 
 
-def write_torch(network: Exported, image: Tensor, facts: dict, file: Path) -> None:
+def write_torch(network: ExportedNetwork, image: Tensor, facts: dict, file: Path) -> None:
     """Write a torch.export program for images of any size, also those of side 1 or of a whole multiple."""
     from torch.fx.experimental import _config
 
-    dynamic = dict.fromkeys(AXES, torch.export.Dim.DYNAMIC)
+    dynamic = dict.fromkeys(DYNAMIC_AXES, torch.export.Dim.DYNAMIC)
     general = cast(Any, _config).patch(backed_size_oblivious=True)
     with warnings.catch_warnings(action="ignore"), general:
         # PyTorch 2.9 and newer: leave out the guards on the memory layout, which doesn't change the result
@@ -153,7 +159,7 @@ def write_torch(network: Exported, image: Tensor, facts: dict, file: Path) -> No
             torch.export.save(program, stream, extra_files=extra)
 
 
-def opened(file: Path, format: str) -> Run:
+def open_export(file: Path, format: str) -> ExportedFunction:
     """Return a function that runs a written file on the CPU, as its users do."""
     if format == "onnx":
         import onnxruntime

@@ -18,23 +18,25 @@ from PIL import Image
 from skimage.measure import regionprops_table
 
 from seg import files
-from seg.cli.compose import plain
+from seg.cli.compose import plain_config
 from seg.data.image_io import write_mask
-from seg.data.tiff import TIFF
+from seg.data.tiff import TIFF_SUFFIXES
 from seg.display import panels
 from seg.errors import DataError, UserError
-from seg.inference.band_writer import Growing
-from seg.inference.tta import uncertainty
+from seg.inference.band_writer import BandWriter
+from seg.inference.tta import normalized_entropy
 from seg.metrics import instances
 from seg.runs.load import LoadedRun
 
-Depth = Literal["float32", "uint16", "uint8"]
-DEPTHS = {"float32": np.float32, "uint16": np.uint16, "uint8": np.uint8}
-SHOWN = 4096  # px, the longest side of overlays and contours
-COUNTED = 2**26  # pixels of the largest image for instances, which need the whole image in memory
+ProbabilityType = Literal["float32", "uint16", "uint8"]
+PROBABILITY_TYPES = {"float32": np.float32, "uint16": np.uint16, "uint8": np.uint8}
+MAX_PICTURE_SIDE = 4096  # px, the longest side of overlays and contours
+MAX_INSTANCES_PIXELS = (
+    2**26
+)  # pixels of the largest image for instances, which need the whole image in memory
 
 
-class Request(NamedTuple):
+class OutputOptions(NamedTuple):
     """Options of the results.
 
     Attributes:
@@ -42,17 +44,17 @@ class Request(NamedTuple):
         save: kinds of output.
         threshold: probability in 0..1 above which a pixel is class 1 of two, or has an overlapping class.
         depth: type of probabilities and uncertainty; integers map 0..1 to their range.
-        objects: ``neck`` and ``min_size`` of seg.metrics.instances.objects.
+        objects: ``neck`` and ``min_size`` of seg.metrics.instances.segment_objects.
     """
 
     run: LoadedRun
     save: list[str]
     threshold: float
-    depth: Depth
+    depth: ProbabilityType
     objects: dict[str, Any]
 
 
-class Place(NamedTuple):
+class OutputTarget(NamedTuple):
     """Output folder, and the size of the image.
 
     Attributes:
@@ -72,7 +74,7 @@ class Place(NamedTuple):
     dtype: np.dtype
 
 
-class Band(NamedTuple):
+class PredictedBand(NamedTuple):
     """Rows of an image with their prediction.
 
     Attributes:
@@ -89,7 +91,7 @@ class Band(NamedTuple):
 
 
 @dataclass
-class Output:
+class GrowingResult:
     """One kind of result of one image, which grows band by band.
 
     Attributes:
@@ -99,20 +101,20 @@ class Output:
         finish: writes the files and returns their paths; its argument are the tags that a TIFF keeps of the image.
     """
 
-    growing: Growing
-    made: Callable[[Band], np.ndarray]
+    growing: BandWriter
+    convert_band: Callable[[PredictedBand], np.ndarray]
     thin: int
     finish: Callable[[dict[str, Any]], list[Path]]
 
-    def add(self, band: Band) -> None:
-        self.growing.add(self.made(band))
+    def add(self, band: PredictedBand) -> None:
+        self.growing.add(self.convert_band(band))
 
     def rows(self, image_rows: int) -> int:
         """Return the number of rows of the result from the first ``image_rows`` rows of a page."""
         return -(-image_rows // self.thin)
 
 
-def check_kinds(request: Request) -> None:
+def check_kinds_of_run(request: OutputOptions) -> None:
     """Raise DataError if the run's classes don't allow one of the kinds."""
     run = request.run
     if len(run.classes) == 2 and not run.overlapping:
@@ -128,24 +130,26 @@ def check_kinds(request: Request) -> None:
             )
 
 
-def outputs(request: Request, place: Place) -> list[Output]:
+def build_results(request: OutputOptions, place: OutputTarget) -> list[GrowingResult]:
     """Return the results of ``request.save`` for one image.
 
     Raises:
         DataError: if one of them isn't possible for this image or this run.
     """
-    check_kinds(request)
-    return [KINDS[kind](request, place, kind) for kind in request.save]
+    check_kinds_of_run(request)
+    return [RESULT_KINDS[kind](request, place, kind) for kind in request.save]
 
 
-def build_writer(place: Place, kind: str, dtype: Any, planes: int = 0, thin: int = 1) -> Growing:
+def build_writer(
+    place: OutputTarget, kind: str, dtype: Any, planes: int = 0, thin: int = 1
+) -> BandWriter:
     """Return the writer of a kind's rows, in the folder of partial results."""
     height, width = -(-place.height // thin), -(-place.width // thin)
     file = place.output / ".partial" / f"{place.file.name}.{kind}"
-    return Growing(file, width, height, np.dtype(dtype), planes, place.pages, place.output)
+    return BandWriter(file, width, height, np.dtype(dtype), planes, place.pages, place.output)
 
 
-def as_tiff(grown: Growing, file: Path) -> Callable[[dict[str, Any]], list[Path]]:
+def finish_as_tiff(grown: BandWriter, file: Path) -> Callable[[dict[str, Any]], list[Path]]:
     """Return the function that finishes the rows as a TIFF."""
 
     def finish(tags: dict[str, Any]) -> list[Path]:
@@ -155,69 +159,75 @@ def as_tiff(grown: Growing, file: Path) -> Callable[[dict[str, Any]], list[Path]
     return finish
 
 
-def masks(request: Request, place: Place, kind: str) -> Output:
+def build_masks(request: OutputOptions, place: OutputTarget, kind: str) -> GrowingResult:
     """Class indices, as PNG or TIFF like the image; for overlapping classes a TIFF with a page for each."""
     run, stem = request.run, place.file.stem
     grown = build_writer(place, kind, np.uint8, len(run.classes) if run.overlapping else 0)
-    if run.overlapping or place.file.suffix.lower() in TIFF:
-        finish = as_tiff(grown, place.output / kind / f"{stem}.tif")
+    if run.overlapping or place.file.suffix.lower() in TIFF_SUFFIXES:
+        finish = finish_as_tiff(grown, place.output / kind / f"{stem}.tif")
     else:
 
         def finish(tags: dict[str, Any]) -> list[Path]:
             file = place.output / kind / f"{stem}.png"
-            with grown.aside(file) as aside:
+            with grown.replacing(file) as aside:
                 write_mask(aside, grown.page(0), run.colors)
             return [file]
 
-    return Output(grown, lambda band: band.mask, 1, finish)
+    return GrowingResult(grown, lambda band: band.mask, 1, finish)
 
 
-def build_probabilities(request: Request, place: Place, kind: str) -> Output:
+def build_probabilities(request: OutputOptions, place: OutputTarget, kind: str) -> GrowingResult:
     """Probabilities of each class."""
-    dtype = np.dtype(DEPTHS[request.depth])
+    dtype = np.dtype(PROBABILITY_TYPES[request.depth])
     grown = build_writer(place, kind, dtype, planes=len(request.run.classes))
     file = place.output / kind / f"{place.file.stem}.tif"
-    return Output(grown, lambda b: stored(b.probabilities, dtype), 1, as_tiff(grown, file))
+    return GrowingResult(
+        grown, lambda b: scale_to_type(b.probabilities, dtype), 1, finish_as_tiff(grown, file)
+    )
 
 
-def uncertainties(request: Request, place: Place, kind: str) -> Output:
+def build_uncertainty(request: OutputOptions, place: OutputTarget, kind: str) -> GrowingResult:
     """Entropy of the class probabilities over its maximum."""
-    dtype, overlapping = np.dtype(DEPTHS[request.depth]), request.run.overlapping
+    dtype, overlapping = np.dtype(PROBABILITY_TYPES[request.depth]), request.run.overlapping
     grown = build_writer(place, kind, dtype)
 
-    def made(band: Band) -> np.ndarray:
-        return stored(uncertainty(torch.from_numpy(band.probabilities), overlapping).numpy(), dtype)
+    def made(band: PredictedBand) -> np.ndarray:
+        return scale_to_type(
+            normalized_entropy(torch.from_numpy(band.probabilities), overlapping).numpy(), dtype
+        )
 
-    return Output(grown, made, 1, as_tiff(grown, place.output / kind / f"{place.file.stem}.tif"))
+    return GrowingResult(
+        grown, made, 1, finish_as_tiff(grown, place.output / kind / f"{place.file.stem}.tif")
+    )
 
 
-def submission(request: Request, place: Place, kind: str) -> Output:
+def build_submission(request: OutputOptions, place: OutputTarget, kind: str) -> GrowingResult:
     """Stack for the ISBI 2012 challenge: the probability of class 1 (cell), float32."""
     grown = build_writer(place, kind, np.float32)
     file = place.output / kind / f"{place.file.stem}.tif"
-    return Output(grown, lambda band: band.probabilities[1], 1, as_tiff(grown, file))
+    return GrowingResult(grown, lambda band: band.probabilities[1], 1, finish_as_tiff(grown, file))
 
 
-def stored(p: np.ndarray, dtype: np.dtype) -> np.ndarray:
+def scale_to_type(p: np.ndarray, dtype: np.dtype) -> np.ndarray:
     """Return numbers in 0..1 as floats, or scaled to the whole range of an integer type."""
     if dtype.kind == "f":
         return p.astype(dtype)
     return np.rint(p * np.iinfo(dtype).max).astype(dtype)
 
 
-def pictures(request: Request, place: Place, kind: str) -> Output:
+def build_pictures(request: OutputOptions, place: OutputTarget, kind: str) -> GrowingResult:
     """Overlays or contours: the image tinted by class or with the classes' borders drawn, a PNG for each page."""
     run = request.run
-    thin = -(-max(place.height, place.width) // SHOWN)
+    thin = -(-max(place.height, place.width) // MAX_PICTURE_SIDE)
     channels = min(3, run.intensity.channels)
     grown = build_writer(place, kind, place.dtype, channels + 1, thin)  # the mask is the last plane
-    _, colors = panels.shown(run.classes, run.colors, run.overlapping)
-    draw = panels.overlay if kind == "overlays" else panels.outlined
+    _, colors = panels.legend_entries(run.classes, run.colors, run.overlapping)
+    draw = panels.draw_overlay if kind == "overlays" else panels.draw_contours
 
-    def made(band: Band) -> np.ndarray:
+    def made(band: PredictedBand) -> np.ndarray:
         rows = slice(-band.top % thin, None, thin)
         image = band.image[rows, ::thin, :channels].transpose(2, 0, 1)
-        mask = panels.picture(band.mask)[None, rows, ::thin].astype(place.dtype)
+        mask = panels.flatten_labels(band.mask)[None, rows, ::thin].astype(place.dtype)
         return np.concatenate([image, mask])
 
     def finish(tags: dict[str, Any]) -> list[Path]:
@@ -227,24 +237,24 @@ def pictures(request: Request, place: Place, kind: str) -> Output:
             image, mask = page[:-1].transpose(1, 2, 0), page[-1].astype(np.uint8)
             name = f"{stem}-{number:03d}.png" if place.pages > 1 else f"{stem}.png"
             written.append(place.output / kind / name)
-            with grown.aside(written[-1]) as aside:
+            with grown.replacing(written[-1]) as aside:
                 Image.fromarray(draw(image, mask, colors)).save(aside)
         return written
 
-    return Output(grown, made, thin, finish)
+    return GrowingResult(grown, made, thin, finish)
 
 
-def labelled(request: Request, place: Place, kind: str) -> Output:
+def build_instances(request: OutputOptions, place: OutputTarget, kind: str) -> GrowingResult:
     """Objects of class 1: a TIFF of labels, 0 between them, and a CSV of their areas and centroids.
 
     Raises:
         DataError: if the image is too large to be in memory as a whole.
     """
     stem = place.file.stem
-    if place.height * place.width > COUNTED:
+    if place.height * place.width > MAX_INSTANCES_PIXELS:
         raise DataError(
             f"{place.file}: {place.height}x{place.width} px; save=[instances] needs the whole image in memory, of at most "
-            f"{COUNTED >> 20} megapixels: cut the image, or leave instances out"
+            f"{MAX_INSTANCES_PIXELS >> 20} megapixels: cut the image, or leave instances out"
         )
     grown = build_writer(place, kind, np.float32)
 
@@ -253,29 +263,36 @@ def labelled(request: Request, place: Place, kind: str) -> Output:
         labels, rows = [], []
         for number in range(place.pages):
             interior = grown.page(number)
-            labels.append(instances.objects(interior, request.threshold, **request.objects))
-            rows += measured(labels[-1], interior, number)
+            labels.append(instances.segment_objects(interior, request.threshold, **request.objects))
+            rows += measure_objects(labels[-1], interior, number)
         stack = np.stack(labels)
         stack = stack.astype(np.uint16 if stack.max() < 2**16 else np.int32)
-        with grown.aside(written[0]) as aside:
+        with grown.replacing(written[0]) as aside:
             tifffile.imwrite(
                 aside, stack if place.pages > 1 else stack[0], compression="zlib",
                 photometric="minisblack", metadata={"axes": "ZYX" if place.pages > 1 else "YX"},
                 **tags,
             )  # fmt: skip
         with files.open_text(written[1], grown.folder, grown.file.parent) as out:
-            table = csv.DictWriter(out, COLUMNS)
+            table = csv.DictWriter(out, OBJECT_COLUMNS)
             table.writeheader()
             table.writerows(rows)
         return written
 
-    return Output(grown, lambda band: band.probabilities[1], 1, finish)
+    return GrowingResult(grown, lambda band: band.probabilities[1], 1, finish)
 
 
-COLUMNS = ("page", "label", "area_px", "centroid_row_px", "centroid_column_px", "mean_probability")
+OBJECT_COLUMNS = (
+    "page",
+    "label",
+    "area_px",
+    "centroid_row_px",
+    "centroid_column_px",
+    "mean_probability",
+)
 
 
-def measured(labels: np.ndarray, interior: np.ndarray, page: int) -> list[dict[str, Any]]:
+def measure_objects(labels: np.ndarray, interior: np.ndarray, page: int) -> list[dict[str, Any]]:
     """Return a row of ``COLUMNS`` for each object of a page.
 
     Args:
@@ -289,7 +306,7 @@ def measured(labels: np.ndarray, interior: np.ndarray, page: int) -> list[dict[s
     return [
         dict(
             zip(
-                COLUMNS,
+                OBJECT_COLUMNS,
                 (page, int(n), int(area), *(f"{v:.2f}" for v in centroid), f"{p:.4f}"),
                 strict=True,
             )
@@ -298,26 +315,26 @@ def measured(labels: np.ndarray, interior: np.ndarray, page: int) -> list[dict[s
     ]
 
 
-KINDS: dict[str, Callable[[Request, Place, str], Output]] = {
-    "masks": masks,
+RESULT_KINDS: dict[str, Callable[[OutputOptions, OutputTarget, str], GrowingResult]] = {
+    "masks": build_masks,
     "probabilities": build_probabilities,
-    "uncertainty": uncertainties,
-    "overlays": pictures,
-    "contours": pictures,
-    "instances": labelled,
-    "submission": submission,
+    "uncertainty": build_uncertainty,
+    "overlays": build_pictures,
+    "contours": build_pictures,
+    "instances": build_instances,
+    "submission": build_submission,
 }
 
 
-def check_objects(cfg: DictConfig) -> None:
+def check_object_options(cfg: DictConfig) -> None:
     """Raise UserError unless the options of ``objects`` are accepted."""
     try:
-        instances.objects(np.zeros((1, 1)), **plain(cfg.objects))
+        instances.segment_objects(np.zeros((1, 1)), **plain_config(cfg.objects))
     except (ValueError, TypeError) as error:
         raise UserError(f"objects: {error}") from error
 
 
-def check_save(save: Sequence[str]) -> None:
+def check_save_option(save: Sequence[str]) -> None:
     """Raise UserError unless ``save`` is a list of known kinds, not empty and without repetitions."""
-    if not save or any(kind not in KINDS for kind in save) or len(set(save)) < len(save):
-        raise UserError(f"save={list(save)}: choose from {', '.join(KINDS)}")
+    if not save or any(kind not in RESULT_KINDS for kind in save) or len(set(save)) < len(save):
+        raise UserError(f"save={list(save)}: choose from {', '.join(RESULT_KINDS)}")

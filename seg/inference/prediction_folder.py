@@ -9,19 +9,24 @@ from typing import Any
 from omegaconf import DictConfig
 
 from seg import files
-from seg.cli.compose import plain
-from seg.data.image_io import is_image, list_images
+from seg.cli.compose import plain_config
+from seg.data.image_io import is_image_file, list_images
 from seg.errors import UserError
-from seg.inference.outputs import KINDS
+from seg.inference.outputs import RESULT_KINDS
 from seg.runs import load, records
-from seg.runs.folder import alone
+from seg.runs.folder import lock_folder
 from seg.runs.load import LoadedRun
 
-RECORD, PARTIAL = "predict.json", ".partial"
-FREE = ("output", "accelerator", "check_seams", "batch")  # options that don't change the results
+PREDICT_RECORD, PARTIAL_FOLDER = "predict.json", ".partial"
+NEUTRAL_PREDICT_OPTIONS = (
+    "output",
+    "accelerator",
+    "check_seams",
+    "batch",
+)  # options that don't change the results
 
 
-def inputs(given: str) -> list[Path]:
+def list_inputs(given: str) -> list[Path]:
     """Return the image files of ``input``: the file itself, or the images of the folder.
 
     Raises:
@@ -39,30 +44,30 @@ def inputs(given: str) -> list[Path]:
         return images
     if not path.exists():
         raise UserError(f"input={given}: no such file or folder")
-    if not is_image(path):
+    if not is_image_file(path):
         raise UserError(
             f"input={given}: not an image by its name; PNG, JPEG, TIFF and the like are read"
         )
     return [path]
 
 
-def check_output(output: Path, save: Sequence[str]) -> None:
+def check_output_folder(output: Path, save: Sequence[str]) -> None:
     """Raise RunError unless results can be written to the folder and no link is among its files."""
     places = (f"{kind}/.part" for kind in save)
-    files.check_writable(output, output, [RECORD, f"{PARTIAL}/.lock", *places])
-    for part in (PARTIAL, *save):
+    files.check_writable(output, output, [PREDICT_RECORD, f"{PARTIAL_FOLDER}/.lock", *places])
+    for part in (PARTIAL_FOLDER, *save):
         files.check_tree(output / part, output)
 
 
 @contextmanager
-def working(output: Path) -> Generator[Path]:
+def lock_output_folder(output: Path) -> Generator[Path]:
     """Lock the output folder; on leaving, remove its folder of partial results if that is empty.
 
     Raises:
         RunError: if another process is predicting into it.
         UserError: if it can't be written.
     """
-    with alone(output, "seg.predict", PARTIAL) as partial:
+    with lock_folder(output, "seg.predict", PARTIAL_FOLDER) as partial:
         try:
             yield output
         except OSError as error:
@@ -77,16 +82,20 @@ def working(output: Path) -> Generator[Path]:
                 partial.rmdir()
 
 
-def begin(output: Path, cfg: DictConfig, run: LoadedRun) -> dict[str, Any]:
+def open_predict_record(output: Path, cfg: DictConfig, run: LoadedRun) -> dict[str, Any]:
     """Return the record of the folder: that of an interrupted command with the same settings, or a new one.
 
     Raises:
         UserError: if the folder holds results of other settings, or of another program.
     """
-    settings = {name: value for name, value in plain(cfg).items() if name not in (*FREE, "input")}
+    settings = {
+        name: value
+        for name, value in plain_config(cfg).items()
+        if name not in (*NEUTRAL_PREDICT_OPTIONS, "input")
+    }
     settings["threshold"] = load.threshold(run, cfg.threshold)
-    settings = json.loads(json.dumps(settings)) | {"weights": load.fingerprint(run.model)}
-    file = output / RECORD
+    settings = json.loads(json.dumps(settings)) | {"weights": load.weights_fingerprint(run.model)}
+    file = output / PREDICT_RECORD
     # continue an interrupted command, if its settings are the same
     if file.is_file():
         record = records.read_json(file)
@@ -99,7 +108,9 @@ def begin(output: Path, cfg: DictConfig, run: LoadedRun) -> dict[str, Any]:
                 )
         return record | {"status": "running"}
     # begin anew, in a folder without results
-    full = [kind for kind in KINDS if (output / kind).is_dir() and any((output / kind).iterdir())]
+    full = [
+        kind for kind in RESULT_KINDS if (output / kind).is_dir() and any((output / kind).iterdir())
+    ]
     if full:
         raise UserError(
             f"output={output}: {full[0]}/ holds results already; give another folder or empty it"
@@ -109,7 +120,7 @@ def begin(output: Path, cfg: DictConfig, run: LoadedRun) -> dict[str, Any]:
     return record
 
 
-def check_names(images: list[Path], record: dict[str, Any], output: Path) -> None:
+def check_result_names(images: list[Path], record: dict[str, Any], output: Path) -> None:
     """Raise UserError if results of other files would be overwritten."""
     done = {Path(name).stem: Path(name) for name in record["done"]}
     for file in images:
@@ -120,7 +131,7 @@ def check_names(images: list[Path], record: dict[str, Any], output: Path) -> Non
             )
 
 
-def stamp(file: Path) -> list[int]:
+def read_file_stamp(file: Path) -> list[int]:
     """Return size in bytes and time of change in ns; an empty list if the file doesn't exist."""
     try:
         status = file.stat()

@@ -12,17 +12,17 @@ import numpy as np
 from seg.data.image_io import as_image, read_image
 from seg.display import panels
 from seg.errors import DataError, UserError
-from seg.hardware import folded, pick_accelerator, settle, torch_device
+from seg.hardware import fuse_conv_bn, pick_accelerator, prepare_for_inference, torch_device
 from seg.inference import ensemble
 from seg.inference.tiling import Tiling, check_tiles, needed_overlap
-from seg.inference.tta import Moves, viewed
-from seg.logits import decided
-from seg.models.contract import coarsest, surroundings
+from seg.inference.tta import ViewsName, with_tta
+from seg.logits import classes_from_probabilities
+from seg.models.contract import needed_context, tile_stride
 from seg.runs import load as runs_load
 from seg.runs.load import LoadedRun
 
 log = logging.getLogger("seg")
-DEVICES = ("auto", "cpu", "gpu", "cuda", "mps")
+ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,8 @@ class Prediction:
 
     def overlay(self) -> np.ndarray:
         """Return the image tinted by class, (H, W, 3) uint8; ``PIL.Image.fromarray(...)`` shows it in a notebook."""
-        _, colors = panels.shown(self.classes, self.colors, self.mask.ndim == 3)
-        return panels.overlay(self.image, panels.picture(self.mask), colors)
+        _, colors = panels.legend_entries(self.classes, self.colors, self.mask.ndim == 3)
+        return panels.draw_overlay(self.image, panels.flatten_labels(self.mask), colors)
 
 
 class Predictor:
@@ -70,7 +70,7 @@ class Predictor:
         self,
         run: LoadedRun,
         threshold: float,
-        tta: Moves = "none",
+        tta: ViewsName = "none",
         scales: Sequence[float] = (1.0,),
         tile: int = 1024,
         overlap: int | str = "auto",
@@ -79,17 +79,17 @@ class Predictor:
     ) -> None:
         self.run, self.threshold = run, threshold
         self.tile, self.asked, self.batch = tile, overlap, batch
-        if accelerator not in DEVICES:
-            raise UserError(f"accelerator={accelerator}: choose from {', '.join(DEVICES)}")
+        if accelerator not in ACCELERATORS:
+            raise UserError(f"accelerator={accelerator}: choose from {', '.join(ACCELERATORS)}")
         self.device = torch_device(pick_accelerator(accelerator))
-        network = folded(run.model)
-        settle(network, self.device)
+        network = fuse_conv_bn(run.model)
+        prepare_for_inference(network, self.device)
         if overlap != "auto" and not isinstance(overlap, int):
             raise UserError(f"overlap={overlap}: a number of px, or auto, is needed")
         try:
-            self.model = viewed(network, tta, scales, run.overlapping)
-            self.step = coarsest(self.model)
-            self.least = -(-surroundings(self.model) // self.step) * self.step
+            self.model = with_tta(network, tta, scales, run.overlapping)
+            self.step = tile_stride(self.model)
+            self.least = -(-needed_context(self.model) // self.step) * self.step
             check_tiles(self.model, tile, self.least if overlap == "auto" else int(overlap))
             self.tiling(1, 1)
         except ValueError as error:
@@ -150,17 +150,17 @@ class Predictor:
             stored, name = read_image(Path(image), channels=self.pages_are_channels), str(image)
         else:
             stored, name = as_image(np.asarray(image), "the array"), "the array"
-        check_channels(stored.shape[2], self.run, name)
+        check_image_channels(stored.shape[2], self.run, name)
         p_CHW = self.probabilities(stored)
-        mask = decided(p_CHW, self.threshold, self.run.overlapping)
+        mask = classes_from_probabilities(p_CHW, self.threshold, self.run.overlapping)
         return Prediction(stored, p_CHW, mask, self.run.classes, self.run.colors)
 
 
-def load(
+def load_predictor(
     run: str | Path | Sequence[str],
     *,
     depth: int | None = None,
-    tta: Moves = "none",
+    tta: ViewsName = "none",
     scales: Sequence[float] = (1.0,),
     threshold: float | None = None,
     tile: int = 1024,
@@ -186,12 +186,12 @@ def load(
         RunError: if the run can't be read.
         UserError: if an option doesn't fit the run's network.
     """
-    loaded = ensemble.load(run, depth)
+    loaded = ensemble.load_members(run, depth)
     threshold = runs_load.threshold(loaded, threshold)
     return Predictor(loaded, threshold, tta, scales, tile, overlap, batch, accelerator)
 
 
-def check_channels(channels: int, run: LoadedRun, file: str | Path) -> None:
+def check_image_channels(channels: int, run: LoadedRun, file: str | Path) -> None:
     """Raise DataError if an image has other channels than the run was trained on."""
     if channels != run.intensity.channels:
         raise DataError(

@@ -17,10 +17,10 @@ from torch import Tensor
 from seg import files
 from seg.cli.command_line import quote_path, render_command, render_option
 from seg.data.datamodule import DataModule
-from seg.display.console import quiet
+from seg.display.console import configure_logging
 from seg.errors import UserError
-from seg.hardware import pick_accelerator, settle, torch_device
-from seg.inference.run_data import open_data
+from seg.hardware import pick_accelerator, prepare_for_inference, torch_device
+from seg.inference.run_data import open_run_data
 from seg.metrics import SegmentationMetrics
 from seg.models import Network, profiling
 from seg.runs import checkpoint, load, provenance, records
@@ -29,7 +29,7 @@ from seg.runs.load import LoadedRun
 log = logging.getLogger("seg")
 
 
-def prunable(run: LoadedRun) -> list[int]:
+def prunable_depths(run: LoadedRun) -> list[int]:
     """Return the depths of a run's heads.
 
     Raises:
@@ -43,7 +43,7 @@ def prunable(run: LoadedRun) -> list[int]:
     return run.model.depths
 
 
-def network(run: LoadedRun, changes: dict[str, Any]) -> Network:
+def rebuild_network(run: LoadedRun, changes: dict[str, Any]) -> Network:
     """Return the run's network with other constructor options and those of its weights that it needs."""
     options = {k: v for k, v in run.config["model"].items() if k != "_target_"} | changes
     model = type(run.model)(**options)
@@ -52,12 +52,12 @@ def network(run: LoadedRun, changes: dict[str, Any]) -> Network:
     return model.eval()
 
 
-def pruned(run: LoadedRun, depth: int) -> Network:
+def prune_network(run: LoadedRun, depth: int) -> Network:
     """Return the network of head ``depth`` alone, without the nodes that it does not need."""
-    return network(run, run.model.pruned_options(depth))
+    return rebuild_network(run, run.model.pruned_options(depth))
 
 
-def shallower(run: LoadedRun, depth: int | None) -> LoadedRun:
+def prune_run(run: LoadedRun, depth: int | None) -> LoadedRun:
     """Return the run with its network pruned to a depth; None: unchanged.
 
     Raises:
@@ -65,13 +65,13 @@ def shallower(run: LoadedRun, depth: int | None) -> LoadedRun:
     """
     if depth is None:
         return run
-    if (depths := prunable(run)) and depth not in depths:
+    if (depths := prunable_depths(run)) and depth not in depths:
         raise UserError(f"model.depth={depth}: {run.checkpoint} has heads {depths}")
-    return dataclasses.replace(run, model=pruned(run, depth))
+    return dataclasses.replace(run, model=prune_network(run, depth))
 
 
 @dataclasses.dataclass(frozen=True)
-class Level:
+class DepthScores:
     """Scores and costs of one depth, or of the average of all heads.
 
     Attributes:
@@ -91,7 +91,7 @@ class Level:
     seconds: float
 
 
-def prune(cfg: DictConfig) -> list[Level]:
+def compare_depths(cfg: DictConfig) -> list[DepthScores]:
     """Compare the depths of a run's network; write a table, a plot and, if asked, the small network.
 
     Args:
@@ -102,37 +102,37 @@ def prune(cfg: DictConfig) -> list[Level]:
         RunError: if the run can't be read, or the folder can't be written.
     """
     # check everything before the first image is read
-    quiet()
+    configure_logging()
     if cfg.rounds < 1:
         raise UserError(f"rounds={cfg.rounds}: it must be at least 1")
-    run = load.load(cfg.run)
-    depths = prunable(run)
+    run = load.load_run(cfg.run)
+    depths = prunable_depths(run)
     if cfg.depth is not None and (not isinstance(cfg.depth, int) or cfg.depth not in depths):
         raise UserError(f"depth={cfg.depth}: {run.checkpoint} has heads {depths}")
     folder = Path(cfg.output) if cfg.output else run.folder / "prune"
     below = folder if cfg.output else run.folder
     checkpoints = [] if cfg.depth is None else [f"L{cfg.depth}.ckpt"]
     files.check_writable(folder, below, ["prune.json", "prune.png", *checkpoints])
-    split, data = open_data(cfg, run)
+    split, data = open_run_data(cfg, run)
     # compare every depth, and the average of the heads unless classes overlap: it is a softmax
-    networks = {f"L{depth}": pruned(run, depth) for depth in depths}
+    networks = {f"L{depth}": prune_network(run, depth) for depth in depths}
     if not run.overlapping:
-        networks["average"] = network(run, run.model.head_options("average"))
-    levels = compare(networks, run, data, split, cfg.rounds, cfg.accelerator)
-    log.info("", extra={"table": level_table(levels, f"{split}, {run.checkpoint}")})
+        networks["average"] = rebuild_network(run, run.model.head_options("average"))
+    levels = measure_networks(networks, run, data, split, cfg.rounds, cfg.accelerator)
+    log.info("", extra={"table": build_depth_table(levels, f"{split}, {run.checkpoint}")})
     # write what was asked for
     record: dict[str, Any] = {
         "checkpoint": str(run.checkpoint),
         "split": split,
-        "origin": provenance.origin(),
+        "origin": provenance.collect_provenance(),
     }
-    with files.made_folder(folder, below):
+    with files.folder_removed_if_empty(folder, below):
         if cfg.depth is not None:
             write_pruned(run, cfg.depth, folder / f"L{cfg.depth}.ckpt", below, data, split)
         record |= {"levels": [dataclasses.asdict(level) for level in levels]}
         records.write_json(folder / "prune.json", record, below)
-        with files.whole(folder / "prune.png", below) as aside:
-            plot(levels, aside)
+        with files.atomic_write(folder / "prune.png", below) as aside:
+            plot_depths(levels, aside)
     log.info(
         f"numbers {quote_path(folder / 'prune.json')}, plot {quote_path(folder / 'prune.png')}"
     )
@@ -148,7 +148,7 @@ def write_pruned(
     Raises:
         RuntimeError: if its logits differ from those of the full network on the first image of the split.
     """
-    small, full = pruned(run, depth), network(run, run.model.head_options(depth))
+    small, full = prune_network(run, depth), rebuild_network(run, run.model.head_options(depth))
     image = data.samples(split)[0, 0]["image"][None]
     if not torch.equal(small(image), full(image)):
         raise RuntimeError(f"the pruned network differs from head {depth} of {run.checkpoint}")
@@ -158,7 +158,7 @@ def write_pruned(
     weights = {f"model.{name}": value for name, value in small.state_dict().items()}
     checkpoint.write_checkpoint(file, {"state_dict": weights, "seg": card}, below)
     log.info(
-        f"wrote {quote_path(file)}: {profiling.parameters(small):,} of {profiling.parameters(full):,} parameters; its "
+        f"wrote {quote_path(file)}: {profiling.count_parameters(small):,} of {profiling.count_parameters(full):,} parameters; its "
         f"logits equal head {depth} of the full network bit for bit"
     )
     options = (render_option("run", file), "input=IMAGES", "output=PREDICTIONS")
@@ -166,14 +166,14 @@ def write_pruned(
 
 
 @torch.inference_mode()
-def compare(
+def measure_networks(
     networks: dict[str, Network],
     run: LoadedRun,
     data: DataModule,
     split: str,
     rounds: int,
     accelerator: str,
-) -> list[Level]:
+) -> list[DepthScores]:
     """Return scores and costs of each network on a split; the networks are timed in turn.
 
     Args:
@@ -188,24 +188,24 @@ def compare(
     samples = data.samples(split)
     image = samples[0, 0]["image"][None].to(device)
     for model in networks.values():
-        settle(model, device)
-    seconds = profiling.median_seconds(
+        prepare_for_inference(model, device)
+    seconds = profiling.measure_seconds(
         [functools.partial(model, image) for model in networks.values()], rounds, device
     )
     return [
-        Level(
+        DepthScores(
             name,
-            score(model, data, split, run, device),
-            profiling.parameters(model),
-            profiling.multiply_adds(model, image)["Global"],
-            profiling.peak_memory(functools.partial(model, image), device),
+            score_network(model, data, split, run, device),
+            profiling.count_parameters(model),
+            profiling.count_multiply_adds(model, image)["Global"],
+            profiling.measure_peak_memory(functools.partial(model, image), device),
             median,
         )
         for (name, model), median in zip(networks.items(), seconds, strict=True)
     ]
 
 
-def score(
+def score_network(
     model: Network, data: DataModule, split: str, run: LoadedRun, device: str
 ) -> dict[str, float]:
     """Return the metrics of a network over a split."""
@@ -216,7 +216,7 @@ def score(
     return {name: float(value) for name, value in metrics.compute().items()}
 
 
-def level_table(levels: list[Level], title: str) -> Table:
+def build_depth_table(levels: list[DepthScores], title: str) -> Table:
     """Return a table with a row for each level; its time also as a share of the deepest level's."""
     table = Table(title=title, title_justify="left")
     deepest = [level for level in levels if level.name != "average"][-1]
@@ -238,7 +238,7 @@ def level_table(levels: list[Level], title: str) -> Table:
     return table
 
 
-def plot(levels: list[Level], file: Path) -> None:
+def plot_depths(levels: list[DepthScores], file: Path) -> None:
     """Plot Dice against time; the area of a disc is proportional to the number of parameters."""
     from matplotlib.figure import Figure
 

@@ -6,17 +6,17 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from seg.cli.compose import build, plain
-from seg.cli.validation import arguments, check_call, located
+from seg.cli.compose import instantiate_node, plain_config
+from seg.cli.validation import argument_names, check_call, import_target
 from seg.data.datamodule import DataModule
 from seg.errors import RunError, UserError
 from seg.runs import folder
 from seg.runs.load import LoadedRun
-from seg.runs.reader import naming
+from seg.runs.reader import name_config_file
 from seg.runs.safe_loading import check_targets
 
 
-def check_node(node: Any, group: str, run: LoadedRun, package: str) -> None:
+def check_run_node(node: Any, group: str, run: LoadedRun, package: str) -> None:
     """Raise RunError unless a node of the run's config names a class of a package, and arguments that it takes."""
     if not isinstance(node, dict) or "_target_" not in node:
         raise RunError(f"{run.checkpoint}: its config has no {group}")
@@ -27,7 +27,7 @@ def check_node(node: Any, group: str, run: LoadedRun, package: str) -> None:
         raise RunError(f"{run.checkpoint}: {error}") from error
 
 
-def open_data(cfg: DictConfig, run: LoadedRun) -> tuple[str, DataModule]:
+def open_run_data(cfg: DictConfig, run: LoadedRun) -> tuple[str, DataModule]:
     """Return the split of ``data.split`` and its data.
 
     Raises:
@@ -35,10 +35,10 @@ def open_data(cfg: DictConfig, run: LoadedRun) -> tuple[str, DataModule]:
             member of an ensemble.
         RunError: if the run's config names no data that can be used.
     """
-    split, chosen = chosen_data(cfg.data, run)
+    split, chosen = choose_data(cfg.data, run)
     own = chosen == run.config.get("data")
-    with naming(run.checkpoint) if own else nullcontext():
-        source = build(OmegaConf.create(chosen), "data")
+    with name_config_file(run.checkpoint) if own else nullcontext():
+        source = instantiate_node(OmegaConf.create(chosen), "data")
     if list(source.classes) != run.classes:
         raise UserError(f"the data's classes {source.classes} aren't the run's {run.classes}")
     if (source.task == "overlapping") != run.overlapping:
@@ -48,7 +48,7 @@ def open_data(cfg: DictConfig, run: LoadedRun) -> tuple[str, DataModule]:
         )
     if split not in source.splits:
         raise UserError(f"data.split={split}: this data has {', '.join(source.splits)}")
-    check_unseen(run, split, chosen, source.splits[split])
+    check_unseen_images(run, split, chosen, source.splits[split])
     source.splits = {split: source.splits[split]}
     data = DataModule(
         source,
@@ -59,17 +59,17 @@ def open_data(cfg: DictConfig, run: LoadedRun) -> tuple[str, DataModule]:
     return split, data
 
 
-def chosen_data(given: DictConfig, run: LoadedRun) -> tuple[str, dict[str, Any]]:
+def choose_data(given: DictConfig, run: LoadedRun) -> tuple[str, dict[str, Any]]:
     """Return the split and the data's config: that of ``data=``, or the run's own with the given options."""
-    data = plain(given)
+    data = plain_config(given)
     split = data.pop("split")
     data = {key: value for key, value in data.items() if value is not None}
     if "_target_" in data:
         return split, data
     own = run.config.get("data", {})
-    check_node(own, "data", run, "seg.data")
+    check_run_node(own, "data", run, "seg.data")
     takes = (
-        arguments(located("data", own["_target_"])) or []
+        argument_names(import_target("data", own["_target_"])) or []
     )  # options that are newer than the run count, too
     unknown = sorted(set(data) - set(own) - set(takes))
     if unknown:
@@ -79,7 +79,7 @@ def chosen_data(given: DictConfig, run: LoadedRun) -> tuple[str, dict[str, Any]]
     return split, own | data
 
 
-def check_unseen(run: LoadedRun, split: str, data: dict[str, Any], names: list[str]) -> None:
+def check_unseen_images(run: LoadedRun, split: str, data: dict[str, Any], names: list[str]) -> None:
     """Raise UserError if images of the run's own data trained a member of an ensemble."""
     own = run.config["data"]
     places = [
@@ -88,7 +88,7 @@ def check_unseen(run: LoadedRun, split: str, data: dict[str, Any], names: list[s
     if data["_target_"] != own["_target_"] or places[0] != places[1]:
         return  # other data: its names may occur in both by chance
     if count := len(run.seen.intersection(names)):
-        folds = run.checkpoint.name == folder.CROSSVAL
+        folds = run.checkpoint.name == folder.CROSSVAL_FILE
         raise UserError(
             f"data.split={split}: {count} of its {len(names)} images trained a member of this ensemble"
             f"{f'; its out-of-fold scores are in {run.checkpoint}' * folds}; give data.split=test or other data"

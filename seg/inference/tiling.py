@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from seg.logits import probabilities
-from seg.models.contract import coarsest, full_logits, surroundings
+from seg.models.contract import needed_context, same_size_logits, tile_stride
 from seg.models.network import Extent, receptive_field
 
 
@@ -19,7 +19,7 @@ def needed_overlap(model: nn.Module) -> tuple[int, int, bool]:
         The px around the kept part of a tile that its logits depend on; these rounded up to the grid; and whether a
         layer reads the whole image (as group normalisation does), so that no context is enough.
     """
-    step = coarsest(model)
+    step = tile_stride(model)
     field = receptive_field(model, Extent(0, step))
     margin = max(-field.low, field.high - step, 0)
     return margin, -(-margin // step) * step, field.everywhere
@@ -27,7 +27,7 @@ def needed_overlap(model: nn.Module) -> tuple[int, int, bool]:
 
 def check_tiles(model: nn.Module, tile: int, overlap: int) -> None:
     """Raise ValueError unless tiles start on the network's grid and have a middle and enough context."""
-    step, context = coarsest(model), surroundings(model)
+    step, context = tile_stride(model), needed_context(model)
     if tile % step or overlap % step or overlap < 0 or tile <= 2 * overlap:
         raise ValueError(
             f"tile={tile} and overlap={overlap}: both must be multiples of {step} px, "
@@ -41,10 +41,10 @@ def check_tiles(model: nn.Module, tile: int, overlap: int) -> None:
 
 
 # one side of a tile: px to read, px of the result to keep, px of the image where they go
-Span = tuple[slice, slice, slice]
+TileSpan = tuple[slice, slice, slice]
 
 
-def spans(size: int, tile: int, overlap: int) -> Iterator[Span]:
+def tile_spans(size: int, tile: int, overlap: int) -> Iterator[TileSpan]:
     """Yield the tiles along one side; the kept parts cover it once, each with ``overlap`` px of context or the border."""
     if size <= tile:
         yield slice(0, size), slice(0, size), slice(0, size)
@@ -100,7 +100,7 @@ class Tiling:
             height: of the image, px.
             start: the first row that is needed; bands that end before it are left out.
         """
-        for read, keep, put in spans(height, self.tile, self.overlap):
+        for read, keep, put in tile_spans(height, self.tile, self.overlap):
             if put.stop > start:
                 band = rows(read.start, read.stop)
                 yield put.start, band[keep], self.across(band)[:, keep]
@@ -108,8 +108,8 @@ class Tiling:
     def across(self, band: np.ndarray) -> np.ndarray:
         """Return the probabilities (C, h, W) of rows (h, W, C), tile by tile from left to right."""
         # tiles of one width can go through together
-        by_width: dict[int, list[Span]] = {}
-        for span in spans(band.shape[1], self.tile, self.overlap):
+        by_width: dict[int, list[TileSpan]] = {}
+        for span in tile_spans(band.shape[1], self.tile, self.overlap):
             by_width.setdefault(span[0].stop - span[0].start, []).append(span)
         result: np.ndarray | None = None
         for group in by_width.values():
@@ -127,7 +127,7 @@ class Tiling:
     def probabilities(self, tiles: list[np.ndarray]) -> Tensor:
         """Return the probabilities (B, C, h, w) of tiles (h, w, C) of one size."""
         normal = np.stack([self.prepare(tile).transpose(2, 0, 1) for tile in tiles])
-        logits = full_logits(self.model, torch.from_numpy(normal).to(self.device))
+        logits = same_size_logits(self.model, torch.from_numpy(normal).to(self.device))
         return probabilities(logits, self.overlapping)
 
     def whole(self, image: np.ndarray) -> np.ndarray:

@@ -9,20 +9,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from seg.logits import average
-from seg.models.contract import coarsest, full_logits, mirrored
+from seg.logits import average_logits
+from seg.models.contract import reflect_indices, same_size_logits, tile_stride
 from seg.models.network import Extent, Network, receptive_field
 
-Moves = Literal["none", "flips", "d4"]
-FLIPS = [(down, right, False) for down in (False, True) for right in (False, True)]
-MOVES = {
-    "none": FLIPS[:1],
-    "flips": FLIPS,
-    "d4": FLIPS + [(down, right, True) for down, right, _ in FLIPS],
+ViewsName = Literal["none", "flips", "d4"]
+FLIP_VIEWS = [(down, right, False) for down in (False, True) for right in (False, True)]
+VIEWS = {
+    "none": FLIP_VIEWS[:1],
+    "flips": FLIP_VIEWS,
+    "d4": FLIP_VIEWS + [(down, right, True) for down, right, _ in FLIP_VIEWS],
 }
 
 
-class Averaged(Network):
+class TTANetwork(Network):
     """Network that averages the probabilities of another over flips, quarter turns and scales of its input.
 
     Each image is first padded by reflection to a multiple of ``stride``, so that a flip moves no pooling window, resizing
@@ -45,39 +45,39 @@ class Averaged(Network):
     def __init__(
         self,
         model: nn.Module,
-        moves: Moves = "none",
+        moves: ViewsName = "none",
         scales: list[float] | None = None,
         overlapping: bool = False,
     ) -> None:
         super().__init__()
-        if moves not in MOVES:
-            raise ValueError(f"tta={moves}: one of {', '.join(get_args(Moves))} is needed")
+        if moves not in VIEWS:
+            raise ValueError(f"tta={moves}: one of {', '.join(get_args(ViewsName))} is needed")
         scales = [1.0] if scales is None else list(scales)
         if not scales or not all(isinstance(s, int | float) and 0 < s <= 8 for s in scales):
             raise ValueError(
                 f"scales={scales}: factors above 0 and up to 8 are needed, [0.75, 1, 1.25]"
             )
-        self.model, self.moves, self.overlapping = model, MOVES[moves], overlapping
+        self.model, self.moves, self.overlapping = model, VIEWS[moves], overlapping
         self.scales = [Fraction(scale).limit_denominator(20) or Fraction(1, 20) for scale in scales]
 
     @property
     def stride(self) -> int:
         """The smallest multiple of the network's grid that is a multiple of the grid at each scale, too."""
-        return coarsest(self.model) * math.lcm(*(scale.denominator for scale in self.scales))
+        return tile_stride(self.model) * math.lcm(*(scale.denominator for scale in self.scales))
 
     def forward(self, image: Tensor) -> Tensor:
         height, width = image.shape[-2:]
-        whole = self.padded(image)
+        whole = self.pad_to_stride(image)
         heads = [self.seen(whole, scale, move) for scale in self.scales for move in self.moves]
-        return average(heads, self.overlapping)[..., :height, :width]
+        return average_logits(heads, self.overlapping)[..., :height, :width]
 
     def seen(self, image: Tensor, scale: Fraction, move: tuple[bool, bool, bool]) -> Tensor:
         """Return the logits of the image at one scale, transformed and transformed back."""
         size = image.shape[-2:]
         if scale != 1:
-            image = resized(image, [int(side * scale) for side in size])
-        logits = back(full_logits(self.model, moved(image, move)), move)
-        return logits if scale == 1 else resized(logits.float(), list(size))
+            image = resize_bilinear(image, [int(side * scale) for side in size])
+        logits = invert_view(same_size_logits(self.model, transform_view(image, move)), move)
+        return logits if scale == 1 else resize_bilinear(logits.float(), list(size))
 
     def receptive_field(self, outputs: Extent) -> Extent:
         """Return the union over all views; a flip swaps the two sides."""
@@ -90,21 +90,23 @@ class Averaged(Network):
             field |= view if scale == 1 else view.resized(1 / scale)
         return field
 
-    def padded(self, image: Tensor) -> Tensor:
+    def pad_to_stride(self, image: Tensor) -> Tensor:
         """Return the image padded at the bottom and right, by reflection, to a multiple of ``stride``."""
         for dim in (-2, -1):
             side = image.shape[dim]
             if rest := -side % self.stride:
-                image = image.index_select(dim, mirrored(side, 0, rest).to(image.device))
+                image = image.index_select(dim, reflect_indices(side, 0, rest).to(image.device))
         return image
 
 
-def resized(image: Tensor, size: list[int]) -> Tensor:
+def resize_bilinear(image: Tensor, size: list[int]) -> Tensor:
     """Return an image or logits (B, C, H, W) at another height and width."""
     return F.interpolate(image, size, mode="bilinear", align_corners=False)
 
 
-def viewed(model: nn.Module, moves: Moves, scales: Sequence[float], overlapping: bool) -> nn.Module:
+def with_tta(
+    model: nn.Module, moves: ViewsName, scales: Sequence[float], overlapping: bool
+) -> nn.Module:
     """Return the network with test-time augmentation, or the network itself if there is one view only.
 
     Raises:
@@ -112,24 +114,24 @@ def viewed(model: nn.Module, moves: Moves, scales: Sequence[float], overlapping:
     """
     if moves == "none" and list(scales) == [1.0]:
         return model
-    return Averaged(model, moves, list(scales), overlapping).eval()
+    return TTANetwork(model, moves, list(scales), overlapping).eval()
 
 
-def moved(image: Tensor, move: tuple[bool, bool, bool]) -> Tensor:
+def transform_view(image: Tensor, move: tuple[bool, bool, bool]) -> Tensor:
     """Flip an image vertically and horizontally, then transpose it."""
     down, right, transpose = move
     image = image.flip([dim for dim, flip in ((-2, down), (-1, right)) if flip])
     return image.transpose(-2, -1).contiguous() if transpose else image
 
 
-def back(image: Tensor, move: tuple[bool, bool, bool]) -> Tensor:
+def invert_view(image: Tensor, move: tuple[bool, bool, bool]) -> Tensor:
     """Invert ``moved``."""
     down, right, transpose = move
     image = image.transpose(-2, -1) if transpose else image
     return image.flip([dim for dim, flip in ((-2, down), (-1, right)) if flip])
 
 
-def uncertainty(p_CHW: Tensor, overlapping: bool = False) -> Tensor:
+def normalized_entropy(p_CHW: Tensor, overlapping: bool = False) -> Tensor:
     """Return the entropy of the probabilities over its maximum, (H, W) in 0..1; the mean over overlapping classes.
 
     Args:

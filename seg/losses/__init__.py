@@ -19,5 +19,5 @@ from seg.losses.dice import Tversky as Tversky
 from seg.losses.lovasz import Lovasz as Lovasz
 from seg.losses.weight_map import WeightMap as WeightMap
 from seg.losses.weighted_sum import Sum as Sum
-from seg.losses.weighted_sum import Term as Term
-from seg.losses.weighted_sum import judge as judge
+from seg.losses.weighted_sum import SumTerm as SumTerm
+from seg.losses.weighted_sum import compute_loss as compute_loss

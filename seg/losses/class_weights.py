@@ -4,12 +4,14 @@ from typing import Any
 
 import numpy as np
 
-from seg.losses.weighted_sum import weighed
+from seg.losses.weighted_sum import active_terms
 
-AUTO = "auto"
+AUTO_WEIGHTS = "auto"
 
 
-def balance(node: Any, shares_C: np.ndarray, classes: list[str], overlapping: bool = False) -> Any:
+def fill_auto_weights(
+    node: Any, shares_C: np.ndarray, classes: list[str], overlapping: bool = False
+) -> Any:
     """Return a loss's config without terms of weight 0 and with numbers in place of ``auto``.
 
     ``class_weights`` become 1 / (C share), so that every class contributes the same and the mean weight is
@@ -27,22 +29,25 @@ def balance(node: Any, shares_C: np.ndarray, classes: list[str], overlapping: bo
             classes, or if no term of a sum has a weight.
     """
     if isinstance(node, list):
-        return [balance(value, shares_C, classes, overlapping) for value in node]
+        return [fill_auto_weights(value, shares_C, classes, overlapping) for value in node]
     if not isinstance(node, dict):
         return node
     if "terms" in node:
-        node = node | {"terms": weighed(node["terms"])}
-    automatic = {name for name, value in node.items() if value == AUTO}
+        node = node | {"terms": active_terms(node["terms"])}
+    automatic = {name for name, value in node.items() if value == AUTO_WEIGHTS}
     if automatic:
-        check_all_occur(shares_C, classes)
+        check_classes_occur(shares_C, classes)
     known = {
-        name: numbers(name, shares_C, overlapping) if name in automatic else value
+        name: auto_weights(name, shares_C, overlapping) if name in automatic else value
         for name, value in node.items()
     }
-    return {name: balance(value, shares_C, classes, overlapping) for name, value in known.items()}
+    return {
+        name: fill_auto_weights(value, shares_C, classes, overlapping)
+        for name, value in known.items()
+    }
 
 
-def numbers(name: str, shares_C: np.ndarray, overlapping: bool) -> float | list[float]:
+def auto_weights(name: str, shares_C: np.ndarray, overlapping: bool) -> float | list[float]:
     """Return the weights of the argument called ``name``, rounded to four digits."""
     if name == "pos_weight" and not overlapping:
         if len(shares_C) != 2:
@@ -50,20 +55,20 @@ def numbers(name: str, shares_C: np.ndarray, overlapping: bool) -> float | list[
                 f"pos_weight is for two classes and the data has {len(shares_C)}; use "
                 "loss=cross_entropy loss.class_weights=auto"
             )
-        return rounded(shares_C[0] / shares_C[1])
+        return round_weight(shares_C[0] / shares_C[1])
     if name == "pos_weight":
-        return [rounded((1 - share) / share) for share in shares_C]
+        return [round_weight((1 - share) / share) for share in shares_C]
     if overlapping:
-        return [rounded(weight) for weight in (1 / shares_C) / (1 / shares_C).mean()]
-    return [rounded(1 / (len(shares_C) * share)) for share in shares_C]
+        return [round_weight(weight) for weight in (1 / shares_C) / (1 / shares_C).mean()]
+    return [round_weight(1 / (len(shares_C) * share)) for share in shares_C]
 
 
-def rounded(value: float) -> float:
+def round_weight(value: float) -> float:
     """Return the value with four significant digits."""
     return float(f"{value:.4g}")
 
 
-def check_all_occur(shares_C: np.ndarray, classes: list[str]) -> None:
+def check_classes_occur(shares_C: np.ndarray, classes: list[str]) -> None:
     """Raise ValueError if a class has no pixels."""
     absent = [name for name, share in zip(classes, shares_C, strict=True) if share == 0]
     if absent:

@@ -7,10 +7,10 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from seg.losses.dice import PIXELS, Dice, check_smooth
-from seg.losses.targets import overlaps, probabilities_and_truth
+from seg.losses.dice import SUMMED_DIMS, Dice, check_smooth
+from seg.losses.targets import has_label_planes, probabilities_and_one_hot
 
-MOST = 1000  # erosions; each keeps several copies of the batch for its gradient
+MAX_EROSIONS = 1000  # erosions; each keeps several copies of the batch for its gradient
 
 
 class ClDice(nn.Module):
@@ -33,28 +33,28 @@ class ClDice(nn.Module):
     def __init__(
         self,
         alpha: Annotated[float, Field(ge=0, le=1)] = 0.5,
-        iterations: Annotated[int, Field(ge=1, le=MOST)] = 3,
+        iterations: Annotated[int, Field(ge=1, le=MAX_EROSIONS)] = 3,
         smooth: Annotated[float, Field(gt=0)] = 1.0,
         classes: list[Annotated[int, Field(ge=0)]] | None = None,
     ) -> None:
         super().__init__()
         if not 0 <= alpha <= 1:
             raise ValueError(f"alpha is {alpha}; it must be in 0..1")
-        if not 1 <= iterations <= MOST:
-            raise ValueError(f"iterations is {iterations}; it must be in 1..{MOST}")
+        if not 1 <= iterations <= MAX_EROSIONS:
+            raise ValueError(f"iterations is {iterations}; it must be in 1..{MAX_EROSIONS}")
         check_smooth(smooth)
         self.alpha, self.iterations, self.smooth, self.classes = alpha, iterations, smooth, classes
         self.dice = Dice(smooth)
 
     def forward(self, logits_BKHW: Tensor, mask: Tensor, gaps: Tensor | None = None) -> Tensor:
-        p_BCHW, g_BCHW, valid = probabilities_and_truth(logits_BKHW, mask)
-        default = range(0 if overlaps(mask) else 1, p_BCHW.shape[1])
+        p_BCHW, g_BCHW, valid = probabilities_and_one_hot(logits_BKHW, mask)
+        default = range(0 if has_label_planes(mask) else 1, p_BCHW.shape[1])
         thin = list(default) if self.classes is None else self.classes
         if not thin or min(thin) < 0 or max(thin) >= p_BCHW.shape[1]:
             raise ValueError(f"classes is {thin}; class indices are 0..{p_BCHW.shape[1] - 1}")
         p, g = p_BCHW[:, thin], g_BCHW[:, thin]
-        valid = valid[:, thin] if overlaps(mask) else valid
-        skel_p, skel_g = (skeleton(x, valid, self.iterations) for x in (p, g))
+        valid = valid[:, thin] if has_label_planes(mask) else valid
+        skel_p, skel_g = (soft_skeleton(x, valid, self.iterations) for x in (p, g))
         precision_C = self.share(skel_p * g, skel_p)
         recall_C = self.share(skel_g * p, skel_g)
         lines = 1 - (2 * precision_C * recall_C / (precision_C + recall_C)).mean()
@@ -62,10 +62,10 @@ class ClDice(nn.Module):
 
     def share(self, part: Tensor, whole: Tensor) -> Tensor:
         """Return the smoothed fraction (C,) of two sums over the pixels of the batch."""
-        return (part.sum(PIXELS) + self.smooth) / (whole.sum(PIXELS) + self.smooth)
+        return (part.sum(SUMMED_DIMS) + self.smooth) / (whole.sum(SUMMED_DIMS) + self.smooth)
 
 
-def skeleton(x: Tensor, valid: Tensor, iterations: int) -> Tensor:
+def soft_skeleton(x: Tensor, valid: Tensor, iterations: int) -> Tensor:
     """Return the soft skeleton of x: what an opening removes, summed over 0, 1, ... iterations erosions.
 
     Ignored pixels are treated as the outside of the image: they change no neighbouring pixel.
@@ -73,15 +73,15 @@ def skeleton(x: Tensor, valid: Tensor, iterations: int) -> Tensor:
     Shape:
         x (B, C, H, W) in 0..1, valid (B, 1 or C, H, W) bool -> (B, C, H, W).
     """
-    lines = torch.relu(x - opened(x, valid))
+    lines = torch.relu(x - soft_open(x, valid))
     for _ in range(iterations):
-        x = eroded(x, valid)
-        more = torch.relu(x - opened(x, valid))
+        x = soft_erode(x, valid)
+        more = torch.relu(x - soft_open(x, valid))
         lines = lines + torch.relu(more - lines * more)
     return lines * valid
 
 
-def eroded(x: Tensor, valid: Tensor) -> Tensor:
+def soft_erode(x: Tensor, valid: Tensor) -> Tensor:
     """Soft erosion: the minimum over a pixel and its four neighbours."""
     negative = -x.where(valid, 1)
     rows = F.max_pool2d(negative, (3, 1), 1, (1, 0))
@@ -89,6 +89,6 @@ def eroded(x: Tensor, valid: Tensor) -> Tensor:
     return -torch.maximum(rows, columns)
 
 
-def opened(x: Tensor, valid: Tensor) -> Tensor:
+def soft_open(x: Tensor, valid: Tensor) -> Tensor:
     """Soft opening: an erosion, then the maximum over 3 x 3 px."""
-    return F.max_pool2d(eroded(x, valid).where(valid, 0), 3, 1, 1)
+    return F.max_pool2d(soft_erode(x, valid).where(valid, 0), 3, 1, 1)

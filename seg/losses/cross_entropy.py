@@ -7,18 +7,18 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from seg.losses.targets import (
-    likelihood,
+    has_label_planes,
+    log_likelihood,
+    make_weights_buffer,
     mean_over_valid,
-    overlaps,
-    weight_of_truth,
-    weights_buffer,
+    weight_true_class,
 )
 
 
 def count_classes(logits_BKHW: Tensor, mask: Tensor) -> int:
     """Return C: 2 for one logit, K otherwise and for overlapping labels."""
     k = logits_BKHW.shape[1]
-    return 2 if k == 1 and not overlaps(mask) else k
+    return 2 if k == 1 and not has_label_planes(mask) else k
 
 
 class CrossEntropy(nn.Module):
@@ -41,14 +41,14 @@ class CrossEntropy(nn.Module):
         self, class_weights: list[Annotated[float, Field(ge=0)]] | Literal["auto"] | None = None
     ) -> None:
         super().__init__()
-        weights = weights_buffer("class_weights", class_weights)
+        weights = make_weights_buffer("class_weights", class_weights)
         self.register_buffer("weights_C", weights, persistent=False)
 
     def forward(self, logits_BKHW: Tensor, mask: Tensor, gaps: Tensor | None = None) -> Tensor:
-        loss = -likelihood(logits_BKHW, mask)
+        loss = -log_likelihood(logits_BKHW, mask)
         if self.weights_C is not None:
             classes = count_classes(logits_BKHW, mask)
-            loss = loss * weight_of_truth(self.weights_C, mask, classes, "class_weights")
+            loss = loss * weight_true_class(self.weights_C, mask, classes, "class_weights")
         return mean_over_valid(loss, mask)
 
 
@@ -77,25 +77,25 @@ class WeightedBCE(nn.Module):
     ) -> None:
         super().__init__()
         single = isinstance(pos_weight, int | float)
-        weights = weights_buffer("pos_weight", [float(pos_weight)] if single else pos_weight)
+        weights = make_weights_buffer("pos_weight", [float(pos_weight)] if single else pos_weight)
         if weights is None:
             raise ValueError("pos_weight is null; give a number, or use loss=bce")
         self.register_buffer("weights", weights, persistent=False)
 
     def forward(self, logits_BKHW: Tensor, mask: Tensor, gaps: Tensor | None = None) -> Tensor:
         k = logits_BKHW.shape[1]
-        if not overlaps(mask) and k > 2:
+        if not has_label_planes(mask) and k > 2:
             raise ValueError(
                 f"pos_weight is for two classes and there are {k}; use loss=cross_entropy "
                 "loss.class_weights=auto"
             )
-        if len(self.weights) not in (1, k if overlaps(mask) else 1):
+        if len(self.weights) not in (1, k if has_label_planes(mask) else 1):
             raise ValueError(
                 f"pos_weight has {len(self.weights)} numbers; give one"
-                f"{f', or {k}: one for each label' if overlaps(mask) else ''}"
+                f"{f', or {k}: one for each label' if has_label_planes(mask) else ''}"
             )
-        weight = self.weights.view(1, -1, 1, 1) if overlaps(mask) else self.weights
-        loss = -likelihood(logits_BKHW, mask) * torch.where(mask == 1, weight, 1.0)
+        weight = self.weights.view(1, -1, 1, 1) if has_label_planes(mask) else self.weights
+        loss = -log_likelihood(logits_BKHW, mask) * torch.where(mask == 1, weight, 1.0)
         return mean_over_valid(loss, mask)
 
 
@@ -134,14 +134,14 @@ class Focal(nn.Module):
         else:
             self.single = False
         self.gamma = gamma
-        self.register_buffer("alpha_C", weights_buffer("alpha", alpha), persistent=False)
+        self.register_buffer("alpha_C", make_weights_buffer("alpha", alpha), persistent=False)
 
     def forward(self, logits_BKHW: Tensor, mask: Tensor, gaps: Tensor | None = None) -> Tensor:
-        log_p = likelihood(logits_BKHW, mask)
+        log_p = log_likelihood(logits_BKHW, mask)
         # 1 - p as -expm1(log p): its gradient stays finite where p rounds to 1
         hardness = (-torch.expm1(log_p)).clamp(min=1e-12) ** self.gamma
         loss = -hardness * log_p
-        if self.alpha_C is not None and self.single and overlaps(mask):
+        if self.alpha_C is not None and self.single and has_label_planes(mask):
             loss = loss * torch.where(mask == 1, self.alpha_C[1], self.alpha_C[0])
         elif self.alpha_C is not None:
             classes = count_classes(logits_BKHW, mask)
@@ -149,5 +149,5 @@ class Focal(nn.Module):
                 raise ValueError(
                     f"alpha is one number and there are {classes} classes; give a list with one weight each"
                 )
-            loss = loss * weight_of_truth(self.alpha_C, mask, classes, "alpha")
+            loss = loss * weight_true_class(self.alpha_C, mask, classes, "alpha")
         return mean_over_valid(loss, mask)

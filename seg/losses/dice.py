@@ -12,9 +12,9 @@ from typing import Annotated
 from pydantic import Field
 from torch import Tensor, nn
 
-from seg.losses.targets import probabilities_and_truth
+from seg.losses.targets import probabilities_and_one_hot
 
-PIXELS = (0, 2, 3)  # dimensions of (B, C, H, W) that sums run over
+SUMMED_DIMS = (0, 2, 3)  # dimensions of (B, C, H, W) that sums run over
 
 
 class Dice(nn.Module):
@@ -37,10 +37,10 @@ class Dice(nn.Module):
         self.smooth, self.squared = smooth, squared
 
     def forward(self, logits_BKHW: Tensor, mask: Tensor, gaps: Tensor | None = None) -> Tensor:
-        p_BCHW, g_BCHW, _ = probabilities_and_truth(logits_BKHW, mask)
+        p_BCHW, g_BCHW, _ = probabilities_and_one_hot(logits_BKHW, mask)
         error_BCHW = p_BCHW - g_BCHW  # |p - g| = p + g - 2 p g and (p - g)^2 = p^2 + g^2 - 2 p g
-        error_C = (error_BCHW**2 if self.squared else error_BCHW.abs()).sum(PIXELS)
-        size_C = (p_BCHW**2 if self.squared else p_BCHW).sum(PIXELS) + g_BCHW.sum(PIXELS)
+        error_C = (error_BCHW**2 if self.squared else error_BCHW.abs()).sum(SUMMED_DIMS)
+        size_C = (p_BCHW**2 if self.squared else p_BCHW).sum(SUMMED_DIMS) + g_BCHW.sum(SUMMED_DIMS)
         return (error_C / (size_C + self.smooth)).mean()
 
 
@@ -95,10 +95,10 @@ class Tversky(nn.Module):
         self.alpha, self.beta, self.smooth = alpha, beta, smooth
 
     def forward(self, logits_BKHW: Tensor, mask: Tensor, gaps: Tensor | None = None) -> Tensor:
-        p_BCHW, g_BCHW, _ = probabilities_and_truth(logits_BKHW, mask)
-        tp_C = (p_BCHW * g_BCHW).sum(PIXELS)
-        fp_C = (p_BCHW * (1 - g_BCHW)).sum(PIXELS)
-        fn_C = ((1 - p_BCHW) * g_BCHW).sum(PIXELS)
+        p_BCHW, g_BCHW, _ = probabilities_and_one_hot(logits_BKHW, mask)
+        tp_C = (p_BCHW * g_BCHW).sum(SUMMED_DIMS)
+        fp_C = (p_BCHW * (1 - g_BCHW)).sum(SUMMED_DIMS)
+        fn_C = ((1 - p_BCHW) * g_BCHW).sum(SUMMED_DIMS)
         error_C = self.alpha * fp_C + self.beta * fn_C
         return (error_C / (tp_C + error_C + self.smooth)).mean()
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from seg.losses.targets import probabilities_and_truth
+from seg.losses.targets import probabilities_and_one_hot
 
 
 class Lovasz(nn.Module):
@@ -24,7 +24,7 @@ class Lovasz(nn.Module):
         self.present_only = present_only
 
     def forward(self, logits_BKHW: Tensor, mask: Tensor, gaps: Tensor | None = None) -> Tensor:
-        p_BCHW, g_BCHW, _ = probabilities_and_truth(logits_BKHW, mask)
+        p_BCHW, g_BCHW, _ = probabilities_and_one_hot(logits_BKHW, mask)
         error_CN = (
             (g_BCHW - p_BCHW).abs().transpose(0, 1).flatten(1)
         )  # 0 where ignored, so sorted last

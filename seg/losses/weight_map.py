@@ -9,7 +9,12 @@ from scipy.ndimage import distance_transform_edt, find_objects, label
 from torch import Tensor, nn
 
 from seg.losses.cross_entropy import count_classes
-from seg.losses.targets import likelihood, mean_over_valid, weight_of_truth, weights_buffer
+from seg.losses.targets import (
+    log_likelihood,
+    make_weights_buffer,
+    mean_over_valid,
+    weight_true_class,
+)
 
 
 class WeightMap(nn.Module):
@@ -45,7 +50,7 @@ class WeightMap(nn.Module):
                 f"w0 is {w0} and sigma {sigma}; w0 must be 0 or more and sigma above 0"
             )
         self.w0, self.sigma, self.cells = w0, sigma, [1] if cells is None else cells
-        weights = weights_buffer("class_weights", class_weights)
+        weights = make_weights_buffer("class_weights", class_weights)
         self.register_buffer("weights_C", weights, persistent=False)
 
     def gaps(self, mask: np.ndarray) -> np.ndarray:
@@ -63,7 +68,7 @@ class WeightMap(nn.Module):
             gaps: second term of w, of the mask's shape. The loader computes it from whole images and crops
                 it with the mask; None: computed from this mask.
         """
-        log_p = likelihood(logits_BKHW, mask)
+        log_p = log_likelihood(logits_BKHW, mask)
         classes = count_classes(logits_BKHW, mask)
         if mask.ndim == 3 and not (self.cells and set(self.cells) <= set(range(classes))):
             raise ValueError(f"cells is {self.cells}; give class indices, 0..{classes - 1}")
@@ -72,7 +77,7 @@ class WeightMap(nn.Module):
             gaps = torch.from_numpy(computed).to(mask.device)
         weight: Tensor | float = 1.0
         if self.weights_C is not None:
-            weight = weight_of_truth(self.weights_C, mask, classes, "class_weights")
+            weight = weight_true_class(self.weights_C, mask, classes, "class_weights")
         return mean_over_valid(-(weight + gaps) * log_p, mask)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from seg.losses.weight_map import WeightMap
 
 
-class Term(TypedDict):
+class SumTerm(TypedDict):
     """A term of a sum: its weight and its loss."""
 
     weight: Annotated[float, Field(ge=0)]
@@ -28,25 +28,29 @@ class Sum(nn.Module):
         ValueError: if no term has a weight, or a weight is below 0.
     """
 
-    def __init__(self, terms: Mapping[str, Term]) -> None:
+    def __init__(self, terms: Mapping[str, SumTerm]) -> None:
         super().__init__()
-        used = weighed(terms)
+        used = active_terms(terms)
         self.losses = nn.ModuleDict({name: term["loss"] for name, term in used.items()})
         self.weights = {name: term["weight"] for name, term in used.items()}
 
-    def named(self, logits_BKHW: Tensor, mask: Tensor, gaps: Tensor | None) -> dict[str, Tensor]:
+    def term_values(
+        self, logits_BKHW: Tensor, mask: Tensor, gaps: Tensor | None
+    ) -> dict[str, Tensor]:
         """Return the value of each term by name, not weighted."""
-        return {name: one(loss, logits_BKHW, mask, gaps) for name, loss in self.losses.items()}
+        return {
+            name: call_loss(loss, logits_BKHW, mask, gaps) for name, loss in self.losses.items()
+        }
 
     def forward(self, logits_BKHW: Tensor, mask: Tensor, gaps: Tensor | None = None) -> Tensor:
-        return self.total(self.named(logits_BKHW, mask, gaps))
+        return self.total(self.term_values(logits_BKHW, mask, gaps))
 
     def total(self, values: Mapping[str, Tensor]) -> Tensor:
         """Return the weighted sum of the values of the terms."""
         return torch.stack([self.weights[name] * value for name, value in values.items()]).sum()
 
 
-def weighed(terms: Mapping[str, Any]) -> dict[str, Any]:
+def active_terms(terms: Mapping[str, Any]) -> dict[str, Any]:
     """Return the terms of a sum whose weight is not 0; a term is a Term or its config.
 
     Raises:
@@ -66,17 +70,17 @@ def weighed(terms: Mapping[str, Any]) -> dict[str, Any]:
     return used
 
 
-def one(loss: nn.Module, logits_BKHW: Tensor, mask: Tensor, gaps: Tensor | None) -> Tensor:
+def call_loss(loss: nn.Module, logits_BKHW: Tensor, mask: Tensor, gaps: Tensor | None) -> Tensor:
     """Return the value of a loss; the weight map is passed where the batch has one."""
     return loss(logits_BKHW, mask) if gaps is None else loss(logits_BKHW, mask, gaps)
 
 
-def weight_map(loss: nn.Module) -> WeightMap | None:
+def find_weight_map(loss: nn.Module) -> WeightMap | None:
     """Return the WeightMap that a loss is or contains, or None."""
     return next((part for part in loss.modules() if isinstance(part, WeightMap)), None)
 
 
-def judge(
+def compute_loss(
     loss: nn.Module,
     heads: list[Tensor],
     mask: Tensor,
@@ -103,7 +107,7 @@ def judge(
         return torch.stack(weighted).sum() / sum(weights)
 
     if not isinstance(loss, Sum):
-        return mean([one(loss, logits, mask, gaps) for logits in heads]), {}
-    values = [loss.named(logits, mask, gaps) for logits in heads]
+        return mean([call_loss(loss, logits, mask, gaps) for logits in heads]), {}
+    values = [loss.term_values(logits, mask, gaps) for logits in heads]
     terms = {name: mean([value[name] for value in values]) for name in values[0]}
     return loss.total(terms), terms

@@ -22,10 +22,10 @@ from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from seg.logits import IGNORE
-from seg.metrics.significance import Evidence, mean, total
+from seg.metrics.significance import BootstrapInput, mean_of_sums, score_total
 
 
-class SurfaceScores(NamedTuple):
+class BorderScores(NamedTuple):
     """Border counts and Hausdorff distance of one label in one image.
 
     Attributes:
@@ -40,13 +40,13 @@ class SurfaceScores(NamedTuple):
     hausdorff: np.ndarray
 
 
-def label_scores(
+def label_border_scores(
     pred_HW: np.ndarray,
     true_HW: np.ndarray,
     valid_HW: np.ndarray,
     tolerance: float,
     percentile: float = 95.0,
-) -> SurfaceScores:
+) -> BorderScores:
     """Compare the borders of one label in one image; labels may overlap.
 
     The Hausdorff distance is the larger of the two directed percentiles with linear interpolation, as in
@@ -62,7 +62,10 @@ def label_scores(
         percentile: percentile of the border distances, 0..100; 100 is the Hausdorff distance itself.
     """
     pred_HW, true_HW = pred_HW & valid_HW, true_HW & valid_HW
-    pred_border_HW, true_border_HW = border(pred_HW, valid_HW), border(true_HW, valid_HW)
+    pred_border_HW, true_border_HW = (
+        border_pixels(pred_HW, valid_HW),
+        border_pixels(true_HW, valid_HW),
+    )
     pred_size, true_size = int(pred_border_HW.sum()), int(true_border_HW.sum())
     pred_hits, true_hits, hausdorff = 0, 0, np.nan
     if pred_size and true_size:
@@ -71,9 +74,7 @@ def label_scores(
         hausdorff = max(np.percentile(d_P, percentile) for d_P in (to_true_P, to_pred_P))
     elif pred_size or true_size or pred_HW.any() != true_HW.any():
         hausdorff = math.hypot(*valid_HW.shape)
-    return SurfaceScores(
-        np.array([pred_hits, pred_size, true_hits, true_size]), np.array(hausdorff)
-    )
+    return BorderScores(np.array([pred_hits, pred_size, true_hits, true_size]), np.array(hausdorff))
 
 
 def boundary_f(counts: np.ndarray) -> np.ndarray:
@@ -92,7 +93,7 @@ def boundary_f(counts: np.ndarray) -> np.ndarray:
     pred_hits, pred_size, true_hits, true_size = np.moveaxis(np.asarray(counts, float), -1, 0)
     # 2pr / (p + r) with p = pred_hits / pred_size and r = true_hits / true_size
     whole = pred_hits * true_size + true_hits * pred_size
-    return ratio(2 * pred_hits * true_hits, whole, pred_size + true_size)
+    return ratio_or_nan(2 * pred_hits * true_hits, whole, pred_size + true_size)
 
 
 def surface_dice(counts: np.ndarray) -> np.ndarray:
@@ -106,15 +107,15 @@ def surface_dice(counts: np.ndarray) -> np.ndarray:
         counts (..., C, 4), of one image or summed over images -> (..., C) in 0..1; nan without any border.
     """
     pred_hits, pred_size, true_hits, true_size = np.moveaxis(np.asarray(counts, float), -1, 0)
-    return ratio(pred_hits + true_hits, pred_size + true_size, pred_size + true_size)
+    return ratio_or_nan(pred_hits + true_hits, pred_size + true_size, pred_size + true_size)
 
 
-def ratio(part: np.ndarray, whole: np.ndarray, borders: np.ndarray) -> np.ndarray:
+def ratio_or_nan(part: np.ndarray, whole: np.ndarray, borders: np.ndarray) -> np.ndarray:
     """Return part / whole; 0 where both are 0, nan where there are no borders."""
     return np.where(borders > 0, part / np.where(whole > 0, whole, 1), np.nan)
 
 
-def border(member_HW: np.ndarray, valid_HW: np.ndarray) -> np.ndarray:
+def border_pixels(member_HW: np.ndarray, valid_HW: np.ndarray) -> np.ndarray:
     """Return the members (H, W) that have a valid 4-neighbour outside; all members must be valid."""
     other_HW = valid_HW & ~member_HW
     touches_HW = np.zeros_like(other_HW)
@@ -139,7 +140,7 @@ def border_distances(a_HW: np.ndarray, b_HW: np.ndarray) -> tuple[np.ndarray, np
     return distance_transform_edt(~b)[a], distance_transform_edt(~a)[b]
 
 
-class SurfaceMetric(Metric):
+class BorderMetric(Metric):
     """Boundary F-score, surface Dice and Hausdorff distance of a split, measured image by image on the CPU.
 
     F-score and surface Dice follow from border pixels counted over the whole split; ``hausdorff_95`` is the
@@ -172,38 +173,38 @@ class SurfaceMetric(Metric):
                 valid = truth != IGNORE
                 labels = [(pred == c, truth == c, valid) for c in range(len(self.classes))]
             counts, distances = zip(
-                *(label_scores(*label, tolerance) for label in labels), strict=True
+                *(label_border_scores(*label, tolerance) for label in labels), strict=True
             )
             self.counts.append(torch.from_numpy(np.stack(counts))[None].to(mask.device))
             distances_1C = torch.from_numpy(np.stack(distances))[None]
             self.distances.append(distances_1C.float().to(mask.device))  # MPS has no float64
 
-    def evidence(self) -> dict[str, Evidence]:
+    def bootstrap_inputs(self) -> dict[str, BootstrapInput]:
         """Return for each score its rows by image and its score function: see seg.metrics.significance."""
-        evidence: dict[str, Evidence] = {}
+        evidence: dict[str, BootstrapInput] = {}
         if self.tolerance is not None:
             rows = dim_zero_cat(self.counts).cpu().numpy()
             for name, score in (("boundary_f", boundary_f), ("surface_dice", surface_dice)):
-                evidence[name] = rows, lambda sums, score=score: over_present(score(sums))
+                evidence[name] = rows, lambda sums, score=score: mean_over_defined(score(sums))
                 for i, c in enumerate(self.classes):
                     evidence[f"{name}/{c}"] = rows, lambda sums, score=score, i=i: score(sums)[:, i]
         if self.hausdorff:
             distances_BC = dim_zero_cat(self.distances).cpu().numpy()
             rows = np.stack([np.nan_to_num(distances_BC), ~np.isnan(distances_BC)], axis=-1)
-            evidence["hausdorff_95"] = rows, lambda sums: over_present(mean(sums))
+            evidence["hausdorff_95"] = rows, lambda sums: mean_over_defined(mean_of_sums(sums))
             for i, c in enumerate(self.classes):
-                evidence[f"hausdorff_95/{c}"] = rows, lambda sums, i=i: mean(sums)[:, i]
+                evidence[f"hausdorff_95/{c}"] = rows, lambda sums, i=i: mean_of_sums(sums)[:, i]
         return evidence
 
     def compute(self) -> dict[str, Tensor]:
         """Return the scores by name: ``boundary_f``, ``boundary_f/CLASS`` and so on."""
         return {
-            name: torch.tensor(total(rows, score), dtype=torch.float64)
-            for name, (rows, score) in self.evidence().items()
+            name: torch.tensor(score_total(rows, score), dtype=torch.float64)
+            for name, (rows, score) in self.bootstrap_inputs().items()
         }
 
 
-def over_present(scores_RC: np.ndarray) -> np.ndarray:
+def mean_over_defined(scores_RC: np.ndarray) -> np.ndarray:
     """Return the mean (R,) over the classes whose score is not nan; nan if all are."""
     known_RC = ~np.isnan(scores_RC)
     return np.where(known_RC, scores_RC, 0).sum(1) / known_RC.sum(1)

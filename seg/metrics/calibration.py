@@ -10,12 +10,12 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from seg.logits import IGNORE
-from seg.metrics.confusion import Tally, class_mean, dice
+from seg.metrics.confusion import ConfusionCounts, dice, mean_over_present
 
-UNIT = 2**20  # confidences are summed as integers, in units of 1 / UNIT
+CONFIDENCE_UNITS = 2**20  # confidences are summed as integers, in units of 1 / UNIT
 
 
-class Calibration(Metric):
+class CalibrationError(Metric):
     """Expected calibration error in 0..1: |confidence - accuracy| of each bin, averaged over pixels.
 
     Guo et al. 2017, arXiv:1706.04599, eq. 3, with bins of equal width. Confidence is the probability of the
@@ -47,7 +47,9 @@ class Calibration(Metric):
         index = index.where(
             mask != IGNORE, self.bins
         ).flatten()  # ignored pixels have a bin of their own
-        units = (confidence * UNIT).round().long()  # integers: the sum does not depend on the order
+        units = (
+            (confidence * CONFIDENCE_UNITS).round().long()
+        )  # integers: the sum does not depend on the order
         for state, values in (
             (self.pixels, torch.ones_like(index)),
             (self.hits, hit.long().flatten()),
@@ -58,7 +60,7 @@ class Calibration(Metric):
 
     def compute(self) -> Tensor:
         pixels, hits, units = (x.cpu().double() for x in (self.pixels, self.hits, self.confidence))
-        return (units / UNIT - hits).abs().sum() / pixels.sum()
+        return (units / CONFIDENCE_UNITS - hits).abs().sum() / pixels.sum()
 
 
 class ThresholdCurve(Metric):
@@ -93,15 +95,15 @@ class ThresholdCurve(Metric):
         above_K2T = self.counts[..., :-1].flip(-1).cumsum(-1).flip(-1)
         false, hit = above_K2T[..., 1:].unbind(1)
         rest, missed = (above_K2T[..., :1] - above_K2T[..., 1:]).unbind(1)
-        tally = Tally(hit.T, false.T, missed.T, rest.T)
+        tally = ConfusionCounts(hit.T, false.T, missed.T, rest.T)
         if not self.labels:  # class 0 of two: the same with exchanged roles
-            tally = Tally(
-                torch.cat([tally.rest, tally.hit], -1),
-                torch.cat([tally.missed, tally.false], -1),
-                torch.cat([tally.false, tally.missed], -1),
-                torch.cat([tally.hit, tally.rest], -1),
+            tally = ConfusionCounts(
+                torch.cat([tally.tn, tally.tp], -1),
+                torch.cat([tally.fn, tally.fp], -1),
+                torch.cat([tally.fp, tally.fn], -1),
+                torch.cat([tally.tp, tally.tn], -1),
             )
-        return class_mean(dice(tally), tally)
+        return mean_over_present(dice(tally), tally)
 
     def best(self) -> float:
         """Return the threshold of the highest Dice, the middle one of ties; 0.5 if no pixel was counted."""
@@ -115,14 +117,14 @@ class ThresholdCurve(Metric):
 matplotlib.use("Agg")  # draw to files, never open a window
 
 
-def reliability_plot(calibration: Calibration, title: str, file: Path) -> None:
+def draw_reliability(calibration: CalibrationError, title: str, file: Path) -> None:
     """Draw accuracy against confidence, one bar per bin, and below it the share of pixels of each bin."""
     left = np.arange(calibration.bins) / calibration.bins
     pixels, hits, confidence = (
         state.cpu().numpy()
         for state in (calibration.pixels, calibration.hits, calibration.confidence)
     )
-    confidence = confidence / UNIT
+    confidence = confidence / CONFIDENCE_UNITS
     used = pixels > 0
     mean_confidence, accuracy = confidence[used] / pixels[used], hits[used] / pixels[used]
     figure, (above, below) = plt.subplots(

@@ -12,11 +12,11 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from seg.logits import IGNORE, check_mask, misfits
-from seg.metrics.significance import Evidence, mean, per_image
+from seg.logits import IGNORE, check_mask_values, invalid_labels
+from seg.metrics.significance import BootstrapInput, mean_of_sums, per_image_rows
 
 
-def confusion(prediction: Tensor, mask: Tensor, num_classes: int) -> Tensor:
+def count_confusion(prediction: Tensor, mask: Tensor, num_classes: int) -> Tensor:
     """Count the confusion matrix of each image: rows are the truth, columns the prediction.
 
     Shape:
@@ -28,9 +28,9 @@ def confusion(prediction: Tensor, mask: Tensor, num_classes: int) -> Tensor:
     """
     counted = mask != IGNORE
     if mask.device.type == "cpu":
-        check_mask(mask, num_classes)
+        check_mask_values(mask, num_classes)
     else:
-        counted &= ~misfits(mask, num_classes)
+        counted &= ~invalid_labels(mask, num_classes)
     states = 2 if mask.ndim == 4 else num_classes
     cells = states**2
     cell = (mask * states + prediction).where(counted, cells).flatten(-2)
@@ -39,7 +39,7 @@ def confusion(prediction: Tensor, mask: Tensor, num_classes: int) -> Tensor:
     return counts[..., :cells].unflatten(-1, (states, states))
 
 
-class Tally(NamedTuple):
+class ConfusionCounts(NamedTuple):
     """Pixel counts of each class against all others, each (..., C) int64.
 
     Attributes:
@@ -49,13 +49,13 @@ class Tally(NamedTuple):
         rest: true negatives (TN).
     """
 
-    hit: Tensor
-    false: Tensor
-    missed: Tensor
-    rest: Tensor
+    tp: Tensor
+    fp: Tensor
+    fn: Tensor
+    tn: Tensor
 
     @classmethod
-    def of(cls, counts: Tensor, overlapping: bool = False) -> "Tally":
+    def from_confusion(cls, counts: Tensor, overlapping: bool = False) -> "ConfusionCounts":
         """Build from confusion matrices (..., C, C), or (..., K, 2, 2) for overlapping labels."""
         if overlapping:
             (rest, false), (missed, hit) = (row.unbind(-1) for row in counts.unbind(-2))
@@ -65,37 +65,37 @@ class Tally(NamedTuple):
         return cls(hit, false, missed, counts.sum((-2, -1)).unsqueeze(-1) - hit - false - missed)
 
 
-def dice(t: Tally) -> Tensor:
+def dice(t: ConfusionCounts) -> Tensor:
     """Return Dice = F1 = 2 TP / (2 TP + FP + FN), (..., C) in 0..1; nan where the class does not occur."""
-    return 2 * t.hit / (2 * t.hit + t.false + t.missed).double()
+    return 2 * t.tp / (2 * t.tp + t.fp + t.fn).double()
 
 
-def iou(t: Tally) -> Tensor:
+def iou(t: ConfusionCounts) -> Tensor:
     """Return the Jaccard index TP / (TP + FP + FN), (..., C) in 0..1; nan where the class does not occur."""
-    return t.hit / (t.hit + t.false + t.missed).double()
+    return t.tp / (t.tp + t.fp + t.fn).double()
 
 
-def precision(t: Tally) -> Tensor:
+def precision(t: ConfusionCounts) -> Tensor:
     """Return TP / (TP + FP), (..., C) in 0..1; nan where the class is never predicted."""
-    return t.hit / (t.hit + t.false).double()
+    return t.tp / (t.tp + t.fp).double()
 
 
-def recall(t: Tally) -> Tensor:
+def recall(t: ConfusionCounts) -> Tensor:
     """Return the sensitivity TP / (TP + FN), (..., C) in 0..1; nan where the class is not in the truth."""
-    return t.hit / (t.hit + t.missed).double()
+    return t.tp / (t.tp + t.fn).double()
 
 
-def specificity(t: Tally) -> Tensor:
+def specificity(t: ConfusionCounts) -> Tensor:
     """Return TN / (TN + FP), (..., C) in 0..1; nan where every pixel is of the class."""
-    return t.rest / (t.rest + t.false).double()
+    return t.tn / (t.tn + t.fp).double()
 
 
-def accuracy(t: Tally) -> Tensor:
+def accuracy(t: ConfusionCounts) -> Tensor:
     """Return (TP + TN) / all pixels, each class against all others, (..., C) in 0..1."""
-    return (t.hit + t.rest) / (t.hit + t.false + t.missed + t.rest).double()
+    return (t.tp + t.tn) / (t.tp + t.fp + t.fn + t.tn).double()
 
 
-SCORES = {
+PIXEL_SCORES = {
     "dice": dice,
     "iou": iou,
     "precision": precision,
@@ -106,23 +106,23 @@ SCORES = {
 }
 
 
-def pixel_accuracy(t: Tally) -> Tensor:
+def pixel_accuracy(t: ConfusionCounts) -> Tensor:
     """Return the share of correct pixels (...) in 0..1, for exclusive classes."""
-    return t.hit.sum(-1) / (t.hit + t.missed).sum(-1).double()
+    return t.tp.sum(-1) / (t.tp + t.fn).sum(-1).double()
 
 
-def over_classes(name: str, t: Tally) -> Tensor:
+def mean_score(name: str, t: ConfusionCounts) -> Tensor:
     """Return the mean (...) of a score over the classes that occur in truth or prediction.
 
     A class that is never predicted has precision 0 in the mean, one that is only predicted has recall 0.
     """
-    values = SCORES[name](t)
-    return class_mean(values.nan_to_num(0) if name in ("precision", "recall") else values, t)
+    values = PIXEL_SCORES[name](t)
+    return mean_over_present(values.nan_to_num(0) if name in ("precision", "recall") else values, t)
 
 
-def class_mean(score: Tensor, t: Tally) -> Tensor:
+def mean_over_present(score: Tensor, t: ConfusionCounts) -> Tensor:
     """Return the mean (...) of a score (..., C) over the classes that occur in truth or prediction."""
-    occurs = t.hit + t.false + t.missed > 0
+    occurs = t.tp + t.fp + t.fn > 0
     return score.where(occurs, torch.nan).nanmean(-1)
 
 
@@ -154,34 +154,38 @@ class PixelScores(Metric):
         self.add_state("invalid_pixels", torch.tensor(0), dist_reduce_fx="sum")
 
     def update(self, prediction: Tensor, mask: Tensor) -> None:
-        counts = confusion(prediction, mask, len(self.classes))
+        counts = count_confusion(prediction, mask, len(self.classes))
         self.counts += counts.sum(0)
         self.image_counts.append(counts)
         if mask.device.type != "cpu":  # on the CPU confusion() has raised
-            self.invalid_pixels += misfits(mask, len(self.classes)).sum()
+            self.invalid_pixels += invalid_labels(mask, len(self.classes)).sum()
 
     def images(self) -> Tensor:
         """Return the confusion matrix of each image in order: (B, C, C) or (B, K, 2, 2) int64."""
         return dim_zero_cat(self.image_counts).cpu()
 
-    def evidence(self) -> dict[str, Evidence]:
+    def bootstrap_inputs(self) -> dict[str, BootstrapInput]:
         """Return for each score its rows by image and its score function: see seg.metrics.significance."""
         rows = self.images().numpy()
-        names = [key for name in SCORES for key in (name, *(f"{name}/{c}" for c in self.classes))]
-        evidence: dict[str, Evidence] = {n: (rows, partial(self.resampled, n)) for n in names}
-        tally_B = Tally.of(self.images(), self.overlapping)
+        names = [
+            key for name in PIXEL_SCORES for key in (name, *(f"{name}/{c}" for c in self.classes))
+        ]
+        evidence: dict[str, BootstrapInput] = {
+            n: (rows, partial(self.score_resamples, n)) for n in names
+        }
+        tally_B = ConfusionCounts.from_confusion(self.images(), self.overlapping)
         for name in ("dice", "iou"):
-            values_B = class_mean(SCORES[name](tally_B), tally_B).numpy()
-            evidence[f"{name}_per_image"] = per_image(values_B), mean
+            values_B = mean_over_present(PIXEL_SCORES[name](tally_B), tally_B).numpy()
+            evidence[f"{name}_per_image"] = per_image_rows(values_B), mean_of_sums
         return evidence
 
-    def resampled(self, name: str, sums: np.ndarray) -> np.ndarray:
+    def score_resamples(self, name: str, sums: np.ndarray) -> np.ndarray:
         """Return a score (R,) by name from summed confusion matrices (R, C, C) or (R, K, 2, 2)."""
         score, _, label = name.partition("/")
-        tally = Tally.of(torch.from_numpy(sums), self.overlapping)
+        tally = ConfusionCounts.from_confusion(torch.from_numpy(sums), self.overlapping)
         if not label:
-            return over_classes(score, tally).numpy()
-        return SCORES[score](tally)[:, self.classes.index(label)].numpy()
+            return mean_score(score, tally).numpy()
+        return PIXEL_SCORES[score](tally)[:, self.classes.index(label)].numpy()
 
     def compute(self) -> dict[str, Tensor]:
         """Return the scores by name: ``dice``, ``dice/CLASS``, ``dice_per_image``, ``pixel_accuracy`` ...
@@ -196,18 +200,18 @@ class PixelScores(Metric):
             )
         # scores of the whole split
         scores: dict[str, Tensor] = {}
-        split = Tally.of(
+        split = ConfusionCounts.from_confusion(
             self.counts.cpu(), self.overlapping
         )  # some devices lack the float64 used below
-        for name, score in SCORES.items():
+        for name, score in PIXEL_SCORES.items():
             values_C = score(split)
-            scores[name] = over_classes(name, split)
+            scores[name] = mean_score(name, split)
             scores |= {f"{name}/{c}": v for c, v in zip(self.classes, values_C, strict=True)}
         scores["pixel_accuracy"] = scores["accuracy"] if self.overlapping else pixel_accuracy(split)
         # mean and spread over images
-        tally_B = Tally.of(self.images(), self.overlapping)
+        tally_B = ConfusionCounts.from_confusion(self.images(), self.overlapping)
         for name in ("dice", "iou"):
-            values_B = class_mean(SCORES[name](tally_B), tally_B)
+            values_B = mean_over_present(PIXEL_SCORES[name](tally_B), tally_B)
             values_B = values_B[~values_B.isnan()]  # nan: every pixel of the image is ignored
             scores[f"{name}_per_image"] = values_B.mean()
             if len(values_B) > 1:

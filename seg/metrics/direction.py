@@ -1,6 +1,6 @@
 """Direction of a metric by its name: whether smaller values are better."""
 
-SMALLER = (
+SMALLER_IS_BETTER = (
     "loss",
     "hausdorff_95",
     "ece",
@@ -9,10 +9,10 @@ SMALLER = (
     "split_merge_error",
     "pixel_error",
 )
-SPREAD = "_sd"  # standard deviation over images: smaller is better, but nothing to optimise
+SPREAD_SUFFIX = "_sd"  # standard deviation over images: smaller is better, but nothing to optimise
 
 
 def smaller_is_better(name: str) -> bool:
     """Return whether smaller is better; the name is without split: ``loss/dice``, ``hausdorff_95/CLASS``."""
     score = name.partition("/")[0]
-    return score in SMALLER or score.endswith(SPREAD)
+    return score in SMALLER_IS_BETTER or score.endswith(SPREAD_SUFFIX)

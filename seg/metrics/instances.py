@@ -10,21 +10,21 @@ from scipy import ndimage
 from skimage.morphology import local_maxima, reconstruction
 from skimage.segmentation import watershed
 
-from seg.metrics.significance import Evidence
+from seg.metrics.significance import BootstrapInput
 
 IOU_TWENTIETHS = np.arange(10, 20)  # 0.50, 0.55 ... 0.95 as integers: ties are exact
 IOU_THRESHOLDS = IOU_TWENTIETHS / 20
-CROSS = ndimage.generate_binary_structure(2, 1)  # 4 neighbours
+FOUR_NEIGHBOURS = ndimage.generate_binary_structure(2, 1)  # 4 neighbours
 
 
-def components(mask: NDArray) -> NDArray[np.int32]:
+def label_components(mask: NDArray) -> NDArray[np.int32]:
     """Label the 4-connected components of a mask (H, W) bool, from 1 in reading order."""
     labels = np.empty(mask.shape, np.int32)
-    ndimage.label(mask, CROSS, labels)
+    ndimage.label(mask, FOUR_NEIGHBOURS, labels)
     return labels
 
 
-def objects(
+def segment_objects(
     interior: NDArray, threshold: float = 0.5, neck: float | None = None, min_size: int = 16
 ) -> NDArray[np.int32]:
     """Split a map of cell interiors into objects: connected regions, optionally split at their necks.
@@ -50,29 +50,31 @@ def objects(
     if (neck is not None and not 0 < neck < np.inf) or min_size < 1:
         raise ValueError(f"neck={neck} px must be above 0 and min_size={min_size} px at least 1")
     if neck is None:
-        return large(components(interior > threshold), min_size)
+        return remove_small_objects(label_components(interior > threshold), min_size)
     mask = np.pad(interior > threshold, 1)  # the area around the image is outside
-    whole = components(mask)
+    whole = label_components(mask)
     depth = ndimage.distance_transform_edt(mask)  # px to the nearest pixel outside
     peaks = mask & local_maxima(reconstruction(depth - neck, depth), connectivity=2)
     seeds, number = ndimage.label(peaks, np.ones((3, 3)))
     seedless = mask & ~np.isin(whole, whole[peaks])
     labels = watershed(-depth, np.where(seedless, whole + number, seeds), connectivity=1, mask=mask)
-    return large(labels[1:-1, 1:-1], min_size)
+    return remove_small_objects(labels[1:-1, 1:-1], min_size)
 
 
-def large(labels: NDArray, min_size: int) -> NDArray[np.int32]:
+def remove_small_objects(labels: NDArray, min_size: int) -> NDArray[np.int32]:
     """Return the labels without the objects smaller than min_size px."""
-    return consecutive(np.where(areas(labels)[labels] >= min_size, labels, 0))
+    return renumber_objects(np.where(object_areas(labels)[labels] >= min_size, labels, 0))
 
 
-def consecutive(labels: NDArray) -> NDArray[np.int32]:
+def renumber_objects(labels: NDArray) -> NDArray[np.int32]:
     """Return the labels renumbered 1, 2 ... in the order of their old numbers."""
     present = np.unique(labels[labels > 0])
     return ((np.searchsorted(present, labels) + 1) * (labels > 0)).astype(np.int32)
 
 
-def match(truth: NDArray, pred: NDArray, valid: NDArray | None = None) -> NDArray[np.float64]:
+def match_objects(
+    truth: NDArray, pred: NDArray, valid: NDArray | None = None
+) -> NDArray[np.float64]:
     """Match the predicted objects of one image with the true ones at each IoU threshold.
 
     Two objects match at threshold t if their IoU is **above** t. As no threshold is below 0.5, an object has
@@ -102,7 +104,7 @@ def match(truth: NDArray, pred: NDArray, valid: NDArray | None = None) -> NDArra
         truth, pred = truth[valid], pred[valid]
 
     # pairs of objects that share pixels, with their intersection and union
-    true_area, pred_area = areas(truth), areas(pred)
+    true_area, pred_area = object_areas(truth), object_areas(pred)
     both = (truth > 0) & (pred > 0)
     pair = truth[both].astype(np.int64) * len(pred_area) + pred[both]
     pair, shared = np.unique(pair, return_counts=True)
@@ -117,7 +119,7 @@ def match(truth: NDArray, pred: NDArray, valid: NDArray | None = None) -> NDArra
     return np.stack([tp, pred_objects - tp, true_objects - tp, iou], 1).astype(np.float64)
 
 
-def areas(labels: NDArray) -> NDArray[np.int64]:
+def object_areas(labels: NDArray) -> NDArray[np.int64]:
     """Return the number of pixels of each label, indexed by label; 0 for the background."""
     area = np.bincount(labels.ravel(), minlength=1)
     area[0] = 0
@@ -155,7 +157,7 @@ def object_scores(counts: NDArray) -> dict[str, NDArray[np.float64]]:
     )
 
 
-def evidence(counts: NDArray) -> dict[str, Evidence]:
+def object_bootstrap_inputs(counts: NDArray) -> dict[str, BootstrapInput]:
     """Return for each score its rows and score function, from the counts (N, T, 4) of N images."""
     names = object_scores(counts[0])
     return {name: (counts, lambda sums, name=name: object_scores(sums)[name]) for name in names}

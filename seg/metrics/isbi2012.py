@@ -18,20 +18,20 @@ from scipy import ndimage
 from skimage.segmentation import watershed
 
 from seg.logits import IGNORE
-from seg.metrics.instances import components
-from seg.metrics.significance import Evidence, mean
+from seg.metrics.instances import label_components
+from seg.metrics.significance import BootstrapInput, mean_of_sums
 
 # 0.0, 0.1 ... summed up as in Fiji's loop: the last is 1 - 1e-16, so a probability of 1 is above it
-THRESHOLDS = tuple(accumulate([0.1] * 10, initial=0.0))
-LAST_OLDER = 0.95  # the older errors use ten thresholds, 0.0 ... 0.9
+CHALLENGE_THRESHOLDS = tuple(accumulate([0.1] * 10, initial=0.0))
+MAX_OLDER_THRESHOLD = 0.95  # the older errors use ten thresholds, 0.0 ... 0.9
 NO_WARPING = {"warping_error": np.nan, "split_merge_error": np.nan}
-SQUARE = np.ones((3, 3), bool)  # 8 neighbours
+EIGHT_NEIGHBOURS = np.ones((3, 3), bool)  # 8 neighbours
 # a pixel's 8 neighbours (row, column) clockwise from the right: the even ones are its 4 neighbours
-RING = ((0, 1), (1, 1), (1, 0), (1, -1), (0, -1), (-1, -1), (-1, 0), (-1, 1))
+NEIGHBOUR_RING = ((0, 1), (1, 1), (1, 0), (1, -1), (0, -1), (-1, -1), (-1, 0), (-1, 1))
 
 
 def section_scores(
-    interior: NDArray, truth: NDArray, thresholds: tuple[float, ...] = THRESHOLDS
+    interior: NDArray, truth: NDArray, thresholds: tuple[float, ...] = CHALLENGE_THRESHOLDS
 ) -> dict[str, NDArray[np.float64]]:
     """Compute every score of one section at each threshold.
 
@@ -53,20 +53,22 @@ def section_scores(
     Raises:
         ValueError: if the sizes differ, a probability is not in 0..1, or a truth value is not 0, 1 or 255.
     """
-    check(interior, truth)
+    check_section(interior, truth)
     valid, inside = truth != IGNORE, truth == 1
-    true_labels = components(inside)
+    true_labels = label_components(inside)
     rows = []
     for threshold in thresholds:
         proposal = (interior.astype(np.float64) > threshold) & valid
-        labels = components(proposal)
-        thinned = overlaps(true_labels, thin(labels))
-        older = threshold < LAST_OLDER
+        labels = label_components(proposal)
+        thinned = count_overlaps(true_labels, thin_borders(labels))
+        older = threshold < MAX_OLDER_THRESHOLD
         rows.append(
-            scored("v_rand", *rand_scores(*thinned))
-            | scored("v_info", *information_scores(*thinned))
+            f_score_entries("v_rand", *rand_scores(*thinned))
+            | f_score_entries("v_info", *information_scores(*thinned))
             | {
-                "rand_error": rand_error(*overlaps(true_labels, labels)[:3]) if older else np.nan,
+                "rand_error": rand_error(*count_overlaps(true_labels, labels)[:3])
+                if older
+                else np.nan,
                 "pixel_error": pixel_error(inside, proposal) if older else np.nan,
             }
             | (warping_errors(inside, proposal, valid) if older else NO_WARPING)
@@ -74,7 +76,7 @@ def section_scores(
     return {key: np.array([row[key] for row in rows]) for key in rows[0]}
 
 
-def best(sections: list[dict[str, NDArray]]) -> dict[str, float]:
+def best_scores(sections: list[dict[str, NDArray]]) -> dict[str, float]:
     """Average the sections at each threshold, then select the best threshold of each score.
 
     A section in which a score is nan is left out of the mean of that score. Precision and recall are given
@@ -87,7 +89,7 @@ def best(sections: list[dict[str, NDArray]]) -> dict[str, float]:
         Score by name; nan if it is nan in all sections.
     """
     stacked = {key: np.stack([section[key] for section in sections]) for key in sections[0]}
-    mean = {key: mean_of_defined(values) for key, values in stacked.items()}
+    mean = {key: mean_without_nan(values) for key, values in stacked.items()}
     result = {}
     for key, values in mean.items():
         f_score = mean[key.removesuffix("_precision").removesuffix("_recall")]
@@ -99,16 +101,16 @@ def best(sections: list[dict[str, NDArray]]) -> dict[str, float]:
     return result
 
 
-def evidence(sections: list[dict[str, NDArray]]) -> dict[str, Evidence]:
+def section_bootstrap_inputs(sections: list[dict[str, NDArray]]) -> dict[str, BootstrapInput]:
     """Return for each score its rows and score function; every resample selects its own best threshold."""
 
     def lowest(sums: NDArray) -> NDArray:
         return np.fmin.reduce(
-            mean(sums), axis=-1
+            mean_of_sums(sums), axis=-1
         )  # ignores thresholds that are nan in all sections
 
     def highest(sums: NDArray) -> NDArray:
-        return np.fmax.reduce(mean(sums), axis=-1)
+        return np.fmax.reduce(mean_of_sums(sums), axis=-1)
 
     result = {}
     for name in sections[0]:
@@ -119,14 +121,14 @@ def evidence(sections: list[dict[str, NDArray]]) -> dict[str, Evidence]:
     return result
 
 
-def mean_of_defined(values: NDArray) -> NDArray[np.float64]:
+def mean_without_nan(values: NDArray) -> NDArray[np.float64]:
     """Return the mean over the first axis without nan; nan where all values are."""
     defined = ~np.isnan(values)
     with np.errstate(invalid="ignore"):
         return np.where(defined, values, 0).sum(0) / defined.sum(0)
 
 
-def check(interior: NDArray, truth: NDArray) -> None:
+def check_section(interior: NDArray, truth: NDArray) -> None:
     """Raise ValueError if a section is no map of probabilities or its truth has other values."""
     if interior.shape != truth.shape or interior.ndim != 2:
         raise ValueError(
@@ -143,12 +145,12 @@ def check(interior: NDArray, truth: NDArray) -> None:
         )
 
 
-def scored(name: str, precision: float, recall: float, score: float) -> dict[str, float]:
+def f_score_entries(name: str, precision: float, recall: float, score: float) -> dict[str, float]:
     """Return an F-score with its precision and recall under their names."""
     return {name: score, f"{name}_precision": precision, f"{name}_recall": recall}
 
 
-def thin(labels: NDArray) -> NDArray[np.int32]:
+def thin_borders(labels: NDArray) -> NDArray[np.int32]:
     """Grow objects over their borders until only dams (0), about 1 px wide, separate them.
 
     Without any object the section is one object, as in Fiji. Differs: the watershed is scikit-image's, not
@@ -162,7 +164,7 @@ def thin(labels: NDArray) -> NDArray[np.int32]:
     return watershed(labels == 0, labels, connectivity=1, watershed_line=True)
 
 
-def overlaps(truth: NDArray, pred: NDArray) -> tuple[NDArray, NDArray, NDArray, int]:
+def count_overlaps(truth: NDArray, pred: NDArray) -> tuple[NDArray, NDArray, NDArray, int]:
     """Count the pixels of true cells by true object, by predicted object, and by both.
 
     Returns:
@@ -207,17 +209,25 @@ def information_scores(
         return np.nan, np.nan, np.nan
     n = a.sum()
     alone = singletons / n * np.log(n)  # entropy of the singletons, nats
-    true, pred, both = entropy(a / n), entropy(b / n) + alone, entropy(ab / n) + alone
+    true, pred, both = (
+        entropy_of_shares(a / n),
+        entropy_of_shares(b / n) + alone,
+        entropy_of_shares(ab / n) + alone,
+    )
     mutual = max(true + pred - both, 0.0)  # not negative through rounding
-    return share(mutual, true), share(mutual, pred), share(2 * mutual, true + pred)
+    return (
+        entropy_share(mutual, true),
+        entropy_share(mutual, pred),
+        entropy_share(2 * mutual, true + pred),
+    )
 
 
-def entropy(p: NDArray) -> float:
+def entropy_of_shares(p: NDArray) -> float:
     """Return the entropy in nats of shares above 0."""
     return float(-(p * np.log(p)).sum())
 
 
-def share(part: float, whole: float) -> float:
+def entropy_share(part: float, whole: float) -> float:
     """Return part / whole, at most 1; 1 where the whole is 0 up to the rounding of log(1)."""
     return min(part / whole, 1.0) if whole > 1e-12 else 1.0
 
@@ -266,7 +276,7 @@ def warping_errors(inside: NDArray, proposal: NDArray, valid: NDArray) -> dict[s
     """
     if not valid.any():
         return NO_WARPING
-    warped = warp(inside, proposal)
+    warped = warp_to_target(inside, proposal)
     remaining = warped != proposal
     return {
         "warping_error": np.count_nonzero(remaining) / np.count_nonzero(valid),
@@ -274,7 +284,7 @@ def warping_errors(inside: NDArray, proposal: NDArray, valid: NDArray) -> dict[s
     }
 
 
-def warp(source: NDArray, target: NDArray) -> NDArray[np.bool_]:
+def warp_to_target(source: NDArray, target: NDArray) -> NDArray[np.bool_]:
     """Warp ``source`` to ``target`` (H, W) bool: flip differing simple points until none remains.
 
     A pixel is simple if its flip keeps the topology: it neither joins, cuts, creates nor removes a
@@ -285,7 +295,7 @@ def warp(source: NDArray, target: NDArray) -> NDArray[np.bool_]:
     height, width = source.shape
     image = np.pad(source, 1).ravel()
     differs = image != np.pad(target, 1).ravel()
-    ring = np.array([row * (width + 2) + column for row, column in RING])
+    ring = np.array([row * (width + 2) + column for row, column in NEIGHBOUR_RING])
     lattice = (np.arange(height + 2)[:, None] % 2 * 2 + np.arange(width + 2) % 2).ravel()
 
     # flip simple points, then look again at the differing neighbours of those that were flipped
@@ -294,7 +304,7 @@ def warp(source: NDArray, target: NDArray) -> NDArray[np.bool_]:
         flipped = []
         for part in range(4):
             pixels = todo[lattice[todo] == part]
-            pixels = pixels[pieces(image[pixels[:, None] + ring]) == 1]
+            pixels = pixels[count_pieces(image[pixels[:, None] + ring]) == 1]
             image[pixels] ^= True
             differs[pixels] = False
             flipped.append(pixels)
@@ -304,7 +314,7 @@ def warp(source: NDArray, target: NDArray) -> NDArray[np.bool_]:
     return image.reshape(height + 2, width + 2)[1:-1, 1:-1]
 
 
-def pieces(neighbours: NDArray) -> NDArray[np.int64]:
+def count_pieces(neighbours: NDArray) -> NDArray[np.int64]:
     """Count the pieces of cell, 4-connected along the ring, that touch a pixel by an edge.
 
     The pixel is simple if the number is 1 (Yokoi's 4-connectivity number). It is 0 also if all are inside.
@@ -326,15 +336,19 @@ def splits_and_mergers(warped: NDArray, remaining: NDArray) -> int:
     there than pieces.
     """
     rows, columns = np.nonzero(np.pad(remaining, 1))
-    around = tuple(np.array(RING).T[:, None] + np.stack([rows, columns])[..., None])  # 2 of (N, 8)
+    around = tuple(
+        np.array(NEIGHBOUR_RING).T[:, None] + np.stack([rows, columns])[..., None]
+    )  # 2 of (N, 8)
     image = np.pad(warped, 1)
-    border, _ = ndimage.label(~image, SQUARE)
-    cells_near = distinct(components(image)[around])
-    falls_apart = image[rows, columns] & (pieces(image[around]) > distinct(border[around]))
+    border, _ = ndimage.label(~image, EIGHT_NEIGHBOURS)
+    cells_near = count_distinct(label_components(image)[around])
+    falls_apart = image[rows, columns] & (
+        count_pieces(image[around]) > count_distinct(border[around])
+    )
     return int(((cells_near > 1) | falls_apart).sum())
 
 
-def distinct(labels: NDArray) -> NDArray[np.int64]:
+def count_distinct(labels: NDArray) -> NDArray[np.int64]:
     """Return the number (N,) of different labels above 0 in each row (N, 8)."""
     ordered = np.sort(labels, axis=1)
     return (ordered[:, 0] > 0) + ((np.diff(ordered, axis=1) > 0) & (ordered[:, 1:] > 0)).sum(1)

@@ -7,10 +7,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from seg.logits import predicted_classes, probabilities
-from seg.metrics.boundary import SurfaceMetric
-from seg.metrics.calibration import Calibration, ThresholdCurve
+from seg.metrics.boundary import BorderMetric
+from seg.metrics.calibration import CalibrationError, ThresholdCurve
 from seg.metrics.confusion import PixelScores
-from seg.metrics.significance import Evidence
+from seg.metrics.significance import BootstrapInput
 
 
 class SegmentationMetrics(nn.Module):
@@ -52,8 +52,8 @@ class SegmentationMetrics(nn.Module):
         self.classes, self.overlapping, self.threshold = classes, overlapping, float(fixed)
         self.pixels = PixelScores(classes, overlapping)
         borders = tolerance is not None or hausdorff
-        self.surfaces = SurfaceMetric(classes, tolerance, hausdorff) if borders else None
-        self.calibration = Calibration() if calibration else None
+        self.surfaces = BorderMetric(classes, tolerance, hausdorff) if borders else None
+        self.calibration = CalibrationError() if calibration else None
         labels = len(classes) if overlapping else None
         self.curve = ThresholdCurve(labels) if threshold == "best" else None
         self.best_threshold = self.threshold
@@ -79,9 +79,11 @@ class SegmentationMetrics(nn.Module):
             self.best_threshold = self.curve.best()
         return scores
 
-    def evidence(self) -> dict[str, Evidence]:
+    def bootstrap_inputs(self) -> dict[str, BootstrapInput]:
         """Return for each score its rows by image and its score function: see seg.metrics.significance."""
-        return self.pixels.evidence() | (self.surfaces.evidence() if self.surfaces else {})
+        return self.pixels.bootstrap_inputs() | (
+            self.surfaces.bootstrap_inputs() if self.surfaces else {}
+        )
 
     def choose_threshold(self) -> float:
         """Set the threshold to the best one of the last ``compute`` if it is ``best``; return the one in use."""

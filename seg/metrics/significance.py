@@ -23,10 +23,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-Score = Callable[[np.ndarray], np.ndarray]
-Evidence = tuple[np.ndarray, Score]  # rows, and the score of their sums
-EXACT = 12  # up to this number of images all 2**N swaps are enumerated
-NUMBERS = 2**21  # floats in a chunk of resamples: 16 MiB
+ScoreFunction = Callable[[np.ndarray], np.ndarray]
+BootstrapInput = tuple[np.ndarray, ScoreFunction]  # rows, and the score of their sums
+MAX_EXACT_IMAGES = 12  # up to this number of images all 2**N swaps are enumerated
+CHUNK_FLOATS = 2**21  # floats in a chunk of resamples: 16 MiB
 
 
 class Interval(NamedTuple):
@@ -38,7 +38,7 @@ class Interval(NamedTuple):
     images: int
 
 
-class Difference(NamedTuple):
+class ScoreDifference(NamedTuple):
     """Score of run b minus that of run a, its confidence interval, p of no difference, number of images."""
 
     value: float
@@ -48,9 +48,9 @@ class Difference(NamedTuple):
     images: int
 
 
-def interval(
+def bootstrap_interval(
     rows: np.ndarray,
-    score: Score,
+    score: ScoreFunction,
     level: float = 0.95,
     resamples: int = 10_000,
     seed: int = 0,
@@ -79,27 +79,27 @@ def interval(
         raise ValueError(f"level is {level}; it must be between 0 and 1, such as 0.95")
     if resamples < 1:
         raise ValueError(f"resamples is {resamples}; it must be 1 or more")
-    rows = measured(np.asarray(rows, dtype=float))
+    rows = rows_without_nan(np.asarray(rows, dtype=float))
     images = len(rows)
     if images < 2:
-        return Interval(total(rows, score), np.nan, np.nan, images)
+        return Interval(score_total(rows, score), np.nan, np.nan, images)
     draws = bootstrap_draws(images, resamples, rows[0].size, np.random.default_rng(seed))
-    scores_R = np.concatenate([scores(draw_RN, rows, score) for draw_RN in draws])
+    scores_R = np.concatenate([score_draws(draw_RN, rows, score) for draw_RN in draws])
     scores_R = scores_R[~np.isnan(scores_R)]
     low, high = np.nan, np.nan
     if len(scores_R):
         low, high = np.quantile(scores_R, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(total(rows, score), float(low), float(high), images)
+    return Interval(score_total(rows, score), float(low), float(high), images)
 
 
 def paired_test(
     rows_a: np.ndarray,
     rows_b: np.ndarray,
-    score: Score,
+    score: ScoreFunction,
     level: float = 0.95,
     resamples: int = 10_000,
     seed: int = 0,
-) -> Difference:
+) -> ScoreDifference:
     """Test whether run b scores differently from run a on the same images.
 
     The interval is the bootstrap interval of ``score(b) - score(a)`` with the same drawn images for both
@@ -136,29 +136,29 @@ def paired_test(
         return score(sums[:, 1]) - score(sums[:, 0])
 
     # bootstrap interval of the difference
-    pairs = measured(np.stack([rows_a, rows_b], axis=1))  # (N, 2, ...)
-    value, low, high, images = interval(pairs, difference, level, resamples, seed)
+    pairs = rows_without_nan(np.stack([rows_a, rows_b], axis=1))  # (N, 2, ...)
+    value, low, high, images = bootstrap_interval(pairs, difference, level, resamples, seed)
     if np.isnan(value):
-        return Difference(value, low, high, np.nan, images)
+        return ScoreDifference(value, low, high, np.nan, images)
 
     # differences after swapping the two rows of some images
     sums = pairs.sum(0)  # (2, ...)
-    rounding = 1e-10 * np.abs(scores_of(sums, score)).max()  # tolerance for swaps that tie
+    rounding = 1e-10 * np.abs(score_sums(sums, score)).max()  # tolerance for swaps that tie
     change = pairs[:, ::-1] - pairs  # change of the sums when an image is swapped
-    if exact := images <= EXACT:
+    if exact := images <= MAX_EXACT_IMAGES:
         draws = iter([np.arange(2**images)[:, None] >> np.arange(images) & 1])
     else:
         draws = random_swaps(images, resamples, change[0].size, np.random.default_rng(seed))
-    values_R = np.concatenate([scores(draw_RN, change, difference, sums) for draw_RN in draws])
+    values_R = np.concatenate([score_draws(draw_RN, change, difference, sums) for draw_RN in draws])
 
     # p: the share of swaps with a difference at least as large
     values_R = np.abs(values_R[~np.isnan(values_R)])
     as_large = (values_R >= abs(value) - rounding).sum()
     p = as_large / len(values_R) if exact else (1 + as_large) / (1 + len(values_R))
-    return Difference(value, low, high, float(p), images)
+    return ScoreDifference(value, low, high, float(p), images)
 
 
-def holm(p_values: np.ndarray) -> np.ndarray:
+def holm_adjust(p_values: np.ndarray) -> np.ndarray:
     """Adjust the p values (M,) of M tests so that any error among those below .05 has probability <= 5 %.
 
     Holm, A simple sequentially rejective multiple test procedure, Scand. J. Statist. 1979. Valid for any
@@ -172,33 +172,35 @@ def holm(p_values: np.ndarray) -> np.ndarray:
     return adjusted_M
 
 
-def per_image(values_N: np.ndarray) -> np.ndarray:
+def per_image_rows(values_N: np.ndarray) -> np.ndarray:
     """Return rows (N, 2) whose `mean` is the average of the values (N,); images with nan are left out."""
     values_N = np.asarray(values_N, dtype=float)
     return np.stack([values_N, np.ones_like(values_N)], axis=-1)
 
 
-def mean(sums: np.ndarray) -> np.ndarray:
+def mean_of_sums(sums: np.ndarray) -> np.ndarray:
     """Return the mean (R,) from sums (R, 2) of `per_image` rows: sum of the values, number of images."""
     return sums[..., 0] / sums[..., 1]
 
 
-def measured(rows: np.ndarray) -> np.ndarray:
+def rows_without_nan(rows: np.ndarray) -> np.ndarray:
     """Return the rows without nan."""
     return rows[~np.isnan(rows).any(axis=tuple(range(1, rows.ndim)))]
 
 
-def total(rows: np.ndarray, score: Score) -> float:
+def score_total(rows: np.ndarray, score: ScoreFunction) -> float:
     """Return the score of all rows; nan without rows."""
-    return float(scores_of(rows.sum(0)[None], score)[0]) if len(rows) else np.nan
+    return float(score_sums(rows.sum(0)[None], score)[0]) if len(rows) else np.nan
 
 
-def scores(draw_RN: np.ndarray, rows: np.ndarray, score: Score, start: float = 0.0) -> np.ndarray:
+def score_draws(
+    draw_RN: np.ndarray, rows: np.ndarray, score: ScoreFunction, start: float = 0.0
+) -> np.ndarray:
     """Return the scores (R,) of the sums of the rows, each weighted by its number in the draw (R, N)."""
-    return scores_of(start + np.tensordot(draw_RN.astype(float), rows, 1), score)
+    return score_sums(start + np.tensordot(draw_RN.astype(float), rows, 1), score)
 
 
-def scores_of(sums: np.ndarray, score: Score) -> np.ndarray:
+def score_sums(sums: np.ndarray, score: ScoreFunction) -> np.ndarray:
     """Return the scores (R,) of sums (R, ...); raise ValueError if the function returns another shape."""
     with np.errstate(divide="ignore", invalid="ignore"):
         values_R = np.asarray(score(sums), dtype=float)
@@ -214,7 +216,7 @@ def bootstrap_draws(
     images: int, resamples: int, row_size: int, rng: np.random.Generator
 ) -> Iterator[np.ndarray]:
     """Yield the number of times each image is drawn, (R, N) int in chunks of R; each row sums to N."""
-    for chunk in chunks(resamples, images + row_size):
+    for chunk in chunk_sizes(resamples, images + row_size):
         drawn_RN = rng.integers(images, size=(chunk, images))
         drawn_RN += images * np.arange(chunk)[:, None]
         yield np.bincount(drawn_RN.ravel(), minlength=chunk * images).reshape(chunk, images)
@@ -224,12 +226,12 @@ def random_swaps(
     images: int, resamples: int, row_size: int, rng: np.random.Generator
 ) -> Iterator[np.ndarray]:
     """Yield 1 where the two rows of an image are swapped, else 0, (R, N) in chunks of R."""
-    for chunk in chunks(resamples, images + row_size):
+    for chunk in chunk_sizes(resamples, images + row_size):
         yield rng.integers(2, size=(chunk, images), dtype=np.int8)
 
 
-def chunks(resamples: int, numbers: int) -> Iterator[int]:
+def chunk_sizes(resamples: int, numbers: int) -> Iterator[int]:
     """Yield sizes of chunks that sum to resamples, each of at most NUMBERS floats."""
-    size = max(1, NUMBERS // max(1, numbers))
+    size = max(1, CHUNK_FLOATS // max(1, numbers))
     for start in range(0, resamples, size):
         yield min(size, resamples - start)

@@ -12,39 +12,39 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from seg.cli.command import command
-from seg.cli.compose import build
-from seg.display.console import quiet
+from seg.cli.compose import instantiate_node
+from seg.display.console import configure_logging
 from seg.errors import UserError
 from seg.models import profiling
 from seg.models.contract import require_network
 
 log = logging.getLogger("seg")
-Row = tuple[str, nn.Module, tuple[int, ...]]
+LayerRow = tuple[str, nn.Module, tuple[int, ...]]
 
 
-def show(cfg: DictConfig) -> tuple[int, int]:
+def show_network(cfg: DictConfig) -> tuple[int, int]:
     """Print the table and return height and width of the logits."""
-    quiet()
+    configure_logging()
     size, channels = cfg.data.size, cfg.data.channels
     for option, value in (("data.size", size), ("data.channels", channels), ("logits", cfg.logits)):
         if value < 1:
             raise UserError(f"{option}={value}: it must be at least 1")
     cfg.model.in_channels, cfg.model.num_classes = channels, cfg.logits
     with torch.device("meta"):
-        model = build(cfg.model, "model").eval()
+        model = instantiate_node(cfg.model, "model").eval()
         image = torch.empty(1, channels, size, size)
     try:
-        rows, logits = layers(model, image)
+        rows, logits = list_layers(model, image)
     except ValueError as error:
         raise UserError(f"data.size={size}: {error}") from error
-    counts = profiling.multiply_adds(model, image)
+    counts = profiling.count_multiply_adds(model, image)
     name = type(model).__name__
     table = Table(title=f"{name}, image {channels} x {size} x {size}", title_justify="left")
     for heading in ("layer", "is a", "output C x H x W", "parameters", "multiply-adds"):
         table.add_column(heading, justify="left" if heading in ("layer", "is a") else "right")
     for path, layer, shape in rows:
         mega = counts.get(f"{name}.{path}", 0) / 1e6
-        own = profiling.parameters(layer)
+        own = profiling.count_parameters(layer)
         table.add_row(
             path,
             type(layer).__name__,
@@ -55,17 +55,19 @@ def show(cfg: DictConfig) -> tuple[int, int]:
     log.info("", extra={"table": table})
     height, width = logits.shape[-2:]
     log.info(
-        f"{profiling.parameters(model):,} parameters, {counts['Global'] / 1e9:.1f} G multiply-adds; "
+        f"{profiling.count_parameters(model):,} parameters, {counts['Global'] / 1e9:.1f} G multiply-adds; "
         f"{size}x{size} -> {height}x{width}"
     )
     if cfg.model.get("padding") == "same":
-        log.info(f"with model.padding=valid the same weights give {valid_sizes(cfg, size)}")
+        log.info(
+            f"with model.padding=valid the same weights give {describe_valid_sizes(cfg, size)}"
+        )
     return height, width
 
 
-def layers(model: nn.Module, image: Tensor) -> tuple[list[Row], Tensor]:
+def list_layers(model: nn.Module, image: Tensor) -> tuple[list[LayerRow], Tensor]:
     """Return the top-level parts of a network, in the order in which they run, and the logits."""
-    rows: list[Row] = []
+    rows: list[LayerRow] = []
     containers = (nn.ModuleList, nn.ModuleDict)
     parts = {
         f"{name}.{inner}" if isinstance(child, containers) else name: part
@@ -88,11 +90,11 @@ def layers(model: nn.Module, image: Tensor) -> tuple[list[Row], Tensor]:
     return rows, logits
 
 
-def valid_sizes(cfg: DictConfig, size: int) -> str:
+def describe_valid_sizes(cfg: DictConfig, size: int) -> str:
     """Return the sizes of image and logits of the same U-Net with valid convolutions, for the nearest size allowed."""
     cfg.model.padding = "valid"
     with torch.device("meta"):
-        model = require_network(build(cfg.model, "model"))
+        model = require_network(instantiate_node(cfg.model, "model"))
     side = model.input_side(size - 2 * model.context)  # the size itself, if it is one
     inner = side - 2 * model.context
     return f"{side}x{side} -> {inner}x{inner}"
@@ -101,7 +103,7 @@ def valid_sizes(cfg: DictConfig, size: int) -> str:
 @command("models")
 def main(cfg: DictConfig) -> None:
     """Print the layers."""
-    show(cfg)
+    show_network(cfg)
 
 
 if __name__ == "__main__":

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from seg.models.network import Extent, ReceptiveModule, receptive_field
 
-Norm = Literal["batch", "group", "none"]
-Padding = Literal["same", "valid"]
-Down = Literal["max", "average", "strided"]
-Up = Literal["transposed", "bilinear", "nearest", "pixel_shuffle", "unpool"]
-Fuse = Literal["concat", "add"]
+NormName = Literal["batch", "group", "none"]
+PaddingName = Literal["same", "valid"]
+DownName = Literal["max", "average", "strided"]
+UpName = Literal["transposed", "bilinear", "nearest", "pixel_shuffle", "unpool"]
+FuseName = Literal["concat", "add"]
 BlockName = Literal["double_conv", "residual", "bottleneck"]
 
 
@@ -25,8 +25,8 @@ def conv_norm(
     in_channels: int,
     out_channels: int,
     kernel: int,
-    norm: Norm,
-    padding: Padding = "same",
+    norm: NormName,
+    padding: PaddingName = "same",
     stride: int = 1,
 ) -> list[nn.Module]:
     """Return a convolution and its normalisation; the convolution has a bias only without normalisation."""
@@ -35,11 +35,11 @@ def conv_norm(
     if norm == "batch":
         return [conv, nn.BatchNorm2d(out_channels)]
     if norm == "group":
-        return [conv, nn.GroupNorm(groups(out_channels), out_channels)]
+        return [conv, nn.GroupNorm(count_groups(out_channels), out_channels)]
     return [conv]
 
 
-def groups(channels: int) -> int:
+def count_groups(channels: int) -> int:
     """Return the largest number of groups up to 8 that divides the channels."""
     return next(g for g in range(min(8, channels), 0, -1) if channels % g == 0)
 
@@ -48,8 +48,8 @@ def conv_norm_relu(
     in_channels: int,
     out_channels: int,
     kernel: int,
-    norm: Norm,
-    padding: Padding = "same",
+    norm: NormName,
+    padding: PaddingName = "same",
     stride: int = 1,
 ) -> nn.Sequential:
     """Return convolution, normalisation and ReLU."""
@@ -63,7 +63,7 @@ class DoubleConv(nn.Sequential):
     margin = 2  # px that valid convolutions remove on each side
 
     def __init__(
-        self, in_channels: int, out_channels: int, norm: Norm, padding: Padding = "same"
+        self, in_channels: int, out_channels: int, norm: NormName, padding: PaddingName = "same"
     ) -> None:
         # one flat sequence: a nested one would keep its input in memory
         super().__init__(
@@ -72,14 +72,14 @@ class DoubleConv(nn.Sequential):
         )
 
 
-class Shortcut(ReceptiveModule):
+class ShortcutBlock(ReceptiveModule):
     """Residual connection: ReLU(x + body(x)), with a 1x1 convolution of x if the channels differ.
 
     He et al., CVPR 2016, arXiv:1512.03385, figures 2 and 5; with valid convolutions x is cropped.
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, norm: Norm, body: list[nn.Module], crop: int
+        self, in_channels: int, out_channels: int, norm: NormName, body: list[nn.Module], crop: int
     ) -> None:
         super().__init__()
         self.body, self.crop = nn.Sequential(*body), crop
@@ -97,13 +97,13 @@ class Shortcut(ReceptiveModule):
         return receptive_field(self.body, outputs) | outputs.shifted(self.crop)
 
 
-class Residual(Shortcut):
+class ResidualBlock(ShortcutBlock):
     """Residual block of two 3x3 convolutions (He et al. 2016, figure 2)."""
 
     margin = 2
 
     def __init__(
-        self, in_channels: int, out_channels: int, norm: Norm, padding: Padding = "same"
+        self, in_channels: int, out_channels: int, norm: NormName, padding: PaddingName = "same"
     ) -> None:
         body = [
             conv_norm_relu(in_channels, out_channels, 3, norm, padding),
@@ -112,13 +112,13 @@ class Residual(Shortcut):
         super().__init__(in_channels, out_channels, norm, body, 2 if padding == "valid" else 0)
 
 
-class Bottleneck(Shortcut):
+class BottleneckBlock(ShortcutBlock):
     """Bottleneck block: 1x1 to a quarter of the channels, 3x3, 1x1 to all (He et al. 2016, figure 5)."""
 
     margin = 1
 
     def __init__(
-        self, in_channels: int, out_channels: int, norm: Norm, padding: Padding = "same"
+        self, in_channels: int, out_channels: int, norm: NormName, padding: PaddingName = "same"
     ) -> None:
         narrow = max(1, out_channels // 4)
         body = [
@@ -129,12 +129,16 @@ class Bottleneck(Shortcut):
         super().__init__(in_channels, out_channels, norm, body, 1 if padding == "valid" else 0)
 
 
-BLOCKS = {"double_conv": DoubleConv, "residual": Residual, "bottleneck": Bottleneck}
+BLOCK_CLASSES = {
+    "double_conv": DoubleConv,
+    "residual": ResidualBlock,
+    "bottleneck": BottleneckBlock,
+}
 
 
-def downsampling(channels: int, down: Down) -> nn.Module:
+def build_downsampling(channels: int, down: DownName) -> nn.Module:
     """Return a layer that halves even height and width: the red arrows of the U-Net figure."""
-    check_word("down", down, typing.get_args(Down))
+    check_known_word("down", down, typing.get_args(DownName))
     if down == "strided":
         return nn.Conv2d(channels, channels, kernel_size=2, stride=2)
     return nn.MaxPool2d(2) if down == "max" else nn.AvgPool2d(2)
@@ -159,10 +163,10 @@ class Upsampling(ReceptiveModule):
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, up: Up, padding: Padding = "same"
+        self, in_channels: int, out_channels: int, up: UpName, padding: PaddingName = "same"
     ) -> None:
         super().__init__()
-        check_word("up", up, typing.get_args(Up))
+        check_known_word("up", up, typing.get_args(UpName))
         self.up, self.margin = up, int(up == "bilinear" and padding == "valid")
         if up == "transposed":
             self.conv: nn.Module = nn.ConvTranspose2d(in_channels, out_channels, 2, stride=2)
@@ -174,14 +178,14 @@ class Upsampling(ReceptiveModule):
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         x = self.conv(x)  # it commutes with interpolation, and is cheaper before it
         if self.up == "bilinear":
-            x = bilinear(x)
+            x = double_bilinear(x)
             return x[..., 1:-1, 1:-1] if self.margin else x
         if self.up == "nearest":
             return F.interpolate(x, scale_factor=2, mode="nearest")
         if self.up == "pixel_shuffle":
             return F.pixel_shuffle(x, 2)
         if self.up == "unpool":
-            return unpool(x, F.max_pool2d(skip, 2, return_indices=True)[1])
+            return unpool_maxima(x, F.max_pool2d(skip, 2, return_indices=True)[1])
         return x
 
     def receptive_field(self, outputs: Extent) -> Extent:
@@ -192,7 +196,7 @@ class Upsampling(ReceptiveModule):
             return outputs.shifted(self.margin).transposed(kernel=4, stride=2, padding=1)
         return outputs.transposed(kernel=2, stride=2)
 
-    def start_even(self) -> None:
+    def init_icnr(self) -> None:
         """Initialise pixel_shuffle by ICNR: the four pixels from one pixel are equal at the start."""
         if self.up == "pixel_shuffle":
             assert isinstance(self.conv, nn.Conv2d)
@@ -201,7 +205,7 @@ class Upsampling(ReceptiveModule):
                 weight.copy_(weight[::4].repeat_interleave(4, dim=0))
 
 
-def bilinear(x: Tensor) -> Tensor:
+def double_bilinear(x: Tensor) -> Tensor:
     """Double height and width by bilinear interpolation, with the border's values repeated beyond it.
 
     With ``trainer.deterministic`` it is a transposed convolution with fixed weights, because the gradient of
@@ -219,7 +223,7 @@ def bilinear(x: Tensor) -> Tensor:
     return F.conv_transpose2d(x, weight, stride=2, padding=3, groups=x.shape[1])
 
 
-def unpool(x: Tensor, indices: Tensor) -> Tensor:
+def unpool_maxima(x: Tensor, indices: Tensor) -> Tensor:
     """Put each value where 2x2 max pooling found its maximum, with zeros elsewhere (SegNet, figure 3).
 
     The same as ``torch.nn.functional.max_unpool2d``, which can't be traced.
@@ -233,13 +237,13 @@ def unpool(x: Tensor, indices: Tensor) -> Tensor:
     return put.view(batch, channels, 2 * height, 2 * width)
 
 
-def fused(channels: int, skips: int, fuse: Fuse) -> int:
+def fused_channels(channels: int, skips: int, fuse: FuseName) -> int:
     """Return the input channels of a node that fuses ``skips`` skips and one upsampled map."""
-    check_word("fuse", fuse, typing.get_args(Fuse))
+    check_known_word("fuse", fuse, typing.get_args(FuseName))
     return channels * (skips + 1 if fuse == "concat" else 1)
 
 
-def join(skips: list[Tensor], raised: Tensor, fuse: Fuse) -> Tensor:
+def fuse_maps(skips: list[Tensor], raised: Tensor, fuse: FuseName) -> Tensor:
     """Concatenate (U-Net) or add (FCN) the skips and the upsampled map."""
     return torch.cat([*skips, raised], dim=1) if fuse == "concat" else sum(skips, raised)
 
@@ -250,7 +254,7 @@ def crop_centre(x: Tensor, height: int, width: int) -> Tensor:
     return x[..., top : top + height, left : left + width]
 
 
-def he_init(model: nn.Module) -> None:
+def init_he(model: nn.Module) -> None:
     """Initialise the weights as Gaussian with variance 2 / fan-in (He et al. 2015) and the biases as zero."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
@@ -259,7 +263,7 @@ def he_init(model: nn.Module) -> None:
                 nn.init.zeros_(module.bias)
     for module in model.modules():
         if isinstance(module, Upsampling):
-            module.start_even()
+            module.init_icnr()
 
 
 def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
@@ -294,7 +298,7 @@ def check_fraction(name: str, value: float) -> None:
         raise ValueError(f"{name} is {value}; it must be at least 0 and below 1")
 
 
-def check_word(name: str, word: object, words: tuple) -> None:
+def check_known_word(name: str, word: object, words: tuple) -> None:
     """Raise ValueError for a word that isn't one of ``words``."""
     if word not in words:
         raise ValueError(f"{name} is {word}; it must be one of {', '.join(map(str, words))}")

@@ -5,16 +5,16 @@ from torch import Tensor, nn
 
 from seg.models.network import Network
 
-GRID = 32  # px; tiles start on multiples of it, or of a larger stride
+TILE_GRID = 32  # px; tiles start on multiples of it, or of a larger stride
 
 
-def coarsest(model: nn.Module, least: int = GRID) -> int:
+def tile_stride(model: nn.Module, least: int = TILE_GRID) -> int:
     """Return the px of the grid on which tiles start: the smallest multiple of the stride that is at least ``least``."""
     stride = model.stride if isinstance(model, Network) else 1
     return -(-least // stride) * stride
 
 
-def surroundings(model: nn.Module) -> int:
+def needed_context(model: nn.Module) -> int:
     """Return the context in px that valid convolutions need on each side; for an ensemble, the largest of its members."""
     return max((n.context for n in model.modules() if isinstance(n, Network)), default=0)
 
@@ -30,7 +30,7 @@ def require_network(model: object) -> Network:
     return model
 
 
-def full_logits(model: nn.Module, image: Tensor) -> Tensor:
+def same_size_logits(model: nn.Module, image: Tensor) -> Tensor:
     """Return logits of the size of the image, also for networks of valid convolutions.
 
     The context that these need is mirrored at the borders: the overlap-tile strategy of Ronneberger et al. 2015,
@@ -43,12 +43,12 @@ def full_logits(model: nn.Module, image: Tensor) -> Tensor:
         return model(image)
     size = image.shape[-2:]
     for dim, side in zip((-2, -1), size, strict=True):
-        rows = mirrored(side, model.context, model.input_side(side) - side - model.context)
+        rows = reflect_indices(side, model.context, model.input_side(side) - side - model.context)
         image = image.index_select(dim, rows.to(image.device))
     return model(image)[..., : size[0], : size[1]]
 
 
-def mirrored(side: int, before: int, after: int) -> Tensor:
+def reflect_indices(side: int, before: int, after: int) -> Tensor:
     """Return the indices -before .. side + after - 1, reflected into 0 .. side - 1 without repeating the border."""
     period = max(1, 2 * (side - 1))
     index = torch.arange(-before, side + after) % period

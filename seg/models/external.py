@@ -7,7 +7,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from seg.models.blocks import check_counts, pad_to_multiple
-from seg.models.network import Extent, Network, probe
+from seg.models.network import Extent, Network, measure_receptive_field
 
 
 class Peer(Network):
@@ -68,4 +68,4 @@ class Peer(Network):
     @cached_property
     def block_field(self) -> Extent:
         """Pixels that the first ``stride`` px of the logits depend on."""
-        return probe(self.network, self.in_channels, self.stride)
+        return measure_receptive_field(self.network, self.in_channels, self.stride)

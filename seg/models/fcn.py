@@ -8,18 +8,18 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from seg.models.blocks import (
-    Norm,
+    NormName,
     check_counts,
     check_fraction,
-    check_word,
+    check_known_word,
     conv_norm_relu,
-    he_init,
+    init_he,
     pad_to_multiple,
 )
-from seg.models.encoders import Encoder, alexnet, pooling, vgg16
+from seg.models.encoders import EncoderName, build_alexnet, build_pooling, build_vgg16
 from seg.models.network import Extent, Network, receptive_field
 
-Fixed = Literal["last", "all", "none"]
+FixedUpsampling = Literal["last", "all", "none"]
 
 
 class FCN(Network):
@@ -49,23 +49,23 @@ class FCN(Network):
         self,
         in_channels: Annotated[int, Field(ge=1)],
         num_classes: Annotated[int, Field(ge=1)],
-        encoder: Encoder = "vgg16",
+        encoder: EncoderName = "vgg16",
         width: Annotated[int, Field(ge=1)] = 64,
         stride: Literal[32, 16, 8] = 8,
-        norm: Norm = "batch",
+        norm: NormName = "batch",
         dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5,
-        fixed_upsampling: Fixed = "last",
+        fixed_upsampling: FixedUpsampling = "last",
     ) -> None:
         super().__init__()
         check_counts(in_channels=in_channels, num_classes=num_classes, width=width)
         check_fraction("dropout", dropout)
-        check_word("encoder", encoder, typing.get_args(Encoder))
-        check_word("stride", stride, (32, 16, 8))
-        check_word("fixed_upsampling", fixed_upsampling, typing.get_args(Fixed))
+        check_known_word("encoder", encoder, typing.get_args(EncoderName))
+        check_known_word("stride", stride, (32, 16, 8))
+        check_known_word("fixed_upsampling", fixed_upsampling, typing.get_args(FixedUpsampling))
         self.encoder, self.norm = encoder, norm
-        make = vgg16 if encoder == "vgg16" else alexnet
+        make = build_vgg16 if encoder == "vgg16" else build_alexnet
         self.stages, channels = make(in_channels, width, norm)
-        self.pools = pooling(encoder)
+        self.pools = build_pooling(encoder)
         fc6 = conv_norm_relu(channels[-1], 64 * width, 7, norm)
         # AlexNet's fc6 is 6x6: padded by one px more at the left and top, against pool3's offset
         if encoder == "alexnet":
@@ -77,7 +77,7 @@ class FCN(Network):
             conv_norm_relu(64 * width, 64 * width, 1, norm),  # fc7
             nn.Dropout(dropout),
         )
-        he_init(self)
+        init_he(self)
         self.finer = (32 // stride).bit_length() - 1  # skips: 0, 1 or 2
         coarse_to_fine = [64 * width, *channels[-2::-1][: self.finer]]
         self.scores = nn.ModuleList(nn.Conv2d(c, num_classes, 1) for c in coarse_to_fine)

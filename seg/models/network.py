@@ -16,13 +16,13 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-UNKNOWN = 256  # px on each side, assumed for a receptive field without end
-FIRST, LONGEST = (
+UNKNOWN_MARGIN = 256  # px on each side, assumed for a receptive field without end
+FIRST_PROBE, LONGEST_PROBE = (
     512,
     8192,
 )  # px of a probe's image: at first on each side of the middle; at most in all
-WIDE = 64  # px of the other side of a probe's image
-POINTWISE = (nn.ReLU, nn.Dropout, nn.Identity)
+PROBE_WIDTH = 64  # px of the other side of a probe's image
+POINTWISE_LAYERS = (nn.ReLU, nn.Dropout, nn.Identity)
 
 
 @dataclass(frozen=True)
@@ -173,10 +173,12 @@ def receptive_field(layer: nn.Module, outputs: Extent) -> Extent:
             outputs = receptive_field(part, outputs)
         return outputs
     if isinstance(layer, nn.ConvTranspose2d):
-        return outputs.transposed(side(layer.kernel_size), side(layer.stride), side(layer.padding))
+        return outputs.transposed(
+            square_side(layer.kernel_size), square_side(layer.stride), square_side(layer.padding)
+        )
     if isinstance(layer, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d):
-        dilation = 1 if isinstance(layer, nn.AvgPool2d) else side(layer.dilation)
-        kernel, stride, padding = (side(n) for n in (layer.kernel_size, layer.stride, layer.padding))  # fmt: skip
+        dilation = 1 if isinstance(layer, nn.AvgPool2d) else square_side(layer.dilation)
+        kernel, stride, padding = (square_side(n) for n in (layer.kernel_size, layer.stride, layer.padding))  # fmt: skip
         return outputs.convolved(kernel, stride, padding, dilation)
     if isinstance(layer, nn.ZeroPad2d) and layer.padding[:2] == layer.padding[2:]:
         return outputs.shifted(-layer.padding[0])
@@ -185,12 +187,12 @@ def receptive_field(layer: nn.Module, outputs: Extent) -> Extent:
     if isinstance(layer, nn.BatchNorm2d):
         statistics = layer.running_mean is not None and not layer.training
         return outputs if statistics else replace(outputs, everywhere=True)
-    if isinstance(layer, POINTWISE):
+    if isinstance(layer, POINTWISE_LAYERS):
         return outputs
     raise TypeError(f"the receptive field of {layer} is not known")
 
 
-def side(size: object) -> int:
+def square_side(size: object) -> int:
     """Return the side of a square kernel, stride or padding.
 
     Raises:
@@ -203,7 +205,7 @@ def side(size: object) -> int:
 
 
 @torch.no_grad()
-def probe(network: nn.Module, channels: int, stride: int) -> Extent:
+def measure_receptive_field(network: nn.Module, channels: int, stride: int) -> Extent:
     """Return the pixels that the first ``stride`` px of the logits depend on, measured on a copy of the network.
 
     The copy, in evaluation mode and float64 on the CPU, gets images in which all rows above, or below, a position are NaN.
@@ -221,20 +223,20 @@ def probe(network: nn.Module, channels: int, stride: int) -> Extent:
         logits depend on the image's size.
     """
     network = copy.deepcopy(network).to("cpu", torch.float64).eval()
-    both = [spread(lambda image: network(image), channels, stride)]
-    both.append(spread(lambda image: network(image.mT).mT, channels, stride))
+    both = [measure_extent(lambda image: network(image), channels, stride)]
+    both.append(measure_extent(lambda image: network(image.mT).mT, channels, stride))
     if any(field is None for field in both):
-        return Extent(-UNKNOWN, stride + UNKNOWN, everywhere=True)
+        return Extent(-UNKNOWN_MARGIN, stride + UNKNOWN_MARGIN, everywhere=True)
     rows, columns = cast(list[Extent], both)
     return rows | columns
 
 
-def spread(logits: Callable[[Tensor], Tensor], channels: int, stride: int) -> Extent | None:
+def measure_extent(logits: Callable[[Tensor], Tensor], channels: int, stride: int) -> Extent | None:
     """Return the rows that the first ``stride`` rows depend on; None if these are all rows, or depend on their number."""
     generator = torch.Generator().manual_seed(0)
-    blocks = -(-FIRST // stride)  # on each side of the block in the middle
-    across = -(-WIDE // stride) * stride
-    while (side := (2 * blocks + 1) * stride) <= LONGEST:
+    blocks = -(-FIRST_PROBE // stride)  # on each side of the block in the middle
+    across = -(-PROBE_WIDTH // stride) * stride
+    while (side := (2 * blocks + 1) * stride) <= LONGEST_PROBE:
         # rows that are NaN in the logits depend on rows that are NaN in the image
         noise = torch.randn(1, channels, side, across, generator=generator, dtype=torch.float64)
         start, end = blocks * stride, (blocks + 1) * stride
@@ -243,9 +245,9 @@ def spread(logits: Callable[[Tensor], Tensor], channels: int, stride: int) -> Ex
         image[1, :, start:] = torch.nan
         down, up = logits(image).isnan().any(3).any(1)
         before = -(
-            -farthest(down[end:]) // stride
+            -last_true_row(down[end:]) // stride
         )  # blocks; the reach up of a block is that down of its input
-        after = -(-farthest(up[:start].flip(0)) // stride)
+        after = -(-last_true_row(up[:start].flip(0)) // stride)
         if max(before, after) < blocks:
             # the same logits from this part of the image alone, unless they depend on its size
             part = logits(noise[:, :, start - before * stride : end + after * stride])
@@ -257,6 +259,6 @@ def spread(logits: Callable[[Tensor], Tensor], channels: int, stride: int) -> Ex
     return None
 
 
-def farthest(reached: Tensor) -> int:
+def last_true_row(reached: Tensor) -> int:
     """Return the number of rows up to the last one that is true."""
     return int(reached.nonzero().max()) + 1 if reached.any() else 0

@@ -8,34 +8,36 @@ import torch
 from torch import Tensor, nn
 from torch.hub import load_state_dict_from_url
 
-from seg.models.blocks import Norm
-from seg.models.encoders import Encoder
+from seg.models.blocks import NormName
+from seg.models.encoders import EncoderName
 from seg.models.fcn import FCN
 from seg.models.segnet import SegNet
 
-SITE = "https://download.pytorch.org/models/"  # file names end in the first digits of the SHA-256
-FILES = {
+WEIGHTS_SITE = (
+    "https://download.pytorch.org/models/"  # file names end in the first digits of the SHA-256
+)
+WEIGHTS_FILES = {
     ("vgg16", "none"): "vgg16-397923af.pth",
     ("vgg16", "batch"): "vgg16_bn-6c64b313.pth",
     ("alexnet", "none"): "alexnet-owt-7be5be79.pth",
 }
 
 
-def published(encoder: Encoder, norm: Norm) -> str:
+def weights_url(encoder: EncoderName, norm: NormName) -> str:
     """Return the URL of torchvision's file for an encoder.
 
     Raises:
         ValueError: if there is none with this normalisation.
     """
-    if (encoder, norm) not in FILES:
-        known = ", ".join(f"{e} with norm={n}" for e, n in FILES)
+    if (encoder, norm) not in WEIGHTS_FILES:
+        known = ", ".join(f"{e} with norm={n}" for e, n in WEIGHTS_FILES)
         raise ValueError(
             f"no weights are published for {encoder} with norm={norm}; there are {known}"
         )
-    return SITE + FILES[encoder, norm]
+    return WEIGHTS_SITE + WEIGHTS_FILES[encoder, norm]
 
 
-def download(url: str) -> dict[str, Tensor]:
+def download_weights(url: str) -> dict[str, Tensor]:
     """Return the state dict of a file, from PyTorch's cache or downloaded; its hash must be the one in its name.
 
     Raises:
@@ -65,7 +67,7 @@ def download(url: str) -> dict[str, Tensor]:
         raise ValueError(f"{url}: {error}; the file isn't the published one") from error
 
 
-def convolutions(parts: list[nn.Module]) -> list[tuple[nn.Conv2d, nn.BatchNorm2d | None]]:
+def list_convolutions(parts: list[nn.Module]) -> list[tuple[nn.Conv2d, nn.BatchNorm2d | None]]:
     """Return the convolutions in order, each with the normalisation that follows it."""
     pairs: list[tuple[nn.Conv2d, nn.BatchNorm2d | None]] = []
     for layer in (layer for part in parts for layer in part.modules()):
@@ -76,7 +78,9 @@ def convolutions(parts: list[nn.Module]) -> list[tuple[nn.Conv2d, nn.BatchNorm2d
     return pairs
 
 
-def entries(weights: dict[str, Tensor]) -> list[tuple[Tensor, Tensor, dict[str, Tensor]]]:
+def list_stored_layers(
+    weights: dict[str, Tensor],
+) -> list[tuple[Tensor, Tensor, dict[str, Tensor]]]:
     """Return a file's convolutions and linear layers in order: weight, bias, and the values of the normalisation."""
     layers: dict[str, dict[str, Tensor]] = {}
     for name, value in weights.items():
@@ -123,7 +127,7 @@ def copy_layer(
         norm.bias.copy_(bias)
 
 
-def load_published(model: nn.Module, url: str | None = None) -> str:
+def load_imagenet(model: nn.Module, url: str | None = None) -> str:
     """Load torchvision's ImageNet weights into an encoder, and into FCN's fc6 and fc7.
 
     For grey images the first filters are summed over red, green and blue, which gives the same as three equal channels.
@@ -141,12 +145,14 @@ def load_published(model: nn.Module, url: str | None = None) -> str:
     """
     if not isinstance(model, FCN | SegNet):
         raise ValueError(f"{type(model).__name__} has no published weights; FCN and SegNet have")
-    ours = convolutions([*model.stages, *([model.classifier] if isinstance(model, FCN) else [])])
+    ours = list_convolutions(
+        [*model.stages, *([model.classifier] if isinstance(model, FCN) else [])]
+    )
     if url is None:
-        url, width = published(model.encoder, model.norm), ours[0][0].out_channels
+        url, width = weights_url(model.encoder, model.norm), ours[0][0].out_channels
         if width != 64:  # before hundreds of MB are downloaded
             raise ValueError(f"the published weights are for width=64; this network's is {width}")
-    theirs = entries(download(url))
+    theirs = list_stored_layers(download_weights(url))
     if len(theirs) < len(ours):
         raise ValueError(f"{url} has {len(theirs)} layers; this network needs {len(ours)}")
     with torch.no_grad():

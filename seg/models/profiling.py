@@ -13,20 +13,20 @@ from torch.utils.flop_counter import FlopCounterMode
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # otherwise the profiler prints lines of its own
 
 
-def parameters(model: nn.Module) -> int:
+def count_parameters(model: nn.Module) -> int:
     """Return the number of parameters."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 @torch.no_grad()
-def multiply_adds(model: nn.Module, image: Tensor) -> dict[str, int]:
+def count_multiply_adds(model: nn.Module, image: Tensor) -> dict[str, int]:
     """Return the multiply-adds of the convolutions by module name, as in ``UNet.down.0``; the sum is ``Global``."""
     with FlopCounterMode(display=False) as counter:
         model(image)
     return {name: sum(by_op.values()) // 2 for name, by_op in counter.get_flop_counts().items()}
 
 
-def peak_memory(function: Callable[[], object], device: torch.device | str = "cpu") -> int:
+def measure_peak_memory(function: Callable[[], object], device: torch.device | str = "cpu") -> int:
     """Return the peak memory of a call in bytes of tensors, beyond those that existed before."""
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize()
@@ -46,7 +46,7 @@ def peak_memory(function: Callable[[], object], device: torch.device | str = "cp
     return peak
 
 
-def median_seconds(
+def measure_seconds(
     functions: list[Callable[[], object]], rounds: int = 7, device: torch.device | str = "cpu"
 ) -> list[float]:
     """Return the median time of each function in s, called in turn so that other load affects all alike.

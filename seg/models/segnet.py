@@ -6,8 +6,15 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from seg.models.blocks import Norm, check_counts, conv_norm_relu, he_init, pad_to_multiple, unpool
-from seg.models.encoders import VGG16, Encoder, vgg16
+from seg.models.blocks import (
+    NormName,
+    check_counts,
+    conv_norm_relu,
+    init_he,
+    pad_to_multiple,
+    unpool_maxima,
+)
+from seg.models.encoders import VGG16_STAGES, EncoderName, build_vgg16
 from seg.models.network import Extent, Network, receptive_field
 
 
@@ -28,30 +35,30 @@ class SegNet(Network):
         image (B, C, H, W) -> logits (B, K, H, W), any H and W: padded inside to a multiple of 32.
     """
 
-    encoder: Encoder = "vgg16"
+    encoder: EncoderName = "vgg16"
 
     def __init__(
         self,
         in_channels: Annotated[int, Field(ge=1)],
         num_classes: Annotated[int, Field(ge=1)],
         width: Annotated[int, Field(ge=1)] = 64,
-        norm: Norm = "batch",
+        norm: NormName = "batch",
     ) -> None:
         super().__init__()
         check_counts(in_channels=in_channels, num_classes=num_classes, width=width)
         self.norm = norm
-        self.stages, channels = vgg16(in_channels, width, norm)
+        self.stages, channels = build_vgg16(in_channels, width, norm)
         self.decoder = nn.ModuleList()
         for level in range(4, -1, -1):
             inner = [
                 conv_norm_relu(channels[level], channels[level], 3, norm)
-                for _ in range(VGG16[level][1] - 1)
+                for _ in range(VGG16_STAGES[level][1] - 1)
             ]
             if level:
                 inner.append(conv_norm_relu(channels[level], channels[level - 1], 3, norm))
             self.decoder.append(nn.Sequential(*inner))
         self.head = nn.Conv2d(width, num_classes, 3, padding=1)
-        he_init(self)
+        init_he(self)
 
     @property
     def stride(self) -> int:
@@ -65,7 +72,7 @@ class SegNet(Network):
             x, indices = F.max_pool2d(stage(x), 2, return_indices=True)
             pool_indices.append(indices)
         for stage in self.decoder:
-            x = stage(unpool(x, pool_indices.pop()))
+            x = stage(unpool_maxima(x, pool_indices.pop()))
         return self.head(x)[..., :height, :width]
 
     def receptive_field(self, outputs: Extent) -> Extent:

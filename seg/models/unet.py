@@ -8,23 +8,23 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from seg.models.blocks import (
-    BLOCKS,
+    BLOCK_CLASSES,
     BlockName,
-    Down,
-    Fuse,
-    Norm,
-    Padding,
-    Up,
+    DownName,
+    FuseName,
+    NormName,
+    PaddingName,
+    UpName,
     Upsampling,
+    build_downsampling,
     check_counts,
     check_depth,
     check_fraction,
-    check_word,
+    check_known_word,
     crop_centre,
-    downsampling,
-    fused,
-    he_init,
-    join,
+    fuse_maps,
+    fused_channels,
+    init_he,
     pad_to_multiple,
 )
 from seg.models.network import Extent, Network, receptive_field
@@ -63,30 +63,31 @@ class UNet(Network):
         num_classes: Annotated[int, Field(ge=1)],
         width: Annotated[int, Field(ge=1)] = 64,
         depth: Annotated[int, Field(ge=1, le=12)] = 4,
-        padding: Padding = "same",
-        norm: Norm = "batch",
+        padding: PaddingName = "same",
+        norm: NormName = "batch",
         dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0,
-        down: Down = "max",
-        up: Up = "transposed",
-        fuse: Fuse = "concat",
+        down: DownName = "max",
+        up: UpName = "transposed",
+        fuse: FuseName = "concat",
         block: BlockName = "double_conv",
     ) -> None:
         super().__init__()
         check_counts(in_channels=in_channels, num_classes=num_classes, width=width, depth=depth)
         check_depth(depth)
         check_fraction("dropout", dropout)
-        check_word("padding", padding, typing.get_args(Padding))
-        check_word("block", block, tuple(BLOCKS))
-        make = BLOCKS[block]
+        check_known_word("padding", padding, typing.get_args(PaddingName))
+        check_known_word("block", block, tuple(BLOCK_CLASSES))
+        make = BLOCK_CLASSES[block]
         widths = [width * 2**i for i in range(depth + 1)]
         steps = list(itertools.pairwise(widths))
         self.down = nn.ModuleList([make(in_channels, width, norm, padding)])
         self.down.extend(make(above, below, norm, padding) for above, below in steps)
-        self.pools = nn.ModuleList(downsampling(above, down) for above in widths[:-1])
+        self.pools = nn.ModuleList(build_downsampling(above, down) for above in widths[:-1])
         self.dropout = nn.Dropout(dropout)
         self.up = nn.ModuleList(Upsampling(c, a, up, padding) for a, c in reversed(steps))
         self.fuse = nn.ModuleList(
-            make(fused(above, 1, fuse), above, norm, padding) for above, _ in reversed(steps)
+            make(fused_channels(above, 1, fuse), above, norm, padding)
+            for above, _ in reversed(steps)
         )
         self.head = nn.Conv2d(width, num_classes, kernel_size=1)
         self.joined, self.valid = fuse, padding == "valid"
@@ -94,7 +95,7 @@ class UNet(Network):
         self.smallest, self.context = (
             valid_geometry(depth, make.margin, self.upsampling_margin) if self.valid else (1, 0)
         )
-        he_init(self)
+        init_he(self)
 
     @property
     def stride(self) -> int:
@@ -113,15 +114,15 @@ class UNet(Network):
             x = block(pool(x))
         x = self.dropout(x)
         for up, block in zip(self.up, self.fuse, strict=True):
-            x = block(self.meet(up, x, skips.pop()))  # pop frees the skip's memory
+            x = block(self.merge_skips(up, x, skips.pop()))  # pop frees the skip's memory
         return self.head(x) if self.valid else self.head(x)[..., :height, :width]
 
-    def meet(self, up: nn.Module, x: Tensor, skip: Tensor) -> Tensor:
+    def merge_skips(self, up: nn.Module, x: Tensor, skip: Tensor) -> Tensor:
         """Fuse the upsampled map with its skip, which is cropped for valid convolutions."""
         if self.valid:
             height, width = (2 * (side - self.upsampling_margin) for side in x.shape[-2:])
             skip = crop_centre(skip, height, width)
-        return join([skip], up(x, skip), self.joined)
+        return fuse_maps([skip], up(x, skip), self.joined)
 
     def receptive_field(self, outputs: Extent) -> Extent:
         needed = receptive_field(self.head, outputs)

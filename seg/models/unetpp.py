@@ -6,29 +6,29 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 from torch import Tensor, nn
 
-from seg.logits import average
+from seg.logits import average_logits
 from seg.models.blocks import (
-    BLOCKS,
+    BLOCK_CLASSES,
     BlockName,
-    Down,
-    Fuse,
-    Norm,
-    Up,
+    DownName,
+    FuseName,
+    NormName,
+    UpName,
     Upsampling,
+    build_downsampling,
     check_counts,
     check_depth,
     check_fraction,
-    check_word,
-    downsampling,
-    fused,
-    he_init,
-    join,
+    check_known_word,
+    fuse_maps,
+    fused_channels,
+    init_he,
     pad_to_multiple,
 )
 from seg.models.network import Extent, Network, receptive_field
 
-Links = Literal["none", "short", "dense"]
-Node = tuple[int, int]  # (i, j) of the paper's X^{i,j}
+LinksName = Literal["none", "short", "dense"]
+GridNode = tuple[int, int]  # (i, j) of the paper's X^{i,j}
 
 
 class NestedUNet(Network):
@@ -80,23 +80,23 @@ class NestedUNet(Network):
         num_classes: Annotated[int, Field(ge=1)],
         width: Annotated[int, Field(ge=1)] = 32,
         depth: Annotated[int, Field(ge=1, le=12)] = 4,
-        links: Links = "dense",
-        norm: Norm = "batch",
+        links: LinksName = "dense",
+        norm: NormName = "batch",
         dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0,
         deep_supervision: bool = True,
         output: Annotated[int, Field(ge=1)] | Literal["deepest", "average"] = "deepest",
         pruned: bool = False,
-        down: Down = "max",
-        up: Up = "transposed",
-        fuse: Fuse = "concat",
+        down: DownName = "max",
+        up: UpName = "transposed",
+        fuse: FuseName = "concat",
         block: BlockName = "double_conv",
     ) -> None:
         super().__init__()
         check_counts(in_channels=in_channels, num_classes=num_classes, width=width, depth=depth)
         check_depth(depth)
         check_fraction("dropout", dropout)
-        check_word("links", links, typing.get_args(Links))
-        check_word("block", block, tuple(BLOCKS))
+        check_known_word("links", links, typing.get_args(LinksName))
+        check_known_word("block", block, tuple(BLOCK_CLASSES))
         self.depth, self.links, self.fuse = depth, links, fuse
         self.deep_supervision = deep_supervision and not pruned
         built = [depth] if pruned or not deep_supervision else list(range(1, depth + 1))
@@ -104,34 +104,34 @@ class NestedUNet(Network):
         if output not in ("deepest", "average", *built):
             raise ValueError(f"output is {output}; this network has deepest, average or {built}")
         widths = [width * 2**i for i in range(depth + 1)]
-        self.pools = nn.ModuleList(downsampling(c, down) for c in widths[:-1])
+        self.pools = nn.ModuleList(build_downsampling(c, down) for c in widths[:-1])
         self.dropout = nn.Dropout(dropout)
         self.nodes, self.ups = nn.ModuleDict(), nn.ModuleDict()
-        make = BLOCKS[block]
-        for i, j in self.needed([depth]) if pruned else triangle(depth):
+        make = BLOCK_CLASSES[block]
+        for i, j in self.needed([depth]) if pruned else grid_nodes(depth):
             above = in_channels if i == 0 else widths[i - 1]
             if j:
                 self.ups[f"{i}_{j}"] = Upsampling(widths[i + 1], widths[i], up)
-                above = fused(widths[i], len(self.same_level(i, j)), fuse)
+                above = fused_channels(widths[i], len(self.same_level(i, j)), fuse)
             self.nodes[f"{i}_{j}"] = make(above, widths[i], norm)
         self.heads = nn.ModuleDict({str(j): nn.Conv2d(width, num_classes, 1) for j in built})
-        he_init(self)
+        init_he(self)
 
-    def same_level(self, i: int, j: int) -> list[Node]:
+    def same_level(self, i: int, j: int) -> list[GridNode]:
         """Return the nodes of level i that are an input of X(i, j), j > 0."""
         if self.links == "dense":
             return [(i, k) for k in range(j)]
         return [(i, j - 1 if self.links == "short" else 0)]
 
-    def needed(self, depths: list[int]) -> list[Node]:
+    def needed(self, depths: list[int]) -> list[GridNode]:
         """Return the nodes that the heads of these depths need, column by column, from the top level down."""
         return [
             (i, j)
-            for i, j in triangle(max(depths))
+            for i, j in grid_nodes(max(depths))
             if j == 0 or self.links != "none" or i + j in depths
         ]
 
-    def speaking(self) -> list[int]:
+    def active_heads(self) -> list[int]:
         """Return the depths of the heads whose logits ``forward`` returns or averages in the current mode."""
         every = [int(name) for name in self.heads]
         if self.training and self.deep_supervision:
@@ -142,7 +142,7 @@ class NestedUNet(Network):
 
     @property
     def stride(self) -> int:
-        return 2 ** max(self.speaking())
+        return 2 ** max(self.active_heads())
 
     @property
     def num_heads(self) -> int:
@@ -164,15 +164,15 @@ class NestedUNet(Network):
 
     def forward(self, image: Tensor) -> Tensor | list[Tensor]:
         height, width = image.shape[-2:]
-        depths = self.speaking()
+        depths = self.active_heads()
         padded = pad_to_multiple(image, self.stride)
         logits = []
-        x: dict[Node, Tensor] = {}
+        x: dict[GridNode, Tensor] = {}
         for i, j in self.needed(depths):
             if j == 0:
                 below = self.pools[i - 1](x[i - 1, 0]) if i else padded
             else:
-                below = self.meet(x, i, j)
+                below = self.merge_skips(x, i, j)
             x[i, j] = self.dropout(self.nodes[f"{i}_{j}"](below))
             del below  # free its memory before the next node's input is computed
             # after a column's lowest node, no other node needs the levels below
@@ -182,18 +182,18 @@ class NestedUNet(Network):
                 logits.append(self.heads[str(j)](x[0, j])[..., :height, :width])
         if self.training and self.deep_supervision:
             return logits
-        return average(logits) if len(logits) > 1 else logits[0]
+        return average_logits(logits) if len(logits) > 1 else logits[0]
 
-    def meet(self, x: dict[Node, Tensor], i: int, j: int) -> Tensor:
+    def merge_skips(self, x: dict[GridNode, Tensor], i: int, j: int) -> Tensor:
         """Fuse the inputs of X(i, j), j > 0: nodes of level i, and X(i+1, j-1) upsampled."""
         raised = self.ups[f"{i}_{j}"](x[i + 1, j - 1], x[i, 0])
-        return join([x[node] for node in self.same_level(i, j)], raised, self.fuse)
+        return fuse_maps([x[node] for node in self.same_level(i, j)], raised, self.fuse)
 
     def receptive_field(self, outputs: Extent) -> Extent:
-        depths = self.speaking()
-        needed: dict[Node, Extent] = {}  # px of each node's output
+        depths = self.active_heads()
+        needed: dict[GridNode, Extent] = {}  # px of each node's output
 
-        def need(node: Node, extent: Extent) -> None:
+        def need(node: GridNode, extent: Extent) -> None:
             needed[node] = needed.get(node, extent) | extent
 
         for depth in depths:
@@ -209,6 +209,6 @@ class NestedUNet(Network):
         return receptive_field(self.nodes["0_0"], needed[0, 0])
 
 
-def triangle(depth: int) -> list[Node]:
+def grid_nodes(depth: int) -> list[GridNode]:
     """Return all (i, j) with i + j <= depth, column by column, from the top level down."""
     return [(i, j) for j in range(depth + 1) for i in range(depth + 1 - j)]

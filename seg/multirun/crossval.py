@@ -15,32 +15,40 @@ from rich.table import Table
 
 from seg import files
 from seg.cli.command_line import quote_path
-from seg.cli.compose import plain
-from seg.cli.validation import arguments, located
-from seg.data.dataset import Samples, planes_first
-from seg.data.datasets.base import Source
+from seg.cli.compose import plain_config
+from seg.cli.validation import argument_names, import_target
+from seg.data.dataset import SegmentationDataset, planes_first
+from seg.data.datasets.base import DataSource
 from seg.display import tables
 from seg.display.console import console
 from seg.errors import UserError
-from seg.hardware import one_device
+from seg.hardware import uses_one_device
 from seg.inference import ensemble
-from seg.inference.file_prediction import write
-from seg.inference.outputs import Request, check_save
+from seg.inference.file_prediction import write_results
+from seg.inference.outputs import OutputOptions, check_save_option
 from seg.inference.predictor import Predictor
-from seg.logits import decided
+from seg.logits import classes_from_probabilities
 from seg.metrics.confusion import PixelScores
-from seg.metrics.significance import Interval, interval
-from seg.multirun.folds import OWN, PREDICTED, Plan, file_of, finished, opened, runs_named
+from seg.metrics.significance import Interval, bootstrap_interval
+from seg.multirun.folds import (
+    CROSSVAL_OPTIONS,
+    OUT_OF_FOLD,
+    FoldPlan,
+    find_finished_fold,
+    open_fold,
+    prediction_file,
+    runs_by_name,
+)
 from seg.runs import load, provenance, records
-from seg.runs.folder import CROSSVAL, relative
+from seg.runs.folder import CROSSVAL_FILE, relative_to_here
 from seg.runs.load import LoadedRun
-from seg.training.evaluation import check_numbers, count_objects
+from seg.training.evaluation import check_interval_options, score_objects
 from seg.training.run import train
 
 log = logging.getLogger("seg")
 
 
-def check_line() -> None:
+def check_no_fold() -> None:
     """Raise UserError if the command line sets ``data.fold``."""
     if not HydraConfig.initialized():
         return
@@ -51,7 +59,7 @@ def check_line() -> None:
             )
 
 
-def check_request(cfg: DictConfig) -> None:
+def check_crossval_options(cfg: DictConfig) -> None:
     """Raise UserError for options that can be checked before the data is read."""
     # The folds' runs must lie in the folder of the cross-validation.
     if cfg.outputs != cfg.output:
@@ -59,7 +67,7 @@ def check_request(cfg: DictConfig) -> None:
             f"outputs={cfg.outputs}: the folds' runs are written below output; leave it out, and give output=..."
         )
     # The data must have folds.
-    options = arguments(located("data", cfg.data["_target_"])) or list(cfg.data)
+    options = argument_names(import_target("data", cfg.data["_target_"])) or list(cfg.data)
     for name in ("folds", "fold"):
         if name not in options:
             raise UserError(
@@ -69,18 +77,18 @@ def check_request(cfg: DictConfig) -> None:
     if not isinstance(cfg.data.get("folds"), int) or cfg.data.folds < 2:
         raise UserError(f"data.folds={cfg.data.get('folds')}: 2 or more are needed")
     # Each training must stay in this process.
-    trainer = plain(cfg.trainer)
+    trainer = plain_config(cfg.trainer)
     devices, nodes = trainer.get("devices", 1), trainer.get("num_nodes", 1)
-    if not one_device(devices, nodes):
+    if not uses_one_device(devices, nodes):
         raise UserError(
             f"trainer.devices={devices} trainer.num_nodes={nodes}: the folds train one after another, each on "
             "one device; give trainer.devices=1"
         )
-    check_save(cfg.save)
-    check_numbers(cfg)
+    check_save_option(cfg.save)
+    check_interval_options(cfg)
 
 
-def trained(cfg: DictConfig, plan: Plan, fold: int, output: Path) -> Path:
+def train_fold(cfg: DictConfig, plan: FoldPlan, fold: int, output: Path) -> Path:
     """Return the run folder of a fold, training it unless it is finished.
 
     Args:
@@ -90,13 +98,13 @@ def trained(cfg: DictConfig, plan: Plan, fold: int, output: Path) -> Path:
         output: folder of the cross-validation.
     """
     # Keep a finished run, and delete an unfinished one.
-    if folder := finished(output, plan, fold):
-        log.info(f"fold {fold}     is finished and kept: {quote_path(relative(folder))}")
+    if folder := find_finished_fold(output, plan, fold):
+        log.info(f"fold {fold}     is finished and kept: {quote_path(relative_to_here(folder))}")
         return folder
-    for folder, record in runs_named(output, plan.names[fold]):
+    for folder, record in runs_by_name(output, plan.names[fold]):
         if record.get("status") != "finished":
             log.info(
-                f"fold {fold}     was not finished; {relative(folder)} is deleted, and the fold is trained again"
+                f"fold {fold}     was not finished; {relative_to_here(folder)} is deleted, and the fold is trained again"
             )
             shutil.rmtree(folder)
     # Train the fold.
@@ -108,17 +116,17 @@ def trained(cfg: DictConfig, plan: Plan, fold: int, output: Path) -> Path:
             f"fold {fold} is not finished; finished folds are kept, and the same command continues from here"
         )
         raise
-    folder = finished(output, plan, fold)
+    folder = find_finished_fold(output, plan, fold)
     assert folder is not None  # training returned
     return folder
 
 
-def fold_config(cfg: DictConfig, plan: Plan, fold: int) -> DictConfig:
+def fold_config(cfg: DictConfig, plan: FoldPlan, fold: int) -> DictConfig:
     """Return the config of seg.train for one fold; loggers group the folds."""
     own = copy.deepcopy(cfg)
     OmegaConf.set_struct(own, False)
     own.outputs, own.name, own.data.fold = str(cfg.output), plan.names[fold], fold
-    for key in OWN:
+    for key in CROSSVAL_OPTIONS:
         del own[key]
     if own.trainer.get("devices") == "auto":
         own.trainer.devices = 1
@@ -128,7 +136,9 @@ def fold_config(cfg: DictConfig, plan: Plan, fold: int) -> DictConfig:
     return own
 
 
-def judge(cfg: DictConfig, plan: Plan, folders: list[Path], output: Path) -> dict[str, Any]:
+def score_folds(
+    cfg: DictConfig, plan: FoldPlan, folders: list[Path], output: Path
+) -> dict[str, Any]:
     """Predict each image with the network that did not train on it, and score the folds and all images together.
 
     Args:
@@ -141,32 +151,32 @@ def judge(cfg: DictConfig, plan: Plan, folders: list[Path], output: Path) -> dic
         The results for crossval.json.
     """
     files.remove_unfinished(output)
-    first = load.load(folders[0])
+    first = load.load_run(folders[0])
     pooled = PixelScores(first.classes, first.overlapping)
     # Predict fold by fold, with one confusion matrix over all images.
     folds = []
-    with files.whole_folder(output / PREDICTED, output) as aside:
+    with files.atomic_folder(output / OUT_OF_FOLD, output) as aside:
         for kind in cfg.save:
             files.make_folder(aside / kind, aside)
         for fold, folder in enumerate(folders):
-            run, source = load.load(folder), opened(cfg, fold)
-            predictor = ready(cfg, run)
+            run, source = load.load_run(folder), open_fold(cfg, fold)
+            predictor = make_predictor(cfg, run)
             predict_split(cfg, predictor, source, "val", pooled, aside)
-            folds.append(facts(cfg, run, source, fold, predictor.device))
+            folds.append(fold_entry(cfg, run, source, fold, predictor.device))
     # Summarise the folds, the pooled images and, if there is a test split, the ensemble.
-    mean, sd = spread([fold["metrics"] for fold in folds])
+    mean, sd = mean_and_sd([fold["metrics"] for fold in folds])
     results = {
         "classes": first.classes,
         "folds": folds,
         "mean": mean,
         "sd": sd,
-        "pooled": summary(pooled, cfg.confidence),
-        "origin": provenance.origin(),
+        "pooled": pooled_scores(pooled, cfg.confidence),
+        "origin": provenance.collect_provenance(),
     }
-    return results | ({"test": tested(cfg, folders)} if "test" in plan.splits[0] else {})
+    return results | ({"test": score_ensemble(cfg, folders)} if "test" in plan.splits[0] else {})
 
 
-def ready(cfg: DictConfig, run: LoadedRun) -> Predictor:
+def make_predictor(cfg: DictConfig, run: LoadedRun) -> Predictor:
     """Return a predictor of a run, at the run's own threshold."""
     return Predictor(
         run, run.threshold, tile=cfg.tile, overlap=cfg.overlap, accelerator=cfg.trainer.accelerator
@@ -176,7 +186,7 @@ def ready(cfg: DictConfig, run: LoadedRun) -> Predictor:
 def predict_split(
     cfg: DictConfig,
     predictor: Predictor,
-    source: Source,
+    source: DataSource,
     split: str,
     scores: PixelScores,
     folder: Path | None = None,
@@ -192,20 +202,25 @@ def predict_split(
         folder: receives the files; None: nothing is written.
     """
     names, run = source.splits[split], predictor.run
-    request = Request(run, list(cfg.save), run.threshold, "float32", plain(cfg.objects))
+    request = OutputOptions(
+        run, list(cfg.save), run.threshold, "float32", plain_config(cfg.objects)
+    )
     for name in track(
         names, "predicting", console=console, transient=True, disable=not console.is_terminal
     ):
         image, truth = source.read(name)
         p_CHW = predictor.probabilities(image)
-        pair = decided(p_CHW, run.threshold, run.overlapping), planes_first(truth)
+        pair = (
+            classes_from_probabilities(p_CHW, run.threshold, run.overlapping),
+            planes_first(truth),
+        )
         scores.update(*(torch.from_numpy(np.ascontiguousarray(m))[None].long() for m in pair))
         if folder is not None:
-            write(folder, file_of(name), image, p_CHW, request)
+            write_results(folder, prediction_file(name), image, p_CHW, request)
 
 
-def facts(
-    cfg: DictConfig, run: LoadedRun, source: Source, fold: int, device: str
+def fold_entry(
+    cfg: DictConfig, run: LoadedRun, source: DataSource, fold: int, device: str
 ) -> dict[str, Any]:
     """Return the entry of a fold in crossval.json: its run, its data and its scores.
 
@@ -219,8 +234,8 @@ def facts(
     record = records.read_json(run.folder / "run.json")
     metrics = {name.removeprefix("best/"): value for name, value in record["metrics"].items()}
     if source.task == "instances":
-        samples = Samples(source, source.splits["val"], run.intensity)
-        objects, _ = count_objects(run, samples, run.threshold, plain(cfg.objects), device)
+        samples = SegmentationDataset(source, source.splits["val"], run.intensity)
+        objects, _ = score_objects(run, samples, run.threshold, plain_config(cfg.objects), device)
         metrics |= {f"val/{name}": value for name, value in objects.items()}
     return {
         "fold": fold,
@@ -233,7 +248,7 @@ def facts(
     }
 
 
-def spread(rows: list[dict[str, float | None]]) -> tuple[dict[str, float], dict[str, float]]:
+def mean_and_sd(rows: list[dict[str, float | None]]) -> tuple[dict[str, float], dict[str, float]]:
     """Return mean and standard deviation (ddof = 1) of each metric over the folds; nan with too few values."""
     mean, sd = {}, {}
     for name in dict.fromkeys(name for row in rows for name in row):
@@ -244,7 +259,7 @@ def spread(rows: list[dict[str, float | None]]) -> tuple[dict[str, float], dict[
     return mean, sd
 
 
-def summary(scores: PixelScores, level: float) -> dict[str, Any]:
+def pooled_scores(scores: PixelScores, level: float) -> dict[str, Any]:
     """Return the scores over all images, their bootstrap intervals, and the confusion matrix of each image.
 
     Args:
@@ -253,8 +268,8 @@ def summary(scores: PixelScores, level: float) -> dict[str, Any]:
     """
     displayed = ("dice", "iou", "dice_per_image", "iou_per_image")
     intervals = {
-        name: interval(rows, score, level)
-        for name, (rows, score) in (scores.evidence().items() if level else ())
+        name: bootstrap_interval(rows, score, level)
+        for name, (rows, score) in (scores.bootstrap_inputs().items() if level else ())
         if name.split("/")[0] in displayed
     }
     return {
@@ -265,13 +280,13 @@ def summary(scores: PixelScores, level: float) -> dict[str, Any]:
     }
 
 
-def tested(cfg: DictConfig, folders: list[Path]) -> dict[str, Any]:
+def score_ensemble(cfg: DictConfig, folders: list[Path]) -> dict[str, Any]:
     """Score the ensemble of all folds on the test split, which no fold trained or validated on."""
-    members = [load.load(folder) for folder in folders]
-    run = ensemble.join(members, Path(CROSSVAL), Path(cfg.output), set())
+    members = [load.load_run(folder) for folder in folders]
+    run = ensemble.join_members(members, Path(CROSSVAL_FILE), Path(cfg.output), set())
     scores = PixelScores(run.classes, run.overlapping)
-    predict_split(cfg, ready(cfg, run), opened(cfg, 0), "test", scores)
-    return {"threshold": run.threshold} | summary(scores, cfg.confidence)
+    predict_split(cfg, make_predictor(cfg, run), open_fold(cfg, 0), "test", scores)
+    return {"threshold": run.threshold} | pooled_scores(scores, cfg.confidence)
 
 
 def fold_table(record: dict[str, Any]) -> Table:
@@ -289,15 +304,15 @@ def fold_table(record: dict[str, Any]) -> Table:
         table.add_column(header, justify="right", overflow="fold")
     # Add the rows.
     for fold in record["folds"]:
-        values = (tables.number(fold["metrics"].get(key)) for key in columns)
+        values = (tables.format_score(fold["metrics"].get(key)) for key in columns)
         table.add_row(str(fold["fold"]), *values)
     table.add_section()
-    table.add_row("mean", *(tables.number(mean[key]) for key in columns))
-    table.add_row("+- sd", *(tables.number(sd[key]) for key in columns))
+    table.add_row("mean", *(tables.format_score(mean[key]) for key in columns))
+    table.add_row("+- sd", *(tables.format_score(sd[key]) for key in columns))
     for row, prefix in (("pooled", "val/"), ("test", "test/")):
         if row in record:
             scores = (
-                scored(record[row], key.removeprefix(prefix)) if key.startswith(prefix) else ""
+                score_cell(record[row], key.removeprefix(prefix)) if key.startswith(prefix) else ""
                 for key in columns
             )
             table.add_section()
@@ -305,10 +320,10 @@ def fold_table(record: dict[str, Any]) -> Table:
     return table
 
 
-def scored(results: dict[str, Any], name: str) -> str:
+def score_cell(results: dict[str, Any], name: str) -> str:
     """Format a score with its interval below, if there are any."""
     if name not in results["metrics"]:
         return ""
     value, ends = results["metrics"][name], results["intervals"].get(name)
-    span = f"\n{tables.span(Interval(value, *ends, results['images']))}" if ends else ""
-    return f"{tables.number(value)}{span}"
+    span = f"\n{tables.format_interval(Interval(value, *ends, results['images']))}" if ends else ""
+    return f"{tables.format_score(value)}{span}"

@@ -12,21 +12,32 @@ from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
-from seg.cli.compose import build, plain
-from seg.cli.conf_files import shown
-from seg.data.datasets.base import Source
+from seg.cli.compose import instantiate_node, plain_config
+from seg.cli.conf_files import format_option_value
+from seg.data.datasets.base import DataSource
 from seg.data.partition import Splits, split_hash
 from seg.errors import RunError, UserError
 from seg.runs import records
-from seg.runs.folder import CROSSVAL
+from seg.runs.folder import CROSSVAL_FILE
 from seg.runs.safe_loading import CROSSVAL_LIMIT
 
-OWN = ("output", "save", "tile", "overlap", "confidence", "objects")  # not options of seg.train
-FREE = ("outputs", "logger", "panels")  # options of seg.train that do not affect the weights
-PREDICTED = "out-of-fold"
+CROSSVAL_OPTIONS = (
+    "output",
+    "save",
+    "tile",
+    "overlap",
+    "confidence",
+    "objects",
+)  # not options of seg.train
+NEUTRAL_TRAIN_OPTIONS = (
+    "outputs",
+    "logger",
+    "panels",
+)  # options of seg.train that do not affect the weights
+OUT_OF_FOLD = "out-of-fold"
 
 
-class Plan(NamedTuple):
+class FoldPlan(NamedTuple):
     """Splits and run names of all folds.
 
     Attributes:
@@ -42,7 +53,7 @@ class Plan(NamedTuple):
     fold_of: dict[str, int]
 
 
-def planned(cfg: DictConfig) -> Plan:
+def plan_folds(cfg: DictConfig) -> FoldPlan:
     """Split the data into folds.
 
     Raises:
@@ -50,7 +61,7 @@ def planned(cfg: DictConfig) -> Plan:
             would share a file.
     """
     # Each fold must train on exactly the images that the other folds validate.
-    splits = [opened(cfg, fold).splits for fold in range(cfg.data.folds)]
+    splits = [open_fold(cfg, fold).splits for fold in range(cfg.data.folds)]
     fold_of = {name: fold for fold, split in enumerate(splits) for name in split["val"]}
     for fold, split in enumerate(splits):
         others = [name for name, other in fold_of.items() if other != fold]
@@ -62,26 +73,26 @@ def planned(cfg: DictConfig) -> Plan:
     # The predictions of all folds go to one folder, so that file names must differ.
     files: dict[Path, str] = {}
     for name in fold_of:
-        if (other := files.setdefault(file_of(name), name)) != name:
+        if (other := files.setdefault(prediction_file(name), name)) != name:
             raise UserError(
-                f"data: {other!r} and {name!r} would share a file of {PREDICTED}; rename one"
+                f"data: {other!r} and {name!r} would share a file of {OUT_OF_FOLD}; rename one"
             )
     prefix = f"{cfg.name}-" if cfg.name else ""
     names = [f"{prefix}fold-{fold}" for fold in range(len(splits))]
-    return Plan(splits, [split_hash(split) for split in splits], names, fold_of)
+    return FoldPlan(splits, [split_hash(split) for split in splits], names, fold_of)
 
 
-def opened(cfg: DictConfig, fold: int) -> Source:
+def open_fold(cfg: DictConfig, fold: int) -> DataSource:
     """Open the data with the given fold for validation."""
-    return build(OmegaConf.create(plain(cfg.data) | {"fold": fold}), "data")
+    return instantiate_node(OmegaConf.create(plain_config(cfg.data) | {"fold": fold}), "data")
 
 
-def file_of(name: str) -> Path:
+def prediction_file(name: str) -> Path:
     """Return the file name of an image's prediction; folders in the name are joined by two underscores."""
     return Path(f"{name.replace('/', '__')}.png")
 
 
-def begin(cfg: DictConfig, plan: Plan, output: Path) -> dict[str, Any]:
+def open_record(cfg: DictConfig, plan: FoldPlan, output: Path) -> dict[str, Any]:
     """Open the folder's record, or write a new one.
 
     Args:
@@ -96,71 +107,87 @@ def begin(cfg: DictConfig, plan: Plan, output: Path) -> dict[str, Any]:
         UserError: if the folder belongs to other settings or images, or is no cross-validation's.
         RunError: if a finished record is damaged.
     """
-    options = settings(cfg)
+    options = training_settings(cfg)
     now = {
         "status": "running",
         "settings": options,
         "settings_hash": hashlib.sha256(json.dumps(options).encode()).hexdigest()[:12],
-        "options": as_json({name: plain(cfg)[name] for name in OWN if name != "output"}),
+        "options": to_json_value(
+            {name: plain_config(cfg)[name] for name in CROSSVAL_OPTIONS if name != "output"}
+        ),
         "split_hashes": plan.hashes,
         "images": plan.fold_of,
     }
     # Continue an earlier record; it is finished if all folds, predictions and options are in place.
-    file = output / CROSSVAL
+    file = output / CROSSVAL_FILE
     if file.is_file():
         old = records.read_json(file, CROSSVAL_LIMIT)
-        check_same(old, now, output)
-        whole = all(finished(output, plan, fold) for fold in range(len(plan.names)))
-        whole = whole and (output / PREDICTED).is_dir() and old["options"] == now["options"]
+        check_same_settings(old, now, output)
+        whole = all(find_finished_fold(output, plan, fold) for fold in range(len(plan.names)))
+        whole = whole and (output / OUT_OF_FOLD).is_dir() and old["options"] == now["options"]
         if old["status"] == "finished" and whole:
-            check_result(old, file)
+            check_scores(old, file)
             return old
     else:
-        check_folder(output)
+        check_crossval_folder(output)
     records.write_json(file, now)
     return now
 
 
-def check_folder(output: Path) -> None:
+def check_crossval_folder(output: Path) -> None:
     """Raise UserError if a folder holds anything but a cross-validation."""
     entries = list(output.iterdir()) if output.is_dir() else []
-    if entries and not (output / CROSSVAL).is_file() and any(e.name != ".lock" for e in entries):
+    if (
+        entries
+        and not (output / CROSSVAL_FILE).is_file()
+        and any(e.name != ".lock" for e in entries)
+    ):
         raise UserError(
             f"output={output}: holds something else; give a new folder, or one of an earlier seg.crossval"
         )
 
 
-def settings(cfg: DictConfig) -> dict[str, Any]:
+def training_settings(cfg: DictConfig) -> dict[str, Any]:
     """Return each option that affects the trainings: dotted name -> JSON value."""
-    tree = {name: node for name, node in plain(cfg).items() if name not in (*OWN, *FREE)}
-    leaves = flat(as_json(tree))
+    tree = {
+        name: node
+        for name, node in plain_config(cfg).items()
+        if name not in (*CROSSVAL_OPTIONS, *NEUTRAL_TRAIN_OPTIONS)
+    }
+    leaves = dotted_leaves(to_json_value(tree))
     return {name: v for name, v in leaves if name not in ("loader.workers", "data.fold")}
 
 
-def as_json(value: Any) -> Any:
+def to_json_value(value: Any) -> Any:
     """Return a value as it comes back from a JSON file: tuples as lists, keys as strings."""
     return json.loads(json.dumps(value))
 
 
-def flat(node: dict[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+def dotted_leaves(node: dict[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
     """Yield the leaves of nested dicts: dotted name and value."""
     for name, value in node.items():
         if isinstance(value, dict):
-            yield from flat(value, f"{path}{name}.")
+            yield from dotted_leaves(value, f"{path}{name}.")
         else:
             yield f"{path}{name}", value
 
 
-def check_same(old: dict[str, Any], now: dict[str, Any], output: Path) -> None:
+def check_same_settings(old: dict[str, Any], now: dict[str, Any], output: Path) -> None:
     """Raise UserError if a folder was begun with other settings or other images."""
     remedy = "repeat the command that began it, or give another output"
     if not set(now) <= set(old):
-        raise UserError(f"{output / CROSSVAL}: not written by seg.crossval; give another output")
+        raise UserError(
+            f"{output / CROSSVAL_FILE}: not written by seg.crossval; give another output"
+        )
     before, after = old["settings"], now["settings"]
     if not isinstance(before, dict):
-        raise UserError(f"{output / CROSSVAL}: not written by seg.crossval; give another output")
+        raise UserError(
+            f"{output / CROSSVAL_FILE}: not written by seg.crossval; give another output"
+        )
     for name in [*after, *before]:
-        was, has = (shown(s[name]) if name in s else "absent" for s in (before, after))
+        was, has = (
+            format_option_value(s[name]) if name in s else "absent" for s in (before, after)
+        )
         if was != has:
             raise UserError(
                 f"output={output}: begun with {name}={was}, and this is {name}={has}; {remedy}"
@@ -171,7 +198,7 @@ def check_same(old: dict[str, Any], now: dict[str, Any], output: Path) -> None:
         )
 
 
-def check_result(record: dict[str, Any], file: Path) -> None:
+def check_scores(record: dict[str, Any], file: Path) -> None:
     """Raise RunError unless all scores of a finished cross-validation are present and are numbers."""
     try:
         tables = [record["mean"], record["sd"], *(fold["metrics"] for fold in record["folds"])]
@@ -194,15 +221,15 @@ def is_score(value: Any) -> bool:
     return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
 
 
-def finished(output: Path, plan: Plan, fold: int) -> Path | None:
+def find_finished_fold(output: Path, plan: FoldPlan, fold: int) -> Path | None:
     """Return the folder of a fold's finished run; None if there is none."""
-    for folder, record in runs_named(output, plan.names[fold]):
+    for folder, record in runs_by_name(output, plan.names[fold]):
         if record.get("status") == "finished" and record.get("split_hash") == plan.hashes[fold]:
             return folder
     return None
 
 
-def runs_named(output: Path, name: str) -> Iterator[tuple[Path, dict[str, Any]]]:
+def runs_by_name(output: Path, name: str) -> Iterator[tuple[Path, dict[str, Any]]]:
     """Yield the runs of a name in a folder: run folder and contents of run.json."""
     for file in sorted(output.glob("*/run.json")):
         if not file.parent.is_symlink():  # latest

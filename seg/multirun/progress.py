@@ -9,17 +9,17 @@ from typing import Any
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from seg.cli.command_line import quote_path, render_command
-from seg.comparison.run_files import numbers, read_curves, text
+from seg.comparison.run_files import numbers_only, printable_line, read_curves
 from seg.display.console import console
 from seg.errors import RunError
 from seg.runs import records
-from seg.runs.folder import relative
+from seg.runs.folder import relative_to_here
 
 log = logging.getLogger("seg")
-ENDED = {"finished": "green", "failed": "red", "interrupted": "yellow"}
+STATUS_STYLES = {"finished": "green", "failed": "red", "interrupted": "yellow"}
 
 
-class Watch:
+class SweepProgress:
     """Context manager that polls the jobs' folders every second and prints a row as each job ends.
 
     Args:
@@ -43,7 +43,7 @@ class Watch:
         ] = {}  # number -> modification time of its last printed run.json, ns
         self.width = max(map(len, self.names))
         self.stop = threading.Event()
-        self.thread = threading.Thread(target=self.look_on, daemon=True)
+        self.thread = threading.Thread(target=self.poll_until_stopped, daemon=True)
         self.bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -55,7 +55,7 @@ class Watch:
         )
         self.task = self.bar.add_task("", total=len(jobs))
 
-    def __enter__(self) -> "Watch":
+    def __enter__(self) -> "SweepProgress":
         for number, file in enumerate(self.files):
             if self.record(number).get("status") == "finished":
                 self.finished.append(number)
@@ -64,7 +64,7 @@ class Watch:
         self.before = len(self.finished)
         total = f"{len(self.names)} job{'s' * (len(self.names) > 1)}"
         before = f", {self.before} finished before" if self.before else ""
-        console.print(f"sweep      {relative(self.folder)}: {total}{before}")
+        console.print(f"sweep      {relative_to_here(self.folder)}: {total}{before}")
         console.print(
             f"{'job':<{self.width + 7}} {'val/dice':>8} {'test/dice':>9} {'minutes':>7}",
             style="bold",
@@ -83,7 +83,7 @@ class Watch:
     ) -> None:
         self.stop.set()
         self.thread.join()
-        self.look()
+        self.poll()
         self.bar.stop()
 
     def record(self, number: int) -> dict[str, Any]:
@@ -92,26 +92,26 @@ class Watch:
         except RunError:  # absent or damaged
             return {}
 
-    def look_on(self) -> None:
+    def poll_until_stopped(self) -> None:
         while not self.stop.wait(1):
-            self.look()
+            self.poll()
 
-    def look(self) -> None:
+    def poll(self) -> None:
         """Print the rows of the jobs that ended since the last call, and update the progress bar."""
         running = []
         for number, file in enumerate(self.files):
-            if number in self.finished or not changed(file, self.told.get(number)):
+            if number in self.finished or not file_changed(file, self.told.get(number)):
                 continue
             written = file.stat().st_mtime_ns
             record = self.record(number)
-            status = text(record.get("status"))
-            if status in ENDED:
+            status = printable_line(record.get("status"))
+            if status in STATUS_STYLES:
                 self.told[number] = written  # submitit may requeue it, and it may end differently
                 self.failed = [other for other in self.failed if other != number]
                 (self.finished if status == "finished" else self.failed).append(number)
                 self.row(number, record)
             elif status == "running":
-                running.append(f"{self.names[number]} {progress(file.parent)}")
+                running.append(f"{self.names[number]} {latest_validation(file.parent)}")
         self.bar.update(
             self.task,
             completed=len(self.finished) + len(self.failed),
@@ -120,25 +120,25 @@ class Watch:
 
     def row(self, number: int, record: dict[str, Any], when: str = "") -> None:
         """Print the row of a job: number, name, scores, minutes, status, and the error of a failed one."""
-        scores = numbers(record.get("metrics"))
-        status = text(record.get("status"))
+        scores = numbers_only(record.get("metrics"))
+        status = printable_line(record.get("status"))
         cells = [
             f"{scores[key]:>{width}.4f}" if key in scores else f"{'-':>{width}}"
             for key, width in (("best/val/dice", 8), ("test/dice", 9))
         ]
-        minutes = numbers(record).get("minutes")
+        minutes = numbers_only(record).get("minutes")
         spent = f"{minutes:>7.1f}" if minutes is not None else f"{'-':>7}"
         place = f"{number + 1:>3}/{len(self.names):<3}"
         line = (
             f"{place}{self.names[number]:<{self.width}} {' '.join(cells)} {spent}  {status}{when}"
         )
         if status != "finished":
-            line += f": {text(record.get('error'))}"
-        console.print(line, style=ENDED.get(status))
+            line += f": {printable_line(record.get('error'))}"
+        console.print(line, style=STATUS_STYLES.get(status))
 
-    def conclude(self) -> None:
+    def print_summary(self) -> None:
         """Print how many jobs finished, where to read about failures, and the next command."""
-        place = relative(self.folder)
+        place = relative_to_here(self.folder)
         ended = {*self.finished, *self.failed}
         for number in set(range(len(self.names))) - ended:
             console.print(
@@ -150,13 +150,13 @@ class Watch:
         restart = "; fresh=true trains them again" if self.before == len(self.names) else ""
         console.print(f"{done}{failed}{restart}")
         for number in self.failed:
-            log = relative(self.files[number].with_name("log.txt"))
+            log = relative_to_here(self.files[number].with_name("log.txt"))
             console.print(f"  see {quote_path(log)}")
         console.print("next:")
         console.print(f"  {render_command('compare')} {quote_path(place)}")
 
 
-def progress(folder: Path) -> str:
+def latest_validation(folder: Path) -> str:
     """Describe the latest validation of a run; empty before the first."""
     curves, _ = read_curves(folder, None, [])
     validated = [
@@ -170,7 +170,7 @@ def progress(folder: Path) -> str:
     return f"epoch {epoch + 1:.0f} val/dice {value:.3f}"
 
 
-def changed(file: Path, told: int | None) -> bool:
+def file_changed(file: Path, told: int | None) -> bool:
     """Return True if a file exists and its modification time differs from ``told``, ns."""
     try:
         return file.stat().st_mtime_ns != told

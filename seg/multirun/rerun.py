@@ -13,19 +13,19 @@ import yaml
 from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import DictConfig, OmegaConf
 
-from seg.cli.compose import checked, plain
-from seg.cli.conf_files import CONF, HYDRA_KEYS, shown
-from seg.cli.validation import check_level, located
-from seg.comparison.rerun_report import Change
+from seg.cli.compose import compose_checked, plain_config
+from seg.cli.conf_files import CONF, HYDRA_KEYS, format_option_value
+from seg.cli.validation import check_option_group, import_target
+from seg.comparison.rerun_report import RunChange
 from seg.errors import RunError, UserError
-from seg.hardware import one_device
+from seg.hardware import uses_one_device
 from seg.runs import records
-from seg.runs.reader import HONOURED, Metrics, Past, naming
-from seg.runs.run_info import FREE, Asked
+from seg.runs.reader import ALLOWED_TARGETS, FinishedRun, Metrics, name_config_file
+from seg.runs.run_info import NEUTRAL_OPTIONS, RunInfo
 from seg.training.run import train
 
 
-def settled(cfg: DictConfig, past: Past) -> tuple[dict[str, Any], list[Change]]:
+def upgrade_config(cfg: DictConfig, past: FinishedRun) -> tuple[dict[str, Any], list[RunChange]]:
     """Upgrade the config of a finished run to this version, and apply the command line's overrides.
 
     Args:
@@ -40,38 +40,38 @@ def settled(cfg: DictConfig, past: Past) -> tuple[dict[str, Any], list[Change]]:
         RunError: if the data isn't where it was.
     """
     # Drop options that no longer exist, and add those that are new.
-    config, base = copy.deepcopy(past.config), plain(checked("train", []))
+    config, base = copy.deepcopy(past.config), plain_config(compose_checked("train", []))
     own = yaml.safe_load((CONF / "train.yaml").read_text("utf-8"))
     gone = [name for name in config if name not in base]
-    changes = [Change(name, config.pop(name), "no such option") for name in gone]
+    changes = [RunChange(name, config.pop(name), "no such option") for name in gone]
     for name in base:
         if name not in config:
             config[name] = base[name]
-            changes += [] if name in FREE else [Change(name, "not there", base[name])]
-        elif name in HONOURED or name == "trainer":
-            known = [own["loader"]] if name == "loader" else files(name)
-            changes += filled(config[name], name, known)
+            changes += [] if name in NEUTRAL_OPTIONS else [RunChange(name, "not there", base[name])]
+        elif name in ALLOWED_TARGETS or name == "trainer":
+            known = [own["loader"]] if name == "loader" else group_files(name)
+            changes += add_new_options(config[name], name, known)
     # Apply the command line, and check the result like any config.
-    changes += overridden(config, plain(cfg))
-    config |= {"logger": plain(cfg.logger), "outputs": cfg.outputs}
-    groups = {name: config[name] for name in (*HONOURED, "trainer", "logger")}
+    changes += apply_overrides(config, plain_config(cfg))
+    config |= {"logger": plain_config(cfg.logger), "outputs": cfg.outputs}
+    groups = {name: config[name] for name in (*ALLOWED_TARGETS, "trainer", "logger")}
     try:
-        check_level(config, base | groups, own, ())
+        check_option_group(config, base | groups, own, ())
     except UserError as error:
         raise UserError(
             f"run={cfg.run}: made by another version, whose options this version doesn't accept ({error}); use the "
             "version in the run's run.json"
         ) from error
-    check_places(config["data"], cfg.run)
+    check_data_paths(config["data"], cfg.run)
     return config, changes
 
 
-def files(group: str) -> list[dict[str, Any]]:
+def group_files(group: str) -> list[dict[str, Any]]:
     """Read the config files of a group, without composing them."""
     return [yaml.safe_load(file.read_text("utf-8")) for file in sorted((CONF / group).glob("*.y*"))]
 
 
-def filled(node: Any, path: str, known: list[dict[str, Any]]) -> Iterator[Change]:
+def add_new_options(node: Any, path: str, known: list[dict[str, Any]]) -> Iterator[RunChange]:
     """Add to each constructor below a node the options that are newer than the run, and yield them.
 
     Their value is the constructor's default, which keeps the behaviour of older runs.
@@ -84,13 +84,13 @@ def filled(node: Any, path: str, known: list[dict[str, Any]]) -> Iterator[Change
     if isinstance(node, dict) and (target := node.get("_target_")):
         matching = [file for file in known if file.get("_target_") == target]
         options = {name: value for file in reversed(matching) for name, value in file.items()}
-        parameters = inspect.signature(located(path, target)).parameters if options else {}
+        parameters = inspect.signature(import_target(path, target)).parameters if options else {}
         for name, value in options.items():
             if name in node or name in HYDRA_KEYS or name == "defaults":
                 continue
             default = parameters[name].default if name in parameters else inspect.Parameter.empty
             node[name] = value if default is inspect.Parameter.empty else default
-            yield Change(f"{path}.{name}", "not there", node[name])
+            yield RunChange(f"{path}.{name}", "not there", node[name])
     # Descend into the node's own children.
     inner = (
         node.items()
@@ -100,10 +100,10 @@ def filled(node: Any, path: str, known: list[dict[str, Any]]) -> Iterator[Change
         else ()
     )
     for name, value in inner:
-        yield from filled(value, f"{path}.{name}", known)
+        yield from add_new_options(value, f"{path}.{name}", known)
 
 
-def overridden(config: dict[str, Any], given: dict[str, Any]) -> Iterator[Change]:
+def apply_overrides(config: dict[str, Any], given: dict[str, Any]) -> Iterator[RunChange]:
     """Apply the command line's overrides to a run's config, and yield each change.
 
     Args:
@@ -117,16 +117,18 @@ def overridden(config: dict[str, Any], given: dict[str, Any]) -> Iterator[Change
     for group in ("data", "trainer", "loader"):
         for name, value in given[group].items():
             if value is not None and group == "data" and name not in config[group]:
-                raise UserError(f"data.{name}={shown(value)}: the run's data has no such option")
+                raise UserError(
+                    f"data.{name}={format_option_value(value)}: the run's data has no such option"
+                )
             if value is not None and value != config[group].get(name):
-                yield Change(f"{group}.{name}", config[group].get(name), value)
+                yield RunChange(f"{group}.{name}", config[group].get(name), value)
                 config[group][name] = value
     if given["init"] is not None and given["init"] != config["init"]:
-        yield Change("init", config["init"], given["init"])
+        yield RunChange("init", config["init"], given["init"])
         config["init"] = given["init"]
 
 
-def check_places(data: dict[str, Any], run: str) -> None:
+def check_data_paths(data: dict[str, Any], run: str) -> None:
     """Raise RunError if the run's data isn't where it was."""
     for name in ("root", "table", "annotations"):
         path = data.get(name)
@@ -136,11 +138,11 @@ def check_places(data: dict[str, Any], run: str) -> None:
             )
 
 
-def check_devices(config: dict[str, Any], seeds: int) -> None:
+def check_single_device(config: dict[str, Any], seeds: int) -> None:
     """Raise UserError if several trainings are asked for that would each start further processes."""
     devices, nodes = config["trainer"]["devices"], config["trainer"]["num_nodes"]
     several = devices == "auto" and torch.cuda.device_count() > 1
-    if seeds and (several or not one_device(devices, nodes)):
+    if seeds and (several or not uses_one_device(devices, nodes)):
         raise UserError(
             f"seeds={seeds} with trainer.devices={devices}: the seeds train one after another, each on one "
             "device; give trainer.devices=1"
@@ -148,7 +150,7 @@ def check_devices(config: dict[str, Any], seeds: int) -> None:
 
 
 @contextmanager
-def threads(count: int) -> Generator[None]:
+def torch_threads(count: int) -> Generator[None]:
     """Run PyTorch with ``count`` threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
@@ -158,7 +160,7 @@ def threads(count: int) -> Generator[None]:
         torch.set_num_threads(before)
 
 
-class Noted(L.Callback):
+class RunFolderCapture(L.Callback):
     """Callback that records the run folder."""
 
     folder: Path
@@ -168,7 +170,7 @@ class Noted(L.Callback):
         self.folder = Path(str(checkpoints.dirpath)).parent
 
 
-def trained(config: dict[str, Any], past: Past, name: str) -> Path:
+def train_again(config: dict[str, Any], past: FinishedRun, name: str) -> Path:
     """Train a config of a finished run, and return the new run folder.
 
     Args:
@@ -179,18 +181,18 @@ def trained(config: dict[str, Any], past: Past, name: str) -> Path:
     words, seed = past.record.overrides, config["seed"]
     if seed != past.record.seed:
         words = [*(word for word in words if not str(word).startswith("seed=")), f"seed={seed}"]
-    noted = Noted()
-    asked = Asked(name, words, past.record.choices)
-    with naming(past.folder / "config.yaml"):
+    noted = RunFolderCapture()
+    asked = RunInfo(name, words, past.record.choices)
+    with name_config_file(past.folder / "config.yaml"):
         train(OmegaConf.create(config | {"name": name}), [noted], asked)
     return noted.folder
 
 
-def more_seeds(config: dict[str, Any], past: Past, count: int) -> dict[int, Metrics]:
+def train_more_seeds(config: dict[str, Any], past: FinishedRun, count: int) -> dict[int, Metrics]:
     """Train ``count`` runs with the seeds after the run's own, and return seed -> metrics."""
     results: dict[int, Metrics] = {}
     for seed in range(config["seed"] + 1, config["seed"] + 1 + count):
         name = f"rerun-{past.record.name}-seed-{seed}"
-        folder = trained(config | {"seed": seed}, past, name)
+        folder = train_again(config | {"seed": seed}, past, name)
         results[seed] = records.read_json(folder / "run.json")["metrics"]
     return results

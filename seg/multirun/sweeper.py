@@ -37,23 +37,29 @@ from omegaconf.errors import OmegaConfBaseException
 from seg import files
 from seg.cli.compose import one_line
 from seg.cli.conf_files import CONF
-from seg.display.console import console, first_process
+from seg.display.console import console, is_rank_zero
 from seg.errors import RunError, UserError
-from seg.multirun.progress import Watch
+from seg.multirun.progress import SweepProgress
 from seg.runs import provenance, records
-from seg.runs.folder import Busy, alone, as_folder, create_folder, point_latest
-from seg.runs.provenance import PACKAGE
+from seg.runs.folder import (
+    FolderLocked,
+    create_folder,
+    folder_name,
+    lock_folder,
+    update_latest_link,
+)
+from seg.runs.provenance import PACKAGE_FOLDER
 from seg.runs.record import read_record, write_record
-from seg.runs.run_info import Asked, named
-from seg.training.distributed import ticket
-from seg.training.resume import newest, saved_config
+from seg.runs.run_info import RunInfo, run_name
+from seg.training.distributed import rendezvous_file
+from seg.training.resume import newest_checkpoint, read_saved_config
 
 log = logging.getLogger("seg")
-RECORD = "sweep.json"
+SWEEP_FILE = "sweep.json"
 LAUNCHERS = {"joblib": "parallel", "submitit": "slurm"}  # library -> extra that installs it
 
 
-class Sweep(Sweeper):
+class ResumableSweeper(Sweeper):
     """Hydra sweeper over all combinations of values, in a folder that the same command finds again.
 
     Args:
@@ -84,7 +90,7 @@ class Sweep(Sweeper):
         """
         # Check the launcher, the process and the place.
         check_launcher(config.hydra.launcher._target_)
-        if ticket(Path()) is not None:
+        if rendezvous_file(Path()) is not None:
             raise UserError(
                 "-m: torchrun or SLURM started several processes; start a sweep from a single process"
             )
@@ -95,8 +101,8 @@ class Sweep(Sweeper):
             )
         # Find or create the folder, and check that no link leads out of it.
         self.context, self.config, self.held = hydra_context, config, ExitStack()
-        self.jobs = planned(config, self.params)
-        self.folder = self.held.enter_context(taken(config, self.jobs))
+        self.jobs = plan_jobs(config, self.params)
+        self.folder = self.held.enter_context(claim_sweep_folder(config, self.jobs))
         for entry in self.folder.iterdir():
             files.check_links(entry, self.folder)
         files.check_tree(self.folder / ".submitit", self.folder)
@@ -112,13 +118,13 @@ class Sweep(Sweeper):
             SystemExit: with code 1, if a job did not finish.
         """
         assert self.config is not None
-        if records.read_json(self.folder / RECORD).get("source") != provenance.source_hash(
-            PACKAGE, CONF
+        if records.read_json(self.folder / SWEEP_FILE).get("source") != provenance.source_hash(
+            PACKAGE_FOLDER, CONF
         ):
             console.print(
                 "the code or its config files changed since this sweep was begun; fresh=true starts a new sweep"
             )
-        watch = Watch(self.folder, self.jobs)
+        watch = SweepProgress(self.folder, self.jobs)
         try:
             with self.held, watch:
                 unfinished = [n for n in range(len(self.jobs)) if n not in watch.finished]
@@ -129,7 +135,7 @@ class Sweep(Sweeper):
                 elif unfinished:
                     self.launch(unfinished)
         finally:
-            watch.conclude()
+            watch.print_summary()
         if len(watch.finished) < len(self.jobs):
             sys.exit(1)
 
@@ -148,12 +154,12 @@ class Sweep(Sweeper):
         try:
             self.context.config_loader.load_sweep_config(self.config, job["overrides"])
         except (HydraException, OmegaConfBaseException) as error:
-            note_failure(self.folder / job["folder"], error)
+            record_failure(self.folder / job["folder"], error)
             return False
         return True
 
 
-def planned(config: DictConfig, params: dict[str, str]) -> list[dict[str, Any]]:
+def plan_jobs(config: DictConfig, params: dict[str, str]) -> list[dict[str, Any]]:
     """Return the jobs of a sweep: name, folder and overrides of each, named by the options that differ.
 
     Args:
@@ -185,8 +191,8 @@ def planned(config: DictConfig, params: dict[str, str]) -> list[dict[str, Any]]:
     choices = dict(config.hydra.runtime.choices)
     jobs: list[dict[str, Any]] = []
     for words in BasicSweeper.split_arguments(overrides, None)[0]:
-        name = named([w for w in words if w.partition("=")[0] in swept], choices, ()) or "job"
-        folder = as_folder(name)
+        name = run_name([w for w in words if w.partition("=")[0] in swept], choices, ()) or "job"
+        folder = folder_name(name)
         if folder in [job["folder"] for job in jobs]:  # names may agree once shortened to a folder
             folder = f"{folder}-{len(jobs)}"
         if words in [job["overrides"] for job in jobs]:
@@ -196,36 +202,36 @@ def planned(config: DictConfig, params: dict[str, str]) -> list[dict[str, Any]]:
 
 
 @contextmanager
-def taken(config: DictConfig, jobs: list[dict[str, Any]]) -> Generator[Path]:
+def claim_sweep_folder(config: DictConfig, jobs: list[dict[str, Any]]) -> Generator[Path]:
     """Lock and yield the folder of a sweep: an earlier one of the same jobs, or else a new one."""
     parent = Path(config.hydra.sweep.dir).parent
     with ExitStack() as locks:
         # Continue the newest sweep that no other process is running.
-        for folder in () if config.fresh else begun(parent, jobs):
+        for folder in () if config.fresh else find_earlier_sweeps(parent, jobs):
             try:
-                locks.enter_context(alone(folder, "sweep"))
-            except Busy:
+                locks.enter_context(lock_folder(folder, "sweep"))
+            except FolderLocked:
                 continue
             yield folder
             return
         # Create a new one, and record its jobs.
         folder = create_folder(parent, config.name or "sweep")
-        locks.enter_context(alone(folder, "sweep"))
+        locks.enter_context(lock_folder(folder, "sweep"))
         command = [Path(sys.executable).name, *sys.orig_argv[1:]]
         content = {
             "command": command,
-            "source": provenance.source_hash(PACKAGE, CONF),
+            "source": provenance.source_hash(PACKAGE_FOLDER, CONF),
             "jobs": jobs,
         }
-        records.write_json(folder / RECORD, content)
-        point_latest(folder)
+        records.write_json(folder / SWEEP_FILE, content)
+        update_latest_link(folder)
         yield folder
 
 
-def begun(parent: Path, jobs: list[dict[str, Any]]) -> Iterator[Path]:
+def find_earlier_sweeps(parent: Path, jobs: list[dict[str, Any]]) -> Iterator[Path]:
     """Yield the folders of earlier sweeps with the same jobs, in any order of jobs, newest first."""
     wanted = {frozenset(job["overrides"]) for job in jobs}
-    for file in sorted(parent.glob(f"*/{RECORD}"), reverse=True):
+    for file in sorted(parent.glob(f"*/{SWEEP_FILE}"), reverse=True):
         if file.parent.is_symlink():
             continue
         try:
@@ -277,7 +283,7 @@ def check_launcher(target: str) -> None:
                 ) from error
 
 
-def job(cfg: DictConfig, train: Callable[..., dict[str, float]]) -> dict[str, float] | None:
+def run_job(cfg: DictConfig, train: Callable[..., dict[str, float]]) -> dict[str, float] | None:
     """Run one job of a sweep; record a failure in its folder, so that the other jobs continue.
 
     Args:
@@ -291,7 +297,7 @@ def job(cfg: DictConfig, train: Callable[..., dict[str, float]]) -> dict[str, fl
     hydra = HydraConfig.get()
     sweep = Path(hydra.sweep.dir)
     words = list(hydra.overrides.task)
-    jobs = read_jobs(sweep / RECORD)
+    jobs = read_jobs(sweep / SWEEP_FILE)
     number = [set(entry["overrides"]) for entry in jobs].index(set(words))
     choices = {k: v for k, v in hydra.runtime.choices.items() if "/" not in k and v}
     folder = sweep / jobs[number]["folder"]
@@ -299,28 +305,28 @@ def job(cfg: DictConfig, train: Callable[..., dict[str, float]]) -> dict[str, fl
     name = jobs[number]["name"]
     # Train it, or resume it from its last checkpoint with its saved config.
     try:
-        with own_surroundings(words), free_gpu(sweep, cfg) as devices:
-            last = stopped_at(folder) if first_process() else None  # rank 0 announces it
+        with isolate_job(words), claim_gpu(sweep, cfg) as devices:
+            last = job_checkpoint(folder) if is_rank_zero() else None  # rank 0 announces it
             if last is not None:
-                cfg = saved_config(folder)
-            asked = Asked(name, words, choices, sweep.name, number, folder, last, True, devices)
+                cfg = read_saved_config(folder)
+            asked = RunInfo(name, words, choices, sweep.name, number, folder, last, True, devices)
             return train(cfg, asked=asked)
-    except Busy:  # trained by a process that outlived its sweep
+    except FolderLocked:  # trained by a process that outlived its sweep
         return None
     except Exception as error:
-        note_failure(folder, error)
+        record_failure(folder, error)
         return None
 
 
-def stopped_at(folder: Path) -> Path | None:
+def job_checkpoint(folder: Path) -> Path | None:
     """Return the checkpoint that a stopped or failed job resumes from; None if there is no intact one."""
     try:
-        return newest(folder) if (folder / "config.yaml").is_file() else None
+        return newest_checkpoint(folder) if (folder / "config.yaml").is_file() else None
     except RunError:
         return None
 
 
-def note_failure(folder: Path, error: Exception) -> None:
+def record_failure(folder: Path, error: Exception) -> None:
     """Record a failure in a job's folder: status and error in run.json, the traceback in log.txt."""
     files.make_folder(folder, folder.parent)
     try:
@@ -330,12 +336,12 @@ def note_failure(folder: Path, error: Exception) -> None:
     failure = {"status": "failed", "error": f"{type(error).__name__}: {one_line(error)}"}
     write_record(folder, record | failure)
     text = "".join(traceback.format_exception(error))
-    with files.append(folder / "log.txt", folder) as log:
+    with files.open_append(folder / "log.txt", folder) as log:
         log.write(text.encode("utf-8", "backslashreplace"))
 
 
 @contextmanager
-def own_surroundings(words: list[str]) -> Generator[None]:
+def isolate_job(words: list[str]) -> Generator[None]:
     """Isolate a job that runs in this process: restore argv and environment, and end the ranks it started.
 
     Within the context ``sys.argv`` is the job's command line, as Lightning starts further ranks with it.
@@ -350,7 +356,7 @@ def own_surroundings(words: list[str]) -> Generator[None]:
     try:
         yield
     except BaseException:
-        leave_group()
+        kill_ddp_children()
         raise
     finally:
         sys.argv = line
@@ -358,7 +364,7 @@ def own_surroundings(words: list[str]) -> Generator[None]:
         os.environ.update(variables)
 
 
-def leave_group() -> None:
+def kill_ddp_children() -> None:
     """Kill the ranks that a failed job started, and disarm Lightning's observer, which would kill this process."""
     for thread in threading.enumerate():
         if isinstance(thread, _ChildProcessObserver):  # kills all ranks once one fails
@@ -371,7 +377,7 @@ def leave_group() -> None:
 
 
 @contextmanager
-def free_gpu(sweep: Path, cfg: DictConfig) -> Generator[list[int] | None]:
+def claim_gpu(sweep: Path, cfg: DictConfig) -> Generator[list[int] | None]:
     """Lock and yield a free GPU for a job of a parallel sweep; yield None if it needs no choice."""
     count = torch.cuda.device_count()
     launcher = HydraConfig.get().launcher._target_
@@ -381,7 +387,7 @@ def free_gpu(sweep: Path, cfg: DictConfig) -> Generator[list[int] | None]:
     # Try the lock of each GPU, and wait while there are more jobs than GPUs.
     while True:
         for gpu in range(count):
-            lock = files.lock(sweep / f".gpu-{gpu}", sweep)
+            lock = files.file_lock(sweep / f".gpu-{gpu}", sweep)
             try:
                 lock.acquire(timeout=0)
             except Timeout:
@@ -395,6 +401,6 @@ def free_gpu(sweep: Path, cfg: DictConfig) -> Generator[list[int] | None]:
 
 
 # Hydra accepts sweepers only from its plugin package, so this module is registered under such a name as well
-Sweep.__module__ = "hydra_plugins.seg"
-sys.modules[Sweep.__module__] = sys.modules[__name__]
-Plugins.instance().register(Sweep)
+ResumableSweeper.__module__ = "hydra_plugins.seg"
+sys.modules[ResumableSweeper.__module__] = sys.modules[__name__]
+Plugins.instance().register(ResumableSweeper)

@@ -28,14 +28,20 @@ from seg.files import MIB, open_regular
 CHECKPOINT_LIMIT = 64 * 2**30  # bytes; 5e9 weights with their optimiser's state
 DIRECTORY_LIMIT = 16 * MIB  # bytes of the archive's directory; about 100 per tensor
 PICKLE_LIMIT = 16 * MIB  # about 300 bytes per tensor
-RECORDS = 100_000  # networks have some hundred tensors, optimisers twice as many
-VALUES = 1_000_000  # values and containers; a shared one counts at each place
-DEEPEST = 50  # levels of nested containers
-WORD_64 = 2**63 - 1
-END, END_64, LOCATOR = b"PK\x05\x06", b"PK\x06\x06", b"PK\x06\x07"  # signatures of zip
-NAME = re.compile(r"[\w./-]{1,100}", re.ASCII)
-LOCAL = struct.Struct("<4s22xHH")  # header of a record: signature, lengths of name and extra field
-OPCODES = frozenset({  # accepted by torch.load(weights_only=True)
+MAX_RECORDS = 100_000  # networks have some hundred tensors, optimisers twice as many
+MAX_VALUES = 1_000_000  # values and containers; a shared one counts at each place
+MAX_NESTING = 50  # levels of nested containers
+MAX_INT64 = 2**63 - 1
+END_SIGNATURE, END_64_SIGNATURE, LOCATOR_SIGNATURE = (
+    b"PK\x05\x06",
+    b"PK\x06\x06",
+    b"PK\x06\x07",
+)  # signatures of zip
+RECORD_NAME = re.compile(r"[\w./-]{1,100}", re.ASCII)
+LOCAL_HEADER = struct.Struct(
+    "<4s22xHH"
+)  # header of a record: signature, lengths of name and extra field
+ALLOWED_OPCODES = frozenset({  # accepted by torch.load(weights_only=True)
     "APPEND", "APPENDS", "BINFLOAT", "BINGET", "BININT", "BININT1", "BININT2", "BINPERSID", "BINPUT", "BINUNICODE",
     "BUILD", "EMPTY_DICT", "EMPTY_LIST", "EMPTY_SET", "EMPTY_TUPLE", "GLOBAL", "LONG1", "LONG_BINGET", "LONG_BINPUT",
     "MARK", "NEWFALSE", "NEWOBJ", "NEWTRUE", "NONE", "PROTO", "REDUCE", "SETITEM", "SETITEMS", "SHORT_BINSTRING",
@@ -43,12 +49,12 @@ OPCODES = frozenset({  # accepted by torch.load(weights_only=True)
 })  # fmt: skip
 
 
-class Refused(ValueError):
+class ArchiveError(ValueError):
     """A checkpoint that is damaged or demands more memory than its size; the message omits the file's name."""
 
 
 @dataclass(frozen=True)
-class Storage:
+class DeclaredStorage:
     """Storage declared in a pickle.
 
     Attributes:
@@ -62,7 +68,7 @@ class Storage:
     count: int
 
     def __setstate__(self, state: Any) -> None:
-        raise Refused("a storage is changed after it was declared")
+        raise ArchiveError("a storage is changed after it was declared")
 
     @property
     def size(self) -> int:
@@ -71,7 +77,7 @@ class Storage:
 
 
 @dataclass(frozen=True)
-class Declared:
+class DeclaredTensor:
     """Tensor declared in a pickle.
 
     Attributes:
@@ -79,11 +85,11 @@ class Declared:
         shape: shape of the tensor.
     """
 
-    storage: Storage
+    storage: DeclaredStorage
     shape: tuple[int, ...]
 
     def __setstate__(self, state: Any) -> None:
-        raise Refused("a tensor is changed after it was declared")
+        raise ArchiveError("a tensor is changed after it was declared")
 
     @property
     def dtype(self) -> torch.dtype:
@@ -96,63 +102,65 @@ class Declared:
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-def declared(storage: Any, offset: Any, shape: Any, stride: Any, *rest: Any) -> Declared:
+def declare_tensor(
+    storage: Any, offset: Any, shape: Any, stride: Any, *rest: Any
+) -> DeclaredTensor:
     """Return the tensor that ``torch._utils._rebuild_tensor_v2`` would make of these arguments.
 
     Raises:
         Refused: if it exceeds its storage, or repeats elements of it.
     """
     numbers = (offset, *shape, *stride) if type(shape) is tuple and type(stride) is tuple else ()
-    if type(storage) is not Storage or not numbers or len(shape) != len(stride):
-        raise Refused("a tensor is not declared as torch.save does")
-    if not all(type(n) is int and 0 <= n <= WORD_64 for n in numbers):
-        raise Refused("a tensor has an invalid size")
+    if type(storage) is not DeclaredStorage or not numbers or len(shape) != len(stride):
+        raise ArchiveError("a tensor is not declared as torch.save does")
+    if not all(type(n) is int and 0 <= n <= MAX_INT64 for n in numbers):
+        raise ArchiveError("a tensor has an invalid size")
     if 0 in shape:
-        return Declared(storage, shape)
+        return DeclaredTensor(storage, shape)
     last = offset + sum((size - 1) * step for size, step in zip(shape, stride, strict=True))
     if last >= storage.count:
-        raise Refused("a tensor is larger than its storage")
+        raise ArchiveError("a tensor is larger than its storage")
     reach = 1  # elements covered by the dimensions so far
     for step, size in sorted(
         (step, size) for size, step in zip(shape, stride, strict=True) if size > 1
     ):
         if step < reach:
-            raise Refused("a tensor repeats elements of its storage")
+            raise ArchiveError("a tensor repeats elements of its storage")
         reach = (size - 1) * step + reach
-    return Declared(storage, shape)
+    return DeclaredTensor(storage, shape)
 
 
-def parameter(tensor: Any, *rest: Any) -> Declared:
+def declare_parameter(tensor: Any, *rest: Any) -> DeclaredTensor:
     """Return the tensor of a parameter; takes the arguments of ``torch._utils._rebuild_parameter``."""
-    if type(tensor) is not Declared:
-        raise Refused("a parameter is not declared as torch.save does")
+    if type(tensor) is not DeclaredTensor:
+        raise ArchiveError("a parameter is not declared as torch.save does")
     return tensor
 
 
-def encoded(text: str, encoding: str) -> bytes:
+def decode_bytes(text: str, encoding: str) -> bytes:
     """Return bytes, which a pickle of protocol 2 stores as text."""
     if encoding != "latin1":
-        raise Refused(f"has bytes in the encoding {encoding!r:.20}")
+        raise ArchiveError(f"has bytes in the encoding {encoding!r:.20}")
     return text.encode(encoding)
 
 
-STORED = {
+STORAGE_DTYPES = {
     "Double": torch.float64, "Float": torch.float32, "Half": torch.float16, "BFloat16": torch.bfloat16,
     "Long": torch.int64, "Int": torch.int32, "Short": torch.int16, "Char": torch.int8, "Byte": torch.uint8,
     "Bool": torch.bool,
 }  # fmt: skip
-DTYPES = frozenset(str(dtype).removeprefix("torch.") for dtype in STORED.values())
-KNOWN: dict[tuple[str, str], Any] = {  # global names that a pickle may use
+DTYPE_NAMES = frozenset(str(dtype).removeprefix("torch.") for dtype in STORAGE_DTYPES.values())
+ALLOWED_GLOBALS: dict[tuple[str, str], Any] = {  # global names that a pickle may use
     ("collections", "OrderedDict"): collections.OrderedDict,
-    ("torch._utils", "_rebuild_tensor_v2"): declared,
-    ("torch._utils", "_rebuild_parameter"): parameter,
+    ("torch._utils", "_rebuild_tensor_v2"): declare_tensor,
+    ("torch._utils", "_rebuild_parameter"): declare_parameter,
     ("torch", "Size"): torch.Size,
     ("__builtin__", "set"): set,
-    ("_codecs", "encode"): encoded,
-} | {("torch", f"{name}Storage"): dtype for name, dtype in STORED.items()}
+    ("_codecs", "encode"): decode_bytes,
+} | {("torch", f"{name}Storage"): dtype for name, dtype in STORAGE_DTYPES.items()}
 
 
-class Skeleton(pickle.Unpickler):
+class SkeletonUnpickler(pickle.Unpickler):
     """Unpickler of a checkpoint without its numbers; imports and calls nothing that the pickle names.
 
     Args:
@@ -165,24 +173,24 @@ class Skeleton(pickle.Unpickler):
         self.sizes = sizes
 
     def find_class(self, module: str, name: str) -> Any:
-        dtype = getattr(torch, name, None) if module == "torch" and name in DTYPES else None
-        target = dtype or KNOWN.get((module, name))
+        dtype = getattr(torch, name, None) if module == "torch" and name in DTYPE_NAMES else None
+        target = dtype or ALLOWED_GLOBALS.get((module, name))
         if target is None:
-            raise Refused(
+            raise ArchiveError(
                 f"holds more than weights and plain values ({module}.{name}); it is not loaded"
             )
         return target
 
-    def persistent_load(self, pid: Any) -> Storage:
+    def persistent_load(self, pid: Any) -> DeclaredStorage:
         if type(pid) is not tuple or len(pid) != 5 or pid[0] != "storage":
-            raise Refused("a storage is declared in no way that torch.save writes")
+            raise ArchiveError("a storage is declared in no way that torch.save writes")
         _, dtype, key, _, count = pid
         known = isinstance(dtype, torch.dtype) and type(key) is str and type(count) is int
-        if not known or not 0 <= count <= WORD_64:
-            raise Refused("a storage is declared in no way that torch.save writes")
-        storage = Storage(key, dtype, count)
+        if not known or not 0 <= count <= MAX_INT64:
+            raise ArchiveError("a storage is declared in no way that torch.save writes")
+        storage = DeclaredStorage(key, dtype, count)
         if self.sizes.get(f"data/{key}") != storage.size:
-            raise Refused(
+            raise ArchiveError(
                 f"the record of storage {key[:20]!r} is missing, or has another length than declared"
             )
         return storage
@@ -200,16 +208,16 @@ def read_skeleton(file: Path) -> Any:
         try:
             sizes, content = read_records(stream)
             check_opcodes(content)
-            skeleton = Skeleton(content, sizes).load()
-        except Refused:
+            skeleton = SkeletonUnpickler(content, sizes).load()
+        except ArchiveError:
             raise
         except OSError:
             raise
         except Exception as error:  # a pickle can raise anything
-            raise Refused(f"{type(error).__name__}: {error}") from error
-    tensors = sum(value.size for value in walk(skeleton) if type(value) is Declared)
+            raise ArchiveError(f"{type(error).__name__}: {error}") from error
+    tensors = sum(value.size for value in walk_skeleton(skeleton) if type(value) is DeclaredTensor)
     if tensors > 2 * sum(sizes.values()):  # factor 2: weights that a network uses twice
-        raise Refused(
+        raise ArchiveError(
             "its tensors share storages, and would need more memory than the file is large"
         )
     return skeleton
@@ -231,26 +239,26 @@ def read_records(stream: BinaryIO) -> tuple[dict[str, int], bytes]:
                 record.compress_type != zipfile.ZIP_STORED
                 or record.compress_size != record.file_size
             ):
-                raise Refused("its records are compressed; torch.save does not compress")
+                raise ArchiveError("its records are compressed; torch.save does not compress")
             if record.flag_bits & 1 or record.header_offset < end:
-                raise Refused("its records are encrypted or overlap")
+                raise ArchiveError("its records are encrypted or overlap")
             stream.seek(record.header_offset)
-            signature, *lengths = LOCAL.unpack(stream.read(LOCAL.size))
+            signature, *lengths = LOCAL_HEADER.unpack(stream.read(LOCAL_HEADER.size))
             if signature != b"PK\x03\x04":
-                raise Refused("a record is not where the directory says")
-            end = record.header_offset + LOCAL.size + sum(lengths) + record.file_size
+                raise ArchiveError("a record is not where the directory says")
+            end = record.header_offset + LOCAL_HEADER.size + sum(lengths) + record.file_size
             top, _, name = record.filename.partition("/")
-            if not NAME.fullmatch(name) or top != records[0].filename.partition("/")[0]:
-                raise Refused("a record has a name that torch.save does not use")
+            if not RECORD_NAME.fullmatch(name) or top != records[0].filename.partition("/")[0]:
+                raise ArchiveError("a record has a name that torch.save does not use")
             sizes[name] = record.file_size
         if len({name.lower() for name in sizes}) < len(records):  # torch ignores case
-            raise Refused("a record name occurs twice")
+            raise ArchiveError("a record name occurs twice")
         if end > archive.start_dir:
-            raise Refused("a record is longer than the file")
+            raise ArchiveError("a record is longer than the file")
         if "data.pkl" not in sizes:
-            raise Refused("it has no data.pkl")
+            raise ArchiveError("it has no data.pkl")
         if sizes["data.pkl"] > PICKLE_LIMIT:
-            raise Refused(
+            raise ArchiveError(
                 f"data.pkl has {sizes['data.pkl']} bytes; at most {PICKLE_LIMIT} are read"
             )
         return sizes, archive.read(f"{top}/data.pkl")
@@ -261,19 +269,19 @@ def check_directory(stream: BinaryIO) -> None:
     size = stream.seek(0, io.SEEK_END)
     stream.seek(max(0, size - 98))  # end records: zip64 56 bytes, its locator 20, zip 22
     tail = stream.read(98)
-    if tail[-22:-18] != END:
-        raise Refused("not a zip archive as torch.save writes it, or cut off")
+    if tail[-22:-18] != END_SIGNATURE:
+        raise ArchiveError("not a zip archive as torch.save writes it, or cut off")
     count, length, start = struct.unpack("<HII", tail[-12:-2])
     ends = size - 22
-    if tail[-42:-38] == LOCATOR:
-        if tail[-98:-94] != END_64 or struct.unpack("<Q", tail[-34:-26])[0] != size - 98:
-            raise Refused("not a zip archive as torch.save writes it")
+    if tail[-42:-38] == LOCATOR_SIGNATURE:
+        if tail[-98:-94] != END_64_SIGNATURE or struct.unpack("<Q", tail[-34:-26])[0] != size - 98:
+            raise ArchiveError("not a zip archive as torch.save writes it")
         count, length, start = struct.unpack("<QQQ", tail[-66:-42])
         ends = size - 98
     if start + length != ends:
-        raise Refused("the archive's directory is not where its end record says")
-    if count > RECORDS or length > DIRECTORY_LIMIT:
-        raise Refused(f"{count} records; at most {RECORDS} are read")
+        raise ArchiveError("the archive's directory is not where its end record says")
+    if count > MAX_RECORDS or length > DIRECTORY_LIMIT:
+        raise ArchiveError(f"{count} records; at most {MAX_RECORDS} are read")
 
 
 def check_opcodes(content: bytes) -> None:
@@ -284,43 +292,45 @@ def check_opcodes(content: bytes) -> None:
     stored = containers = 0
     for number, (opcode, argument, _) in enumerate(pickletools.genops(content)):
         containers += opcode.name.startswith("EMPTY")
-        if max(number // 2, containers) > VALUES:
-            raise Refused(f"more than {VALUES} values")
-        if opcode.name not in OPCODES:
-            raise Refused(
+        if max(number // 2, containers) > MAX_VALUES:
+            raise ArchiveError(f"more than {MAX_VALUES} values")
+        if opcode.name not in ALLOWED_OPCODES:
+            raise ArchiveError(
                 f"holds more than weights and plain values ({opcode.name}); it is not loaded"
             )
         if opcode.name in ("BINPUT", "LONG_BINPUT"):
             stored += 1
             if not isinstance(argument, int) or argument > stored:
-                raise Refused("its pickle is not as torch.save writes it")
+                raise ArchiveError("its pickle is not as torch.save writes it")
 
 
-def walk(content: Any) -> Iterator[Any]:
+def walk_skeleton(content: Any) -> Iterator[Any]:
     """Yield every value of a skeleton; a shared value once per place.
 
     Raises:
         Refused: for more than 1,000,000 values, 50 levels, or integers of more than 64 bits.
     """
     level, count = [content], 0
-    for _ in range(DEEPEST):
+    for _ in range(MAX_NESTING):
         below: list[Any] = []
         for value in level:
             yield value
-            if type(value) is int and not -WORD_64 - 1 <= value <= WORD_64:
-                raise Refused("a number of more than 64 bits")
-            inner = inside(value)
+            if type(value) is int and not -MAX_INT64 - 1 <= value <= MAX_INT64:
+                raise ArchiveError("a number of more than 64 bits")
+            inner = contained_values(value)
             count += len(inner)
-            if count > VALUES:
-                raise Refused(f"more than {VALUES} values, shared ones counted at each place")
+            if count > MAX_VALUES:
+                raise ArchiveError(
+                    f"more than {MAX_VALUES} values, shared ones counted at each place"
+                )
             below += inner
         if not below:
             return
         level = below
-    raise Refused(f"it nests more than {DEEPEST} levels deep")
+    raise ArchiveError(f"it nests more than {MAX_NESTING} levels deep")
 
 
-def inside(value: Any) -> list[Any]:
+def contained_values(value: Any) -> list[Any]:
     """Return the values in a container, including keys and attributes; an empty list for a plain value."""
     if isinstance(value, dict):
         return [*value.keys(), *value.values(), *getattr(value, "__dict__", {}).values()]

@@ -11,18 +11,24 @@ import torch
 from seg import files
 from seg.cli.command_line import quote_shell, render_option
 from seg.errors import RunError
-from seg.runs.archive import Refused, read_skeleton
-from seg.runs.folder import CROSSVAL
+from seg.runs.archive import ArchiveError, read_skeleton
+from seg.runs.folder import CROSSVAL_FILE
 from seg.version import __version__
 
-FORMAT = 1  # of checkpoints; increased when earlier versions would read new files wrongly
+CHECKPOINT_FORMAT = (
+    1  # of checkpoints; increased when earlier versions would read new files wrongly
+)
 
 
 class DamagedCheckpoint(RunError):
     """A checkpoint that is damaged, or was not written by seg.train."""
 
 
-DAMAGED = (DamagedCheckpoint, LookupError, TypeError)  # errors of reading a damaged checkpoint
+DAMAGE_ERRORS = (
+    DamagedCheckpoint,
+    LookupError,
+    TypeError,
+)  # errors of reading a damaged checkpoint
 
 
 def find_checkpoint(run: str | Path | None) -> Path:
@@ -40,11 +46,11 @@ def find_checkpoint(run: str | Path | None) -> Path:
     if path.is_file():
         return path
     if not path.exists():
-        raise RunError(f"run={run}: no such folder or file{nearby(path)}")
+        raise RunError(f"run={run}: no such folder or file{suggest_run(path)}")
     for name in ("best.ckpt", "last.ckpt"):
         if (path / "checkpoints" / name).is_file():
             return path / "checkpoints" / name
-    if (path / CROSSVAL).is_file():
+    if (path / CROSSVAL_FILE).is_file():
         folds = sorted(p.parent for p in path.glob("*/checkpoints") if not p.parent.is_symlink())
         one = quote_shell(render_option("run", folds[0])) if folds else ""
         raise RunError(
@@ -56,7 +62,7 @@ def find_checkpoint(run: str | Path | None) -> Path:
     )
 
 
-def nearby(path: Path) -> str:
+def suggest_run(path: Path) -> str:
     """Return a hint that names the newest run next to a path, or an empty text."""
     runs = sorted(p.name for p in path.parent.glob("*/") if (p / "checkpoints").is_dir())
     return f"; the newest run in {path.parent} is {runs[-1]}" if runs else ""
@@ -84,7 +90,7 @@ def check_finite(weights: Mapping[str, Any], file: Path) -> None:
         )
 
 
-def skeleton_of(file: str | Path) -> dict[str, Any]:
+def load_skeleton(file: str | Path) -> dict[str, Any]:
     """Return the content of a checkpoint with a ``Declared`` in the place of each tensor.
 
     Raises:
@@ -92,19 +98,20 @@ def skeleton_of(file: str | Path) -> dict[str, Any]:
     """
     try:
         content = read_skeleton(Path(file))
-    except (Refused, OSError) as error:
+    except (ArchiveError, OSError) as error:
         raise DamagedCheckpoint(
-            f"{file}: {explain(error)}; not a checkpoint of seg.train, or damaged"
+            f"{file}: {error_summary(error)}; not a checkpoint of seg.train, or damaged"
         ) from error
     if not isinstance(content, dict):
         raise DamagedCheckpoint(f"{file}: not a checkpoint of seg.train")
     card = content.get("seg")
     if isinstance(card, dict) and (
-        type(card.get("format", FORMAT)) is not int or not 1 <= card.get("format", FORMAT) <= FORMAT
+        type(card.get("format", CHECKPOINT_FORMAT)) is not int
+        or not 1 <= card.get("format", CHECKPOINT_FORMAT) <= CHECKPOINT_FORMAT
     ):
         raise RunError(
             f"{file}: written by seg {card.get('version')!s:.40} in format {card['format']!s:.40}, but seg "
-            f"{__version__} reads format {FORMAT}; install the version that wrote it, or a later one"
+            f"{__version__} reads format {CHECKPOINT_FORMAT}; install the version that wrote it, or a later one"
         )
     return content
 
@@ -115,17 +122,17 @@ def read_checkpoint(file: str | Path) -> dict[str, Any]:
     Raises:
         RunError: if it is damaged, holds more than tensors and plain values, or a later version wrote it.
     """
-    skeleton_of(file)
+    load_skeleton(file)
     try:
         return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged archive can make it raise anything
-        reason = "" if isinstance(error, pickle.UnpicklingError) else f" ({explain(error)})"
+        reason = "" if isinstance(error, pickle.UnpicklingError) else f" ({error_summary(error)})"
         raise DamagedCheckpoint(
             f"{file}: holds more than weights and plain values, or is damaged; it is not loaded{reason}"
         ) from error
 
 
-def explain(error: BaseException) -> str:
+def error_summary(error: BaseException) -> str:
     """Return the first line of an error, of at most 200 characters, with the type of unusual errors."""
     text = error.strerror if isinstance(error, OSError) else str(error).partition("\n")[0]
     return (
@@ -139,12 +146,12 @@ def is_whole(file: Path) -> bool:
     """Return True if a checkpoint exists and can be read completely."""
     try:
         read_checkpoint(file)
-    except DAMAGED:
+    except DAMAGE_ERRORS:
         return False
     return True
 
 
-def written_by(card: dict[str, Any]) -> str:
+def version_remark(card: dict[str, Any]) -> str:
     """Return a remark on the version that wrote a checkpoint; empty if that is this version or unknown."""
     version = card.get("version", __version__)
     return (

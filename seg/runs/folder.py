@@ -22,17 +22,17 @@ from filelock import Timeout
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from seg import files
-from seg.display.console import first_process
+from seg.display.console import is_rank_zero
 from seg.errors import RunError
 
-CROSSVAL = "crossval.json"  # record of a cross-validation, in the folder of its runs
+CROSSVAL_FILE = "crossval.json"  # record of a cross-validation, in the folder of its runs
 
 
-class Busy(RunError):
+class FolderLocked(RunError):
     """Another process holds the lock of a folder."""
 
 
-def as_folder(name: str) -> str:
+def folder_name(name: str) -> str:
     """Return a folder name, of at most 100 characters, that needs no quotes on a command line."""
     return re.sub(r"[^A-Za-z0-9._-]+", "_", name)[:100]
 
@@ -45,14 +45,14 @@ def create_folder(outputs: Path, name: str) -> Path:
     """
     try:
         files.make_folder(outputs, outputs)
-        return numbered_folder(outputs, name)
+        return create_numbered_folder(outputs, name)
     except OSError as error:
         raise RunError(f"outputs={outputs}: can't be written ({error.strerror})") from error
 
 
-def numbered_folder(outputs: Path, name: str) -> Path:
+def create_numbered_folder(outputs: Path, name: str) -> Path:
     """Create ``TIME-name``, or ``TIME-name-2`` and so on if that exists."""
-    stem = f"{time.strftime('%Y-%m-%d_%H-%M-%S')}-{as_folder(name)}"
+    stem = f"{time.strftime('%Y-%m-%d_%H-%M-%S')}-{folder_name(name)}"
     for attempt in range(1000):
         folder = outputs / (stem if attempt == 0 else f"{stem}-{attempt + 1}")
         try:
@@ -63,7 +63,7 @@ def numbered_folder(outputs: Path, name: str) -> Path:
     raise RunError(f"{outputs}: 1000 runs already started in this second; start the run again")
 
 
-def relative(path: Path) -> Path:
+def relative_to_here(path: Path) -> Path:
     """Return a path relative to the working folder if it is below that, else unchanged."""
     here = Path.cwd()
     resolved = Path(os.path.realpath(path))  # unlike Path.resolve, accepts links in a circle
@@ -71,7 +71,7 @@ def relative(path: Path) -> Path:
 
 
 @rank_zero_only
-def lay_out(folder: Path, anew: bool) -> None:
+def prepare_run_folder(folder: Path, anew: bool) -> None:
     """Create the folders inside a run folder.
 
     Args:
@@ -86,7 +86,7 @@ def lay_out(folder: Path, anew: bool) -> None:
 
 
 @rank_zero_only
-def point_latest(folder: Path) -> None:
+def update_latest_link(folder: Path) -> None:
     """Point the link ``latest``, next to a run folder, to that folder."""
     link = folder.parent / "latest"
     if link.exists() and not link.is_symlink():
@@ -96,7 +96,7 @@ def point_latest(folder: Path) -> None:
 
 
 @contextmanager
-def alone(folder: Path, who: str, inside: str = "") -> Generator[Path]:
+def lock_folder(folder: Path, who: str, inside: str = "") -> Generator[Path]:
     """Create a folder and lock it for this process; in distributed training rank 0 holds the lock for all ranks.
 
     The operating system releases the lock when the process ends.
@@ -114,15 +114,15 @@ def alone(folder: Path, who: str, inside: str = "") -> Generator[Path]:
         RunError: if the folder cannot be written, or the path to the lock contains a link.
     """
     place = folder / inside
-    if not first_process():
+    if not is_rank_zero():
         yield place
         return
     try:
         files.make_folder(place, folder)
-        lock = files.lock(place / ".lock", folder)
+        lock = files.file_lock(place / ".lock", folder)
         lock.acquire(timeout=0)
     except Timeout as error:
-        raise Busy(
+        raise FolderLocked(
             f"{folder}: another {who} is at work there; wait for it, or give another folder"
         ) from error
     except OSError as error:

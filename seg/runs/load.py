@@ -12,26 +12,26 @@ from torch import nn
 
 from seg.cli.validation import check_call, is_number
 from seg.data.datasets.base import Task
-from seg.data.normalization import Intensity
+from seg.data.normalization import Normalization
 from seg.errors import RunError
 from seg.files import MIB
 from seg.logits import num_logits
 from seg.models.contract import require_network
 from seg.models.network import Network
-from seg.runs.archive import Declared
+from seg.runs.archive import DeclaredTensor
 from seg.runs.checkpoint import (
     DamagedCheckpoint,
     check_finite,
-    explain,
+    error_summary,
     find_checkpoint,
+    load_skeleton,
     read_checkpoint,
-    skeleton_of,
-    written_by,
+    version_remark,
 )
 from seg.runs.migrations import upgrade_targets
-from seg.runs.safe_loading import NETWORKS, check_plain, check_targets, is_text
+from seg.runs.safe_loading import NETWORK_PACKAGES, check_plain, check_targets, is_unicode
 
-CLASSES = 1000  # most classes of a run; a mask of class indices has at most 255
+MAX_CLASSES = 1000  # most classes of a run; a mask of class indices has at most 255
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class LoadedRun:
     config: dict[str, Any]
     classes: list[str]
     colors: list[tuple[int, int, int]]
-    intensity: Intensity
+    intensity: Normalization
     task: Task = "classes"
     threshold: float = 0.5
     seen: frozenset[str] = frozenset()
@@ -90,7 +90,7 @@ def threshold(run: LoadedRun, asked: float | None) -> float:
     return float(asked)
 
 
-def load(run: str | Path | None) -> LoadedRun:
+def load_run(run: str | Path | None) -> LoadedRun:
     """Load a run from its folder or checkpoint file; the data set is not needed.
 
     Shapes are compared before memory for the network or its weights is allocated.
@@ -101,43 +101,43 @@ def load(run: str | Path | None) -> LoadedRun:
     file = find_checkpoint(run)
     card, shapes = read_card(file)
     config = card["config"]
-    model = build_network(config["model"], shapes, file, written_by(card))
+    model = build_network(config["model"], shapes, file, version_remark(card))
     weights = read_checkpoint(file)["state_dict"]
     check_finite(weights, file)
     model.load_state_dict(model_weights(weights))
     folder = file.parent.parent if file.parent.name == "checkpoints" else file.parent
     return LoadedRun(
         file, folder, model.eval(), config, list(card["classes"]), [tuple(c) for c in card["colors"]],
-        Intensity(**card["intensity"]), card.get("task", "classes"), float(card.get("threshold", 0.5)),
+        Normalization(**card["intensity"]), card.get("task", "classes"), float(card.get("threshold", 0.5)),
     )  # fmt: skip
 
 
-def read_card(file: Path) -> tuple[dict[str, Any], dict[str, Declared]]:
+def read_card(file: Path) -> tuple[dict[str, Any], dict[str, DeclaredTensor]]:
     """Return the checked metadata of a checkpoint, and the declared tensors of its network by name.
 
     Raises:
         RunError: if it is no checkpoint of seg.train, is damaged, or its config names a class that is not allowed.
     """
-    content = skeleton_of(file)
+    content = load_skeleton(file)
     try:
         card, weights = content["seg"], content["state_dict"]
         check_card(card)
         check_weights(weights)
     except (LookupError, TypeError, ValueError, OverflowError) as error:
         raise DamagedCheckpoint(
-            f"{file}: not a checkpoint of seg.train ({explain(error)})"
+            f"{file}: not a checkpoint of seg.train ({error_summary(error)})"
         ) from error
     check_plain(card["config"], file)
     config = card["config"] = upgrade_targets(card["config"])
     try:
-        for group, packages in (("model", NETWORKS), ("loss", ("seg.losses",))):
+        for group, packages in (("model", NETWORK_PACKAGES), ("loss", ("seg.losses",))):
             check_targets(config[group], file, packages)
     except RunError as error:
-        raise RunError(f"{error}{written_by(card)}") from error
+        raise RunError(f"{error}{version_remark(card)}") from error
     try:
         check_network(card)
     except ValueError as error:
-        raise RunError(f"{file}: {error}{written_by(card)}") from error
+        raise RunError(f"{file}: {error}{version_remark(card)}") from error
     return card, model_weights(weights)
 
 
@@ -147,7 +147,7 @@ def model_weights(weights: dict[str, Any]) -> dict[str, Any]:
 
 
 def build_network(
-    node: dict[str, Any], shapes: dict[str, Declared], file: Path, version: str
+    node: dict[str, Any], shapes: dict[str, DeclaredTensor], file: Path, version: str
 ) -> Network:
     """Build the network of a config, after comparing the shapes of its tensors with those of a checkpoint.
 
@@ -160,7 +160,7 @@ def build_network(
     Raises:
         RunError: if a shape differs, or the constructor refuses an option.
     """
-    node = without_weights(node)
+    node = without_pretrained_weights(node)
     try:
         # the meta device gives the shapes without memory
         check_call("model", node, {}, {})
@@ -171,19 +171,19 @@ def build_network(
             if not isinstance(error.__cause__, RuntimeError):
                 raise
             # some encoders of smp read a tensor's value in the constructor, which meta tensors lack
-            check_small(node)
+            check_option_sizes(node)
             planned = instantiate(node, _convert_="all")
-        check_shapes({k: tuple(v.shape) for k, v in planned.state_dict().items()}, shapes)
+        check_tensor_shapes({k: tuple(v.shape) for k, v in planned.state_dict().items()}, shapes)
         check_buffers(planned, shapes)
         return require_network(instantiate(node, _convert_="all"))
     except Exception as error:
         cause = error.__cause__ if isinstance(error, InstantiationException) else None
         raise RunError(
-            f"{file}: its weights do not fit {node['_target_']} of this version{version}: {explain(cause or error)}"
+            f"{file}: its weights do not fit {node['_target_']} of this version{version}: {error_summary(cause or error)}"
         ) from error
 
 
-def check_small(node: Any) -> None:
+def check_option_sizes(node: Any) -> None:
     """Raise ValueError if an option is so large that building the network could exhaust the memory."""
     for value in node.values() if isinstance(node, dict) else node:
         if isinstance(value, int) and abs(value) > 1024:
@@ -193,10 +193,12 @@ def check_small(node: Any) -> None:
                 raise ValueError(
                     f"an option has {len(value)} parts; a checkpoint may have at most 32"
                 )
-            check_small(value)
+            check_option_sizes(value)
 
 
-def check_shapes(planned: dict[str, tuple[int, ...]], shapes: dict[str, Declared]) -> None:
+def check_tensor_shapes(
+    planned: dict[str, tuple[int, ...]], shapes: dict[str, DeclaredTensor]
+) -> None:
     """Raise ValueError if names or shapes of a network's tensors differ from those of a checkpoint."""
     for name in (*planned, *shapes):
         needed = planned.get(name)
@@ -207,14 +209,14 @@ def check_shapes(planned: dict[str, tuple[int, ...]], shapes: dict[str, Declared
             )
 
 
-def check_buffers(planned: nn.Module, shapes: dict[str, Declared]) -> None:
+def check_buffers(planned: nn.Module, shapes: dict[str, DeclaredTensor]) -> None:
     """Raise ValueError if the buffers that a checkpoint does not hold are larger than its weights + 64 MiB."""
     unsaved = sum(t.nbytes for name, t in planned.named_buffers() if name not in shapes)
     if unsaved > sum(tensor.size for tensor in shapes.values()) + 64 * MIB:
         raise ValueError(f"the network has {unsaved} bytes of buffers that are not in the file")
 
 
-def fingerprint(model: nn.Module) -> str:
+def weights_fingerprint(model: nn.Module) -> str:
     """16 hex digits of the SHA-256 of a network's weights."""
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():
@@ -229,7 +231,7 @@ def check_card(card: dict[str, Any]) -> None:
     task, config, intensity = card.get("task", "classes"), card["config"], card["intensity"]
     if not is_number(threshold) or not 0 < threshold < 1:
         raise ValueError(f"its threshold is {threshold!s:.40}")
-    check_names(classes)
+    check_class_names(classes)
     levels = range(256)
     if len(colors) != len(classes) or not all(
         len(color) == 3 and all(type(v) is int and v in levels for v in color) for color in colors
@@ -265,15 +267,15 @@ def check_network(card: dict[str, Any]) -> None:
         )
 
 
-def check_names(classes: list[Any]) -> None:
+def check_class_names(classes: list[Any]) -> None:
     """Raise ValueError unless these are 1 to 1000 distinct names."""
     if not isinstance(classes, list | tuple) or not all(isinstance(name, str) for name in classes):
         raise ValueError("its classes are not a list of names")
-    if not 1 <= len(classes) <= CLASSES or len(set(classes)) < len(classes):
+    if not 1 <= len(classes) <= MAX_CLASSES or len(set(classes)) < len(classes):
         raise ValueError(
-            f"its classes are {len(classes)} names; 1 to {CLASSES} distinct names are needed"
+            f"its classes are {len(classes)} names; 1 to {MAX_CLASSES} distinct names are needed"
         )
-    if not all(map(is_text, classes)):
+    if not all(map(is_unicode, classes)):
         raise ValueError("a class name is not valid Unicode")
 
 
@@ -291,13 +293,15 @@ def check_intensity(low: Any, high: Any, mean: Any, std: Any, clip: Any = False)
 def check_weights(weights: Any) -> None:
     """Raise ValueError unless these are named tensors."""
     if not isinstance(weights, dict) or not all(
-        isinstance(name, str) and type(tensor) is Declared for name, tensor in weights.items()
+        isinstance(name, str) and type(tensor) is DeclaredTensor for name, tensor in weights.items()
     ):
         raise ValueError("its weights are not named tensors")
 
 
-def without_weights(node: dict[str, Any]) -> dict[str, Any]:
+def without_pretrained_weights(node: dict[str, Any]) -> dict[str, Any]:
     """Return a network's config without pretrained encoder weights, which the checkpoint replaces."""
-    plain = {k: without_weights(v) if isinstance(v, dict) else v for k, v in node.items()}
+    plain = {
+        k: without_pretrained_weights(v) if isinstance(v, dict) else v for k, v in node.items()
+    }
     theirs = str(node.get("_target_")).startswith("segmentation_models_pytorch.")
     return plain | ({"encoder_weights": None} if theirs else {})  # imagenet is its default

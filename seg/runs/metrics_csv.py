@@ -37,7 +37,7 @@ class MetricsCSV(Logger):
         self.columns: list[str] = []
         self.written = 0
         if until is not None:
-            self.take_up(until, kept)
+            self.drop_repeated_rows(until, kept)
 
     name = property(lambda self: "csv")
     version = property(lambda self: "")
@@ -47,7 +47,7 @@ class MetricsCSV(Logger):
         """Do nothing: config.yaml holds the config."""
 
     @rank_zero_only
-    def take_up(self, until: int, kept: int | None) -> None:
+    def drop_repeated_rows(self, until: int, kept: int | None) -> None:
         """Drop the rows of steps that will be repeated."""
         rows = read_metrics(self.file) if self.file.exists() else []
         self.columns = list(rows[0]) if rows else []
@@ -72,7 +72,7 @@ class MetricsCSV(Logger):
             self.rewrite(read_metrics(self.file) if self.file.exists() else [])
         line = io.StringIO(newline="")
         csv.DictWriter(line, self.columns, restval="").writerow(row)
-        append(self.file, line.getvalue())
+        append_line(self.file, line.getvalue())
         self.written += 1
 
     def rewrite(self, rows: list[dict[str, str]]) -> None:
@@ -83,13 +83,13 @@ class MetricsCSV(Logger):
             writer.writerows(rows)
 
 
-def append(file: Path, line: str) -> None:
+def append_line(file: Path, line: str) -> None:
     """Append a line to a file; if the disk is full, nothing is appended.
 
     Raises:
         OSError: naming the file, if it cannot be written.
     """
-    with files.append(file, file.parent) as stream:
+    with files.open_append(file, file.parent) as stream:
         before, rest = stream.tell(), line.encode()
         try:
             while rest:

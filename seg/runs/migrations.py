@@ -6,7 +6,7 @@ earlier runs can still be read; ``tests/fixtures`` holds such runs.
 
 from typing import Any
 
-TARGETS = {  # name before 0.2 -> present name
+RENAMED_TARGETS = {  # name before 0.2 -> present name
     "seg.data.module.DataModule": "seg.data.DataModule",
     "seg.data.folder.Folder": "seg.data.Folder",
     "seg.data.coco.Coco": "seg.data.Coco",
@@ -27,7 +27,7 @@ def upgrade_targets(node: Any) -> Any:
     """Return a config with each ``_target_`` of an earlier version replaced by its present name."""
     if isinstance(node, dict):
         return {
-            key: TARGETS.get(value, value)
+            key: RENAMED_TARGETS.get(value, value)
             if key == "_target_" and isinstance(value, str)
             else upgrade_targets(value)
             for key, value in node.items()

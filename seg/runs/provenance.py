@@ -26,48 +26,50 @@ from seg.cli.conf_files import CONF
 from seg.files import open_text, write_bytes
 from seg.runs.safe_loading import read_rows
 
-PACKAGE = Path(__file__).parents[1]
-SOURCES = (
+PACKAGE_FOLDER = Path(__file__).parents[1]
+SOURCE_PATHS = (
     "seg",
     "conf",
     "pyproject.toml",
     "constraints.txt",
 )  # recorded paths, relative to the top of a checkout
-MOST = 2**20  # bytes; of a larger diff only the file names are kept
-PACKAGES = (
+MAX_PATCH_BYTES = 2**20  # bytes; of a larger diff only the file names are kept
+RECORDED_PACKAGES = (
     "seg", "torch", "lightning", "torchmetrics", "hydra-core", "omegaconf", "albumentations", "albucore",
     "numpy", "scipy", "scikit-image", "pillow", "tifffile", "imagecodecs", "wandb",
     "segmentation-models-pytorch", "timm", "torchvision", "pycocotools",
 )  # fmt: skip
-VARIABLES = (
+RECORDED_VARIABLES = (
     "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_CBWR", "ONEDNN_MAX_CPU_ISA",
     "ONEDNN_DEFAULT_FPMATH_MODE", "ATEN_CPU_CAPABILITY", "OPENCV_IPP", "CUDA_VISIBLE_DEVICES",
     "CUBLAS_WORKSPACE_CONFIG", "NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE",
     "PYTORCH_ENABLE_MPS_FALLBACK", "PYTHONHASHSEED",
 )  # fmt: skip
-Digests = dict[
+ImageDigests = dict[
     str, tuple[str, str]
 ]  # image name -> hash of image and hash of mask (seg.data.statistics)
 
 
-def origin() -> dict[str, Any]:
+def collect_provenance() -> dict[str, Any]:
     """Return command, start time, versions, code, hardware and environment of this process, as run.json has them."""
-    checkout = checkout_of(PACKAGE.parent)
+    checkout = read_checkout(PACKAGE_FOLDER.parent)
     return {
         "command": [Path(sys.executable).name, *sys.orig_argv[1:]],
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "versions": versions(),
+        "versions": library_versions(),
         "git": checkout and checkout.state(),
-        "source": source_hash(PACKAGE, CONF),
-        "hardware": hardware(),
-        "environment": {name: os.environ[name] for name in VARIABLES if name in os.environ},
+        "source": source_hash(PACKAGE_FOLDER, CONF),
+        "hardware": describe_hardware(),
+        "environment": {
+            name: os.environ[name] for name in RECORDED_VARIABLES if name in os.environ
+        },
     }
 
 
-def versions() -> dict[str, str]:
+def library_versions() -> dict[str, str]:
     """Return the versions of Python and of each installed library that numbers may depend on."""
     versions_of = {"python": platform.python_version()}
-    for package in PACKAGES:
+    for package in RECORDED_PACKAGES:
         try:
             versions_of[package] = version(package)
         except PackageNotFoundError:
@@ -80,7 +82,7 @@ def versions() -> dict[str, str]:
     return versions_of
 
 
-def hardware() -> dict[str, Any]:
+def describe_hardware() -> dict[str, Any]:
     """Return processor, memory and GPUs; see ``seg.runs.record.HardwareState``."""
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
@@ -90,7 +92,7 @@ def hardware() -> dict[str, Any]:
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "cpus": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "memory_gib": memory(),
+        "memory_gib": memory_gib(),
         "gpus": gpus,
     }
 
@@ -106,7 +108,7 @@ def cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def memory() -> float | None:
+def memory_gib() -> float | None:
     """Return the main memory in GiB; None if unknown."""
     names = ("SC_PHYS_PAGES", "SC_PAGE_SIZE")
     if not set(names) <= set(getattr(os, "sysconf_names", ())):
@@ -145,7 +147,7 @@ class Checkout(NamedTuple):
 
     def kept(self) -> bytes:
         """Return the content of diff.patch; of a diff over 1 MiB only the names of the files."""
-        if len(self.patch) <= MOST:
+        if len(self.patch) <= MAX_PATCH_BYTES:
             return self.patch
         size = f"# {len(self.patch) / 2**20:.1f} MiB, too large to keep; files that differ:\n"
         names = re.findall(rb"^diff --git a/(.*) b/\1$", self.patch, re.MULTILINE)
@@ -153,26 +155,26 @@ class Checkout(NamedTuple):
 
 
 @cache  # see source_hash
-def checkout_of(top: Path) -> Checkout | None:
+def read_checkout(top: Path) -> Checkout | None:
     """Return the state of a checkout; None without git, or if no repository tracks the package.
 
     Args:
         top: folder of seg/ and conf/.
     """
     try:
-        listed = git(top, *LIST, "-z", "--", *SOURCES).decode().split("\0")
+        listed = run_git(top, *LIST_ARGUMENTS, "-z", "--", *SOURCE_PATHS).decode().split("\0")
         if "H seg/__init__.py" not in listed:
             return None
-        commit = git(top, "rev-parse", "HEAD").decode().strip()
-        patch = git(top, *DIFF, "HEAD", "--", *SOURCES)
+        commit = run_git(top, "rev-parse", "HEAD").decode().strip()
+        patch = run_git(top, *DIFF_ARGUMENTS, "HEAD", "--", *SOURCE_PATHS)
         others = [row[2:] for row in listed if row.startswith("? ")]
-        new = [added(top, name) for name in others if name.endswith((".py", ".yaml"))]
+        new = [new_file_patch(top, name) for name in others if name.endswith((".py", ".yaml"))]
     except (OSError, subprocess.SubprocessError):
         return None
     return Checkout(commit, patch + b"".join(new))
 
 
-def added(top: Path, name: str) -> bytes:
+def new_file_patch(top: Path, name: str) -> bytes:
     """Return an untracked file as a git patch; empty for a link, whose target may be outside."""
     if (top / name).is_symlink():
         return b""
@@ -186,11 +188,17 @@ def added(top: Path, name: str) -> bytes:
     return f"{head}{hunk}".encode() + text
 
 
-LIST = ("ls-files", "-t", "--cached", "--others", "--exclude-standard")  # H tracked, ? new
+LIST_ARGUMENTS = (
+    "ls-files",
+    "-t",
+    "--cached",
+    "--others",
+    "--exclude-standard",
+)  # H tracked, ? new
 # independent of the user's git configuration: no external tools, no colours, prefixes for git apply
-DIFF = ("diff", "--no-ext-diff", "--no-textconv", "--no-color", "--src-prefix=a/", "--dst-prefix=b/",
+DIFF_ARGUMENTS = ("diff", "--no-ext-diff", "--no-textconv", "--no-color", "--src-prefix=a/", "--dst-prefix=b/",
         "--relative", "--binary")  # fmt: skip
-ELSEWHERE = (
+HOOK_VARIABLES = (
     "GIT_DIR",
     "GIT_WORK_TREE",
     "GIT_INDEX_FILE",
@@ -198,35 +206,35 @@ ELSEWHERE = (
 )  # set in a git hook; unset here
 
 
-def git(top: Path, *arguments: str) -> bytes:
+def run_git(top: Path, *arguments: str) -> bytes:
     """Run git in a folder and return its output; git writes nothing and starts no pager or prompt.
 
     Raises:
         SubprocessError: if git fails or takes longer than 10 s.
     """
     settings = ("--no-pager", "--no-optional-locks", "-c", "core.fsmonitor=false")
-    environment = {k: v for k, v in os.environ.items() if k not in ELSEWHERE}
+    environment = {k: v for k, v in os.environ.items() if k not in HOOK_VARIABLES}
     return subprocess.run(
         ["git", "-C", str(top), *settings, *arguments], stdin=subprocess.DEVNULL, check=True,
         capture_output=True, timeout=10, env=environment | {"GIT_NO_LAZY_FETCH": "1"},
     ).stdout  # fmt: skip
 
 
-def data_fingerprint(digests: Digests) -> str:
+def data_fingerprint(digests: ImageDigests) -> str:
     """Return 16 hex digits of the SHA-256 of all names and pixels; equal for a copy of the data."""
     lines = (f"{name} {image} {mask}\n" for name, (image, mask) in sorted(digests.items()))
     return hashlib.sha256("".join(lines).encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 @rank_zero_only
-def write_beside(folder: Path, digests: Digests) -> None:
+def write_provenance_files(folder: Path, digests: ImageDigests) -> None:
     """Write diff.patch, if the code differs from its commit, and fingerprints.csv into a run folder.
 
     Existing files are kept: for a resumed run they describe its start, as run.json does.
     """
     if (folder / "fingerprints.csv").exists():
         return
-    checkout = checkout_of(PACKAGE.parent)
+    checkout = read_checkout(PACKAGE_FOLDER.parent)
     if checkout and checkout.patch:
         write_bytes(folder / "diff.patch", checkout.kept(), folder)
     with open_text(folder / "fingerprints.csv", folder) as stream:
@@ -235,7 +243,7 @@ def write_beside(folder: Path, digests: Digests) -> None:
         writer.writerows((name, *pair) for name, pair in sorted(digests.items()))
 
 
-def read_digests(file: Path) -> Digests:
+def read_digests(file: Path) -> ImageDigests:
     """Return the content of fingerprints.csv; empty if there is no such file.
 
     Raises:

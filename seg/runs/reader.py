@@ -17,20 +17,31 @@ from seg.files import read_text
 from seg.runs import checkpoint, safe_loading
 from seg.runs.migrations import upgrade_targets
 from seg.runs.record import RunRecord, read_record
-from seg.runs.run_info import FREE
+from seg.runs.run_info import NEUTRAL_OPTIONS
 
-HONOURED = {  # config group -> packages whose classes it may name
-    "data": ("seg.data",), "loader": ("seg.data",), "model": safe_loading.NETWORKS, "loss": ("seg.losses",),
+ALLOWED_TARGETS = {  # config group -> packages whose classes it may name
+    "data": ("seg.data",), "loader": ("seg.data",), "model": safe_loading.NETWORK_PACKAGES, "loss": ("seg.losses",),
     "metrics": ("seg.metrics",), "augment": ("albumentations", "seg.data"), "optim": ("torch.optim",),
     "schedule": ("seg.training.schedules",),
 }  # fmt: skip
-TRAINER = "seg.hardware.build_trainer"
-NEEDED = ("data", "model", "loss", "optim", "seed")  # groups and options of every run's config
-ALIKE = ("split_hash", "data", "source", "versions")  # equal in runs that differ in the seed alone
+TRAINER_TARGET = "seg.hardware.build_trainer"
+REQUIRED_OPTIONS = (
+    "data",
+    "model",
+    "loss",
+    "optim",
+    "seed",
+)  # groups and options of every run's config
+SAME_RECIPE_FIELDS = (
+    "split_hash",
+    "data",
+    "source",
+    "versions",
+)  # equal in runs that differ in the seed alone
 Metrics = dict[str, float | None]
 
 
-class Past(NamedTuple):
+class FinishedRun(NamedTuple):
     """A finished run.
 
     Attributes:
@@ -44,7 +55,7 @@ class Past(NamedTuple):
     config: dict[str, Any]
 
 
-def finished_run(run: str | None) -> Past:
+def load_finished_run(run: str | None) -> FinishedRun:
     """Load a finished run from its folder.
 
     Raises:
@@ -58,13 +69,13 @@ def finished_run(run: str | None) -> Past:
     if not (folder / "run.json").is_file():
         problem = "a run folder is needed, which holds run.json and config.yaml"
         problem = problem if folder.exists() else "no such folder"
-        raise RunError(f"run={run}: {problem}{checkpoint.nearby(Path(run))}")
-    record = finished_record(folder / "run.json")
-    return Past(folder, record, read_config(folder / "config.yaml"))
+        raise RunError(f"run={run}: {problem}{checkpoint.suggest_run(Path(run))}")
+    record = read_finished_record(folder / "run.json")
+    return FinishedRun(folder, record, read_untrusted_config(folder / "config.yaml"))
 
 
 @contextmanager
-def naming(file: Path) -> Generator[None]:
+def name_config_file(file: Path) -> Generator[None]:
     """Add the config file's name to errors about an option that came from it."""
     try:
         yield
@@ -75,7 +86,7 @@ def naming(file: Path) -> Generator[None]:
         raise type(error)(f"{file}: {error}") from error
 
 
-def finished_record(file: Path) -> RunRecord:
+def read_finished_record(file: Path) -> RunRecord:
     """Return the record of a finished run.
 
     Raises:
@@ -90,7 +101,7 @@ def finished_record(file: Path) -> RunRecord:
     return record
 
 
-def read_config(file: Path) -> dict[str, Any]:
+def read_untrusted_config(file: Path) -> dict[str, Any]:
     """Return a run's config, checked to name only allowed constructors.
 
     Raises:
@@ -99,21 +110,23 @@ def read_config(file: Path) -> dict[str, Any]:
     try:
         # plain values, and at least the groups that every run has
         config = safe_loading.read_yaml(read_text(file, safe_loading.CONFIG_LIMIT))
-        if not isinstance(config, dict) or not set(NEEDED) <= set(config):
-            raise RunError(f"{file}: not a run's config, which has {', '.join(NEEDED)} and more")
+        if not isinstance(config, dict) or not set(REQUIRED_OPTIONS) <= set(config):
+            raise RunError(
+                f"{file}: not a run's config, which has {', '.join(REQUIRED_OPTIONS)} and more"
+            )
         safe_loading.check_plain(config, file)
         config = upgrade_targets(config)
         config.pop("logger", None)
-        for name in (*HONOURED, "trainer"):
+        for name in (*ALLOWED_TARGETS, "trainer"):
             if not isinstance(config.get(name, {}), dict):
                 raise RunError(f"{file}: {name}={config[name]}; a group of options is needed")
         # the trainer is built by a function, everything else by allowed classes
         trainer = dict(config.get("trainer", {}))
-        target = trainer.pop("_target_", TRAINER)
-        if target != TRAINER:
-            raise RunError(f"{file}: its config names {target!r}; only {TRAINER} is allowed")
+        target = trainer.pop("_target_", TRAINER_TARGET)
+        if target != TRAINER_TARGET:
+            raise RunError(f"{file}: its config names {target!r}; only {TRAINER_TARGET} is allowed")
         for name, node in (config | {"trainer": trainer}).items():
-            safe_loading.check_targets(node, file, HONOURED.get(name, ("seg",)))
+            safe_loading.check_targets(node, file, ALLOWED_TARGETS.get(name, ("seg",)))
     except RunError:
         raise
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
@@ -123,7 +136,7 @@ def read_config(file: Path) -> dict[str, Any]:
     return config
 
 
-def siblings(past: Past) -> dict[int, Metrics]:
+def metrics_by_seed(past: FinishedRun) -> dict[int, Metrics]:
     """Return the metrics of the finished runs in the same folder that differ from a run in the seed alone.
 
     Returns:
@@ -134,22 +147,24 @@ def siblings(past: Past) -> dict[int, Metrics]:
         if file.parent.is_symlink() or file.parent == past.folder:
             continue
         try:
-            record = finished_record(file)
-            same = all(getattr(record, name) == getattr(past.record, name) for name in ALIKE)
+            record = read_finished_record(file)
+            same = all(
+                getattr(record, name) == getattr(past.record, name) for name in SAME_RECIPE_FIELDS
+            )
             if not same or record.seed == past.record.seed:
                 continue
-            config = read_config(file.with_name("config.yaml"))
+            config = read_untrusted_config(file.with_name("config.yaml"))
         except RunError:  # unfinished or not ours: no sample of the seed's noise
             continue
-        if learnt_from(config) == learnt_from(past.config):
+        if training_options(config) == training_options(past.config):
             assert record.seed is not None and record.metrics is not None  # of a finished run
             metrics_of[record.seed] = record.metrics
     return metrics_of
 
 
-def learnt_from(config: dict[str, Any]) -> dict[str, Any]:
+def training_options(config: dict[str, Any]) -> dict[str, Any]:
     """Return a config without the seed and the options that change no number; devices become their count."""
-    kept = {name: value for name, value in config.items() if name not in (*FREE, "seed")}
+    kept = {name: value for name, value in config.items() if name not in (*NEUTRAL_OPTIONS, "seed")}
     loader, trainer = dict(config.get("loader", {})), dict(config.get("trainer", {}))
     for name in ("workers", "cache"):
         loader.pop(name, None)

@@ -24,97 +24,103 @@ from seg.runs.records import read_json, without_nan, write_json
 from seg.runs.safe_loading import RECORD_LIMIT
 
 RECORD_FILE = "run.json"
-Text = InstanceOf[str]  # str of pydantic refuses the bytes of a file name that is not UTF-8
-Number = int | float | None  # null stands for nan
+RecordText = InstanceOf[str]  # str of pydantic refuses the bytes of a file name that is not UTF-8
+RecordNumber = int | float | None  # null stands for nan
 
 
-class Section(BaseModel):
+class RecordSection(BaseModel):
     """Part of a record; values are not converted, and unknown fields are kept."""
 
     model_config = ConfigDict(extra="allow", strict=True)
 
 
-class GitState(Section):
+class GitState(RecordSection):
     """State of the checkout that a run was started from."""
 
-    commit: Text = Field("", description="hash of the commit")
+    commit: RecordText = Field("", description="hash of the commit")
     dirty: bool = Field(
         False, description="true: tracked or new source files differ from the commit"
     )
-    diff: Text | None = Field(
+    diff: RecordText | None = Field(
         None, description="12 hex digits of the SHA-256 of diff.patch; null: no difference"
     )
 
 
-class HardwareState(Section):
+class HardwareState(RecordSection):
     """Machine that a run was trained on."""
 
-    machine: Text = Field("", description="architecture, x86_64")
-    system: Text = Field("", description="operating system, Linux")
-    cpu: Text = Field("", description="model of the processor")
-    instructions: Text = Field("", description="instruction set of PyTorch's CPU kernels, AVX2")
+    machine: RecordText = Field("", description="architecture, x86_64")
+    system: RecordText = Field("", description="operating system, Linux")
+    cpu: RecordText = Field("", description="model of the processor")
+    instructions: RecordText = Field(
+        "", description="instruction set of PyTorch's CPU kernels, AVX2"
+    )
     cpus: int | None = Field(None, description="logical processors")
     threads: int = Field(1, ge=1, le=4096, description="threads of PyTorch")
-    memory_gib: Number = Field(None, description="main memory, GiB")
-    gpus: list[Text] = Field([], description="name of each visible GPU")
+    memory_gib: RecordNumber = Field(None, description="main memory, GiB")
+    gpus: list[RecordText] = Field([], description="name of each visible GPU")
 
 
-class DataState(Section):
+class DataState(RecordSection):
     """Data that a run was trained on."""
 
-    fingerprint: Text = Field(
+    fingerprint: RecordText = Field(
         "", description="16 hex digits of the SHA-256 of all names and pixels"
     )
 
 
-class RunRecord(Section):
+class RunRecord(RecordSection):
     """Content of run.json, in the order of the file."""
 
-    command: list[Text] = Field([], description="words of the command, the first is Python")
-    started: Text = Field("", description="local time with offset, 2026-11-27T08:25:01+0000")
-    versions: dict[Text, Text] = Field(
+    command: list[RecordText] = Field([], description="words of the command, the first is Python")
+    started: RecordText = Field("", description="local time with offset, 2026-11-27T08:25:01+0000")
+    versions: dict[RecordText, RecordText] = Field(
         {}, description="package -> version; also python, opencv, cuda and cudnn"
     )
     git: GitState | None = Field(None, description="null: not a git checkout")
-    source: Text = Field(
+    source: RecordText = Field(
         "", description="12 hex digits of the SHA-256 of the files of seg/ and conf/"
     )
     hardware: HardwareState = Field(HardwareState(), description="machine of the training")
-    environment: dict[Text, Text] = Field(
+    environment: dict[RecordText, RecordText] = Field(
         {}, description="set environment variables that can change numbers"
     )
-    name: Text | None = Field(None, description="name of the run")
-    overrides: list[Text] = Field([], description="words of the command line, optim.lr=0.01")
-    choices: dict[Text, Text] = Field({}, description="config group -> chosen file")
-    group: Text | None = Field(None, description="sweep or search of the run; null: none")
+    name: RecordText | None = Field(None, description="name of the run")
+    overrides: list[RecordText] = Field([], description="words of the command line, optim.lr=0.01")
+    choices: dict[RecordText, RecordText] = Field({}, description="config group -> chosen file")
+    group: RecordText | None = Field(None, description="sweep or search of the run; null: none")
     job: int | None = Field(None, description="number of the job in that sweep or search, from 0")
     silent: bool = Field(
         False, description="true: messages went to log.txt only, not to the terminal"
     )
     seed: int | None = Field(None, description="seed of weights, splits, augmentation and sampling")
-    classes: list[Text] = Field([], description="class names, in the order of the mask values")
+    classes: list[RecordText] = Field(
+        [], description="class names, in the order of the mask values"
+    )
     colors: list[list[int]] = Field([], description="one (red, green, blue) in 0..255 per class")
     parameters: int | None = Field(None, description="number of weights of the network")
-    splits: dict[Text, list[Text]] | None = Field(
+    splits: dict[RecordText, list[RecordText]] | None = Field(
         None, description="train, val and test -> names of their images"
     )
-    split_hash: Text | None = Field(None, description="12 hex digits of the SHA-256 of the splits")
+    split_hash: RecordText | None = Field(
+        None, description="12 hex digits of the SHA-256 of the splits"
+    )
     data: DataState = Field(DataState(), description="images and masks")
-    resumed: list[dict[Text, Any]] = Field(
+    resumed: list[dict[RecordText, Any]] = Field(
         [], description="one entry per resume: command, started, and what differs"
     )
-    threshold: Number = Field(
+    threshold: RecordNumber = Field(
         None, description="probability in 0..1 above which a pixel has a label"
     )
-    minutes: Number = Field(None, description="duration of the training, minutes")
+    minutes: RecordNumber = Field(None, description="duration of the training, minutes")
     steps: int | None = Field(None, description="optimiser steps")
     status: Literal["running", "finished", "failed", "interrupted", "pruned"] = Field(
         description="state of the run"
     )
-    metrics: dict[Text, Number] | None = Field(
+    metrics: dict[RecordText, RecordNumber] | None = Field(
         None, description="final scores, best/val/dice; null: nan"
     )
-    error: Text | None = Field(
+    error: RecordText | None = Field(
         None, description="of a failed run: type and message; of an interrupted one: the signal"
     )
 
@@ -128,7 +134,9 @@ class RunRecord(Section):
 
     @field_validator("metrics")
     @classmethod
-    def drop_non_finite(cls, metrics: dict[str, Number] | None) -> dict[str, Number] | None:
+    def drop_non_finite(
+        cls, metrics: dict[str, RecordNumber] | None
+    ) -> dict[str, RecordNumber] | None:
         """Return the metrics with None for what is not finite."""
         return metrics and {
             name: value if value is not None and math.isfinite(value) else None

@@ -10,7 +10,7 @@ from lightning_utilities.core.rank_zero import rank_zero_only  # Lightning's own
 from seg import files
 from seg.errors import RunError
 from seg.files import UnsafePath, read_text
-from seg.runs.safe_loading import RECORD_LIMIT, json_value
+from seg.runs.safe_loading import RECORD_LIMIT, parse_json
 
 
 def write_json(file: Path, content: dict, below: Path | None = None) -> None:
@@ -42,7 +42,7 @@ def read_json(file: Path, limit: int = RECORD_LIMIT) -> dict[str, Any]:
         RunError: if it does not exist or is damaged.
     """
     try:
-        content = json_value(read_text(file, limit))
+        content = parse_json(read_text(file, limit))
     except UnsafePath:
         raise
     except (OSError, ValueError, RecursionError) as error:
@@ -62,12 +62,12 @@ def without_nan(value: Any) -> Any:
     return None if value != value else value
 
 
-def encodable(value: Any) -> Any:
+def encodable_values(value: Any) -> Any:
     """Return plain values with escapes in texts that YAML cannot hold, such as bytes of a folder's name."""
     if isinstance(value, dict):
-        return {key: encodable(item) for key, item in value.items()}
+        return {key: encodable_values(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [encodable(item) for item in value]
+        return [encodable_values(item) for item in value]
     return files.encodable(value) if isinstance(value, str) else value
 
 
@@ -75,5 +75,5 @@ def write_config(file: Path, config: dict) -> None:
     """Write config.yaml, whole or not at all."""
     if getattr(rank_zero_only, "rank", 0):
         return
-    text = yaml.safe_dump(encodable(config), sort_keys=False, allow_unicode=True)
+    text = yaml.safe_dump(encodable_values(config), sort_keys=False, allow_unicode=True)
     files.write_text(file, text, file.parent)

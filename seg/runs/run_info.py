@@ -9,7 +9,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-LAYOUT = tuple(  # options of the data's place and format on disk; left out of a run's name
+DATA_LAYOUT_OPTIONS = tuple(  # options of the data's place and format on disk; left out of a run's name
     f"data.{option}="
     for option in (
         "root", "classes", "colors", "images", "masks", "table", "annotations", "pair_by", "pages", "layers",
@@ -17,12 +17,18 @@ LAYOUT = tuple(  # options of the data's place and format on disk; left out of a
     )
 )  # fmt: skip
 # options that change nothing of what a network learns
-FREE = ("outputs", "name", "logger", "panels", "kept", "fresh", "resume")
-UNTOLD = (*FREE, "hydra", "trainer.max_", "loader.workers", *LAYOUT)  # left out of a run's name
+NEUTRAL_OPTIONS = ("outputs", "name", "logger", "panels", "kept", "fresh", "resume")
+UNNAMED_OPTIONS = (
+    *NEUTRAL_OPTIONS,
+    "hydra",
+    "trainer.max_",
+    "loader.workers",
+    *DATA_LAYOUT_OPTIONS,
+)  # left out of a run's name
 
 
 @dataclass(frozen=True)
-class Asked:
+class RunInfo:
     """Run metadata that is not in the config.
 
     Attributes:
@@ -55,22 +61,24 @@ class Asked:
         }
 
 
-def sweeping() -> bool:
+def is_sweep_job() -> bool:
     """Return True in a job of a sweep."""
     return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
-def typed(cfg: DictConfig) -> Asked:
+def run_info_from_hydra(cfg: DictConfig) -> RunInfo:
     """Return the metadata of the run that Hydra composed; without ``name=`` it is named by its overrides."""
     if not HydraConfig.initialized():
-        return Asked(str(cfg.name or "run"))
+        return RunInfo(str(cfg.name or "run"))
     hydra = HydraConfig.get()
     words, choices = list(hydra.overrides.task), dict(hydra.runtime.choices)
-    name = str(cfg.name or named(words, choices) or "default")
-    return Asked(name, words, {k: v for k, v in choices.items() if "/" not in k and v})
+    name = str(cfg.name or run_name(words, choices) or "default")
+    return RunInfo(name, words, {k: v for k, v in choices.items() if "/" not in k and v})
 
 
-def named(words: Sequence[str], choices: Mapping[str, str], skip: tuple[str, ...] = UNTOLD) -> str:
+def run_name(
+    words: Sequence[str], choices: Mapping[str, str], skip: tuple[str, ...] = UNNAMED_OPTIONS
+) -> str:
     """Return a name for a run: its overrides joined by ``-``, of a group only the chosen file.
 
     Args:

@@ -13,31 +13,38 @@ from typing import Any
 import yaml
 from yaml.constructor import ConstructorError
 
-from seg.errors import RunError, missing_extra
+from seg.errors import RunError, missing_extra_hint
 from seg.files import MIB, read_text
 
-NETWORKS = ("seg.models", "segmentation_models_pytorch")  # packages of a checkpoint's network
-PEERS = "segmentation_models_pytorch"
-DECODERS = f"{PEERS}.decoders"  # of its networks; constructors of its encoders may download weights
+NETWORK_PACKAGES = (
+    "seg.models",
+    "segmentation_models_pytorch",
+)  # packages of a checkpoint's network
+SMP_PACKAGE = "segmentation_models_pytorch"
+SMP_DECODERS = (
+    f"{SMP_PACKAGE}.decoders"  # of its networks; constructors of its encoders may download weights
+)
 USER_PACKAGES = "SEG_PACKAGES"  # environment variable: trusted packages of the user, with commas
-DOTTED = re.compile(r"[A-Za-z]\w*(\.[A-Za-z]\w*){1,9}", re.ASCII)
-DEEPEST = 50  # levels of nesting in a config or record
-WORD_64 = 2**63 - 1
-VALUES = 100_000  # in a config; a shared value counts at each place
-TOKENS = 200_000  # in config.yaml; reading one takes 1 kB
+DOTTED_NAME = re.compile(r"[A-Za-z]\w*(\.[A-Za-z]\w*){1,9}", re.ASCII)
+MAX_LEVELS = 50  # levels of nesting in a config or record
+LARGEST_INT64 = 2**63 - 1
+MAX_CONFIG_VALUES = 100_000  # in a config; a shared value counts at each place
+MAX_YAML_TOKENS = 200_000  # in config.yaml; reading one takes 1 kB
 # Largest size in bytes of each file of a run folder, several times what 100,000 images and 20 classes need
 CONFIG_LIMIT = MIB  # config.yaml; mainly lists of classes and colors, 100 bytes per class
 RECORD_LIMIT = 64 * MIB  # run.json with the names of all images, sweep.json, predict.json
 CROSSVAL_LIMIT = 2**30  # crossval.json with a confusion matrix per image, 8 kB for 20 classes
 TABLE_LIMIT = 512 * MIB  # metrics.csv; images.csv, 100 bytes per image and class
-CELLS = 40_000_000  # in a table; images.csv has 6 per row
-CONTAINERS = (
+MAX_TABLE_CELLS = 40_000_000  # in a table; images.csv has 6 per row
+MAX_JSON_CONTAINERS = (
     5_000_000  # lists and dicts in a record; crossval.json has one per row of a confusion matrix
 )
-LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # that of libyaml is ten times faster
+YAML_LOADER: Any = getattr(
+    yaml, "CSafeLoader", yaml.SafeLoader
+)  # that of libyaml is ten times faster
 
 
-class PlainLoader(LOADER):
+class PlainLoader(YAML_LOADER):
     """YAML loader that refuses duplicate keys, and merges, which can grow exponentially."""
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
@@ -59,17 +66,19 @@ def read_yaml(text: str) -> Any:
     for number, token in enumerate(yaml.scan(text, PlainLoader)):
         name = type(token).__name__
         depth += name.endswith("StartToken") - name.endswith("EndToken")
-        if depth > DEEPEST:
-            raise RecursionError(f"it nests more than {DEEPEST} levels deep")
-        if number > TOKENS:
-            raise ConstructorError(None, None, f"more than {TOKENS} words", token.start_mark)
+        if depth > MAX_LEVELS:
+            raise RecursionError(f"it nests more than {MAX_LEVELS} levels deep")
+        if number > MAX_YAML_TOKENS:
+            raise ConstructorError(
+                None, None, f"more than {MAX_YAML_TOKENS} words", token.start_mark
+            )
         if isinstance(token, yaml.AliasToken | yaml.AnchorToken | yaml.TagToken):
             problem = "aliases, anchors or tags; seg.train writes none"
             raise ConstructorError(None, None, problem, token.start_mark)
     return yaml.load(text, PlainLoader)
 
 
-def json_value(text: str) -> Any:
+def parse_json(text: str) -> Any:
     """Return the value of an untrusted JSON text.
 
     Raises:
@@ -77,21 +86,21 @@ def json_value(text: str) -> Any:
             than 64 bits, or a text that cannot be encoded.
         RecursionError: if it nests more deeply than Python's parser allows.
     """
-    if text.count("{") + text.count("[") > CONTAINERS:
-        raise ValueError(f"more than {CONTAINERS} lists and dicts")
-    content = json.loads(text, parse_int=whole_number)
+    if text.count("{") + text.count("[") > MAX_JSON_CONTAINERS:
+        raise ValueError(f"more than {MAX_JSON_CONTAINERS} lists and dicts")
+    content = json.loads(text, parse_int=parse_int64)
     if re.search(r"\\ud[89a-f]", text, re.IGNORECASE):
         try:  # a file name that is not UTF-8 has \udc80 to \udcff for its bytes
             json.dumps(content, ensure_ascii=False).encode("utf-8", "surrogateescape")
         except UnicodeEncodeError as error:
             raise ValueError("half a character, \\ud800 or the like") from error
     level = [content] if isinstance(content, dict | list) else []
-    for _ in range(DEEPEST):
+    for _ in range(MAX_LEVELS):
         inner = (value.values() if isinstance(value, dict) else value for value in level)
         level = [value for part in inner for value in part if isinstance(value, dict | list)]
         if not level:
             return content
-    raise ValueError(f"it nests more than {DEEPEST} levels deep")
+    raise ValueError(f"it nests more than {MAX_LEVELS} levels deep")
 
 
 def read_rows(file: Path) -> Iterator[list[str]]:
@@ -107,25 +116,25 @@ def read_rows(file: Path) -> Iterator[list[str]]:
     try:
         for row in csv.reader(io.StringIO(text[: text.rfind("\n") + 1], newline="")):
             cells += len(row) + 1
-            if cells > CELLS:
-                raise ValueError(f"more than {CELLS} cells")
+            if cells > MAX_TABLE_CELLS:
+                raise ValueError(f"more than {MAX_TABLE_CELLS} cells")
             yield row
     except csv.Error as error:
         raise ValueError(str(error)) from error
 
 
-def whole_number(digits: str) -> int:
+def parse_int64(digits: str) -> int:
     """Return the integer that these digits spell.
 
     Raises:
         ValueError: if it has more than 64 bits.
     """
-    if len(digits) > 20 or abs(int(digits)) > WORD_64:
+    if len(digits) > 20 or abs(int(digits)) > LARGEST_INT64:
         raise ValueError(f"a number of more than 64 bits, {digits[:10]}...")
     return int(digits)
 
 
-def is_text(text: str) -> bool:
+def is_unicode(text: str) -> bool:
     """Return True if a text is valid Unicode, without lone surrogates."""
     try:
         text.encode()
@@ -145,24 +154,24 @@ def check_plain(node: Any, file: Path) -> None:
         file: file of the config, for messages.
     """
     level, count = [node], 1
-    for _ in range(DEEPEST + 2):
+    for _ in range(MAX_LEVELS + 2):
         below: list[Any] = []
         for value in level:
-            check_value(value, file)
+            check_plain_value(value, file)
             if type(value) is dict:
                 below += [*value, *value.values()]
             elif type(value) is list:
                 below += value
         count += len(below)
-        if count > VALUES:  # a checkpoint can hold one list in many places
-            raise RunError(f"{file}: its config has more than {VALUES} values")
+        if count > MAX_CONFIG_VALUES:  # a checkpoint can hold one list in many places
+            raise RunError(f"{file}: its config has more than {MAX_CONFIG_VALUES} values")
         if not below:
             return
         level = below
-    raise RunError(f"{file}: its config nests more than {DEEPEST} levels deep")
+    raise RunError(f"{file}: its config nests more than {MAX_LEVELS} levels deep")
 
 
-def check_value(value: Any, file: Path) -> None:
+def check_plain_value(value: Any, file: Path) -> None:
     """Raise RunError for a type, interpolation, text or number that no written config contains."""
     kind = type(value)
     if kind not in (dict, list, str, int, float, bool, type(None)):
@@ -173,13 +182,13 @@ def check_value(value: Any, file: Path) -> None:
         raise RunError(
             f"{file}: its config holds the interpolation {value[:100]!r}; a saved config has none"
         )
-    if kind is str and not is_text(value):
+    if kind is str and not is_unicode(value):
         raise RunError(f"{file}: its config holds half a character, {value[:100]!r}")
-    if kind is int and abs(value) > WORD_64:
+    if kind is int and abs(value) > LARGEST_INT64:
         raise RunError(f"{file}: its config holds a number of more than 64 bits")
 
 
-def check_targets(node: Any, file: Path, packages: tuple[str, ...] = NETWORKS) -> None:
+def check_targets(node: Any, file: Path, packages: tuple[str, ...] = NETWORK_PACKAGES) -> None:
     """Raise RunError if a config names a constructor from outside the given packages, at any depth.
 
     The module that defines the constructor counts: one that an allowed module only imports, as in
@@ -192,11 +201,11 @@ def check_targets(node: Any, file: Path, packages: tuple[str, ...] = NETWORKS) -
         packages: allowed packages.
     """
     check_plain(node, file)
-    for group in groups(node):
+    for group in walk_groups(node):
         target = group.get("_target_")
-        if need := missing_extra(target):
+        if need := missing_extra_hint(target):
             raise RunError(f"{file}: its config names {target}, which {need}")
-        if "_target_" in group and not written_in(target, packages):
+        if "_target_" in group and not is_defined_in(target, packages):
             raise RunError(
                 f"{file}: its config names {target!r}; only {', '.join(packages)} are allowed; for a class "
                 f"of your own, name its package in the environment variable {USER_PACKAGES} (docs/extending.md)"
@@ -212,29 +221,29 @@ def check_targets(node: Any, file: Path, packages: tuple[str, ...] = NETWORKS) -
                 raise RunError(f"{file}: its config reads weights from elsewhere: {name}={value!r}")
 
 
-def groups(node: Any) -> Iterator[dict[str, Any]]:
+def walk_groups(node: Any) -> Iterator[dict[str, Any]]:
     """Yield every dict of a config, at any depth."""
     if isinstance(node, dict):
         yield node
     if isinstance(node, dict | list):
         for value in node.values() if isinstance(node, dict) else node:
-            yield from groups(value)
+            yield from walk_groups(value)
 
 
-def written_in(target: object, packages: tuple[str, ...]) -> bool:
+def is_defined_in(target: object, packages: tuple[str, ...]) -> bool:
     """Return True if a dotted name is that of a class defined in one of these packages; imports no others."""
-    if not isinstance(target, str) or not DOTTED.fullmatch(target):
+    if not isinstance(target, str) or not DOTTED_NAME.fullmatch(target):
         return False
     packages = (*packages, *user_packages())
     module, _, name = target.rpartition(".")
-    if not within(module, packages):
+    if not is_inside(module, packages):
         return False
     try:
         target_class = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError):
         return False
-    homes = (DECODERS if package == PEERS else package for package in packages)
-    return isinstance(target_class, type) and within(target_class.__module__, homes)
+    homes = (SMP_DECODERS if package == SMP_PACKAGE else package for package in packages)
+    return isinstance(target_class, type) and is_inside(target_class.__module__, homes)
 
 
 def user_packages() -> tuple[str, ...]:
@@ -243,6 +252,6 @@ def user_packages() -> tuple[str, ...]:
     return tuple(name for name in names if name)
 
 
-def within(module: str, packages: Iterable[str]) -> bool:
+def is_inside(module: str, packages: Iterable[str]) -> bool:
     """Return True if a module is one of these packages, or inside one."""
     return any(module == package or module.startswith(f"{package}.") for package in packages)

@@ -14,20 +14,20 @@ from PIL import Image
 from torch import Tensor, nn
 
 from seg import files
-from seg.data.dataset import Samples
+from seg.data.dataset import SegmentationDataset
 from seg.display.colors import Color
-from seg.display.layout import evenly
-from seg.display.panels import picture, shown, to_rgb
+from seg.display.layout import evenly_spaced
+from seg.display.panels import flatten_labels, legend_entries, to_rgb
 from seg.logits import IGNORE
-from seg.metrics.confusion import PixelScores, Tally
+from seg.metrics.confusion import ConfusionCounts, PixelScores
 from seg.runs import records
-from seg.training.callbacks.pictures import predict_one
+from seg.training.callbacks.pictures import predict_image
 
-SIDE = 512  # px: the longest side of a picture
-UNKNOWN: Color = (176, 176, 176)  # colour of ignored pixels
+SAVED_PICTURE_SIDE = 512  # px: the longest side of a picture
+IGNORED_COLOR: Color = (176, 176, 176)  # colour of ignored pixels
 
 
-def seen(names: list[str], world: int, count: int) -> list[str]:
+def scored_names(names: list[str], world: int, count: int) -> list[str]:
     """Return the names of the scored images, in the order of ``PixelScores``.
 
     Args:
@@ -41,13 +41,13 @@ def seen(names: list[str], world: int, count: int) -> list[str]:
     return [name for shard in shards for name in shard[:size]]
 
 
-def all_counts(scores: PixelScores) -> Tensor:
+def gather_counts(scores: PixelScores) -> Tensor:
     """Return the confusion matrices of all images, gathered from all ranks: (B, C, C) or (B, K, 2, 2)."""
     with scores.sync_context():
         return scores.images()
 
 
-def write_counts(
+def write_image_counts(
     file: Path, scored: dict[str, tuple[list[str], Tensor]], classes: list[str], overlapping: bool
 ) -> None:
     """Write the true positive, false positive and false negative pixels of each image and class.
@@ -62,16 +62,16 @@ def write_counts(
         writer = csv.writer(stream)
         writer.writerow(["split", "image", "class", "hit", "false", "missed"])
         for split, (names, counts) in scored.items():
-            tally = Tally.of(counts, overlapping)
-            cells = torch.stack([tally.hit, tally.false, tally.missed], -1).tolist()
+            tally = ConfusionCounts.from_confusion(counts, overlapping)
+            cells = torch.stack([tally.tp, tally.fp, tally.fn], -1).tolist()
             for name, rows in zip(names, cells, strict=True):
                 writer.writerows(
                     [split, name, c, *row] for c, row in zip(classes, rows, strict=True)
                 )
 
 
-def keep_pictures(
-    folder: Path, samples: dict[str, Samples], count: int, colors: list[Color], model: nn.Module, threshold: float
+def save_prediction_pictures(
+    folder: Path, samples: dict[str, SegmentationDataset], count: int, colors: list[Color], model: nn.Module, threshold: float
 ) -> None:  # fmt: skip
     """Save image, truth and prediction of ``count`` images of each split, evenly spaced over the split.
 
@@ -88,34 +88,34 @@ def keep_pictures(
         # Choose the images and the palette of the split.
         source = images.source
         overlapping = source.task == "overlapping"
-        _, palette = shown(list(source.classes), colors, overlapping)
-        indices = evenly(len(images), count)
+        _, palette = legend_entries(list(source.classes), colors, overlapping)
+        indices = evenly_spaced(len(images), count)
         names[split] = [images.names[i] for i in indices]
         files.make_folder(folder / split, run)
         for position, index in enumerate(indices):
             sample = images[0, index]
-            prediction = predict_one(model, sample["image"], threshold, overlapping)
+            prediction = predict_image(model, sample["image"], threshold, overlapping)
             # Write the image as JPEG, and both masks as palette images, which keep the class indices.
             stem = f"{folder / split / str(position)}"
             rgb = Image.fromarray(to_rgb(images.read(images.names[index])[0]))
-            rgb.thumbnail((SIDE, SIDE))
-            with files.whole(Path(f"{stem}-image.jpg"), run) as aside:
+            rgb.thumbnail((SAVED_PICTURE_SIDE, SAVED_PICTURE_SIDE))
+            with files.atomic_write(Path(f"{stem}-image.jpg"), run) as aside:
                 rgb.save(aside, quality=85)
             for kind, mask in (("truth", sample["mask"].numpy()), ("prediction", prediction)):
-                with files.whole(Path(f"{stem}-{kind}.png"), run) as aside:
-                    paletted(picture(mask), palette).save(aside, optimize=True)
+                with files.atomic_write(Path(f"{stem}-{kind}.png"), run) as aside:
+                    palette_image(flatten_labels(mask), palette).save(aside, optimize=True)
     files.make_folder(folder, run)
     records.write_json(folder / "names.json", names, run)
 
 
-def paletted(mask: np.ndarray, colors: list[Color]) -> Image.Image:
+def palette_image(mask: np.ndarray, colors: list[Color]) -> Image.Image:
     """Return a mask (H, W) as a palette image in the class colours, its longest side at most ``SIDE`` px."""
     drawn = Image.fromarray(mask.astype(np.uint8)).convert("P")
     table = np.zeros((256, 3), np.uint8)
     table[: len(colors)] = colors
-    table[IGNORE] = UNKNOWN
+    table[IGNORE] = IGNORED_COLOR
     drawn.putpalette(table.tobytes())
-    scale = SIDE / max(drawn.size)
+    scale = SAVED_PICTURE_SIDE / max(drawn.size)
     if scale < 1:
         size = (max(1, round(drawn.width * scale)), max(1, round(drawn.height * scale)))
         drawn = drawn.resize(size, Image.Resampling.NEAREST)

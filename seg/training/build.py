@@ -8,21 +8,25 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from seg import hardware
-from seg.cli.compose import REFUSALS, build, one_line, plain
+from seg.cli.compose import CONSTRUCTOR_ERRORS, instantiate_node, one_line, plain_config
 from seg.data.datamodule import DataModule
 from seg.errors import UserError
 from seg.logits import num_logits
-from seg.losses.class_weights import balance
+from seg.losses.class_weights import fill_auto_weights
 from seg.models import Network
 from seg.models.contract import require_network
 from seg.training.task import SegmentationTask
 
 
-def open_data(cfg: DictConfig) -> DataModule:
+def build_data(cfg: DictConfig) -> DataModule:
     """Build the data of a run, and set the model's ``in_channels`` and ``num_classes`` from it."""
-    source = build(cfg.data, "data")
-    data: DataModule = build(
-        cfg.loader, "loader", source=source, augment=build(cfg.augment, "augment"), seed=cfg.seed
+    source = instantiate_node(cfg.data, "data")
+    data: DataModule = instantiate_node(
+        cfg.loader,
+        "loader",
+        source=source,
+        augment=instantiate_node(cfg.augment, "augment"),
+        seed=cfg.seed,
     )
     cfg.model.in_channels = data.intensity.channels
     cfg.model.num_classes = num_logits(
@@ -38,21 +42,23 @@ def build_model(node: DictConfig) -> Network:
         UserError: if the class refuses an option, or is no network.
     """
     try:
-        return require_network(build(node, "model"))
+        return require_network(instantiate_node(node, "model"))
     except ValueError as error:
         raise UserError(f"model: {error}") from error
 
 
-def balanced(loss: DictConfig, data: DataModule) -> DictConfig:
+def fill_class_weights(loss: DictConfig, data: DataModule) -> DictConfig:
     """Return the loss config with each ``auto`` replaced by class weights of the training split.
 
     Raises:
         UserError: if the training split does not determine them.
     """
-    source, node = data.source, plain(loss)
+    source, node = data.source, plain_config(loss)
     overlapping = source.task == "overlapping"
     try:
-        return OmegaConf.create(balance(node, data.shares, source.classes, overlapping))
+        return OmegaConf.create(
+            fill_auto_weights(node, data.class_shares, source.classes, overlapping)
+        )
     except ValueError as error:
         raise UserError(f"loss: {error}") from error
 
@@ -73,7 +79,7 @@ def check_head_weights(weights: list[float] | None, model: Network) -> None:
         )
 
 
-def check_average(model: Network, overlapping: bool) -> None:
+def check_averaged_heads(model: Network, overlapping: bool) -> None:
     """Raise UserError if heads of overlapping classes would be averaged."""
     if overlapping and model.averages_heads:
         raise UserError(
@@ -82,7 +88,7 @@ def check_average(model: Network, overlapping: bool) -> None:
         )
 
 
-def fit_crops(data: DataModule, model: Network) -> None:
+def add_crop_context(data: DataModule, model: Network) -> None:
     """Enlarge the crops of a network of valid convolutions by its context; loader.crop is the scored area."""
     if not model.context:
         return
@@ -90,7 +96,7 @@ def fit_crops(data: DataModule, model: Network) -> None:
         raise UserError(
             "loader.crop=null: a network of valid convolutions needs crops; give loader.crop=388"
         )
-    data.widen(model.input_side(data.crop), model.context)
+    data.set_context(model.input_side(data.crop), model.context)
 
 
 def check_loss(loss: nn.Module, num_logits: int, overlapping: bool) -> None:
@@ -102,17 +108,17 @@ def check_loss(loss: nn.Module, num_logits: int, overlapping: bool) -> None:
         raise UserError(f"loss: {error}") from error
 
 
-def check_optim(task: SegmentationTask) -> None:
+def check_optimizer_options(task: SegmentationTask) -> None:
     """Raise UserError if the optimiser rejects its options, before the run begins."""
     try:
         task.optimizer()
-    except REFUSALS as error:
+    except CONSTRUCTOR_ERRORS as error:
         raise UserError(f"optim: {one_line(error)}") from error
 
 
-def check_trainer(node: DictConfig, data: DataModule) -> None:
+def check_trainer_options(node: DictConfig, data: DataModule) -> None:
     """Raise UserError if Lightning rejects an option, or an epoch would have no batch."""
-    trainer = build(node, "trainer")
+    trainer = instantiate_node(node, "trainer")
     processes, cores = trainer.num_devices, os.cpu_count() or 1
     if hardware.pick_accelerator(node.accelerator) == "cpu" and processes > max(8, cores):
         raise UserError(f"trainer.devices={node.devices}: this machine has {cores} cores")

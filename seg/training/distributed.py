@@ -13,18 +13,18 @@ from pathlib import Path
 from typing import NamedTuple
 
 from seg import files
-from seg.display.console import first_process
+from seg.display.console import is_rank_zero
 from seg.errors import RunError
 from seg.runs import records
-from seg.runs.folder import as_folder, create_folder
+from seg.runs.folder import create_folder, folder_name
 
-VARIABLE = "SEG_RUN"
-PATIENCE = 120  # s to wait for the file of rank 0
-STARTED = time.time()
-STALE = 60  # s before this process began: an older file was left behind by a killed run
+LOCATION_VARIABLE = "SEG_RUN"
+MAX_WAIT = 120  # s to wait for the file of rank 0
+PROCESS_START = time.time()
+MAX_FILE_AGE = 60  # s before this process began: an older file was left behind by a killed run
 
 
-class Place(NamedTuple):
+class RunLocation(NamedTuple):
     """Run folder, and the checkpoint that training resumes from."""
 
     folder: Path
@@ -32,9 +32,9 @@ class Place(NamedTuple):
 
 
 @contextmanager
-def one_place(
+def shared_run_folder(
     outputs: Path, name: str, folder: Path | None, checkpoint: Path | None
-) -> Generator[Place]:
+) -> Generator[RunLocation]:
     """Create the run folder on rank 0 and yield the same location on every rank.
 
     Args:
@@ -46,27 +46,27 @@ def one_place(
     Raises:
         RunError: on another rank, if rank 0 announces no folder.
     """
-    message = ticket(outputs)
-    if not first_process():
-        yield heard(message)
+    message = rendezvous_file(outputs)
+    if not is_rank_zero():
+        yield receive_run_folder(message)
         return
     folder = create_folder(outputs, name) if folder is None else folder
     files.make_folder(folder, folder)
     place = {"folder": str(folder.resolve()), "checkpoint": checkpoint and str(checkpoint)}
     # Ranks that Lightning starts from here inherit the variable; the others read the file.
-    os.environ[VARIABLE] = json.dumps(place)
+    os.environ[LOCATION_VARIABLE] = json.dumps(place)
     if message is not None:
         files.make_folder(outputs, outputs)
         records.write_json(message, place)
     try:
-        yield Place(folder, checkpoint)
+        yield RunLocation(folder, checkpoint)
     finally:
-        del os.environ[VARIABLE]
+        del os.environ[LOCATION_VARIABLE]
         if message is not None:
             message.unlink(missing_ok=True)
 
 
-def heard(message: Path | None) -> Place:
+def receive_run_folder(message: Path | None) -> RunLocation:
     """Return the location announced by rank 0.
 
     Args:
@@ -75,26 +75,26 @@ def heard(message: Path | None) -> Place:
     Raises:
         RunError: if nothing is announced within ``PATIENCE`` seconds.
     """
-    if VARIABLE in os.environ:
-        place = json.loads(os.environ[VARIABLE])
+    if LOCATION_VARIABLE in os.environ:
+        place = json.loads(os.environ[LOCATION_VARIABLE])
     elif message is None:
         raise RunError(
             "RANK or LOCAL_RANK is set, but no other process of this run was found; unset them"
         )
     else:
-        deadline = time.monotonic() + PATIENCE
-        while not (message.exists() and message.stat().st_mtime > STARTED - STALE):
+        deadline = time.monotonic() + MAX_WAIT
+        while not (message.exists() and message.stat().st_mtime > PROCESS_START - MAX_FILE_AGE):
             if time.monotonic() > deadline:
                 raise RunError(
-                    f"{message}: rank 0 wrote no such file within {PATIENCE} s; either it failed, or outputs= is "
+                    f"{message}: rank 0 wrote no such file within {MAX_WAIT} s; either it failed, or outputs= is "
                     "not a folder that all machines share"
                 )
             time.sleep(0.1)
         place = records.read_json(message)
-    return Place(Path(place["folder"]), place["checkpoint"] and Path(place["checkpoint"]))
+    return RunLocation(Path(place["folder"]), place["checkpoint"] and Path(place["checkpoint"]))
 
 
-def ticket(outputs: Path) -> Path | None:
+def rendezvous_file(outputs: Path) -> Path | None:
     """Return the file through which ranks started together share the location; None for a single process."""
     get = os.environ.get
     if "TORCHELASTIC_RUN_ID" in os.environ:
@@ -104,4 +104,4 @@ def ticket(outputs: Path) -> Path | None:
     else:
         return None
     run = "-".join(get(variable) or "0" for variable in variables)
-    return outputs / f".together-{as_folder(run)}"
+    return outputs / f".together-{folder_name(run)}"

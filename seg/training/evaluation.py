@@ -14,32 +14,34 @@ from torch import nn
 
 from seg import files
 from seg.cli.command_line import quote_path
-from seg.cli.compose import build, plain
+from seg.cli.compose import instantiate_node, plain_config
 from seg.cli.validation import check_call
 from seg.data.datamodule import DataModule
-from seg.data.dataset import Samples
+from seg.data.dataset import SegmentationDataset
 from seg.display import tables
 from seg.display.console import console
 from seg.errors import RunError, UserError
 from seg.hardware import build_trainer
-from seg.inference.outputs import check_objects
-from seg.inference.run_data import check_node
+from seg.inference.outputs import check_object_options
+from seg.inference.run_data import check_run_node
 from seg.logits import IGNORE, probabilities
 from seg.metrics import SegmentationMetrics, instances, isbi2012
-from seg.metrics.calibration import reliability_plot
-from seg.metrics.significance import Evidence, Interval, interval
-from seg.models.contract import full_logits
+from seg.metrics.calibration import draw_reliability
+from seg.metrics.significance import BootstrapInput, Interval, bootstrap_interval
+from seg.models.contract import same_size_logits
 from seg.runs import load, records
 from seg.runs.load import LoadedRun
 from seg.training.callbacks import progress
-from seg.training.callbacks.pictures import Pictures
+from seg.training.callbacks.pictures import PanelCallback
 from seg.training.task import SegmentationTask
 
 log = logging.getLogger("seg")
-STANDARD = {"_target_": "seg.metrics.SegmentationMetrics"}  # of runs older than the metrics option
+STANDARD_METRICS = {
+    "_target_": "seg.metrics.SegmentationMetrics"
+}  # of runs older than the metrics option
 
 
-def chosen_metrics(cfg: DictConfig, run: LoadedRun) -> SegmentationMetrics:
+def build_metrics(cfg: DictConfig, run: LoadedRun) -> SegmentationMetrics:
     """Build the metrics: those of the command line, or else of the run's training, at the chosen threshold.
 
     Args:
@@ -47,18 +49,18 @@ def chosen_metrics(cfg: DictConfig, run: LoadedRun) -> SegmentationMetrics:
         run: evaluated run, whose threshold is used if ``cfg.threshold`` is null.
     """
     asked = cfg.get("metrics")
-    node = plain(asked) if asked else run.config.get("metrics") or STANDARD
+    node = plain_config(asked) if asked else run.config.get("metrics") or STANDARD_METRICS
     if not asked:
-        check_node(node, "metrics", run, "seg.metrics")
-    return build(
+        check_run_node(node, "metrics", run, "seg.metrics")
+    return instantiate_node(
         OmegaConf.create(node), "metrics", classes=run.classes, overlapping=run.overlapping,
         threshold=load.threshold(run, cfg.threshold),
     )  # fmt: skip
 
 
-def check_report(cfg: DictConfig) -> None:
+def check_evaluation_options(cfg: DictConfig) -> None:
     """Raise UserError for options that would otherwise fail only after the network has run."""
-    check_numbers(cfg)
+    check_interval_options(cfg)
     if cfg.panels < 0 or cfg.eval_batch_size < 1:
         raise UserError(
             f"panels={cfg.panels} and eval_batch_size={cfg.eval_batch_size}: they must be at least 0 and 1"
@@ -67,20 +69,20 @@ def check_report(cfg: DictConfig) -> None:
         raise UserError("output is not set: several runs share no folder; give output=...")
 
 
-def check_numbers(cfg: DictConfig) -> None:
+def check_interval_options(cfg: DictConfig) -> None:
     """Raise UserError for a confidence level or object options out of range."""
     if not 0 <= cfg.confidence < 1:
         raise UserError(f"confidence={cfg.confidence}: a number from 0 (no intervals) to below 1")
-    check_objects(cfg)
+    check_object_options(cfg)
 
 
-def names(metrics: SegmentationMetrics, panels: int) -> list[str]:
+def output_names(metrics: SegmentationMetrics, panels: int) -> list[str]:
     """Return the names of the files to be written that are known in advance."""
     plots = ["reliability.png"] if metrics.calibration is not None else []
     return ["metrics.json", *plots, *(["panels/all.png"] if panels else [])]
 
 
-def trained_loss(run: LoadedRun) -> nn.Module:
+def build_trained_loss(run: LoadedRun) -> nn.Module:
     """Build the loss that the run was trained with.
 
     Raises:
@@ -89,7 +91,7 @@ def trained_loss(run: LoadedRun) -> nn.Module:
     node = run.config["loss"]
     try:
         check_call("loss", node, {}, {})
-        return build(OmegaConf.create(node), "loss")
+        return instantiate_node(OmegaConf.create(node), "loss")
     except UserError as error:
         raise UserError(
             f"{run.checkpoint}: made by an older version, whose loss this version doesn't know ({error}); seg.predict "
@@ -97,7 +99,7 @@ def trained_loss(run: LoadedRun) -> nn.Module:
         ) from error
 
 
-def count(
+def score_split(
     cfg: DictConfig, run: LoadedRun, task: SegmentationTask, data: DataModule, split: str
 ) -> dict[str, float]:
     """Evaluate the network on a split.
@@ -126,9 +128,13 @@ def count(
 
 
 @torch.inference_mode()
-def count_objects(
-    run: LoadedRun, samples: Samples, threshold: float, options: dict[str, Any], device: str
-) -> tuple[dict[str, float], dict[str, Evidence]]:
+def score_objects(
+    run: LoadedRun,
+    samples: SegmentationDataset,
+    threshold: float,
+    options: dict[str, Any],
+    device: str,
+) -> tuple[dict[str, float], dict[str, BootstrapInput]]:
     """Score the borders and objects of a split.
 
     Args:
@@ -147,22 +153,24 @@ def count_objects(
         range(len(samples)), "objects", console=console, transient=True, disable=not console.is_terminal
     ):  # fmt: skip
         sample = samples[0, index]
-        logits = full_logits(run.model, sample["image"][None].to(device))
+        logits = same_size_logits(run.model, sample["image"][None].to(device))
         interior = probabilities(logits)[0, 1].cpu().numpy()
         truth = sample["mask"].numpy().astype(np.uint8)
         sections.append(isbi2012.section_scores(interior, truth))
-        predicted = instances.objects(interior, threshold, **options)
-        true = instances.components(truth == 1)
-        counts.append(instances.match(true, predicted, truth != IGNORE))
+        predicted = instances.segment_objects(interior, threshold, **options)
+        true = instances.label_components(truth == 1)
+        counts.append(instances.match_objects(true, predicted, truth != IGNORE))
     # Pool over the images: border scores at their best threshold, object scores from summed counts.
-    scores = isbi2012.best(sections)
+    scores = isbi2012.best_scores(sections)
     pooled = instances.object_scores(np.sum(counts, axis=0))
     scores |= {name: float(value) for name, value in pooled.items()}
-    return scores, isbi2012.evidence(sections) | instances.evidence(np.stack(counts))
+    return scores, isbi2012.section_bootstrap_inputs(sections) | instances.object_bootstrap_inputs(
+        np.stack(counts)
+    )
 
 
 @dataclass(frozen=True)
-class Report:
+class EvaluationReport:
     """Results of an evaluation: metrics.json, panels, plots, and tables on the terminal.
 
     Attributes:
@@ -183,7 +191,7 @@ class Report:
     below: Path
     metrics: SegmentationMetrics
 
-    def write(self, scores: dict[str, float], evidence: dict[str, Evidence]) -> None:
+    def write(self, scores: dict[str, float], evidence: dict[str, BootstrapInput]) -> None:
         """Write metrics.json, panels and the reliability plot, and print the tables.
 
         Args:
@@ -205,12 +213,12 @@ class Report:
             "confusion": self.metrics.pixels.images().tolist(),
         }
         records.write_json(self.folder / "metrics.json", facts | {"metrics": scores}, self.below)
-        Pictures(samples, self.cfg.panels, run.colors, panels, self.below, threshold).write(
+        PanelCallback(samples, self.cfg.panels, run.colors, panels, self.below, threshold).write(
             run.model
         )
         # Print the tables that the data and the metrics call for.
         title = files.encodable(f"{split}, {run.checkpoint}")
-        table = tables.score_table(title, scores, run.classes, f"{split}/", intervals)
+        table = tables.pixel_score_table(title, scores, run.classes, f"{split}/", intervals)
         log.info("", extra={"table": table})
         log.info(tables.score_line(scores, run.classes, f"{split}/"))
         if self.metrics.surfaces is not None:
@@ -221,19 +229,19 @@ class Report:
         if self.data.source.task == "instances":
             log.info("", extra={"table": tables.object_table(scores, f"{split}/", intervals)})
         if self.metrics.calibration is not None:
-            with files.whole(self.folder / "reliability.png", self.below) as aside:
-                reliability_plot(self.metrics.calibration, title, aside)
+            with files.atomic_write(self.folder / "reliability.png", self.below) as aside:
+                draw_reliability(self.metrics.calibration, title, aside)
             log.info(f"reliability {quote_path(self.folder / 'reliability.png')}")
         numbers, pictures = self.folder / "metrics.json", Path(panels, "all.png")
         log.info(f"numbers {quote_path(numbers)}, pictures {quote_path(pictures)}")
 
-    def intervals(self, evidence: dict[str, Evidence]) -> dict[str, Interval]:
+    def intervals(self, evidence: dict[str, BootstrapInput]) -> dict[str, Interval]:
         """Return the bootstrap intervals over images of the scores in the tables; none with ``confidence=0``."""
         if not self.cfg.confidence:
             return {}
-        displayed = ("dice", "iou", *tables.BORDERS, *tables.OBJECTS)
+        displayed = ("dice", "iou", *tables.BORDER_COLUMNS, *tables.OBJECT_ROWS)
         return {
-            f"{self.split}/{name}": interval(rows, score, self.cfg.confidence)
+            f"{self.split}/{name}": bootstrap_interval(rows, score, self.cfg.confidence)
             for name, (rows, score) in evidence.items()
             if name.split("/")[0].removesuffix("_per_image") in displayed
         }

@@ -18,46 +18,55 @@ from torch import Tensor
 
 from seg import hardware
 from seg.cli.command_line import render_command, render_option
-from seg.cli.compose import REFUSALS, build, one_line, plain
-from seg.cli.resource_errors import explained
+from seg.cli.compose import CONSTRUCTOR_ERRORS, instantiate_node, one_line, plain_config
+from seg.cli.resource_errors import explain_error
 from seg.cli.validation import is_number
 from seg.data.datamodule import DataModule
 from seg.data.partition import split_hash
-from seg.display.console import first_process
-from seg.errors import MISTAKES, RunError, UserError
-from seg.models.profiling import parameters
+from seg.display.console import is_rank_zero
+from seg.errors import USER_ERRORS, RunError, UserError
+from seg.models.profiling import count_parameters
 from seg.runs import provenance, records
-from seg.runs.checkpoint import explain, read_checkpoint, write_checkpoint
-from seg.runs.folder import point_latest, relative
+from seg.runs.checkpoint import error_summary, read_checkpoint, write_checkpoint
+from seg.runs.folder import relative_to_here, update_latest_link
 from seg.runs.record import write_record
-from seg.runs.run_info import Asked
+from seg.runs.run_info import RunInfo
 from seg.training import artifacts
 from seg.training.callbacks import progress
 from seg.training.callbacks.checkpointing import (
-    Average,
-    Checkpoints,
-    Interrupts,
-    Resumption,
-    WholeFiles,
+    AtomicCheckpointIO,
+    GracefulStop,
+    PortableModelCheckpoint,
+    ResumeMidEpoch,
+    WeightAveraging,
 )
-from seg.training.callbacks.memory_hint import Demand
-from seg.training.callbacks.nan_guard import Finite, NotFinite
-from seg.training.callbacks.pictures import Pictures
-from seg.training.callbacks.progress import Lines
+from seg.training.callbacks.memory_hint import MemoryHint
+from seg.training.callbacks.nan_guard import NonFiniteError, NonFiniteGuard
+from seg.training.callbacks.pictures import PanelCallback
+from seg.training.callbacks.progress import ProgressLogger
 from seg.training.loggers import MetricsCSV, TrackedRun
-from seg.training.loggers.guarded import finish, start, without_keys
-from seg.training.resume import checkpoints_there, clear, continued, make_last
-from seg.training.summary import announce, conclude
+from seg.training.loggers.guarded import finish_loggers, hide_secrets, start_loggers
+from seg.training.resume import (
+    copy_to_last,
+    existing_checkpoints,
+    remove_unfinished_files,
+    resumed_record,
+)
+from seg.training.summary import print_run_header, print_run_summary
 from seg.training.task import SegmentationTask
 
 log = logging.getLogger("seg")
-Part = TypeVar("Part", bound=L.Callback)
+CallbackType = TypeVar("CallbackType", bound=L.Callback)
 # Parts of a checkpoint without which Lightning would start that part again without a warning.
 STATE = ("state_dict", "loops", "optimizer_states", "lr_schedulers")
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # disk full, quota exceeded, file too large
+DISK_FULL_ERRORS = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+)  # disk full, quota exceeded, file too large
 
 
-class Begun(L.Callback):
+class StartMarker(L.Callback):
     """Records that training, or the validation before it, has begun, so that later errors are not blamed on its state.
 
     Args:
@@ -84,7 +93,7 @@ def check_optimizer(trainer: L.Trainer) -> None:
     for optimizer in trainer.optimizers:
         for group in optimizer.param_groups:
             for name, value in group.items():
-                if name != "params" and not fits_option(value, optimizer.defaults.get(name)):
+                if name != "params" and not has_default_type(value, optimizer.defaults.get(name)):
                     raise ValueError(f"the optimizer's {name} is {value!s:.40}")
             names = {name for p in group["params"] for name in optimizer.state.get(p, {})}
             for parameter in group["params"]:
@@ -103,10 +112,10 @@ def check_optimizer(trainer: L.Trainer) -> None:
                         )
 
 
-def fits_option(value: Any, default: Any) -> bool:
+def has_default_type(value: Any, default: Any) -> bool:
     """Return True if a restored option of an optimiser has the type of its default, and is finite."""
     if isinstance(default, list | tuple) and isinstance(value, list | tuple):
-        return len(value) == len(default) and all(map(fits_option, value, default))
+        return len(value) == len(default) and all(map(has_default_type, value, default))
     if isinstance(value, float) and not math.isfinite(value):
         return False
     if is_number(default):
@@ -114,13 +123,13 @@ def fits_option(value: Any, default: Any) -> bool:
     return default is None or isinstance(value, type(default))
 
 
-class Pruned(Exception):
+class RunPruned(Exception):
     """Raised by a callback to end an unpromising run early; its status is then ``pruned``."""
 
 
-def fit(
+def fit_run(
     cfg: DictConfig,
-    asked: Asked,
+    asked: RunInfo,
     task: SegmentationTask,
     data: DataModule,
     taken: str | None,
@@ -140,21 +149,21 @@ def fit(
         ``best/val/...`` of the best checkpoint and, with a test split, ``test/...``.
     """
     folder = cast(Path, asked.folder)
-    with Interrupts() as interrupts:
+    with GracefulStop() as interrupts:
         # Prepare: until here nothing is trained, so that an error leaves no folder of a new run.
         try:
-            clear(folder)
-            make_last(folder, asked.checkpoint)
-            record = begun(cfg, asked, task, data)
-            pictures = Pictures(
+            remove_unfinished_files(folder)
+            copy_to_last(folder, asked.checkpoint)
+            record = initial_record(cfg, asked, task, data)
+            pictures = PanelCallback(
                 data.samples("val"), cfg.panels, data.source.colors, folder / "panels", folder, task.val_metrics.threshold
             )  # fmt: skip
-            trainer = prepared(cfg, asked, [*callbacks, pictures], interrupts)
-            data.check_shares(trainer.world_size)
-            announce(cfg, asked.name, task, data, taken)
-            records.write_config(folder / "config.yaml", plain(cfg))
-            provenance.write_beside(folder, data.digests)
-            trainer.loggers = loggers(cfg, asked, task)
+            trainer = make_trainer(cfg, asked, [*callbacks, pictures], interrupts)
+            data.check_ranks(trainer.world_size)
+            print_run_header(cfg, asked.name, task, data, taken)
+            records.write_config(folder / "config.yaml", plain_config(cfg))
+            provenance.write_provenance_files(folder, data.digests)
+            trainer.loggers = make_loggers(cfg, asked, task)
         except BaseException as error:
             if asked.checkpoint is None:
                 shutil.rmtree(folder, ignore_errors=True)
@@ -164,26 +173,30 @@ def fit(
         try:
             write_record(folder, record | {"status": "running"})
             if not asked.silent:
-                point_latest(folder)
-            restored(trainer, task, data, asked.checkpoint)
-            minutes = part(trainer, Lines).seconds / 60
-            scores = score(trainer, task, data)
+                update_latest_link(folder)
+            fit_from_checkpoint(trainer, task, data, asked.checkpoint)
+            minutes = get_callback(trainer, ProgressLogger).seconds / 60
+            scores = score_best_checkpoint(trainer, task, data)
             record |= {
                 "threshold": task.val_metrics.threshold,
                 "minutes": minutes,
                 "steps": trainer.global_step,
             }
-            keep(cfg, folder, task, data, trainer)
+            write_artifacts(cfg, folder, task, data, trainer)
             if trainer.is_global_zero:
                 pictures.threshold = task.val_metrics.threshold
                 pictures.write(task.model)
         except BaseException as caught:
             # Failed, pruned or interrupted: record it, and explain memory and disk errors.
-            demand = part(trainer, Demand)
-            error = explained(caught, demand.text, demand.lower)
-            if isinstance(error, OSError) and error.errno in FULL and error.filename is None:
+            demand = get_callback(trainer, MemoryHint)
+            error = explain_error(caught, demand.text, demand.lower)
+            if (
+                isinstance(error, OSError)
+                and error.errno in DISK_FULL_ERRORS
+                and error.filename is None
+            ):
                 error.filename = str(folder)  # libraries that write pictures leave it out
-            conclude_early(folder, record, trainer, interrupts, error)
+            handle_failure(folder, record, trainer, interrupts, error)
             if error is caught:
                 raise
             raise error from caught
@@ -191,14 +204,14 @@ def fit(
         interrupts.recording = True
         write_record(folder, record | {"status": "finished", "metrics": scores})
     facts = {name: record[name] for name in ("minutes", "steps", "parameters")}
-    finish(trainer.loggers, "finished", scores | facts)
-    hardware.part()
+    finish_loggers(trainer.loggers, "finished", scores | facts)
+    hardware.destroy_process_group()
     if trainer.is_global_zero:
-        conclude(folder, scores, data, minutes)
+        print_run_summary(folder, scores, data, minutes)
     return scores
 
 
-def restored(
+def fit_from_checkpoint(
     trainer: L.Trainer, task: SegmentationTask, data: DataModule, checkpoint: Path | None
 ) -> None:
     """Fit, starting from the checkpoint if there is one.
@@ -208,19 +221,23 @@ def restored(
     """
     try:
         trainer.fit(task, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-    except (*REFUSALS, AttributeError, RuntimeError, AssertionError) as error:
-        if checkpoint is None or part(trainer, Begun).yes or isinstance(error, MISTAKES):
+    except (*CONSTRUCTOR_ERRORS, AttributeError, RuntimeError, AssertionError) as error:
+        if (
+            checkpoint is None
+            or get_callback(trainer, StartMarker).yes
+            or isinstance(error, USER_ERRORS)
+        ):
             raise
         raise RunError(
-            f"{checkpoint}: its training state doesn't fit this run, or is damaged ({explain(error)})"
+            f"{checkpoint}: its training state doesn't fit this run, or is damaged ({error_summary(error)})"
         ) from error
 
 
-def conclude_early(
+def handle_failure(
     folder: Path,
     record: dict[str, Any],
     trainer: L.Trainer,
-    interrupts: Interrupts,
+    interrupts: GracefulStop,
     error: BaseException,
 ) -> None:
     """Record a failed, pruned or interrupted run, close its loggers, and print how to resume it.
@@ -238,9 +255,9 @@ def conclude_early(
     """
     # Record the status and the reason; signals wait until the file is written.
     interrupts.recording = True
-    status = ended(error)
+    status = run_status(error)
     signalled = interrupts.asked if status == "interrupted" else None
-    reason = without_keys(f"{type(error).__name__}: {one_line(error)}")
+    reason = hide_secrets(f"{type(error).__name__}: {one_line(error)}")
     reason = reason if signalled is None else signal.Signals(signalled).name
     try:
         write_record(folder, record | {"status": status, "error": reason})
@@ -250,11 +267,11 @@ def conclude_early(
         )
     # Close the loggers, which may wait for a server: from here Ctrl-C acts at once.
     interrupts.recording = interrupts.training = False
-    finish(trainer.loggers, status, {})
+    finish_loggers(trainer.loggers, status, {})
     # Print the command that resumes, unless the run would end the same way again.
-    repeats = isinstance(error, Pruned | NotFinite)
-    if not repeats and checkpoints_there(folder):
-        resume = render_option("resume", relative(folder))
+    repeats = isinstance(error, RunPruned | NonFiniteError)
+    if not repeats and existing_checkpoints(folder):
+        resume = render_option("resume", relative_to_here(folder))
         log.info(f"goes on with  {render_command('train', resume)}")
     elif status == "interrupted":
         log.info("no checkpoint was written yet, so the run cannot be resumed; start it again")
@@ -262,25 +279,25 @@ def conclude_early(
         interrupts.reraise(error)
 
 
-def begun(
-    cfg: DictConfig, asked: Asked, task: SegmentationTask, data: DataModule
+def initial_record(
+    cfg: DictConfig, asked: RunInfo, task: SegmentationTask, data: DataModule
 ) -> dict[str, Any]:
     """Return the contents of run.json for a new run, or for a resumed run as it continues."""
     source = data.source
-    record = provenance.origin() | asked.facts | {
+    record = provenance.collect_provenance() | asked.facts | {
         "seed": cfg.seed,
         "classes": list(source.classes),
         "colors": [list(color) for color in source.colors],
-        "parameters": parameters(task.model),
+        "parameters": count_parameters(task.model),
         "splits": source.splits,
         "split_hash": split_hash(source.splits),
         "data": {"fingerprint": provenance.data_fingerprint(data.digests)},
     }  # fmt: skip
-    return record if asked.checkpoint is None else continued(cast(Path, asked.folder), record)
+    return record if asked.checkpoint is None else resumed_record(cast(Path, asked.folder), record)
 
 
-def prepared(
-    cfg: DictConfig, asked: Asked, more: Sequence[L.Callback], interrupts: Interrupts
+def make_trainer(
+    cfg: DictConfig, asked: RunInfo, more: Sequence[L.Callback], interrupts: GracefulStop
 ) -> L.Trainer:
     """Build the Trainer of a run with its callbacks and plugins.
 
@@ -295,7 +312,7 @@ def prepared(
     bar = progress.on_terminal() and not asked.silent
     callbacks = [
         *more,
-        Checkpoints(
+        PortableModelCheckpoint(
             checkpoints,
             "best",
             monitor="val/dice",
@@ -303,23 +320,23 @@ def prepared(
             enable_version_counter=False,
             save_on_train_epoch_end=True,
         ),
-        Checkpoints(
+        PortableModelCheckpoint(
             checkpoints,
             "last",
             enable_version_counter=False,
             save_on_exception=True,
             save_on_train_epoch_end=True,
         ),
-        Lines(),
-        Begun(asked.checkpoint is not None),
-        Resumption(),
+        ProgressLogger(),
+        StartMarker(asked.checkpoint is not None),
+        ResumeMidEpoch(),
         interrupts,
-        Demand(
+        MemoryHint(
             f"the first step, of loader.batch_size={cfg.loader.batch_size} and loader.crop={cfg.loader.crop}",
             cfg.trainer.get("accumulate_grad_batches", 1),
         ),
-        Finite(cast(Path, asked.folder), cfg.bad_steps),
-        *chosen(cfg.patience, cfg.ema),
+        NonFiniteGuard(cast(Path, asked.folder), cfg.bad_steps),
+        *optional_callbacks(cfg.patience, cfg.ema),
         *([progress.progress_bar()] if bar else []),
     ]
     # Plugins: without auto-requeue, Lightning writes no checkpoints of its own outside the run folder.
@@ -327,11 +344,13 @@ def prepared(
     node = cast(DictConfig, OmegaConf.merge(cfg.trainer, devices))
     slurm = SLURMEnvironment.detect() and not TorchElasticEnvironment.detect()
     environment = [SLURMEnvironment(auto_requeue=False)] if slurm else []
-    plugins = [WholeFiles(cast(Path, asked.folder)), *environment]
-    return build(node, "trainer", callbacks=callbacks, plugins=plugins, folder=str(asked.folder))
+    plugins = [AtomicCheckpointIO(cast(Path, asked.folder)), *environment]
+    return instantiate_node(
+        node, "trainer", callbacks=callbacks, plugins=plugins, folder=str(asked.folder)
+    )
 
 
-def chosen(patience: int | None, ema: float | None) -> list[L.Callback]:
+def optional_callbacks(patience: int | None, ema: float | None) -> list[L.Callback]:
     """Return the callbacks for early stopping and weight averaging, as far as they are enabled.
 
     Args:
@@ -349,11 +368,11 @@ def chosen(patience: int | None, ema: float | None) -> list[L.Callback]:
     if ema is not None:
         if type(ema) not in (int, float) or not 0 < ema < 1:
             raise UserError(f"ema={ema}: a decay between 0 and 1 is needed, 0.99, or null")
-        callbacks.append(Average(decay=ema))
+        callbacks.append(WeightAveraging(decay=ema))
     return callbacks
 
 
-def loggers(cfg: DictConfig, asked: Asked, task: SegmentationTask) -> list[Any]:
+def make_loggers(cfg: DictConfig, asked: RunInfo, task: SegmentationTask) -> list[Any]:
     """Return the writer of metrics.csv and, on rank 0, the loggers of the config."""
     folder, until, kept = cast(Path, asked.folder), None, None
     if asked.checkpoint is not None:
@@ -366,45 +385,50 @@ def loggers(cfg: DictConfig, asked: Asked, task: SegmentationTask) -> list[Any]:
         until, kept = content["global_step"], content.get("rows")
     table = MetricsCSV(folder / "metrics.csv", until, kept)
     followed = TrackedRun(
-        asked.name, folder, plain(cfg), parameters(task.model), asked.group, asked.job, asked.choices
+        asked.name, folder, plain_config(cfg), count_parameters(task.model), asked.group, asked.job, asked.choices
     )  # fmt: skip
-    return [table, *(start(cfg.logger, followed) if first_process() else [])]
+    return [table, *(start_loggers(cfg.logger, followed) if is_rank_zero() else [])]
 
 
-def part(trainer: L.Trainer, kind: type[Part]) -> Part:
+def get_callback(trainer: L.Trainer, kind: type[CallbackType]) -> CallbackType:
     """Return the Trainer's callback of a class."""
     return next(c for c in cast(Any, trainer).callbacks if isinstance(c, kind))
 
 
-def ended(error: BaseException) -> str:
+def run_status(error: BaseException) -> str:
     """Return the status of a run that ended with an error: pruned, failed or interrupted."""
-    if isinstance(error, Pruned):
+    if isinstance(error, RunPruned):
         return "pruned"
     return "failed" if isinstance(error, Exception) else "interrupted"
 
 
-def keep(
+def write_artifacts(
     cfg: DictConfig, folder: Path, task: SegmentationTask, data: DataModule, trainer: L.Trainer
 ) -> None:
     """Write per-image counts and prediction pictures, which seg.compare reads."""
     splits = {"val": task.val_metrics.pixels, "test": task.test_metrics.pixels}
     splits = {split: scores for split, scores in splits.items() if split in data.source.splits}
-    counts = {split: artifacts.all_counts(scores) for split, scores in splits.items()}
+    counts = {split: artifacts.gather_counts(scores) for split, scores in splits.items()}
     scored = {
-        split: (artifacts.seen(data.source.splits[split], trainer.world_size, len(cells)), cells)
+        split: (
+            artifacts.scored_names(data.source.splits[split], trainer.world_size, len(cells)),
+            cells,
+        )
         for split, cells in counts.items()
     }
     if not trainer.is_global_zero:
         return
     overlapping = data.source.task == "overlapping"
-    artifacts.write_counts(folder / "images.csv", scored, data.source.classes, overlapping)
+    artifacts.write_image_counts(folder / "images.csv", scored, data.source.classes, overlapping)
     samples = {split: data.samples(split) for split in splits}
-    artifacts.keep_pictures(
+    artifacts.save_prediction_pictures(
         folder / "predictions", samples, cfg.kept, data.source.colors, task.model, task.val_metrics.threshold
     )  # fmt: skip
 
 
-def score(trainer: L.Trainer, task: SegmentationTask, data: DataModule) -> dict[str, float]:
+def score_best_checkpoint(
+    trainer: L.Trainer, task: SegmentationTask, data: DataModule
+) -> dict[str, float]:
     """Score the best checkpoint on the validation split, and on the test split if there is one.
 
     A run too short to have validated is scored with its last weights. With ``threshold=best`` the validation split
@@ -421,14 +445,16 @@ def score(trainer: L.Trainer, task: SegmentationTask, data: DataModule) -> dict[
     try:
         task.load_state_dict(read_checkpoint(best)["state_dict"])
     except (LookupError, TypeError, RuntimeError, AttributeError) as error:
-        raise RunError(f"{best}: its weights don't fit this run ({explain(error)})") from error
+        raise RunError(
+            f"{best}: its weights don't fit this run ({error_summary(error)})"
+        ) from error
     validated = trainer.validate(task, datamodule=data, verbose=False)[0]
     # Choose the threshold, and score again with it.
     if task.val_metrics.curve is not None:
         threshold = task.val_metrics.choose_threshold()
         task.test_metrics.threshold = threshold
         for checkpoint in (best, best.with_name("last.ckpt")):
-            keep_threshold(checkpoint, threshold)
+            store_threshold(checkpoint, threshold)
         log.info(
             f"threshold  {threshold:g}, which maximises Dice on the validation split; stored in the run"
         )
@@ -440,7 +466,7 @@ def score(trainer: L.Trainer, task: SegmentationTask, data: DataModule) -> dict[
 
 
 @rank_zero_only
-def keep_threshold(checkpoint: Path, threshold: float) -> None:
+def store_threshold(checkpoint: Path, threshold: float) -> None:
     """Store the threshold in a checkpoint, if it exists; evaluate and predict read it from there."""
     if not checkpoint.is_file():
         return

@@ -3,12 +3,12 @@
 from torch import nn
 
 from seg.errors import RunError
-from seg.models.pretrained import load_published
+from seg.models.pretrained import load_imagenet
 from seg.runs.checkpoint import find_checkpoint
-from seg.runs.load import load
+from seg.runs.load import load_run
 
 
-def start_from(model: nn.Module, init: str) -> str:
+def load_initial_weights(model: nn.Module, init: str) -> str:
     """Load the initial weights of a network.
 
     Args:
@@ -23,7 +23,7 @@ def start_from(model: nn.Module, init: str) -> str:
     """
     if init == "imagenet":
         try:
-            return f"the encoder's weights from {load_published(model)}"
+            return f"the encoder's weights from {load_imagenet(model)}"
         except ValueError as error:
             raise RunError(f"init=imagenet: {error}") from error
     if not isinstance(init, str):
@@ -32,7 +32,7 @@ def start_from(model: nn.Module, init: str) -> str:
         file = find_checkpoint(init)
     except RunError as error:
         raise RunError(str(error).replace("run=", "init=", 1)) from error
-    weights = load(file).model.state_dict()
+    weights = load_run(file).model.state_dict()
     own = model.state_dict()
     shared = {k: v for k, v in weights.items() if k in own and own[k].shape == v.shape}
     if 2 * len(shared) < len(own):

@@ -15,29 +15,35 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from seg import files
-from seg.cli.compose import checked, one_line, plain
+from seg.cli.compose import compose_checked, one_line, plain_config
 from seg.cli.conf_files import CONF
-from seg.cli.validation import check_level, is_number
+from seg.cli.validation import check_option_group, is_number
 from seg.errors import RunError, UserError
 from seg.files import read_text
 from seg.runs import reader
-from seg.runs.checkpoint import DAMAGED, check_finite, nearby, read_checkpoint
+from seg.runs.checkpoint import DAMAGE_ERRORS, check_finite, read_checkpoint, suggest_run
 from seg.runs.migrations import upgrade_targets
 from seg.runs.record import RunRecord, read_record
-from seg.runs.run_info import Asked
+from seg.runs.run_info import RunInfo
 from seg.runs.safe_loading import CONFIG_LIMIT, check_targets, read_yaml
 
 log = logging.getLogger("seg")
-TOLD_ANEW = ("status", "error")  # fields of run.json that resuming resets
-ANEW = ("versions", "git", "source", "hardware", "environment")  # recorded again if they differ
-LOGGERS = ("seg.training.loggers",)
+RESUME_RESETS = ("status", "error")  # fields of run.json that resuming resets
+RERECORDED = (
+    "versions",
+    "git",
+    "source",
+    "hardware",
+    "environment",
+)  # recorded again if they differ
+LOGGER_PACKAGES = ("seg.training.loggers",)
 # folders of a run that training writes into
-WRITTEN = ("checkpoints", "panels", "predictions", "predictions/val", "predictions/test")
+WRITTEN_FOLDERS = ("checkpoints", "panels", "predictions", "predictions/val", "predictions/test")
 WRITTEN_SUFFIXES = (".yaml", ".json", ".csv", ".txt", ".ckpt", ".png", ".jpg", ".patch")
-CHECKPOINTS = ("last.ckpt", "best.ckpt")
+CHECKPOINT_FILES = ("last.ckpt", "best.ckpt")
 
 
-def resumed(cfg: DictConfig) -> tuple[DictConfig, Asked]:
+def load_stopped_run(cfg: DictConfig) -> tuple[DictConfig, RunInfo]:
     """Return the saved config and the facts of the run that ``cfg.resume`` names.
 
     Raises:
@@ -59,21 +65,21 @@ def resumed(cfg: DictConfig) -> tuple[DictConfig, Asked]:
         raise RunError(f"resume={folder}: a sweep; repeat its own command to continue it")
     files.check_links(folder / "run.json", folder)
     if not (folder / "run.json").is_file():
-        raise RunError(f"resume={folder}: no run folder{nearby(folder)}")
+        raise RunError(f"resume={folder}: no run folder{suggest_run(folder)}")
     record = read_record(folder / "run.json")
     if record.status == "finished":
         raise RunError(
             f"resume={folder}: the run is finished; init={folder} begins another with its weights"
         )
-    return saved_config(folder), as_asked(folder, record)
+    return read_saved_config(folder), stopped_run_info(folder, record)
 
 
-def as_asked(folder: Path, record: RunRecord) -> Asked:
+def stopped_run_info(folder: Path, record: RunRecord) -> RunInfo:
     """Return the facts of a run that is resumed from its newest checkpoint."""
-    checkpoint = newest(folder)
+    checkpoint = newest_checkpoint(folder)
     if checkpoint is None:
         raise RunError(f"resume={folder}: no checkpoints/last.ckpt yet; start the run again")
-    return Asked(
+    return RunInfo(
         folder.name if record.name is None else record.name,
         record.overrides,
         record.choices,
@@ -84,7 +90,7 @@ def as_asked(folder: Path, record: RunRecord) -> Asked:
     )
 
 
-def newest(folder: Path) -> Path | None:
+def newest_checkpoint(folder: Path) -> Path | None:
     """Return the intact checkpoint with the most steps, of last.ckpt and best.ckpt; None if there is neither.
 
     The best one is newer if the process was killed between writing the two.
@@ -94,10 +100,10 @@ def newest(folder: Path) -> Path | None:
     """
     # Read both, and note the damaged ones.
     whole, damaged = {}, None
-    for file in (Path(os.path.realpath(path)) for path in checkpoints_there(folder)):
+    for file in (Path(os.path.realpath(path)) for path in existing_checkpoints(folder)):
         try:
-            whole[file] = check_state(read_checkpoint(file))
-        except (*DAMAGED, AttributeError) as error:
+            whole[file] = check_training_state(read_checkpoint(file))
+        except (*DAMAGE_ERRORS, AttributeError) as error:
             damaged = RunError(
                 f"{file}: damaged ({one_line(error).removeprefix(f'{file}: ')[:200]})"
             )
@@ -112,7 +118,7 @@ def newest(folder: Path) -> Path | None:
     return latest
 
 
-def check_state(content: dict[str, Any]) -> int:
+def check_training_state(content: dict[str, Any]) -> int:
     """Return the number of steps in a checkpoint, after checking the types in its training state.
 
     Lightning and PyTorch load the state unchecked, and would fail at the step that first uses it.
@@ -134,7 +140,7 @@ def check_state(content: dict[str, Any]) -> int:
     )
     for state in content.get("callbacks", {}).values():
         for name, value in state.items():
-            if name in CALLBACKS and not CALLBACKS[name](value):
+            if name in CALLBACK_STATE_TESTS and not CALLBACK_STATE_TESTS[name](value):
                 raise TypeError(f"{name} of a callback is {value!s:.40}")
     return steps
 
@@ -159,49 +165,49 @@ def is_count(value: Any) -> bool:
     return isinstance(value, int) and 0 <= value < 2**53
 
 
-def is_scalar(value: Any) -> bool:
+def is_scalar_tensor(value: Any) -> bool:
     """Return True for None or a tensor of one number."""
     return value is None or (isinstance(value, Tensor) and value.shape == ())
 
 
-def is_name(value: Any) -> bool:
+def is_optional_text(value: Any) -> bool:
     """Return True for None or a string."""
     return value is None or isinstance(value, str)
 
 
 # tests of the values in callbacks' states, by the keys of ModelCheckpoint, EarlyStopping and Lines
-CALLBACKS: dict[str, Callable[[Any], bool]] = {
-    **dict.fromkeys(("best_model_score", "current_score", "kth_value", "best_score"), is_scalar),
+CALLBACK_STATE_TESTS: dict[str, Callable[[Any], bool]] = {
+    **dict.fromkeys(("best_model_score", "current_score", "kth_value", "best_score"), is_scalar_tensor),
     **dict.fromkeys(("best_model_path", "kth_best_model_path", "last_model_path", "dirpath"), lambda v: isinstance(v, str)),
     **dict.fromkeys(("wait_count", "stopped_epoch", "patience"), is_count),
-    "monitor": is_name,
+    "monitor": is_optional_text,
     "seconds": lambda v: is_number(v) and v >= 0,
-    "best_k_models": lambda v: isinstance(v, dict) and all(isinstance(k, str) and is_scalar(s) for k, s in v.items()),
+    "best_k_models": lambda v: isinstance(v, dict) and all(isinstance(k, str) and is_scalar_tensor(s) for k, s in v.items()),
 }  # fmt: skip
 
 
-def checkpoints_there(folder: Path) -> list[Path]:
+def existing_checkpoints(folder: Path) -> list[Path]:
     """Return the existing checkpoints of a run that it can be resumed from."""
-    return [file for name in CHECKPOINTS if (file := folder / "checkpoints" / name).is_file()]
+    return [file for name in CHECKPOINT_FILES if (file := folder / "checkpoints" / name).is_file()]
 
 
 @rank_zero_only
-def make_last(folder: Path, checkpoint: Path | None) -> None:
+def copy_to_last(folder: Path, checkpoint: Path | None) -> None:
     """Copy the checkpoint that a run is resumed from to last.ckpt, unless it is that one."""
     last = folder / "checkpoints/last.ckpt"
     if checkpoint is not None and checkpoint.name != last.name:
-        with files.whole(last, folder) as aside:
+        with files.atomic_write(last, folder) as aside:
             shutil.copyfile(checkpoint, aside)
 
 
 @rank_zero_only
-def clear(folder: Path) -> None:
+def remove_unfinished_files(folder: Path) -> None:
     """Remove the partly written files that a killed process left in a run's folder."""
-    for directory in (folder, *(folder / name for name in WRITTEN)):
+    for directory in (folder, *(folder / name for name in WRITTEN_FOLDERS)):
         files.remove_unfinished(directory)
 
 
-def saved_config(folder: Path) -> DictConfig:
+def read_saved_config(folder: Path) -> DictConfig:
     """Read a run's config, loggers included; options newer than the run get today's defaults.
 
     Raises:
@@ -209,25 +215,25 @@ def saved_config(folder: Path) -> DictConfig:
     """
     # Read the config and, apart from it, the loggers, whose targets have an allow-list of their own.
     file = folder / "config.yaml"
-    check_links(folder)
+    check_run_links(folder)
     check_files(folder)
-    config = reader.read_config(file)
+    config = reader.read_untrusted_config(file)
     loggers = upgrade_targets(read_yaml(read_text(file, CONFIG_LIMIT))).get("logger", {})
     if not isinstance(loggers, dict) or not all(
         isinstance(node, dict) for node in loggers.values()
     ):
         raise RunError(f"{file}: logger must be a mapping from names to loggers")
-    check_targets(loggers, file, LOGGERS)
+    check_targets(loggers, file, LOGGER_PACKAGES)
     # Add the options that an older run did not have yet.
-    defaults = plain(checked("train", []))
+    defaults = plain_config(compose_checked("train", []))
     whole = defaults | config | {"logger": loggers, "resume": None}
     for group in ("loader", "trainer"):
         whole[group] = defaults[group] | whole[group]
-    check_options(whole, defaults, file)
+    check_saved_options(whole, defaults, file)
     return OmegaConf.create(whole)
 
 
-def check_options(config: dict[str, Any], known: dict[str, Any], file: Path) -> None:
+def check_saved_options(config: dict[str, Any], known: dict[str, Any], file: Path) -> None:
     """Raise RunError for an option of a saved config that is unknown to this version, or out of its range.
 
     Args:
@@ -236,18 +242,18 @@ def check_options(config: dict[str, Any], known: dict[str, Any], file: Path) -> 
         file: the config came from, for the message.
     """
     own = read_yaml(read_text(CONF / "train.yaml", CONFIG_LIMIT))
-    groups = {name: config[name] for name in (*reader.HONOURED, "trainer", "logger")}
+    groups = {name: config[name] for name in (*reader.ALLOWED_TARGETS, "trainer", "logger")}
     try:
-        check_level({name: config[name] for name in known}, known | groups, own, ())
+        check_option_group({name: config[name] for name in known}, known | groups, own, ())
     except UserError as error:
         raise RunError(f"{file}: {error}") from error
 
 
-def check_links(folder: Path) -> None:
+def check_run_links(folder: Path) -> None:
     """Raise UnsafePath if training could write through a link out of a run's folder."""
     for entry in folder.iterdir():
         files.check_links(entry, folder)
-    for name in WRITTEN:
+    for name in WRITTEN_FOLDERS:
         files.check_tree(folder / name, folder)
     files.check_tree(folder, folder, inner=True)  # loggers create links that stay inside
 
@@ -261,7 +267,7 @@ def check_files(folder: Path) -> None:
                 raise RunError(f"{file}: not a regular file, where the run writes one; remove it")
 
 
-def continued(folder: Path, now: dict[str, Any]) -> dict[str, Any]:
+def resumed_record(folder: Path, now: dict[str, Any]) -> dict[str, Any]:
     """Return the contents of run.json of a resumed run: as it began, with an entry for this resumption.
 
     Args:
@@ -280,8 +286,8 @@ def continued(folder: Path, now: dict[str, Any]) -> dict[str, Any]:
                 f"have become training images; give init={folder} to begin another run with its weights"
             )
     # Record the command and what differs from the first start: code, versions, machine.
-    changes = {name: now[name] for name in ANEW if now.get(name) != old.get(name)}
+    changes = {name: now[name] for name in RERECORDED if now.get(name) != old.get(name)}
     command = [Path(sys.executable).name, *sys.orig_argv[1:]]
     entry = {"command": command, "started": time.strftime("%Y-%m-%dT%H:%M:%S%z")} | changes
-    kept = {name: value for name, value in old.items() if name not in TOLD_ANEW}
+    kept = {name: value for name, value in old.items() if name not in RESUME_RESETS}
     return kept | {"resumed": [*old.get("resumed", []), entry]}

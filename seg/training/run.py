@@ -10,34 +10,34 @@ import torch
 from omegaconf import DictConfig
 
 from seg import files, hardware
-from seg.cli.compose import build, plain
+from seg.cli.compose import instantiate_node, plain_config
 from seg.cli.validation import check_literal
-from seg.display.console import first_process, logging_to, quiet
-from seg.losses.weighted_sum import weight_map
+from seg.display.console import configure_logging, is_rank_zero, log_to_file
+from seg.losses.weighted_sum import find_weight_map
 from seg.runs import checkpoint, folder
-from seg.runs.reader import naming
-from seg.runs.run_info import Asked, typed
+from seg.runs.reader import name_config_file
+from seg.runs.run_info import RunInfo, run_info_from_hydra
 from seg.training import init_weights
 from seg.training.build import (
-    balanced,
+    add_crop_context,
+    build_data,
     build_model,
-    check_average,
+    check_averaged_heads,
     check_head_weights,
     check_loss,
-    check_optim,
-    check_trainer,
-    fit_crops,
-    open_data,
+    check_optimizer_options,
+    check_trainer_options,
+    fill_class_weights,
 )
-from seg.training.distributed import one_place
-from seg.training.fit import fit
-from seg.training.resume import resumed
+from seg.training.distributed import shared_run_folder
+from seg.training.fit import fit_run
+from seg.training.resume import load_stopped_run
 from seg.training.task import SegmentationTask
 from seg.version import __version__
 
 
 def train(
-    cfg: DictConfig, callbacks: Sequence[L.Callback] = (), asked: Asked | None = None
+    cfg: DictConfig, callbacks: Sequence[L.Callback] = (), asked: RunInfo | None = None
 ) -> dict[str, float]:
     """Train one run, write its run folder, and return the final metrics.
 
@@ -54,11 +54,11 @@ def train(
     """
     try:
         if cfg.resume is None:
-            return begin(cfg, callbacks, asked or typed(cfg))
+            return build_and_fit(cfg, callbacks, asked or run_info_from_hydra(cfg))
         file = Path(str(cfg.resume)) / "config.yaml"
-        cfg, asked = resumed(cfg)
-        with naming(file):
-            return begin(cfg, callbacks, asked)
+        cfg, asked = load_stopped_run(cfg)
+        with name_config_file(file):
+            return build_and_fit(cfg, callbacks, asked)
     finally:
         free_memory()
 
@@ -70,28 +70,30 @@ def free_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def begin(cfg: DictConfig, callbacks: Sequence[L.Callback], asked: Asked) -> dict[str, float]:
+def build_and_fit(
+    cfg: DictConfig, callbacks: Sequence[L.Callback], asked: RunInfo
+) -> dict[str, float]:
     """Build data, network, loss, metrics and optimiser, check them, and fit; see ``train``."""
     # Check what can be checked before the data is read.
-    quiet(speaks=not asked.silent)
-    check_literal(plain(cfg))
+    configure_logging(speaks=not asked.silent)
+    check_literal(plain_config(cfg))
     L.seed_everything(cfg.seed, verbose=False)
     hardware.pick_accelerator(cfg.trainer.accelerator)
     outputs = Path(cfg.outputs) if asked.folder is None else asked.folder.parent
-    if asked.folder is None and first_process():
+    if asked.folder is None and is_rank_zero():
         files.check_writable(outputs, outputs, given=f"outputs={outputs}")
     # Open the data, which completes the config: channels, classes, and class weights.
-    data = open_data(cfg)
+    data = build_data(cfg)
     source, overlapping = data.source, data.source.task == "overlapping"
-    cfg.loss = balanced(cfg.loss, data)
-    config = plain(cfg)
-    metrics = build(
+    cfg.loss = fill_class_weights(cfg.loss, data)
+    config = plain_config(cfg)
+    metrics = instantiate_node(
         cfg.metrics, "metrics", classes=source.classes, overlapping=overlapping,
         threshold=0.5 if cfg.threshold is None else cfg.threshold,
     )  # fmt: skip
     # Build the task; the card makes each checkpoint usable alone.
     card = {
-        "format": checkpoint.FORMAT,
+        "format": checkpoint.CHECKPOINT_FORMAT,
         "version": __version__,
         "config": config,
         "classes": source.classes,
@@ -102,30 +104,30 @@ def begin(cfg: DictConfig, callbacks: Sequence[L.Callback], asked: Asked) -> dic
     }
     task = SegmentationTask(
         build_model(cfg.model),
-        build(cfg.loss, "loss"),
+        instantiate_node(cfg.loss, "loss"),
         metrics,
-        build(cfg.optim, "optim"),
-        build(cfg.schedule, "schedule"),
+        instantiate_node(cfg.optim, "optim"),
+        instantiate_node(cfg.schedule, "schedule"),
         cfg.seed,
         card,
         config["head_weights"],
     )
     # Check that the parts fit together, before a folder is created.
     check_head_weights(config["head_weights"], task.model)
-    check_average(task.model, overlapping)
+    check_averaged_heads(task.model, overlapping)
     check_loss(task.loss, cfg.model.num_classes, overlapping)
-    if (weights := weight_map(task.loss)) is not None:
-        data.weigh(weights.gaps)
-    fit_crops(data, task.model)
-    check_optim(task)
-    check_trainer(cfg.trainer, data)
+    if (weights := find_weight_map(task.loss)) is not None:
+        data.set_weight_map(weights.gaps)
+    add_crop_context(data, task.model)
+    check_optimizer_options(task)
+    check_trainer_options(cfg.trainer, data)
     # Create and lock the run folder, and train in it.
-    taken = cfg.init and init_weights.start_from(task.model, cfg.init)
+    taken = cfg.init and init_weights.load_initial_weights(task.model, cfg.init)
     with (
-        one_place(outputs, asked.name, asked.folder, asked.checkpoint) as place,
-        folder.alone(place.folder, "seg.train"),
+        shared_run_folder(outputs, asked.name, asked.folder, asked.checkpoint) as place,
+        folder.lock_folder(place.folder, "seg.train"),
     ):
         asked = replace(asked, folder=place.folder, checkpoint=place.checkpoint)
-        folder.lay_out(place.folder, anew=place.checkpoint is None)
-        with logging_to(place.folder / "log.txt"):
-            return fit(cfg, asked, task, data, taken, callbacks)
+        folder.prepare_run_folder(place.folder, anew=place.checkpoint is None)
+        with log_to_file(place.folder / "log.txt"):
+            return fit_run(cfg, asked, task, data, taken, callbacks)

@@ -9,55 +9,71 @@ from omegaconf import DictConfig
 from PIL import Image, ImageOps
 
 from seg.data.datamodule import DataModule
-from seg.data.dataset import Samples
+from seg.data.dataset import SegmentationDataset
 from seg.data.sampler import EpochSampler
 from seg.display import panels
-from seg.display.layout import fitted, grid
+from seg.display.layout import draw_grid, fit_grid_cell
 from seg.logits import IGNORE
-from seg.training.build import build_model, fit_crops, open_data
+from seg.training.build import add_crop_context, build_data, build_model
 
 
-def cropped_as_trained(cfg: DictConfig) -> DataModule:
+def open_training_data(cfg: DictConfig) -> DataModule:
     """Return the data of a training, with the larger crops that a network of valid convolutions needs."""
     cfg.loader.check = False  # faulty data can be drawn, too
-    data = open_data(cfg)
+    data = build_data(cfg)
     with torch.device("meta"):  # only its sizes are needed
-        fit_crops(data, build_model(cfg.model))
+        add_crop_context(data, build_model(cfg.model))
     return data
 
 
-def contact_sheet(data: DataModule, n: int, epoch: int) -> Image.Image:
+def draw_sample_sheet(data: DataModule, n: int, epoch: int) -> Image.Image:
     """Draw the first ``n`` samples from an epoch on, each as crop, as network input and with its mask."""
     # The samples, and their crops without transforms.
     samples = data.train_dataset()
-    keys = list(itertools.islice(order(len(samples), data.seed, epoch), n))
+    keys = list(itertools.islice(sample_keys(len(samples), data.seed, epoch), n))
     augmented = [samples[key] for key in keys]
-    crops = Samples(data.store, samples.names, data.intensity, data.augment.alone(), data.repeats)
+    crops = SegmentationDataset(
+        data.image_cache,
+        samples.names,
+        data.intensity,
+        data.augment.without_transforms(),
+        data.repeats,
+    )
     plain = [crops[key] for key in keys]
-    pictures = alike([item["image"].numpy() for item in (*plain, *augmented)])
-    classes, colors = panels.shown(
+    pictures = stretch_together([item["image"].numpy() for item in (*plain, *augmented)])
+    classes, colors = panels.legend_entries(
         data.source.classes, data.source.colors, data.source.task == "overlapping"
     )
     em, context = 16, data.augment.context
     cells = [
-        sample(crop, image, panels.picture(item["mask"].numpy()), colors, item["name"], em, context)
+        draw_sample(
+            crop,
+            image,
+            panels.flatten_labels(item["mask"].numpy()),
+            colors,
+            item["name"],
+            em,
+            context,
+        )
         for crop, image, item in zip(pictures[:n], pictures[n:], augmented, strict=True)
     ]
-    page = grid(cells, gap=2 * em)
+    page = draw_grid(cells, gap=2 * em)
     # Legend and explanation below.
     ignored = any((item["mask"] == IGNORE).any() for item in augmented)
-    legend = panels.legend_of(classes, colors, em, judged=False, ignored=bool(ignored))
+    legend = panels.legend_paragraphs(classes, colors, em, judged=False, ignored=bool(ignored))
     words = (
-        f"Training samples from epoch {epoch} on, seed {data.seed}: {data.sampling}. Grey values are those after "
+        f"Training samples from epoch {epoch} on, seed {data.seed}: {data.describe_crops}. Grey values are those after "
         "augmentation and normalisation, all pictures on one scale from their 1st to their 99th percentile."
     )
     if context:
         words += " The mask is drawn where the loss is computed."
-    strips = [panels.flow(p, page.width, em) for p in (panels.words(words), *legend)]
-    return ImageOps.expand(panels.sheet([page, *strips], gap=em), border=em, fill="white")
+    strips = [
+        panels.draw_items(p, page.width, em) for p in (panels.paragraph_items(words), *legend)
+    ]
+    return ImageOps.expand(panels.stack_pictures([page, *strips], gap=em), border=em, fill="white")
 
 
-def order(size: int, seed: int, epoch: int) -> Iterator[tuple[int, int]]:
+def sample_keys(size: int, seed: int, epoch: int) -> Iterator[tuple[int, int]]:
     """Yield the keys of the samples in the order of training, from an epoch on."""
     sampler = EpochSampler(size, seed, shuffle=True)
     for number in itertools.count(epoch):
@@ -65,7 +81,7 @@ def order(size: int, seed: int, epoch: int) -> Iterator[tuple[int, int]]:
         yield from sampler
 
 
-def alike(images: list[np.ndarray]) -> list[np.ndarray]:
+def stretch_together(images: list[np.ndarray]) -> list[np.ndarray]:
     """Return images (C, H, W) as pictures (H, W, 3) uint8, all on one scale of grey or colour."""
     rows = [image.reshape(len(image), -1) for image in images]
     joined = panels.to_rgb(np.concatenate(rows, axis=1).T[:, None])  # (pixels, 1, C)
@@ -74,7 +90,7 @@ def alike(images: list[np.ndarray]) -> list[np.ndarray]:
     return [part.reshape(*image.shape[1:], 3) for part, image in zip(parts, images, strict=True)]
 
 
-def sample(
+def draw_sample(
     crop: np.ndarray,
     image: np.ndarray,
     mask: np.ndarray,
@@ -94,7 +110,7 @@ def sample(
         em: px of text.
         context: px at each border where no loss is computed.
     """
-    truth = panels.overlay(image, mask, colors)
+    truth = panels.draw_overlay(image, mask, colors)
     hidden = mask == IGNORE
     truth[hidden] = panels.colorize(mask, colors)[hidden]
     if context:
@@ -102,6 +118,6 @@ def sample(
         whole, truth = truth, image.copy()
         truth[inner, inner] = whole[inner, inner]
     cells = {"crop": crop, "network sees": image, "mask": truth}
-    row = panels.row_of({key: fitted(cell) for key, cell in cells.items()}, em)
-    title = panels.flow(panels.words(name), row.width, em)
-    return panels.sheet([title, row])
+    row = panels.draw_row({key: fit_grid_cell(cell) for key, cell in cells.items()}, em)
+    title = panels.draw_items(panels.paragraph_items(name), row.width, em)
+    return panels.stack_pictures([title, row])

@@ -8,16 +8,16 @@ from omegaconf import DictConfig
 from seg import hardware
 from seg.cli.command_line import quote_path, render_command, render_option
 from seg.data.datamodule import DataModule
-from seg.data.quality.issues import KINDS
+from seg.data.quality.issues import ISSUE_KINDS
 from seg.display import tables
-from seg.models.profiling import parameters
-from seg.runs.folder import relative
+from seg.models.profiling import count_parameters
+from seg.runs.folder import relative_to_here
 from seg.training.task import SegmentationTask
 
 log = logging.getLogger("seg")
 
 
-def announce(
+def print_run_header(
     cfg: DictConfig, name: str, task: SegmentationTask, data: DataModule, taken: str | None
 ) -> None:
     """Log the first lines of a run: name, model, data and hardware.
@@ -39,18 +39,18 @@ def announce(
     precision, why = hardware.pick_precision(cfg.trainer.precision, accelerator)
     # Print the run and its network.
     log.info(f"run        {name}, seed {cfg.seed}")
-    log.info(f"model      {task.model.name}, {parameters(task.model) / 1e6:.2f} M parameters")
+    log.info(f"model      {task.model.name}, {count_parameters(task.model) / 1e6:.2f} M parameters")
     if task.model.context and data.crop:
         side = task.model.input_side(data.crop)
         inner = side - 2 * task.model.context
         log.info(f"crops      {side}x{side} px go in, the {inner}x{inner} in their middle come out")
     # Print what was found in the data, and how it is used.
     if data.warnings:
-        kinds = list(dict.fromkeys(KINDS[fault.kind].heading for fault in data.warnings))
+        kinds = list(dict.fromkeys(ISSUE_KINDS[fault.kind].heading for fault in data.warnings))
         more = f" and {len(kinds) - 2} other kinds" if kinds[2:] else ""
         log.info(f"warnings   {'; '.join(kinds[:2])}{more}: python -m seg.check lists them")
     if data.focus:
-        log.info(f"sampling   {data.sampling}")
+        log.info(f"sampling   {data.describe_crops}")
     if taken:
         log.info(f"init       {taken}")
     log.info(
@@ -60,7 +60,9 @@ def announce(
     log.info(f"hardware   {accelerator}, precision {precision} ({why})")
 
 
-def conclude(folder: Path, scores: dict[str, float], data: DataModule, minutes: float) -> None:
+def print_run_summary(
+    folder: Path, scores: dict[str, float], data: DataModule, minutes: float
+) -> None:
     """Print the final scores of a run and the commands that use it next.
 
     Args:
@@ -69,15 +71,18 @@ def conclude(folder: Path, scores: dict[str, float], data: DataModule, minutes: 
         data: all splits.
         minutes: spent on training.
     """
-    place = relative(folder)
+    place = relative_to_here(folder)
     run = render_option("run", place)
     for prefix, title in (("best/val/", "validation, best checkpoint"), ("test/", "test")):
         if f"{prefix}dice" in scores:
             log.info(
-                "", extra={"table": tables.score_table(title, scores, data.source.classes, prefix)}
+                "",
+                extra={
+                    "table": tables.pixel_score_table(title, scores, data.source.classes, prefix)
+                },
             )
             log.info(tables.score_line(scores, data.source.classes, prefix))
-            if any(f"{prefix}{name}" in scores for name in tables.BORDERS):
+            if any(f"{prefix}{name}" in scores for name in tables.BORDER_COLUMNS):
                 table = tables.border_table(scores, data.source.classes, prefix)
                 log.info("", extra={"table": table})
     log.info(
@@ -87,4 +92,4 @@ def conclude(folder: Path, scores: dict[str, float], data: DataModule, minutes: 
     log.info("next:")
     log.info(f"  {render_command('evaluate', run)}")
     log.info(f"  {render_command('predict', run, 'input=IMAGES', 'output=PREDICTIONS')}")
-    log.info(f"  {render_command('compare')} {quote_path(relative(folder.parent))}")
+    log.info(f"  {render_command('compare')} {quote_path(relative_to_here(folder.parent))}")

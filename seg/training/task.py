@@ -11,9 +11,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
 
-from seg.losses import Sum, judge
+from seg.losses import Sum, compute_loss
 from seg.metrics import SegmentationMetrics
-from seg.models.contract import full_logits
+from seg.models.contract import same_size_logits
 from seg.models.network import Network
 from seg.training.schedules import Constant, Schedule
 
@@ -85,13 +85,13 @@ class SegmentationTask(L.LightningModule):
             The loss, a scalar.
         """
         image, mask, gaps = batch["image"], batch["mask"], batch.get("gaps")
-        logits = self.model(image) if stage == "train" else full_logits(self.model, image)
+        logits = self.model(image) if stage == "train" else same_size_logits(self.model, image)
         heads = logits if isinstance(logits, list) else [logits]
         # Valid convolutions shrink the logits: crop the mask to their size. Losses run in float32.
-        mask = centre(mask, heads[-1].shape[-2:])
-        gaps = None if gaps is None else centre(gaps, heads[-1].shape[-2:])
+        mask = crop_to_logits(mask, heads[-1].shape[-2:])
+        gaps = None if gaps is None else crop_to_logits(gaps, heads[-1].shape[-2:])
         with torch.autocast(image.device.type, enabled=False):
-            loss, terms = judge(
+            loss, terms = compute_loss(
                 self.loss, [head.float() for head in heads], mask, self.head_weights, gaps
             )
         values = {"loss": loss.detach()}
@@ -156,7 +156,7 @@ class SegmentationTask(L.LightningModule):
         checkpoint["seg"] = self.card
 
 
-def centre(mask: Tensor, size: tuple[int, ...]) -> Tensor:
+def crop_to_logits(mask: Tensor, size: tuple[int, ...]) -> Tensor:
     """Crop masks (B, H, W) or (B, K, H, W) centrally to the ``size`` (H', W') of the logits."""
     top, left = (mask.shape[-2] - size[0]) // 2, (mask.shape[-1] - size[1]) // 2
     return mask[..., top : top + size[0], left : left + size[1]]

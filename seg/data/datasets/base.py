@@ -6,14 +6,14 @@ from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 
-from seg.data.masks import Colour
+from seg.data.masks import ColourList
 from seg.display.colors import default_colors
 from seg.errors import DataError
 
 Task = Literal["classes", "instances", "overlapping"]
 
 
-class Source(Protocol):
+class DataSource(Protocol):
     """Interface of every data set, whatever its files are.
 
     Attributes:
@@ -73,9 +73,9 @@ class PackedRecords(Mapping[str, Any]):
         return iter(self.rows)
 
     def __getitem__(self, name: str) -> Any:
-        return pickle.loads(self.packed(name))
+        return pickle.loads(self.packed_bytes(name))
 
-    def packed(self, name: str) -> bytes:
+    def packed_bytes(self, name: str) -> bytes:
         """Return the bytes of a record: equal for equal records."""
         row = self.rows[name]
         return self.bytes[self.ends[row] : self.ends[row + 1]].tobytes()
@@ -102,10 +102,10 @@ def check_task(task: Task, classes: list[str], may_overlap: bool = False) -> Non
         raise DataError("data.task=overlapping: this data has one class a pixel; use data=folder")
 
 
-def given_colors(
-    colors: list[Colour] | None,
+def class_colors(
+    colors: list[ColourList] | None,
     classes: list[str],
-    palette: dict[str, Colour | list[Colour]] | None,
+    palette: dict[str, ColourList | list[ColourList]] | None,
     spare: bool,
 ) -> list[tuple[int, int, int]]:
     """Return the colour of each class for pictures, (red, green, blue) in 0..255.

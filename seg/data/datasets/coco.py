@@ -9,26 +9,26 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field
 
-from seg.data.datasets.base import PackedRecords, Task, check_choice, check_task, given_colors
+from seg.data.datasets.base import PackedRecords, Task, check_choice, check_task, class_colors
 from seg.data.datasets.coco_json import (
-    Entry,
-    Outline,
+    CocoAnnotation,
+    CocoImage,
+    build_entries,
     check_categories,
-    entries_of,
-    filled,
-    named_classes,
-    read_json,
-    rows,
-    run_lengths,
+    checked_rows,
+    choose_classes,
+    compute_run_lengths,
+    fill_runs,
+    read_coco,
 )
 from seg.data.image_io import read_image
-from seg.data.masks import size_mismatch
+from seg.data.masks import size_mismatch_error
 from seg.data.partition import SPLITS
-from seg.data.splits import Division, listed_split
-from seg.errors import DataError, missing_extra
+from seg.data.splits import SplitOptions, split_by_lists
+from seg.errors import DataError, missing_extra_hint
 from seg.logits import IGNORE
 
-Crowd = Literal["ignore", "object", "skip"]
+CrowdOption = Literal["ignore", "object", "skip"]
 
 
 class Coco:
@@ -70,7 +70,7 @@ class Coco:
         folders: dict[str, str] | None = None,
         classes: list[str] | None = None,
         colors: list[list[int]] | None = None,
-        crowd: Crowd = "ignore",
+        crowd: CrowdOption = "ignore",
         val: Annotated[float, Field(gt=0, lt=1)] | None = None,
         test: Annotated[float, Field(ge=0, lt=1)] = 0.0,
         fold: Annotated[int, Field(ge=0)] | None = None,
@@ -83,49 +83,55 @@ class Coco:
         task: Task = "classes",
     ) -> None:
         # Options and files.
-        if need := missing_extra("pycocotools"):
+        if need := missing_extra_hint("pycocotools"):
             raise DataError(f"data=coco {need}")
-        check_choice("crowd", crowd, Crowd)
+        check_choice("crowd", crowd, CrowdOption)
         files = annotation_files(annotations)
         if folders is not None and set(folders) != set(files):
             raise DataError(f"data.folders={folders}: give one for each of {', '.join(files)}")
-        self.root, self.crowd, self.task = existing_root(root), crowd, task
-        by_split: dict[str, dict[str, Entry]] = {}
+        self.root, self.crowd, self.task = find_coco_root(root), crowd, task
+        by_split: dict[str, dict[str, CocoImage]] = {}
         for split, file in files.items():
             by_split[split] = self.load_annotations(
                 file, (folders or {}).get(split, ""), classes, bool(by_split)
             )
         # Entries of all splits.
         check_task(task, self.classes, may_overlap=True)
-        entries = all_apart(by_split)
-        check_there(self.root, entries)
+        entries = merge_entries(by_split)
+        check_images_exist(self.root, entries)
         self.entries = PackedRecords(entries)
-        self.colors = given_colors(colors, self.classes, None, spare=task == "overlapping")
+        self.colors = class_colors(colors, self.classes, None, spare=task == "overlapping")
 
         # Splits: by the files, or by the options.
         given, by = None, ("data.annotations of each split", "they say which image is where")
         if isinstance(annotations, dict):
             given = {split: list(names) for split, names in by_split.items()}
-        division = Division(val, test, fold, folds, blocks, group_by, stratify, lists, split_seed)
+        division = SplitOptions(
+            val, test, fold, folds, blocks, group_by, stratify, lists, split_seed
+        )
         names = {entry.file: name for name, entry in entries.items()} | {n: n for n in entries}
         self.splits = division.splits(
-            list(entries), self.presence, lambda lines: listed_split(lines, names), given, by
+            list(entries),
+            self.class_presence,
+            lambda lines: split_by_lists(lines, names),
+            given,
+            by,
         )
 
     def load_annotations(
         self, file: Path, folder: str, classes: list[str] | None, further: bool
-    ) -> dict[str, Entry]:
+    ) -> dict[str, CocoImage]:
         """Return name -> entry of a JSON file; the first file defines the classes unless ``further``."""
-        content = read_json(file)
-        categories = {row["id"]: row["name"] for row in rows(content, "categories", file)}
+        content = read_coco(file)
+        categories = {row["id"]: row["name"] for row in checked_rows(content, "categories", file)}
         if not further:
-            self.classes = named_classes(classes, categories, self.task, file)
+            self.classes = choose_classes(classes, categories, self.task, file)
             covered = self.task == "overlapping" or self.classes[0] in categories.values()
             self.annotated = self.classes if covered else self.classes[1:]
         check_categories(self.annotated, categories, classes is None, file)
         places = {name: self.classes.index(name) for name in self.annotated}
         index = {key: places.get(name) for key, name in categories.items()}
-        return entries_of(content, file, folder, index)
+        return build_entries(content, file, folder, index)
 
     def read(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Return image (H, W, C), and mask (H, W) uint8 of class indices or (H, W, K) of 0 and 1; 255 = ignore."""
@@ -134,40 +140,42 @@ class Coco:
         height, width = image.shape[:2]
         if entry.stated_size not in ((None, None), (height, width)):
             remedy = "take the image that was annotated"
-            raise size_mismatch(
-                entry.told_by, entry.stated_size, self.root / entry.file, image.shape, remedy
+            raise size_mismatch_error(
+                entry.json_file, entry.stated_size, self.root / entry.file, image.shape, remedy
             )
         return image, self.draw_mask(entry, height, width)
 
-    def draw_mask(self, entry: Entry, height: int, width: int) -> np.ndarray:
+    def draw_mask(self, entry: CocoImage, height: int, width: int) -> np.ndarray:
         """Return the mask of an entry, (H, W) or (H, W, K), as in ``read``."""
         # Planes are drawn column by column, the order of run lengths.
         overlapping = self.task == "overlapping"
         rest = IGNORE if self.annotated == self.classes and not overlapping else 0
         count = len(self.classes) if overlapping else 1
         planes = np.full((count, width * height), rest, np.uint8)
-        for outline, counts in self.from_below(entry, height, width):
+        for outline, counts in self.drawing_order(entry, height, width):
             plane = planes[outline.index if overlapping else 0]
             value = 1 if overlapping else outline.index
             ignored = outline.crowd and self.crowd == "ignore"
-            plane[filled(counts)] = IGNORE if ignored else value
+            plane[fill_runs(counts)] = IGNORE if ignored else value
         mask = np.ascontiguousarray(planes.reshape(-1, width, height).transpose(2, 1, 0))
         return mask if overlapping else mask[..., 0]
 
-    def from_below(self, entry: Entry, height: int, width: int) -> list[tuple[Outline, array]]:
+    def drawing_order(
+        self, entry: CocoImage, height: int, width: int
+    ) -> list[tuple[CocoAnnotation, array]]:
         """Return outlines and their run lengths in drawing order: ignored crowds, then large before small."""
         drawn = []
-        for outline in entry.outlines:
+        for outline in entry.annotations:
             if outline.crowd and self.crowd == "skip":
                 continue
             try:
-                drawn.append((outline, run_lengths(outline.shape, height, width)))
+                drawn.append((outline, compute_run_lengths(outline.shape, height, width)))
             except ValueError as error:
                 raise DataError(
-                    f"{entry.told_by}: annotation {outline.number} of {entry.file}: {error}; correct it or remove it"
+                    f"{entry.json_file}: annotation {outline.number} of {entry.file}: {error}; correct it or remove it"
                 ) from error
 
-        def order(item: tuple[Outline, array]) -> tuple[bool, int]:
+        def order(item: tuple[CocoAnnotation, array]) -> tuple[bool, int]:
             outline, counts = item
             ignored = outline.crowd and self.crowd == "ignore"
             return not ignored, -sum(counts[1::2])  # area in px: every second run is inside
@@ -177,20 +185,20 @@ class Coco:
     def stamp(self, name: str) -> str:
         """Return a text that changes when the result of ``read`` may have changed."""
         file = self.root / self.entries[name].file
-        status, content = file.stat(), hashlib.sha256(self.entries.packed(name)).hexdigest()
+        status, content = file.stat(), hashlib.sha256(self.entries.packed_bytes(name)).hexdigest()
         options = (self.classes, self.annotated, self.crowd, self.task)
         return f"{file.resolve()} {status.st_size} {status.st_mtime_ns} {content} {options}"
 
-    def presence(self, name: str) -> np.ndarray:
+    def class_presence(self, name: str) -> np.ndarray:
         """Return (K,) bool: True for each class annotated in the image, and for the class of the rest."""
         present = np.zeros(len(self.classes), bool)
         present[0] = self.annotated != self.classes
-        for outline in self.entries[name].outlines:
+        for outline in self.entries[name].annotations:
             present[outline.index] |= not outline.crowd or self.crowd == "object"
         return present
 
 
-def existing_root(root: str | None) -> Path:
+def find_coco_root(root: str | None) -> Path:
     """Return the folder of the images.
 
     Raises:
@@ -222,30 +230,30 @@ def annotation_files(annotations: str | dict[str, str] | None) -> dict[str, Path
     return {split: Path(annotations[split]) for split in SPLITS if split in annotations}
 
 
-def all_apart(by_split: dict[str, dict[str, Entry]]) -> dict[str, Entry]:
+def merge_entries(by_split: dict[str, dict[str, CocoImage]]) -> dict[str, CocoImage]:
     """Return the entries of all splits together.
 
     Raises:
         DataError: if an image is in two splits.
     """
-    entries: dict[str, Entry] = {}
+    entries: dict[str, CocoImage] = {}
     for part in by_split.values():
         for name, entry in part.items():
             if name in entries:
                 raise DataError(
-                    f"{entry.told_by}: {entry.file} is in {entries[name].told_by} too; keep it in one split (or give "
+                    f"{entry.json_file}: {entry.file} is in {entries[name].json_file} too; keep it in one split (or give "
                     "data.folders, if the splits have folders of their own)"
                 )
         entries |= part
     return entries
 
 
-def check_there(root: Path, entries: dict[str, Entry]) -> None:
+def check_images_exist(root: Path, entries: dict[str, CocoImage]) -> None:
     """Raise DataError if images are missing."""
     missing = [entry for entry in entries.values() if not os.path.isfile(root / entry.file)]
     if missing:
         more = f" ({len(missing)} such images)" if len(missing) > 1 else ""
         raise DataError(
-            f"{root / missing[0].file}: no such file, but {missing[0].told_by} names it{more}; its paths start at "
+            f"{root / missing[0].file}: no such file, but {missing[0].json_file} names it{more}; its paths start at "
             "data.root"
         )

@@ -13,15 +13,15 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from seg.data.datasets.base import Task
-from seg.data.masks import short
+from seg.data.masks import shorten_list
 from seg.errors import DataError
 from seg.logits import IGNORE
 
-Key = int | str
-LAYOUT = "a COCO file holds the lists images, annotations and categories"
+CocoId = int | str
+COCO_LAYOUT = "a COCO file holds the lists images, annotations and categories"
 
 
-class Outline(NamedTuple):
+class CocoAnnotation(NamedTuple):
     """One annotation.
 
     Attributes:
@@ -31,13 +31,13 @@ class Outline(NamedTuple):
         crowd: True if it outlines many objects as one region.
     """
 
-    number: Key
+    number: CocoId
     index: int
     shape: Any
     crowd: bool
 
 
-class Entry(NamedTuple):
+class CocoImage(NamedTuple):
     """One image.
 
     Attributes:
@@ -49,60 +49,65 @@ class Entry(NamedTuple):
 
     file: str
     stated_size: tuple[Any, Any]
-    told_by: Path
-    outlines: list[Outline]
+    json_file: Path
+    annotations: list[CocoAnnotation]
 
 
-def read_json(file: Path) -> dict[str, Any]:
+def read_coco(file: Path) -> dict[str, Any]:
     """Return the content of a COCO file; of annotations only the keys that are used.
 
     Raises:
         DataError: if it cannot be read or is not JSON.
     """
     try:
-        content = json.loads(file.read_text("utf-8-sig"), object_hook=compact)
+        content = json.loads(file.read_text("utf-8-sig"), object_hook=pack_object)
     except OSError as error:
         raise DataError(f"{file}: can't be read ({error.strerror})") from error
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{file}: not JSON ({error}); {LAYOUT}") from error
+        raise DataError(f"{file}: not JSON ({error}); {COCO_LAYOUT}") from error
     if not isinstance(content, dict):
-        raise DataError(f"{file}: JSON, but not an object with keys; {LAYOUT}")
+        raise DataError(f"{file}: JSON, but not an object with keys; {COCO_LAYOUT}")
     return content
 
 
-def compact(node: dict[str, Any]) -> dict[str, Any]:
+def pack_object(node: dict[str, Any]) -> dict[str, Any]:
     """Return an object of the JSON with its outlines as arrays and without the unused keys of an annotation."""
     if "counts" in node:
-        node["counts"] = packed("q", node["counts"])
+        node["counts"] = pack_numbers("q", node["counts"])
     if "segmentation" in node:
         keys = ("id", "image_id", "category_id", "iscrowd", "segmentation")
         node = {key: node[key] for key in keys if key in node}
         if isinstance(node["segmentation"], list):
-            node["segmentation"] = [packed("d", polygon) for polygon in node["segmentation"]]
+            node["segmentation"] = [pack_numbers("d", polygon) for polygon in node["segmentation"]]
     return node
 
 
-NEEDED: dict[str, dict[str, Any]] = {
-    "images": {"id": Key, "file_name": str},
-    "annotations": {"id": Key, "image_id": Key, "category_id": Key, "segmentation": list | dict},
-    "categories": {"id": Key, "name": str},
+REQUIRED_KEYS: dict[str, dict[str, Any]] = {
+    "images": {"id": CocoId, "file_name": str},
+    "annotations": {
+        "id": CocoId,
+        "image_id": CocoId,
+        "category_id": CocoId,
+        "segmentation": list | dict,
+    },
+    "categories": {"id": CocoId, "name": str},
 }
 
 
-def rows(content: dict[str, Any], key: str, file: Path) -> Iterator[dict[str, Any]]:
+def checked_rows(content: dict[str, Any], key: str, file: Path) -> Iterator[dict[str, Any]]:
     """Yield the items of one of the three lists, checked for the needed keys and a unique id.
 
     Raises:
         DataError: for the first invalid item.
     """
     if not isinstance(content.get(key), list):
-        raise DataError(f"{file}: no list {key} in it; {LAYOUT}")
+        raise DataError(f"{file}: no list {key} in it; {COCO_LAYOUT}")
     ids = set()
     for place, row in enumerate(content[key]):
         where = f"{file}: {key}[{place}]"
         if not isinstance(row, dict):
             raise DataError(f"{where} is not an object with keys; correct it or remove it")
-        for name, kind in NEEDED[key].items():
+        for name, kind in REQUIRED_KEYS[key].items():
             if not isinstance(row.get(name), kind):
                 value = f"{name}={row[name]!r:.60}" if name in row else f"no {name}"
                 raise DataError(f"{where}: {value}; correct it or remove it")
@@ -112,8 +117,8 @@ def rows(content: dict[str, Any], key: str, file: Path) -> Iterator[dict[str, An
         yield row
 
 
-def named_classes(
-    given: list[str] | None, categories: dict[Key, str], task: Task, file: Path
+def choose_classes(
+    given: list[str] | None, categories: dict[CocoId, str], task: Task, file: Path
 ) -> list[str]:
     """Return the names of the classes; the first may stand for pixels without an annotation.
 
@@ -140,10 +145,10 @@ def named_classes(
         given = ordered if overlapping else ["background", *ordered]
     # Number and names.
     if len(set(given)) < len(given):
-        raise DataError(f"data.classes={short(given)}: a name occurs twice")
+        raise DataError(f"data.classes={shorten_list(given)}: a name occurs twice")
     if len(given) < (1 if overlapping else 2):
         raise DataError(
-            f"data.classes={given}: too few; {file} has the categories {short(names)}, and the first class is "
+            f"data.classes={given}: too few; {file} has the categories {shorten_list(names)}, and the first class is "
             "what no annotation covers, [background,cell]"
         )
     limit = IGNORE - 1 - overlapping
@@ -154,20 +159,20 @@ def named_classes(
     alike = [name for name in names if name.casefold() == given[0].casefold()]
     if alike and given[0] not in names:
         raise DataError(
-            f"data.classes={short(given)}: {given[0]} is no category, but {alike[0]} is"
+            f"data.classes={shorten_list(given)}: {given[0]} is no category, but {alike[0]} is"
         )
     return given
 
 
 def check_categories(
-    annotated: list[str], categories: dict[Key, str], all_used: bool, file: Path
+    annotated: list[str], categories: dict[CocoId, str], all_used: bool, file: Path
 ) -> None:
     """Raise DataError unless the classes are categories of the file, and with ``all_used`` all of them."""
     names = set(categories.values())
     lacking = [name for name in annotated if name not in names]
     if lacking:
         raise DataError(
-            f"{file}: no category {lacking[0]!r}; it has {short(sorted(names))}: name the categories to "
+            f"{file}: no category {lacking[0]!r}; it has {shorten_list(sorted(names))}: name the categories to "
             "use in data.classes"
         )
     unused = sorted(names - set(annotated))
@@ -178,9 +183,9 @@ def check_categories(
         )
 
 
-def entries_of(
-    content: dict[str, Any], file: Path, folder: str, index: dict[Key, int | None]
-) -> dict[str, Entry]:
+def build_entries(
+    content: dict[str, Any], file: Path, folder: str, index: dict[CocoId, int | None]
+) -> dict[str, CocoImage]:
     """Return name -> entry of a JSON file.
 
     Args:
@@ -193,16 +198,16 @@ def entries_of(
         DataError: if an image leads out of ``root`` or occurs twice, or an annotation has an unknown id.
     """
     # Images, by name and by id.
-    entries: dict[str, Entry] = {}
-    by_id: dict[Key, Entry] = {}
-    for row in rows(content, "images", file):
+    entries: dict[str, CocoImage] = {}
+    by_id: dict[CocoId, CocoImage] = {}
+    for row in checked_rows(content, "images", file):
         path = PureWindowsPath(row["file_name"])  # splits at slashes of both kinds
         if path.anchor or ".." in path.parts or not path.name:
             raise DataError(
                 f"{file}: the image {row['file_name']!r} is not inside data.root; paths start there"
             )
         inside = PureWindowsPath(folder) / path
-        entry = Entry(inside.as_posix(), (row.get("height"), row.get("width")), file, [])
+        entry = CocoImage(inside.as_posix(), (row.get("height"), row.get("width")), file, [])
         name = inside.with_suffix("").as_posix()
         if name in entries:
             raise DataError(
@@ -210,9 +215,9 @@ def entries_of(
             )
         entries[name] = by_id[row["id"]] = entry
     if not entries:
-        raise DataError(f"{file}: no images in it; {LAYOUT}")
+        raise DataError(f"{file}: no images in it; {COCO_LAYOUT}")
     # Annotations, added to their images.
-    for row in rows(content, "annotations", file):
+    for row in checked_rows(content, "annotations", file):
         for key, known in (("image_id", by_id), ("category_id", index)):
             if row[key] not in known:
                 raise DataError(
@@ -223,12 +228,12 @@ def entries_of(
                 f"{file}: annotation {row['id']}: iscrowd={crowd!r:.60}; 0 or 1 is needed"
             )
         if (class_index := index[row["category_id"]]) is not None:
-            outline = Outline(row["id"], class_index, row["segmentation"], bool(crowd))
-            by_id[row["image_id"]].outlines.append(outline)
+            outline = CocoAnnotation(row["id"], class_index, row["segmentation"], bool(crowd))
+            by_id[row["image_id"]].annotations.append(outline)
     return entries
 
 
-def packed(kind: Literal["d", "q"], numbers: Any) -> Any:
+def pack_numbers(kind: Literal["d", "q"], numbers: Any) -> Any:
     """Return a list of numbers as an array; anything else unchanged, refused when it is drawn."""
     try:
         return array(kind, numbers) if isinstance(numbers, list) else numbers
@@ -236,7 +241,7 @@ def packed(kind: Literal["d", "q"], numbers: Any) -> Any:
         return numbers
 
 
-def run_lengths(shape: Any, height: int, width: int) -> array:
+def compute_run_lengths(shape: Any, height: int, width: int) -> array:
     """Return run lengths in px, column by column: outside, inside, outside, ...; their sum is the image's size.
 
     Args:
@@ -248,10 +253,10 @@ def run_lengths(shape: Any, height: int, width: int) -> array:
         ValueError: if they are malformed or of another size.
     """
     if isinstance(shape, list):
-        return outlined(shape, height, width)
+        return polygon_run_lengths(shape, height, width)
     counts = shape.get("counts")
     if isinstance(counts, str):
-        counts = uncompressed(counts)
+        counts = decode_counts(counts)
     if not isinstance(counts, array):
         raise ValueError("its counts are neither whole numbers nor a text")
     if shape.get("size") != [height, width]:
@@ -265,7 +270,7 @@ def run_lengths(shape: Any, height: int, width: int) -> array:
     return counts
 
 
-def outlined(polygons: list, height: int, width: int) -> array:
+def polygon_run_lengths(polygons: list, height: int, width: int) -> array:
     """Return the run lengths of the union of polygons, as pycocotools draws them.
 
     Raises:
@@ -278,7 +283,7 @@ def outlined(polygons: list, height: int, width: int) -> array:
     for polygon in polygons:
         check_polygon(polygon, height, width)
     runs = merge(frPyObjects([list(polygon) for polygon in polygons], height, width))
-    return uncompressed(runs["counts"].decode())
+    return decode_counts(runs["counts"].decode())
 
 
 def check_polygon(polygon: Any, height: int, width: int) -> None:
@@ -299,7 +304,7 @@ def check_polygon(polygon: Any, height: int, width: int) -> None:
             raise ValueError(f"its polygon lies far outside the image of {height}x{width} px")
 
 
-def uncompressed(text: str) -> array:
+def decode_counts(text: str) -> array:
     """Return the counts of COCO's compressed text; pycocotools would read past the end of a truncated one.
 
     Each character holds five bits of a count, the lowest first. From the fourth on, a count is the difference to
@@ -326,6 +331,6 @@ def uncompressed(text: str) -> array:
     return counts
 
 
-def filled(counts: array) -> np.ndarray:
+def fill_runs(counts: array) -> np.ndarray:
     """Return (W * H,) bool, column by column: True for the pixels inside."""
     return np.repeat(np.arange(len(counts)) % 2 == 1, counts)

@@ -23,20 +23,20 @@ import requests
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from seg import files
-from seg.data.image_cache import caches
-from seg.data.masks import short
-from seg.display.console import console, first_process
+from seg.data.image_cache import cache_root
+from seg.data.masks import shorten_list
+from seg.display.console import console, is_rank_zero
 from seg.errors import DataError
 
 log = logging.getLogger("seg")
-MOST = 2**28  # bytes, the largest size of an archive and of its unpacked content
-CONNECT = 5.0  # seconds, the longest wait for a connection
-PACKED: dict[bytes, Callable[[Path, Any], Any]] = {
+MAX_ARCHIVE_BYTES = 2**28  # bytes, the largest size of an archive and of its unpacked content
+MAX_CONNECT_SECONDS = 5.0  # seconds, the longest wait for a connection
+TAR_COMPRESSIONS: dict[bytes, Callable[[Path, Any], Any]] = {
     b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open
 }  # fmt: skip  # first bytes of a compressed tar archive
 
 
-class Member(NamedTuple):
+class ArchiveMember(NamedTuple):
     """A regular file in an archive.
 
     Attributes:
@@ -52,10 +52,10 @@ class Member(NamedTuple):
 
 def cache_folder(name: str, url: str) -> Path:
     """Return the folder of the user's cache for the files of an address."""
-    return caches() / f"{name}-{hashlib.sha256(url.encode()).hexdigest()[:8]}"
+    return cache_root() / f"{name}-{hashlib.sha256(url.encode()).hexdigest()[:8]}"
 
 
-def fetch(
+def fetch_files(
     url: str,
     names: Collection[str],
     folder: Path,
@@ -79,27 +79,27 @@ def fetch(
     log.info(f"downloading {url} to {folder}, once")
     try:
         with files.scratch_folder(folder) as part:
-            download(url, part / "archive", timeout)
-            unpack(part / "archive", names, part, url)
+            download_file(url, part / "archive", timeout)
+            unpack_files(part / "archive", names, part, url)
             if problem := fault(part):
                 raise DataError(f"{url}: {problem}")
             for name in names:
-                files.replace(part / name, folder / name, folder)
+                files.move_onto(part / name, folder / name, folder)
     except OSError as error:
         raise DataError(
             f"{folder}: can't be written ({error.strerror or error}); SEG_CACHE=FOLDER names another place"
         ) from error
 
 
-def download(url: str, file: Path, timeout: float) -> None:
+def download_file(url: str, file: Path, timeout: float) -> None:
     """Write the content of an address to a file, with a progress bar.
 
     Raises:
         DataError: if it cannot be downloaded or is larger than ``MOST``.
     """
     columns = TextColumn("downloading"), BarColumn(), DownloadColumn(), TransferSpeedColumn()
-    hidden = not (console.is_terminal and first_process())
-    waits = (min(timeout, CONNECT), timeout)
+    hidden = not (console.is_terminal and is_rank_zero())
+    waits = (min(timeout, MAX_CONNECT_SECONDS), timeout)
     with Progress(*columns, console=console, transient=True, disable=hidden) as progress:
         try:
             with requests.get(url, stream=True, timeout=waits) as answer, file.open("wb") as out:
@@ -109,15 +109,17 @@ def download(url: str, file: Path, timeout: float) -> None:
                 for piece in answer.iter_content(2**16):
                     out.write(piece)
                     progress.update(task, completed=out.tell())
-                    if out.tell() > MOST:
-                        raise DataError(f"{url}: larger than {MOST >> 20} MiB, the limit")
+                    if out.tell() > MAX_ARCHIVE_BYTES:
+                        raise DataError(
+                            f"{url}: larger than {MAX_ARCHIVE_BYTES >> 20} MiB, the limit"
+                        )
         except DataError:
             raise
         except (requests.RequestException, ValueError) as error:  # ValueError: of a bad header
-            raise DataError(f"{url}: can't be downloaded ({reason(error)})") from error
+            raise DataError(f"{url}: can't be downloaded ({network_reason(error)})") from error
 
 
-def reason(error: BaseException) -> str:
+def network_reason(error: BaseException) -> str:
     """Return the root cause of a network error in one line."""
     while error.__context__:
         error = error.__context__
@@ -125,7 +127,7 @@ def reason(error: BaseException) -> str:
     return " ".join(text.split()) or type(error).__name__
 
 
-def unpack(archive: Path, names: Collection[str], folder: Path, url: str) -> None:
+def unpack_files(archive: Path, names: Collection[str], folder: Path, url: str) -> None:
     """Write the named files of an archive into a folder, whatever folder of the archive they are in.
 
     Raises:
@@ -134,7 +136,7 @@ def unpack(archive: Path, names: Collection[str], folder: Path, url: str) -> Non
     """
     try:
         paths = []
-        for member in members(archive):
+        for member in archive_members(archive):
             paths.append(member.path)
             name = PureWindowsPath(member.path).name  # splits at slashes of both kinds
             if name not in names:
@@ -150,26 +152,26 @@ def unpack(archive: Path, names: Collection[str], folder: Path, url: str) -> Non
         on_disk = getattr(error, "errno", None) not in (None, errno.EINVAL)
         if on_disk or isinstance(error, DataError):
             raise
-        if isinstance(error, TooLarge):
-            raise DataError(f"{url}: unpacks to more than {MOST >> 20} MiB") from error
+        if isinstance(error, ArchiveTooLargeError):
+            raise DataError(f"{url}: unpacks to more than {MAX_ARCHIVE_BYTES >> 20} MiB") from error
         text = str(error).partition("\n")[0].rstrip(":") or type(error).__name__
         raise DataError(f"{url}: not a complete zip or tar archive ({text})") from error
     for name in names:
         if not (folder / name).exists():
-            raise DataError(f"{url}: no {name} in it; it holds {short(paths)}")
+            raise DataError(f"{url}: no {name} in it; it holds {shorten_list(paths)}")
 
 
-class TooLarge(Exception):
+class ArchiveTooLargeError(Exception):
     """An archive unpacks to more than ``MOST`` bytes."""
 
 
-def check_size(size: int) -> None:
+def check_archive_size(size: int) -> None:
     """Raise TooLarge if unpacked content is larger than ``MOST``."""
-    if size > MOST:
-        raise TooLarge
+    if size > MAX_ARCHIVE_BYTES:
+        raise ArchiveTooLargeError
 
 
-def members(archive: Path) -> Iterator[Member]:
+def archive_members(archive: Path) -> Iterator[ArchiveMember]:
     """Yield the regular files of a zip or tar archive.
 
     Raises:
@@ -178,19 +180,21 @@ def members(archive: Path) -> Iterator[Member]:
     if zipfile.is_zipfile(archive):
         with zipfile.ZipFile(archive) as opened:
             files = [info for info in opened.infolist() if not info.is_dir()]
-            check_size(sum(info.file_size for info in files))
+            check_archive_size(sum(info.file_size for info in files))
             for info in files:
-                yield Member(info.filename, info.file_size, partial(opened.open, info))
+                yield ArchiveMember(info.filename, info.file_size, partial(opened.open, info))
         return
     # A tar archive is decompressed in memory up to the limit first: a few bytes may unpack to a name of gigabytes.
     with archive.open("rb") as stream:
         start = stream.read(6)
-    opener = next((how for magic, how in PACKED.items() if start.startswith(magic)), open)
+    opener = next((how for magic, how in TAR_COMPRESSIONS.items() if start.startswith(magic)), open)
     with opener(archive, "rb") as stream:
-        content = stream.read(MOST + 1)
-    check_size(len(content))
+        content = stream.read(MAX_ARCHIVE_BYTES + 1)
+    check_archive_size(len(content))
     with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as opened:
         files = [info for info in opened if info.isreg()]
-        check_size(sum(info.size for info in files))  # a sparse file may be larger than the archive
+        check_archive_size(
+            sum(info.size for info in files)
+        )  # a sparse file may be larger than the archive
         for info in files:
-            yield Member(info.name, info.size, partial(opened.extractfile, info))
+            yield ArchiveMember(info.name, info.size, partial(opened.extractfile, info))

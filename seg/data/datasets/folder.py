@@ -6,31 +6,31 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field
 
-from seg.data.datasets.base import PackedRecords, Task, check_choice, check_task, given_colors
+from seg.data.datasets.base import PackedRecords, Task, check_choice, check_task, class_colors
 from seg.data.datasets.pairing import (
-    LIKE,
+    LIST_LINE_HINT,
     Pair,
-    page_by_page,
-    paired_by_name,
-    paired_by_table,
+    pair_by_names,
+    pair_by_table,
     report_unpaired,
+    split_pages,
 )
 from seg.data.image_io import read_image, read_pages
 from seg.data.masks import (
-    Colour,
+    ColourList,
     MaskValues,
-    class_pixels,
-    merged,
-    short,
-    size_mismatch,
-    stacked_planes,
+    count_class_pixels,
+    merge_planes,
+    shorten_list,
+    size_mismatch_error,
+    split_planes,
 )
-from seg.data.partition import SPLITS, Splits, refuse
-from seg.data.splits import Division, listed_split, read_lists
+from seg.data.partition import SPLITS, Splits, reject_options
+from seg.data.splits import SplitOptions, read_lists, split_by_lists
 from seg.errors import DataError
 
-Pages = Literal["slices", "channels"]
-Layers = Literal["pages", "folders"]
+PagesOption = Literal["slices", "channels"]
+LayersOption = Literal["pages", "folders"]
 
 
 class Folder:
@@ -43,7 +43,7 @@ class Folder:
             ``palette``, or readable defaults.
         images: name of the folder of images, or of one file.
         masks: name of the folder of masks, or of one file.
-        table: CSV file of pairs, instead of folders; see ``seg.data.datasets.pairing.paired_by_table``.
+        table: CSV file of pairs, instead of folders; see ``seg.data.datasets.pairing.pair_by_table``.
         pair_by: regular expression; images and masks with the same match are a pair. None: those with the same
             name but for the suffix.
         pages: use of TIFFs with several pages: ``slices``: each page is an image with the same page of its
@@ -75,16 +75,16 @@ class Folder:
         self,
         root: str | None,
         classes: list[str] | None,
-        colors: list[Colour] | None = None,
+        colors: list[ColourList] | None = None,
         images: str = "images",
         masks: str = "masks",
         table: str | None = None,
         pair_by: str | None = None,
-        pages: Pages | None = None,
-        layers: Layers | None = None,
+        pages: PagesOption | None = None,
+        layers: LayersOption | None = None,
         values: dict[int, int] | None = None,
-        palette: dict[str, Colour | list[Colour]] | None = None,
-        ignore: list[int] | list[Colour] | None = None,
+        palette: dict[str, ColourList | list[ColourList]] | None = None,
+        ignore: list[int] | list[ColourList] | None = None,
         val: Annotated[float, Field(gt=0, lt=1)] | None = None,
         test: Annotated[float, Field(ge=0, lt=1)] = 0.0,
         fold: Annotated[int, Field(ge=0)] | None = None,
@@ -98,16 +98,16 @@ class Folder:
         task: Task = "classes",
     ) -> None:
         # Options of the layout.
-        check_choice("pages", pages, Pages)
-        check_choice("layers", layers, Layers)
+        check_choice("pages", pages, PagesOption)
+        check_choice("layers", layers, LayersOption)
         if task == "overlapping" and layers is None:
             layers = "pages"
         self.parts, self.pair_by, self.pages, self.layers = (images, masks), pair_by, pages, layers
         if layers:
-            refuse({"palette": palette}, f"data.layers={layers}", "a layer shows one class")
+            reject_options({"palette": palette}, f"data.layers={layers}", "a layer shows one class")
         if layers == "pages":
             slices = "slices" if pages == "slices" else None
-            refuse({"pages": slices}, "data.layers=pages", "a mask's pages are its classes")
+            reject_options({"pages": slices}, "data.layers=pages", "a mask's pages are its classes")
         self.only: set[str] | None = None
         if only_listed:
             if lists is None:
@@ -115,21 +115,25 @@ class Folder:
             self.only = {line for lines in read_lists(lists).values() for line in lines}
         # Pairs of each split that has a folder, or of all images.
         if table is None:
-            self.root = existing_root(root, images, masks)
+            self.root = find_folder_root(root, images, masks)
             by_split, in_split, in_group = self.pairs_by_split(classes or []), None, None
         else:
-            refuse({"pair_by": pair_by}, "data.table", "the table pairs")
+            reject_options({"pair_by": pair_by}, "data.table", "the table pairs")
             self.root = Path(table).parent
-            pairs, in_split, in_group = paired_by_table(Path(table), classes or [])
+            pairs, in_split, in_group = pair_by_table(Path(table), classes or [])
             if self.only is not None:
                 first = next(iter(pairs))
                 pairs = {n: p for n, p in pairs.items() if self.only & {n, p.image.name}}
                 if not pairs:
-                    raise DataError(f"{table}: no image is in data.lists; {LIKE.format(first)}")
+                    raise DataError(
+                        f"{table}: no image is in data.lists; {LIST_LINE_HINT.format(first)}"
+                    )
             by_split = {"all": pairs}
         if pages == "slices":
-            refuse({"splits": in_split}, "data.pages=slices", "give the stacks' splits by folders")
-            by_split = {split: page_by_page(pairs) for split, pairs in by_split.items()}
+            reject_options(
+                {"splits": in_split}, "data.pages=slices", "give the stacks' splits by folders"
+            )
+            by_split = {split: split_pages(pairs) for split, pairs in by_split.items()}
         pairs = {name: pair for pairs in by_split.values() for name, pair in pairs.items()}
         if not pairs:
             raise DataError(f"{self.root}: no image has a mask; check data.pair_by and the names")
@@ -140,7 +144,7 @@ class Folder:
         ]  # a layer each: has any image a file?
         # Classes and the values of the masks.
         if classes is None:
-            raise DataError(self.name_the_classes())
+            raise DataError(self.missing_classes_message())
         check_task(task, classes, may_overlap=True)
         self.classes, self.task = classes, task
         self.check_layers()
@@ -150,7 +154,7 @@ class Folder:
         else:
             self.values = MaskValues(classes, values, ignore, palette)
         self.reading = repr((pages, layers, values, palette, ignore, classes, task, self.has_files))
-        self.colors = given_colors(colors, classes, palette, spare=task == "overlapping")
+        self.colors = class_colors(colors, classes, palette, spare=task == "overlapping")
 
         # Splits: by folders, by the table, or by the options.
         given, by = None, ("", "")
@@ -158,16 +162,20 @@ class Folder:
             given = {split: list(pairs) for split, pairs in by_split.items()}
             by = "train/ and val/ in data.root", "the folders say which image is on which side"
         elif in_split is not None:
-            given = tabled_split(in_split, Path(str(table)))
+            given = split_by_table(in_split, Path(str(table)))
             by = "the table's column split", "it says which image is on which side"
-        division = Division(val, test, fold, folds, blocks, group_by, stratify, lists, split_seed)
+        division = SplitOptions(
+            val, test, fold, folds, blocks, group_by, stratify, lists, split_seed
+        )
         names = list(self.files)
-        self.splits = division.splits(names, self.presence, self.listed, given, by, in_group)
+        self.splits = division.splits(
+            names, self.class_presence, self.split_from_lists, given, by, in_group
+        )
 
     def pairs_by_split(self, classes: list[str]) -> dict[str, dict[str, Pair]]:
         """Return split -> name -> pair, for each split that has a folder, or for ``all``."""
         if (self.root / self.parts[0]).exists():
-            return {"all": self.pair(self.root, classes)}
+            return {"all": self.pair_folder(self.root, classes)}
         present = [split for split in SPLITS if (self.root / split).is_dir()]
         for split in {"train", "val"} - set(present):
             raise DataError(
@@ -175,25 +183,26 @@ class Folder:
             )
         return {
             split: {
-                f"{split}/{name}": p for name, p in self.pair(self.root / split, classes).items()
+                f"{split}/{name}": p
+                for name, p in self.pair_folder(self.root / split, classes).items()
             }
             for split in present
         }
 
-    def pair(self, folder: Path, classes: list[str]) -> dict[str, Pair]:
+    def pair_folder(self, folder: Path, classes: list[str]) -> dict[str, Pair]:
         """Return name -> pair of the images of a folder."""
         if self.layers != "folders":
-            return self.paired(folder, None)
+            return self.pair_by_name(folder, None)
         if not classes:
             present = sorted(f.name for f in (folder / self.parts[1]).glob("*/"))
             raise DataError(
-                f"data.classes is not set: name the classes; {folder / self.parts[1]} holds {short(present)}"
+                f"data.classes is not set: name the classes; {folder / self.parts[1]} holds {shorten_list(present)}"
             )
-        return self.paired(folder, classes)
+        return self.pair_by_name(folder, classes)
 
-    def paired(self, folder: Path, layers: list[str] | None) -> dict[str, Pair]:
+    def pair_by_name(self, folder: Path, layers: list[str] | None) -> dict[str, Pair]:
         """Return name -> pair of a folder whose masks have a file for each of ``layers``, or one file."""
-        pairs, issues = paired_by_name(folder, *self.parts, self.pair_by, layers, self.only)
+        pairs, issues = pair_by_names(folder, *self.parts, self.pair_by, layers, self.only)
         report_unpaired(issues)
         return pairs
 
@@ -212,9 +221,9 @@ class Folder:
             )
         without = [c for c, has in zip(self.classes, self.has_files, strict=True) if not has]
         if without and (self.task == "overlapping" or len(without) > 1):
-            raise DataError(f"data.layers=folders: no file for {short(without)}; add them")
+            raise DataError(f"data.layers=folders: no file for {shorten_list(without)}; add them")
 
-    def name_the_classes(self) -> str:
+    def missing_classes_message(self) -> str:
         """Return the message for missing classes, with the values of the first 20 masks."""
         first = [self.files[name] for name in list(self.files)[:20]]
         pages = [page for pair in first for page in read_pages(pair.mask, pair.page)]
@@ -230,7 +239,7 @@ class Folder:
         image = read_image(pair.image, pair.page, channels=self.pages == "channels")
         mask = self.decode_mask(pair)
         if mask.shape[:2] != image.shape[:2]:
-            raise size_mismatch(pair.mask, mask.shape, pair.image, image.shape)
+            raise size_mismatch_error(pair.mask, mask.shape, pair.image, image.shape)
         return image, mask
 
     def decode_mask(self, pair: Pair) -> np.ndarray:
@@ -238,21 +247,21 @@ class Folder:
         if self.layers is None:
             colours = self.values.palette is not None
             return self.values.indices(
-                read_mask(pair.mask, pair.page, colours), place(pair.mask, pair.page)
+                read_mask_file(pair.mask, pair.page, colours), page_name(pair.mask, pair.page)
             )
         planes = self.decode_layers(pair)
         if self.task == "overlapping":
             return np.stack([plane for plane in planes if plane is not None], axis=-1)
-        return merged(planes, self.classes, pair.mask)
+        return merge_planes(planes, self.classes, pair.mask)
 
     def decode_layers(self, pair: Pair) -> list[np.ndarray | None]:
         """Return the layer of each class, (H, W) of 0, 1 and 255; None: the class is where no other is."""
         if self.layers == "pages":
             rest = self.task != "overlapping"
-            pages = stacked_planes(read_pages(pair.mask), self.classes, pair.mask, rest)
+            pages = split_planes(read_pages(pair.mask), self.classes, pair.mask, rest)
             return [None if p is None else self.values.indices(p, pair.mask) for p in pages]
         planes = [
-            None if file is None else self.values.indices(read_mask(file, pair.page), file)
+            None if file is None else self.values.indices(read_mask_file(file, pair.page), file)
             for file in pair.masks
         ]
         sizes = {plane.shape for plane in planes if plane is not None}
@@ -269,14 +278,14 @@ class Folder:
     def stamp(self, name: str) -> str:
         """Return a text that changes when the result of ``read`` may have changed."""
         pair = self.files[name]
-        files = [state(file) for file in (pair.image, *pair.masks)]
+        files = [file_state(file) for file in (pair.image, *pair.masks)]
         return "\n".join([*files, str(pair.page), self.reading])
 
-    def presence(self, name: str) -> np.ndarray:
+    def class_presence(self, name: str) -> np.ndarray:
         """Return (K,) bool: True for each class that occurs in the image."""
-        return class_pixels(self.decode_mask(self.files[name]), len(self.classes)) > 0
+        return count_class_pixels(self.decode_mask(self.files[name]), len(self.classes)) > 0
 
-    def listed(self, lines: dict[str, list[str]]) -> Splits:
+    def split_from_lists(self, lines: dict[str, list[str]]) -> Splits:
         """Return the splits given by lists of names, with or without suffix; a stack stands for its pages."""
         stacks = self.pages == "slices"
         # All images that a line may mean; ``a.png`` may stand for two images of a table.
@@ -290,10 +299,10 @@ class Folder:
             split: [name for line in listed for name in clear.get(line, [line])]
             for split, listed in lines.items()
         }
-        return listed_split(images, {name: name for name in self.files})
+        return split_by_lists(images, {name: name for name in self.files})
 
 
-def tabled_split(in_split: dict[str, str], table: Path) -> Splits:
+def split_by_table(in_split: dict[str, str], table: Path) -> Splits:
     """Return the splits of a table's column ``split``, name -> split.
 
     Raises:
@@ -310,7 +319,7 @@ def tabled_split(in_split: dict[str, str], table: Path) -> Splits:
     return {split: names for split, names in splits.items() if names}
 
 
-def existing_root(root: str | None, images: str, masks: str) -> Path:
+def find_folder_root(root: str | None, images: str, masks: str) -> Path:
     """Return the folder of the data.
 
     Raises:
@@ -327,7 +336,7 @@ def existing_root(root: str | None, images: str, masks: str) -> Path:
     return folder
 
 
-def state(file: Path | None) -> str:
+def file_state(file: Path | None) -> str:
     """Return a text that changes when a file does: its path, size and time."""
     if file is None:
         return ""
@@ -335,12 +344,12 @@ def state(file: Path | None) -> str:
     return f"{file.resolve()} {status.st_size} {status.st_mtime_ns}"
 
 
-def place(file: Path, page: int | None) -> str:
+def page_name(file: Path, page: int | None) -> str:
     """Return the name of a file, or of one page of it, for messages."""
     return str(file) if page is None else f"{file}, page {page}"
 
 
-def read_mask(file: Path, page: int | None = None, colours: bool = False) -> np.ndarray:
+def read_mask_file(file: Path, page: int | None = None, colours: bool = False) -> np.ndarray:
     """Return the one page of a file, or the page of that index, as stored.
 
     Raises:

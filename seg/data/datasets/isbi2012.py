@@ -9,16 +9,16 @@ import numpy as np
 from pydantic import Field
 
 from seg.data.datasets.base import Task, check_task
-from seg.data.datasets.download import cache_folder, fetch
+from seg.data.datasets.download import cache_folder, fetch_files
 from seg.data.image_io import as_image, read_pages
 from seg.data.masks import MaskValues
-from seg.data.partition import Splits, fold_split, in_blocks
+from seg.data.partition import Splits, block_parts, split_by_fold
 from seg.errors import DataError
 
-VOLUME, LABELS = "train-volume.tif", "train-labels.tif"
-FILES = {"volume": VOLUME, "labels": LABELS}
-BY_HAND = (
-    f"download {VOLUME} and {LABELS} by hand (https://imagej.net/events/isbi-2012-segmentation-challenge) and "
+VOLUME_FILE, LABELS_FILE = "train-volume.tif", "train-labels.tif"
+ISBI_FILES = {"volume": VOLUME_FILE, "labels": LABELS_FILE}
+MANUAL_DOWNLOAD = (
+    f"download {VOLUME_FILE} and {LABELS_FILE} by hand (https://imagej.net/events/isbi-2012-segmentation-challenge) and "
     "give their folder, data.root=FOLDER"
 )
 
@@ -61,23 +61,27 @@ class ISBI2012:
         # Files.
         check_task(task, self.classes)
         self.task: Task = task
-        folder = downloaded(url, sha256, timeout) if root is None else Path(root)
+        folder = cached_challenge(url, sha256, timeout) if root is None else Path(root)
         if not folder.is_dir():
-            raise DataError(f"data.root={root}: no such folder; it must hold {VOLUME} and {LABELS}")
+            raise DataError(
+                f"data.root={root}: no such folder; it must hold {VOLUME_FILE} and {LABELS_FILE}"
+            )
         # Sections and their labels, which must match.
         values = MaskValues(self.classes, values={0: 0, 255: 1}, ignore=[])
-        self.images = page_by_page(folder / VOLUME, as_image)
-        self.masks = page_by_page(folder / LABELS, values.indices)
+        self.images = convert_pages(folder / VOLUME_FILE, as_image)
+        self.masks = convert_pages(folder / LABELS_FILE, values.indices)
         shapes = [[i.shape[:2] for i in self.images], [m.shape for m in self.masks]]
         if shapes[0] != shapes[1]:
             raise DataError(
-                f"{folder}: {VOLUME} holds {describe(shapes[0])} and {LABELS} {describe(shapes[1])}; "
+                f"{folder}: {VOLUME_FILE} holds {format_sections(shapes[0])} and {LABELS_FILE} {format_sections(shapes[1])}; "
                 "they must match section by section"
             )
         # Splits.
         names = [f"section-{i:02d}" for i in range(len(self.images))]
         self.splits = (
-            fold_split(names, fold, folds, 0, in_blocks) if val is None else chosen(names, val)
+            split_by_fold(names, fold, folds, 0, block_parts)
+            if val is None
+            else split_by_sections(names, val)
         )
 
     def read(self, name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -86,7 +90,7 @@ class ISBI2012:
         return self.images[section], self.masks[section]
 
 
-def chosen(names: list[str], val: list[int]) -> Splits:
+def split_by_sections(names: list[str], val: list[int]) -> Splits:
     """Return the split in which these sections validate and the others train.
 
     Raises:
@@ -101,38 +105,40 @@ def chosen(names: list[str], val: list[int]) -> Splits:
     return {"train": training, "val": [name for name in names if name in validation]}
 
 
-def page_by_page(file: Path, read: Callable[[np.ndarray, str], np.ndarray]) -> list[np.ndarray]:
+def convert_pages(file: Path, read: Callable[[np.ndarray, str], np.ndarray]) -> list[np.ndarray]:
     """Return the result of ``read`` for each page of a stack; its errors name the page, from 0."""
     return [read(page, f"{file}, page {n}") for n, page in enumerate(read_pages(file))]
 
 
-def downloaded(url: str | None, sha256: dict[str, str] | None, timeout: float) -> Path:
+def cached_challenge(url: str | None, sha256: dict[str, str] | None, timeout: float) -> Path:
     """Return the cache folder of the two files; they are downloaded if missing or damaged.
 
     Raises:
         DataError: if they cannot be downloaded, or do not have the pixels of ``sha256``.
     """
     if url is None:
-        raise DataError(f"data.root is not set, and data.url neither; {BY_HAND}")
-    if sha256 is not None and set(sha256) != set(FILES):
+        raise DataError(f"data.root is not set, and data.url neither; {MANUAL_DOWNLOAD}")
+    if sha256 is not None and set(sha256) != set(ISBI_FILES):
         raise DataError(
             f"data.sha256 names {sorted(sha256)}: volume and labels are needed, or null"
         )
     folder = cache_folder("isbi2012", url)
-    if fault(folder, sha256):
+    if find_fault(folder, sha256):
         try:
-            fetch(url, FILES.values(), folder, timeout, lambda part: fault(part, sha256))
+            fetch_files(
+                url, ISBI_FILES.values(), folder, timeout, lambda part: find_fault(part, sha256)
+            )
         except DataError as error:
-            raise DataError(f"{error}; {BY_HAND}") from error
+            raise DataError(f"{error}; {MANUAL_DOWNLOAD}") from error
     return folder
 
 
-def fault(folder: Path, sha256: dict[str, str] | None) -> str | None:
+def find_fault(folder: Path, sha256: dict[str, str] | None) -> str | None:
     """Return what is wrong with the two files of a folder; None: nothing.
 
     Copies of the challenge differ in the encoding of the TIFF, not in its pixels; so the pixels are hashed.
     """
-    for key, name in FILES.items():
+    for key, name in ISBI_FILES.items():
         try:
             pages = read_pages(folder / name)
         except DataError as error:
@@ -145,7 +151,7 @@ def fault(folder: Path, sha256: dict[str, str] | None) -> str | None:
     return None
 
 
-def describe(shapes: list[tuple[int, int]]) -> str:
+def format_sections(shapes: list[tuple[int, int]]) -> str:
     """Return number and sizes of sections, for a message."""
     sizes = ", ".join(f"{h}x{w}" for h, w in sorted(set(shapes)))
     return f"{len(shapes)} sections of {sizes} px"

@@ -20,12 +20,12 @@ from seg.data.datasets.base import Task, check_task
 from seg.data.partition import SPLITS
 from seg.errors import DataError
 
-Window = tuple[slice, slice]
-BORDER = 64  # px around the image in which cells have seeds, too
-ROUND = 7  # px, difference of the distances to two borders below which a corner is rounded
-REACH = 96  # px beyond its radius in which a seed may own pixels
+WindowSlices = tuple[slice, slice]
+BORDER_PX = 64  # px around the image in which cells have seeds, too
+CORNER_PX = 7  # px, difference of the distances to two borders below which a corner is rounded
+SEED_REACH_PX = 96  # px beyond its radius in which a seed may own pixels
 # Discs placed at random in 384 x 384 px, one size after another: smallest and largest radius (px), attempts.
-DARTS = ((38, 66, 6), (20, 34, 20), (11, 18, 70), (7, 10, 110))
+DISC_SIZES = ((38, 66, 6), (20, 34, 20), (11, 18, 70), (7, 10, 110))
 
 
 class Tissue(NamedTuple):
@@ -101,75 +101,85 @@ class Membranes:
                 last = {split: names[-1] for split, names in self.splits.items()}
                 raise DataError(f"no image {name!r}; the last name of each split is {last}")
             key = SeedSequence([self.data_seed, SPLITS.index(split), int(index)])
-            self._made[name] = draw(Generator(PCG64(key)), self.size, float(self.difficulty))
+            self._made[name] = draw_membranes(
+                Generator(PCG64(key)), self.size, float(self.difficulty)
+            )
         return self._made[name]
 
 
-def draw(rng: Generator, size: int, difficulty: float) -> tuple[np.ndarray, np.ndarray]:
+def draw_membranes(rng: Generator, size: int, difficulty: float) -> tuple[np.ndarray, np.ndarray]:
     """Return one image (s, s, 1) and its mask (s, s)."""
-    tissue = grow(rng, size)
-    shade = vesicles(rng, tissue, difficulty) * mitochondria(rng, tissue, difficulty)
-    bright = cytoplasm(rng, tissue) * shade
+    tissue = grow_cells(rng, size)
+    shade = vesicle_shade(rng, tissue, difficulty) * mitochondria_shade(rng, tissue, difficulty)
+    bright = cytoplasm_grey(rng, tissue) * shade
     dark = membrane_darkness(rng, tissue, difficulty)
     image = bright - dark * (bright - 55)  # 55: grey level of a crisp membrane
-    image = expose(rng, blur(image), difficulty)
+    image = expose_image(rng, binomial_blur(image), difficulty)
     return image[..., None], (tissue.edge >= tissue.half).astype(np.uint8)
 
 
-def grow(rng: Generator, size: int) -> Tissue:
+def grow_cells(rng: Generator, size: int) -> Tissue:
     """Return cells: the power diagram of packed discs, smoothly deformed, with rounded corners."""
     # The cell of a pixel is the disc of the least power.
-    y, x = bent(rng, size)
-    discs = pack(rng, size)
+    y, x = displaced_grid(rng, size)
+    discs = pack_discs(rng, size)
     cell, neighbour = np.zeros((2, size, size), np.intp)
     power, edge, second = np.full(
         (3, size, size), np.inf
     )  # second: px to the second nearest border
-    for i, (w, p) in enumerate(powers(discs, y, x)):
+    for i, (w, p) in enumerate(disc_powers(discs, y, x)):
         cell[w] = np.where(p < power[w], i, cell[w])
         power[w] = np.minimum(p, power[w])
     # Distances to the nearest and the second nearest border.
-    for i, (w, p) in enumerate(powers(discs, y, x)):
+    for i, (w, p) in enumerate(disc_powers(discs, y, x)):
         own = discs[cell[w]]
-        between = 2 * np.sqrt(squared(own[..., 0] - discs[i, 0], own[..., 1] - discs[i, 1]))
+        between = 2 * np.sqrt(squared_length(own[..., 0] - discs[i, 0], own[..., 1] - discs[i, 1]))
         distance = (p - power[w]) / np.where(between > 0, between, 1)
         distance = np.where(cell[w] == i, np.inf, distance)
         neighbour[w] = np.where(distance < edge[w], i, neighbour[w])
         second[w] = np.minimum(second[w], np.maximum(distance, edge[w]))
         edge[w] = np.minimum(distance, edge[w])
     # Rounded corners, and the thickness of the membranes.
-    corner = np.clip(1 - (np.minimum(second, 1e3) - np.minimum(edge, 1e3)) / ROUND, 0, 1)
-    edge = edge - ROUND / 4 * corner * corner  # a smooth minimum of the two nearest borders
-    half = np.clip(2.4 + 0.7 * unit(rng, size, 24), 1.1, 3.6)
+    corner = np.clip(1 - (np.minimum(second, 1e3) - np.minimum(edge, 1e3)) / CORNER_PX, 0, 1)
+    edge = edge - CORNER_PX / 4 * corner * corner  # a smooth minimum of the two nearest borders
+    half = np.clip(2.4 + 0.7 * unit_field(rng, size, 24), 1.1, 3.6)
     return Tissue(cell, neighbour, edge, half)
 
 
-def powers(discs: np.ndarray, y: np.ndarray, x: np.ndarray) -> Iterator[tuple[Window, np.ndarray]]:
+def disc_powers(
+    discs: np.ndarray, y: np.ndarray, x: np.ndarray
+) -> Iterator[tuple[WindowSlices, np.ndarray]]:
     """Yield for each disc the window that it may own and its power there: squared distance minus squared radius."""
     for cy, cx, r in discs:
-        w = window(cy, cx, r + REACH, len(y))
-        yield w, squared(y[w] - cy, x[w] - cx) - r * r
+        w = window_around(cy, cx, r + SEED_REACH_PX, len(y))
+        yield w, squared_length(y[w] - cy, x[w] - cx) - r * r
 
 
-def bent(rng: Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
+def displaced_grid(rng: Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
     """Return coordinates y and x (s, s) of the pixels after a smooth displacement, px."""
     moved = [
-        10 * unit(rng, size, 90) + 4.5 * unit(rng, size, 36) + 1.2 * unit(rng, size, 9)
+        10 * unit_field(rng, size, 90)
+        + 4.5 * unit_field(rng, size, 36)
+        + 1.2 * unit_field(rng, size, 9)
         for _ in range(2)
     ]
     place = np.arange(size, dtype=np.float64)
     return place[:, None] + moved[0], place + moved[1]
 
 
-def pack(rng: Generator, size: int) -> np.ndarray:
+def pack_discs(rng: Generator, size: int) -> np.ndarray:
     """Return discs (n, 3) of y, x and radius in px, large ones first, that hardly overlap."""
-    side = size + 2 * BORDER
+    side = size + 2 * BORDER_PX
     discs = np.empty((0, 3))
-    for smallest, largest, darts in DARTS:
+    for smallest, largest, darts in DISC_SIZES:
         for y, x, r in rng.random((-(-darts * side * side // (384 * 384)), 3)):
-            y, x, r = y * side - BORDER, x * side - BORDER, smallest + r * (largest - smallest)
+            y, x, r = (
+                y * side - BORDER_PX,
+                x * side - BORDER_PX,
+                smallest + r * (largest - smallest),
+            )
             apart = 0.95 * (discs[:, 2] + r)
-            if (squared(discs[:, 0] - y, discs[:, 1] - x) >= apart * apart).all():
+            if (squared_length(discs[:, 0] - y, discs[:, 1] - x) >= apart * apart).all():
                 discs = np.vstack([discs, (y, x, r)])
     return discs
 
@@ -181,40 +191,46 @@ def membrane_darkness(rng: Generator, tissue: Tissue, difficulty: float) -> np.n
     value = rng.random(1 + max(tissue.cell.max(), tissue.neighbour.max()))
     pair = value[tissue.cell] + value[tissue.neighbour]
     pair = pair - np.floor(pair)  # uniform in 0 .. 1
-    faint = 2 * (unit(rng, size, 20) + 2.0 - 1.5 * difficulty)  # below 0 in the faint stretches
+    faint = 2 * (
+        unit_field(rng, size, 20) + 2.0 - 1.5 * difficulty
+    )  # below 0 in the faint stretches
     contrast = (1 - 0.85 * difficulty * pair) * np.clip(1 + faint, 0.08, 1)
     # Profile across the membrane, and haze next to it.
     reach = tissue.edge / tissue.half
     line = np.clip(1.25 * (1 - reach * reach), 0, 1)
-    haze = np.clip(1 - tissue.edge / 14, 0, 1) * np.clip(unit(rng, size, 26) - 0.6, 0, 1)
+    haze = np.clip(1 - tissue.edge / 14, 0, 1) * np.clip(unit_field(rng, size, 26) - 0.6, 0, 1)
     return np.maximum(line * contrast, 0.6 * haze)
 
 
-def cytoplasm(rng: Generator, tissue: Tissue) -> np.ndarray:
+def cytoplasm_grey(rng: Generator, tissue: Tissue) -> np.ndarray:
     """Return grey levels of the cells without organelles: one level a cell, and grains of several sizes."""
     size = len(tissue.edge)
     tint, grain = rng.random((2, tissue.cell.max() + 1))
     level = 170 - 66 * tint * tint * tint
     rough = 8 + 10 * grain
-    texture = 0.8 * unit(rng, size, 2.2) + 0.8 * unit(rng, size, 4.5) + 0.5 * unit(rng, size, 13)
+    texture = (
+        0.8 * unit_field(rng, size, 2.2)
+        + 0.8 * unit_field(rng, size, 4.5)
+        + 0.5 * unit_field(rng, size, 13)
+    )
     return level[tissue.cell] + rough[tissue.cell] * texture
 
 
-def mitochondria(rng: Generator, tissue: Tissue, difficulty: float) -> np.ndarray:
+def mitochondria_shade(rng: Generator, tissue: Tissue, difficulty: float) -> np.ndarray:
     """Return the shade of dark elongated bodies in large cells, with a darker rim and stripes inside."""
     size = len(tissue.edge)
-    shade, wobble = np.ones((size, size)), unit(rng, size, 11)
+    shade, wobble = np.ones((size, size)), unit_field(rng, size, 11)
     room = np.flatnonzero(tissue.edge > 12)
     for _ in range(round((3 + 9 * difficulty) * size * size / 65536) if len(room) else 0):
         # Position, size and direction.
         cy, cx = divmod(int(room[rng.integers(len(room))]), size)
         short = min(8 + 10 * rng.random(), float(tissue.edge[cy, cx]))
         long = short * (1.1 + 1.1 * rng.random())
-        w = window(cy, cx, 1.5 * long, size)
-        along, across = turned(rng, w, cy, cx)
+        w = window_around(cy, cx, 1.5 * long, size)
+        along, across = rotated_grid(rng, w, cy, cx)
         along, across = along / long, across / short
         # Rim, stripes (cristae) and body.
-        rim = (1 - np.sqrt(squared(along, across))) * short + 1.2 * wobble[w]
+        rim = (1 - np.sqrt(squared_length(along, across))) * short + 1.2 * wobble[w]
         rim = np.minimum(rim, tissue.edge[w] - tissue.half[w] - 3.5)  # px inside the outline
         wave = across * short / 5.5 + 0.35 * wobble[w]
         crista = np.abs(wave - np.floor(wave) - 0.5) * 2  # 0 .. 1, a triangle every 5.5 px
@@ -224,7 +240,7 @@ def mitochondria(rng: Generator, tissue: Tissue, difficulty: float) -> np.ndarra
     return shade
 
 
-def vesicles(rng: Generator, tissue: Tissue, difficulty: float) -> np.ndarray:
+def vesicle_shade(rng: Generator, tissue: Tissue, difficulty: float) -> np.ndarray:
     """Return the shade of small dark rings, in clusters and alone, and of short dark tubules."""
     size = len(tissue.edge)
     inside = tissue.edge - tissue.half
@@ -235,29 +251,31 @@ def vesicles(rng: Generator, tissue: Tissue, difficulty: float) -> np.ndarray:
         for dy, dx in rng.integers(-22, 23, size=(int(rng.integers(1, 14)), 2)):
             cy, cx = int(home[0] + dy), int(home[1] + dx)
             radius, depth = 1.4 + 2.4 * rng.random(), 0.25 + 0.4 * rng.random()
-            w = window(cy, cx, radius + 3, size)
+            w = window_around(cy, cx, radius + 3, size)
             y, x = np.ogrid[w]
-            ring = np.abs(np.sqrt(squared(y - cy, x - cx)) - radius)
+            ring = np.abs(np.sqrt(squared_length(y - cy, x - cx)) - radius)
             ring = np.where(inside[w] > 2, np.clip(1.5 - 0.8 * ring, 0, 1), 0)
             shade[w] = np.minimum(shade[w], 1 - depth * ring)
     # Tubules.
-    tubule = np.clip(1.6 - 12 * np.abs(unit(rng, size, 20)), 0, 1)
-    where = np.clip(unit(rng, size, 30) - 1.4 + 1.2 * difficulty, 0, 1) * np.clip(inside - 3, 0, 1)
+    tubule = np.clip(1.6 - 12 * np.abs(unit_field(rng, size, 20)), 0, 1)
+    where = np.clip(unit_field(rng, size, 30) - 1.4 + 1.2 * difficulty, 0, 1) * np.clip(
+        inside - 3, 0, 1
+    )
     return shade * (1 - 0.5 * tubule * np.clip(3 * where, 0, 1))
 
 
-def expose(rng: Generator, image: np.ndarray, difficulty: float) -> np.ndarray:
+def expose_image(rng: Generator, image: np.ndarray, difficulty: float) -> np.ndarray:
     """Return the recorded image uint8: uneven light, and shot noise whose variance grows with the light."""
     size = len(image)
-    light = 1 + (0.05 + 0.1 * difficulty) * unit(rng, size, size / 2)
+    light = 1 + (0.05 + 0.1 * difficulty) * unit_field(rng, size, size / 2)
     image = np.clip(image * light, 4, 255)
     dots = rng.integers(0, 256, size=(8, size, size)).sum(0)  # of 8 uniform draws: nearly normal
     noise = (dots - 1020) / 209.0  # mean 0, standard deviation 1
-    image = blur(image + (1.5 + 2.6 * difficulty) * np.sqrt(image) * noise)
+    image = binomial_blur(image + (1.5 + 2.6 * difficulty) * np.sqrt(image) * noise)
     return np.floor(np.clip(image, 0, 255) + 0.5).astype(np.uint8)
 
 
-def unit(rng: Generator, size: int, step: float) -> np.ndarray:
+def unit_field(rng: Generator, size: int, step: float) -> np.ndarray:
     """Return a unit field (s, s): a quadratic B-spline on a random grid with one node every ``step`` px."""
     place = np.arange(size) / step
     node = np.floor(place).astype(np.intp)
@@ -268,14 +286,14 @@ def unit(rng: Generator, size: int, step: float) -> np.ndarray:
     return 6.3 * sum(w * rows[:, node + k] for k, w in enumerate(weights))
 
 
-def blur(image: np.ndarray) -> np.ndarray:
+def binomial_blur(image: np.ndarray) -> np.ndarray:
     """Return the image blurred by 1 2 1 along both axes; border pixels are repeated."""
     p = np.pad(image, 1, mode="edge")
     p = p[:-2] + 2 * p[1:-1] + p[2:]
     return (p[:, :-2] + 2 * p[:, 1:-1] + p[:, 2:]) / 16
 
 
-def window(y: float, x: float, reach: float, size: int) -> Window:
+def window_around(y: float, x: float, reach: float, size: int) -> WindowSlices:
     """Return slices of the pixels within ``reach`` px of (y, x) along both axes; they may be empty."""
 
     def along(center: float) -> slice:
@@ -285,15 +303,17 @@ def window(y: float, x: float, reach: float, size: int) -> Window:
     return along(y), along(x)
 
 
-def turned(rng: Generator, w: Window, cy: int, cx: int) -> tuple[np.ndarray, np.ndarray]:
+def rotated_grid(
+    rng: Generator, w: WindowSlices, cy: int, cx: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Return coordinates of the window's pixels along and across a random direction through (cy, cx), px."""
     uy, ux = rng.integers(-50, 50, size=2) + 0.5  # half a step: never the zero vector
-    length = np.sqrt(squared(uy, ux))
+    length = np.sqrt(squared_length(uy, ux))
     y, x = np.ogrid[w]
     y, x = y - cy, x - cx
     return (y * uy + x * ux) / length, (x * uy - y * ux) / length
 
 
-def squared(y: np.ndarray, x: np.ndarray) -> np.ndarray:
+def squared_length(y: np.ndarray, x: np.ndarray) -> np.ndarray:
     """Return the squared length of (y, x)."""
     return y * y + x * x

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from seg.data.image_io import count_pages, list_images
-from seg.data.masks import short
+from seg.data.masks import shorten_list
 from seg.errors import DataError
 
-LIKE = "a line is one name, like {}"
-PATTERN = ", or pair by a part of the names, data.pair_by='^[0-9]+'"
-OWN = ("image", "mask", "split", "group")  # columns of a table that are not classes
+LIST_LINE_HINT = "a line is one name, like {}"
+PAIR_BY_HINT = ", or pair by a part of the names, data.pair_by='^[0-9]+'"
+TABLE_COLUMNS = ("image", "mask", "split", "group")  # columns of a table that are not classes
 
 
 class Pair(NamedTuple):
@@ -36,7 +36,7 @@ class Pair(NamedTuple):
         return next(file for file in self.masks if file is not None)
 
 
-def paired_by_name(
+def pair_by_names(
     folder: Path,
     images: str,
     masks: str,
@@ -61,15 +61,15 @@ def paired_by_name(
     if (folder / images).is_file() and (folder / masks).is_file():
         return {Path(images).stem: Pair(folder / images, [folder / masks])}, []
     # Key the files of the images, and of each layer of the masks.
-    image_files, issues = keyed(listed(folder / images, only), pair_by)
+    image_files, issues = files_by_key(listed_images(folder / images, only), pair_by)
     planes = []
-    for layer in [folder / masks] if layers is None else layer_folders(folder / masks, layers):
+    for layer in [folder / masks] if layers is None else find_layer_folders(folder / masks, layers):
         absent = layers is not None and not layer.is_dir()
-        plane, doubled = ({}, []) if absent else keyed(listed(layer), pair_by)
+        plane, doubled = ({}, []) if absent else files_by_key(listed_images(layer), pair_by)
         planes.append(plane)
         issues += doubled
     mask_keys = set().union(*planes)
-    hint = "" if pair_by else PATTERN
+    hint = "" if pair_by else PAIR_BY_HINT
     # Images without a mask are reported and left out.
     for key in [key for key in image_files if key not in mask_keys]:
         text = f"no mask of that name in {folder / masks}"
@@ -89,23 +89,23 @@ def paired_by_name(
     return pairs, issues
 
 
-UNPAIRED: ContextVar[list[DataError] | None] = ContextVar("unpaired", default=None)
+UNPAIRED_ERRORS: ContextVar[list[DataError] | None] = ContextVar("unpaired", default=None)
 
 
 @contextmanager
 def leave_out_unpaired() -> Generator[list[DataError]]:
     """Leave files without a partner out of the sources built inside; yield the list of their errors."""
     errors: list[DataError] = []
-    token = UNPAIRED.set(errors)
+    token = UNPAIRED_ERRORS.set(errors)
     try:
         yield errors
     finally:
-        UNPAIRED.reset(token)
+        UNPAIRED_ERRORS.reset(token)
 
 
 def report_unpaired(issues: list[DataError]) -> None:
     """Raise the first issue, unless ``leave_out_unpaired`` collects them."""
-    errors = UNPAIRED.get()
+    errors = UNPAIRED_ERRORS.get()
     if errors is not None:
         errors += issues
     elif issues:
@@ -115,7 +115,7 @@ def report_unpaired(issues: list[DataError]) -> None:
         raise DataError(file=first.file, found=text, remedy=first.remedy, kind=first.kind)
 
 
-def listed(path: Path, only: set[str] | None = None) -> list[Path]:
+def listed_images(path: Path, only: set[str] | None = None) -> list[Path]:
     """Return the image files of a folder, or the one file, restricted to the names in ``only``.
 
     Raises:
@@ -126,11 +126,13 @@ def listed(path: Path, only: set[str] | None = None) -> list[Path]:
         return files
     chosen = [f for f in files if f.name in only or f.stem in only]
     if not chosen:
-        raise DataError(f"{path}: no image here is in data.lists; {LIKE.format(files[0].stem)}")
+        raise DataError(
+            f"{path}: no image here is in data.lists; {LIST_LINE_HINT.format(files[0].stem)}"
+        )
     return chosen
 
 
-def keyed(files: list[Path], pair_by: str | None) -> tuple[dict[str, Path], list[DataError]]:
+def files_by_key(files: list[Path], pair_by: str | None) -> tuple[dict[str, Path], list[DataError]]:
     """Return files by the key that pairs them, and an error for each that shares its name with a later one.
 
     The key is the name without the suffix, or the match of the regular expression: its first group, if any.
@@ -162,7 +164,7 @@ def keyed(files: list[Path], pair_by: str | None) -> tuple[dict[str, Path], list
     return by_key, issues
 
 
-def layer_folders(folder: Path, classes: list[str]) -> list[Path]:
+def find_layer_folders(folder: Path, classes: list[str]) -> list[Path]:
     """Return the folder of each class; one class may have none: it is where no other class is.
 
     Raises:
@@ -176,13 +178,13 @@ def layer_folders(folder: Path, classes: list[str]) -> list[Path]:
     unknown, missing = sorted(set(present) - set(classes)), [c for c in classes if c not in present]
     if unknown or len(missing) > 1 or len(missing) == len(classes):
         raise DataError(
-            f"{folder}: holds the folders {short(present)}; data.layers=folders needs one for each of "
-            f"{short(classes)}, and one of these may be missing"
+            f"{folder}: holds the folders {shorten_list(present)}; data.layers=folders needs one for each of "
+            f"{shorten_list(classes)}, and one of these may be missing"
         )
     return [folder / name for name in classes]
 
 
-def paired_by_table(
+def pair_by_table(
     file: Path, classes: list[str]
 ) -> tuple[dict[str, Pair], dict[str, str] | None, dict[str, str] | None]:
     """Return the pairs of a CSV file, and from its columns, if present, name -> split and name -> group.
@@ -194,13 +196,13 @@ def paired_by_table(
         DataError: if a line cannot be used; the message has its number.
     """
     # The columns that hold masks.
-    rows = table_rows(file, classes)
+    rows = read_table(file, classes)
     pairs, splits, groups = {}, {}, {}
-    layers = [c for c in classes if c in rows[0][1] and c not in OWN]
+    layers = [c for c in classes if c in rows[0][1] and c not in TABLE_COLUMNS]
     columns = classes if layers else ["mask"]
     if layers and "mask" in rows[0][1] and "mask" not in classes:
         raise DataError(
-            f"{file}: its first line names mask and {short(layers)}; a column for the mask or one for each class "
+            f"{file}: its first line names mask and {shorten_list(layers)}; a column for the mask or one for each class "
             "is needed, not both"
         )
     for line, row in rows:
@@ -213,7 +215,7 @@ def paired_by_table(
         image = file.parent / row["image"]
         masks = [file.parent / row[c] if row.get(c) else None for c in columns]
         for path in (image, *masks):
-            if path is not None and not exists(path):
+            if path is not None and not file_exists(path):
                 raise DataError(f"{where}: {path} does not exist; paths start at {file.parent}")
         # Each image has one line.
         name = Path(row["image"]).with_suffix("").as_posix()
@@ -230,7 +232,7 @@ def paired_by_table(
     )
 
 
-def exists(file: Path) -> bool:
+def file_exists(file: Path) -> bool:
     """Return True if a file exists; False if its name is longer than the system allows."""
     try:
         return file.is_file()
@@ -238,7 +240,7 @@ def exists(file: Path) -> bool:
         return False
 
 
-def table_rows(file: Path, classes: list[str]) -> list[tuple[int, dict[str, str]]]:
+def read_table(file: Path, classes: list[str]) -> list[tuple[int, dict[str, str]]]:
     """Return the line numbers and cells of a CSV file, by the names of its first line.
 
     Raises:
@@ -259,10 +261,10 @@ def table_rows(file: Path, classes: list[str]) -> list[tuple[int, dict[str, str]
         reason = getattr(error, "strerror", None) or str(error)
         raise DataError(f"{file}: can't be read as a table ({reason})") from error
     # The columns: none twice, none misspelt, none missing.
-    twice = [c for c in (*OWN, *classes) if columns.count(c) > 1]
+    twice = [c for c in (*TABLE_COLUMNS, *classes) if columns.count(c) > 1]
     if twice:
         raise DataError(f"{file}: its first line names {twice[0]} twice; keep one of the columns")
-    known = (*OWN, *classes)
+    known = (*TABLE_COLUMNS, *classes)
     misspelt = [c for c in columns if c not in known and c.lower().rstrip("s") in known]
     if misspelt:
         right = misspelt[0].lower().rstrip("s")
@@ -281,7 +283,7 @@ def table_rows(file: Path, classes: list[str]) -> list[tuple[int, dict[str, str]
     return [(line, {key: cell.strip() for key, cell in row.items()}) for line, row in rows]
 
 
-def page_by_page(pairs: dict[str, Pair]) -> dict[str, Pair]:
+def split_pages(pairs: dict[str, Pair]) -> dict[str, Pair]:
     """Return each page of a TIFF as an image of its own, named NAME-07, with the same page of its mask.
 
     Raises:

@@ -7,20 +7,23 @@ from pathlib import Path
 
 import numpy as np
 
-from seg.data.datasets.base import Source
+from seg.data.datasets.base import DataSource
 from seg.data.datasets.folder import Folder
 from seg.data.image_io import read_pages
-from seg.data.quality.duplicates import exact, near
-from seg.data.quality.inspect import Look, Looks
-from seg.data.quality.issues import ORDER, Fault, count, percent
+from seg.data.quality.duplicates import find_duplicates, find_near_duplicates
+from seg.data.quality.inspect import ImageStats, Inspection
+from seg.data.quality.issues import KINDS_BY_IMPORTANCE, Issue, count_noun, format_percent
 from seg.logits import IGNORE
 
-Redraw = Callable[[str], dict[str, list[str]] | None]
+RedrawFunction = Callable[[str], dict[str, list[str]] | None]
 
 
-def judge(
-    source: Source, seen: Looks, root: Path | None, redraw: Redraw = lambda option: None
-) -> list[Fault]:
+def find_issues(
+    source: DataSource,
+    seen: Inspection,
+    root: Path | None,
+    redraw: RedrawFunction = lambda option: None,
+) -> list[Issue]:
     """Return all faults of a data set, the most important first.
 
     Args:
@@ -31,20 +34,20 @@ def judge(
     """
     looks = seen.looks
     faults = [
-        *explain_values(source, seen, root),
-        *judge_training(source, looks, seen.faults, redraw),
-        *(fault for image in looks for fault in doubts(image)),
-        *near(looks),
+        *file_issues(source, seen, root),
+        *find_training_issues(source, looks, seen.faults, redraw),
+        *(fault for image in looks for fault in heuristic_issues(image)),
+        *find_near_duplicates(looks),
     ]
-    return by_importance(faults)
+    return sort_issues(faults)
 
 
-def judge_training(
-    source: Source,
-    looks: list[Look],
-    unread: list[Fault] | None = None,
-    redraw: Redraw = lambda option: None,
-) -> list[Fault]:
+def find_training_issues(
+    source: DataSource,
+    looks: list[ImageStats],
+    unread: list[Issue] | None = None,
+    redraw: RedrawFunction = lambda option: None,
+) -> list[Issue]:
     """Return the faults of images that could be read, without heuristics, the most important first.
 
     Args:
@@ -54,21 +57,21 @@ def judge_training(
         redraw: see ``judge``.
     """
     faults = [
-        *unlike(looks),
-        *(fault for image in looks for fault in single(image)),
-        *classes(source, looks, bool(unread), redraw),
-        *exact(looks),
-        *whole_set(looks),
+        *type_issues(looks),
+        *(fault for image in looks for fault in content_issues(image)),
+        *class_issues(source, looks, bool(unread), redraw),
+        *find_duplicates(looks),
+        *dataset_issues(looks),
     ]
-    return by_importance(faults)
+    return sort_issues(faults)
 
 
-def by_importance(faults: list[Fault]) -> list[Fault]:
+def sort_issues(faults: list[Issue]) -> list[Issue]:
     """Sort faults by their kind; those of one kind keep their order."""
-    return sorted(faults, key=lambda fault: ORDER.index(fault.kind))
+    return sorted(faults, key=lambda fault: KINDS_BY_IMPORTANCE.index(fault.kind))
 
 
-def explain_values(source: Source, seen: Looks, root: Path | None) -> list[Fault]:
+def file_issues(source: DataSource, seen: Inspection, root: Path | None) -> list[Issue]:
     """Return the faults of single files; wrong mask values with their shares and one remedy for all masks."""
     # Each file's colours or values, read again.
     counts: dict[str, Counter[int]] = {}  # pixels of each value, by file
@@ -77,18 +80,18 @@ def explain_values(source: Source, seen: Looks, root: Path | None) -> list[Fault
         name, _, page = fault.file.partition(", page ")
         file = Path(name) if root is None else root / name
         if fault.kind == "colours":
-            fault = replace(fault, found=f"{fault.found}: {colours_of(file)}")
+            fault = replace(fault, found=f"{fault.found}: {frequent_colours(file)}")
         elif fault.kind == "values":
             pages = read_pages(file, int(page) if page else None)
             values, numbers = np.unique(
                 np.concatenate([p.ravel() for p in pages]), return_counts=True
             )
             pixels = Counter(dict(zip(values.tolist(), numbers.tolist(), strict=True)))
-            if noisy(pixels, len(source.classes), file):
-                fault = replace(fault, kind="noise", **noise(pixels))
+            if is_noisy(pixels, len(source.classes), file):
+                fault = replace(fault, kind="noise", **noise_texts(pixels))
             else:
                 counts[fault.file] = pixels
-                fault = replace(fault, found=f"{fault.found}, {pixels_each(pixels)}")
+                fault = replace(fault, found=f"{fault.found}, {format_pixel_shares(pixels)}")
         faults.append(fault)
     # One remedy for the values of all masks.
     if not counts or not isinstance(source, Folder):
@@ -97,7 +100,7 @@ def explain_values(source: Source, seen: Looks, root: Path | None) -> list[Fault
     return [replace(f, remedy=remedy) if f.kind == "values" else f for f in faults]
 
 
-def noisy(pixels: Counter[int], num_classes: int, file: Path) -> bool:
+def is_noisy(pixels: Counter[int], num_classes: int, file: Path) -> bool:
     """Return whether values look lossily compressed: many of them, most of them rare."""
     frequent = sum(n for _, n in pixels.most_common(num_classes + 1))
     many = len(pixels) > max(2 * num_classes + 2, 6)
@@ -105,21 +108,23 @@ def noisy(pixels: Counter[int], num_classes: int, file: Path) -> bool:
     return lossy or (many and (frequent > 0.8 * pixels.total() or len(pixels) > 32))
 
 
-def noise(pixels: Counter[int]) -> dict[str, str]:
+def noise_texts(pixels: Counter[int]) -> dict[str, str]:
     """Return finding and remedy for a lossily compressed mask."""
     return {
-        "found": f"{len(pixels)} different values, {pixels_each(pixels)}",
+        "found": f"{len(pixels)} different values, {format_pixel_shares(pixels)}",
         "remedy": "save masks as PNG or TIFF from the original labels; JPEG and smooth resizing change values",
     }
 
 
-def pixels_each(pixels: Counter[int]) -> str:
+def format_pixel_shares(pixels: Counter[int]) -> str:
     """Return the most frequent values with their shares."""
-    shares = [f"{value}: {percent(n / pixels.total())}" for value, n in pixels.most_common(4)]
+    shares = [
+        f"{value}: {format_percent(n / pixels.total())}" for value, n in pixels.most_common(4)
+    ]
     return f"pixels of {', '.join(shares)}{' ...' if len(pixels) > 4 else ''}"
 
 
-def colours_of(file: Path) -> str:
+def frequent_colours(file: Path) -> str:
     """Return the most frequent colours of a file, as #rrggbb, with their shares."""
     page = read_pages(file)[0]
     rgb = page[..., :3].reshape(-1, 3)
@@ -127,11 +132,11 @@ def colours_of(file: Path) -> str:
         return f"{len(np.unique(rgb, axis=0))} colours"
     codes, counts = np.unique(rgb @ np.array([65536, 256, 1]), return_counts=True)
     order = counts.argsort()[::-1][:6]
-    shares = ", ".join(f"#{codes[i]:06x} {percent(counts[i] / len(rgb))}" for i in order)
-    return f"{count(len(codes), 'colour')}, {shares}{' ...' if len(codes) > 6 else ''}"
+    shares = ", ".join(f"#{codes[i]:06x} {format_percent(counts[i] / len(rgb))}" for i in order)
+    return f"{count_noun(len(codes), 'colour')}, {shares}{' ...' if len(codes) > 6 else ''}"
 
 
-def values_remedy(source: Folder, looks: list[Look], counts: dict[str, Counter[int]]) -> str:
+def values_remedy(source: Folder, looks: list[ImageStats], counts: dict[str, Counter[int]]) -> str:
     """Return the option that declares the values of all masks.
 
     Args:
@@ -145,14 +150,14 @@ def values_remedy(source: Folder, looks: list[Look], counts: dict[str, Counter[i
     return source.values.remedy(sorted(declared | wrong_masks), sorted(wrong_masks))
 
 
-def unlike(looks: list[Look]) -> list[Fault]:
+def type_issues(looks: list[ImageStats]) -> list[Issue]:
     """Return a fault for each image whose type or number of channels is not the most frequent one."""
     kinds = Counter((image.channels, image.dtype) for image in looks)
     if len(kinds) < 2:
         return []
     # The most frequent kind is what the others should be.
     (channels, dtype), usual = kinds.most_common(1)[0]
-    expected = f"{count(channels, 'channel')} of {dtype}, as {usual} of {len(looks)} have"
+    expected = f"{count_noun(channels, 'channel')} of {dtype}, as {usual} of {len(looks)} have"
     faults = []
     for image in looks:
         if (image.channels, image.dtype) == (channels, dtype):
@@ -162,27 +167,29 @@ def unlike(looks: list[Look]) -> list[Fault]:
         elif image.dtype != dtype:
             remedy = f"read it again from its origin as {dtype}; scaling {image.dtype} up restores no grey values"
         else:
-            remedy = f"save it with {count(channels, 'channel')}"
+            remedy = f"save it with {count_noun(channels, 'channel')}"
         low, high = image.value_range
-        found = f"{count(image.channels, 'channel')} of {image.dtype}, values {low:g} to {high:g}"
-        faults.append(Fault("unlike", image.file, found, remedy, expected, image.name))
+        found = (
+            f"{count_noun(image.channels, 'channel')} of {image.dtype}, values {low:g} to {high:g}"
+        )
+        faults.append(Issue("unlike", image.file, found, remedy, expected, image.name))
     return faults
 
 
-def single(image: Look) -> list[Fault]:
+def content_issues(image: ImageStats) -> list[Issue]:
     """Return the faults of one image and its mask."""
     faults = []
     if not image.valid.any():
         remedy = "label it, or take the pair out; or is a class in data.ignore?"
         found = "no pixel of a class, all are ignored"
-        faults.append(Fault("ignored", image.mask_file, found, remedy, name=image.name))
-    if image.flat is not None:
-        found, remedy = f"every pixel is {image.flat}", "take the pair out, or export it again"
-        faults.append(Fault("flat", image.file, found, remedy, name=image.name))
+        faults.append(Issue("ignored", image.mask_file, found, remedy, name=image.name))
+    if image.constant is not None:
+        found, remedy = f"every pixel is {image.constant}", "take the pair out, or export it again"
+        faults.append(Issue("flat", image.file, found, remedy, name=image.name))
     return faults
 
 
-def doubts(image: Look) -> list[Fault]:
+def heuristic_issues(image: ImageStats) -> list[Issue]:
     """Return what is probably wrong with one image and its mask, by heuristics.
 
     The grey values may be the low byte of 16 bits. The mask may be turned: its classes and its borders both
@@ -191,29 +198,33 @@ def doubts(image: Look) -> list[Fault]:
     faults = []
     # Neighbours wrap around from 255 to 0.
     if image.jumps > 0.02:
-        found = f"{percent(image.jumps)} of neighbouring pixels differ by more than 200 of 255"
+        found = (
+            f"{format_percent(image.jumps)} of neighbouring pixels differ by more than 200 of 255"
+        )
         remedy = "export the 16-bit image as 16-bit TIFF or PNG, or scale it to 0..255 before it becomes 8-bit"
-        faults.append(Fault("low_byte", image.file, found, remedy, name=image.name))
+        faults.append(Issue("low_byte", image.file, found, remedy, name=image.name))
     # Another orientation of the mask fits much better.
     if image.fits:
         (own, own_slope), turn = image.fits[""], max(image.fits, key=lambda t: image.fits[t][0])
         best, best_slope = image.fits[turn]
         if best > max(0.02, 1.2 * own) and best_slope > 1.2 * own_slope:
             found = (
-                f"turned: as it is, the classes explain {percent(own)} of the grey values' variance, and {turn} "
-                f"{percent(best)}"
+                f"turned: as it is, the classes explain {format_percent(own)} of the grey values' variance, and {turn} "
+                f"{format_percent(best)}"
             )
             remedy = (
                 "compare mask and image in sheet.png, and save the mask in the image's orientation"
             )
-            faults.append(Fault("turned", image.mask_file, found, remedy, name=image.name))
+            faults.append(Issue("turned", image.mask_file, found, remedy, name=image.name))
     return faults
 
 
-def classes(source: Source, looks: list[Look], unread: bool, redraw: Redraw) -> list[Fault]:
+def class_issues(
+    source: DataSource, looks: list[ImageStats], unread: bool, redraw: RedrawFunction
+) -> list[Issue]:
     """Return a fault for each split without images, and for each class that a split or all of them lack."""
     faults = [
-        Fault("empty", split, "no images", "put images there, or move some from another split")
+        Issue("empty", split, "no images", "put images there, or move some from another split")
         for split, names in source.splits.items()
         if not names
     ]
@@ -231,7 +242,7 @@ def classes(source: Source, looks: list[Look], unread: bool, redraw: Redraw) -> 
     for i, name in enumerate(source.classes):
         if not total[i]:
             remedy = "leave it out of data.classes (data.values renumbers the others), or add images that show it"
-            faults.append(Fault("never", name, f"class {i} has no pixel{among}", remedy))
+            faults.append(Issue("never", name, f"class {i} has no pixel{among}", remedy))
             continue
         for split, counts in images.items():
             if counts[i] or not source.splits[split]:
@@ -239,11 +250,11 @@ def classes(source: Source, looks: list[Look], unread: bool, redraw: Redraw) -> 
             elsewhere = ", ".join(f"{int(n[i])} of {s}" for s, n in images.items() if n[i])
             found = f"class {i} is in no image of {split}{among}, but in {elsewhere}"
             kind = "untrained" if split == "train" else "unscored"
-            faults.append(Fault(kind, name, found, split_remedy(looks, split, redraw)))
+            faults.append(Issue(kind, name, found, redraw_remedy(looks, split, redraw)))
     return faults
 
 
-def split_remedy(looks: list[Look], split: str, redraw: Redraw) -> str:
+def redraw_remedy(looks: list[ImageStats], split: str, redraw: RedrawFunction) -> str:
     """Return the option that brings each class into each split, or the advice to add an image."""
     present = {image.name: image.pixels > 0 for image in looks}
     every = np.any(list(present.values()), axis=0)
@@ -257,7 +268,7 @@ def split_remedy(looks: list[Look], split: str, redraw: Redraw) -> str:
     return f"bring an image that shows it into {split}"
 
 
-def whole_set(looks: list[Look]) -> list[Fault]:
+def dataset_issues(looks: list[ImageStats]) -> list[Issue]:
     """Return the faults of all images together: unused bits, palettes, grey saved as colours."""
     faults = []
     if not looks:
@@ -270,14 +281,14 @@ def whole_set(looks: list[Look]) -> list[Fault]:
         if highest > 0 and bits <= 14:
             found = f"the largest value is {highest}: {bits} bits"
             remedy = f"save them as 8-bit, or multiply by {2 ** (16 - bits)}: brightness is augmented in shares of 65535"
-            faults.append(Fault("depth", what, found, remedy))
+            faults.append(Issue("depth", what, found, remedy))
     # Palettes, or three equal channels.
     palettes = [image for image in looks if image.palette]
     if len(palettes) > len(looks) / 2:
         found = f"{len(palettes)} have a palette; {palettes[0].file} is read as {palettes[0].channels} channels"
         remedy = "if the palette only colours grey values, save those: Image.open(f) without convert, as mode L"
-        faults.append(Fault("palette", what, found, remedy))
+        faults.append(Issue("palette", what, found, remedy))
     elif all(image.grey for image in looks):
         remedy = "save one channel: read three times as fast, and the network has fewer weights"
-        faults.append(Fault("grey", what, "three channels, equal in each pixel", remedy))
+        faults.append(Issue("grey", what, "three channels, equal in each pixel", remedy))
     return faults

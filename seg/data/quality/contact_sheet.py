@@ -9,22 +9,22 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageOps
 
 from seg.data.dataset import planes_first
-from seg.data.datasets.base import Source
+from seg.data.datasets.base import DataSource
 from seg.data.image_io import read_image, read_pages
-from seg.data.quality.inspect import Look, Looks, files_of
-from seg.data.quality.issues import UNPAIRED, Fault, count, percent
+from seg.data.quality.inspect import ImageStats, Inspection, image_and_mask_files
+from seg.data.quality.issues import UNPAIRED_KINDS, Issue, count_noun, format_percent
 from seg.display import panels
 from seg.display.colors import Color, default_colors
-from seg.display.layout import EM, GAP, evenly, grid, wrapped, write
+from seg.display.layout import GAP_PX, TEXT_PX, draw_grid, draw_text_line, evenly_spaced, wrap_text
 from seg.errors import DataError
 from seg.logits import IGNORE
 
-CELL = 280  # px of a picture's longer side
-BAD, DOUBTFUL, PALE = (200, 16, 46), (214, 120, 0), (120, 120, 120)
+CELL_PX = 280  # px of a picture's longer side
+ERROR_COLOR, WARNING_COLOR, CAPTION_COLOR = (200, 16, 46), (214, 120, 0), (120, 120, 120)
 
 
-def draw(
-    source: Source, seen: Looks, faults: list[Fault], number: int, report: dict[str, Any]
+def draw_check_sheet(
+    source: DataSource, seen: Inspection, faults: list[Issue], number: int, report: dict[str, Any]
 ) -> Image.Image:
     """Draw the sheet: the shares of the classes, then images with their masks laid over.
 
@@ -36,35 +36,39 @@ def draw(
         report: content of check.json.
     """
     # Choose the images: those of the most important faults, then others.
-    first = {f.name or f.file: f for f in reversed(faults) if f.name or f.kind in UNPAIRED}
+    first = {f.name or f.file: f for f in reversed(faults) if f.name or f.kind in UNPAIRED_KINDS}
     names = [f.name or f.file for f in faults if first.get(f.name or f.file) is f][:number]
     looks = {image.name: image for image in seen.looks}
     good = [name for name in looks if name not in first]
-    names += [good[i] for i in evenly(len(good), number - len(names))]
+    names += [good[i] for i in evenly_spaced(len(good), number - len(names))]
     # Draw them below the data's name and the legend.
     root = Path(report["data"].get("root") or ".")
-    cells = [cell(source, name, looks.get(name), first.get(name), root) for name in names]
-    pages = [grid(cells, GAP)] if cells else []
-    width = max([3 * CELL, *(page.width for page in pages)])
-    strips = [panels.flow(items, width, EM) for items in header(source, report)]
-    return ImageOps.expand(panels.sheet([*strips, *pages], gap=GAP), border=2 * GAP, fill="white")
+    cells = [draw_cell(source, name, looks.get(name), first.get(name), root) for name in names]
+    pages = [draw_grid(cells, GAP_PX)] if cells else []
+    width = max([3 * CELL_PX, *(page.width for page in pages)])
+    strips = [panels.draw_items(items, width, TEXT_PX) for items in sheet_header(source, report)]
+    return ImageOps.expand(
+        panels.stack_pictures([*strips, *pages], gap=GAP_PX), border=2 * GAP_PX, fill="white"
+    )
 
 
-def header(source: Source, report: dict[str, Any]) -> list[list[panels.Item]]:
+def sheet_header(source: DataSource, report: dict[str, Any]) -> list[list[panels.LegendItem]]:
     """Return paragraphs: the data, its images and faults, and each class's share of each split."""
     splits = report["splits"]
     root = report["data"].get("root") or report["data"]["_target_"].rpartition(".")[2]
     images = ", ".join(f"{split} {facts['images']}" for split, facts in splits.items())
-    faults = f"{count(report['errors'], 'error')}, {count(report['warnings'], 'warning')}"
-    legend: list[panels.Item] = []
+    faults = f"{count_noun(report['errors'], 'error')}, {count_noun(report['warnings'], 'warning')}"
+    legend: list[panels.LegendItem] = []
     for name, color in zip(source.classes, source.colors, strict=True):
-        shares = ", ".join(f"{split} {percent(f['shares'][name])}" for split, f in splits.items())
+        shares = ", ".join(
+            f"{split} {format_percent(f['shares'][name])}" for split, f in splits.items()
+        )
         legend.append((color, f"{name}: {shares}"))
-    return [panels.words(f"{root}: {images}; {faults}. Share of the pixels:"), legend]
+    return [panels.paragraph_items(f"{root}: {images}; {faults}. Share of the pixels:"), legend]
 
 
-def cell(
-    source: Source, name: str, look: Look | None, fault: Fault | None, root: Path
+def draw_cell(
+    source: DataSource, name: str, look: ImageStats | None, fault: Issue | None, root: Path
 ) -> Image.Image:
     """Draw an image of the source, or a file without a partner, with its title and caption."""
     # The title names the file; the caption is the fault, or the most frequent classes.
@@ -73,50 +77,52 @@ def cell(
         shares = look.pixels / look.valid.clip(1)
         frequent = [i for i in np.argsort(-shares)[:3] if look.pixels[i]]
         title = look.file
-        caption = ", ".join(f"{source.classes[i]} {percent(shares[i])}" for i in frequent)
+        caption = ", ".join(f"{source.classes[i]} {format_percent(shares[i])}" for i in frequent)
     elif fault is not None:
         title = fault.file
     if fault is not None:
-        caption, color = fault.found, BAD if fault.error else DOUBTFUL
+        caption, color = fault.found, ERROR_COLOR if fault.error else WARNING_COLOR
     # The picture; hatched if the file cannot be read.
     if look is not None:
         image, mask = source.read(name)
-        _, colors = panels.shown(source.classes, source.colors, source.task == "overlapping")
-        rgb = laid_over(image, panels.picture(planes_first(mask)), colors)
-    elif fault is not None and fault.name and (files := files_of(source, name)):
-        rgb = bare(*files)
+        _, colors = panels.legend_entries(
+            source.classes, source.colors, source.task == "overlapping"
+        )
+        rgb = overlay_thumbnail(image, panels.flatten_labels(planes_first(mask)), colors)
+    elif fault is not None and fault.name and (files := image_and_mask_files(source, name)):
+        rgb = file_thumbnail(*files)
     else:
-        rgb = bare(root / name)
+        rgb = file_thumbnail(root / name)
     if rgb is None:
-        rgb = panels.colorize(np.full((CELL // 2, CELL), IGNORE, np.uint8), [])
-    return captioned(Image.fromarray(rgb), title, caption, color)
+        rgb = panels.colorize(np.full((CELL_PX // 2, CELL_PX), IGNORE, np.uint8), [])
+    return add_caption(Image.fromarray(rgb), title, caption, color)
 
 
-def captioned(picture: Image.Image, title: str, caption: str, color: Color | None) -> Image.Image:
+def add_caption(picture: Image.Image, title: str, caption: str, color: Color | None) -> Image.Image:
     """Draw a picture, framed if there is a colour, above its title and caption."""
-    lines = [title, *wrapped(caption, CELL, 4 if color else 2)]
-    strip = Image.new("RGB", (CELL, picture.height + (EM + 4) * len(lines) + 6), "white")
-    left, pen = (CELL - picture.width) // 2, ImageDraw.Draw(strip)
+    lines = [title, *wrap_text(caption, CELL_PX, 4 if color else 2)]
+    strip = Image.new("RGB", (CELL_PX, picture.height + (TEXT_PX + 4) * len(lines) + 6), "white")
+    left, pen = (CELL_PX - picture.width) // 2, ImageDraw.Draw(strip)
     strip.paste(picture, (left, 0))
     if color:
         pen.rectangle((left, 0, left + picture.width - 1, picture.height - 1), None, color, 4)
     for n, line in enumerate(lines):
-        ink = (color or PALE) if n else panels.INK
-        write(pen, (0, picture.height + 4 + n * (EM + 4)), line, ink, CELL)
+        ink = (color or CAPTION_COLOR) if n else panels.TEXT_COLOR
+        draw_text_line(pen, (0, picture.height + 4 + n * (TEXT_PX + 4)), line, ink, CELL_PX)
     return strip
 
 
-def laid_over(image: np.ndarray, mask: np.ndarray, colors: Sequence[Color]) -> np.ndarray:
+def overlay_thumbnail(image: np.ndarray, mask: np.ndarray, colors: Sequence[Color]) -> np.ndarray:
     """Return the image tinted by its mask, (H, W, 3) uint8, its longer side ``CELL`` px."""
     rgb = panels.to_rgb(image)
-    scale = CELL / max(rgb.shape[:2])
+    scale = CELL_PX / max(rgb.shape[:2])
     size = [max(1, round(side * scale)) for side in rgb.shape[1::-1]]  # width, height
     rgb = cv2.resize(rgb, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_NEAREST)
     mask = cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
-    return panels.overlay(rgb, mask, colors, alpha=0.35)
+    return panels.draw_overlay(rgb, mask, colors, alpha=0.35)
 
 
-def bare(file: Path, mask_file: Path | None = None) -> np.ndarray | None:
+def file_thumbnail(file: Path, mask_file: Path | None = None) -> np.ndarray | None:
     """Return a file's picture, with its mask's values as stored if they are few; None if it can't be read."""
     try:
         rgb = panels.to_rgb(read_image(file))
@@ -130,4 +136,4 @@ def bare(file: Path, mask_file: Path | None = None) -> np.ndarray | None:
                 index = indices
     except DataError:
         pass  # the caption has the fault
-    return laid_over(rgb, index, default_colors(8))
+    return overlay_thumbnail(rgb, index, default_colors(8))

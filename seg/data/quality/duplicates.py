@@ -5,16 +5,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from seg.data.quality.inspect import Look
-from seg.data.quality.issues import Fault
+from seg.data.quality.inspect import ImageStats
+from seg.data.quality.issues import Issue
 
-ALIKE = 0.90  # correlation of two thumbnails from which images are nearly the same
-OWN = 0.85  # the same for their differences from the mean thumbnail
-FEW = 8  # images below which that mean is not used, and ALIKE_FEW counts alone
-ALIKE_FEW = 0.95
+MIN_CORRELATION = 0.90  # correlation of two thumbnails from which images are nearly the same
+MIN_OWN_CORRELATION = 0.85  # the same for their differences from the mean thumbnail
+FEW_IMAGES = 8  # images below which that mean is not used, and ALIKE_FEW counts alone
+MIN_CORRELATION_FEW = 0.95
 
 
-class Twins(NamedTuple):
+class NearDuplicate(NamedTuple):
     """Two images that are nearly the same: their indices and the correlation of their thumbnails."""
 
     first: int
@@ -22,7 +22,7 @@ class Twins(NamedTuple):
     correlation: float
 
 
-def exact(looks: list[Look]) -> list[Fault]:
+def find_duplicates(looks: list[ImageStats]) -> list[Issue]:
     """Return a fault for each image with the pixels of an earlier one, and for each mask used twice."""
     # Images of the same pixels: with another mask, in another split, or in the same split.
     faults, same = [], defaultdict(list)
@@ -33,18 +33,18 @@ def exact(looks: list[Look]) -> list[Fault]:
             if image.mask_hash != first.mask_hash:
                 found = f"the same pixels as {first.file}, with another mask"
                 remedy = "keep the right mask, and one of the images"
-                faults.append(Fault("contradiction", image.file, found, remedy, name=image.name))
+                faults.append(Issue("contradiction", image.file, found, remedy, name=image.name))
             across = [other for other in (first, *others) if other.split != image.split]
             if across:
                 found = (
                     f"in {image.split}, the same pixels as {across[0].file} in {across[0].split}"
                 )
                 remedy = "take one of them out"
-                faults.append(Fault("leak", image.file, found, remedy, name=image.name))
+                faults.append(Issue("leak", image.file, found, remedy, name=image.name))
             else:
                 found = f"the same pixels as {first.file}"
                 remedy = "take one of them out: it counts twice"
-                faults.append(Fault("repeated", image.file, found, remedy, name=image.name))
+                faults.append(Issue("repeated", image.file, found, remedy, name=image.name))
     # One mask, of two classes or more, for different images.
     used = defaultdict(list)
     for image in looks:
@@ -52,15 +52,15 @@ def exact(looks: list[Look]) -> list[Fault]:
             used[image.mask_hash].append(image)
     for first, *others in used.values():
         for image in others:
-            related = float((image.thumb * first.thumb).sum()) > ALIKE
+            related = float((image.thumbnail * first.thumbnail).sum()) > MIN_CORRELATION
             if image.image_hash != first.image_hash and not related:
                 found = f"pixel by pixel {first.mask_file}"
                 remedy = "check whether it is a copy under the wrong name"
-                faults.append(Fault("same_mask", image.mask_file, found, remedy, name=image.name))
+                faults.append(Issue("same_mask", image.mask_file, found, remedy, name=image.name))
     return faults
 
 
-def alike(thumbs: np.ndarray) -> list[Twins]:
+def similar_pairs(thumbs: np.ndarray) -> list[NearDuplicate]:
     """Return the pairs of thumbnails (N, SIDE, SIDE) that are nearly the same, the most similar first.
 
     All images of a data set may have much in common, such as a dark rim. So their differences from the mean
@@ -68,8 +68,8 @@ def alike(thumbs: np.ndarray) -> list[Twins]:
     """
     # Differences from the mean thumbnail, of length 1.
     flat = thumbs.reshape(len(thumbs), -1)
-    mean = flat.mean(0) if len(flat) >= FEW else np.zeros_like(flat[0])
-    least = ALIKE if len(flat) >= FEW else ALIKE_FEW
+    mean = flat.mean(0) if len(flat) >= FEW_IMAGES else np.zeros_like(flat[0])
+    least = MIN_CORRELATION if len(flat) >= FEW_IMAGES else MIN_CORRELATION_FEW
     length = np.linalg.norm(flat - mean, axis=1, keepdims=True)
     own = np.where(length > 1e-4, (flat - mean) / length.clip(1e-12), 0)
     # Pairs whose thumbnails and whose differences correlate.
@@ -77,17 +77,17 @@ def alike(thumbs: np.ndarray) -> list[Twins]:
     for start in range(0, len(flat), 1024):  # a block of rows of the N x N correlations
         rows = slice(start, start + 1024)
         correlation = flat[rows] @ flat.T
-        close = (correlation >= least) & (own[rows] @ own.T >= OWN)
+        close = (correlation >= least) & (own[rows] @ own.T >= MIN_OWN_CORRELATION)
         for i, j in np.argwhere(np.triu(close, start + 1)).tolist():
-            twins.append(Twins(i + start, j, float(correlation[i, j])))
+            twins.append(NearDuplicate(i + start, j, float(correlation[i, j])))
     return sorted(twins, key=lambda pair: -pair.correlation)
 
 
-def near(looks: list[Look]) -> list[Fault]:
+def find_near_duplicates(looks: list[ImageStats]) -> list[Issue]:
     """Return a fault for each image nearly in another split, and for each group of similar images in one."""
     if len(looks) < 2:
         return []
-    pairs = alike(np.stack([image.thumb for image in looks]))
+    pairs = similar_pairs(np.stack([image.thumbnail for image in looks]))
     pairs = [p for p in pairs if looks[p.first].image_hash != looks[p.second].image_hash]
     faults, leaking, groups = [], set(), {}
     # Across splits: each image once, with the most similar one; in one split: join the groups of both.
@@ -101,24 +101,24 @@ def near(looks: list[Look]) -> list[Fault]:
             groups |= dict.fromkeys(members, members)
         elif second.name not in leaking:
             leaking.add(second.name)
-            found = f"in {second.split}, nearly {first.file} in {first.split}, {likeness(pair)}"
+            found = f"in {second.split}, nearly {first.file} in {first.split}, {format_correlation(pair)}"
             remedy = (
                 "take one out, or split so that a sequence or specimen stays together: data.group_by, "
                 "data.blocks=true, or folders"
             )
-            faults.append(Fault("near_leak", second.file, found, remedy, name=second.name))
+            faults.append(Issue("near_leak", second.file, found, remedy, name=second.name))
     # One fault per group, with its most similar pair.
     for members in {id(m): m for m in groups.values()}.values():
         first, *others = (looks[i] for i in sorted(members))
         closest = next(p for p in pairs if {p.first, p.second} <= members)
         rest = f" and {len(others) - 2} more" if others[2:] else ""
         listed = ", ".join(image.file for image in others[:2])
-        found = f"in {first.split}, nearly {listed}{rest}, {likeness(closest)}"
+        found = f"in {first.split}, nearly {listed}{rest}, {format_correlation(closest)}"
         remedy = "they count several times; keep them in one split when the splits are drawn anew"
-        faults.append(Fault("near_repeated", first.file, found, remedy, name=first.name))
+        faults.append(Issue("near_repeated", first.file, found, remedy, name=first.name))
     return faults
 
 
-def likeness(pair: Twins) -> str:
+def format_correlation(pair: NearDuplicate) -> str:
     """Return the correlation of two images as text."""
     return f"correlation {pair.correlation:.3f}"

@@ -10,17 +10,17 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from seg.data.datasets.base import Source
+from seg.data.datasets.base import DataSource
 from seg.data.datasets.folder import Folder
-from seg.data.masks import class_pixels
-from seg.data.quality.issues import Fault, relative, told
-from seg.data.tiff import TIFF
+from seg.data.masks import count_class_pixels
+from seg.data.quality.issues import Issue, issue_from_error, relative_paths
+from seg.data.tiff import TIFF_SUFFIXES
 from seg.errors import DataError
 from seg.logits import IGNORE
 
-ENOUGH = 2**23  # pixels of an image, evenly spaced, where not all are needed
-SIDE = 32  # px of a thumbnail
-TURNS = {  # of arrays (H, W)
+INSPECTED_PIXELS = 2**23  # pixels of an image, evenly spaced, where not all are needed
+THUMBNAIL_PX = 32  # px of a thumbnail
+ORIENTATIONS = {  # of arrays (H, W)
     "": lambda a: a,
     "mirrored": lambda a: a[:, ::-1],
     "upside down": lambda a: a[::-1],
@@ -33,7 +33,7 @@ TURNS = {  # of arrays (H, W)
 
 
 @dataclass(frozen=True)
-class Look:
+class ImageStats:
     """Statistics of one image and its mask.
 
     Attributes:
@@ -76,35 +76,37 @@ class Look:
     ignored: float
     image_hash: bytes
     mask_hash: bytes
-    thumb: np.ndarray
+    thumbnail: np.ndarray
     fits: dict[str, tuple[float, float]]
     jumps: float
-    flat: list[float] | None
+    constant: list[float] | None
     grey: bool
     palette: bool
 
 
-class Looks(NamedTuple):
+class Inspection(NamedTuple):
     """Statistics of all images that could be read, and a fault for each of the others."""
 
-    looks: list[Look]
-    faults: list[Fault]
+    looks: list[ImageStats]
+    faults: list[Issue]
 
 
-def look_at_all(source: Source, names: Iterable[tuple[str, str]], root: Path | None) -> Looks:
+def inspect_all(
+    source: DataSource, names: Iterable[tuple[str, str]], root: Path | None
+) -> Inspection:
     """Read each (split, name) of a source; paths in messages are relative to ``root``."""
     looks, faults = [], []
     for split, name in names:
         try:
             image, mask = source.read(name)
         except DataError as error:
-            faults.append(replace(told(error, root), name=name))
+            faults.append(replace(issue_from_error(error, root), name=name))
             continue
-        looks.append(look(source, split, name, image, mask, root))
-    return Looks(looks, faults)
+        looks.append(inspect_image(source, split, name, image, mask, root))
+    return Inspection(looks, faults)
 
 
-def files_of(source: Source, name: str) -> tuple[Path, Path] | None:
+def image_and_mask_files(source: DataSource, name: str) -> tuple[Path, Path] | None:
     """Return the files of an image and its mask, if each has its own."""
     if not isinstance(source, Folder):
         return None
@@ -112,15 +114,15 @@ def files_of(source: Source, name: str) -> tuple[Path, Path] | None:
     return pair.image, pair.mask
 
 
-def look(
-    source: Source,
+def inspect_image(
+    source: DataSource,
     split: str,
     name: str,
     image: np.ndarray,
     mask: np.ndarray,
     root: Path | None,
     heuristics: bool = True,
-) -> Look:
+) -> ImageStats:
     """Return the statistics of an image and its mask.
 
     Args:
@@ -133,45 +135,47 @@ def look(
         heuristics: whether to compute ``fits`` and ``jumps``.
     """
     # Evenly spaced pixels are enough for most statistics of a large image.
-    files, num_classes = files_of(source, name), len(source.classes)
+    files, num_classes = image_and_mask_files(source, name), len(source.classes)
     valid = np.broadcast_to((mask != IGNORE).sum((0, 1)), num_classes)
-    step = max(1, round((mask.shape[0] * mask.shape[1] / ENOUGH) ** 0.5))
+    step = max(1, round((mask.shape[0] * mask.shape[1] / INSPECTED_PIXELS) ** 0.5))
     thinned = image[::step, ::step]
     grey = thinned[..., : min(3, image.shape[2])].mean(-1, dtype=np.float32)
-    return Look(
+    return ImageStats(
         name, split,
-        file=relative(str(files[0]), root) if files else name,
-        mask_file=relative(str(files[1]), root) if files else f"mask of {name}",
+        file=relative_paths(str(files[0]), root) if files else name,
+        mask_file=relative_paths(str(files[1]), root) if files else f"mask of {name}",
         shape=(image.shape[0], image.shape[1]),
         channels=image.shape[2],
         dtype=str(image.dtype),
         value_range=(float(image.min()), float(image.max())),
         mean=float(image.mean(dtype=np.float64)),
         sd=float(thinned.std(dtype=np.float64)),
-        pixels=class_pixels(mask, num_classes),
+        pixels=count_class_pixels(mask, num_classes),
         valid=valid,
         ignored=float(1 - (valid / np.prod(mask.shape[:2])).mean()),
-        image_hash=fingerprint(image),
-        mask_hash=fingerprint(mask),
-        thumb=thumbnail(grey),
+        image_hash=hash_pixels(image),
+        mask_hash=hash_pixels(mask),
+        thumbnail=make_thumbnail(grey),
         fits=orientation_fits(grey, mask[::step, ::step]) if heuristics else {},
         jumps=jump_share(image[:, : image.shape[1] // step]) if heuristics else 0.0,
-        flat=image[0, 0].tolist() if (thinned == thinned[:1, :1]).all() else None,
+        constant=image[0, 0].tolist() if (thinned == thinned[:1, :1]).all() else None,
         grey=image.shape[2] == 3 and bool((thinned == thinned[..., :1]).all()),
         palette=files is not None and has_palette(files[0]),
     )  # fmt: skip
 
 
-def fingerprint(pixels: np.ndarray) -> bytes:
+def hash_pixels(pixels: np.ndarray) -> bytes:
     """Return a hash of an array's type, shape and values."""
     digest = hashlib.blake2b(f"{pixels.dtype} {pixels.shape}".encode(), digest_size=16)
     digest.update(np.ascontiguousarray(pixels).data)
     return digest.digest()
 
 
-def thumbnail(grey: np.ndarray) -> np.ndarray:
+def make_thumbnail(grey: np.ndarray) -> np.ndarray:
     """Return (H, W) as (SIDE, SIDE) float32 of mean 0 and length 1; 0 if there is no contrast."""
-    small = cv2.resize(grey.astype(np.float32), (SIDE, SIDE), interpolation=cv2.INTER_AREA)
+    small = cv2.resize(
+        grey.astype(np.float32), (THUMBNAIL_PX, THUMBNAIL_PX), interpolation=cv2.INTER_AREA
+    )
     small, highest = small - small.mean(), np.abs(small).max()
     length = np.linalg.norm(small)
     return small / length if length > 1e-5 * highest else np.zeros_like(small)
@@ -188,15 +192,15 @@ def orientation_fits(grey: np.ndarray, mask: np.ndarray) -> dict[str, tuple[floa
     coarse = mask[step // 2 :: step, step // 2 :: step][: size[0], : size[1]]
     slope = np.hypot(cv2.Sobel(small, cv2.CV_32F, 1, 0), cv2.Sobel(small, cv2.CV_32F, 0, 1))
     # Each orientation of the mask that keeps its size.
-    turned = {turn: np.ascontiguousarray(move(coarse)) for turn, move in TURNS.items()}
+    turned = {turn: np.ascontiguousarray(move(coarse)) for turn, move in ORIENTATIONS.items()}
     return {
-        turn: (explained(small, moved), steepness(slope, moved))
+        turn: (explained_variance(small, moved), border_slope(slope, moved))
         for turn, moved in turned.items()
         if moved.shape == small.shape
     }
 
 
-def steepness(slope: np.ndarray, mask: np.ndarray) -> float:
+def border_slope(slope: np.ndarray, mask: np.ndarray) -> float:
     """Return the mean slope at the mask's borders over that of the whole image; 0 without borders."""
     edge = np.zeros(mask.shape, bool)
     edge[:-1] |= mask[:-1] != mask[1:]
@@ -204,7 +208,7 @@ def steepness(slope: np.ndarray, mask: np.ndarray) -> float:
     return float(slope[edge].mean() / max(slope.mean(), 1e-9)) if edge.any() else 0.0
 
 
-def explained(grey: np.ndarray, mask: np.ndarray) -> float:
+def explained_variance(grey: np.ndarray, mask: np.ndarray) -> float:
     """Return between-class variance over total variance, of the pixels that are not ignored."""
     classes, values = mask.ravel(), grey.ravel().astype(np.float64)
     sums = [np.bincount(classes, power, IGNORE + 1)[:IGNORE] for power in (None, values, values**2)]
@@ -229,7 +233,7 @@ def jump_share(image: np.ndarray) -> float:
 
 def has_palette(file: Path) -> bool:
     """Return whether an image file, other than a TIFF, has a palette."""
-    if file.suffix.lower() in TIFF:
+    if file.suffix.lower() in TIFF_SUFFIXES:
         return False
     with Image.open(file) as image:
         return image.mode == "P"

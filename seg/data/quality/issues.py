@@ -10,7 +10,7 @@ from typing import NamedTuple
 from seg.errors import DataError
 
 
-class Kind(NamedTuple):
+class IssueKind(NamedTuple):
     """Kind of fault: its heading, whether it is an error (else a warning), and what is required instead."""
 
     heading: str
@@ -18,43 +18,43 @@ class Kind(NamedTuple):
     expected: str
 
 
-KINDS = {  # the most important first
-    "unreadable": Kind("files that can't be read", True, "a whole image file"),
-    "no_mask": Kind("images without a mask", True, "a mask of that name"),
-    "no_image": Kind("masks without an image", True, "an image of that name"),
-    "same_name": Kind("files of one name", True, "a name of its own"),
-    "pixels": Kind("images whose pixels can't be used", True, "finite numbers"),
-    "size": Kind("masks of another size than their image", True, "the same height and width"),
-    "colours": Kind("masks whose colours nobody declared", True, "one class index a pixel, or declared colours"),
-    "noise": Kind("masks with JPEG noise", True, "only the values declared"),
-    "values": Kind("mask values that nobody declared", True, "only the values declared"),
-    "other": Kind("files that aren't what the data's config says", True, "see the remedy"),
-    "unlike": Kind("images unlike the others", True, "one type and number of channels"),
-    "empty": Kind("splits without images", True, "at least one image"),
-    "ignored": Kind("masks that are ignored altogether", True, "at least one pixel of a class"),
-    "never": Kind("classes that never occur", True, "at least one pixel"),
-    "untrained": Kind("classes that the training split lacks", True, "at least one training image"),
-    "contradiction": Kind("one image with two masks", True, "one mask for the same pixels"),
-    "leak": Kind("the same image in two splits", True, "no image in two splits"),
-    "turned": Kind("masks that fit their image better when turned", False, "the image's own orientation"),
-    "low_byte": Kind("8 bits of a 16-bit image", False, "neighbours that differ little"),
-    "near_leak": Kind("nearly the same image in two splits", False, "no image in two splits"),
-    "same_mask": Kind("different images with the very same mask", False, "a mask for each image"),
-    "unscored": Kind("classes that a scored split lacks", False, "each class in each split"),
-    "repeated": Kind("the same image twice in a split", False, "each image once"),
-    "near_repeated": Kind("nearly the same images in a split", False, "each image once"),
-    "depth": Kind("16-bit images that use fewer bits", False, "values up to 65535"),
-    "flat": Kind("images without contrast", False, "pixels of different values"),
-    "palette": Kind("palette images read as their colours", False, "grey values or true colours"),
-    "grey": Kind("grey images saved as colours", False, "one channel"),
+ISSUE_KINDS = {  # the most important first
+    "unreadable": IssueKind("files that can't be read", True, "a whole image file"),
+    "no_mask": IssueKind("images without a mask", True, "a mask of that name"),
+    "no_image": IssueKind("masks without an image", True, "an image of that name"),
+    "same_name": IssueKind("files of one name", True, "a name of its own"),
+    "pixels": IssueKind("images whose pixels can't be used", True, "finite numbers"),
+    "size": IssueKind("masks of another size than their image", True, "the same height and width"),
+    "colours": IssueKind("masks whose colours nobody declared", True, "one class index a pixel, or declared colours"),
+    "noise": IssueKind("masks with JPEG noise", True, "only the values declared"),
+    "values": IssueKind("mask values that nobody declared", True, "only the values declared"),
+    "other": IssueKind("files that aren't what the data's config says", True, "see the remedy"),
+    "unlike": IssueKind("images unlike the others", True, "one type and number of channels"),
+    "empty": IssueKind("splits without images", True, "at least one image"),
+    "ignored": IssueKind("masks that are ignored altogether", True, "at least one pixel of a class"),
+    "never": IssueKind("classes that never occur", True, "at least one pixel"),
+    "untrained": IssueKind("classes that the training split lacks", True, "at least one training image"),
+    "contradiction": IssueKind("one image with two masks", True, "one mask for the same pixels"),
+    "leak": IssueKind("the same image in two splits", True, "no image in two splits"),
+    "turned": IssueKind("masks that fit their image better when turned", False, "the image's own orientation"),
+    "low_byte": IssueKind("8 bits of a 16-bit image", False, "neighbours that differ little"),
+    "near_leak": IssueKind("nearly the same image in two splits", False, "no image in two splits"),
+    "same_mask": IssueKind("different images with the very same mask", False, "a mask for each image"),
+    "unscored": IssueKind("classes that a scored split lacks", False, "each class in each split"),
+    "repeated": IssueKind("the same image twice in a split", False, "each image once"),
+    "near_repeated": IssueKind("nearly the same images in a split", False, "each image once"),
+    "depth": IssueKind("16-bit images that use fewer bits", False, "values up to 65535"),
+    "flat": IssueKind("images without contrast", False, "pixels of different values"),
+    "palette": IssueKind("palette images read as their colours", False, "grey values or true colours"),
+    "grey": IssueKind("grey images saved as colours", False, "one channel"),
 }  # fmt: skip
-ORDER = list(KINDS)
-UNPAIRED = ("no_mask", "no_image", "same_name")  # kinds of files that a check leaves out
-COPY_AGAIN = "copy it again from its origin, or take it and its pair out"
+KINDS_BY_IMPORTANCE = list(ISSUE_KINDS)
+UNPAIRED_KINDS = ("no_mask", "no_image", "same_name")  # kinds of files that a check leaves out
+COPY_REMEDY = "copy it again from its origin, or take it and its pair out"
 
 
 @dataclass(frozen=True)
-class Fault:
+class Issue:
     """One finding.
 
     Attributes:
@@ -76,40 +76,40 @@ class Fault:
     @property
     def error(self) -> bool:
         """True for an error, False for a warning."""
-        return KINDS[self.kind].error
+        return ISSUE_KINDS[self.kind].error
 
     @property
-    def right(self) -> str:
+    def requirement(self) -> str:
         """Requirement that is not met."""
-        return self.expected or KINDS[self.kind].expected
+        return self.expected or ISSUE_KINDS[self.kind].expected
 
     def line(self) -> str:
         """Return the fault in one line."""
         return f"{self.file}: {self.found}; {self.remedy}"
 
 
-def told(error: DataError, root: Path | None) -> Fault:
+def issue_from_error(error: DataError, root: Path | None) -> Issue:
     """Return a source's error as a fault whose paths are relative to ``root``."""
     file, found, remedy = error.file, error.found, error.remedy
     if not file:  # an error without fields: FILE: FOUND; REMEDY
-        file, _, line = relative(str(error), root).partition(": ")
+        file, _, line = relative_paths(str(error), root).partition(": ")
         found, _, remedy = line.partition("; ")
     if not remedy:
-        remedy = COPY_AGAIN if error.kind == "unreadable" else "see the guide to data"
-    texts = (relative(text, root) for text in (file, found, remedy, error.expected))
-    return Fault(error.kind, *texts)
+        remedy = COPY_REMEDY if error.kind == "unreadable" else "see the guide to data"
+    texts = (relative_paths(text, root) for text in (file, found, remedy, error.expected))
+    return Issue(error.kind, *texts)
 
 
-def relative(text: str, root: Path | None) -> str:
+def relative_paths(text: str, root: Path | None) -> str:
     """Return a message with the paths below ``root`` relative to it."""
     return text if root is None or root == Path() else text.replace(f"{root}/", "")
 
 
-def count(number: int, noun: str) -> str:
+def count_noun(number: int, noun: str) -> str:
     """Return a number with its noun, ``1 image`` or ``2 images``."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def percent(share: float) -> str:
+def format_percent(share: float) -> str:
     """Return 0.12345 as ``12.3 %``; a positive share is never ``0.0 %``."""
     return "<0.1 %" if 0 < share < 0.0005 else f"{100 * share:.1f} %"

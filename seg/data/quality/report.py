@@ -10,38 +10,42 @@ from omegaconf import DictConfig
 from rich.markup import escape
 from rich.table import Table
 
-from seg.cli.compose import plain
-from seg.data.datasets.base import Source
+from seg.cli.compose import plain_config
+from seg.data.datasets.base import DataSource
 from seg.data.datasets.folder import Folder
-from seg.data.quality.inspect import Look, Looks
-from seg.data.quality.issues import KINDS, Fault, count, percent
+from seg.data.quality.inspect import ImageStats, Inspection
+from seg.data.quality.issues import ISSUE_KINDS, Issue, count_noun, format_percent
 
 log = logging.getLogger("seg")
-LISTED = 10  # faults of a kind that the terminal shows; check.json has all
+MAX_LISTED = 10  # faults of a kind that the terminal shows; check.json has all
 
 
-def record(cfg: DictConfig, source: Source, seen: Looks, faults: list[Fault]) -> dict[str, Any]:
+def build_report(
+    cfg: DictConfig, source: DataSource, seen: Inspection, faults: list[Issue]
+) -> dict[str, Any]:
     """Return the content of check.json as plain values."""
     splits = {
-        split: of_split(source, [image for image in seen.looks if image.split == split], names)
+        split: describe_split(
+            source, [image for image in seen.looks if image.split == split], names
+        )
         for split, names in source.splits.items()
     }
     return {
-        "data": plain(cfg.data),
+        "data": plain_config(cfg.data),
         "errors": sum(fault.error for fault in faults),
         "warnings": sum(not fault.error for fault in faults),
         "classes": list(source.classes),
         "splits": splits,
         "faults": [
-            {"severity": "error" if f.error else "warning", "kind": f.kind, "what": KINDS[f.kind].heading,
-             "file": f.file, "found": f.found, "expected": f.right, "remedy": f.remedy}
+            {"severity": "error" if f.error else "warning", "kind": f.kind, "what": ISSUE_KINDS[f.kind].heading,
+             "file": f.file, "found": f.found, "expected": f.requirement, "remedy": f.remedy}
             for f in faults
         ],
-        "images": [of_image(source, image) for image in seen.looks],
+        "images": [describe_image(source, image) for image in seen.looks],
     }  # fmt: skip
 
 
-def of_split(source: Source, looks: list[Look], names: list[str]) -> dict[str, Any]:
+def describe_split(source: DataSource, looks: list[ImageStats], names: list[str]) -> dict[str, Any]:
     """Return the statistics of a split; shares are of its pixels without ignored ones."""
     # Mean and deviation of the split from those of its images, weighted by their pixels.
     sizes = Counter(image.shape for image in looks)
@@ -72,7 +76,7 @@ def of_split(source: Source, looks: list[Look], names: list[str]) -> dict[str, A
     }
 
 
-def of_image(source: Source, image: Look) -> dict[str, Any]:
+def describe_image(source: DataSource, image: ImageStats) -> dict[str, Any]:
     """Return the statistics of an image."""
     return {
         "name": image.name,
@@ -90,30 +94,30 @@ def of_image(source: Source, image: Look) -> dict[str, Any]:
     }
 
 
-def tell(
-    source: Source, report: dict[str, Any], faults: list[Fault], output: Path, drawn: bool
+def print_report(
+    source: DataSource, report: dict[str, Any], faults: list[Issue], output: Path, drawn: bool
 ) -> None:
     """Print the tables, the faults by kind and remedy, and where the results lie."""
     log.info("", extra={"table": split_table(report["splits"])})
-    log.info("", extra={"table": class_table(source, report["splits"])})
+    log.info("", extra={"table": class_share_table(source, report["splits"])})
     # Faults of one kind and remedy together.
-    groups: dict[tuple, list[Fault]] = {}
+    groups: dict[tuple, list[Issue]] = {}
     for fault in faults:
-        groups.setdefault((fault.kind, fault.right, fault.remedy), []).append(fault)
+        groups.setdefault((fault.kind, fault.requirement, fault.remedy), []).append(fault)
     for (kind, right, remedy), members in groups.items():
-        severity = "error" if KINDS[kind].error else "warning"
-        log.info(f"{severity}: {KINDS[kind].heading} ({len(members)})")
-        for fault in members[:LISTED]:
+        severity = "error" if ISSUE_KINDS[kind].error else "warning"
+        log.info(f"{severity}: {ISSUE_KINDS[kind].heading} ({len(members)})")
+        for fault in members[:MAX_LISTED]:
             log.info(f"  {fault.file}: {fault.found}")
-        if members[LISTED:]:
-            log.info(f"  ... and {len(members) - LISTED} more")
+        if members[MAX_LISTED:]:
+            log.info(f"  ... and {len(members) - MAX_LISTED} more")
         log.info(f"  expected: {right}")
         log.info(f"  remedy:   {remedy}")
     # Summary and files.
     images = sum(split["images"] for split in report["splits"].values())
     log.info(
-        f"{count(report['errors'], 'error')} and {count(report['warnings'], 'warning')} in "
-        f"{count(images, 'image')}, {report['seconds']:.1f} s"
+        f"{count_noun(report['errors'], 'error')} and {count_noun(report['warnings'], 'warning')} in "
+        f"{count_noun(images, 'image')}, {report['seconds']:.1f} s"
     )
     pictures = f", pictures {output / 'sheet.png'}" if drawn else ""
     log.info(f"numbers {output / 'check.json'}{pictures}")
@@ -131,16 +135,16 @@ def split_table(splits: dict[str, dict[str, Any]]) -> Table:
         table.add_row(
             escape(split),
             f"{facts['images']}{unread if facts['read'] < facts['images'] else ''}",
-            several(facts["sizes"]),
-            several(facts["types"]),
+            format_counts(facts["sizes"]),
+            format_counts(facts["types"]),
             "-" if low is None else f"{low:.4g}..{high:.5g}",
             "-" if low is None else f"{facts['mean']:.4g} +- {facts['sd']:.3g}",
-            percent(facts["ignored"]),
+            format_percent(facts["ignored"]),
         )
     return table
 
 
-def several(counts: dict[str, int]) -> str:
+def format_counts(counts: dict[str, int]) -> str:
     """Return the only value, or the three most frequent values with their numbers."""
     if len(counts) < 2:
         return next(iter(counts), "-")
@@ -148,7 +152,7 @@ def several(counts: dict[str, int]) -> str:
     return f"{frequent}{', ...' if len(counts) > 3 else ''}"
 
 
-def class_table(source: Source, splits: dict[str, dict[str, Any]]) -> Table:
+def class_share_table(source: DataSource, splits: dict[str, dict[str, Any]]) -> Table:
     """Return a table with a row per class: values on disk, share of pixels and images in each split."""
     table = Table(title="classes", title_justify="left", header_style="bold")
     table.add_column(
@@ -163,13 +167,13 @@ def class_table(source: Source, splits: dict[str, dict[str, Any]]) -> Table:
     for i, name in enumerate(source.classes):
         cells = []
         for facts in splits.values():
-            cells += [percent(facts["shares"][name]), str(facts["images_with"][name])]
+            cells += [format_percent(facts["shares"][name]), str(facts["images_with"][name])]
         bar = "\u2588" * round(10 * first["shares"][name])
-        table.add_row(escape(name), values_of(source, i), *cells, bar)
+        table.add_row(escape(name), values_on_disk(source, i), *cells, bar)
     return table
 
 
-def values_of(source: Source, index: int) -> str:
+def values_on_disk(source: DataSource, index: int) -> str:
     """Return the values on disk of a class, if the source declares them."""
     if not isinstance(source, Folder):
         return str(index)

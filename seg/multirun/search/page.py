@@ -13,13 +13,13 @@ from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial, TrialState
 from plotly.offline import get_plotlyjs
 
-from seg.multirun.search.space import Axis, short_names
-from seg.multirun.search.study import direction
+from seg.multirun.search.space import SearchDimension, short_names
+from seg.multirun.search.study import objective_direction
 
-ENOUGH = 10  # trials needed for importances
-FRONT = 3  # maximal number of objectives in one Pareto plot
+MIN_IMPORTANCE_TRIALS = 10  # trials needed for importances
+MAX_FRONT_OBJECTIVES = 3  # maximal number of objectives in one Pareto plot
 BLUE, GREY, RED = "#1f5fa8", "#b8bcc4", "#c81027"
-PAGE = """<!doctype html>
+PAGE_TEMPLATE = """<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
@@ -47,7 +47,9 @@ code { display: block; background: #f2f4f7; padding: .6rem .8rem; border-radius:
 """
 
 
-def page(study: optuna.Study, axes: list[Axis], objectives: list[str], command: str) -> str:
+def render_search_page(
+    study: optuna.Study, axes: list[SearchDimension], objectives: list[str], command: str
+) -> str:
     """Render the page of a study with at least one completed trial.
 
     Args:
@@ -60,17 +62,17 @@ def page(study: optuna.Study, axes: list[Axis], objectives: list[str], command: 
         HTML.
     """
     plots = [
-        {"title": title, "text": text, "html": html(figure)}
-        for title, text, figure in figures(study, axes, objectives)
+        {"title": title, "text": text, "html": figure_html(figure)}
+        for title, text, figure in study_figures(study, axes, objectives)
     ]
-    template = jinja2.Environment(autoescape=True).from_string(PAGE)
+    template = jinja2.Environment(autoescape=True).from_string(PAGE_TEMPLATE)
     return template.render(
-        title=study.study_name, facts=facts(study, objectives), command=command, plots=plots,
+        title=study.study_name, facts=describe_study(study, objectives), command=command, plots=plots,
         script=get_plotlyjs(),
     )  # fmt: skip
 
 
-def html(figure: go.Figure) -> str:
+def figure_html(figure: go.Figure) -> str:
     """Convert a plot to HTML, without plotly's script, which the page contains once."""
     figure.update_layout(
         title=None, template="plotly_white", height=figure.layout.height or 460,
@@ -83,7 +85,7 @@ def html(figure: go.Figure) -> str:
     return figure.to_html(full_html=False, include_plotlyjs=False, config={"displaylogo": False})
 
 
-def facts(study: optuna.Study, objectives: list[str]) -> str:
+def describe_study(study: optuna.Study, objectives: list[str]) -> str:
     """Describe a study in one line: number of trials by outcome, and the best value."""
     states = [trial.state for trial in study.get_trials(deepcopy=False)]
     named = {
@@ -100,7 +102,7 @@ def facts(study: optuna.Study, objectives: list[str]) -> str:
     return f"{len(states)} trials: {outcomes}; {best}"
 
 
-def importances(study: optuna.Study) -> dict[str, float]:
+def option_importances(study: optuna.Study) -> dict[str, float]:
     """Compute the importance of each option: its share of the variance of the first objective, by fANOVA.
 
     Hutter et al., ICML 2014. Optuna's default, PED-ANOVA, attributes nearly everything to a continuous option even
@@ -109,8 +111,8 @@ def importances(study: optuna.Study) -> dict[str, float]:
     Returns:
         Option -> share in 0..1; empty with fewer than ``ENOUGH`` trials, or a single option.
     """
-    whole = with_pruned(study)
-    if len(whole.trials) < ENOUGH or len(whole.trials[0].params) < 2:
+    whole = include_pruned(study)
+    if len(whole.trials) < MIN_IMPORTANCE_TRIALS or len(whole.trials[0].params) < 2:
         return {}
     shares = get_param_importances(
         whole, evaluator=FanovaImportanceEvaluator(seed=0), target=value_at(0)
@@ -118,7 +120,7 @@ def importances(study: optuna.Study) -> dict[str, float]:
     return {name: float(share) for name, share in shares.items()}
 
 
-def with_pruned(study: optuna.Study) -> optuna.Study:
+def include_pruned(study: optuna.Study) -> optuna.Study:
     """Copy the study in memory with pruned trials counted by their last score, so that importances include them."""
     whole = optuna.create_study(directions=study.directions, study_name=study.study_name)
     for trial in study.get_trials(states=(TrialState.COMPLETE, TrialState.PRUNED)):
@@ -128,8 +130,8 @@ def with_pruned(study: optuna.Study) -> optuna.Study:
     return whole
 
 
-def figures(
-    study: optuna.Study, axes: list[Axis], objectives: list[str]
+def study_figures(
+    study: optuna.Study, axes: list[SearchDimension], objectives: list[str]
 ) -> list[tuple[str, str, go.Figure]]:
     """Build the plots of a study, the most important first.
 
@@ -137,9 +139,9 @@ def figures(
         Title, explanation and figure of each.
     """
     # Pareto front of several objectives.
-    several, whole = len(objectives) > 1, with_pruned(study)
+    several, whole = len(objectives) > 1, include_pruned(study)
     plots = []
-    if several and len(objectives) <= FRONT:
+    if several and len(objectives) <= MAX_FRONT_OBJECTIVES:
         front = visualization.plot_pareto_front(study, target_names=objectives)
         text = (
             "Each point is a trial; no trial is better in all objectives than those shown in red."
@@ -148,7 +150,7 @@ def figures(
     # History, slices and parallel coordinates of each objective.
     for position, objective in enumerate(objectives):
         target = value_at(position) if several else None
-        better = "higher" if direction(objective) == "maximize" else "lower"
+        better = "higher" if objective_direction(objective) == "maximize" else "lower"
         suffix = f": {objective}" if several else ""
         if not several:
             history = visualization.plot_optimization_history(study, target_name=objective)
@@ -164,12 +166,12 @@ def figures(
             text = "Each line is a trial; drag along an axis to select some."
             plots.append((f"Options together{suffix}", text, lines))
     # Importances come second, learning curves last.
-    if shares := importances(study):
+    if shares := option_importances(study):
         text = f"Share of each option by itself in the variance of {objectives[0]} (fANOVA); unreliable with few trials."
-        plots.insert(1, ("Importance", text, bars(shares, axes)))
+        plots.insert(1, ("Importance", text, importance_bars(shares, axes)))
     if any(t.intermediate_values for t in study.get_trials(deepcopy=False)):
         text = f"{objectives[0]} after each epoch: pruned trials in grey, the best trial in red."
-        plots.append(("Learning curves", text, courses(study, objectives[0])))
+        plots.append(("Learning curves", text, learning_curves(study, objectives[0])))
     return plots
 
 
@@ -177,7 +179,7 @@ def value_at(position: int) -> Callable[[FrozenTrial], float]:
     return lambda trial: (trial.values or [])[position]
 
 
-def bars(shares: dict[str, float], axes: list[Axis]) -> go.Figure:
+def importance_bars(shares: dict[str, float], axes: list[SearchDimension]) -> go.Figure:
     """Draw a bar per option, the longest on top."""
     short = short_names(axes)
     names = [short[name] for name in reversed(shares)]
@@ -187,7 +189,7 @@ def bars(shares: dict[str, float], axes: list[Axis]) -> go.Figure:
     return figure.update_xaxes(title="share, %", range=[0, 105])
 
 
-def courses(study: optuna.Study, objective: str) -> go.Figure:
+def learning_curves(study: optuna.Study, objective: str) -> go.Figure:
     """Draw a line per trial: its score after each epoch."""
     best = study.best_trial.number
     figure = go.Figure()

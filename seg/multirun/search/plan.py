@@ -9,26 +9,32 @@ import torch
 from hydra.core.override_parser.types import Quote, QuotedString
 from omegaconf import DictConfig
 
-from seg.cli.compose import build, checked, composed, parse, plain
-from seg.cli.conf_files import nearest, shown
+from seg.cli.compose import (
+    compose_checked,
+    compose_config,
+    instantiate_node,
+    parse_overrides,
+    plain_config,
+)
+from seg.cli.conf_files import did_you_mean, format_option_value
 from seg.data.datamodule import DataModule
 from seg.errors import UserError
-from seg.hardware import one_device
-from seg.multirun.folds import as_json, flat
-from seg.multirun.search.space import Axis, axes, is_search, short_names
-from seg.multirun.search.study import MEASURED
+from seg.hardware import uses_one_device
+from seg.multirun.folds import dotted_leaves, to_json_value
+from seg.multirun.search.space import SearchDimension, axes, is_searched, short_names
+from seg.multirun.search.study import MEASURED_OBJECTIVES
 from seg.runs import folder, run_info
-from seg.training.build import open_data
+from seg.training.build import build_data
 
-OWN = (  # not options of seg.train
+SEARCH_OPTIONS = (  # not options of seg.train
     "search", "trials", "sampler", "pruner", "objectives", "timeout", "name", "outputs", "storage",
 )  # fmt: skip
-FREE = (  # options of seg.train that do not affect the scores
-    *run_info.FREE, "loader.workers", "loader.memory", "loader.cache",
+NEUTRAL_TRIAL_OPTIONS = (  # options of seg.train that do not affect the scores
+    *run_info.NEUTRAL_OPTIONS, "loader.workers", "loader.memory", "loader.cache",
 )  # fmt: skip
 
 
-class Plan(NamedTuple):
+class SearchPlan(NamedTuple):
     """Checked plan of a search.
 
     Attributes:
@@ -43,7 +49,7 @@ class Plan(NamedTuple):
     cfg: DictConfig
     name: str
     fixed: list[str]
-    axes: list[Axis]
+    axes: list[SearchDimension]
     data: DataModule
     settings: dict[str, Any]
 
@@ -57,7 +63,7 @@ class Plan(NamedTuple):
         }
 
 
-def planned(words: Sequence[str]) -> Plan:
+def plan_search(words: Sequence[str]) -> SearchPlan:
     """Build the plan of a command line.
 
     Args:
@@ -67,30 +73,32 @@ def planned(words: Sequence[str]) -> Plan:
         UserError: if an option is wrong, a searched one at any of its limits included.
     """
     # Separate the options of the search from those of the trainings.
-    line = gathered(words)
-    cfg = checked("tune", line)
-    check_request(cfg)
-    fixed = [w for w in line if root(parse([w])[0].key_or_group) not in OWN]
+    line = gather_searched(words)
+    cfg = compose_checked("tune", line)
+    check_search_options(cfg)
+    fixed = [
+        w for w in line if key_root(parse_overrides([w])[0].key_or_group) not in SEARCH_OPTIONS
+    ]
     searched = axes(cfg.search)
     check_axes(searched, fixed)
     # Compose a trial at the limits of each searched option.
     firsts = [axis.word(axis.samples()[0]) for axis in searched]
-    base = tried([*fixed, *firsts], searched[0])
+    base = compose_trial([*fixed, *firsts], searched[0])
     for number, axis in enumerate(searched):
         others = firsts[:number] + firsts[number + 1 :]
         for value in axis.samples()[1:]:
-            tried([*fixed, *others, axis.word(value)], axis)
+            compose_trial([*fixed, *others, axis.word(value)], axis)
     # Record the settings of the trainings, and check the objectives on their data.
-    _, _, choices = composed("train", [*fixed, *firsts])
-    settings = dict(flat(as_json(plain(base))))
-    settings = {k: v for k, v in settings.items() if not within(k, FREE)}
-    data = open_data(base)
+    _, _, choices = compose_config("train", [*fixed, *firsts])
+    settings = dict(dotted_leaves(to_json_value(plain_config(base))))
+    settings = {k: v for k, v in settings.items() if not is_within(k, NEUTRAL_TRIAL_OPTIONS)}
+    data = build_data(base)
     check_objectives(list(cfg.objectives), base, data)
-    name = str(cfg.name or named(searched, choices))
-    return Plan(cfg, name, fixed, searched, data, settings)
+    name = str(cfg.name or default_study_name(searched, choices))
+    return SearchPlan(cfg, name, fixed, searched, data, settings)
 
 
-def gathered(words: Sequence[str]) -> list[str]:
+def gather_searched(words: Sequence[str]) -> list[str]:
     """Move searched options into the option ``search``, as Hydra would run them as a sweep.
 
     Args:
@@ -103,11 +111,11 @@ def gathered(words: Sequence[str]) -> list[str]:
         UserError: if a word can't be parsed.
     """
     # Collect the searched options, typed directly or in a list.
-    rest = [word for word in words if not is_search(word)]
+    rest = [word for word in words if not is_searched(word)]
     typed = [word for word in words if word not in rest]
     given = [word for word in rest if word.startswith("search=")]
     for word in given:
-        value = parse([word])[0].value()
+        value = parse_overrides([word])[0].value()
         if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
             raise UserError(f"{word}: a list of words is needed, 'search=[\"a.b=choice(1,2)\"]'")
         typed = [*value, *typed]
@@ -117,7 +125,7 @@ def gathered(words: Sequence[str]) -> list[str]:
     return [*(word for word in rest if word not in given), f"search=[{quoted}]"]
 
 
-def check_request(cfg: DictConfig) -> None:
+def check_search_options(cfg: DictConfig) -> None:
     """Raise UserError for wrong options of the search itself."""
     if not cfg.search:
         raise UserError(
@@ -128,18 +136,20 @@ def check_request(cfg: DictConfig) -> None:
         raise UserError(f"trials={cfg.trials}: 1 or more are needed")
     minutes = cfg.timeout
     if minutes is not None and not (isinstance(minutes, int | float) and 0 < minutes < math.inf):
-        raise UserError(f"timeout={shown(minutes)}: minutes above 0 are needed, or null")
+        raise UserError(
+            f"timeout={format_option_value(minutes)}: minutes above 0 are needed, or null"
+        )
     if cfg.storage is not None and not isinstance(cfg.storage, str):
         raise UserError("storage: a database's URL or a file is needed, or null")
-    if cfg.name is not None and not folder.as_folder(str(cfg.name)).strip("._"):
+    if cfg.name is not None and not folder.folder_name(str(cfg.name)).strip("._"):
         raise UserError(f"name={cfg.name}: letters or digits are needed; it names a folder")
 
 
-def check_axes(searched: list[Axis], fixed: list[str]) -> None:
+def check_axes(searched: list[SearchDimension], fixed: list[str]) -> None:
     """Raise UserError for an option that can't be searched, or is given twice."""
-    given = {o.get_key_element().lstrip("+"): o.input_line for o in parse(fixed)}
+    given = {o.get_key_element().lstrip("+"): o.input_line for o in parse_overrides(fixed)}
     for axis in searched:
-        if root(axis.name) in OWN:
+        if key_root(axis.name) in SEARCH_OPTIONS:
             raise UserError(f"{axis.typed}: an option of the search itself; give one value")
         if axis.name == "seed":
             raise UserError(
@@ -151,7 +161,7 @@ def check_axes(searched: list[Axis], fixed: list[str]) -> None:
         given[axis.name] = axis.typed
 
 
-def tried(words: list[str], axis: Axis) -> DictConfig:
+def compose_trial(words: list[str], axis: SearchDimension) -> DictConfig:
     """Compose the config of a trial.
 
     Args:
@@ -162,14 +172,14 @@ def tried(words: list[str], axis: Axis) -> DictConfig:
         UserError: if the overrides compose no valid config, or one for several devices.
     """
     try:
-        cfg = checked("train", words)
+        cfg = compose_checked("train", words)
     except UserError as error:
         whole = "a whole number is needed" in str(error) and "interval(" in axis.typed
         hint = f"; {axis.key}=int(interval(...)) gives whole ones" if whole else ""
         raise UserError(f"{axis.typed}: {error}{hint}") from error
-    trainer = plain(cfg.trainer)
+    trainer = plain_config(cfg.trainer)
     devices, nodes = trainer.get("devices", 1), trainer.get("num_nodes", 1)
-    if not one_device(devices, nodes):
+    if not uses_one_device(devices, nodes):
         raise UserError(
             f"trainer.devices={devices} trainer.num_nodes={nodes}: a trial trains on one device; start the same "
             "command once per device, CUDA_VISIBLE_DEVICES=1 python -m seg.tune ..."
@@ -185,13 +195,13 @@ def check_objectives(objectives: list[Any], base: DictConfig, data: DataModule) 
         )
     # Compute the metrics of an empty image, for their names.
     source, overlapping = data.source, data.source.task == "overlapping"
-    metrics = build(
+    metrics = instantiate_node(
         base.metrics, "metrics", classes=source.classes, overlapping=overlapping, threshold=0.5
     )
     logits = torch.zeros(1, base.model.num_classes, 8, 8)
     metrics.update(logits, (logits if overlapping else logits[:, 0]).long())
     scores = dict.fromkeys(("dice", "loss", *metrics.compute()))
-    known = [*(f"val/{name}" for name in scores), *MEASURED]
+    known = [*(f"val/{name}" for name in scores), *MEASURED_OBJECTIVES]
     for objective in map(str, objectives):
         if objective.startswith("test/"):
             raise UserError(
@@ -201,21 +211,21 @@ def check_objectives(objectives: list[Any], base: DictConfig, data: DataModule) 
         if objective not in known:
             names = ", ".join(name for name in known if name.count("/") < 2)
             raise UserError(
-                f"objectives: no {objective}{nearest(objective, known)} (there are {names})"
+                f"objectives: no {objective}{did_you_mean(objective, known)} (there are {names})"
             )
 
 
-def root(key: str) -> str:
+def key_root(key: str) -> str:
     """Return the first part of an override's key."""
     return re.split(r"[./@]", key)[0]
 
 
-def within(key: str, names: Sequence[str]) -> bool:
+def is_within(key: str, names: Sequence[str]) -> bool:
     """Return True if a dotted name is one of ``names``, or below one of them."""
     return any(key == name or key.startswith(f"{name}.") for name in names)
 
 
-def named(searched: list[Axis], choices: dict[str, str]) -> str:
+def default_study_name(searched: list[SearchDimension], choices: dict[str, str]) -> str:
     """Return the default name of a study: the model and the searched options."""
     short = short_names(searched)
     model = [] if "model" in short else [choices["model"]]

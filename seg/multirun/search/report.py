@@ -13,15 +13,15 @@ from rich.table import Table
 
 from seg import files
 from seg.cli.command_line import quote_path, render_command
-from seg.multirun.search.page import importances, page
-from seg.multirun.search.space import Axis, short_names
-from seg.multirun.search.study import direction, locked
-from seg.runs.folder import relative
+from seg.multirun.search.page import option_importances, render_search_page
+from seg.multirun.search.space import SearchDimension, short_names
+from seg.multirun.search.study import lock_study, objective_direction
+from seg.runs.folder import relative_to_here
 
 log = logging.getLogger("seg")
 
 
-class Report:
+class SearchReport:
     """Report of a study: a row as each trial ends, and a summary when this worker is done.
 
     Args:
@@ -36,7 +36,7 @@ class Report:
     def __init__(
         self,
         study: optuna.Study,
-        axes: list[Axis],
+        axes: list[SearchDimension],
         objectives: list[str],
         fixed: list[str],
         folder: Path,
@@ -52,18 +52,20 @@ class Report:
 
     def row(self, trial: FrozenTrial) -> None:
         """Print the row of a trial that has ended, and update trials.csv."""
-        values = [brief(value) for value in trial.values or []] or [""] * len(self.objectives)
+        values = [format_objective(value) for value in trial.values or []] or [""] * len(
+            self.objectives
+        )
         log.info(
             self.line(
                 str(trial.number),
                 self.tried(trial),
                 values,
-                f"{minutes(trial):.2f}",
+                f"{trial_minutes(trial):.2f}",
                 self.note(trial),
             )
         )
-        with locked(self.folder):
-            write_table(self.folder / "trials.csv", self.rows())
+        with lock_study(self.folder):
+            write_csv_rows(self.folder / "trials.csv", self.rows())
 
     def line(self, first: str, tried: list[str], values: list[str], minutes: str, note: str) -> str:
         """Align the cells of a row: trial, searched options, objectives, minutes, note."""
@@ -107,7 +109,7 @@ class Report:
         """Return the five best trials; with several objectives, the Pareto front."""
         if len(self.objectives) > 1:
             return self.best()
-        down = direction(self.objectives[0]) == "maximize"
+        down = objective_direction(self.objectives[0]) == "maximize"
         return sorted(self.done(), key=lambda trial: trial.values or [], reverse=down)[:5]
 
     def words(self, trial: FrozenTrial) -> list[str]:
@@ -122,7 +124,7 @@ class Report:
                 "state": trial.state.name.lower(),
                 **dict(zip(self.objectives, trial.values or [], strict=False)),
                 **trial.params,
-                "minutes": f"{minutes(trial):.3f}",
+                "minutes": f"{trial_minutes(trial):.3f}",
                 "epochs": trial.last_step,
                 "folder": trial.user_attrs.get("folder"),
                 "error": trial.user_attrs.get("error"),
@@ -131,21 +133,21 @@ class Report:
             if trial.state != TrialState.WAITING
         ]
 
-    def conclude(self) -> None:
+    def print_summary(self) -> None:
         """Write the files of the study, and print the best trials, the importances and the next commands."""
         if not self.done():
             log.info("no trial has completed yet; there is nothing to report")
             return
         # Write trials.csv, best.yaml and search.html.
         best = self.best()
-        shares = importances(self.study)
-        with locked(self.folder):
-            write_table(self.folder / "trials.csv", self.rows())
+        shares = option_importances(self.study)
+        with lock_study(self.folder):
+            write_csv_rows(self.folder / "trials.csv", self.rows())
             overrides = [self.words(trial) for trial in best]
             text = yaml.safe_dump(overrides if len(self.objectives) > 1 else overrides[0])
             files.write_text(self.folder / "best.yaml", text, self.folder)
             command = render_command("train", *self.words(best[0]))
-            plots = page(self.study, self.axes, self.objectives, command)
+            plots = render_search_page(self.study, self.axes, self.objectives, command)
             files.write_text(self.folder / "search.html", plots, self.folder)
         # Print the best trials and what their ranking is worth.
         log.info("", extra={"table": self.table()})
@@ -158,7 +160,7 @@ class Report:
             "each trial was trained once, with one seed: small differences of scores are not significant; "
             "train the best with several seeds"
         )
-        place = relative(self.folder)
+        place = relative_to_here(self.folder)
         log.info(
             f"plots {quote_path(place / 'search.html')}, all trials {quote_path(place / 'trials.csv')}, "
             f"their runs {quote_path(place)}/NUMBER-..."
@@ -178,12 +180,14 @@ class Report:
         for name in ("trial", *self.short.values(), *self.objectives, "minutes"):
             table.add_column(name, justify="right", overflow="fold")
         for trial in self.ranked():
-            values = [brief(value) for value in trial.values or []]
-            table.add_row(str(trial.number), *self.tried(trial), *values, f"{minutes(trial):.2f}")
+            values = [format_objective(value) for value in trial.values or []]
+            table.add_row(
+                str(trial.number), *self.tried(trial), *values, f"{trial_minutes(trial):.2f}"
+            )
         return table
 
 
-def write_table(file: Path, rows: list[dict[str, Any]]) -> None:
+def write_csv_rows(file: Path, rows: list[dict[str, Any]]) -> None:
     """Write a CSV file atomically."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
     with files.open_text(file, file.parent) as stream:
@@ -192,7 +196,7 @@ def write_table(file: Path, rows: list[dict[str, Any]]) -> None:
         writer.writerows(rows)
 
 
-def minutes(trial: FrozenTrial) -> float:
+def trial_minutes(trial: FrozenTrial) -> float:
     """Return the minutes that a trial took, or has taken so far."""
     if trial.datetime_start is None:
         return 0.0
@@ -200,7 +204,7 @@ def minutes(trial: FrozenTrial) -> float:
     return (ended - trial.datetime_start).total_seconds() / 60
 
 
-def brief(value: float) -> str:
+def format_objective(value: float) -> str:
     """Format a value with four decimals, fewer from 10 on."""
     return (
         f"{value:.4f}"

@@ -26,18 +26,18 @@ from hydra.core.override_parser.types import (
 from hydra.errors import HydraException
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from seg.cli.compose import parse, swept
-from seg.cli.conf_files import group_names, is_hydras, shown
+from seg.cli.compose import expand_sweep, parse_overrides
+from seg.cli.conf_files import format_option_value, group_names, is_hydra_override
 from seg.errors import UserError
 
 log = logging.getLogger("seg")
-Value = str | int | float | bool | None
+OptionValue = str | int | float | bool | None
 Distribution = CategoricalDistribution | FloatDistribution | IntDistribution
-MOST = 10_000  # values of a range
+MAX_RANGE_VALUES = 10_000  # values of a range
 
 
 @dataclass(frozen=True)
-class Axis:
+class SearchDimension:
     """Searched option.
 
     Attributes:
@@ -55,21 +55,21 @@ class Axis:
         """Return the option's name in the study, without a leading +."""
         return self.key.lstrip("+")
 
-    def text(self, value: Value) -> str:
+    def text(self, value: OptionValue) -> str:
         """Format a value for an override; numbers of an interval have six digits, as trained."""
         if isinstance(self.distribution, FloatDistribution):
             return f"{value:.6g}"
-        return shown(value)
+        return format_option_value(value)
 
-    def word(self, value: Value) -> str:
+    def word(self, value: OptionValue) -> str:
         """Return the override that sets the option to a value."""
         return f"{self.key}={self.text(value)}"
 
-    def brief(self, value: Value) -> str:
+    def brief(self, value: OptionValue) -> str:
         """Format a value for display, with three digits."""
-        return f"{value:.3g}" if isinstance(value, float) else shown(value)
+        return f"{value:.3g}" if isinstance(value, float) else format_option_value(value)
 
-    def samples(self) -> list[Value]:
+    def samples(self) -> list[OptionValue]:
         """Return values to check: all choices, or both limits and, as these may be integers, one in between."""
         d = self.distribution
         if isinstance(d, CategoricalDistribution):
@@ -79,7 +79,7 @@ class Axis:
         between = d.low + (d.step or 0.3819 * (d.high - d.low))
         return [d.low, d.high, min(between, d.high)]
 
-    def values(self) -> list[Value] | None:
+    def values(self) -> list[OptionValue] | None:
         """Return all values; None for a continuous interval."""
         d = self.distribution
         if isinstance(d, CategoricalDistribution):
@@ -89,20 +89,20 @@ class Axis:
         if d.step is None:
             return None
         count = round((d.high - d.low) / d.step) + 1
-        return [clean(d.low + i * d.step) for i in range(count)]
+        return [round_off(d.low + i * d.step) for i in range(count)]
 
     def __str__(self) -> str:
         """Describe the distribution; different distributions have different descriptions."""
         d = self.distribution
         if isinstance(d, CategoricalDistribution):
-            return " | ".join(shown(choice) for choice in d.choices)
+            return " | ".join(format_option_value(choice) for choice in d.choices)
         whole = isinstance(d, IntDistribution)
         kind = "whole numbers " if whole else ""
         step = "" if d.step is None or (whole and d.step == 1) else f" by {d.step:g}"
         return f"{kind}{d.low:.12g} to {d.high:.12g}{step}{', log' if d.log else ''}"
 
 
-def axes(words: Sequence[str]) -> list[Axis]:
+def axes(words: Sequence[str]) -> list[SearchDimension]:
     """Parse the searched options.
 
     Args:
@@ -111,21 +111,22 @@ def axes(words: Sequence[str]) -> list[Axis]:
     Raises:
         UserError: if an override can't be searched.
     """
-    overrides = parse(list(words))
+    overrides = parse_overrides(list(words))
     groups = group_names()
     return [
-        Axis(str(o.input_line), o.get_key_element(), distribution(o, groups)) for o in overrides
+        SearchDimension(str(o.input_line), o.get_key_element(), distribution(o, groups))
+        for o in overrides
     ]
 
 
-def is_search(word: str) -> bool:
+def is_searched(word: str) -> bool:
     """Return True if an override gives an option several values.
 
     Raises:
         UserError: if it can't be parsed, with Hydra's reason for a wrong function call.
     """
     try:
-        return parse([word])[0].is_sweep_override()
+        return parse_overrides([word])[0].is_sweep_override()
     except UserError as error:
         reason = str(error.__cause__).partition("\n")[0]
         if "while evaluating" in reason:
@@ -145,7 +146,7 @@ def distribution(override: Override, groups: dict[str, list[str]]) -> Distributi
     """
     # Check the override and its tag.
     value, word = override.value(), override.input_line
-    if not override.is_sweep_override() or override.is_delete() or is_hydras(override):
+    if not override.is_sweep_override() or override.is_delete() or is_hydra_override(override):
         raise UserError(
             f"{word}: can't be searched; give several values, such as optim.lr=choice(1e-3,1e-2)"
         )
@@ -157,42 +158,44 @@ def distribution(override: Override, groups: dict[str, list[str]]) -> Distributi
     # Convert it by its kind.
     log = "log" in tags
     if isinstance(value, IntervalSweep):
-        return interval(value, log, word)
+        return interval_distribution(value, log, word)
     if isinstance(value, RangeSweep):
-        return steps(value, log, word)
+        return range_distribution(value, log, word)
     if log:
         raise UserError(f"{word}: tag(log, ...) is for interval(...) and range(...)")
     if isinstance(value, ChoiceSweep):
-        return choices(override)
-    names = [w.partition("=")[2] for w in swept(override, groups)]
+        return choice_distribution(override)
+    names = [w.partition("=")[2] for w in expand_sweep(override, groups)]
     return CategoricalDistribution(names)
 
 
-def choices(override: Override) -> CategoricalDistribution:
+def choice_distribution(override: Override) -> CategoricalDistribution:
     """Return the choices: numbers, booleans and None as they are, all else in Hydra's notation."""
     pairs = zip(override.sweep_iterator(), override.sweep_string_iterator(), strict=True)
     values = [
-        value if value is None or isinstance(value, bool | int | float) else quoted(value, text)
+        value
+        if value is None or isinstance(value, bool | int | float)
+        else quote_choice(value, text)
         for value, text in pairs
     ]
     for value, other in itertools.combinations(values, 2):
         if value == other:
             raise UserError(
-                f"{override.input_line}: {shown(value)} and {shown(other)} are the same"
+                f"{override.input_line}: {format_option_value(value)} and {format_option_value(other)} are the same"
             )
     return CategoricalDistribution(values)
 
 
-def quoted(value: Any, text: str) -> str:
+def quote_choice(value: Any, text: str) -> str:
     """Return a choice in Hydra's notation, quoted if it would be parsed as another value."""
     try:
-        same = not isinstance(value, str) or parse([f"a={text}"])[0].value() == value
+        same = not isinstance(value, str) or parse_overrides([f"a={text}"])[0].value() == value
     except UserError:
         same = False
     return text if same else QuotedString(value, Quote.single).with_quotes()
 
 
-def interval(value: IntervalSweep, log: bool, word: str | None) -> Distribution:
+def interval_distribution(value: IntervalSweep, log: bool, word: str | None) -> Distribution:
     """Convert an interval; raise UserError if it is empty or infinite."""
     low, high = value.start, value.end
     if low is None or high is None or not math.isfinite(low) or not math.isfinite(high):
@@ -207,14 +210,18 @@ def interval(value: IntervalSweep, log: bool, word: str | None) -> Distribution:
     return FloatDistribution(low, high, log=log)
 
 
-def steps(value: RangeSweep, log: bool, word: str | None) -> Distribution:
+def range_distribution(value: RangeSweep, log: bool, word: str | None) -> Distribution:
     """Convert a range to the numbers that Hydra's sweep would use; raise UserError if it has none or too many."""
     try:
-        numbers = [clean(n) for n in itertools.islice(value.range(), MOST + 1)]
+        numbers = [round_off(n) for n in itertools.islice(value.range(), MAX_RANGE_VALUES + 1)]
     except (HydraException, ValueError) as error:
         raise UserError(f"{word}: the step is 0") from error
-    if not numbers or len(numbers) > MOST:
-        reason = f"more than {MOST} numbers; give an interval" if numbers else "the range is empty"
+    if not numbers or len(numbers) > MAX_RANGE_VALUES:
+        reason = (
+            f"more than {MAX_RANGE_VALUES} numbers; give an interval"
+            if numbers
+            else "the range is empty"
+        )
         raise UserError(f"{word}: {reason}")
     low, high, step = min(numbers), max(numbers), abs(value.step)
     check_log(log, low, word)
@@ -231,12 +238,12 @@ def check_log(log: bool, low: float, word: str | None) -> None:
         raise UserError(f"{word}: starts at {low:g}; a logarithm needs numbers above 0")
 
 
-def clean(number: float) -> float:
+def round_off(number: float) -> float:
     """Round off the floating-point error of repeated addition."""
     return number if isinstance(number, int) else float(f"{number:.12g}")
 
 
-def short_names(axes: Sequence[Axis]) -> dict[str, str]:
+def short_names(axes: Sequence[SearchDimension]) -> dict[str, str]:
     """Return the last part of each option's name, or the whole name where two would be equal."""
     last = {axis.name: re.split(r"[./]", axis.name)[-1] for axis in axes}
     return {k: v if list(last.values()).count(v) == 1 else k for k, v in last.items()}

@@ -27,26 +27,26 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from seg import files
-from seg.cli.conf_files import shown
+from seg.cli.conf_files import format_option_value
 from seg.errors import UserError
 from seg.metrics.direction import smaller_is_better
-from seg.multirun.search.space import Axis
+from seg.multirun.search.space import SearchDimension
 
-MOST = 1000  # maximal number of combinations of a grid
-MEASURED = ("milliseconds", "parameters")  # objectives other than scores
+MAX_GRID_POINTS = 1000  # maximal number of combinations of a grid
+MEASURED_OBJECTIVES = ("milliseconds", "parameters")  # objectives other than scores
 
 
 class Grid(RandomSampler):
     """Grid search: every combination once, in the order in which ``queue`` enqueued them."""
 
 
-def direction(objective: str) -> Literal["minimize", "maximize"]:
+def objective_direction(objective: str) -> Literal["minimize", "maximize"]:
     """Return the direction in which an objective is optimised."""
     name = objective.removeprefix("val/")
-    return "minimize" if name in MEASURED or smaller_is_better(name) else "maximize"
+    return "minimize" if name in MEASURED_OBJECTIVES or smaller_is_better(name) else "maximize"
 
 
-def without_password(storage: str) -> str:
+def hide_password(storage: str) -> str:
     """Return a storage's URL or file without its password."""
     if "://" not in storage:
         return storage
@@ -56,7 +56,7 @@ def without_password(storage: str) -> str:
         return f"{storage.partition('://')[0]}://***"
 
 
-def address(storage: str | None, folder: Path) -> str:
+def storage_url(storage: str | None, folder: Path) -> str:
     """Return the URL of a study's database, or the file of its journal; by default study.db in its folder."""
     database = str(folder.resolve() / "study.db")
     return storage or URL.create("sqlite", database=database).render_as_string()
@@ -68,8 +68,8 @@ def open_storage(storage: str) -> BaseStorage:
     Raises:
         UserError: if it can't be opened.
     """
-    hidden = without_password(storage)
-    check_file(storage)
+    hidden = hide_password(storage)
+    check_storage_file(storage)
     if "://" not in storage:
         if storage.endswith((".db", ".sqlite", ".sqlite3")):
             raise UserError(f"storage={storage}: write sqlite:///{storage} for a database")
@@ -85,7 +85,7 @@ def open_storage(storage: str) -> BaseStorage:
         raise UserError(f"storage={hidden}: can't be opened ({reason})") from error
 
 
-def check_file(storage: str) -> None:
+def check_storage_file(storage: str) -> None:
     """Raise UserError if a study's file exists but is no regular file; reading a pipe or a device may never end."""
     if storage.startswith("sqlite"):
         try:
@@ -99,7 +99,7 @@ def check_file(storage: str) -> None:
 
 
 @contextmanager
-def readable(storage: str) -> Generator[None]:
+def explain_damaged_study(storage: str) -> Generator[None]:
     """Convert errors of a damaged study, for which Optuna has no type of its own, to a UserError that names it."""
     try:
         yield
@@ -114,30 +114,30 @@ def readable(storage: str) -> Generator[None]:
         AttributeError,
         AssertionError,
     ) as error:
-        reason = str(error).partition("\n")[0][:200].replace(storage, without_password(storage))
+        reason = str(error).partition("\n")[0][:200].replace(storage, hide_password(storage))
         raise UserError(
-            f"storage={without_password(storage)}: the study in it can't be read ({type(error).__name__}: {reason}); "
+            f"storage={hide_password(storage)}: the study in it can't be read ({type(error).__name__}: {reason}); "
             "give another storage, or another name"
         ) from error
 
 
 @contextmanager
-def locked(folder: Path) -> Generator[None]:
+def lock_study(folder: Path) -> Generator[None]:
     """Lock a study's folder; other workers wait."""
-    with files.lock(folder / ".lock", folder):
+    with files.file_lock(folder / ".lock", folder):
         yield
 
 
 @contextmanager
-def worker(folder: Path) -> Generator[str]:
+def register_worker(folder: Path) -> Generator[str]:
     """Lock and yield a name for this worker; its file remains if the worker fails."""
     file = folder / f".worker-{secrets.token_hex(8)}"
-    with files.lock(file, folder):
+    with files.file_lock(file, folder):
         yield file.name
         file.unlink(missing_ok=True)
 
 
-def begin(
+def open_study(
     name: str,
     storage: BaseStorage,
     sampler: BaseSampler,
@@ -159,10 +159,10 @@ def begin(
     exists = name in optuna.get_all_study_names(storage)
     study = optuna.create_study(
         storage=storage, study_name=name, sampler=sampler, pruner=pruner, load_if_exists=True,
-        directions=[direction(objective) for objective in asked["objectives"]],
+        directions=[objective_direction(objective) for objective in asked["objectives"]],
     )  # fmt: skip
     if exists:
-        check_same(name, study.user_attrs, asked)
+        check_same_study(name, study.user_attrs, asked)
         sampler.reseed_rng()
     else:
         for key, value in asked.items():
@@ -170,7 +170,7 @@ def begin(
     return study
 
 
-def check_same(name: str, old: dict[str, Any], now: dict[str, Any]) -> None:
+def check_same_study(name: str, old: dict[str, Any], now: dict[str, Any]) -> None:
     """Raise UserError if a study was begun with another search or other settings."""
     remedy = "give the same, or begin another study with name=..."
     # The study must be one of seg.tune, with the same objectives.
@@ -186,7 +186,8 @@ def check_same(name: str, old: dict[str, Any], now: dict[str, Any]) -> None:
         before, after = old[part], now[part]
         for key in [*after, *before]:
             was, has = (
-                shown(values[key]) if key in values else "absent" for values in (before, after)
+                format_option_value(values[key]) if key in values else "absent"
+                for values in (before, after)
             )
             if was != has:
                 verb = "searches" if part == "searched" else "has"
@@ -195,7 +196,7 @@ def check_same(name: str, old: dict[str, Any], now: dict[str, Any]) -> None:
                 )
 
 
-def check_trials(study: optuna.Study, axes: Sequence[Axis], objectives: int) -> None:
+def check_trials(study: optuna.Study, axes: Sequence[SearchDimension], objectives: int) -> None:
     """Raise ValueError unless all ended trials have values of the searched options and the objectives."""
     names = {axis.name for axis in axes}
     for trial in study.get_trials(deepcopy=False):
@@ -206,15 +207,15 @@ def check_trials(study: optuna.Study, axes: Sequence[Axis], objectives: int) -> 
             raise ValueError(f"trial {trial.number} has no value of each objective")
 
 
-def queue(study: optuna.Study, axes: Sequence[Axis], seed: int) -> None:
+def enqueue_grid(study: optuna.Study, axes: Sequence[SearchDimension], seed: int) -> None:
     """Enqueue every combination that is not in the study yet, in an order shuffled by the seed."""
-    points = list(combinations(axes))
+    points = list(grid_points(axes))
     random.Random(seed).shuffle(points)
     for point in points:
         study.enqueue_trial(point, skip_if_exists=True)
 
 
-def combinations(axes: Sequence[Axis]) -> list[dict[str, Any]]:
+def grid_points(axes: Sequence[SearchDimension]) -> list[dict[str, Any]]:
     """Return all combinations of the searched options.
 
     Raises:
@@ -228,13 +229,15 @@ def combinations(axes: Sequence[Axis]) -> list[dict[str, Any]]:
             )
         values.append(choices)
     count = math.prod(map(len, values))
-    if count > MOST:
-        raise UserError(f"sampler=grid: {count} combinations; at most {MOST} are allowed")
+    if count > MAX_GRID_POINTS:
+        raise UserError(
+            f"sampler=grid: {count} combinations; at most {MAX_GRID_POINTS} are allowed"
+        )
     names = [axis.name for axis in axes]
     return [dict(zip(names, point, strict=True)) for point in itertools.product(*values)]
 
 
-def counts(trial: FrozenTrial) -> bool:
+def is_counted(trial: FrozenTrial) -> bool:
     """Return True if a trial counts towards ``trials``: not a waiting one, nor one cut off that runs again."""
     if trial.state != TrialState.FAIL:
         return trial.state != TrialState.WAITING
@@ -242,8 +245,8 @@ def counts(trial: FrozenTrial) -> bool:
     return "error" in facts or ("again" in facts and "interrupted" not in facts)
 
 
-def take(
-    study: optuna.Study, axes: Sequence[Axis], folder: Path, trials: int, me: str
+def ask_trial(
+    study: optuna.Study, axes: Sequence[SearchDimension], folder: Path, trials: int, me: str
 ) -> optuna.Trial | None:
     """Ask the study for the next trial.
 
@@ -257,33 +260,35 @@ def take(
     Returns:
         The trial; None if enough are done or running, or a grid is exhausted.
     """
-    with locked(folder):
-        revive(study, folder)
+    with lock_study(folder):
+        requeue_dead_trials(study, folder)
         existing = study.get_trials(deepcopy=False)
         waiting = any(trial.state == TrialState.WAITING for trial in existing)
         exhausted = isinstance(study.sampler, Grid) and not waiting
-        if sum(map(counts, existing)) >= trials or exhausted:
+        if sum(map(is_counted, existing)) >= trials or exhausted:
             return None
         trial = study.ask({axis.name: axis.distribution for axis in axes})
         trial.set_user_attr("worker", me)
         return trial
 
 
-def revive(study: optuna.Study, folder: Path) -> None:
+def requeue_dead_trials(study: optuna.Study, folder: Path) -> None:
     """Fail the trials whose worker has died, and queue them again unless they were queued again before."""
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         name = Path(trial.user_attrs.get("worker", "")).name
         if not name or not (folder / name).is_file():
             continue  # its worker may live on a machine that doesn't share the folder
         try:
-            with files.lock(folder / name, folder).acquire(timeout=0):
-                cut_off(study, trial, retry="again" not in trial.user_attrs)
+            with files.file_lock(folder / name, folder).acquire(timeout=0):
+                requeue_trial(study, trial, retry="again" not in trial.user_attrs)
         except Timeout:
             continue
         (folder / name).unlink(missing_ok=True)
 
 
-def cut_off(study: optuna.Study, trial: optuna.Trial | FrozenTrial, retry: bool = True) -> None:
+def requeue_trial(
+    study: optuna.Study, trial: optuna.Trial | FrozenTrial, retry: bool = True
+) -> None:
     """Fail an interrupted trial, and queue another with the same values."""
     study.tell(trial.number, state=TrialState.FAIL)
     if retry:

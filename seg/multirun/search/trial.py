@@ -10,22 +10,22 @@ import torch
 from optuna.trial import TrialState
 
 from seg import hardware
-from seg.cli.compose import composed, one_line, parse
-from seg.cli.conf_files import is_hydras
+from seg.cli.compose import compose_config, one_line, parse_overrides
+from seg.cli.conf_files import is_hydra_override
 from seg.data.datamodule import DataModule
-from seg.models.contract import full_logits
-from seg.models.profiling import median_seconds
-from seg.multirun.search.space import Axis, short_names
-from seg.multirun.search.study import MEASURED
-from seg.multirun.sweeper import note_failure, own_surroundings
+from seg.models.contract import same_size_logits
+from seg.models.profiling import measure_seconds
+from seg.multirun.search.space import SearchDimension, short_names
+from seg.multirun.search.study import MEASURED_OBJECTIVES
+from seg.multirun.sweeper import isolate_job, record_failure
 from seg.runs import load, records
-from seg.runs.folder import as_folder
-from seg.runs.run_info import Asked
-from seg.training.fit import Pruned
+from seg.runs.folder import folder_name
+from seg.runs.run_info import RunInfo
+from seg.training.fit import RunPruned
 from seg.training.run import train
 
 
-class Scores(L.Callback):
+class PruningCallback(L.Callback):
     """Callback that reports the score of each validation to Optuna, and prunes the run when Optuna decides so.
 
     Args:
@@ -49,11 +49,11 @@ class Scores(L.Callback):
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.behind:  # the checkpoint of the previous epoch is written by now
-            raise Pruned(f"pruned by its {self.objective} after epoch {trainer.current_epoch}")
+            raise RunPruned(f"pruned by its {self.objective} after epoch {trainer.current_epoch}")
 
 
 @dataclass(frozen=True)
-class Attempt:
+class TrialRunner:
     """Runner of trials.
 
     Attributes:
@@ -65,7 +65,7 @@ class Attempt:
         folder: of the study.
     """
 
-    axes: list[Axis]
+    axes: list[SearchDimension]
     fixed: list[str]
     objectives: list[str]
     data: DataModule
@@ -82,17 +82,17 @@ class Attempt:
         short, chosen = short_names(self.axes), trial.params
         tried = [f"{short[axis.name]}={axis.brief(chosen[axis.name])}" for axis in self.axes]
         name = f"{trial.number:03d}-{','.join(tried)}"
-        folder = self.folder / as_folder(name)
+        folder = self.folder / folder_name(name)
         words = [*self.fixed, *(axis.word(chosen[axis.name]) for axis in self.axes)]
         trial.set_user_attr("folder", folder.name)
         # Train it; the search continues after a failure.
-        with own_surroundings(words):
+        with isolate_job(words):
             try:
                 return TrialState.COMPLETE, self.trained(trial, words, name, folder)
-            except Pruned:
+            except RunPruned:
                 return TrialState.PRUNED, None
             except Exception as error:
-                note_failure(folder, error)
+                record_failure(folder, error)
                 trial.set_user_attr("error", f"{type(error).__name__}: {one_line(error)}")
                 return TrialState.FAIL, None
 
@@ -110,14 +110,14 @@ class Attempt:
         Raises:
             ValueError: if an objective is nan.
         """
-        cfg, _, choices = composed("train", words)
+        cfg, _, choices = compose_config("train", words)
         if cfg.trainer.get("devices") == "auto":
             cfg.trainer.devices = 1
-        own = [o.input_line or "" for o in parse(words) if not is_hydras(o)]
+        own = [o.input_line or "" for o in parse_overrides(words) if not is_hydra_override(o)]
         chosen = {group: choice for group, choice in choices.items() if "/" not in group and choice}
-        asked = Asked(name, own, chosen, self.study, trial.number, folder, silent=True)
-        prunes = len(self.objectives) == 1 and self.objectives[0] not in MEASURED
-        scores = train(cfg, [Scores(trial, self.objectives[0])] if prunes else [], asked)
+        asked = RunInfo(name, own, chosen, self.study, trial.number, folder, silent=True)
+        prunes = len(self.objectives) == 1 and self.objectives[0] not in MEASURED_OBJECTIVES
+        scores = train(cfg, [PruningCallback(trial, self.objectives[0])] if prunes else [], asked)
         accelerator = hardware.pick_accelerator(cfg.trainer.accelerator)
         values = [self.value(name, scores, folder, accelerator) for name in self.objectives]
         for objective, value in zip(self.objectives, values, strict=True):
@@ -133,15 +133,15 @@ class Attempt:
             return records.read_json(folder / "run.json")["parameters"]
         if objective == "milliseconds":
             size = max(self.data.sizes["val"])
-            return milliseconds(folder, (self.data.intensity.channels, *size), accelerator)
+            return measure_milliseconds(folder, (self.data.intensity.channels, *size), accelerator)
         return scores[f"best/{objective}"]
 
 
-def milliseconds(folder: Path, shape: tuple[int, ...], accelerator: str) -> float:
+def measure_milliseconds(folder: Path, shape: tuple[int, ...], accelerator: str) -> float:
     """Measure the median time, ms, of a float32 forward pass of one image of ``shape`` (C, H, W)."""
     device = hardware.torch_device(accelerator)
-    model = load.load(folder).model.to(device)
+    model = load.load_run(folder).model.to(device)
     image = torch.rand(1, *shape, device=device)
     with torch.inference_mode():
-        seconds = median_seconds([lambda: full_logits(model, image)], device=device)
+        seconds = measure_seconds([lambda: same_size_logits(model, image)], device=device)
     return 1000 * seconds[0]

@@ -14,37 +14,37 @@ from optuna.trial import TrialState
 
 from seg import files
 from seg.cli.command_line import quote_path
-from seg.cli.compose import build, parse
-from seg.cli.conf_files import is_hydras
-from seg.display.console import quiet
+from seg.cli.compose import instantiate_node, parse_overrides
+from seg.cli.conf_files import is_hydra_override
+from seg.display.console import configure_logging
 from seg.errors import UserError
-from seg.multirun.search.plan import Plan
-from seg.multirun.search.report import Report
+from seg.multirun.search.plan import SearchPlan
+from seg.multirun.search.report import SearchReport
 from seg.multirun.search.study import (
-    MEASURED,
+    MEASURED_OBJECTIVES,
     Grid,
-    address,
-    begin,
+    ask_trial,
     check_trials,
-    combinations,
-    counts,
-    cut_off,
-    locked,
+    enqueue_grid,
+    explain_damaged_study,
+    grid_points,
+    hide_password,
+    is_counted,
+    lock_study,
     open_storage,
-    queue,
-    readable,
-    take,
-    without_password,
-    worker,
+    open_study,
+    register_worker,
+    requeue_trial,
+    storage_url,
 )
-from seg.multirun.search.trial import Attempt
-from seg.runs.folder import as_folder, relative
+from seg.multirun.search.trial import TrialRunner
+from seg.runs.folder import folder_name, relative_to_here
 
 log = logging.getLogger("seg")
-HOPELESS = 3  # failed trials at the start after which the search ends
+MAX_FIRST_FAILURES = 3  # failed trials at the start after which the search ends
 
 
-def search(plan: Plan) -> optuna.Study:
+def run_search(plan: SearchPlan) -> optuna.Study:
     """Run a search until it has enough trials; see ``tune``.
 
     Args:
@@ -60,36 +60,43 @@ def search(plan: Plan) -> optuna.Study:
     # Build sampler and pruner; a grid must be finite.
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # the report has a row per trial
     cfg = plan.cfg
-    sampler, pruner = build(cfg.sampler, "sampler"), build(cfg.pruner, "pruner")
+    sampler, pruner = (
+        instantiate_node(cfg.sampler, "sampler"),
+        instantiate_node(cfg.pruner, "pruner"),
+    )
     if isinstance(sampler, Grid):
-        combinations(plan.axes)
+        grid_points(plan.axes)
     # Open or create the study, in its folder.
-    folder = Path(cfg.outputs) / as_folder(plan.name)
-    with opened(cfg, folder) as storage, worker(folder) as me:
-        where = address(cfg.storage, folder)
-        with readable(where):
-            with locked(folder):
-                study = begin(plan.name, storage, sampler, pruner, plan.facts)
+    folder = Path(cfg.outputs) / folder_name(plan.name)
+    with open_study_folder(cfg, folder) as storage, register_worker(folder) as me:
+        where = storage_url(cfg.storage, folder)
+        with explain_damaged_study(where):
+            with lock_study(folder):
+                study = open_study(plan.name, storage, sampler, pruner, plan.facts)
                 if isinstance(sampler, Grid):
-                    queue(study, plan.axes, cfg.seed)
+                    enqueue_grid(study, plan.axes, cfg.seed)
             check_trials(study, plan.axes, len(cfg.objectives))
         # Work on it, and report even if this worker is interrupted.
-        storage_name = without_password(where)
-        report = Report(study, plan.axes, list(cfg.objectives), plan.fixed, folder, storage_name)
-        announce(plan, study, folder)
+        storage_name = hide_password(where)
+        report = SearchReport(
+            study, plan.axes, list(cfg.objectives), plan.fixed, folder, storage_name
+        )
+        print_study_header(plan, study, folder)
         try:
-            work(plan, study, folder, me, report)
+            run_trials(plan, study, folder, me, report)
         except (KeyboardInterrupt, SystemExit):
-            report.conclude()
+            report.print_summary()
             raise
-        report.conclude()
+        report.print_summary()
     finished = [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
     if finished and all(trial.state == TrialState.FAIL for trial in finished):
         raise RuntimeError(f"all trials failed; the last: {last_error(study)}")
     return study
 
 
-def work(plan: Plan, study: optuna.Study, folder: Path, me: str, report: Report) -> None:
+def run_trials(
+    plan: SearchPlan, study: optuna.Study, folder: Path, me: str, report: SearchReport
+) -> None:
     """Run trials until there are enough, or the timeout is over.
 
     Args:
@@ -103,35 +110,35 @@ def work(plan: Plan, study: optuna.Study, folder: Path, me: str, report: Report)
         RuntimeError: if the first ``HOPELESS`` trials all failed.
     """
     ends = time.monotonic() + 60 * (math.inf if plan.cfg.timeout is None else plan.cfg.timeout)
-    attempt = Attempt(
+    attempt = TrialRunner(
         plan.axes, plan.fixed, list(plan.cfg.objectives), plan.data, plan.name, folder
     )
     report.head()
     while time.monotonic() < ends:
-        trial = take(study, plan.axes, folder, plan.cfg.trials, me)
+        trial = ask_trial(study, plan.axes, folder, plan.cfg.trials, me)
         if trial is None:
             return
         try:
             state, values = attempt.run(trial)
         except BaseException:
             trial.set_user_attr("interrupted", True)
-            cut_off(study, trial)
+            requeue_trial(study, trial)
             raise
         finally:
-            quiet()  # restore the terminal output, which the run turned off
+            configure_logging()  # restore the terminal output, which the run turned off
         report.row(study.tell(trial, values, state))
-        if hopeless(study):
+        if only_failures(study):
             raise RuntimeError(
-                f"the first {HOPELESS} trials failed, which points to a common cause; the last: "
+                f"the first {MAX_FIRST_FAILURES} trials failed, which points to a common cause; the last: "
                 f"{last_error(study)}"
             )
     log.info(f"timeout={plan.cfg.timeout:g}: no further trial is started")
 
 
-def hopeless(study: optuna.Study) -> bool:
+def only_failures(study: optuna.Study) -> bool:
     """Return True if at least ``HOPELESS`` trials ended, and all of them failed."""
-    ended = [t for t in study.get_trials(deepcopy=False) if t.state.is_finished() and counts(t)]
-    return len(ended) >= HOPELESS and all(t.state == TrialState.FAIL for t in ended)
+    ended = [t for t in study.get_trials(deepcopy=False) if t.state.is_finished() and is_counted(t)]
+    return len(ended) >= MAX_FIRST_FAILURES and all(t.state == TrialState.FAIL for t in ended)
 
 
 def last_error(study: optuna.Study) -> str:
@@ -140,7 +147,7 @@ def last_error(study: optuna.Study) -> str:
 
 
 @contextmanager
-def opened(cfg: DictConfig, folder: Path) -> Generator[BaseStorage]:
+def open_study_folder(cfg: DictConfig, folder: Path) -> Generator[BaseStorage]:
     """Create the study's folder and open its storage; an error removes a folder that was new.
 
     Raises:
@@ -157,8 +164,8 @@ def opened(cfg: DictConfig, folder: Path) -> Generator[BaseStorage]:
         raise UserError(f"outputs={cfg.outputs}: can't be written ({error.strerror})") from error
     # Open the storage.
     try:
-        with locked(folder):
-            storage = open_storage(address(cfg.storage, folder))
+        with lock_study(folder):
+            storage = open_storage(storage_url(cfg.storage, folder))
         yield storage
     except UserError:
         if fresh:
@@ -169,19 +176,21 @@ def opened(cfg: DictConfig, folder: Path) -> Generator[BaseStorage]:
         raise
 
 
-def announce(plan: Plan, study: optuna.Study, folder: Path) -> None:
+def print_study_header(plan: SearchPlan, study: optuna.Study, folder: Path) -> None:
     """Print the study, its searched and fixed options, and the number of earlier trials."""
-    earlier = sum(map(counts, study.get_trials(deepcopy=False)))
+    earlier = sum(map(is_counted, study.get_trials(deepcopy=False)))
     before = f", {earlier} of them done earlier" if earlier else ""
-    log.info(f"study      {quote_path(relative(folder))}: {plan.cfg.trials} trials{before}")
+    log.info(f"study      {quote_path(relative_to_here(folder))}: {plan.cfg.trials} trials{before}")
     if plan.cfg.storage is not None:
-        log.info(f"storage    {without_password(plan.cfg.storage)}")
+        log.info(f"storage    {hide_password(plan.cfg.storage)}")
     for axis in plan.axes:
         log.info(f"searched   {axis.name}: {axis}")
-    fixed = " ".join(word for word in plan.fixed if not is_hydras(parse([word])[0]))
+    fixed = " ".join(
+        word for word in plan.fixed if not is_hydra_override(parse_overrides([word])[0])
+    )
     log.info(f"fixed      {fixed or 'all other options at their defaults'}; seed {plan.cfg.seed}")
     objectives = list(plan.cfg.objectives)
     if plan.cfg.pruner["_target_"] != "optuna.pruners.NopPruner" and (
-        len(objectives) > 1 or objectives[0] in MEASURED
+        len(objectives) > 1 or objectives[0] in MEASURED_OBJECTIVES
     ):
         log.info("pruning    none: it needs a single objective that each validation measures")

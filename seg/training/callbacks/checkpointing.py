@@ -19,14 +19,14 @@ from seg.runs.checkpoint import is_whole, write_checkpoint
 from seg.training.loggers import MetricsCSV
 
 log = logging.getLogger("seg")
-FILES = ("best_model_path", "kth_best_model_path", "last_model_path")
+PATH_KEYS = ("best_model_path", "kth_best_model_path", "last_model_path")
 # Ctrl-C; schedulers; SLURM with --signal=USR1; submitit
-SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2")
+STOP_SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2")
 # warnings of SLURM and submitit before the time limit, after which the job may be submitted again
-WARNINGS = ("SIGUSR1", "SIGUSR2")
+WARNING_SIGNALS = ("SIGUSR1", "SIGUSR2")
 
 
-class Checkpoints(ModelCheckpoint):
+class PortableModelCheckpoint(ModelCheckpoint):
     """ModelCheckpoint whose state holds file names instead of paths.
 
     A run folder that was moved or copied thus resumes with its best score, which Lightning drops if the path
@@ -40,12 +40,12 @@ class Checkpoints(ModelCheckpoint):
 
     def state_dict(self) -> dict[str, Any]:
         state = super().state_dict()
-        names = {key: Path(state[key]).name for key in FILES}
+        names = {key: Path(state[key]).name for key in PATH_KEYS}
         best = {Path(file).name: score for file, score in state["best_k_models"].items()}
         return state | names | {"best_k_models": best, "dirpath": ""}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        files = {key: self.placed(state_dict[key]) for key in FILES}
+        files = {key: self.placed(state_dict[key]) for key in PATH_KEYS}
         best = {self.placed(name): score for name, score in state_dict["best_k_models"].items()}
         state = {**state_dict, **files, "best_k_models": best, "dirpath": self.dirpath}
         # Without an intact best checkpoint, the next validation becomes the best.
@@ -80,7 +80,7 @@ class Checkpoints(ModelCheckpoint):
         return str(Path(str(self.dirpath)) / file) if file.endswith(".ckpt") else ""
 
 
-class WholeFiles(TorchCheckpointIO):
+class AtomicCheckpointIO(TorchCheckpointIO):
     """Checkpoint writer that replaces files atomically: a file is complete, or still the previous one.
 
     Lightning's own writes to the system's temporary folder and then copies across disks.
@@ -99,7 +99,7 @@ class WholeFiles(TorchCheckpointIO):
         write_checkpoint(Path(path).absolute(), checkpoint, self.folder)
 
 
-class Interrupts(L.Callback):
+class GracefulStop(L.Callback):
     """Graceful stop on Ctrl-C and on a scheduler's signals.
 
     A context manager around the set-up, training and scoring of a run. During training, a signal stops the run
@@ -123,7 +123,7 @@ class Interrupts(L.Callback):
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            for number in (s for s in signal.Signals if s.name in SIGNALS):
+            for number in (s for s in signal.Signals if s.name in STOP_SIGNALS):
                 self.before[number] = signal.signal(number, self.note)
         return self
 
@@ -138,7 +138,7 @@ class Interrupts(L.Callback):
             KeyboardInterrupt: outside training, and at a second Ctrl-C.
         """
         again = self.asked is not None
-        if not again or signal.Signals(number).name in WARNINGS:
+        if not again or signal.Signals(number).name in WARNING_SIGNALS:
             self.asked = number
         if self.recording or (again and number != signal.SIGINT):
             return
@@ -221,7 +221,7 @@ class Interrupts(L.Callback):
             self.leave(signal.SIGTERM, None)
 
 
-class Resumption(L.Callback):
+class ResumeMidEpoch(L.Callback):
     """Restores the state that Lightning 2.6.6 omits when it resumes a run.
 
     Early stopping: EarlyStopping restores its counts but not the decision to stop, so that a run interrupted while
@@ -276,7 +276,7 @@ class Resumption(L.Callback):
         trainer.fit_loop.epoch_loop.max_steps = self.max_steps
 
 
-class Average(EMAWeightAveraging):
+class WeightAveraging(EMAWeightAveraging):
     """Exponential moving average of the weights, used by validation during training and by checkpoints.
 
     Differs from Lightning's: validation after training uses the weights that were loaded, such as those of the best

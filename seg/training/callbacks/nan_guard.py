@@ -12,14 +12,14 @@ from torch.optim import Optimizer
 from seg.runs import checkpoint
 
 log = logging.getLogger("seg")
-FILE = "bad-batch.pt"  # image, mask and names of the batch, readable by torch.load
+BAD_BATCH_FILE = "bad-batch.pt"  # image, mask and names of the batch, readable by torch.load
 
 
-class NotFinite(RuntimeError):
+class NonFiniteError(RuntimeError):
     """Raised when a loss or gradient is nan or infinite."""
 
 
-class Finite(L.Callback):
+class NonFiniteGuard(L.Callback):
     """Checks loss and gradients before each optimiser step.
 
     Under 16-mixed precision, infinite gradients are normal and the gradient scaler skips such steps itself; only the
@@ -59,7 +59,7 @@ class Finite(L.Callback):
         assert self.loss is not None
         # Check all tensors with a single synchronisation of the device.
         scaled = trainer.precision == "16-mixed"
-        named = [] if scaled else gradients(pl_module)
+        named = [] if scaled else named_gradients(pl_module)
         finite = [self.loss.isfinite().all(), *(g.isfinite().all() for _, g in named)]
         if bool(torch.stack([f.to(self.loss.device) for f in finite]).all()):
             return
@@ -68,7 +68,7 @@ class Finite(L.Callback):
         description = self.describe(trainer.global_step, bad)
         if not self.skip:
             file = self.keep(trainer.global_step, trainer.global_rank)
-            raise NotFinite(
+            raise NonFiniteError(
                 f"{description}; the batch is saved in {file}; a smaller optim.lr or trainer.gradient_clip_val=1 may "
                 "help, and bad_steps=skip skips such steps"
             )
@@ -87,12 +87,12 @@ class Finite(L.Callback):
 
     def keep(self, step: int, rank: int) -> Path:
         """Save the batch for inspection, one file per rank, and return the file."""
-        file = self.folder / (f"{rank}-{FILE}" if rank else FILE)
+        file = self.folder / (f"{rank}-{BAD_BATCH_FILE}" if rank else BAD_BATCH_FILE)
         content = {k: v.cpu() if isinstance(v, Tensor) else v for k, v in self.batch.items()}
         checkpoint.write_checkpoint(file, content | {"step": step})
         return file
 
 
-def gradients(module: L.LightningModule) -> list[tuple[str, Tensor]]:
+def named_gradients(module: L.LightningModule) -> list[tuple[str, Tensor]]:
     """Return name and gradient of each parameter that has one."""
     return [(name, p.grad) for name, p in module.named_parameters() if p.grad is not None]

@@ -9,17 +9,17 @@ import torch
 from torch import Tensor
 
 from seg import files
-from seg.data.dataset import Samples
-from seg.display.layout import evenly
-from seg.display.panels import panel, picture, sheet, shown, to_rgb
+from seg.data.dataset import SegmentationDataset
+from seg.display.layout import evenly_spaced
+from seg.display.panels import draw_panel, flatten_labels, legend_entries, stack_pictures, to_rgb
 from seg.logits import predicted_classes
-from seg.metrics.confusion import Tally, confusion, dice
-from seg.models.contract import full_logits
+from seg.metrics.confusion import ConfusionCounts, count_confusion, dice
+from seg.models.contract import same_size_logits
 from seg.training.loggers.base import Picture
-from seg.training.loggers.guarded import Guarded
+from seg.training.loggers.guarded import FaultTolerantLogger
 
 
-class Pictures(L.Callback):
+class PanelCallback(L.Callback):
     """Panels of fixed validation images: sent to the loggers at each validation, written as files at the end.
 
     Args:
@@ -33,7 +33,7 @@ class Pictures(L.Callback):
 
     def __init__(
         self,
-        samples: Samples,
+        samples: SegmentationDataset,
         count: int,
         colors: list,
         folder: Path,
@@ -43,11 +43,13 @@ class Pictures(L.Callback):
         self.samples, self.folder, self.below, self.threshold = samples, folder, below, threshold
         self.classes, self.colors = list(samples.source.classes), list(colors)
         self.overlapping = samples.source.task == "overlapping"
-        self.indices = evenly(len(samples), count)
-        self.shown_classes, self.shown_colors = shown(self.classes, self.colors, self.overlapping)
+        self.indices = evenly_spaced(len(samples), count)
+        self.shown_classes, self.shown_colors = legend_entries(
+            self.classes, self.colors, self.overlapping
+        )
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        loggers = [logger for logger in trainer.loggers if isinstance(logger, Guarded)]
+        loggers = [logger for logger in trainer.loggers if isinstance(logger, FaultTolerantLogger)]
         if not loggers or not self.indices or trainer.state.fn != "fit":
             return
         model = cast(torch.nn.Module, pl_module.model)
@@ -57,12 +59,12 @@ class Pictures(L.Callback):
 
     def pictured(self, model: torch.nn.Module, index: int) -> Picture:
         sample = self.samples[0, index]
-        prediction = predict_one(model, sample["image"], self.threshold, self.overlapping)
+        prediction = predict_image(model, sample["image"], self.threshold, self.overlapping)
         return Picture(
             sample["name"],
             to_rgb(self.image(index)),
-            picture(sample["mask"].numpy()),
-            picture(prediction),
+            flatten_labels(sample["mask"].numpy()),
+            flatten_labels(prediction),
             self.shown_classes,
             self.shown_colors,
         )
@@ -88,31 +90,33 @@ class Pictures(L.Callback):
             # Predict the image, and score it by the Dice of each class.
             sample = self.samples[0, index]
             truth = sample["mask"]
-            prediction = predict_one(
+            prediction = predict_image(
                 model, sample["image"].to(device), self.threshold, self.overlapping
             )
-            counts = confusion(torch.from_numpy(prediction)[None], truth[None], len(self.classes))
-            scores = dice(Tally.of(counts[0], self.overlapping)).tolist()
+            counts = count_confusion(
+                torch.from_numpy(prediction)[None], truth[None], len(self.classes)
+            )
+            scores = dice(ConfusionCounts.from_confusion(counts[0], self.overlapping)).tolist()
             named = zip(self.classes, scores, strict=True)
             caption = ", ".join(f"{c} {v:.3f}" for c, v in named if v == v)
             # Draw and write its panel.
             rows.append(
-                panel(
-                    self.image(index), picture(truth.numpy()), picture(prediction), self.shown_classes,
+                draw_panel(
+                    self.image(index), flatten_labels(truth.numpy()), flatten_labels(prediction), self.shown_classes,
                     self.shown_colors, title=sample["name"], caption=f"Dice: {caption}",
                 )
             )  # fmt: skip
             written.append(self.folder / f"{Path(sample['name']).name}.png")
-            with files.whole(written[-1], self.below) as aside:
+            with files.atomic_write(written[-1], self.below) as aside:
                 rows[-1].save(aside)
         if rows:
-            with files.whole(self.folder / "all.png", self.below) as aside:
-                sheet(rows).save(aside)
+            with files.atomic_write(self.folder / "all.png", self.below) as aside:
+                stack_pictures(rows).save(aside)
         return written
 
 
 @torch.no_grad()
-def predict_one(
+def predict_image(
     model: torch.nn.Module, image: Tensor, threshold: float = 0.5, overlapping: bool = False
 ) -> np.ndarray:
     """Predict one normalised image (C, H, W); the model's training mode is restored.
@@ -122,6 +126,6 @@ def predict_one(
     """
     device = next(model.parameters()).device
     training = model.training
-    logits = full_logits(model.eval(), image[None].to(device))
+    logits = same_size_logits(model.eval(), image[None].to(device))
     model.train(training)
     return predicted_classes(logits, threshold, overlapping)[0].cpu().numpy().astype(np.uint8)

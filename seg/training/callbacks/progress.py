@@ -23,7 +23,7 @@ def progress_bar() -> RichProgressBar:
     return RichProgressBar(leave=False, theme=RichProgressBarTheme(metrics_format=".3f"))
 
 
-class Lines(L.Callback):
+class ProgressLogger(L.Callback):
     """Logs a line per validation, and images per second at the end of each epoch.
 
     Attributes:

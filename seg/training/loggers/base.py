@@ -10,9 +10,9 @@ import numpy as np
 from PIL import Image
 
 from seg.display import panels
-from seg.metrics.direction import SPREAD, smaller_is_better
+from seg.metrics.direction import SPREAD_SUFFIX, smaller_is_better
 
-WIDTH = 1200  # px: maximal width of a page; dashboards keep one page per validation
+MAX_PAGE_WIDTH = 1200  # px: maximal width of a page; dashboards keep one page per validation
 
 
 @dataclass(frozen=True)
@@ -60,30 +60,35 @@ class Picture(NamedTuple):
     colors: list[tuple[int, int, int]]
 
 
-def sheet(pictures: Sequence[Picture]) -> Image.Image:
+def draw_page(pictures: Sequence[Picture]) -> Image.Image:
     """Draw pictures on one page, at most ``WIDTH`` px wide: a row of image | truth | prediction | error each."""
     rows = [
-        panels.panel(p.image, p.truth, p.prediction, p.classes, p.colors, p.name) for p in pictures
+        panels.draw_panel(p.image, p.truth, p.prediction, p.classes, p.colors, p.name)
+        for p in pictures
     ]
-    page = panels.sheet(rows)
-    page.thumbnail((WIDTH, page.height))
+    page = panels.stack_pictures(rows)
+    page.thumbnail((MAX_PAGE_WIDTH, page.height))
     return page
 
 
-def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten_options(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Flatten nested options to paths such as ``optim/lr``; dots have another meaning in dashboards."""
     leaves: dict[str, Any] = {}
     for name, value in settings.items():
         path = f"{prefix}{name}"
-        leaves |= flat(value, f"{path}/") if isinstance(value, Mapping) and value else {path: value}
+        leaves |= (
+            flatten_options(value, f"{path}/")
+            if isinstance(value, Mapping) and value
+            else {path: value}
+        )
     return leaves
 
 
-def best(name: str) -> Literal["max", "min"] | None:
+def best_direction(name: str) -> Literal["max", "min"] | None:
     """Return whether a validation metric is maximised or minimised; None for any other key."""
     stage, _, rest = name.partition("/")
     score = rest.split("/")[0]
-    if stage != "val" or score.endswith(SPREAD):
+    if stage != "val" or score.endswith(SPREAD_SUFFIX):
         return None
     return "min" if smaller_is_better(score) else "max"
 

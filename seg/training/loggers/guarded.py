@@ -11,17 +11,24 @@ from typing import Any
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 
-from seg.cli.compose import build, one_line
+from seg.cli.compose import instantiate_node, one_line
 from seg.runs.records import read_json, write_json
 from seg.training.loggers.base import Picture, TrackedRun, Tracker
 
 log = logging.getLogger("seg")
-SECRET = ("KEY", "TOKEN", "PASSWORD", "SECRET")  # suffixes of environment variables with secrets
-IDS = "loggers.json"  # in the run folder: name of a logger -> id of the run there
-PATIENCE = 3  # consecutive failures until a logger is disabled; each may have waited for a server
+SECRET_SUFFIXES = (
+    "KEY",
+    "TOKEN",
+    "PASSWORD",
+    "SECRET_SUFFIXES",
+)  # suffixes of environment variables with secrets
+IDS_FILE = "loggers.json"  # in the run folder: name of a logger -> id of the run there
+MAX_FAILURES = (
+    3  # consecutive failures until a logger is disabled; each may have waited for a server
+)
 
 
-class Guarded(Logger):
+class FaultTolerantLogger(Logger):
     """Lightning logger around a tracker. Its first error is logged as a warning, and the run continues.
 
     Curves end with fitting: the scores of the best checkpoint, measured afterwards, are not logged as points of the
@@ -61,7 +68,7 @@ class Guarded(Logger):
         self.attempt(self.tracker.finish, status, summary, self.step)
 
     def attempt(self, call: Callable, *arguments: Any) -> None:
-        if self.failures == PATIENCE:
+        if self.failures == MAX_FAILURES:
             return
         try:
             call(*arguments)
@@ -71,13 +78,13 @@ class Guarded(Logger):
             if not self.told:
                 self.told = True
                 log.warning(
-                    f"{self.title}: {reason(error)}; the run goes on, metrics.csv has it all"
+                    f"{self.title}: {describe_error(error)}; the run goes on, metrics.csv has it all"
                 )
-            if self.failures == PATIENCE:
-                log.warning(f"{self.title}: failed {PATIENCE} times in a row; logger disabled")
+            if self.failures == MAX_FAILURES:
+                log.warning(f"{self.title}: failed {MAX_FAILURES} times in a row; logger disabled")
 
 
-def start(nodes: DictConfig, run: TrackedRun) -> list[Guarded]:
+def start_loggers(nodes: DictConfig, run: TrackedRun) -> list[FaultTolerantLogger]:
     """Start the loggers of a run; one that fails to start is logged as a warning and omitted.
 
     Args:
@@ -89,9 +96,9 @@ def start(nodes: DictConfig, run: TrackedRun) -> list[Guarded]:
     """
     # Build all trackers first, so that a wrong option is an error before any of them starts.
     trackers: dict[str, Tracker] = {
-        str(name): build(node, f"logger.{name}", run=run) for name, node in nodes.items()
+        str(name): instantiate_node(node, f"logger.{name}", run=run) for name, node in nodes.items()
     }
-    file = run.folder / IDS
+    file = run.folder / IDS_FILE
     ids = read_json(file) if file.exists() else {}
     # Start each one, under the id of an earlier start if there is one.
     started = []
@@ -102,16 +109,16 @@ def start(nodes: DictConfig, run: TrackedRun) -> list[Guarded]:
                 ids[name] = new_id
         except Exception as error:
             log.warning(
-                f"{name}: can't be started ({reason(error)}); the run goes on without, metrics.csv has it all"
+                f"{name}: can't be started ({describe_error(error)}); the run goes on without, metrics.csv has it all"
             )
         else:
-            started.append(Guarded(name, tracker))
+            started.append(FaultTolerantLogger(name, tracker))
     if ids:
         write_json(file, ids)
     return started
 
 
-def finish(loggers: Sequence[Logger], status: str, summary: Mapping[str, float]) -> None:
+def finish_loggers(loggers: Sequence[Logger], status: str, summary: Mapping[str, float]) -> None:
     """Close the loggers that ``start`` opened.
 
     Args:
@@ -123,19 +130,19 @@ def finish(loggers: Sequence[Logger], status: str, summary: Mapping[str, float])
     if status == "interrupted" and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, signal.default_int_handler)
     for logger in loggers:
-        if isinstance(logger, Guarded):
+        if isinstance(logger, FaultTolerantLogger):
             logger.finish(status, summary)
 
 
-def reason(error: Exception) -> str:
+def describe_error(error: Exception) -> str:
     """Describe an error on one line of at most about 300 characters, without secrets that libraries may quote."""
-    return f"{type(error).__name__}: {without_keys(one_line(error))[:300]}".rstrip(": ")
+    return f"{type(error).__name__}: {hide_secrets(one_line(error))[:300]}".rstrip(": ")
 
 
-def without_keys(text: str) -> str:
+def hide_secrets(text: str) -> str:
     """Return a text with passwords in URLs, and values of secret environment variables, replaced by stars."""
     text = re.sub(r"://[^/@\s]*@", "://***@", text)
     for name, value in os.environ.items():
-        if len(value) >= 8 and name.upper().endswith(SECRET):
+        if len(value) >= 8 and name.upper().endswith(SECRET_SUFFIXES):
             text = text.replace(value, "***")
     return text

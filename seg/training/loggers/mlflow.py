@@ -8,13 +8,18 @@ from pathlib import Path
 from lightning.pytorch.loggers import MLFlowLogger
 
 from seg import files
-from seg.training.loggers.base import Picture, TrackedRun, Tracker, flat, sheet
-from seg.training.loggers.guarded import without_keys
+from seg.training.loggers.base import Picture, TrackedRun, Tracker, draw_page, flatten_options
+from seg.training.loggers.guarded import hide_secrets
 
 log = logging.getLogger("seg")
-SQLITE = "sqlite:///"
-FOREIGN = r"[^A-Za-z0-9_./ -]"  # characters that MLflow rejects in names
-ENDS = {"finished": "success", "pruned": "success", "failed": "failed", "interrupted": "KILLED"}
+SQLITE_PREFIX = "sqlite:///"
+INVALID_CHARACTERS = r"[^A-Za-z0-9_./ -]"  # characters that MLflow rejects in names
+MLFLOW_STATUS = {
+    "finished": "success",
+    "pruned": "success",
+    "failed": "failed",
+    "interrupted": "KILLED",
+}
 
 
 class MLflow(Tracker):
@@ -39,7 +44,7 @@ class MLflow(Tracker):
         tags: list[str] | None = None,
         uri: str = "sqlite:///outputs/mlflow.db",
     ) -> None:
-        if without_keys(uri) != uri:
+        if hide_secrets(uri) != uri:
             raise ValueError(
                 "uri contains a password or key, which the run would store; set an environment variable instead, "
                 "such as MLFLOW_TRACKING_PASSWORD or PGPASSWORD"
@@ -50,8 +55,8 @@ class MLflow(Tracker):
     def start(self, known: str | None) -> str | None:
         logging.getLogger("mlflow").setLevel(logging.WARNING)  # else a line per table it creates
         artifacts = None
-        if self.uri.startswith(SQLITE):
-            database = Path(self.uri.removeprefix(SQLITE)).resolve()
+        if self.uri.startswith(SQLITE_PREFIX):
+            database = Path(self.uri.removeprefix(SQLITE_PREFIX)).resolve()
             files.make_folder(database.parent, database.parent)
             artifacts = database.with_suffix("").as_uri()
         self.logger = MLFlowLogger(
@@ -63,7 +68,10 @@ class MLflow(Tracker):
             run_id=known,
         )
         if known is None:
-            named = {re.sub(FOREIGN, "_", k): v for k, v in flat(self.run.settings).items()}
+            named = {
+                re.sub(INVALID_CHARACTERS, "_", k): v
+                for k, v in flatten_options(self.run.settings).items()
+            }
             self.logger.log_hyperparams(named)
         log.info(f"mlflow: mlflow ui --backend-store-uri {self.uri}")
         return self.logger.run_id
@@ -73,9 +81,9 @@ class MLflow(Tracker):
 
     def show(self, pictures: Sequence[Picture], step: int) -> None:
         self.logger.experiment.log_image(
-            self.logger.run_id, sheet(pictures), key="val/images", step=step
+            self.logger.run_id, draw_page(pictures), key="val/images", step=step
         )
 
     def finish(self, status: str, summary: Mapping[str, float], step: int) -> None:
         self.logger.log_metrics(summary, step)
-        self.logger.finalize(ENDS[status])
+        self.logger.finalize(MLFLOW_STATUS[status])

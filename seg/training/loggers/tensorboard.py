@@ -9,8 +9,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from pydantic import Field
 
 from seg.cli.command_line import quote_path
-from seg.runs.folder import relative
-from seg.training.loggers.base import Picture, TrackedRun, Tracker, sheet
+from seg.runs.folder import relative_to_here
+from seg.training.loggers.base import Picture, TrackedRun, Tracker, draw_page
 
 log = logging.getLogger("seg")
 
@@ -31,7 +31,7 @@ class TensorBoard(Tracker):
             self.run.folder, "tensorboard", "", default_hp_metric=False, flush_secs=self.seconds
         )
         self.writer = self.logger.experiment
-        runs = quote_path(relative(self.run.folder.parent))
+        runs = quote_path(relative_to_here(self.run.folder.parent))
         log.info(f"tensorboard: tensorboard --logdir {runs}")
         return None
 
@@ -39,7 +39,7 @@ class TensorBoard(Tracker):
         self.logger.log_metrics(dict(values), step)
 
     def show(self, pictures: Sequence[Picture], step: int) -> None:
-        page = np.asarray(sheet(pictures))
+        page = np.asarray(draw_page(pictures))
         self.writer.add_image("val/images", page, step, dataformats="HWC")
 
     def finish(self, status: str, summary: Mapping[str, float], step: int) -> None:

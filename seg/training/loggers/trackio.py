@@ -10,8 +10,8 @@ from pathlib import Path
 
 from seg import files
 from seg.cli.command_line import quote_path, quote_shell
-from seg.runs.folder import relative
-from seg.training.loggers.base import Picture, TrackedRun, Tracker, flat, sheet
+from seg.runs.folder import relative_to_here
+from seg.training.loggers.base import Picture, TrackedRun, Tracker, draw_page, flatten_options
 
 log = logging.getLogger("seg")
 
@@ -47,15 +47,17 @@ class Trackio(Tracker):
         if self.folder is not None and place != Path(self.folder).resolve():
             raise RuntimeError(f"this process already writes to {place}")
         files.make_folder(place, place)
-        with quiet(), warnings.catch_warnings():
+        with silence_trackio(), warnings.catch_warnings():
             warnings.simplefilter("error", UserWarning)  # trackio only warns about its failures
             self.session = trackio.init(
-                self.project, self.run.name, self.group, config=flat(self.run.settings) | {"tags": self.tags},
+                self.project, self.run.name, self.group, config=flatten_options(self.run.settings) | {"tags": self.tags},
                 embed=False, auto_log_gpu=False, auto_log_cpu=False,
             )  # fmt: skip
         self.session.id = known or self.session.id
         self.image = trackio.Image
-        where = f"TRACKIO_DIR={quote_path(relative(place))} " if self.folder is not None else ""
+        where = (
+            f"TRACKIO_DIR={quote_path(relative_to_here(place))} " if self.folder is not None else ""
+        )
         log.info(f"trackio: {where}trackio show --project={quote_shell(self.project)}")
         return self.session.id
 
@@ -63,17 +65,17 @@ class Trackio(Tracker):
         self.session.log(dict(values), step=step)
 
     def show(self, pictures: Sequence[Picture], step: int) -> None:
-        self.session.log({"val/images": self.image(sheet(pictures))}, step=step)
+        self.session.log({"val/images": self.image(draw_page(pictures))}, step=step)
 
     def finish(self, status: str, summary: Mapping[str, float], step: int) -> None:
         import trackio
 
         if summary:
             self.session.log(dict(summary), step=step)
-        with quiet():
+        with silence_trackio():
             trackio.finish()
 
 
-def quiet() -> contextlib.AbstractContextManager:
+def silence_trackio() -> contextlib.AbstractContextManager:
     """Suppress what trackio prints."""
     return contextlib.redirect_stdout(io.StringIO())

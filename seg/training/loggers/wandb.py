@@ -15,14 +15,14 @@ from pydantic import Field
 from seg import files
 from seg.cli.command_line import quote_path
 from seg.logits import IGNORE
-from seg.runs.folder import relative
+from seg.runs.folder import relative_to_here
 from seg.runs.metrics_csv import read_metrics
-from seg.training.loggers.base import Picture, TrackedRun, Tracker, best
+from seg.training.loggers.base import Picture, TrackedRun, Tracker, best_direction
 
 log = logging.getLogger("seg")
-STEP = "trainer/global_step"  # x axis, under Lightning's name
-SENDER = "python -m seg.sync send=true"
-UNSENT = "unsent"  # marker file in W&B's folder of an online run that was not sent completely
+STEP_KEY = "trainer/global_step"  # x axis, under Lightning's name
+SYNC_COMMAND = "python -m seg.sync send=true"
+UNSENT_FILE = "unsent"  # marker file in W&B's folder of an online run that was not sent completely
 
 
 class Wandb(Tracker):
@@ -75,7 +75,7 @@ class Wandb(Tracker):
         self.session = self.opened(
             known, "as asked" if self.offline else offline_reason(self.timeout)
         )
-        self.session.define_metric("*", step_metric=STEP)
+        self.session.define_metric("*", step_metric=STEP_KEY)
         self.resumed = known is not None
         self.image = wandb.Image
         return self.session.id
@@ -90,7 +90,7 @@ class Wandb(Tracker):
         import wandb
 
         settings = wandb.Settings(
-            base_url=server(),
+            base_url=server_url(),
             silent=True,
             console="off",
             init_timeout=self.timeout,
@@ -119,15 +119,15 @@ class Wandb(Tracker):
             log.info("wandb: disabled by WANDB_MODE")
             return wandb.init(mode="disabled", **arguments)
         session = wandb.init(mode="offline", **arguments)
-        log.info(f"wandb: offline ({why_offline}); send it later: {SENDER}")
+        log.info(f"wandb: offline ({why_offline}); send it later: {SYNC_COMMAND}")
         return session
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         for name in values:
-            if name not in self.defined and "*" not in name and (summary := best(name)):
-                self.session.define_metric(name, step_metric=STEP, summary=summary)
+            if name not in self.defined and "*" not in name and (summary := best_direction(name)):
+                self.session.define_metric(name, step_metric=STEP_KEY, summary=summary)
             self.defined.add(name)
-        self.session.log({**values, STEP: step})
+        self.session.log({**values, STEP_KEY: step})
 
     def show(self, pictures: Sequence[Picture], step: int) -> None:
         images = []
@@ -136,30 +136,30 @@ class Wandb(Tracker):
             masks = {"prediction": picture.prediction, "truth": picture.truth}
             layers = {k: {"mask_data": m, "class_labels": names} for k, m in masks.items()}
             images.append(self.image(picture.image, caption=picture.name, masks=layers))
-        self.session.log({"val/images": images, STEP: step})
+        self.session.log({"val/images": images, STEP_KEY: step})
 
     def finish(self, status: str, summary: Mapping[str, float], step: int) -> None:
         if self.resumed:  # W&B's own summary starts at the resumption
-            self.session.summary.update(bests(read_metrics(self.run.folder / "metrics.csv")))
+            self.session.summary.update(best_values(read_metrics(self.run.folder / "metrics.csv")))
         self.session.summary.update({**summary, "status": status})
         place = Path(self.session.settings.sync_dir)
         try:
             self.session.finish(exit_code=0 if status in ("finished", "pruned") else 1)
         except TimeoutError as error:
-            files.write_bytes(place / UNSENT, b"", place)
-            rest = quote_path(relative(place))
+            files.write_bytes(place / UNSENT_FILE, b"", place)
+            rest = quote_path(relative_to_here(place))
             raise TimeoutError(
-                f"not everything was sent; send the rest: {SENDER}, or wandb sync --include-online {rest}"
+                f"not everything was sent; send the rest: {SYNC_COMMAND}, or wandb sync --include-online {rest}"
             ) from error
 
 
-def bests(rows: list[dict[str, str]]) -> dict[str, dict[str, float]]:
+def best_values(rows: list[dict[str, str]]) -> dict[str, dict[str, float]]:
     """Compute W&B's summary of all rows of metrics.csv: name -> ``{"max": value}`` or ``{"min": value}``."""
     summary: dict[str, dict[str, float]] = {}
     for name in dict.fromkeys(name for row in rows for name in row):
         values = [float(row[name]) for row in rows if row.get(name)]
         values = [value for value in values if value == value]
-        if values and (which := best(name)):
+        if values and (which := best_direction(name)):
             summary[name] = {which: max(values) if which == "max" else min(values)}
     return summary
 
@@ -171,15 +171,15 @@ def offline_reason(timeout: float) -> str | None:
         return "disabled"
     if mode in ("offline", "dryrun"):
         return f"WANDB_MODE={mode}"
-    url = server()
+    url = server_url()
     if not has_key(url):
         return "no API key; run wandb login, or set WANDB_API_KEY"
-    if not answers(url, timeout):
+    if not server_answers(url, timeout):
         return f"{urlparse(url).hostname} doesn't answer within {timeout:g} s"
     return None
 
 
-def server() -> str:
+def server_url() -> str:
     """Return the URL of W&B's server: WANDB_BASE_URL, or that of wandb's settings."""
     import wandb
 
@@ -191,7 +191,7 @@ def has_key(url: str) -> bool:
     return bool(os.environ.get("WANDB_API_KEY") or requests.utils.get_netrc_auth(url))
 
 
-def answers(url: str, timeout: float) -> bool:
+def server_answers(url: str, timeout: float) -> bool:
     """Return True if a server answers an HTTP request within ``timeout`` s, DNS lookup included."""
     answered = threading.Event()
 

@@ -10,18 +10,18 @@ from typing import Any
 
 from rich.table import Table
 
-from seg.comparison.run_files import text
-from seg.comparison.run_records import label_of
+from seg.comparison.run_files import printable_line
+from seg.comparison.run_records import run_label
 from seg.errors import RunError, UserError
-from seg.runs.folder import relative
+from seg.runs.folder import relative_to_here
 from seg.runs.records import read_json
-from seg.training.loggers.wandb import UNSENT, answers, has_key, server
+from seg.training.loggers.wandb import UNSENT_FILE, has_key, server_answers, server_url
 
-TIMEOUT = 10.0  # s for the server to answer
+SERVER_TIMEOUT = 10.0  # s for the server to answer
 
 
 @dataclass(frozen=True)
-class Recorded:
+class OfflineRun:
     """W&B recording of a run, offline or not completely sent; a resumed run has several.
 
     Attributes:
@@ -53,35 +53,38 @@ class Recorded:
         return "sent" if self.sent else "running" if self.running else "not sent"
 
 
-def recorded(outputs: Path) -> list[Recorded]:
+def find_offline_runs(outputs: Path) -> list[OfflineRun]:
     """Return all recordings below a folder, oldest first."""
-    folders = {file.parent.resolve() for file in recordings(outputs)}
-    runs = [look(relative(folder)) for folder in folders]
+    folders = {file.parent.resolve() for file in recording_files(outputs)}
+    runs = [read_recording(relative_to_here(folder)) for folder in folders]
     return sorted(runs, key=lambda run: (run.started, str(run.folder)))
 
 
-def recordings(outputs: Path) -> list[Path]:
+def recording_files(outputs: Path) -> list[Path]:
     """Return one file of each recording below a folder."""
-    return [*outputs.rglob("wandb/offline-run-*/*.wandb"), *outputs.rglob(f"wandb/run-*/{UNSENT}")]
+    return [
+        *outputs.rglob("wandb/offline-run-*/*.wandb"),
+        *outputs.rglob(f"wandb/run-*/{UNSENT_FILE}"),
+    ]
 
 
-def look(folder: Path) -> Recorded:
+def read_recording(folder: Path) -> OfflineRun:
     """Read a recording's folder, and the run.json of its run."""
     run = folder.parent.parent
     try:
         record = read_json(run / "run.json")
     except RunError:  # the recording lies elsewhere, or the run died as it started, or is damaged
         record = {}
-    return Recorded(
+    return OfflineRun(
         folder,
-        text(record.get("name")) or label_of(Path(run.name)),
-        text(record.get("group")) or None,
+        printable_line(record.get("name")) or run_label(Path(run.name)),
+        printable_line(record.get("group")) or None,
         any(folder.glob("*.wandb.synced")),
         record.get("status") == "running",
     )
 
 
-def table(runs: list[Recorded]) -> Table:
+def offline_table(runs: list[OfflineRun]) -> Table:
     """Build the table of recordings for the terminal."""
     page = Table(title="W&B runs recorded offline", title_justify="left", header_style="bold")
     for column in ("started", "run", "group", "state"):
@@ -91,24 +94,24 @@ def table(runs: list[Recorded]) -> Table:
     return page
 
 
-def send(folders: list[Path]) -> None:
+def upload_recordings(folders: list[Path]) -> None:
     """Upload recordings with ``wandb sync``.
 
     Raises:
         UserError: if there is no API key, or the server doesn't answer.
     """
-    url = server()
+    url = server_url()
     if not has_key(url):
         raise UserError("send=true: no API key; run wandb login, or set WANDB_API_KEY")
-    if not answers(url, TIMEOUT):
-        raise UserError(f"send=true: {url} doesn't answer within {TIMEOUT:g} s")
-    subprocess.run(line(folders), env=environment(), check=False)
+    if not server_answers(url, SERVER_TIMEOUT):
+        raise UserError(f"send=true: {url} doesn't answer within {SERVER_TIMEOUT:g} s")
+    subprocess.run(sync_command(folders), env=sync_environment(), check=False)
 
 
-def line(folders: list[Path]) -> list[str]:
+def sync_command(folders: list[Path]) -> list[str]:
     return [sys.executable, "-m", "wandb", "sync", "--include-online", *map(str, folders)]
 
 
-def environment() -> dict[str, Any]:
+def sync_environment() -> dict[str, Any]:
     """Return the environment without the variables that keep wandb offline or silent."""
     return {k: v for k, v in os.environ.items() if k not in ("WANDB_MODE", "WANDB_SILENT")}
