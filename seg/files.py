@@ -191,7 +191,7 @@ def remove_unfinished(folder: Path) -> None:
 
 @contextmanager
 def open_text(file: Path, below: Path, folder: Path | None = None) -> Generator[TextIO]:
-    """Open a new UTF-8 text file that replaces ``file``, as the csv module needs it; see ``whole``.
+    """Open a new UTF-8 text file that replaces ``file``, as the csv module needs it; see ``atomic_write``.
 
     Characters that UTF-8 cannot encode, as in file names of other bytes, are written as escapes.
     """
@@ -204,7 +204,7 @@ def open_text(file: Path, below: Path, folder: Path | None = None) -> Generator[
 
 @contextmanager
 def open_binary(file: Path, below: Path) -> Generator[BinaryIO]:
-    """Open a new file of bytes that replaces ``file``; see ``whole``."""
+    """Open a new file of bytes that replaces ``file``; see ``atomic_write``."""
     with atomic_write(file, below) as aside, aside.open("wb") as stream:
         yield stream
 
@@ -215,12 +215,12 @@ def encodable(text: str) -> str:
 
 
 def write_text(file: Path, text: str, below: Path) -> None:
-    """Write UTF-8 text without translating line ends, and escapes as ``open_text``; see ``whole``."""
+    """Write UTF-8 text without translating line ends, and escapes as ``open_text``; see ``atomic_write``."""
     write_bytes(file, text.encode("utf-8", "backslashreplace"), below)
 
 
 def write_bytes(file: Path, content: bytes, below: Path) -> None:
-    """Write bytes; see ``whole``."""
+    """Write bytes; see ``atomic_write``."""
     with open_binary(file, below) as stream:
         stream.write(content)
 

@@ -66,7 +66,7 @@ def raised_in_loader(error: Exception) -> bool:
 
 @contextmanager
 def explain_errors(demand: str, lower: str) -> Generator[None]:
-    """Replace memory and worker failures in the context by clearer errors; arguments as in ``explained``."""
+    """Replace memory and worker failures in the context by clearer errors; arguments as in ``explain_error``."""
     try:
         yield
     except Exception as error:

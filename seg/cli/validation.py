@@ -2,7 +2,7 @@
 
 The signature is the schema: an option must be an argument of the constructor that its node's ``_target_`` names,
 and a value must fit that argument's annotation, or, without an annotation, the type of the file's own value.
-Options that have no constructor, or one of another library, have their ranges in ``LIMITS``.
+Options that have no constructor, or one of another library, have their ranges in ``OPTION_RANGES``.
 
 Legend: trees are plain dicts and lists; ``known`` is the corresponding node in the files of conf/, without the
 options of the command line or of an experiment.

@@ -48,7 +48,7 @@ class RunChange(NamedTuple):
 def compare_scores(then: Metrics, now: Metrics, eras: Sequence[Sequence[Metrics]]) -> ScoreChanges:
     """Compare the scores of two runs, and decide whether each difference is within the noise of the seed.
 
-    A difference is within noise if it lies in the ``LEVEL`` interval of the difference of two runs with
+    A difference is within noise if it lies in the ``NOISE_LEVEL`` interval of the difference of two runs with
     different seeds: Student's t times sd times sqrt(2), with sd pooled over the eras.
 
     Args:
@@ -57,7 +57,7 @@ def compare_scores(then: Metrics, now: Metrics, eras: Sequence[Sequence[Metrics]
         eras: metrics of runs that differ only in the seed: those of then and those of now.
 
     Returns:
-        For each metric ``then``, ``now``, ``difference``, ``sd`` and ``verdict``: same, within noise,
+        For each metric ``then``, ``now``, ``difference``, ``sd`` and ``overall_verdict``: same, within noise,
         different, only then or only now.
     """
     scores: ScoreChanges = {}
@@ -81,7 +81,7 @@ def compare_scores(then: Metrics, now: Metrics, eras: Sequence[Sequence[Metrics]
 
 
 def pooled_sd(eras: Sequence[Sequence[float | None]]) -> tuple[float | None, int]:
-    """Return the standard deviation within the eras (None below ``FEWEST``), and its degrees of freedom."""
+    """Return the standard deviation within the eras (None below ``MIN_DEGREES_OF_FREEDOM``), and its degrees of freedom."""
     squares, free = 0.0, 0
     for era in eras:
         values = np.array([value for value in era if value is not None], dtype=float)

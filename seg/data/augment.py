@@ -258,7 +258,7 @@ def cut_square(
 def crop_indices(
     side: int, crop: int, context: int, start: float | None, middle: int | None
 ) -> np.ndarray:
-    """Return the indices of a side's pixels in a crop, mirrored beyond the border; see ``cut``."""
+    """Return the indices of a side's pixels in a crop, mirrored beyond the border; see ``cut_square``."""
     pixels = np.pad(np.arange(side), context, mode="reflect")
     missing = max(crop - len(pixels), 0)
     room = len(pixels) - crop + missing

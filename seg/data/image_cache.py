@@ -29,7 +29,7 @@ class ImageCache:
     Args:
         source: reads images and masks.
         memory: bytes that may be kept in memory; nothing is kept if not all images fit or a split has more
-            than ``MOST`` images.
+            than ``MAX_INSPECTED`` images.
         folder: for decoded images as .npy files, which are mapped; created if missing. None: no folder.
 
     Raises:
@@ -152,7 +152,7 @@ class ImageCache:
 
 
 def choose_inspected(names: list[str]) -> list[str]:
-    """Return the evenly spaced images of a split, up to ``MOST``, that are read before a run starts."""
+    """Return the evenly spaced images of a split, up to ``MAX_INSPECTED``, that are read before a run starts."""
     return names[:: -(-len(names) // MAX_INSPECTED)] if names else []
 
 

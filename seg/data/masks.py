@@ -197,7 +197,7 @@ def size_mismatch_error(
 def build_colour_table(
     palette: dict[str, ColourList | list[ColourList]], ignore: list, classes: list[str]
 ) -> np.ndarray:
-    """Return the class index of each of the 2^24 colours, uint8; ``UNKNOWN`` if it is not declared.
+    """Return the class index of each of the 2^24 colours, uint8; ``UNDECLARED`` if it is not declared.
 
     Raises:
         DataError: for an unknown class, a class without a colour, an invalid colour and a colour named twice.

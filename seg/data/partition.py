@@ -157,7 +157,7 @@ def stratified_parts(
 ) -> list[list[str]]:
     """Divide names into parts of whole groups, each with its share of the images in which a class occurs.
 
-    Without groups the sizes are exact; with groups they are as near as ``deal`` gets.
+    Without groups the sizes are exact; with groups they are as near as ``iterative_stratification`` gets.
 
     Raises:
         DataError: if there are fewer groups than parts.

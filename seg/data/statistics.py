@@ -101,7 +101,7 @@ def compute_statistics(
     percentiles: tuple[float, float] | None,
     check: bool,
 ) -> DatasetStatistics:
-    """Compute the statistics of the chosen images of each split; see ``survey``."""
+    """Compute the statistics of the chosen images of each split; see ``measure_dataset``."""
     source, first = store.source, None
     measure, looks = IntensityStatistics(percentiles), []
     sizes: dict[str, set[tuple[int, int]]] = {split: set() for split in chosen}

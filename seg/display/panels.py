@@ -73,7 +73,7 @@ def flatten_labels(mask: np.ndarray) -> np.ndarray:
     """Flatten a mask to one value per pixel: overlapping labels (K, H, W) become 0, or k + 1 of the first.
 
     The first label lies on top and hides the others. A pixel is ignored if all labels are ignored. The names
-    and colours of these values are those of ``shown``. A mask (H, W) is returned unchanged.
+    and colours of these values are those of ``legend_entries``. A mask (H, W) is returned unchanged.
     """
     if mask.ndim == 2:
         return mask

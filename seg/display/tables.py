@@ -66,7 +66,7 @@ def border_table(
     prefix: str,
     intervals: Mapping[str, Interval] = NO_INTERVALS,
 ) -> Table:
-    """Return a table of the border scores that were computed; arguments as in ``score_table``."""
+    """Return a table of the border scores that were computed; arguments as in ``pixel_score_table``."""
     columns = {name: text for name, text in BORDER_COLUMNS.items() if f"{prefix}{name}" in scores}
     return metric_table("borders", columns, scores, classes, prefix, intervals)
 

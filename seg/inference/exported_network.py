@@ -65,7 +65,7 @@ class ExportedNetwork(nn.Module):
 def padded_rows(network: Network, side: int) -> Tensor:
     """Return the row of an image, in 0 .. side - 1, of each row of the network's padded input.
 
-    The same padding as ``pad_to_multiple``'s, or as ``full_logits``'s for valid convolutions, in operations that export.
+    The same padding as ``pad_to_multiple``'s, or as ``same_size_logits``'s for valid convolutions, in operations that export.
     """
     last = torch.arange(side)[-1:]  # side - 1, which the exported graph computes
     if network.context:

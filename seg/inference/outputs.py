@@ -1,6 +1,6 @@
 """Results of prediction: each kind grows on disk band by band and is finished as a file.
 
-``KINDS``: masks, probabilities, uncertainty and the challenge's submission as TIFF (the mask of a PNG is a PNG); overlays
+``RESULT_KINDS``: masks, probabilities, uncertainty and the challenge's submission as TIFF (the mask of a PNG is a PNG); overlays
 and contours as PNG, subsampled to 4096 px; instances as TIFF of labels with a CSV of areas and centroids.
 """
 
@@ -293,7 +293,7 @@ OBJECT_COLUMNS = (
 
 
 def measure_objects(labels: np.ndarray, interior: np.ndarray, page: int) -> list[dict[str, Any]]:
-    """Return a row of ``COLUMNS`` for each object of a page.
+    """Return a row of ``OBJECT_COLUMNS`` for each object of a page.
 
     Args:
         labels: (H, W) integers, 0 between objects.

@@ -125,7 +125,7 @@ def transform_view(image: Tensor, move: tuple[bool, bool, bool]) -> Tensor:
 
 
 def invert_view(image: Tensor, move: tuple[bool, bool, bool]) -> Tensor:
-    """Invert ``moved``."""
+    """Invert ``transform_view``."""
     down, right, transpose = move
     image = image.transpose(-2, -1) if transpose else image
     return image.flip([dim for dim, flip in ((-2, down), (-1, right)) if flip])

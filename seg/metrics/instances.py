@@ -127,7 +127,7 @@ def object_areas(labels: NDArray) -> NDArray[np.int64]:
 
 
 def object_scores(counts: NDArray) -> dict[str, NDArray[np.float64]]:
-    """Return object scores (...) from counts (..., T, 4) of ``match``, summed over the pooled images.
+    """Return object scores (...) from counts (..., T, 4) of ``match_objects``, summed over the pooled images.
 
     Each score is in 0..1, and nan where its denominator is 0: all scores without any object, precision
     without predicted objects, recall without true ones, ``sq`` without a match.

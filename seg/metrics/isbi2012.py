@@ -1,6 +1,6 @@
 """Scores of the ISBI 2012 challenge: V_rand, V_info and the older rand, warping and pixel errors.
 
-``section_scores`` scores one section at each threshold; ``best`` averages the sections and selects the best
+``section_scores`` scores one section at each threshold; ``best_scores`` averages the sections and selects the best
 threshold, as the challenge did. V_rand and V_info after border thinning (Arganda-Carreras et al., Frontiers
 in Neuroanatomy 9:142, 2015) tolerate thick borders and penalise gaps. The older errors are those of Table 1
 of the U-Net paper, which the challenge later abandoned. The reference is Fiji's Trainable_Segmentation,
@@ -179,7 +179,7 @@ def count_overlaps(truth: NDArray, pred: NDArray) -> tuple[NDArray, NDArray, NDA
 
 
 def rand_scores(a: NDArray, b: NDArray, ab: NDArray, singletons: int) -> tuple[float, float, float]:
-    """Return the foreground-restricted Rand precision, recall and F-score in 0..1, from ``overlaps``.
+    """Return the foreground-restricted Rand precision, recall and F-score in 0..1, from ``count_overlaps``.
 
     With thinned labels the F-score is V_rand. The sums of squares are those of Fiji's
     ``foregroundRestrictedStatsN2``, of counts instead of shares, which makes no difference.
@@ -233,7 +233,7 @@ def entropy_share(part: float, whole: float) -> float:
 
 
 def rand_error(a: NDArray, b: NDArray, ab: NDArray) -> float:
-    """Return 1 - F-score of the foreground-restricted Rand index, from ``overlaps`` without thinning.
+    """Return 1 - F-score of the foreground-restricted Rand index, from ``count_overlaps`` without thinning.
 
     Pairs of different pixels are counted, as in Fiji's ``foregroundRestrictedRandIndex``; border pixels of
     the proposal are in no pair. 0 if neither truth nor proposal has a pair. Differs: Fiji sums the pairs of
@@ -320,7 +320,7 @@ def count_pieces(neighbours: NDArray) -> NDArray[np.int64]:
     The pixel is simple if the number is 1 (Yokoi's 4-connectivity number). It is 0 also if all are inside.
 
     Shape:
-        neighbours (N, 8) bool in the order of ``RING`` -> (N,) in 0..4.
+        neighbours (N, 8) bool in the order of ``NEIGHBOUR_RING`` -> (N,) in 0..4.
     """
     edge, corner = neighbours[:, 0::2], neighbours[:, 1::2]
     return (edge & ~(corner & np.roll(edge, -1, axis=1))).sum(1)

@@ -124,7 +124,7 @@ def paired_test(
         The difference. Identical rows give value 0, low 0, high 0 and p 1; p is nan if the value is.
 
     Raises:
-        ValueError: if the rows of the runs differ in shape, and as in ``interval``.
+        ValueError: if the rows of the runs differ in shape, and as in ``bootstrap_interval``.
     """
     rows_a, rows_b = np.asarray(rows_a, dtype=float), np.asarray(rows_b, dtype=float)
     if rows_a.shape != rows_b.shape:

@@ -219,7 +219,7 @@ def measure_receptive_field(network: nn.Module, channels: int, stride: int) -> E
         stride: px, the steps of the result.
 
     Returns:
-        The extent; with ``everywhere`` and ``UNKNOWN`` px on each side if it has no end within ``LONGEST`` px, or if the
+        The extent; with ``everywhere`` and ``UNKNOWN_MARGIN`` px on each side if it has no end within ``LONGEST_PROBE`` px, or if the
         logits depend on the image's size.
     """
     network = copy.deepcopy(network).to("cpu", torch.float64).eval()

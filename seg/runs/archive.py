@@ -197,7 +197,7 @@ class SkeletonUnpickler(pickle.Unpickler):
 
 
 def read_skeleton(file: Path) -> Any:
-    """Return the content of a checkpoint with a ``Declared`` in the place of each tensor.
+    """Return the content of a checkpoint with a ``DeclaredTensor`` in the place of each tensor.
 
     Raises:
         Refused: if it is not an archive of torch.save, or would need more memory or time than its size.

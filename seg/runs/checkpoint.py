@@ -91,7 +91,7 @@ def check_finite(weights: Mapping[str, Any], file: Path) -> None:
 
 
 def load_skeleton(file: str | Path) -> dict[str, Any]:
-    """Return the content of a checkpoint with a ``Declared`` in the place of each tensor.
+    """Return the content of a checkpoint with a ``DeclaredTensor`` in the place of each tensor.
 
     Raises:
         RunError: if it is damaged, or a later version wrote it in a newer format.

@@ -109,7 +109,7 @@ def save_prediction_pictures(
 
 
 def palette_image(mask: np.ndarray, colors: list[Color]) -> Image.Image:
-    """Return a mask (H, W) as a palette image in the class colours, its longest side at most ``SIDE`` px."""
+    """Return a mask (H, W) as a palette image in the class colours, its longest side at most ``SAVED_PICTURE_SIDE`` px."""
     drawn = Image.fromarray(mask.astype(np.uint8)).convert("P")
     table = np.zeros((256, 3), np.uint8)
     table[: len(colors)] = colors

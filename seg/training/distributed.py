@@ -73,7 +73,7 @@ def receive_run_folder(message: Path | None) -> RunLocation:
         message: file written by rank 0; None if the ranks were not started together.
 
     Raises:
-        RunError: if nothing is announced within ``PATIENCE`` seconds.
+        RunError: if nothing is announced within ``MAX_WAIT`` seconds.
     """
     if LOCATION_VARIABLE in os.environ:
         place = json.loads(os.environ[LOCATION_VARIABLE])

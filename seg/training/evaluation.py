@@ -141,7 +141,7 @@ def score_objects(
         run: evaluated run, on ``device``.
         samples: images of the split.
         threshold: probability above which a pixel is inside an object.
-        options: of ``instances.objects``: how predicted objects are separated.
+        options: of ``instances.segment_objects``: how predicted objects are separated.
         device: to predict on.
 
     Returns:

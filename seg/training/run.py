@@ -43,7 +43,7 @@ def train(
 
     Args:
         cfg: composed from conf/train.yaml.
-        callbacks: additional Lightning callbacks; one that raises ``Pruned`` ends the run with that status.
+        callbacks: additional Lightning callbacks; one that raises ``RunPruned`` ends the run with that status.
         asked: facts that are not in the config; None: from the command line.
 
     Returns:

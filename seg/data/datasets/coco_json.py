@@ -245,7 +245,7 @@ def compute_run_lengths(shape: Any, height: int, width: int) -> array:
     """Return run lengths in px, column by column: outside, inside, outside, ...; their sum is the image's size.
 
     Args:
-        shape: polygons or run lengths, as in ``Outline``.
+        shape: polygons or run lengths, as in ``CocoAnnotation``.
         height: H of the image, px.
         width: W of the image, px.
 

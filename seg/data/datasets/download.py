@@ -95,7 +95,7 @@ def download_file(url: str, file: Path, timeout: float) -> None:
     """Write the content of an address to a file, with a progress bar.
 
     Raises:
-        DataError: if it cannot be downloaded or is larger than ``MOST``.
+        DataError: if it cannot be downloaded or is larger than ``MAX_ARCHIVE_BYTES``.
     """
     columns = TextColumn("downloading"), BarColumn(), DownloadColumn(), TransferSpeedColumn()
     hidden = not (console.is_terminal and is_rank_zero())
@@ -131,7 +131,7 @@ def unpack_files(archive: Path, names: Collection[str], folder: Path, url: str) 
     """Write the named files of an archive into a folder, whatever folder of the archive they are in.
 
     Raises:
-        DataError: if it is not a zip or tar archive, is larger than ``MOST`` unpacked, or does not hold each
+        DataError: if it is not a zip or tar archive, is larger than ``MAX_ARCHIVE_BYTES`` unpacked, or does not hold each
             of the names once.
     """
     try:
@@ -162,11 +162,11 @@ def unpack_files(archive: Path, names: Collection[str], folder: Path, url: str) 
 
 
 class ArchiveTooLargeError(Exception):
-    """An archive unpacks to more than ``MOST`` bytes."""
+    """An archive unpacks to more than ``MAX_ARCHIVE_BYTES`` bytes."""
 
 
 def check_archive_size(size: int) -> None:
-    """Raise TooLarge if unpacked content is larger than ``MOST``."""
+    """Raise TooLarge if unpacked content is larger than ``MAX_ARCHIVE_BYTES``."""
     if size > MAX_ARCHIVE_BYTES:
         raise ArchiveTooLargeError
 
@@ -175,7 +175,7 @@ def archive_members(archive: Path) -> Iterator[ArchiveMember]:
     """Yield the regular files of a zip or tar archive.
 
     Raises:
-        TooLarge: if they would unpack to more than ``MOST``.
+        TooLarge: if they would unpack to more than ``MAX_ARCHIVE_BYTES``.
     """
     if zipfile.is_zipfile(archive):
         with zipfile.ZipFile(archive) as opened:

@@ -54,7 +54,7 @@ def find_training_issues(
         source: of the data.
         looks: statistics of the images.
         unread: a fault for each image that could not be read.
-        redraw: see ``judge``.
+        redraw: see ``find_issues``.
     """
     faults = [
         *type_issues(looks),

@@ -113,7 +113,7 @@ def add_caption(picture: Image.Image, title: str, caption: str, color: Color | N
 
 
 def overlay_thumbnail(image: np.ndarray, mask: np.ndarray, colors: Sequence[Color]) -> np.ndarray:
-    """Return the image tinted by its mask, (H, W, 3) uint8, its longer side ``CELL`` px."""
+    """Return the image tinted by its mask, (H, W, 3) uint8, its longer side ``CELL_PX`` px."""
     rgb = panels.to_rgb(image)
     scale = CELL_PX / max(rgb.shape[:2])
     size = [max(1, round(side * scale)) for side in rgb.shape[1::-1]]  # width, height

@@ -53,7 +53,7 @@ class ImageStats:
         image_hash: of the image's pixels.
         mask_hash: of the mask's pixels.
         thumb: thumbnail (SIDE, SIDE) float32 of mean 0 and length 1, or 0.
-        fits: for each of ``TURNS`` that keeps the mask's size, the share of the grey values' variance that
+        fits: for each of ``ORIENTATIONS`` that keeps the mask's size, the share of the grey values' variance that
             the classes explain, in 0..1, and the slope of the grey values at their borders (1: as elsewhere).
         jumps: share of neighbours that differ by more than 200 of 255; 0 for black-and-white images.
         flat: the value that every pixel has; None: they differ.

@@ -58,7 +58,7 @@ class Issue:
     """One finding.
 
     Attributes:
-        kind: key of ``KINDS``.
+        kind: key of ``ISSUE_KINDS``.
         file: path, or what else the fault was found in.
         found: what is wrong.
         remedy: the option or the action that corrects it.

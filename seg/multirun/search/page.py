@@ -109,7 +109,7 @@ def option_importances(study: optuna.Study) -> dict[str, float]:
     if a categorical one alone determines the score.
 
     Returns:
-        Option -> share in 0..1; empty with fewer than ``ENOUGH`` trials, or a single option.
+        Option -> share in 0..1; empty with fewer than ``MIN_IMPORTANCE_TRIALS`` trials, or a single option.
     """
     whole = include_pruned(study)
     if len(whole.trials) < MIN_IMPORTANCE_TRIALS or len(whole.trials[0].params) < 2:

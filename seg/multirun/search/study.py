@@ -37,7 +37,7 @@ MEASURED_OBJECTIVES = ("milliseconds", "parameters")  # objectives other than sc
 
 
 class Grid(RandomSampler):
-    """Grid search: every combination once, in the order in which ``queue`` enqueued them."""
+    """Grid search: every combination once, in the order in which ``enqueue_grid`` enqueued them."""
 
 
 def objective_direction(objective: str) -> Literal["minimize", "maximize"]:
@@ -219,7 +219,7 @@ def grid_points(axes: Sequence[SearchDimension]) -> list[dict[str, Any]]:
     """Return all combinations of the searched options.
 
     Raises:
-        UserError: if an option is continuous, or there are more than ``MOST`` combinations.
+        UserError: if an option is continuous, or there are more than ``MAX_GRID_POINTS`` combinations.
     """
     values = []
     for axis in axes:

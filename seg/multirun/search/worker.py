@@ -107,7 +107,7 @@ def run_trials(
         report: prints a row per trial.
 
     Raises:
-        RuntimeError: if the first ``HOPELESS`` trials all failed.
+        RuntimeError: if the first ``MAX_FIRST_FAILURES`` trials all failed.
     """
     ends = time.monotonic() + 60 * (math.inf if plan.cfg.timeout is None else plan.cfg.timeout)
     attempt = TrialRunner(
@@ -136,7 +136,7 @@ def run_trials(
 
 
 def only_failures(study: optuna.Study) -> bool:
-    """Return True if at least ``HOPELESS`` trials ended, and all of them failed."""
+    """Return True if at least ``MAX_FIRST_FAILURES`` trials ended, and all of them failed."""
     ended = [t for t in study.get_trials(deepcopy=False) if t.state.is_finished() and is_counted(t)]
     return len(ended) >= MAX_FIRST_FAILURES and all(t.state == TrialState.FAIL for t in ended)
 

@@ -61,7 +61,7 @@ class Picture(NamedTuple):
 
 
 def draw_page(pictures: Sequence[Picture]) -> Image.Image:
-    """Draw pictures on one page, at most ``WIDTH`` px wide: a row of image | truth | prediction | error each."""
+    """Draw pictures on one page, at most ``MAX_PAGE_WIDTH`` px wide: a row of image | truth | prediction | error each."""
     rows = [
         panels.draw_panel(p.image, p.truth, p.prediction, p.classes, p.colors, p.name)
         for p in pictures

@@ -32,7 +32,7 @@ class FaultTolerantLogger(Logger):
     """Lightning logger around a tracker. Its first error is logged as a warning, and the run continues.
 
     Curves end with fitting: the scores of the best checkpoint, measured afterwards, are not logged as points of the
-    curves but passed to ``finish``.
+    curves but passed to ``finish_loggers``.
 
     Args:
         title: name in conf/logger.
@@ -119,7 +119,7 @@ def start_loggers(nodes: DictConfig, run: TrackedRun) -> list[FaultTolerantLogge
 
 
 def finish_loggers(loggers: Sequence[Logger], status: str, summary: Mapping[str, float]) -> None:
-    """Close the loggers that ``start`` opened.
+    """Close the loggers that ``start_loggers`` opened.
 
     Args:
         loggers: of a Trainer.
