@@ -124,7 +124,7 @@ def shared(browser, html):
 def opened(shared):
     """The one page, as it was opened; sorting is set by who needs it."""
     page = shared.page
-    page.prefetch("#filter", "")
+    page.fill("#filter", "")
     page.click("[data-choose=all]")
     page.evaluate("scrollTo(0, 0)")
     page.uncheck("#every-key")
@@ -189,12 +189,12 @@ def test_a_header_sorts_by_number_and_says_how(opened):
 def test_filter_and_ticks_choose_what_the_plots_show(opened):
     page = opened.page
     assert len(opened.traces("curves")) == 7
-    page.prefetch("#filter", "FCN finished")
+    page.fill("#filter", "FCN finished")
     assert page.locator("#count").inner_text() == "2 of 7 runs shown"
     page.wait_for_function("() => document.getElementById('plot-curves').data.length === 2")
     assert [t["x"] for t in opened.traces("curves")] == [[1, 2, 3], [1, 2, 3, 4]]
     assert {t["name"] for t in opened.traces("classes")} == {"fcn"}
-    page.prefetch("#filter", "")
+    page.fill("#filter", "")
     page.click("[data-choose=none]")
     page.locator("#table tbody input").first.check()
     page.wait_for_function("() => document.getElementById('plot-curves').data.length === 1")
@@ -205,7 +205,7 @@ def test_filter_and_ticks_choose_what_the_plots_show(opened):
 def test_curves_go_over_steps_epochs_or_minutes(opened):
     """Rows at steps 1, 3, 5 of 6 (from 0), in epochs 0, 1, 2, of two minutes."""
     page = opened.page
-    page.prefetch("#filter", "4-unet-0")
+    page.fill("#filter", "4-unet-0")
     for by, wanted in (("step", [2, 4, 6]), ("minutes", [2 / 3, 4 / 3, 2]), ("epoch", [1, 2, 3])):
         page.select_option("#curve-x", by)
         page.wait_for_function("() => document.getElementById('plot-curves').data?.length === 1")

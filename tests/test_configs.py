@@ -155,7 +155,7 @@ def fault_of(words: list[str], done: Outcome) -> str | None:
     """What is wrong with how a line ended; None: nothing."""
     if done.code == 0:
         return "half-made" if done.err or done.status not in (None, "finished") else None
-    if done.code == 1 and done.err.startswith(("fault: NotFinite", "fault: OutOfMemory")):
+    if done.code == 1 and done.err.startswith(("fault: NonFiniteError", "fault: OutOfMemory")):
         return None if done.status == "failed" and done.err.count("\n") == 1 else "half-made"
     if done.code != 2:
         return f"exit code {done.code}"

@@ -34,7 +34,7 @@ def test_a_run_stops_at_the_step_and_keeps_its_batch(tmp_path, what):
         train(config("train", *WORDS, f"outputs={tmp_path}"), [Poison(2, what)])
     folder = next(f.parent for f in tmp_path.glob("*/run.json") if not f.parent.is_symlink())
     record = records.read_json(folder / "run.json")
-    assert record["status"] == "failed" and record["error"].startswith("NotFinite: step 2")
+    assert record["status"] == "failed" and record["error"].startswith("NonFiniteError: step 2")
     kept = checkpoint.read_checkpoint(folder / BAD_BATCH_FILE)
     assert kept["step"] == 2 and kept["image"].shape == (4, 1, 32, 32) and len(kept["name"]) == 4
     assert bool(kept["image"].isnan().any()) == (what == "image")

@@ -61,23 +61,23 @@ METHODS = {
 TABLES = {"csv", "json", "html", "pickle", "parquet", "excel"}
 CALLS = {"os.open", "os.replace", "os.link", "shutil.copy", "shutil.move", "torch.onnx.export"}
 GIVERS = {
-    "files.whole", "files.open_text", "files.open_binary", "files.append", "files.whole_folder", "files.scratch_folder",
-    "self.aside", "grown.aside", "seen.aside",
-}  # fmt: skip  # what they give may be written; aside is Growing's, by files.whole
-BY_CALLER = "the file is the caller's, of files.whole"
+    "files.atomic_write", "files.open_text", "files.open_binary", "files.open_append", "files.atomic_folder", "files.scratch_folder",
+    "self.replacing", "grown.replacing", "seen.replacing",
+}  # fmt: skip  # what they give may be written; replacing is BandWriter's, by files.atomic_write
+BY_CALLER = "the file is the caller's, of files.atomic_write"
 ALLOWED = {
     "cli/command.py command os.open": "the null device, in the place of an output that was closed",
-    "data/datasets/download.py download file.open": "in files.scratch_folder",
-    "data/datasets/download.py unpack open": "only if it is new, in files.scratch_folder",
-    "data/datasets/download.py unpack copyfileobj": "into that file",
+    "data/datasets/download.py download_file file.open": "in files.scratch_folder",
+    "data/datasets/download.py unpack_files open": "only if it is new, in files.scratch_folder",
+    "data/datasets/download.py unpack_files copyfileobj": "into that file",
     "data/image_io.py write_mask image.save": BY_CALLER,
     "inference/exported_network.py write_onnx torch.onnx.export": BY_CALLER,
     "inference/exported_network.py write_onnx onnx.save": BY_CALLER,
     "inference/exported_network.py write_torch file.open": BY_CALLER,
     "inference/exported_network.py write_torch torch.export.save": "into that file",
-    "inference/pruning.py plot figure.savefig": BY_CALLER,
-    "metrics/calibration.py reliability_plot figure.savefig": BY_CALLER,
-    "runs/provenance.py write_beside write_bytes": "that of seg.files",
+    "inference/pruning.py plot_depths figure.savefig": BY_CALLER,
+    "metrics/calibration.py draw_reliability figure.savefig": BY_CALLER,
+    "runs/provenance.py write_provenance_files write_bytes": "that of seg.files",
 }
 
 

@@ -62,7 +62,7 @@ def colorize(mask: np.ndarray, colors: Sequence[Color]) -> np.ndarray:
     mask = np.asarray(mask)
     unknown = (mask != IGNORE) & ((mask < 0) | (mask >= len(colors)))
     if unknown.any():
-        value = mask[unknown].constant[0]
+        value = mask[unknown].flat[0]
         raise ValueError(f"mask holds {value}; there are colours for 0..{len(colors) - 1}")
     table = np.array([*colors, (0, 0, 0)], np.uint8)  # last row: ignored, replaced by the hatching
     rgb = table[np.where(mask == IGNORE, len(colors), mask)]
