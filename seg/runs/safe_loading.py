@@ -89,11 +89,10 @@ def parse_json(text: str) -> Any:
     if text.count("{") + text.count("[") > MAX_JSON_CONTAINERS:
         raise ValueError(f"more than {MAX_JSON_CONTAINERS} lists and dicts")
     content = json.loads(text, parse_int=parse_int64)
-    if re.search(r"\\ud[89a-f]", text, re.IGNORECASE):
-        try:  # a file name that is not UTF-8 has \udc80 to \udcff for its bytes
-            json.dumps(content, ensure_ascii=False).encode("utf-8", "surrogateescape")
-        except UnicodeEncodeError as error:
-            raise ValueError("half a character, \\ud800 or the like") from error
+    if re.search(r"\\ud[89a-f]", text, re.IGNORECASE) and not is_unicode(
+        json.dumps(content, ensure_ascii=False), file_names=True
+    ):
+        raise ValueError("half a character, \\ud800 or the like")
     level = [content] if isinstance(content, dict | list) else []
     for _ in range(MAX_LEVELS):
         inner = (value.values() if isinstance(value, dict) else value for value in level)
@@ -134,10 +133,15 @@ def parse_int64(digits: str) -> int:
     return int(digits)
 
 
-def is_unicode(text: str) -> bool:
-    """Return True if a text is valid Unicode, without lone surrogates."""
+def is_unicode(text: str, file_names: bool = False) -> bool:
+    r"""Return True if a text has no half characters.
+
+    Args:
+        text: any text.
+        file_names: allow \udc80 to \udcff, which stand for the bytes of a file name that is not UTF-8.
+    """
     try:
-        text.encode()
+        text.encode("utf-8", "surrogateescape" if file_names else "strict")
     except UnicodeEncodeError:
         return False
     return True
@@ -182,7 +186,7 @@ def check_plain_value(value: Any, file: Path) -> None:
         raise RunError(
             f"{file}: its config holds the interpolation {value[:100]!r}; a saved config has none"
         )
-    if kind is str and not is_unicode(value):
+    if kind is str and not is_unicode(value, file_names=True):
         raise RunError(f"{file}: its config holds half a character, {value[:100]!r}")
     if kind is int and abs(value) > LARGEST_INT64:
         raise RunError(f"{file}: its config holds a number of more than 64 bits")
