@@ -171,7 +171,7 @@ def test_nothing_but_the_one_writer_writes():
         "shutil.copy(a, b)", "table.to_csv(file)", "FileLock(file)", "tempfile.mkdtemp(dir=folder)",
         "link.symlink_to(file)", "tifffile.imwrite(file, a)", "os.open(file, os.O_WRONLY)", "figure.savefig(file)",
         "with runs.whole(file) as aside: aside.write_text('')",
-        "with files.whole(file, below) as aside: image.save(file)",
+        "with files.atomic_write(file, below) as aside: image.save(file)",
     ],
 )  # fmt: skip
 def test_a_call_that_writes_would_be_seen(line):
@@ -184,7 +184,7 @@ def test_a_call_that_writes_would_be_seen(line):
     [
         "file.open()", "open(file, 'rb')", "text.replace('a', 'b')", "dataclasses.replace(run, model=model)",
         "table.to_csv(index=False)", "array.copy()", "Image.open(file)", "np.memmap(file, dtype, 'r')",
-        "with files.whole(file, below) as aside: image.save(aside)",
+        "with files.atomic_write(file, below) as aside: image.save(aside)",
         "with files.open_binary(file, below) as stream: torch.save(content, stream)",
     ],
 )  # fmt: skip
