@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from coco_files import coco_root
 from made_runs import make_run, spread
 from PIL import Image
-from test_coco import coco_root
 
 from seg.check import check_data
 from seg.cli.compose import check_command_line, compose_checked
@@ -91,7 +91,9 @@ def test_a_documented_command_runs(
     if any(w.startswith("--") for w in words):
         pytest.skip("informs, runs nothing")
     if "trainer=ddp" in words:
-        pytest.skip("several processes: tests/test_train.py and tests/test_together.py start them")
+        pytest.skip(
+            "several processes: tests/training/test_train.py and tests/training/test_distributed.py start them"
+        )
     monkeypatch.chdir(tmp_path)
     if any(w.startswith("resume=") for w in words):
         train(compose_checked("train", [*SMALL, "data.size=64", "data.train=2", "data.val=1"]))

@@ -21,7 +21,7 @@ import yaml
 from PIL import Image
 from rich.table import Table
 from rich.text import Text
-from test_sweep import composed
+from small_runs import composed, folded_run, make_images
 
 from seg import (
     check,
@@ -597,10 +597,8 @@ def test_tune_writes_through_no_link(tmp_path, auditing, monkeypatch):
 
 @pytest.mark.slow
 def test_crossval_writes_through_no_link(tmp_path, auditing):
-    from test_crossval import line, make_images
-
     root, begun = make_images(tmp_path / "data", 4), tmp_path / "begun"
-    words = [word for word in line(root, begun) if not word.startswith("data.folds")]
+    words = [word for word in folded_run(root, begun) if not word.startswith("data.folds")]
     words += ["data.folds=2", "model.width=2", "model.depth=1", "kept=0", "save=[masks]"]
 
     def deed(folder: Path) -> None:

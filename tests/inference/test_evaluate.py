@@ -10,7 +10,7 @@ import tifffile
 import torch
 from omegaconf import OmegaConf
 from PIL import Image
-from test_train import TINY, config, tiny
+from small_runs import TINY, config, tiny
 
 from seg.cli.compose import compose_checked, instantiate_node
 from seg.data.datamodule import DataModule

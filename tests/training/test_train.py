@@ -10,35 +10,17 @@ import numpy as np
 import pytest
 import tifffile
 import torch
-from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from PIL import Image
+from small_runs import TINY, config, tiny, weights
 
 from seg.cli.conf_files import CONF
 from seg.errors import RunError, UserError
 from seg.evaluate import evaluate
 from seg.predict import predict_files
-from seg.runs import checkpoint, load
+from seg.runs import load
 from seg.training.loggers import read_metrics
 from seg.training.run import train
-
-TINY = ["data.size=64", "data.train=4", "data.val=2", "data.test=1", "loader.crop=32", "loader.repeats=2",
-        "logger=none", "model.width=4", "trainer=cpu", "trainer.max_epochs=2", "panels=1", "trainer.log_every_n_steps=1"]  # fmt: skip
-
-
-def config(name: str, *overrides: str) -> DictConfig:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose(name, list(overrides))
-
-
-def tiny(tmp_path: Path, *overrides: str) -> tuple[dict[str, float], Path]:
-    outputs = tmp_path / "outputs"
-    scores = train(config("train", *TINY, f"outputs={outputs}", *overrides))
-    return scores, (outputs / "latest").resolve()
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return checkpoint.read_checkpoint(folder / "checkpoints/last.ckpt")["state_dict"]
 
 
 def test_a_run_leaves_all_that_the_other_commands_read(tmp_path, capsys):

@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 from PIL import Image
-from test_train import config, tiny
+from small_runs import config, tiny
 
 from seg.errors import RunError, UserError
 from seg.models import NestedUNet, profiling

@@ -23,7 +23,7 @@ from seg.data.quality.duplicates import MIN_CORRELATION, similar_pairs
 from seg.data.quality.inspect import make_thumbnail
 from seg.errors import DataError, UserError
 
-REAL = Path(__file__).parents[1] / "../shared/data"
+REAL = Path(__file__).parents[2] / "../shared/data"
 MADE = Membranes(size=96, train=24, val=1, test=0)
 MISTAKES = (UserError, DataError)
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from omegaconf import OmegaConf
 from PIL import Image
-from test_train import TINY, config
+from small_runs import TINY, config
 
 from seg.cli.compose import instantiate_node
 from seg.cli.conf_files import CONF

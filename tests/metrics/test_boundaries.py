@@ -29,7 +29,7 @@ from seg.metrics.isbi2012 import (
     warping_errors,
 )
 
-ISBI = Path(__file__).parent.parent.parent / "shared/data/isbi2012/train-labels.tif"
+ISBI = Path(__file__).parents[3] / "shared/data/isbi2012/train-labels.tif"
 SCORES = ("v_rand", "v_info")
 ERRORS = ("rand_error", "warping_error", "split_merge_error", "pixel_error")
 CROSS = ndimage.generate_binary_structure(2, 1)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "benchmarks/reproduce.py"
 spec = importlib.util.spec_from_file_location("reproduce", SCRIPT)
 assert spec is not None and spec.loader is not None

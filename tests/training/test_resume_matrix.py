@@ -17,8 +17,8 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from small_runs import config
 from test_resume import rows
-from test_train import config
 
 from seg.errors import RunError
 from seg.runs import records

@@ -20,7 +20,7 @@ from seg.models.contract import reflect_indices, same_size_logits, tile_stride
 from seg.models.network import Extent, Network
 from seg.training.run import train
 
-REAL = Path(__file__).parent.parent.parent / "shared/data/isbi2012"
+REAL = Path(__file__).parents[3] / "shared/data/isbi2012"
 
 
 @given(st.integers(1, 400), st.integers(1, 400), st.sampled_from([(96, 32), (64, 0), (160, 64)]))

@@ -17,7 +17,7 @@ import pytest
 import tifffile
 import torch
 from PIL import Image
-from test_train import config
+from small_runs import FOLDED, config, folded_run, make_images
 from torch import nn
 
 from seg.crossval import crossval, main
@@ -43,29 +43,6 @@ from seg.training import init_weights
 from seg.training.run import train
 from seg.training.task import SegmentationTask
 
-FOLDS = 3
-TINY = ["data=folder", "data.classes=[out,in]", f"data.folds={FOLDS}", "model.width=2", "model.depth=2", "loader.crop=32",
-        "loader.repeats=2", "logger=none", "trainer=cpu", "trainer.max_epochs=1", "panels=0"]  # fmt: skip
-
-
-def make_images(root: Path, count: int = 8) -> Path:
-    """Grey images of 64x48, each of a brightness of its own, with two objects of class 1."""
-    rng = np.random.default_rng(0)
-    for part in ("images", "masks"):
-        (root / part).mkdir(parents=True)
-    rows, columns = np.mgrid[:64, :48]
-    for i in range(count):
-        mask = np.hypot(rows - 16 - i, columns - 24) < 8 + i // 2
-        mask |= abs(rows - 50) + abs(columns - 10 - 3 * i) < 10
-        image = 20 + 9 * i + (30 + 10 * i) * mask + rng.integers(0, 20 + i, mask.shape)
-        Image.fromarray(image.astype(np.uint8)).save(root / "images" / f"{i}.png")
-        Image.fromarray(mask.astype(np.uint8)).save(root / "masks" / f"{i}.png")
-    return root
-
-
-def line(root: Path, output: Path, *words: str) -> list[str]:
-    return [*TINY, f"data.root={root}", f"output={output}", *words]
-
 
 def read(file: Path) -> dict:
     return json.loads(file.read_text())
@@ -81,7 +58,7 @@ def cv(data, tmp_path_factory):
     """Three folds and a test split, with thresholds of their own and objects; read only."""
     output = tmp_path_factory.mktemp("cv") / "cv"
     words = ["data.test=0.25", "data.task=instances", "threshold=best", "loader.batch_size=2"]
-    assert crossval(config("crossval", *line(data, output, *words)))["status"] == "finished"
+    assert crossval(config("crossval", *folded_run(data, output, *words)))["status"] == "finished"
     return output
 
 
@@ -212,7 +189,7 @@ def test_evaluate_scores_the_ensemble_on_the_test_split_and_refuses_what_trained
 def test_the_table_shows_folds_spread_pooled_scores_and_what_to_do_next(cv, data, capsys):
     words = ["data.test=0.25", "data.task=instances", "threshold=best", "loader.batch_size=2"]
     before = (cv / "crossval.json").stat()
-    crossval(config("crossval", *line(data, cv, *words, "loader.workers=1")))  # all is there
+    crossval(config("crossval", *folded_run(data, cv, *words, "loader.workers=1")))  # all is there
     after, out = (cv / "crossval.json").stat(), capsys.readouterr().out
     assert (before.st_mtime_ns, before.st_ino) == (after.st_mtime_ns, after.st_ino)
     record = read(cv / "crossval.json")
@@ -230,7 +207,7 @@ def test_the_table_shows_folds_spread_pooled_scores_and_what_to_do_next(cv, data
 @pytest.mark.slow
 def test_a_repeated_command_keeps_what_is_finished(data, tmp_path, monkeypatch, capsys):
     output, alive = tmp_path / "cv", []
-    cfg = config("crossval", *line(data, output, "save=[masks]", "data.folds=2"))
+    cfg = config("crossval", *folded_run(data, output, "save=[masks]", "data.folds=2"))
 
     def failing(own):
         alive.append(sum(type(o) is SegmentationTask for o in gc.get_objects()))
@@ -273,11 +250,13 @@ def test_a_repeated_command_keeps_what_is_finished(data, tmp_path, monkeypatch, 
         (["data.split_seed=1"], "begun with data.split_seed=0"),
     ):
         with pytest.raises(UserError, match=message):
-            crossval(config("crossval", *line(data, output, "data.folds=2", *words)))
+            crossval(config("crossval", *folded_run(data, output, "data.folds=2", *words)))
     # what only judges is made anew, from the same networks
     monkeypatch.setattr(training, "train", broken)
     overlays = crossval(
-        config("crossval", *line(data, output, "save=[overlays]", "data.folds=2", "confidence=0"))
+        config(
+            "crossval", *folded_run(data, output, "save=[overlays]", "data.folds=2", "confidence=0")
+        )
     )
     assert overlays["folds"] == record["folds"] and overlays["pooled"]["intervals"] == {}
     assert overlays["pooled"]["confusion"] == record["pooled"]["confusion"]
@@ -286,7 +265,7 @@ def test_a_repeated_command_keeps_what_is_finished(data, tmp_path, monkeypatch, 
 
 def test_images_that_changed_since_are_refused(tmp_path):
     root, output = make_images(tmp_path / "d", 4), tmp_path / "cv"
-    cfg = config("crossval", *line(root, output))
+    cfg = config("crossval", *folded_run(root, output))
     output.mkdir()
     folds.open_record(cfg, folds.plan_folds(cfg), output)
     assert (
@@ -317,7 +296,7 @@ def test_folds_must_part_the_images_into_files_of_their_own(
 ):
     splits = [first, second]
     monkeypatch.setattr(folds, "open_fold", lambda cfg, fold: SimpleNamespace(splits=splits[fold]))
-    cfg = config("crossval", *line(data, Path("o"), "data.folds=2"))
+    cfg = config("crossval", *folded_run(data, Path("o"), "data.folds=2"))
     if message is None:
         assert folds.plan_folds(cfg).fold_of == {"a/b": 0, "c": 1}
     else:
@@ -337,13 +316,13 @@ def test_a_second_process_is_refused_and_a_dead_one_holds_nothing(data, tmp_path
     ) as other:
         assert other.stdout is not None and other.stdout.readline() == "held\n"
         with pytest.raises(RunError, match=r"another seg\.crossval is at work there"):
-            crossval(config("crossval", *line(data, output)))
+            crossval(config("crossval", *folded_run(data, output)))
         assert not (output / "crossval.json").exists()
         other.kill()
     trained = []
     monkeypatch.setattr(training, "train", trained.append)
     with pytest.raises(AssertionError) as failed:  # it left no run
-        crossval(config("crossval", *line(data, output)))
+        crossval(config("crossval", *folded_run(data, output)))
     assert len(trained) == 1
     with runs_folder.lock_folder(output, "seg.crossval"):
         assert failed.tb is not None  # released, though what failed is still held
@@ -351,16 +330,16 @@ def test_a_second_process_is_refused_and_a_dead_one_holds_nothing(data, tmp_path
 
 def test_a_fold_is_trained_as_seg_train_would_in_a_group_of_its_own(data, tmp_path):
     words = ["logger=wandb", "trainer.devices=auto", "save=[overlays]"]
-    cfg = config("crossval", *line(data, tmp_path / "cv", *words))
+    cfg = config("crossval", *folded_run(data, tmp_path / "cv", *words))
     own = fold_config(cfg, folds.plan_folds(cfg), 2)
-    alone = config("train", *TINY, "logger=wandb")
+    alone = config("train", *FOLDED, "logger=wandb")
     assert set(own) == set(alone)
     assert (own.data.fold, own.name, own.outputs) == (2, "fold-2", str(tmp_path / "cv"))
     assert own.logger.wandb.group == "cv" and own.trainer.devices == 1
-    named = config("crossval", *line(data, tmp_path / "cv", *words, "name=mine"))
+    named = config("crossval", *folded_run(data, tmp_path / "cv", *words, "name=mine"))
     own = fold_config(named, folds.plan_folds(named), 1)
     assert own.name == "mine-fold-1" and own.logger.wandb.group == "mine"
-    given = config("crossval", *line(data, tmp_path / "cv", *words, "logger.wandb.group=g"))
+    given = config("crossval", *folded_run(data, tmp_path / "cv", *words, "logger.wandb.group=g"))
     assert fold_config(given, folds.plan_folds(given), 0).logger.wandb.group == "g"
 
 
@@ -382,7 +361,7 @@ def test_a_fold_is_trained_as_seg_train_would_in_a_group_of_its_own(data, tmp_pa
 )
 def test_what_can_not_be_is_told_before_anything_is_made(data, tmp_path, words, message):
     with pytest.raises((UserError, DataError), match=message):
-        crossval(config("crossval", *line(data, tmp_path / "cv", *words)))
+        crossval(config("crossval", *folded_run(data, tmp_path / "cv", *words)))
     assert not (tmp_path / "cv").exists()
 
 
@@ -407,10 +386,10 @@ def test_a_wrong_word_is_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys,
 def test_a_folder_of_something_else_is_left_alone(data, tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(UserError, match="holds something else; give a new folder"):
-        crossval(config("crossval", *line(data, tmp_path)))
+        crossval(config("crossval", *folded_run(data, tmp_path)))
     (tmp_path / "file").touch()
     with pytest.raises(RunError, match="can't be written"):
-        crossval(config("crossval", *line(data, tmp_path / "file")))
+        crossval(config("crossval", *folded_run(data, tmp_path / "file")))
     assert (tmp_path / "mine.txt").read_text() == "mine"
 
 
@@ -579,7 +558,7 @@ def test_members_of_other_geometry_share_the_coarsest_grid_and_the_largest_conte
 
 
 def test_classes_that_overlap_are_cross_validated_too(planes_root, tmp_path):
-    words = [w for w in TINY if not w.startswith("data.")]
+    words = [w for w in FOLDED if not w.startswith("data.")]
     own = ["data.task=overlapping", "data.classes=[first,second]", "data.ignore=[7]", "data.folds=2"]  # fmt: skip
     record = crossval(
         config("crossval", *words, *own, f"data.root={planes_root}", f"output={tmp_path / 'cv'}")

@@ -20,8 +20,7 @@ from hydra.utils import instantiate
 from PIL import Image
 from scipy import ndimage
 from scipy.stats import entropy
-from test_crossval import TINY, make_images
-from test_train import config
+from small_runs import FOLDED, config, make_images
 
 import seg
 from seg import predict
@@ -554,7 +553,7 @@ def trained(root) -> tuple[Path, Path]:
     """A run that seg.train left, and its data."""
     data = make_images(root / "data")
     words = [f"data.root={data}", f"outputs={root / 'runs'}", "trainer.max_epochs=3"]
-    train(config("train", *TINY, *words))
+    train(config("train", *FOLDED, *words))
     return (root / "runs/latest").resolve(), data
 
 
@@ -646,7 +645,8 @@ def process(root):
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["test_predict"])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
+        here = Path(__file__).parent
+        patch.setenv("PYTHONPATH", f"{here}{os.pathsep}{here.parent}", prepend=os.pathsep)
         multiprocessing.forkserver.ensure_running()
 
     def start(words: list[str], log: Path, **how) -> multiprocessing.Process:

@@ -8,7 +8,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 import torch
 import torch.nn.functional as F
-from test_train import tiny
+from small_runs import tiny
 from torch import nn
 
 from seg.models import FCN, SegNet, UNet

@@ -28,7 +28,7 @@ from seg.sync import sync
 from seg.training.resume import load_stopped_run, newest_checkpoint
 from seg.training.run import train
 
-FIXTURES = Path(__file__).parent / "fixtures"
+FIXTURES = Path(__file__).parents[1] / "fixtures"
 VERSIONS = sorted(folder.name for folder in FIXTURES.glob("v*"))
 CLOSE = {"rel": 0, "abs": 1e-5}
 pytestmark = pytest.mark.parametrize("version", VERSIONS)

@@ -350,7 +350,7 @@ def test_mlflow_gets_run_settings_numbers_and_pictures_by_lightnings_logger(tmp_
 
 
 def test_a_tracker_of_ones_own_is_written_and_named_as_the_docs_have_it(tmp_path, monkeypatch):
-    page = (Path(__file__).parent.parent / "docs" / "tracking.md").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "tracking.md").read_text()
     (code,) = re.findall(r"```python\n(.*?)```", page, re.S)
     (text,) = re.findall(r"```yaml\n# mine/logger/lines.yaml\n(.*?)```", page, re.S)
     (tmp_path / "my_package.py").write_text(code)

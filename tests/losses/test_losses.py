@@ -22,7 +22,7 @@ from seg.logits import IGNORE, invalid_labels
 from seg.losses import targets
 from seg.losses.class_weights import fill_auto_weights
 
-CONF = Path(__file__).parents[1] / "conf" / "loss"
+CONF = Path(__file__).parents[2] / "conf" / "loss"
 KINDS = {"one": 1, "two": 2, "many": 4, "labels": 3}  # K; the last: overlapping
 SITUATIONS = [
     "plain", "ignored pixels", "all ignored", "empty mask", "full mask", "class absent", "one pixel",

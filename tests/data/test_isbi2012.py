@@ -29,7 +29,7 @@ from seg.evaluate import evaluate
 from seg.train import main
 from seg.training.run import train
 
-REAL = Path(__file__).parent.parent.parent / "shared/data/isbi2012"
+REAL = Path(__file__).parents[3] / "shared/data/isbi2012"
 BY_HAND = r"; download train-volume.tif and train-labels.tif by hand \(https://.*\) and give their folder, data.root="
 
 

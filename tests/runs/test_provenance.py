@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_train import config
+from small_runs import config
 
 from seg.cli import conf_files
 from seg.data.datamodule import DataModule

@@ -19,7 +19,7 @@ from seg.inference.tta import TTANetwork
 from seg.models import FCN, NestedUNet, Peer, SegNet, UNet
 from seg.models.network import Extent, Network, receptive_field
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 DOWN, FUSE = ("max", "average", "strided"), ("concat", "add")
 UP = ("transposed", "bilinear", "nearest", "pixel_shuffle", "unpool")

@@ -16,7 +16,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from test_train import TINY, config
+from small_runs import TINY, config
 
 from seg.data.sampler import EpochSampler
 from seg.errors import RunError

@@ -14,7 +14,7 @@ import onnxruntime
 import pytest
 import torch
 from PIL import Image
-from test_train import config, tiny
+from small_runs import config, tiny
 from torch import nn
 
 from seg import errors
@@ -43,7 +43,7 @@ from seg.predict import predict_files
 from seg.runs import checkpoint, load
 from seg.runs.load import LoadedRun
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 GREY = Normalization(0.0, 255.0, [0.45], [0.2])
 SHAPES = ((1, 1, 1), (1, 37, 53), (2, 64, 32), (3, 33, 2), (1, 96, 130))  # batch, height, width
 

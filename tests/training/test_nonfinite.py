@@ -3,7 +3,7 @@
 import lightning as L
 import pytest
 import torch
-from test_train import TINY, config, weights
+from small_runs import TINY, config, weights
 
 from seg.runs import checkpoint, records
 from seg.training.callbacks.nan_guard import BAD_BATCH_FILE, NonFiniteError

@@ -14,7 +14,8 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf, flag_override
+from omegaconf import OmegaConf
+from small_runs import composed
 
 import seg.train
 from seg.cli.command import allow_job_options
@@ -27,18 +28,6 @@ from seg.runs.run_info import is_sweep_job
 
 TINY = ["data.size=64", "data.train=2", "data.val=2", "data.test=2", "loader.crop=32", "loader.repeats=2",
         "logger=none", "model.width=2", "trainer=cpu", "trainer.max_epochs=1", "panels=1"]  # fmt: skip
-
-
-def composed(outputs: Path, *words: str) -> DictConfig:
-    """What Hydra gives a sweeper."""
-    single = ["hydra.mode=MULTIRUN", f"outputs={outputs}"]
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("train", single, return_hydra_config=True)
-    with flag_override(cfg, ["struct", "readonly"], [False, False]):
-        cfg.hydra.overrides.task = list(words)
-        cfg.fresh = "fresh=true" in words
-        cfg.hydra.sweep.dir = str(outputs / "sweeps/new")
-    return cfg
 
 
 def plan(outputs: Path, *words: str) -> list[dict]:

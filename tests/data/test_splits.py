@@ -11,7 +11,7 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from sklearn.model_selection import GroupKFold, StratifiedKFold
-from test_train import TINY, config, tiny, weights
+from small_runs import TINY, config, tiny, weights
 
 from seg.data.datasets.folder import Folder
 from seg.data.partition import divide_names, find_groups, split_hash

@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from small_runs import TINY, config
 from test_resume import Stop, same, state
-from test_train import TINY, config
 
 from seg.cli.compose import one_line
 from seg.cli.resource_errors import OutOfMemory, WorkerDied, explain_error
@@ -57,7 +57,7 @@ class At(L.Callback):
 def in_a_process(code: str, cwd: Path = TESTS, timeout: float = 300) -> subprocess.CompletedProcess:
     """Python that runs some code beside these tests."""
     return subprocess.run(
-        [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(TESTS)!r})\nfrom test_faults import *\n{code}"],
+        [sys.executable, "-c", f"import sys; sys.path[:0] = [{str(TESTS)!r}, {str(TESTS.parent)!r}]\nfrom test_faults import *\n{code}"],
         cwd=cwd, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=timeout,
     )  # fmt: skip
 
