@@ -49,6 +49,7 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
         raise UserError(str(error)) from error
     run = dataclasses.replace(run, model=model)
     metrics = build_metrics(cfg, run)
+    metrics.pixels.keep_matrices = True
     check_evaluation_options(cfg)
     folder = Path(cfg.output) if cfg.output else run.folder / f"evaluate-{cfg.data.split}"
     below = folder if cfg.output else run.folder

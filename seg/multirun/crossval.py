@@ -29,7 +29,7 @@ from seg.inference.outputs import OutputOptions, check_save_option
 from seg.inference.predictor import Predictor
 from seg.logits import classes_from_probabilities
 from seg.metrics.confusion import PixelScores
-from seg.metrics.significance import Interval, bootstrap_interval
+from seg.metrics.significance import Interval, bootstrap_intervals
 from seg.multirun.folds import (
     CROSSVAL_OPTIONS,
     OUT_OF_FOLD,
@@ -46,6 +46,8 @@ from seg.training.evaluation import check_interval_options, score_objects
 from seg.training.run import train
 
 log = logging.getLogger("seg")
+CONFUSION_FILE = "confusion.npz"
+"""Confusion matrices: ``pooled`` in the order of ``images`` in crossval.json, ``test`` in that of the test split."""
 
 
 def check_no_fold() -> None:
@@ -152,7 +154,7 @@ def score_folds(
     """
     files.remove_unfinished(output)
     first = load.load_run(folders[0])
-    pooled = PixelScores(first.classes, first.overlapping)
+    pooled = PixelScores(first.classes, first.overlapping, keep_matrices=True)
     # Predict fold by fold, with one confusion matrix over all images.
     folds = []
     with files.atomic_folder(output / OUT_OF_FOLD, output) as aside:
@@ -173,7 +175,11 @@ def score_folds(
         "pooled": pooled_scores(pooled, cfg.confidence),
         "origin": provenance.collect_provenance(),
     }
-    return results | ({"test": score_ensemble(cfg, folders)} if "test" in plan.splits[0] else {})
+    matrices = {"pooled": pooled.matrices()}
+    if "test" in plan.splits[0]:
+        results["test"], matrices["test"] = score_ensemble(cfg, folders)
+    records.write_arrays(output / CONFUSION_FILE, matrices, output)
+    return results | {"confusion": CONFUSION_FILE}
 
 
 def make_predictor(cfg: DictConfig, run: LoadedRun) -> Predictor:
@@ -260,33 +266,35 @@ def mean_and_sd(rows: list[dict[str, float | None]]) -> tuple[dict[str, float], 
 
 
 def pooled_scores(scores: PixelScores, level: float) -> dict[str, Any]:
-    """Return the scores over all images, their bootstrap intervals, and the confusion matrix of each image.
+    """Return the scores over all images and their bootstrap intervals.
 
     Args:
         scores: counts of all images.
         level: confidence level of the intervals, 0..1; 0: none.
     """
     displayed = ("dice", "iou", "dice_per_image", "iou_per_image")
-    intervals = {
-        name: bootstrap_interval(rows, score, level)
-        for name, (rows, score) in (scores.bootstrap_inputs().items() if level else ())
-        if name.split("/")[0] in displayed
-    }
+    inputs = scores.bootstrap_inputs() if level else {}
+    inputs = {name: given for name, given in inputs.items() if name.split("/")[0] in displayed}
+    intervals = bootstrap_intervals(inputs, level) if inputs else {}
     return {
         "images": len(scores.images()),
         "metrics": {name: float(value) for name, value in scores.compute().items()},
         "intervals": {name: [i.low, i.high] for name, i in intervals.items() if i.low == i.low},
-        "confusion": scores.images().tolist(),  # in the order of ``images`` in crossval.json, or of the test split
     }
 
 
-def score_ensemble(cfg: DictConfig, folders: list[Path]) -> dict[str, Any]:
-    """Score the ensemble of all folds on the test split, which no fold trained or validated on."""
+def score_ensemble(cfg: DictConfig, folders: list[Path]) -> tuple[dict[str, Any], np.ndarray]:
+    """Score the ensemble of all folds on the test split, which no fold trained or validated on.
+
+    Returns:
+        The scores with intervals, and the confusion matrix of each image.
+    """
     members = [load.load_run(folder) for folder in folders]
     run = ensemble.join_members(members, Path(CROSSVAL_FILE), Path(cfg.output), set())
-    scores = PixelScores(run.classes, run.overlapping)
+    scores = PixelScores(run.classes, run.overlapping, keep_matrices=True)
     predict_split(cfg, make_predictor(cfg, run), open_fold(cfg, 0), "test", scores)
-    return {"threshold": run.threshold} | pooled_scores(scores, cfg.confidence)
+    results = {"threshold": run.threshold} | pooled_scores(scores, cfg.confidence)
+    return results, scores.matrices()
 
 
 def fold_table(record: dict[str, Any]) -> Table:
