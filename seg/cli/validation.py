@@ -79,7 +79,7 @@ def choice_range(*choices: str) -> OptionRange:
     return OptionRange(f"one of {', '.join(choices)}", lambda v: v in choices)
 
 
-SPLIT_NAMES = choice_range("train", "val", "test")
+SPLIT_NAMES = choice_range("train", "val", "test", "all")
 
 
 def share_range(of_none: str = "") -> OptionRange:
@@ -158,7 +158,7 @@ OPTION_RANGES = {  # dotted name of an option -> its range
     "data.url": PATH_RANGE,
     "data.pair_by": PATH_RANGE,
     "data.group_by": PATH_RANGE,
-    "data.split": SPLIT_NAMES,
+    "data.split": any_range(SPLIT_NAMES, NULL_RANGE),
     "model.depth": any_range(int_range(1, 12), NULL_RANGE),
     "tta": choice_range("none", "flips", "d4"),
     "confidence": share_range(" (no intervals)"),

@@ -16,6 +16,7 @@ from seg.cli.compose import instantiate_node, plain_config
 from seg.cli.conf_files import format_option_value
 from seg.data.datasets.base import DataSource
 from seg.data.partition import Splits, split_hash
+from seg.data.splits import check_training_splits
 from seg.errors import RunError, UserError
 from seg.runs import records
 from seg.runs.folder import CROSSVAL_FILE
@@ -62,6 +63,7 @@ def plan_folds(cfg: DictConfig) -> FoldPlan:
     """
     # Each fold must train on exactly the images that the other folds validate.
     splits = [open_fold(cfg, fold).splits for fold in range(cfg.data.folds)]
+    check_training_splits(splits[0])
     fold_of = {name: fold for fold, split in enumerate(splits) for name in split["val"]}
     for fold, split in enumerate(splits):
         others = [name for name, other in fold_of.items() if other != fold]

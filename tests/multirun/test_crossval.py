@@ -184,7 +184,8 @@ def test_evaluate_scores_the_ensemble_on_the_test_split_and_refuses_what_trained
         (other / f"images/{name}.png").unlink()
         (other / f"masks/{name}.png").unlink()
     found = ["data=folder", f"data.root={other}", "data.classes=[out,in]"]
-    assert 0 <= evaluate(config("evaluate", *words, *found))["val/dice"] <= 1
+    assert 0 <= evaluate(config("evaluate", *words, *found))["all/dice"] <= 1
+    assert len(read(tmp_path / "e/metrics.json")["images"]) == 6
 
 
 def test_the_table_shows_folds_spread_pooled_scores_and_what_to_do_next(cv, data, capsys):

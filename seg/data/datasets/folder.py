@@ -160,7 +160,8 @@ class Folder:
         given, by = None, ("", "")
         if "all" not in by_split:
             given = {split: list(pairs) for split, pairs in by_split.items()}
-            by = "train/ and val/ in data.root", "the folders say which image is on which side"
+            folders = " and ".join(f"{split}/" for split in by_split)
+            by = f"{folders} in data.root", "the folders say which image is on which side"
         elif in_split is not None:
             given = split_by_table(in_split, Path(str(table)))
             by = "the table's column split", "it says which image is on which side"
@@ -177,10 +178,6 @@ class Folder:
         if (self.root / self.parts[0]).exists():
             return {"all": self.pair_folder(self.root, classes)}
         present = [split for split in SPLITS if (self.root / split).is_dir()]
-        for split in {"train", "val"} - set(present):
-            raise DataError(
-                f"{self.root}: {split}/ is missing, but {present} exist; add it, or {self.parts[0]}/"
-            )
         return {
             split: {
                 f"{split}/{name}": p
@@ -306,16 +303,13 @@ def split_by_table(in_split: dict[str, str], table: Path) -> Splits:
     """Return the splits of a table's column ``split``, name -> split.
 
     Raises:
-        DataError: if a line has another word, or train or val have no line.
+        DataError: if a line has another word.
     """
     splits: Splits = {split: [n for n, s in in_split.items() if s == split] for split in SPLITS}
     unknown = [(name, split) for name, split in in_split.items() if split not in SPLITS]
     if unknown:
         name, split = unknown[0]
         raise DataError(f"{table}: {name} has split {split!r}; train, val or test is needed")
-    for split in ("train", "val"):
-        if not splits[split]:
-            raise DataError(f"{table}: no line has split {split}; train and val are needed")
     return {split: names for split, names in splits.items() if names}
 
 
@@ -325,13 +319,13 @@ def find_folder_root(root: str | None, images: str, masks: str) -> Path:
     Raises:
         DataError: if it is not given, does not exist or holds neither images nor splits.
     """
-    layout = f"it must hold {images}/ and {masks}/, or train/ and val/ that do"
+    layout = f"it must hold {images}/ and {masks}/, or train/, val/ or test/ that do"
     if root is None:
         raise DataError(f"data.root is not set: give the folder of the data; {layout}")
     folder = Path(root)
     if not folder.is_dir():
         raise DataError(f"data.root={root}: no such folder; {layout}")
-    if not (folder / images).exists() and not (folder / "train").is_dir():
+    if not (folder / images).exists() and not any((folder / split).is_dir() for split in SPLITS):
         raise DataError(f"data.root={root}: it holds neither {images}/ nor train/; {layout}")
     return folder
 
