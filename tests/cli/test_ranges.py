@@ -38,7 +38,7 @@ TAKEN = {  # those of VALUES that an option takes -> file or command -> such opt
         'evaluate': 'tta accelerator',
         'predict': 'probabilities tta accelerator',
         'compare': 'level',
-        'prune': 'accelerator',
+        'prune': 'data.split accelerator',
         'export': 'format opset',
     },
     "'' ' ' abc": {  # a download, and Lightning's names, are looked at there
@@ -248,7 +248,6 @@ TAKEN = {  # those of VALUES that an option takes -> file or command -> such opt
         'evaluate': 'data.split threshold model.depth',
         'predict': 'threshold model.depth',
         'compare': 'split',
-        'prune': 'data.split',
     },
     'true': {
         'data=coco': 'blocks stratify',

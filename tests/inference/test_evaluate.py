@@ -87,7 +87,7 @@ def test_all_images_of_another_data_set_are_scored_whatever_splits_they_are_in(t
     listed = found("f", f"data.root={root / 'test'}", f"data.lists={root}")
     assert listed["all/dice"] == one["test/dice"]
     # None of them can train.
-    with pytest.raises(UserError, match="1 test images and no train and no val split"):
+    with pytest.raises(DataError, match="1 test images and no train and no val split"):
         words = [word for word in TINY if not word.startswith("data.")]
         train(config("train", *words, "data=folder", f"data.table={table}", "data.classes=[a,b]"))
 
