@@ -27,7 +27,7 @@ from seg.display.console import is_rank_zero
 from seg.errors import USER_ERRORS, RunError, UserError
 from seg.models.profiling import count_parameters
 from seg.runs import provenance, records
-from seg.runs.checkpoint import error_summary, read_checkpoint, write_checkpoint
+from seg.runs.checkpoint import error_summary, load_skeleton, read_checkpoint, write_checkpoint
 from seg.runs.folder import relative_to_here, update_latest_link
 from seg.runs.record import write_record
 from seg.runs.run_info import RunInfo
@@ -376,7 +376,7 @@ def make_loggers(cfg: DictConfig, asked: RunInfo, task: SegmentationTask) -> lis
     """Return the writer of metrics.csv and, on rank 0, the loggers of the config."""
     folder, until, kept = cast(Path, asked.folder), None, None
     if asked.checkpoint is not None:
-        content = read_checkpoint(asked.checkpoint)
+        content = load_skeleton(asked.checkpoint)  # without reading the weights once more
         for name in STATE:
             if not content.get(name):
                 raise RunError(
