@@ -24,7 +24,7 @@ from pydantic.errors import PydanticSchemaGenerationError
 from pydantic_core import SchemaError
 
 from seg.cli.conf_files import CONF, HYDRA_KEYS, did_you_mean, format_option_value, join_some
-from seg.errors import UserError, missing_extra_hint
+from seg.errors import NotWholeNumber, UserError, missing_extra_hint
 
 TYPE_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "a word",
          list: "a list", dict: "a group of options"}  # fmt: skip
@@ -539,7 +539,8 @@ def check_fits(path: str, value: Any, wanted: Any, adapter: TypeAdapter, known: 
         close = did_you_mean(str(value), choices)
         if kinds == [TYPE_NAMES[str]] and isinstance(value, int | float) and not choices:
             close = f"; write \"{path}='{format_option_value(value)}'\""
-        raise UserError(
+        kind = NotWholeNumber if TYPE_NAMES[int] in kinds else UserError
+        raise kind(
             f"{path}={format_option_value(value)}: {' or '.join(needed)}{close}{file_value_hint(known)}"
         ) from error
 
@@ -574,7 +575,8 @@ def check_like(path: str, value: Any, known: Any) -> None:
     else:
         same = type(value) is type(known)
     if not same:
-        raise UserError(
+        kind = NotWholeNumber if isinstance(known, int) else UserError
+        raise kind(
             f"{path}={format_option_value(value)}: {TYPE_NAMES[type(known)]} is needed{file_value_hint(known)}"
         )
     if isinstance(known, list) and known and not holds_dict(known):
