@@ -11,7 +11,6 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
-from rich.progress import track
 
 from seg import files
 from seg.cli.command import command
@@ -22,7 +21,7 @@ from seg.data.quality.inspect import inspect_all
 from seg.data.quality.issues import count_noun
 from seg.data.quality.report import build_report, print_report
 from seg.data.quality.unpaired import open_source
-from seg.display.console import configure_logging, console
+from seg.display.console import configure_logging, track_progress
 from seg.errors import UserError
 from seg.runs import records
 
@@ -41,9 +40,7 @@ def check_data(cfg: DictConfig) -> dict[str, Any]:
     # Read all images and collect their faults.
     data = open_source(cfg)
     names = [(split, name) for split, names in data.source.splits.items() for name in names]
-    hidden = not console.is_terminal
-    steps = track(names, "reading", console=console, transient=True, disable=hidden)
-    seen = inspect_all(data.source, steps, data.root)
+    seen = inspect_all(data.source, track_progress(names, "reading"), data.root)
     faults = sort_issues([*data.unpaired, *find_issues(data.source, seen, data.root, data.redraw)])
     # Write and print the report.
     report = build_report(cfg, data.source, seen, faults)

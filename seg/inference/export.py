@@ -16,6 +16,7 @@ from rich.table import Table
 from seg import files
 from seg.cli.command_line import quote_path
 from seg.display.console import configure_logging
+from seg.display.tables import make_table
 from seg.errors import UserError, missing_extra_hint
 from seg.files import open_regular
 from seg.inference import ensemble
@@ -226,7 +227,7 @@ def reference_probabilities(run: LoadedRun, image: np.ndarray) -> np.ndarray:
 
 def build_difference_table(gaps: list[ExportDifference], title: str) -> Table:
     """Return a table with a row for each size and a column for each batch."""
-    table = Table(title=title, title_justify="left")
+    table = make_table(title)
     table.add_column("image, px", style="bold", no_wrap=True)
     for batch in COMPARED_BATCHES:
         table.add_column(f"batch {batch}: largest difference", justify="right")

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
-from rich.progress import track
 from rich.table import Table
 
 from seg import files
@@ -20,7 +19,8 @@ from seg.cli.validation import argument_names, import_target
 from seg.data.dataset import SegmentationDataset, planes_first
 from seg.data.datasets.base import DataSource
 from seg.display import tables
-from seg.display.console import console
+from seg.display.console import track_progress
+from seg.display.tables import make_table
 from seg.errors import UserError
 from seg.hardware import uses_one_device
 from seg.inference import ensemble
@@ -205,9 +205,7 @@ def predict_split(
     request = OutputOptions(
         run, list(cfg.save), run.threshold, "float32", plain_config(cfg.objects)
     )
-    for name in track(
-        names, "predicting", console=console, transient=True, disable=not console.is_terminal
-    ):
+    for name in track_progress(names, "predicting"):
         image, truth = source.read(name)
         p_CHW = predictor.probabilities(image)
         pair = (
@@ -298,7 +296,7 @@ def fold_table(record: dict[str, Any]) -> Table:
     others = objects if "val/v_rand" in mean else {"val/iou": "IoU"}
     columns = {"val/dice": "Dice"} | per_class | others | {"test/dice": "test Dice"}
     columns = {key: header for key, header in columns.items() if key in mean}
-    table = Table(title="cross-validation", title_justify="left", header_style="bold")
+    table = make_table("cross-validation")
     table.add_column("fold", no_wrap=True)
     for header in columns.values():
         table.add_column(header, justify="right", overflow="fold")

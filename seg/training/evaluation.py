@@ -9,7 +9,6 @@ import lightning as L
 import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
-from rich.progress import track
 from torch import nn
 
 from seg import files
@@ -19,7 +18,7 @@ from seg.cli.validation import check_call
 from seg.data.datamodule import DataModule
 from seg.data.dataset import SegmentationDataset
 from seg.display import tables
-from seg.display.console import console
+from seg.display.console import track_progress
 from seg.errors import RunError, UserError
 from seg.hardware import build_trainer
 from seg.inference.outputs import check_object_options
@@ -149,9 +148,7 @@ def score_objects(
     """
     # Predict image by image: curves for the border scores, counts for the object scores.
     sections, counts = [], []
-    for index in track(
-        range(len(samples)), "objects", console=console, transient=True, disable=not console.is_terminal
-    ):  # fmt: skip
+    for index in track_progress(range(len(samples)), "objects"):
         sample = samples[0, index]
         logits = same_size_logits(run.model, sample["image"][None].to(device))
         interior = probabilities(logits)[0, 1].cpu().numpy()

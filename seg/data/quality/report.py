@@ -15,6 +15,7 @@ from seg.data.datasets.base import DataSource
 from seg.data.datasets.folder import Folder
 from seg.data.quality.inspect import ImageStats, Inspection
 from seg.data.quality.issues import ISSUE_KINDS, Issue, count_noun, format_percent
+from seg.display.tables import make_table
 
 log = logging.getLogger("seg")
 MAX_LISTED = 10  # faults of a kind that the terminal shows; check.json has all
@@ -125,7 +126,7 @@ def print_report(
 
 def split_table(splits: dict[str, dict[str, Any]]) -> Table:
     """Return a table with a row per split: its images, sizes, types and grey values."""
-    table = Table(title="images (size: height x width)", title_justify="left", header_style="bold")
+    table = make_table("images (size: height x width)")
     table.add_column("split")
     for header in ("images", "size, px", "type", "values", "mean +- sd", "ignored"):  # fmt: skip
         table.add_column(header, justify="right")
@@ -154,7 +155,7 @@ def format_counts(counts: dict[str, int]) -> str:
 
 def class_share_table(source: DataSource, splits: dict[str, dict[str, Any]]) -> Table:
     """Return a table with a row per class: values on disk, share of pixels and images in each split."""
-    table = Table(title="classes", title_justify="left", header_style="bold")
+    table = make_table("classes")
     table.add_column(
         "class", overflow="fold", min_width=max((len(c) for c in source.classes), default=1)
     )
