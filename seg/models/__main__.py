@@ -26,9 +26,6 @@ def show_network(cfg: DictConfig) -> tuple[int, int]:
     """Print the table and return height and width of the logits."""
     configure_logging()
     size, channels = cfg.data.size, cfg.data.channels
-    for option, value in (("data.size", size), ("data.channels", channels), ("logits", cfg.logits)):
-        if value < 1:
-            raise UserError(f"{option}={value}: it must be at least 1")
     cfg.model.in_channels, cfg.model.num_classes = channels, cfg.logits
     with torch.device("meta"):
         model = instantiate_node(cfg.model, "model").eval()
