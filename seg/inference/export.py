@@ -74,7 +74,7 @@ def export_run(cfg: DictConfig) -> Path:
         RunError: if the run can't be read.
     """
     configure_logging()
-    check_export_options(cfg)
+    check_packages(cfg)
     run = ensemble.load_members(cfg.run)
     file, below = export_target(cfg, run)
     facts = describe_run(run, cfg.run)
@@ -90,12 +90,8 @@ def export_run(cfg: DictConfig) -> Path:
     return file
 
 
-def check_export_options(cfg: DictConfig) -> None:
-    """Raise UserError for options out of range, or if a package that the format needs isn't installed."""
-    if cfg.format not in FORMAT_SUFFIXES:
-        raise UserError(f"format={cfg.format}: {' or '.join(FORMAT_SUFFIXES)} is needed")
-    if not cfg.tolerance > 0:
-        raise UserError(f"tolerance={cfg.tolerance}: it must be above 0")
+def check_packages(cfg: DictConfig) -> None:
+    """Raise UserError if a package that the format needs isn't installed."""
     for package in ("onnx", "onnxruntime") if cfg.format == "onnx" else ():
         if need := missing_extra_hint(package):
             raise UserError(f"format=onnx {need}")

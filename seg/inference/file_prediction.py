@@ -16,7 +16,6 @@ from seg.display.console import configure_logging, console
 from seg.errors import DataError, UserError
 from seg.inference import ensemble
 from seg.inference.outputs import (
-    PROBABILITY_TYPES,
     GrowingResult,
     OutputOptions,
     OutputTarget,
@@ -110,10 +109,6 @@ def check_predict_options(cfg: DictConfig) -> None:
         if cfg[option] is None:
             raise UserError(f"{option} is not set: give {what}, {option}=...")
     check_save_option(cfg.save)
-    if cfg.probabilities not in PROBABILITY_TYPES:
-        raise UserError(
-            f"probabilities={cfg.probabilities}: choose from {', '.join(PROBABILITY_TYPES)}"
-        )
     check_object_options(cfg)
 
 

@@ -104,8 +104,6 @@ def compare_depths(cfg: DictConfig) -> list[DepthScores]:
     """
     # check everything before the first image is read
     configure_logging()
-    if cfg.rounds < 1:
-        raise UserError(f"rounds={cfg.rounds}: it must be at least 1")
     run = load.load_run(cfg.run)
     depths = prunable_depths(run)
     if cfg.depth is not None and (not isinstance(cfg.depth, int) or cfg.depth not in depths):

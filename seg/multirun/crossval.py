@@ -25,7 +25,7 @@ from seg.errors import UserError
 from seg.hardware import uses_one_device
 from seg.inference import ensemble
 from seg.inference.file_prediction import write_results
-from seg.inference.outputs import OutputOptions, check_save_option
+from seg.inference.outputs import OutputOptions, check_object_options, check_save_option
 from seg.inference.predictor import Predictor
 from seg.logits import classes_from_probabilities
 from seg.metrics.confusion import PixelScores
@@ -42,7 +42,7 @@ from seg.multirun.folds import (
 from seg.runs import load, provenance, records
 from seg.runs.folder import CROSSVAL_FILE, relative_to_here
 from seg.runs.load import LoadedRun
-from seg.training.evaluation import check_interval_options, score_objects
+from seg.training.evaluation import score_objects
 from seg.training.run import train
 
 log = logging.getLogger("seg")
@@ -85,7 +85,7 @@ def check_crossval_options(cfg: DictConfig) -> None:
             "one device; give trainer.devices=1"
         )
     check_save_option(cfg.save)
-    check_interval_options(cfg)
+    check_object_options(cfg)
 
 
 def train_fold(cfg: DictConfig, plan: FoldPlan, fold: int, output: Path) -> Path:

@@ -59,20 +59,9 @@ def build_metrics(cfg: DictConfig, run: LoadedRun) -> SegmentationMetrics:
 
 def check_evaluation_options(cfg: DictConfig) -> None:
     """Raise UserError for options that would otherwise fail only after the network has run."""
-    check_interval_options(cfg)
-    if cfg.panels < 0 or cfg.eval_batch_size < 1:
-        raise UserError(
-            f"panels={cfg.panels} and eval_batch_size={cfg.eval_batch_size}: they must be at least 0 and 1"
-        )
+    check_object_options(cfg)
     if OmegaConf.is_list(cfg.run) and not cfg.output:
         raise UserError("output is not set: several runs share no folder; give output=...")
-
-
-def check_interval_options(cfg: DictConfig) -> None:
-    """Raise UserError for a confidence level or object options out of range."""
-    if not 0 <= cfg.confidence < 1:
-        raise UserError(f"confidence={cfg.confidence}: a number from 0 (no intervals) to below 1")
-    check_object_options(cfg)
 
 
 def output_names(metrics: SegmentationMetrics, panels: int) -> list[str]:
