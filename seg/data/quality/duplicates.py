@@ -61,7 +61,7 @@ def find_duplicates(stats: list[ImageStats]) -> list[Issue]:
 
 
 def similar_pairs(thumbs: np.ndarray) -> list[NearDuplicate]:
-    """Return the pairs of thumbnails (N, SIDE, SIDE) that are nearly the same, the most similar first.
+    """Return the pairs of thumbnails (N, THUMBNAIL_PX, THUMBNAIL_PX) that are nearly the same, the most similar first.
 
     All images of a data set may have much in common, such as a dark rim. So their differences from the mean
     must agree too, if there are enough images to compute that mean.

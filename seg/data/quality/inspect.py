@@ -172,7 +172,7 @@ def hash_pixels(pixels: np.ndarray) -> bytes:
 
 
 def make_thumbnail(grey: np.ndarray) -> np.ndarray:
-    """Return (H, W) as (SIDE, SIDE) float32 of mean 0 and length 1; 0 if there is no contrast."""
+    """Return (H, W) as (THUMBNAIL_PX, THUMBNAIL_PX) float32 of mean 0 and length 1; 0 if there is no contrast."""
     small = cv2.resize(
         grey.astype(np.float32), (THUMBNAIL_PX, THUMBNAIL_PX), interpolation=cv2.INTER_AREA
     )

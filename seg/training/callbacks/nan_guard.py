@@ -28,7 +28,7 @@ class NonFiniteGuard(L.Callback):
 
     Args:
         folder: run folder, which receives the batch that stopped the run.
-        bad_steps: stop: raise NotFinite; skip: skip the step.
+        bad_steps: stop: raise NonFiniteError; skip: skip the step.
 
     Raises:
         ValueError: if ``bad_steps`` is neither.
