@@ -887,7 +887,6 @@ def test_good_files_are_done_and_bad_ones_listed(process, run, tmp_path):
         (["save=[]"], r"save=\[\]: choose from masks, probabilities"),
         (["save=[mask]"], r"save=\['mask'\]: choose from"),
         (["save=[masks,masks]"], r"save=\['masks', 'masks'\]"),
-        (["probabilities=float16"], "probabilities=float16"),
         (["objects.min_size=0"], "objects: .*min_size=0"),
         (["objects.neck=-1"], "objects: neck=-1"),
         (["tile=50"], "tile=50 and overlap=32"),
