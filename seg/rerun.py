@@ -25,7 +25,6 @@ from seg.comparison.rerun_report import (
     rerun_score_table,
 )
 from seg.display.console import configure_logging, is_rank_zero, log_to_file
-from seg.errors import UserError
 from seg.multirun.rerun import (
     check_single_device,
     torch_threads,
@@ -55,10 +54,6 @@ def rerun(cfg: DictConfig) -> dict[str, Any]:
     """
     # Check the options, and bring the run's config up to date.
     configure_logging()
-    if cfg.seeds < 0:
-        raise UserError(f"seeds={cfg.seeds}: must be 0 or more")
-    if cfg.threads is not None and not (isinstance(cfg.threads, int) and cfg.threads > 0):
-        raise UserError(f"threads={cfg.threads}: must be 1 or more, or null")
     past = load_finished_run(cfg.run)
     config, changes = upgrade_config(cfg, past)
     check_single_device(config, cfg.seeds)

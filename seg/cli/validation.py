@@ -24,7 +24,8 @@ from pydantic.errors import PydanticSchemaGenerationError
 from pydantic_core import SchemaError
 
 from seg.cli.conf_files import CONF, HYDRA_KEYS, did_you_mean, format_option_value, join_some
-from seg.errors import UserError, missing_extra_hint
+from seg.errors import NotWholeNumber, UserError, missing_extra_hint
+from seg.ranges import annotation_ranges
 
 TYPE_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "a word",
          list: "a list", dict: "a group of options"}  # fmt: skip
@@ -140,10 +141,6 @@ OPTION_RANGES = {  # dotted name of an option -> its range
     "optim.betas": PAIR_RANGE,
     "optim.eps": float_range(0),
     "threshold": any_range(float_range(0, 1, open_=True), word_range("best"), NULL_RANGE),
-    "loader.batch_size": POSITIVE_INT,
-    "loader.repeats": int_range(1, 10**6),
-    "loader.eval_batch_size": POSITIVE_INT,
-    "loader.crop": any_range(int_range(1, 2**15), NULL_RANGE),
     "loader.workers": OptionRange(WORKERS_RANGE.needed, lambda v: v is None or WORKERS_RANGE.holds(v)),  # null: in seg.rerun
     "workers": WORKERS_RANGE,
     "accelerator": choice_range("auto", "cpu", "gpu", "mps"),
@@ -198,7 +195,6 @@ OPTION_RANGES = {  # dotted name of an option -> its range
     "data.channels": POSITIVE_INT,
     "data.size": POSITIVE_INT,
     "logits": POSITIVE_INT,
-    "loader.memory": float_range(0, 2**20),  # GiB
     "trainer.num_nodes": POSITIVE_INT,
     "trainer.precision": choice_range("auto", "32-true", "bf16-mixed", "16-mixed"),
     "trainer.max_epochs": any_range(int_range(0), OptionRange("-1", lambda v: v == -1), NULL_RANGE),
@@ -274,10 +270,12 @@ def check_override_name(
         unchosen: groups of which no file is chosen.
         groups: config group -> names of its files.
     """
+    # Descend part by part, as far as the files have the option.
     node: Any = base
     parts = override.key_or_group.split(".")
     for depth, part in enumerate(parts):
         path = ".".join(parts[: depth + 1])
+        # An entry of a list, or a part below a plain value.
         if isinstance(node, list) and part.isdigit():
             if int(part) >= len(node):
                 whole = ".".join(parts[:depth])
@@ -289,6 +287,7 @@ def check_override_name(
             raise UserError(
                 f"{path}: {whole} is one value{file_value_hint(node)}, not a group of options"
             )
+        # A name that this level lacks: suggest where it is, what to choose first, or a similar one.
         if part not in node:
             inside = [
                 ".".join([*parts[:depth], str(name), part])
@@ -310,6 +309,7 @@ def check_override_name(
                 raise UserError(f"{override.input_line}: write +{override.input_line}")
             raise unknown_option(path, option_names(node))
         node = node[part]
+    # The option exists: it can't be added, and a group takes no plain value.
     if override.is_add():
         word = str(override.input_line).lstrip("+")
         raise UserError(f"+{word}: write {word}, without the +")
@@ -539,27 +539,10 @@ def check_fits(path: str, value: Any, wanted: Any, adapter: TypeAdapter, known: 
         close = did_you_mean(str(value), choices)
         if kinds == [TYPE_NAMES[str]] and isinstance(value, int | float) and not choices:
             close = f"; write \"{path}='{format_option_value(value)}'\""
-        raise UserError(
+        kind = NotWholeNumber if TYPE_NAMES[int] in kinds else UserError
+        raise kind(
             f"{path}={format_option_value(value)}: {' or '.join(needed)}{close}{file_value_hint(known)}"
         ) from error
-
-
-def annotation_ranges(wanted: Any) -> list[str]:
-    """Return the ranges of an annotation's numbers in words, "a number from 0 to below 1"."""
-    inner = typing.get_args(wanted)
-    if typing.get_origin(wanted) is not typing.Annotated:
-        texts = [text for member in inner for text in annotation_ranges(member)]
-        is_list = typing.get_origin(wanted) is list
-        return [f"a list, each {text}" for text in texts] if is_list else texts
-    bounds: dict[str, float] = {}
-    for limit in inner[1].metadata:
-        bounds |= {n: getattr(limit, n) for n in ("ge", "gt", "le", "lt") if hasattr(limit, n)}
-    low = f"from {bounds['ge']:g}" if "ge" in bounds else f"above {bounds['gt']:g}"
-    high = f" to {bounds['le']:g}" if "le" in bounds else ""
-    high = f" to below {bounds['lt']:g}" if "lt" in bounds else high
-    if not high and "ge" in bounds:
-        return [f"{TYPE_NAMES[inner[0]]} of {bounds['ge']:g} or more"]
-    return [f"{TYPE_NAMES[inner[0]]} {low}{high}"]
 
 
 def check_like(path: str, value: Any, known: Any) -> None:
@@ -574,7 +557,8 @@ def check_like(path: str, value: Any, known: Any) -> None:
     else:
         same = type(value) is type(known)
     if not same:
-        raise UserError(
+        kind = NotWholeNumber if isinstance(known, int) else UserError
+        raise kind(
             f"{path}={format_option_value(value)}: {TYPE_NAMES[type(known)]} is needed{file_value_hint(known)}"
         )
     if isinstance(known, list) and known and not holds_dict(known):

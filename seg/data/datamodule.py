@@ -23,6 +23,7 @@ from seg.data.normalization import Normalization
 from seg.data.sampler import EpochSampler, ignore_signals
 from seg.data.statistics import measure_dataset
 from seg.errors import DataError
+from seg.ranges import check_ranges
 
 
 class DataModule(L.LightningDataModule):
@@ -52,36 +53,28 @@ class DataModule(L.LightningDataModule):
         ValueError: for an argument out of its range.
     """
 
+    @check_ranges
     def __init__(
         self,
         source: DataSource,
         augment: A.Compose | None = None,
         seed: int = 0,
-        batch_size: int = 4,
-        crop: int | None = 256,
-        repeats: int = 4,
-        eval_batch_size: int = 1,
-        workers: int = 0,
+        batch_size: Annotated[int, Field(ge=1)] = 4,
+        crop: Annotated[int, Field(ge=1, le=2**15)] | None = 256,
+        repeats: Annotated[int, Field(ge=1, le=10**6)] = 4,
+        eval_batch_size: Annotated[int, Field(ge=1)] = 1,
+        workers: Annotated[int, Field(ge=0, le=1024)] = 0,
         intensity: Normalization | None = None,
         foreground: Annotated[float, Field(ge=0, le=1)] = 0.0,
         percentiles: tuple[float, float] | list[float] | None = None,
         check: bool = False,
-        memory: float = 2.0,
+        memory: Annotated[float, Field(ge=0, le=2**20)] = 2.0,
         cache: str | None = None,
     ) -> None:
         super().__init__()
         # Check the arguments.
-        side = 1 if crop is None else crop
-        for name, value, low in (("batch_size", batch_size, 1), ("eval_batch_size", eval_batch_size, 1),
-                                 ("repeats", repeats, 1), ("crop", side, 1), ("workers", workers, 0),
-                                 ("memory", memory, 0)):  # fmt: skip
-            if not value >= low:
-                raise ValueError(f"{name} is {value}; it must be at least {low}")
-        if not 0 <= foreground <= 1 or (foreground and crop is None):
-            raise ValueError(
-                f"foreground is {foreground} and crop {crop}; foreground is a share of the crops, 0 to 1, and "
-                "needs crops"
-            )
+        if foreground and crop is None:
+            raise ValueError(f"foreground is {foreground} and crop None; foreground needs crops")
         if percentiles is not None and not (
             len(percentiles) == 2 and 0 <= percentiles[0] < percentiles[1] <= 100
         ):

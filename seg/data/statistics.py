@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 from pydantic import TypeAdapter
-from rich.progress import track
 
 from seg import files
 from seg.data.datasets.base import DataSource
@@ -23,7 +22,7 @@ from seg.data.normalization import IntensityStatistics, Normalization
 from seg.data.quality.checks import find_training_issues
 from seg.data.quality.inspect import ImageStats, hash_pixels, inspect_image
 from seg.data.quality.issues import Issue
-from seg.display.console import console
+from seg.display.console import track_progress
 from seg.errors import DataError
 from seg.logits import IGNORE
 
@@ -109,8 +108,7 @@ def compute_statistics(
     pixels_NC, valid_C = [], np.zeros(len(source.classes))
     digests: dict[str, tuple[str, str]] = {}
     for split, names in chosen.items():
-        text, hidden = f"reading {split}", not console.is_terminal
-        for name in track(names, text, console=console, transient=True, disable=hidden):
+        for name in track_progress(names, f"reading {split}"):
             # All images have the type and the channels of the first.
             image, mask = store.read(name)
             first = first or (name, image.shape[2], image.dtype)

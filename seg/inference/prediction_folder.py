@@ -1,4 +1,4 @@
-"""Output folder of seg.predict: inputs, lock, and the record by which an interrupted command continues."""
+"""Output folder of seg.predict: inputs, lock, and the record by which an interrupted command leaves out what is done."""
 
 import json
 from collections.abc import Generator, Sequence

@@ -7,8 +7,9 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from seg.losses.dice import SUMMED_DIMS, Dice, check_smooth
+from seg.losses.dice import SUMMED_DIMS, Dice
 from seg.losses.targets import has_label_planes, probabilities_and_one_hot
+from seg.ranges import check_ranges
 
 MAX_EROSIONS = 1000  # erosions; each keeps several copies of the batch for its gradient
 
@@ -30,6 +31,7 @@ class ClDice(nn.Module):
         ValueError: if an argument is out of range; from ``forward``, if an index in classes is too high.
     """
 
+    @check_ranges
     def __init__(
         self,
         alpha: Annotated[float, Field(ge=0, le=1)] = 0.5,
@@ -38,11 +40,6 @@ class ClDice(nn.Module):
         classes: list[Annotated[int, Field(ge=0)]] | None = None,
     ) -> None:
         super().__init__()
-        if not 0 <= alpha <= 1:
-            raise ValueError(f"alpha is {alpha}; it must be in 0..1")
-        if not 1 <= iterations <= MAX_EROSIONS:
-            raise ValueError(f"iterations is {iterations}; it must be in 1..{MAX_EROSIONS}")
-        check_smooth(smooth)
         self.alpha, self.iterations, self.smooth, self.classes = alpha, iterations, smooth, classes
         self.dice = Dice(smooth)
 

@@ -1,7 +1,6 @@
 """U-Net: a contracting path, an expanding path, and a skip connection at each level."""
 
 import itertools
-import typing
 from typing import Annotated
 
 from pydantic import Field
@@ -17,10 +16,6 @@ from seg.models.blocks import (
     UpName,
     Upsampling,
     build_downsampling,
-    check_counts,
-    check_depth,
-    check_fraction,
-    check_known_word,
     crop_centre,
     fuse_maps,
     fused_channels,
@@ -28,6 +23,7 @@ from seg.models.blocks import (
     pad_to_multiple,
 )
 from seg.models.network import Extent, Network, receptive_field
+from seg.ranges import check_ranges
 
 
 class UNet(Network):
@@ -57,6 +53,7 @@ class UNet(Network):
         ValueError: from ``forward``, for a side that valid padding doesn't allow; names the nearest one.
     """
 
+    @check_ranges
     def __init__(
         self,
         in_channels: Annotated[int, Field(ge=1)],
@@ -72,11 +69,6 @@ class UNet(Network):
         block: BlockName = "double_conv",
     ) -> None:
         super().__init__()
-        check_counts(in_channels=in_channels, num_classes=num_classes, width=width, depth=depth)
-        check_depth(depth)
-        check_fraction("dropout", dropout)
-        check_known_word("padding", padding, typing.get_args(PaddingName))
-        check_known_word("block", block, tuple(BLOCK_CLASSES))
         make = BLOCK_CLASSES[block]
         widths = [width * 2**i for i in range(depth + 1)]
         steps = list(itertools.pairwise(widths))

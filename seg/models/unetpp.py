@@ -1,6 +1,5 @@
 """UNet++, UNet+ and UNet^e: a nested grid of nodes X(i, j), at level i and j steps along the skip."""
 
-import typing
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -16,16 +15,13 @@ from seg.models.blocks import (
     UpName,
     Upsampling,
     build_downsampling,
-    check_counts,
-    check_depth,
-    check_fraction,
-    check_known_word,
     fuse_maps,
     fused_channels,
     init_he,
     pad_to_multiple,
 )
 from seg.models.network import Extent, Network, receptive_field
+from seg.ranges import check_ranges
 
 LinksName = Literal["none", "short", "dense"]
 GridNode = tuple[int, int]  # (i, j) of the paper's X^{i,j}
@@ -74,6 +70,7 @@ class NestedUNet(Network):
         the deepest head d in use. In training mode with deep supervision a list, shallowest first.
     """
 
+    @check_ranges
     def __init__(
         self,
         in_channels: Annotated[int, Field(ge=1)],
@@ -92,11 +89,6 @@ class NestedUNet(Network):
         block: BlockName = "double_conv",
     ) -> None:
         super().__init__()
-        check_counts(in_channels=in_channels, num_classes=num_classes, width=width, depth=depth)
-        check_depth(depth)
-        check_fraction("dropout", dropout)
-        check_known_word("links", links, typing.get_args(LinksName))
-        check_known_word("block", block, tuple(BLOCK_CLASSES))
         self.depth, self.links, self.fuse = depth, links, fuse
         self.deep_supervision = deep_supervision and not pruned
         built = [depth] if pruned or not deep_supervision else list(range(1, depth + 1))

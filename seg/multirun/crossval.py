@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
-from rich.progress import track
 from rich.table import Table
 
 from seg import files
@@ -20,12 +19,13 @@ from seg.cli.validation import argument_names, import_target
 from seg.data.dataset import SegmentationDataset, planes_first
 from seg.data.datasets.base import DataSource
 from seg.display import tables
-from seg.display.console import console
+from seg.display.console import track_progress
+from seg.display.tables import make_table
 from seg.errors import UserError
 from seg.hardware import uses_one_device
 from seg.inference import ensemble
 from seg.inference.file_prediction import write_results
-from seg.inference.outputs import OutputOptions, check_save_option
+from seg.inference.outputs import OutputOptions, check_object_options, check_save_option
 from seg.inference.predictor import Predictor
 from seg.logits import classes_from_probabilities
 from seg.metrics.confusion import PixelScores
@@ -42,7 +42,7 @@ from seg.multirun.folds import (
 from seg.runs import load, provenance, records
 from seg.runs.folder import CROSSVAL_FILE, relative_to_here
 from seg.runs.load import LoadedRun
-from seg.training.evaluation import check_interval_options, score_objects
+from seg.training.evaluation import score_objects
 from seg.training.run import train
 
 log = logging.getLogger("seg")
@@ -87,7 +87,7 @@ def check_crossval_options(cfg: DictConfig) -> None:
             "one device; give trainer.devices=1"
         )
     check_save_option(cfg.save)
-    check_interval_options(cfg)
+    check_object_options(cfg)
 
 
 def train_fold(cfg: DictConfig, plan: FoldPlan, fold: int, output: Path) -> Path:
@@ -211,9 +211,7 @@ def predict_split(
     request = OutputOptions(
         run, list(cfg.save), run.threshold, "float32", plain_config(cfg.objects)
     )
-    for name in track(
-        names, "predicting", console=console, transient=True, disable=not console.is_terminal
-    ):
+    for name in track_progress(names, "predicting"):
         image, truth = source.read(name)
         p_CHW = predictor.probabilities(image)
         pair = (
@@ -306,7 +304,7 @@ def fold_table(record: dict[str, Any]) -> Table:
     others = objects if "val/v_rand" in mean else {"val/iou": "IoU"}
     columns = {"val/dice": "Dice"} | per_class | others | {"test/dice": "test Dice"}
     columns = {key: header for key, header in columns.items() if key in mean}
-    table = Table(title="cross-validation", title_justify="left", header_style="bold")
+    table = make_table("cross-validation")
     table.add_column("fold", no_wrap=True)
     for header in columns.values():
         table.add_column(header, justify="right", overflow="fold")

@@ -9,7 +9,6 @@ import lightning as L
 import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
-from rich.progress import track
 from torch import nn
 
 from seg import files
@@ -19,7 +18,7 @@ from seg.cli.validation import check_call
 from seg.data.datamodule import DataModule
 from seg.data.dataset import SegmentationDataset
 from seg.display import tables
-from seg.display.console import console
+from seg.display.console import track_progress
 from seg.errors import RunError, UserError
 from seg.hardware import build_trainer
 from seg.inference.outputs import check_object_options
@@ -63,20 +62,9 @@ def build_metrics(cfg: DictConfig, run: LoadedRun) -> SegmentationMetrics:
 
 def check_evaluation_options(cfg: DictConfig) -> None:
     """Raise UserError for options that would otherwise fail only after the network has run."""
-    check_interval_options(cfg)
-    if cfg.panels < 0 or cfg.eval_batch_size < 1:
-        raise UserError(
-            f"panels={cfg.panels} and eval_batch_size={cfg.eval_batch_size}: they must be at least 0 and 1"
-        )
+    check_object_options(cfg)
     if OmegaConf.is_list(cfg.run) and not cfg.output:
         raise UserError("output is not set: several runs share no folder; give output=...")
-
-
-def check_interval_options(cfg: DictConfig) -> None:
-    """Raise UserError for a confidence level or object options out of range."""
-    if not 0 <= cfg.confidence < 1:
-        raise UserError(f"confidence={cfg.confidence}: a number from 0 (no intervals) to below 1")
-    check_object_options(cfg)
 
 
 def output_names(metrics: SegmentationMetrics, panels: int) -> list[str]:
@@ -152,9 +140,7 @@ def score_objects(
     """
     # Predict image by image: curves for the border scores, counts for the object scores.
     sections, counts = [], []
-    for index in track(
-        range(len(samples)), "objects", console=console, transient=True, disable=not console.is_terminal
-    ):  # fmt: skip
+    for index in track_progress(range(len(samples)), "objects"):
         sample = samples[0, index]
         logits = same_size_logits(run.model, sample["image"][None].to(device))
         interior = probabilities(logits)[0, 1].cpu().numpy()

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
 
-from seg.losses import Sum, compute_loss
+from seg.losses import compute_loss, term_names
 from seg.metrics import SegmentationMetrics
 from seg.models.contract import same_size_logits
 from seg.models.network import Network
@@ -49,11 +49,7 @@ class SegmentationTask(L.LightningModule):
         self.seed, self.card = seed, card or {}
         self.head_weights = head_weights
         self.val_metrics, self.test_metrics = metrics, deepcopy(metrics)
-        names = (
-            ["loss", *(f"loss/{name}" for name in loss.losses)]
-            if isinstance(loss, Sum)
-            else ["loss"]
-        )
+        names = ["loss", *(f"loss/{name}" for name in term_names(loss))]
         self.mean_losses = nn.ModuleDict(
             {name: MeanMetric(nan_strategy="disable") for name in names}
         )

@@ -225,7 +225,7 @@ def test_an_older_run_is_scored_for_objects_and_a_loss_no_longer_known_is_said(t
     ("words", "error", "message"),
     [
         (["threshold=2"], UserError, "threshold is 2"),
-        (["threshold=bst"], UserError, "threshold is bst; it must be between 0 and 1, or best"),
+        (["threshold=bst"], UserError, "threshold is bst; one of best or a number above 0"),
         (["loss=sum"], UserError, r"every term of the sum has weight 0.*loss.terms.dice.weight=1"),
         (["data.task=overlapping"], DataError, "one class a pixel; use data=folder"),
         (["metrics.tolerance=-1"], UserError, "tolerance is -1"),

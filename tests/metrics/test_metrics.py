@@ -256,13 +256,13 @@ def test_two_processes_count_each_image_once(tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ({"threshold": 1.5}, "threshold is 1.5; it must be between 0 and 1"),
+        ({"threshold": 1.5}, "threshold is 1.5; .* a number above 0 to below 1 is needed"),
         ({"threshold": "bst"}, "threshold is bst"),
         (
             {"classes": NAMES, "threshold": 0.3},
             "5 classes, of which the most probable is predicted",
         ),
-        ({"tolerance": -1.0}, "tolerance is -1.0 px"),
+        ({"tolerance": -1.0}, "tolerance is -1.0; a number of 0 or more"),
     ],
 )
 def test_a_wrong_choice_is_told(words, message):

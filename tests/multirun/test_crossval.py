@@ -357,7 +357,6 @@ def test_a_fold_is_trained_as_seg_train_would_in_a_group_of_its_own(data, tmp_pa
         ),
         (["trainer.num_nodes=2"], r"num_nodes=2: the folds train one after"),
         (["save=[pictures]"], r"save=\['pictures'\]: choose from masks"),
-        (["confidence=1"], "confidence=1: a number from 0"),
         (["objects.min_size=0"], r"objects: .*min_size=0"),
     ],
 )

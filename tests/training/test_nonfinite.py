@@ -57,6 +57,6 @@ def test_skipped_steps_change_no_weight(tmp_path, caplog, what):
 
 
 def test_another_word_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="bad_steps is ignore; it must be stop or skip"):
+    with pytest.raises(ValueError, match="bad_steps is ignore; one of stop, skip is needed"):
         train(config("train", *WORDS, f"outputs={tmp_path}", "bad_steps=ignore"))
     assert not [f for f in tmp_path.rglob("*") if f.is_file()]

@@ -361,19 +361,6 @@ def test_a_run_that_gets_no_better_ends_when_patience_does(tmp_path):
     )  # 1 validation, and 2 no better
 
 
-@pytest.mark.parametrize(
-    ("word", "message"),
-    [
-        ("patience=0", "patience=0: a number of validations"),
-        ("ema=1.0", "ema=1.0: a decay between"),
-    ],
-)
-def test_numbers_out_of_range_leave_no_folder(tmp_path, word, message):
-    with pytest.raises(UserError, match=message):
-        tiny(tmp_path, word)
-    assert not [f for f in (tmp_path / "outputs").rglob("*") if f.is_file()]
-
-
 MODELS = sorted(p.stem for p in (CONF / "model").glob("*.yaml"))
 LOSSES = sorted(p.stem for p in (CONF / "loss").glob("*.yaml"))
 

@@ -18,7 +18,7 @@ from seg.cli.compose import (
 )
 from seg.cli.conf_files import did_you_mean, format_option_value
 from seg.data.datamodule import DataModule
-from seg.errors import UserError
+from seg.errors import NotWholeNumber, UserError
 from seg.hardware import uses_one_device
 from seg.multirun.folds import dotted_leaves, to_json_value
 from seg.multirun.search.space import SearchDimension, axes, is_searched, short_names
@@ -174,7 +174,7 @@ def compose_trial(words: list[str], axis: SearchDimension) -> DictConfig:
     try:
         cfg = compose_checked("train", words)
     except UserError as error:
-        whole = "a whole number is needed" in str(error) and "interval(" in axis.typed
+        whole = isinstance(error, NotWholeNumber) and "interval(" in axis.typed
         hint = f"; {axis.key}=int(interval(...)) gives whole ones" if whole else ""
         raise UserError(f"{axis.typed}: {error}{hint}") from error
     trainer = plain_config(cfg.trainer)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from seg.ranges import check_ranges
 from seg.runs import checkpoint
 
 log = logging.getLogger("seg")
@@ -27,15 +28,14 @@ class NonFiniteGuard(L.Callback):
 
     Args:
         folder: run folder, which receives the batch that stopped the run.
-        bad_steps: stop: raise NotFinite; skip: skip the step.
+        bad_steps: stop: raise NonFiniteError; skip: skip the step.
 
     Raises:
         ValueError: if ``bad_steps`` is neither.
     """
 
+    @check_ranges
     def __init__(self, folder: Path, bad_steps: Literal["stop", "skip"]) -> None:
-        if bad_steps not in ("stop", "skip"):
-            raise ValueError(f"bad_steps is {bad_steps}; it must be stop or skip")
         self.folder, self.skip = folder, bad_steps == "skip"
         self.batch: dict[str, Any] = {}
         self.loss: Tensor | None = None

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from seg.comparison.run_files import printable_line
 from seg.comparison.run_records import run_label
+from seg.display.tables import make_table
 from seg.errors import RunError, UserError
 from seg.runs.folder import relative_to_here
 from seg.runs.records import read_json
@@ -86,7 +87,7 @@ def read_recording(folder: Path) -> OfflineRun:
 
 def offline_table(runs: list[OfflineRun]) -> Table:
     """Build the table of recordings for the terminal."""
-    page = Table(title="W&B runs recorded offline", title_justify="left", header_style="bold")
+    page = make_table("W&B runs recorded offline")
     for column in ("started", "run", "group", "state"):
         page.add_column(column, overflow="fold")
     for run in runs:
