@@ -182,7 +182,11 @@ class DataModule(L.LightningDataModule):
     def eval_dataset(self, split: str) -> SegmentationDataset:
         """Return the same dataset with weight maps, if there are any."""
         return SegmentationDataset(
-            self.image_cache, self.source.splits[split], self.intensity, gaps=self.gaps, convert=self.trained
+            self.image_cache,
+            self.source.splits[split],
+            self.intensity,
+            gaps=self.gaps,
+            convert=self.trained,
         )
 
     def train_dataset(self) -> SegmentationDataset:

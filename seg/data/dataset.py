@@ -105,7 +105,6 @@ class SegmentationDataset(Dataset):
             sample["gaps"] = torch.from_numpy(np.ascontiguousarray(gaps[0]))
         return sample
 
-
     def check_type(self, image: np.ndarray, name: str) -> np.ndarray:
         """Return an image in the type of the training images.
 

@@ -38,7 +38,9 @@ class ValueRange:
     def add(self, band: np.ndarray) -> None:
         """Add rows (h, W, C) of an image."""
         self.low, self.high = min(self.low, float(band.min())), max(self.high, float(band.max()))
-        self.mean += (float(band.mean(dtype=np.float64)) - self.mean) * band.size / (self.count + band.size)
+        self.mean += (
+            (float(band.mean(dtype=np.float64)) - self.mean) * band.size / (self.count + band.size)
+        )
         self.count += band.size
         self.steps_of = {step for step in self.steps_of if has_steps(band, step)}
 

@@ -280,7 +280,13 @@ def check_class_names(classes: list[Any]) -> None:
 
 
 def check_intensity(
-    low: Any, high: Any, mean: Any, std: Any, clip: Any = False, dtype: Any = None, value_range: Any = None
+    low: Any,
+    high: Any,
+    mean: Any,
+    std: Any,
+    clip: Any = False,
+    dtype: Any = None,
+    value_range: Any = None,
 ) -> None:
     """Raise ValueError unless these are the fields of an Intensity."""
     lists = (mean, std)

@@ -418,17 +418,18 @@ def test_integers_that_only_below_are_large_are_pictured_as_they_are(root, tmp_p
     np.testing.assert_array_equal(drawn[~near], panels.to_rgb(image)[~near])
 
 
-def test_pages_of_several_types_are_pictured_as_they_are(run, tmp_path):
-    pages = [textured(60, 50), textured(60, 50).astype(np.uint16) * 100]
+def test_pages_of_several_types_are_predicted_and_pictured_as_one(run, tmp_path):
+    pages = [textured(60, 50), textured(60, 50).astype(np.uint16) * 257]  # the same picture
     with tifffile.TiffWriter(tmp_path / "x.tif") as out:
         for page in pages:
             out.write(page, metadata=None)
     predicted(run, tmp_path / "x.tif", tmp_path / "out", "save=[contours,masks]")
     masks = tifffile.imread(tmp_path / "out/masks/x.tif")
-    for number, page in enumerate(pages):
-        _, near = expected_pictures(page, masks[number])
+    np.testing.assert_array_equal(*masks)
+    for number in range(2):
+        _, near = expected_pictures(pages[0], masks[number])
         drawn = shown(tmp_path / f"out/contours/x-{number:03d}.png")
-        np.testing.assert_array_equal(drawn[~near], panels.to_rgb(page)[~near])
+        np.testing.assert_array_equal(drawn[~near], panels.to_rgb(pages[0])[~near])
 
 
 def test_overlapping_labels_give_a_page_each(root, tmp_path):
