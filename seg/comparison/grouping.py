@@ -142,10 +142,12 @@ def filter_runs(runs: list[ComparedRun], where: Iterable[str]) -> list[ComparedR
     """Return the runs that have all the given values, such as ``model=unet``.
 
     Raises:
-        UserError: if no run has such an option or value.
+        UserError: if a word has no value, or no run has such an option or value.
     """
     for word in where:
-        name, _, wanted = word.partition("=")
+        name, equals, wanted = word.partition("=")
+        if not equals:
+            raise UserError(f"where={word}: an option and its value are needed, where=model=unet")
         check_option_name("where", name, runs)
         kept = [run for run in runs if means_value(option_value(run, name), wanted)]
         if not kept:

@@ -450,12 +450,12 @@ def test_a_study_begun_anew_draws_the_same_from_its_seed_and_others_from_another
 @pytest.mark.parametrize(
     ("searched", "settings", "objectives", "message"),
     [
-        (["optim.lr=interval(1e-4,1e-1)", WIDTH], {}, [], "searches optim.lr: 0.0001 to 0.1, log, and here it is 0.0001 to 0.1; give the same, or begin"),
-        ([LR], {}, [], "searches model.width: 2 | 3 | 4, and here it is absent"),
-        ([LR, WIDTH, "loss=dice,focal"], {}, [], "searches loss: absent, and here it is dice | focal"),
-        ([LR, WIDTH], {"model.depth": 3}, [], "has model.depth: 2, and here it is 3"),
-        ([LR, WIDTH], {"seed": 1}, [], "has seed: 0, and here it is 1"),
-        ([LR, WIDTH], {}, ["val/iou"], r"begun with objectives=\[val/dice\], and this is objectives=\[val/iou\]"),
+        (["optim.lr=interval(1e-4,1e-1)", WIDTH], {}, [], "begun with optim.lr=0.0001 to 0.1, log, and this is optim.lr=0.0001 to 0.1; repeat the command that began it, or give another name"),
+        ([LR], {}, [], "begun with model.width=2 | 3 | 4, and this is model.width=2"),
+        ([LR, WIDTH, "loss=dice,focal"], {}, [], "begun with loss=null, and this is loss=dice | focal"),
+        ([LR, WIDTH], {"model.depth": 3}, [], "begun with model.depth=2, and this is model.depth=3"),
+        ([LR, WIDTH], {"seed": 1}, [], "begun with seed=0, and this is seed=1"),
+        ([LR, WIDTH], {}, ["val/iou"], r"begun with objectives=\['val/dice'\], and this is objectives=\['val/iou'\]"),
     ],
 )  # fmt: skip
 def test_another_search_of_the_same_name_is_refused(
