@@ -18,6 +18,7 @@ from seg.data.partition import Splits, split_hash
 from seg.errors import RunError, UserError
 from seg.runs import records
 from seg.runs.folder import CROSSVAL_FILE
+from seg.runs.record import RECORD_FILE, RunRecord, read_record
 from seg.runs.resumable import read_resumable_record
 from seg.runs.safe_loading import CROSSVAL_LIMIT
 
@@ -201,15 +202,15 @@ def is_score(value: Any) -> bool:
 def find_finished_fold(output: Path, plan: FoldPlan, fold: int) -> Path | None:
     """Return the folder of a fold's finished run; None if there is none."""
     for folder, record in runs_by_name(output, plan.names[fold]):
-        if record.get("status") == "finished" and record.get("split_hash") == plan.hashes[fold]:
+        if record.status == "finished" and record.split_hash == plan.hashes[fold]:
             return folder
     return None
 
 
-def runs_by_name(output: Path, name: str) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Yield the runs of a name in a folder: run folder and contents of run.json."""
-    for file in sorted(output.glob("*/run.json")):
+def runs_by_name(output: Path, name: str) -> Iterator[tuple[Path, RunRecord]]:
+    """Yield the runs of a name in a folder: run folder and record."""
+    for file in sorted(output.glob(f"*/{RECORD_FILE}")):
         if not file.parent.is_symlink():  # latest
-            record = records.read_json(file)
-            if record.get("name") == name:
+            record = read_record(file)
+            if record.name == name:
                 yield file.parent, record

@@ -91,6 +91,10 @@ def read_finished_record(file: Path) -> RunRecord:
             f"{file}: the run's status is {record.status}, so there are no numbers to compare with; give a "
             "finished run"
         )
+    if missing := record.missing_field():
+        raise RunError(
+            f"{file}: the record is damaged ({missing} is missing); not written by seg.train"
+        )
     return record
 
 

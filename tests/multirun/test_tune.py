@@ -51,6 +51,7 @@ from seg.multirun.search.study import (
 )
 from seg.multirun.search.worker import run_search
 from seg.runs import load, records
+from seg.runs.record import RunRecord
 
 TINY = ["data.size=64", "data.train=2", "data.val=2", "data.test=0", "model.depth=2", "loader.crop=32", "logger=none",
         "trainer=cpu", "trainer.max_epochs=2", "panels=0", "kept=0"]  # fmt: skip
@@ -608,7 +609,9 @@ def test_an_objective_that_is_to_be_small_is_made_small(pretend, capsys):
 
 def test_two_objectives_give_a_front_and_no_pruning(pretend, capsys, monkeypatch):
     given = {2: (0.5, 10), 3: (0.9, 30), 4: (0.8, 40)}
-    monkeypatch.setattr(records, "read_json", lambda file: {"parameters": given[width][1]})
+    monkeypatch.setattr(
+        trial, "read_record", lambda file: RunRecord(status="finished", parameters=given[width][1])
+    )
     width = 0
 
     def train(cfg, callbacks):
