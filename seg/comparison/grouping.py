@@ -95,9 +95,10 @@ def differing_options(runs: list[ComparedRun]) -> list[str]:
     return names
 
 
-def readable_runs(runs: list[ComparedRun]) -> list[ComparedRun]:
-    """Return the runs whose config could be read, or all if none could."""
-    return [run for run in runs if run.options and run.status != "damaged"] or runs
+def listed_options(runs: list[ComparedRun]) -> list[str]:
+    """Return the options in which the runs with a readable config differ; of all runs if none has one."""
+    readable = [run for run in runs if run.options and run.status != "damaged"] or runs
+    return [name for name in differing_options(readable) if name not in ("name", "sweep")]
 
 
 def follows_from_group(key: str, part: str, runs: list[ComparedRun]) -> bool:

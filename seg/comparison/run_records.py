@@ -33,7 +33,7 @@ class ComparedRun:
     Attributes:
         folder: resolved path.
         label: path relative to the common folder of the compared runs.
-        status: as recorded, or damaged if run.json cannot be read.
+        status: finished, running, failed, interrupted or pruned; damaged if run.json cannot be read.
         error: error of a failed run, else empty.
         faults: problems of its files.
         name: name of the run.

@@ -299,7 +299,7 @@ def fold_table(record: dict[str, Any]) -> Table:
     others = objects if "val/v_rand" in mean else {"val/iou": "IoU"}
     columns = {"val/dice": "Dice"} | per_class | others | {"test/dice": "test Dice"}
     columns = {key: header for key, header in columns.items() if key in mean}
-    table = Table(title="cross-validation", title_justify="left", header_style="bold")
+    table = tables.make_table("cross-validation")
     table.add_column("fold", no_wrap=True)
     for header in columns.values():
         table.add_column(header, justify="right", overflow="fold")

@@ -34,7 +34,7 @@ class PruningCallback(L.Callback):
         objective: key of the score.
 
     Raises:
-        Pruned: at the start of the next epoch.
+        RunPruned: at the start of the next epoch.
     """
 
     def __init__(self, trial: optuna.Trial, objective: str) -> None:
