@@ -190,7 +190,6 @@ OPTION_RANGES = {  # dotted name of an option -> its range
     "pruner.n_warmup_steps": int_range(0),
     "pruner.min_resource": POSITIVE_INT,
     "pruner.reduction_factor": int_range(2),
-    "seeds": int_range(0),
     "threads": any_range(POSITIVE_INT, NULL_RANGE),
     "data.channels": POSITIVE_INT,
     "data.size": POSITIVE_INT,

@@ -23,6 +23,7 @@ from seg.runs import load as runs_load
 from seg.runs import records
 from seg.runs.folder import CROSSVAL_FILE
 from seg.runs.load import LoadedRun
+from seg.runs.record import RECORD_FILE, read_record
 from seg.runs.safe_loading import CROSSVAL_LIMIT
 
 
@@ -222,7 +223,6 @@ def check_members(first: LoadedRun, other: LoadedRun) -> None:
 def read_training_names(run: LoadedRun) -> list[str]:
     """Return the names of a run's training images; none if its folder has no record of them."""
     try:
-        names = records.read_json(run.folder / "run.json")["splits"]["train"]
-    except (RunError, KeyError, TypeError):
+        return (read_record(run.folder / RECORD_FILE).splits or {}).get("train", [])
+    except RunError:
         return []
-    return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []

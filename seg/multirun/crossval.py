@@ -20,7 +20,6 @@ from seg.data.dataset import SegmentationDataset, planes_first
 from seg.data.datasets.base import DataSource
 from seg.display import tables
 from seg.display.console import track_progress
-from seg.display.tables import make_table
 from seg.errors import UserError
 from seg.hardware import uses_one_device
 from seg.inference import ensemble
@@ -39,9 +38,10 @@ from seg.multirun.folds import (
     prediction_file,
     runs_by_name,
 )
-from seg.runs import load, provenance, records
+from seg.runs import load, provenance
 from seg.runs.folder import CROSSVAL_FILE, relative_to_here
 from seg.runs.load import LoadedRun
+from seg.runs.record import RECORD_FILE, read_record
 from seg.training.evaluation import score_objects
 from seg.training.run import train
 
@@ -104,7 +104,7 @@ def train_fold(cfg: DictConfig, plan: FoldPlan, fold: int, output: Path) -> Path
         log.info(f"fold {fold}     is finished and kept: {quote_path(relative_to_here(folder))}")
         return folder
     for folder, record in runs_by_name(output, plan.names[fold]):
-        if record.get("status") != "finished":
+        if record.status != "finished":
             log.info(
                 f"fold {fold}     was not finished; {relative_to_here(folder)} is deleted, and the fold is trained again"
             )
@@ -235,8 +235,8 @@ def fold_entry(
         fold: number of the fold.
         device: to predict objects on.
     """
-    record = records.read_json(run.folder / "run.json")
-    metrics = {name.removeprefix("best/"): value for name, value in record["metrics"].items()}
+    record = read_record(run.folder / RECORD_FILE)
+    metrics = {n.removeprefix("best/"): value for n, value in (record.metrics or {}).items()}
     if source.task == "instances":
         samples = SegmentationDataset(source, source.splits["val"], run.intensity)
         objects, _ = score_objects(run, samples, run.threshold, plain_config(cfg.objects), device)
@@ -245,9 +245,9 @@ def fold_entry(
         "fold": fold,
         "run": run.folder.name,
         "images": len(source.splits["val"]),
-        "split_hash": record["split_hash"],
+        "split_hash": record.split_hash,
         "threshold": run.threshold,
-        "minutes": record["minutes"],
+        "minutes": record.minutes,
         "metrics": metrics,
     }
 
@@ -304,7 +304,7 @@ def fold_table(record: dict[str, Any]) -> Table:
     others = objects if "val/v_rand" in mean else {"val/iou": "IoU"}
     columns = {"val/dice": "Dice"} | per_class | others | {"test/dice": "test Dice"}
     columns = {key: header for key, header in columns.items() if key in mean}
-    table = make_table("cross-validation")
+    table = tables.make_table("cross-validation")
     table.add_column("fold", no_wrap=True)
     for header in columns.values():
         table.add_column(header, justify="right", overflow="fold")

@@ -119,7 +119,6 @@ TAKEN = {  # those of VALUES that an option takes -> file or command -> such opt
         'check': 'panels',
         'show': 'epoch',
         'crossval': 'overlap',
-        'rerun': 'seeds',
     },
     '0 1e9 null': {
         'data=coco': 'fold',

@@ -766,7 +766,7 @@ def test_other_settings_on_one_folder_are_refused_by_name(
         predict.main()
     err = capsys.readouterr().err
     assert left.value.code == 2
-    assert re.fullmatch(rf"error: output=\S+: holds results of {message}; give another folder\n", err), err  # fmt: skip
+    assert re.fullmatch(rf"error: output=\S+: begun with {message}; repeat the command that began it, or give another output\n", err), err  # fmt: skip
     assert content(tmp_path) == before
 
 
@@ -774,14 +774,14 @@ def test_a_run_retrained_in_its_place_is_refused(root, folder, tmp_path):
     file = make_run(root / "latest")
     predicted(file, folder / "a.png", tmp_path)
     make_run(root / "latest", seed=1)
-    with pytest.raises(UserError, match=r"holds results of weights=\w{16}, and this is weights="):
+    with pytest.raises(UserError, match=r"begun with weights=\w{16}, and this is weights="):
         predicted(file, folder, tmp_path)
 
 
 def test_a_threshold_that_the_run_got_since_is_another(root, folder, tmp_path):
     predicted(make_run(root / "tuned"), folder / "a.png", tmp_path)
     tuned = make_run(root / "tuned", threshold=0.6)  # of the same weights
-    with pytest.raises(UserError, match=r"holds results of threshold=0.5, and this is threshold=0.6"):  # fmt: skip
+    with pytest.raises(UserError, match=r"begun with threshold=0.5, and this is threshold=0.6"):  # fmt: skip
         predicted(tuned, folder / "b.png", tmp_path)
 
 
