@@ -38,7 +38,7 @@ from seg.multirun.folds import (
     prediction_file,
     runs_by_name,
 )
-from seg.runs import load, provenance
+from seg.runs import load, provenance, records
 from seg.runs.folder import CROSSVAL_FILE, relative_to_here
 from seg.runs.load import LoadedRun
 from seg.runs.record import RECORD_FILE, read_record
