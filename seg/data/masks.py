@@ -194,7 +194,10 @@ def size_mismatch_error(
     if not remedy:
         remedy = "take the mask that belongs to the image, or resize it by nearest neighbour"
         if mask_size == image_size[::-1]:
-            remedy = "transposed: swap the mask's rows and columns, or the image's"
+            remedy = (
+                "transposed: swap the mask's rows and columns, or the image's (each is read as one sees it, by its own "
+                "EXIF or TIFF orientation)"
+            )
     return DataError(file=mask_file, found=found, remedy=remedy, kind="size")
 
 
