@@ -46,6 +46,7 @@ class Folder:
         table: CSV file of pairs, instead of folders; see ``seg.data.datasets.pairing.pair_by_table``.
         pair_by: regular expression; images and masks with the same match are a pair. None: those with the same
             name but for the suffix.
+        similar_names: pair names that differ only in case, white space and the encoding of accents.
         pages: use of TIFFs with several pages: ``slices``: each page is an image with the same page of its
             mask; ``channels``: the pages are the channels of one image; None: an error.
         layers: layout of masks that have one layer a class: ``pages`` of a file, or ``folders`` named as the
@@ -96,8 +97,10 @@ class Folder:
         only_listed: bool = False,
         split_seed: Annotated[int, Field(ge=0)] = 0,
         task: Task = "classes",
+        similar_names: bool = False,
     ) -> None:
         # Options of the layout.
+        self.similar = similar_names
         check_choice("pages", pages, PagesOption)
         check_choice("layers", layers, LayersOption)
         if task == "overlapping" and layers is None:
@@ -118,7 +121,11 @@ class Folder:
             self.root = find_folder_root(root, images, masks)
             by_split, in_split, in_group = self.pairs_by_split(classes or []), None, None
         else:
-            reject_options({"pair_by": pair_by}, "data.table", "the table pairs")
+            reject_options(
+                {"pair_by": pair_by, "similar_names": similar_names or None},
+                "data.table",
+                "the table pairs",
+            )
             self.root = Path(table).parent
             pairs, in_split, in_group = pair_by_table(Path(table), classes or [])
             if self.only is not None:
@@ -199,7 +206,9 @@ class Folder:
 
     def pair_by_name(self, folder: Path, layers: list[str] | None) -> dict[str, Pair]:
         """Return name -> pair of a folder whose masks have a file for each of ``layers``, or one file."""
-        pairs, issues = pair_by_names(folder, *self.parts, self.pair_by, layers, self.only)
+        pairs, issues = pair_by_names(
+            folder, *self.parts, self.pair_by, layers, self.only, self.similar
+        )
         report_unpaired(issues)
         return pairs
 
@@ -255,7 +264,7 @@ class Folder:
         """Return the layer of each class, (H, W) of 0, 1 and 255; None: the class is where no other is."""
         if self.layers == "pages":
             rest = self.task != "overlapping"
-            pages = split_planes(read_pages(pair.mask), self.classes, pair.mask, rest)
+            pages = split_planes(read_pages(pair.mask, alpha=True), self.classes, pair.mask, rest)
             return [None if p is None else self.values.indices(p, pair.mask) for p in pages]
         planes = [
             None if file is None else self.values.indices(read_mask_file(file, pair.page), file)

@@ -2,6 +2,7 @@
 
 import csv
 import re
+import unicodedata
 from collections.abc import Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -43,6 +44,7 @@ def pair_by_names(
     pair_by: str | None,
     layers: list[str] | None,
     only: set[str] | None,
+    similar: bool = False,
 ) -> tuple[dict[str, Pair], list[DataError]]:
     """Return the pairs of a folder by image name, and an error for each file without a partner.
 
@@ -54,6 +56,7 @@ def pair_by_names(
             name but for the suffix.
         layers: classes, if each has a file of its own; None: a mask is one file.
         only: names of the images to use, with or without suffix; None: all images.
+        similar: pair names that differ only in case, white space and the encoding of accents.
 
     Raises:
         DataError: if a folder or ``pair_by`` is wrong, or two images would have one name.
@@ -61,19 +64,25 @@ def pair_by_names(
     if (folder / images).is_file() and (folder / masks).is_file():
         return {Path(images).stem: Pair(folder / images, [folder / masks])}, []
     # Key the files of the images, and of each layer of the masks.
-    image_files, issues = files_by_key(listed_images(folder / images, only), pair_by)
+    image_files, issues = files_by_key(listed_images(folder / images, only), pair_by, similar)
     planes = []
     for layer in [folder / masks] if layers is None else find_layer_folders(folder / masks, layers):
         absent = layers is not None and not layer.is_dir()
-        plane, doubled = ({}, []) if absent else files_by_key(listed_images(layer), pair_by)
+        plane, doubled = (
+            ({}, []) if absent else files_by_key(listed_images(layer), pair_by, similar)
+        )
         planes.append(plane)
         issues += doubled
     mask_keys = set().union(*planes)
     hint = "" if pair_by else PAIR_BY_HINT
     # Images without a mask are reported and left out.
+    folded = {fold_name(key): key for key in sorted(mask_keys)}
     for key in [key for key in image_files if key not in mask_keys]:
         text = f"no mask of that name in {folder / masks}"
         remedy = f"add it or take the image out{hint}"
+        if near := folded.get(fold_name(key)):
+            text += f"; {near!r} differs only in {name_difference(key, near)}"
+            remedy = "rename one, or pair such names, data.similar_names=true"
         issues.append(DataError(file=image_files.pop(key), found=text, remedy=remedy, kind="no_mask"))  # fmt: skip
     # Masks without an image are reported, unless lists name the images to use.
     for key in [] if only is not None else sorted(mask_keys - set(image_files)):
@@ -132,10 +141,31 @@ def listed_images(path: Path, only: set[str] | None = None) -> list[Path]:
     return chosen
 
 
-def files_by_key(files: list[Path], pair_by: str | None) -> tuple[dict[str, Path], list[DataError]]:
+def fold_name(name: str) -> str:
+    """Return a name without case, white space and the encoding of its accents."""
+    composed = unicodedata.normalize("NFC", name).casefold()
+    return "".join(unicodedata.normalize("NFC", composed).split())
+
+
+def name_difference(one: str, other: str) -> str:
+    """Return the difference of two names that ``fold_name`` makes equal."""
+    composed = [unicodedata.normalize("NFC", name) for name in (one, other)]
+    if composed[0] == composed[1]:
+        return "the encoding of accents (composed or decomposed Unicode)"
+    spaceless = ["".join(name.split()) for name in composed]
+    if spaceless[0] == spaceless[1]:
+        return "white space"
+    folded = [name.casefold() for name in composed]
+    return "case" if folded[0] == folded[1] else "case and white space"
+
+
+def files_by_key(
+    files: list[Path], pair_by: str | None, similar: bool = False
+) -> tuple[dict[str, Path], list[DataError]]:
     """Return files by the key that pairs them, and an error for each that shares its name with a later one.
 
-    The key is the name without the suffix, or the match of the regular expression: its first group, if any.
+    The key is the name without the suffix, or the match of the regular expression: its first group, if any; with
+    ``similar`` it is folded by ``fold_name``.
 
     Raises:
         DataError: if the regular expression is invalid, or matches nothing in a name or the same in two.
@@ -153,6 +183,7 @@ def files_by_key(files: list[Path], pair_by: str | None) -> tuple[dict[str, Path
             key = match[min(1, pattern.groups)] if match else None
             if not key:
                 raise DataError(f"data.pair_by={pair_by}: matches nothing in the name {file}")
+        key = fold_name(key) if similar else key
         if key in by_key and pattern is not None:
             raise DataError(
                 f"{by_key[key]}: {file.name} has the same key {key!r} (data.pair_by); keep one of them"
