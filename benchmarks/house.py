@@ -18,7 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 QUESTION = re.compile(r"(What|Whether|How|Which|Where|Of)\b")
 NAMED_PATH = re.compile(
-    r"(?<![\w./~:<$-])(?:seg|conf|docs|tests|benchmarks|examples)/[\w./-]*[\w/]"
+    r"(?<![\w./~:<$-])(?:seg|conf|docs|tests|benchmarks|examples)/[\w./*-]*[\w/]"
 )
 LAYOUT_TOKENS = {
     tokenize.COMMENT,
