@@ -867,7 +867,7 @@ def test_good_files_are_done_and_bad_ones_listed(process, run, tmp_path):
     assert ran(process, words, tmp_path / "log") == 2
     told = (tmp_path / "log").read_text()
     error = told.splitlines()[-1]
-    assert error.startswith("error: ") and "1 of 8 inputs segmented" in told
+    assert error.startswith("error: ") and "1 of 7 inputs segmented" in told
     for name, why in (
         ("a-empty.png", "not a readable image"),
         ("b-noise.tif", "not a readable image"),
