@@ -966,15 +966,15 @@ def test_names_with_dots_spaces_and_other_letters(run, tmp_path):
 MEASURED = """
 import json, resource, sys, time
 from omegaconf import OmegaConf
-from seg.cli import CONF
+from seg.cli.conf_files import CONF
 from hydra import compose, initialize_config_dir
 import torch
 torch.set_num_threads(1)
-from seg.predict import predict
+from seg.predict import predict_files
 with initialize_config_dir(str(CONF), version_base="1.3"):
     cfg = compose("predict", sys.argv[1:])
 started = time.perf_counter()
-predict(cfg)
+predict_files(cfg)
 print(json.dumps({"seconds": time.perf_counter() - started,
                   "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}))
 """
