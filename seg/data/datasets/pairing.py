@@ -203,13 +203,13 @@ def find_layer_folders(folder: Path, classes: list[str]) -> list[Path]:
     """
     if not folder.is_dir():
         raise DataError(
-            f"{folder}: no such folder; data.layers=folders needs one in it for each class"
+            f"{folder}: no such folder; data.mask_layers=folders needs one in it for each class"
         )
     present = sorted(f.name for f in folder.iterdir() if f.is_dir() and not f.name.startswith("."))
     unknown, missing = sorted(set(present) - set(classes)), [c for c in classes if c not in present]
     if unknown or len(missing) > 1 or len(missing) == len(classes):
         raise DataError(
-            f"{folder}: holds the folders {shorten_list(present)}; data.layers=folders needs one for each of "
+            f"{folder}: holds the folders {shorten_list(present)}; data.mask_layers=folders needs one for each of "
             f"{shorten_list(classes)}, and one of these may be missing"
         )
     return [folder / name for name in classes]
