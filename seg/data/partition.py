@@ -45,7 +45,7 @@ def divide_names(
         test: share of the test split, 0..1; the same images for each fold.
         fold: index of the validation fold; None: the share ``val``.
         folds: number of disjoint validation splits that together hold all but the test images.
-        contiguous: contiguous in the order of names, where 2 comes before 10; the test's block is the last.
+        contiguous: blocks in the order of names, where 2 comes before 10; the test's block is the last.
         seed: of the random draw.
         groups: name -> group, which stays whole; None: each image by itself.
         presence: function of a name that returns whether each class occurs, (C,); parts get their share of

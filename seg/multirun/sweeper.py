@@ -171,7 +171,7 @@ def plan_jobs(config: DictConfig, params: dict[str, str]) -> list[dict[str, Any]
     """
     # Parse the overrides, and reject options that can't be swept.
     words = [f"{key}={value}" for key, value in (params or {}).items()]
-    words += [w for w in config.hydra.overrides.task if not w.lstrip("+").startswith("fresh=")]
+    words += [w for w in config.hydra.overrides.task if not w.lstrip("+").startswith("restart=")]
     overrides = OverridesParser.create().parse_overrides(words)
     if any(override.key_or_group == "resume" for override in overrides):
         raise UserError(

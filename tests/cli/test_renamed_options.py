@@ -9,7 +9,9 @@ import yaml
 from seg.cli.compose import check_command_line, compose_checked
 from seg.cli.conf_files import CONF
 from seg.cli.renamed_options import RENAMED_OPTIONS, announce, rename_options, rename_words
+from seg.comparison.grouping import filter_runs, find_group, group_runs
 from seg.comparison.run_files import read_options
+from seg.comparison.run_records import read_run
 from seg.data import DataModule, Folder
 from seg.errors import UserError
 from seg.metrics.instances import segment_objects
@@ -129,6 +131,20 @@ def test_runs_by_old_and_present_names_are_compared_as_one_option(tmp_path):
     (old / "config.yaml").write_text("loader: {foreground: 0.5}\nbad_steps: stop\n")
     (new / "config.yaml").write_text("loader: {rare_class_crops: 0.5}\non_nonfinite: stop\n")
     assert read_options(old, []) == read_options(new, [])
+
+
+def test_the_comparison_takes_old_names_as_values(tmp_path):
+    pixels = {"test": {"image-0": {"cell": (5, 1, 1)}}}
+    for name, share in (("a", 0.0), ("b", 0.5)):
+        run = make_run(tmp_path / name, pixels)
+        (run / "config.yaml").write_text(f"loader: {{foreground: {share}}}\n")
+    runs = [read_run(tmp_path / name) for name in "ab"]
+    assert len(filter_runs(runs, ["loader.foreground=0.5"])) == 1
+    groups = group_runs(runs, ["loader.foreground"])
+    assert [group.label for group in groups] == [
+        f"loader.rare_class_crops={share}" for share in (0.0, 0.5)
+    ]
+    assert find_group(groups, "loader.foreground=0.5") is groups[1]
 
 
 def test_a_record_begun_by_old_names_is_continued(tmp_path):
