@@ -11,7 +11,7 @@ from seg.cli.conf_files import CONF
 from seg.cli.renamed_options import RENAMED_OPTIONS, announce, rename_options, rename_words
 from seg.comparison.grouping import filter_runs, find_group, group_runs
 from seg.comparison.run_files import read_options
-from seg.comparison.run_records import read_run
+from seg.comparison.run_records import read_compared_runs
 from seg.data import DataModule, Folder
 from seg.errors import UserError
 from seg.metrics.instances import segment_objects
@@ -138,7 +138,7 @@ def test_the_comparison_takes_old_names_as_values(tmp_path):
     for name, share in (("a", 0.0), ("b", 0.5)):
         run = make_run(tmp_path / name, pixels)
         (run / "config.yaml").write_text(f"loader: {{foreground: {share}}}\n")
-    runs = [read_run(tmp_path / name) for name in "ab"]
+    runs = read_compared_runs([tmp_path / "a", tmp_path / "b"])
     assert len(filter_runs(runs, ["loader.foreground=0.5"])) == 1
     groups = group_runs(runs, ["loader.foreground"])
     assert [group.label for group in groups] == [
