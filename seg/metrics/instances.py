@@ -54,13 +54,17 @@ def segment_objects(
         raise ValueError(
             f"split_neck_px={split_neck_px} px must be above 0 and min_size={min_size} px at least 1"
         )
+    # Without splitting: connected regions.
     if split_neck_px is None:
         return remove_small_objects(label_components(interior > threshold), min_size)
+    # Depth of each pixel in its region.
     mask = np.pad(interior > threshold, 1)  # the area around the image is outside
     whole = label_components(mask)
     depth = ndimage.distance_transform_edt(mask)  # px to the nearest pixel outside
+    # One seed for each peak that rises split_neck_px above its saddle (h-maxima).
     peaks = mask & local_maxima(reconstruction(depth - split_neck_px, depth), connectivity=2)
     seeds, number = ndimage.label(peaks, np.ones((3, 3)))
+    # Regions too shallow for a seed stay whole; the watershed divides the others.
     seedless = mask & ~np.isin(whole, whole[peaks])
     labels = watershed(-depth, np.where(seedless, whole + number, seeds), connectivity=1, mask=mask)
     return remove_small_objects(labels[1:-1, 1:-1], min_size)

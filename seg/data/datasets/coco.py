@@ -164,6 +164,7 @@ class Coco:
         self, entry: CocoImage, height: int, width: int
     ) -> list[tuple[CocoAnnotation, array]]:
         """Return outlines and their run lengths in drawing order: ignored crowds, then large before small."""
+        # Run lengths of each outline that is drawn.
         drawn = []
         for outline in entry.annotations:
             if outline.crowd and self.crowd == "skip":
@@ -175,6 +176,7 @@ class Coco:
                     f"{entry.json_file}: annotation {outline.number} of {entry.file}: {error}; correct it or remove it"
                 ) from error
 
+        # Ignored crowds first, then by falling area.
         def order(item: tuple[CocoAnnotation, array]) -> tuple[bool, int]:
             outline, counts = item
             ignored = outline.crowd and self.crowd == "ignore"

@@ -225,6 +225,7 @@ class Folder:
 
     def check_layers(self) -> None:
         """Raise DataError unless masks have one layer a class exactly where the options say so."""
+        # Columns of the table against the option.
         planes = len(self.has_files)
         if planes == 1 and self.mask_layers != "folders":
             return
@@ -236,6 +237,7 @@ class Folder:
             raise DataError(
                 "data.mask_layers=folders: the table has one column, mask; it needs one for each class, with its name"
             )
+        # At most one class may lack its files: it is the rest.
         without = [c for c, has in zip(self.classes, self.has_files, strict=True) if not has]
         if without and (self.task == "overlapping" or len(without) > 1):
             raise DataError(
@@ -275,10 +277,12 @@ class Folder:
 
     def decode_layers(self, pair: Pair) -> list[np.ndarray | None]:
         """Return the layer of each class, (H, W) of 0, 1 and 255; None: the class is where no other is."""
+        # A page for each class.
         if self.mask_layers == "pages":
             rest = self.task != "overlapping"
             pages = split_planes(read_pages(pair.mask, alpha=True), self.classes, pair.mask, rest)
             return [None if p is None else self.values.indices(p, pair.mask) for p in pages]
+        # A file for each class; all must have one size.
         planes = [
             None if file is None else self.values.indices(read_mask_file(file, pair.page), file)
             for file in pair.masks
@@ -288,6 +292,7 @@ class Folder:
             raise DataError(
                 f"{pair.mask}: the masks of the classes have sizes {sorted(sizes)}; they must be equal"
             )
+        # A class without a file in this image is absent from it.
         absent = np.zeros(sizes.pop(), np.uint8)
         return [
             absent if plane is None and has_files else plane
