@@ -69,8 +69,8 @@ class MaskValues:
         """
         if self.palette is not None:
             return self.painted(mask, file)
-        if mask.dtype == np.bool_:  # 1 bit
-            mask = mask.astype(np.uint8)
+        if mask.dtype == np.bool_:  # 1 bit: 1, or 255 if only that is declared
+            mask = mask * np.uint8(255 if 255 in self.index and 1 not in self.index else 1)
         if mask.ndim == 3 and (mask.shape[2] == 1 or (mask[..., :1] == mask[..., :3]).all()):
             mask = mask[..., 0]  # grey saved as colours
         if mask.ndim != 2:
@@ -194,7 +194,9 @@ def size_mismatch_error(
     if not remedy:
         remedy = "take the mask that belongs to the image, or resize it by nearest neighbour"
         if mask_size == image_size[::-1]:
-            remedy = "transposed: swap the mask's rows and columns, or the image's"
+            remedy = (
+                "turned by a quarter or transposed: compare both, and turn the mask as its image is"
+            )
     return DataError(file=mask_file, found=found, remedy=remedy, kind="size")
 
 

@@ -84,7 +84,8 @@ def file_issues(source: DataSource, seen: Inspection, root: Path | None) -> list
         elif fault.kind == "values":
             pages = read_pages(file, int(page) if page else None)
             values, numbers = np.unique(
-                np.concatenate([p.ravel() for p in pages]), return_counts=True
+                np.concatenate([p.ravel() * 1 for p in pages]),
+                return_counts=True,  # bits as 0 and 1
             )
             pixels = Counter(dict(zip(values.tolist(), numbers.tolist(), strict=True)))
             if is_noisy(pixels, len(source.classes), file):

@@ -8,13 +8,12 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-from PIL import Image
 
 from seg.data.datasets.base import DataSource
 from seg.data.datasets.folder import Folder
+from seg.data.image_io import has_palette
 from seg.data.masks import count_class_pixels
 from seg.data.quality.issues import Issue, issue_from_error, relative_paths
-from seg.data.tiff import TIFF_SUFFIXES
 from seg.errors import DataError
 from seg.logits import IGNORE
 
@@ -229,11 +228,3 @@ def jump_share(image: np.ndarray) -> float:
     extreme = ((plane < 16) | (plane > 239)).mean()
     steps = cv2.absdiff(np.ascontiguousarray(plane[:, 1:]), np.ascontiguousarray(plane[:, :-1]))
     return 0.0 if extreme > 0.5 else float((steps > 200).mean())
-
-
-def has_palette(file: Path) -> bool:
-    """Return whether an image file, other than a TIFF, has a palette."""
-    if file.suffix.lower() in TIFF_SUFFIXES:
-        return False
-    with Image.open(file) as image:
-        return image.mode == "P"
