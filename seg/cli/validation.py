@@ -539,6 +539,10 @@ def check_fits(path: str, value: Any, wanted: Any, adapter: TypeAdapter, known: 
         close = did_you_mean(str(value), choices)
         if kinds == [TYPE_NAMES[str]] and isinstance(value, int | float) and not choices:
             close = f"; write \"{path}='{format_option_value(value)}'\""
+        if set(kinds) == {TYPE_NAMES[str]} and isinstance(value, list):
+            close = (
+                "; quote what YAML reads as a number, a boolean or null: ['1', '2'], ['no', 'yes']"
+            )
         raise UserError(
             f"{path}={format_option_value(value)}: {' or '.join(needed)}{close}{file_value_hint(known)}"
         ) from error

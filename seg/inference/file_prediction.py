@@ -215,7 +215,7 @@ class ResumablePrediction:
     @property
     def mark(self) -> Path:
         """JSON file of the page and the row up to which all outputs are complete."""
-        return self.output / PARTIAL_FOLDER / f"{self.file.name}.json"
+        return self.output / PARTIAL_FOLDER / files.short_name(f"{self.file.name}.json")
 
     def predict_missing(self, pages: list[ImageReader], tell: Callable[[int], None]) -> None:
         """Predict the rows that are missing.

@@ -251,7 +251,7 @@ TAKEN = {  # those of VALUES that an option takes -> file or command -> such opt
     },
     'true': {
         'data=coco': 'blocks stratify',
-        'data=folder': 'blocks stratify only_listed',
+        'data=folder': 'blocks stratify only_listed similar_names',
         'logger=wandb': 'wandb.offline',
         'loss=dice': 'squared',
         'loss=lovasz': 'present_only',

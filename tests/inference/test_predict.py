@@ -475,6 +475,18 @@ def test_an_ensemble_says_the_mean_of_its_members_in_tiles_too(root, run, folder
         np.testing.assert_array_equal(shown(tmp_path / f"masks/{stem}.png"), p[1] > 0.6)
 
 
+def test_name_of_254_bytes_is_predicted_like_others(run, tmp_path):
+    (tmp_path / "images").mkdir()
+    stems = ["a", "\u00e9" * 125, "z"]
+    assert len(os.fsencode(f"{stems[1]}.png")) == 254
+    for stem in stems:
+        Image.fromarray(textured(150, 60)).save(tmp_path / "images" / f"{stem}.png")
+    predicted(run, tmp_path / "images", tmp_path / "out", "save=[masks,probabilities]")
+    for kind, suffix in (("masks", ".png"), ("probabilities", ".tif")):
+        found = {file.name for file in (tmp_path / "out" / kind).iterdir()}
+        assert found == {f"{stem}{suffix}" for stem in stems}
+
+
 def test_pages_as_channels_are_one_image(root, tmp_path):
     own = make_run(root / "channels", channels=2, pages="channels")
     pages = np.stack([textured(130, 97, seed=1), textured(130, 97, seed=2)])
