@@ -195,7 +195,7 @@ def size_mismatch_error(
         remedy = "take the mask that belongs to the image, or resize it by nearest neighbour"
         if mask_size == image_size[::-1]:
             remedy = (
-            remedy = "transposed or turned by a quarter: compare both, and turn the mask as its image is"
+                "transposed or turned by a quarter: compare both, and turn the mask as its image is"
             )
     return DataError(file=mask_file, found=found, remedy=remedy, kind="size")
 

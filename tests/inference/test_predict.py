@@ -487,6 +487,15 @@ def test_name_of_254_bytes_is_predicted_like_others(run, tmp_path):
         assert found == {f"{stem}{suffix}" for stem in stems}
 
 
+def test_pages_of_a_file_with_a_name_of_255_bytes_have_names_of_their_own(run, tmp_path):
+    file = tmp_path / f"{'s' * 251}.tif"
+    tifffile.imwrite(file, np.stack([textured(60, 50, seed=n) for n in range(3)]), photometric="minisblack")  # fmt: skip
+    predicted(run, file, tmp_path / "out", "save=[masks,overlays]")
+    assert [found.name for found in (tmp_path / "out/masks").iterdir()] == [file.name]
+    overlays = list((tmp_path / "out/overlays").iterdir())
+    assert len(overlays) == 3 and {found.suffix for found in overlays} == {".png"}
+
+
 def test_pages_as_channels_are_one_image(root, tmp_path):
     own = make_run(root / "channels", channels=2, pages="channels")
     pages = np.stack([textured(130, 97, seed=1), textured(130, 97, seed=2)])
