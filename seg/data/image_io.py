@@ -85,6 +85,13 @@ def read_pages(
             with tifffile.TiffFile(file) as tiff:
                 return read_tiff_pages(tiff, file, page, colours, alpha)
         with Image.open(file) as image:
+            if image.format == "TIFF":
+                raise DataError(
+                    file=file,
+                    found="a TIFF by its content",
+                    remedy="rename it NAME.tif",
+                    kind="unreadable",
+                )
             frames = getattr(image, "n_frames", 1)
             if frames > 1 and image.format != "MPO":  # a camera's JPEG with its thumbnail
                 raise DataError(

@@ -18,7 +18,13 @@ log = logging.getLogger("seg")
 TIFF_SUFFIXES = {".tif", ".tiff"}
 NATIVE_BYTE_ORDER = "<" if sys.byteorder == "little" else ">"
 REDUCED_OR_MASK = 1 | 4  # bits of the tag NewSubfileType: an overview, a transparency mask
-MIN_IS_WHITE, PALETTE, CMYK, YCBCR = 0, 3, 5, 6  # values of the tag PhotometricInterpretation
+MIN_IS_WHITE, PALETTE, TRANSPARENCY_MASK, CMYK, YCBCR = (
+    0,
+    3,
+    4,
+    5,
+    6,
+)  # values of the tag PhotometricInterpretation
 UNCONVERTED = {8: "CIE Lab", 9: "ICC Lab", 10: "ITU Lab", 32803: "the mosaic of a colour filter array",
                32844: "CIE Log2", 32845: "CIE LogLuv"}  # further values  # fmt: skip
 JPEG_COMPRESSIONS = (
@@ -91,11 +97,15 @@ def image_pages(tiff: tifffile.TiffFile) -> list[int]:
     status = os.stat(tiff.filehandle.path)
     state = (tiff.filehandle.path, status.st_size, status.st_mtime_ns)
     if state not in IMAGE_PAGES:
-        kinds = [page.aspage().subfiletype for page in tiff.pages]
-        images = [number for number, kind in enumerate(kinds) if not kind & REDUCED_OR_MASK]
+        pages = [page.aspage() for page in tiff.pages]
+        images = [
+            number
+            for number, page in enumerate(pages)
+            if not page.subfiletype & REDUCED_OR_MASK and page.photometric != TRANSPARENCY_MASK
+        ]
         if len(IMAGE_PAGES) > 64:
             IMAGE_PAGES.clear()
-        IMAGE_PAGES[state] = images or list(range(len(kinds)))
+        IMAGE_PAGES[state] = images or list(range(len(pages)))
     return IMAGE_PAGES[state]
 
 

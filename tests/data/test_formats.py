@@ -559,9 +559,9 @@ def test_one_file_of_an_ome_set_is_its_own_page_alone(tmp_path):
         same(read_image(tmp_path / f"z{i}.ome.tif")[..., 0], volume[i])
 
 
-@pytest.mark.parametrize("format", ["GIF", "WEBP", "PNG", "TIFF"])
+@pytest.mark.parametrize("format", ["GIF", "WEBP", "PNG"])
 def test_frames_of_one_file_are_not_dropped_in_silence(tmp_path, format):
-    file = tmp_path / f"a.{'png' if format == 'TIFF' else format.lower()}"
+    file = tmp_path / f"a.{format.lower()}"
     frames = [Image.fromarray(one) for one in greys(3)]
     frames[0].save(file, format, save_all=True, append_images=frames[1:], lossless=True)
     refusal(lambda: read_image(file), str(file), "3 frames, but one image")

@@ -15,6 +15,8 @@ from seg.data.datasets.base import check_class_names
 from seg.data.datasets.folder import Folder, read_mask_file
 from seg.data.image_io import count_pages, has_palette, list_images, read_image, read_pages
 from seg.data.masks import MaskValues
+from seg.data.quality.checks import dataset_issues
+from seg.data.quality.inspect import inspect_all
 from seg.data.raster import ImageReader, open_pages
 from seg.errors import DataError
 
@@ -137,6 +139,7 @@ def test_overviews_and_masks_of_a_tiff_are_no_pages(tmp_path):
         writer.write(GREY8, metadata=None)
         writer.write(GREY8[::2, ::2], subfiletype=1, metadata=None)
         writer.write(GREY8 > 0, subfiletype=4, photometric="minisblack", metadata=None)
+        writer.write(GREY8 > 0, photometric="mask", metadata=None)
         writer.write(GREY8[::-1], metadata=None)
     assert count_pages(file) == 2
     pages = open_pages(file, channels=False)
@@ -361,7 +364,7 @@ def test_a_mask_that_lacks_its_image_s_orientation_is_told_so_and_mended_by_it(t
     exif[274] = 6
     for folder in ("images", "masks"):
         (tmp_path / folder).mkdir()
-        Image.fromarray(GREY8 % 2).save(tmp_path / folder / "b.png")
+        Image.fromarray(GREY8[:13] % 2).save(tmp_path / folder / "b.png")
     Image.fromarray(GREY8).save(tmp_path / "images/a.png", exif=exif)
     Image.fromarray(GREY8 % 2).save(tmp_path / "masks/a.png")
     data = Folder(str(tmp_path), ["a", "b"])
@@ -388,3 +391,31 @@ def test_the_resolution_of_a_turned_page_is_turned_with_it(tmp_path):
     reader = ImageReader(file)
     assert reader.tags["resolution"] == ((20, 1), (10, 1)) and reader.tags["extratags"] == []
     reader.close()
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg"])
+def test_a_tiff_of_another_name_is_told_so(tmp_path, suffix):
+    tifffile.imwrite(tmp_path / "a.tif", GREY8, photometric="miniswhite")
+    (tmp_path / "a.tif").rename(tmp_path / f"a{suffix}")
+    with pytest.raises(DataError, match=r"a TIFF by its content; rename it NAME.tif"):
+        read_image(tmp_path / f"a{suffix}")
+
+
+@pytest.mark.parametrize("tagged", [("images",), ("images", "masks"), ()])
+def test_images_that_a_tag_turns_unlike_their_masks_are_a_warning(tmp_path, tagged):
+    exif = Image.Exif()
+    exif[274] = 3
+    for folder, classes in (("images", 255), ("masks", 2)):
+        (tmp_path / folder).mkdir()
+        for n in range(3):
+            image = Image.fromarray(np.roll(GREY8, n) % classes)
+            image.save(tmp_path / folder / f"{n}.png", **{"exif": exif} if folder in tagged else {})
+    data = Folder(str(tmp_path), ["a", "b"])
+    seen = inspect_all(data, [("train", name) for name in data.files], None)
+    assert not seen.faults
+    found = [issue for issue in dataset_issues(seen.looks) if issue.kind == "orientation"]
+    if tagged != ("images",):
+        assert not found
+        return
+    assert "3 in the image and 1 in its mask (3 such images)" in found[0].found
+    assert found[0].file.endswith("images/0.png")

@@ -357,9 +357,14 @@ def file_state(file: Path | None) -> str:
     return f"{file.resolve()} {status.st_size} {status.st_mtime_ns}"
 
 
+def read_orientations(pair: Pair) -> tuple[int, int]:
+    """Return the orientation tags of an image and its mask, 1 (upright) to 8."""
+    return read_orientation(pair.image, pair.page), read_orientation(pair.mask, pair.page)
+
+
 def turned_remedy(pair: Pair) -> str:
     """Return the remedy for a mask of another size, if image and mask have different orientation tags; else ""."""
-    image, mask = (read_orientation(file, pair.page) for file in (pair.image, pair.mask))
+    image, mask = read_orientations(pair)
     if image == mask:
         return ""
     return (

@@ -270,11 +270,23 @@ def redraw_remedy(looks: list[ImageStats], split: str, redraw: RedrawFunction) -
 
 
 def dataset_issues(looks: list[ImageStats]) -> list[Issue]:
-    """Return the faults of all images together: unused bits, palettes, grey saved as colours."""
+    """Return the faults of all images together: orientation tags, unused bits, palettes, grey saved as colours."""
     faults = []
     if not looks:
         return faults
     what = f"all {len(looks)} images"
+    # Orientation tags of images whose masks have others.
+    turned = [image for image in looks if image.orientations[0] != image.orientations[1]]
+    if turned:
+        tags = "the tag Orientation (EXIF or TIFF; 1 is upright) is {} in the image and {} in its mask".format(
+            *turned[0].orientations
+        )
+        more = f" ({len(turned)} such images)" if turned[1:] else ""
+        remedy = (
+            "both are read as one sees them: compare them in sheet.png; if the mask fits the stored pixels, "
+            "give both files the same tag"
+        )
+        faults.append(Issue("orientation", turned[0].file, f"{tags}{more}", remedy))
     # 16-bit images whose upper bits are 0.
     if all(image.dtype == "uint16" for image in looks):
         highest = int(max(image.value_range[1] for image in looks))

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 
 from seg.data.datasets.base import DataSource
-from seg.data.datasets.folder import Folder
+from seg.data.datasets.folder import Folder, read_orientations
 from seg.data.image_io import has_palette
 from seg.data.masks import count_class_pixels
 from seg.data.quality.issues import Issue, issue_from_error, relative_paths
@@ -57,7 +57,8 @@ class ImageStats:
         jumps: share of neighbours that differ by more than 200 of 255; 0 for black-and-white images.
         flat: the value that every pixel has; None: they differ.
         grey: whether there are three equal channels.
-        palette: whether the file has a palette.
+        palette: whether the image is read as the colours of its palette.
+        orientations: values of the tag Orientation of image and mask, 1 (upright) to 8.
     """
 
     name: str
@@ -81,6 +82,7 @@ class ImageStats:
     constant: list[float] | None
     grey: bool
     palette: bool
+    orientations: tuple[int, int]
 
 
 class Inspection(NamedTuple):
@@ -160,6 +162,7 @@ def inspect_image(
         constant=image[0, 0].tolist() if (thinned == thinned[:1, :1]).all() else None,
         grey=image.shape[2] == 3 and bool((thinned == thinned[..., :1]).all()),
         palette=files is not None and has_palette(files[0]),
+        orientations=read_orientations(source.files[name]) if isinstance(source, Folder) else (1, 1),
     )  # fmt: skip
 
 
