@@ -103,7 +103,7 @@ def image_pages(tiff: tifffile.TiffFile) -> list[int]:
             for number, page in enumerate(pages)
             if not page.subfiletype & REDUCED_OR_MASK and page.photometric != TRANSPARENCY_MASK
         ]
-        if len(IMAGE_PAGES) > 64:
+        if len(IMAGE_PAGES) > 1024:
             IMAGE_PAGES.clear()
         IMAGE_PAGES[state] = images or list(range(len(pages)))
     return IMAGE_PAGES[state]
@@ -138,13 +138,14 @@ def interpret_page(
         raise NotImplementedError(
             f"PhotometricInterpretation {kind}, {UNCONVERTED[kind]}; save it as grey values or RGB"
         )
-    # Alpha is left out; it is last.
+    # Alpha is left out.
     extra = [int(value) for value in page.extrasamples]
-    kept = [not alpha and value in ALPHA for value in extra]
-    if any(kept) and pixels.ndim == 3:
+    dropped = [not alpha and value in ALPHA for value in extra]
+    if any(dropped) and pixels.ndim == 3:
         first = pixels.shape[-1] - len(extra)
-        channels = [*range(first), *(first + i for i, drop in enumerate(kept) if not drop)]
-        pixels = pixels[..., channels]
+        channels = [*range(first), *(first + i for i, drop in enumerate(dropped) if not drop)]
+        leading = channels == list(range(len(channels)))  # a slice of a mapped page is not read
+        pixels = pixels[..., : len(channels)] if leading else pixels[..., channels]
         pixels = pixels[..., 0] if len(channels) == 1 else pixels
     # Grey values and colours.
     if kind == PALETTE and page.colormap is not None:
