@@ -242,8 +242,8 @@ def netpbm_pixels(file: Path) -> np.ndarray | None:
         return None
     kind, width, height, largest = map(int, header.groups())
     if largest not in (255, 65535):
-        warn_once(file.parent, f"{file}: its header gives {largest} as the brightest value; the values are read as "
-                  "stored, not scaled")  # fmt: skip
+        text = f"its header gives {largest} as the brightest value; the values are read as stored, not scaled"
+        warn_once(file, "brightest value", text)
     shape = (height, width, 3) if kind in (3, 6) else (height, width)
     dtype = np.dtype(np.uint8 if largest < 256 else ">u2")
     if kind in (2, 3):

@@ -213,16 +213,22 @@ def invert(pixels: np.ndarray, page: Any, file: Path) -> np.ndarray:
     """Return grey values of a page whose smallest is white, so that the largest is."""
     name = "PhotometricInterpretation 0 (the smallest value is white)"
     if page.parent.is_imagej:
-        warn_once(file.parent, f"{file}: {name} is ImageJ's inverting table; the values are read as stored, larger "
-                  "ones being darker: save it without the table (Image > Lookup Tables > Invert LUT)")  # fmt: skip
+        text = (
+            f"{name} is ImageJ's inverting table; the values are read as stored, larger ones being darker: save it "
+            "without the table (Image > Lookup Tables > Invert LUT)"
+        )
+        warn_once(file, name, text)
         return pixels
     if pixels.dtype == np.bool_:
         return ~pixels
     if pixels.dtype.kind == "u":
         largest = pixels.dtype.type(2 ** int(page.bitspersample) - 1)
         return largest - pixels
-    warn_once(file.parent, f"{file}: {name} has no meaning for {pixels.dtype}; the values are read as stored: save "
-              "them with PhotometricInterpretation 1")  # fmt: skip
+    text = (
+        f"{name} has no meaning for {pixels.dtype}; the values are read as stored: save them with "
+        "PhotometricInterpretation 1"
+    )
+    warn_once(file, name, text)
     return pixels
 
 
@@ -248,8 +254,9 @@ def read_scales(page: Any, file: Path, channels: int) -> tuple[np.ndarray, np.nd
             scales[:], offsets[:] = float(metadata.get("c1", 1)), float(metadata.get("c0", 0))
         elif function is not None:
             warn_once(
-                file.parent,
-                f"{file}: ImageJ's calibration function cf={function} is not applied; the values are read as stored: "
+                file,
+                "cf",
+                f"ImageJ's calibration function cf={function} is not applied; the values are read as stored: "
                 "apply it first, or remove it (Analyze > Calibrate)",
             )
         return scales, offsets
@@ -270,8 +277,9 @@ def warn_of_nodata(page: Any, file: Path) -> None:
     nodata = page.tags.valueof(GDAL_NODATA)
     if nodata is not None:
         warn_once(
-            file.parent,
-            f"{file}: the tag GDAL_NODATA says that {str(nodata).strip()} means no data; it is read as a value: declare these "
+            file,
+            "GDAL_NODATA",
+            f"the tag GDAL_NODATA says that {str(nodata).strip()} means no data; it is read as a value: declare these "
             "pixels in the masks (data.ignore), and replace the value in the images",
         )
 
@@ -291,15 +299,14 @@ def orient(pixels: np.ndarray, orientation: int) -> np.ndarray:
     return pixels[rows, columns]
 
 
-def warn_once(folder: Path, text: str) -> None:
-    """Log a warning, once for each folder and wording after the file's name."""
-    key = (folder, text.split(": ", 1)[-1])
-    if key not in WARNED:
-        WARNED.add(key)
-        log.warning(text)
+def warn_once(file: Path, tag: str, text: str) -> None:
+    """Log a warning about a tag of a file, once for each folder."""
+    if (file.parent, tag) not in WARNED:
+        WARNED.add((file.parent, tag))
+        log.warning(f"{file}: {text}")
 
 
-WARNED: set[tuple[Path, str]] = set()  # what ``warn_once`` has logged
+WARNED: set[tuple[Path, str]] = set()  # folders and tags that ``warn_once`` has warned of
 
 
 def check_page_complete(tiff: tifffile.TiffFile, number: int) -> None:
@@ -313,6 +320,11 @@ def check_page_complete(tiff: tifffile.TiffFile, number: int) -> None:
         )
     if not page.size or len(parts) < math.prod(page.chunked) or end > size:
         raise ValueError(f"truncated: page {number} lacks pixels")
+    if not all(page.databytecounts):
+        part = "tile" if page.is_tiled else "strip"
+        raise ValueError(
+            f"page {number}: a {part} is missing; write a sparse file in full (SPARSE_OK=FALSE in GDAL)"
+        )
 
 
 def check_all_pages(tiff: tifffile.TiffFile) -> None:

@@ -487,6 +487,19 @@ def test_name_of_254_bytes_is_predicted_like_others(run, tmp_path):
         assert found == {f"{stem}{suffix}" for stem in stems}
 
 
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_a_turned_image_is_predicted_as_one_sees_it(run, tmp_path, suffix):
+    seen, exif = textured(60, 50), Image.Exif()
+    exif[274] = 6  # stored a quarter counter-clockwise of what one sees
+    Image.fromarray(seen).save(tmp_path / "seen.png")
+    Image.fromarray(np.ascontiguousarray(np.rot90(seen))).save(tmp_path / f"stored{suffix}", exif=exif)  # fmt: skip
+    for name in ("seen.png", f"stored{suffix}"):
+        predicted(run, tmp_path / name, tmp_path / "out", "save=[probabilities]")
+    p = [tifffile.imread(tmp_path / f"out/probabilities/{name}.tif") for name in ("seen", "stored")]
+    assert p[0].shape == (2, 60, 50)
+    np.testing.assert_array_equal(p[0], p[1])
+
+
 def test_pages_of_a_file_with_a_name_of_255_bytes_have_names_of_their_own(run, tmp_path):
     file = tmp_path / f"{'s' * 251}.tif"
     tifffile.imwrite(file, np.stack([textured(60, 50, seed=n) for n in range(3)]), photometric="minisblack")  # fmt: skip
