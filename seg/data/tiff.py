@@ -13,6 +13,8 @@ import numpy as np
 import tifffile
 from PIL import Image
 
+from seg.errors import DataError
+
 log = logging.getLogger("seg")
 
 TIFF_SUFFIXES = {".tif", ".tiff"}
@@ -69,13 +71,9 @@ def read_tiff_pages(
     if has_single_directory(tiff):
         stack = map_stack(tiff, file)
         chosen = stack if page is None else stack[page : page + 1]
-        first = tiff.pages[0].aspage()
-        return [
-            interpret_page(
-                np.array(array, stack.dtype.newbyteorder("=")), first, file, colours, alpha
-            )
-            for array in chosen
-        ]
+        first, native = tiff.pages[0].aspage(), stack.dtype.newbyteorder("=")
+        slices = [move_channels_last(np.array(array, native), first.axes) for array in chosen]
+        return [interpret_page(array, first, file, colours, alpha) for array in slices]
     # Pages with a directory are read one by one.
     numbers = image_pages(tiff)
     arrays = []
@@ -245,7 +243,11 @@ def rescale(pixels: np.ndarray, page: Any, file: Path) -> np.ndarray:
 
 
 def read_scales(page: Any, file: Path, channels: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return scale and offset of each channel, from the metadata of GDAL or of ImageJ; 1 and 0 if there are none."""
+    """Return scale and offset of each channel, from the metadata of GDAL or of ImageJ; 1 and 0 if there are none.
+
+    Raises:
+        DataError: if one is no number.
+    """
     scales, offsets = np.ones(channels), np.zeros(channels)
     if page.parent.is_imagej:
         metadata = page.parent.imagej_metadata or {}
@@ -262,13 +264,17 @@ def read_scales(page: Any, file: Path, channels: int) -> tuple[np.ndarray, np.nd
         return scales, offsets
     # GDAL has an item for each channel.
     text = str(page.tags.valueof(GDAL_METADATA) or "").strip("\0 \n")
-    for item in (
-        ElementTree.fromstring(text) if 'role="scale"' in text or 'role="offset"' in text else ()
-    ):
-        target = {"scale": scales, "offset": offsets}.get(item.get("role", ""))
-        channel = int(item.get("sample", 0))
-        if target is not None and channel < channels:
-            target[channel] = float(item.text or "nan")
+    try:
+        for item in ElementTree.fromstring(text) if "role=" in text else ():
+            target = {"scale": scales, "offset": offsets}.get(item.get("role", ""))
+            channel = int(item.get("sample", 0))
+            if target is not None and channel < channels:
+                target[channel] = float(item.text or "")
+    except (ElementTree.ParseError, ValueError) as error:
+        raise DataError(
+            file=file, found=f"the tag GDAL_METADATA gives a scale or offset that is no number ({error})",
+            remedy="correct or remove it", kind="unreadable",
+        ) from error  # fmt: skip
     return scales, offsets
 
 

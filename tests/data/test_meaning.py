@@ -419,3 +419,34 @@ def test_images_that_a_tag_turns_unlike_their_masks_are_a_warning(tmp_path, tagg
         return
     assert "3 in the image and 1 in its mask (3 such images)" in found[0].found
     assert found[0].file.endswith("images/0.png")
+
+
+@pytest.mark.parametrize("shape", [(7, 40000), (40000, 7), (1, 40000)])
+def test_a_long_narrow_image_is_inspected(tmp_path, shape):
+    image = RNG.integers(0, 256, shape, np.uint8)
+    for folder, pixels in (("images", image), ("masks", image // 128)):
+        (tmp_path / folder).mkdir()
+        for name in "ab":
+            Image.fromarray(pixels).save(tmp_path / folder / f"{name}.png")
+    data = Folder(str(tmp_path), ["a", "b"])
+    seen = inspect_all(data, [("train", "a")], None)
+    assert seen.looks[0].shape == shape and not seen.faults
+
+
+def test_a_scale_that_is_no_number_is_told(tmp_path):
+    text = SCALE.replace("0.5", "half")
+    tags = [(42112, 2, 0, text, True)]
+    tifffile.imwrite(tmp_path / "a.tif", GREY16, extratags=tags, metadata=None)
+    with pytest.raises(
+        DataError, match=r"a\.tif: the tag GDAL_METADATA.*half.*correct or remove it"
+    ):
+        read_image(tmp_path / "a.tif")
+
+
+def test_each_channel_has_its_own_scale(tmp_path):
+    items = "".join(f'<Item name="SCALE" sample="{k}" role="scale">{k + 1}</Item>' for k in (1, 2))
+    tags = [(42112, 2, 0, f"<GDALMetadata>{items}</GDALMetadata>", True)]
+    tifffile.imwrite(tmp_path / "a.tif", RGB16, photometric="rgb", extratags=tags, metadata=None)
+    read = read_image(tmp_path / "a.tif")
+    assert read.dtype == np.float32
+    np.testing.assert_array_equal(read, RGB16 * np.float32([1, 2, 3]))

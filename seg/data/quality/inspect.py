@@ -187,8 +187,8 @@ def orientation_fits(grey: np.ndarray, mask: np.ndarray) -> dict[str, tuple[floa
     """Return how well a mask (H, W) fits its image in each orientation of its size; see ``Look.fits``."""
     if mask.ndim == 3:
         return {}
-    # Image and mask at about 256 px; the grey values' slope there.
-    step = max(1, max(mask.shape) // 256)
+    # Image and mask at about 256 px, of a narrow strip at least 1 px wide; the grey values' slope there.
+    step = max(1, min(max(mask.shape) // 256, *mask.shape))
     size = tuple(n // step for n in mask.shape)
     small = cv2.resize(grey, size[::-1], interpolation=cv2.INTER_AREA)
     coarse = mask[step // 2 :: step, step // 2 :: step][: size[0], : size[1]]
