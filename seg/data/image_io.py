@@ -309,10 +309,12 @@ def as_image(page: np.ndarray, file: Path | str) -> np.ndarray:
     if image.dtype.kind not in "fiu":
         found, remedy = f"values of type {image.dtype}", "integers or floats are needed"
         raise DataError(file=file, found=found, remedy=remedy, kind="pixels")
-    image = np.array(image, np.float32)  # a copy in memory, also of a mapped file
+    with np.errstate(over="ignore"):
+        image = np.array(image, np.float32)  # a copy in memory, also of a mapped file
     bad = int((~np.isfinite(image)).sum())
     if bad:
-        found = f"{bad} of {image.size} values are NaN or infinite"
+        wrong = "beyond the range of float32" if np.isfinite(page).all() else "NaN or infinite"
+        found = f"{bad} of {image.size} values are {wrong}"
         raise DataError(file=file, found=found, remedy="replace them first", kind="pixels")
     return image
 

@@ -254,7 +254,7 @@ def test_the_values_that_a_message_proposes_are_taken(root, options, values):
     same(found, np.array([ids.get(v, 255) for v in values], np.uint8)[truth[2]])
 
 
-@pytest.mark.parametrize("value", [0.5, np.nan])
+@pytest.mark.parametrize("value", [0.5, np.nan, np.inf, -np.inf])
 def test_fractions_in_a_mask_are_no_classes(root, value):
     for i, mask in enumerate(labels(6, 2)):
         save(root / "masks" / f"{i}.tif", np.where(mask == 1, np.float32(value), 0))

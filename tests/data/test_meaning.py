@@ -450,3 +450,18 @@ def test_each_channel_has_its_own_scale(tmp_path):
     read = read_image(tmp_path / "a.tif")
     assert read.dtype == np.float32
     np.testing.assert_array_equal(read, RGB16 * np.float32([1, 2, 3]))
+
+
+def test_complex_numbers_are_no_image_and_no_mask(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", GREY8.astype(np.complex64))
+    with pytest.raises(DataError, match=r"a\.tif: values of type complex64"):
+        read_image(tmp_path / "a.tif")
+    mask = read_mask_file(tmp_path / "a.tif")
+    with pytest.raises(DataError, match=r"a\.tif: values of type complex64; save one class index"):
+        MaskValues(["a", "b"]).indices(mask, "a.tif")
+
+
+def test_floats_beyond_float32_are_told(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", np.full((3, 4), 1e300))
+    with pytest.raises(DataError, match=r"12 of 12 values are beyond the range of float32"):
+        read_image(tmp_path / "a.tif")
