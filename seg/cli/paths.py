@@ -70,6 +70,8 @@ def expand_path(name: str, text: str) -> str:
 
     def variable(match: re.Match[str]) -> str:
         key = match[1] or match[2]
+        if key not in os.environ and match[2]:
+            return match[0]  # refused later, since a run cannot store it
         if key not in os.environ:
             raise UserError(
                 f"{name}={text}: there is no environment variable {key}; set it, or write the path out"

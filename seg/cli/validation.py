@@ -539,10 +539,25 @@ def check_fits(path: str, value: Any, wanted: Any, adapter: TypeAdapter, known: 
         close = did_you_mean(str(value), choices)
         if kinds == [TYPE_NAMES[str]] and isinstance(value, int | float) and not choices:
             close = f"; write \"{path}='{format_option_value(value)}'\""
+        elif set(kinds) == {TYPE_NAMES[str]} and (hint := quoting_hint(path, value)):
+            close = hint
         kind = NotWholeNumber if TYPE_NAMES[int] in kinds else UserError
         raise kind(
             f"{path}={format_option_value(value)}: {' or '.join(needed)}{close}{file_value_hint(known)}"
         ) from error
+
+
+def quoting_hint(path: str, value: Any) -> str:
+    """Return a remedy for names that YAML reads as numbers or as true and false; empty if there are none."""
+    if not isinstance(value, list | dict) or not any(isinstance(v, int | float) for v in value):
+        return ""
+    words = {False: "no", True: "yes"}
+    names = [words[v] if isinstance(v, bool) else str(v) for v in value]
+    quoted = [f"'{n}'" if isinstance(v, int | float) else n for n, v in zip(names, value, strict=True)]  # fmt: skip
+    booleans = any(isinstance(v, bool) for v in value)
+    reason = " (YAML reads no, off, yes and on as false and true)" if booleans else ""
+    listed = f'"{path}=[{",".join(quoted)}]"' if isinstance(value, list) else ", ".join(quoted)
+    return f"; quote the names, {listed}{reason}"
 
 
 def check_like(path: str, value: Any, known: Any) -> None:

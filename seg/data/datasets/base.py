@@ -6,7 +6,7 @@ from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 
-from seg.data.masks import ColourList
+from seg.data.masks import ColourList, shorten_list
 from seg.display.colors import default_colors
 from seg.errors import DataError
 
@@ -87,6 +87,18 @@ def check_choice(option: str, given: str | None, choices: object) -> None:
         raise DataError(
             f"data.{option}={given}: null or one of {', '.join(get_args(choices))} is needed"
         )
+
+
+def check_class_names(classes: list[str]) -> None:
+    """Raise DataError unless the names of the classes are distinct words."""
+    renamed = [f"{n}-2" if n in classes[:number] else n for number, n in enumerate(classes)]
+    if twice := [name for name, other in zip(classes, renamed, strict=True) if name != other]:
+        raise DataError(
+            f"data.classes={shorten_list(classes)}: {twice[0]} occurs twice; each class needs a name of its own, "
+            f"'data.classes=[{','.join(renamed)}]'"
+        )
+    if not all(isinstance(name, str) and name.strip() for name in classes):
+        raise DataError(f"data.classes={shorten_list(classes)}: each class needs a name, a word")
 
 
 def check_task(task: Task, classes: list[str], may_overlap: bool = False) -> None:

@@ -24,11 +24,13 @@ from seg.data.datasets.coco_json import (
 from seg.data.image_io import read_image
 from seg.data.masks import size_mismatch_error
 from seg.data.partition import SPLITS
+from seg.data.similar_names import find_similar, similar_file
 from seg.data.splits import SplitOptions, split_by_lists
 from seg.errors import DataError, missing_extra_hint
 from seg.logits import IGNORE
 
 CrowdOption = Literal["ignore", "object", "skip"]
+BoxesOption = Literal["error", "skip"]
 
 
 class Coco:
@@ -47,6 +49,7 @@ class Coco:
         colors: one (red, green, blue) in 0..255 a class, for pictures; None: readable defaults.
         crowd: use of annotations of many objects (``iscrowd``): ``ignore`` their pixels, take each as an
             ``object``, or ``skip`` them as if not annotated.
+        boxes: use of annotations without an outline: an ``error``, or ``skip`` them as if not annotated.
         val: share of the images in 0..1 for validation, of one JSON; None: 0.2, or the fold.
         test: share of the images in 0..1 for the test, of one JSON; the same for each fold.
         fold: index of the fold that validates, 0 .. folds - 1; None: the share ``val``.
@@ -71,6 +74,7 @@ class Coco:
         classes: list[str] | None = None,
         colors: list[list[int]] | None = None,
         crowd: CrowdOption = "ignore",
+        boxes: BoxesOption = "error",
         val: Annotated[float, Field(gt=0, lt=1)] | None = None,
         test: Annotated[float, Field(ge=0, lt=1)] = 0.0,
         fold: Annotated[int, Field(ge=0)] | None = None,
@@ -86,6 +90,8 @@ class Coco:
         if need := missing_extra_hint("pycocotools"):
             raise DataError(f"data=coco {need}")
         check_choice("crowd", crowd, CrowdOption)
+        check_choice("boxes", boxes, BoxesOption)
+        self.skip_boxes = boxes == "skip"
         files = annotation_files(annotations)
         if folders is not None and set(folders) != set(files):
             raise DataError(f"data.folders={folders}: give one for each of {', '.join(files)}")
@@ -131,7 +137,7 @@ class Coco:
         check_categories(self.annotated, categories, classes is None, file)
         places = {name: self.classes.index(name) for name in self.annotated}
         index = {key: places.get(name) for key, name in categories.items()}
-        return build_entries(content, file, folder, index)
+        return build_entries(content, file, folder, index, self.skip_boxes)
 
     def read(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Return image (H, W, C), and mask (H, W) uint8 of class indices or (H, W, K) of 0 and 1; 255 = ignore."""
@@ -253,7 +259,13 @@ def check_images_exist(root: Path, entries: dict[str, CocoImage]) -> None:
     missing = [entry for entry in entries.values() if not os.path.isfile(root / entry.file)]
     if missing:
         more = f" ({len(missing)} such images)" if len(missing) > 1 else ""
+        file = root / missing[0].file
+        other = similar_file(file)
+        remedy = "its paths start at data.root"
+        if other is not None:
+            remedy = (
+                f"{find_similar(file.name, [other.name])}: rename the file, or correct the JSON"
+            )
         raise DataError(
-            f"{root / missing[0].file}: no such file, but {missing[0].json_file} names it{more}; its paths start at "
-            "data.root"
+            f"{file}: no such file, but {missing[0].json_file} names it{more}; {remedy}"
         )

@@ -6,7 +6,14 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field
 
-from seg.data.datasets.base import PackedRecords, Task, check_choice, check_task, class_colors
+from seg.data.datasets.base import (
+    PackedRecords,
+    Task,
+    check_choice,
+    check_class_names,
+    check_task,
+    class_colors,
+)
 from seg.data.datasets.pairing import (
     LIST_LINE_HINT,
     Pair,
@@ -26,6 +33,7 @@ from seg.data.masks import (
     split_planes,
 )
 from seg.data.partition import SPLITS, Splits, reject_options
+from seg.data.similar_names import similar_key
 from seg.data.splits import SplitOptions, read_lists, split_by_lists
 from seg.errors import DataError
 
@@ -46,6 +54,8 @@ class Folder:
         table: CSV file of pairs, instead of folders; see ``seg.data.datasets.pairing.pair_by_table``.
         pair_by: regular expression; images and masks with the same match are a pair. None: those with the same
             name but for the suffix.
+        similar_names: pair names that differ only in case, spaces or the encoding of accents, too; also those in
+            a table and in lists.
         pages: use of TIFFs with several pages: ``slices``: each page is an image with the same page of its
             mask; ``channels``: the pages are the channels of one image; None: an error.
         layers: layout of masks that have one layer a class: ``pages`` of a file, or ``folders`` named as the
@@ -80,6 +90,7 @@ class Folder:
         masks: str = "masks",
         table: str | None = None,
         pair_by: str | None = None,
+        similar_names: bool = False,
         pages: PagesOption | None = None,
         layers: LayersOption | None = None,
         values: dict[int, int] | None = None,
@@ -102,6 +113,7 @@ class Folder:
         check_choice("layers", layers, LayersOption)
         if task == "overlapping" and layers is None:
             layers = "pages"
+        self.similar = similar_names
         self.parts, self.pair_by, self.pages, self.layers = (images, masks), pair_by, pages, layers
         if layers:
             reject_options({"palette": palette}, f"data.layers={layers}", "a layer shows one class")
@@ -120,7 +132,7 @@ class Folder:
         else:
             reject_options({"pair_by": pair_by}, "data.table", "the table pairs")
             self.root = Path(table).parent
-            pairs, in_split, in_group = pair_by_table(Path(table), classes or [])
+            pairs, in_split, in_group = pair_by_table(Path(table), classes or [], similar_names)
             if self.only is not None:
                 first = next(iter(pairs))
                 pairs = {n: p for n, p in pairs.items() if self.only & {n, p.image.name}}
@@ -145,6 +157,7 @@ class Folder:
         # Classes and the values of the masks.
         if classes is None:
             raise DataError(self.missing_classes_message())
+        check_class_names(classes)
         check_task(task, classes, may_overlap=True)
         self.classes, self.task = classes, task
         self.check_layers()
@@ -202,7 +215,9 @@ class Folder:
 
     def pair_by_name(self, folder: Path, layers: list[str] | None) -> dict[str, Pair]:
         """Return name -> pair of a folder whose masks have a file for each of ``layers``, or one file."""
-        pairs, issues = pair_by_names(folder, *self.parts, self.pair_by, layers, self.only)
+        pairs, issues = pair_by_names(
+            folder, *self.parts, self.pair_by, layers, self.only, self.similar
+        )
         report_unpaired(issues)
         return pairs
 
@@ -293,10 +308,15 @@ class Folder:
         for name, pair in self.files.items():
             file = pair.image
             for line in {name, name + file.suffix, file.name, file.stem if stacks else name}:
+                line = similar_key(line) if self.similar else line
                 meanings.setdefault(line, []).append(name)
         clear = {line: names for line, names in meanings.items() if stacks or len(names) == 1}
         images = {
-            split: [name for line in listed for name in clear.get(line, [line])]
+            split: [
+                name
+                for line in listed
+                for name in clear.get(similar_key(line) if self.similar else line, [line])
+            ]
             for split, listed in lines.items()
         }
         return split_by_lists(images, {name: name for name in self.files})
