@@ -22,7 +22,7 @@ COMMANDS = ("train", "evaluate", "predict", "compare", "prune", "export", "check
             "rerun", "models")  # fmt: skip
 TAKEN = {  # those of VALUES that an option takes -> file or command -> such options
     '': {
-        'data=coco': 'crowd task',
+        'data=coco': 'boxes crowd task',
         'data=folder': 'task',
         'data=isbi2012': 'task',
         'data=membranes': 'size task',
@@ -251,7 +251,7 @@ TAKEN = {  # those of VALUES that an option takes -> file or command -> such opt
     },
     'true': {
         'data=coco': 'blocks stratify',
-        'data=folder': 'blocks stratify only_listed',
+        'data=folder': 'blocks stratify only_listed similar_names',
         'logger=wandb': 'wandb.offline',
         'loss=dice': 'squared',
         'loss=lovasz': 'present_only',
