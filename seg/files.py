@@ -9,6 +9,7 @@ below it is refused.
 """
 
 import errno
+import hashlib
 import os
 import re
 import secrets
@@ -28,11 +29,21 @@ MIB = 2**20
 NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
 NON_BLOCKING = getattr(os, "O_NONBLOCK", 0)  # opening a pipe returns at once
 BINARY_FLAG = getattr(os, "O_BINARY", 0)
+LONGEST_NAME = 255  # bytes of a file name, on all usual file systems
 UNFINISHED_NAME = re.compile(r"\.[0-9a-f]{16}\.part.*")  # names of unfinished files
 
 
 class UnsafePath(RunError):
     """A link in the path of a file to write, or a file to read that is not regular or too large."""
+
+
+def short_name(name: str) -> str:
+    """Return a name that the system allows: if it is longer than 255 bytes, its start and a hash."""
+    encoded = os.fsencode(name)
+    if len(encoded) <= LONGEST_NAME:
+        return name
+    start = encoded[: LONGEST_NAME - 64].decode("utf-8", "ignore")
+    return f"{start}-{hashlib.sha256(encoded).hexdigest()[:32]}"
 
 
 def check_links(path: Path, below: Path) -> None:

@@ -688,7 +688,7 @@ def test_a_sweep_of_somebody_else_is_taken_up_inside_its_folder_alone(trick, tmp
 
 WORK = {
     "evaluate": "seg.evaluate.open_run_data", "export": "seg.inference.export.write_checked", "prune": "seg.inference.pruning.open_run_data",
-    "compare": "seg.compare.rank_groups", "show": "seg.show.open_training_data", "check": "seg.check.inspect_all",
+    "compare": "seg.comparison.compare.rank_groups", "show": "seg.show.open_training_data", "check": "seg.check.inspect_all",
     "predict": "seg.inference.ensemble.load_members", "crossval": "seg.multirun.crossval.train", "train": "seg.training.run.build_data",
     "tune": "seg.multirun.search.worker.open_storage", "rerun": "seg.training.run.build_data",
 }  # fmt: skip

@@ -80,7 +80,7 @@ def choice_range(*choices: str) -> OptionRange:
     return OptionRange(f"one of {', '.join(choices)}", lambda v: v in choices)
 
 
-SPLIT_NAMES = choice_range("train", "val", "test")
+SPLIT_NAMES = choice_range("train", "val", "test", "all")
 
 
 def share_range(of_none: str = "") -> OptionRange:
@@ -155,7 +155,7 @@ OPTION_RANGES = {  # dotted name of an option -> its range
     "data.url": PATH_RANGE,
     "data.pair_by": PATH_RANGE,
     "data.group_by": PATH_RANGE,
-    "data.split": SPLIT_NAMES,
+    "data.split": any_range(SPLIT_NAMES, NULL_RANGE),
     "model.depth": any_range(int_range(1, 12), NULL_RANGE),
     "tta": choice_range("none", "flips", "d4"),
     "confidence": share_range(" (no intervals)"),
@@ -190,7 +190,6 @@ OPTION_RANGES = {  # dotted name of an option -> its range
     "pruner.n_warmup_steps": int_range(0),
     "pruner.min_resource": POSITIVE_INT,
     "pruner.reduction_factor": int_range(2),
-    "seeds": int_range(0),
     "threads": any_range(POSITIVE_INT, NULL_RANGE),
     "data.channels": POSITIVE_INT,
     "data.size": POSITIVE_INT,

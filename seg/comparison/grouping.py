@@ -95,9 +95,10 @@ def differing_options(runs: list[ComparedRun]) -> list[str]:
     return names
 
 
-def readable_runs(runs: list[ComparedRun]) -> list[ComparedRun]:
-    """Return the runs whose config could be read, or all if none could."""
-    return [run for run in runs if run.options and run.status != "damaged"] or runs
+def listed_options(runs: list[ComparedRun]) -> list[str]:
+    """Return the options in which the runs with a readable config differ; of all runs if none has one."""
+    readable = [run for run in runs if run.options and run.status != "damaged"] or runs
+    return [name for name in differing_options(readable) if name not in ("name", "sweep")]
 
 
 def follows_from_group(key: str, part: str, runs: list[ComparedRun]) -> bool:
@@ -142,10 +143,12 @@ def filter_runs(runs: list[ComparedRun], where: Iterable[str]) -> list[ComparedR
     """Return the runs that have all the given values, such as ``model=unet``.
 
     Raises:
-        UserError: if no run has such an option or value.
+        UserError: if a word has no value, or no run has such an option or value.
     """
     for word in where:
-        name, _, wanted = word.partition("=")
+        name, equals, wanted = word.partition("=")
+        if not equals:
+            raise UserError(f"where={word}: an option and its value are needed, where=model=unet")
         check_option_name("where", name, runs)
         kept = [run for run in runs if means_value(option_value(run, name), wanted)]
         if not kept:

@@ -16,7 +16,7 @@ import numpy as np
 import plotly
 
 from seg.comparison.gallery import build_gallery
-from seg.comparison.grouping import differing_options, format_option, option_value, readable_runs
+from seg.comparison.grouping import format_option, listed_options, option_value
 from seg.comparison.pixel_counts import image_scores
 from seg.comparison.ranking import Comparison, RankedGroup, Ranking, class_intervals
 from seg.comparison.run_files import ImageCounts
@@ -110,7 +110,7 @@ def page_data(ranking: Ranking, runs: list[ComparedRun]) -> dict[str, Any]:
     asked = ranking.asked
     place = {id(run): i for i, r in enumerate(ranking.groups) for run in r.group.runs}
     # options, and images with as many scores as the page may hold
-    keys = [key for key in differing_options(readable_runs(runs)) if key not in ("name", "sweep")]
+    keys = listed_options(runs)
     counts = [run.counts.get(asked.split) for run in runs]
     sets = list(dict.fromkeys(c.images for c in counts if c))
     classes = list(dict.fromkeys(name for c in counts if c for name in c.classes))

@@ -91,7 +91,7 @@ def read_curves(
 ) -> tuple[LearningCurves, float | None]:
     """Read the rows of metrics.csv before ``steps`` and its time; later rows score the best checkpoint."""
     file = folder / "metrics.csv"
-    if not path_exists(file):
+    if not os.path.lexists(file):  # a pipe or a broken link exists, and is a fault
         return LearningCurves(), None
     curves = LearningCurves()
     try:
@@ -129,7 +129,7 @@ def read_counts(
 ) -> dict[str, ImageCounts]:
     """Read images.csv; a split without all its images is a fault and left out."""
     file = folder / "images.csv"
-    if not path_exists(file):
+    if not os.path.lexists(file):  # a pipe or a broken link exists, and is a fault
         return {}
     cells: dict[str, dict[tuple[str, str], tuple[int, int, int]]] = {}
     try:
@@ -159,11 +159,6 @@ def read_counts(
         table = np.array([[pixels[image, name] for name in classes] for image in images], np.int64)
         found[split] = ImageCounts(images, classes, table)
     return found
-
-
-def path_exists(file: Path) -> bool:
-    """Return whether the name exists, be it a pipe or a broken link."""
-    return os.path.lexists(file)
 
 
 def ends_in_mid_line(file: Path) -> bool:

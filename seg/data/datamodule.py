@@ -84,6 +84,7 @@ class DataModule(L.LightningDataModule):
         self.source, self.seed, self.workers = source, seed, workers
         self.batch_size, self.crop, self.repeats = batch_size, crop, repeats
         self.eval_batch_size = eval_batch_size
+        self.trained = intensity is not None
         self.transforms = augment or A.Compose([])
         check_transforms(self.transforms)
         # Read the data once: its statistics, and what is wrong with it.
@@ -174,12 +175,18 @@ class DataModule(L.LightningDataModule):
 
     def samples(self, split: str) -> SegmentationDataset:
         """Return the dataset of a split's whole, unchanged images."""
-        return SegmentationDataset(self.image_cache, self.source.splits[split], self.intensity)
+        return SegmentationDataset(
+            self.image_cache, self.source.splits[split], self.intensity, convert=self.trained
+        )
 
     def eval_dataset(self, split: str) -> SegmentationDataset:
         """Return the same dataset with weight maps, if there are any."""
         return SegmentationDataset(
-            self.image_cache, self.source.splits[split], self.intensity, gaps=self.gaps
+            self.image_cache,
+            self.source.splits[split],
+            self.intensity,
+            gaps=self.gaps,
+            convert=self.trained,
         )
 
     def train_dataset(self) -> SegmentationDataset:

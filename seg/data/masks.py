@@ -69,6 +69,8 @@ class MaskValues:
         """
         if self.palette is not None:
             return self.painted(mask, file)
+        if mask.dtype == np.bool_:  # 1 bit
+            mask = mask.astype(np.uint8)
         if mask.ndim == 3 and (mask.shape[2] == 1 or (mask[..., :1] == mask[..., :3]).all()):
             mask = mask[..., 0]  # grey saved as colours
         if mask.ndim != 2:
@@ -101,6 +103,8 @@ class MaskValues:
     def painted(self, mask: np.ndarray, file: object) -> np.ndarray:
         """Return the class indices (H, W) of a mask (H, W, 3) of declared colours."""
         assert self.palette is not None
+        if mask.dtype == np.bool_:  # 1 bit: black and white
+            mask = mask * np.uint8(255)
         if mask.ndim == 2:
             mask = np.repeat(mask[..., None], 3, axis=2)
         if mask.dtype != np.uint8 or mask.ndim != 3 or mask.shape[2] not in (3, 4):
@@ -190,7 +194,10 @@ def size_mismatch_error(
     if not remedy:
         remedy = "take the mask that belongs to the image, or resize it by nearest neighbour"
         if mask_size == image_size[::-1]:
-            remedy = "transposed: swap the mask's rows and columns, or the image's"
+            remedy = (
+                "transposed: swap the mask's rows and columns, or the image's (each is read as one sees it, by its own "
+                "EXIF or TIFF orientation)"
+            )
     return DataError(file=mask_file, found=found, remedy=remedy, kind="size")
 
 

@@ -74,11 +74,13 @@ def divide_names(
 
 
 def split_by_shares(names: list[str], val: float, test: float, partition: Partition) -> Splits:
-    """Divide names by the shares ``val`` and ``test``; the others train."""
+    """Divide names by the shares ``val`` and ``test``; the others train. A single image validates."""
     if not (val > 0 and test >= 0 and val + test < 1):
         raise DataError(
             f"data.val={val} and data.test={test}: shares of 0..1 that leave some to train on"
         )
+    if len(names) == 1:
+        return {"val": names}  # enough to evaluate on
     counts = {"val": max(1, round(val * len(names))), "test": round(test * len(names))}
     left = len(names) - sum(counts.values())
     if left < 1:

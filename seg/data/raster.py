@@ -4,6 +4,7 @@ A page of a TIFF that is stored without compression is memory-mapped; of any oth
 hold the rows are decoded. Other formats are read whole.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +13,20 @@ import tifffile
 
 from seg.data.image_io import as_image, decoder_errors, read_image
 from seg.data.tiff import (
+    JPEG_COMPRESSIONS,
     TIFF_SUFFIXES,
     check_all_pages,
     check_page_complete,
     count_tiff_pages,
     has_single_directory,
+    image_pages,
+    interpret_page,
     map_stack,
     move_channels_last,
+    page_orientation,
 )
+from seg.data.value_types import SCAN_ROWS
 
-JPEG_COMPRESSIONS = (
-    6,
-    7,
-    33007,
-    34892,
-)  # compressions whose tables may be stored apart from the pixels
 RESOLUTION_UNITS = (1, 2, 3)  # none, inch, centimetre: values of the tag ResolutionUnit
 GEOTIFF_TAGS = (
     33550,
@@ -74,18 +74,31 @@ class ImageReader:
                     self.tiff = tifffile.TiffFile(file)
                     check_all_pages(self.tiff)
                 self.has_hidden_pages = has_single_directory(self.tiff)
+                self.number = 0  # of the directory
                 if not self.has_hidden_pages:
-                    check_page_complete(self.tiff, page)
-                self.directory = self.tiff.pages[0 if self.has_hidden_pages else page].aspage()
-                if self.directory.imagedepth > 1:
+                    self.number = image_pages(self.tiff)[page]
+                    check_page_complete(self.tiff, self.number)
+                self.directory = self.tiff.pages[self.number].aspage()
+                self.upright = page_orientation(self.directory) == 1
+                if self.directory.imagedepth > 1 or not self.upright:
                     self.whole = self.read_band(0, None)
         except BaseException:
             self.close()
             raise
-        height, width = self.directory.imagelength, self.directory.imagewidth
-        self.shape = (height, width, self.directory.samplesperpixel)
         if self.whole is not None:
-            self.shape = self.whole.shape
+            self.shape, self.stored = self.whole.shape, self.whole.dtype
+            return
+        # Channels and type are those of an empty row.
+        stored = self.directory
+        samples = () if stored.samplesperpixel == 1 else (stored.samplesperpixel,)
+        try:
+            with decoder_errors(file):
+                row = np.zeros((1, stored.imagewidth, *samples), stored.dtype)
+                first = as_image(interpret_page(row, stored, file, turn=False), file)
+        except BaseException:
+            self.close()
+            raise
+        self.shape, self.stored = (stored.imagelength, *first.shape[1:]), first.dtype
 
     def rows(self, start: int, stop: int) -> np.ndarray:
         """Return rows (stop - start, W, C) uint8, uint16 or float32.
@@ -96,6 +109,11 @@ class ImageReader:
         if self.whole is not None:
             return self.whole[start:stop]
         return self.read_band(start, stop)
+
+    def bands(self, rows: int = SCAN_ROWS) -> Iterator[np.ndarray]:
+        """Yield the image from top to bottom, ``rows`` rows at a time."""
+        for start in range(0, self.shape[0], rows):
+            yield self.rows(start, min(start + rows, self.shape[0]))
 
     def read_band(self, start: int, stop: int | None) -> np.ndarray:
         """Return rows of the page as an image; with ``stop`` None the whole page, decoded at once."""
@@ -109,11 +127,13 @@ class ImageReader:
             elif stop is None:
                 pixels = move_channels_last(self.directory.asarray(), axes)
             elif self.directory.is_memmappable:
-                mapped = tifffile.memmap(self.file, page=self.page, mode="r")
+                mapped = tifffile.memmap(self.file, page=self.number, mode="r")
                 pixels = move_channels_last(mapped, axes)[start:stop]
             else:
                 pixels = decode_rows(self.directory, start, stop)
             pixels = np.asarray(pixels, pixels.dtype.newbyteorder("="))
+            pixels = pixels[..., 0] if pixels.shape[2:] == (1,) else pixels
+            pixels = interpret_page(pixels, self.directory, self.file, turn=stop is None)
         return as_image(pixels, name)
 
     @property
@@ -144,12 +164,7 @@ class ImageReader:
     @property
     def dtype(self) -> np.dtype:
         """Type that holds any of the rows: uint8, uint16 or float32."""
-        if self.whole is not None:
-            return self.whole.dtype
-        stored = self.directory.dtype
-        if stored == np.bool_:
-            return np.dtype(np.uint8)
-        return np.dtype(stored if stored in (np.uint8, np.uint16) else np.float32)
+        return self.stored if self.whole is None else self.whole.dtype
 
     def close(self) -> None:
         """Close the file, which other pages may share."""

@@ -1,4 +1,4 @@
-"""Names that differ only in case, in spaces or in the encoding of accents (composed or decomposed)."""
+"""Names that differ only in case, in white space or in the encoding of accents (composed or decomposed)."""
 
 import os
 import unicodedata
@@ -9,17 +9,17 @@ SIMILAR_HINT = "rename one, or pair such names with data.similar_names=true"
 
 
 def similar_key(name: str) -> str:
-    """Return a key that is equal for names that differ only in case, spaces or the encoding of accents."""
+    """Return a key that is equal for names that differ only in case, white space or the encoding of accents."""
     folded = unicodedata.normalize("NFD", unicodedata.normalize("NFD", name).casefold())
     return "".join(folded.split())
 
 
 def describe_difference(name: str, other: str) -> str:
-    """Return how two names with the same key differ, such as "case and spaces"."""
+    """Return how two names with the same key differ, such as "case and white space"."""
     parts = {  # each ignores the other two
         "the encoding of accents": lambda text: "".join(text.casefold().split()),
         "case": lambda text: "".join(unicodedata.normalize("NFD", text).split()),
-        "spaces": lambda text: unicodedata.normalize("NFD", text).casefold(),
+        "white space": lambda text: unicodedata.normalize("NFD", text).casefold(),
     }
     return " and ".join(part for part, kept in parts.items() if kept(name) != kept(other))
 

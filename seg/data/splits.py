@@ -81,8 +81,19 @@ class SplitOptions:
         return splits
 
 
+def check_training_splits(splits: Splits) -> None:
+    """Raise DataError unless there are images to train on and to validate on."""
+    missing = [split for split in ("train", "val") if not splits.get(split)]
+    if missing:
+        found = ", ".join(f"{len(names)} {split}" for split, names in splits.items())
+        raise DataError(
+            f"the data has {found} images and no {' and no '.join(missing)} split: training needs train and val; "
+            "add images, or give them by folders, data.lists or a table (seg.evaluate takes data of any split)"
+        )
+
+
 def read_lists(lists: str | dict[str, str]) -> dict[str, list[str]]:
-    """Read the lines of train.txt, val.txt and perhaps test.txt in a folder, or of a file for each split.
+    """Read the lines of those of train.txt, val.txt and test.txt that a folder holds, or of a file for each split.
 
     Raises:
         DataError: if a file is missing or cannot be read, or a split is unknown.
@@ -95,11 +106,13 @@ def read_lists(lists: str | dict[str, str]) -> dict[str, list[str]]:
                 "'data.lists={train: FILE, val: FILE}'"
             )
         files = {split: Path(lists) / f"{split}.txt" for split in SPLITS}
-        files = {s: file for s, file in files.items() if s != "test" or file.is_file()}
+        files = {split: file for split, file in files.items() if file.is_file()}
+        if not files:
+            raise DataError(f"data.lists={lists}: holds neither train.txt, val.txt nor test.txt")
     else:
         files = {split: Path(file) for split, file in lists.items()}
-    if not {"train", "val"} <= set(files) <= set(SPLITS):
-        raise DataError(f"data.lists names {sorted(files)}: train, val and perhaps test are needed")
+    if not files or not set(files) <= set(SPLITS):
+        raise DataError(f"data.lists names {sorted(files)}: give train, val, test or some of them")
     # Their lines.
     lines = {}
     for split, file in files.items():

@@ -27,6 +27,7 @@ from seg.errors import DataError
 from seg.logits import IGNORE
 
 log = logging.getLogger("seg")
+STATISTICS_FORMAT = 2  # of the cached statistics: 2 has the images' type and range
 
 
 @dataclass(frozen=True)
@@ -166,7 +167,7 @@ def statistics_file(
 ) -> Path:
     """Return the file for the statistics of a source whose images have these stamps."""
     parts = [type(source).__name__, source.classes, source.task, source.splits, percentiles, check]
-    text = json.dumps([version("seg"), *parts, stamps], default=str)
+    text = json.dumps([version("seg"), STATISTICS_FORMAT, *parts, stamps], default=str)
     return cache_root() / "surveys" / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
 
 

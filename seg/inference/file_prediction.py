@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from seg import files
 from seg.cli.command_line import quote_path
 from seg.cli.compose import plain_config
 from seg.data.raster import ImageReader, open_pages
+from seg.data.value_types import ValueConversion
 from seg.display.console import configure_logging, console
 from seg.errors import DataError, UserError
 from seg.inference import ensemble
@@ -145,16 +147,24 @@ def predict_file(
                     f"{file}: pages of {height}x{width} and {page.shape[0]}x{page.shape[1]} px; save them as "
                     "files of their own"
                 )
+        # values of another type or range are converted as a whole image, or refused
+        conversions = [
+            predictor.conversion(page.dtype, page.bands(), page_name(file, i, len(pages)))
+            for i, page in enumerate(pages)
+        ]
         # predict band by band; the results grow on disk, after what a killed command left there is removed
-        dtype = np.result_type(*{page.dtype for page in pages})
+        dtype = np.result_type(
+            *{c.dtype or page.dtype for c, page in zip(conversions, pages, strict=True)}
+        )
         place = OutputTarget(output, file, height, width, len(pages), dtype)
         results = build_results(request, place)
         remove_partial(results)
         task = progress.add_task(file.name, total=height * len(pages))
         tiling, run = predictor.tiling(height, width), predictor.run
         try:
-            for page in pages:
-                for top, image, p_CHW in tiling.bands(page.rows, height):
+            for page, convert in zip(pages, conversions, strict=True):
+                rows = converted_rows(page, convert)
+                for top, image, p_CHW in tiling.bands(rows, height):
                     mask = classes_from_probabilities(p_CHW, predictor.threshold, run.overlapping)
                     for result in results:
                         result.add(PredictedBand(top, image, p_CHW, mask))
@@ -162,7 +172,7 @@ def predict_file(
         finally:
             progress.remove_task(task)
         if check_seams:
-            log_seams(file, predictor, pages[0])
+            log_seams(file, predictor, pages[0], conversions[0])
         # finish the files
         for kind in request.save:
             files.make_folder(output / kind, output)
@@ -179,14 +189,26 @@ def remove_partial(results: list[GrowingResult]) -> None:
         result.growing.remove()
 
 
-def log_seams(file: Path, predictor: Predictor, page: ImageReader) -> None:
+def converted_rows(page: ImageReader, convert: ValueConversion) -> Callable[[int, int], np.ndarray]:
+    """Return the function that reads rows of a page in the type of the training images."""
+    return lambda start, stop: convert(page.rows(start, stop))
+
+
+def page_name(file: Path, number: int, pages: int) -> str:
+    """Return the name of a page in messages."""
+    return f"{file}, page {number}" if pages > 1 else str(file)
+
+
+def log_seams(
+    file: Path, predictor: Predictor, page: ImageReader, convert: ValueConversion
+) -> None:
     """Log how much the probabilities in tiles differ from those of the image at once."""
     height, width, _ = page.shape
     if max(height, width) <= predictor.tile:
         log.info(f"seams      {file.name}: none, it went through at once")
         return
     side = 3 * predictor.tile // 2
-    part = page.rows(0, min(height, side))
+    part = convert(page.rows(0, min(height, side)))
     largest, mean = predictor.tiling(height, width).seams(part)
     log.info(
         f"seams      {file.name}: probabilities in tiles differ by {largest:.1e} at most, {mean:.1e} in the mean, "

@@ -139,7 +139,7 @@ def build_writer(
 ) -> BandWriter:
     """Return the writer of a kind's rows, in the folder of partial results."""
     height, width = -(-place.height // thin), -(-place.width // thin)
-    file = place.output / ".partial" / f"{place.file.name}.{kind}"
+    file = place.output / ".partial" / files.short_name(f"{place.file.name}.{kind}")
     return BandWriter(file, width, height, np.dtype(dtype), planes, place.pages, place.output)
 
 

@@ -26,7 +26,7 @@ from seg.inference.run_data import check_run_node
 from seg.logits import IGNORE, probabilities
 from seg.metrics import SegmentationMetrics, instances, isbi2012
 from seg.metrics.calibration import draw_reliability
-from seg.metrics.significance import BootstrapInput, Interval, bootstrap_interval
+from seg.metrics.significance import BootstrapInput, Interval, bootstrap_intervals
 from seg.models.contract import same_size_logits
 from seg.runs import load, records
 from seg.runs.load import LoadedRun
@@ -35,6 +35,9 @@ from seg.training.callbacks.pictures import PanelCallback
 from seg.training.task import SegmentationTask
 
 log = logging.getLogger("seg")
+CONFUSION_FILE = (
+    "confusion.npz"  # array "confusion": the matrix of each image, (B, C, C) or (B, K, 2, 2)
+)
 STANDARD_METRICS = {
     "_target_": "seg.metrics.SegmentationMetrics"
 }  # of runs older than the metrics option
@@ -67,7 +70,7 @@ def check_evaluation_options(cfg: DictConfig) -> None:
 def output_names(metrics: SegmentationMetrics, panels: int) -> list[str]:
     """Return the names of the files to be written that are known in advance."""
     plots = ["reliability.png"] if metrics.calibration is not None else []
-    return ["metrics.json", *plots, *(["panels/all.png"] if panels else [])]
+    return ["metrics.json", CONFUSION_FILE, *plots, *(["panels/all.png"] if panels else [])]
 
 
 def build_trained_loss(run: LoadedRun) -> nn.Module:
@@ -196,8 +199,10 @@ class EvaluationReport:
             "threshold": threshold,
             "confidence": self.cfg.confidence,
             "intervals": {key: [i.low, i.high] for key, i in intervals.items() if i.low == i.low},
-            "confusion": self.metrics.pixels.images().tolist(),
+            "confusion": CONFUSION_FILE,
         }
+        matrices = self.metrics.pixels.matrices()
+        records.write_arrays(self.folder / CONFUSION_FILE, {"confusion": matrices}, self.below)
         records.write_json(self.folder / "metrics.json", facts | {"metrics": scores}, self.below)
         PanelCallback(samples, self.cfg.panels, run.colors, panels, self.below, threshold).write(
             run.model
@@ -226,8 +231,9 @@ class EvaluationReport:
         if not self.cfg.confidence:
             return {}
         displayed = ("dice", "iou", *tables.BORDER_COLUMNS, *tables.OBJECT_ROWS)
-        return {
-            f"{self.split}/{name}": bootstrap_interval(rows, score, self.cfg.confidence)
-            for name, (rows, score) in evidence.items()
+        inputs = {
+            f"{self.split}/{name}": given
+            for name, given in evidence.items()
             if name.split("/")[0].removesuffix("_per_image") in displayed
         }
+        return bootstrap_intervals(inputs, self.cfg.confidence)

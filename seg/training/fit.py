@@ -418,8 +418,7 @@ def write_artifacts(
     }
     if not trainer.is_global_zero:
         return
-    overlapping = data.source.task == "overlapping"
-    artifacts.write_image_counts(folder / "images.csv", scored, data.source.classes, overlapping)
+    artifacts.write_image_counts(folder / "images.csv", scored, data.source.classes)
     samples = {split: data.samples(split) for split in splits}
     artifacts.save_prediction_pictures(
         folder / "predictions", samples, cfg.kept, data.source.colors, task.model, task.val_metrics.threshold

@@ -134,7 +134,6 @@ WRONG = [
     ("tune", "trials=3", "nothing is searched"),
     ("tune", "trials=0 seed=0 model.width=choice(2,4)", "trials=0: a whole number of 1 or more"),
     ("tune", "sampler.n_startup_trials=-1 model.width=choice(2,4)", "sampler.n_startup_trials=-1"),
-    ("rerun", "run=RUN seeds=-1", "seeds=-1: a whole number of 0 or more"),
     ("rerun", "run=nowhere", "run=nowhere: "),
     ("rerun", "run=RUN data.root=x", "data.root=x: the run's data has no such option"),
     ("models", "logits=0", "logits=0: a whole number of 1 or more"),

@@ -224,15 +224,15 @@ def test_a_run_cut_off_anywhere_is_read_as_far_as_it_goes(tmp_path):
     html = page.render_comparison_page(
         ranked, [run for run in runs if run not in ranked.runs], 1, 1
     )
-    assert html.count("run.json can&#39;t be read") == 12
+    assert html.count("run.json: can&#39;t be read") == 12
 
 
 @pytest.mark.parametrize(
     ("file", "content", "said"),
     [
-        ("run.json", "[]", "run.json can't be read: ValueError: it holds no record"),
-        ("run.json", b"\xff\xfe\x00", "run.json can't be read: UnicodeDecodeError"),
-        ("run.json", '{"status": "odd"}', "run.json has the status 'odd'"),
+        ("run.json", "[]", "run.json: not written by seg"),
+        ("run.json", b"\xff\xfe\x00", "run.json: can't be read ("),
+        ("run.json", '{"status": "odd"}', "run.json: status is damaged"),
         ("config.yaml", "a: [1", "config.yaml can't be read: "),
         ("config.yaml", "a: &a [1, {b: 1}]\n" + "\n".join(f"{x}: &{x} [{','.join(['*' + y] * 30)}]" for x, y in zip("bcdef", "abcde", strict=True)), "aliases, anchors or tags"),
         ("metrics.csv", "step,val/dice\n1,0.5\n3,0.", "metrics.csv ends in mid-row"),

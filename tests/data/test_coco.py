@@ -223,10 +223,9 @@ def test_a_file_for_each_split_says_which_is_where(tmp_path):
         Coco(str(tmp_path), files, fold=0)
     with pytest.raises(DataError, match=r"data.val=0.1 beside data.annotations of each split"):
         Coco(str(tmp_path), files, val=0.1)
-    with pytest.raises(
-        DataError, match=r"data.annotations names \['train'\]: train and val are needed"
-    ):
-        Coco(str(tmp_path), {"train": files["train"]})
+    assert Coco(str(tmp_path), {"test": files["test"]}).splits == {"test": ["test2017/1"]}
+    with pytest.raises(DataError, match=r"data.annotations names \['dev'\]: give train, val, test"):
+        Coco(str(tmp_path), {"dev": files["train"]})
 
 
 def test_each_split_may_have_its_folder_as_coco_s_own_files_do(tmp_path):
@@ -374,7 +373,7 @@ OPTIONS = [
     ({"crowd": "hide"}, r"data.crowd=hide: null or one of ignore, object, skip"),
     ({"classes": ["rest", "tail"]}, r"no category 'tail'; it has \['cell', 'nucleus'\]"),
     ({"classes": ["Cell", "nucleus"]}, r"Cell is no category, but cell is"),
-    ({"classes": ["x", "cell", "cell"]}, r"cell occurs twice"),
+    ({"classes": ["x", "cell", "cell"]}, r"'cell' is named twice"),
     ({"classes": ["cell"]}, r"too few; .*the first class is what no annotation covers"),
     ({"task": "instances"}, r"data.task=instances needs two classes"),
     ({"task": "overlapping", "classes": ["background", "cell"]}, r"no category 'background'"),

@@ -21,9 +21,13 @@ COMPOSED, DECOMPOSED = (unicodedata.normalize(form, "zellé") for form in ("NFC"
 PAIRS = [  # name of the image, name of the mask, the difference
     (COMPOSED, DECOMPOSED, "the encoding of accents"),
     ("Cell", "cell", "case"),
-    ("a b", "a  b", "spaces"),
-    ("ab", "a b ", "spaces"),
-    ("Éa 1", unicodedata.normalize("NFD", "éa1"), "the encoding of accents and case and spaces"),
+    ("a b", "a  b", "white space"),
+    ("ab", "a b ", "white space"),
+    (
+        "Éa 1",
+        unicodedata.normalize("NFD", "éa1"),
+        "the encoding of accents and case and white space",
+    ),
     ("STRASSE", "straße", "case"),
 ]
 
@@ -65,7 +69,7 @@ def test_names_with_one_key_are_equal_but_for_three_things():
 def test_two_files_that_only_the_setting_makes_equal_are_an_error(tmp_path):
     root = str(make_data(tmp_path, [("a", "a"), ("A", "A"), ("c", "c")]))
     assert len(Folder(root, ["a", "b"]).files) == 3
-    with pytest.raises(DataError, match="has the same name but for case, spaces or accents"):
+    with pytest.raises(DataError, match="has the same name but for case, white space or accents"):
         Folder(root, ["a", "b"], similar_names=True)
 
 
@@ -106,7 +110,7 @@ def test_classes_with_one_name_are_an_error_whose_remedy_is_accepted(tmp_path, c
     (tmp_path / "here").mkdir()
     words = ["data=folder", f"data.root={root}", "data.classes=[cell,cell]", "logger=none"]
     done = seg(command, *words, cwd=tmp_path / "here")
-    assert done.code == 2 and "data.classes=['cell', 'cell']: cell occurs twice" in done.err
+    assert done.code == 2 and "data.classes=['cell', 'cell']: 'cell' is named twice" in done.err
     remedy = re.search(r"'(data\.classes=\S+)'$", done.err.strip())
     cfg = compose_checked("train", [*words, remedy[1]])
     assert instantiate_node(cfg.data, "data").classes == ["cell", "cell-2"]
@@ -115,7 +119,7 @@ def test_classes_with_one_name_are_an_error_whose_remedy_is_accepted(tmp_path, c
 @pytest.mark.parametrize("classes", [["", "b"], ["a", " "]])
 def test_a_class_without_a_name_is_an_error(tmp_path, classes):
     root = str(make_data(tmp_path, [("0", "0"), ("1", "1")]))
-    with pytest.raises(DataError, match="each class needs a name"):
+    with pytest.raises(DataError, match="a name is empty; name each class"):
         Folder(root, classes)
 
 

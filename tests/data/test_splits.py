@@ -341,8 +341,9 @@ def test_lists_that_can_not_be_read_are_refused(patients, tmp_path):
     lists = write_lists(tmp_path / "lists", train=FIRST)
     for given_lists, message in (
         (str(tmp_path / "none"), "none: no such folder; give one that holds train.txt and val.txt"),
-        (lists, r"val.txt: can't be read as data.lists \(No such file"),
-        ({"train": f"{lists}/train.txt"}, r"data.lists names \['train'\]: train, val and perhaps"),
+        (lists, r"data.lists: 2 of 6 images are in no list, \['p2_4', 'p2_5'\]"),
+        (str(patients), "holds neither train.txt, val.txt nor test.txt"),
+        ({}, r"data.lists names \[\]: give train, val, test or some of them"),
         ({s: f"{lists}/train.txt" for s in ("train", "val", "dev")}, r"\['dev', 'train', 'val'\]"),
         (
             {"train": f"{lists}/train.txt", "val": str(patients / "images/p0_0.png")},

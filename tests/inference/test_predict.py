@@ -418,17 +418,18 @@ def test_integers_that_only_below_are_large_are_pictured_as_they_are(root, tmp_p
     np.testing.assert_array_equal(drawn[~near], panels.to_rgb(image)[~near])
 
 
-def test_pages_of_several_types_are_pictured_as_they_are(run, tmp_path):
-    pages = [textured(60, 50), textured(60, 50).astype(np.uint16) * 100]
+def test_pages_of_several_types_are_predicted_and_pictured_as_one(run, tmp_path):
+    pages = [textured(60, 50), textured(60, 50).astype(np.uint16) * 257]  # the same picture
     with tifffile.TiffWriter(tmp_path / "x.tif") as out:
         for page in pages:
             out.write(page, metadata=None)
     predicted(run, tmp_path / "x.tif", tmp_path / "out", "save=[contours,masks]")
     masks = tifffile.imread(tmp_path / "out/masks/x.tif")
-    for number, page in enumerate(pages):
-        _, near = expected_pictures(page, masks[number])
+    np.testing.assert_array_equal(*masks)
+    for number in range(2):
+        _, near = expected_pictures(pages[0], masks[number])
         drawn = shown(tmp_path / f"out/contours/x-{number:03d}.png")
-        np.testing.assert_array_equal(drawn[~near], panels.to_rgb(page)[~near])
+        np.testing.assert_array_equal(drawn[~near], panels.to_rgb(pages[0])[~near])
 
 
 def test_overlapping_labels_give_a_page_each(root, tmp_path):
@@ -473,6 +474,18 @@ def test_an_ensemble_says_the_mean_of_its_members_in_tiles_too(root, run, folder
         p = tifffile.imread(tmp_path / f"probabilities/{stem}.tif")
         np.testing.assert_allclose(p, wanted, atol=1e-5)
         np.testing.assert_array_equal(shown(tmp_path / f"masks/{stem}.png"), p[1] > 0.6)
+
+
+def test_name_of_254_bytes_is_predicted_like_others(run, tmp_path):
+    (tmp_path / "images").mkdir()
+    stems = ["a", "\u00e9" * 125, "z"]
+    assert len(os.fsencode(f"{stems[1]}.png")) == 254
+    for stem in stems:
+        Image.fromarray(textured(150, 60)).save(tmp_path / "images" / f"{stem}.png")
+    predicted(run, tmp_path / "images", tmp_path / "out", "save=[masks,probabilities]")
+    for kind, suffix in (("masks", ".png"), ("probabilities", ".tif")):
+        found = {file.name for file in (tmp_path / "out" / kind).iterdir()}
+        assert found == {f"{stem}{suffix}" for stem in stems}
 
 
 def test_pages_as_channels_are_one_image(root, tmp_path):
@@ -765,7 +778,7 @@ def test_other_settings_on_one_folder_are_refused_by_name(
         predict.main()
     err = capsys.readouterr().err
     assert left.value.code == 2
-    assert re.fullmatch(rf"error: output=\S+: holds results of {message}; give another folder\n", err), err  # fmt: skip
+    assert re.fullmatch(rf"error: output=\S+: begun with {message}; repeat the command that began it, or give another output\n", err), err  # fmt: skip
     assert content(tmp_path) == before
 
 
@@ -773,14 +786,14 @@ def test_a_run_retrained_in_its_place_is_refused(root, folder, tmp_path):
     file = make_run(root / "latest")
     predicted(file, folder / "a.png", tmp_path)
     make_run(root / "latest", seed=1)
-    with pytest.raises(UserError, match=r"holds results of weights=\w{16}, and this is weights="):
+    with pytest.raises(UserError, match=r"begun with weights=\w{16}, and this is weights="):
         predicted(file, folder, tmp_path)
 
 
 def test_a_threshold_that_the_run_got_since_is_another(root, folder, tmp_path):
     predicted(make_run(root / "tuned"), folder / "a.png", tmp_path)
     tuned = make_run(root / "tuned", threshold=0.6)  # of the same weights
-    with pytest.raises(UserError, match=r"holds results of threshold=0.5, and this is threshold=0.6"):  # fmt: skip
+    with pytest.raises(UserError, match=r"begun with threshold=0.5, and this is threshold=0.6"):  # fmt: skip
         predicted(tuned, folder / "b.png", tmp_path)
 
 

@@ -227,7 +227,7 @@ def test_evaluate_takes_another_data_set(tmp_path, stack_root):
         f"data.root={stack_root}",
         f"output={tmp_path / 'e'}",
     )
-    assert 0 <= evaluate(other)["val/dice"] <= 1
+    assert 0 <= evaluate(other)["all/dice"] <= 1
 
 
 def test_predict_gives_masks_probabilities_and_overlays_of_a_stack(tmp_path, stack_root):

@@ -89,20 +89,9 @@ def check_choice(option: str, given: str | None, choices: object) -> None:
         )
 
 
-def check_class_names(classes: list[str]) -> None:
-    """Raise DataError unless the names of the classes are distinct words."""
-    renamed = [f"{n}-2" if n in classes[:number] else n for number, n in enumerate(classes)]
-    if twice := [name for name, other in zip(classes, renamed, strict=True) if name != other]:
-        raise DataError(
-            f"data.classes={shorten_list(classes)}: {twice[0]} occurs twice; each class needs a name of its own, "
-            f"'data.classes=[{','.join(renamed)}]'"
-        )
-    if not all(isinstance(name, str) and name.strip() for name in classes):
-        raise DataError(f"data.classes={shorten_list(classes)}: each class needs a name, a word")
-
-
 def check_task(task: Task, classes: list[str], may_overlap: bool = False) -> None:
-    """Raise DataError if a task does not exist, or does not suit the classes or the data."""
+    """Raise DataError if a class or a task is invalid, or does not suit the other or the data."""
+    check_class_names(classes)
     if task not in get_args(Task):
         raise DataError(f"data.task={task}: one of {', '.join(get_args(Task))} is needed")
     if task == "instances" and len(classes) != 2:
@@ -112,6 +101,24 @@ def check_task(task: Task, classes: list[str], may_overlap: bool = False) -> Non
         )
     if task == "overlapping" and not may_overlap:
         raise DataError("data.task=overlapping: this data has one class a pixel; use data=folder")
+
+
+def check_class_names(classes: list[str]) -> None:
+    """Raise DataError unless the names of the classes are distinct texts."""
+    other = [name for name in classes if not isinstance(name, str)]
+    if other:
+        raise DataError(
+            f"data.classes={classes}: {other[0]!r} is a {type(other[0]).__name__} and no text; quote names that YAML "
+            "reads as numbers, booleans or null: ['no', 'yes'], ['1', '2']"
+        )
+    renamed = [f"{n}-2" if n in classes[:number] else n for number, n in enumerate(classes)]
+    if twice := [name for name, other in zip(classes, renamed, strict=True) if name != other]:
+        raise DataError(
+            f"data.classes={shorten_list(classes)}: {twice[0]!r} is named twice; each class needs a name of its own "
+            f"(data.values maps several mask values to one class), 'data.classes=[{','.join(renamed)}]'"
+        )
+    if not all(name.strip() for name in classes):
+        raise DataError(f"data.classes={shorten_list(classes)}: a name is empty; name each class")
 
 
 def class_colors(

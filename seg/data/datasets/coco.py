@@ -41,7 +41,7 @@ class Coco:
 
     Args:
         root: folder of the images; a path in the JSON may not lead out of it.
-        annotations: JSON file, or one for each of train, val and optionally test.
+        annotations: JSON file, or one for each split of train, val and test.
         folders: split -> folder of its images inside ``root``; None: the JSON's paths start at ``root``.
         classes: names; other categories are left out. The first class is what no annotation covers; if it is a
             category itself, pixels without an annotation are ignored. None: background, and the categories in
@@ -229,9 +229,9 @@ def annotation_files(annotations: str | dict[str, str] | None) -> dict[str, Path
         )
     if isinstance(annotations, str):
         return {"all": Path(annotations)}
-    if not {"train", "val"} <= set(annotations) <= set(SPLITS):
+    if not annotations or not set(annotations) <= set(SPLITS):
         raise DataError(
-            f"data.annotations names {sorted(annotations)}: train and val are needed, test is optional"
+            f"data.annotations names {sorted(annotations)}: give train, val, test or some of them"
         )
     return {split: Path(annotations[split]) for split in SPLITS if split in annotations}
 

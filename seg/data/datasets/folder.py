@@ -10,7 +10,6 @@ from seg.data.datasets.base import (
     PackedRecords,
     Task,
     check_choice,
-    check_class_names,
     check_task,
     class_colors,
 )
@@ -54,7 +53,7 @@ class Folder:
         table: CSV file of pairs, instead of folders; see ``seg.data.datasets.pairing.pair_by_table``.
         pair_by: regular expression; images and masks with the same match are a pair. None: those with the same
             name but for the suffix.
-        similar_names: pair names that differ only in case, spaces or the encoding of accents, too; also those in
+        similar_names: pair names that differ only in case, white space or the encoding of accents, too; also those in
             a table and in lists.
         pages: use of TIFFs with several pages: ``slices``: each page is an image with the same page of its
             mask; ``channels``: the pages are the channels of one image; None: an error.
@@ -109,11 +108,11 @@ class Folder:
         task: Task = "classes",
     ) -> None:
         # Options of the layout.
+        self.similar = similar_names
         check_choice("pages", pages, PagesOption)
         check_choice("layers", layers, LayersOption)
         if task == "overlapping" and layers is None:
             layers = "pages"
-        self.similar = similar_names
         self.parts, self.pair_by, self.pages, self.layers = (images, masks), pair_by, pages, layers
         if layers:
             reject_options({"palette": palette}, f"data.layers={layers}", "a layer shows one class")
@@ -157,7 +156,6 @@ class Folder:
         # Classes and the values of the masks.
         if classes is None:
             raise DataError(self.missing_classes_message())
-        check_class_names(classes)
         check_task(task, classes, may_overlap=True)
         self.classes, self.task = classes, task
         self.check_layers()
@@ -173,7 +171,8 @@ class Folder:
         given, by = None, ("", "")
         if "all" not in by_split:
             given = {split: list(pairs) for split, pairs in by_split.items()}
-            by = "train/ and val/ in data.root", "the folders say which image is on which side"
+            folders = " and ".join(f"{split}/" for split in by_split)
+            by = f"{folders} in data.root", "the folders say which image is on which side"
         elif in_split is not None:
             given = split_by_table(in_split, Path(str(table)))
             by = "the table's column split", "it says which image is on which side"
@@ -190,10 +189,6 @@ class Folder:
         if (self.root / self.parts[0]).exists():
             return {"all": self.pair_folder(self.root, classes)}
         present = [split for split in SPLITS if (self.root / split).is_dir()]
-        for split in {"train", "val"} - set(present):
-            raise DataError(
-                f"{self.root}: {split}/ is missing, but {present} exist; add it, or {self.parts[0]}/"
-            )
         return {
             split: {
                 f"{split}/{name}": p
@@ -273,7 +268,7 @@ class Folder:
         """Return the layer of each class, (H, W) of 0, 1 and 255; None: the class is where no other is."""
         if self.layers == "pages":
             rest = self.task != "overlapping"
-            pages = split_planes(read_pages(pair.mask), self.classes, pair.mask, rest)
+            pages = split_planes(read_pages(pair.mask, alpha=True), self.classes, pair.mask, rest)
             return [None if p is None else self.values.indices(p, pair.mask) for p in pages]
         planes = [
             None if file is None else self.values.indices(read_mask_file(file, pair.page), file)
@@ -326,16 +321,13 @@ def split_by_table(in_split: dict[str, str], table: Path) -> Splits:
     """Return the splits of a table's column ``split``, name -> split.
 
     Raises:
-        DataError: if a line has another word, or train or val have no line.
+        DataError: if a line has another word.
     """
     splits: Splits = {split: [n for n, s in in_split.items() if s == split] for split in SPLITS}
     unknown = [(name, split) for name, split in in_split.items() if split not in SPLITS]
     if unknown:
         name, split = unknown[0]
         raise DataError(f"{table}: {name} has split {split!r}; train, val or test is needed")
-    for split in ("train", "val"):
-        if not splits[split]:
-            raise DataError(f"{table}: no line has split {split}; train and val are needed")
     return {split: names for split, names in splits.items() if names}
 
 
@@ -345,13 +337,13 @@ def find_folder_root(root: str | None, images: str, masks: str) -> Path:
     Raises:
         DataError: if it is not given, does not exist or holds neither images nor splits.
     """
-    layout = f"it must hold {images}/ and {masks}/, or train/ and val/ that do"
+    layout = f"it must hold {images}/ and {masks}/, or train/, val/ or test/ that do"
     if root is None:
         raise DataError(f"data.root is not set: give the folder of the data; {layout}")
     folder = Path(root)
     if not folder.is_dir():
         raise DataError(f"data.root={root}: no such folder; {layout}")
-    if not (folder / images).exists() and not (folder / "train").is_dir():
+    if not (folder / images).exists() and not any((folder / split).is_dir() for split in SPLITS):
         raise DataError(f"data.root={root}: it holds neither {images}/ nor train/; {layout}")
     return folder
 

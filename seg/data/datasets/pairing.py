@@ -56,7 +56,7 @@ def pair_by_names(
             name but for the suffix.
         layers: classes, if each has a file of its own; None: a mask is one file.
         only: names of the images to use, with or without suffix; None: all images.
-        similar: pair names that differ only in case, spaces or the encoding of accents, too.
+        similar: pair names that differ only in case, white space or the encoding of accents, too.
 
     Raises:
         DataError: if a folder or ``pair_by`` is wrong, or two images would have one name.
@@ -179,7 +179,9 @@ def files_by_key(
                 f"{by_key[key]}: {file.name} has the same key {key!r} (data.pair_by); keep one of them"
             )
         if key in by_key:
-            text = f"{file.name} has the same name" + " but for case, spaces or accents" * similar
+            text = (
+                f"{file.name} has the same name" + " but for case, white space or accents" * similar
+            )
             issues.append(DataError(file=by_key[key], found=text, remedy="keep one of them", kind="same_name"))  # fmt: skip
         by_key[key] = file
     return by_key, issues
@@ -212,7 +214,7 @@ def pair_by_table(
 
     Columns: ``image``; ``mask``, or one per class with the class's name; optional ``split`` (train, val, test)
     and ``group``. Paths are relative to the table's folder. An image's name is its path without the suffix. With
-    ``similar`` a path may differ from the file's name in case, spaces or the encoding of accents.
+    ``similar`` a path may differ from the file's name in case, white space or the encoding of accents.
 
     Raises:
         DataError: if a line cannot be used; the message has its number.

@@ -15,7 +15,7 @@ from seg.comparison.run_records import run_label
 from seg.display.tables import make_table
 from seg.errors import RunError, UserError
 from seg.runs.folder import relative_to_here
-from seg.runs.records import read_json
+from seg.runs.record import RECORD_FILE, RunRecord, read_record
 from seg.training.loggers.wandb import UNSENT_FILE, has_key, server_answers, server_url
 
 SERVER_TIMEOUT = 10.0  # s for the server to answer
@@ -73,15 +73,15 @@ def read_recording(folder: Path) -> OfflineRun:
     """Read a recording's folder, and the run.json of its run."""
     run = folder.parent.parent
     try:
-        record = read_json(run / "run.json")
+        record = read_record(run / RECORD_FILE)
     except RunError:  # the recording lies elsewhere, or the run died as it started, or is damaged
-        record = {}
+        record = RunRecord(status="failed")
     return OfflineRun(
         folder,
-        printable_line(record.get("name")) or run_label(Path(run.name)),
-        printable_line(record.get("group")) or None,
+        printable_line(record.name) or run_label(Path(run.name)),
+        printable_line(record.group) or None,
         any(folder.glob("*.wandb.synced")),
-        record.get("status") == "running",
+        record.status == "running",
     )
 
 
