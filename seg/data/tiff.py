@@ -172,14 +172,7 @@ def invert(pixels: np.ndarray, page: Any, file: Path) -> np.ndarray:
 
 
 def warn_of_scale(page: Any, file: Path) -> None:
-    """Warn of tags that give the stored values another scale, or a value that means no data."""
-    nodata = page.tags.valueof(GDAL_NODATA)
-    if nodata is not None and can_hold(page.dtype, str(nodata)):
-        warn_once(
-            file.parent,
-            f"{file}: the tag GDAL_NODATA says that {str(nodata).strip()} means no data; it is read as a value: declare these "
-            "pixels in the masks (data.ignore), and replace the value in the images",
-        )
+    """Warn of tags that give the stored values another scale."""
     metadata = str(page.tags.valueof(GDAL_METADATA) or "")
     calibrated = (page.parent.imagej_metadata or {}) if page.parent.is_imagej else {}
     if 'role="scale"' in metadata or 'role="offset"' in metadata or "c1" in calibrated:
@@ -189,18 +182,6 @@ def warn_of_scale(page: Any, file: Path) -> None:
             f"{file}: {tag} gives the values a scale and an offset; they are read as stored: apply them first if "
             "they differ between images",
         )
-
-
-def can_hold(dtype: np.dtype, value: str) -> bool:
-    """Return True if a type can hold the number that a text gives; False if it gives none."""
-    try:
-        number = float(value.strip("\0 "))
-    except ValueError:
-        return False
-    if dtype.kind not in "iu":
-        return True
-    limits = np.iinfo(dtype)
-    return limits.min <= number <= limits.max
 
 
 def page_orientation(page: Any) -> int:

@@ -1,14 +1,16 @@
 """Interface of a data set: classes, named splits, and how one image and its mask are read."""
 
 import pickle
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 
 from seg.data.masks import ColourList, shorten_list
+from seg.data.nodata import nodata_pixels
 from seg.display.colors import default_colors
 from seg.errors import DataError
+from seg.logits import IGNORE
 
 Task = Literal["classes", "instances", "overlapping"]
 
@@ -40,6 +42,17 @@ class DataSource(Protocol):
             DataError: if a file cannot be used; the message has the file, the finding and the remedy.
         """
         ...
+
+
+def ignore_nodata(
+    image: np.ndarray, mask: np.ndarray, nodata: Sequence[float]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return an image and its mask, 255 where all channels of the image have no data."""
+    lost = nodata_pixels(image, nodata)
+    if lost is not None:
+        mask = mask.copy()
+        mask[lost] = IGNORE
+    return image, mask
 
 
 class PackedRecords(Mapping[str, Any]):

@@ -9,7 +9,14 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field
 
-from seg.data.datasets.base import PackedRecords, Task, check_choice, check_task, class_colors
+from seg.data.datasets.base import (
+    PackedRecords,
+    Task,
+    check_choice,
+    check_task,
+    class_colors,
+    ignore_nodata,
+)
 from seg.data.datasets.coco_json import (
     CocoAnnotation,
     CocoImage,
@@ -23,6 +30,7 @@ from seg.data.datasets.coco_json import (
 )
 from seg.data.image_io import read_image
 from seg.data.masks import size_mismatch_error
+from seg.data.nodata import NodataOption, nodata_values
 from seg.data.partition import SPLITS
 from seg.data.similar_names import find_similar, similar_file
 from seg.data.splits import SplitOptions, split_by_lists
@@ -49,6 +57,8 @@ class Coco:
         colors: one (red, green, blue) in 0..255 a class, for pictures; None: readable defaults.
         crowd: use of annotations of many objects (``iscrowd``): ``ignore`` their pixels, take each as an
             ``object``, or ``skip`` them as if not annotated.
+        nodata: value of the images that means no data, or ``nan``; in addition to that of each file's tag
+            GDAL_NODATA. ``none``: the tag is not honoured. None: that of the tag.
         boxes: use of annotations without an outline: an ``error``, or ``skip`` them as if not annotated.
         val: share of the images in 0..1 for validation, of one JSON; None: 0.2, or the fold.
         test: share of the images in 0..1 for the test, of one JSON; the same for each fold.
@@ -75,6 +85,7 @@ class Coco:
         colors: list[list[int]] | None = None,
         crowd: CrowdOption = "ignore",
         boxes: BoxesOption = "error",
+        nodata: NodataOption | None = None,
         val: Annotated[float, Field(gt=0, lt=1)] | None = None,
         test: Annotated[float, Field(ge=0, lt=1)] = 0.0,
         fold: Annotated[int, Field(ge=0)] | None = None,
@@ -91,7 +102,7 @@ class Coco:
             raise DataError(f"data=coco {need}")
         check_choice("crowd", crowd, CrowdOption)
         check_choice("boxes", boxes, BoxesOption)
-        self.skip_boxes = boxes == "skip"
+        self.skip_boxes, self.nodata = boxes == "skip", nodata
         files = annotation_files(annotations)
         if folders is not None and set(folders) != set(files):
             raise DataError(f"data.folders={folders}: give one for each of {', '.join(files)}")
@@ -142,14 +153,19 @@ class Coco:
     def read(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Return image (H, W, C), and mask (H, W) uint8 of class indices or (H, W, K) of 0 and 1; 255 = ignore."""
         entry = self.entries[name]
-        image = read_image(self.root / entry.file)
+        nodata = self.nodata_values(name)
+        image = read_image(self.root / entry.file, nodata=nodata)
         height, width = image.shape[:2]
         if entry.stated_size not in ((None, None), (height, width)):
             remedy = "take the image that was annotated"
             raise size_mismatch_error(
                 entry.json_file, entry.stated_size, self.root / entry.file, image.shape, remedy
             )
-        return image, self.draw_mask(entry, height, width)
+        return ignore_nodata(image, self.draw_mask(entry, height, width), nodata)
+
+    def nodata_values(self, name: str) -> tuple[float, ...]:
+        """Return the values that mean no data in an image: the option's first, and its tag's."""
+        return nodata_values(self.nodata, self.root / self.entries[name].file)
 
     def draw_mask(self, entry: CocoImage, height: int, width: int) -> np.ndarray:
         """Return the mask of an entry, (H, W) or (H, W, K), as in ``read``."""
@@ -192,7 +208,7 @@ class Coco:
         """Return a text that changes when the result of ``read`` may have changed."""
         file = self.root / self.entries[name].file
         status, content = file.stat(), hashlib.sha256(self.entries.packed_bytes(name)).hexdigest()
-        options = (self.classes, self.annotated, self.crowd, self.task)
+        options = (self.classes, self.annotated, self.crowd, self.task, self.nodata)
         return f"{file.resolve()} {status.st_size} {status.st_mtime_ns} {content} {options}"
 
     def class_presence(self, name: str) -> np.ndarray:

@@ -12,6 +12,7 @@ from seg.data.datasets.base import (
     check_choice,
     check_task,
     class_colors,
+    ignore_nodata,
 )
 from seg.data.datasets.pairing import (
     LIST_LINE_HINT,
@@ -31,6 +32,7 @@ from seg.data.masks import (
     size_mismatch_error,
     split_planes,
 )
+from seg.data.nodata import NodataOption, nodata_values
 from seg.data.partition import SPLITS, Splits, reject_options
 from seg.data.similar_names import similar_key
 from seg.data.splits import SplitOptions, read_lists, split_by_lists
@@ -63,6 +65,8 @@ class Folder:
         values: mask value on disk -> class index; None: the values are the indices.
         palette: class name -> its colour in the masks, (red, green, blue) in 0..255, or several colours.
         ignore: mask values on disk, or colours with ``palette``, that are excluded from training and scores.
+        nodata: value of the images that means no data, or ``nan``; in addition to that of each file's tag
+            GDAL_NODATA. ``none``: the tag is not honoured. None: that of the tag.
         val: share of the images in 0..1 for validation, unless folders give it; None: 0.2, or the fold.
         test: share of the images in 0..1 for the test, unless folders give it; the same for each fold.
         fold: index of the fold that validates, 0 .. folds - 1; None: the share ``val``.
@@ -95,6 +99,7 @@ class Folder:
         values: dict[int, int] | None = None,
         palette: dict[str, ColourList | list[ColourList]] | None = None,
         ignore: list[int] | list[ColourList] | None = None,
+        nodata: NodataOption | None = None,
         val: Annotated[float, Field(gt=0, lt=1)] | None = None,
         test: Annotated[float, Field(ge=0, lt=1)] = 0.0,
         fold: Annotated[int, Field(ge=0)] | None = None,
@@ -108,7 +113,7 @@ class Folder:
         task: Task = "classes",
     ) -> None:
         # Options of the layout.
-        self.similar = similar_names
+        self.similar, self.nodata = similar_names, nodata
         check_choice("pages", pages, PagesOption)
         check_choice("layers", layers, LayersOption)
         if task == "overlapping" and layers is None:
@@ -164,7 +169,9 @@ class Folder:
             self.values = MaskValues(["absent", "present"], present, ignore, paintable=False)
         else:
             self.values = MaskValues(classes, values, ignore, palette)
-        self.reading = repr((pages, layers, values, palette, ignore, classes, task, self.has_files))
+        self.reading = repr(
+            (pages, layers, values, palette, ignore, classes, task, nodata, self.has_files)
+        )
         self.colors = class_colors(colors, classes, palette, spare=task == "overlapping")
 
         # Splits: by folders, by the table, or by the options.
@@ -246,11 +253,16 @@ class Folder:
     def read(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Return image (H, W, C), and mask (H, W) uint8 of class indices or (H, W, K) of 0 and 1; 255 = ignore."""
         pair = self.files[name]
-        image = read_image(pair.image, pair.page, channels=self.pages == "channels")
+        nodata = self.nodata_values(name)
+        image = read_image(pair.image, pair.page, channels=self.pages == "channels", nodata=nodata)
         mask = self.decode_mask(pair)
         if mask.shape[:2] != image.shape[:2]:
             raise size_mismatch_error(pair.mask, mask.shape, pair.image, image.shape)
-        return image, mask
+        return ignore_nodata(image, mask, nodata)
+
+    def nodata_values(self, name: str) -> tuple[float, ...]:
+        """Return the values that mean no data in an image: the option's first, and its tag's."""
+        return nodata_values(self.nodata, self.files[name].image)
 
     def decode_mask(self, pair: Pair) -> np.ndarray:
         """Return the mask of a pair, (H, W) or (H, W, K), as in ``read``."""
