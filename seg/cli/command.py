@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from seg.cli.compose import check_command_line, one_line, parse_overrides
 from seg.cli.conf_files import CONF, did_you_mean, group_names
 from seg.cli.help import help_text
-from seg.cli.paths import expand_path, expand_paths
+from seg.cli.paths import complete_values, expand_path
 from seg.display.console import escape_controls
 from seg.errors import USER_ERRORS, UserError
 from seg.version import __version__
@@ -60,7 +60,7 @@ def command(
 
     def decorate(function: Callable[[DictConfig], Any]) -> Callable[[], None]:
         def job(cfg: DictConfig) -> Any:
-            expand_paths(cfg)
+            complete_values(cfg)
             if HydraConfig.get().mode == RunMode.MULTIRUN:
                 return function(
                     cfg

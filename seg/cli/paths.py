@@ -1,5 +1,6 @@
-"""Options that are paths: ``~`` and environment variables in them are expanded when a config is composed."""
+"""Values completed when a config is composed: ``~`` and environment variables in paths, and NaN as a word."""
 
+import math
 import os
 import re
 from typing import Any
@@ -29,6 +30,23 @@ PATH_OPTIONS = (  # dotted names of all options that hold a path, a list of path
 URL_OPTIONS = ("storage", "logger.mlflow.uri")  # a path, or the address of a database or a server
 SQLITE_PREFIX = "sqlite:///"  # followed by the path of a file
 VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)\})")
+
+
+NODATA_OPTIONS = ("data.nodata", "nodata")  # a number, or nan
+
+
+def complete_values(cfg: DictConfig) -> None:
+    """Expand the paths of a config, and spell NaN, which equals nothing, as the word nan.
+
+    Raises:
+        UserError: naming the option, if an environment variable is not set or a path is an address.
+    """
+    expand_paths(cfg)
+    for name in NODATA_OPTIONS:
+        value = OmegaConf.select(cfg, name)
+        if isinstance(value, float) and math.isnan(value):
+            with flag_override(cfg, ["struct", "readonly"], [False, False]):
+                OmegaConf.update(cfg, name, "nan")
 
 
 def expand_paths(cfg: DictConfig) -> None:

@@ -24,6 +24,7 @@ from pydantic.errors import PydanticSchemaGenerationError
 from pydantic_core import SchemaError
 
 from seg.cli.conf_files import CONF, HYDRA_KEYS, did_you_mean, format_option_value, join_some
+from seg.cli.paths import NODATA_OPTIONS
 from seg.errors import NotWholeNumber, UserError, missing_extra_hint
 from seg.ranges import annotation_ranges
 
@@ -143,6 +144,7 @@ OPTION_RANGES = {  # dotted name of an option -> its range
     "threshold": any_range(float_range(0, 1, open_=True), word_range("best"), NULL_RANGE),
     "loader.workers": OptionRange(WORKERS_RANGE.needed, lambda v: v is None or WORKERS_RANGE.holds(v)),  # null: in seg.rerun
     "workers": WORKERS_RANGE,
+    "nodata": any_range(OptionRange("a number, nan or none", lambda v: is_number(v) or v in ("nan", "none")), NULL_RANGE),
     "accelerator": choice_range("auto", "cpu", "gpu", "mps"),
     "run": any_range(WORD_RANGE, OptionRange("a list of them", lambda v: isinstance(v, list) and all(map(WORD_RANGE.holds, v))), NULL_RANGE),
     "input": any_range(WORD_RANGE, NULL_RANGE),
@@ -588,6 +590,8 @@ def is_number(value: Any) -> bool:
 def range_violation(path: str, value: Any) -> str | None:
     """Return the needed range in words if a value is outside of it, else None."""
     for number in value if isinstance(value, list) else [value]:
+        if path in NODATA_OPTIONS:
+            break
         if isinstance(number, float) and not math.isfinite(number):
             return "a finite number"
         if type(number) is int and abs(number) > MAX_COUNT:

@@ -12,17 +12,19 @@ from typing import Any, Literal
 import numpy as np
 import tifffile
 
-from seg.data.tiff import GDAL_NODATA, TIFF_SUFFIXES, warn_once
+from seg.data.tiff import GDAL_NODATA, TIFF_SUFFIXES, interpret_page, warn_once
 from seg.errors import DataError
 
 NodataOption = float | Literal["nan", "none"]
 SENTINELS = (-9999.0, -99999.0, -32768.0)  # values that programs write where there is no data
 HUGE = 1e38  # no measurement; programs write the smallest or the largest float
-TAGS: dict[tuple[str, int, int], float | None] = {}  # path, size and time of a file -> its tag
+TAGS: dict[
+    tuple[str, int, int], tuple[float, ...]
+] = {}  # path, size and time of a file -> its values
 
 
 def nodata_values(option: NodataOption | None, file: Path | None) -> tuple[float, ...]:
-    """Return the values that mean no data in a file: the option's first, and that of its tag.
+    """Return the values that mean no data in a file as read: the option's first, and those of its tag.
 
     Args:
         option: a number, ``nan``, ``none`` (no value means no data), or None (that of the tag).
@@ -30,32 +32,40 @@ def nodata_values(option: NodataOption | None, file: Path | None) -> tuple[float
     """
     if option == "none":
         return ()
-    tag = None if file is None else read_nodata_tag(file)
-    both = (None if option is None else float(option), tag)
-    return tuple(value for value in both if value is not None)
+    tag = () if file is None else read_nodata_tag(file)
+    return tag if option is None else (float(option), *tag)
 
 
-def read_nodata_tag(file: Path) -> float | None:
-    """Return the number of a TIFF's tag GDAL_NODATA; None if there is none."""
+def read_nodata_tag(file: Path) -> tuple[float, ...]:
+    """Return the values that the tag GDAL_NODATA of a TIFF means, as read; () if there is none."""
     if file.suffix.lower() not in TIFF_SUFFIXES:
-        return None
+        return ()
     try:
         status = file.stat()
         key = (str(file), status.st_size, status.st_mtime_ns)
         if key not in TAGS:
             with tifffile.TiffFile(file) as tiff:
-                TAGS[key] = parse_nodata(tiff.pages[0].aspage())
+                TAGS[key] = interpret_nodata(tiff.pages[0].aspage(), file)
         return TAGS[key]
     except Exception:  # the reader names what is damaged
-        return None
+        return ()
 
 
-def parse_nodata(page: Any) -> float | None:
-    """Return the number of the tag GDAL_NODATA of a page; None if there is none."""
+def interpret_nodata(page: Any, file: Path) -> tuple[float, ...]:
+    """Return what a pixel with the value of the tag GDAL_NODATA becomes when it is read; () without a usable tag."""
     try:
-        return float(str(page.tags.valueof(GDAL_NODATA)).strip("\0 "))
+        number = float(str(page.tags.valueof(GDAL_NODATA)).strip("\0 "))
     except ValueError:
-        return None
+        return ()
+    if page.dtype.kind in "iu" and not integer_nodata((number,), page.dtype):
+        return ()
+    samples = () if page.samplesperpixel == 1 else (page.samplesperpixel,)
+    with np.errstate(over="ignore"):
+        stored = np.full((1, 1, *samples), number).astype(page.dtype)
+    pixel = interpret_page(stored, page, file, turn=False)
+    if pixel.ndim > stored.ndim:  # a colour of a palette
+        return ()
+    return tuple(float(value) for value in np.unique(pixel))
 
 
 def integer_nodata(values: Sequence[float], dtype: np.dtype) -> list[int]:
@@ -91,8 +101,8 @@ def nodata_pixels(image: np.ndarray, values: Sequence[float] | None) -> np.ndarr
         lost = image == known[0]
     else:
         return None
-    lost = lost.all(-1)
-    return lost if lost.any() else None
+    pixels = np.asarray(lost.all(-1))
+    return pixels if pixels.any() else None
 
 
 def check_sentinels(image: np.ndarray, file: Path | str) -> None:
@@ -112,10 +122,9 @@ def check_sentinels(image: np.ndarray, file: Path | str) -> None:
                 kind="pixels",
             )
     if low in SENTINELS and float(np.min(image, where=image != low, initial=np.inf)) > low / 2:
-        count = int((image == np.float32(low)).sum())
         warn_once(
             Path(str(file)).parent,
-            f"{file}: {count} of {image.size} values are {low:g}, far below all others; if it means no data, "
+            f"{file}: values of {low:g} are far below all others; if it means no data, "
             f"{declare_nodata(low)}",
         )
 

@@ -67,7 +67,9 @@ class Normalization:
         result = result.clip(0, 1, out=result) if self.clip else result
         if lost is None:
             return result
-        return np.where(lost, np.array([np.nan] if self.keeps_nodata else self.mean, np.float32), result)
+        return np.where(
+            lost, np.array([np.nan] if self.keeps_nodata else self.mean, np.float32), result
+        )
 
     def find_nodata(self, image: np.ndarray) -> np.ndarray | None:
         """Return where values (..., C) have no data, broadcastable bool; None: nowhere."""

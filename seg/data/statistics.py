@@ -28,7 +28,9 @@ from seg.errors import DataError
 from seg.logits import IGNORE
 
 log = logging.getLogger("seg")
-STATISTICS_FORMAT = 2  # of the cached statistics: 2 has the images' type and range
+STATISTICS_FORMAT = (
+    3  # of the cached statistics: 2 has the images' type and range, 3 values that mean no data
+)
 
 
 @dataclass(frozen=True)

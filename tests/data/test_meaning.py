@@ -1,6 +1,7 @@
 """Images are read as their tags say: the same array in every format, whole and in bands."""
 
 import logging
+import re
 import unicodedata
 
 import cv2
@@ -9,6 +10,7 @@ import pytest
 import tifffile
 from PIL import Image
 
+from seg.cli.compose import compose_checked, instantiate_node
 from seg.data.datasets.base import check_class_names
 from seg.data.datasets.folder import Folder, read_mask_file
 from seg.data.image_io import count_pages, list_images, read_image, read_pages
@@ -145,7 +147,6 @@ def test_overviews_and_masks_of_a_tiff_are_no_pages(tmp_path):
 
 
 @pytest.mark.parametrize(("code", "value", "words"), [
-    (42113, "99", "GDAL_NODATA"),
     (42112, '<GDALMetadata><Item name="SCALE" sample="0" role="scale">0.1</Item></GDALMetadata>', "GDAL_METADATA"),
 ])  # fmt: skip
 def test_tags_that_are_not_honoured_are_told(tmp_path, caplog, code, value, words):
@@ -155,6 +156,21 @@ def test_tags_that_are_not_honoured_are_told(tmp_path, caplog, code, value, word
         read_image(file)
         read_image(file)
     assert caplog.text.count(words) == 1 and "a.tif" in caplog.text
+
+
+def test_the_tag_of_a_mask_names_the_option_that_ignores_the_value(tmp_path, caplog):
+    for part, pixels in (("images", GREY8), ("masks", GREY8 % 2 * 7)):
+        (tmp_path / part).mkdir()
+        for name in "ab":
+            tag = [(42113, "s", 0, "7", True)] if part == "masks" else []
+            tifffile.imwrite(tmp_path / part / f"{name}.tif", pixels, extratags=tag, metadata=None)
+    with pytest.raises(DataError, match=r"mask value \[7\] not declared"):
+        Folder(str(tmp_path), ["a", "b", "c"]).read("a")
+    remedy = re.search(r"data\.ignore=\[7\]", caplog.text)[0]
+    data = compose_checked(
+        "train", ["data=folder", f"data.root={tmp_path}", "data.classes=[a,b]", remedy]
+    ).data
+    assert set(np.unique(instantiate_node(data, "data").read("a")[1])) == {0, 255}
 
 
 def test_colours_that_are_not_converted_are_refused(tmp_path):

@@ -32,10 +32,11 @@ from seg.data.masks import (
     size_mismatch_error,
     split_planes,
 )
-from seg.data.nodata import NodataOption, nodata_values
+from seg.data.nodata import NodataOption, nodata_values, read_nodata_tag
 from seg.data.partition import SPLITS, Splits, reject_options
 from seg.data.similar_names import similar_key
 from seg.data.splits import SplitOptions, read_lists, split_by_lists
+from seg.data.tiff import warn_once
 from seg.errors import DataError
 
 PagesOption = Literal["slices", "channels"]
@@ -379,6 +380,11 @@ def read_mask_file(file: Path, page: int | None = None, colours: bool = False) -
     Raises:
         DataError: if the file cannot be read, or has several pages and no index is given.
     """
+    for value in read_nodata_tag(file):
+        warn_once(
+            file.parent,
+            f"{file}: the tag GDAL_NODATA of a mask is not applied; if {value:g} is void, data.ignore=[{value:g}]",
+        )
     pages = read_pages(file, page, colours)
     if len(pages) != 1:
         raise DataError(
