@@ -503,7 +503,9 @@ def test_foreground_also_finds_its_pixels_with_surroundings_for_valid_convolutio
 
 def test_the_share_of_crops_is_checked_and_described():
     for wrong, crop in ((-0.1, 32), (1.5, 32), (0.5, None)):
-        with pytest.raises(ValueError, match=f"foreground is {wrong} and crop {crop}"):
+        with pytest.raises(
+            ValueError, match=rf"foreground is {wrong}( and crop {crop}|; a number from 0 to 1)"
+        ):
             DataModule(Dots(), crop=crop, foreground=wrong)
     assert DataModule(Dots(), crop=32).describe_crops == (
         "4 of 32x32 px from each image, anywhere (loader.foreground=0)"

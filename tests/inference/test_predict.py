@@ -867,7 +867,7 @@ def test_good_files_are_done_and_bad_ones_listed(process, run, tmp_path):
     assert ran(process, words, tmp_path / "log") == 2
     told = (tmp_path / "log").read_text()
     error = told.splitlines()[-1]
-    assert error.startswith("error: ") and "1 of 8 inputs segmented" in told
+    assert error.startswith("error: ") and "1 of 7 inputs segmented" in told
     for name, why in (
         ("a-empty.png", "not a readable image"),
         ("b-noise.tif", "not a readable image"),
@@ -966,15 +966,15 @@ def test_names_with_dots_spaces_and_other_letters(run, tmp_path):
 MEASURED = """
 import json, resource, sys, time
 from omegaconf import OmegaConf
-from seg.cli import CONF
+from seg.cli.conf_files import CONF
 from hydra import compose, initialize_config_dir
 import torch
 torch.set_num_threads(1)
-from seg.predict import predict
+from seg.predict import predict_files
 with initialize_config_dir(str(CONF), version_base="1.3"):
     cfg = compose("predict", sys.argv[1:])
 started = time.perf_counter()
-predict(cfg)
+predict_files(cfg)
 print(json.dumps({"seconds": time.perf_counter() - started,
                   "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}))
 """
