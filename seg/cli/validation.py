@@ -123,6 +123,12 @@ def is_duration(value: Any) -> bool:
     return isinstance(value, str) and re.fullmatch(r"\d+:\d\d:\d\d:\d\d", value) is not None
 
 
+def is_nodata(value: Any) -> bool:
+    """Return True for a number, which may be NaN but not infinite, and for nan and none."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return (number and not math.isinf(value)) or value in ("nan", "none")
+
+
 OPTION_RANGES = {  # dotted name of an option -> its range
     "seed": int_range(0, 2**32 - 1),
     "name": any_range(NAME_RANGE, NULL_RANGE),
@@ -144,7 +150,7 @@ OPTION_RANGES = {  # dotted name of an option -> its range
     "threshold": any_range(float_range(0, 1, open_=True), word_range("best"), NULL_RANGE),
     "loader.workers": OptionRange(WORKERS_RANGE.needed, lambda v: v is None or WORKERS_RANGE.holds(v)),  # null: in seg.rerun
     "workers": WORKERS_RANGE,
-    "nodata": any_range(OptionRange("a number, nan or none", lambda v: is_number(v) or v in ("nan", "none")), NULL_RANGE),
+    **dict.fromkeys(NODATA_OPTIONS, any_range(OptionRange("a number, nan or none", is_nodata), NULL_RANGE)),
     "accelerator": choice_range("auto", "cpu", "gpu", "mps"),
     "run": any_range(WORD_RANGE, OptionRange("a list of them", lambda v: isinstance(v, list) and all(map(WORD_RANGE.holds, v))), NULL_RANGE),
     "input": any_range(WORD_RANGE, NULL_RANGE),

@@ -118,6 +118,11 @@ def test_what_cannot_be_a_path_is_an_error(word, message):
         compose_checked("train", [word])
 
 
+def test_a_variable_that_is_set_later_is_accepted(monkeypatch):
+    monkeypatch.setenv("NOWHERE", "/data")
+    assert compose_checked("train", ["outputs='$NOWHERE/x'"]).outputs == "/data/x"
+
+
 def test_a_name_with_a_dollar_that_exists_stays(tmp_path):
     (tmp_path / "$DATA").mkdir()
     word = f"data.root='{tmp_path}/$DATA'"

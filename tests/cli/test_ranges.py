@@ -263,6 +263,11 @@ TAKEN = {  # those of VALUES that an option takes -> file or command -> such opt
         'compare': 'page',
         'sync': 'send running',
     },
+    '-1 0 nan 1.5 1e9 1e30 null -0.5 1.0': {
+        'data=coco': 'nodata',
+        'data=folder': 'nodata',
+        'predict': 'nodata',
+    },
     '{}': {
         'logger=csv': 'logger',
     },

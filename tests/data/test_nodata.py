@@ -20,9 +20,12 @@ from seg.data.image_io import read_image
 from seg.data.nodata import nodata_values
 from seg.data.raster import ImageReader
 from seg.data.tiff import WARNED
-from seg.errors import DataError
+from seg.errors import DataError, UserError
 from seg.evaluate import evaluate
 from seg.inference import ensemble
+from seg.inference.export import FORMAT_SUFFIXES as SUFFIXES
+from seg.inference.export import export_run
+from seg.inference.exported_network import open_export
 from seg.predict import predict_files
 from seg.training.run import train
 
@@ -399,3 +402,60 @@ def test_evaluation_ignores_it(runs, tmp_path):
         hits += int(((mask == 1) & (truth == 1) & known).sum())
         union += int((((mask == 1) | (truth == 1)) & known).sum())
     assert scores["all/iou/in"] == pytest.approx(hits / union if union else 0, abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["onnx", "torch"])
+def test_an_exported_network_sees_the_mean_there(runs, tmp_path, kind):
+    if kind == "onnx":
+        pytest.importorskip("onnxruntime")
+    place, (folder, _) = runs
+    file = export_run(
+        config(
+            "export", f"run={folder}", f"format={kind}", f"output={tmp_path}/model{SUFFIXES[kind]}"
+        )
+    )
+    right = seg.load(folder).predict(place / "data/images/0.tif")
+    raw = tifffile.imread(place / "data/images/0.tif").astype(np.float32)[None, None]
+    np.testing.assert_allclose(open_export(file, kind)(raw)[0], right.probabilities, atol=1e-4)
+
+
+def test_other_data_with_another_value_is_refused_and_the_remedy_scores_it(runs, tmp_path):
+    _, (folder, _) = runs
+    if seg.load(folder).run.intensity.dtype != "uint8":
+        make_data(tmp_path / "other", "float32", -1.0, "-1")  # floats need no common value
+        words = [
+            f"run={folder}",
+            "data=folder",
+            f"data.root={tmp_path}/other",
+            f"output={tmp_path}/out",
+        ]
+        assert evaluate(config("evaluate", *words))
+        return
+    make_data(tmp_path / "other", "uint8", 0, "0")
+    words = [
+        f"run={folder}",
+        "data=folder",
+        f"data.root={tmp_path}/other",
+        f"output={tmp_path}/out",
+    ]
+    with pytest.raises(DataError, match="0 means no data, but 255 in the images") as error:
+        evaluate(config("evaluate", *words))
+    remedy = re.search(r"data\.nodata=\S+", str(error.value))[0]
+    assert evaluate(config("evaluate", *words, remedy))
+
+
+def test_a_file_with_nan_is_predicted_with_the_option_that_its_error_names(runs, tmp_path):
+    _, (folder, _) = runs
+    make_data(tmp_path, "float32", np.nan, count=1)
+    words = [
+        f"run={folder}",
+        f"input={tmp_path / 'images'}",
+        f"output={tmp_path / 'out'}",
+        "save=[masks]",
+    ]
+    with pytest.raises(UserError, match="values are NaN") as error:
+        predict_files(config("predict", *words))
+    remedy = re.search(r"in seg\.predict (nodata=\w+)", str(error.value))[1]
+    predict_files(compose_checked("predict", [*words, remedy, f"output={tmp_path / 'second'}"]))
+    mask = tifffile.imread(tmp_path / "second/masks/0.tif")
+    assert (mask[:10, :15] == 255).all() and (mask[10:] < 2).all()
