@@ -27,7 +27,7 @@ class SplitOptions:
     test: float
     fold: int | None
     folds: int
-    blocks: bool
+    contiguous: bool
     group_by: str | None
     stratify: bool
     lists: str | dict[str, str] | None
@@ -56,7 +56,7 @@ class SplitOptions:
             DataError: if options exclude each other, or leave a split empty.
         """
         # Groups by the data or by the option.
-        choice: dict[str, object] = {"fold": self.fold, "blocks": self.blocks}
+        choice: dict[str, object] = {"fold": self.fold, "contiguous": self.contiguous}
         choice |= {"stratify": self.stratify, "val": self.val, "test": self.test or None}
         if groups is not None:
             reject_options(
@@ -73,7 +73,7 @@ class SplitOptions:
             splits = listed(read_lists(self.lists))
         else:
             splits = divide_names(
-                names, self.val, self.test, self.fold, self.folds, self.blocks, self.split_seed, groups,
+                names, self.val, self.test, self.fold, self.folds, self.contiguous, self.split_seed, groups,
                 presence if self.stratify else None,
             )  # fmt: skip
         if groups is not None:

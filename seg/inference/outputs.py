@@ -45,7 +45,7 @@ class OutputOptions(NamedTuple):
         save: kinds of output.
         threshold: probability in 0..1 above which a pixel is class 1 of two, or has an overlapping class.
         depth: type of probabilities and uncertainty; integers map 0..1 to their range.
-        objects: ``neck`` and ``min_size`` of seg.metrics.instances.segment_objects.
+        objects: ``split_neck_px`` and ``min_size`` of seg.metrics.instances.segment_objects.
     """
 
     run: LoadedRun

@@ -28,7 +28,7 @@ CROSSVAL_OPTIONS = (
     "save",
     "tile",
     "overlap",
-    "confidence",
+    "confidence_level",
     "objects",
 )  # not options of seg.train
 NEUTRAL_TRAIN_OPTIONS = (

@@ -342,7 +342,7 @@ def make_trainer(
             f"the first step, of loader.batch_size={cfg.loader.batch_size} and loader.crop={cfg.loader.crop}",
             cfg.trainer.get("accumulate_grad_batches", 1),
         ),
-        NonFiniteGuard(cast(Path, asked.folder), cfg.bad_steps),
+        NonFiniteGuard(cast(Path, asked.folder), cfg.on_nonfinite),
         *optional_callbacks(cfg.patience, cfg.ema),
         *([progress.progress_bar()] if bar else []),
     ]
@@ -421,7 +421,7 @@ def write_artifacts(
     artifacts.write_image_counts(folder / "images.csv", scored, data.source.classes)
     samples = {split: data.samples(split) for split in splits}
     artifacts.save_prediction_pictures(
-        folder / "predictions", samples, cfg.kept, data.source.colors, task.model, task.val_metrics.threshold
+        folder / "predictions", samples, cfg.save_predictions, data.source.colors, task.model, task.val_metrics.threshold
     )  # fmt: skip
 
 

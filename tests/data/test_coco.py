@@ -199,7 +199,7 @@ def test_one_file_is_split_by_share_fold_block_group_class_and_list(tmp_path):
     assert {s: len(n) for s, n in shares.items()} == {"train": 5, "val": 3, "test": 2}
     folds = [Coco(root, file, fold=i).splits["val"] for i in range(5)]
     assert sorted(n for fold in folds for n in fold) == names
-    assert Coco(root, file, blocks=True).splits["val"] == names[8:]
+    assert Coco(root, file, contiguous=True).splits["val"] == names[8:]
     grouped = Coco(root, file, group_by=r"^(p\d)_", val=0.4).splits["val"]
     assert len(grouped) == 4 and len({n[:2] for n in grouped}) == 2
     stratified = Coco(root, file, stratify=True, fold=0, folds=2).splits

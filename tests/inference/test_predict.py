@@ -317,7 +317,7 @@ def test_instances_have_the_areas_and_centroids_of_their_labels(kinds):
 
 
 def test_a_neck_parts_objects_and_none_at_all_are_an_empty_table(run, folder, tmp_path, kinds):
-    predicted(run, folder / "b.png", tmp_path / "a", "save=[instances]", "objects.neck=1.0", "threshold=0.4", "objects.min_size=20")  # fmt: skip
+    predicted(run, folder / "b.png", tmp_path / "a", "save=[instances]", "objects.split_neck_px=1.0", "threshold=0.4", "objects.min_size=20")  # fmt: skip
     whole = tifffile.imread(kinds / "instances/b.tif")
     parted = tifffile.imread(tmp_path / "a/instances/b.tif")
     assert parted.max() > whole.max()
@@ -901,7 +901,7 @@ def test_good_files_are_done_and_bad_ones_listed(process, run, tmp_path):
         (["save=[mask]"], r"save=\['mask'\]: choose from"),
         (["save=[masks,masks]"], r"save=\['masks', 'masks'\]"),
         (["objects.min_size=0"], "objects: .*min_size=0"),
-        (["objects.neck=-1"], "objects: neck=-1"),
+        (["objects.split_neck_px=-1"], "objects: split_neck_px=-1"),
         (["tile=50"], "tile=50 and overlap=32"),
         (["overlap=some"], "overlap=some"),
         (["batch=0"], "batch=0"),
