@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from seg.cli.compose import check_command_line, one_line, parse_overrides
 from seg.cli.conf_files import CONF, did_you_mean, group_names
 from seg.cli.help import help_text
+from seg.cli.paths import complete_values, expand_path
 from seg.cli.renamed_options import rename_composed, rename_words
 from seg.display.console import escape_controls
 from seg.errors import USER_ERRORS, UserError
@@ -61,6 +62,7 @@ def command(
     def decorate(function: Callable[[DictConfig], Any]) -> Callable[[], None]:
         def job(cfg: DictConfig) -> Any:
             rename_composed(cfg, HydraConfig.get().overrides.task)
+            complete_values(cfg)
             if HydraConfig.get().mode == RunMode.MULTIRUN:
                 return function(
                     cfg
@@ -129,6 +131,9 @@ def parse_arguments(config_name: str) -> Namespace:
     flags = sys.argv[1:]
     for word in arguments.overrides:
         flags.remove(word)
+    if (typed := arguments.config_dir) is not None:
+        arguments.config_dir = expand_path("--config-dir", typed)
+        flags = [re.sub(f"{re.escape(typed)}$", lambda _: arguments.config_dir, w) for w in flags]
     sys.argv[1:] = [*flags, *arguments.overrides]
     return arguments
 

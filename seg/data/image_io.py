@@ -4,7 +4,7 @@ import math
 import os
 import re
 import warnings
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,6 +13,7 @@ import numpy as np
 import tifffile
 from PIL import Image, PngImagePlugin
 
+from seg.data.nodata import check_sentinels, find_values, unify_integers
 from seg.data.tiff import (
     TIFF_SUFFIXES,
     check_all_pages,
@@ -262,13 +263,19 @@ def netpbm_pixels(file: Path) -> np.ndarray | None:
     return pixels.reshape(shape).astype(dtype.newbyteorder("="))
 
 
-def read_image(file: Path, page: int | None = None, channels: bool = False) -> np.ndarray:
+def read_image(
+    file: Path,
+    page: int | None = None,
+    channels: bool = False,
+    nodata: Sequence[float] = (),
+) -> np.ndarray:
     """Return one image (H, W, C) uint8, uint16 or float32, without alpha and with a palette's colours.
 
     Args:
         file: file to read.
         page: index of the page of a stack, from 0; None: the file is one image.
         channels: take the pages of a TIFF as the channels of one image.
+        nodata: values that mean no data; see ``as_image``.
 
     Raises:
         DataError: if the file cannot be read, holds several pages but neither ``page`` nor ``channels`` is
@@ -276,7 +283,7 @@ def read_image(file: Path, page: int | None = None, channels: bool = False) -> n
     """
     pages = read_pages(file, page, colours=None)
     if len(pages) == 1:
-        return as_image(pages[0], file if page is None else f"{file}, page {page}")
+        return as_image(pages[0], file if page is None else f"{file}, page {page}", nodata)
     if not channels:
         raise DataError(
             f"{file}: {len(pages)} pages, but one image is needed; split the stack, or take each page as an "
@@ -287,15 +294,16 @@ def read_image(file: Path, page: int | None = None, channels: bool = False) -> n
         raise DataError(
             f"{file}: pages of {shapes}; data.pages=channels needs grey pages of one size and type"
         )
-    return as_image(np.stack(pages, axis=-1), file)
+    return as_image(np.stack(pages, axis=-1), file, nodata)
 
 
-def as_image(page: np.ndarray, file: Path | str) -> np.ndarray:
+def as_image(page: np.ndarray, file: Path | str, nodata: Sequence[float] = ()) -> np.ndarray:
     """Return a page as an image (H, W, C) uint8, uint16 or float32.
 
     Args:
         page: (H, W) or (H, W, C) of any type.
         file: name of the page in messages.
+        nodata: values that mean no data: NaN in an image of floats; in one of integers the first of them.
 
     Raises:
         DataError: if the page has no pixels, another shape or type, or values that are not finite.
@@ -308,17 +316,23 @@ def as_image(page: np.ndarray, file: Path | str) -> np.ndarray:
     if image.dtype == np.bool_:
         image = image.astype(np.uint8) * 255
     if image.dtype in (np.uint8, np.uint16):
-        return image
+        return unify_integers(image, nodata) if nodata else image
     if image.dtype.kind not in "fiu":
         found, remedy = f"values of type {image.dtype}", "integers or floats are needed"
         raise DataError(file=file, found=found, remedy=remedy, kind="pixels")
+    lost = find_values(image, nodata) if nodata else None
     with np.errstate(over="ignore"):
         image = np.array(image, np.float32)  # a copy in memory, also of a mapped file
-    bad = int((~np.isfinite(image)).sum())
-    if bad:
+    if lost is not None:
+        image[lost] = np.nan
+    unknown = ~np.isfinite(image) if lost is None else ~np.isfinite(image) & ~lost
+    if bad := int(unknown.sum()):
         wrong = "beyond the range of float32" if np.isfinite(page).all() else "NaN or infinite"
         found = f"{bad} of {image.size} values are {wrong}"
-        raise DataError(file=file, found=found, remedy="replace them first", kind="pixels")
+        remedy = "replace them first, or if NaN means no data, data.nodata=nan declares it (in seg.predict nodata=nan)"
+        raise DataError(file=file, found=found, remedy=remedy, kind="pixels")
+    if lost is None or not lost.all():
+        check_sentinels(image, file)
     return image
 
 

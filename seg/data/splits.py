@@ -15,6 +15,7 @@ from seg.data.partition import (
     find_groups,
     reject_options,
 )
+from seg.data.similar_names import find_similar
 from seg.errors import DataError
 
 
@@ -140,9 +141,11 @@ def split_by_lists(lines: dict[str, list[str]], names: dict[str, str]) -> Splits
     for split, members in splits.items():
         for line in lines[split]:
             if line not in names:
+                similar = find_similar(line, names) or find_similar(Path(line).stem, names)
+                remedy = f"a line is one name, like {next(iter(names))}"
                 raise DataError(
-                    f"data.lists: {split} names {line!r}, and data.root has no image of that name; a line is "
-                    f"one name, like {next(iter(names))}"
+                    f"data.lists: {split} names {line!r}, and data.root has no image of that name"
+                    f"{f', but {similar}; correct the line' if similar else f'; {remedy}'}"
                 )
             name = names[line]
             if name in split_of:

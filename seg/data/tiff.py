@@ -158,7 +158,6 @@ def interpret_page(
     # Values of 2 and 4 bits fill 8 bits, as in PNG.
     if kind != PALETTE and page.bitspersample in (2, 4) and pixels.dtype == np.uint8:
         pixels = pixels * np.uint8(255 // (2**page.bitspersample - 1))
-    warn_of_nodata(page, file)
     pixels = rescale(pixels, page, file)
     return orient(pixels, page_orientation(page)) if turn else pixels
 
@@ -276,18 +275,6 @@ def read_scales(page: Any, file: Path, channels: int) -> tuple[np.ndarray, np.nd
             remedy="correct or remove it", kind="unreadable",
         ) from error  # fmt: skip
     return scales, offsets
-
-
-def warn_of_nodata(page: Any, file: Path) -> None:
-    """Warn of a value that means no data."""
-    nodata = page.tags.valueof(GDAL_NODATA)
-    if nodata is not None:
-        warn_once(
-            file,
-            "GDAL_NODATA",
-            f"the tag GDAL_NODATA says that {str(nodata).strip()} means no data; it is read as a value: declare these "
-            "pixels in the masks (data.ignore), and replace the value in the images",
-        )
 
 
 def page_orientation(page: Any) -> int:

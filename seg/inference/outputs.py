@@ -25,6 +25,7 @@ from seg.display import panels
 from seg.errors import DataError, UserError
 from seg.inference.band_writer import BandWriter
 from seg.inference.tta import normalized_entropy
+from seg.logits import IGNORE
 from seg.metrics import instances
 from seg.runs.load import LoadedRun
 
@@ -81,7 +82,7 @@ class PredictedBand(NamedTuple):
         top: the first row, px.
         image: (h, W, C) as stored.
         probabilities: (classes, h, W) float32.
-        mask: (h, W) class indices, or (K, h, W) of overlapping classes.
+        mask: (h, W) class indices, or (K, h, W) of overlapping classes; 255 without data.
     """
 
     top: int
@@ -273,7 +274,10 @@ def build_instances(request: OutputOptions, place: OutputTarget, kind: str) -> G
             table.writerows(rows)
         return written
 
-    return GrowingResult(grown, lambda band: band.probabilities[1], finish)
+    def interior(band: PredictedBand) -> np.ndarray:  # no objects where there is no data
+        return np.where(band.mask == IGNORE, 0, band.probabilities[1])
+
+    return GrowingResult(grown, interior, finish)
 
 
 OBJECT_COLUMNS = (

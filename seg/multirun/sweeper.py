@@ -37,6 +37,7 @@ from omegaconf.errors import OmegaConfBaseException
 from seg import files
 from seg.cli.compose import one_line
 from seg.cli.conf_files import CONF
+from seg.cli.paths import complete_values
 from seg.display.console import console, is_rank_zero
 from seg.errors import RunError, UserError
 from seg.multirun.progress import SweepProgress
@@ -94,6 +95,7 @@ class ResumableSweeper(Sweeper):
             raise UserError(
                 "-m: torchrun or SLURM started several processes; start a sweep from a single process"
             )
+        complete_values(config)
         if Path(config.hydra.sweep.dir) != Path(config.outputs) / "sweeps/new":
             raise UserError(
                 f"hydra.sweep.dir={config.hydra.sweep.dir}: a sweep must be below outputs/sweeps to be continued; "

@@ -287,6 +287,7 @@ def check_intensity(
     clip: Any = False,
     dtype: Any = None,
     value_range: Any = None,
+    nodata: Any = None,
 ) -> None:
     """Raise ValueError unless these are the fields of an Intensity."""
     lists = (mean, std)
@@ -302,6 +303,8 @@ def check_intensity(
         type(value_range) is list and len(value_range) == 2 and all(map(is_number, value_range))
     ):
         raise ValueError("its intensity needs a value_range of two numbers")
+    if nodata is not None and not (type(nodata) is list and all(type(v) is float for v in nodata)):
+        raise ValueError("its intensity needs nodata as a list of floats")
 
 
 def check_weights(weights: Any) -> None:

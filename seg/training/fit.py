@@ -3,6 +3,7 @@
 import errno
 import logging
 import math
+import os
 import shutil
 import signal
 from collections.abc import Sequence
@@ -312,7 +313,9 @@ def make_trainer(
         interrupts: callback that stops the run on a signal.
     """
     # Callbacks: checkpoints, progress, resumption, signals, error reports, and those that are optional.
-    checkpoints = cast(Path, asked.folder) / "checkpoints"
+    checkpoints = (
+        Path(os.path.abspath(cast(Path, asked.folder))) / "checkpoints"
+    )  # Lightning expands ~ in others
     bar = progress.on_terminal() and not asked.silent
     callbacks = [
         *more,

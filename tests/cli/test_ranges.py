@@ -22,7 +22,7 @@ COMMANDS = ("train", "evaluate", "predict", "compare", "prune", "export", "check
             "rerun", "models")  # fmt: skip
 TAKEN = {  # those of VALUES that an option takes -> file or command -> such options
     '': {
-        'data=coco': 'crowd task',
+        'data=coco': 'boxes crowd task',
         'data=folder': 'task',
         'data=isbi2012': 'task',
         'data=membranes': 'size task',
@@ -262,6 +262,11 @@ TAKEN = {  # those of VALUES that an option takes -> file or command -> such opt
         'predict': 'check_seams',
         'compare': 'page',
         'sync': 'send running',
+    },
+    '-1 0 nan 1.5 1e9 1e30 null -0.5 1.0': {
+        'data=coco': 'nodata',
+        'data=folder': 'nodata',
+        'predict': 'nodata',
     },
     '{}': {
         'logger=csv': 'logger',

@@ -1,6 +1,7 @@
 """Images are read as their tags say: the same array in every format, whole and in bands."""
 
 import logging
+import re
 import struct
 import unicodedata
 import zlib
@@ -11,6 +12,7 @@ import pytest
 import tifffile
 from PIL import Image
 
+from seg.cli.compose import compose_checked, instantiate_node
 from seg.data.datasets.base import check_class_names
 from seg.data.datasets.folder import Folder, read_mask_file
 from seg.data.image_io import count_pages, has_palette, list_images, read_image, read_pages
@@ -150,16 +152,19 @@ def test_overviews_and_masks_of_a_tiff_are_no_pages(tmp_path):
     pages[0].close()
 
 
-@pytest.mark.parametrize(("code", "value", "words"), [
-    (42113, "99", "GDAL_NODATA"),
-])  # fmt: skip
-def test_tags_that_are_not_honoured_are_told(tmp_path, caplog, code, value, words):
-    file = tmp_path / "a.tif"
-    tifffile.imwrite(file, GREY16, extratags=[(code, 2, 0, value, True)], metadata=None)
-    with caplog.at_level(logging.WARNING, "seg"):
-        read_image(file)
-        read_image(file)
-    assert caplog.text.count(words) == 1 and "a.tif" in caplog.text
+def test_the_tag_of_a_mask_names_the_option_that_ignores_the_value(tmp_path, caplog):
+    for part, pixels in (("images", GREY8), ("masks", GREY8 % 2 * 7)):
+        (tmp_path / part).mkdir()
+        for name in "ab":
+            tag = [(42113, "s", 0, "7", True)] if part == "masks" else []
+            tifffile.imwrite(tmp_path / part / f"{name}.tif", pixels, extratags=tag, metadata=None)
+    with pytest.raises(DataError, match=r"mask value \[7\] not declared"):
+        Folder(str(tmp_path), ["a", "b", "c"]).read("a")
+    remedy = re.search(r"data\.ignore=\[7\]", caplog.text)[0]
+    data = compose_checked(
+        "train", ["data=folder", f"data.root={tmp_path}", "data.classes=[a,b]", remedy]
+    ).data
+    assert set(np.unique(instantiate_node(data, "data").read("a")[1])) == {0, 255}
 
 
 def test_colours_that_are_not_converted_are_refused(tmp_path):
@@ -355,7 +360,7 @@ def test_alpha_of_a_mask_is_no_class_unless_it_is_needed(tmp_path):
     for name in "ab":
         Image.fromarray(GREY8).save(tmp_path / f"images/{name}.png")
         Image.fromarray(with_alpha(planes)).save(tmp_path / f"masks/{name}.png")
-    data = Folder(str(tmp_path), ["a", "b", "c"], layers="pages")
+    data = Folder(str(tmp_path), ["a", "b", "c"], mask_layers="pages")
     np.testing.assert_array_equal(data.read("a")[1], GREY8 % 3)
 
 
@@ -412,8 +417,8 @@ def test_images_that_a_tag_turns_unlike_their_masks_are_a_warning(tmp_path, tagg
             image.save(tmp_path / folder / f"{n}.png", **{"exif": exif} if folder in tagged else {})
     data = Folder(str(tmp_path), ["a", "b"])
     seen = inspect_all(data, [("train", name) for name in data.files], None)
-    assert not seen.faults
-    found = [issue for issue in dataset_issues(seen.looks) if issue.kind == "orientation"]
+    assert not seen.issues
+    found = [issue for issue in dataset_issues(seen.stats) if issue.kind == "orientation"]
     if tagged != ("images",):
         assert not found
         return
@@ -430,7 +435,7 @@ def test_a_long_narrow_image_is_inspected(tmp_path, shape):
             Image.fromarray(pixels).save(tmp_path / folder / f"{name}.png")
     data = Folder(str(tmp_path), ["a", "b"])
     seen = inspect_all(data, [("train", "a")], None)
-    assert seen.looks[0].shape == shape and not seen.faults
+    assert seen.stats[0].shape == shape and not seen.issues
 
 
 def test_a_scale_that_is_no_number_is_told(tmp_path):

@@ -6,7 +6,14 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field
 
-from seg.data.datasets.base import PackedRecords, Task, check_choice, check_task, class_colors
+from seg.data.datasets.base import (
+    PackedRecords,
+    Task,
+    check_choice,
+    check_task,
+    class_colors,
+    ignore_nodata,
+)
 from seg.data.datasets.pairing import (
     LIST_LINE_HINT,
     Pair,
@@ -25,8 +32,11 @@ from seg.data.masks import (
     size_mismatch_error,
     split_planes,
 )
+from seg.data.nodata import NodataOption, nodata_values, read_nodata_tag
 from seg.data.partition import SPLITS, Splits, reject_options
+from seg.data.similar_names import similar_key
 from seg.data.splits import SplitOptions, read_lists, split_by_lists
+from seg.data.tiff import warn_once
 from seg.errors import DataError
 
 PagesOption = Literal["slices", "channels"]
@@ -46,7 +56,8 @@ class Folder:
         table: CSV file of pairs, instead of folders; see ``seg.data.datasets.pairing.pair_by_table``.
         pair_by: regular expression; images and masks with the same match are a pair. None: those with the same
             name but for the suffix.
-        similar_names: pair names that differ only in case, white space and the encoding of accents.
+        similar_names: pair names that differ only in case, white space or the encoding of accents, too; also those in
+            a table and in lists.
         pages: use of TIFFs with several pages: ``slices``: each page is an image with the same page of its
             mask; ``channels``: the pages are the channels of one image; None: an error.
         mask_layers: layout of masks that have one layer a class: ``pages`` of a file, or ``folders`` named as the
@@ -55,6 +66,8 @@ class Folder:
         values: mask value on disk -> class index; None: the values are the indices.
         palette: class name -> its colour in the masks, (red, green, blue) in 0..255, or several colours.
         ignore: mask values on disk, or colours with ``palette``, that are excluded from training and scores.
+        nodata: value of the images that means no data, or ``nan``; in addition to that of each file's tag
+            GDAL_NODATA. ``none``: the tag is not honoured. None: that of the tag.
         val: share of the images in 0..1 for validation, unless folders give it; None: 0.2, or the fold.
         test: share of the images in 0..1 for the test, unless folders give it; the same for each fold.
         fold: index of the fold that validates, 0 .. folds - 1; None: the share ``val``.
@@ -81,11 +94,13 @@ class Folder:
         masks: str = "masks",
         table: str | None = None,
         pair_by: str | None = None,
+        similar_names: bool = False,
         pages: PagesOption | None = None,
         mask_layers: LayersOption | None = None,
         values: dict[int, int] | None = None,
         palette: dict[str, ColourList | list[ColourList]] | None = None,
         ignore: list[int] | list[ColourList] | None = None,
+        nodata: NodataOption | None = None,
         val: Annotated[float, Field(gt=0, lt=1)] | None = None,
         test: Annotated[float, Field(ge=0, lt=1)] = 0.0,
         fold: Annotated[int, Field(ge=0)] | None = None,
@@ -97,10 +112,9 @@ class Folder:
         only_listed: bool = False,
         split_seed: Annotated[int, Field(ge=0)] = 0,
         task: Task = "classes",
-        similar_names: bool = False,
     ) -> None:
         # Options of the layout.
-        self.similar = similar_names
+        self.similar, self.nodata = similar_names, nodata
         check_choice("pages", pages, PagesOption)
         check_choice("mask_layers", mask_layers, LayersOption)
         if task == "overlapping" and mask_layers is None:
@@ -130,13 +144,9 @@ class Folder:
             self.root = find_folder_root(root, images, masks)
             by_split, in_split, in_group = self.pairs_by_split(classes or []), None, None
         else:
-            reject_options(
-                {"pair_by": pair_by, "similar_names": similar_names or None},
-                "data.table",
-                "the table pairs",
-            )
+            reject_options({"pair_by": pair_by}, "data.table", "the table pairs")
             self.root = Path(table).parent
-            pairs, in_split, in_group = pair_by_table(Path(table), classes or [])
+            pairs, in_split, in_group = pair_by_table(Path(table), classes or [], similar_names)
             if self.only is not None:
                 first = next(iter(pairs))
                 pairs = {n: p for n, p in pairs.items() if self.only & {n, p.image.name}}
@@ -170,7 +180,7 @@ class Folder:
         else:
             self.values = MaskValues(classes, values, ignore, palette)
         self.reading = repr(
-            (pages, mask_layers, values, palette, ignore, classes, task, self.has_files)
+            (pages, mask_layers, values, palette, ignore, classes, task, nodata, self.has_files)
         )
         self.colors = class_colors(colors, classes, palette, spare=task == "overlapping")
 
@@ -257,12 +267,17 @@ class Folder:
     def read(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Return image (H, W, C), and mask (H, W) uint8 of class indices or (H, W, K) of 0 and 1; 255 = ignore."""
         pair = self.files[name]
-        image = read_image(pair.image, pair.page, channels=self.pages == "channels")
+        nodata = self.nodata_values(name)
+        image = read_image(pair.image, pair.page, channels=self.pages == "channels", nodata=nodata)
         mask = self.decode_mask(pair)
         if mask.shape[:2] != image.shape[:2]:
             remedy = turned_remedy(pair)
             raise size_mismatch_error(pair.mask, mask.shape, pair.image, image.shape, remedy)
-        return image, mask
+        return ignore_nodata(image, mask, nodata)
+
+    def nodata_values(self, name: str) -> tuple[float, ...]:
+        """Return the values that mean no data in an image: the option's first, and its tag's."""
+        return nodata_values(self.nodata, self.files[name].image)
 
     def decode_mask(self, pair: Pair) -> np.ndarray:
         """Return the mask of a pair, (H, W) or (H, W, K), as in ``read``."""
@@ -321,10 +336,15 @@ class Folder:
         for name, pair in self.files.items():
             file = pair.image
             for line in {name, name + file.suffix, file.name, file.stem if stacks else name}:
+                line = similar_key(line) if self.similar else line
                 meanings.setdefault(line, []).append(name)
         clear = {line: names for line, names in meanings.items() if stacks or len(names) == 1}
         images = {
-            split: [name for line in listed for name in clear.get(line, [line])]
+            split: [
+                name
+                for line in listed
+                for name in clear.get(similar_key(line) if self.similar else line, [line])
+            ]
             for split, listed in lines.items()
         }
         return split_by_lists(images, {name: name for name in self.files})
@@ -396,6 +416,12 @@ def read_mask_file(file: Path, page: int | None = None, colours: bool = False) -
     Raises:
         DataError: if the file cannot be read, or has several pages and no index is given.
     """
+    for value in read_nodata_tag(file):
+        warn_once(
+            file,
+            "mask's GDAL_NODATA",
+            f"the tag GDAL_NODATA of a mask is not applied; if {value:g} is void, data.ignore=[{value:g}]",
+        )
     pages = read_pages(file, page, colours)
     if len(pages) != 1:
         raise DataError(

@@ -135,6 +135,12 @@ def inspect_image(
         root: folder that paths in messages are relative to.
         heuristics: whether to compute ``fits`` and ``jumps``.
     """
+    stored = image
+    if image.dtype.kind == "f" and np.isnan(image).any():  # no data
+        known = image[~np.isnan(image)]
+        image = np.where(np.isnan(image), known.mean() if known.size else 0, image).astype(
+            np.float32
+        )
     # Evenly spaced pixels are enough for most statistics of a large image.
     files, num_classes = image_and_mask_files(source, name), len(source.classes)
     valid = np.broadcast_to((mask != IGNORE).sum((0, 1)), num_classes)
@@ -154,7 +160,7 @@ def inspect_image(
         pixels=count_class_pixels(mask, num_classes),
         valid=valid,
         ignored=float(1 - (valid / np.prod(mask.shape[:2])).mean()),
-        image_hash=hash_pixels(image),
+        image_hash=hash_pixels(stored),
         mask_hash=hash_pixels(mask),
         thumbnail=make_thumbnail(grey),
         fits=orientation_fits(grey, mask[::step, ::step]) if heuristics else {},
