@@ -1,7 +1,7 @@
 .DEFAULT_GOAL := help
 BIN := .venv/bin
 PYTHON ?= python3
-.PHONY: help install demo reproduce test test-all lint format clean
+.PHONY: help install demo reproduce test test-all lint format house clean
 
 help:  ## Show what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -30,6 +30,9 @@ lint: install  ## Format, lint, types and the direction of imports, as CI checks
 
 format: install  ## Mend what ruff can mend
 	$(BIN)/ruff format . && $(BIN)/ruff check --fix .
+
+house: install  ## Measure the layout, size and wording of the code against their limits
+	$(BIN)/python benchmarks/house.py
 
 clean:  ## Remove the environment and caches; runs in outputs/ stay
 	rm -rf .venv dist build .pytest_cache .ruff_cache .hypothesis

@@ -47,12 +47,13 @@ from rich.console import Console
 from rich.table import Table
 from scipy import stats
 
-from seg.comparison.rerun_report import MIN_DEGREES_OF_FREEDOM, NOISE_LEVEL
 from seg.errors import RunError
 from seg.runs import provenance
 from seg.runs.folder import CROSSVAL_FILE
 from seg.runs.records import read_json
 
+NOISE_LEVEL = 0.95  # of the interval within which a difference is noise of the seeds
+MIN_DEGREES_OF_FREEDOM = 2  # that a standard deviation needs
 ROOT = Path(__file__).parents[1]
 EXPERIMENTS = ROOT / "conf/experiment"
 KEYS = ("command", "data", "evaluate", "threads", "hardware", "cost", "commit", "result", "small", "small cost", "small result")  # fmt: skip

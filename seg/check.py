@@ -1,7 +1,7 @@
 """Check a data set before training: ``python -m seg.check data=folder data.root=DATA``.
 
-Reads every image and mask and lists every fault with its remedy: errors (exit code 2) and warnings (0). Writes
-check.json with all statistics and faults, and sheet.png, images with their masks laid over.
+Reads every image and mask and lists every issue with its remedy: errors (exit code 2) and warnings (0). Writes
+check.json with all statistics and issues, and sheet.png, images with their masks laid over.
 """
 
 import logging
@@ -11,7 +11,6 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
-from rich.progress import track
 
 from seg import files
 from seg.cli.command import command
@@ -22,7 +21,7 @@ from seg.data.quality.inspect import inspect_all
 from seg.data.quality.issues import count_noun
 from seg.data.quality.report import build_report, print_report
 from seg.data.quality.unpaired import open_source
-from seg.display.console import configure_logging, console
+from seg.display.console import configure_logging, track_progress
 from seg.errors import UserError
 from seg.runs import records
 
@@ -30,32 +29,36 @@ log = logging.getLogger("seg")
 
 
 def check_data(cfg: DictConfig) -> dict[str, Any]:
-    """Check the data, print the faults, and return the content of check.json.
+    """Check the data, print the issues, and return the content of check.json.
 
     Raises:
-        UserError: if there is an error among the faults, after all have been printed.
+        UserError: if there is an error among the issues, after all have been printed.
     """
     configure_logging()
     started = time.perf_counter()
     output = unused_folder(cfg.output)
-    # Read all images and collect their faults.
+    # Read all images and collect their issues.
     data = open_source(cfg)
     names = [(split, name) for split, names in data.source.splits.items() for name in names]
-    hidden = not console.is_terminal
-    steps = track(names, "reading", console=console, transient=True, disable=hidden)
-    seen = inspect_all(data.source, steps, data.root)
-    faults = sort_issues([*data.unpaired, *find_issues(data.source, seen, data.root, data.redraw)])
+    inspection = inspect_all(data.source, track_progress(names, "reading"), data.root)
+    issues = sort_issues(
+        [*data.unpaired, *find_issues(data.source, inspection, data.root, data.redraw)]
+    )
     # Write and print the report.
-    report = build_report(cfg, data.source, seen, faults)
-    sheet = draw_check_sheet(data.source, seen, faults, cfg.panels, report) if cfg.panels else None
+    report = build_report(cfg, data.source, inspection, issues)
+    sheet = (
+        draw_check_sheet(data.source, inspection, issues, cfg.panels, report)
+        if cfg.panels
+        else None
+    )
     files.make_folder(output, output)
     if sheet is not None:
         with files.atomic_write(output / "sheet.png", output) as part:
             sheet.save(part)
     report["seconds"] = round(time.perf_counter() - started, 2)
     records.write_json(output / "check.json", report)
-    print_report(data.source, report, faults, output, bool(cfg.panels))
-    errors = [fault for fault in faults if fault.error]
+    print_report(data.source, report, issues, output, bool(cfg.panels))
+    errors = [issue for issue in issues if issue.error]
     if errors:
         more = f" (and {count_noun(len(errors) - 1, 'more error')})" if errors[1:] else ""
         raise UserError(f"{errors[0].line()}{more}; all are in {output / 'check.json'}")

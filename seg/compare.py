@@ -6,26 +6,21 @@ for each run, and compare.html, a page that needs no network.
 
 import logging
 from argparse import Namespace
-from pathlib import Path
 
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig
 from rich.text import Text
 
-from seg import files
 from seg.cli.command import command
 from seg.cli.command_line import quote_path
-from seg.cli.conf_files import did_you_mean, join_some
 from seg.cli.list_arguments import to_overrides
-from seg.comparison import page
-from seg.comparison.grouping import filter_runs, find_group, group_runs
-from seg.comparison.ranking import ComparisonSpec, Ranking, rank_groups
-from seg.comparison.run_records import ComparedRun, common_folder, find_runs, read_compared_runs
+from seg.comparison.compare import compare_folders, write_comparison
+from seg.comparison.ranking import Ranking
+from seg.comparison.run_records import ComparedRun
 from seg.comparison.summary import list_warnings, p_value_line, unranked_reason, write_headline
-from seg.comparison.table import build_run_table, fit_group_table
+from seg.comparison.table import fit_group_table
 from seg.display.console import configure_logging, console
 from seg.display.tables import make_table
 from seg.errors import UserError
-from seg.files import open_regular
 from seg.runs.folder import relative_to_here
 
 log = logging.getLogger("seg")
@@ -38,61 +33,12 @@ def compare_runs(cfg: DictConfig) -> Ranking:
         UserError: if an option fits no run, or a file of another program is in the way.
     """
     configure_logging()
-    check_where(cfg)
-
-    # runs, the score, and files that may be written
-    folders = find_runs([str(place) for place in cfg.runs])
-    runs = filter_runs(read_compared_runs(folders), cfg.where)
-    asked = choose_score(cfg, runs)
-    output = Path(cfg.output) if cfg.output else common_folder([run.folder for run in runs])
-    names = ["compare.csv", *(["compare.html"] if cfg.page else [])]
-    files.check_writable(output, output, names)
-    for name in names:
-        check_overwrite(output / name)
-
-    # ranking
-    ranked = [run for run in runs if run.status == "finished" and asked.key in run.metrics]
-    groups = group_runs(ranked, group_by_names(cfg.group_by))
-    baseline = find_group(groups, cfg.baseline) if cfg.baseline and groups else None
-    ranking = rank_groups(groups, baseline, asked)
-    others = [run for run in runs if run not in ranked]
-    print_comparison(ranking, others)
-    write_comparison(cfg, ranking, others, output)
-    return ranking
-
-
-def check_where(cfg: DictConfig) -> None:
-    """Raise UserError if a word of ``where`` has no value; other ranges are checked with the config."""
-    for word in cfg.where:
-        if "=" not in word:
-            raise UserError(f"where={word}: an option and its value are needed, where=model=unet")
-
-
-def group_by_names(given: ListConfig | str | None) -> list[str] | None:
-    """Return the names of group_by, given as a list or a single name; None if it is null."""
-    if given is None:
-        return None
-    return [given] if isinstance(given, str) else [str(name) for name in given]
-
-
-def choose_score(cfg: DictConfig, runs: list[ComparedRun]) -> ComparisonSpec:
-    """Return the score and split to compare, by default Dice on test if every finished run has it, else val.
-
-    Raises:
-        UserError: if no finished run has such a score.
-    """
-    finished = [run for run in runs if run.status == "finished"]
-    tested = all("test/dice" in run.metrics for run in finished)
-    split = cfg.split or ("test" if finished and tested else "val")
-    asked = ComparisonSpec(cfg.score or "dice", split, cfg.level, cfg.resamples)
-    prefix = asked.key.removesuffix(asked.score)
-    known = {k.removeprefix(prefix): None for run in finished for k in run.metrics if k.startswith(prefix)}  # fmt: skip
-    if finished and not known:
-        raise UserError(f"split={split}: no finished run has scores of it")
-    if finished and asked.score not in known:
-        hint = did_you_mean(asked.score, known)
-        raise UserError(f"score={asked.score}: no finished run has it on {split}{hint} (there are: {join_some(list(known))})")  # fmt: skip
-    return asked
+    result = compare_folders(cfg)
+    print_comparison(result.ranking, result.others)
+    write_comparison(result, cfg.num_examples, cfg.max_picture_mb)
+    for file in result.files:
+        log.info(f"wrote {quote_path(relative_to_here(file))}")
+    return result.ranking
 
 
 def print_comparison(ranking: Ranking, others: list[ComparedRun]) -> None:
@@ -111,34 +57,6 @@ def print_comparison(ranking: Ranking, others: list[ComparedRun]) -> None:
             table.add_row(Text(run.label), run.status, Text(unranked_reason(run, ranking.asked)))
         log.info("", extra={"table": table})
     log.info(write_headline(ranking, len(others)))
-
-
-def write_comparison(
-    cfg: DictConfig, ranking: Ranking, others: list[ComparedRun], output: Path
-) -> None:
-    """Write compare.csv and, unless page=false, compare.html."""
-    pages = {"compare.csv": build_run_table(ranking, others).to_csv(index=False)}
-    if cfg.page:
-        pages["compare.html"] = page.render_comparison_page(
-            ranking, others, cfg.images, cfg.megabytes
-        )
-    files.make_folder(output, output)
-    for name, content in pages.items():
-        files.write_text(output / name, content, output)
-    for name in pages:
-        log.info(f"wrote {quote_path(relative_to_here(output / name))}")
-
-
-def check_overwrite(file: Path) -> None:
-    """Raise UserError if a file exists that this command did not write."""
-    if not file.exists():
-        return
-    with open_regular(file, None) as stream:
-        start = stream.read(4000).decode("utf-8", errors="replace")
-    if not start.startswith("run,status,rank") and page.PAGE_GENERATOR not in start:
-        raise UserError(
-            f"{file}: not written by seg.compare, so it is not overwritten; give output=FOLDER"
-        )
 
 
 def compare_overrides(arguments: Namespace) -> list[str]:

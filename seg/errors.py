@@ -8,6 +8,10 @@ class UserError(ValueError):
     """A mistake in the command line or config, reported in one line without traceback."""
 
 
+class NotWholeNumber(UserError):
+    """An option that takes whole numbers was given another value."""
+
+
 class DataError(ValueError):
     """Data that does not match the config; the message is one line, ``FILE: FOUND; EXPECTED; REMEDY``.
 

@@ -14,7 +14,7 @@ from seg.display.console import configure_logging
 from seg.errors import UserError
 from seg.hardware import pick_accelerator, prepare_for_inference, torch_device
 from seg.inference import ensemble
-from seg.inference.run_data import open_run_data
+from seg.inference.run_data import choose_data, open_run_data
 from seg.inference.tta import with_tta
 from seg.training.evaluation import (
     EvaluationReport,
@@ -49,8 +49,10 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
         raise UserError(str(error)) from error
     run = dataclasses.replace(run, model=model)
     metrics = build_metrics(cfg, run)
+    metrics.pixels.keep_matrices = True
     check_evaluation_options(cfg)
-    folder = Path(cfg.output) if cfg.output else run.folder / f"evaluate-{cfg.data.split}"
+    split, _ = choose_data(cfg.data, run)
+    folder = Path(cfg.output) if cfg.output else run.folder / f"evaluate-{split}"
     below = folder if cfg.output else run.folder
     files.check_writable(folder, below, output_names(metrics, cfg.panels))
     files.check_tree(folder / "panels", below)

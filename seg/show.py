@@ -32,8 +32,6 @@ def draw_samples(cfg: DictConfig) -> Path:
         raise UserError(
             f"output={cfg.output}: a picture is needed, {' or '.join(PICTURE_SUFFIXES)}"
         )
-    if cfg.n < 1 or cfg.epoch < 0:
-        raise UserError(f"n={cfg.n} and epoch={cfg.epoch}: give n from 1, epoch from 0")
     files.check_writable(file.parent, file.parent, [file.name], f"output={file}")
     data = open_training_data(cfg)
     page = draw_sample_sheet(data, cfg.n, cfg.epoch)

@@ -30,7 +30,7 @@ ALLOWED = {  # module -> function -> what it may call, and why
     "data/*": {"*": (tuple(READERS), DATA)},
     "inference/band_writer.py": {"*": (("open", "fromfile", "memmap"), "its own bytes")},
     "inference/exported_network.py": {"*": (("load", "open"), "onnx's and torch's, of the file that was just written")},
-    "multirun/rerun.py": {"upgrade_config": (("safe_load", "read_text"), OWN), "group_files": (("safe_load", "read_text"), OWN)},
+    "multirun/rerun.py": {"upgrade_config": (("safe_load", "read_text"), OWN)},
 }  # fmt: skip
 
 

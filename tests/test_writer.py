@@ -301,7 +301,7 @@ def test_a_folder_that_was_made_for_nothing_goes_again(tmp_path):
 
 TINY = ["trainer=cpu", "trainer.max_epochs=1", "logger=none", "data.size=32", "data.train=2", "data.val=1",
         "data.test=1", "loader.crop=32", "loader.repeats=1", "loader.batch_size=2", "model=unetpp", "model.width=2",
-        "model.depth=2", "panels=1", "kept=1"]  # fmt: skip
+        "model.depth=2", "panels=1", "save_predictions=1"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -563,7 +563,7 @@ def folder_of_predictions(tmp_path: Path, trained: Path) -> Callable[[Path], Any
 def test_predict_writes_through_no_link(trained, tmp_path, auditing):
     deed = folder_of_predictions(tmp_path, trained)
     names = tried_at_every_name(deed, lambda where: fresh(tmp_path / where), tmp_path)
-    assert set(names) >= {"predict.json", ".partial", ".partial/.lock", ".partial/a.png.json", ".partial/a.png.masks",
+    assert set(names) >= {"predict.json", ".partial", ".partial/.lock", ".partial/a.png.masks",
                           "masks", "masks/a.png", "overlays/b.png", "instances/c.csv"}  # fmt: skip
 
 
@@ -599,7 +599,13 @@ def test_tune_writes_through_no_link(tmp_path, auditing, monkeypatch):
 def test_crossval_writes_through_no_link(tmp_path, auditing):
     root, begun = make_images(tmp_path / "data", 4), tmp_path / "begun"
     words = [word for word in folded_run(root, begun) if not word.startswith("data.folds")]
-    words += ["data.folds=2", "model.width=2", "model.depth=1", "kept=0", "save=[masks]"]
+    words += [
+        "data.folds=2",
+        "model.width=2",
+        "model.depth=1",
+        "save_predictions=0",
+        "save=[masks]",
+    ]
 
     def deed(folder: Path) -> None:
         given = [*(word for word in words if not word.startswith("output=")), f"output={folder}"]
@@ -666,7 +672,14 @@ def test_sync_hands_wandb_no_folder_with_a_link_that_leads_out(name, tmp_path, m
 @pytest.mark.slow
 @pytest.mark.parametrize("trick", ["job", "record", "submitit"])
 def test_a_sweep_of_somebody_else_is_taken_up_inside_its_folder_alone(trick, tmp_path):
-    line = [*TINY, "seed=1,2", "model=unet", "panels=0", "kept=0", f"outputs={tmp_path}/outputs"]
+    line = [
+        *TINY,
+        "seed=1,2",
+        "model=unet",
+        "panels=0",
+        "save_predictions=0",
+        f"outputs={tmp_path}/outputs",
+    ]
     words = [word for word in line if not word.startswith("outputs=")]
     jobs = sweeper.plan_jobs(composed(tmp_path / "outputs", *words, line[-1]), {})
     folder, mine = tmp_path / "outputs/sweeps/theirs", outside(tmp_path)
@@ -688,7 +701,7 @@ def test_a_sweep_of_somebody_else_is_taken_up_inside_its_folder_alone(trick, tmp
 
 WORK = {
     "evaluate": "seg.evaluate.open_run_data", "export": "seg.inference.export.write_checked", "prune": "seg.inference.pruning.open_run_data",
-    "compare": "seg.compare.rank_groups", "show": "seg.show.open_training_data", "check": "seg.check.inspect_all",
+    "compare": "seg.comparison.compare.rank_groups", "show": "seg.show.open_training_data", "check": "seg.check.inspect_all",
     "predict": "seg.inference.ensemble.load_members", "crossval": "seg.multirun.crossval.train", "train": "seg.training.run.build_data",
     "tune": "seg.multirun.search.worker.open_storage", "rerun": "seg.training.run.build_data",
 }  # fmt: skip

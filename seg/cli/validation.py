@@ -24,7 +24,8 @@ from pydantic.errors import PydanticSchemaGenerationError
 from pydantic_core import SchemaError
 
 from seg.cli.conf_files import CONF, HYDRA_KEYS, did_you_mean, format_option_value, join_some
-from seg.errors import UserError, missing_extra_hint
+from seg.errors import NotWholeNumber, UserError, missing_extra_hint
+from seg.ranges import annotation_ranges
 
 TYPE_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "a word",
          list: "a list", dict: "a group of options"}  # fmt: skip
@@ -79,7 +80,7 @@ def choice_range(*choices: str) -> OptionRange:
     return OptionRange(f"one of {', '.join(choices)}", lambda v: v in choices)
 
 
-SPLIT_NAMES = choice_range("train", "val", "test")
+SPLIT_NAMES = choice_range("train", "val", "test", "all")
 
 
 def share_range(of_none: str = "") -> OptionRange:
@@ -130,9 +131,9 @@ OPTION_RANGES = {  # dotted name of an option -> its range
     "two_class_logits": any_range(OptionRange("1", lambda v: v == 1), OptionRange("2", lambda v: v == 2)),
     "patience": any_range(OptionRange("a number of validations, 1 or more", POSITIVE_INT.holds), NULL_RANGE),
     "ema": any_range(float_range(0, 1, open_=True), NULL_RANGE),
-    "bad_steps": choice_range("stop", "skip"),
+    "on_nonfinite": choice_range("stop", "skip"),
     "panels": int_range(0),
-    "kept": int_range(0),
+    "save_predictions": int_range(0),
     "optim.lr": float_range(0),
     "optim.weight_decay": float_range(0),
     "optim.momentum": SHARE_RANGE,
@@ -140,10 +141,6 @@ OPTION_RANGES = {  # dotted name of an option -> its range
     "optim.betas": PAIR_RANGE,
     "optim.eps": float_range(0),
     "threshold": any_range(float_range(0, 1, open_=True), word_range("best"), NULL_RANGE),
-    "loader.batch_size": POSITIVE_INT,
-    "loader.repeats": int_range(1, 10**6),
-    "loader.eval_batch_size": POSITIVE_INT,
-    "loader.crop": any_range(int_range(1, 2**15), NULL_RANGE),
     "loader.workers": OptionRange(WORKERS_RANGE.needed, lambda v: v is None or WORKERS_RANGE.holds(v)),  # null: in seg.rerun
     "workers": WORKERS_RANGE,
     "accelerator": choice_range("auto", "cpu", "gpu", "mps"),
@@ -158,11 +155,11 @@ OPTION_RANGES = {  # dotted name of an option -> its range
     "data.url": PATH_RANGE,
     "data.pair_by": PATH_RANGE,
     "data.group_by": PATH_RANGE,
-    "data.split": SPLIT_NAMES,
+    "data.split": any_range(SPLIT_NAMES, NULL_RANGE),
     "model.depth": any_range(int_range(1, 12), NULL_RANGE),
     "tta": choice_range("none", "flips", "d4"),
-    "confidence": share_range(" (no intervals)"),
-    "objects.neck": any_range(float_range(0, open_=True), NULL_RANGE),
+    "confidence_level": share_range(" (no intervals)"),
+    "objects.split_neck_px": any_range(float_range(0, open_=True), NULL_RANGE),
     "objects.min_size": POSITIVE_INT,
     "eval_batch_size": POSITIVE_INT,
     "tile": POSITIVE_INT,
@@ -179,8 +176,8 @@ OPTION_RANGES = {  # dotted name of an option -> its range
     "group_by": any_range(OptionRange("a list of options", is_words), NULL_RANGE),
     "level": float_range(0, 1, open_=True),
     "resamples": POSITIVE_INT,
-    "images": int_range(0),
-    "megabytes": int_range(0),
+    "num_examples": int_range(0),
+    "max_picture_mb": int_range(0),
     "split": any_range(choice_range("val", "test"), NULL_RANGE),
     "score": any_range(WORD_RANGE, NULL_RANGE),
     "baseline": any_range(WORD_RANGE, NULL_RANGE),
@@ -193,12 +190,10 @@ OPTION_RANGES = {  # dotted name of an option -> its range
     "pruner.n_warmup_steps": int_range(0),
     "pruner.min_resource": POSITIVE_INT,
     "pruner.reduction_factor": int_range(2),
-    "seeds": int_range(0),
     "threads": any_range(POSITIVE_INT, NULL_RANGE),
     "data.channels": POSITIVE_INT,
     "data.size": POSITIVE_INT,
     "logits": POSITIVE_INT,
-    "loader.memory": float_range(0, 2**20),  # GiB
     "trainer.num_nodes": POSITIVE_INT,
     "trainer.precision": choice_range("auto", "32-true", "bf16-mixed", "16-mixed"),
     "trainer.max_epochs": any_range(int_range(0), OptionRange("-1", lambda v: v == -1), NULL_RANGE),
@@ -274,10 +269,12 @@ def check_override_name(
         unchosen: groups of which no file is chosen.
         groups: config group -> names of its files.
     """
+    # Descend part by part, as far as the files have the option.
     node: Any = base
     parts = override.key_or_group.split(".")
     for depth, part in enumerate(parts):
         path = ".".join(parts[: depth + 1])
+        # An entry of a list, or a part below a plain value.
         if isinstance(node, list) and part.isdigit():
             if int(part) >= len(node):
                 whole = ".".join(parts[:depth])
@@ -289,6 +286,7 @@ def check_override_name(
             raise UserError(
                 f"{path}: {whole} is one value{file_value_hint(node)}, not a group of options"
             )
+        # A name that this level lacks: suggest where it is, what to choose first, or a similar one.
         if part not in node:
             inside = [
                 ".".join([*parts[:depth], str(name), part])
@@ -310,6 +308,7 @@ def check_override_name(
                 raise UserError(f"{override.input_line}: write +{override.input_line}")
             raise unknown_option(path, option_names(node))
         node = node[part]
+    # The option exists: it can't be added, and a group takes no plain value.
     if override.is_add():
         word = str(override.input_line).lstrip("+")
         raise UserError(f"+{word}: write {word}, without the +")
@@ -543,27 +542,10 @@ def check_fits(path: str, value: Any, wanted: Any, adapter: TypeAdapter, known: 
             close = (
                 "; quote what YAML reads as a number, a boolean or null: ['1', '2'], ['no', 'yes']"
             )
-        raise UserError(
+        kind = NotWholeNumber if TYPE_NAMES[int] in kinds else UserError
+        raise kind(
             f"{path}={format_option_value(value)}: {' or '.join(needed)}{close}{file_value_hint(known)}"
         ) from error
-
-
-def annotation_ranges(wanted: Any) -> list[str]:
-    """Return the ranges of an annotation's numbers in words, "a number from 0 to below 1"."""
-    inner = typing.get_args(wanted)
-    if typing.get_origin(wanted) is not typing.Annotated:
-        texts = [text for member in inner for text in annotation_ranges(member)]
-        is_list = typing.get_origin(wanted) is list
-        return [f"a list, each {text}" for text in texts] if is_list else texts
-    bounds: dict[str, float] = {}
-    for limit in inner[1].metadata:
-        bounds |= {n: getattr(limit, n) for n in ("ge", "gt", "le", "lt") if hasattr(limit, n)}
-    low = f"from {bounds['ge']:g}" if "ge" in bounds else f"above {bounds['gt']:g}"
-    high = f" to {bounds['le']:g}" if "le" in bounds else ""
-    high = f" to below {bounds['lt']:g}" if "lt" in bounds else high
-    if not high and "ge" in bounds:
-        return [f"{TYPE_NAMES[inner[0]]} of {bounds['ge']:g} or more"]
-    return [f"{TYPE_NAMES[inner[0]]} {low}{high}"]
 
 
 def check_like(path: str, value: Any, known: Any) -> None:
@@ -578,7 +560,8 @@ def check_like(path: str, value: Any, known: Any) -> None:
     else:
         same = type(value) is type(known)
     if not same:
-        raise UserError(
+        kind = NotWholeNumber if isinstance(known, int) else UserError
+        raise kind(
             f"{path}={format_option_value(value)}: {TYPE_NAMES[type(known)]} is needed{file_value_hint(known)}"
         )
     if isinstance(known, list) and known and not holds_dict(known):

@@ -16,7 +16,7 @@ import numpy as np
 import plotly
 
 from seg.comparison.gallery import build_gallery
-from seg.comparison.grouping import differing_options, format_option, option_value, readable_runs
+from seg.comparison.grouping import format_option, listed_options, option_value
 from seg.comparison.pixel_counts import image_scores
 from seg.comparison.ranking import Comparison, RankedGroup, Ranking, class_intervals
 from seg.comparison.run_files import ImageCounts
@@ -38,7 +38,7 @@ MAX_PAGE_SCORES = (
 
 
 def render_comparison_page(
-    ranking: Ranking, others: list[ComparedRun], images: int, megabytes: float
+    ranking: Ranking, others: list[ComparedRun], images: int, max_picture_mb: float
 ) -> str:
     """Return the page as HTML.
 
@@ -46,7 +46,7 @@ def render_comparison_page(
         ranking: ranking of the groups.
         others: runs that are not ranked.
         images: number of the worst, and of the most disputed images to show.
-        megabytes: limit of the size of all pictures.
+        max_picture_mb: limit of the size of all pictures.
     """
     folder = files("seg.comparison") / "templates"
     template = jinja2.Environment(
@@ -75,7 +75,7 @@ def render_comparison_page(
         rows=[run_page_row(i, run, row, ranking) for i, (run, row) in enumerate(zip(runs, data["runs"], strict=True))],
         p_line=p_value_line(ranking),
         cautions=list_warnings(ranking),
-        gallery=build_gallery(ranking, images, megabytes),
+        gallery=build_gallery(ranking, images, max_picture_mb),
         environment=environment_facts(runs),
         scatter=any(row["set"] is not None for row in data["runs"]),
         curves=any(row["curves"]["values"] for row in data["runs"]),
@@ -110,7 +110,7 @@ def page_data(ranking: Ranking, runs: list[ComparedRun]) -> dict[str, Any]:
     asked = ranking.asked
     place = {id(run): i for i, r in enumerate(ranking.groups) for run in r.group.runs}
     # options, and images with as many scores as the page may hold
-    keys = [key for key in differing_options(readable_runs(runs)) if key not in ("name", "sweep")]
+    keys = listed_options(runs)
     counts = [run.counts.get(asked.split) for run in runs]
     sets = list(dict.fromkeys(c.images for c in counts if c))
     classes = list(dict.fromkeys(name for c in counts if c for name in c.classes))

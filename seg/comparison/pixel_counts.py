@@ -104,6 +104,6 @@ def image_scores(pixels: np.ndarray, name: str) -> np.ndarray:
 
 
 def to_confusion_counts(pixels: np.ndarray) -> ConfusionCounts:
-    """Return counts (..., C, 3) as a Tally; its true negatives are unknown (nan)."""
-    hit, false, missed = torch.from_numpy(np.asarray(pixels, dtype=float)).unbind(-1)
-    return ConfusionCounts(hit, false, missed, torch.full_like(hit, torch.nan))
+    """Return counts (..., C, 3) as ConfusionCounts; their true negatives are unknown (nan)."""
+    tp, fp, fn = torch.from_numpy(np.asarray(pixels, dtype=float)).unbind(-1)
+    return ConfusionCounts(tp, fp, fn, torch.full_like(tp, torch.nan))

@@ -9,7 +9,7 @@ every seed of its group, swapped or drawn together; the score of the summed rows
 each seed's own score, so the difference is that of the means in the table. Folds of one seed are joined:
 each image is scored by the network that was not trained on it; counts of an image scored by several networks
 of one seed are averaged. If the groups have different numbers of seeds, the seeds are repeated to the least
-common multiple, which leaves the means as they are; if that exceeds MOST, the counts are averaged over seeds.
+common multiple, which leaves the means as they are; if that exceeds ``MAX_SEED_REPEATS``, the counts are averaged over seeds.
 
 **seeds**: would the recipes differ with other seeds on these images? Welch's t-test of the scores of the
 seeds (a seed with several folds counts once, by its mean); it needs 3 seeds of both groups. Networks of one
@@ -139,8 +139,8 @@ class Ranking:
     Attributes:
         asked: score that was compared.
         groups: groups from best to worst.
-        chosen: whether the baseline is the best group because none was named.
-        pairs: number of comparisons in Holm's correction.
+        baseline_is_best: True if the best group is the baseline because none was named.
+        num_comparisons: number of comparisons in Holm's correction.
     """
 
     asked: ComparisonSpec

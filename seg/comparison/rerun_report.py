@@ -3,16 +3,17 @@
 ``then`` refers to the earlier run, ``now`` to the later one.
 """
 
-import math
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 from rich.table import Table
-from scipy import stats
 
 from seg.cli.conf_files import format_option_value
+from seg.comparison.grouping import RunGroup
+from seg.comparison.ranking import ComparisonSpec, rank_groups
+from seg.comparison.run_records import read_compared_run
 from seg.data.masks import shorten_list
 from seg.display.tables import make_table
 from seg.runs import checkpoint, provenance
@@ -30,10 +31,7 @@ RECORDED_FIELDS = {  # sections of run.json that numbers depend on; None: all th
     "versions": None, "environment": None, "hardware": HARDWARE_FIELDS, "git": ("commit", "diff"),
     "data": ("fingerprint",),
 }  # fmt: skip
-NOISE_LEVEL = 0.95  # of the interval of the difference of two seeds
-MIN_DEGREES_OF_FREEDOM = (
-    2  # degrees of freedom that a standard deviation needs: three seeds of one era
-)
+UNLISTED_OPTIONS = (*NEUTRAL_OPTIONS, "cache")  # no number depends on them
 ScoreChanges = dict[str, dict[str, Any]]
 
 
@@ -45,50 +43,50 @@ class RunChange(NamedTuple):
     now: Any
 
 
-def compare_scores(then: Metrics, now: Metrics, eras: Sequence[Sequence[Metrics]]) -> ScoreChanges:
-    """Compare the scores of two runs, and decide whether each difference is within the noise of the seed.
-
-    A difference is within noise if it lies in the ``NOISE_LEVEL`` interval of the difference of two runs with
-    different seeds: Student's t times sd times sqrt(2), with sd pooled over the eras.
+def compare_scores(
+    then: Metrics, now: Metrics, intervals: Mapping[str, tuple[float, float]]
+) -> ScoreChanges:
+    """Compare the scores of two runs to the last bit; an interval tells whether a difference is within noise.
 
     Args:
         then: metrics by name; None is nan.
         now: metrics by name; None is nan.
-        eras: metrics of runs that differ only in the seed: those of then and those of now.
+        intervals: of the differences that have one, by name.
 
     Returns:
-        For each metric ``then``, ``now``, ``difference``, ``sd`` and ``overall_verdict``: same, within noise,
+        For each metric ``then``, ``now``, ``difference``, ``low``, ``high`` and ``verdict``: same, within noise,
         different, only then or only now.
     """
     scores: ScoreChanges = {}
     for name in dict.fromkeys([*then, *now]):
         old, new = then.get(name), now.get(name)
-        sd, free = pooled_sd([[metrics.get(name) for metrics in era] for era in eras])
-        difference = None if old is None or new is None else new - old
+        low, high = intervals.get(name, (None, None))
         if name not in then or name not in now:
-            result = "only now" if name in now else "only then"
+            verdict = "only now" if name in now else "only then"
         elif old == new:
-            result = "same"
-        elif sd is None or difference is None:
-            result = "different"
+            verdict = "same"
         else:
-            limit = stats.t.ppf((1 + NOISE_LEVEL) / 2, free) * sd * math.sqrt(2)
-            result = "within noise" if abs(difference) <= limit else "different"
+            covers = low is not None and high is not None and low <= 0 <= high
+            verdict = "within noise" if covers else "different"
+        difference = None if old is None or new is None else new - old
         scores[name] = {
-            "then": old, "now": new, "difference": difference, "sd": sd, "verdict": result
+            "then": old, "now": new, "difference": difference, "low": low, "high": high, "verdict": verdict
         }  # fmt: skip
     return scores
 
 
-def pooled_sd(eras: Sequence[Sequence[float | None]]) -> tuple[float | None, int]:
-    """Return the standard deviation within the eras (None below ``MIN_DEGREES_OF_FREEDOM``), and its degrees of freedom."""
-    squares, free = 0.0, 0
-    for era in eras:
-        values = np.array([value for value in era if value is not None], dtype=float)
-        if len(values) > 1:
-            squares += float(((values - values.mean()) ** 2).sum())
-            free += len(values) - 1
-    return (math.sqrt(squares / free), free) if free >= MIN_DEGREES_OF_FREEDOM else (None, free)
+def difference_intervals(then: Path, now: Path) -> dict[str, tuple[float, float]]:
+    """Return the interval over images of the difference of each main score of two runs that have image counts."""
+    runs = [read_compared_run(folder, label) for folder, label in ((then, "then"), (now, "now"))]
+    intervals = {}
+    for split, score in itertools.product(("val", "test"), ("dice", "iou")):
+        asked = ComparisonSpec(score, split)
+        if all(asked.key in run.metrics for run in runs):
+            groups = [RunGroup({}, [run]) for run in runs]
+            for c in rank_groups(groups, groups[0], asked).comparisons:
+                if c.low == c.low:
+                    intervals[asked.key] = c.low, c.high
+    return intervals
 
 
 def overall_verdict(scores: ScoreChanges) -> str:
@@ -96,10 +94,8 @@ def overall_verdict(scores: ScoreChanges) -> str:
     both = {n: s["verdict"] for n, s in scores.items() if not s["verdict"].startswith("only")}
     if both and set(both.values()) == {"same"}:
         return "same"
-    main = {name: scores[name] for name in MAIN_SCORES if name in both}
-    known = any(row["sd"] is not None for row in main.values())
-    different = any(row["verdict"] == "different" for row in main.values())
-    return "within noise" if known and not different else "different"
+    main = [both[name] for name in MAIN_SCORES if name in both]
+    return "within noise" if main and "different" not in main else "different"
 
 
 def config_edits(past: FinishedRun) -> Iterator[RunChange]:
@@ -118,7 +114,7 @@ def changed_leaves(then: Any, now: Any, path: str) -> Iterator[RunChange]:
             yield RunChange(path.rstrip("."), then, now)
         return
     for name in dict.fromkeys([*then, *now]):
-        if name not in NEUTRAL_OPTIONS:
+        if name not in UNLISTED_OPTIONS:
             yield from changed_leaves(then.get(name), now.get(name), f"{path}{name}.")
 
 
@@ -175,11 +171,12 @@ def rerun_score_table(scores: ScoreChanges) -> Table:
     """Return the table of Dice and IoU; rerun.json has all scores."""
     table = make_table("then and now")
     table.add_column("score", no_wrap=True)
-    for header in ("then", "now", "difference", "sd of seeds"):
+    for header in ("then", "now", "change", "95 % interval"):
         table.add_column(header, justify="right", no_wrap=True)
     table.add_column("verdict", no_wrap=True)
-    forms = {"then": ".6f", "now": ".6f", "difference": "+.2g", "sd": ".2g"}
     for name, row in ((name, scores[name]) for name in MAIN_SCORES if name in scores):
+        forms = {"then": ".5f", "now": ".5f", "difference": "+.2g"}
         cells = ("-" if row[key] is None else f"{row[key]:{form}}" for key, form in forms.items())
-        table.add_row(name.removeprefix("best/"), *cells, row["verdict"])
+        ends = "-" if row["low"] is None else f"{row['low']:+.2g} {row['high']:+.2g}"
+        table.add_row(name.removeprefix("best/"), *cells, ends, row["verdict"])
     return table

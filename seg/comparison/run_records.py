@@ -12,12 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from seg.cli.renamed_options import RENAMED_OPTIONS
 from seg.comparison.run_files import (
     ImageCounts,
     LearningCurves,
-    brief_error,
-    dict_or_empty,
-    list_or_empty,
     number_or_none,
     numbers_only,
     printable_line,
@@ -25,11 +23,8 @@ from seg.comparison.run_files import (
     read_curves,
     read_options,
 )
-from seg.errors import UserError
-from seg.files import read_text
-from seg.runs.safe_loading import RECORD_LIMIT, parse_json
-
-RUN_STATES = ("finished", "running", "failed", "interrupted", "pruned")
+from seg.errors import RunError, UserError
+from seg.runs.record import RECORD_FILE, RunRecord, read_damaged_record
 
 
 @dataclass(frozen=True)
@@ -39,7 +34,7 @@ class ComparedRun:
     Attributes:
         folder: resolved path.
         label: path relative to the common folder of the compared runs.
-        status: one of STATES, or damaged if run.json cannot be read.
+        status: finished, running, failed, interrupted or pruned; damaged if run.json cannot be read.
         error: error of a failed run, else empty.
         faults: problems of its files.
         name: name of the run.
@@ -111,7 +106,7 @@ def find_runs(places: Iterable[str]) -> list[Path]:
             raise UserError(f"runs={place}: {what}")
         for folder, below, files in os.walk(root):
             below.sort()
-            if "run.json" in files:
+            if RECORD_FILE in files:
                 found[Path(folder)] = None
                 below.clear()
     if not found:
@@ -139,40 +134,34 @@ def read_compared_run(folder: Path, label: str) -> ComparedRun:
     """Read one run; every problem of its files becomes a line in its faults."""
     faults: list[str] = []
     try:
-        record = parse_json(read_text(folder / "run.json", RECORD_LIMIT))
-        if not isinstance(record, dict):
-            raise ValueError("it holds no record")
-    except (OSError, ValueError, RecursionError) as error:
-        faults.append(f"run.json can't be read: {brief_error(error)}")
+        record = read_damaged_record(folder / RECORD_FILE)
+    except (OSError, RunError) as error:
+        faults.append(printable_line(str(error).removeprefix(f"{folder}{os.sep}")))
         return ComparedRun(folder, label, faults=faults, options=read_options(folder, faults))
-    status, steps = printable_line(record.get("status")), number_or_none(record.get("steps"))
-    if status not in RUN_STATES:
-        faults.append(f"run.json has the status {status[:40]!r}")
-        status = "damaged"
+    status, steps = record.status, number_or_none(record.steps)
     options = read_options(folder, faults)
     splits = {
-        split: tuple(printable_line(name) for name in list_or_empty(names))
-        for split, names in dict_or_empty(record.get("splits")).items()
+        split: tuple(map(printable_line, names)) for split, names in (record.splits or {}).items()
     }
     curves, written = read_curves(folder, steps if status == "finished" else None, faults)
     return ComparedRun(
         folder,
         label,
         status,
-        printable_line(record.get("error")),
+        printable_line(record.error),
         faults,
-        name=printable_line(record.get("name")),
-        sweep=printable_line(record.get("group")),
-        seed=printable_line(record.get("seed")),
+        name=printable_line(record.name),
+        sweep=printable_line(record.group),
+        seed=printable_line(record.seed),
         choices=choices(record, options),
         typed=frozenset(typed(record)),
         options=options,
-        metrics=numbers_only(record.get("metrics")),
-        parameters=number_or_none(record.get("parameters")),
-        minutes=number_or_none(record.get("minutes")),
+        metrics=numbers_only(record.metrics),
+        parameters=number_or_none(record.parameters),
+        minutes=number_or_none(record.minutes),
         steps=steps,
         splits=splits,
-        fingerprint=printable_line(dict_or_empty(record.get("data")).get("fingerprint")),
+        fingerprint=printable_line(record.data.fingerprint),
         facts=run_environment(record),
         curves=curves,
         counts=read_counts(folder, splits, faults) if status == "finished" else {},
@@ -180,10 +169,10 @@ def read_compared_run(folder: Path, label: str) -> ComparedRun:
     )
 
 
-def choices(record: dict[str, Any], options: dict[str, Any]) -> dict[str, str]:
+def choices(record: RunRecord, options: dict[str, Any]) -> dict[str, str]:
     """Return the chosen file of each config group; for an older run the typed word, else the class name."""
-    if known := dict_or_empty(record.get("choices")):
-        return {k: printable_line(v) for k, v in known.items() if v is not None and "/" not in k}
+    if record.choices:
+        return {k: printable_line(v) for k, v in record.choices.items() if "/" not in k}
     words = typed(record)
     named = {
         key.partition(".")[0]: printable_line(value).rpartition(".")[2]
@@ -193,26 +182,18 @@ def choices(record: dict[str, Any], options: dict[str, Any]) -> dict[str, str]:
     return {k: words[k] if words.get(k) and "," not in words[k] else v for k, v in named.items()}
 
 
-def typed(record: dict[str, Any]) -> dict[str, str]:
+def typed(record: RunRecord) -> dict[str, str]:
     """Return the typed options, ``optim.lr`` -> its text; for an older run those of its command line."""
-    words = record["overrides"] if "overrides" in record else record.get("command")
-    pairs = (printable_line(word).lstrip("+~").partition("=") for word in list_or_empty(words))
-    return {key: value for key, equals, value in pairs if equals}
+    words = record.overrides if "overrides" in record.model_fields_set else record.command
+    pairs = (printable_line(word).lstrip("+~").partition("=") for word in words)
+    return {RENAMED_OPTIONS.get(key, key): value for key, equals, value in pairs if equals}
 
 
-def run_environment(record: dict[str, Any]) -> dict[str, str]:
+def run_environment(record: RunRecord) -> dict[str, str]:
     """Return the environment of a run as name -> text: commit, versions, hardware, start, command."""
-    git, facts = dict_or_empty(record.get("git")), {}
-    if commit := printable_line(git.get("commit")):
-        facts["commit"] = commit[:12] + (" and changes" if git.get("dirty") else "")
-    facts |= {
-        key: printable_line(value) for key, value in dict_or_empty(record.get("versions")).items()
-    }
-    facts |= {
-        key: printable_line(value) for key, value in dict_or_empty(record.get("hardware")).items()
-    }
-    facts["started"] = printable_line(record.get("started"))
-    facts["command"] = " ".join(
-        printable_line(word) for word in list_or_empty(record.get("command"))
-    )
-    return {key: value for key, value in facts.items() if value}
+    facts: dict[str, Any] = {}
+    if record.git and record.git.commit:
+        facts["commit"] = record.git.commit[:12] + " and changes" * record.git.dirty
+    facts |= record.versions | record.hardware.model_dump(exclude_unset=True)
+    facts |= {"started": record.started, "command": " ".join(map(printable_line, record.command))}
+    return {key: text for key, value in facts.items() if (text := printable_line(value))}

@@ -10,7 +10,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from seg.comparison.grouping import differing_options, format_option, option_value, readable_runs
+from seg.comparison.grouping import format_option, listed_options, option_value
 from seg.comparison.ranking import Comparison, Ranking
 from seg.comparison.run_records import ComparedRun
 from seg.comparison.summary import mean_fact, score_name, unranked_reason
@@ -105,9 +105,7 @@ def build_run_table(ranking: Ranking, others: list[ComparedRun]) -> pd.DataFrame
     """Return the rows of compare.csv: each run with its differing options, costs and final metrics."""
     ranks = {id(run): (place, r) for place, r in enumerate(ranking.groups) for run in r.group.runs}
     runs = [*ranking.runs, *others]
-    names = [
-        name for name in differing_options(readable_runs(runs)) if name not in ("name", "sweep")
-    ]
+    names = listed_options(runs)
     metrics = dict.fromkeys(key for run in runs for key in run.metrics)
     rows = []
     for run in runs:

@@ -23,6 +23,7 @@ from seg.data.normalization import Normalization
 from seg.data.sampler import EpochSampler, ignore_signals
 from seg.data.statistics import measure_dataset
 from seg.errors import DataError
+from seg.ranges import check_ranges
 
 
 class DataModule(L.LightningDataModule):
@@ -38,7 +39,7 @@ class DataModule(L.LightningDataModule):
         eval_batch_size: images per step in validation and test.
         workers: DataLoader workers; 0 loads in the main process.
         intensity: normalisation of a trained network; None: computed from the training split.
-        foreground: share of the crops, 0..1, that are centred on a pixel of a rare class: any but the
+        rare_class_crops: share of the crops, 0..1, that are centred on a pixel of a rare class: any but the
             training split's most frequent one or, where classes overlap, any. The classes are drawn equally
             often in the images that have them; where an image has none, the crop lies anywhere.
         percentiles: of the training split's grey values, 0..100, that become 0 and 1, values beyond being
@@ -52,35 +53,29 @@ class DataModule(L.LightningDataModule):
         ValueError: for an argument out of its range.
     """
 
+    @check_ranges
     def __init__(
         self,
         source: DataSource,
         augment: A.Compose | None = None,
         seed: int = 0,
-        batch_size: int = 4,
-        crop: int | None = 256,
-        repeats: int = 4,
-        eval_batch_size: int = 1,
-        workers: int = 0,
+        batch_size: Annotated[int, Field(ge=1)] = 4,
+        crop: Annotated[int, Field(ge=1, le=2**15)] | None = 256,
+        repeats: Annotated[int, Field(ge=1, le=10**6)] = 4,
+        eval_batch_size: Annotated[int, Field(ge=1)] = 1,
+        workers: Annotated[int, Field(ge=0, le=1024)] = 0,
         intensity: Normalization | None = None,
-        foreground: Annotated[float, Field(ge=0, le=1)] = 0.0,
+        rare_class_crops: Annotated[float, Field(ge=0, le=1)] = 0.0,
         percentiles: tuple[float, float] | list[float] | None = None,
         check: bool = False,
-        memory: float = 2.0,
+        memory: Annotated[float, Field(ge=0, le=2**20)] = 2.0,
         cache: str | None = None,
     ) -> None:
         super().__init__()
         # Check the arguments.
-        side = 1 if crop is None else crop
-        for name, value, low in (("batch_size", batch_size, 1), ("eval_batch_size", eval_batch_size, 1),
-                                 ("repeats", repeats, 1), ("crop", side, 1), ("workers", workers, 0),
-                                 ("memory", memory, 0)):  # fmt: skip
-            if not value >= low:
-                raise ValueError(f"{name} is {value}; it must be at least {low}")
-        if not 0 <= foreground <= 1 or (foreground and crop is None):
+        if rare_class_crops and crop is None:
             raise ValueError(
-                f"foreground is {foreground} and crop {crop}; foreground is a share of the crops, 0 to 1, and "
-                "needs crops"
+                f"rare_class_crops is {rare_class_crops} and crop None; rare_class_crops needs crops"
             )
         if percentiles is not None and not (
             len(percentiles) == 2 and 0 <= percentiles[0] < percentiles[1] <= 100
@@ -91,6 +86,7 @@ class DataModule(L.LightningDataModule):
         self.source, self.seed, self.workers = source, seed, workers
         self.batch_size, self.crop, self.repeats = batch_size, crop, repeats
         self.eval_batch_size = eval_batch_size
+        self.trained = intensity is not None
         self.transforms = augment or A.Compose([])
         check_transforms(self.transforms)
         # Read the data once: its statistics, and what is wrong with it.
@@ -106,7 +102,9 @@ class DataModule(L.LightningDataModule):
         )  # (N, C)
         self.warnings, self.digests = statistics.warnings, statistics.digests
         # Crops of the training samples.
-        self.focus = RareClassCrop(foreground, self.rare_classes) if foreground else None
+        self.focus = (
+            RareClassCrop(rare_class_crops, self.rare_classes) if rare_class_crops else None
+        )
         self.augment = Augment(self.transforms, crop, seed, focus=self.focus)
         self.gaps: WeightMapCache | None = None
         self.check_batch_sizes()
@@ -150,7 +148,7 @@ class DataModule(L.LightningDataModule):
 
     @property
     def rare_classes(self) -> list[int]:
-        """Indices of the classes that ``foreground`` centres crops on."""
+        """Indices of the classes that ``rare_class_crops`` centres crops on."""
         classes = range(len(self.source.classes))
         if self.source.task == "overlapping":
             return list(classes)
@@ -163,7 +161,7 @@ class DataModule(L.LightningDataModule):
             return "whole images"
         text = f"{self.repeats} of {self.crop}x{self.crop} px from each image, "
         if self.focus is None:
-            return f"{text}anywhere (loader.foreground=0)"
+            return f"{text}anywhere (loader.rare_class_crops=0)"
         # With crops on rare classes: their names, and the images without them.
         names = [self.source.classes[k] for k in self.focus.classes]
         named = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
@@ -181,12 +179,18 @@ class DataModule(L.LightningDataModule):
 
     def samples(self, split: str) -> SegmentationDataset:
         """Return the dataset of a split's whole, unchanged images."""
-        return SegmentationDataset(self.image_cache, self.source.splits[split], self.intensity)
+        return SegmentationDataset(
+            self.image_cache, self.source.splits[split], self.intensity, convert=self.trained
+        )
 
     def eval_dataset(self, split: str) -> SegmentationDataset:
         """Return the same dataset with weight maps, if there are any."""
         return SegmentationDataset(
-            self.image_cache, self.source.splits[split], self.intensity, gaps=self.gaps
+            self.image_cache,
+            self.source.splits[split],
+            self.intensity,
+            gaps=self.gaps,
+            convert=self.trained,
         )
 
     def train_dataset(self) -> SegmentationDataset:

@@ -10,6 +10,7 @@ from seg.data.augment import Augment
 from seg.data.datasets.base import DataSource
 from seg.data.image_cache import ImageCache
 from seg.data.normalization import Normalization
+from seg.data.value_types import convert_image
 from seg.errors import DataError
 
 WEIGHT_MAP_BYTES = 2**29  # bytes of weight maps that a process keeps
@@ -48,6 +49,8 @@ class SegmentationDataset(Dataset):
         augment: crop and transforms; None: whole, unchanged images.
         repeats: samples per image in an epoch.
         gaps: second term of the weight map; None: there is no weight map.
+        convert: whether images of another type than the training images are converted where that is certain,
+            instead of refused.
     """
 
     def __init__(
@@ -58,13 +61,14 @@ class SegmentationDataset(Dataset):
         augment: Augment | None = None,
         repeats: int = 1,
         gaps: WeightMapCache | None = None,
+        convert: bool = False,
     ) -> None:
         self.read = source.read
         self.source = source.source if isinstance(source, ImageCache) else source
         self.names, self.intensity = names, intensity
         self.array = np.array(names, str)  # workers read it without copying pages, unlike a list
         self.augment, self.repeats = augment, repeats
-        self.gaps = gaps
+        self.gaps, self.convert = gaps, convert
 
     def __len__(self) -> int:
         return len(self.names) * self.repeats
@@ -74,6 +78,7 @@ class SegmentationDataset(Dataset):
         epoch, number = index
         name = str(self.array[number % len(self.array)])
         image, mask = self.read(name)
+        image = self.check_type(image, name)
         if image.shape[2] != self.intensity.channels:
             raise DataError(
                 f"{name}: {image.shape[2]} channel(s), and the run's images have {self.intensity.channels}; all "
@@ -99,6 +104,22 @@ class SegmentationDataset(Dataset):
         if gaps:
             sample["gaps"] = torch.from_numpy(np.ascontiguousarray(gaps[0]))
         return sample
+
+    def check_type(self, image: np.ndarray, name: str) -> np.ndarray:
+        """Return an image in the type of the training images.
+
+        Raises:
+            DataError: if it has another type, and ``convert`` is off or its values leave a doubt.
+        """
+        if self.convert:
+            return convert_image(self.intensity, image, name)
+        trained = self.intensity.stored_type
+        if trained is not None and image.dtype != trained:
+            raise DataError(
+                f"{name}: {image.dtype} values, but the images that were read before are {trained}; all images "
+                "of a data set must agree: convert it, or take it out"
+            )
+        return image
 
 
 def planes_first(layer: np.ndarray) -> np.ndarray:

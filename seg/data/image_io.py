@@ -236,6 +236,7 @@ def netpbm_pixels(file: Path) -> np.ndarray | None:
     Raises:
         ValueError: if the file is truncated, or a value is larger than the header says.
     """
+    # Header: kind, size and largest value.
     data = file.read_bytes()
     header = NETPBM_HEADER.match(data)
     if header is None:
@@ -246,12 +247,14 @@ def netpbm_pixels(file: Path) -> np.ndarray | None:
         warn_once(file, "brightest value", text)
     shape = (height, width, 3) if kind in (3, 6) else (height, width)
     dtype = np.dtype(np.uint8 if largest < 256 else ">u2")
+    # Values as text (P2, P3) or as bytes (P5, P6).
     if kind in (2, 3):
         words = re.sub(rb"#[^\r\n]*", b"", data[header.end() :]).split()
         pixels = np.array(words[: math.prod(shape)], np.int64)
     else:
         stored = (len(data) - header.end()) // dtype.itemsize
         pixels = np.frombuffer(data, dtype, min(math.prod(shape), stored), header.end())
+    # Check them against the header.
     if pixels.size < math.prod(shape):
         raise ValueError(f"truncated: {pixels.size} of {math.prod(shape)} values")
     if pixels.size and pixels.max() > largest:

@@ -318,7 +318,7 @@ def split_planes(
         sizes = ", ".join(sorted({"x".join(map(str, page.shape)) for page in pages}))
         but = " (the first may be left out)" if rest else ""
         raise DataError(
-            f"{file}: {len(pages)} pages of {sizes} px; {'data.layers=pages' if rest else 'data.task=overlapping'} "
+            f"{file}: {len(pages)} pages of {sizes} px; {'data.mask_layers=pages' if rest else 'data.task=overlapping'} "
             f"needs one a class, in the order of {shorten_list(classes)}{but}"
         )
     return [None] * missing + pages

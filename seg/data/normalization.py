@@ -22,6 +22,8 @@ class Normalization:
         mean: mean of each channel over the training split, after scaling.
         std: standard deviation of each channel over the training split, after scaling.
         clip: whether values below ``low`` become 0 and values above ``high`` become 1.
+        dtype: type of the training images, uint8, uint16 or float32; None: unknown, as in older checkpoints.
+        value_range: smallest and largest stored value of the training split; None: unknown.
     """
 
     low: float
@@ -29,11 +31,21 @@ class Normalization:
     mean: list[float]
     std: list[float]
     clip: bool = False
+    dtype: str | None = None
+    value_range: list[float] | None = None
 
     @property
     def channels(self) -> int:
         """Number of channels."""
         return len(self.mean)
+
+    @property
+    def stored_type(self) -> np.dtype | None:
+        """Type of the training images; in older checkpoints that of the range, if it is the whole range of a type."""
+        if self.dtype is not None:
+            return np.dtype(self.dtype)
+        whole = None if self.clip or self.low != 0 else self.high
+        return next((dtype for dtype, high in FULL_RANGE.items() if high == whole), None)
 
     def scaled(self, image: np.ndarray) -> np.ndarray:
         """Scale stored values (H, W, C) to float32 in 0..1; without ``clip`` floats may lie outside."""
@@ -100,9 +112,13 @@ class IntensityStatistics:
 
     def intensity(self) -> Normalization:
         """Return the normalisation by the images added so far."""
+        dtype, extremes = np.dtype(np.float32), [float(self.low), float(self.high)]
         # Integers: from the counts of their values.
         if self.counts_VC is not None:
             values_V, weights_VC = np.arange(len(self.counts_VC), dtype=np.float64), self.counts_VC
+            found = values_V[weights_VC.any(1)]
+            dtype = next(d for d, top in FULL_RANGE.items() if top == values_V[-1])
+            extremes = [float(found[0]), float(found[-1])]
             low, high = 0.0, float(len(values_V) - 1)
             if self.percentiles is not None:
                 low, high = counted_percentiles(weights_VC.sum(1), self.percentiles)
@@ -123,7 +139,8 @@ class IntensityStatistics:
             variance = self.squares_C / max(1, self.pixels) / scale**2
         std = np.sqrt(variance)
         std = np.where(std > 1e-6, std, 1.0)
-        return Normalization(low, high, mean.tolist(), std.tolist(), self.percentiles is not None)
+        clip = self.percentiles is not None
+        return Normalization(low, high, mean.tolist(), std.tolist(), clip, dtype.name, extremes)
 
     def rescale(self, values: np.ndarray, low: float, high: float) -> np.ndarray:
         """Scale stored values so that ``low`` becomes 0 and ``high`` 1; clip them if there are percentiles."""

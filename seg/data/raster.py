@@ -4,6 +4,7 @@ A page of a TIFF that is stored without compression is memory-mapped; of any oth
 hold the rows are decoded. Other formats are read whole.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from seg.data.tiff import (
     move_channels_last,
     page_orientation,
 )
+from seg.data.value_types import SCAN_ROWS
 
 RESOLUTION_UNITS = (1, 2, 3)  # none, inch, centimetre: values of the tag ResolutionUnit
 GEOTIFF_TAGS = (
@@ -107,6 +109,11 @@ class ImageReader:
         if self.whole is not None:
             return self.whole[start:stop]
         return self.read_band(start, stop)
+
+    def bands(self, rows: int = SCAN_ROWS) -> Iterator[np.ndarray]:
+        """Yield the image from top to bottom, ``rows`` rows at a time."""
+        for start in range(0, self.shape[0], rows):
+            yield self.rows(start, min(start + rows, self.shape[0]))
 
     def read_band(self, start: int, stop: int | None) -> np.ndarray:
         """Return rows of the page as an image; with ``stop`` None the whole page, decoded at once."""

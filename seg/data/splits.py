@@ -26,7 +26,7 @@ class SplitOptions:
     test: float
     fold: int | None
     folds: int
-    blocks: bool
+    contiguous: bool
     group_by: str | None
     stratify: bool
     lists: str | dict[str, str] | None
@@ -55,7 +55,7 @@ class SplitOptions:
             DataError: if options exclude each other, or leave a split empty.
         """
         # Groups by the data or by the option.
-        choice: dict[str, object] = {"fold": self.fold, "blocks": self.blocks}
+        choice: dict[str, object] = {"fold": self.fold, "contiguous": self.contiguous}
         choice |= {"stratify": self.stratify, "val": self.val, "test": self.test or None}
         if groups is not None:
             reject_options(
@@ -72,7 +72,7 @@ class SplitOptions:
             splits = listed(read_lists(self.lists))
         else:
             splits = divide_names(
-                names, self.val, self.test, self.fold, self.folds, self.blocks, self.split_seed, groups,
+                names, self.val, self.test, self.fold, self.folds, self.contiguous, self.split_seed, groups,
                 presence if self.stratify else None,
             )  # fmt: skip
         if groups is not None:
@@ -80,8 +80,19 @@ class SplitOptions:
         return splits
 
 
+def check_training_splits(splits: Splits) -> None:
+    """Raise DataError unless there are images to train on and to validate on."""
+    missing = [split for split in ("train", "val") if not splits.get(split)]
+    if missing:
+        found = ", ".join(f"{len(names)} {split}" for split, names in splits.items())
+        raise DataError(
+            f"the data has {found} images and no {' and no '.join(missing)} split: training needs train and val; "
+            "add images, or give them by folders, data.lists or a table (seg.evaluate takes data of any split)"
+        )
+
+
 def read_lists(lists: str | dict[str, str]) -> dict[str, list[str]]:
-    """Read the lines of train.txt, val.txt and perhaps test.txt in a folder, or of a file for each split.
+    """Read the lines of those of train.txt, val.txt and test.txt that a folder holds, or of a file for each split.
 
     Raises:
         DataError: if a file is missing or cannot be read, or a split is unknown.
@@ -94,11 +105,13 @@ def read_lists(lists: str | dict[str, str]) -> dict[str, list[str]]:
                 "'data.lists={train: FILE, val: FILE}'"
             )
         files = {split: Path(lists) / f"{split}.txt" for split in SPLITS}
-        files = {s: file for s, file in files.items() if s != "test" or file.is_file()}
+        files = {split: file for split, file in files.items() if file.is_file()}
+        if not files:
+            raise DataError(f"data.lists={lists}: holds neither train.txt, val.txt nor test.txt")
     else:
         files = {split: Path(file) for split, file in lists.items()}
-    if not {"train", "val"} <= set(files) <= set(SPLITS):
-        raise DataError(f"data.lists names {sorted(files)}: train, val and perhaps test are needed")
+    if not files or not set(files) <= set(SPLITS):
+        raise DataError(f"data.lists names {sorted(files)}: give train, val, test or some of them")
     # Their lines.
     lines = {}
     for split, file in files.items():

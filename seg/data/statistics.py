@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 from pydantic import TypeAdapter
-from rich.progress import track
 
 from seg import files
 from seg.data.datasets.base import DataSource
@@ -23,11 +22,12 @@ from seg.data.normalization import IntensityStatistics, Normalization
 from seg.data.quality.checks import find_training_issues
 from seg.data.quality.inspect import ImageStats, hash_pixels, inspect_image
 from seg.data.quality.issues import Issue
-from seg.display.console import console
+from seg.display.console import track_progress
 from seg.errors import DataError
 from seg.logits import IGNORE
 
 log = logging.getLogger("seg")
+STATISTICS_FORMAT = 2  # of the cached statistics: 2 has the images' type and range
 
 
 @dataclass(frozen=True)
@@ -108,8 +108,7 @@ def compute_statistics(
     pixels_NC, valid_C = [], np.zeros(len(source.classes))
     digests: dict[str, tuple[str, str]] = {}
     for split, names in chosen.items():
-        text, hidden = f"reading {split}", not console.is_terminal
-        for name in track(names, text, console=console, transient=True, disable=hidden):
+        for name in track_progress(names, f"reading {split}"):
             # All images have the type and the channels of the first.
             image, mask = store.read(name)
             first = first or (name, image.shape[2], image.dtype)
@@ -168,7 +167,7 @@ def statistics_file(
 ) -> Path:
     """Return the file for the statistics of a source whose images have these stamps."""
     parts = [type(source).__name__, source.classes, source.task, source.splits, percentiles, check]
-    text = json.dumps([version("seg"), *parts, stamps], default=str)
+    text = json.dumps([version("seg"), STATISTICS_FORMAT, *parts, stamps], default=str)
     return cache_root() / "surveys" / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
 
 

@@ -5,13 +5,14 @@ import logging
 import re
 import sys
 import warnings
-from collections.abc import Generator
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any, TypeVar, cast
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.console import Console
+from rich.progress import track
 from rich.text import Text
 
 from seg import files
@@ -44,6 +45,7 @@ class EscapingFormatter(logging.Formatter):
 
 
 console = EscapingConsole(soft_wrap=True)
+Item = TypeVar("Item")
 NOISY_LOGGERS = (
     "lightning.pytorch",
     "lightning.fabric",
@@ -67,6 +69,12 @@ class ConsoleHandler(logging.Handler):
             )  # so that a printed command can be copied
         else:
             self.target.print(table, soft_wrap=False)
+
+
+def track_progress(items: Sequence[Item], text: str) -> Iterable[Item]:
+    """Iterate over items with a progress bar, which only a terminal shows."""
+    hidden = not console.is_terminal
+    return track(items, text, console=console, transient=True, disable=hidden)
 
 
 def is_rank_zero() -> bool:

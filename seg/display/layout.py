@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from seg.display.colors import Color
 
@@ -116,6 +116,22 @@ def draw_grid(cells: list[Image.Image], gap: int) -> Image.Image:
     for i, cell in enumerate(cells):
         page.paste(cell, (i % columns * width, i // columns * height))
     return page
+
+
+def draw_sheet(
+    parts: Sequence[Image.Image | list[LegendItem]], width: int, em: int, gap: int, border: int
+) -> Image.Image:
+    """Draw pictures and paragraphs below one another on white, with a border.
+
+    Args:
+        parts: pictures, and items of paragraphs; empty paragraphs are left out.
+        width: px of the paragraphs.
+        em: px of text.
+        gap: px between the parts.
+        border: px.
+    """
+    strips = [draw_items(p, width, em) if isinstance(p, list) else p for p in parts if p]
+    return ImageOps.expand(stack_pictures(strips, gap), border=border, fill="white")
 
 
 # ---- text

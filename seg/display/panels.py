@@ -7,22 +7,20 @@ by nearest neighbour, so that every pixel has exactly the colour of its class.
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from seg.display.colors import OKABE_ITO, Color
 from seg.display.layout import (
     PANEL_CELL_PX,
     LegendItem,
     display_size,
-    draw_items,
     draw_row,
+    draw_sheet,
     paragraph_items,
     resize_nearest,
     resize_smooth,
-    stack_pictures,
     to_font_letters,
 )
-from seg.display.layout import TEXT_COLOR as TEXT_COLOR
 from seg.logits import IGNORE
 
 FALSE_POSITIVE_COLOR: Color = (213, 94, 0)  # vermilion: class 1 predicted where the truth is 0
@@ -193,8 +191,7 @@ def draw_panel(
     ignored = any(mask is not None and (mask == IGNORE).any() for mask in (truth, prediction))
     legend = legend_paragraphs(classes, colors, em, judged=truth is not None, ignored=ignored)
     parts = [paragraph_items(title), row, *legend, paragraph_items(caption)]
-    strips = [draw_items(p, row.width, em) if isinstance(p, list) else p for p in parts if p]
-    return ImageOps.expand(stack_pictures(strips, gap=em // 3), border=em, fill="white")
+    return draw_sheet(parts, row.width, em, gap=em // 3, border=em)
 
 
 def _stretch(values: np.ndarray) -> np.ndarray:

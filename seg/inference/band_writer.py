@@ -1,6 +1,6 @@
 """Writer of large images: rows are appended to a file of plain bytes, which becomes a compressed, tiled TIFF.
 
-The plain bytes are stored next to the output until it is complete, so that an interrupted prediction resumes there.
+The plain bytes are stored next to the output until it is complete, so that images larger than memory can be written.
 """
 
 import math
@@ -50,15 +50,6 @@ class BandWriter:
     def row(self) -> int:
         """Size of a row of all planes in bytes."""
         return self.width * max(1, self.planes) * self.dtype.itemsize
-
-    def done(self) -> int:
-        """Return the number of complete rows in the file, over all pages."""
-        return self.file.stat().st_size // self.row if self.file.is_file() else 0
-
-    def truncate_rows(self, rows: int) -> None:
-        """Truncate the file after a number of rows."""
-        with files.open_append(self.file, self.folder) as out:
-            out.truncate(rows * self.row)
 
     def add(self, band: np.ndarray) -> None:
         """Append rows (h, W), or (C, h, W)."""

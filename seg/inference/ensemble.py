@@ -23,6 +23,7 @@ from seg.runs import load as runs_load
 from seg.runs import records
 from seg.runs.folder import CROSSVAL_FILE
 from seg.runs.load import LoadedRun
+from seg.runs.record import RECORD_FILE, read_record
 from seg.runs.safe_loading import CROSSVAL_LIMIT
 
 
@@ -56,7 +57,9 @@ class Ensemble(Network):
     ) -> None:
         super().__init__()
         channels = intensities[0].channels
-        self.intensity = Normalization(0.0, 1.0, [0.0] * channels, [1.0] * channels)
+        self.intensity = Normalization(
+            0.0, 1.0, [0.0] * channels, [1.0] * channels, False, *common_values(intensities)
+        )
         self.members, self.overlapping = nn.ModuleList(members), overlapping
         self.clips = [intensity.clip for intensity in intensities]
         constants = {
@@ -95,6 +98,15 @@ class Ensemble(Network):
         if self.clips[member]:
             scaled = scaled.clamp(0, 1)
         return (scaled - self.mean[member]) / self.std[member]
+
+
+def common_values(intensities: list[Normalization]) -> tuple[str | None, list[float] | None]:
+    """Return the type of the members' training images, and the range that holds the values of all; None: unknown."""
+    types, ranges = {i.stored_type for i in intensities}, [i.value_range for i in intensities]
+    dtype = types.pop()
+    known = [span for span in ranges if span is not None]
+    span = [min(low for low, _ in known), max(high for _, high in known)] if known else None
+    return None if dtype is None else dtype.name, span
 
 
 def load_members(run: str | Path | Sequence[str] | None, depth: int | None = None) -> LoadedRun:
@@ -199,6 +211,7 @@ def check_members(first: LoadedRun, other: LoadedRun) -> None:
         ("classes", first.classes, other.classes),
         ("channels", first.intensity.channels, other.intensity.channels),
         ("task", first.task, other.task),
+        ("image types", str(first.intensity.stored_type), str(other.intensity.stored_type)),
         ("logits", first.config["model"]["num_classes"], other.config["model"]["num_classes"]),
     ):
         if ours != theirs:
@@ -210,7 +223,6 @@ def check_members(first: LoadedRun, other: LoadedRun) -> None:
 def read_training_names(run: LoadedRun) -> list[str]:
     """Return the names of a run's training images; none if its folder has no record of them."""
     try:
-        names = records.read_json(run.folder / "run.json")["splits"]["train"]
-    except (RunError, KeyError, TypeError):
+        return (read_record(run.folder / RECORD_FILE).splits or {}).get("train", [])
+    except RunError:
         return []
-    return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []

@@ -16,6 +16,7 @@ from rich.table import Table
 from seg import files
 from seg.cli.command_line import quote_path
 from seg.display.console import configure_logging
+from seg.display.tables import make_table
 from seg.errors import UserError, missing_extra_hint
 from seg.files import open_regular
 from seg.inference import ensemble
@@ -73,7 +74,7 @@ def export_run(cfg: DictConfig) -> Path:
         RunError: if the run can't be read.
     """
     configure_logging()
-    check_export_options(cfg)
+    check_packages(cfg)
     run = ensemble.load_members(cfg.run)
     file, below = export_target(cfg, run)
     facts = describe_run(run, cfg.run)
@@ -89,12 +90,8 @@ def export_run(cfg: DictConfig) -> Path:
     return file
 
 
-def check_export_options(cfg: DictConfig) -> None:
-    """Raise UserError for options out of range, or if a package that the format needs isn't installed."""
-    if cfg.format not in FORMAT_SUFFIXES:
-        raise UserError(f"format={cfg.format}: {' or '.join(FORMAT_SUFFIXES)} is needed")
-    if not cfg.tolerance > 0:
-        raise UserError(f"tolerance={cfg.tolerance}: it must be above 0")
+def check_packages(cfg: DictConfig) -> None:
+    """Raise UserError if a package that the format needs isn't installed."""
     for package in ("onnx", "onnxruntime") if cfg.format == "onnx" else ():
         if need := missing_extra_hint(package):
             raise UserError(f"format=onnx {need}")
@@ -226,7 +223,7 @@ def reference_probabilities(run: LoadedRun, image: np.ndarray) -> np.ndarray:
 
 def build_difference_table(gaps: list[ExportDifference], title: str) -> Table:
     """Return a table with a row for each size and a column for each batch."""
-    table = Table(title=title, title_justify="left")
+    table = make_table(title)
     table.add_column("image, px", style="bold", no_wrap=True)
     for batch in COMPARED_BATCHES:
         table.add_column(f"batch {batch}: largest difference", justify="right")

@@ -1,11 +1,9 @@
-"""Prediction of files: each goes through the network band by band, and an interrupted one continues where it was."""
+"""Prediction of files: band by band through the network; an interrupted command continues with the next file."""
 
 import logging
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from omegaconf import DictConfig
@@ -15,11 +13,11 @@ from seg import files
 from seg.cli.command_line import quote_path
 from seg.cli.compose import plain_config
 from seg.data.raster import ImageReader, open_pages
+from seg.data.value_types import ValueConversion
 from seg.display.console import configure_logging, console
-from seg.errors import DataError, RunError, UserError
+from seg.errors import DataError, UserError
 from seg.inference import ensemble
 from seg.inference.outputs import (
-    PROBABILITY_TYPES,
     GrowingResult,
     OutputOptions,
     OutputTarget,
@@ -113,10 +111,6 @@ def check_predict_options(cfg: DictConfig) -> None:
         if cfg[option] is None:
             raise UserError(f"{option} is not set: give {what}, {option}=...")
     check_save_option(cfg.save)
-    if cfg.probabilities not in PROBABILITY_TYPES:
-        raise UserError(
-            f"probabilities={cfg.probabilities}: choose from {', '.join(PROBABILITY_TYPES)}"
-        )
     check_object_options(cfg)
 
 
@@ -137,13 +131,12 @@ def predict_file(
     progress: Progress,
     check_seams: bool = False,
 ) -> list[Path]:
-    """Return the results of one file, continued from where an earlier command stopped.
+    """Predict one file, and return the files written.
 
     Raises:
-        DataError: if it can't be read, or has other channels than the run was trained on; its partial results are
-            removed.
+        DataError: if it can't be read, or has other channels than the run was trained on.
     """
-    pages = open_pages(file, predictor.pages_are_channels)
+    pages, results = open_pages(file, predictor.pages_are_channels), []
     try:
         # all pages must be of one size, with the channels of the run
         height, width, _ = pages[0].shape
@@ -154,135 +147,73 @@ def predict_file(
                     f"{file}: pages of {height}x{width} and {page.shape[0]}x{page.shape[1]} px; save them as "
                     "files of their own"
                 )
-        # predict band by band; the results grow on disk
-        dtype = np.result_type(*{page.dtype for page in pages})
+        # values of another type or range are converted as a whole image, or refused
+        conversions = [
+            predictor.conversion(page.dtype, page.bands(), page_name(file, i, len(pages)))
+            for i, page in enumerate(pages)
+        ]
+        # predict band by band; the results grow on disk, after what a killed command left there is removed
+        dtype = np.result_type(
+            *{c.dtype or page.dtype for c, page in zip(conversions, pages, strict=True)}
+        )
         place = OutputTarget(output, file, height, width, len(pages), dtype)
         results = build_results(request, place)
-        journey = ResumablePrediction(file, output, results, predictor)
+        remove_partial(results)
         task = progress.add_task(file.name, total=height * len(pages))
+        tiling, run = predictor.tiling(height, width), predictor.run
         try:
-            journey.predict_missing(pages, lambda rows: progress.update(task, completed=rows))
-        except DataError:
-            journey.remove_partial()
-            raise
+            for page, convert in zip(pages, conversions, strict=True):
+                rows = converted_rows(page, convert)
+                for top, image, p_CHW in tiling.bands(rows, height):
+                    mask = classes_from_probabilities(p_CHW, predictor.threshold, run.overlapping)
+                    for result in results:
+                        result.add(PredictedBand(top, image, p_CHW, mask))
+                    progress.advance(task, len(image))
         finally:
             progress.remove_task(task)
         if check_seams:
-            log_seams(file, predictor, pages[0])
-        tags = pages[0].tags
+            log_seams(file, predictor, pages[0], conversions[0])
+        # finish the files
+        for kind in request.save:
+            files.make_folder(output / kind, output)
+        return [path for result in results for path in result.finish(pages[0].tags)]
     finally:
         for page in pages:
             page.close()
-    # finish the files; partial results stay until all are written, so that a failure here loses nothing
-    for kind in request.save:
-        files.make_folder(output / kind, output)
-    written = [path for result in results for path in result.finish(tags)]
-    journey.remove_partial()
-    return written
+        remove_partial(results)
 
 
-def log_seams(file: Path, predictor: Predictor, page: ImageReader) -> None:
+def remove_partial(results: list[GrowingResult]) -> None:
+    """Remove the rows of unfinished results."""
+    for result in results:
+        result.growing.remove()
+
+
+def converted_rows(page: ImageReader, convert: ValueConversion) -> Callable[[int, int], np.ndarray]:
+    """Return the function that reads rows of a page in the type of the training images."""
+    return lambda start, stop: convert(page.rows(start, stop))
+
+
+def page_name(file: Path, number: int, pages: int) -> str:
+    """Return the name of a page in messages."""
+    return f"{file}, page {number}" if pages > 1 else str(file)
+
+
+def log_seams(
+    file: Path, predictor: Predictor, page: ImageReader, convert: ValueConversion
+) -> None:
     """Log how much the probabilities in tiles differ from those of the image at once."""
     height, width, _ = page.shape
     if max(height, width) <= predictor.tile:
         log.info(f"seams      {file.name}: none, it went through at once")
         return
     side = 3 * predictor.tile // 2
-    part = page.rows(0, min(height, side))
+    part = convert(page.rows(0, min(height, side)))
     largest, mean = predictor.tiling(height, width).seams(part)
     log.info(
         f"seams      {file.name}: probabilities in tiles differ by {largest:.1e} at most, {mean:.1e} in the mean, "
         f"from {min(height, side)}x{min(width, side)} px at once"
     )
-
-
-@dataclass(frozen=True)
-class ResumablePrediction:
-    """Resumable prediction of one file: after each band a record says up to which row all outputs are complete.
-
-    Attributes:
-        file: the image.
-        output: folder of all results.
-        results: of all kinds, which grow band by band.
-        predictor: the run's network and its tiles.
-    """
-
-    file: Path
-    output: Path
-    results: list[GrowingResult]
-    predictor: Predictor
-
-    @property
-    def mark(self) -> Path:
-        """JSON file of the page and the row up to which all outputs are complete."""
-        return self.output / PARTIAL_FOLDER / files.short_name(f"{self.file.name}.json")
-
-    def predict_missing(self, pages: list[ImageReader], tell: Callable[[int], None]) -> None:
-        """Predict the rows that are missing.
-
-        Args:
-            pages: of the file, all of one size.
-            tell: called after each band with the number of rows that are complete, of all pages together.
-        """
-        run, threshold = self.predictor.run, self.predictor.threshold
-        height, width, _ = pages[0].shape
-        tiling = self.predictor.tiling(height, width)
-        settings = {"stamp": read_file_stamp(self.file), "tiles": [tiling.tile, tiling.overlap]}
-        first, start = self.restore_position(height, settings)
-        for number in range(first, len(pages)):
-            first_row = start if number == first else 0
-            for top, image, p_CHW in tiling.bands(pages[number].rows, height, first_row):
-                band = PredictedBand(
-                    top, image, p_CHW, classes_from_probabilities(p_CHW, threshold, run.overlapping)
-                )
-                for result in self.results:
-                    result.add(band)
-                bottom = top + len(image)
-                records.write_json(self.mark, settings | {"at": [number, bottom]}, self.output)
-                tell(number * height + bottom)
-
-    def restore_position(self, height: int, settings: dict[str, Any]) -> tuple[int, int]:
-        """Return the next page and row, and cut off what the outputs hold beyond them.
-
-        A record of another file, or of other tiles, doesn't count: the file begins anew.
-        """
-        page, row = 0, 0
-        if self.mark.is_file():
-            content = records.read_json(self.mark)
-            if all(content.get(name) == value for name, value in settings.items()):
-                page, row = self.place(content.get("at"), height)
-        rows = [result.growing.height * page + result.rows(row) for result in self.results]
-        pairs = list(zip(self.results, rows, strict=True))
-        if any(result.growing.done() < count for result, count in pairs):
-            page, row, pairs = 0, 0, [(result, 0) for result in self.results]
-        for result, count in pairs:
-            result.growing.truncate_rows(count)
-        if (page, row) != (0, 0):
-            log.info(f"{self.file.name} goes on at page {page}, row {row}")
-        return (page, row) if row < height else (page + 1, 0)
-
-    def place(self, at: Any, height: int) -> tuple[int, int]:
-        """Return page and row of a record.
-
-        Raises:
-            RunError: if they aren't two whole numbers in range.
-        """
-        if not isinstance(at, list) or [type(number) for number in at] != [int, int]:
-            raise RunError(
-                f"{self.mark}: not written by seg.predict; remove it to begin the image anew"
-            )
-        page, row = at
-        if not 0 <= page < 2**31 or not 0 <= row <= height:
-            raise RunError(
-                f"{self.mark}: names page {page} and row {row}; remove it to begin the image anew"
-            )
-        return page, row
-
-    def remove_partial(self) -> None:
-        """Remove the record and the partial results."""
-        self.mark.unlink(missing_ok=True)
-        for result in self.results:
-            result.growing.remove()
 
 
 def write_results(
@@ -302,7 +233,7 @@ def write_results(
     mask = classes_from_probabilities(p_CHW, request.threshold, request.run.overlapping)
     written = []
     for result in build_results(request, place):
-        result.growing.truncate_rows(0)
+        result.growing.remove()
         result.add(PredictedBand(0, image, p_CHW, mask))
         written += result.finish({})
         result.growing.remove()

@@ -44,7 +44,7 @@ class OutputOptions(NamedTuple):
         save: kinds of output.
         threshold: probability in 0..1 above which a pixel is class 1 of two, or has an overlapping class.
         depth: type of probabilities and uncertainty; integers map 0..1 to their range.
-        objects: ``neck`` and ``min_size`` of seg.metrics.instances.segment_objects.
+        objects: ``split_neck_px`` and ``min_size`` of seg.metrics.instances.segment_objects.
     """
 
     run: LoadedRun
@@ -96,22 +96,16 @@ class GrowingResult:
 
     Attributes:
         growing: the rows written so far.
-        made: rows of the result from a band, (h', W') or (planes, h', W').
-        thin: step of the rows and columns that are kept; 1 keeps all.
+        convert_band: rows of the result from a band, (h', W') or (planes, h', W').
         finish: writes the files and returns their paths; its argument are the tags that a TIFF keeps of the image.
     """
 
     growing: BandWriter
     convert_band: Callable[[PredictedBand], np.ndarray]
-    thin: int
     finish: Callable[[dict[str, Any]], list[Path]]
 
     def add(self, band: PredictedBand) -> None:
         self.growing.add(self.convert_band(band))
-
-    def rows(self, image_rows: int) -> int:
-        """Return the number of rows of the result from the first ``image_rows`` rows of a page."""
-        return -(-image_rows // self.thin)
 
 
 def check_kinds_of_run(request: OutputOptions) -> None:
@@ -173,7 +167,7 @@ def build_masks(request: OutputOptions, place: OutputTarget, kind: str) -> Growi
                 write_mask(aside, grown.page(0), run.colors)
             return [file]
 
-    return GrowingResult(grown, lambda band: band.mask, 1, finish)
+    return GrowingResult(grown, lambda band: band.mask, finish)
 
 
 def build_probabilities(request: OutputOptions, place: OutputTarget, kind: str) -> GrowingResult:
@@ -182,7 +176,7 @@ def build_probabilities(request: OutputOptions, place: OutputTarget, kind: str) 
     grown = build_writer(place, kind, dtype, planes=len(request.run.classes))
     file = place.output / kind / f"{place.file.stem}.tif"
     return GrowingResult(
-        grown, lambda b: scale_to_type(b.probabilities, dtype), 1, finish_as_tiff(grown, file)
+        grown, lambda b: scale_to_type(b.probabilities, dtype), finish_as_tiff(grown, file)
     )
 
 
@@ -197,7 +191,7 @@ def build_uncertainty(request: OutputOptions, place: OutputTarget, kind: str) ->
         )
 
     return GrowingResult(
-        grown, made, 1, finish_as_tiff(grown, place.output / kind / f"{place.file.stem}.tif")
+        grown, made, finish_as_tiff(grown, place.output / kind / f"{place.file.stem}.tif")
     )
 
 
@@ -205,7 +199,7 @@ def build_submission(request: OutputOptions, place: OutputTarget, kind: str) -> 
     """Stack for the ISBI 2012 challenge: the probability of class 1 (cell), float32."""
     grown = build_writer(place, kind, np.float32)
     file = place.output / kind / f"{place.file.stem}.tif"
-    return GrowingResult(grown, lambda band: band.probabilities[1], 1, finish_as_tiff(grown, file))
+    return GrowingResult(grown, lambda band: band.probabilities[1], finish_as_tiff(grown, file))
 
 
 def scale_to_type(p: np.ndarray, dtype: np.dtype) -> np.ndarray:
@@ -241,7 +235,7 @@ def build_pictures(request: OutputOptions, place: OutputTarget, kind: str) -> Gr
                 Image.fromarray(draw(image, mask, colors)).save(aside)
         return written
 
-    return GrowingResult(grown, made, thin, finish)
+    return GrowingResult(grown, made, finish)
 
 
 def build_instances(request: OutputOptions, place: OutputTarget, kind: str) -> GrowingResult:
@@ -279,7 +273,7 @@ def build_instances(request: OutputOptions, place: OutputTarget, kind: str) -> G
             table.writerows(rows)
         return written
 
-    return GrowingResult(grown, lambda band: band.probabilities[1], 1, finish)
+    return GrowingResult(grown, lambda band: band.probabilities[1], finish)
 
 
 OBJECT_COLUMNS = (

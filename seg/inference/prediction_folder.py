@@ -1,4 +1,4 @@
-"""Output folder of seg.predict: inputs, lock, and the record by which an interrupted command continues."""
+"""Output folder of seg.predict: inputs, lock, and the record by which an interrupted command leaves out what is done."""
 
 import json
 from collections.abc import Generator, Sequence
@@ -16,6 +16,7 @@ from seg.inference.outputs import RESULT_KINDS
 from seg.runs import load, records
 from seg.runs.folder import lock_folder
 from seg.runs.load import LoadedRun
+from seg.runs.resumable import read_resumable_record
 
 PREDICT_RECORD, PARTIAL_FOLDER = "predict.json", ".partial"
 NEUTRAL_PREDICT_OPTIONS = (
@@ -97,16 +98,11 @@ def open_predict_record(output: Path, cfg: DictConfig, run: LoadedRun) -> dict[s
     settings = json.loads(json.dumps(settings)) | {"weights": load.weights_fingerprint(run.model)}
     file = output / PREDICT_RECORD
     # continue an interrupted command, if its settings are the same
-    if file.is_file():
-        record = records.read_json(file)
-        if not all(isinstance(record.get(part), dict) for part in ("done", "settings")):
-            raise UserError(f"{file}: not written by seg.predict; give another folder")
-        for name, value in settings.items():
-            if (old := record["settings"].get(name)) != value:
-                raise UserError(
-                    f"output={output}: holds results of {name}={old}, and this is {name}={value}; give another folder"
-                )
-        return record | {"status": "running"}
+    record: dict[str, Any] = {"status": "running", "settings": settings, "done": {}}
+    if begun := read_resumable_record(file, record, "seg.predict"):
+        if not isinstance(begun["done"], dict):
+            raise UserError(f"{file}: not written by seg.predict; give another output")
+        return begun | {"status": "running"}
     # begin anew, in a folder without results
     full = [
         kind for kind in RESULT_KINDS if (output / kind).is_dir() and any((output / kind).iterdir())
@@ -115,7 +111,6 @@ def open_predict_record(output: Path, cfg: DictConfig, run: LoadedRun) -> dict[s
         raise UserError(
             f"output={output}: {full[0]}/ holds results already; give another folder or empty it"
         )
-    record = {"status": "running", "settings": settings, "done": {}}
     records.write_json(file, record)
     return record
 

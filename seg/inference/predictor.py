@@ -1,7 +1,7 @@
 """Predictor of a trained run, for seg.predict and, as ``seg.load``, for notebooks."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 
 from seg.data.image_io import as_image, read_image
+from seg.data.value_types import ValueConversion, find_conversion, scan_bands
 from seg.display import panels
 from seg.errors import DataError, UserError
 from seg.hardware import fuse_conv_bn, pick_accelerator, prepare_for_inference, torch_device
@@ -30,7 +31,7 @@ class Prediction:
     """Prediction of one image.
 
     Attributes:
-        image: (H, W, C) as stored.
+        image: (H, W, C), in the type of the training images.
         probabilities: (classes, H, W) float32 in 0..1.
         mask: (H, W) uint8 class indices, or (classes, H, W) of 0 and 1 where classes overlap.
         classes: names, in the order of the indices.
@@ -79,6 +80,7 @@ class Predictor:
     ) -> None:
         self.run, self.threshold = run, threshold
         self.tile, self.asked, self.batch = tile, overlap, batch
+        self.said: set[str] = set()
         if accelerator not in ACCELERATORS:
             raise UserError(f"accelerator={accelerator}: choose from {', '.join(ACCELERATORS)}")
         self.device = torch_device(pick_accelerator(accelerator))
@@ -136,6 +138,20 @@ class Predictor:
             self.tile, overlap, self.batch, self.device, self.run.overlapping,
         )  # fmt: skip
 
+    def conversion(
+        self, dtype: np.dtype, bands: Iterable[np.ndarray], name: str
+    ) -> ValueConversion:
+        """Return the conversion of an image to the type of the training images, and say each kind once.
+
+        Raises:
+            DataError: if the type or the range is another one, and the values leave a doubt.
+        """
+        found = find_conversion(self.run.intensity, dtype, bands, name)
+        if found.remark and found.remark not in self.said:
+            self.said.add(found.remark)
+            log.info(f"values     {name}: {found.remark}, as the run was trained on")
+        return found
+
     def probabilities(self, image: np.ndarray) -> np.ndarray:
         """Return the class probabilities (classes, H, W) float32 of an image (H, W, C) as stored."""
         return self.tiling(*image.shape[:2]).whole(image)
@@ -144,13 +160,15 @@ class Predictor:
         """Segment one image: an array (H, W) or (H, W, C) as stored, or a file of one image.
 
         Raises:
-            DataError: if it can't be read, isn't finite, or has other channels than the run was trained on.
+            DataError: if it can't be read, isn't finite, or has other channels than the run was trained on, or values
+                of another type or range whose conversion isn't certain.
         """
         if isinstance(image, str | Path):
             stored, name = read_image(Path(image), channels=self.pages_are_channels), str(image)
         else:
             stored, name = as_image(np.asarray(image), "the array"), "the array"
         check_image_channels(stored.shape[2], self.run, name)
+        stored = self.conversion(stored.dtype, scan_bands(stored), name)(stored)
         p_CHW = self.probabilities(stored)
         mask = classes_from_probabilities(p_CHW, self.threshold, self.run.overlapping)
         return Prediction(stored, p_CHW, mask, self.run.classes, self.run.colors)

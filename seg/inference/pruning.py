@@ -18,6 +18,7 @@ from seg import files
 from seg.cli.command_line import quote_path, render_command, render_option
 from seg.data.datamodule import DataModule
 from seg.display.console import configure_logging
+from seg.display.tables import make_table
 from seg.errors import UserError
 from seg.hardware import pick_accelerator, prepare_for_inference, torch_device
 from seg.inference.run_data import open_run_data
@@ -103,8 +104,6 @@ def compare_depths(cfg: DictConfig) -> list[DepthScores]:
     """
     # check everything before the first image is read
     configure_logging()
-    if cfg.rounds < 1:
-        raise UserError(f"rounds={cfg.rounds}: it must be at least 1")
     run = load.load_run(cfg.run)
     depths = prunable_depths(run)
     if cfg.depth is not None and (not isinstance(cfg.depth, int) or cfg.depth not in depths):
@@ -218,7 +217,7 @@ def score_network(
 
 def build_depth_table(levels: list[DepthScores], title: str) -> Table:
     """Return a table with a row for each level; its time also as a share of the deepest level's."""
-    table = Table(title=title, title_justify="left")
+    table = make_table(title)
     deepest = [level for level in levels if level.name != "average"][-1]
     table.add_column("level", style="bold", no_wrap=True)
     headings = ("Dice", "IoU", "parameters", "G mult-adds", "MiB", "ms", f"of {deepest.name}")

@@ -28,7 +28,7 @@ def check_run_node(node: Any, group: str, run: LoadedRun, package: str) -> None:
 
 
 def open_run_data(cfg: DictConfig, run: LoadedRun) -> tuple[str, DataModule]:
-    """Return the split of ``data.split`` and its data.
+    """Return the split of ``data.split`` and its data; ``all`` is every image of the data.
 
     Raises:
         UserError: if the data's classes or task aren't the run's, it has no such split, or images of the split trained a
@@ -46,10 +46,11 @@ def open_run_data(cfg: DictConfig, run: LoadedRun) -> tuple[str, DataModule]:
             f"data.task={source.task}: the run was trained on data.task={run.task}; classes overlap in both "
             "or in neither"
         )
-    if split not in source.splits:
-        raise UserError(f"data.split={split}: this data has {', '.join(source.splits)}")
-    check_unseen_images(run, split, chosen, source.splits[split])
-    source.splits = {split: source.splits[split]}
+    splits = {"all": [name for names in source.splits.values() for name in names]} | source.splits
+    if split not in splits:
+        raise UserError(f"data.split={split}: this data has {', '.join(source.splits)} and all")
+    check_unseen_images(run, split, chosen, splits[split])
+    source.splits = {split: splits[split]}
     data = DataModule(
         source,
         eval_batch_size=cfg.eval_batch_size,
@@ -60,13 +61,18 @@ def open_run_data(cfg: DictConfig, run: LoadedRun) -> tuple[str, DataModule]:
 
 
 def choose_data(given: DictConfig, run: LoadedRun) -> tuple[str, dict[str, Any]]:
-    """Return the split and the data's config: that of ``data=``, or the run's own with the given options."""
+    """Return the split and the data's config: that of ``data=``, or the run's own with the given options.
+
+    Without ``data.split`` it is ``val`` of the run's own data, and ``all`` of other data.
+    """
     data = plain_config(given)
     split = data.pop("split")
-    data = {key: value for key, value in data.items() if value is not None}
-    if "_target_" in data:
-        return split, data
     own = run.config.get("data", {})
+    if data.get("_target_") is not None:
+        if "classes" in data and data["classes"] is None:
+            data["classes"] = run.classes
+        return split or ("val" if is_own_data(data, own) else "all"), data
+    data = {key: value for key, value in data.items() if value is not None}
     check_run_node(own, "data", run, "seg.data")
     takes = (
         argument_names(import_target("data", own["_target_"])) or []
@@ -76,16 +82,22 @@ def choose_data(given: DictConfig, run: LoadedRun) -> tuple[str, dict[str, Any]]
         raise UserError(
             f"data.{unknown[0]}: the run's data has no such option; it has {', '.join(own)}"
         )
-    return split, own | data
+    data = own | data
+    return split or ("val" if is_own_data(data, own) else "all"), data
+
+
+def is_own_data(data: dict[str, Any], own: dict[str, Any]) -> bool:
+    """Return True if the config of some data names the place of the run's own data."""
+    places = [
+        [Path(str(node.get(key))).resolve() for key in ("root", "table", "annotations")]
+        for node in (data, own)
+    ]
+    return data.get("_target_") == own.get("_target_") and places[0] == places[1]
 
 
 def check_unseen_images(run: LoadedRun, split: str, data: dict[str, Any], names: list[str]) -> None:
     """Raise UserError if images of the run's own data trained a member of an ensemble."""
-    own = run.config["data"]
-    places = [
-        [Path(str(node.get(key))).resolve() for key in ("root", "table")] for node in (data, own)
-    ]
-    if data["_target_"] != own["_target_"] or places[0] != places[1]:
+    if not is_own_data(data, run.config["data"]):
         return  # other data: its names may occur in both by chance
     if count := len(run.seen.intersection(names)):
         folds = run.checkpoint.name == folder.CROSSVAL_FILE

@@ -91,19 +91,17 @@ class Tiling:
             )
 
     def bands(
-        self, rows: Callable[[int, int], np.ndarray], height: int, start: int = 0
+        self, rows: Callable[[int, int], np.ndarray], height: int
     ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         """Yield an image from top to bottom: the first row, the rows as stored (h, W, C), their probabilities (C, h, W).
 
         Args:
             rows: returns the rows from ``start`` to before ``stop`` of the image, (h, W, C).
             height: of the image, px.
-            start: the first row that is needed; bands that end before it are left out.
         """
         for read, keep, put in tile_spans(height, self.tile, self.overlap):
-            if put.stop > start:
-                band = rows(read.start, read.stop)
-                yield put.start, band[keep], self.across(band)[:, keep]
+            band = rows(read.start, read.stop)
+            yield put.start, band[keep], self.across(band)[:, keep]
 
     def across(self, band: np.ndarray) -> np.ndarray:
         """Return the probabilities (C, h, W) of rows (h, W, C), tile by tile from left to right."""

@@ -21,3 +21,4 @@ from seg.losses.weight_map import WeightMap as WeightMap
 from seg.losses.weighted_sum import Sum as Sum
 from seg.losses.weighted_sum import SumTerm as SumTerm
 from seg.losses.weighted_sum import compute_loss as compute_loss
+from seg.losses.weighted_sum import term_names as term_names

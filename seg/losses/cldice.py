@@ -7,8 +7,9 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from seg.losses.dice import SUMMED_DIMS, Dice, check_smooth
+from seg.losses.dice import SUMMED_DIMS, Dice
 from seg.losses.targets import has_label_planes, probabilities_and_one_hot
+from seg.ranges import check_ranges
 
 MAX_EROSIONS = 1000  # erosions; each keeps several copies of the batch for its gradient
 
@@ -30,6 +31,7 @@ class ClDice(nn.Module):
         ValueError: if an argument is out of range; from ``forward``, if an index in classes is too high.
     """
 
+    @check_ranges
     def __init__(
         self,
         alpha: Annotated[float, Field(ge=0, le=1)] = 0.5,
@@ -38,25 +40,23 @@ class ClDice(nn.Module):
         classes: list[Annotated[int, Field(ge=0)]] | None = None,
     ) -> None:
         super().__init__()
-        if not 0 <= alpha <= 1:
-            raise ValueError(f"alpha is {alpha}; it must be in 0..1")
-        if not 1 <= iterations <= MAX_EROSIONS:
-            raise ValueError(f"iterations is {iterations}; it must be in 1..{MAX_EROSIONS}")
-        check_smooth(smooth)
         self.alpha, self.iterations, self.smooth, self.classes = alpha, iterations, smooth, classes
         self.dice = Dice(smooth)
 
     def forward(self, logits_BKHW: Tensor, mask: Tensor, gaps: Tensor | None = None) -> Tensor:
         p_BCHW, g_BCHW, valid = probabilities_and_one_hot(logits_BKHW, mask)
+        # Probabilities and truth of the thin classes.
         default = range(0 if has_label_planes(mask) else 1, p_BCHW.shape[1])
         thin = list(default) if self.classes is None else self.classes
         if not thin or min(thin) < 0 or max(thin) >= p_BCHW.shape[1]:
             raise ValueError(f"classes is {thin}; class indices are 0..{p_BCHW.shape[1] - 1}")
         p, g = p_BCHW[:, thin], g_BCHW[:, thin]
         valid = valid[:, thin] if has_label_planes(mask) else valid
+        # Eq. 1: topology precision and sensitivity, on soft skeletons.
         skel_p, skel_g = (soft_skeleton(x, valid, self.iterations) for x in (p, g))
         precision_C = self.share(skel_p * g, skel_p)
         recall_C = self.share(skel_g * p, skel_g)
+        # Eq. 2, mixed with soft Dice by alpha.
         lines = 1 - (2 * precision_C * recall_C / (precision_C + recall_C)).mean()
         return (1 - self.alpha) * self.dice(logits_BKHW, mask) + self.alpha * lines
 
@@ -73,6 +73,7 @@ def soft_skeleton(x: Tensor, valid: Tensor, iterations: int) -> Tensor:
     Shape:
         x (B, C, H, W) in 0..1, valid (B, 1 or C, H, W) bool -> (B, C, H, W).
     """
+    # Algorithm 1: what each erosion's opening removes, if no earlier one did.
     lines = torch.relu(x - soft_open(x, valid))
     for _ in range(iterations):
         x = soft_erode(x, valid)

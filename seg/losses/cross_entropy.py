@@ -13,6 +13,7 @@ from seg.losses.targets import (
     mean_over_valid,
     weight_true_class,
 )
+from seg.ranges import check_ranges
 
 
 def count_classes(logits_BKHW: Tensor, mask: Tensor) -> int:
@@ -37,6 +38,7 @@ class CrossEntropy(nn.Module):
 
     weights_C: Tensor | None
 
+    @check_ranges
     def __init__(
         self, class_weights: list[Annotated[float, Field(ge=0)]] | Literal["auto"] | None = None
     ) -> None:
@@ -69,6 +71,7 @@ class WeightedBCE(nn.Module):
 
     weights: Tensor
 
+    @check_ranges
     def __init__(
         self,
         pos_weight: Annotated[float, Field(ge=0)]
@@ -116,6 +119,7 @@ class Focal(nn.Module):
 
     alpha_C: Tensor | None
 
+    @check_ranges
     def __init__(
         self,
         gamma: Annotated[float, Field(ge=0)] = 2.0,
@@ -124,11 +128,7 @@ class Focal(nn.Module):
         | None = None,
     ) -> None:
         super().__init__()
-        if not gamma >= 0:
-            raise ValueError(f"gamma is {gamma}; it must be 0 or more")
         if isinstance(alpha, int | float):
-            if not 0 <= alpha <= 1:
-                raise ValueError(f"alpha is {alpha}; a single number must be in 0..1")
             alpha = [1 - alpha, alpha]
             self.single = True
         else:
@@ -141,6 +141,7 @@ class Focal(nn.Module):
         # 1 - p as -expm1(log p): its gradient stays finite where p rounds to 1
         hardness = (-torch.expm1(log_p)).clamp(min=1e-12) ** self.gamma
         loss = -hardness * log_p
+        # Eq. 5: weight alpha by the true class.
         if self.alpha_C is not None and self.single and has_label_planes(mask):
             loss = loss * torch.where(mask == 1, self.alpha_C[1], self.alpha_C[0])
         elif self.alpha_C is not None:

@@ -13,6 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from seg.losses.targets import probabilities_and_one_hot
+from seg.ranges import check_ranges
 
 SUMMED_DIMS = (0, 2, 3)  # dimensions of (B, C, H, W) that sums run over
 
@@ -31,9 +32,9 @@ class Dice(nn.Module):
         ValueError: if smooth is not above 0.
     """
 
+    @check_ranges
     def __init__(self, smooth: Annotated[float, Field(gt=0)] = 1.0, squared: bool = False) -> None:
         super().__init__()
-        check_smooth(smooth)
         self.smooth, self.squared = smooth, squared
 
     def forward(self, logits_BKHW: Tensor, mask: Tensor, gaps: Tensor | None = None) -> Tensor:
@@ -57,6 +58,7 @@ class Jaccard(nn.Module):
         ValueError: if smooth is not above 0.
     """
 
+    @check_ranges
     def __init__(self, smooth: Annotated[float, Field(gt=0)] = 1.0) -> None:
         super().__init__()
         self.tversky = Tversky(alpha=1.0, beta=1.0, smooth=smooth)
@@ -80,6 +82,7 @@ class Tversky(nn.Module):
         ValueError: if an argument is out of range, or both weights are 0.
     """
 
+    @check_ranges
     def __init__(
         self,
         alpha: Annotated[float, Field(ge=0)] = 0.3,
@@ -87,23 +90,15 @@ class Tversky(nn.Module):
         smooth: Annotated[float, Field(gt=0)] = 1.0,
     ) -> None:
         super().__init__()
-        if not (alpha >= 0 and beta >= 0 and alpha + beta > 0):
-            raise ValueError(
-                f"alpha is {alpha} and beta {beta}; both must be 0 or more, one of them above 0"
-            )
-        check_smooth(smooth)
+        if alpha + beta == 0:
+            raise ValueError("alpha and beta are 0; one of them must be above 0")
         self.alpha, self.beta, self.smooth = alpha, beta, smooth
 
     def forward(self, logits_BKHW: Tensor, mask: Tensor, gaps: Tensor | None = None) -> Tensor:
         p_BCHW, g_BCHW, _ = probabilities_and_one_hot(logits_BKHW, mask)
+        # Soft counts over the batch's valid pixels, and eq. 3 of the Tversky loss on them.
         tp_C = (p_BCHW * g_BCHW).sum(SUMMED_DIMS)
         fp_C = (p_BCHW * (1 - g_BCHW)).sum(SUMMED_DIMS)
         fn_C = ((1 - p_BCHW) * g_BCHW).sum(SUMMED_DIMS)
         error_C = self.alpha * fp_C + self.beta * fn_C
         return (error_C / (tp_C + error_C + self.smooth)).mean()
-
-
-def check_smooth(smooth: float) -> None:
-    """Raise ValueError if smooth is not above 0."""
-    if not smooth > 0:
-        raise ValueError(f"smooth is {smooth}; it must be above 0")

@@ -15,6 +15,7 @@ from seg.losses.targets import (
     mean_over_valid,
     weight_true_class,
 )
+from seg.ranges import check_ranges
 
 
 class WeightMap(nn.Module):
@@ -37,6 +38,7 @@ class WeightMap(nn.Module):
 
     weights_C: Tensor | None
 
+    @check_ranges
     def __init__(
         self,
         w0: Annotated[float, Field(ge=0)] = 10.0,
@@ -45,10 +47,6 @@ class WeightMap(nn.Module):
         cells: list[Annotated[int, Field(ge=0)]] | None = None,
     ) -> None:
         super().__init__()
-        if not (w0 >= 0 and sigma > 0):
-            raise ValueError(
-                f"w0 is {w0} and sigma {sigma}; w0 must be 0 or more and sigma above 0"
-            )
         self.w0, self.sigma, self.cells = w0, sigma, [1] if cells is None else cells
         weights = make_weights_buffer("class_weights", class_weights)
         self.register_buffer("weights_C", weights, persistent=False)

@@ -75,6 +75,11 @@ def call_loss(loss: nn.Module, logits_BKHW: Tensor, mask: Tensor, gaps: Tensor |
     return loss(logits_BKHW, mask) if gaps is None else loss(logits_BKHW, mask, gaps)
 
 
+def term_names(loss: nn.Module) -> list[str]:
+    """Return the names of the terms that ``compute_loss`` returns; none unless the loss is a Sum."""
+    return list(loss.losses) if isinstance(loss, Sum) else []
+
+
 def find_weight_map(loss: nn.Module) -> WeightMap | None:
     """Return the WeightMap that a loss is or contains, or None."""
     return next((part for part in loss.modules() if isinstance(part, WeightMap)), None)

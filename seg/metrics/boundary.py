@@ -187,13 +187,13 @@ class BorderMetric(Metric):
             for name, score in (("boundary_f", boundary_f), ("surface_dice", surface_dice)):
                 evidence[name] = rows, lambda sums, score=score: mean_over_defined(score(sums))
                 for i, c in enumerate(self.classes):
-                    evidence[f"{name}/{c}"] = rows, lambda sums, score=score, i=i: score(sums)[:, i]
+                    evidence[f"{name}/{c}"] = rows, lambda sums, score=score, i=i: score(sums[:, i])
         if self.hausdorff:
             distances_BC = dim_zero_cat(self.distances).cpu().numpy()
             rows = np.stack([np.nan_to_num(distances_BC), ~np.isnan(distances_BC)], axis=-1)
             evidence["hausdorff_95"] = rows, lambda sums: mean_over_defined(mean_of_sums(sums))
             for i, c in enumerate(self.classes):
-                evidence[f"hausdorff_95/{c}"] = rows, lambda sums, i=i: mean_of_sums(sums)[:, i]
+                evidence[f"hausdorff_95/{c}"] = rows, lambda sums, i=i: mean_of_sums(sums[:, i])
         return evidence
 
     def compute(self) -> dict[str, Tensor]:

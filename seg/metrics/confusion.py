@@ -43,10 +43,10 @@ class ConfusionCounts(NamedTuple):
     """Pixel counts of each class against all others, each (..., C) int64.
 
     Attributes:
-        hit: true positives (TP).
-        false: false positives (FP).
-        missed: false negatives (FN).
-        rest: true negatives (TN).
+        tp: true positives.
+        fp: false positives.
+        fn: false negatives.
+        tn: true negatives.
     """
 
     tp: Tensor
@@ -63,6 +63,11 @@ class ConfusionCounts(NamedTuple):
         hit = counts.diagonal(dim1=-2, dim2=-1)
         false, missed = counts.sum(-2) - hit, counts.sum(-1) - hit
         return cls(hit, false, missed, counts.sum((-2, -1)).unsqueeze(-1) - hit - false - missed)
+
+    @classmethod
+    def from_last_axis(cls, counts: Tensor) -> "ConfusionCounts":
+        """Build from counts (..., 4) in the order of the attributes."""
+        return cls(*counts.unbind(-1))
 
 
 def dice(t: ConfusionCounts) -> Tensor:
@@ -137,6 +142,7 @@ class PixelScores(Metric):
     Args:
         classes: names in the order of the mask's values, or of its planes.
         overlapping: whether the classes are labels that overlap.
+        keep_matrices: whether ``matrices`` returns the confusion matrix of each image: C * C numbers instead of 4 * C.
     """
 
     full_state_update = False
@@ -144,9 +150,13 @@ class PixelScores(Metric):
     image_counts: list[Tensor]
     invalid_pixels: Tensor
 
-    def __init__(self, classes: list[str], overlapping: bool = False) -> None:
+    def __init__(
+        self, classes: list[str], overlapping: bool = False, keep_matrices: bool = False
+    ) -> None:
         super().__init__()
         self.classes, self.overlapping = classes, overlapping
+        self.keep_matrices = keep_matrices
+        self.kept_matrices: list[np.ndarray] = []
         c = len(classes)
         zeros = torch.zeros((c, 2, 2) if overlapping else (c, c), dtype=torch.int64)
         self.add_state("counts", zeros, dist_reduce_fx="sum")
@@ -156,13 +166,32 @@ class PixelScores(Metric):
     def update(self, prediction: Tensor, mask: Tensor) -> None:
         counts = count_confusion(prediction, mask, len(self.classes))
         self.counts += counts.sum(0)
-        self.image_counts.append(counts)
+        each = ConfusionCounts.from_confusion(counts, self.overlapping)
+        self.image_counts.append(torch.stack(each, -1))
+        if self.keep_matrices:
+            self.kept_matrices.extend(counts.cpu().numpy())
         if mask.device.type != "cpu":  # on the CPU confusion() has raised
             self.invalid_pixels += invalid_labels(mask, len(self.classes)).sum()
 
+    def reset(self) -> None:
+        super().reset()
+        self.kept_matrices = []
+
     def images(self) -> Tensor:
-        """Return the confusion matrix of each image in order: (B, C, C) or (B, K, 2, 2) int64."""
+        """Return TP, FP, FN and TN of each image and class, in the order of the images: (B, C, 4) int64."""
         return dim_zero_cat(self.image_counts).cpu()
+
+    def matrices(self) -> np.ndarray:
+        """Return the confusion matrix of each image that this process counted: (B, C, C) or (B, K, 2, 2) int64.
+
+        Raises:
+            RuntimeError: if ``keep_matrices`` is off.
+        """
+        if not self.keep_matrices:
+            raise RuntimeError(
+                "the matrices were not kept; set keep_matrices before the first update"
+            )
+        return np.stack(self.kept_matrices)
 
     def bootstrap_inputs(self) -> dict[str, BootstrapInput]:
         """Return for each score its rows by image and its score function: see seg.metrics.significance."""
@@ -173,19 +202,20 @@ class PixelScores(Metric):
         evidence: dict[str, BootstrapInput] = {
             n: (rows, partial(self.score_resamples, n)) for n in names
         }
-        tally_B = ConfusionCounts.from_confusion(self.images(), self.overlapping)
+        counts_B = ConfusionCounts.from_last_axis(self.images())
         for name in ("dice", "iou"):
-            values_B = mean_over_present(PIXEL_SCORES[name](tally_B), tally_B).numpy()
+            values_B = mean_over_present(PIXEL_SCORES[name](counts_B), counts_B).numpy()
             evidence[f"{name}_per_image"] = per_image_rows(values_B), mean_of_sums
         return evidence
 
     def score_resamples(self, name: str, sums: np.ndarray) -> np.ndarray:
-        """Return a score (R,) by name from summed confusion matrices (R, C, C) or (R, K, 2, 2)."""
+        """Return a score (R,) by name from summed counts (R, C, 4)."""
         score, _, label = name.partition("/")
-        tally = ConfusionCounts.from_confusion(torch.from_numpy(sums), self.overlapping)
+        counts = torch.from_numpy(sums)
         if not label:
-            return mean_score(score, tally).numpy()
-        return PIXEL_SCORES[score](tally)[:, self.classes.index(label)].numpy()
+            return mean_score(score, ConfusionCounts.from_last_axis(counts)).numpy()
+        one_class = ConfusionCounts.from_last_axis(counts[:, self.classes.index(label)])
+        return PIXEL_SCORES[score](one_class).numpy()
 
     def compute(self) -> dict[str, Tensor]:
         """Return the scores by name: ``dice``, ``dice/CLASS``, ``dice_per_image``, ``pixel_accuracy`` ...
@@ -209,9 +239,9 @@ class PixelScores(Metric):
             scores |= {f"{name}/{c}": v for c, v in zip(self.classes, values_C, strict=True)}
         scores["pixel_accuracy"] = scores["accuracy"] if self.overlapping else pixel_accuracy(split)
         # mean and spread over images
-        tally_B = ConfusionCounts.from_confusion(self.images(), self.overlapping)
+        counts_B = ConfusionCounts.from_last_axis(self.images())
         for name in ("dice", "iou"):
-            values_B = mean_over_present(PIXEL_SCORES[name](tally_B), tally_B)
+            values_B = mean_over_present(PIXEL_SCORES[name](counts_B), counts_B)
             values_B = values_B[~values_B.isnan()]  # nan: every pixel of the image is ignored
             scores[f"{name}_per_image"] = values_B.mean()
             if len(values_B) > 1:

@@ -11,6 +11,7 @@ from seg.metrics.boundary import BorderMetric
 from seg.metrics.calibration import CalibrationError, ThresholdCurve
 from seg.metrics.confusion import PixelScores
 from seg.metrics.significance import BootstrapInput
+from seg.ranges import check_ranges
 
 
 class SegmentationMetrics(nn.Module):
@@ -29,6 +30,7 @@ class SegmentationMetrics(nn.Module):
         ValueError: if a number is out of range, or more than two classes have a threshold.
     """
 
+    @check_ranges
     def __init__(
         self,
         classes: list[str],
@@ -36,19 +38,16 @@ class SegmentationMetrics(nn.Module):
         tolerance: Annotated[float, Field(ge=0)] | None = None,
         hausdorff: bool = False,
         calibration: bool = False,
-        threshold: float | Literal["best"] = 0.5,
+        threshold: Annotated[float, Field(gt=0, lt=1)] | Literal["best"] = 0.5,
     ) -> None:
         super().__init__()
         fixed = 0.5 if threshold == "best" else threshold
-        if not isinstance(fixed, int | float) or not 0 < fixed < 1:
-            raise ValueError(f"threshold is {threshold}; it must be between 0 and 1, or best")
         if threshold != 0.5 and len(classes) != 2 and not overlapping:
             raise ValueError(
                 f"threshold is {threshold} and there are {len(classes)} classes, of which the most "
                 "probable is predicted; only two classes or overlapping labels have a threshold"
             )
-        if tolerance is not None and not tolerance >= 0:
-            raise ValueError(f"tolerance is {tolerance} px; it must be 0 or more")
+        # Scores that are always computed, then the optional ones.
         self.classes, self.overlapping, self.threshold = classes, overlapping, float(fixed)
         self.pixels = PixelScores(classes, overlapping)
         borders = tolerance is not None or hausdorff

@@ -2,8 +2,8 @@
 
 Shape suffixes: N images, R resamples; ``...`` any shape of a row.
 
-All functions use *rows*, one per image, that are summed: a score is ``score(sum of rows)``. Confusion
-matrices (N, C, C) give a pooled Dice, border counts (N, C, 4) a boundary F-score, `per_image` values with
+All functions use *rows*, one per image, that are summed: a score is ``score(sum of rows)``. Pixel counts
+(N, C, 4) give a pooled Dice, border counts (N, C, 4) a boundary F-score, `per_image` values with
 `mean` the average of the images' own scores, counts at many thresholds (N, T, 4) the best of them. A score
 is a function from sums (R, ...) to (R,); division by zero in it gives nan without a warning.
 
@@ -75,21 +75,58 @@ def bootstrap_interval(
     Raises:
         ValueError: if level or resamples is out of range, or score does not return (R,).
     """
+    return bootstrap_intervals({"": (rows, score)}, level, resamples, seed)[""]
+
+
+def bootstrap_intervals(
+    inputs: dict[str, BootstrapInput],
+    level: float = 0.95,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> dict[str, Interval]:
+    """Compute the intervals of several scores; those that share an array of rows share its resamples.
+
+    Args:
+        inputs: name -> rows and score, as of ``bootstrap_interval``.
+        level: confidence level, between 0 and 1.
+        resamples: number of resamples R.
+        seed: seed of the draws.
+
+    Returns:
+        Name -> the interval that ``bootstrap_interval`` gives.
+
+    Raises:
+        ValueError: as in ``bootstrap_interval``.
+    """
     if not 0 < level < 1:
         raise ValueError(f"level is {level}; it must be between 0 and 1, such as 0.95")
     if resamples < 1:
         raise ValueError(f"resamples is {resamples}; it must be 1 or more")
-    rows = rows_without_nan(np.asarray(rows, dtype=float))
-    images = len(rows)
-    if images < 2:
-        return Interval(score_total(rows, score), np.nan, np.nan, images)
-    draws = bootstrap_draws(images, resamples, rows[0].size, np.random.default_rng(seed))
-    scores_R = np.concatenate([score_draws(draw_RN, rows, score) for draw_RN in draws])
-    scores_R = scores_R[~np.isnan(scores_R)]
-    low, high = np.nan, np.nan
-    if len(scores_R):
-        low, high = np.quantile(scores_R, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(score_total(rows, score), float(low), float(high), images)
+    # Group the scores by the array of rows that they share.
+    groups: dict[int, tuple[np.ndarray, dict[str, ScoreFunction]]] = {}
+    for name, (rows, score) in inputs.items():
+        groups.setdefault(id(rows), (rows, {}))[1][name] = score
+    # Draw and sum the rows of a group once for all its scores.
+    found: dict[str, Interval] = {}
+    for shared, scores in groups.values():
+        rows = rows_without_nan(np.asarray(shared, dtype=float))
+        images = len(rows)
+        values: dict[str, list[np.ndarray]] = {name: [] for name in scores}
+        if images > 1:
+            rng = np.random.default_rng(seed)
+            for draw_RN in bootstrap_draws(images, resamples, rows[0].size, rng):
+                sums = sum_draws(draw_RN, rows)
+                for name, score in scores.items():
+                    values[name].append(score_sums(sums, score))
+        # The interval lies between two quantiles of the resampled scores.
+        for name, score in scores.items():
+            scores_R = np.concatenate(values[name] or [np.empty(0)])
+            scores_R = scores_R[~np.isnan(scores_R)]
+            low, high = np.nan, np.nan
+            if len(scores_R):
+                low, high = np.quantile(scores_R, [(1 - level) / 2, (1 + level) / 2])
+            found[name] = Interval(score_total(rows, score), float(low), float(high), images)
+    return {name: found[name] for name in inputs}
 
 
 def paired_test(
@@ -196,8 +233,13 @@ def score_total(rows: np.ndarray, score: ScoreFunction) -> float:
 def score_draws(
     draw_RN: np.ndarray, rows: np.ndarray, score: ScoreFunction, start: float = 0.0
 ) -> np.ndarray:
-    """Return the scores (R,) of the sums of the rows, each weighted by its number in the draw (R, N)."""
-    return score_sums(start + np.tensordot(draw_RN.astype(float), rows, 1), score)
+    """Return the scores (R,) of the sums of the rows of each draw (R, N)."""
+    return score_sums(start + sum_draws(draw_RN, rows), score)
+
+
+def sum_draws(draw_RN: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Return the sums (R, ...) of the rows, each weighted by its number in the draw (R, N)."""
+    return np.tensordot(draw_RN.astype(float), rows, 1)
 
 
 def score_sums(sums: np.ndarray, score: ScoreFunction) -> np.ndarray:

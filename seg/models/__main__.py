@@ -8,12 +8,12 @@ import logging
 
 import torch
 from omegaconf import DictConfig
-from rich.table import Table
 from torch import Tensor, nn
 
 from seg.cli.command import command
 from seg.cli.compose import instantiate_node
 from seg.display.console import configure_logging
+from seg.display.tables import make_table
 from seg.errors import UserError
 from seg.models import profiling
 from seg.models.contract import require_network
@@ -26,9 +26,6 @@ def show_network(cfg: DictConfig) -> tuple[int, int]:
     """Print the table and return height and width of the logits."""
     configure_logging()
     size, channels = cfg.data.size, cfg.data.channels
-    for option, value in (("data.size", size), ("data.channels", channels), ("logits", cfg.logits)):
-        if value < 1:
-            raise UserError(f"{option}={value}: it must be at least 1")
     cfg.model.in_channels, cfg.model.num_classes = channels, cfg.logits
     with torch.device("meta"):
         model = instantiate_node(cfg.model, "model").eval()
@@ -39,7 +36,7 @@ def show_network(cfg: DictConfig) -> tuple[int, int]:
         raise UserError(f"data.size={size}: {error}") from error
     counts = profiling.count_multiply_adds(model, image)
     name = type(model).__name__
-    table = Table(title=f"{name}, image {channels} x {size} x {size}", title_justify="left")
+    table = make_table(f"{name}, image {channels} x {size} x {size}")
     for heading in ("layer", "is a", "output C x H x W", "parameters", "multiply-adds"):
         table.add_column(heading, justify="left" if heading in ("layer", "is a") else "right")
     for path, layer, shape in rows:

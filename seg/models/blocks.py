@@ -4,7 +4,6 @@
 convolution removes one px on each side).
 """
 
-import typing
 from typing import Literal
 
 import torch
@@ -12,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from seg.models.network import Extent, ReceptiveModule, receptive_field
+from seg.ranges import check_ranges
 
 NormName = Literal["batch", "group", "none"]
 PaddingName = Literal["same", "valid"]
@@ -136,9 +136,9 @@ BLOCK_CLASSES = {
 }
 
 
+@check_ranges
 def build_downsampling(channels: int, down: DownName) -> nn.Module:
     """Return a layer that halves even height and width: the red arrows of the U-Net figure."""
-    check_known_word("down", down, typing.get_args(DownName))
     if down == "strided":
         return nn.Conv2d(channels, channels, kernel_size=2, stride=2)
     return nn.MaxPool2d(2) if down == "max" else nn.AvgPool2d(2)
@@ -162,11 +162,11 @@ class Upsampling(ReceptiveModule):
         bilinear with valid padding.
     """
 
+    @check_ranges
     def __init__(
         self, in_channels: int, out_channels: int, up: UpName, padding: PaddingName = "same"
     ) -> None:
         super().__init__()
-        check_known_word("up", up, typing.get_args(UpName))
         self.up, self.margin = up, int(up == "bilinear" and padding == "valid")
         if up == "transposed":
             self.conv: nn.Module = nn.ConvTranspose2d(in_channels, out_channels, 2, stride=2)
@@ -237,9 +237,9 @@ def unpool_maxima(x: Tensor, indices: Tensor) -> Tensor:
     return put.view(batch, channels, 2 * height, 2 * width)
 
 
+@check_ranges
 def fused_channels(channels: int, skips: int, fuse: FuseName) -> int:
     """Return the input channels of a node that fuses ``skips`` skips and one upsampled map."""
-    check_known_word("fuse", fuse, typing.get_args(FuseName))
     return channels * (skips + 1 if fuse == "concat" else 1)
 
 
@@ -277,28 +277,3 @@ def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
         if any(pad):
             x = F.pad(x, pad, mode="reflect" if max(pad) < side else "replicate")
     return x
-
-
-def check_counts(**counts: int | None) -> None:
-    """Raise ValueError for a count that isn't a whole number of at least 1."""
-    for name, count in counts.items():
-        if not isinstance(count, int) or count < 1:
-            raise ValueError(f"{name} is {count}; it must be a whole number of at least 1")
-
-
-def check_depth(depth: int) -> None:
-    """Raise ValueError if depth > 12: a side of 4096 px is then reduced to one px."""
-    if depth > 12:
-        raise ValueError(f"depth is {depth}; it must be at most 12")
-
-
-def check_fraction(name: str, value: float) -> None:
-    """Raise ValueError for a probability outside 0 <= value < 1."""
-    if not 0 <= value < 1:
-        raise ValueError(f"{name} is {value}; it must be at least 0 and below 1")
-
-
-def check_known_word(name: str, word: object, words: tuple) -> None:
-    """Raise ValueError for a word that isn't one of ``words``."""
-    if word not in words:
-        raise ValueError(f"{name} is {word}; it must be one of {', '.join(map(str, words))}")

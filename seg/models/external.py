@@ -6,8 +6,9 @@ from typing import Annotated
 from pydantic import Field
 from torch import Tensor, nn
 
-from seg.models.blocks import check_counts, pad_to_multiple
+from seg.models.blocks import pad_to_multiple
 from seg.models.network import Extent, Network, measure_receptive_field
+from seg.ranges import check_ranges
 
 
 class Peer(Network):
@@ -26,6 +27,7 @@ class Peer(Network):
         ValueError: from ``forward``, if the network's logits have another shape.
     """
 
+    @check_ranges
     def __init__(
         self,
         in_channels: Annotated[int, Field(ge=1)],
@@ -34,7 +36,6 @@ class Peer(Network):
         multiple: Annotated[int, Field(ge=1)] = 32,
     ) -> None:
         super().__init__()
-        check_counts(in_channels=in_channels, num_classes=num_classes, multiple=multiple)
         self.network, self.in_channels, self.num_classes = network, in_channels, num_classes
         self.multiple = multiple
 

@@ -1,6 +1,5 @@
 """FCN: a convolutional classification network whose coarse scores are refined by those of finer layers."""
 
-import typing
 from typing import Annotated, Literal
 
 import torch
@@ -9,15 +8,13 @@ from torch import Tensor, nn
 
 from seg.models.blocks import (
     NormName,
-    check_counts,
-    check_fraction,
-    check_known_word,
     conv_norm_relu,
     init_he,
     pad_to_multiple,
 )
 from seg.models.encoders import EncoderName, build_alexnet, build_pooling, build_vgg16
 from seg.models.network import Extent, Network, receptive_field
+from seg.ranges import check_ranges
 
 FixedUpsampling = Literal["last", "all", "none"]
 
@@ -45,6 +42,7 @@ class FCN(Network):
         image (B, C, H, W) -> logits (B, K, H, W), any H and W.
     """
 
+    @check_ranges
     def __init__(
         self,
         in_channels: Annotated[int, Field(ge=1)],
@@ -57,11 +55,6 @@ class FCN(Network):
         fixed_upsampling: FixedUpsampling = "last",
     ) -> None:
         super().__init__()
-        check_counts(in_channels=in_channels, num_classes=num_classes, width=width)
-        check_fraction("dropout", dropout)
-        check_known_word("encoder", encoder, typing.get_args(EncoderName))
-        check_known_word("stride", stride, (32, 16, 8))
-        check_known_word("fixed_upsampling", fixed_upsampling, typing.get_args(FixedUpsampling))
         self.encoder, self.norm = encoder, norm
         make = build_vgg16 if encoder == "vgg16" else build_alexnet
         self.stages, channels = make(in_channels, width, norm)

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from seg.models.blocks import (
     NormName,
-    check_counts,
     conv_norm_relu,
     init_he,
     pad_to_multiple,
@@ -16,6 +15,7 @@ from seg.models.blocks import (
 )
 from seg.models.encoders import VGG16_STAGES, EncoderName, build_vgg16
 from seg.models.network import Extent, Network, receptive_field
+from seg.ranges import check_ranges
 
 
 class SegNet(Network):
@@ -37,6 +37,7 @@ class SegNet(Network):
 
     encoder: EncoderName = "vgg16"
 
+    @check_ranges
     def __init__(
         self,
         in_channels: Annotated[int, Field(ge=1)],
@@ -45,7 +46,6 @@ class SegNet(Network):
         norm: NormName = "batch",
     ) -> None:
         super().__init__()
-        check_counts(in_channels=in_channels, num_classes=num_classes, width=width)
         self.norm = norm
         self.stages, channels = build_vgg16(in_channels, width, norm)
         self.decoder = nn.ModuleList()

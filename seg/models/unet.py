@@ -1,7 +1,6 @@
 """U-Net: a contracting path, an expanding path, and a skip connection at each level."""
 
 import itertools
-import typing
 from typing import Annotated
 
 from pydantic import Field
@@ -17,10 +16,6 @@ from seg.models.blocks import (
     UpName,
     Upsampling,
     build_downsampling,
-    check_counts,
-    check_depth,
-    check_fraction,
-    check_known_word,
     crop_centre,
     fuse_maps,
     fused_channels,
@@ -28,6 +23,7 @@ from seg.models.blocks import (
     pad_to_multiple,
 )
 from seg.models.network import Extent, Network, receptive_field
+from seg.ranges import check_ranges
 
 
 class UNet(Network):
@@ -57,6 +53,7 @@ class UNet(Network):
         ValueError: from ``forward``, for a side that valid padding doesn't allow; names the nearest one.
     """
 
+    @check_ranges
     def __init__(
         self,
         in_channels: Annotated[int, Field(ge=1)],
@@ -72,23 +69,22 @@ class UNet(Network):
         block: BlockName = "double_conv",
     ) -> None:
         super().__init__()
-        check_counts(in_channels=in_channels, num_classes=num_classes, width=width, depth=depth)
-        check_depth(depth)
-        check_fraction("dropout", dropout)
-        check_known_word("padding", padding, typing.get_args(PaddingName))
-        check_known_word("block", block, tuple(BLOCK_CLASSES))
+        # Fig. 1: the channels double at each level.
         make = BLOCK_CLASSES[block]
         widths = [width * 2**i for i in range(depth + 1)]
         steps = list(itertools.pairwise(widths))
+        # Contracting path: a block for each level, with downsampling between them.
         self.down = nn.ModuleList([make(in_channels, width, norm, padding)])
         self.down.extend(make(above, below, norm, padding) for above, below in steps)
         self.pools = nn.ModuleList(build_downsampling(above, down) for above in widths[:-1])
         self.dropout = nn.Dropout(dropout)
+        # Expanding path, from the deepest level up: upsampling, and a block after the fusion with the skip.
         self.up = nn.ModuleList(Upsampling(c, a, up, padding) for a, c in reversed(steps))
         self.fuse = nn.ModuleList(
             make(fused_channels(above, 1, fuse), above, norm, padding)
             for above, _ in reversed(steps)
         )
+        # Classifier; with valid convolutions the logits are smaller than the image.
         self.head = nn.Conv2d(width, num_classes, kernel_size=1)
         self.joined, self.valid = fuse, padding == "valid"
         self.upsampling_margin = int(up == "bilinear")  # px that valid padding removes there
@@ -102,17 +98,20 @@ class UNet(Network):
         return 2 ** len(self.pools)
 
     def forward(self, image: Tensor) -> Tensor:
+        # Size the image: checked for valid convolutions, padded to the stride for same ones.
         height, width = image.shape[-2:]
         if self.valid:
             self.check_size(height, width)
             x = self.down[0](image)
         else:
             x = self.down[0](pad_to_multiple(image, self.stride))
+        # Contracting path; keep each level's features as a skip.
         skips = []
         for pool, block in zip(self.pools, self.down[1:], strict=True):
             skips.append(x)
             x = block(pool(x))
         x = self.dropout(x)
+        # Expanding path: fuse each level with its skip.
         for up, block in zip(self.up, self.fuse, strict=True):
             x = block(self.merge_skips(up, x, skips.pop()))  # pop frees the skip's memory
         return self.head(x) if self.valid else self.head(x)[..., :height, :width]
@@ -125,6 +124,7 @@ class UNet(Network):
         return fuse_maps([skip], up(x, skip), self.joined)
 
     def receptive_field(self, outputs: Extent) -> Extent:
+        # From the logits up the expanding path, then back through the contracting path.
         needed = receptive_field(self.head, outputs)
         for up, block in reversed(list(zip(self.up, self.fuse, strict=True))):
             needed = receptive_field(up, receptive_field(block, needed))  # more than the skip's

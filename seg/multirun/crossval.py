@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
-from rich.progress import track
 from rich.table import Table
 
 from seg import files
@@ -20,16 +19,16 @@ from seg.cli.validation import argument_names, import_target
 from seg.data.dataset import SegmentationDataset, planes_first
 from seg.data.datasets.base import DataSource
 from seg.display import tables
-from seg.display.console import console
+from seg.display.console import track_progress
 from seg.errors import UserError
 from seg.hardware import uses_one_device
 from seg.inference import ensemble
 from seg.inference.file_prediction import write_results
-from seg.inference.outputs import OutputOptions, check_save_option
+from seg.inference.outputs import OutputOptions, check_object_options, check_save_option
 from seg.inference.predictor import Predictor
 from seg.logits import classes_from_probabilities
 from seg.metrics.confusion import PixelScores
-from seg.metrics.significance import Interval, bootstrap_interval
+from seg.metrics.significance import Interval, bootstrap_intervals
 from seg.multirun.folds import (
     CROSSVAL_OPTIONS,
     OUT_OF_FOLD,
@@ -42,10 +41,13 @@ from seg.multirun.folds import (
 from seg.runs import load, provenance, records
 from seg.runs.folder import CROSSVAL_FILE, relative_to_here
 from seg.runs.load import LoadedRun
-from seg.training.evaluation import check_interval_options, score_objects
+from seg.runs.record import RECORD_FILE, read_record
+from seg.training.evaluation import score_objects
 from seg.training.run import train
 
 log = logging.getLogger("seg")
+CONFUSION_FILE = "confusion.npz"
+"""Confusion matrices: ``pooled`` in the order of ``images`` in crossval.json, ``test`` in that of the test split."""
 
 
 def check_no_fold() -> None:
@@ -85,7 +87,7 @@ def check_crossval_options(cfg: DictConfig) -> None:
             "one device; give trainer.devices=1"
         )
     check_save_option(cfg.save)
-    check_interval_options(cfg)
+    check_object_options(cfg)
 
 
 def train_fold(cfg: DictConfig, plan: FoldPlan, fold: int, output: Path) -> Path:
@@ -102,7 +104,7 @@ def train_fold(cfg: DictConfig, plan: FoldPlan, fold: int, output: Path) -> Path
         log.info(f"fold {fold}     is finished and kept: {quote_path(relative_to_here(folder))}")
         return folder
     for folder, record in runs_by_name(output, plan.names[fold]):
-        if record.get("status") != "finished":
+        if record.status != "finished":
             log.info(
                 f"fold {fold}     was not finished; {relative_to_here(folder)} is deleted, and the fold is trained again"
             )
@@ -152,7 +154,7 @@ def score_folds(
     """
     files.remove_unfinished(output)
     first = load.load_run(folders[0])
-    pooled = PixelScores(first.classes, first.overlapping)
+    pooled = PixelScores(first.classes, first.overlapping, keep_matrices=True)
     # Predict fold by fold, with one confusion matrix over all images.
     folds = []
     with files.atomic_folder(output / OUT_OF_FOLD, output) as aside:
@@ -170,10 +172,14 @@ def score_folds(
         "folds": folds,
         "mean": mean,
         "sd": sd,
-        "pooled": pooled_scores(pooled, cfg.confidence),
+        "pooled": pooled_scores(pooled, cfg.confidence_level),
         "origin": provenance.collect_provenance(),
     }
-    return results | ({"test": score_ensemble(cfg, folders)} if "test" in plan.splits[0] else {})
+    matrices = {"pooled": pooled.matrices()}
+    if "test" in plan.splits[0]:
+        results["test"], matrices["test"] = score_ensemble(cfg, folders)
+    records.write_arrays(output / CONFUSION_FILE, matrices, output)
+    return results | {"confusion": CONFUSION_FILE}
 
 
 def make_predictor(cfg: DictConfig, run: LoadedRun) -> Predictor:
@@ -205,9 +211,7 @@ def predict_split(
     request = OutputOptions(
         run, list(cfg.save), run.threshold, "float32", plain_config(cfg.objects)
     )
-    for name in track(
-        names, "predicting", console=console, transient=True, disable=not console.is_terminal
-    ):
+    for name in track_progress(names, "predicting"):
         image, truth = source.read(name)
         p_CHW = predictor.probabilities(image)
         pair = (
@@ -231,8 +235,8 @@ def fold_entry(
         fold: number of the fold.
         device: to predict objects on.
     """
-    record = records.read_json(run.folder / "run.json")
-    metrics = {name.removeprefix("best/"): value for name, value in record["metrics"].items()}
+    record = read_record(run.folder / RECORD_FILE)
+    metrics = {n.removeprefix("best/"): value for n, value in (record.metrics or {}).items()}
     if source.task == "instances":
         samples = SegmentationDataset(source, source.splits["val"], run.intensity)
         objects, _ = score_objects(run, samples, run.threshold, plain_config(cfg.objects), device)
@@ -241,9 +245,9 @@ def fold_entry(
         "fold": fold,
         "run": run.folder.name,
         "images": len(source.splits["val"]),
-        "split_hash": record["split_hash"],
+        "split_hash": record.split_hash,
         "threshold": run.threshold,
-        "minutes": record["minutes"],
+        "minutes": record.minutes,
         "metrics": metrics,
     }
 
@@ -260,33 +264,35 @@ def mean_and_sd(rows: list[dict[str, float | None]]) -> tuple[dict[str, float], 
 
 
 def pooled_scores(scores: PixelScores, level: float) -> dict[str, Any]:
-    """Return the scores over all images, their bootstrap intervals, and the confusion matrix of each image.
+    """Return the scores over all images and their bootstrap intervals.
 
     Args:
         scores: counts of all images.
         level: confidence level of the intervals, 0..1; 0: none.
     """
     displayed = ("dice", "iou", "dice_per_image", "iou_per_image")
-    intervals = {
-        name: bootstrap_interval(rows, score, level)
-        for name, (rows, score) in (scores.bootstrap_inputs().items() if level else ())
-        if name.split("/")[0] in displayed
-    }
+    inputs = scores.bootstrap_inputs() if level else {}
+    inputs = {name: given for name, given in inputs.items() if name.split("/")[0] in displayed}
+    intervals = bootstrap_intervals(inputs, level) if inputs else {}
     return {
         "images": len(scores.images()),
         "metrics": {name: float(value) for name, value in scores.compute().items()},
         "intervals": {name: [i.low, i.high] for name, i in intervals.items() if i.low == i.low},
-        "confusion": scores.images().tolist(),  # in the order of ``images`` in crossval.json, or of the test split
     }
 
 
-def score_ensemble(cfg: DictConfig, folders: list[Path]) -> dict[str, Any]:
-    """Score the ensemble of all folds on the test split, which no fold trained or validated on."""
+def score_ensemble(cfg: DictConfig, folders: list[Path]) -> tuple[dict[str, Any], np.ndarray]:
+    """Score the ensemble of all folds on the test split, which no fold trained or validated on.
+
+    Returns:
+        The scores with intervals, and the confusion matrix of each image.
+    """
     members = [load.load_run(folder) for folder in folders]
     run = ensemble.join_members(members, Path(CROSSVAL_FILE), Path(cfg.output), set())
-    scores = PixelScores(run.classes, run.overlapping)
+    scores = PixelScores(run.classes, run.overlapping, keep_matrices=True)
     predict_split(cfg, make_predictor(cfg, run), open_fold(cfg, 0), "test", scores)
-    return {"threshold": run.threshold} | pooled_scores(scores, cfg.confidence)
+    results = {"threshold": run.threshold} | pooled_scores(scores, cfg.confidence_level)
+    return results, scores.matrices()
 
 
 def fold_table(record: dict[str, Any]) -> Table:
@@ -298,7 +304,7 @@ def fold_table(record: dict[str, Any]) -> Table:
     others = objects if "val/v_rand" in mean else {"val/iou": "IoU"}
     columns = {"val/dice": "Dice"} | per_class | others | {"test/dice": "test Dice"}
     columns = {key: header for key, header in columns.items() if key in mean}
-    table = Table(title="cross-validation", title_justify="left", header_style="bold")
+    table = tables.make_table("cross-validation")
     table.add_column("fold", no_wrap=True)
     for header in columns.values():
         table.add_column(header, justify="right", overflow="fold")

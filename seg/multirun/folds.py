@@ -14,12 +14,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from seg import files
 from seg.cli.compose import instantiate_node, plain_config
-from seg.cli.conf_files import format_option_value
 from seg.data.datasets.base import DataSource
 from seg.data.partition import Splits, split_hash
+from seg.data.splits import check_training_splits
 from seg.errors import RunError, UserError
 from seg.runs import records
 from seg.runs.folder import CROSSVAL_FILE
+from seg.runs.record import RECORD_FILE, RunRecord, read_record
+from seg.runs.resumable import read_resumable_record
 from seg.runs.safe_loading import CROSSVAL_LIMIT
 
 CROSSVAL_OPTIONS = (
@@ -27,7 +29,7 @@ CROSSVAL_OPTIONS = (
     "save",
     "tile",
     "overlap",
-    "confidence",
+    "confidence_level",
     "objects",
 )  # not options of seg.train
 NEUTRAL_TRAIN_OPTIONS = (
@@ -63,6 +65,7 @@ def plan_folds(cfg: DictConfig) -> FoldPlan:
     """
     # Each fold must train on exactly the images that the other folds validate.
     splits = [open_fold(cfg, fold).splits for fold in range(cfg.data.folds)]
+    check_training_splits(splits[0])
     fold_of = {name: fold for fold, split in enumerate(splits) for name in split["val"]}
     for fold, split in enumerate(splits):
         others = [name for name, other in fold_of.items() if other != fold]
@@ -121,9 +124,12 @@ def open_record(cfg: DictConfig, plan: FoldPlan, output: Path) -> dict[str, Any]
     }
     # Continue an earlier record; it is finished if all folds, predictions and options are in place.
     file = output / CROSSVAL_FILE
-    if file.is_file():
-        old = records.read_json(file, CROSSVAL_LIMIT)
-        check_same_settings(old, now, output)
+    if old := read_resumable_record(file, now, "seg.crossval", CROSSVAL_LIMIT):
+        if old["split_hashes"] != now["split_hashes"]:
+            raise UserError(
+                f"output={output}: begun with other images, or other image names, than the data has now; give "
+                "another output"
+            )
         whole = all(find_finished_fold(output, plan, fold) for fold in range(len(plan.names)))
         whole = whole and (output / OUT_OF_FOLD).is_dir() and old["options"] == now["options"]
         if old["status"] == "finished" and whole:
@@ -173,32 +179,6 @@ def dotted_leaves(node: dict[str, Any], path: str = "") -> Iterator[tuple[str, A
             yield f"{path}{name}", value
 
 
-def check_same_settings(old: dict[str, Any], now: dict[str, Any], output: Path) -> None:
-    """Raise UserError if a folder was begun with other settings or other images."""
-    remedy = "repeat the command that began it, or give another output"
-    if not set(now) <= set(old):
-        raise UserError(
-            f"{output / CROSSVAL_FILE}: not written by seg.crossval; give another output"
-        )
-    before, after = old["settings"], now["settings"]
-    if not isinstance(before, dict):
-        raise UserError(
-            f"{output / CROSSVAL_FILE}: not written by seg.crossval; give another output"
-        )
-    for name in [*after, *before]:
-        was, has = (
-            format_option_value(s[name]) if name in s else "absent" for s in (before, after)
-        )
-        if was != has:
-            raise UserError(
-                f"output={output}: begun with {name}={was}, and this is {name}={has}; {remedy}"
-            )
-    if old["split_hashes"] != now["split_hashes"]:
-        raise UserError(
-            f"output={output}: begun with other images, or other image names, than the data has now; {remedy}"
-        )
-
-
 def check_scores(record: dict[str, Any], file: Path) -> None:
     """Raise RunError unless all scores of a finished cross-validation are present and are numbers."""
     try:
@@ -225,15 +205,15 @@ def is_score(value: Any) -> bool:
 def find_finished_fold(output: Path, plan: FoldPlan, fold: int) -> Path | None:
     """Return the folder of a fold's finished run; None if there is none."""
     for folder, record in runs_by_name(output, plan.names[fold]):
-        if record.get("status") == "finished" and record.get("split_hash") == plan.hashes[fold]:
+        if record.status == "finished" and record.split_hash == plan.hashes[fold]:
             return folder
     return None
 
 
-def runs_by_name(output: Path, name: str) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Yield the runs of a name in a folder: run folder and contents of run.json."""
-    for file in sorted(output.glob("*/run.json")):
+def runs_by_name(output: Path, name: str) -> Iterator[tuple[Path, RunRecord]]:
+    """Yield the runs of a name in a folder: run folder and record."""
+    for file in sorted(output.glob(f"*/{RECORD_FILE}")):
         if not file.parent.is_symlink():  # latest
-            record = records.read_json(file)
-            if record.get("name") == name:
+            record = read_record(file)
+            if record.name == name:
                 yield file.parent, record

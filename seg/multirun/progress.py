@@ -12,8 +12,8 @@ from seg.cli.command_line import quote_path, render_command
 from seg.comparison.run_files import numbers_only, printable_line, read_curves
 from seg.display.console import console
 from seg.errors import RunError
-from seg.runs import records
 from seg.runs.folder import relative_to_here
+from seg.runs.record import RECORD_FILE, RunRecord, read_record
 
 log = logging.getLogger("seg")
 STATUS_STYLES = {"finished": "green", "failed": "red", "interrupted": "yellow"}
@@ -34,7 +34,7 @@ class SweepProgress:
     def __init__(self, folder: Path, jobs: list[dict[str, Any]]) -> None:
         self.folder = folder
         self.names = [job["name"] for job in jobs]
-        self.files = [folder / job["folder"] / "run.json" for job in jobs]
+        self.files = [folder / job["folder"] / RECORD_FILE for job in jobs]
         self.finished: list[int] = []
         self.failed: list[int] = []
         self.before = 0
@@ -56,9 +56,11 @@ class SweepProgress:
         self.task = self.bar.add_task("", total=len(jobs))
 
     def __enter__(self) -> "SweepProgress":
+        earlier = []
         for number, file in enumerate(self.files):
-            if self.record(number).get("status") == "finished":
+            if (record := self.record(number)) and record.status == "finished":
                 self.finished.append(number)
+                earlier.append(record)
             elif file.is_file():  # the job will run again
                 self.told[number] = file.stat().st_mtime_ns
         self.before = len(self.finished)
@@ -69,8 +71,8 @@ class SweepProgress:
             f"{'job':<{self.width + 7}} {'val/dice':>8} {'test/dice':>9} {'minutes':>7}",
             style="bold",
         )
-        for number in self.finished:
-            self.row(number, self.record(number), " before")
+        for number, record in zip(self.finished, earlier, strict=True):
+            self.row(number, record, " before")
         self.bar.start()
         self.thread.start()
         return self
@@ -86,11 +88,11 @@ class SweepProgress:
         self.poll()
         self.bar.stop()
 
-    def record(self, number: int) -> dict[str, Any]:
+    def record(self, number: int) -> RunRecord | None:
         try:
-            return records.read_json(self.files[number])
+            return read_record(self.files[number])
         except RunError:  # absent or damaged
-            return {}
+            return None
 
     def poll_until_stopped(self) -> None:
         while not self.stop.wait(1):
@@ -103,14 +105,14 @@ class SweepProgress:
             if number in self.finished or not file_changed(file, self.told.get(number)):
                 continue
             written = file.stat().st_mtime_ns
-            record = self.record(number)
-            status = printable_line(record.get("status"))
-            if status in STATUS_STYLES:
+            if (record := self.record(number)) is None:
+                continue
+            if record.status in STATUS_STYLES:
                 self.told[number] = written  # submitit may requeue it, and it may end differently
                 self.failed = [other for other in self.failed if other != number]
-                (self.finished if status == "finished" else self.failed).append(number)
+                (self.finished if record.status == "finished" else self.failed).append(number)
                 self.row(number, record)
-            elif status == "running":
+            elif record.status == "running":
                 running.append(f"{self.names[number]} {latest_validation(file.parent)}")
         self.bar.update(
             self.task,
@@ -118,22 +120,20 @@ class SweepProgress:
             description=", ".join(running[:2]),
         )
 
-    def row(self, number: int, record: dict[str, Any], when: str = "") -> None:
+    def row(self, number: int, record: RunRecord, when: str = "") -> None:
         """Print the row of a job: number, name, scores, minutes, status, and the error of a failed one."""
-        scores = numbers_only(record.get("metrics"))
-        status = printable_line(record.get("status"))
+        scores, status, minutes = numbers_only(record.metrics), record.status, record.minutes
         cells = [
             f"{scores[key]:>{width}.4f}" if key in scores else f"{'-':>{width}}"
             for key, width in (("best/val/dice", 8), ("test/dice", 9))
         ]
-        minutes = numbers_only(record).get("minutes")
         spent = f"{minutes:>7.1f}" if minutes is not None else f"{'-':>7}"
         place = f"{number + 1:>3}/{len(self.names):<3}"
         line = (
             f"{place}{self.names[number]:<{self.width}} {' '.join(cells)} {spent}  {status}{when}"
         )
         if status != "finished":
-            line += f": {printable_line(record.get('error'))}"
+            line += f": {printable_line(record.error)}"
         console.print(line, style=STATUS_STYLES.get(status))
 
     def print_summary(self) -> None:
@@ -147,7 +147,7 @@ class SweepProgress:
         done = f"{len(self.finished)} of {len(self.names)} jobs are finished"
         left = len(self.names) - len(self.finished)
         failed = f", {left} not; repeat the command to continue with these" if left else ""
-        restart = "; fresh=true trains them again" if self.before == len(self.names) else ""
+        restart = "; restart=true trains them again" if self.before == len(self.names) else ""
         console.print(f"{done}{failed}{restart}")
         for number in self.failed:
             log = relative_to_here(self.files[number].with_name("log.txt"))

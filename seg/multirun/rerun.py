@@ -1,8 +1,7 @@
 """Train a finished run's config again, and collect what differs from the first time."""
 
 import copy
-import inspect
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -14,45 +13,80 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import DictConfig, OmegaConf
 
 from seg.cli.compose import compose_checked, plain_config
-from seg.cli.conf_files import CONF, HYDRA_KEYS, format_option_value
-from seg.cli.validation import check_option_group, import_target
-from seg.comparison.rerun_report import RunChange
+from seg.cli.conf_files import CONF, format_option_value
+from seg.cli.validation import check_option_group
+from seg.comparison import rerun_report as report
+from seg.display.console import is_rank_zero
 from seg.errors import RunError, UserError
-from seg.hardware import uses_one_device
 from seg.runs import records
-from seg.runs.reader import ALLOWED_TARGETS, FinishedRun, Metrics, name_config_file
-from seg.runs.run_info import NEUTRAL_OPTIONS, RunInfo
+from seg.runs.reader import ALLOWED_TARGETS, FinishedRun, load_finished_run, name_config_file
+from seg.runs.record import RECORD_FILE, read_record
+from seg.runs.run_info import RunInfo
 from seg.training.run import train
 
 
-def upgrade_config(cfg: DictConfig, past: FinishedRun) -> tuple[dict[str, Any], list[RunChange]]:
-    """Upgrade the config of a finished run to this version, and apply the command line's overrides.
+def train_and_compare(cfg: DictConfig) -> tuple[dict[str, Any], Path] | None:
+    """Train a finished run again, compare the two, and write rerun.json.
+
+    Args:
+        cfg: composed from conf/rerun.yaml.
+
+    Returns:
+        The contents of rerun.json and the new run folder; None on ranks other than the first.
+
+    Raises:
+        UserError: if an option is wrong, or this version has no such options as the run.
+        RunError: if there is no such finished run, or its data is missing.
+    """
+    # Train the run again, with as many threads as it had.
+    past = load_finished_run(cfg.run)
+    config = upgrade_config(cfg, past)
+    with torch_threads(cfg.threads or past.record.hardware.threads):
+        folder = train_again(config, past)
+    if not is_rank_zero():
+        return None
+    # Compare the scores.
+    then, now = past.record, read_record(folder / RECORD_FILE)
+    assert then.metrics is not None and now.metrics is not None  # of finished runs
+    intervals = report.difference_intervals(past.folder, folder)
+    scores = report.compare_scores(then.metrics, now.metrics, intervals)
+    # List what differs in the options, the records and the images.
+    changes = [
+        *report.changed_leaves(past.config, config, ""),
+        *report.config_edits(past),
+        *report.changed_records(then.content(), now.content()),
+        *report.changed_images(past.folder, folder),
+    ]
+    result = {
+        "run": past.folder.name,
+        "verdict": report.overall_verdict(scores),
+        "scores": scores,
+        "changes": [change._asdict() for change in changes],
+        "untold": report.missing_records(then.content()),
+    }
+    records.write_json(folder / "rerun.json", result)
+    return result, folder
+
+
+def upgrade_config(cfg: DictConfig, past: FinishedRun) -> dict[str, Any]:
+    """Return the config of a finished run for this version, with the command line's overrides.
+
+    A new top-level option has the value of conf/train.yaml; a new option of a group is absent, so that its
+    constructor's default applies, which keeps the behaviour of older runs.
 
     Args:
         cfg: config of seg.rerun.
         past: finished run.
 
-    Returns:
-        The config to train, and the options that differ from the run's own.
-
     Raises:
         UserError: if this version has no such options.
         RunError: if the data isn't where it was.
     """
-    # Drop options that no longer exist, and add those that are new.
-    config, base = copy.deepcopy(past.config), plain_config(compose_checked("train", []))
+    base = plain_config(compose_checked("train", []))
     own = yaml.safe_load((CONF / "train.yaml").read_text("utf-8"))
-    gone = [name for name in config if name not in base]
-    changes = [RunChange(name, config.pop(name), "no such option") for name in gone]
-    for name in base:
-        if name not in config:
-            config[name] = base[name]
-            changes += [] if name in NEUTRAL_OPTIONS else [RunChange(name, "not there", base[name])]
-        elif name in ALLOWED_TARGETS or name == "trainer":
-            known = [own["loader"]] if name == "loader" else group_files(name)
-            changes += add_new_options(config[name], name, known)
-    # Apply the command line, and check the result like any config.
-    changes += apply_overrides(config, plain_config(cfg))
+    config = base | {k: v for k, v in copy.deepcopy(past.config).items() if k in base}
+    apply_overrides(config, plain_config(cfg))
+    # Check the result like any config.
     config |= {"logger": plain_config(cfg.logger), "outputs": cfg.outputs}
     groups = {name: config[name] for name in (*ALLOWED_TARGETS, "trainer", "logger")}
     try:
@@ -63,48 +97,11 @@ def upgrade_config(cfg: DictConfig, past: FinishedRun) -> tuple[dict[str, Any], 
             "version in the run's run.json"
         ) from error
     check_data_paths(config["data"], cfg.run)
-    return config, changes
+    return config
 
 
-def group_files(group: str) -> list[dict[str, Any]]:
-    """Read the config files of a group, without composing them."""
-    return [yaml.safe_load(file.read_text("utf-8")) for file in sorted((CONF / group).glob("*.y*"))]
-
-
-def add_new_options(node: Any, path: str, known: list[dict[str, Any]]) -> Iterator[RunChange]:
-    """Add to each constructor below a node the options that are newer than the run, and yield them.
-
-    Their value is the constructor's default, which keeps the behaviour of older runs.
-
-    Args:
-        node: changed in place.
-        path: dotted name of the node.
-        known: config files of its group, which name the options.
-    """
-    if isinstance(node, dict) and (target := node.get("_target_")):
-        matching = [file for file in known if file.get("_target_") == target]
-        options = {name: value for file in reversed(matching) for name, value in file.items()}
-        parameters = inspect.signature(import_target(path, target)).parameters if options else {}
-        for name, value in options.items():
-            if name in node or name in HYDRA_KEYS or name == "defaults":
-                continue
-            default = parameters[name].default if name in parameters else inspect.Parameter.empty
-            node[name] = value if default is inspect.Parameter.empty else default
-            yield RunChange(f"{path}.{name}", "not there", node[name])
-    # Descend into the node's own children.
-    inner = (
-        node.items()
-        if isinstance(node, dict)
-        else enumerate(node)
-        if isinstance(node, list)
-        else ()
-    )
-    for name, value in inner:
-        yield from add_new_options(value, f"{path}.{name}", known)
-
-
-def apply_overrides(config: dict[str, Any], given: dict[str, Any]) -> Iterator[RunChange]:
-    """Apply the command line's overrides to a run's config, and yield each change.
+def apply_overrides(config: dict[str, Any], given: dict[str, Any]) -> None:
+    """Apply the command line's overrides to a run's config.
 
     Args:
         config: of the run; changed in place.
@@ -120,11 +117,9 @@ def apply_overrides(config: dict[str, Any], given: dict[str, Any]) -> Iterator[R
                 raise UserError(
                     f"data.{name}={format_option_value(value)}: the run's data has no such option"
                 )
-            if value is not None and value != config[group].get(name):
-                yield RunChange(f"{group}.{name}", config[group].get(name), value)
+            if value is not None:
                 config[group][name] = value
-    if given["init"] is not None and given["init"] != config["init"]:
-        yield RunChange("init", config["init"], given["init"])
+    if given["init"] is not None:
         config["init"] = given["init"]
 
 
@@ -136,17 +131,6 @@ def check_data_paths(data: dict[str, Any], run: str) -> None:
             raise RunError(
                 f"run={run}: its data.{name}={path} does not exist; give the present path, data.{name}=..."
             )
-
-
-def check_single_device(config: dict[str, Any], seeds: int) -> None:
-    """Raise UserError if several trainings are asked for that would each start further processes."""
-    devices, nodes = config["trainer"]["devices"], config["trainer"]["num_nodes"]
-    several = devices == "auto" and torch.cuda.device_count() > 1
-    if seeds and (several or not uses_one_device(devices, nodes)):
-        raise UserError(
-            f"seeds={seeds} with trainer.devices={devices}: the seeds train one after another, each on one "
-            "device; give trainer.devices=1"
-        )
 
 
 @contextmanager
@@ -170,29 +154,13 @@ class RunFolderCapture(L.Callback):
         self.folder = Path(str(checkpoints.dirpath)).parent
 
 
-def train_again(config: dict[str, Any], past: FinishedRun, name: str) -> Path:
-    """Train a config of a finished run, and return the new run folder.
-
-    Args:
-        config: upgraded, with the seed to use.
-        past: finished run, whose overrides and choices the new one keeps.
-        name: of the new run.
-    """
+def train_again(config: dict[str, Any], past: FinishedRun) -> Path:
+    """Train the upgraded config of a finished run, and return the new run folder."""
     words, seed = past.record.overrides, config["seed"]
-    if seed != past.record.seed:
+    if seed != past.record.seed:  # config.yaml was edited
         words = [*(word for word in words if not str(word).startswith("seed=")), f"seed={seed}"]
-    noted = RunFolderCapture()
-    asked = RunInfo(name, words, past.record.choices)
+    capture, name = RunFolderCapture(), f"rerun-{past.record.name}"
     with name_config_file(past.folder / "config.yaml"):
-        train(OmegaConf.create(config | {"name": name}), [noted], asked)
-    return noted.folder
-
-
-def train_more_seeds(config: dict[str, Any], past: FinishedRun, count: int) -> dict[int, Metrics]:
-    """Train ``count`` runs with the seeds after the run's own, and return seed -> metrics."""
-    results: dict[int, Metrics] = {}
-    for seed in range(config["seed"] + 1, config["seed"] + 1 + count):
-        name = f"rerun-{past.record.name}-seed-{seed}"
-        folder = train_again(config | {"seed": seed}, past, name)
-        results[seed] = records.read_json(folder / "run.json")["metrics"]
-    return results
+        info = RunInfo(name, words, past.record.choices)
+        train(OmegaConf.create(config | {"name": name}), [capture], info)
+    return capture.folder

@@ -31,11 +31,12 @@ DAMAGE_ERRORS = (
 )  # errors of reading a damaged checkpoint
 
 
-def find_checkpoint(run: str | Path | None) -> Path:
+def find_checkpoint(run: str | Path | None, option: str = "run") -> Path:
     """Return the checkpoint of a run: the best one, or else the last.
 
     Args:
         run: run folder, or a checkpoint file, which is returned as it is.
+        option: that was given, for the messages.
 
     Raises:
         RunError: if there is none.
@@ -46,7 +47,7 @@ def find_checkpoint(run: str | Path | None) -> Path:
     if path.is_file():
         return path
     if not path.exists():
-        raise RunError(f"run={run}: no such folder or file{suggest_run(path)}")
+        raise RunError(f"{option}={run}: no such folder or file{suggest_run(path)}")
     for name in ("best.ckpt", "last.ckpt"):
         if (path / "checkpoints" / name).is_file():
             return path / "checkpoints" / name
@@ -54,11 +55,11 @@ def find_checkpoint(run: str | Path | None) -> Path:
         folds = sorted(p.parent for p in path.glob("*/checkpoints") if not p.parent.is_symlink())
         one = quote_shell(render_option("run", folds[0])) if folds else ""
         raise RunError(
-            f"run={run}: a cross-validation, which is several networks; only seg.predict and seg.evaluate use "
+            f"{option}={run}: a cross-validation, which is several networks; only seg.predict and seg.evaluate use "
             f"them together{f'; give one of them, {one}' if folds else ''}"
         )
     raise RunError(
-        f"run={run}: no checkpoints/best.ckpt or last.ckpt in it; give a run folder or a checkpoint file"
+        f"{option}={run}: no checkpoints/best.ckpt or last.ckpt in it; give a run folder or a checkpoint file"
     )
 
 

@@ -110,7 +110,7 @@ def lock_folder(folder: Path, who: str, inside: str = "") -> Generator[Path]:
         ``folder / inside``.
 
     Raises:
-        Busy: if another process holds the lock.
+        FolderLocked: if another process holds the lock.
         RunError: if the folder cannot be written, or the path to the lock contains a link.
     """
     place = folder / inside

@@ -28,7 +28,7 @@ from seg.runs.checkpoint import (
     read_checkpoint,
     version_remark,
 )
-from seg.runs.migrations import upgrade_targets
+from seg.runs.migrations import upgrade_config
 from seg.runs.safe_loading import NETWORK_PACKAGES, check_plain, check_targets, is_unicode
 
 MAX_CLASSES = 1000  # most classes of a run; a mask of class indices has at most 255
@@ -128,7 +128,7 @@ def read_card(file: Path) -> tuple[dict[str, Any], dict[str, DeclaredTensor]]:
             f"{file}: not a checkpoint of seg.train ({error_summary(error)})"
         ) from error
     check_plain(card["config"], file)
-    config = card["config"] = upgrade_targets(card["config"])
+    config = card["config"] = upgrade_config(card["config"])
     try:
         for group, packages in (("model", NETWORK_PACKAGES), ("loss", ("seg.losses",))):
             check_targets(config[group], file, packages)
@@ -279,7 +279,15 @@ def check_class_names(classes: list[Any]) -> None:
         raise ValueError("a class name is not valid Unicode")
 
 
-def check_intensity(low: Any, high: Any, mean: Any, std: Any, clip: Any = False) -> None:
+def check_intensity(
+    low: Any,
+    high: Any,
+    mean: Any,
+    std: Any,
+    clip: Any = False,
+    dtype: Any = None,
+    value_range: Any = None,
+) -> None:
     """Raise ValueError unless these are the fields of an Intensity."""
     lists = (mean, std)
     if not all(type(part) is list and all(is_number(v) for v in part) for part in lists):
@@ -288,6 +296,12 @@ def check_intensity(low: Any, high: Any, mean: Any, std: Any, clip: Any = False)
         raise ValueError("its intensity needs a mean and a std above 0 per channel")
     if not is_number(low) or not is_number(high) or type(clip) is not bool:
         raise ValueError("its intensity needs numbers low and high, and clip true or false")
+    if dtype not in (None, "uint8", "uint16", "float32"):
+        raise ValueError("its intensity needs a dtype of uint8, uint16 or float32")
+    if value_range is not None and not (
+        type(value_range) is list and len(value_range) == 2 and all(map(is_number, value_range))
+    ):
+        raise ValueError("its intensity needs a value_range of two numbers")
 
 
 def check_weights(weights: Any) -> None:

@@ -15,9 +15,8 @@ import yaml
 from seg.errors import DataError, RunError, UserError
 from seg.files import read_text
 from seg.runs import checkpoint, safe_loading
-from seg.runs.migrations import upgrade_targets
+from seg.runs.migrations import upgrade_config
 from seg.runs.record import RunRecord, read_record
-from seg.runs.run_info import NEUTRAL_OPTIONS
 
 ALLOWED_TARGETS = {  # config group -> packages whose classes it may name
     "data": ("seg.data",), "loader": ("seg.data",), "model": safe_loading.NETWORK_PACKAGES, "loss": ("seg.losses",),
@@ -32,12 +31,6 @@ REQUIRED_OPTIONS = (
     "optim",
     "seed",
 )  # groups and options of every run's config
-SAME_RECIPE_FIELDS = (
-    "split_hash",
-    "data",
-    "source",
-    "versions",
-)  # equal in runs that differ in the seed alone
 Metrics = dict[str, float | None]
 
 
@@ -98,6 +91,10 @@ def read_finished_record(file: Path) -> RunRecord:
             f"{file}: the run's status is {record.status}, so there are no numbers to compare with; give a "
             "finished run"
         )
+    if missing := record.missing_field():
+        raise RunError(
+            f"{file}: the record is damaged ({missing} is missing); not written by seg.train"
+        )
     return record
 
 
@@ -115,7 +112,7 @@ def read_untrusted_config(file: Path) -> dict[str, Any]:
                 f"{file}: not a run's config, which has {', '.join(REQUIRED_OPTIONS)} and more"
             )
         safe_loading.check_plain(config, file)
-        config = upgrade_targets(config)
+        config = upgrade_config(config)
         config.pop("logger", None)
         for name in (*ALLOWED_TARGETS, "trainer"):
             if not isinstance(config.get(name, {}), dict):
@@ -134,40 +131,3 @@ def read_untrusted_config(file: Path) -> dict[str, Any]:
             f"{file}: can't be read ({type(error).__name__}: {' '.join(str(error).split())})"
         ) from error
     return config
-
-
-def metrics_by_seed(past: FinishedRun) -> dict[int, Metrics]:
-    """Return the metrics of the finished runs in the same folder that differ from a run in the seed alone.
-
-    Returns:
-        Seed -> metrics; the run itself is left out.
-    """
-    metrics_of: dict[int, Metrics] = {}
-    for file in sorted(past.folder.parent.glob("*/run.json")):
-        if file.parent.is_symlink() or file.parent == past.folder:
-            continue
-        try:
-            record = read_finished_record(file)
-            same = all(
-                getattr(record, name) == getattr(past.record, name) for name in SAME_RECIPE_FIELDS
-            )
-            if not same or record.seed == past.record.seed:
-                continue
-            config = read_untrusted_config(file.with_name("config.yaml"))
-        except RunError:  # unfinished or not ours: no sample of the seed's noise
-            continue
-        if training_options(config) == training_options(past.config):
-            assert record.seed is not None and record.metrics is not None  # of a finished run
-            metrics_of[record.seed] = record.metrics
-    return metrics_of
-
-
-def training_options(config: dict[str, Any]) -> dict[str, Any]:
-    """Return a config without the seed and the options that change no number; devices become their count."""
-    kept = {name: value for name, value in config.items() if name not in (*NEUTRAL_OPTIONS, "seed")}
-    loader, trainer = dict(config.get("loader", {})), dict(config.get("trainer", {}))
-    for name in ("workers", "cache"):
-        loader.pop(name, None)
-    if isinstance(trainer.get("devices"), list):  # each job of a sweep has its own GPU
-        trainer["devices"] = len(trainer["devices"])
-    return kept | {"loader": loader, "trainer": trainer}

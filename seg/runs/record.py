@@ -7,7 +7,7 @@ more, and both are read. A field that is present must have its type.
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -16,7 +16,6 @@ from pydantic import (
     InstanceOf,
     ValidationError,
     field_validator,
-    model_validator,
 )
 
 from seg.errors import RunError
@@ -143,13 +142,11 @@ class RunRecord(RecordSection):
             for name, value in metrics.items()
         }
 
-    @model_validator(mode="after")
-    def check_finished(self) -> Self:
-        """Raise ValueError if a finished run lacks what other commands need from it."""
-        for name in ("name", "seed", "splits", "split_hash", "metrics"):
-            if self.status == "finished" and getattr(self, name) is None:
-                raise ValueError(f"{name} is missing")
-        return self
+    def missing_field(self) -> str | None:
+        """Return a field that a finished run needs and this one lacks; None if it has all."""
+        needed = ("name", "seed", "splits", "split_hash", "metrics")
+        missing = (name for name in needed if getattr(self, name) is None)
+        return next(missing, None) if self.status == "finished" else None
 
     def content(self) -> dict[str, Any]:
         """Return the fields that the file has, without defaults."""
@@ -162,16 +159,50 @@ def read_record(file: Path) -> RunRecord:
     Raises:
         RunError: if the file cannot be read, or a field has the wrong type.
     """
-    content = read_json(file, RECORD_LIMIT)
+    return parse_record(read_json(file, RECORD_LIMIT), file)
+
+
+def parse_record(content: dict[str, Any], file: Path) -> RunRecord:
+    """Return the content of a file as a record.
+
+    Raises:
+        RunError: if a field has the wrong type.
+    """
     try:
         return RunRecord.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"][:2]) if first["loc"] else "the record"
-        problem = first["msg"].removeprefix("Value error, ")
         raise RunError(
-            f"{file}: {place:.100} is damaged ({problem:.200}); not written by seg.train"
+            f"{file}: {place:.100} is damaged ({first['msg']:.200}); not written by seg.train"
         ) from error
+
+
+def read_damaged_record(file: Path) -> RunRecord:
+    """Return the record of a run whose file may be damaged, without the values that have a wrong type.
+
+    A wrong item of a list takes the list with it.
+
+    Raises:
+        RunError: if the file cannot be read, or the run has no known status.
+    """
+    content = read_json(file, RECORD_LIMIT)
+    try:
+        return RunRecord.model_validate(content)
+    except ValidationError as error:
+        for problem in error.errors():
+            remove_value(content, problem["loc"])
+    return parse_record(content, file)
+
+
+def remove_value(content: dict[str, Any], place: tuple[int | str, ...]) -> None:
+    """Remove the value at a place, as pydantic names it, from nested dicts."""
+    name, *deeper = place
+    value = content.get(str(name))
+    if deeper and isinstance(value, dict):
+        remove_value(value, tuple(deeper))
+    else:
+        content.pop(str(name), None)
 
 
 def write_record(folder: Path, record: Mapping[str, Any]) -> None:
@@ -182,9 +213,10 @@ def write_record(folder: Path, record: Mapping[str, Any]) -> None:
         record: fields of a ``RunRecord``; written as they are, nan as null.
 
     Raises:
-        ValidationError: if a field has the wrong type.
+        ValueError: if a field has the wrong type, or a finished run lacks one.
         OSError: if the file cannot be written.
     """
     content = without_nan(dict(record))
-    RunRecord.model_validate(content)
+    if missing := RunRecord.model_validate(content).missing_field():
+        raise ValueError(f"{RECORD_FILE}: {missing} is missing")
     write_json(folder / RECORD_FILE, content)

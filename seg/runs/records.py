@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 from lightning_utilities.core.rank_zero import rank_zero_only  # Lightning's own, without torch
 
@@ -29,6 +30,22 @@ def write_json(file: Path, content: dict, below: Path | None = None) -> None:
         return
     text = json.dumps(without_nan(content), indent=2, ensure_ascii=False)
     files.write_text(file, f"{text}\n", below or file.parent)
+
+
+def write_arrays(file: Path, arrays: dict[str, np.ndarray], below: Path) -> None:
+    """Write arrays as a compressed NPZ file, whole or not at all.
+
+    Args:
+        file: file to write or replace.
+        arrays: name -> array.
+        below: folder that the user named.
+
+    Raises:
+        UnsafePath: if ``file``, or a folder between it and ``below``, is a link.
+        OSError: if the file cannot be written.
+    """
+    with files.open_binary(file, below) as stream:
+        np.savez_compressed(stream, allow_pickle=False, **arrays)
 
 
 def read_json(file: Path, limit: int = RECORD_LIMIT) -> dict[str, Any]:

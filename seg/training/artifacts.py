@@ -1,6 +1,6 @@
 """Per-image counts and small prediction pictures, saved so that runs can be compared without the data set.
 
-images.csv             split,image,class,hit,false,missed: true positive, false positive and false negative pixels
+images.csv             split,image,class,tp,fp,fn: true positive, false positive and false negative pixels
 predictions/names.json split -> names of the pictured images
 predictions/SPLIT/     I-image.jpg, I-truth.png, I-prediction.png: I is the position in those names, from 0
 """
@@ -9,7 +9,6 @@ import csv
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor, nn
 
@@ -19,7 +18,7 @@ from seg.display.colors import Color
 from seg.display.layout import evenly_spaced
 from seg.display.panels import flatten_labels, legend_entries, to_rgb
 from seg.logits import IGNORE
-from seg.metrics.confusion import ConfusionCounts, PixelScores
+from seg.metrics.confusion import PixelScores
 from seg.runs import records
 from seg.training.callbacks.pictures import predict_image
 
@@ -42,29 +41,26 @@ def scored_names(names: list[str], world: int, count: int) -> list[str]:
 
 
 def gather_counts(scores: PixelScores) -> Tensor:
-    """Return the confusion matrices of all images, gathered from all ranks: (B, C, C) or (B, K, 2, 2)."""
+    """Return TP, FP, FN and TN of all images, gathered from all ranks: (B, C, 4)."""
     with scores.sync_context():
         return scores.images()
 
 
 def write_image_counts(
-    file: Path, scored: dict[str, tuple[list[str], Tensor]], classes: list[str], overlapping: bool
+    file: Path, scored: dict[str, tuple[list[str], Tensor]], classes: list[str]
 ) -> None:
     """Write the true positive, false positive and false negative pixels of each image and class.
 
     Args:
         file: images.csv.
-        scored: split -> names of its images, and their confusion matrices (B, C, C) or (B, K, 2, 2).
+        scored: split -> names of its images, and their TP, FP, FN and TN (B, C, 4).
         classes: names.
-        overlapping: True if a pixel may have several classes.
     """
     with files.open_text(file, file.parent) as stream:
         writer = csv.writer(stream)
-        writer.writerow(["split", "image", "class", "hit", "false", "missed"])
+        writer.writerow(["split", "image", "class", "tp", "fp", "fn"])
         for split, (names, counts) in scored.items():
-            tally = ConfusionCounts.from_confusion(counts, overlapping)
-            cells = torch.stack([tally.tp, tally.fp, tally.fn], -1).tolist()
-            for name, rows in zip(names, cells, strict=True):
+            for name, rows in zip(names, counts[..., :3].tolist(), strict=True):
                 writer.writerows(
                     [split, name, c, *row] for c, row in zip(classes, rows, strict=True)
                 )

@@ -10,6 +10,7 @@ from torch import nn
 from seg import hardware
 from seg.cli.compose import CONSTRUCTOR_ERRORS, instantiate_node, one_line, plain_config
 from seg.data.datamodule import DataModule
+from seg.data.splits import check_training_splits
 from seg.errors import UserError
 from seg.logits import num_logits
 from seg.losses.class_weights import fill_auto_weights
@@ -21,6 +22,7 @@ from seg.training.task import SegmentationTask
 def build_data(cfg: DictConfig) -> DataModule:
     """Build the data of a run, and set the model's ``in_channels`` and ``num_classes`` from it."""
     source = instantiate_node(cfg.data, "data")
+    check_training_splits(source.splits)
     data: DataModule = instantiate_node(
         cfg.loader,
         "loader",

@@ -9,7 +9,6 @@ import lightning as L
 import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
-from rich.progress import track
 from torch import nn
 
 from seg import files
@@ -19,7 +18,7 @@ from seg.cli.validation import check_call
 from seg.data.datamodule import DataModule
 from seg.data.dataset import SegmentationDataset
 from seg.display import tables
-from seg.display.console import console
+from seg.display.console import track_progress
 from seg.errors import RunError, UserError
 from seg.hardware import build_trainer
 from seg.inference.outputs import check_object_options
@@ -27,7 +26,7 @@ from seg.inference.run_data import check_run_node
 from seg.logits import IGNORE, probabilities
 from seg.metrics import SegmentationMetrics, instances, isbi2012
 from seg.metrics.calibration import draw_reliability
-from seg.metrics.significance import BootstrapInput, Interval, bootstrap_interval
+from seg.metrics.significance import BootstrapInput, Interval, bootstrap_intervals
 from seg.models.contract import same_size_logits
 from seg.runs import load, records
 from seg.runs.load import LoadedRun
@@ -36,6 +35,9 @@ from seg.training.callbacks.pictures import PanelCallback
 from seg.training.task import SegmentationTask
 
 log = logging.getLogger("seg")
+CONFUSION_FILE = (
+    "confusion.npz"  # array "confusion": the matrix of each image, (B, C, C) or (B, K, 2, 2)
+)
 STANDARD_METRICS = {
     "_target_": "seg.metrics.SegmentationMetrics"
 }  # of runs older than the metrics option
@@ -60,26 +62,15 @@ def build_metrics(cfg: DictConfig, run: LoadedRun) -> SegmentationMetrics:
 
 def check_evaluation_options(cfg: DictConfig) -> None:
     """Raise UserError for options that would otherwise fail only after the network has run."""
-    check_interval_options(cfg)
-    if cfg.panels < 0 or cfg.eval_batch_size < 1:
-        raise UserError(
-            f"panels={cfg.panels} and eval_batch_size={cfg.eval_batch_size}: they must be at least 0 and 1"
-        )
+    check_object_options(cfg)
     if OmegaConf.is_list(cfg.run) and not cfg.output:
         raise UserError("output is not set: several runs share no folder; give output=...")
-
-
-def check_interval_options(cfg: DictConfig) -> None:
-    """Raise UserError for a confidence level or object options out of range."""
-    if not 0 <= cfg.confidence < 1:
-        raise UserError(f"confidence={cfg.confidence}: a number from 0 (no intervals) to below 1")
-    check_object_options(cfg)
 
 
 def output_names(metrics: SegmentationMetrics, panels: int) -> list[str]:
     """Return the names of the files to be written that are known in advance."""
     plots = ["reliability.png"] if metrics.calibration is not None else []
-    return ["metrics.json", *plots, *(["panels/all.png"] if panels else [])]
+    return ["metrics.json", CONFUSION_FILE, *plots, *(["panels/all.png"] if panels else [])]
 
 
 def build_trained_loss(run: LoadedRun) -> nn.Module:
@@ -149,9 +140,7 @@ def score_objects(
     """
     # Predict image by image: curves for the border scores, counts for the object scores.
     sections, counts = [], []
-    for index in track(
-        range(len(samples)), "objects", console=console, transient=True, disable=not console.is_terminal
-    ):  # fmt: skip
+    for index in track_progress(range(len(samples)), "objects"):
         sample = samples[0, index]
         logits = same_size_logits(run.model, sample["image"][None].to(device))
         interior = probabilities(logits)[0, 1].cpu().numpy()
@@ -208,10 +197,12 @@ class EvaluationReport:
             "split": split,
             "images": samples.names,
             "threshold": threshold,
-            "confidence": self.cfg.confidence,
+            "confidence_level": self.cfg.confidence_level,
             "intervals": {key: [i.low, i.high] for key, i in intervals.items() if i.low == i.low},
-            "confusion": self.metrics.pixels.images().tolist(),
+            "confusion": CONFUSION_FILE,
         }
+        matrices = self.metrics.pixels.matrices()
+        records.write_arrays(self.folder / CONFUSION_FILE, {"confusion": matrices}, self.below)
         records.write_json(self.folder / "metrics.json", facts | {"metrics": scores}, self.below)
         PanelCallback(samples, self.cfg.panels, run.colors, panels, self.below, threshold).write(
             run.model
@@ -225,7 +216,7 @@ class EvaluationReport:
             table = tables.border_table(scores, run.classes, f"{split}/", intervals)
             log.info("", extra={"table": table})
         if intervals:
-            log.info(tables.interval_line(len(samples), self.cfg.confidence))
+            log.info(tables.interval_line(len(samples), self.cfg.confidence_level))
         if self.data.source.task == "instances":
             log.info("", extra={"table": tables.object_table(scores, f"{split}/", intervals)})
         if self.metrics.calibration is not None:
@@ -236,12 +227,13 @@ class EvaluationReport:
         log.info(f"numbers {quote_path(numbers)}, pictures {quote_path(pictures)}")
 
     def intervals(self, evidence: dict[str, BootstrapInput]) -> dict[str, Interval]:
-        """Return the bootstrap intervals over images of the scores in the tables; none with ``confidence=0``."""
-        if not self.cfg.confidence:
+        """Return the bootstrap intervals over images of the scores in the tables; none with ``confidence_level=0``."""
+        if not self.cfg.confidence_level:
             return {}
         displayed = ("dice", "iou", *tables.BORDER_COLUMNS, *tables.OBJECT_ROWS)
-        return {
-            f"{self.split}/{name}": bootstrap_interval(rows, score, self.cfg.confidence)
-            for name, (rows, score) in evidence.items()
+        inputs = {
+            f"{self.split}/{name}": given
+            for name, given in evidence.items()
             if name.split("/")[0].removesuffix("_per_image") in displayed
         }
+        return bootstrap_intervals(inputs, self.cfg.confidence_level)

@@ -24,10 +24,10 @@ from seg.cli.validation import is_number
 from seg.data.datamodule import DataModule
 from seg.data.partition import split_hash
 from seg.display.console import is_rank_zero
-from seg.errors import USER_ERRORS, RunError, UserError
+from seg.errors import USER_ERRORS, RunError
 from seg.models.profiling import count_parameters
 from seg.runs import provenance, records
-from seg.runs.checkpoint import error_summary, read_checkpoint, write_checkpoint
+from seg.runs.checkpoint import error_summary, load_skeleton, read_checkpoint, write_checkpoint
 from seg.runs.folder import relative_to_here, update_latest_link
 from seg.runs.record import write_record
 from seg.runs.run_info import RunInfo
@@ -158,6 +158,7 @@ def fit_run(
             pictures = PanelCallback(
                 data.samples("val"), cfg.panels, data.source.colors, folder / "panels", folder, task.val_metrics.threshold
             )  # fmt: skip
+            # Build the Trainer, and print and record what the run begins with.
             trainer = make_trainer(cfg, asked, [*callbacks, pictures], interrupts)
             data.check_ranks(trainer.world_size)
             print_run_header(cfg, asked.name, task, data, taken)
@@ -169,11 +170,12 @@ def fit_run(
                 shutil.rmtree(folder, ignore_errors=True)
             interrupts.reraise(error)
             raise
-        # Train, score the best checkpoint, and write per-image counts and pictures.
         try:
+            # Mark the run as running, where seg.compare and outputs/latest find it.
             write_record(folder, record | {"status": "running"})
             if not asked.silent:
                 update_latest_link(folder)
+            # Fit, then score the weights that validated best.
             fit_from_checkpoint(trainer, task, data, asked.checkpoint)
             minutes = get_callback(trainer, ProgressLogger).seconds / 60
             scores = score_best_checkpoint(trainer, task, data)
@@ -182,6 +184,7 @@ def fit_run(
                 "minutes": minutes,
                 "steps": trainer.global_step,
             }
+            # Write per-image counts and pictures, which seg.compare reads.
             write_artifacts(cfg, folder, task, data, trainer)
             if trainer.is_global_zero:
                 pictures.threshold = task.val_metrics.threshold
@@ -203,6 +206,7 @@ def fit_run(
         # Finished: a signal no longer changes the status.
         interrupts.recording = True
         write_record(folder, record | {"status": "finished", "metrics": scores})
+    # Close the loggers and the process group, and print the scores.
     facts = {name: record[name] for name in ("minutes", "steps", "parameters")}
     finish_loggers(trainer.loggers, "finished", scores | facts)
     hardware.destroy_process_group()
@@ -335,7 +339,7 @@ def make_trainer(
             f"the first step, of loader.batch_size={cfg.loader.batch_size} and loader.crop={cfg.loader.crop}",
             cfg.trainer.get("accumulate_grad_batches", 1),
         ),
-        NonFiniteGuard(cast(Path, asked.folder), cfg.bad_steps),
+        NonFiniteGuard(cast(Path, asked.folder), cfg.on_nonfinite),
         *optional_callbacks(cfg.patience, cfg.ema),
         *([progress.progress_bar()] if bar else []),
     ]
@@ -356,18 +360,11 @@ def optional_callbacks(patience: int | None, ema: float | None) -> list[L.Callba
     Args:
         patience: validations without a better Dice after which training stops, at least 1; None: off.
         ema: decay of the exponential moving average of the weights, between 0 and 1; None: off.
-
-    Raises:
-        UserError: if a number is out of its range.
     """
     callbacks: list[L.Callback] = []
     if patience is not None:
-        if type(patience) is not int or patience < 1:
-            raise UserError(f"patience={patience}: a number of validations, 1 or more, or null")
         callbacks.append(EarlyStopping("val/dice", mode="max", patience=patience))
     if ema is not None:
-        if type(ema) not in (int, float) or not 0 < ema < 1:
-            raise UserError(f"ema={ema}: a decay between 0 and 1 is needed, 0.99, or null")
         callbacks.append(WeightAveraging(decay=ema))
     return callbacks
 
@@ -376,7 +373,7 @@ def make_loggers(cfg: DictConfig, asked: RunInfo, task: SegmentationTask) -> lis
     """Return the writer of metrics.csv and, on rank 0, the loggers of the config."""
     folder, until, kept = cast(Path, asked.folder), None, None
     if asked.checkpoint is not None:
-        content = read_checkpoint(asked.checkpoint)
+        content = load_skeleton(asked.checkpoint)  # without reading the weights once more
         for name in STATE:
             if not content.get(name):
                 raise RunError(
@@ -418,11 +415,10 @@ def write_artifacts(
     }
     if not trainer.is_global_zero:
         return
-    overlapping = data.source.task == "overlapping"
-    artifacts.write_image_counts(folder / "images.csv", scored, data.source.classes, overlapping)
+    artifacts.write_image_counts(folder / "images.csv", scored, data.source.classes)
     samples = {split: data.samples(split) for split in splits}
     artifacts.save_prediction_pictures(
-        folder / "predictions", samples, cfg.kept, data.source.colors, task.model, task.val_metrics.threshold
+        folder / "predictions", samples, cfg.save_predictions, data.source.colors, task.model, task.val_metrics.threshold
     )  # fmt: skip
 
 

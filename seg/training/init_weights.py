@@ -28,10 +28,7 @@ def load_initial_weights(model: nn.Module, init: str) -> str:
             raise RunError(f"init=imagenet: {error}") from error
     if not isinstance(init, str):
         raise RunError(f"init={init}: imagenet, a run folder or a checkpoint file is needed")
-    try:
-        file = find_checkpoint(init)
-    except RunError as error:
-        raise RunError(str(error).replace("run=", "init=", 1)) from error
+    file = find_checkpoint(init, "init")
     weights = load_run(file).model.state_dict()
     own = model.state_dict()
     shared = {k: v for k, v in weights.items() if k in own and own[k].shape == v.shape}

@@ -22,7 +22,7 @@ from seg.errors import RunError, UserError
 from seg.files import read_text
 from seg.runs import reader
 from seg.runs.checkpoint import DAMAGE_ERRORS, check_finite, read_checkpoint, suggest_run
-from seg.runs.migrations import upgrade_targets
+from seg.runs.migrations import upgrade_config
 from seg.runs.record import RunRecord, read_record
 from seg.runs.run_info import RunInfo
 from seg.runs.safe_loading import CONFIG_LIMIT, check_targets, read_yaml
@@ -98,23 +98,23 @@ def newest_checkpoint(folder: Path) -> Path | None:
     Raises:
         RunError: if all of them are damaged, or the newest holds nan or inf.
     """
-    # Read both, and note the damaged ones.
-    whole, damaged = {}, None
+    # Read both, keep the weights of the one with the most steps, and note the damaged ones.
+    latest, steps, weights, damaged = None, -1, {}, None
     for file in (Path(os.path.realpath(path)) for path in existing_checkpoints(folder)):
         try:
-            whole[file] = check_training_state(read_checkpoint(file))
+            content = read_checkpoint(file)
+            if check_training_state(content) > steps:
+                latest, steps, weights = file, content["global_step"], content["state_dict"]
         except (*DAMAGE_ERRORS, AttributeError) as error:
             damaged = RunError(
                 f"{file}: damaged ({one_line(error).removeprefix(f'{file}: ')[:200]})"
             )
-    # Choose the one with the most steps.
-    latest = max(whole, key=lambda file: whole[file], default=None)
     if damaged is not None:
         if latest is None:
             raise damaged
         log.warning(f"{damaged}; resuming from {latest.name}")
     if latest is not None:
-        check_finite(read_checkpoint(latest)["state_dict"], latest)
+        check_finite(weights, latest)
     return latest
 
 
@@ -218,7 +218,7 @@ def read_saved_config(folder: Path) -> DictConfig:
     check_run_links(folder)
     check_files(folder)
     config = reader.read_untrusted_config(file)
-    loggers = upgrade_targets(read_yaml(read_text(file, CONFIG_LIMIT))).get("logger", {})
+    loggers = upgrade_config(read_yaml(read_text(file, CONFIG_LIMIT))).get("logger", {})
     if not isinstance(loggers, dict) or not all(
         isinstance(node, dict) for node in loggers.values()
     ):

@@ -6,13 +6,21 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 from omegaconf import DictConfig
-from PIL import Image, ImageOps
+from PIL import Image
 
 from seg.data.datamodule import DataModule
 from seg.data.dataset import SegmentationDataset
 from seg.data.sampler import EpochSampler
 from seg.display import panels
-from seg.display.layout import draw_grid, fit_grid_cell
+from seg.display.layout import (
+    draw_grid,
+    draw_items,
+    draw_row,
+    draw_sheet,
+    fit_grid_cell,
+    paragraph_items,
+    stack_pictures,
+)
 from seg.logits import IGNORE
 from seg.training.build import add_crop_context, build_data, build_model
 
@@ -67,10 +75,7 @@ def draw_sample_sheet(data: DataModule, n: int, epoch: int) -> Image.Image:
     )
     if context:
         words += " The mask is drawn where the loss is computed."
-    strips = [
-        panels.draw_items(p, page.width, em) for p in (panels.paragraph_items(words), *legend)
-    ]
-    return ImageOps.expand(panels.stack_pictures([page, *strips], gap=em), border=em, fill="white")
+    return draw_sheet([page, paragraph_items(words), *legend], page.width, em, gap=em, border=em)
 
 
 def sample_keys(size: int, seed: int, epoch: int) -> Iterator[tuple[int, int]]:
@@ -118,6 +123,6 @@ def draw_sample(
         whole, truth = truth, image.copy()
         truth[inner, inner] = whole[inner, inner]
     cells = {"crop": crop, "network sees": image, "mask": truth}
-    row = panels.draw_row({key: fit_grid_cell(cell) for key, cell in cells.items()}, em)
-    title = panels.draw_items(panels.paragraph_items(name), row.width, em)
-    return panels.stack_pictures([title, row])
+    row = draw_row({key: fit_grid_cell(cell) for key, cell in cells.items()}, em)
+    title = draw_items(paragraph_items(name), row.width, em)
+    return stack_pictures([title, row])

@@ -5,6 +5,8 @@ from typing import Annotated, Protocol
 
 from pydantic import Field
 
+from seg.ranges import check_ranges
+
 
 class Schedule(Protocol):
     """Schedule: a pure function of the step, so that a resumed run continues with the same rates."""
@@ -28,9 +30,8 @@ class Cosine:
         warmup: fraction of the steps that warm up, at least 0 and below 1.
     """
 
+    @check_ranges
     def __init__(self, warmup: Annotated[float, Field(ge=0, lt=1)] = 0.05) -> None:
-        if not 0 <= warmup < 1:
-            raise ValueError(f"warmup is {warmup}; it must be at least 0 and below 1")
         self.warmup = warmup
 
     def factor(self, step: int, steps: int) -> float:
@@ -48,9 +49,8 @@ class Poly:
         power: above 0; 1 is a straight line to zero.
     """
 
+    @check_ranges
     def __init__(self, power: Annotated[float, Field(gt=0)] = 0.9) -> None:
-        if power <= 0:
-            raise ValueError(f"power is {power}; it must be above 0")
         self.power = power
 
     def factor(self, step: int, steps: int) -> float:

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
 
-from seg.losses import Sum, compute_loss
+from seg.losses import compute_loss, term_names
 from seg.metrics import SegmentationMetrics
 from seg.models.contract import same_size_logits
 from seg.models.network import Network
@@ -49,11 +49,7 @@ class SegmentationTask(L.LightningModule):
         self.seed, self.card = seed, card or {}
         self.head_weights = head_weights
         self.val_metrics, self.test_metrics = metrics, deepcopy(metrics)
-        names = (
-            ["loss", *(f"loss/{name}" for name in loss.losses)]
-            if isinstance(loss, Sum)
-            else ["loss"]
-        )
+        names = ["loss", *(f"loss/{name}" for name in term_names(loss))]
         self.mean_losses = nn.ModuleDict(
             {name: MeanMetric(nan_strategy="disable") for name in names}
         )
@@ -75,14 +71,14 @@ class SegmentationTask(L.LightningModule):
         self.step(batch, "test")
 
     def step(self, batch: dict[str, Any], stage: str) -> Tensor:
-        """Compute the loss of a batch; log it in training, otherwise accumulate it and the metrics.
+        """Compute the loss of a batch; log it in training, otherwise accumulate that of each image and the metrics.
 
         Args:
             batch: image (B, C, H, W), mask (B, H, W) or (B, K, H, W), optionally the weight map's ``gaps``.
             stage: train, val or test.
 
         Returns:
-            The loss, a scalar.
+            The loss, a scalar: of the batch in training, otherwise of its last image.
         """
         image, mask, gaps = batch["image"], batch["mask"], batch.get("gaps")
         logits = self.model(image) if stage == "train" else same_size_logits(self.model, image)
@@ -90,22 +86,33 @@ class SegmentationTask(L.LightningModule):
         # Valid convolutions shrink the logits: crop the mask to their size. Losses run in float32.
         mask = crop_to_logits(mask, heads[-1].shape[-2:])
         gaps = None if gaps is None else crop_to_logits(gaps, heads[-1].shape[-2:])
-        with torch.autocast(image.device.type, enabled=False):
-            loss, terms = compute_loss(
-                self.loss, [head.float() for head in heads], mask, self.head_weights, gaps
-            )
-        values = {"loss": loss.detach()}
-        values |= {f"loss/{name}": value.detach() for name, value in terms.items()}
+        heads = [head.float() for head in heads]
         if stage == "train":
+            loss, values = self.compute_losses(heads, mask, gaps)
             self.log_dict(
                 {f"train/{name}": value for name, value in values.items()}, batch_size=len(image)
             )
             return loss
-        # Weighted by the batch size, the epoch's loss is the mean over images, on any number of ranks.
-        for name, value in values.items():
-            cast(MeanMetric, self.mean_losses[name]).update(value, weight=len(image))
+        # The epoch's loss is the mean over images, whatever the batch size and the number of ranks: losses that
+        # sum over a batch (Dice, focal) are computed image by image.
+        for i in range(len(image)):
+            one = slice(i, i + 1)
+            loss, values = self.compute_losses(
+                [head[one] for head in heads], mask[one], None if gaps is None else gaps[one]
+            )
+            for name, value in values.items():
+                cast(MeanMetric, self.mean_losses[name]).update(value)
         self.metrics(stage).update(heads[-1], mask)
         return loss
+
+    def compute_losses(
+        self, heads: list[Tensor], mask: Tensor, gaps: Tensor | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss, and the values to log: ``loss``, and ``loss/NAME`` of each term of a sum."""
+        with torch.autocast(mask.device.type, enabled=False):
+            loss, terms = compute_loss(self.loss, heads, mask, self.head_weights, gaps)
+        values = {"loss": loss.detach()}
+        return loss, values | {f"loss/{name}": value.detach() for name, value in terms.items()}
 
     def on_validation_epoch_end(self) -> None:
         self.log_metrics("val")

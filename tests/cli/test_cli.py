@@ -128,7 +128,7 @@ def test_evaluate_takes_other_data_or_options_of_the_runs_own():
         compose_checked("evaluate", ["data=folder", "data.root=/d", "data.split=test"]).data.root
         == "/d"
     )
-    assert compose_checked("evaluate", ["+data.root=/d"]).data.split == "val"
+    assert compose_checked("evaluate", ["+data.root=/d"]).data.split is None
     for words, message in [
         (["data.root=/d"], r"data.root=/d: write \+data.root=/d"),
         (["data.splitt=test"], r"did you mean data.split\?"),
@@ -137,7 +137,7 @@ def test_evaluate_takes_other_data_or_options_of_the_runs_own():
             r"choose its file first, metrics=\.\.\., and then metrics.tolerance=2",
         ),
         (["data=folder", "data.rot=/d"], r"did you mean data.root\?"),
-        (["data=folder", "data.split=[1]"], "data.split=.*a word is needed"),
+        (["data=folder", "data.split=[1]"], "data.split=.*one of train, val, test, all"),
     ]:
         with pytest.raises(UserError, match=message):
             compose_checked("evaluate", words)
@@ -251,7 +251,7 @@ def seg(command: str, *words: str, cwd) -> subprocess.CompletedProcess:
     [
         ("train", ["model=unetp"], "did you mean unetpp?"),
         ("train", ["data=isbi2012", "data.root=nowhere"], "data.root=nowhere: no such folder"),
-        slow("train", ["model.width=0"], "model: width is 0"),
+        slow("train", ["model.width=0"], "model.width=0: a whole number of 1 or more is needed"),
         slow("train", ["trainer=gpu"], "no GPU that this PyTorch"),
         slow("evaluate", ["run=nowhere"], "run=nowhere: no such folder or file"),
         slow("predict", ["run=nowhere"], "input is not set"),

@@ -212,7 +212,7 @@ def test_one_file_is_split_by_share_fold_block_group_class_and_list(tmp_path):
     assert {s: len(n) for s, n in shares.items()} == {"train": 5, "val": 3, "test": 2}
     folds = [Coco(root, file, fold=i).splits["val"] for i in range(5)]
     assert sorted(n for fold in folds for n in fold) == names
-    assert Coco(root, file, blocks=True).splits["val"] == names[8:]
+    assert Coco(root, file, contiguous=True).splits["val"] == names[8:]
     grouped = Coco(root, file, group_by=r"^(p\d)_", val=0.4).splits["val"]
     assert len(grouped) == 4 and len({n[:2] for n in grouped}) == 2
     stratified = Coco(root, file, stratify=True, fold=0, folds=2).splits
@@ -236,10 +236,9 @@ def test_a_file_for_each_split_says_which_is_where(tmp_path):
         Coco(str(tmp_path), files, fold=0)
     with pytest.raises(DataError, match=r"data.val=0.1 beside data.annotations of each split"):
         Coco(str(tmp_path), files, val=0.1)
-    with pytest.raises(
-        DataError, match=r"data.annotations names \['train'\]: train and val are needed"
-    ):
-        Coco(str(tmp_path), {"train": files["train"]})
+    assert Coco(str(tmp_path), {"test": files["test"]}).splits == {"test": ["test2017/1"]}
+    with pytest.raises(DataError, match=r"data.annotations names \['dev'\]: give train, val, test"):
+        Coco(str(tmp_path), {"dev": files["train"]})
 
 
 def test_each_split_may_have_its_folder_as_coco_s_own_files_do(tmp_path):

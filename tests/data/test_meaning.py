@@ -355,7 +355,7 @@ def test_alpha_of_a_mask_is_no_class_unless_it_is_needed(tmp_path):
     for name in "ab":
         Image.fromarray(GREY8).save(tmp_path / f"images/{name}.png")
         Image.fromarray(with_alpha(planes)).save(tmp_path / f"masks/{name}.png")
-    data = Folder(str(tmp_path), ["a", "b", "c"], layers="pages")
+    data = Folder(str(tmp_path), ["a", "b", "c"], mask_layers="pages")
     np.testing.assert_array_equal(data.read("a")[1], GREY8 % 3)
 
 
@@ -412,8 +412,8 @@ def test_images_that_a_tag_turns_unlike_their_masks_are_a_warning(tmp_path, tagg
             image.save(tmp_path / folder / f"{n}.png", **{"exif": exif} if folder in tagged else {})
     data = Folder(str(tmp_path), ["a", "b"])
     seen = inspect_all(data, [("train", name) for name in data.files], None)
-    assert not seen.faults
-    found = [issue for issue in dataset_issues(seen.looks) if issue.kind == "orientation"]
+    assert not seen.issues
+    found = [issue for issue in dataset_issues(seen.stats) if issue.kind == "orientation"]
     if tagged != ("images",):
         assert not found
         return
@@ -430,7 +430,7 @@ def test_a_long_narrow_image_is_inspected(tmp_path, shape):
             Image.fromarray(pixels).save(tmp_path / folder / f"{name}.png")
     data = Folder(str(tmp_path), ["a", "b"])
     seen = inspect_all(data, [("train", "a")], None)
-    assert seen.looks[0].shape == shape and not seen.faults
+    assert seen.stats[0].shape == shape and not seen.issues
 
 
 def test_a_scale_that_is_no_number_is_told(tmp_path):

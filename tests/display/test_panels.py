@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from seg.display.colors import default_colors
+from seg.display.layout import stack_pictures
 from seg.display.panels import (
     FALSE_NEGATIVE_COLOR,
     FALSE_POSITIVE_COLOR,
@@ -15,7 +16,6 @@ from seg.display.panels import (
     draw_panel,
     flatten_labels,
     legend_entries,
-    stack_pictures,
     to_rgb,
 )
 from seg.logits import IGNORE

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import albumentations as A
 import numpy as np
@@ -23,6 +24,7 @@ from seg.metrics.significance import paired_test
 from seg.predict import predict_files
 from seg.prune import compare_depths
 from seg.runs import checkpoint, load
+from seg.training.evaluation import build_trained_loss
 from seg.training.run import train
 
 
@@ -46,13 +48,83 @@ def test_evaluate_writes_scores_of_objects_intervals_and_a_reliability_plot(tmp_
         assert words in out
     low, high = report["intervals"]["val/dice"]
     assert low <= scores["val/dice"] <= high
-    assert report["images"] == ["val-000", "val-001"] and np.shape(report["confusion"]) == (2, 2, 2)
+    assert report["images"] == ["val-000", "val-001"]
+    assert np.load(folder / "evaluate-val" / report["confusion"])["confusion"].shape == (2, 2, 2)
+
+
+def test_all_images_of_another_data_set_are_scored_whatever_splits_they_are_in(tmp_path, capsys):
+    _, folder = tiny(tmp_path, "trainer.max_epochs=1", "data.val=3")
+    source = Membranes(size=64, train=4, val=3, test=1)
+    root = tmp_path / "other"
+    for split, names in {"val": ["val-000", "val-001"], "test": ["val-002"]}.items():
+        for part, index in (("images", 0), ("masks", 1)):
+            (root / split / part).mkdir(parents=True)
+            for name in names:
+                picture = source.read(name)[index].squeeze()
+                Image.fromarray(picture).save(root / split / part / f"{name}.png")
+    own = evaluate(config("evaluate", f"run={folder}", "panels=0"))
+
+    def found(name: str, *words: str) -> dict[str, float]:
+        return evaluate(
+            config("evaluate", f"run={folder}", "panels=0", "data=folder", f"output={tmp_path / name}", *words)
+        )  # fmt: skip
+
+    # Two splits of folders, one of them the test: the classes are the run's.
+    assert {
+        f"val/{k.removeprefix('all/')}": v for k, v in found("a", f"data.root={root}").items()
+    } == own
+    assert written(tmp_path / "a")["images"] == ["val/val-000", "val/val-001", "test/val-002"]
+    # A folder with only test images, and a folder of one image.
+    one = found("b", f"data.root={root}", "data.split=test")
+    shutil.rmtree(root / "val")
+    assert found("c", f"data.root={root}")["all/dice"] == one["test/dice"]
+    assert found("d", f"data.root={root / 'test'}")["all/dice"] == one["test/dice"]
+    # A table without data.root, and lists that name only test images.
+    table = root / "table.csv"
+    table.write_text("image,mask,split\ntest/images/val-002.png,test/masks/val-002.png,test\n")
+    assert found("e", f"data.table={table}")["all/dice"] == one["test/dice"]
+    (root / "test.txt").write_text("val-002\n")
+    listed = found("f", f"data.root={root / 'test'}", f"data.lists={root}")
+    assert listed["all/dice"] == one["test/dice"]
+    # None of them can train.
+    with pytest.raises(DataError, match="1 test images and no train and no val split"):
+        words = [word for word in TINY if not word.startswith("data.")]
+        train(config("train", *words, "data=folder", f"data.table={table}", "data.classes=[a,b]"))
+
+
+def test_loss_and_scores_depend_on_no_batch_size(tmp_path):
+    words = [
+        "data.val=4",
+        "trainer.max_epochs=1",
+        "loss=dice_focal",
+        "model=unetpp",
+        "model.depth=2",
+    ]
+    _, folder = tiny(tmp_path, *words)
+    results = [
+        evaluate(config("evaluate", f"run={folder}", "panels=0", f"eval_batch_size={size}"))
+        for size in (1, 3)
+    ]
+    assert results[0] == pytest.approx(results[1], rel=1e-5)
+    run = load.load_run(folder)
+    loss, losses = build_trained_loss(run), []
+    data = DataModule(Membranes(size=64, train=4, val=4, test=1), intensity=run.intensity)
+    samples = data.eval_dataset("val")
+    for index in range(4):  # image by image, by hand
+        sample = samples[0, index]
+        with torch.no_grad():
+            losses.append(
+                float(loss(run.model(sample["image"][None]), sample["mask"][None].long()))
+            )
+    assert results[0]["val/loss"] == pytest.approx(np.mean(losses), rel=1e-5)
 
 
 def test_no_intervals_and_no_objects_where_none_are_asked_for(tmp_path, capsys):
     _, folder = tiny(tmp_path, "trainer.max_epochs=1")
     capsys.readouterr()
-    scores = evaluate(compose_checked("evaluate", [f"run={folder}", "confidence=0", "panels=0"]))
+    scores = evaluate(
+        compose_checked("evaluate", [f"run={folder}", "confidence_level=0", "panels=0"])
+    )
     assert written(folder / "evaluate-val")["intervals"] == {} and "val/v_rand" not in scores
     assert "intervals:" not in capsys.readouterr().out
 
@@ -62,7 +134,7 @@ def test_two_runs_are_compared_on_the_same_images_from_what_evaluate_wrote(tmp_p
     for seed in (0, 1):
         _, folder = tiny(tmp_path, f"seed={seed}", "data.val=4", "trainer.max_epochs=1")
         evaluate(config("evaluate", f"run={folder}", "panels=0"))
-        rows.append(np.array(written(folder / "evaluate-val")["confusion"]))
+        rows.append(np.load(folder / "evaluate-val/confusion.npz")["confusion"])
 
     def mean_dice(sums):
         return dice(ConfusionCounts.from_confusion(torch.from_numpy(sums))).nanmean(-1).numpy()
@@ -117,10 +189,13 @@ def test_a_threshold_of_ones_own_is_kept_too(tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["confidence=2"], "confidence=2: a number from 0"),
+        (["confidence_level=2"], "confidence_level=2: a number from 0"),
         (["panels=-1"], "panels=-1"),
-        (["objects.neck=nan"], "objects.neck=nan: a finite number is needed"),
-        (["objects.neck=abc"], "objects.neck=abc: a number above 0, or null is needed"),
+        (["objects.split_neck_px=nan"], "objects.split_neck_px=nan: a finite number is needed"),
+        (
+            ["objects.split_neck_px=abc"],
+            "objects.split_neck_px=abc: a number above 0, or null is needed",
+        ),
         (["+data.task=foo"], "data.task=foo: one of classes, instances, overlapping is needed"),
     ],
 )
@@ -155,7 +230,7 @@ def test_an_older_run_is_scored_for_objects_and_a_loss_no_longer_known_is_said(t
     ("words", "error", "message"),
     [
         (["threshold=2"], UserError, "threshold is 2"),
-        (["threshold=bst"], UserError, "threshold is bst; it must be between 0 and 1, or best"),
+        (["threshold=bst"], UserError, "threshold is bst; one of best or a number above 0"),
         (["loss=sum"], UserError, r"every term of the sum has weight 0.*loss.terms.dice.weight=1"),
         (["data.task=overlapping"], DataError, "one class a pixel; use data=folder"),
         (["metrics.tolerance=-1"], UserError, "tolerance is -1"),
@@ -234,8 +309,8 @@ def test_a_threshold_of_many_classes_or_out_of_range_is_refused(tmp_path, folder
     run = tmp_path / "o/latest"
     with pytest.raises(RunError, match=r"threshold=0.3: the run has 3 classes"):
         evaluate(config("evaluate", f"run={run}", "threshold=0.3"))
-    with pytest.raises(UserError, match=r"objects: neck=-1 px must be above 0"):
-        evaluate(config("evaluate", f"run={run}", "objects.neck=-1"))
+    with pytest.raises(UserError, match=r"objects: split_neck_px=-1 px must be above 0"):
+        evaluate(config("evaluate", f"run={run}", "objects.split_neck_px=-1"))
     with pytest.raises(RunError, match="a number between 0 and 1"):
         evaluate(config("evaluate", f"run={run}", "threshold=abc"))
     with pytest.raises(DataError, match=r"instances needs two classes.*there are 3: a, b, c"):

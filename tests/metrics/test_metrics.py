@@ -19,7 +19,7 @@ from sklearn.metrics import (
 from seg.logits import IGNORE, classes_from_probabilities, predicted_classes, probabilities
 from seg.metrics import SegmentationMetrics
 from seg.metrics.confusion import PIXEL_SCORES, PixelScores, count_confusion
-from seg.metrics.significance import bootstrap_interval
+from seg.metrics.significance import bootstrap_interval, bootstrap_intervals
 
 NAMES = ["a", "b", "c", "d", "e"]
 
@@ -171,6 +171,35 @@ def test_every_score_has_its_evidence():
         assert found.low <= found.value <= found.high
 
 
+def test_scores_that_share_resamples_have_the_intervals_that_each_has_alone():
+    torch.manual_seed(0)
+    score = PixelScores(NAMES[:3])
+    score.update(*torch.randint(0, 3, (2, 6, 8, 8)))
+    evidence = score.bootstrap_inputs()
+    together = bootstrap_intervals(evidence, resamples=200)
+    assert list(together) == list(evidence)
+    for name, (rows, function) in evidence.items():
+        alone = bootstrap_interval(rows.copy(), function, resamples=200)
+        np.testing.assert_equal(tuple(together[name]), tuple(alone), err_msg=name)
+
+
+def test_the_matrices_of_images_are_kept_on_request_and_forgotten_with_the_counts():
+    prediction, mask = (
+        torch.tensor([[[0, 1, 1]], [[1, 1, 0]]]),
+        torch.tensor([[[0, 0, 1]], [[1, 1, IGNORE]]]),
+    )
+    score = PixelScores(NAMES[:2], keep_matrices=True)
+    score.update(prediction[:1], mask[:1])
+    score.update(prediction[1:], mask[1:])
+    assert score.matrices().tolist() == [[[1, 1], [0, 1]], [[0, 0], [0, 2]]]
+    assert score.images().tolist() == [[[1, 0, 1, 1], [1, 1, 0, 1]], [[0, 0, 0, 2], [2, 0, 0, 0]]]
+    score.reset()
+    score.update(prediction[1:], mask[1:])
+    assert score.matrices().tolist() == [[[0, 0], [0, 2]]]
+    with pytest.raises(RuntimeError, match="keep_matrices"):
+        PixelScores(NAMES[:2]).matrices()
+
+
 def test_all_parts_agree_for_any_batch_size_and_reset_forgets():
     torch.manual_seed(0)
     logits, mask = torch.randn(4, 1, 24, 24), torch.randint(0, 2, (4, 24, 24))
@@ -227,13 +256,13 @@ def test_two_processes_count_each_image_once(tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ({"threshold": 1.5}, "threshold is 1.5; it must be between 0 and 1"),
+        ({"threshold": 1.5}, "threshold is 1.5; .* a number above 0 to below 1 is needed"),
         ({"threshold": "bst"}, "threshold is bst"),
         (
             {"classes": NAMES, "threshold": 0.3},
             "5 classes, of which the most probable is predicted",
         ),
-        ({"tolerance": -1.0}, "tolerance is -1.0 px"),
+        ({"tolerance": -1.0}, "tolerance is -1.0; a number of 0 or more"),
     ],
 )
 def test_a_wrong_choice_is_told(words, message):

@@ -4,7 +4,6 @@ import json
 import math
 import os
 import shutil
-import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -14,37 +13,36 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from scipy import stats
 
 from seg.cli.compose import compose_checked
-from seg.cli.conf_files import CONF
 from seg.comparison.rerun_report import (
+    changed_leaves,
     changed_records,
     compare_scores,
+    difference_intervals,
     missing_records,
     overall_verdict,
-    pooled_sd,
 )
 from seg.errors import RunError, UserError
-from seg.multirun.rerun import add_new_options, upgrade_config
+from seg.multirun.rerun import upgrade_config
 from seg.rerun import rerun
-from seg.runs import checkpoint, reader
-from seg.runs.reader import load_finished_run, metrics_by_seed
+from seg.runs import checkpoint
+from seg.runs.reader import load_finished_run
 from seg.runs.records import read_json
 from seg.training.run import train
 
 TINY = ["trainer=smoke", "logger=none", "model.width=2", "model.depth=1", "loader.crop=32", "loader.batch_size=2",
-        "panels=0", "kept=0"]  # fmt: skip
+        "panels=0", "save_predictions=0"]  # fmt: skip
 
 
 def images(root: Path) -> Path:
-    """Four noisy images of 48x48 with a square each."""
+    """Eight noisy images of 48x48 with a square each."""
     rng = np.random.default_rng(0)
     for part in ("images", "masks"):
         (root / part).mkdir(parents=True)
-    for i in range(4):
+    for i in range(8):
         mask = np.zeros((48, 48), np.uint8)
-        mask[8 + 3 * i : 30, 10:40] = 1
+        mask[8 + 2 * i : 30, 10:40] = 1
         noise = rng.integers(0, 60, mask.shape)
         Image.fromarray((60 + 90 * mask + noise).astype(np.uint8)).save(root / f"images/{i}.png")
         Image.fromarray(mask).save(root / f"masks/{i}.png")
@@ -131,17 +129,16 @@ def test_what_changed_is_named(copy, first, tmp_path, capsys):
         environment__OMP_NUM_THREADS="64",
     )
     edit(copy / "run.json", hardware__threads=2)
-    beside = Path(shutil.copytree(copy, copy.parent / "beside"))
-    edit(beside / "config.yaml", seed=9)
-    edit(beside / "run.json", seed=9)
     found, folder = again(copy, tmp_path, f"data.root={data}")
-    assert found["verdict"] == "different" and found["seeds"] == {"then": [3, 9], "now": [4]}
+    assert found["verdict"] == "different"
+    row = found["scores"]["best/val/dice"]
+    assert row["difference"] == row["now"] - row["then"] != 0
+    assert row["low"] is None  # with other masks there is no interval
     assert torch.get_num_threads() == 1  # as before; the run took two, as it had
     changes = whats(found)
     assert changes["seed"] == (3, 4) and changes["config.yaml: seed"] == (3, 4)
     assert changes["versions.torch"][0] == "1.0" and changes["versions.old_library"] == ("7", None)
     assert changes["environment.OMP_NUM_THREADS"][0] == "64"
-    assert changes["loader.foreground"] == ("not there", 0.0)
     assert changes["data.root"] == (str(tmp_path / "gone"), str(data))
     assert (
         changes["data.masks"] == (None, "1 of other pixels: ['2']") and "data.images" not in changes
@@ -150,143 +147,73 @@ def test_what_changed_is_named(copy, first, tmp_path, capsys):
     assert changes["data.fingerprint"] == (old, new) and old != new
     assert not {"split_hash", "source", "hardware.threads", "steps"} & set(changes)
     said = capsys.readouterr().out
-    assert "changed    seed: 3 -> 4\n" in said and "noise unknown, seeds=3 measures it" in said
+    assert "changed    seed: 3 -> 4\n" in said and f"verdict    {found['verdict']}: " in said
 
 
 METRICS = {"best/val/dice": 0.8, "test/dice": 0.7, "best/val/loss": 0.5, "best/val/dice/a": None}
 
 
 def test_numbers_are_the_same_only_to_the_last_bit():
-    assert overall_verdict(compare_scores(METRICS, dict(METRICS), [])) == "same"
-    for name, value in (
-        ("test/dice", math.nextafter(0.7, 1)),
-        ("best/val/loss", 0.4),
-        ("best/val/dice/a", 0.1),
+    assert overall_verdict(compare_scores(METRICS, dict(METRICS), {})) == "same"
+    for name, value, verdict in (
+        ("test/dice", math.nextafter(0.7, 1), "different"),
+        ("best/val/loss", 0.4, "within noise"),  # Dice and IoU are the same
+        ("best/val/dice/a", 0.1, "within noise"),
     ):
-        scores = compare_scores(METRICS, METRICS | {name: value}, [])
-        assert scores[name]["verdict"] == overall_verdict(scores) == "different", name
+        scores = compare_scores(METRICS, METRICS | {name: value}, {})
+        assert scores[name]["verdict"] == "different" and overall_verdict(scores) == verdict, name
     assert (
-        overall_verdict(compare_scores(METRICS, METRICS | {"new": 1.0}, [])) == "same"
+        overall_verdict(compare_scores(METRICS, METRICS | {"new": 1.0}, {})) == "same"
     )  # what both have
     gone = {k: v for k, v in METRICS.items() if k != "test/dice"}
-    assert compare_scores(METRICS, gone, [])["test/dice"]["verdict"] == "only then"
-    assert overall_verdict(compare_scores(METRICS, gone, [])) == "same"
-    assert overall_verdict(compare_scores({}, {}, [])) == "different"
+    assert compare_scores(METRICS, gone, {})["test/dice"]["verdict"] == "only then"
+    assert overall_verdict(compare_scores(METRICS, gone, {})) == "same"
+    assert overall_verdict(compare_scores({}, {}, {})) == "different"
 
 
-@pytest.mark.parametrize(("inside", "wanted"), [(0.999, "within noise"), (1.001, "different")])
-def test_noise_ends_where_a_t_test_of_another_seed_does(inside, wanted):
-    """Dice of four seeds: 0.80 0.82 0.78 0.81; sd 0.01708 of three degrees of freedom, t 3.182."""
-    seeds = [{"best/val/dice": value} for value in (0.80, 0.82, 0.78, 0.81)]
-    sd = statistics.stdev([0.80, 0.82, 0.78, 0.81])
-    limit = 3.182446305284263 * 2**0.5 * sd
-    for sign in (-1, 1):
-        now = {"best/val/dice": 0.80 + sign * inside * limit}
-        scores = compare_scores(seeds[0], now, [seeds, [now]])
-        assert scores["best/val/dice"]["verdict"] == wanted == overall_verdict(scores)
-        assert scores["best/val/dice"]["sd"] == pytest.approx(sd)
+@pytest.mark.parametrize(
+    ("low", "high", "wanted"),
+    [(-0.1, 0.1, "within noise"), (-0.1, 0, "within noise"), (0.01, 0.1, "different"), (-0.2, -0.1, "different")],
+)  # fmt: skip
+def test_a_difference_is_noise_if_its_interval_includes_0(low, high, wanted):
+    now = METRICS | {"test/dice": 0.71, "best/val/loss": 90.0}
+    scores = compare_scores(METRICS, now, {"test/dice": (low, high)})
+    assert scores["test/dice"]["verdict"] == wanted == overall_verdict(scores)
+    assert scores["best/val/loss"]["verdict"] == "different"  # Dice and IoU decide
+    unknown = compare_scores(METRICS, now, {})
+    assert overall_verdict(unknown) == "different"
 
 
-def test_of_numbers_that_differ_dice_and_iou_decide():
-    seeds = [{"val/loss": 1 + s, "best/val/dice": 0.8 + s / 10} for s in (0.0, 0.1, 0.3)]
-    now = {"val/loss": 90.0, "best/val/dice": 0.8}
-    scores = compare_scores(seeds[0], now, [seeds])
-    assert scores["val/loss"]["verdict"] == "different"
-    assert (
-        scores["best/val/dice"]["verdict"] == "same" and overall_verdict(scores) == "within noise"
-    )
+def test_the_interval_is_that_of_the_comparison_of_the_two_runs(first, copy):
+    assert difference_intervals(first, first) == {
+        f"best/val/{score}": (0, 0) for score in ("dice", "iou")
+    }
+    rows = (copy / "images.csv").read_text().splitlines()
+    header = rows[0].split(",")
+    hit = header.index("tp")
+    for number, line in enumerate(rows[1:], 1):
+        cells = line.split(",")
+        cells[hit], cells[hit + 2] = "0", str(int(cells[hit]) + int(cells[hit + 2]))
+        rows[number] = ",".join(cells)
+    (copy / "images.csv").write_text("\n".join(rows) + "\n")  # nothing is found any more
+    low, high = difference_intervals(first, copy)["best/val/dice"]
+    assert low <= high < 0
+    (copy / "images.csv").unlink()
+    assert difference_intervals(first, copy) == {}
 
 
-def test_the_noise_of_two_eras_is_pooled_and_of_two_seeds_unknown():
-    now, then = [1.0, 2.0, 4.0], [10.0, 11.0]
-    pooled = math.sqrt((2 * statistics.variance(now) + statistics.variance(then)) / 3)
-    assert pooled_sd([now, then]) == (pytest.approx(pooled), 3)
-    assert pooled_sd([[1.0, None, 2.0], [5.0]]) == (None, 1)  # nan says nothing
-    assert pooled_sd([]) == (None, 0)
-    interval = stats.t.ppf(0.975, 3) * pooled * 2**0.5
-    scores = compare_scores(
-        {"test/dice": 10.0},
-        {"test/dice": 1.0},
-        [[{"test/dice": v} for v in e] for e in (now, then)],
-    )
-    assert (interval >= 9.0) == (scores["test/dice"]["verdict"] == "within noise")
-
-
-def test_runs_beside_it_tell_the_noise_if_only_the_seed_is_another(first, copy):
-    def beside(name: str, seed: int, dice: float) -> Path:
-        other = Path(shutil.copytree(first, copy.parent / name))
-        edit(other / "config.yaml", seed=seed)
-        edit(other / "run.json", seed=seed, **{"metrics": {"best/val/dice": dice}})
-        return other
-
-    beside("a", 7, 0.6)
-    edit(
-        beside("b", 8, 0.5) / "config.yaml",
-        name="other",
-        outputs="elsewhere",
-        panels=9,
-        loader__workers=2,
-    )
-    edit(beside("c", 9, 0.1) / "config.yaml", optim__lr=0.5)
-    edit(beside("d", 10, 0.1) / "run.json", split_hash="0")
-    edit(beside("e", 11, 0.1) / "run.json", status="running")
-    edit(beside("f", 12, 0.1) / "run.json", versions={"torch": "1"})
-    edit(beside("g", 13, 0.1) / "run.json", data={"fingerprint": "0"})
-    beside("h", 3, 0.1)  # the run's own seed
-    (beside("i", 14, 0.1) / "config.yaml").write_text("{")
-    (copy.parent / "latest").symlink_to("c")
-    (copy.parent / "empty").mkdir()
-    found = metrics_by_seed(load_finished_run(str(copy)))
-    assert {seed: metrics["best/val/dice"] for seed, metrics in found.items()} == {7: 0.6, 8: 0.5}
-
-
-def test_jobs_on_different_gpus_are_alike_if_they_are_as_many():
-    on = [
-        reader.training_options({"trainer": {"devices": devices}})
-        for devices in ([0], [3], [0, 1], 2)
-    ]
-    assert on[0] == on[1] != on[2] == on[3]
-
-
-def test_options_that_came_later_take_the_constructor_s_default_and_are_told(copy):
-    """Not the files' own: loader.check is true there, and older versions checked nothing."""
+def test_new_and_removed_options_of_older_runs(copy):
+    """A new option of a group is left to its constructor: loader.check is true in the file, false there."""
     file = copy / "config.yaml"
-    edit(file, loader__check=None, model__fuse=None, metrics=None, kept=None, two_class_logits=None)
-    edit(file, future={"x": 1}, trainer__deterministic=None)
-    config, changes = upgrade_config(compose_checked("rerun", []), load_finished_run(str(copy)))
-    assert {c.what: (c.then, c.now) for c in changes if c.what != "metrics"} == {
-        "future": ({"x": 1}, "no such option"), "loader.check": ("not there", False),
-        "model.fuse": ("not there", "concat"), "two_class_logits": ("not there", 1),
-        "trainer.deterministic": ("not there", False),
-    }  # fmt: skip
-    assert config["loader"]["check"] is False and config["model"]["fuse"] == "concat"
-    assert (
-        config["metrics"]["_target_"] == "seg.metrics.SegmentationMetrics"
-        and "future" not in config
-    )
-
-
-@pytest.mark.parametrize("group", reader.ALLOWED_TARGETS)
-def test_no_option_of_today_is_taken_for_a_later_one(group):
-    """Each file of a group that names a constructor has all options that its group's files know."""
-    known = [yaml.safe_load(file.read_text()) for file in sorted((CONF / group).glob("*.yaml"))]
-    for node in known:
-        assert list(add_new_options(node, group, known)) == [], node
-
-
-def test_a_later_option_is_found_deep_in_a_sum_of_losses():
-    known = [yaml.safe_load(f.read_text()) for f in sorted((CONF / "loss").glob("*.yaml"))]
-    node = {
-        "_target_": "seg.losses.Sum",
-        "terms": {"d": {"weight": 1.0, "loss": {"_target_": "seg.losses.Dice", "smooth": 2.0}}},
-    }
-    changes = list(add_new_options(node, "loss", known))
-    assert [(c.what, c.now) for c in changes] == [("loss.terms.d.loss.squared", False)]
-    assert node["terms"]["d"]["loss"] == {
-        "_target_": "seg.losses.Dice",
-        "smooth": 2.0,
-        "squared": False,
-    }
+    edit(file, loader__check=None, model__fuse=None, metrics=None, two_class_logits=None)
+    edit(file, future={"x": 1})
+    past = load_finished_run(str(copy))
+    config = upgrade_config(compose_checked("rerun", []), past)
+    assert "check" not in config["loader"] and "fuse" not in config["model"]
+    assert config["metrics"]["_target_"] == "seg.metrics.SegmentationMetrics"
+    listed = {c.what: (c.then, c.now) for c in changed_leaves(past.config, config, "")}
+    assert listed.pop("metrics")[0] is None
+    assert listed == {"future": ({"x": 1}, None), "two_class_logits": (None, 1)}
 
 
 def test_an_older_run_tells_less_and_that_is_said(copy, first):
@@ -400,35 +327,11 @@ def test_an_option_that_is_gone_and_data_that_is_gone_are_told_before_anything_i
     edit(copy / "config.yaml", model__colour=3)
     with pytest.raises(UserError, match=r"made by another version.*model\.colour: no such option"):
         rerun(compose_checked("rerun", words))
-    for word in ("seeds=-1", "seeds=x", "threads=0", "threads=x"):
+    for word in ("threads=0", "threads=x"):
         with pytest.raises(UserError, match=word):
             rerun(compose_checked("rerun", [*words, word]))
     edit(copy / "config.yaml", model__colour=None, data__root=str(copy))
-    with pytest.raises(UserError, match=r"seeds=1 with trainer.devices=2: .*trainer.devices=1"):
-        rerun(compose_checked("rerun", [*words, "seeds=1", "trainer.devices=2"]))
     assert not (tmp_path / "o").exists()
-
-
-@pytest.mark.slow
-def test_other_seeds_are_trained_only_where_numbers_differ(first, copy, tmp_path):
-    found, _ = again(first, tmp_path, "seeds=2")
-    assert found["verdict"] == "same" and found["seeds"]["now"] == [3]
-    metrics = read_json(copy / "run.json")["metrics"]
-    nearly = {k: v if v is None else v + 1e-9 for k, v in metrics.items()}
-    edit(copy / "run.json", metrics=nearly)
-    found, _ = again(copy, tmp_path, "seeds=2")
-    assert found["verdict"] == "within noise" and found["seeds"] == {"then": [3], "now": [3, 4, 5]}
-    folders = [f for f in (tmp_path / "again").glob("*seed-*") if not f.is_symlink()]
-    records = [read_json(folder / "run.json") for folder in folders]
-    assert sorted(r["seed"] for r in records) == [4, 5]
-    assert all(
-        f"seed={r['seed']}" in r["overrides"] and "seed=3" not in r["overrides"] for r in records
-    )
-    values = [
-        r["metrics"]["test/loss" if "test/loss" in nearly else "best/val/loss"] for r in records
-    ]
-    sd = statistics.stdev([*values, metrics["best/val/loss"]])
-    assert found["scores"]["best/val/loss"]["sd"] == pytest.approx(sd, rel=1e-6)
 
 
 def seg(*words: str, place: Path, **environment: str) -> subprocess.CompletedProcess:
@@ -455,7 +358,7 @@ def test_the_command_exits_with_0_for_the_same_3_for_different_2_for_a_mistake(
     done = seg("seg.rerun", "run=nothing", place=tmp_path)
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     done = seg("seg.rerun", "-m", "run=a,b", place=tmp_path)
-    assert done.returncode == 2 and "one verdict" in done.stderr
+    assert done.returncode == 2 and "only seg.train sweeps" in done.stderr
 
 
 @pytest.mark.slow
@@ -466,7 +369,7 @@ def test_the_command_exits_with_0_for_the_same_3_for_different_2_for_a_mistake(
         ["model=unetpp", "model.depth=2", "head_weights=[1,2]", "loss=sum", "loss.terms.cldice.weight=1",
          "loss.terms.bce.weight=1", "optim=sgd", "augment=strong", "schedule=poly"],
         ["model=unet_paper", "model.depth=2", "model.padding=valid", "loss=weight_map", "two_class_logits=2"],
-        ["model=segnet", "metrics=full", "loader.foreground=0.5", "loader.percentiles=[1,99]", "optim=adam"],
+        ["model=segnet", "metrics=full", "loader.rare_class_crops=0.5", "loader.percentiles=[1,99]", "optim=adam"],
     ],
     ids=lambda words: words[0],
 )  # fmt: skip
@@ -487,20 +390,19 @@ def test_whatever_was_composed_comes_out_again(tmp_path, words):
 
 
 @pytest.mark.slow
-def test_the_jobs_of_a_sweep_come_out_again_and_tell_each_other_s_noise(tmp_path):
+def test_the_jobs_of_a_sweep_come_out_again(tmp_path):
     made = ["data.size=64", "data.train=3", "data.val=2", "data.test=0"]
-    done = seg("seg.train", "-m", *TINY, *made, "seed=0,1,2", "loss=dice,bce", place=tmp_path)
+    done = seg("seg.train", "-m", *TINY, *made, "seed=0,1", "loss=dice,bce", place=tmp_path)
     assert done.returncode == 0, done.stderr
     jobs = [
         f.parent
         for f in tmp_path.glob("outputs/sweeps/*/*/run.json")
         if not f.parent.parent.is_symlink()
     ]
-    assert len(jobs) == 6
+    assert len(jobs) == 4
     job = next(j for j in jobs if read_json(j / "run.json")["seed"] == 1)
     found, _ = again(job, tmp_path)
-    assert found["verdict"] == "same" and found["seeds"]["then"] == [0, 1, 2]
-    assert found["scores"]["best/val/dice"]["sd"] > 0
+    assert found["verdict"] == "same"
 
 
 @pytest.mark.slow

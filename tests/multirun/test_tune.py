@@ -51,9 +51,10 @@ from seg.multirun.search.study import (
 )
 from seg.multirun.search.worker import run_search
 from seg.runs import load, records
+from seg.runs.record import RunRecord
 
 TINY = ["data.size=64", "data.train=2", "data.val=2", "data.test=0", "model.depth=2", "loader.crop=32", "logger=none",
-        "trainer=cpu", "trainer.max_epochs=2", "panels=0", "kept=0"]  # fmt: skip
+        "trainer=cpu", "trainer.max_epochs=2", "panels=0", "save_predictions=0"]  # fmt: skip
 LR = "optim.lr=tag(log, interval(1e-4, 1e-1))"
 WIDTH = "model.width=choice(2,3,4)"
 GRID = {"_target_": "seg.multirun.search.study.Grid", "seed": 0}
@@ -450,12 +451,12 @@ def test_a_study_begun_anew_draws_the_same_from_its_seed_and_others_from_another
 @pytest.mark.parametrize(
     ("searched", "settings", "objectives", "message"),
     [
-        (["optim.lr=interval(1e-4,1e-1)", WIDTH], {}, [], "searches optim.lr: 0.0001 to 0.1, log, and here it is 0.0001 to 0.1; give the same, or begin"),
-        ([LR], {}, [], "searches model.width: 2 | 3 | 4, and here it is absent"),
-        ([LR, WIDTH, "loss=dice,focal"], {}, [], "searches loss: absent, and here it is dice | focal"),
-        ([LR, WIDTH], {"model.depth": 3}, [], "has model.depth: 2, and here it is 3"),
-        ([LR, WIDTH], {"seed": 1}, [], "has seed: 0, and here it is 1"),
-        ([LR, WIDTH], {}, ["val/iou"], r"begun with objectives=\[val/dice\], and this is objectives=\[val/iou\]"),
+        (["optim.lr=interval(1e-4,1e-1)", WIDTH], {}, [], "begun with optim.lr=0.0001 to 0.1, log, and this is optim.lr=0.0001 to 0.1; repeat the command that began it, or give another name"),
+        ([LR], {}, [], "begun with model.width=2 | 3 | 4, and this is model.width=2"),
+        ([LR, WIDTH, "loss=dice,focal"], {}, [], "begun with loss=null, and this is loss=dice | focal"),
+        ([LR, WIDTH], {"model.depth": 3}, [], "begun with model.depth=2, and this is model.depth=3"),
+        ([LR, WIDTH], {"seed": 1}, [], "begun with seed=0, and this is seed=1"),
+        ([LR, WIDTH], {}, ["val/iou"], r"begun with objectives=\['val/dice'\], and this is objectives=\['val/iou'\]"),
     ],
 )  # fmt: skip
 def test_another_search_of_the_same_name_is_refused(
@@ -472,7 +473,7 @@ def test_another_search_of_the_same_name_is_refused(
     with pytest.raises(UserError, match=f"name=mine: .*{message.replace('|', '[|]')}"):
         run_search(other)
     assert len(calls) == 1
-    free = ("outputs", "name", "logger", "panels", "kept", "loader.workers")
+    free = ("outputs", "name", "logger", "panels", "save_predictions", "loader.workers")
     assert not [key for key in plan.settings if key.startswith(free)]
     assert {"optim.lr", "data.size", "trainer.max_epochs", "loader.crop"} <= set(plan.settings)
 
@@ -608,7 +609,9 @@ def test_an_objective_that_is_to_be_small_is_made_small(pretend, capsys):
 
 def test_two_objectives_give_a_front_and_no_pruning(pretend, capsys, monkeypatch):
     given = {2: (0.5, 10), 3: (0.9, 30), 4: (0.8, 40)}
-    monkeypatch.setattr(records, "read_json", lambda file: {"parameters": given[width][1]})
+    monkeypatch.setattr(
+        trial, "read_record", lambda file: RunRecord(status="finished", parameters=given[width][1])
+    )
     width = 0
 
     def train(cfg, callbacks):

@@ -16,6 +16,7 @@ from seg.inference import ensemble
 from seg.models import UNet
 from seg.runs import folder, load, records
 from seg.runs.checkpoint import check_finite, read_checkpoint
+from seg.runs.reader import read_finished_record
 from seg.runs.record import HardwareState, RunRecord, read_record, write_record
 from seg.training import init_weights, resume
 
@@ -206,7 +207,6 @@ def test_run_json_is_written_as_given_and_read_with_what_it_lacks_or_has_more(tm
         ({"choices": []}, "choices"),
         ({"resumed": [1]}, "resumed.0"),
         ({"hardware": {"threads": 10**6}}, "hardware.threads"),
-        ({"split_hash": None}, "the record"),
     ],
 )
 def test_a_field_of_another_type_is_named_and_not_written(tmp_path, change, place):
@@ -216,6 +216,17 @@ def test_a_field_of_another_type_is_named_and_not_written(tmp_path, change, plac
     (tmp_path / "run.json").unlink()
     with pytest.raises(ValueError, match="validation error"):
         write_record(tmp_path, RECORD | change)
+    assert not (tmp_path / "run.json").exists()
+
+
+def test_a_finished_run_without_its_splits_is_read_but_not_written(tmp_path):
+    records.write_json(tmp_path / "run.json", RECORD | {"split_hash": None})
+    assert read_record(tmp_path / "run.json").status == "finished"
+    with pytest.raises(RunError, match=r"run\.json: the record is damaged \(split_hash is missing"):
+        read_finished_record(tmp_path / "run.json")
+    (tmp_path / "run.json").unlink()
+    with pytest.raises(ValueError, match="split_hash is missing"):
+        write_record(tmp_path, RECORD | {"split_hash": None})
     assert not (tmp_path / "run.json").exists()
 
 

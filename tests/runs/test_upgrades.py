@@ -66,7 +66,13 @@ def test_an_earlier_versions_checkpoint_predicts_what_it_did(version, name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["unet", "unetpp"])
 def test_an_earlier_versions_run_scores_what_it_did(version, outputs, name):
-    words = [f"run=outputs/{name}", "panels=0", "accelerator=cpu", "output=scores", "confidence=0"]
+    words = [
+        f"run=outputs/{name}",
+        "panels=0",
+        "accelerator=cpu",
+        "output=scores",
+        "confidence_level=0",
+    ]
     found = evaluate(compose_checked("evaluate", words))
     wanted = expected(version, name)
     assert {key: found[key] for key in wanted} == pytest.approx(wanted, **CLOSE, nan_ok=True)
@@ -107,7 +113,7 @@ def test_a_run_that_an_earlier_version_left_unfinished_goes_on(version, outputs)
 @pytest.mark.slow
 def test_a_rerun_takes_an_earlier_versions_options(version, outputs):
     past = load_finished_run("outputs/unetpp")
-    config, _ = upgrade_config(compose_checked("rerun", ["run=outputs/unetpp"]), past)
+    config = upgrade_config(compose_checked("rerun", ["run=outputs/unetpp"]), past)
     assert config["model"]["deep_supervision"] is True and config["optim"]["momentum"] == 0
     assert past.record.metrics["best/val/dice"] == pytest.approx(
         expected(version, "unetpp")["val/dice"], **CLOSE
@@ -120,7 +126,7 @@ def test_an_earlier_versions_run_is_trained_again(version, outputs):
     assert found["scores"]["best/val/dice"]["then"] == pytest.approx(
         expected(version, "unetpp")["val/dice"], **CLOSE
     )
-    assert found["run"] == "unetpp" and found["seeds"]["now"] == [0]
+    assert found["run"] == "unetpp" and found["verdict"] in ("same", "within noise", "different")
 
 
 def test_an_earlier_versions_recordings_are_listed(version, outputs):

@@ -5,6 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
+from seg.metrics.confusion import ConfusionCounts
 from seg.training.artifacts import (
     SAVED_PICTURE_SIDE,
     palette_image,
@@ -22,10 +23,11 @@ def test_names_follow_the_processes_that_scored_them():
 
 
 def test_counts_are_those_of_each_image_and_class(tmp_path):
-    counts = torch.tensor([[[5, 1], [2, 8]], [[0, 3], [0, 4]]])  # rows are the truth
-    write_image_counts(tmp_path / "images.csv", {"val": (["a,b", "c"], counts)}, ["x", "y"], False)
+    matrices = torch.tensor([[[5, 1], [2, 8]], [[0, 3], [0, 4]]])  # rows are the truth
+    counts = torch.stack(ConfusionCounts.from_confusion(matrices), -1)
+    write_image_counts(tmp_path / "images.csv", {"val": (["a,b", "c"], counts)}, ["x", "y"])
     assert (tmp_path / "images.csv").read_text().splitlines() == [
-        "split,image,class,hit,false,missed",
+        "split,image,class,tp,fp,fn",
         'val,"a,b",x,5,2,1',
         'val,"a,b",y,8,1,2',
         "val,c,x,0,0,3",

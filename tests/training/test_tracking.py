@@ -137,12 +137,13 @@ def test_what_a_logger_says_as_it_fails_holds_no_key(noted, caplog, monkeypatch)
     tracker, logger = noted
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "canary-token-1")
     monkeypatch.setenv("wandb_api_key", "canary-key-2")
+    monkeypatch.setenv("AWS_SECRET", "canary-secret-4")
     tracker.fault = RuntimeError(
-        "canary-token-1 and canary-key-2 at postgresql://me:canary-password-3@host/db, http://x/y"
+        "canary-token-1, canary-secret-4 and canary-key-2 at postgresql://me:canary-password-3@host/db, http://x/y"
     )
     logger.log_metrics({"x": 1.0}, 0)
     assert "canary" not in caplog.text
-    assert "*** and *** at postgresql://***@host/db, http://x/y" in caplog.text
+    assert "***, *** and *** at postgresql://***@host/db, http://x/y" in caplog.text
 
 
 def test_a_logger_that_recovers_is_used_again(noted, caplog):

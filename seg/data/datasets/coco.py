@@ -40,7 +40,7 @@ class Coco:
 
     Args:
         root: folder of the images; a path in the JSON may not lead out of it.
-        annotations: JSON file, or one for each of train, val and optionally test.
+        annotations: JSON file, or one for each split of train, val and test.
         folders: split -> folder of its images inside ``root``; None: the JSON's paths start at ``root``.
         classes: names; other categories are left out. The first class is what no annotation covers; if it is a
             category itself, pixels without an annotation are ignored. None: background, and the categories in
@@ -52,7 +52,7 @@ class Coco:
         test: share of the images in 0..1 for the test, of one JSON; the same for each fold.
         fold: index of the fold that validates, 0 .. folds - 1; None: the share ``val``.
         folds: number of folds.
-        blocks: split into contiguous blocks in the order of names instead of at random.
+        contiguous: split into contiguous blocks in the order of names instead of at random.
         group_by: regular expression that gives an image's group from its name; a group is in one split.
         stratify: give each split its share of the images in which a class is annotated.
         lists: folder of train.txt, val.txt and optionally test.txt, or a file for each; one name a line.
@@ -76,7 +76,7 @@ class Coco:
         test: Annotated[float, Field(ge=0, lt=1)] = 0.0,
         fold: Annotated[int, Field(ge=0)] | None = None,
         folds: Annotated[int, Field(ge=2)] = 5,
-        blocks: bool = False,
+        contiguous: bool = False,
         group_by: str | None = None,
         stratify: bool = False,
         lists: str | dict[str, str] | None = None,
@@ -108,7 +108,7 @@ class Coco:
         if isinstance(annotations, dict):
             given = {split: list(names) for split, names in by_split.items()}
         division = SplitOptions(
-            val, test, fold, folds, blocks, group_by, stratify, lists, split_seed
+            val, test, fold, folds, contiguous, group_by, stratify, lists, split_seed
         )
         names = {entry.file: name for name, entry in entries.items()} | {n: n for n in entries}
         self.splits = division.splits(
@@ -170,6 +170,7 @@ class Coco:
         self, entry: CocoImage, height: int, width: int
     ) -> list[tuple[CocoAnnotation, array]]:
         """Return outlines and their run lengths in drawing order: ignored crowds, then large before small."""
+        # Run lengths of each outline that is drawn.
         drawn = []
         for outline in entry.annotations:
             if outline.crowd and self.crowd == "skip":
@@ -181,6 +182,7 @@ class Coco:
                     f"{entry.json_file}: annotation {outline.number} of {entry.file}: {error}; correct it or remove it"
                 ) from error
 
+        # Ignored crowds first, then by falling area.
         def order(item: tuple[CocoAnnotation, array]) -> tuple[bool, int]:
             outline, counts = item
             ignored = outline.crowd and self.crowd == "ignore"
@@ -229,9 +231,9 @@ def annotation_files(annotations: str | dict[str, str] | None) -> dict[str, Path
         )
     if isinstance(annotations, str):
         return {"all": Path(annotations)}
-    if not {"train", "val"} <= set(annotations) <= set(SPLITS):
+    if not annotations or not set(annotations) <= set(SPLITS):
         raise DataError(
-            f"data.annotations names {sorted(annotations)}: train and val are needed, test is optional"
+            f"data.annotations names {sorted(annotations)}: give train, val, test or some of them"
         )
     return {split: Path(annotations[split]) for split in SPLITS if split in annotations}
 

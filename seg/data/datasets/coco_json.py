@@ -252,6 +252,7 @@ def compute_run_lengths(shape: Any, height: int, width: int) -> array:
     Raises:
         ValueError: if they are malformed or of another size.
     """
+    # Polygons are drawn; run lengths are decoded and checked against the size.
     if isinstance(shape, list):
         return polygon_run_lengths(shape, height, width)
     counts = shape.get("counts")
@@ -259,6 +260,7 @@ def compute_run_lengths(shape: Any, height: int, width: int) -> array:
         counts = decode_counts(counts)
     if not isinstance(counts, array):
         raise ValueError("its counts are neither whole numbers nor a text")
+    # They must cover the image exactly.
     if shape.get("size") != [height, width]:
         raise ValueError(
             f"its run lengths have the size {shape.get('size')!r:.40}, but the image has [{height}, {width}]"
@@ -315,6 +317,7 @@ def decode_counts(text: str) -> array:
     """
     counts, value, shift = array("q"), 0, 0
     for character in text:
+        # Five bits of the count; bit 6 marks that more follow, bit 5 of the last is the sign.
         bits = ord(character) - 48
         if not 0 <= bits < 64 or shift > 50:
             raise ValueError("its run lengths are not compressed counts")
@@ -324,6 +327,7 @@ def decode_counts(text: str) -> array:
             continue
         if bits & 16:
             value -= 1 << shift
+        # The count is complete: add the one before the previous.
         counts.append(value + (counts[-2] if len(counts) > 2 else 0))
         value = shift = 0
     if shift:

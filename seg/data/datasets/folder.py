@@ -49,7 +49,7 @@ class Folder:
         similar_names: pair names that differ only in case, white space and the encoding of accents.
         pages: use of TIFFs with several pages: ``slices``: each page is an image with the same page of its
             mask; ``channels``: the pages are the channels of one image; None: an error.
-        layers: layout of masks that have one layer a class: ``pages`` of a file, or ``folders`` named as the
+        mask_layers: layout of masks that have one layer a class: ``pages`` of a file, or ``folders`` named as the
             classes with a file each. A layer is 0 where the class is absent, 1 or 255 where it is present (or as
             ``values`` says). One class may have no layer (of pages the first): it is where no other class is.
         values: mask value on disk -> class index; None: the values are the indices.
@@ -59,7 +59,7 @@ class Folder:
         test: share of the images in 0..1 for the test, unless folders give it; the same for each fold.
         fold: index of the fold that validates, 0 .. folds - 1; None: the share ``val``.
         folds: number of folds.
-        blocks: split into contiguous blocks in the order of names instead of at random.
+        contiguous: split into contiguous blocks in the order of names instead of at random.
         group_by: regular expression that gives an image's group from its name; a group is in one split.
         stratify: give each split its share of the images in which a class occurs.
         lists: folder of train.txt, val.txt and optionally test.txt, or a file for each; one name a line.
@@ -82,7 +82,7 @@ class Folder:
         table: str | None = None,
         pair_by: str | None = None,
         pages: PagesOption | None = None,
-        layers: LayersOption | None = None,
+        mask_layers: LayersOption | None = None,
         values: dict[int, int] | None = None,
         palette: dict[str, ColourList | list[ColourList]] | None = None,
         ignore: list[int] | list[ColourList] | None = None,
@@ -90,7 +90,7 @@ class Folder:
         test: Annotated[float, Field(ge=0, lt=1)] = 0.0,
         fold: Annotated[int, Field(ge=0)] | None = None,
         folds: Annotated[int, Field(ge=2)] = 5,
-        blocks: bool = False,
+        contiguous: bool = False,
         group_by: str | None = None,
         stratify: bool = False,
         lists: str | dict[str, str] | None = None,
@@ -102,15 +102,24 @@ class Folder:
         # Options of the layout.
         self.similar = similar_names
         check_choice("pages", pages, PagesOption)
-        check_choice("layers", layers, LayersOption)
-        if task == "overlapping" and layers is None:
-            layers = "pages"
-        self.parts, self.pair_by, self.pages, self.layers = (images, masks), pair_by, pages, layers
-        if layers:
-            reject_options({"palette": palette}, f"data.layers={layers}", "a layer shows one class")
-        if layers == "pages":
+        check_choice("mask_layers", mask_layers, LayersOption)
+        if task == "overlapping" and mask_layers is None:
+            mask_layers = "pages"
+        self.parts, self.pair_by, self.pages, self.mask_layers = (
+            (images, masks),
+            pair_by,
+            pages,
+            mask_layers,
+        )
+        if mask_layers:
+            reject_options(
+                {"palette": palette}, f"data.mask_layers={mask_layers}", "a layer shows one class"
+            )
+        if mask_layers == "pages":
             slices = "slices" if pages == "slices" else None
-            reject_options({"pages": slices}, "data.layers=pages", "a mask's pages are its classes")
+            reject_options(
+                {"pages": slices}, "data.mask_layers=pages", "a mask's pages are its classes"
+            )
         self.only: set[str] | None = None
         if only_listed:
             if lists is None:
@@ -155,24 +164,27 @@ class Folder:
         check_task(task, classes, may_overlap=True)
         self.classes, self.task = classes, task
         self.check_layers()
-        if layers:
+        if mask_layers:
             present = {0: 0, 1: 1, 255: 1} if values is None else values
             self.values = MaskValues(["absent", "present"], present, ignore, paintable=False)
         else:
             self.values = MaskValues(classes, values, ignore, palette)
-        self.reading = repr((pages, layers, values, palette, ignore, classes, task, self.has_files))
+        self.reading = repr(
+            (pages, mask_layers, values, palette, ignore, classes, task, self.has_files)
+        )
         self.colors = class_colors(colors, classes, palette, spare=task == "overlapping")
 
         # Splits: by folders, by the table, or by the options.
         given, by = None, ("", "")
         if "all" not in by_split:
             given = {split: list(pairs) for split, pairs in by_split.items()}
-            by = "train/ and val/ in data.root", "the folders say which image is on which side"
+            folders = " and ".join(f"{split}/" for split in by_split)
+            by = f"{folders} in data.root", "the folders say which image is on which side"
         elif in_split is not None:
             given = split_by_table(in_split, Path(str(table)))
             by = "the table's column split", "it says which image is on which side"
         division = SplitOptions(
-            val, test, fold, folds, blocks, group_by, stratify, lists, split_seed
+            val, test, fold, folds, contiguous, group_by, stratify, lists, split_seed
         )
         names = list(self.files)
         self.splits = division.splits(
@@ -184,10 +196,6 @@ class Folder:
         if (self.root / self.parts[0]).exists():
             return {"all": self.pair_folder(self.root, classes)}
         present = [split for split in SPLITS if (self.root / split).is_dir()]
-        for split in {"train", "val"} - set(present):
-            raise DataError(
-                f"{self.root}: {split}/ is missing, but {present} exist; add it, or {self.parts[0]}/"
-            )
         return {
             split: {
                 f"{split}/{name}": p
@@ -198,7 +206,7 @@ class Folder:
 
     def pair_folder(self, folder: Path, classes: list[str]) -> dict[str, Pair]:
         """Return name -> pair of the images of a folder."""
-        if self.layers != "folders":
+        if self.mask_layers != "folders":
             return self.pair_by_name(folder, None)
         if not classes:
             present = sorted(f.name for f in (folder / self.parts[1]).glob("*/"))
@@ -217,20 +225,24 @@ class Folder:
 
     def check_layers(self) -> None:
         """Raise DataError unless masks have one layer a class exactly where the options say so."""
+        # Columns of the table against the option.
         planes = len(self.has_files)
-        if planes == 1 and self.layers != "folders":
+        if planes == 1 and self.mask_layers != "folders":
             return
-        if self.layers != "folders":
+        if self.mask_layers != "folders":
             raise DataError(
-                "the table has a column for each class, which needs data.layers=folders"
+                "the table has a column for each class, which needs data.mask_layers=folders"
             )
         if planes == 1 != len(self.classes):
             raise DataError(
-                "data.layers=folders: the table has one column, mask; it needs one for each class, with its name"
+                "data.mask_layers=folders: the table has one column, mask; it needs one for each class, with its name"
             )
+        # At most one class may lack its files: it is the rest.
         without = [c for c, has in zip(self.classes, self.has_files, strict=True) if not has]
         if without and (self.task == "overlapping" or len(without) > 1):
-            raise DataError(f"data.layers=folders: no file for {shorten_list(without)}; add them")
+            raise DataError(
+                f"data.mask_layers=folders: no file for {shorten_list(without)}; add them"
+            )
 
     def missing_classes_message(self) -> str:
         """Return the message for missing classes, with the values of the first 20 masks."""
@@ -254,7 +266,7 @@ class Folder:
 
     def decode_mask(self, pair: Pair) -> np.ndarray:
         """Return the mask of a pair, (H, W) or (H, W, K), as in ``read``."""
-        if self.layers is None:
+        if self.mask_layers is None:
             colours = self.values.palette is not None
             return self.values.indices(
                 read_mask_file(pair.mask, pair.page, colours), page_name(pair.mask, pair.page)
@@ -266,13 +278,15 @@ class Folder:
 
     def decode_layers(self, pair: Pair) -> list[np.ndarray | None]:
         """Return the layer of each class, (H, W) of 0, 1 and 255; None: the class is where no other is."""
-        if self.layers == "pages":
+        # A page for each class.
+        if self.mask_layers == "pages":
             rest = self.task != "overlapping"
             stored = read_pages(pair.mask, alpha=True)
             if len(stored) == 1 and stored[0].shape[2:] > (len(self.classes),):  # alpha is no class
                 stored = read_pages(pair.mask)
             pages = split_planes(stored, self.classes, pair.mask, rest)
             return [None if p is None else self.values.indices(p, pair.mask) for p in pages]
+        # A file for each class; all must have one size.
         planes = [
             None if file is None else self.values.indices(read_mask_file(file, pair.page), file)
             for file in pair.masks
@@ -282,6 +296,7 @@ class Folder:
             raise DataError(
                 f"{pair.mask}: the masks of the classes have sizes {sorted(sizes)}; they must be equal"
             )
+        # A class without a file in this image is absent from it.
         absent = np.zeros(sizes.pop(), np.uint8)
         return [
             absent if plane is None and has_files else plane
@@ -319,16 +334,13 @@ def split_by_table(in_split: dict[str, str], table: Path) -> Splits:
     """Return the splits of a table's column ``split``, name -> split.
 
     Raises:
-        DataError: if a line has another word, or train or val have no line.
+        DataError: if a line has another word.
     """
     splits: Splits = {split: [n for n, s in in_split.items() if s == split] for split in SPLITS}
     unknown = [(name, split) for name, split in in_split.items() if split not in SPLITS]
     if unknown:
         name, split = unknown[0]
         raise DataError(f"{table}: {name} has split {split!r}; train, val or test is needed")
-    for split in ("train", "val"):
-        if not splits[split]:
-            raise DataError(f"{table}: no line has split {split}; train and val are needed")
     return {split: names for split, names in splits.items() if names}
 
 
@@ -338,13 +350,13 @@ def find_folder_root(root: str | None, images: str, masks: str) -> Path:
     Raises:
         DataError: if it is not given, does not exist or holds neither images nor splits.
     """
-    layout = f"it must hold {images}/ and {masks}/, or train/ and val/ that do"
+    layout = f"it must hold {images}/ and {masks}/, or train/, val/ or test/ that do"
     if root is None:
         raise DataError(f"data.root is not set: give the folder of the data; {layout}")
     folder = Path(root)
     if not folder.is_dir():
         raise DataError(f"data.root={root}: no such folder; {layout}")
-    if not (folder / images).exists() and not (folder / "train").is_dir():
+    if not (folder / images).exists() and not any((folder / split).is_dir() for split in SPLITS):
         raise DataError(f"data.root={root}: it holds neither {images}/ nor train/; {layout}")
     return folder
 
@@ -388,6 +400,6 @@ def read_mask_file(file: Path, page: int | None = None, colours: bool = False) -
     if len(pages) != 1:
         raise DataError(
             f"{file}: {len(pages)} pages, but one mask is needed; split the stack, or take each page as a "
-            "class (data.layers=pages) or as the mask of an image's page (data.pages=slices)"
+            "class (data.mask_layers=pages) or as the mask of an image's page (data.pages=slices)"
         )
     return pages[0]

@@ -91,13 +91,14 @@ class Membranes:
         self.size, self.difficulty, self.data_seed = size, difficulty, data_seed
         counts = zip(SPLITS, (train, val, test), strict=True)
         self.splits = {split: [f"{split}-{i:03d}" for i in range(n)] for split, n in counts if n}
+        self.names = {name for names in self.splits.values() for name in names}
         self._made: dict[str, tuple[np.ndarray, np.ndarray]] = {}
 
     def read(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Return an image (s, s, 1) uint8 and its mask (s, s) uint8: 0 membrane, 1 cell."""
         if name not in self._made:
             split, _, index = name.rpartition("-")
-            if name not in self.splits.get(split, []):
+            if name not in self.names:
                 last = {split: names[-1] for split, names in self.splits.items()}
                 raise DataError(f"no image {name!r}; the last name of each split is {last}")
             key = SeedSequence([self.data_seed, SPLITS.index(split), int(index)])

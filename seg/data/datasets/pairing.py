@@ -174,6 +174,7 @@ def files_by_key(
         pattern = re.compile(pair_by) if pair_by is not None else None
     except re.error as error:
         raise DataError(f"data.pair_by={pair_by}: not a regular expression ({error})") from error
+    # Key of each file: its stem, or the part that the expression matches.
     by_key: dict[str, Path] = {}
     issues: list[DataError] = []
     for file in files:
@@ -184,6 +185,7 @@ def files_by_key(
             if not key:
                 raise DataError(f"data.pair_by={pair_by}: matches nothing in the name {file}")
         key = fold_name(key) if similar else key
+        # Two files of one key: an error if pair_by makes it, an issue if the names do.
         if key in by_key and pattern is not None:
             raise DataError(
                 f"{by_key[key]}: {file.name} has the same key {key!r} (data.pair_by); keep one of them"
@@ -203,13 +205,13 @@ def find_layer_folders(folder: Path, classes: list[str]) -> list[Path]:
     """
     if not folder.is_dir():
         raise DataError(
-            f"{folder}: no such folder; data.layers=folders needs one in it for each class"
+            f"{folder}: no such folder; data.mask_layers=folders needs one in it for each class"
         )
     present = sorted(f.name for f in folder.iterdir() if f.is_dir() and not f.name.startswith("."))
     unknown, missing = sorted(set(present) - set(classes)), [c for c in classes if c not in present]
     if unknown or len(missing) > 1 or len(missing) == len(classes):
         raise DataError(
-            f"{folder}: holds the folders {shorten_list(present)}; data.layers=folders needs one for each of "
+            f"{folder}: holds the folders {shorten_list(present)}; data.mask_layers=folders needs one for each of "
             f"{shorten_list(classes)}, and one of these may be missing"
         )
     return [folder / name for name in classes]

@@ -1,4 +1,4 @@
-"""Checks of a data set: from the statistics of its images to faults, each with its remedy."""
+"""Checks of a data set: from the statistics of its images to issues, each with its remedy."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -20,68 +20,68 @@ RedrawFunction = Callable[[str], dict[str, list[str]] | None]
 
 def find_issues(
     source: DataSource,
-    seen: Inspection,
+    inspection: Inspection,
     root: Path | None,
     redraw: RedrawFunction = lambda option: None,
 ) -> list[Issue]:
-    """Return all faults of a data set, the most important first.
+    """Return all issues of a data set, the most important first.
 
     Args:
         source: of the data.
-        seen: statistics of all its images.
+        inspection: statistics of all its images.
         root: folder of the data, if it has one.
         redraw: function of an option, ``split_seed=1``, that returns the splits with it, or None.
     """
-    looks = seen.looks
-    faults = [
-        *file_issues(source, seen, root),
-        *find_training_issues(source, looks, seen.faults, redraw),
-        *(fault for image in looks for fault in heuristic_issues(image)),
-        *find_near_duplicates(looks),
+    stats = inspection.stats
+    issues = [
+        *file_issues(source, inspection, root),
+        *find_training_issues(source, stats, inspection.issues, redraw),
+        *(issue for image in stats for issue in heuristic_issues(image)),
+        *find_near_duplicates(stats),
     ]
-    return sort_issues(faults)
+    return sort_issues(issues)
 
 
 def find_training_issues(
     source: DataSource,
-    looks: list[ImageStats],
+    stats: list[ImageStats],
     unread: list[Issue] | None = None,
     redraw: RedrawFunction = lambda option: None,
 ) -> list[Issue]:
-    """Return the faults of images that could be read, without heuristics, the most important first.
+    """Return the issues of images that could be read, without heuristics, the most important first.
 
     Args:
         source: of the data.
-        looks: statistics of the images.
-        unread: a fault for each image that could not be read.
+        stats: statistics of the images.
+        unread: an issue for each image that could not be read.
         redraw: see ``find_issues``.
     """
-    faults = [
-        *type_issues(looks),
-        *(fault for image in looks for fault in content_issues(image)),
-        *class_issues(source, looks, bool(unread), redraw),
-        *find_duplicates(looks),
-        *dataset_issues(looks),
+    issues = [
+        *type_issues(stats),
+        *(issue for image in stats for issue in content_issues(image)),
+        *class_issues(source, stats, bool(unread), redraw),
+        *find_duplicates(stats),
+        *dataset_issues(stats),
     ]
-    return sort_issues(faults)
+    return sort_issues(issues)
 
 
-def sort_issues(faults: list[Issue]) -> list[Issue]:
-    """Sort faults by their kind; those of one kind keep their order."""
-    return sorted(faults, key=lambda fault: KINDS_BY_IMPORTANCE.index(fault.kind))
+def sort_issues(issues: list[Issue]) -> list[Issue]:
+    """Sort issues by their kind; those of one kind keep their order."""
+    return sorted(issues, key=lambda issue: KINDS_BY_IMPORTANCE.index(issue.kind))
 
 
-def file_issues(source: DataSource, seen: Inspection, root: Path | None) -> list[Issue]:
-    """Return the faults of single files; wrong mask values with their shares and one remedy for all masks."""
+def file_issues(source: DataSource, inspection: Inspection, root: Path | None) -> list[Issue]:
+    """Return the issues of single files; wrong mask values with their shares and one remedy for all masks."""
     # Each file's colours or values, read again.
     counts: dict[str, Counter[int]] = {}  # pixels of each value, by file
-    faults = []
-    for fault in seen.faults:
-        name, _, page = fault.file.partition(", page ")
+    issues = []
+    for issue in inspection.issues:
+        name, _, page = issue.file.partition(", page ")
         file = Path(name) if root is None else root / name
-        if fault.kind == "colours":
-            fault = replace(fault, found=f"{fault.found}: {frequent_colours(file)}")
-        elif fault.kind == "values":
+        if issue.kind == "colours":
+            issue = replace(issue, found=f"{issue.found}: {frequent_colours(file)}")
+        elif issue.kind == "values":
             pages = read_pages(file, int(page) if page else None)
             values, numbers = np.unique(
                 np.concatenate([p.ravel() * 1 for p in pages]),
@@ -89,16 +89,16 @@ def file_issues(source: DataSource, seen: Inspection, root: Path | None) -> list
             )
             pixels = Counter(dict(zip(values.tolist(), numbers.tolist(), strict=True)))
             if is_noisy(pixels, len(source.classes), file):
-                fault = replace(fault, kind="noise", **noise_texts(pixels))
+                issue = replace(issue, kind="noise", **noise_texts(pixels))
             else:
-                counts[fault.file] = pixels
-                fault = replace(fault, found=f"{fault.found}, {format_pixel_shares(pixels)}")
-        faults.append(fault)
+                counts[issue.file] = pixels
+                issue = replace(issue, found=f"{issue.found}, {format_pixel_shares(pixels)}")
+        issues.append(issue)
     # One remedy for the values of all masks.
     if not counts or not isinstance(source, Folder):
-        return faults
-    remedy = values_remedy(source, seen.looks, counts)
-    return [replace(f, remedy=remedy) if f.kind == "values" else f for f in faults]
+        return issues
+    remedy = values_remedy(source, inspection.stats, counts)
+    return [replace(f, remedy=remedy) if f.kind == "values" else f for f in issues]
 
 
 def is_noisy(pixels: Counter[int], num_classes: int, file: Path) -> bool:
@@ -137,30 +137,30 @@ def frequent_colours(file: Path) -> str:
     return f"{count_noun(len(codes), 'colour')}, {shares}{' ...' if len(codes) > 6 else ''}"
 
 
-def values_remedy(source: Folder, looks: list[ImageStats], counts: dict[str, Counter[int]]) -> str:
+def values_remedy(source: Folder, stats: list[ImageStats], counts: dict[str, Counter[int]]) -> str:
     """Return the option that declares the values of all masks.
 
     Args:
         source: of the data.
-        looks: statistics of the masks that could be read.
+        stats: statistics of the masks that could be read.
         counts: pixels of each value, for each mask with undeclared values.
     """
-    used = {i for image in looks for i in np.flatnonzero(image.pixels).tolist()}
+    used = {i for image in stats for i in np.flatnonzero(image.pixels).tolist()}
     declared = {value for value, i in source.values.index.items() if i in used and i != IGNORE}
     wrong_masks = {value for pixels in counts.values() for value in pixels}
     return source.values.remedy(sorted(declared | wrong_masks), sorted(wrong_masks))
 
 
-def type_issues(looks: list[ImageStats]) -> list[Issue]:
-    """Return a fault for each image whose type or number of channels is not the most frequent one."""
-    kinds = Counter((image.channels, image.dtype) for image in looks)
+def type_issues(stats: list[ImageStats]) -> list[Issue]:
+    """Return an issue for each image whose type or number of channels is not the most frequent one."""
+    kinds = Counter((image.channels, image.dtype) for image in stats)
     if len(kinds) < 2:
         return []
     # The most frequent kind is what the others should be.
     (channels, dtype), usual = kinds.most_common(1)[0]
-    expected = f"{count_noun(channels, 'channel')} of {dtype}, as {usual} of {len(looks)} have"
-    faults = []
-    for image in looks:
+    expected = f"{count_noun(channels, 'channel')} of {dtype}, as {usual} of {len(stats)} have"
+    issues = []
+    for image in stats:
         if (image.channels, image.dtype) == (channels, dtype):
             continue
         if image.palette:
@@ -173,21 +173,21 @@ def type_issues(looks: list[ImageStats]) -> list[Issue]:
         found = (
             f"{count_noun(image.channels, 'channel')} of {image.dtype}, values {low:g} to {high:g}"
         )
-        faults.append(Issue("unlike", image.file, found, remedy, expected, image.name))
-    return faults
+        issues.append(Issue("unlike", image.file, found, remedy, expected, image.name))
+    return issues
 
 
 def content_issues(image: ImageStats) -> list[Issue]:
-    """Return the faults of one image and its mask."""
-    faults = []
+    """Return the issues of one image and its mask."""
+    issues = []
     if not image.valid.any():
         remedy = "label it, or take the pair out; or is a class in data.ignore?"
         found = "no pixel of a class, all are ignored"
-        faults.append(Issue("ignored", image.mask_file, found, remedy, name=image.name))
+        issues.append(Issue("ignored", image.mask_file, found, remedy, name=image.name))
     if image.constant is not None:
         found, remedy = f"every pixel is {image.constant}", "take the pair out, or export it again"
-        faults.append(Issue("flat", image.file, found, remedy, name=image.name))
-    return faults
+        issues.append(Issue("flat", image.file, found, remedy, name=image.name))
+    return issues
 
 
 def heuristic_issues(image: ImageStats) -> list[Issue]:
@@ -196,14 +196,14 @@ def heuristic_issues(image: ImageStats) -> list[Issue]:
     The grey values may be the low byte of 16 bits. The mask may be turned: its classes and its borders both
     fit the image much better in another orientation.
     """
-    faults = []
+    issues = []
     # Neighbours wrap around from 255 to 0.
     if image.jumps > 0.02:
         found = (
             f"{format_percent(image.jumps)} of neighbouring pixels differ by more than 200 of 255"
         )
         remedy = "export the 16-bit image as 16-bit TIFF or PNG, or scale it to 0..255 before it becomes 8-bit"
-        faults.append(Issue("low_byte", image.file, found, remedy, name=image.name))
+        issues.append(Issue("low_byte", image.file, found, remedy, name=image.name))
     # Another orientation of the mask fits much better.
     if image.fits:
         (own, own_slope), turn = image.fits[""], max(image.fits, key=lambda t: image.fits[t][0])
@@ -216,34 +216,34 @@ def heuristic_issues(image: ImageStats) -> list[Issue]:
             remedy = (
                 "compare mask and image in sheet.png, and save the mask in the image's orientation"
             )
-            faults.append(Issue("turned", image.mask_file, found, remedy, name=image.name))
-    return faults
+            issues.append(Issue("turned", image.mask_file, found, remedy, name=image.name))
+    return issues
 
 
 def class_issues(
-    source: DataSource, looks: list[ImageStats], unread: bool, redraw: RedrawFunction
+    source: DataSource, stats: list[ImageStats], unread: bool, redraw: RedrawFunction
 ) -> list[Issue]:
-    """Return a fault for each split without images, and for each class that a split or all of them lack."""
-    faults = [
+    """Return an issue for each split without images, and for each class that a split or all of them lack."""
+    issues = [
         Issue("empty", split, "no images", "put images there, or move some from another split")
         for split, names in source.splits.items()
         if not names
     ]
-    if not looks:
-        return faults
+    if not stats:
+        return issues
     # Images that have each class, split by split.
     images = {
-        split: np.sum([image.pixels > 0 for image in looks if image.split == split] or 0, axis=0)
+        split: np.sum([image.pixels > 0 for image in stats if image.split == split] or 0, axis=0)
         * np.ones(len(source.classes))
         for split in source.splits
     }  # split -> images that have each class, (K,)
-    among = f" in the {len(looks)} masks that could be read" if unread else ""
+    among = f" in the {len(stats)} masks that could be read" if unread else ""
     total = np.sum(list(images.values()), axis=0)
     # Classes without a pixel, and splits that lack a class.
     for i, name in enumerate(source.classes):
         if not total[i]:
             remedy = "leave it out of data.classes (data.values renumbers the others), or add images that show it"
-            faults.append(Issue("never", name, f"class {i} has no pixel{among}", remedy))
+            issues.append(Issue("never", name, f"class {i} has no pixel{among}", remedy))
             continue
         for split, counts in images.items():
             if counts[i] or not source.splits[split]:
@@ -251,13 +251,13 @@ def class_issues(
             elsewhere = ", ".join(f"{int(n[i])} of {s}" for s, n in images.items() if n[i])
             found = f"class {i} is in no image of {split}{among}, but in {elsewhere}"
             kind = "untrained" if split == "train" else "unscored"
-            faults.append(Issue(kind, name, found, redraw_remedy(looks, split, redraw)))
-    return faults
+            issues.append(Issue(kind, name, found, redraw_remedy(stats, split, redraw)))
+    return issues
 
 
-def redraw_remedy(looks: list[ImageStats], split: str, redraw: RedrawFunction) -> str:
+def redraw_remedy(stats: list[ImageStats], split: str, redraw: RedrawFunction) -> str:
     """Return the option that brings each class into each split, or the advice to add an image."""
-    present = {image.name: image.pixels > 0 for image in looks}
+    present = {image.name: image.pixels > 0 for image in stats}
     every = np.any(list(present.values()), axis=0)
     for option in ("stratify=true", *(f"split_seed={seed}" for seed in range(50))):
         drawn = redraw(option)
@@ -269,14 +269,14 @@ def redraw_remedy(looks: list[ImageStats], split: str, redraw: RedrawFunction) -
     return f"bring an image that shows it into {split}"
 
 
-def dataset_issues(looks: list[ImageStats]) -> list[Issue]:
-    """Return the faults of all images together: orientation tags, unused bits, palettes, grey saved as colours."""
-    faults = []
-    if not looks:
-        return faults
-    what = f"all {len(looks)} images"
+def dataset_issues(stats: list[ImageStats]) -> list[Issue]:
+    """Return the issues of all images together: orientation tags, unused bits, palettes, grey saved as colours."""
+    issues = []
+    if not stats:
+        return issues
+    what = f"all {len(stats)} images"
     # Orientation tags of images whose masks have others.
-    turned = [image for image in looks if image.orientations[0] != image.orientations[1]]
+    turned = [image for image in stats if image.orientations[0] != image.orientations[1]]
     if turned:
         tags = "the tag Orientation (EXIF or TIFF; 1 is upright) is {} in the image and {} in its mask".format(
             *turned[0].orientations
@@ -286,22 +286,22 @@ def dataset_issues(looks: list[ImageStats]) -> list[Issue]:
             "both are read as one sees them: compare them in sheet.png; if the mask fits the stored pixels, "
             "give both files the same tag"
         )
-        faults.append(Issue("orientation", turned[0].file, f"{tags}{more}", remedy))
+        issues.append(Issue("orientation", turned[0].file, f"{tags}{more}", remedy))
     # 16-bit images whose upper bits are 0.
-    if all(image.dtype == "uint16" for image in looks):
-        highest = int(max(image.value_range[1] for image in looks))
+    if all(image.dtype == "uint16" for image in stats):
+        highest = int(max(image.value_range[1] for image in stats))
         bits = max(8, highest.bit_length())
         if highest > 0 and bits <= 14:
             found = f"the largest value is {highest}: {bits} bits"
             remedy = f"save them as 8-bit, or multiply by {2 ** (16 - bits)}: brightness is augmented in shares of 65535"
-            faults.append(Issue("depth", what, found, remedy))
+            issues.append(Issue("depth", what, found, remedy))
     # Palettes, or three equal channels.
-    palettes = [image for image in looks if image.palette]
-    if len(palettes) > len(looks) / 2:
+    palettes = [image for image in stats if image.palette]
+    if len(palettes) > len(stats) / 2:
         found = f"{len(palettes)} have a palette; {palettes[0].file} is read as {palettes[0].channels} channels"
         remedy = "if the palette only colours grey values, save those: Image.open(f) without convert, as mode L"
-        faults.append(Issue("palette", what, found, remedy))
-    elif all(image.grey for image in looks):
+        issues.append(Issue("palette", what, found, remedy))
+    elif all(image.grey for image in stats):
         remedy = "save one channel: read three times as fast, and the network has fewer weights"
-        faults.append(Issue("grey", what, "three channels, equal in each pixel", remedy))
-    return faults
+        issues.append(Issue("grey", what, "three channels, equal in each pixel", remedy))
+    return issues

@@ -1,4 +1,4 @@
-"""Contact sheet of seg.check: images with their masks laid over, faulty ones framed and first."""
+"""Contact sheet of seg.check: images with their masks laid over, those with issues framed and first."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 import cv2
 import numpy as np
-from PIL import Image, ImageDraw, ImageOps
+from PIL import Image, ImageDraw
 
 from seg.data.dataset import planes_first
 from seg.data.datasets.base import DataSource
@@ -15,7 +15,18 @@ from seg.data.quality.inspect import ImageStats, Inspection, image_and_mask_file
 from seg.data.quality.issues import UNPAIRED_KINDS, Issue, count_noun, format_percent
 from seg.display import panels
 from seg.display.colors import Color, default_colors
-from seg.display.layout import GAP_PX, TEXT_PX, draw_grid, draw_text_line, evenly_spaced, wrap_text
+from seg.display.layout import (
+    GAP_PX,
+    TEXT_COLOR,
+    TEXT_PX,
+    LegendItem,
+    draw_grid,
+    draw_sheet,
+    draw_text_line,
+    evenly_spaced,
+    paragraph_items,
+    wrap_text,
+)
 from seg.errors import DataError
 from seg.logits import IGNORE
 
@@ -24,72 +35,74 @@ ERROR_COLOR, WARNING_COLOR, CAPTION_COLOR = (200, 16, 46), (214, 120, 0), (120, 
 
 
 def draw_check_sheet(
-    source: DataSource, seen: Inspection, faults: list[Issue], number: int, report: dict[str, Any]
+    source: DataSource,
+    inspection: Inspection,
+    issues: list[Issue],
+    number: int,
+    report: dict[str, Any],
 ) -> Image.Image:
     """Draw the sheet: the shares of the classes, then images with their masks laid over.
 
     Args:
         source: of the data.
-        seen: statistics of its images.
-        faults: the most important first.
-        number: images on the sheet: those with a fault first, the others evenly spaced.
+        inspection: statistics of its images.
+        issues: the most important first.
+        number: images on the sheet: those with an issue first, the others evenly spaced.
         report: content of check.json.
     """
-    # Choose the images: those of the most important faults, then others.
-    first = {f.name or f.file: f for f in reversed(faults) if f.name or f.kind in UNPAIRED_KINDS}
-    names = [f.name or f.file for f in faults if first.get(f.name or f.file) is f][:number]
-    looks = {image.name: image for image in seen.looks}
-    good = [name for name in looks if name not in first]
+    # Choose the images: those of the most important issues, then others.
+    first = {f.name or f.file: f for f in reversed(issues) if f.name or f.kind in UNPAIRED_KINDS}
+    names = [f.name or f.file for f in issues if first.get(f.name or f.file) is f][:number]
+    stats = {image.name: image for image in inspection.stats}
+    good = [name for name in stats if name not in first]
     names += [good[i] for i in evenly_spaced(len(good), number - len(names))]
     # Draw them below the data's name and the legend.
     root = Path(report["data"].get("root") or ".")
-    cells = [draw_cell(source, name, looks.get(name), first.get(name), root) for name in names]
+    cells = [draw_cell(source, name, stats.get(name), first.get(name), root) for name in names]
     pages = [draw_grid(cells, GAP_PX)] if cells else []
     width = max([3 * CELL_PX, *(page.width for page in pages)])
-    strips = [panels.draw_items(items, width, TEXT_PX) for items in sheet_header(source, report)]
-    return ImageOps.expand(
-        panels.stack_pictures([*strips, *pages], gap=GAP_PX), border=2 * GAP_PX, fill="white"
-    )
+    parts = [*sheet_header(source, report), *pages]
+    return draw_sheet(parts, width, TEXT_PX, gap=GAP_PX, border=2 * GAP_PX)
 
 
-def sheet_header(source: DataSource, report: dict[str, Any]) -> list[list[panels.LegendItem]]:
-    """Return paragraphs: the data, its images and faults, and each class's share of each split."""
+def sheet_header(source: DataSource, report: dict[str, Any]) -> list[list[LegendItem]]:
+    """Return paragraphs: the data, its images and issues, and each class's share of each split."""
     splits = report["splits"]
     root = report["data"].get("root") or report["data"]["_target_"].rpartition(".")[2]
     images = ", ".join(f"{split} {facts['images']}" for split, facts in splits.items())
-    faults = f"{count_noun(report['errors'], 'error')}, {count_noun(report['warnings'], 'warning')}"
-    legend: list[panels.LegendItem] = []
+    issues = f"{count_noun(report['errors'], 'error')}, {count_noun(report['warnings'], 'warning')}"
+    legend: list[LegendItem] = []
     for name, color in zip(source.classes, source.colors, strict=True):
         shares = ", ".join(
             f"{split} {format_percent(f['shares'][name])}" for split, f in splits.items()
         )
         legend.append((color, f"{name}: {shares}"))
-    return [panels.paragraph_items(f"{root}: {images}; {faults}. Share of the pixels:"), legend]
+    return [paragraph_items(f"{root}: {images}; {issues}. Share of the pixels:"), legend]
 
 
 def draw_cell(
-    source: DataSource, name: str, look: ImageStats | None, fault: Issue | None, root: Path
+    source: DataSource, name: str, stats: ImageStats | None, issue: Issue | None, root: Path
 ) -> Image.Image:
     """Draw an image of the source, or a file without a partner, with its title and caption."""
-    # The title names the file; the caption is the fault, or the most frequent classes.
+    # The title names the file; the caption is the issue, or the most frequent classes.
     title, caption, color = name, "", None
-    if look is not None:
-        shares = look.pixels / look.valid.clip(1)
-        frequent = [i for i in np.argsort(-shares)[:3] if look.pixels[i]]
-        title = look.file
+    if stats is not None:
+        shares = stats.pixels / stats.valid.clip(1)
+        frequent = [i for i in np.argsort(-shares)[:3] if stats.pixels[i]]
+        title = stats.file
         caption = ", ".join(f"{source.classes[i]} {format_percent(shares[i])}" for i in frequent)
-    elif fault is not None:
-        title = fault.file
-    if fault is not None:
-        caption, color = fault.found, ERROR_COLOR if fault.error else WARNING_COLOR
+    elif issue is not None:
+        title = issue.file
+    if issue is not None:
+        caption, color = issue.found, ERROR_COLOR if issue.error else WARNING_COLOR
     # The picture; hatched if the file cannot be read.
-    if look is not None:
+    if stats is not None:
         image, mask = source.read(name)
         _, colors = panels.legend_entries(
             source.classes, source.colors, source.task == "overlapping"
         )
         rgb = overlay_thumbnail(image, panels.flatten_labels(planes_first(mask)), colors)
-    elif fault is not None and fault.name and (files := image_and_mask_files(source, name)):
+    elif issue is not None and issue.name and (files := image_and_mask_files(source, name)):
         rgb = file_thumbnail(*files)
     else:
         rgb = file_thumbnail(root / name)
@@ -107,7 +120,7 @@ def add_caption(picture: Image.Image, title: str, caption: str, color: Color | N
     if color:
         pen.rectangle((left, 0, left + picture.width - 1, picture.height - 1), None, color, 4)
     for n, line in enumerate(lines):
-        ink = (color or CAPTION_COLOR) if n else panels.TEXT_COLOR
+        ink = (color or CAPTION_COLOR) if n else TEXT_COLOR
         draw_text_line(pen, (0, picture.height + 4 + n * (TEXT_PX + 4)), line, ink, CELL_PX)
     return strip
 
@@ -135,5 +148,5 @@ def file_thumbnail(file: Path, mask_file: Path | None = None) -> np.ndarray | No
             if indices.shape == index.shape and len(values) <= 8:
                 index = indices
     except DataError:
-        pass  # the caption has the fault
+        pass  # the caption has the issue
     return overlay_thumbnail(rgb, index, default_colors(8))

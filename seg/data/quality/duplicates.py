@@ -22,32 +22,32 @@ class NearDuplicate(NamedTuple):
     correlation: float
 
 
-def find_duplicates(looks: list[ImageStats]) -> list[Issue]:
-    """Return a fault for each image with the pixels of an earlier one, and for each mask used twice."""
+def find_duplicates(stats: list[ImageStats]) -> list[Issue]:
+    """Return an issue for each image with the pixels of an earlier one, and for each mask used twice."""
     # Images of the same pixels: with another mask, in another split, or in the same split.
-    faults, same = [], defaultdict(list)
-    for image in looks:
+    issues, same = [], defaultdict(list)
+    for image in stats:
         same[image.image_hash].append(image)
     for first, *others in same.values():
         for image in others:
             if image.mask_hash != first.mask_hash:
                 found = f"the same pixels as {first.file}, with another mask"
                 remedy = "keep the right mask, and one of the images"
-                faults.append(Issue("contradiction", image.file, found, remedy, name=image.name))
+                issues.append(Issue("contradiction", image.file, found, remedy, name=image.name))
             across = [other for other in (first, *others) if other.split != image.split]
             if across:
                 found = (
                     f"in {image.split}, the same pixels as {across[0].file} in {across[0].split}"
                 )
                 remedy = "take one of them out"
-                faults.append(Issue("leak", image.file, found, remedy, name=image.name))
+                issues.append(Issue("leak", image.file, found, remedy, name=image.name))
             else:
                 found = f"the same pixels as {first.file}"
                 remedy = "take one of them out: it counts twice"
-                faults.append(Issue("repeated", image.file, found, remedy, name=image.name))
+                issues.append(Issue("repeated", image.file, found, remedy, name=image.name))
     # One mask, of two classes or more, for different images.
     used = defaultdict(list)
-    for image in looks:
+    for image in stats:
         if image.valid.any() and (image.pixels > 0).sum() > 1:
             used[image.mask_hash].append(image)
     for first, *others in used.values():
@@ -56,12 +56,12 @@ def find_duplicates(looks: list[ImageStats]) -> list[Issue]:
             if image.image_hash != first.image_hash and not related:
                 found = f"pixel by pixel {first.mask_file}"
                 remedy = "check whether it is a copy under the wrong name"
-                faults.append(Issue("same_mask", image.mask_file, found, remedy, name=image.name))
-    return faults
+                issues.append(Issue("same_mask", image.mask_file, found, remedy, name=image.name))
+    return issues
 
 
 def similar_pairs(thumbs: np.ndarray) -> list[NearDuplicate]:
-    """Return the pairs of thumbnails (N, SIDE, SIDE) that are nearly the same, the most similar first.
+    """Return the pairs of thumbnails (N, THUMBNAIL_PX, THUMBNAIL_PX) that are nearly the same, the most similar first.
 
     All images of a data set may have much in common, such as a dark rim. So their differences from the mean
     must agree too, if there are enough images to compute that mean.
@@ -83,16 +83,16 @@ def similar_pairs(thumbs: np.ndarray) -> list[NearDuplicate]:
     return sorted(twins, key=lambda pair: -pair.correlation)
 
 
-def find_near_duplicates(looks: list[ImageStats]) -> list[Issue]:
-    """Return a fault for each image nearly in another split, and for each group of similar images in one."""
-    if len(looks) < 2:
+def find_near_duplicates(stats: list[ImageStats]) -> list[Issue]:
+    """Return an issue for each image nearly in another split, and for each group of similar images in one."""
+    if len(stats) < 2:
         return []
-    pairs = similar_pairs(np.stack([image.thumbnail for image in looks]))
-    pairs = [p for p in pairs if looks[p.first].image_hash != looks[p.second].image_hash]
-    faults, leaking, groups = [], set(), {}
+    pairs = similar_pairs(np.stack([image.thumbnail for image in stats]))
+    pairs = [p for p in pairs if stats[p.first].image_hash != stats[p.second].image_hash]
+    issues, leaking, groups = [], set(), {}
     # Across splits: each image once, with the most similar one; in one split: join the groups of both.
     for pair in pairs:
-        first, second = looks[pair.first], looks[pair.second]
+        first, second = stats[pair.first], stats[pair.second]
         if first.split == second.split:
             members = {
                 *groups.get(pair.first, [pair.first]),
@@ -104,19 +104,19 @@ def find_near_duplicates(looks: list[ImageStats]) -> list[Issue]:
             found = f"in {second.split}, nearly {first.file} in {first.split}, {format_correlation(pair)}"
             remedy = (
                 "take one out, or split so that a sequence or specimen stays together: data.group_by, "
-                "data.blocks=true, or folders"
+                "data.contiguous=true, or folders"
             )
-            faults.append(Issue("near_leak", second.file, found, remedy, name=second.name))
-    # One fault per group, with its most similar pair.
+            issues.append(Issue("near_leak", second.file, found, remedy, name=second.name))
+    # One issue per group, with its most similar pair.
     for members in {id(m): m for m in groups.values()}.values():
-        first, *others = (looks[i] for i in sorted(members))
+        first, *others = (stats[i] for i in sorted(members))
         closest = next(p for p in pairs if {p.first, p.second} <= members)
         rest = f" and {len(others) - 2} more" if others[2:] else ""
         listed = ", ".join(image.file for image in others[:2])
         found = f"in {first.split}, nearly {listed}{rest}, {format_correlation(closest)}"
         remedy = "they count several times; keep them in one split when the splits are drawn anew"
-        faults.append(Issue("near_repeated", first.file, found, remedy, name=first.name))
-    return faults
+        issues.append(Issue("near_repeated", first.file, found, remedy, name=first.name))
+    return issues
 
 
 def format_correlation(pair: NearDuplicate) -> str:

@@ -51,11 +51,11 @@ class ImageStats:
         ignored: share of the mask that is ignored, in 0..1.
         image_hash: of the image's pixels.
         mask_hash: of the mask's pixels.
-        thumb: thumbnail (SIDE, SIDE) float32 of mean 0 and length 1, or 0.
+        thumbnail: of the image, (THUMBNAIL_PX, THUMBNAIL_PX) float32 of mean 0 and length 1, or 0.
         fits: for each of ``ORIENTATIONS`` that keeps the mask's size, the share of the grey values' variance that
             the classes explain, in 0..1, and the slope of the grey values at their borders (1: as elsewhere).
         jumps: share of neighbours that differ by more than 200 of 255; 0 for black-and-white images.
-        flat: the value that every pixel has; None: they differ.
+        constant: the value that every pixel has; None: they differ.
         grey: whether there are three equal channels.
         palette: whether the image is read as the colours of its palette.
         orientations: values of the tag Orientation of image and mask, 1 (upright) to 8.
@@ -86,25 +86,25 @@ class ImageStats:
 
 
 class Inspection(NamedTuple):
-    """Statistics of all images that could be read, and a fault for each of the others."""
+    """Statistics of all images that could be read, and an issue for each of the others."""
 
-    looks: list[ImageStats]
-    faults: list[Issue]
+    stats: list[ImageStats]
+    issues: list[Issue]
 
 
 def inspect_all(
     source: DataSource, names: Iterable[tuple[str, str]], root: Path | None
 ) -> Inspection:
     """Read each (split, name) of a source; paths in messages are relative to ``root``."""
-    looks, faults = [], []
+    stats, issues = [], []
     for split, name in names:
         try:
             image, mask = source.read(name)
         except DataError as error:
-            faults.append(replace(issue_from_error(error, root), name=name))
+            issues.append(replace(issue_from_error(error, root), name=name))
             continue
-        looks.append(inspect_image(source, split, name, image, mask, root))
-    return Inspection(looks, faults)
+        stats.append(inspect_image(source, split, name, image, mask, root))
+    return Inspection(stats, issues)
 
 
 def image_and_mask_files(source: DataSource, name: str) -> tuple[Path, Path] | None:
@@ -174,7 +174,7 @@ def hash_pixels(pixels: np.ndarray) -> bytes:
 
 
 def make_thumbnail(grey: np.ndarray) -> np.ndarray:
-    """Return (H, W) as (SIDE, SIDE) float32 of mean 0 and length 1; 0 if there is no contrast."""
+    """Return (H, W) as (THUMBNAIL_PX, THUMBNAIL_PX) float32 of mean 0 and length 1; 0 if there is no contrast."""
     small = cv2.resize(
         grey.astype(np.float32), (THUMBNAIL_PX, THUMBNAIL_PX), interpolation=cv2.INTER_AREA
     )
@@ -184,7 +184,7 @@ def make_thumbnail(grey: np.ndarray) -> np.ndarray:
 
 
 def orientation_fits(grey: np.ndarray, mask: np.ndarray) -> dict[str, tuple[float, float]]:
-    """Return how well a mask (H, W) fits its image in each orientation of its size; see ``Look.fits``."""
+    """Return how well a mask (H, W) fits its image in each orientation of its size; see ``ImageStats.fits``."""
     if mask.ndim == 3:
         return {}
     # Image and mask at about 256 px, of a narrow strip at least 1 px wide; the grey values' slope there.

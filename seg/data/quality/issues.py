@@ -1,6 +1,6 @@
-"""Kinds of faults of a data set, and one fault with its remedy.
+"""Kinds of issues of a data set, and one issue with its remedy.
 
-The sources decide what a file may hold; their errors become faults here.
+The sources decide what a file may hold; their errors become issues here.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from seg.errors import DataError
 
 
 class IssueKind(NamedTuple):
-    """Kind of fault: its heading, whether it is an error (else a warning), and what is required instead."""
+    """Kind of issue: its heading, whether it is an error (else a warning), and what is required instead."""
 
     heading: str
     error: bool
@@ -60,7 +60,7 @@ class Issue:
 
     Attributes:
         kind: key of ``ISSUE_KINDS``.
-        file: path, or what else the fault was found in.
+        file: path, or what else the issue was found in.
         found: what is wrong.
         remedy: the option or the action that corrects it.
         expected: what is required instead; empty: as the kind says.
@@ -85,12 +85,12 @@ class Issue:
         return self.expected or ISSUE_KINDS[self.kind].expected
 
     def line(self) -> str:
-        """Return the fault in one line."""
+        """Return the issue in one line."""
         return f"{self.file}: {self.found}; {self.remedy}"
 
 
 def issue_from_error(error: DataError, root: Path | None) -> Issue:
-    """Return a source's error as a fault whose paths are relative to ``root``."""
+    """Return a source's error as an issue whose paths are relative to ``root``."""
     file, found, remedy = error.file, error.found, error.remedy
     if not file:  # an error without fields: FILE: FOUND; REMEDY
         file, _, line = relative_paths(str(error), root).partition(": ")

@@ -15,62 +15,63 @@ from seg.data.datasets.base import DataSource
 from seg.data.datasets.folder import Folder
 from seg.data.quality.inspect import ImageStats, Inspection
 from seg.data.quality.issues import ISSUE_KINDS, Issue, count_noun, format_percent
+from seg.display.tables import make_table
 
 log = logging.getLogger("seg")
-MAX_LISTED = 10  # faults of a kind that the terminal shows; check.json has all
+MAX_LISTED = 10  # issues of a kind that the terminal shows; check.json has all
 
 
 def build_report(
-    cfg: DictConfig, source: DataSource, seen: Inspection, faults: list[Issue]
+    cfg: DictConfig, source: DataSource, inspection: Inspection, issues: list[Issue]
 ) -> dict[str, Any]:
     """Return the content of check.json as plain values."""
     splits = {
         split: describe_split(
-            source, [image for image in seen.looks if image.split == split], names
+            source, [image for image in inspection.stats if image.split == split], names
         )
         for split, names in source.splits.items()
     }
     return {
         "data": plain_config(cfg.data),
-        "errors": sum(fault.error for fault in faults),
-        "warnings": sum(not fault.error for fault in faults),
+        "errors": sum(issue.error for issue in issues),
+        "warnings": sum(not issue.error for issue in issues),
         "classes": list(source.classes),
         "splits": splits,
         "faults": [
             {"severity": "error" if f.error else "warning", "kind": f.kind, "what": ISSUE_KINDS[f.kind].heading,
              "file": f.file, "found": f.found, "expected": f.requirement, "remedy": f.remedy}
-            for f in faults
+            for f in issues
         ],
-        "images": [describe_image(source, image) for image in seen.looks],
+        "images": [describe_image(source, image) for image in inspection.stats],
     }  # fmt: skip
 
 
-def describe_split(source: DataSource, looks: list[ImageStats], names: list[str]) -> dict[str, Any]:
+def describe_split(source: DataSource, stats: list[ImageStats], names: list[str]) -> dict[str, Any]:
     """Return the statistics of a split; shares are of its pixels without ignored ones."""
     # Mean and deviation of the split from those of its images, weighted by their pixels.
-    sizes = Counter(image.shape for image in looks)
-    pixels = np.array([image.shape[0] * image.shape[1] * image.channels for image in looks], float)
-    weights = pixels / pixels.sum() if looks else pixels
-    means, sds = (np.array([getattr(image, key) for image in looks]) for key in ("mean", "sd"))
+    sizes = Counter(image.shape for image in stats)
+    pixels = np.array([image.shape[0] * image.shape[1] * image.channels for image in stats], float)
+    weights = pixels / pixels.sum() if stats else pixels
+    means, sds = (np.array([getattr(image, key) for image in stats]) for key in ("mean", "sd"))
     mean = float((weights * means).sum())
     zero = np.zeros(len(source.classes))
-    valid = sum((image.valid for image in looks), zero)
-    shares = sum((image.pixels for image in looks), zero) / valid.clip(1)
+    valid = sum((image.valid for image in stats), zero)
+    shares = sum((image.pixels for image in stats), zero) / valid.clip(1)
     return {
         "images": len(names),
-        "read": len(looks),
+        "read": len(stats),
         "sizes": {f"{h}x{w}": n for (h, w), n in sizes.most_common()},
         "types": dict(
-            Counter(f"{image.dtype} x {image.channels}" for image in looks).most_common()
+            Counter(f"{image.dtype} x {image.channels}" for image in stats).most_common()
         ),
-        "low": min((image.value_range[0] for image in looks), default=None),
-        "high": max((image.value_range[1] for image in looks), default=None),
+        "low": min((image.value_range[0] for image in stats), default=None),
+        "high": max((image.value_range[1] for image in stats), default=None),
         "mean": mean,
         "sd": float(np.sqrt(max((weights * (sds**2 + means**2)).sum() - mean**2, 0))),
-        "ignored": float(np.mean([image.ignored for image in looks])) if looks else 0.0,
+        "ignored": float(np.mean([image.ignored for image in stats])) if stats else 0.0,
         "shares": dict(zip(source.classes, shares.tolist(), strict=True)),
         "images_with": {
-            c: sum(int(image.pixels[i] > 0) for image in looks)
+            c: sum(int(image.pixels[i] > 0) for image in stats)
             for i, c in enumerate(source.classes)
         },
     }
@@ -95,20 +96,20 @@ def describe_image(source: DataSource, image: ImageStats) -> dict[str, Any]:
 
 
 def print_report(
-    source: DataSource, report: dict[str, Any], faults: list[Issue], output: Path, drawn: bool
+    source: DataSource, report: dict[str, Any], issues: list[Issue], output: Path, drawn: bool
 ) -> None:
-    """Print the tables, the faults by kind and remedy, and where the results lie."""
+    """Print the tables, the issues by kind and remedy, and where the results lie."""
     log.info("", extra={"table": split_table(report["splits"])})
     log.info("", extra={"table": class_share_table(source, report["splits"])})
     # Faults of one kind and remedy together.
     groups: dict[tuple, list[Issue]] = {}
-    for fault in faults:
-        groups.setdefault((fault.kind, fault.requirement, fault.remedy), []).append(fault)
+    for issue in issues:
+        groups.setdefault((issue.kind, issue.requirement, issue.remedy), []).append(issue)
     for (kind, right, remedy), members in groups.items():
         severity = "error" if ISSUE_KINDS[kind].error else "warning"
         log.info(f"{severity}: {ISSUE_KINDS[kind].heading} ({len(members)})")
-        for fault in members[:MAX_LISTED]:
-            log.info(f"  {fault.file}: {fault.found}")
+        for issue in members[:MAX_LISTED]:
+            log.info(f"  {issue.file}: {issue.found}")
         if members[MAX_LISTED:]:
             log.info(f"  ... and {len(members) - MAX_LISTED} more")
         log.info(f"  expected: {right}")
@@ -125,7 +126,7 @@ def print_report(
 
 def split_table(splits: dict[str, dict[str, Any]]) -> Table:
     """Return a table with a row per split: its images, sizes, types and grey values."""
-    table = Table(title="images (size: height x width)", title_justify="left", header_style="bold")
+    table = make_table("images (size: height x width)")
     table.add_column("split")
     for header in ("images", "size, px", "type", "values", "mean +- sd", "ignored"):  # fmt: skip
         table.add_column(header, justify="right")
@@ -154,7 +155,7 @@ def format_counts(counts: dict[str, int]) -> str:
 
 def class_share_table(source: DataSource, splits: dict[str, dict[str, Any]]) -> Table:
     """Return a table with a row per class: values on disk, share of pixels and images in each split."""
-    table = Table(title="classes", title_justify="left", header_style="bold")
+    table = make_table("classes")
     table.add_column(
         "class", overflow="fold", min_width=max((len(c) for c in source.classes), default=1)
     )
@@ -179,6 +180,6 @@ def values_on_disk(source: DataSource, index: int) -> str:
         return str(index)
     if source.values.palette is not None:
         return ", ".join(f"#{code:06x}" for code in np.flatnonzero(source.values.palette == index))
-    if source.layers:
+    if source.mask_layers:
         return "layer"
     return ", ".join(str(value) for value, i in source.values.index.items() if i == index)

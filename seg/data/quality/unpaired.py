@@ -19,7 +19,7 @@ class CheckedSource(NamedTuple):
     Attributes:
         source: without the files that have no partner.
         root: folder of the data, if it has one.
-        unpaired: a fault for each file that was left out.
+        unpaired: an issue for each file that was left out.
         redraw: splits that another option of the draw would give, or None.
     """
 
@@ -55,7 +55,7 @@ def open_source(cfg: DictConfig) -> CheckedSource:
 
 
 def build_paired(data: DictConfig, root: Path | None) -> tuple[DataSource, list[Issue]]:
-    """Return the source without the files that have no partner, and a fault for each of these.
+    """Return the source without the files that have no partner, and an issue for each of these.
 
     Raises:
         DataError: when it can't be opened for another reason.

@@ -17,8 +17,9 @@ from seg.cli.compose import (
     plain_config,
 )
 from seg.cli.conf_files import did_you_mean, format_option_value
+from seg.cli.renamed_options import rename_words
 from seg.data.datamodule import DataModule
-from seg.errors import UserError
+from seg.errors import NotWholeNumber, UserError
 from seg.hardware import uses_one_device
 from seg.multirun.folds import dotted_leaves, to_json_value
 from seg.multirun.search.space import SearchDimension, axes, is_searched, short_names
@@ -118,7 +119,7 @@ def gather_searched(words: Sequence[str]) -> list[str]:
         value = parse_overrides([word])[0].value()
         if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
             raise UserError(f"{word}: a list of words is needed, 'search=[\"a.b=choice(1,2)\"]'")
-        typed = [*value, *typed]
+        typed = [*rename_words(value), *typed]
     if not typed:
         return rest
     quoted = ",".join(QuotedString(word, Quote.double).with_quotes() for word in typed)
@@ -174,7 +175,7 @@ def compose_trial(words: list[str], axis: SearchDimension) -> DictConfig:
     try:
         cfg = compose_checked("train", words)
     except UserError as error:
-        whole = "a whole number is needed" in str(error) and "interval(" in axis.typed
+        whole = isinstance(error, NotWholeNumber) and "interval(" in axis.typed
         hint = f"; {axis.key}=int(interval(...)) gives whole ones" if whole else ""
         raise UserError(f"{axis.typed}: {error}{hint}") from error
     trainer = plain_config(cfg.trainer)

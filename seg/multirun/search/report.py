@@ -13,6 +13,7 @@ from rich.table import Table
 
 from seg import files
 from seg.cli.command_line import quote_path, render_command
+from seg.display.tables import make_table
 from seg.multirun.search.page import option_importances, render_search_page
 from seg.multirun.search.space import SearchDimension, short_names
 from seg.multirun.search.study import lock_study, objective_direction
@@ -176,7 +177,7 @@ class SearchReport:
     def table(self) -> Table:
         """Build the table of the best trials for the terminal."""
         title = "best trials" if len(self.objectives) == 1 else "trials on the Pareto front"
-        table = Table(title=title, title_justify="left", header_style="bold")
+        table = make_table(title)
         for name in ("trial", *self.short.values(), *self.objectives, "minutes"):
             table.add_column(name, justify="right", overflow="fold")
         for trial in self.ranked():

@@ -27,10 +27,10 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from seg import files
-from seg.cli.conf_files import format_option_value
 from seg.errors import UserError
 from seg.metrics.direction import smaller_is_better
 from seg.multirun.search.space import SearchDimension
+from seg.runs.resumable import check_same_settings
 
 MAX_GRID_POINTS = 1000  # maximal number of combinations of a grid
 MEASURED_OBJECTIVES = ("milliseconds", "parameters")  # objectives other than scores
@@ -162,7 +162,14 @@ def open_study(
         directions=[objective_direction(objective) for objective in asked["objectives"]],
     )  # fmt: skip
     if exists:
-        check_same_study(name, study.user_attrs, asked)
+        begun = study.user_attrs
+        if not set(asked) <= set(begun) or not all(
+            isinstance(begun[key], type(asked[key])) for key in asked
+        ):
+            raise UserError(
+                f"name={name}: a study of that name was not created by seg.tune; give another name"
+            )
+        check_same_settings(f"name={name}", flat_facts(begun), flat_facts(asked), "name")
         sampler.reseed_rng()
     else:
         for key, value in asked.items():
@@ -170,30 +177,9 @@ def open_study(
     return study
 
 
-def check_same_study(name: str, old: dict[str, Any], now: dict[str, Any]) -> None:
-    """Raise UserError if a study was begun with another search or other settings."""
-    remedy = "give the same, or begin another study with name=..."
-    # The study must be one of seg.tune, with the same objectives.
-    if not set(now) <= set(old) or not all(isinstance(old[key], type(now[key])) for key in now):
-        raise UserError(
-            f"name={name}: a study of that name was not created by seg.tune; give another name"
-        )
-    if old["objectives"] != now["objectives"]:
-        was, has = (f"objectives=[{','.join(facts['objectives'])}]" for facts in (old, now))
-        raise UserError(f"name={name}: begun with {was}, and this is {has}; {remedy}")
-    # Its searched options and its settings must be the same.
-    for part in ("searched", "settings"):
-        before, after = old[part], now[part]
-        for key in [*after, *before]:
-            was, has = (
-                format_option_value(values[key]) if key in values else "absent"
-                for values in (before, after)
-            )
-            if was != has:
-                verb = "searches" if part == "searched" else "has"
-                raise UserError(
-                    f"name={name}: this study {verb} {key}: {was}, and here it is {has}; {remedy}"
-                )
+def flat_facts(facts: dict[str, Any]) -> dict[str, Any]:
+    """Return the facts of a study as settings; a searched option has its range as value."""
+    return {"objectives": facts["objectives"]} | facts["settings"] | facts["searched"]
 
 
 def check_trials(study: optuna.Study, axes: Sequence[SearchDimension], objectives: int) -> None:

@@ -18,8 +18,9 @@ from seg.models.profiling import measure_seconds
 from seg.multirun.search.space import SearchDimension, short_names
 from seg.multirun.search.study import MEASURED_OBJECTIVES
 from seg.multirun.sweeper import isolate_job, record_failure
-from seg.runs import load, records
+from seg.runs import load
 from seg.runs.folder import folder_name
+from seg.runs.record import RECORD_FILE, read_record
 from seg.runs.run_info import RunInfo
 from seg.training.fit import RunPruned
 from seg.training.run import train
@@ -33,7 +34,7 @@ class PruningCallback(L.Callback):
         objective: key of the score.
 
     Raises:
-        Pruned: at the start of the next epoch.
+        RunPruned: at the start of the next epoch.
     """
 
     def __init__(self, trial: optuna.Trial, objective: str) -> None:
@@ -130,7 +131,7 @@ class TrialRunner:
     ) -> float:
         """Return the value of an objective, from the scores of the best checkpoint or measured."""
         if objective == "parameters":
-            return records.read_json(folder / "run.json")["parameters"]
+            return float(read_record(folder / RECORD_FILE).parameters or math.nan)
         if objective == "milliseconds":
             size = max(self.data.sizes["val"])
             return measure_milliseconds(folder, (self.data.intensity.channels, *size), accelerator)

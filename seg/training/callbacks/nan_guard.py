@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from seg.ranges import check_ranges
 from seg.runs import checkpoint
 
 log = logging.getLogger("seg")
@@ -27,16 +28,15 @@ class NonFiniteGuard(L.Callback):
 
     Args:
         folder: run folder, which receives the batch that stopped the run.
-        bad_steps: stop: raise NotFinite; skip: skip the step.
+        on_nonfinite: stop: raise NonFiniteError; skip: skip the step.
 
     Raises:
-        ValueError: if ``bad_steps`` is neither.
+        ValueError: if ``on_nonfinite`` is neither.
     """
 
-    def __init__(self, folder: Path, bad_steps: Literal["stop", "skip"]) -> None:
-        if bad_steps not in ("stop", "skip"):
-            raise ValueError(f"bad_steps is {bad_steps}; it must be stop or skip")
-        self.folder, self.skip = folder, bad_steps == "skip"
+    @check_ranges
+    def __init__(self, folder: Path, on_nonfinite: Literal["stop", "skip"]) -> None:
+        self.folder, self.skip = folder, on_nonfinite == "skip"
         self.batch: dict[str, Any] = {}
         self.loss: Tensor | None = None
         self.buffers: list[tuple[Tensor, Tensor]] = []
@@ -70,7 +70,7 @@ class NonFiniteGuard(L.Callback):
             file = self.keep(trainer.global_step, trainer.global_rank)
             raise NonFiniteError(
                 f"{description}; the batch is saved in {file}; a smaller optim.lr or trainer.gradient_clip_val=1 may "
-                "help, and bad_steps=skip skips such steps"
+                "help, and on_nonfinite=skip skips such steps"
             )
         log.warning(f"{description}; step skipped")
         optimizer.zero_grad()

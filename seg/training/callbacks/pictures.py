@@ -10,8 +10,8 @@ from torch import Tensor
 
 from seg import files
 from seg.data.dataset import SegmentationDataset
-from seg.display.layout import evenly_spaced
-from seg.display.panels import draw_panel, flatten_labels, legend_entries, stack_pictures, to_rgb
+from seg.display.layout import evenly_spaced, stack_pictures
+from seg.display.panels import draw_panel, flatten_labels, legend_entries, to_rgb
 from seg.logits import predicted_classes
 from seg.metrics.confusion import ConfusionCounts, count_confusion, dice
 from seg.models.contract import same_size_logits

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from seg.display import panels
+from seg.display.layout import stack_pictures
 from seg.metrics.direction import SPREAD_SUFFIX, smaller_is_better
 
 MAX_PAGE_WIDTH = 1200  # px: maximal width of a page; dashboards keep one page per validation
@@ -66,7 +67,7 @@ def draw_page(pictures: Sequence[Picture]) -> Image.Image:
         panels.draw_panel(p.image, p.truth, p.prediction, p.classes, p.colors, p.name)
         for p in pictures
     ]
-    page = panels.stack_pictures(rows)
+    page = stack_pictures(rows)
     page.thumbnail((MAX_PAGE_WIDTH, page.height))
     return page
 

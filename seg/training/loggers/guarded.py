@@ -16,16 +16,10 @@ from seg.runs.records import read_json, write_json
 from seg.training.loggers.base import Picture, TrackedRun, Tracker
 
 log = logging.getLogger("seg")
-SECRET_SUFFIXES = (
-    "KEY",
-    "TOKEN",
-    "PASSWORD",
-    "SECRET_SUFFIXES",
-)  # suffixes of environment variables with secrets
+# suffixes of environment variables that hold secrets
+SECRET_SUFFIXES = ("KEY", "TOKEN", "PASSWORD", "SECRET")
 IDS_FILE = "loggers.json"  # in the run folder: name of a logger -> id of the run there
-MAX_FAILURES = (
-    3  # consecutive failures until a logger is disabled; each may have waited for a server
-)
+MAX_FAILURES = 3  # in a row, then a logger is disabled; each may have waited for a server
 
 
 class FaultTolerantLogger(Logger):

@@ -9,6 +9,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from pydantic import Field
 
 from seg.cli.command_line import quote_path
+from seg.ranges import check_ranges
 from seg.runs.folder import relative_to_here
 from seg.training.loggers.base import Picture, TrackedRun, Tracker, draw_page
 
@@ -23,6 +24,7 @@ class TensorBoard(Tracker):
         seconds: between two writes to disk, at least 1.
     """
 
+    @check_ranges
     def __init__(self, run: TrackedRun, seconds: Annotated[int, Field(ge=1)] = 30) -> None:
         self.run, self.seconds = run, seconds
 

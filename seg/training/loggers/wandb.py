@@ -15,6 +15,7 @@ from pydantic import Field
 from seg import files
 from seg.cli.command_line import quote_path
 from seg.logits import IGNORE
+from seg.ranges import check_ranges
 from seg.runs.folder import relative_to_here
 from seg.runs.metrics_csv import read_metrics
 from seg.training.loggers.base import Picture, TrackedRun, Tracker, best_direction
@@ -45,6 +46,7 @@ class Wandb(Tracker):
         ValueError: if a timeout is not above 0.
     """
 
+    @check_ranges
     def __init__(
         self,
         run: TrackedRun,
@@ -56,8 +58,6 @@ class Wandb(Tracker):
         timeout: Annotated[float, Field(gt=0)] = 3.0,
         finish_timeout: Annotated[float, Field(gt=0)] = 300.0,
     ) -> None:
-        if min(timeout, finish_timeout) <= 0:
-            raise ValueError(f"timeouts are {timeout} and {finish_timeout} s; they must be above 0")
         self.run, self.offline, self.timeout = run, offline, timeout
         self.finish_timeout = finish_timeout
         self.place: dict[str, Any] = {

@@ -12,9 +12,10 @@ from rich.table import Table
 
 from seg.comparison.run_files import printable_line
 from seg.comparison.run_records import run_label
+from seg.display.tables import make_table
 from seg.errors import RunError, UserError
 from seg.runs.folder import relative_to_here
-from seg.runs.records import read_json
+from seg.runs.record import RECORD_FILE, RunRecord, read_record
 from seg.training.loggers.wandb import UNSENT_FILE, has_key, server_answers, server_url
 
 SERVER_TIMEOUT = 10.0  # s for the server to answer
@@ -72,21 +73,21 @@ def read_recording(folder: Path) -> OfflineRun:
     """Read a recording's folder, and the run.json of its run."""
     run = folder.parent.parent
     try:
-        record = read_json(run / "run.json")
+        record = read_record(run / RECORD_FILE)
     except RunError:  # the recording lies elsewhere, or the run died as it started, or is damaged
-        record = {}
+        record = RunRecord(status="failed")
     return OfflineRun(
         folder,
-        printable_line(record.get("name")) or run_label(Path(run.name)),
-        printable_line(record.get("group")) or None,
+        printable_line(record.name) or run_label(Path(run.name)),
+        printable_line(record.group) or None,
         any(folder.glob("*.wandb.synced")),
-        record.get("status") == "running",
+        record.status == "running",
     )
 
 
 def offline_table(runs: list[OfflineRun]) -> Table:
     """Build the table of recordings for the terminal."""
-    page = Table(title="W&B runs recorded offline", title_justify="left", header_style="bold")
+    page = make_table("W&B runs recorded offline")
     for column in ("started", "run", "group", "state"):
         page.add_column(column, overflow="fold")
     for run in runs:
