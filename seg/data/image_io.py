@@ -18,8 +18,13 @@ from seg.data.tiff import (
     TIFF_SUFFIXES,
     check_all_pages,
     count_tiff_pages,
+    has_colour_map,
+    has_single_directory,
+    image_pages,
     orient,
+    page_orientation,
     read_tiff_pages,
+    warn_once,
 )
 from seg.errors import DataError
 
@@ -31,7 +36,6 @@ PngImagePlugin.MAX_TEXT_MEMORY = 2**30  # ty: ignore[invalid-assignment]
 EXIF_ORIENTATION = 274  # tag
 SEPARATOR = rb"(?:\s|#[^\r\n]*[\r\n])+"  # white space and comments of a Netpbm header
 NETPBM_HEADER = re.compile(rb"P([2356])" + SEPARATOR.join([b"", *[rb"(\d+)"] * 3]) + rb"\s")
-PNG_GREY = 0  # colour type of PNG
 
 IMAGE_SUFFIXES = TIFF_SUFFIXES | {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".pgm", ".ppm"}
 
@@ -65,8 +69,8 @@ def read_pages(
     Args:
         file: file to read.
         page: index of the only page to read, from 0; None: all pages.
-        colours: convert the indices of a palette image to its colours; None: unless the palette of a TIFF only
-            shows the values, as grey and ImageJ's palettes do.
+        colours: convert the indices of a palette image to its colours; None: as in an image, where a palette of
+            greys gives grey values and ImageJ's only shows the values.
         alpha: keep alpha as a channel.
 
     Returns:
@@ -82,34 +86,93 @@ def read_pages(
             with tifffile.TiffFile(file) as tiff:
                 return read_tiff_pages(tiff, file, page, colours, alpha)
         with Image.open(file) as image:
+            if image.format == "TIFF":
+                raise DataError(
+                    file=file,
+                    found="a TIFF by its content",
+                    remedy="rename it NAME.tif",
+                    kind="unreadable",
+                )
             frames = getattr(image, "n_frames", 1)
             if frames > 1 and image.format != "MPO":  # a camera's JPEG with its thumbnail
                 raise DataError(
                     f"{file}: {frames} frames, but one image is needed; save each frame as a file, or all of "
                     "them as the pages of a TIFF"
                 )
-            turned = image.getexif().get(EXIF_ORIENTATION, 1)
+            turned = pillow_orientation(image)
             if image.format == "PPM" and (netpbm := netpbm_pixels(file)) is not None:
                 pixels = netpbm
-            elif image.format == "PNG":
-                pixels = png_pixels(image, file, colours is not False, alpha)
+            elif image.format == "PNG" and is_deep_png(file):
+                pixels = deep_png_pixels(file, alpha)
             else:
                 pixels = pillow_pixels(image, colours is not False, alpha)
-            return [orient(pixels, turned if turned in range(1, 9) else 1)]
+            return [orient(pixels, turned)]
+
+
+def pillow_orientation(image: Image.Image) -> int:
+    """Return the orientation that the EXIF or XMP data of a Pillow image give, 1 (upright) to 8."""
+    value = image.getexif().get(EXIF_ORIENTATION, 1)
+    return int(value) if value in range(1, 9) else 1
+
+
+def read_orientation(file: Path, page: int | None = None) -> int:
+    """Return the orientation that a file, or a page of a TIFF, gives, 1 (upright) to 8.
+
+    Raises:
+        DataError: if the file cannot be read.
+    """
+    with decoder_errors(file):
+        if file.suffix.lower() in TIFF_SUFFIXES:
+            with tifffile.TiffFile(file) as tiff:
+                number = 0 if has_single_directory(tiff) else image_pages(tiff)[page or 0]
+                return page_orientation(tiff.pages[number].aspage())
+        with Image.open(file) as image:
+            return pillow_orientation(image)
+
+
+def has_palette(file: Path) -> bool:
+    """Return True if an image is read as the colours of its palette.
+
+    Raises:
+        DataError: if the file cannot be read.
+    """
+    with decoder_errors(file):
+        if file.suffix.lower() in TIFF_SUFFIXES:
+            with tifffile.TiffFile(file) as tiff:
+                return has_colour_map(tiff.pages[0].aspage())
+        with Image.open(file) as image:
+            return image.mode in ("P", "PA") and not is_grey_palette(image)
+
+
+def is_grey_palette(image: Image.Image) -> bool:
+    """Return True if all colours of a Pillow image's palette are grey."""
+    palette = np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
+    return bool((palette == palette[:, :1]).all())
 
 
 @contextmanager
 def decoder_errors(file: Path) -> Generator[None]:
-    """Turn any error of a decoder into a DataError that names the file; suppress warnings."""
+    """Turn any error of a decoder into a DataError that names the file; suppress warnings.
+
+    ``NotImplementedError`` stands for a file that is whole, but of a kind that is not read.
+    """
     try:
         with warnings.catch_warnings(action="ignore"):
             yield
     except DataError:
         raise
+    except MemoryError as error:
+        found, remedy = "needs more memory than there is", "cut it into smaller images"
+        raise DataError(file=file, found=found, remedy=remedy, kind="unreadable") from error
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         reason = reason if len(reason) < 200 else f"{reason[:197]}..."  # some quote a whole tag
-        found = f"not a readable image ({reason})"
+        whole = isinstance(error, NotImplementedError)
+        found = (
+            f"this kind of image is not read ({reason})"
+            if whole
+            else f"not a readable image ({reason})"
+        )
         raise DataError(file=file, found=found, kind="unreadable") from error
 
 
@@ -129,15 +192,21 @@ def count_pages(file: Path) -> int:
 def pillow_pixels(image: Image.Image, colours: bool, alpha: bool = False) -> np.ndarray:
     """Return the pixels of a Pillow image, (H, W) or (H, W, 3), without alpha unless ``alpha``.
 
-    A palette image gives its indices, or its colours if ``colours``; a 1-bit image gives booleans. A GIF
-    gives grey values or colours, since encoders renumber its palette.
+    A palette image gives its indices, or its colours if ``colours``: grey values if all are grey. A 1-bit image
+    gives booleans. A GIF gives grey values or colours, since encoders renumber its palette.
+
+    Raises:
+        NotImplementedError: for colours that are not converted.
     """
     if image.format == "GIF":
         rgb = np.array(image.convert("RGB"))
         return rgb[..., 0] if (rgb == rgb[..., :1]).all() else rgb
-    if image.mode in ("CMYK", "YCbCr", "LAB", "HSV", "RGBa", "La") or (
-        colours and image.mode in ("P", "PA")
-    ):
+    if image.mode in ("LAB", "HSV"):
+        raise NotImplementedError(f"mode {image.mode}; save it as RGB")
+    if colours and image.mode in ("P", "PA"):
+        rgb = np.array(image.convert("RGB"))
+        return rgb[..., 0] if is_grey_palette(image) else rgb
+    if image.mode in ("CMYK", "YCbCr", "RGBa", "La"):
         image = image.convert("RGB")
     array = np.array(image)
     if image.mode == "PA" or (image.mode == "LA" and not alpha):
@@ -145,18 +214,19 @@ def pillow_pixels(image: Image.Image, colours: bool, alpha: bool = False) -> np.
     return array[..., :3] if image.mode == "RGBA" and not alpha else array
 
 
-def png_pixels(image: Image.Image, file: Path, colours: bool, alpha: bool) -> np.ndarray:
-    """Return the pixels of a PNG as stored: Pillow reduces 16-bit colours to 8 bits, and scales 2 and 4 bits."""
+def deep_png_pixels(file: Path, alpha: bool) -> np.ndarray:
+    """Return the pixels of a 16-bit PNG, (H, W) or (H, W, C) uint16, without alpha unless ``alpha``."""
+    array = imagecodecs.png_decode(file.read_bytes())
+    channels = np.atleast_3d(array)
+    if not alpha and channels.shape[2] in (2, 4):
+        channels = channels[..., :-1]
+    return channels[..., 0] if channels.shape[2] == 1 else channels
+
+
+def is_deep_png(file: Path) -> bool:
+    """Return True if the header of a PNG says 16 bits, of which Pillow keeps 8 unless the image is grey."""
     with file.open("rb") as stream:
-        depth, kind = stream.read(26)[24:26]
-    if depth == 16:
-        array = imagecodecs.png_decode(file.read_bytes())
-        stored = {0: 1, 2: 3, 4: 2, 6: 4}[kind]
-        kept = stored if alpha or kind not in (4, 6) else stored - 1
-        return array if array.ndim == 2 else array[..., 0] if kept == 1 else array[..., :kept]
-    array = pillow_pixels(image, colours, alpha)
-    scaled = kind == PNG_GREY and depth in (2, 4)
-    return array // (255 // (2**depth - 1)) if scaled else array
+        return stream.read(25)[24:] == b"\x10"
 
 
 def netpbm_pixels(file: Path) -> np.ndarray | None:
@@ -173,6 +243,9 @@ def netpbm_pixels(file: Path) -> np.ndarray | None:
     if header is None:
         return None
     kind, width, height, largest = map(int, header.groups())
+    if largest not in (255, 65535):
+        text = f"its header gives {largest} as the brightest value; the values are read as stored, not scaled"
+        warn_once(file, "brightest value", text)
     shape = (height, width, 3) if kind in (3, 6) else (height, width)
     dtype = np.dtype(np.uint8 if largest < 256 else ">u2")
     # Values as text (P2, P3) or as bytes (P5, P6).
@@ -254,7 +327,12 @@ def as_image(page: np.ndarray, file: Path | str, nodata: Sequence[float] = ()) -
         image[lost] = np.nan
     unknown = ~np.isfinite(image) if lost is None else ~np.isfinite(image) & ~lost
     if bad := int(unknown.sum()):
-        found = f"{bad} of {image.size} values are NaN or infinite"
+        wrong = (
+            "beyond the range of float32"
+            if np.isfinite(page[..., None] if page.ndim == 2 else page)[unknown].all()
+            else "NaN or infinite"
+        )
+        found = f"{bad} of {image.size} values are {wrong}"
         remedy = "replace them first, or if NaN means no data, data.nodata=nan declares it (in seg.predict nodata=nan)"
         raise DataError(file=file, found=found, remedy=remedy, kind="pixels")
     if lost is None or not lost.all():

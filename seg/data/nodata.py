@@ -123,8 +123,9 @@ def check_sentinels(image: np.ndarray, file: Path | str) -> None:
             )
     if low in SENTINELS and float(np.min(image, where=image != low, initial=np.inf)) > low / 2:
         warn_once(
-            Path(str(file)).parent,
-            f"{file}: values of {low:g} are far below all others; if it means no data, "
+            Path(str(file)),
+            f"value {low:g}",
+            f"values of {low:g} are far below all others; if it means no data, "
             f"{declare_nodata(low)}",
         )
 

@@ -145,22 +145,27 @@ class ImageReader:
 
     @property
     def tags(self) -> dict[str, Any]:
-        """Resolution and GeoTIFF tags of the page, as arguments of tifffile's writer; {} for other formats."""
+        """Resolution and GeoTIFF tags of the page, as arguments of tifffile's writer; {} for other formats.
+
+        A page that is turned as it is seen has no GeoTIFF tags: these refer to the stored rows.
+        """
         if self.tiff is not None:
-            tags = self.directory.tags
+            page = self.directory
         elif self.file.suffix.lower() in TIFF_SUFFIXES:  # its pages are channels
             with tifffile.TiffFile(self.file) as tiff:
-                tags = tiff.pages[0].aspage().tags
+                page = tiff.pages[0].aspage()
         else:
             return {}
+        tags, orientation = page.tags, page_orientation(page)
         extra = [(t.code, t.dtype, t.count, t.value, True) for t in tags if t.code in GEOTIFF_TAGS]
-        kept: dict[str, Any] = {"extratags": extra}
+        kept: dict[str, Any] = {"extratags": extra if orientation == 1 else []}
         # A resolution counts only if both sides are fractions and the unit is defined.
         sides = [tags[name].value for name in ("XResolution", "YResolution") if name in tags]
         unit = tags["ResolutionUnit"].value if "ResolutionUnit" in tags else 2
         fractions = [s for s in sides if isinstance(s, tuple) and len(s) == 2 and s[1]]
         if len(fractions) == 2 and unit in RESOLUTION_UNITS:
-            kept |= {"resolution": tuple(fractions), "resolutionunit": unit}
+            sides = fractions[:: -1 if orientation >= 5 else 1]  # x and y are swapped from 5 on
+            kept |= {"resolution": tuple(sides), "resolutionunit": unit}
         return kept
 
     @property

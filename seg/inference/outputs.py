@@ -231,7 +231,7 @@ def build_pictures(request: OutputOptions, place: OutputTarget, kind: str) -> Gr
             page = grown.page(number)
             image, mask = page[:-1].transpose(1, 2, 0), page[-1].astype(np.uint8)
             name = f"{stem}-{number:03d}.png" if place.pages > 1 else f"{stem}.png"
-            written.append(place.output / kind / name)
+            written.append(place.output / kind / files.short_name(name))
             with grown.replacing(written[-1]) as aside:
                 Image.fromarray(draw(image, mask, colors)).save(aside)
         return written

@@ -44,6 +44,19 @@ def test_a_rectangle_is_drawn_to_the_pixel(tmp_path):
     np.testing.assert_array_equal(mask, rectangle(4, 5, 11, 9))
 
 
+@pytest.mark.parametrize("stored", [True, False])
+def test_outlines_turn_with_an_image_whose_stored_pixels_were_annotated(tmp_path, stored):
+    drawn = rectangle(4, 5, 11, 9)
+    source = made(tmp_path, {"a.png": [(3, counted(drawn))]})
+    exif = Image.Exif()
+    exif[274] = 6  # turned clockwise as one sees it
+    pixels = drawn if stored else np.rot90(drawn)
+    Image.fromarray(np.ascontiguousarray(pixels) * 200).save(tmp_path / "a.png", exif=exif)
+    image, mask = source.read("a")
+    assert mask.any()
+    np.testing.assert_array_equal(image[..., 0], mask * 200)
+
+
 def test_parts_of_one_object_and_a_concave_polygon_are_filled(tmp_path):
     ell = [[2, 2, 12, 2, 12, 6, 6, 6, 6, 14, 2, 14]]
     parts = box(15, 1, 18, 4) + box(20, 10, 29, 19)

@@ -257,7 +257,7 @@ def test_the_values_that_a_message_proposes_are_taken(root, options, values):
     same(found, np.array([ids.get(v, 255) for v in values], np.uint8)[truth[2]])
 
 
-@pytest.mark.parametrize("value", [0.5, np.nan])
+@pytest.mark.parametrize("value", [0.5, np.nan, np.inf, -np.inf])
 def test_fractions_in_a_mask_are_no_classes(root, value):
     for i, mask in enumerate(labels(6, 2)):
         save(root / "masks" / f"{i}.tif", np.where(mask == 1, np.float32(value), 0))
@@ -562,9 +562,9 @@ def test_one_file_of_an_ome_set_is_its_own_page_alone(tmp_path):
         same(read_image(tmp_path / f"z{i}.ome.tif")[..., 0], volume[i])
 
 
-@pytest.mark.parametrize("format", ["GIF", "WEBP", "PNG", "TIFF"])
+@pytest.mark.parametrize("format", ["GIF", "WEBP", "PNG"])
 def test_frames_of_one_file_are_not_dropped_in_silence(tmp_path, format):
-    file = tmp_path / f"a.{'png' if format == 'TIFF' else format.lower()}"
+    file = tmp_path / f"a.{format.lower()}"
     frames = [Image.fromarray(one) for one in greys(3)]
     frames[0].save(file, format, save_all=True, append_images=frames[1:], lossless=True)
     refusal(lambda: read_image(file), str(file), "3 frames, but one image")

@@ -176,6 +176,25 @@ def test_the_tag_is_of_stored_values_that_are_inverted_when_read(tmp_path):
     np.testing.assert_array_equal(read_image(tmp_path / "a.tif")[..., 0] == 248, stored == 7)
 
 
+def test_the_tag_is_of_stored_values_that_a_scale_changes(tmp_path):
+    stored = np.arange(100, dtype=np.int16).reshape(10, 10)
+    stored[:3, :4] = -9999
+    metadata = (
+        '<GDALMetadata><Item name="SCALE" sample="0" role="scale">0.1</Item>'
+        '<Item name="OFFSET" sample="0" role="offset">5</Item></GDALMetadata>'
+    )
+    extra = [(42112, "s", 0, metadata, True), *tag(-9999)["extratags"]]
+    tifffile.imwrite(tmp_path / "a.tif", stored, extratags=extra, metadata=None)
+    right = np.where(stored == -9999, np.nan, stored * 0.1 + 5)
+    values = nodata_values(None, tmp_path / "a.tif")
+    np.testing.assert_allclose(
+        read_image(tmp_path / "a.tif", nodata=values)[..., 0], right, rtol=1e-6
+    )
+    reader = ImageReader(tmp_path / "a.tif", nodata=values)
+    np.testing.assert_allclose(reader.rows(2, 5)[..., 0], right[2:5], rtol=1e-6)
+    reader.close()
+
+
 @pytest.mark.parametrize("value", ["300", "-1", "1.5", "nan", "no number", ""])
 def test_a_tag_that_the_type_cannot_hold_means_nothing(tmp_path, value):
     tifffile.imwrite(tmp_path / "a.tif", np.zeros((9, 9), np.uint8), **tag(value))

@@ -28,12 +28,13 @@ from seg.data.datasets.coco_json import (
     fill_runs,
     read_coco,
 )
-from seg.data.image_io import read_image
+from seg.data.image_io import read_image, read_orientation
 from seg.data.masks import size_mismatch_error
 from seg.data.nodata import NodataOption, nodata_values
 from seg.data.partition import SPLITS
 from seg.data.similar_names import find_similar, similar_file
 from seg.data.splits import SplitOptions, split_by_lists
+from seg.data.tiff import orient
 from seg.errors import DataError, missing_extra_hint
 from seg.logits import IGNORE
 
@@ -156,6 +157,11 @@ class Coco:
         nodata = self.nodata_values(name)
         image = read_image(self.root / entry.file, nodata=nodata)
         height, width = image.shape[:2]
+        # Of an image that its tag turns by a quarter, the stated size says whether the stored pixels were annotated.
+        if entry.stated_size == (width, height) != (height, width):
+            orientation = read_orientation(self.root / entry.file)
+            if orientation >= 5:
+                return image, orient(self.draw_mask(entry, width, height), orientation)
         if entry.stated_size not in ((None, None), (height, width)):
             remedy = "take the image that was annotated"
             raise size_mismatch_error(

@@ -22,7 +22,7 @@ from seg.data.datasets.pairing import (
     report_unpaired,
     split_pages,
 )
-from seg.data.image_io import read_image, read_pages
+from seg.data.image_io import read_image, read_orientation, read_pages
 from seg.data.masks import (
     ColourList,
     MaskValues,
@@ -258,7 +258,7 @@ class Folder:
         """Return the message for missing classes, with the values of the first 20 masks."""
         first = [self.files[name] for name in list(self.files)[:20]]
         pages = [page for pair in first for page in read_pages(pair.mask, pair.page)]
-        values = sorted({value for page in pages for value in np.unique(page).tolist()})
+        values = sorted({value for page in pages for value in np.unique(page * 1).tolist()})
         return (
             "data.classes is not set: name the classes in the order of the mask's values, "
             f"data.classes=[background,cell]; the first masks of {self.root} hold {values[:20]}"
@@ -271,7 +271,8 @@ class Folder:
         image = read_image(pair.image, pair.page, channels=self.pages == "channels", nodata=nodata)
         mask = self.decode_mask(pair)
         if mask.shape[:2] != image.shape[:2]:
-            raise size_mismatch_error(pair.mask, mask.shape, pair.image, image.shape)
+            remedy = turned_remedy(pair)
+            raise size_mismatch_error(pair.mask, mask.shape, pair.image, image.shape, remedy)
         return ignore_nodata(image, mask, nodata)
 
     def nodata_values(self, name: str) -> tuple[float, ...]:
@@ -295,7 +296,10 @@ class Folder:
         # A page for each class.
         if self.mask_layers == "pages":
             rest = self.task != "overlapping"
-            pages = split_planes(read_pages(pair.mask, alpha=True), self.classes, pair.mask, rest)
+            stored = read_pages(pair.mask, alpha=True)
+            if len(stored) == 1 and stored[0].shape[2:] > (len(self.classes),):  # alpha is no class
+                stored = read_pages(pair.mask)
+            pages = split_planes(stored, self.classes, pair.mask, rest)
             return [None if p is None else self.values.indices(p, pair.mask) for p in pages]
         # A file for each class; all must have one size.
         planes = [
@@ -385,6 +389,22 @@ def file_state(file: Path | None) -> str:
     return f"{file.resolve()} {status.st_size} {status.st_mtime_ns}"
 
 
+def read_orientations(pair: Pair) -> tuple[int, int]:
+    """Return the orientation tags of an image and its mask, 1 (upright) to 8."""
+    return read_orientation(pair.image, pair.page), read_orientation(pair.mask, pair.page)
+
+
+def turned_remedy(pair: Pair) -> str:
+    """Return the remedy for a mask of another size, if image and mask have different orientation tags; else ""."""
+    image, mask = read_orientations(pair)
+    if image == mask:
+        return ""
+    return (
+        f"by their EXIF or TIFF tag Orientation ({image} of the image, {mask} of the mask; 1 without a tag) both are "
+        "read as one sees them: turn the mask as its image is, or if it fits the stored pixels, give both the same tag"
+    )
+
+
 def page_name(file: Path, page: int | None) -> str:
     """Return the name of a file, or of one page of it, for messages."""
     return str(file) if page is None else f"{file}, page {page}"
@@ -398,8 +418,9 @@ def read_mask_file(file: Path, page: int | None = None, colours: bool = False) -
     """
     for value in read_nodata_tag(file):
         warn_once(
-            file.parent,
-            f"{file}: the tag GDAL_NODATA of a mask is not applied; if {value:g} is void, data.ignore=[{value:g}]",
+            file,
+            "GDAL_NODATA",
+            f"the tag GDAL_NODATA of a mask is not applied; if {value:g} is void, data.ignore=[{value:g}]",
         )
     pages = read_pages(file, page, colours)
     if len(pages) != 1:
