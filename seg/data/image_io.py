@@ -13,7 +13,7 @@ import numpy as np
 import tifffile
 from PIL import Image, PngImagePlugin
 
-from seg.data.nodata import check_sentinels, find_values, unify_integers
+from seg.data.nodata import check_sentinels, declare_nodata, find_values, unify_integers
 from seg.data.tiff import (
     TIFF_SUFFIXES,
     check_all_pages,
@@ -327,9 +327,13 @@ def as_image(page: np.ndarray, file: Path | str, nodata: Sequence[float] = ()) -
         image[lost] = np.nan
     unknown = ~np.isfinite(image) if lost is None else ~np.isfinite(image) & ~lost
     if bad := int(unknown.sum()):
-        wrong = "beyond the range of float32" if np.isfinite(page).all() else "NaN or infinite"
+        stored = np.asarray(page).reshape(image.shape)[unknown]
+        finite = bool(np.isfinite(stored).all())
+        wrong = "beyond the range of float32" if finite else "NaN or infinite"
         found = f"{bad} of {image.size} values are {wrong}"
-        remedy = "replace them first, or if NaN means no data, data.nodata=nan declares it (in seg.predict nodata=nan)"
+        value = float(stored[0]) if finite else math.nan
+        name = repr(value) if finite else "NaN"
+        remedy = f"replace them first, or if {name} means no data, {declare_nodata(value)}"
         raise DataError(file=file, found=found, remedy=remedy, kind="pixels")
     if lost is None or not lost.all():
         check_sentinels(image, file)

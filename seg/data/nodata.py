@@ -124,7 +124,7 @@ def check_sentinels(image: np.ndarray, file: Path | str) -> None:
     if low in SENTINELS and float(np.min(image, where=image != low, initial=np.inf)) > low / 2:
         warn_once(
             Path(str(file)),
-            "sentinel",
+            f"value {low:g}",
             f"values of {low:g} are far below all others; if it means no data, "
             f"{declare_nodata(low)}",
         )
@@ -132,5 +132,6 @@ def check_sentinels(image: np.ndarray, file: Path | str) -> None:
 
 def declare_nodata(value: float) -> str:
     """Return the options that declare a value."""
-    text = f"{value:g}" if float(f"{value:g}") == value else repr(value)
+    short = f"{value:g}"
+    text = short if math.isnan(value) or float(short) == value else repr(value)
     return f"data.nodata={text} declares it (in seg.predict nodata={text})"

@@ -176,6 +176,25 @@ def test_the_tag_is_of_stored_values_that_are_inverted_when_read(tmp_path):
     np.testing.assert_array_equal(read_image(tmp_path / "a.tif")[..., 0] == 248, stored == 7)
 
 
+def test_the_tag_is_of_stored_values_that_a_scale_changes(tmp_path):
+    stored = np.arange(100, dtype=np.int16).reshape(10, 10)
+    stored[:3, :4] = -9999
+    metadata = (
+        '<GDALMetadata><Item name="SCALE" sample="0" role="scale">0.1</Item>'
+        '<Item name="OFFSET" sample="0" role="offset">5</Item></GDALMetadata>'
+    )
+    extra = [(42112, "s", 0, metadata, True), *tag(-9999)["extratags"]]
+    tifffile.imwrite(tmp_path / "a.tif", stored, extratags=extra, metadata=None)
+    right = np.where(stored == -9999, np.nan, stored * 0.1 + 5)
+    values = nodata_values(None, tmp_path / "a.tif")
+    np.testing.assert_allclose(
+        read_image(tmp_path / "a.tif", nodata=values)[..., 0], right, rtol=1e-6
+    )
+    reader = ImageReader(tmp_path / "a.tif", nodata=values)
+    np.testing.assert_allclose(reader.rows(2, 5)[..., 0], right[2:5], rtol=1e-6)
+    reader.close()
+
+
 @pytest.mark.parametrize("value", ["300", "-1", "1.5", "nan", "no number", ""])
 def test_a_tag_that_the_type_cannot_hold_means_nothing(tmp_path, value):
     tifffile.imwrite(tmp_path / "a.tif", np.zeros((9, 9), np.uint8), **tag(value))
@@ -224,7 +243,8 @@ def test_no_data_at_all_is_an_error(tmp_path):
 
 @pytest.mark.parametrize(
     ("dtype", "value"),
-    [("float32", -9999), ("float32", -32768), ("int16", -32768), ("int32", -99999), ("float32", LOWEST), ("float32", -LOWEST)],
+    [("float32", -9999), ("float32", -32768), ("int16", -32768), ("int32", -99999), ("float32", LOWEST), ("float32", -LOWEST),
+     ("float64", -1.7976931348623157e308)],
 )  # fmt: skip
 def test_a_value_that_looks_like_no_data_is_told_and_the_remedy_declares_it(
     tmp_path, caplog, dtype, value
@@ -232,7 +252,9 @@ def test_a_value_that_looks_like_no_data_is_told_and_the_remedy_declares_it(
     make_data(tmp_path, dtype, value)
     source = Folder(str(tmp_path), ["a", "b"])
     if abs(value) > 1e38:
-        with pytest.raises(DataError, match=r"values are -?3\.4028234663852886e\+38") as error:
+        with pytest.raises(
+            DataError, match=r"-?1\.7976931348623157e\+308|values are -?3\.4028234663852886e\+38"
+        ) as error:
             source.read("0")
         text = str(error.value)
     else:

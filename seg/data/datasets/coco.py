@@ -161,7 +161,8 @@ class Coco:
         if entry.stated_size == (width, height) != (height, width):
             orientation = read_orientation(self.root / entry.file)
             if orientation >= 5:
-                return image, orient(self.draw_mask(entry, width, height), orientation)
+                mask = orient(self.draw_mask(entry, width, height), orientation)
+                return ignore_nodata(image, mask, nodata)
         if entry.stated_size not in ((None, None), (height, width)):
             remedy = "take the image that was annotated"
             raise size_mismatch_error(

@@ -419,7 +419,7 @@ def read_mask_file(file: Path, page: int | None = None, colours: bool = False) -
     for value in read_nodata_tag(file):
         warn_once(
             file,
-            "mask's GDAL_NODATA",
+            "GDAL_NODATA",
             f"the tag GDAL_NODATA of a mask is not applied; if {value:g} is void, data.ignore=[{value:g}]",
         )
     pages = read_pages(file, page, colours)
