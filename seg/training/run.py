@@ -111,6 +111,7 @@ def build_and_fit(
         cfg.seed,
         card,
         config["head_weights"],
+        config.get("weight_decay_of_all", True),
     )
     # Check that the parts fit together, before a folder is created.
     check_head_weights(config["head_weights"], task.model)
