@@ -69,8 +69,16 @@ RUNS = [
 ]
 
 
+# the others are composed as they stand when they run
+CHANGED = [
+    (name, words)
+    for name, words in EVERY
+    if name in LONG or any(w.startswith(("-", "logger", "trainer=ddp")) for w in words)
+]
+
+
 @pytest.mark.parametrize(
-    ("name", "words"), EVERY, ids=lambda v: v if isinstance(v, str) else " ".join(v)
+    ("name", "words"), CHANGED, ids=lambda v: v if isinstance(v, str) else " ".join(v)
 )
 def test_a_documented_command_is_understood(name, words):
     words = to_overrides(list(words)) if name == "compare" else words
