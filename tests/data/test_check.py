@@ -1,5 +1,6 @@
 """Every planted fault is reported with file, values and remedy; correct data passes."""
 
+import io
 import json
 import sys
 import time
