@@ -21,7 +21,8 @@ class SegmentationMetrics(nn.Module):
         classes: names in the order of the mask's values, or of its planes.
         overlapping: whether the classes are labels that overlap.
         tolerance: px within which boundary F-score and surface Dice accept a border; None: not computed.
-        hausdorff: whether the 95 % Hausdorff distance (px) is computed.
+        hausdorff: whether the 95 % Hausdorff and the average symmetric surface distance (px) are computed.
+        spacing: height and width of a pixel in um, above 0: both distances also in um; None: only in px.
         calibration: whether the expected calibration error is computed.
         threshold: probability between 0 and 1 above which a pixel is class 1 of two, or has a label;
             ``best``: 0.5 until ``choose_threshold`` is called.
@@ -39,6 +40,7 @@ class SegmentationMetrics(nn.Module):
         hausdorff: bool = False,
         calibration: bool = False,
         threshold: Annotated[float, Field(gt=0, lt=1)] | Literal["best"] = 0.5,
+        spacing: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] | None = None,
     ) -> None:
         super().__init__()
         fixed = 0.5 if threshold == "best" else threshold
@@ -51,7 +53,7 @@ class SegmentationMetrics(nn.Module):
         self.classes, self.overlapping, self.threshold = classes, overlapping, float(fixed)
         self.pixels = PixelScores(classes, overlapping)
         borders = tolerance is not None or hausdorff
-        self.surfaces = BorderMetric(classes, tolerance, hausdorff) if borders else None
+        self.surfaces = BorderMetric(classes, tolerance, hausdorff, spacing) if borders else None
         self.calibration = CalibrationError() if calibration else None
         labels = len(classes) if overlapping else None
         self.curve = ThresholdCurve(labels) if threshold == "best" else None
