@@ -22,7 +22,6 @@ class SegmentationMetrics(nn.Module):
         overlapping: whether the classes are labels that overlap.
         tolerance: px within which boundary F-score and surface Dice accept a border; None: not computed.
         hausdorff: whether the 95 % Hausdorff and the average symmetric surface distance (px) are computed.
-        spacing: height and width of a pixel in um, above 0: both distances also in um; None: only in px.
         calibration: whether the expected calibration error is computed.
         threshold: probability between 0 and 1 above which a pixel is class 1 of two, or has a label;
             ``best``: 0.5 until ``choose_threshold`` is called.
@@ -40,7 +39,6 @@ class SegmentationMetrics(nn.Module):
         hausdorff: bool = False,
         calibration: bool = False,
         threshold: Annotated[float, Field(gt=0, lt=1)] | Literal["best"] = 0.5,
-        spacing: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] | None = None,
     ) -> None:
         super().__init__()
         fixed = 0.5 if threshold == "best" else threshold
@@ -53,7 +51,7 @@ class SegmentationMetrics(nn.Module):
         self.classes, self.overlapping, self.threshold = classes, overlapping, float(fixed)
         self.pixels = PixelScores(classes, overlapping)
         borders = tolerance is not None or hausdorff
-        self.surfaces = BorderMetric(classes, tolerance, hausdorff, spacing) if borders else None
+        self.surfaces = BorderMetric(classes, tolerance, hausdorff) if borders else None
         self.calibration = CalibrationError() if calibration else None
         labels = len(classes) if overlapping else None
         self.curve = ThresholdCurve(labels) if threshold == "best" else None
@@ -91,6 +89,16 @@ class SegmentationMetrics(nn.Module):
         if self.curve is not None:
             self.threshold = self.best_threshold
         return self.threshold
+
+    def set_spacing(self, spacing: tuple[float, float] | None) -> None:
+        """Set the height and width of a pixel in um, for distances in um; None: only in px."""
+        if self.surfaces is not None:
+            self.surfaces.spacing = spacing
+
+    @property
+    def needs_spacing(self) -> bool:
+        """True if distances between borders are computed."""
+        return self.surfaces is not None and self.surfaces.hausdorff
 
     def reset(self) -> None:
         for part in (self.pixels, self.surfaces, self.calibration, self.curve):
