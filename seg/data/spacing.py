@@ -4,17 +4,16 @@ import logging
 import math
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import tifffile
-from pydantic import Field
 
 from seg.data.tiff import TIFF_SUFFIXES
 from seg.errors import DataError
 
 log = logging.getLogger("seg")
 
-Spacing = Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=2, max_length=2)]
+Spacing = list[float]  # height and width of a pixel, um
 X_RESOLUTION, Y_RESOLUTION, RESOLUTION_UNIT = 282, 283, 296  # tags
 CENTIMETRE = 3  # value of the tag ResolutionUnit
 IMAGEJ_UNITS = {
