@@ -240,8 +240,9 @@ TAKEN = {  # those of VALUES that an option takes -> file or command -> such opt
         'rerun': 'init data.root data.table loader.cache',
     },
     'null': {
-        'data=coco': 'val',
-        'data=folder': 'pages mask_layers val',
+        'data=coco': 'val spacing',
+        'data=folder': 'pages mask_layers val spacing',
+        'data=isbi2012': 'spacing',
         'trainer=auto': 'max_time',
         'train': 'ema threshold loader.crop loader.percentiles',
         'evaluate': 'data.split threshold model.depth',
