@@ -14,14 +14,14 @@ SCORE_COLUMNS = {
     "recall": "recall",
     "specificity": "specificity",
 }
-BORDER_COLUMNS = {
-    "boundary_f": "boundary F",
-    "surface_dice": "surface Dice",
+OVERLAP_COLUMNS = {"boundary_f": "boundary F", "surface_dice": "surface Dice"}
+DISTANCE_COLUMNS = {
     "hausdorff_95": "HD95, px",
     "surface_distance": "ASSD, px",
     "hausdorff_95_um": "HD95, um",
     "surface_distance_um": "ASSD, um",
 }
+BORDER_COLUMNS = OVERLAP_COLUMNS | DISTANCE_COLUMNS
 OBJECT_ROWS = {  # metric -> row of the table
     "v_rand": "V_rand, after border thinning",
     "v_info": "V_info, after border thinning",
@@ -63,15 +63,19 @@ def pixel_score_table(
     return metric_table(title, columns, scores, classes, prefix, intervals)
 
 
-def border_table(
+def border_tables(
     scores: Mapping[str, float],
     classes: list[str],
     prefix: str,
     intervals: Mapping[str, Interval] = NO_INTERVALS,
-) -> Table:
-    """Return a table of the border scores that were computed; arguments as in ``pixel_score_table``."""
-    columns = {name: text for name, text in BORDER_COLUMNS.items() if f"{prefix}{name}" in scores}
-    return metric_table("borders", columns, scores, classes, prefix, intervals)
+) -> list[Table]:
+    """Return tables of the border scores and of the distances that were computed; arguments as in ``pixel_score_table``."""
+    tables = []
+    for title, group in (("borders", OVERLAP_COLUMNS), ("distances of borders", DISTANCE_COLUMNS)):
+        columns = {name: text for name, text in group.items() if f"{prefix}{name}" in scores}
+        if columns:
+            tables.append(metric_table(title, columns, scores, classes, prefix, intervals))
+    return tables
 
 
 def metric_table(

@@ -213,8 +213,8 @@ class EvaluationReport:
         log.info("", extra={"table": table})
         log.info(tables.score_line(scores, run.classes, f"{split}/"))
         if self.metrics.surfaces is not None:
-            table = tables.border_table(scores, run.classes, f"{split}/", intervals)
-            log.info("", extra={"table": table})
+            for table in tables.border_tables(scores, run.classes, f"{split}/", intervals):
+                log.info("", extra={"table": table})
         if intervals:
             log.info(tables.interval_line(len(samples), self.cfg.confidence_level))
         if self.data.source.task == "instances":

@@ -82,8 +82,7 @@ def print_run_summary(
                 },
             )
             log.info(tables.score_line(scores, data.source.classes, prefix))
-            if any(f"{prefix}{name}" in scores for name in tables.BORDER_COLUMNS):
-                table = tables.border_table(scores, data.source.classes, prefix)
+            for table in tables.border_tables(scores, data.source.classes, prefix):
                 log.info("", extra={"table": table})
     log.info(
         f"trained in {minutes:.1f} minutes; run folder {quote_path(place)}, "
