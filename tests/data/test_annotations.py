@@ -1,0 +1,335 @@
+"""Annotation tools: each tool's file is written by hand, and its mask compared with one drawn by hand."""
+
+import base64
+import io
+import json
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from skimage.draw import polygon2mask
+
+from seg.cli.compose import compose_checked
+from seg.data.datasets.annotations import TOOL_TITLES, Annotations
+from seg.data.datasets.outlines import Outline, draw_outline
+from seg.errors import DataError
+from seg.training.run import train
+
+SIZE = (20, 30)  # height and width, px
+
+
+def box(x0: float, y0: float, x1: float, y1: float) -> list[list[float]]:
+    """Corners of mask[y0:y1, x0:x1]."""
+    return [[x0, y0], [x1, y0], [x1, y1], [x0, y1]]
+
+
+def expected_mask(hole: bool = True) -> np.ndarray:
+    """The mask of every tool's file below: a gland with a hole, a nucleus on it, another that reaches out."""
+    mask = np.zeros(SIZE, np.uint8)
+    mask[2:18, 3:23] = 1
+    if hole:
+        mask[8:12, 10:15] = 0
+    mask[4:7, 5:9] = 2
+    mask[15:20, 25:30] = 2
+    return mask
+
+
+GLAND, HOLE = box(3, 2, 23, 18), box(10, 8, 15, 12)
+SMALL, OUTSIDE = box(5, 4, 9, 7), box(25, 15, 40, 28)
+
+
+def write_images(folder: Path, names: tuple[str, ...] = ("a", "b", "c", "d")) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, name in enumerate(names):
+        pixels = np.random.default_rng(number).integers(0, 255, SIZE, np.uint8)
+        Image.fromarray(pixels).save(folder / f"{name}.png")
+
+
+def png_text(mask: np.ndarray) -> str:
+    stream = io.BytesIO()
+    Image.fromarray(mask.astype(np.uint8) * 255).save(stream, "PNG")
+    return base64.b64encode(stream.getvalue()).decode()
+
+
+def write_labelme(folder: Path) -> None:
+    for name in "abcd":
+        mask = np.ones((16, 20), bool)
+        mask[6:10, 7:12] = False
+        shapes = [
+            {"label": "nucleus", "points": SMALL, "shape_type": "polygon"},
+            {"label": "nucleus", "points": OUTSIDE[::2], "shape_type": "rectangle"},
+            {"label": "gland", "points": [[3, 2], [22, 17]], "shape_type": "mask", "mask": png_text(mask)},
+            {"label": "spot", "points": [[1, 1]], "shape_type": "point"},
+        ]  # fmt: skip
+        content = {"version": "5.4.1", "flags": {}, "shapes": shapes, "imagePath": f"{name}.png",
+                   "imageData": None, "imageHeight": SIZE[0], "imageWidth": SIZE[1]}  # fmt: skip
+        (folder / f"{name}.json").write_text(json.dumps(content))
+
+
+def closed(ring: list[list[float]]) -> list[list[float]]:
+    return [*ring, ring[0]]
+
+
+def write_qupath(folder: Path) -> None:
+    def feature(kind: str, coordinates: list, name: str) -> dict[str, Any]:
+        return {"type": "Feature", "id": "x", "geometry": {"type": kind, "coordinates": coordinates},
+                "properties": {"objectType": "annotation", "classification": {"name": name, "color": [1, 2, 3]}}}  # fmt: skip
+
+    rows = [
+        feature("MultiPolygon", [[closed(SMALL)], [closed(OUTSIDE)]], "nucleus"),
+        feature("Polygon", [closed(GLAND), closed(HOLE)], "gland"),
+    ]
+    for name in "abcd":
+        content = {"type": "FeatureCollection", "features": rows}
+        (folder / f"{name}.geojson").write_text(json.dumps(content))
+
+
+def write_yolo(folder: Path) -> None:
+    def line(index: int, ring: list[list[float]]) -> str:
+        shares = [f"{x / SIZE[1]:.8f} {y / SIZE[0]:.8f}" for x, y in ring]
+        return f"{index} {' '.join(shares)}\n"
+
+    bridge = [*closed(GLAND), *closed(HOLE)[::-1]]  # a hole as a ring joined to the outline
+    (folder / "data.yaml").write_text("path: .\nnames: {0: gland, 1: nucleus}\n")
+    (folder / "labels").mkdir()
+    (folder / "images").mkdir()
+    for name in "abcd":
+        (folder / f"{name}.png").rename(folder / f"images/{name}.png")
+        text = line(1, SMALL) + line(1, OUTSIDE) + line(0, bridge)
+        (folder / f"labels/{name}.txt").write_text(text)
+
+
+def write_cvat(folder: Path) -> None:
+    def text(ring: list[list[float]]) -> str:
+        return ";".join(f"{x:.2f},{y:.2f}" for x, y in ring)
+
+    inside = expected_mask() > 0
+    inside[:, 23:], inside[4:7, 5:9] = False, True
+    flat = inside[2:18, 3:23].ravel().astype(int)
+    runs = np.diff([0, *np.flatnonzero(np.diff(flat, prepend=0)), flat.size])
+    rle = ", ".join(map(str, runs))
+    rows = "".join(
+        f'''<image id="{i}" name="{name}.png" width="30" height="20">
+        <mask label="gland" source="manual" occluded="0" rle="{rle}" left="3" top="2" width="20" height="16" z_order="0"/>
+        <polygon label="nucleus" points="{text(SMALL)}" z_order="0"/><points label="spot" points="1,1"/>
+        <box label="nucleus" xtl="25" ytl="15" xbr="40" ybr="28" z_order="0"/></image>'''
+        for i, name in enumerate("abcd")
+    )  # fmt: skip
+    labels = "".join(f"<label><name>{name}</name></label>" for name in ("gland", "nucleus"))
+    meta = f"<version>1.1</version><meta><job><labels>{labels}</labels></job></meta>"
+    content = f'<?xml version="1.0" encoding="utf-8"?><annotations>{meta}{rows}</annotations>'
+    (folder / "annotations.xml").write_text(content)
+
+
+def write_via(folder: Path) -> None:
+    def region(shape: dict[str, Any], name: Any) -> dict[str, Any]:
+        return {"shape_attributes": shape, "region_attributes": {"kind": name}}
+
+    def polygon(ring: list[list[float]]) -> dict[str, Any]:
+        x, y = zip(*ring, strict=True)
+        return {"name": "polygon", "all_points_x": list(x), "all_points_y": list(y)}
+
+    bridge = [*closed(GLAND), *closed(HOLE)[::-1]]
+    regions = [
+        region(polygon(SMALL), {"nucleus": True, "gland": False}),
+        region({"name": "rect", "x": 25, "y": 15, "width": 9, "height": 9}, "nucleus"),
+        region(polygon(bridge), "gland"),
+        region({"name": "point", "cx": 1, "cy": 1}, "spot"),
+    ]
+    images = {f"{n}.png123": {"filename": f"{n}.png", "size": 123, "regions": regions} for n in "abcd"}  # fmt: skip
+    (folder / "via_project.json").write_text(json.dumps({"_via_settings": {}, "_via_img_metadata": images}))  # fmt: skip
+
+
+def write_supervisely(folder: Path) -> None:
+    def row(kind: str, name: str, rest: dict[str, Any]) -> dict[str, Any]:
+        return {"id": 1, "classTitle": name, "geometryType": kind, "tags": []} | rest
+
+    def points(exterior: list, interior: list) -> dict[str, Any]:
+        return {"points": {"exterior": exterior, "interior": interior}}
+
+    bits = base64.b64encode(zlib.compress(base64.b64decode(png_text(np.ones((5, 5)))))).decode()
+    shifted = [[[x - 0.5, y - 0.5] for x, y in ring] for ring in (GLAND, HOLE)]
+    objects = [
+        row("polygon", "gland", points(shifted[0], [shifted[1]])),
+        row("rectangle", "nucleus", points([[8, 6], [5, 4]], [])),
+        row("bitmap", "nucleus", {"bitmap": {"data": bits, "origin": [25, 15]}}),
+    ]
+    for part in ("img", "ann"):
+        (folder / "set" / part).mkdir(parents=True)
+    (folder / "meta.json").write_text(json.dumps({"classes": [], "tags": []}))
+    for name in "abcd":
+        (folder / f"{name}.png").rename(folder / f"set/img/{name}.png")
+        content = {"description": "", "size": {"height": 20, "width": 30}, "objects": objects}
+        (folder / f"set/ann/{name}.png.json").write_text(json.dumps(content))
+
+
+WRITERS = {
+    "labelme": write_labelme,
+    "qupath": write_qupath,
+    "yolo": write_yolo,
+    "cvat": write_cvat,
+    "via": write_via,
+    "supervisely": write_supervisely,
+}
+
+
+def folder_of(tool: str, folder: Path) -> Path:
+    write_images(folder)
+    WRITERS[tool](folder)
+    return folder
+
+
+def test_every_tool_has_a_test():
+    assert set(WRITERS) == set(TOOL_TITLES)
+
+
+@pytest.mark.parametrize("tool", WRITERS)
+def test_the_mask_is_that_drawn_by_hand(tmp_path, tool):
+    source = Annotations(str(folder_of(tool, tmp_path)), tool)
+    assert source.classes == ["background", "gland", "nucleus"]
+    assert len(source.splits["train"]) == 3 and len(source.splits["val"]) == 1
+    for names in source.splits.values():
+        for name in names:
+            np.testing.assert_array_equal(source.read(name)[1], expected_mask())
+    first = source.splits["train"][0]
+    assert Annotations(str(tmp_path)).stamp(first) == source.stamp(first)  # found without its name
+
+
+@pytest.mark.parametrize("tool", WRITERS)
+def test_a_step_is_trained(tmp_path, tool, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder_of(tool, tmp_path / "data")
+    small = ["trainer=smoke", "logger=none", "model.width=2", "model.depth=2", "loader.crop=16", "panels=0"]  # fmt: skip
+    train(compose_checked("train", [f"data={tool}", "data.root=data", *small]))
+
+
+# Classes, ignored labels, overlaps
+
+
+def test_options_of_classes(tmp_path):
+    root = str(folder_of("qupath", tmp_path))
+    wanted = expected_mask()
+    two = Annotations(root, classes=["rest", "nucleus"], task="instances").read("a")[1]
+    np.testing.assert_array_equal(two, wanted == 2)
+    first = Annotations(root, classes=["gland", "nucleus"]).read("a")[1]
+    np.testing.assert_array_equal(first, np.select([wanted == 1, wanted == 2], [0, 1], 255))
+    ignored = Annotations(root, ignore=["gland"])
+    assert ignored.classes == ["background", "nucleus"]
+    np.testing.assert_array_equal(ignored.read("a")[1], np.select([wanted == 1, wanted == 2], [255, 1], 0))  # fmt: skip
+    planes = Annotations(root, task="overlapping").read("a")[1]
+    np.testing.assert_array_equal(planes[..., 1], wanted == 2)
+    assert planes[5, 6].tolist() == [1, 1] and planes.shape == (*SIZE, 2)
+
+
+def test_images_without_annotations_are_left_out_or_background(tmp_path, caplog):
+    root = folder_of("labelme", tmp_path)
+    (root / "b.json").unlink()
+    source = Annotations(str(root))
+    assert sorted(name for names in source.splits.values() for name in names) == ["a", "c", "d"]
+    assert "1 of 4 images have no annotations and are left out, ['b.png']" in caplog.text
+    assert "left out, since they have no area: 3 point" in caplog.text
+    assert not Annotations(str(root), unannotated="background").read("b")[1].any()
+
+
+def test_folders_called_train_and_valid_are_the_splits(tmp_path):
+    for part in ("train", "valid"):
+        write_images(tmp_path / part, ("a", "b"))
+        for name in "ab":
+            content = {"shapes": [{"label": "x", "points": SMALL, "shape_type": "polygon"}], "imagePath": f"{name}.png"}  # fmt: skip
+            (tmp_path / part / f"{name}.json").write_text(json.dumps(content))
+    source = Annotations(str(tmp_path))
+    assert source.splits == {"train": ["train/a", "train/b"], "val": ["valid/a", "valid/b"]}
+
+
+# Drawing
+
+
+RINGS = st.lists(
+    st.tuples(st.floats(-8, 40, allow_nan=False, width=32), st.floats(-8, 40, allow_nan=False, width=32)),
+    min_size=3, max_size=8,
+)  # fmt: skip
+
+
+@given(RINGS)
+@settings(deadline=None, max_examples=200)
+def test_any_polygon_is_drawn_as_by_scikit_image(points):
+    ring = np.array(points, np.float64)
+    ring += 0.1 * np.sin(np.arange(1, ring.size + 1)).reshape(ring.shape)  # off the centres
+    drawn = draw_outline(Outline(1, "x", [[ring]]), 20, 30, False)
+    mask = np.zeros((20, 30), bool)
+    mask[drawn.rows, drawn.columns] = drawn.inside
+    other = polygon2mask((20, 30), ring[:, ::-1] - 0.5)
+    np.testing.assert_array_equal(mask, other)
+
+
+def test_squares_side_by_side_share_no_pixel_and_leave_none_out():
+    count = np.zeros((20, 30), int)
+    for x in range(0, 30, 3):
+        ring = np.array(box(x + 0.5, 0, x + 3.5, 20))  # edges through centres
+        drawn = draw_outline(Outline(1, "x", [[ring]]), 20, 30, False)
+        count[drawn.rows, drawn.columns] += drawn.inside
+    assert (count[:, 1:] == 1).all()
+
+
+# What is refused
+
+
+def spoil(folder: Path, change: Any) -> None:
+    content = json.loads((folder / "a.json").read_text())
+    change(content)
+    (folder / "a.json").write_text(json.dumps(content))
+
+
+WRONG = [
+    (lambda c: c["shapes"][0].update(points=[[1, 2], [3, 4]]), r"a.json: object 1: an outline of 2 points"),
+    (lambda c: c["shapes"][0].update(points="abc"), r"object 1: its points are not pairs of numbers"),
+    (lambda c: c["shapes"][0].update(points=[[1, 1e12]] * 3), r"not a finite number of pixels"),
+    (lambda c: c["shapes"][0].update(label=3), r"object 1: its label is 3; a text is needed"),
+    (lambda c: c["shapes"][0].pop("points"), r"object 1: no 'points'; correct it in the tool or remove it"),
+    (lambda c: c["shapes"][2].update(mask="AAAA"), r"object 3: its bitmap is no PNG"),
+    (lambda c: c["shapes"][0].update(shape_type="cube"), r"shape_type 'cube' is not read"),
+    (lambda c: c.update(shapes={}), r"a.json: no list of objects in it"),
+    (lambda c: c.update(imageWidth=31), r"a.json: 20x31 px, and its image .*a.png 20x30 "),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("change", "message"), WRONG, ids=[message[:40] for _, message in WRONG])
+def test_a_malformed_object_is_named_with_its_file(tmp_path, change, message):
+    folder_of("labelme", tmp_path)
+    spoil(tmp_path, change)
+    with pytest.raises(DataError, match=message):
+        Annotations(str(tmp_path)).read("a")
+
+
+def test_an_image_outside_of_the_root_is_never_read(tmp_path):
+    folder_of("labelme", tmp_path / "data")
+    write_images(tmp_path, ("z",))
+    spoil(tmp_path / "data", lambda c: c.update(imagePath="../z.png"))
+    assert Annotations(str(tmp_path / "data")).entries["a"].file == tmp_path / "data/a.png"
+    (tmp_path / "data/a.png").unlink()
+    with pytest.raises(DataError, match=r"a.json: its image z.png is not in .*; add it"):
+        Annotations(str(tmp_path / "data"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"root": None}, r"data.root is not set"),
+        ({"root": "nowhere"}, r"data.root=nowhere: no such folder"),
+        ({"annotations": "nowhere"}, r"data.annotations=nowhere: no such file or folder"),
+        ({"tool": "paint"}, r"data.tool=paint: null or one of labelme"),
+        ({"tool": "qupath"}, r"no QuPath GeoJSON found here; give data.annotations"),
+        ({"ignore": ["x"]}, r"data.ignore=\['x'\]: no label 'x' in .*; it has \['gland', 'nucleus'\]"),
+        ({"classes": ["rest", "x"]}, r"no category 'x'; it has"),
+        ({"val": 0.1, "lists": "x"}, r"data.val=0.1 beside data.lists"),
+    ],
+)  # fmt: skip
+def test_a_wrong_option_is_named(tmp_path, options, message):
+    folder_of("labelme", tmp_path)
+    with pytest.raises(DataError, match=message):
+        Annotations(**({"root": str(tmp_path)} | options))
