@@ -16,6 +16,7 @@ from skimage.draw import polygon2mask
 
 from seg.cli.compose import compose_checked
 from seg.data.datasets.annotations import TOOL_TITLES, Annotations
+from seg.data.datasets.folder import Folder
 from seg.data.datasets.outlines import Outline, draw_outline
 from seg.errors import DataError
 from seg.training.run import train
@@ -208,6 +209,23 @@ def test_a_step_is_trained(tmp_path, tool, monkeypatch):
     train(compose_checked("train", [f"data={tool}", "data.root=data", *small]))
 
 
+@pytest.mark.parametrize("tool", WRITERS)
+def test_the_tool_is_named_where_masks_are_missing(tmp_path, tool):
+    folder_of(tool, tmp_path)
+    with pytest.raises(DataError, match=rf"holds no masks/, but .*: data={tool} data.root={tmp_path}$"):  # fmt: skip
+        Folder(str(tmp_path), ["background", "gland"])
+
+
+def test_coco_is_named_with_its_file_and_other_folders_are_as_before(tmp_path):
+    write_images(tmp_path)
+    (tmp_path / "broken.json").write_text("{")
+    with pytest.raises(DataError, match="it holds neither images/ nor train/"):
+        Folder(str(tmp_path), ["background", "gland"])
+    (tmp_path / "c.json").write_text(json.dumps({"images": [], "annotations": [], "categories": []}))  # fmt: skip
+    with pytest.raises(DataError, match=r"COCO annotations.*data=coco .* data.annotations=.*c.json"):  # fmt: skip
+        Folder(str(tmp_path), ["background", "gland"])
+
+
 # Classes, ignored labels, overlaps
 
 
@@ -294,6 +312,7 @@ WRONG = [
     (lambda c: c["shapes"][2].update(mask="AAAA"), r"object 3: its bitmap is no PNG"),
     (lambda c: c["shapes"][0].update(shape_type="cube"), r"shape_type 'cube' is not read"),
     (lambda c: c.update(shapes={}), r"a.json: no list of objects in it"),
+    (lambda c: c["shapes"][2].update(points=3), r"object 3: not as the tool writes it"),
     (lambda c: c.update(imageWidth=31), r"a.json: 20x31 px, and its image .*a.png 20x30 "),
 ]  # fmt: skip
 
@@ -333,3 +352,29 @@ def test_a_wrong_option_is_named(tmp_path, options, message):
     folder_of("labelme", tmp_path)
     with pytest.raises(DataError, match=message):
         Annotations(**({"root": str(tmp_path)} | options))
+
+
+OTHERS = [
+    ("yolo", "labels/a.txt", "0 0.5 0.5 0.2 0.2\n", r"a.txt: object 1: a box of YOLO detection"),
+    ("yolo", "labels/a.txt", "7 0 0 1 0 1 1\n", r"a.txt: object 1: the line begins with 7; the index of a class of 2"),
+    ("yolo", "labels/a.txt", "0 0 0 90 0 90 90\n", r"coordinates beyond the image"),
+    ("yolo", "labels/a.txt", "0 0 0 x 0 1 1\n", r"a coordinate is not a number"),
+    ("yolo", "data.yaml", "names: {a: b}\n", r"data.yaml: names=\{'a': 'b'\}; a text for each index is needed"),
+    ("cvat", "annotations.xml", "<a", r"annotations.xml: not XML"),
+    ("cvat", "annotations.xml", '<!DOCTYPE a [<!ENTITY b "c">]><annotations><version>&b;</version></annotations>', r"declares a document type"),
+    ("cvat", "annotations.xml", "<annotations><version>1.1</version><track/></annotations>", r"tracks of a video"),
+    ("cvat", "annotations.xml", '<annotations><version>1</version><image name="a.png"><mask label="x" top="0" left="0" width="9" height="9" rle="3, 4"/></image></annotations>', r"its run lengths do not cover its 9x9 px"),
+    ("via", "via_project.json", '{"a": {"filename": "a.png", "regions": [{"shape_attributes": {"name": "rect"}, "region_attributes": {"x": "1", "y": "2"}}]}}', r"regions have the attributes x, y; call the one"),
+    ("qupath", "a.geojson", '{"type": "FeatureCollection", "features": [{"geometry": {"type": "Polygon", "coordinates": [[[1, 2], [3, 4], [5]]]}}]}', r"a.geojson: object 1: its points are not pairs"),
+    ("supervisely", "set/ann/a.png.json", '{"size": {}, "objects": [{"geometryType": "bitmap", "classTitle": "x", "bitmap": {"data": "eJw=", "origin": [0, 0]}}]}', r"object 1: its bitmap is no PNG"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("tool", "file", "text", "message"), OTHERS, ids=[m[:40] for *_, m in OTHERS]
+)
+def test_a_malformed_file_of_each_tool_is_named(tmp_path, tool, file, text, message):
+    folder_of(tool, tmp_path)
+    (tmp_path / file).write_text(text)
+    with pytest.raises(DataError, match=message):
+        Annotations(str(tmp_path), tool)
