@@ -158,6 +158,17 @@ def write_supervisely(folder: Path) -> None:
         (folder / f"set/ann/{name}.png.json").write_text(json.dumps(content))
 
 
+def write_cellpose(folder: Path) -> None:
+    """Without classes: every object is one of a class."""
+    cells = np.zeros(SIZE, np.uint16)
+    cells[expected_mask() == 1] = 7
+    cells[4:7, 5:9] = 1
+    cells[15:20, 25:30] = 3
+    for name in "abcd":
+        content = {"masks": cells, "outlines": cells * 0, "filename": name, "diameter": np.float64(9)}  # fmt: skip
+        np.save(folder / f"{name}_seg.npy", np.array(content, dtype=object), allow_pickle=True)
+
+
 WRITERS = {
     "labelme": write_labelme,
     "qupath": write_qupath,
@@ -165,6 +176,7 @@ WRITERS = {
     "cvat": write_cvat,
     "via": write_via,
     "supervisely": write_supervisely,
+    "cellpose": write_cellpose,
 }
 
 
@@ -172,3 +184,6 @@ def folder_of(tool: str, folder: Path) -> Path:
     write_images(folder)
     WRITERS[tool](folder)
     return folder
+
+
+WITHOUT_CLASSES = {"cellpose"}

@@ -1,12 +1,22 @@
 """Annotation tools: each tool's file is written by hand, and its mask compared with one drawn by hand."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from annotation_files import SIZE, SMALL, WRITERS, box, expected_mask, folder_of, write_images
+from annotation_files import (
+    SIZE,
+    SMALL,
+    WITHOUT_CLASSES,
+    WRITERS,
+    box,
+    expected_mask,
+    folder_of,
+    write_images,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from skimage.draw import polygon2mask
@@ -26,11 +36,15 @@ def test_every_tool_has_a_test():
 @pytest.mark.parametrize("tool", WRITERS)
 def test_the_mask_is_that_drawn_by_hand(tmp_path, tool):
     source = Annotations(str(folder_of(tool, tmp_path)), tool)
-    assert source.classes == ["background", "gland", "nucleus"]
+    wanted = expected_mask()
+    if tool in WITHOUT_CLASSES:
+        wanted = wanted.clip(max=1)
+    names = ["object"] if tool in WITHOUT_CLASSES else ["gland", "nucleus"]
+    assert source.classes == ["background", *names]
     assert len(source.splits["train"]) == 3 and len(source.splits["val"]) == 1
     for names in source.splits.values():
         for name in names:
-            np.testing.assert_array_equal(source.read(name)[1], expected_mask())
+            np.testing.assert_array_equal(source.read(name)[1], wanted)
     first = source.splits["train"][0]
     assert Annotations(str(tmp_path)).stamp(first) == source.stamp(first)  # found without its name
 
@@ -212,3 +226,38 @@ def test_a_malformed_file_of_each_tool_is_named(tmp_path, tool, file, text, mess
     (tmp_path / file).write_text(text)
     with pytest.raises(DataError, match=message):
         Annotations(str(tmp_path), tool)
+
+
+class Harmful:
+    """An object whose pickle makes a folder when it is read."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple:
+        return os.mkdir, (str(self.folder),)
+
+
+def test_a_file_of_cellpose_runs_no_code(tmp_path):
+    folder_of("cellpose", tmp_path)
+    content = {"masks": np.zeros(SIZE, np.uint16), "x": Harmful(tmp_path / "made")}
+    np.save(tmp_path / "a_seg.npy", np.array(content, dtype=object), allow_pickle=True)
+    with pytest.raises(DataError, match=r"a_seg.npy: .*mkdir, which could run code\); in Cellpose, save"):  # fmt: skip
+        Annotations(str(tmp_path))
+    assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"outlines": 1}, r"no masks of Cellpose in it \('masks'\)"),
+        ({"masks": np.zeros((2, 3, 4), int)}, r"not one plane of numbers"),
+        ({"masks": np.full(SIZE, -1)}, r"numbered -1 to -1"),
+        ({"masks": np.zeros((3, 3), int)}, r"3x3 px, and its image"),
+    ],
+)
+def test_a_malformed_file_of_cellpose_is_named(tmp_path, content, message):
+    folder_of("cellpose", tmp_path)
+    np.save(tmp_path / "a_seg.npy", np.array(content, dtype=object), allow_pickle=True)
+    with pytest.raises(DataError, match=message):
+        Annotations(str(tmp_path)).read("a")
