@@ -3,11 +3,13 @@
 import base64
 import io
 import json
+import zipfile
 import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
 
 SIZE = (20, 30)  # height and width, px
@@ -169,6 +171,25 @@ def write_cellpose(folder: Path) -> None:
         np.save(folder / f"{name}_seg.npy", np.array(content, dtype=object), allow_pickle=True)
 
 
+def write_imagej(folder: Path) -> None:
+    from roifile import ROI_TYPE, ImagejRoi
+
+    gland, square, line = ImagejRoi(), ImagejRoi(), ImagejRoi()
+    gland.roitype, gland.name = ROI_TYPE.RECT, "gland-0001"
+    gland.left, gland.top, gland.right, gland.bottom = 3, 2, 23, 18
+    path = [[0, *ring[0], *(v for point in ring[1:] for v in (1, *point)), 4] for ring in (GLAND, HOLE)]  # fmt: skip
+    gland.multi_coordinates = np.concatenate(path).astype(np.float32)
+    gland.shape_roi_size = len(gland.multi_coordinates)
+    square.roitype, square.name = ROI_TYPE.RECT, "nucleus"
+    square.left, square.top, square.right, square.bottom = 25, 15, 40, 28
+    line.roitype, line.name = ROI_TYPE.LINE, "0001-0002"
+    polygon = ImagejRoi.frompoints(np.array(SMALL, int), name="nucleus 2")
+    for name in "abcd":
+        with zipfile.ZipFile(folder / f"{name}_RoiSet.zip", "w") as archive:
+            for i, roi in enumerate((polygon, square, gland, line)):
+                archive.writestr(f"{i}.roi", roi.tobytes())
+
+
 WRITERS = {
     "labelme": write_labelme,
     "qupath": write_qupath,
@@ -177,10 +198,13 @@ WRITERS = {
     "via": write_via,
     "supervisely": write_supervisely,
     "cellpose": write_cellpose,
+    "imagej": write_imagej,
 }
 
 
 def folder_of(tool: str, folder: Path) -> Path:
+    if tool == "imagej":
+        pytest.importorskip("roifile", reason="the extra rois isn't installed")
     write_images(folder)
     WRITERS[tool](folder)
     return folder

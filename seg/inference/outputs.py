@@ -22,7 +22,7 @@ from seg.cli.compose import plain_config
 from seg.data.image_io import write_mask
 from seg.data.tiff import TIFF_SUFFIXES
 from seg.display import panels
-from seg.errors import DataError, UserError
+from seg.errors import DataError, UserError, missing_extra_hint
 from seg.inference import polygons
 from seg.inference.band_writer import BandWriter
 from seg.inference.tta import normalized_entropy
@@ -274,15 +274,18 @@ def build_instances(request: OutputOptions, place: OutputTarget, kind: str) -> G
 
 
 def build_polygons(request: OutputOptions, place: OutputTarget, kind: str) -> GrowingResult:
-    """Outlines of the objects of each class but the first, as GeoJSON (``polygons``) or LabelMe's JSON (``labelme``).
+    """Outlines of the objects of each class but the first, as GeoJSON (``polygons``), LabelMe's JSON or ImageJ's ``rois``.
 
     Raises:
-        DataError: if the image is too large to be in memory as a whole, or has pages that LabelMe doesn't know.
+        DataError: if the image is too large to be in memory as a whole, has pages that LabelMe doesn't know, or
+            the extra ``rois`` is missing.
     """
     run, folder, stem = request.run, place.output / kind, place.file.stem
     check_whole_image(place, kind)
     if kind == "labelme" and place.pages > 1:
         raise DataError(f"{place.file}: {place.pages} pages; LabelMe has no pages: save=[polygons] writes a file for each")  # fmt: skip
+    if kind == "rois" and (need := missing_extra_hint("roifile")):
+        raise DataError(f"save=[rois] {need}")
     grown = build_writer(place, kind, np.uint8, len(run.classes) if run.overlapping else 0)
 
     def finish(tags: dict[str, Any]) -> list[Path]:
@@ -294,6 +297,11 @@ def build_polygons(request: OutputOptions, place: OutputTarget, kind: str) -> Gr
                 written.append(folder / f"{name}.json")
                 size = (place.height, place.width)
                 text = polygons.as_labelme(objects, run.classes, place.file, folder, size)
+            elif kind == "rois":
+                written.append(folder / f"{name}.zip")
+                content = polygons.as_rois(objects, run.classes, run.colors)
+                files.write_bytes(written[-1], content, grown.folder)
+                continue
             else:
                 written.append(folder / f"{name}.geojson")
                 text = polygons.as_geojson(objects, run.classes, run.colors, name)
@@ -354,6 +362,7 @@ RESULT_KINDS: dict[str, Callable[[OutputOptions, OutputTarget, str], GrowingResu
     "instances": build_instances,
     "polygons": build_polygons,
     "labelme": build_polygons,
+    "rois": build_polygons,
     "submission": build_submission,
 }
 

@@ -1,4 +1,4 @@
-"""Outlines of predicted objects, as files of annotation tools: GeoJSON of QuPath and JSON of LabelMe.
+"""Outlines of predicted objects, as files of annotation tools: GeoJSON of QuPath, JSON of LabelMe and ROIs of ImageJ.
 
 An object is a region of a class whose pixels touch by their sides. Its outline follows the borders of its pixels,
 in whole numbers of px from the image's upper left corner, so that drawing it gives exactly the same pixels.
@@ -9,7 +9,9 @@ import io
 import json
 import os
 import uuid
+import zipfile
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -146,3 +148,35 @@ def as_labelme(
         "imageWidth": size[1],
     }
     return json.dumps(content, indent=1)
+
+
+def as_rois(
+    objects: Iterator[TracedObject], classes: list[str], colors: list[tuple[int, int, int]]
+) -> bytes:
+    """Return the bytes of a zip that ImageJ's ROI manager opens; a ROI's name is its class and a number."""
+    roifile: Any = import_module("roifile")  # an extra
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
+        for number, one in enumerate(objects, start=1):
+            name = f"{classes[one.index]}-{number:04d}"
+            if len(one.rings) == 1:
+                roi = roifile.ImagejRoi.frompoints(one.rings[0], name=name)
+            else:
+                roi = roifile.ImagejRoi()
+                roi.roitype, roi.name = roifile.ROI_TYPE.RECT, name
+                roi.left, roi.top = one.left, one.top
+                roi.right, roi.bottom = (
+                    one.left + one.inside.shape[1],
+                    one.top + one.inside.shape[0],
+                )
+                path: list[float] = []
+                for ring in one.rings:
+                    for place, (x, y) in enumerate(ring.tolist()):
+                        path += [min(place, 1), x, y]  # 0: move to, 1: line to
+                    path.append(4)  # close
+                roi.multi_coordinates = np.array(path, np.float32)
+                roi.shape_roi_size = len(path)
+            roi.stroke_color = bytes([255, *colors[one.index]])
+            entry = zipfile.ZipInfo(f"{name.replace('/', '_')}.roi")  # a fixed date
+            archive.writestr(entry, roi.tobytes())
+    return stream.getvalue()

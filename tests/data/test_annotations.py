@@ -261,3 +261,20 @@ def test_a_malformed_file_of_cellpose_is_named(tmp_path, content, message):
     np.save(tmp_path / "a_seg.npy", np.array(content, dtype=object), allow_pickle=True)
     with pytest.raises(DataError, match=message):
         Annotations(str(tmp_path)).read("a")
+
+
+def test_the_missing_extra_of_imagej_is_named(tmp_path, monkeypatch):
+    write_images(tmp_path)
+    (tmp_path / "a.roi").write_bytes(b"Iout")
+    monkeypatch.setattr("seg.errors.find_spec", lambda name: None)
+    with pytest.raises(DataError, match=r"a.roi: ImageJ's ROIs; reading them needs the extra rois: pip install 'seg\[rois\]'"):  # fmt: skip
+        Annotations(str(tmp_path), "imagej")
+
+
+@pytest.mark.parametrize("content", [b"", b"Iout", b"Iout" + bytes(60), b"PK\3\4"])
+def test_a_malformed_roi_is_named(tmp_path, content):
+    folder_of("imagej", tmp_path)
+    (tmp_path / "a_RoiSet.zip").unlink()
+    (tmp_path / "a.roi").write_bytes(content)
+    with pytest.raises(DataError, match=r"a.roi: object 1: "):
+        Annotations(str(tmp_path), "imagej")

@@ -12,9 +12,10 @@ from small_runs import tiny
 
 from seg.cli.compose import compose_checked
 from seg.data.datasets.annotations import Annotations
-from seg.data.datasets.tools import labelme, qupath
+from seg.data.datasets.tools import imagej, labelme, qupath
+from seg.data.datasets.tools.parsing import AnnotatedImage
 from seg.inference.file_prediction import predict_files
-from seg.inference.polygons import as_geojson, as_labelme, trace_mask, trace_rings
+from seg.inference.polygons import as_geojson, as_labelme, as_rois, trace_mask, trace_rings
 
 CLASSES, COLORS = ["background", "cell", "nucleus"], [(0, 0, 0), (200, 0, 0), (0, 200, 0)]
 MASKS = arrays(
@@ -25,10 +26,15 @@ MASKS = arrays(
 def redrawn(folder, module, name: str, text: str, mask: np.ndarray) -> np.ndarray:
     """The mask that a tool's file gives for an image of the size of ``mask``."""
     (folder / name).write_text(text)
+    return drawn(module.read(folder / name).images[0], mask)
+
+
+def drawn(image: AnnotatedImage, mask: np.ndarray) -> np.ndarray:
+    """The mask of an image's annotations."""
     source = object.__new__(Annotations)
     source.task, source.ignored = "classes", set()
     source.classes, source.annotated = CLASSES, CLASSES[1:]
-    return source.draw_mask(module.read(folder / name).images[0], *mask.shape)
+    return source.draw_mask(image, *mask.shape)
 
 
 @given(MASKS)
@@ -39,6 +45,19 @@ def test_any_mask_is_the_same_read_back(tmp_path_factory, mask):
     np.testing.assert_array_equal(redrawn(folder, qupath, "a.geojson", text, mask), mask)
     text = as_labelme(trace_mask(mask, 3), CLASSES, folder / "a.png", folder, mask.shape)
     np.testing.assert_array_equal(redrawn(folder, labelme, "a.json", text, mask), mask)
+
+
+@given(MASKS)
+@settings(deadline=None, max_examples=100)
+def test_any_mask_is_the_same_read_back_from_imagej(tmp_path_factory, mask):
+    pytest.importorskip("roifile", reason="the extra rois isn't installed")
+    file = tmp_path_factory.getbasetemp() / "a.zip"
+    file.write_bytes(as_rois(trace_mask(mask, 3), CLASSES, COLORS))
+    images = imagej.read(file).images
+    if mask.any():
+        np.testing.assert_array_equal(drawn(images[0], mask), mask)
+    else:
+        assert not images
 
 
 @given(MASKS)
@@ -73,8 +92,10 @@ def test_a_feature_has_class_colour_and_measurements():
     assert ring[0] == ring[-1] and sorted(ring[1:]) == [[2, 1], [2, 3], [6, 1], [6, 3]]
 
 
-@pytest.mark.parametrize("tool", ["polygons", "labelme"])
+@pytest.mark.parametrize("tool", ["polygons", "labelme", "rois"])
 def test_predictions_are_the_masks_to_train_on_again(tmp_path, tool):
+    if tool == "rois":
+        pytest.importorskip("roifile", reason="the extra rois isn't installed")
     _, run = tiny(tmp_path, "trainer.max_epochs=1")
     (tmp_path / "in").mkdir()
     rng = np.random.default_rng(0)

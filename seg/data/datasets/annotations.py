@@ -22,7 +22,7 @@ from seg.errors import DataError
 from seg.logits import IGNORE
 
 log = logging.getLogger("seg")
-Tool = Literal["labelme", "qupath", "yolo", "cvat", "via", "supervisely", "cellpose"]
+Tool = Literal["labelme", "qupath", "yolo", "cvat", "via", "supervisely", "cellpose", "imagej"]
 TOOL_TITLES = {
     "labelme": "LabelMe JSON",
     "qupath": "QuPath GeoJSON",
@@ -30,6 +30,7 @@ TOOL_TITLES = {
     "via": "VGG VIA JSON",
     "supervisely": "Supervisely JSON",
     "yolo": "YOLO segmentation txt",
+    "imagej": "ImageJ ROIs (zip, roi)",
     "cellpose": "Cellpose _seg.npy",
 }
 Unannotated = Literal["skip", "background"]

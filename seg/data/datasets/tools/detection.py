@@ -4,7 +4,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 
-from seg.data.datasets.tools import cellpose, yolo
+from seg.data.datasets.tools import cellpose, imagej, yolo
 from seg.data.datasets.tools.parsing import list_files, read_json, read_xml
 from seg.errors import DataError
 
@@ -54,7 +54,18 @@ def detect_tool(folder: Path) -> DetectedTool | None:
             return DetectedTool("CVAT", file, f"data=cvat data.root={folder}")
     if cells := list_files(folder, (cellpose.SUFFIX,)):
         return DetectedTool("Cellpose", cells[0], f"data=cellpose data.root={folder}")
+    for file in list_files(folder, (".zip", ".roi"))[:MAX_SAMPLES]:
+        if file.suffix.lower() == ".roi" or holds_rois(file):
+            return DetectedTool("ImageJ", file, f"data=imagej data.root={folder}")
     for file in list_files(folder, (".txt",))[:MAX_SAMPLES]:
         if file.name not in yolo.LIST_FILES and yolo.looks_like(file):
             return DetectedTool("YOLO segmentation", file, f"data=yolo data.root={folder}")
     return None
+
+
+def holds_rois(file: Path) -> bool:
+    """Return True if a zip holds ROIs of ImageJ."""
+    try:
+        return bool(imagej.read_parts(file))
+    except DataError:
+        return False
