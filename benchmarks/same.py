@@ -206,7 +206,7 @@ def cases() -> Iterator[tuple[str, Facts]]:
     for loss in LOSSES:
         yield f"loss {loss}", train(f"loss_{loss}", *TINY, *SMALL, f"loss={loss}")
     rgb = ("data=folder", "data.root=rgb", "data.classes=[a,b,c]", *IMAGES, *SMALL)
-    yield "data folder", train("rgb", *rgb, "augment=strong", "loader.foreground=0.5")
+    yield "data folder", train("rgb", *rgb, "augment=strong", "loader.rare_class_crops=0.5")
     yield (
         "data folder, two logits",
         train("softmax", *TINY, *SMALL, "two_class_logits=2", "metrics=full"),
@@ -216,7 +216,7 @@ def cases() -> Iterator[tuple[str, Facts]]:
         "data.root=planes",
         "data.classes=[x,y]",
         "data.task=overlapping",
-        "data.layers=pages",
+        "data.mask_layers=pages",
     )
     yield "data overlapping", train("planes", *planes, *IMAGES, *SMALL, "augment=flips")
     yield (
@@ -274,7 +274,7 @@ def cases() -> Iterator[tuple[str, Facts]]:
     sweep = next(Path("swept/sweeps").glob("2*"))
     for folder in sorted(p.parent for p in sweep.glob("*/run.json") if not p.parent.is_symlink()):
         yield f"sweep {folder.name}", trained(folder)
-    run("seg.compare", str(sweep), "group_by=loss", "output=compared", "images=0")
+    run("seg.compare", str(sweep), "group_by=loss", "output=compared", "num_examples=0")
     yield "compare", {"compare.csv": rows(Path("compared/compare.csv"))}
     run("seg.crossval", *rgb, "data.folds=2", "output=folds")
     content = json.loads(Path("folds/crossval.json").read_text())

@@ -35,7 +35,7 @@ def compare_runs(cfg: DictConfig) -> Ranking:
     configure_logging()
     result = compare_folders(cfg)
     print_comparison(result.ranking, result.others)
-    write_comparison(result, cfg.images, cfg.megabytes)
+    write_comparison(result, cfg.num_examples, cfg.max_picture_mb)
     for file in result.files:
         log.info(f"wrote {quote_path(relative_to_here(file))}")
     return result.ranking

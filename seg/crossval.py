@@ -70,7 +70,7 @@ def print_crossval(record: dict[str, Any], output: Path) -> None:
     place = folder.relative_to_here(output)
     run = render_option("run", place)
     log.info("", extra={"table": fold_table(record)})
-    if level := record["options"]["confidence"]:
+    if level := record["options"]["confidence_level"]:
         log.info(tables.interval_line(len(record["images"]), level))
     best = record["settings"]["threshold"] == "best"
     log.info(

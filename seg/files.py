@@ -38,12 +38,12 @@ class UnsafePath(RunError):
 
 
 def short_name(name: str) -> str:
-    """Return a name that the system allows: if it is longer than 255 bytes, its start and a hash."""
+    """Return a name that the system allows: if it is longer than 255 bytes, its start, a hash and its suffix."""
     encoded = os.fsencode(name)
     if len(encoded) <= LONGEST_NAME:
         return name
     start = encoded[: LONGEST_NAME - 64].decode("utf-8", "ignore")
-    return f"{start}-{hashlib.sha256(encoded).hexdigest()[:32]}"
+    return f"{start}-{hashlib.sha256(encoded).hexdigest()[:32]}{Path(name).suffix[:16]}"
 
 
 def check_links(path: Path, below: Path) -> None:

@@ -57,7 +57,7 @@ def composed(outputs: Path, *words: str) -> DictConfig:
         cfg = compose("train", single, return_hydra_config=True)
     with flag_override(cfg, ["struct", "readonly"], [False, False]):
         cfg.hydra.overrides.task = list(words)
-        cfg.fresh = "fresh=true" in words
+        cfg.restart = "restart=true" in words
         cfg.hydra.sweep.dir = str(outputs / "sweeps/new")
     return cfg
 

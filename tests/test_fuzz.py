@@ -269,7 +269,7 @@ def test_a_cut_off_stack_of_layers_is_no_stack_of_fewer_classes(tmp_path, lost):
         starts = [page.offset for page in tiff.pages]
     file.write_bytes(file.read_bytes()[: starts[-lost]])
     with pytest.raises(DataError, match=r"masks/1\.tif: not a readable image"):
-        Folder(str(tmp_path), ABC, layers="pages").read(
+        Folder(str(tmp_path), ABC, mask_layers="pages").read(
             "1"
         )  # with 2 pages the first would be the rest
 
@@ -366,7 +366,7 @@ def test_a_table_with_a_flipped_bit_is_refused_or_names_every_image(pairs, place
     data[place] ^= 1 << bit
     file.write_bytes(data)
     layers = "folders" if layered else None
-    source = outcome(lambda: Folder(None, ABC, table=str(file), layers=layers), file)
+    source = outcome(lambda: Folder(None, ABC, table=str(file), mask_layers=layers), file)
     assert source is None or len(source.files) == 12
 
 

@@ -302,7 +302,7 @@ def test_a_folder_that_was_made_for_nothing_goes_again(tmp_path):
 
 TINY = ["trainer=cpu", "trainer.max_epochs=1", "logger=none", "data.size=32", "data.train=2", "data.val=1",
         "data.test=1", "loader.crop=32", "loader.repeats=1", "loader.batch_size=2", "model=unetpp", "model.width=2",
-        "model.depth=2", "panels=1", "kept=1"]  # fmt: skip
+        "model.depth=2", "panels=1", "save_predictions=1"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -600,7 +600,13 @@ def test_tune_writes_through_no_link(tmp_path, auditing, monkeypatch):
 def test_crossval_writes_through_no_link(tmp_path, auditing):
     root, begun = make_images(tmp_path / "data", 4), tmp_path / "begun"
     words = [word for word in folded_run(root, begun) if not word.startswith("data.folds")]
-    words += ["data.folds=2", "model.width=2", "model.depth=1", "kept=0", "save=[masks]"]
+    words += [
+        "data.folds=2",
+        "model.width=2",
+        "model.depth=1",
+        "save_predictions=0",
+        "save=[masks]",
+    ]
 
     def deed(folder: Path) -> None:
         given = [*(word for word in words if not word.startswith("output=")), f"output={folder}"]
@@ -667,7 +673,14 @@ def test_sync_hands_wandb_no_folder_with_a_link_that_leads_out(name, tmp_path, m
 @pytest.mark.slow
 @pytest.mark.parametrize("trick", ["job", "record", "submitit"])
 def test_a_sweep_of_somebody_else_is_taken_up_inside_its_folder_alone(trick, tmp_path):
-    line = [*TINY, "seed=1,2", "model=unet", "panels=0", "kept=0", f"outputs={tmp_path}/outputs"]
+    line = [
+        *TINY,
+        "seed=1,2",
+        "model=unet",
+        "panels=0",
+        "save_predictions=0",
+        f"outputs={tmp_path}/outputs",
+    ]
     words = [word for word in line if not word.startswith("outputs=")]
     jobs = sweeper.plan_jobs(composed(tmp_path / "outputs", *words, line[-1]), {})
     folder, mine = tmp_path / "outputs/sweeps/theirs", outside(tmp_path)

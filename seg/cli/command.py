@@ -22,6 +22,8 @@ from omegaconf import DictConfig, OmegaConf
 from seg.cli.compose import check_command_line, one_line, parse_overrides
 from seg.cli.conf_files import CONF, did_you_mean, group_names
 from seg.cli.help import help_text
+from seg.cli.paths import complete_values, expand_path
+from seg.cli.renamed_options import rename_composed, rename_words
 from seg.display.console import escape_controls
 from seg.errors import USER_ERRORS, UserError
 from seg.version import __version__
@@ -59,6 +61,8 @@ def command(
 
     def decorate(function: Callable[[DictConfig], Any]) -> Callable[[], None]:
         def job(cfg: DictConfig) -> Any:
+            rename_composed(cfg, HydraConfig.get().overrides.task)
+            complete_values(cfg)
             if HydraConfig.get().mode == RunMode.MULTIRUN:
                 return function(
                     cfg
@@ -81,10 +85,11 @@ def command(
                     print(f"seg {__version__}")
                     return
                 # check everything typed before Hydra starts a job
+                flags = len(sys.argv) - len(arguments.overrides)
+                arguments.overrides = rename_words(arguments.overrides)
                 if words is not None:
-                    flags = len(sys.argv) - len(arguments.overrides)
                     arguments.overrides = words(arguments)
-                    sys.argv[flags:] = arguments.overrides
+                sys.argv[flags:] = arguments.overrides
                 check_flags(config_name, arguments, sweeps)
                 if arguments.multirun:
                     flags = len(sys.argv) - len(arguments.overrides)
@@ -126,6 +131,9 @@ def parse_arguments(config_name: str) -> Namespace:
     flags = sys.argv[1:]
     for word in arguments.overrides:
         flags.remove(word)
+    if (typed := arguments.config_dir) is not None:
+        arguments.config_dir = expand_path("--config-dir", typed)
+        flags = [re.sub(f"{re.escape(typed)}$", lambda _: arguments.config_dir, w) for w in flags]
     sys.argv[1:] = [*flags, *arguments.overrides]
     return arguments
 

@@ -15,6 +15,8 @@ from omegaconf import DictConfig, OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
 
 from seg.cli.conf_files import CONF, group_names, is_hydra_override
+from seg.cli.paths import complete_values
+from seg.cli.renamed_options import rename_composed
 from seg.cli.resource_errors import OutOfMemory, explain_error
 from seg.cli.validation import check_group_choice, check_option_group, check_override_name
 from seg.errors import USER_ERRORS, UserError
@@ -190,7 +192,11 @@ def compose_config(config_name: str, words: list[str]) -> tuple[DictConfig, dict
         HydraConfig.instance().set_config(cfg)  # for ${hydra:...}
         with flag_override(cfg, ["struct", "readonly"], [False, False]):
             del cfg["hydra"]
+        rename_composed(cfg, words)
+        complete_values(cfg)
         tree = plain_config(cfg)
+    except UserError:
+        raise
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         problem = one_line(error).partition(" Config search path:")[0]  # of the installation
         raise UserError(problem) from error

@@ -24,6 +24,7 @@ from pydantic.errors import PydanticSchemaGenerationError
 from pydantic_core import SchemaError
 
 from seg.cli.conf_files import CONF, HYDRA_KEYS, did_you_mean, format_option_value, join_some
+from seg.cli.paths import NODATA_OPTIONS
 from seg.errors import NotWholeNumber, UserError, missing_extra_hint
 from seg.ranges import annotation_ranges
 
@@ -122,6 +123,12 @@ def is_duration(value: Any) -> bool:
     return isinstance(value, str) and re.fullmatch(r"\d+:\d\d:\d\d:\d\d", value) is not None
 
 
+def is_nodata(value: Any) -> bool:
+    """Return True for a number, which may be NaN but not infinite, and for nan and none."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return (number and not math.isinf(value)) or value in ("nan", "none")
+
+
 OPTION_RANGES = {  # dotted name of an option -> its range
     "seed": int_range(0, 2**32 - 1),
     "name": any_range(NAME_RANGE, NULL_RANGE),
@@ -131,9 +138,9 @@ OPTION_RANGES = {  # dotted name of an option -> its range
     "two_class_logits": any_range(OptionRange("1", lambda v: v == 1), OptionRange("2", lambda v: v == 2)),
     "patience": any_range(OptionRange("a number of validations, 1 or more", POSITIVE_INT.holds), NULL_RANGE),
     "ema": any_range(float_range(0, 1, open_=True), NULL_RANGE),
-    "bad_steps": choice_range("stop", "skip"),
+    "on_nonfinite": choice_range("stop", "skip"),
     "panels": int_range(0),
-    "kept": int_range(0),
+    "save_predictions": int_range(0),
     "optim.lr": float_range(0),
     "optim.weight_decay": float_range(0),
     "optim.momentum": SHARE_RANGE,
@@ -143,6 +150,7 @@ OPTION_RANGES = {  # dotted name of an option -> its range
     "threshold": any_range(float_range(0, 1, open_=True), word_range("best"), NULL_RANGE),
     "loader.workers": OptionRange(WORKERS_RANGE.needed, lambda v: v is None or WORKERS_RANGE.holds(v)),  # null: in seg.rerun
     "workers": WORKERS_RANGE,
+    **dict.fromkeys(NODATA_OPTIONS, any_range(OptionRange("a number, nan or none", is_nodata), NULL_RANGE)),
     "accelerator": choice_range("auto", "cpu", "gpu", "mps"),
     "run": any_range(WORD_RANGE, OptionRange("a list of them", lambda v: isinstance(v, list) and all(map(WORD_RANGE.holds, v))), NULL_RANGE),
     "input": any_range(WORD_RANGE, NULL_RANGE),
@@ -158,8 +166,8 @@ OPTION_RANGES = {  # dotted name of an option -> its range
     "data.split": any_range(SPLIT_NAMES, NULL_RANGE),
     "model.depth": any_range(int_range(1, 12), NULL_RANGE),
     "tta": choice_range("none", "flips", "d4"),
-    "confidence": share_range(" (no intervals)"),
-    "objects.neck": any_range(float_range(0, open_=True), NULL_RANGE),
+    "confidence_level": share_range(" (no intervals)"),
+    "objects.split_neck_px": any_range(float_range(0, open_=True), NULL_RANGE),
     "objects.min_size": POSITIVE_INT,
     "eval_batch_size": POSITIVE_INT,
     "tile": POSITIVE_INT,
@@ -176,8 +184,8 @@ OPTION_RANGES = {  # dotted name of an option -> its range
     "group_by": any_range(OptionRange("a list of options", is_words), NULL_RANGE),
     "level": float_range(0, 1, open_=True),
     "resamples": POSITIVE_INT,
-    "images": int_range(0),
-    "megabytes": int_range(0),
+    "num_examples": int_range(0),
+    "max_picture_mb": int_range(0),
     "split": any_range(choice_range("val", "test"), NULL_RANGE),
     "score": any_range(WORD_RANGE, NULL_RANGE),
     "baseline": any_range(WORD_RANGE, NULL_RANGE),
@@ -538,14 +546,25 @@ def check_fits(path: str, value: Any, wanted: Any, adapter: TypeAdapter, known: 
         close = did_you_mean(str(value), choices)
         if kinds == [TYPE_NAMES[str]] and isinstance(value, int | float) and not choices:
             close = f"; write \"{path}='{format_option_value(value)}'\""
-        if set(kinds) == {TYPE_NAMES[str]} and isinstance(value, list):
-            close = (
-                "; quote what YAML reads as a number, a boolean or null: ['1', '2'], ['no', 'yes']"
-            )
+        elif set(kinds) == {TYPE_NAMES[str]} and (hint := quoting_hint(path, value)):
+            close = hint
         kind = NotWholeNumber if TYPE_NAMES[int] in kinds else UserError
         raise kind(
             f"{path}={format_option_value(value)}: {' or '.join(needed)}{close}{file_value_hint(known)}"
         ) from error
+
+
+def quoting_hint(path: str, value: Any) -> str:
+    """Return a remedy for names that YAML reads as numbers or as true and false; empty if there are none."""
+    if not isinstance(value, list | dict) or not any(isinstance(v, int | float) for v in value):
+        return ""
+    words = {False: "no", True: "yes"}
+    names = [words[v] if isinstance(v, bool) else str(v) for v in value]
+    quoted = [f"'{n}'" if isinstance(v, int | float) else n for n, v in zip(names, value, strict=True)]  # fmt: skip
+    booleans = any(isinstance(v, bool) for v in value)
+    reason = " (YAML reads no, off, yes and on as false and true)" if booleans else ""
+    listed = f'"{path}=[{",".join(quoted)}]"' if isinstance(value, list) else ", ".join(quoted)
+    return f"; quote the names, {listed}{reason}"
 
 
 def check_like(path: str, value: Any, known: Any) -> None:
@@ -577,6 +596,8 @@ def is_number(value: Any) -> bool:
 def range_violation(path: str, value: Any) -> str | None:
     """Return the needed range in words if a value is outside of it, else None."""
     for number in value if isinstance(value, list) else [value]:
+        if path in NODATA_OPTIONS:
+            break
         if isinstance(number, float) and not math.isfinite(number):
             return "a finite number"
         if type(number) is int and abs(number) > MAX_COUNT:

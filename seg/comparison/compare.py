@@ -89,13 +89,13 @@ def check_overwrite(file: Path) -> None:
         )
 
 
-def write_comparison(result: ComparedRuns, images: int, megabytes: float) -> None:
+def write_comparison(result: ComparedRuns, images: int, max_picture_mb: float) -> None:
     """Write the result files.
 
     Args:
         result: comparison to write.
         images: number of the worst, and of the most disputed images on the page.
-        megabytes: limit of the size of all pictures.
+        max_picture_mb: limit of the size of all pictures.
     """
     output = result.files[0].parent
     files.make_folder(output, output)
@@ -103,5 +103,7 @@ def write_comparison(result: ComparedRuns, images: int, megabytes: float) -> Non
         if file.suffix == ".csv":
             text = build_run_table(result.ranking, result.others).to_csv(index=False)
         else:
-            text = page.render_comparison_page(result.ranking, result.others, images, megabytes)
+            text = page.render_comparison_page(
+                result.ranking, result.others, images, max_picture_mb
+            )
         files.write_text(file, text, output)

@@ -78,7 +78,7 @@ class SavedPictures:
         return kind and f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
-def build_gallery(ranking: Ranking, count: int, megabytes: float) -> Gallery:
+def build_gallery(ranking: Ranking, count: int, max_picture_mb: float) -> Gallery:
     """Return the ``count`` worst and the ``count`` most disputed images of which runs saved pictures.
 
     A column is a group, shown by the run whose score is nearest to the mean of the group.
@@ -86,7 +86,7 @@ def build_gallery(ranking: Ranking, count: int, megabytes: float) -> Gallery:
     Args:
         ranking: ranking whose best groups and baseline are shown.
         count: number of images of each kind.
-        megabytes: limit of the size of all pictures; later rows are left out.
+        max_picture_mb: limit of the size of all pictures; later rows are left out.
     """
     # groups with pictures, the baseline always
     columns = ranking.groups[:MAX_GROUPS_SHOWN]
@@ -101,7 +101,7 @@ def build_gallery(ranking: Ranking, count: int, megabytes: float) -> Gallery:
     for image, why in chosen:
         row = GalleryRow(image, why, row_pictures(image, kept, scores))
         size += sum(len(picture.uri or "") for picture in row.pictures)
-        if size > megabytes * 2**20:
+        if size > max_picture_mb * 2**20:
             break
         result.rows.append(row)
 
@@ -109,7 +109,9 @@ def build_gallery(ranking: Ranking, count: int, megabytes: float) -> Gallery:
     others, omitted = len(images) - len(chosen), len(chosen) - len(result.rows)
     hidden = len(ranking.groups) - len(kept)
     notes = [f"{others} other images have pictures too"] if others else []
-    notes += [f"{omitted} more did not fit into megabytes={megabytes:g}"] if omitted else []
+    notes += (
+        [f"{omitted} more did not fit into max_picture_mb={max_picture_mb:g}"] if omitted else []
+    )
     if hidden and images:
         notes.append(f"{hidden} group{'s are' if hidden > 1 else ' is'} left out here")
     result.note = "; ".join(notes)

@@ -11,6 +11,7 @@ from typing import Any
 
 from seg.cli.conf_files import did_you_mean, join_some
 from seg.cli.list_arguments import split_words
+from seg.cli.renamed_options import rename_option
 from seg.comparison.run_files import printable_line
 from seg.comparison.run_records import ComparedRun
 from seg.errors import UserError
@@ -149,6 +150,7 @@ def filter_runs(runs: list[ComparedRun], where: Iterable[str]) -> list[ComparedR
         name, equals, wanted = word.partition("=")
         if not equals:
             raise UserError(f"where={word}: an option and its value are needed, where=model=unet")
+        name = rename_option(name)
         check_option_name("where", name, runs)
         kept = [run for run in runs if means_value(option_value(run, name), wanted)]
         if not kept:
@@ -175,6 +177,7 @@ def group_runs(runs: list[ComparedRun], group_by: list[str] | None) -> list[RunG
     Raises:
         UserError: if no run has an option of that name.
     """
+    group_by = None if group_by is None else [rename_option(name) for name in group_by]
     for name in group_by if group_by and runs else []:
         check_option_name("group_by", name, runs)
     names = differing_options(runs) if group_by is None else list(dict.fromkeys(group_by))
@@ -192,7 +195,8 @@ def find_group(groups: list[RunGroup], baseline: str) -> RunGroup:
     Raises:
         UserError: if none or several match.
     """
-    wanted = dict(word.partition("=")[::2] for word in split_words(baseline))
+    pairs = [word.partition("=") for word in split_words(baseline)]
+    wanted = {rename_option(name): value for name, _, value in pairs}
     if not groups[0].options:
         raise UserError(f"baseline={baseline}: the runs differ in no option, so there is one group")
     for name in wanted:

@@ -38,7 +38,7 @@ MAX_PAGE_SCORES = (
 
 
 def render_comparison_page(
-    ranking: Ranking, others: list[ComparedRun], images: int, megabytes: float
+    ranking: Ranking, others: list[ComparedRun], images: int, max_picture_mb: float
 ) -> str:
     """Return the page as HTML.
 
@@ -46,7 +46,7 @@ def render_comparison_page(
         ranking: ranking of the groups.
         others: runs that are not ranked.
         images: number of the worst, and of the most disputed images to show.
-        megabytes: limit of the size of all pictures.
+        max_picture_mb: limit of the size of all pictures.
     """
     folder = files("seg.comparison") / "templates"
     template = jinja2.Environment(
@@ -75,7 +75,7 @@ def render_comparison_page(
         rows=[run_page_row(i, run, row, ranking) for i, (run, row) in enumerate(zip(runs, data["runs"], strict=True))],
         p_line=p_value_line(ranking),
         cautions=list_warnings(ranking),
-        gallery=build_gallery(ranking, images, megabytes),
+        gallery=build_gallery(ranking, images, max_picture_mb),
         environment=environment_facts(runs),
         scatter=any(row["set"] is not None for row in data["runs"]),
         curves=any(row["curves"]["values"] for row in data["runs"]),

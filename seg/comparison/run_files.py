@@ -12,11 +12,12 @@ import yaml
 
 from seg import files
 from seg.files import open_regular, read_text
-from seg.runs.migrations import upgrade_targets
+from seg.runs.migrations import upgrade_config
 from seg.runs.safe_loading import CONFIG_LIMIT, TABLE_LIMIT, is_unicode, read_rows, read_yaml
 
 MAX_OPTIONS = 10_000  # maximum number of options of a config
-COUNT_COLUMNS = ("split", "image", "class", "hit", "false", "missed")  # columns of images.csv
+COUNT_COLUMNS = ("split", "image", "class", "tp", "fp", "fn")  # columns of images.csv
+OLD_COUNT_COLUMNS = {"hit": "tp", "false": "fp", "missed": "fn"}  # name before 0.2 -> present name
 MAX_PIXELS = 2**48  # upper limit of a pixel count
 MAX_STEPS = 2**53  # integers up to this are exact as float
 MAX_NUMBER = 1e100  # upper limit of a number; its square is finite
@@ -55,7 +56,7 @@ class LearningCurves:
 def read_options(folder: Path, faults: list[str]) -> dict[str, Any]:
     """Read config.yaml as flat options, ``optim.lr`` -> value; empty if it cannot be read."""
     try:
-        content = upgrade_targets(read_yaml(read_text(folder / "config.yaml", CONFIG_LIMIT)))
+        content = upgrade_config(read_yaml(read_text(folder / "config.yaml", CONFIG_LIMIT)))
         options = dict(islice(flatten_config(dict_or_empty(content)), MAX_OPTIONS + 1))
         if len(options) > MAX_OPTIONS:
             raise ValueError(f"more than {MAX_OPTIONS} options")
@@ -134,7 +135,7 @@ def read_counts(
     cells: dict[str, dict[tuple[str, str], tuple[int, int, int]]] = {}
     try:
         rows = read_rows(file)
-        header = next(rows, [])
+        header = [OLD_COUNT_COLUMNS.get(column, column) for column in next(rows, [])]
         if missing := [column for column in COUNT_COLUMNS if column not in header]:
             raise ValueError(f"no column {missing[0]}")
         places = [header.index(column) for column in COUNT_COLUMNS]
@@ -142,10 +143,10 @@ def read_counts(
             if len(row) != len(header):
                 raise ValueError(f"a row of {len(row)} cells; {len(header)} are needed")
             split, image, name, *three = (row[place] for place in places)
-            hit, false, missed = map(parse_pixels, three)
+            tp, fp, fn = map(parse_pixels, three)
             cells.setdefault(printable_line(split), {})[
                 printable_line(image), printable_line(name)
-            ] = hit, false, missed
+            ] = tp, fp, fn
     except (OSError, ValueError) as error:
         faults.append(f"images.csv can't be read: {brief_error(error)}")
         return {}

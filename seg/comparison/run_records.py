@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from seg.cli.renamed_options import RENAMED_OPTIONS
 from seg.comparison.run_files import (
     ImageCounts,
     LearningCurves,
@@ -185,7 +186,7 @@ def typed(record: RunRecord) -> dict[str, str]:
     """Return the typed options, ``optim.lr`` -> its text; for an older run those of its command line."""
     words = record.overrides if "overrides" in record.model_fields_set else record.command
     pairs = (printable_line(word).lstrip("+~").partition("=") for word in words)
-    return {key: value for key, equals, value in pairs if equals}
+    return {RENAMED_OPTIONS.get(key, key): value for key, equals, value in pairs if equals}
 
 
 def run_environment(record: RunRecord) -> dict[str, str]:

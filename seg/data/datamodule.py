@@ -39,7 +39,7 @@ class DataModule(L.LightningDataModule):
         eval_batch_size: images per step in validation and test.
         workers: DataLoader workers; 0 loads in the main process.
         intensity: normalisation of a trained network; None: computed from the training split.
-        foreground: share of the crops, 0..1, that are centred on a pixel of a rare class: any but the
+        rare_class_crops: share of the crops, 0..1, that are centred on a pixel of a rare class: any but the
             training split's most frequent one or, where classes overlap, any. The classes are drawn equally
             often in the images that have them; where an image has none, the crop lies anywhere.
         percentiles: of the training split's grey values, 0..100, that become 0 and 1, values beyond being
@@ -65,7 +65,7 @@ class DataModule(L.LightningDataModule):
         eval_batch_size: Annotated[int, Field(ge=1)] = 1,
         workers: Annotated[int, Field(ge=0, le=1024)] = 0,
         intensity: Normalization | None = None,
-        foreground: Annotated[float, Field(ge=0, le=1)] = 0.0,
+        rare_class_crops: Annotated[float, Field(ge=0, le=1)] = 0.0,
         percentiles: tuple[float, float] | list[float] | None = None,
         check: bool = False,
         memory: Annotated[float, Field(ge=0, le=2**20)] = 2.0,
@@ -73,8 +73,10 @@ class DataModule(L.LightningDataModule):
     ) -> None:
         super().__init__()
         # Check the arguments.
-        if foreground and crop is None:
-            raise ValueError(f"foreground is {foreground} and crop None; foreground needs crops")
+        if rare_class_crops and crop is None:
+            raise ValueError(
+                f"rare_class_crops is {rare_class_crops} and crop None; rare_class_crops needs crops"
+            )
         if percentiles is not None and not (
             len(percentiles) == 2 and 0 <= percentiles[0] < percentiles[1] <= 100
         ):
@@ -100,7 +102,9 @@ class DataModule(L.LightningDataModule):
         )  # (N, C)
         self.warnings, self.digests = statistics.warnings, statistics.digests
         # Crops of the training samples.
-        self.focus = RareClassCrop(foreground, self.rare_classes) if foreground else None
+        self.focus = (
+            RareClassCrop(rare_class_crops, self.rare_classes) if rare_class_crops else None
+        )
         self.augment = Augment(self.transforms, crop, seed, focus=self.focus)
         self.gaps: WeightMapCache | None = None
         self.check_batch_sizes()
@@ -144,7 +148,7 @@ class DataModule(L.LightningDataModule):
 
     @property
     def rare_classes(self) -> list[int]:
-        """Indices of the classes that ``foreground`` centres crops on."""
+        """Indices of the classes that ``rare_class_crops`` centres crops on."""
         classes = range(len(self.source.classes))
         if self.source.task == "overlapping":
             return list(classes)
@@ -157,7 +161,7 @@ class DataModule(L.LightningDataModule):
             return "whole images"
         text = f"{self.repeats} of {self.crop}x{self.crop} px from each image, "
         if self.focus is None:
-            return f"{text}anywhere (loader.foreground=0)"
+            return f"{text}anywhere (loader.rare_class_crops=0)"
         # With crops on rare classes: their names, and the images without them.
         names = [self.source.classes[k] for k in self.focus.classes]
         named = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -69,8 +69,11 @@ class MaskValues:
         """
         if self.palette is not None:
             return self.painted(mask, file)
-        if mask.dtype == np.bool_:  # 1 bit
-            mask = mask.astype(np.uint8)
+        if mask.dtype.kind not in "biuf":
+            found, remedy = f"values of type {mask.dtype}", "save one class index a pixel"
+            raise DataError(file=file, found=found, remedy=remedy, kind="pixels")
+        if mask.dtype == np.bool_:  # 1 bit: 1, or 255 if only that is declared
+            mask = mask * np.uint8(255 if 255 in self.index and 1 not in self.index else 1)
         if mask.ndim == 3 and (mask.shape[2] == 1 or (mask[..., :1] == mask[..., :3]).all()):
             mask = mask[..., 0]  # grey saved as colours
         if mask.ndim != 2:
@@ -151,7 +154,7 @@ class MaskValues:
         counted = {value: i for value, i in self.index.items() if i != IGNORE}
         if len(found) > 32:
             return f"{len(found)} different values look like a photograph or JPEG noise"
-        if any(value != value or value != int(value) for value in found):
+        if not all(float(value).is_integer() for value in found):  # a fraction, NaN or infinite
             return "save whole numbers: each value is a class"
         # As many values as classes: each value is a class.
         values = [int(value) for value in found if value not in ignored]
@@ -195,8 +198,7 @@ def size_mismatch_error(
         remedy = "take the mask that belongs to the image, or resize it by nearest neighbour"
         if mask_size == image_size[::-1]:
             remedy = (
-                "transposed: swap the mask's rows and columns, or the image's (each is read as one sees it, by its own "
-                "EXIF or TIFF orientation)"
+                "transposed or turned by a quarter: compare both, and turn the mask as its image is"
             )
     return DataError(file=mask_file, found=found, remedy=remedy, kind="size")
 
@@ -316,7 +318,7 @@ def split_planes(
         sizes = ", ".join(sorted({"x".join(map(str, page.shape)) for page in pages}))
         but = " (the first may be left out)" if rest else ""
         raise DataError(
-            f"{file}: {len(pages)} pages of {sizes} px; {'data.layers=pages' if rest else 'data.task=overlapping'} "
+            f"{file}: {len(pages)} pages of {sizes} px; {'data.mask_layers=pages' if rest else 'data.task=overlapping'} "
             f"needs one a class, in the order of {shorten_list(classes)}{but}"
         )
     return [None] * missing + pages

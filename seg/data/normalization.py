@@ -3,9 +3,13 @@
 Legend: V = values of an integer type; C = channels; N = pixels.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
+from pydantic import ConfigDict
+
+from seg.data.nodata import nodata_pixels
 
 FULL_RANGE = {np.dtype(np.uint8): 255.0, np.dtype(np.uint16): 65535.0}
 PERCENTILE_PIXELS = 2**16  # pixels of an image of floats from which percentiles are computed
@@ -24,7 +28,12 @@ class Normalization:
         clip: whether values below ``low`` become 0 and values above ``high`` become 1.
         dtype: type of the training images, uint8, uint16 or float32; None: unknown, as in older checkpoints.
         value_range: smallest and largest stored value of the training split; None: unknown.
+        nodata: stored values that mean no data, which become the mean; the first is the one that images of
+            integers have. None: there is none.
+        keeps_nodata: whether values without data become NaN instead, for a network that normalises its input.
     """
+
+    __pydantic_config__ = ConfigDict(ser_json_inf_nan="constants")  # nodata may be NaN
 
     low: float
     high: float
@@ -33,6 +42,8 @@ class Normalization:
     clip: bool = False
     dtype: str | None = None
     value_range: list[float] | None = None
+    nodata: list[float] | None = None
+    keeps_nodata: bool = False
 
     @property
     def channels(self) -> int:
@@ -49,10 +60,24 @@ class Normalization:
 
     def scaled(self, image: np.ndarray) -> np.ndarray:
         """Scale stored values (H, W, C) to float32 in 0..1; without ``clip`` floats may lie outside."""
+        lost = self.find_nodata(image)
         result = image.astype(np.float32)
         result -= np.float32(self.low)
         result /= np.float32(self.high - self.low or 1.0)
-        return result.clip(0, 1, out=result) if self.clip else result
+        result = result.clip(0, 1, out=result) if self.clip else result
+        if lost is None:
+            return result
+        return np.where(
+            lost, np.array([np.nan] if self.keeps_nodata else self.mean, np.float32), result
+        )
+
+    def find_nodata(self, image: np.ndarray) -> np.ndarray | None:
+        """Return where values (..., C) have no data, broadcastable bool; None: nowhere."""
+        if image.dtype.kind == "f":
+            lost = np.isnan(image)
+            return lost if lost.any() else None
+        lost = nodata_pixels(image, self.nodata)
+        return None if lost is None else lost[..., None]
 
     def normalised(self, scaled: np.ndarray) -> np.ndarray:
         """Normalise (H, W, C) in 0..1 to float32 of mean 0 and standard deviation 1 over the training split."""
@@ -61,7 +86,9 @@ class Normalization:
 
     def to_dict(self) -> dict:
         """Return plain values for the checkpoint."""
-        return asdict(self)
+        plain = asdict(self)
+        del plain["keeps_nodata"]
+        return plain
 
 
 class IntensityStatistics:
@@ -78,17 +105,26 @@ class IntensityStatistics:
     def __init__(self, percentiles: tuple[float, float] | None) -> None:
         self.percentiles = percentiles
         self.counts_VC: np.ndarray | None = None  # integers: how often each value occurs
-        self.pixels = 0  # floats: number, mean and sum of squares about the mean
+        self.pixels_C = np.zeros(1)  # floats: number, mean and sum of squares about the mean
         self.mean_C, self.squares_C = np.zeros(1), np.zeros(1)
         self.low, self.high = np.inf, -np.inf
         self.samples: list[np.ndarray] = []
+        self.nodata: list[float] = []
 
-    def add(self, image: np.ndarray) -> None:
-        """Add an image (H, W, C)."""
+    def add(self, image: np.ndarray, nodata: Sequence[float] = ()) -> None:
+        """Add an image (H, W, C), without its values that mean no data."""
+        self.nodata += [
+            v for v in nodata if not any(v == w or (v != v and w != w) for w in self.nodata)
+        ]
         rows = max(1, VALUES_PER_BLOCK // max(1, image.shape[1] * image.shape[2]))
         for start in range(0, len(image), rows):
             block = image[start : start + rows].reshape(-1, image.shape[2])
-            (self.count if block.dtype in FULL_RANGE else self.sum)(block)
+            if block.dtype not in FULL_RANGE:
+                self.sum(block)
+            elif (lost := nodata_pixels(block, nodata)) is None:
+                self.count(block)
+            else:
+                self.count(block[~lost])
         if image.dtype not in FULL_RANGE and self.percentiles is not None:
             flat = image.reshape(-1, image.shape[2])
             self.samples.append(flat[:: -(-len(flat) // PERCENTILE_PIXELS)].copy())
@@ -101,14 +137,31 @@ class IntensityStatistics:
 
     def sum(self, block: np.ndarray) -> None:
         """Add floats (N, C) by the pairwise update of Chan, Golub and LeVeque 1983."""
-        self.low, self.high = min(self.low, block.min()), max(self.high, block.max())
-        mean = block.mean(0, dtype=np.float64)
-        squares = ((block - mean) ** 2).sum(0, dtype=np.float64)
-        pixels = self.pixels + len(block)
+        lost = np.isnan(block)
+        if lost.all():
+            return
+        if lost.any():
+            added = (~lost).sum(0)  # of each channel
+            filled = np.where(lost, 0, block)
+            mean = filled.sum(0, dtype=np.float64) / added.clip(1)
+            squares = (np.where(lost, 0, block - mean) ** 2).sum(0, dtype=np.float64)
+        else:
+            added = np.full(block.shape[1], len(block))
+            mean = block.mean(0, dtype=np.float64)
+            squares = ((block - mean) ** 2).sum(0, dtype=np.float64)
+        self.low, self.high = min(self.low, np.nanmin(block)), max(self.high, np.nanmax(block))
+        pixels = self.pixels_C + added
         shift = mean - self.mean_C
-        self.squares_C = self.squares_C + squares + shift**2 * self.pixels * len(block) / pixels
-        self.mean_C = self.mean_C + shift * len(block) / pixels
-        self.pixels = pixels
+        self.squares_C = (
+            self.squares_C + squares + shift**2 * self.pixels_C * added / pixels.clip(1)
+        )
+        self.mean_C = self.mean_C + shift * added / pixels.clip(1)
+        self.pixels_C = pixels
+
+    @property
+    def is_empty(self) -> bool:
+        """True if no value with data was added."""
+        return self.low > self.high if self.counts_VC is None else not self.counts_VC.any()
 
     def intensity(self) -> Normalization:
         """Return the normalisation by the images added so far."""
@@ -128,19 +181,21 @@ class IntensityStatistics:
         # Floats with percentiles: from the sampled pixels.
         elif self.percentiles is not None:
             values_NC = np.concatenate(self.samples).astype(np.float64)
-            low, high = np.percentile(values_NC, self.percentiles).tolist()
+            low, high = np.nanpercentile(values_NC, self.percentiles).tolist()
             scaled_NC = self.rescale(values_NC, low, high)
-            mean, variance = scaled_NC.mean(0), scaled_NC.var(0)
+            mean, variance = np.nanmean(scaled_NC, 0), np.nanvar(scaled_NC, 0)
         # Floats: from the running mean and sum of squares.
         else:
             low, high = float(self.low), float(self.high)
             scale = high - low or 1.0
             mean = (self.mean_C - low) / scale
-            variance = self.squares_C / max(1, self.pixels) / scale**2
+            variance = self.squares_C / self.pixels_C.clip(1) / scale**2
         std = np.sqrt(variance)
         std = np.where(std > 1e-6, std, 1.0)
         clip = self.percentiles is not None
-        return Normalization(low, high, mean.tolist(), std.tolist(), clip, dtype.name, extremes)
+        return Normalization(
+            low, high, mean.tolist(), std.tolist(), clip, dtype.name, extremes, self.nodata or None
+        )
 
     def rescale(self, values: np.ndarray, low: float, high: float) -> np.ndarray:
         """Scale stored values so that ``low`` becomes 0 and ``high`` 1; clip them if there are percentiles."""

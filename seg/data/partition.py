@@ -21,7 +21,7 @@ Partition = Callable[[list[str], list[int]], list[list[str]]]  # names and sizes
 SPLITS = ("train", "val", "test")
 NEUTRAL_VALUES = {
     "test": "0",
-    "blocks": "false",
+    "contiguous": "false",
     "stratify": "false",
 }  # value without effect, if not null
 
@@ -32,7 +32,7 @@ def divide_names(
     test: float,
     fold: int | None,
     folds: int,
-    blocks: bool,
+    contiguous: bool,
     seed: int,
     groups: dict[str, str] | None = None,
     presence: Callable[[str], np.ndarray] | None = None,
@@ -45,7 +45,7 @@ def divide_names(
         test: share of the test split, 0..1; the same images for each fold.
         fold: index of the validation fold; None: the share ``val``.
         folds: number of disjoint validation splits that together hold all but the test images.
-        blocks: contiguous in the order of names, where 2 comes before 10; the test's block is the last.
+        contiguous: blocks in the order of names, where 2 comes before 10; the test's block is the last.
         seed: of the random draw.
         groups: name -> group, which stays whole; None: each image by itself.
         presence: function of a name that returns whether each class occurs, (C,); parts get their share of
@@ -55,15 +55,15 @@ def divide_names(
         DataError: if options exclude each other or leave a split empty.
     """
     # Options that exclude each other.
-    if blocks:
+    if contiguous:
         excluded = {"group_by": groups, "stratify": presence is not None}
-        reject_options(excluded, "data.blocks", "blocks go by names alone")
+        reject_options(excluded, "data.contiguous", "blocks go by names alone")
     if fold is not None:
         reject_options({"val": val}, f"data.fold={fold}", "the fold is what validates")
     # The partition by the options, applied to shares or folds.
     rng = np.random.default_rng(seed)
     partition: Partition = partial(random_parts, rng=rng)
-    if blocks:
+    if contiguous:
         partition = block_parts
     elif groups or presence:
         occurring = {name: presence(name) for name in names} if presence else {}

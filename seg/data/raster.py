@@ -4,7 +4,7 @@ A page of a TIFF that is stored without compression is memory-mapped; of any oth
 hold the rows are decoded. Other formats are read whole.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,7 @@ class ImageReader:
         page: index of the page, from 0.
         channels: take all pages as the channels of one image.
         tiff: the file, if it is already open, so that many pages share one file handle.
+        nodata: values that mean no data; see ``seg.data.image_io.as_image``.
 
     Attributes:
         shape: (H, W, C).
@@ -60,12 +61,13 @@ class ImageReader:
         page: int = 0,
         channels: bool = False,
         tiff: tifffile.TiffFile | None = None,
+        nodata: Sequence[float] = (),
     ) -> None:
-        self.file, self.page = file, page
+        self.file, self.page, self.nodata = file, page, nodata
         self.whole: np.ndarray | None = None
         self.tiff = tiff
         if channels or file.suffix.lower() not in TIFF_SUFFIXES:
-            self.whole = read_image(file, channels=channels)
+            self.whole = read_image(file, channels=channels, nodata=nodata)
             self.shape = self.whole.shape
             return
         try:
@@ -134,7 +136,7 @@ class ImageReader:
             pixels = np.asarray(pixels, pixels.dtype.newbyteorder("="))
             pixels = pixels[..., 0] if pixels.shape[2:] == (1,) else pixels
             pixels = interpret_page(pixels, self.directory, self.file, turn=stop is None)
-        return as_image(pixels, name)
+        return as_image(pixels, name, self.nodata)
 
     @property
     def pages(self) -> int:
@@ -143,22 +145,27 @@ class ImageReader:
 
     @property
     def tags(self) -> dict[str, Any]:
-        """Resolution and GeoTIFF tags of the page, as arguments of tifffile's writer; {} for other formats."""
+        """Resolution and GeoTIFF tags of the page, as arguments of tifffile's writer; {} for other formats.
+
+        A page that is turned as it is seen has no GeoTIFF tags: these refer to the stored rows.
+        """
         if self.tiff is not None:
-            tags = self.directory.tags
+            page = self.directory
         elif self.file.suffix.lower() in TIFF_SUFFIXES:  # its pages are channels
             with tifffile.TiffFile(self.file) as tiff:
-                tags = tiff.pages[0].aspage().tags
+                page = tiff.pages[0].aspage()
         else:
             return {}
+        tags, orientation = page.tags, page_orientation(page)
         extra = [(t.code, t.dtype, t.count, t.value, True) for t in tags if t.code in GEOTIFF_TAGS]
-        kept: dict[str, Any] = {"extratags": extra}
+        kept: dict[str, Any] = {"extratags": extra if orientation == 1 else []}
         # A resolution counts only if both sides are fractions and the unit is defined.
         sides = [tags[name].value for name in ("XResolution", "YResolution") if name in tags]
         unit = tags["ResolutionUnit"].value if "ResolutionUnit" in tags else 2
         fractions = [s for s in sides if isinstance(s, tuple) and len(s) == 2 and s[1]]
         if len(fractions) == 2 and unit in RESOLUTION_UNITS:
-            kept |= {"resolution": tuple(fractions), "resolutionunit": unit}
+            sides = fractions[:: -1 if orientation >= 5 else 1]  # x and y are swapped from 5 on
+            kept |= {"resolution": tuple(sides), "resolutionunit": unit}
         return kept
 
     @property
@@ -172,16 +179,24 @@ class ImageReader:
             self.tiff.close()
 
 
-def open_pages(file: Path, channels: bool) -> list[ImageReader]:
+def open_pages(file: Path, channels: bool, nodata: Sequence[float] = ()) -> list[ImageReader]:
     """Return a reader for each page of a file, or one reader if its pages are the channels of one image.
+
+    ``nodata`` are the values that mean no data.
 
     Raises:
         DataError: if the file cannot be read.
     """
     if channels:
-        return [ImageReader(file, channels=True)]
-    first = ImageReader(file)
-    return [first, *(ImageReader(file, page, tiff=first.tiff) for page in range(1, first.pages))]
+        return [ImageReader(file, channels=True, nodata=nodata)]
+    first = ImageReader(file, nodata=nodata)
+    return [
+        first,
+        *(
+            ImageReader(file, page, tiff=first.tiff, nodata=nodata)
+            for page in range(1, first.pages)
+        ),
+    ]
 
 
 def decode_rows(page: Any, start: int, stop: int) -> np.ndarray:

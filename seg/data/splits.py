@@ -15,6 +15,7 @@ from seg.data.partition import (
     find_groups,
     reject_options,
 )
+from seg.data.similar_names import find_similar
 from seg.errors import DataError
 
 
@@ -26,7 +27,7 @@ class SplitOptions:
     test: float
     fold: int | None
     folds: int
-    blocks: bool
+    contiguous: bool
     group_by: str | None
     stratify: bool
     lists: str | dict[str, str] | None
@@ -55,7 +56,7 @@ class SplitOptions:
             DataError: if options exclude each other, or leave a split empty.
         """
         # Groups by the data or by the option.
-        choice: dict[str, object] = {"fold": self.fold, "blocks": self.blocks}
+        choice: dict[str, object] = {"fold": self.fold, "contiguous": self.contiguous}
         choice |= {"stratify": self.stratify, "val": self.val, "test": self.test or None}
         if groups is not None:
             reject_options(
@@ -72,7 +73,7 @@ class SplitOptions:
             splits = listed(read_lists(self.lists))
         else:
             splits = divide_names(
-                names, self.val, self.test, self.fold, self.folds, self.blocks, self.split_seed, groups,
+                names, self.val, self.test, self.fold, self.folds, self.contiguous, self.split_seed, groups,
                 presence if self.stratify else None,
             )  # fmt: skip
         if groups is not None:
@@ -140,9 +141,11 @@ def split_by_lists(lines: dict[str, list[str]], names: dict[str, str]) -> Splits
     for split, members in splits.items():
         for line in lines[split]:
             if line not in names:
+                similar = find_similar(line, names) or find_similar(Path(line).stem, names)
+                remedy = f"a line is one name, like {next(iter(names))}"
                 raise DataError(
-                    f"data.lists: {split} names {line!r}, and data.root has no image of that name; a line is "
-                    f"one name, like {next(iter(names))}"
+                    f"data.lists: {split} names {line!r}, and data.root has no image of that name"
+                    f"{f', but {similar}; correct the line' if similar else f'; {remedy}'}"
                 )
             name = names[line]
             if name in split_of:

@@ -7,7 +7,7 @@ no image.
 import hashlib
 import json
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from seg import files
 from seg.data.datasets.base import DataSource
 from seg.data.image_cache import ImageCache, cache_root, choose_inspected
 from seg.data.masks import count_class_pixels
+from seg.data.nodata import integer_nodata
 from seg.data.normalization import IntensityStatistics, Normalization
 from seg.data.quality.checks import find_training_issues
 from seg.data.quality.inspect import ImageStats, hash_pixels, inspect_image
@@ -27,7 +28,9 @@ from seg.errors import DataError
 from seg.logits import IGNORE
 
 log = logging.getLogger("seg")
-STATISTICS_FORMAT = 2  # of the cached statistics: 2 has the images' type and range
+STATISTICS_FORMAT = (
+    3  # of the cached statistics: 2 has the images' type and range, 3 values that mean no data
+)
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,7 @@ def compute_statistics(
     sizes: dict[str, set[tuple[int, int]]] = {split: set() for split in chosen}
     pixels_NC, valid_C = [], np.zeros(len(source.classes))
     digests: dict[str, tuple[str, str]] = {}
+    seen: dict[tuple[int, ...], str] = {}  # value of no data -> the first image of integers with it
     for split, names in chosen.items():
         for name in track_progress(names, f"reading {split}"):
             # All images have the type and the channels of the first.
@@ -117,13 +121,16 @@ def compute_statistics(
                     f"{name}: {image.shape[2]} channels of {image.dtype}, but {first[0]} has {first[1]} "
                     f"of {first[2]}; all images of a data set must agree"
                 )
+            nodata = known_nodata(source, name)
+            if image.dtype.kind == "u":
+                unify_nodata(seen, integer_nodata(nodata, image.dtype)[:1], name)
             # Sizes, classes and grey values.
             sizes[split].add(image.shape[:2])
             if split == "train":
                 pixels_NC.append(count_class_pixels(mask, len(source.classes)))
                 valid_C += (mask != IGNORE).sum((0, 1))  # of each plane, where classes overlap
                 if intensity is None:
-                    measure.add(image)
+                    measure.add(image, nodata)
             # Hashes, and what the check needs.
             if check:
                 looks.append(
@@ -137,12 +144,55 @@ def compute_statistics(
         raise DataError(
             f"{first[0]}: {first[1]} channels; the run was trained on {intensity.channels}"
         )
+    if intensity is None and measure.is_empty:
+        raise DataError(
+            "the training images have no data: each of their values means no data; check data.nodata"
+        )
+    if intensity is not None and seen:
+        intensity = adopt_nodata(intensity, *next(iter(seen.items())))
     # Shares of the classes, and the check.
     counts_NC = np.array(pixels_NC).reshape(-1, len(source.classes))
     shares = (counts_NC.sum(0) / valid_C.clip(1)).tolist()
     warnings = check_training_data(source, looks) if check else []
     intensity = intensity or measure.intensity()
     return DatasetStatistics(intensity, sizes, shares, (counts_NC > 0).tolist(), warnings, digests)
+
+
+def known_nodata(source: DataSource, name: str) -> tuple[float, ...]:
+    """Return the values that mean no data in an image; none if the source does not know."""
+    if not hasattr(source, "nodata_values"):
+        return ()
+    return source.nodata_values(name)  # ty: ignore[not-callable]
+
+
+def unify_nodata(seen: dict[tuple[int, ...], str], found: list[int], name: str) -> None:
+    """Raise DataError if images of integers have different values that mean no data; add the image to ``seen``."""
+    seen.setdefault(tuple(found), name)
+    if len(seen) > 1:
+        (value, first), (other, second) = list(seen.items())[:2]
+        words = [f"{v[0]} means no data in {n}" if v else f"none in {n}" for v, n in ((value, first), (other, second))]  # fmt: skip
+        known = (value or other)[0]
+        raise DataError(
+            f"{words[0]}, and {words[1]} (GDAL_NODATA); images of integers need one value for all, data.nodata={known}, or "
+            "data.nodata=none"
+        )
+
+
+def adopt_nodata(intensity: Normalization, found: tuple[int, ...], name: str) -> Normalization:
+    """Return a run's normalisation with the value that means no data in images of integers.
+
+    Raises:
+        DataError: if the run has another value.
+    """
+    if not found:
+        return intensity
+    known = integer_nodata(intensity.nodata or (), np.dtype(np.uint16))
+    if known and known[0] != found[0]:
+        raise DataError(
+            f"{name}: {found[0]} means no data, but {known[0]} in the images that the run was trained on; "
+            f"give data.nodata={known[0]}"
+        )
+    return intensity if known else replace(intensity, nodata=[float(found[0])])
 
 
 def check_training_data(source: DataSource, looks: list[ImageStats]) -> list[Issue]:

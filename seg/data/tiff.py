@@ -7,18 +7,28 @@ import struct
 import sys
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import tifffile
 from PIL import Image
+
+from seg.errors import DataError
 
 log = logging.getLogger("seg")
 
 TIFF_SUFFIXES = {".tif", ".tiff"}
 NATIVE_BYTE_ORDER = "<" if sys.byteorder == "little" else ">"
 REDUCED_OR_MASK = 1 | 4  # bits of the tag NewSubfileType: an overview, a transparency mask
-MIN_IS_WHITE, PALETTE, CMYK, YCBCR = 0, 3, 5, 6  # values of the tag PhotometricInterpretation
-LAB = (8, 9, 10)  # further values: CIE Lab, ICC Lab, ITU Lab
+MIN_IS_WHITE, PALETTE, TRANSPARENCY_MASK, CMYK, YCBCR = (
+    0,
+    3,
+    4,
+    5,
+    6,
+)  # values of the tag PhotometricInterpretation
+UNCONVERTED = {8: "CIE Lab", 9: "ICC Lab", 10: "ITU Lab", 32803: "the mosaic of a colour filter array",
+               32844: "CIE Log2", 32845: "CIE LogLuv"}  # further values  # fmt: skip
 JPEG_COMPRESSIONS = (
     6,
     7,
@@ -27,6 +37,7 @@ JPEG_COMPRESSIONS = (
 )  # compressions whose tables may be stored apart from the pixels
 ALPHA = (1, 2)  # values of the tag ExtraSamples: associated and unassociated alpha
 GDAL_METADATA, GDAL_NODATA = 42112, 42113  # tags
+STRAIGHT_LINE = 0  # value of ImageJ's calibration function: c0 + c1 * value
 MAPPED_BYTES = (
     2**24
 )  # bytes of a page; from here on it is mapped instead of read, where its layout allows
@@ -60,13 +71,9 @@ def read_tiff_pages(
     if has_single_directory(tiff):
         stack = map_stack(tiff, file)
         chosen = stack if page is None else stack[page : page + 1]
-        first = tiff.pages[0].aspage()
-        return [
-            interpret_page(
-                np.array(array, stack.dtype.newbyteorder("=")), first, file, colours, alpha
-            )
-            for array in chosen
-        ]
+        first, native = tiff.pages[0].aspage(), stack.dtype.newbyteorder("=")
+        slices = [move_channels_last(np.array(array, native), first.axes) for array in chosen]
+        return [interpret_page(array, first, file, colours, alpha) for array in slices]
     # Pages with a directory are read one by one.
     numbers = image_pages(tiff)
     arrays = []
@@ -88,11 +95,15 @@ def image_pages(tiff: tifffile.TiffFile) -> list[int]:
     status = os.stat(tiff.filehandle.path)
     state = (tiff.filehandle.path, status.st_size, status.st_mtime_ns)
     if state not in IMAGE_PAGES:
-        kinds = [page.aspage().subfiletype for page in tiff.pages]
-        images = [number for number, kind in enumerate(kinds) if not kind & REDUCED_OR_MASK]
-        if len(IMAGE_PAGES) > 64:
+        pages = [page.aspage() for page in tiff.pages]
+        images = [
+            number
+            for number, page in enumerate(pages)
+            if not page.subfiletype & REDUCED_OR_MASK and page.photometric != TRANSPARENCY_MASK
+        ]
+        if len(IMAGE_PAGES) > 1024:
             IMAGE_PAGES.clear()
-        IMAGE_PAGES[state] = images or list(range(len(kinds)))
+        IMAGE_PAGES[state] = images or list(range(len(pages)))
     return IMAGE_PAGES[state]
 
 
@@ -118,89 +129,152 @@ def interpret_page(
         turn: apply the tag Orientation; False for rows that are not the whole page.
 
     Raises:
-        ValueError: for colours that are not converted, naming the tag.
+        NotImplementedError: for colours that are not converted, naming the tag.
     """
     kind = int(page.photometric) if page.photometric is not None else 1
-    if kind in LAB or (kind == YCBCR and int(page.compression) not in JPEG_COMPRESSIONS):
-        raise ValueError(f"PhotometricInterpretation {kind} is not converted; save it as RGB")
-    # Alpha is left out; it is last.
+    if kind in UNCONVERTED:
+        raise NotImplementedError(
+            f"PhotometricInterpretation {kind}, {UNCONVERTED[kind]}; save it as grey values or RGB"
+        )
+    # Alpha is left out.
     extra = [int(value) for value in page.extrasamples]
-    kept = [not alpha and value in ALPHA for value in extra]
-    if any(kept) and pixels.ndim == 3:
+    dropped = [not alpha and value in ALPHA for value in extra]
+    if any(dropped) and pixels.ndim == 3:
         first = pixels.shape[-1] - len(extra)
-        channels = [*range(first), *(first + i for i, drop in enumerate(kept) if not drop)]
-        pixels = pixels[..., channels]
+        channels = [*range(first), *(first + i for i, drop in enumerate(dropped) if not drop)]
+        leading = channels == list(range(len(channels)))  # a slice of a mapped page is not read
+        pixels = pixels[..., : len(channels)] if leading else pixels[..., channels]
         pixels = pixels[..., 0] if len(channels) == 1 else pixels
     # Grey values and colours.
     if kind == PALETTE and page.colormap is not None:
-        if has_colour_map(page) if colours is None else colours:
-            pixels = (page.colormap >> 8).astype(np.uint8).T[pixels]
+        if colours or (colours is None and not page.parent.is_imagej):
+            pixels = palette_colours(page, grey=colours is None)[pixels]
     elif kind == MIN_IS_WHITE:
         pixels = invert(pixels, page, file)
-    elif kind == CMYK and (page.tags.valueof("InkSet") or 1) == 1 and pixels.shape[-1] == 4:
-        if pixels.dtype != np.uint8:
-            raise ValueError(f"CMYK of type {pixels.dtype} is not converted; save it as RGB")
-        rows = np.ascontiguousarray(pixels)
-        inks = Image.frombytes("CMYK", rows.shape[1::-1], rows.tobytes())
-        pixels = np.array(inks.convert("RGB"))
-    warn_of_scale(page, file)
+    elif kind == CMYK and (page.tags.valueof("InkSet") or 1) == 1:
+        pixels = convert_cmyk(pixels)
+    elif kind == YCBCR and int(page.compression) not in JPEG_COMPRESSIONS:
+        pixels = convert_ycbcr(pixels)
+    # Values of 2 and 4 bits fill 8 bits, as in PNG.
+    if kind != PALETTE and page.bitspersample in (2, 4) and pixels.dtype == np.uint8:
+        pixels = pixels * np.uint8(255 // (2**page.bitspersample - 1))
+    pixels = rescale(pixels, page, file)
     return orient(pixels, page_orientation(page)) if turn else pixels
 
 
+def palette_colours(page: Any, grey: bool) -> np.ndarray:
+    """Return the colour of each index of a page's colour map, (N, 3) uint8; (N,) if ``grey`` and all are grey."""
+    table = (
+        page.colormap if page.colormap.max() < 256 else page.colormap >> 8
+    )  # some writers use 8 of the 16 bits
+    colours = table.astype(np.uint8).T
+    return colours[:, 0] if grey and (colours == colours[:, :1]).all() else colours
+
+
 def has_colour_map(page: Any) -> bool:
-    """Return True if a page's values are indices of colours; ImageJ's colour maps and greys only show them."""
+    """Return True if an image's values are indices of colours; ImageJ's colour maps only show its values."""
     return (
         int(page.photometric or 0) == PALETTE
         and page.colormap is not None
         and not page.parent.is_imagej
-        and bool((page.colormap[:1] != page.colormap).any())
+        and palette_colours(page, grey=True).ndim == 2
     )
+
+
+def convert_cmyk(pixels: np.ndarray) -> np.ndarray:
+    """Return amounts of ink (H, W, 4), uint8 or uint16, as RGB, as Pillow does.
+
+    Raises:
+        NotImplementedError: for another number or type of inks.
+    """
+    if pixels.ndim != 3 or pixels.shape[2] != 4 or pixels.dtype not in (np.uint8, np.uint16):
+        raise NotImplementedError(f"CMYK {pixels.shape} of {pixels.dtype}; save it as RGB")
+    largest = int(np.iinfo(pixels.dtype).max)
+    light = largest - pixels.astype(np.uint64)
+    return ((light[..., :3] * light[..., 3:] + largest // 2) // largest).astype(pixels.dtype)
+
+
+def convert_ycbcr(pixels: np.ndarray) -> np.ndarray:
+    """Return brightness and colour differences (H, W, 3) uint8 as RGB.
+
+    Raises:
+        NotImplementedError: for another type.
+    """
+    if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8:
+        raise NotImplementedError(f"YCbCr {pixels.shape} of {pixels.dtype}; save it as RGB")
+    image = Image.frombytes("YCbCr", pixels.shape[1::-1], np.ascontiguousarray(pixels).tobytes())
+    return np.array(image.convert("RGB"))
 
 
 def invert(pixels: np.ndarray, page: Any, file: Path) -> np.ndarray:
     """Return grey values of a page whose smallest is white, so that the largest is."""
     name = "PhotometricInterpretation 0 (the smallest value is white)"
     if page.parent.is_imagej:
-        warn_once(file.parent, f"{file}: {name} is ImageJ's inverting table; the values are read as stored")  # fmt: skip
+        text = (
+            f"{name} is ImageJ's inverting table; the values are read as stored, larger ones being darker: save it "
+            "without the table (Image > Lookup Tables > Invert LUT)"
+        )
+        warn_once(file, name, text)
         return pixels
     if pixels.dtype == np.bool_:
         return ~pixels
     if pixels.dtype.kind == "u":
-        return (2 ** int(page.bitspersample) - 1 - pixels.astype(np.uint64)).astype(pixels.dtype)
-    warn_once(file.parent, f"{file}: {name} has no meaning for {pixels.dtype}; the values are read as stored")  # fmt: skip
+        largest = pixels.dtype.type(2 ** int(page.bitspersample) - 1)
+        return largest - pixels
+    text = (
+        f"{name} has no meaning for {pixels.dtype}; the values are read as stored: save them with "
+        "PhotometricInterpretation 1"
+    )
+    warn_once(file, name, text)
     return pixels
 
 
-def warn_of_scale(page: Any, file: Path) -> None:
-    """Warn of tags that give the stored values another scale, or a value that means no data."""
-    nodata = page.tags.valueof(GDAL_NODATA)
-    if nodata is not None and can_hold(page.dtype, str(nodata)):
-        warn_once(
-            file.parent,
-            f"{file}: the tag GDAL_NODATA says that {str(nodata).strip()} means no data; it is read as a value: declare these "
-            "pixels in the masks (data.ignore), and replace the value in the images",
-        )
-    metadata = str(page.tags.valueof(GDAL_METADATA) or "")
-    calibrated = (page.parent.imagej_metadata or {}) if page.parent.is_imagej else {}
-    if 'role="scale"' in metadata or 'role="offset"' in metadata or "c1" in calibrated:
-        tag = "ImageJ's calibration (c0, c1)" if "c1" in calibrated else "GDAL_METADATA"
-        warn_once(
-            file.parent,
-            f"{file}: {tag} gives the values a scale and an offset; they are read as stored: apply them first if "
-            "they differ between images",
-        )
+def rescale(pixels: np.ndarray, page: Any, file: Path) -> np.ndarray:
+    """Return ``offset + scale * pixels`` as floats, if GDAL's or ImageJ's metadata give a scale and an offset."""
+    channels = pixels.shape[2] if pixels.ndim == 3 else 1
+    scales, offsets = read_scales(page, file, channels)
+    if (scales == 1).all() and (offsets == 0).all():
+        return pixels
+    dtype = np.float32 if pixels.dtype.itemsize <= 2 else np.float64
+    if channels == 1:
+        scales, offsets = scales[:1], offsets[:1]
+    return pixels * scales.astype(dtype) + offsets.astype(dtype)
 
 
-def can_hold(dtype: np.dtype, value: str) -> bool:
-    """Return True if a type can hold the number that a text gives; False if it gives none."""
+def read_scales(page: Any, file: Path, channels: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return scale and offset of each channel, from the metadata of GDAL or of ImageJ; 1 and 0 if there are none.
+
+    Raises:
+        DataError: if one is no number.
+    """
+    scales, offsets = np.ones(channels), np.zeros(channels)
+    if page.parent.is_imagej:
+        metadata = page.parent.imagej_metadata or {}
+        function = metadata.get("cf")
+        if function == STRAIGHT_LINE:
+            scales[:], offsets[:] = float(metadata.get("c1", 1)), float(metadata.get("c0", 0))
+        elif function is not None:
+            warn_once(
+                file,
+                "cf",
+                f"ImageJ's calibration function cf={function} is not applied; the values are read as stored: "
+                "apply it first, or remove it (Analyze > Calibrate)",
+            )
+        return scales, offsets
+    # GDAL has an item for each channel.
+    text = str(page.tags.valueof(GDAL_METADATA) or "").strip("\0 \n")
     try:
-        number = float(value.strip("\0 "))
-    except ValueError:
-        return False
-    if dtype.kind not in "iu":
-        return True
-    limits = np.iinfo(dtype)
-    return limits.min <= number <= limits.max
+        for item in ElementTree.fromstring(text) if "role=" in text else ():
+            target = {"scale": scales, "offset": offsets}.get(item.get("role", ""))
+            channel = int(item.get("sample", 0))
+            if target is not None and channel < channels:
+                target[channel] = float(item.text or "")
+    except (ElementTree.ParseError, ValueError) as error:
+        raise DataError(
+            file=file, found=f"the tag GDAL_METADATA gives a scale or offset that is no number ({error})",
+            remedy="correct or remove it", kind="unreadable",
+        ) from error  # fmt: skip
+    return scales, offsets
 
 
 def page_orientation(page: Any) -> int:
@@ -218,24 +292,32 @@ def orient(pixels: np.ndarray, orientation: int) -> np.ndarray:
     return pixels[rows, columns]
 
 
-def warn_once(folder: Path, text: str) -> None:
-    """Log a warning, once for each folder and wording after the file's name."""
-    key = (folder, text.split(": ", 1)[-1])
-    if key not in WARNED:
-        WARNED.add(key)
-        log.warning(text)
+def warn_once(file: Path, tag: str, text: str) -> None:
+    """Log a warning about a tag of a file, once for each folder."""
+    if (file.parent, tag) not in WARNED:
+        WARNED.add((file.parent, tag))
+        log.warning(f"{file}: {text}")
 
 
-WARNED: set[tuple[Path, str]] = set()  # what ``warn_once`` has logged
+WARNED: set[tuple[Path, str]] = set()  # folders and tags that ``warn_once`` has warned of
 
 
 def check_page_complete(tiff: tifffile.TiffFile, number: int) -> None:
-    """Raise ValueError if a page lacks pixels; tifffile would fill them with zeros."""
-    page, size = tiff.pages[number], tiff.filehandle.size
+    """Raise ValueError if a page lacks pixels, which tifffile would fill with zeros, and NotImplementedError for a type."""
+    page, size = tiff.pages[number].aspage(), tiff.filehandle.size
     parts = list(zip(page.dataoffsets, page.databytecounts, strict=False))
     end = max((start + length for start, length in parts), default=0)
-    if page.dtype is None or not page.size or len(parts) < math.prod(page.chunked) or end > size:
+    if page.dtype is None:
+        raise NotImplementedError(
+            f"samples of {page.bitspersample} bits, format {page.sampleformat}; save 8 or 16 bits, or floats"
+        )
+    if not page.size or len(parts) < math.prod(page.chunked) or end > size:
         raise ValueError(f"truncated: page {number} lacks pixels")
+    if not all(page.databytecounts):
+        part = "tile" if page.is_tiled else "strip"
+        raise ValueError(
+            f"page {number}: a {part} is missing; write a sparse file in full (SPARSE_OK=FALSE in GDAL)"
+        )
 
 
 def check_all_pages(tiff: tifffile.TiffFile) -> None:

@@ -36,7 +36,11 @@ class ValueRange:
     steps_of: set[int] = field(default_factory=lambda: {UINT16_STEP, 1, 255, 65535})
 
     def add(self, band: np.ndarray) -> None:
-        """Add rows (h, W, C) of an image."""
+        """Add rows (h, W, C) of an image; NaN means no data."""
+        if band.dtype.kind == "f" and (lost := np.isnan(band)).any():
+            band = band[~lost]
+            if not band.size:
+                return
         self.low, self.high = min(self.low, float(band.min())), max(self.high, float(band.max()))
         self.mean += (
             (float(band.mean(dtype=np.float64)) - self.mean) * band.size / (self.count + band.size)
@@ -78,6 +82,8 @@ class ValueConversion:
         if self.dtype is None:
             return pixels
         scaled = pixels * np.float64(self.factor)
+        if pixels.dtype.kind == "f" and np.isnan(pixels).any():  # no data
+            return scaled.astype(np.float32)
         return (np.rint(scaled) if self.dtype.kind == "u" else scaled).astype(self.dtype)
 
 

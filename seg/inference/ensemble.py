@@ -13,6 +13,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from seg.data.nodata import integer_nodata
 from seg.data.normalization import Normalization
 from seg.errors import RunError
 from seg.inference.pruning import prune_run
@@ -58,8 +59,9 @@ class Ensemble(Network):
         super().__init__()
         channels = intensities[0].channels
         self.intensity = Normalization(
-            0.0, 1.0, [0.0] * channels, [1.0] * channels, False, *common_values(intensities)
-        )
+            0.0, 1.0, [0.0] * channels, [1.0] * channels, False, *common_values(intensities),
+            nodata=common_nodata(intensities), keeps_nodata=True,
+        )  # fmt: skip
         self.members, self.overlapping = nn.ModuleList(members), overlapping
         self.clips = [intensity.clip for intensity in intensities]
         constants = {
@@ -97,7 +99,19 @@ class Ensemble(Network):
         scaled = (image - self.low[member]) / self.span[member]
         if self.clips[member]:
             scaled = scaled.clamp(0, 1)
+        if (lost := self.find_nodata(image)) is not None:
+            scaled = torch.where(lost, self.mean[member], scaled)
         return (scaled - self.mean[member]) / self.std[member]
+
+    def find_nodata(self, image: Tensor) -> Tensor | None:
+        """Return where an image as stored has no data, broadcastable bool; None: it can have none."""
+        stored, values = self.intensity.stored_type, self.intensity.nodata or []
+        if stored is not None and stored.kind == "u":
+            whole = integer_nodata(values, stored)
+            same = [(image == value).float().amin(1, keepdim=True) > 0 for value in whole]
+            return functools.reduce(operator.or_, [torch.isnan(image), *same]) if whole else None
+        same = [image == value for value in values if value == value]
+        return functools.reduce(operator.or_, [torch.isnan(image), *same])
 
 
 def common_values(intensities: list[Normalization]) -> tuple[str | None, list[float] | None]:
@@ -107,6 +121,12 @@ def common_values(intensities: list[Normalization]) -> tuple[str | None, list[fl
     known = [span for span in ranges if span is not None]
     span = [min(low for low, _ in known), max(high for _, high in known)] if known else None
     return None if dtype is None else dtype.name, span
+
+
+def common_nodata(intensities: list[Normalization]) -> list[float] | None:
+    """Return the values that mean no data to any of the members; None: there is none."""
+    values = [value for intensity in intensities for value in intensity.nodata or ()]
+    return list({repr(value): value for value in values}.values()) or None
 
 
 def load_members(run: str | Path | Sequence[str] | None, depth: int | None = None) -> LoadedRun:

@@ -37,7 +37,7 @@ from seg.inference.prediction_folder import (
     open_predict_record,
     read_file_stamp,
 )
-from seg.inference.predictor import Predictor, check_image_channels
+from seg.inference.predictor import Predictor, check_image_channels, mark_nodata
 from seg.logits import classes_from_probabilities
 from seg.runs import load, records
 
@@ -61,7 +61,7 @@ def predict_files(cfg: DictConfig) -> list[Path]:
     run = ensemble.load_members(cfg.run, cfg.model.depth)
     predictor = Predictor(
         run, load.threshold(run, cfg.threshold), cfg.tta, list(cfg.scales), cfg.tile, cfg.overlap,
-        cfg.batch, cfg.accelerator,
+        cfg.batch, cfg.accelerator, cfg.nodata,
     )  # fmt: skip
     request = OutputOptions(
         run, list(cfg.save), predictor.threshold, cfg.probabilities, plain_config(cfg.objects)
@@ -136,7 +136,8 @@ def predict_file(
     Raises:
         DataError: if it can't be read, or has other channels than the run was trained on.
     """
-    pages, results = open_pages(file, predictor.pages_are_channels), []
+    nodata = predictor.nodata_values(file)
+    pages, results = open_pages(file, predictor.pages_are_channels, nodata), []
     try:
         # all pages must be of one size, with the channels of the run
         height, width, _ = pages[0].shape
@@ -160,12 +161,13 @@ def predict_file(
         results = build_results(request, place)
         remove_partial(results)
         task = progress.add_task(file.name, total=height * len(pages))
-        tiling, run = predictor.tiling(height, width), predictor.run
+        tiling, run = predictor.tiling(height, width, nodata), predictor.run
         try:
             for page, convert in zip(pages, conversions, strict=True):
                 rows = converted_rows(page, convert)
                 for top, image, p_CHW in tiling.bands(rows, height):
                     mask = classes_from_probabilities(p_CHW, predictor.threshold, run.overlapping)
+                    mask = mark_nodata(mask, image, nodata)
                     for result in results:
                         result.add(PredictedBand(top, image, p_CHW, mask))
                     progress.advance(task, len(image))
@@ -231,6 +233,7 @@ def write_results(
     files.make_folder(folder / PARTIAL_FOLDER, folder)
     place = OutputTarget(folder, file, *image.shape[:2], 1, image.dtype)
     mask = classes_from_probabilities(p_CHW, request.threshold, request.run.overlapping)
+    mask = mark_nodata(mask, image, request.run.intensity.nodata)
     written = []
     for result in build_results(request, place):
         result.growing.remove()

@@ -26,6 +26,7 @@ from seg.errors import DataError, UserError, missing_extra_hint
 from seg.inference import polygons
 from seg.inference.band_writer import BandWriter
 from seg.inference.tta import normalized_entropy
+from seg.logits import IGNORE
 from seg.metrics import instances
 from seg.runs.load import LoadedRun
 
@@ -45,7 +46,7 @@ class OutputOptions(NamedTuple):
         save: kinds of output.
         threshold: probability in 0..1 above which a pixel is class 1 of two, or has an overlapping class.
         depth: type of probabilities and uncertainty; integers map 0..1 to their range.
-        objects: ``neck`` and ``min_size`` of seg.metrics.instances.segment_objects.
+        objects: ``split_neck_px`` and ``min_size`` of seg.metrics.instances.segment_objects.
     """
 
     run: LoadedRun
@@ -82,7 +83,7 @@ class PredictedBand(NamedTuple):
         top: the first row, px.
         image: (h, W, C) as stored.
         probabilities: (classes, h, W) float32.
-        mask: (h, W) class indices, or (K, h, W) of overlapping classes.
+        mask: (h, W) class indices, or (K, h, W) of overlapping classes; 255 without data.
     """
 
     top: int
@@ -231,7 +232,7 @@ def build_pictures(request: OutputOptions, place: OutputTarget, kind: str) -> Gr
             page = grown.page(number)
             image, mask = page[:-1].transpose(1, 2, 0), page[-1].astype(np.uint8)
             name = f"{stem}-{number:03d}.png" if place.pages > 1 else f"{stem}.png"
-            written.append(place.output / kind / name)
+            written.append(place.output / kind / files.short_name(name))
             with grown.replacing(written[-1]) as aside:
                 Image.fromarray(draw(image, mask, colors)).save(aside)
         return written
@@ -270,7 +271,10 @@ def build_instances(request: OutputOptions, place: OutputTarget, kind: str) -> G
             table.writerows(rows)
         return written
 
-    return GrowingResult(grown, lambda band: band.probabilities[1], finish)
+    def interior(band: PredictedBand) -> np.ndarray:  # no objects where there is no data
+        return np.where(band.mask == IGNORE, 0, band.probabilities[1])
+
+    return GrowingResult(grown, interior, finish)
 
 
 def build_polygons(request: OutputOptions, place: OutputTarget, kind: str) -> GrowingResult:

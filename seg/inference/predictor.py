@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 
 from seg.data.image_io import as_image, read_image
+from seg.data.nodata import NodataOption, nodata_pixels, nodata_values
 from seg.data.value_types import ValueConversion, find_conversion, scan_bands
 from seg.display import panels
 from seg.errors import DataError, UserError
@@ -17,7 +18,7 @@ from seg.hardware import fuse_conv_bn, pick_accelerator, prepare_for_inference, 
 from seg.inference import ensemble
 from seg.inference.tiling import Tiling, check_tiles, needed_overlap
 from seg.inference.tta import ViewsName, with_tta
-from seg.logits import classes_from_probabilities
+from seg.logits import IGNORE, classes_from_probabilities
 from seg.models.contract import needed_context, tile_stride
 from seg.runs import load as runs_load
 from seg.runs.load import LoadedRun
@@ -33,7 +34,8 @@ class Prediction:
     Attributes:
         image: (H, W, C), in the type of the training images.
         probabilities: (classes, H, W) float32 in 0..1.
-        mask: (H, W) uint8 class indices, or (classes, H, W) of 0 and 1 where classes overlap.
+        mask: (H, W) uint8 class indices, or (classes, H, W) of 0 and 1 where classes overlap; 255 where the image
+            has no data.
         classes: names, in the order of the indices.
         colors: one (red, green, blue) in 0..255 a class.
     """
@@ -62,6 +64,8 @@ class Predictor:
         overlap: px of context on each side of a tile; auto: as much as the receptive field needs.
         batch: number of tiles that go through together.
         accelerator: auto, cpu, gpu or mps.
+        nodata: value of the images that means no data, or ``nan``, besides those that the run knows and the tag
+            GDAL_NODATA; ``none``: no value does.
 
     Raises:
         UserError: if an option doesn't fit the run's network.
@@ -77,8 +81,9 @@ class Predictor:
         overlap: int | str = "auto",
         batch: int = 1,
         accelerator: str = "auto",
+        nodata: NodataOption | None = None,
     ) -> None:
-        self.run, self.threshold = run, threshold
+        self.run, self.threshold, self.nodata = run, threshold, nodata
         self.tile, self.asked, self.batch = tile, overlap, batch
         self.said: set[str] = set()
         if accelerator not in ACCELERATORS:
@@ -130,11 +135,29 @@ class Predictor:
             )
         return overlap
 
-    def tiling(self, height: int, width: int) -> Tiling:
-        """Return the tiling of an image of that size; an image no larger than a tile goes through at once."""
+    def nodata_values(self, file: Path | None) -> tuple[float, ...]:
+        """Return the values that mean no data in a file: of the option, of the run and of the file's tag."""
+        option = self.nodata
+        if option is None and self.run.config.get("data", {}).get("nodata") == "none":
+            option = "none"
+        known = () if option == "none" else tuple(self.run.intensity.nodata or ())
+        found = nodata_values(option, file)
+        return (*found, *known) if option is not None else (*known, *found)
+
+    def tiling(self, height: int, width: int, nodata: Sequence[float] | None = None) -> Tiling:
+        """Return the tiling of an image of that size; an image no larger than a tile goes through at once.
+
+        Args:
+            height: px.
+            width: px.
+            nodata: values that mean no data; None: those of the run.
+        """
+        intensity = self.run.intensity
+        if nodata is not None:
+            intensity = replace(intensity, nodata=list(nodata) or None)
         overlap = self.overlap if max(height, width) > self.tile else self.least
         return Tiling(
-            self.model, lambda image: self.run.intensity.normalised(self.run.intensity.scaled(image)),
+            self.model, lambda image: intensity.normalised(intensity.scaled(image)),
             self.tile, overlap, self.batch, self.device, self.run.overlapping,
         )  # fmt: skip
 
@@ -152,9 +175,9 @@ class Predictor:
             log.info(f"values     {name}: {found.remark}, as the run was trained on")
         return found
 
-    def probabilities(self, image: np.ndarray) -> np.ndarray:
-        """Return the class probabilities (classes, H, W) float32 of an image (H, W, C) as stored."""
-        return self.tiling(*image.shape[:2]).whole(image)
+    def probabilities(self, image: np.ndarray, nodata: Sequence[float] | None = None) -> np.ndarray:
+        """Return the class probabilities (classes, H, W) float32 of an image (H, W, C) as stored; see ``tiling``."""
+        return self.tiling(image.shape[0], image.shape[1], nodata).whole(image)
 
     def predict(self, image: np.ndarray | str | Path) -> Prediction:
         """Segment one image: an array (H, W) or (H, W, C) as stored, or a file of one image.
@@ -164,14 +187,23 @@ class Predictor:
                 of another type or range whose conversion isn't certain.
         """
         if isinstance(image, str | Path):
-            stored, name = read_image(Path(image), channels=self.pages_are_channels), str(image)
+            name, nodata = str(image), self.nodata_values(Path(image))
+            stored = read_image(Path(image), channels=self.pages_are_channels, nodata=nodata)
         else:
-            stored, name = as_image(np.asarray(image), "the array"), "the array"
+            name, nodata = "the array", self.nodata_values(None)
+            stored = as_image(np.asarray(image), name, nodata)
         check_image_channels(stored.shape[2], self.run, name)
         stored = self.conversion(stored.dtype, scan_bands(stored), name)(stored)
-        p_CHW = self.probabilities(stored)
+        p_CHW = self.probabilities(stored, nodata)
         mask = classes_from_probabilities(p_CHW, self.threshold, self.run.overlapping)
+        mask = mark_nodata(mask, stored, nodata)
         return Prediction(stored, p_CHW, mask, self.run.classes, self.run.colors)
+
+
+def mark_nodata(mask: np.ndarray, image: np.ndarray, nodata: Sequence[float] | None) -> np.ndarray:
+    """Return a predicted mask (H, W) or (K, H, W), 255 where all channels of the image (H, W, C) have no data."""
+    lost = nodata_pixels(image, nodata)
+    return mask if lost is None else np.where(lost, IGNORE, mask).astype(np.uint8)
 
 
 def load_predictor(
@@ -185,6 +217,7 @@ def load_predictor(
     overlap: int | Literal["auto"] = "auto",
     batch: int = 1,
     accelerator: str = "auto",
+    nodata: NodataOption | None = None,
 ) -> Predictor:
     """Load a run, or an ensemble of runs, for prediction.
 
@@ -199,6 +232,7 @@ def load_predictor(
         overlap: px of context on each side of a tile; auto: as much as the receptive field needs.
         batch: number of tiles that go through together.
         accelerator: auto, cpu, gpu or mps.
+        nodata: value of the images that means no data, or ``nan``; see ``Predictor``.
 
     Raises:
         RunError: if the run can't be read.
@@ -206,7 +240,7 @@ def load_predictor(
     """
     loaded = ensemble.load_members(run, depth)
     threshold = runs_load.threshold(loaded, threshold)
-    return Predictor(loaded, threshold, tta, scales, tile, overlap, batch, accelerator)
+    return Predictor(loaded, threshold, tta, scales, tile, overlap, batch, accelerator, nodata)
 
 
 def check_image_channels(channels: int, run: LoadedRun, file: str | Path) -> None:

@@ -71,6 +71,8 @@ def choose_data(given: DictConfig, run: LoadedRun) -> tuple[str, dict[str, Any]]
     if data.get("_target_") is not None:
         if "classes" in data and data["classes"] is None:
             data["classes"] = run.classes
+        if "nodata" in data and data["nodata"] is None:
+            data["nodata"] = own.get("nodata")
         return split or ("val" if is_own_data(data, own) else "all"), data
     data = {key: value for key, value in data.items() if value is not None}
     check_run_node(own, "data", run, "seg.data")

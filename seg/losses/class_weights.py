@@ -32,8 +32,10 @@ def fill_auto_weights(
         return [fill_auto_weights(value, shares_C, classes, overlapping) for value in node]
     if not isinstance(node, dict):
         return node
+    # A sum keeps the terms that have a weight.
     if "terms" in node:
         node = node | {"terms": active_terms(node["terms"])}
+    # Replace auto in this node, then in the nodes below.
     automatic = {name for name, value in node.items() if value == AUTO_WEIGHTS}
     if automatic:
         check_classes_occur(shares_C, classes)

@@ -45,15 +45,18 @@ class ClDice(nn.Module):
 
     def forward(self, logits_BKHW: Tensor, mask: Tensor, gaps: Tensor | None = None) -> Tensor:
         p_BCHW, g_BCHW, valid = probabilities_and_one_hot(logits_BKHW, mask)
+        # Probabilities and truth of the thin classes.
         default = range(0 if has_label_planes(mask) else 1, p_BCHW.shape[1])
         thin = list(default) if self.classes is None else self.classes
         if not thin or min(thin) < 0 or max(thin) >= p_BCHW.shape[1]:
             raise ValueError(f"classes is {thin}; class indices are 0..{p_BCHW.shape[1] - 1}")
         p, g = p_BCHW[:, thin], g_BCHW[:, thin]
         valid = valid[:, thin] if has_label_planes(mask) else valid
+        # Eq. 1: topology precision and sensitivity, on soft skeletons.
         skel_p, skel_g = (soft_skeleton(x, valid, self.iterations) for x in (p, g))
         precision_C = self.share(skel_p * g, skel_p)
         recall_C = self.share(skel_g * p, skel_g)
+        # Eq. 2, mixed with soft Dice by alpha.
         lines = 1 - (2 * precision_C * recall_C / (precision_C + recall_C)).mean()
         return (1 - self.alpha) * self.dice(logits_BKHW, mask) + self.alpha * lines
 
@@ -70,6 +73,7 @@ def soft_skeleton(x: Tensor, valid: Tensor, iterations: int) -> Tensor:
     Shape:
         x (B, C, H, W) in 0..1, valid (B, 1 or C, H, W) bool -> (B, C, H, W).
     """
+    # Algorithm 1: what each erosion's opening removes, if no earlier one did.
     lines = torch.relu(x - soft_open(x, valid))
     for _ in range(iterations):
         x = soft_erode(x, valid)

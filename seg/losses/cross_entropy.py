@@ -141,6 +141,7 @@ class Focal(nn.Module):
         # 1 - p as -expm1(log p): its gradient stays finite where p rounds to 1
         hardness = (-torch.expm1(log_p)).clamp(min=1e-12) ** self.gamma
         loss = -hardness * log_p
+        # Eq. 5: weight alpha by the true class.
         if self.alpha_C is not None and self.single and has_label_planes(mask):
             loss = loss * torch.where(mask == 1, self.alpha_C[1], self.alpha_C[0])
         elif self.alpha_C is not None:

@@ -96,6 +96,7 @@ class Tversky(nn.Module):
 
     def forward(self, logits_BKHW: Tensor, mask: Tensor, gaps: Tensor | None = None) -> Tensor:
         p_BCHW, g_BCHW, _ = probabilities_and_one_hot(logits_BKHW, mask)
+        # Soft counts over the batch's valid pixels, and eq. 3 of the Tversky loss on them.
         tp_C = (p_BCHW * g_BCHW).sum(SUMMED_DIMS)
         fp_C = (p_BCHW * (1 - g_BCHW)).sum(SUMMED_DIMS)
         fn_C = ((1 - p_BCHW) * g_BCHW).sum(SUMMED_DIMS)

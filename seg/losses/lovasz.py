@@ -25,11 +25,13 @@ class Lovasz(nn.Module):
 
     def forward(self, logits_BKHW: Tensor, mask: Tensor, gaps: Tensor | None = None) -> Tensor:
         p_BCHW, g_BCHW, _ = probabilities_and_one_hot(logits_BKHW, mask)
+        # Errors of each class in descending order, with the truth in the same order.
         error_CN = (
             (g_BCHW - p_BCHW).abs().transpose(0, 1).flatten(1)
         )  # 0 where ignored, so sorted last
         error_CN, order_CN = error_CN.sort(dim=1, descending=True)
         g_CN = g_BCHW.transpose(0, 1).flatten(1).gather(1, order_CN).long()
+        # The Lovasz extension: the sorted errors weighted by the steps of the Jaccard loss.
         cost_C = (error_CN * jaccard_steps(g_CN, error_CN.dtype)).sum(1)
         if self.present_only:
             present_C = g_CN.any(1)
@@ -47,9 +49,11 @@ def jaccard_steps(g_CN: Tensor, dtype: torch.dtype) -> Tensor:
     Shape:
         g (C, N) of 0 and 1 -> (C, N) of the given dtype.
     """
+    # Algorithm 1: intersection and union after the i largest errors.
     true_C1 = g_CN.sum(1, keepdim=True)
     left_CN = (true_C1 - g_CN.cumsum(1)).to(dtype)
     union_CN = (true_C1 + (1 - g_CN).cumsum(1)).to(dtype)
+    # Step of the loss at a true pixel, and at any other.
     others_CN = left_CN / (union_CN * (union_CN - 1).clamp(min=1))
     steps_CN = torch.where(g_CN == 1, 1 / union_CN.clamp(min=1), others_CN)
     first_CN = torch.zeros_like(steps_CN)

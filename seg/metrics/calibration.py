@@ -38,11 +38,13 @@ class CalibrationError(Metric):
             self.add_state(state, zeros, dist_reduce_fx="sum")
 
     def update(self, p_BCHW: Tensor, mask: Tensor) -> None:
+        # Confidence of the predicted class, and whether it is the true one.
         if mask.ndim == 4:
             confidence, hit = p_BCHW.maximum(1 - p_BCHW), (p_BCHW > 0.5).long() == mask
         else:
             confidence, prediction = p_BCHW.max(dim=1)
             hit = prediction == mask
+        # Bin of each pixel by its confidence.
         index = (confidence * self.bins).long().clamp(0, self.bins - 1)
         index = index.where(
             mask != IGNORE, self.bins
@@ -50,6 +52,7 @@ class CalibrationError(Metric):
         units = (
             (confidence * CONFIDENCE_UNITS).round().long()
         )  # integers: the sum does not depend on the order
+        # Add the batch to the sums of each bin.
         for state, values in (
             (self.pixels, torch.ones_like(index)),
             (self.hits, hit.long().flatten()),

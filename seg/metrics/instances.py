@@ -25,19 +25,22 @@ def label_components(mask: NDArray) -> NDArray[np.int32]:
 
 
 def segment_objects(
-    interior: NDArray, threshold: float = 0.5, neck: float | None = None, min_size: int = 16
+    interior: NDArray,
+    threshold: float = 0.5,
+    split_neck_px: float | None = None,
+    min_size: int = 16,
 ) -> NDArray[np.int32]:
     """Split a map of cell interiors into objects: connected regions, optionally split at their necks.
 
-    With ``neck``: a watershed of the distance to the nearest outside pixel, seeded at its peaks. A peak
-    that rises less than ``neck`` above the saddle to a higher one is no seed; every 4-connected component
+    With ``split_neck_px``: a watershed of the distance to the nearest outside pixel, seeded at its peaks. A peak
+    that rises less than ``split_neck_px`` above the saddle to a higher one is no seed; every 4-connected component
     keeps at least one. Suited to round objects that touch (nuclei); long objects of uneven width (neurites)
     are over-split.
 
     Args:
         interior: probability (H, W) in 0..1 of being inside a cell.
         threshold: probability above which a pixel is inside.
-        neck: px by which the half-width of an object must shrink at a neck to be split there; None: no
+        split_neck_px: px by which the half-width of an object must shrink at a neck to be split there; None: no
             splitting.
         min_size: px of the smallest object; smaller ones become background.
 
@@ -45,17 +48,23 @@ def segment_objects(
         Labels (H, W) int32.
 
     Raises:
-        ValueError: if ``neck`` is not above 0 or ``min_size`` is below 1.
+        ValueError: if ``split_neck_px`` is not above 0 or ``min_size`` is below 1.
     """
-    if (neck is not None and not 0 < neck < np.inf) or min_size < 1:
-        raise ValueError(f"neck={neck} px must be above 0 and min_size={min_size} px at least 1")
-    if neck is None:
+    if (split_neck_px is not None and not 0 < split_neck_px < np.inf) or min_size < 1:
+        raise ValueError(
+            f"split_neck_px={split_neck_px} px must be above 0 and min_size={min_size} px at least 1"
+        )
+    # Without splitting: connected regions.
+    if split_neck_px is None:
         return remove_small_objects(label_components(interior > threshold), min_size)
+    # Depth of each pixel in its region.
     mask = np.pad(interior > threshold, 1)  # the area around the image is outside
     whole = label_components(mask)
     depth = ndimage.distance_transform_edt(mask)  # px to the nearest pixel outside
-    peaks = mask & local_maxima(reconstruction(depth - neck, depth), connectivity=2)
+    # One seed for each peak that rises split_neck_px above its saddle (h-maxima).
+    peaks = mask & local_maxima(reconstruction(depth - split_neck_px, depth), connectivity=2)
     seeds, number = ndimage.label(peaks, np.ones((3, 3)))
+    # Regions too shallow for a seed stay whole; the watershed divides the others.
     seedless = mask & ~np.isin(whole, whole[peaks])
     labels = watershed(-depth, np.where(seedless, whole + number, seeds), connectivity=1, mask=mask)
     return remove_small_objects(labels[1:-1, 1:-1], min_size)

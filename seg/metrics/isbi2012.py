@@ -53,15 +53,18 @@ def section_scores(
     Raises:
         ValueError: if the sizes differ, a probability is not in 0..1, or a truth value is not 0, 1 or 255.
     """
+    # True objects, which do not depend on the threshold.
     check_section(interior, truth)
     valid, inside = truth != IGNORE, truth == 1
     true_labels = label_components(inside)
     rows = []
     for threshold in thresholds:
+        # Objects proposed at this threshold, and their overlaps with the true ones.
         proposal = (interior.astype(np.float64) > threshold) & valid
         labels = label_components(proposal)
         thinned = count_overlaps(true_labels, thin_borders(labels))
         older = threshold < MAX_OLDER_THRESHOLD
+        # V_rand and V_info of 2015 at all thresholds, the older errors of 2012 at some.
         rows.append(
             f_score_entries("v_rand", *rand_scores(*thinned))
             | f_score_entries("v_info", *information_scores(*thinned))
@@ -88,9 +91,11 @@ def best_scores(sections: list[dict[str, NDArray]]) -> dict[str, float]:
     Returns:
         Score by name; nan if it is nan in all sections.
     """
+    # Mean over the sections at each threshold.
     stacked = {key: np.stack([section[key] for section in sections]) for key in sections[0]}
     mean = {key: mean_without_nan(values) for key, values in stacked.items()}
     result = {}
+    # Best threshold of each score; precision and recall at that of their F-score.
     for key, values in mean.items():
         f_score = mean[key.removesuffix("_precision").removesuffix("_recall")]
         if np.isnan(f_score).all():
@@ -207,6 +212,7 @@ def information_scores(
     """
     if not a.size:
         return np.nan, np.nan, np.nan
+    # Entropies of truth, proposal and both together, in nats.
     n = a.sum()
     alone = singletons / n * np.log(n)  # entropy of the singletons, nats
     true, pred, both = (
@@ -214,6 +220,7 @@ def information_scores(
         entropy_of_shares(b / n) + alone,
         entropy_of_shares(ab / n) + alone,
     )
+    # Mutual information I = H(truth) + H(proposal) - H(both), and its fractions.
     mutual = max(true + pred - both, 0.0)  # not negative through rounding
     return (
         entropy_share(mutual, true),

@@ -47,6 +47,7 @@ class SegmentationMetrics(nn.Module):
                 f"threshold is {threshold} and there are {len(classes)} classes, of which the most "
                 "probable is predicted; only two classes or overlapping labels have a threshold"
             )
+        # Scores that are always computed, then the optional ones.
         self.classes, self.overlapping, self.threshold = classes, overlapping, float(fixed)
         self.pixels = PixelScores(classes, overlapping)
         borders = tolerance is not None or hausdorff

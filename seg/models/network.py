@@ -166,12 +166,14 @@ def receptive_field(layer: nn.Module, outputs: Extent) -> Extent:
     Raises:
         TypeError: for a layer of another kind.
     """
+    # Modules that know their own, and chains of layers from the last to the first.
     if isinstance(layer, ReceptiveModule):
         return layer.receptive_field(outputs)
     if isinstance(layer, nn.Sequential):
         for part in reversed(layer):
             outputs = receptive_field(part, outputs)
         return outputs
+    # Layers that move or widen the window.
     if isinstance(layer, nn.ConvTranspose2d):
         return outputs.transposed(
             square_side(layer.kernel_size), square_side(layer.stride), square_side(layer.padding)
@@ -182,6 +184,7 @@ def receptive_field(layer: nn.Module, outputs: Extent) -> Extent:
         return outputs.convolved(kernel, stride, padding, dilation)
     if isinstance(layer, nn.ZeroPad2d) and layer.padding[:2] == layer.padding[2:]:
         return outputs.shifted(-layer.padding[0])
+    # Layers that may read the whole image, and those that read a pixel alone.
     if isinstance(layer, nn.GroupNorm):
         return replace(outputs, everywhere=True)
     if isinstance(layer, nn.BatchNorm2d):

@@ -108,6 +108,7 @@ def copy_layer(
     Raises:
         ValueError: if the shapes differ.
     """
+    # Bring the file's weight to the shape of this convolution.
     _, channels, *kernel = conv.weight.shape
     if weight.ndim == 2:  # a linear layer is a convolution over its whole input
         weight = weight.reshape(len(weight), -1, *kernel)
@@ -118,6 +119,7 @@ def copy_layer(
             f"{url} has {tuple(weight.shape)} where this network has {tuple(conv.weight.shape)}; "
             "give width=64 and images of 1 or 3 channels"
         )
+    # Copy it; the bias goes into the normalisation if the convolution has none.
     conv.weight.copy_(weight)
     if conv.bias is not None:
         conv.bias.copy_(bias)
@@ -145,9 +147,11 @@ def load_imagenet(model: nn.Module, url: str | None = None) -> str:
     """
     if not isinstance(model, FCN | SegNet):
         raise ValueError(f"{type(model).__name__} has no published weights; FCN and SegNet have")
+    # Match the layers of the network with those of the file, in order.
     ours = list_convolutions(
         [*model.stages, *([model.classifier] if isinstance(model, FCN) else [])]
     )
+    # Find and download the file.
     if url is None:
         url, width = weights_url(model.encoder, model.norm), ours[0][0].out_channels
         if width != 64:  # before hundreds of MB are downloaded
@@ -155,6 +159,7 @@ def load_imagenet(model: nn.Module, url: str | None = None) -> str:
     theirs = list_stored_layers(download_weights(url))
     if len(theirs) < len(ours):
         raise ValueError(f"{url} has {len(theirs)} layers; this network needs {len(ours)}")
+    # Copy layer by layer.
     with torch.no_grad():
         for (conv, norm), (weight, bias, their_norm) in zip(ours, theirs, strict=False):
             copy_layer(conv, norm, weight, bias, their_norm, url)

@@ -69,18 +69,22 @@ class UNet(Network):
         block: BlockName = "double_conv",
     ) -> None:
         super().__init__()
+        # Fig. 1: the channels double at each level.
         make = BLOCK_CLASSES[block]
         widths = [width * 2**i for i in range(depth + 1)]
         steps = list(itertools.pairwise(widths))
+        # Contracting path: a block for each level, with downsampling between them.
         self.down = nn.ModuleList([make(in_channels, width, norm, padding)])
         self.down.extend(make(above, below, norm, padding) for above, below in steps)
         self.pools = nn.ModuleList(build_downsampling(above, down) for above in widths[:-1])
         self.dropout = nn.Dropout(dropout)
+        # Expanding path, from the deepest level up: upsampling, and a block after the fusion with the skip.
         self.up = nn.ModuleList(Upsampling(c, a, up, padding) for a, c in reversed(steps))
         self.fuse = nn.ModuleList(
             make(fused_channels(above, 1, fuse), above, norm, padding)
             for above, _ in reversed(steps)
         )
+        # Classifier; with valid convolutions the logits are smaller than the image.
         self.head = nn.Conv2d(width, num_classes, kernel_size=1)
         self.joined, self.valid = fuse, padding == "valid"
         self.upsampling_margin = int(up == "bilinear")  # px that valid padding removes there
@@ -94,17 +98,20 @@ class UNet(Network):
         return 2 ** len(self.pools)
 
     def forward(self, image: Tensor) -> Tensor:
+        # Size the image: checked for valid convolutions, padded to the stride for same ones.
         height, width = image.shape[-2:]
         if self.valid:
             self.check_size(height, width)
             x = self.down[0](image)
         else:
             x = self.down[0](pad_to_multiple(image, self.stride))
+        # Contracting path; keep each level's features as a skip.
         skips = []
         for pool, block in zip(self.pools, self.down[1:], strict=True):
             skips.append(x)
             x = block(pool(x))
         x = self.dropout(x)
+        # Expanding path: fuse each level with its skip.
         for up, block in zip(self.up, self.fuse, strict=True):
             x = block(self.merge_skips(up, x, skips.pop()))  # pop frees the skip's memory
         return self.head(x) if self.valid else self.head(x)[..., :height, :width]
@@ -117,6 +124,7 @@ class UNet(Network):
         return fuse_maps([skip], up(x, skip), self.joined)
 
     def receptive_field(self, outputs: Extent) -> Extent:
+        # From the logits up the expanding path, then back through the contracting path.
         needed = receptive_field(self.head, outputs)
         for up, block in reversed(list(zip(self.up, self.fuse, strict=True))):
             needed = receptive_field(up, receptive_field(block, needed))  # more than the skip's

@@ -91,10 +91,12 @@ class NestedUNet(Network):
         super().__init__()
         self.depth, self.links, self.fuse = depth, links, fuse
         self.deep_supervision = deep_supervision and not pruned
+        # Heads that exist, and the one that is the output.
         built = [depth] if pruned or not deep_supervision else list(range(1, depth + 1))
         self.output = output
         if output not in ("deepest", "average", *built):
             raise ValueError(f"output is {output}; this network has deepest, average or {built}")
+        # Fig. 1a: the nodes X(i, j); column j = 0 is the encoder.
         widths = [width * 2**i for i in range(depth + 1)]
         self.pools = nn.ModuleList(build_downsampling(c, down) for c in widths[:-1])
         self.dropout = nn.Dropout(dropout)
@@ -106,6 +108,7 @@ class NestedUNet(Network):
                 self.ups[f"{i}_{j}"] = Upsampling(widths[i + 1], widths[i], up)
                 above = fused_channels(widths[i], len(self.same_level(i, j)), fuse)
             self.nodes[f"{i}_{j}"] = make(above, widths[i], norm)
+        # A classifier on each X(0, j) that is supervised.
         self.heads = nn.ModuleDict({str(j): nn.Conv2d(width, num_classes, 1) for j in built})
         init_he(self)
 
@@ -156,11 +159,13 @@ class NestedUNet(Network):
 
     def forward(self, image: Tensor) -> Tensor | list[Tensor]:
         height, width = image.shape[-2:]
+        # Only the nodes that the active heads need are computed.
         depths = self.active_heads()
         padded = pad_to_multiple(image, self.stride)
         logits = []
         x: dict[GridNode, Tensor] = {}
         for i, j in self.needed(depths):
+            # Eq. 1: pooling in the encoder column, else the skips and the upsampled node below.
             if j == 0:
                 below = self.pools[i - 1](x[i - 1, 0]) if i else padded
             else:
@@ -172,6 +177,7 @@ class NestedUNet(Network):
                 x = {node: value for node, value in x.items() if node[0] <= i}
             if i == 0 and j in depths:
                 logits.append(self.heads[str(j)](x[0, j])[..., :height, :width])
+        # Every head in training with deep supervision, else one head or their mean.
         if self.training and self.deep_supervision:
             return logits
         return average_logits(logits) if len(logits) > 1 else logits[0]
@@ -188,6 +194,7 @@ class NestedUNet(Network):
         def need(node: GridNode, extent: Extent) -> None:
             needed[node] = needed.get(node, extent) | extent
 
+        # Start at the heads and go back through the grid, in the reverse of the forward order.
         for depth in depths:
             need((0, depth), receptive_field(self.heads[str(depth)], outputs))
         for i, j in reversed(self.needed(depths)):

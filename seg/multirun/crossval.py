@@ -172,7 +172,7 @@ def score_folds(
         "folds": folds,
         "mean": mean,
         "sd": sd,
-        "pooled": pooled_scores(pooled, cfg.confidence),
+        "pooled": pooled_scores(pooled, cfg.confidence_level),
         "origin": provenance.collect_provenance(),
     }
     matrices = {"pooled": pooled.matrices()}
@@ -291,7 +291,7 @@ def score_ensemble(cfg: DictConfig, folders: list[Path]) -> tuple[dict[str, Any]
     run = ensemble.join_members(members, Path(CROSSVAL_FILE), Path(cfg.output), set())
     scores = PixelScores(run.classes, run.overlapping, keep_matrices=True)
     predict_split(cfg, make_predictor(cfg, run), open_fold(cfg, 0), "test", scores)
-    results = {"threshold": run.threshold} | pooled_scores(scores, cfg.confidence)
+    results = {"threshold": run.threshold} | pooled_scores(scores, cfg.confidence_level)
     return results, scores.matrices()
 
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
+from seg import files
 from seg.cli.compose import instantiate_node, plain_config
 from seg.data.datasets.base import DataSource
 from seg.data.partition import Splits, split_hash
@@ -28,7 +29,7 @@ CROSSVAL_OPTIONS = (
     "save",
     "tile",
     "overlap",
-    "confidence",
+    "confidence_level",
     "objects",
 )  # not options of seg.train
 NEUTRAL_TRAIN_OPTIONS = (
@@ -74,9 +75,9 @@ def plan_folds(cfg: DictConfig) -> FoldPlan:
                 "cross-validation needs disjoint folds that cover all images"
             )
     # The predictions of all folds go to one folder, so that file names must differ.
-    files: dict[Path, str] = {}
+    owners: dict[Path, str] = {}
     for name in fold_of:
-        if (other := files.setdefault(prediction_file(name), name)) != name:
+        if (other := owners.setdefault(prediction_file(name), name)) != name:
             raise UserError(
                 f"data: {other!r} and {name!r} would share a file of {OUT_OF_FOLD}; rename one"
             )
@@ -92,7 +93,7 @@ def open_fold(cfg: DictConfig, fold: int) -> DataSource:
 
 def prediction_file(name: str) -> Path:
     """Return the file name of an image's prediction; folders in the name are joined by two underscores."""
-    return Path(f"{name.replace('/', '__')}.png")
+    return Path(files.short_name(f"{name.replace('/', '__')}.png"))
 
 
 def open_record(cfg: DictConfig, plan: FoldPlan, output: Path) -> dict[str, Any]:

@@ -147,7 +147,7 @@ class SweepProgress:
         done = f"{len(self.finished)} of {len(self.names)} jobs are finished"
         left = len(self.names) - len(self.finished)
         failed = f", {left} not; repeat the command to continue with these" if left else ""
-        restart = "; fresh=true trains them again" if self.before == len(self.names) else ""
+        restart = "; restart=true trains them again" if self.before == len(self.names) else ""
         console.print(f"{done}{failed}{restart}")
         for number in self.failed:
             log = relative_to_here(self.files[number].with_name("log.txt"))

@@ -37,6 +37,7 @@ from omegaconf.errors import OmegaConfBaseException
 from seg import files
 from seg.cli.compose import one_line
 from seg.cli.conf_files import CONF
+from seg.cli.paths import complete_values
 from seg.display.console import console, is_rank_zero
 from seg.errors import RunError, UserError
 from seg.multirun.progress import SweepProgress
@@ -94,6 +95,7 @@ class ResumableSweeper(Sweeper):
             raise UserError(
                 "-m: torchrun or SLURM started several processes; start a sweep from a single process"
             )
+        complete_values(config)
         if Path(config.hydra.sweep.dir) != Path(config.outputs) / "sweeps/new":
             raise UserError(
                 f"hydra.sweep.dir={config.hydra.sweep.dir}: a sweep must be below outputs/sweeps to be continued; "
@@ -122,7 +124,7 @@ class ResumableSweeper(Sweeper):
             PACKAGE_FOLDER, CONF
         ):
             console.print(
-                "the code or its config files changed since this sweep was begun; fresh=true starts a new sweep"
+                "the code or its config files changed since this sweep was begun; restart=true starts a new sweep"
             )
         watch = SweepProgress(self.folder, self.jobs)
         try:
@@ -171,7 +173,7 @@ def plan_jobs(config: DictConfig, params: dict[str, str]) -> list[dict[str, Any]
     """
     # Parse the overrides, and reject options that can't be swept.
     words = [f"{key}={value}" for key, value in (params or {}).items()]
-    words += [w for w in config.hydra.overrides.task if not w.lstrip("+").startswith("fresh=")]
+    words += [w for w in config.hydra.overrides.task if not w.lstrip("+").startswith("restart=")]
     overrides = OverridesParser.create().parse_overrides(words)
     if any(override.key_or_group == "resume" for override in overrides):
         raise UserError(
@@ -207,7 +209,7 @@ def claim_sweep_folder(config: DictConfig, jobs: list[dict[str, Any]]) -> Genera
     parent = Path(config.hydra.sweep.dir).parent
     with ExitStack() as locks:
         # Continue the newest sweep that no other process is running.
-        for folder in () if config.fresh else find_earlier_sweeps(parent, jobs):
+        for folder in () if config.restart else find_earlier_sweeps(parent, jobs):
             try:
                 locks.enter_context(lock_folder(folder, "sweep"))
             except FolderLocked:

@@ -28,7 +28,7 @@ from seg.runs.checkpoint import (
     read_checkpoint,
     version_remark,
 )
-from seg.runs.migrations import upgrade_targets
+from seg.runs.migrations import upgrade_config
 from seg.runs.safe_loading import NETWORK_PACKAGES, check_plain, check_targets, is_unicode
 
 MAX_CLASSES = 1000  # most classes of a run; a mask of class indices has at most 255
@@ -128,7 +128,7 @@ def read_card(file: Path) -> tuple[dict[str, Any], dict[str, DeclaredTensor]]:
             f"{file}: not a checkpoint of seg.train ({error_summary(error)})"
         ) from error
     check_plain(card["config"], file)
-    config = card["config"] = upgrade_targets(card["config"])
+    config = card["config"] = upgrade_config(card["config"])
     try:
         for group, packages in (("model", NETWORK_PACKAGES), ("loss", ("seg.losses",))):
             check_targets(config[group], file, packages)
@@ -287,6 +287,7 @@ def check_intensity(
     clip: Any = False,
     dtype: Any = None,
     value_range: Any = None,
+    nodata: Any = None,
 ) -> None:
     """Raise ValueError unless these are the fields of an Intensity."""
     lists = (mean, std)
@@ -302,6 +303,8 @@ def check_intensity(
         type(value_range) is list and len(value_range) == 2 and all(map(is_number, value_range))
     ):
         raise ValueError("its intensity needs a value_range of two numbers")
+    if nodata is not None and not (type(nodata) is list and all(type(v) is float for v in nodata)):
+        raise ValueError("its intensity needs nodata as a list of floats")
 
 
 def check_weights(weights: Any) -> None:

@@ -1,10 +1,12 @@
-"""Names of classes in configs of earlier versions, and their present names.
+"""Names of classes and options in configs of earlier versions, and their present names.
 
 The ``_target_`` entries of a run's config name classes by module. A class that moves is entered here, so that
 earlier runs can still be read; ``tests/fixtures`` holds such runs.
 """
 
 from typing import Any
+
+from seg.cli.renamed_options import rename_options
 
 RENAMED_TARGETS = {  # name before 0.2 -> present name
     "seg.data.module.DataModule": "seg.data.DataModule",
@@ -21,6 +23,12 @@ RENAMED_TARGETS = {  # name before 0.2 -> present name
     "seg.tracking.mlflow.MLflow": "seg.training.loggers.mlflow.MLflow",
     "seg.tracking.wandb.Wandb": "seg.training.loggers.wandb.Wandb",
 }
+
+
+def upgrade_config(config: Any) -> Any:
+    """Return a config of an earlier version with the present names of its classes and options."""
+    upgraded = upgrade_targets(config)
+    return rename_options(upgraded) if isinstance(upgraded, dict) else upgraded
 
 
 def upgrade_targets(node: Any) -> Any:

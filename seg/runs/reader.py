@@ -15,7 +15,7 @@ import yaml
 from seg.errors import DataError, RunError, UserError
 from seg.files import read_text
 from seg.runs import checkpoint, safe_loading
-from seg.runs.migrations import upgrade_targets
+from seg.runs.migrations import upgrade_config
 from seg.runs.record import RunRecord, read_record
 
 ALLOWED_TARGETS = {  # config group -> packages whose classes it may name
@@ -112,7 +112,7 @@ def read_untrusted_config(file: Path) -> dict[str, Any]:
                 f"{file}: not a run's config, which has {', '.join(REQUIRED_OPTIONS)} and more"
             )
         safe_loading.check_plain(config, file)
-        config = upgrade_targets(config)
+        config = upgrade_config(config)
         config.pop("logger", None)
         for name in (*ALLOWED_TARGETS, "trainer"):
             if not isinstance(config.get(name, {}), dict):

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from seg.cli.conf_files import format_option_value
+from seg.cli.renamed_options import rename_options
 from seg.errors import UserError
 from seg.runs.records import read_json
 from seg.runs.safe_loading import RECORD_LIMIT
@@ -32,6 +33,9 @@ def read_resumable_record(
     begun = read_json(file, limit)
     if not set(now) <= set(begun) or not isinstance(begun["settings"], dict):
         raise UserError(f"{file}: not written by {command}; give another output")
+    for name in ("settings", "options"):  # by their names before 0.2
+        if isinstance(begun.get(name), dict):
+            begun[name] = rename_options(begun[name])
     check_same_settings(f"output={file.parent}", begun["settings"], now["settings"])
     return begun
 
@@ -47,6 +51,7 @@ def check_same_settings(
         now: settings of this command.
         other: option that would begin something new.
     """
+    begun = rename_options(dict(begun))
     differ = [n for n in dict.fromkeys([*now, *begun]) if begun.get(n) != now.get(n)]
     if not differ:
         return

@@ -12,12 +12,12 @@ from omegaconf import DictConfig
 DATA_LAYOUT_OPTIONS = tuple(  # options of the data's place and format on disk; left out of a run's name
     f"data.{option}="
     for option in (
-        "root", "classes", "colors", "images", "masks", "table", "annotations", "pair_by", "pages", "layers",
+        "root", "classes", "colors", "images", "masks", "table", "annotations", "pair_by", "pages", "mask_layers",
         "values", "palette", "ignore", "lists", "only_listed",
     )
 )  # fmt: skip
 # options that change nothing of what a network learns
-NEUTRAL_OPTIONS = ("outputs", "name", "logger", "panels", "kept", "fresh", "resume")
+NEUTRAL_OPTIONS = ("outputs", "name", "logger", "panels", "save_predictions", "restart", "resume")
 UNNAMED_OPTIONS = (
     *NEUTRAL_OPTIONS,
     "hydra",

@@ -1,6 +1,6 @@
 """Per-image counts and small prediction pictures, saved so that runs can be compared without the data set.
 
-images.csv             split,image,class,hit,false,missed: true positive, false positive and false negative pixels
+images.csv             split,image,class,tp,fp,fn: true positive, false positive and false negative pixels
 predictions/names.json split -> names of the pictured images
 predictions/SPLIT/     I-image.jpg, I-truth.png, I-prediction.png: I is the position in those names, from 0
 """
@@ -58,7 +58,7 @@ def write_image_counts(
     """
     with files.open_text(file, file.parent) as stream:
         writer = csv.writer(stream)
-        writer.writerow(["split", "image", "class", "hit", "false", "missed"])
+        writer.writerow(["split", "image", "class", "tp", "fp", "fn"])
         for split, (names, counts) in scored.items():
             for name, rows in zip(names, counts[..., :3].tolist(), strict=True):
                 writer.writerows(

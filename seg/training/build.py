@@ -1,5 +1,6 @@
 """Build data, network, loss and trainer from the config, and check that they fit together."""
 
+import copy
 import math
 import os
 
@@ -118,8 +119,56 @@ def check_optimizer_options(task: SegmentationTask) -> None:
         raise UserError(f"optim: {one_line(error)}") from error
 
 
-def check_trainer_options(node: DictConfig, data: DataModule) -> None:
-    """Raise UserError if Lightning rejects an option, or an epoch would have no batch."""
+def check_single_samples(
+    model: Network, data: DataModule, world: int, limit: int | float | None
+) -> None:
+    """Raise UserError if a batch of one sample would give a normalisation layer one value a channel.
+
+    Args:
+        model: the network.
+        data: of the run.
+        world: number of processes.
+        limit: trainer.limit_train_batches.
+    """
+    # The smallest batch of a process: the last of an epoch, unless the limit leaves it out.
+    count = math.ceil(len(data.source.splits["train"]) * data.repeats / world)
+    size = data.batch_size // world or 1
+    batches = math.ceil(count / size)
+    last = count - (batches - 1) * size
+    if isinstance(limit, int) and limit < batches:
+        last = size
+    if last > 1 or normalises_one_sample(model, data):
+        return
+    # A number that leaves no single sample.
+    per_rank = next((n for n in range(max(2, size), count + 1) if count % n != 1), None)
+    crop = "" if data.crop is not None or len(data.sizes["train"]) == 1 else "loader.crop=256 "
+    remedy = f"loader.batch_size={per_rank * world}" if per_rank else f"loader.repeats={2 * data.repeats} loader.batch_size={2 * world}"  # fmt: skip
+    raise UserError(
+        f"loader.batch_size={data.batch_size}: {'the last batch of an epoch' if last < size else 'a batch'} has one "
+        f"sample (of {count} an epoch{f' for each of {world} processes' if world > 1 else ''}), and from it a normalisation "
+        f"layer of this network gets a map of one pixel, which has no variance; give {crop}{remedy}"
+    )
+
+
+def normalises_one_sample(model: Network, data: DataModule) -> bool:
+    """Return True if the network trains on one sample: normalisation layers need several values a channel."""
+    if data.crop is not None:
+        height = width = model.input_side(data.crop) if model.context else data.crop
+    else:
+        height, width = min(data.sizes["train"], key=min)
+    image = torch.zeros(1, data.intensity.channels, height, width)
+    try:
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            copy.deepcopy(model).train()(image)
+    except ValueError as error:  # of PyTorch's batch, instance and group normalisation
+        if str(error).startswith("Expected more than 1"):
+            return False
+        raise
+    return True
+
+
+def check_trainer_options(node: DictConfig, data: DataModule, model: Network) -> None:
+    """Raise UserError if Lightning rejects an option, an epoch would have no batch, or one of too few samples."""
     trainer = instantiate_node(node, "trainer")
     processes, cores = trainer.num_devices, os.cpu_count() or 1
     if hardware.pick_accelerator(node.accelerator) == "cpu" and processes > max(8, cores):
@@ -137,3 +186,4 @@ def check_trainer_options(node: DictConfig, data: DataModule) -> None:
                 f"trainer.{option}={share}: that is none of {batches} batch{'es' * (batches > 1)}; give a "
                 "number of batches, 1 or more"
             )
+    check_single_samples(model, data, world, node.get("limit_train_batches", 1.0))

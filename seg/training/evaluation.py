@@ -197,7 +197,7 @@ class EvaluationReport:
             "split": split,
             "images": samples.names,
             "threshold": threshold,
-            "confidence": self.cfg.confidence,
+            "confidence_level": self.cfg.confidence_level,
             "intervals": {key: [i.low, i.high] for key, i in intervals.items() if i.low == i.low},
             "confusion": CONFUSION_FILE,
         }
@@ -216,7 +216,7 @@ class EvaluationReport:
             table = tables.border_table(scores, run.classes, f"{split}/", intervals)
             log.info("", extra={"table": table})
         if intervals:
-            log.info(tables.interval_line(len(samples), self.cfg.confidence))
+            log.info(tables.interval_line(len(samples), self.cfg.confidence_level))
         if self.data.source.task == "instances":
             log.info("", extra={"table": tables.object_table(scores, f"{split}/", intervals)})
         if self.metrics.calibration is not None:
@@ -227,8 +227,8 @@ class EvaluationReport:
         log.info(f"numbers {quote_path(numbers)}, pictures {quote_path(pictures)}")
 
     def intervals(self, evidence: dict[str, BootstrapInput]) -> dict[str, Interval]:
-        """Return the bootstrap intervals over images of the scores in the tables; none with ``confidence=0``."""
-        if not self.cfg.confidence:
+        """Return the bootstrap intervals over images of the scores in the tables; none with ``confidence_level=0``."""
+        if not self.cfg.confidence_level:
             return {}
         displayed = ("dice", "iou", *tables.BORDER_COLUMNS, *tables.OBJECT_ROWS)
         inputs = {
@@ -236,4 +236,4 @@ class EvaluationReport:
             for name, given in evidence.items()
             if name.split("/")[0].removesuffix("_per_image") in displayed
         }
-        return bootstrap_intervals(inputs, self.cfg.confidence)
+        return bootstrap_intervals(inputs, self.cfg.confidence_level)

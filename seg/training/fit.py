@@ -3,6 +3,7 @@
 import errno
 import logging
 import math
+import os
 import shutil
 import signal
 from collections.abc import Sequence
@@ -312,7 +313,9 @@ def make_trainer(
         interrupts: callback that stops the run on a signal.
     """
     # Callbacks: checkpoints, progress, resumption, signals, error reports, and those that are optional.
-    checkpoints = cast(Path, asked.folder) / "checkpoints"
+    checkpoints = (
+        Path(os.path.abspath(cast(Path, asked.folder))) / "checkpoints"
+    )  # Lightning expands ~ in others
     bar = progress.on_terminal() and not asked.silent
     callbacks = [
         *more,
@@ -339,7 +342,7 @@ def make_trainer(
             f"the first step, of loader.batch_size={cfg.loader.batch_size} and loader.crop={cfg.loader.crop}",
             cfg.trainer.get("accumulate_grad_batches", 1),
         ),
-        NonFiniteGuard(cast(Path, asked.folder), cfg.bad_steps),
+        NonFiniteGuard(cast(Path, asked.folder), cfg.on_nonfinite),
         *optional_callbacks(cfg.patience, cfg.ema),
         *([progress.progress_bar()] if bar else []),
     ]
@@ -418,7 +421,7 @@ def write_artifacts(
     artifacts.write_image_counts(folder / "images.csv", scored, data.source.classes)
     samples = {split: data.samples(split) for split in splits}
     artifacts.save_prediction_pictures(
-        folder / "predictions", samples, cfg.kept, data.source.colors, task.model, task.val_metrics.threshold
+        folder / "predictions", samples, cfg.save_predictions, data.source.colors, task.model, task.val_metrics.threshold
     )  # fmt: skip
 
 

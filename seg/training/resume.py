@@ -22,7 +22,7 @@ from seg.errors import RunError, UserError
 from seg.files import read_text
 from seg.runs import reader
 from seg.runs.checkpoint import DAMAGE_ERRORS, check_finite, read_checkpoint, suggest_run
-from seg.runs.migrations import upgrade_targets
+from seg.runs.migrations import upgrade_config
 from seg.runs.record import RunRecord, read_record
 from seg.runs.run_info import RunInfo
 from seg.runs.safe_loading import CONFIG_LIMIT, check_targets, read_yaml
@@ -218,7 +218,7 @@ def read_saved_config(folder: Path) -> DictConfig:
     check_run_links(folder)
     check_files(folder)
     config = reader.read_untrusted_config(file)
-    loggers = upgrade_targets(read_yaml(read_text(file, CONFIG_LIMIT))).get("logger", {})
+    loggers = upgrade_config(read_yaml(read_text(file, CONFIG_LIMIT))).get("logger", {})
     if not isinstance(loggers, dict) or not all(
         isinstance(node, dict) for node in loggers.values()
     ):

@@ -120,7 +120,7 @@ def build_and_fit(
         data.set_weight_map(weights.gaps)
     add_crop_context(data, task.model)
     check_optimizer_options(task)
-    check_trainer_options(cfg.trainer, data)
+    check_trainer_options(cfg.trainer, data, task.model)
     # Create and lock the run folder, and train in it.
     taken = cfg.init and init_weights.load_initial_weights(task.model, cfg.init)
     with (

@@ -91,7 +91,7 @@ def test_a_training_refuses_what_would_be_resolved_anew(tmp_path):
 
 PLACE = "-m a[b],c=1 it's\"$HOME\t#é"  # ${seed} in it is refused
 SMALL = ["data.size=32", "data.train=2", "data.val=1", "model.width=2", "model=unetpp", "model.depth=2", "loader.crop=32",
-         "loader.repeats=1", "trainer=cpu", "trainer.max_epochs=1", "augment=none", "logger=none", "panels=1", "kept=1"]  # fmt: skip
+         "loader.repeats=1", "trainer=cpu", "trainer.max_epochs=1", "augment=none", "logger=none", "panels=1", "save_predictions=1"]  # fmt: skip
 
 
 def printed(text: str) -> list[tuple[str, list[str]]]:

@@ -33,7 +33,7 @@ TINY = {
     "data.size": 32, "data.train": 2, "data.val": 1, "data.test": 0, "model.width": 2, "model.depth": 1,
     "loader.crop": 32, "loader.repeats": 1, "loader.batch_size": 2, "augment": "none", "logger": "none",
     "trainer": "smoke", "trainer.accelerator": "cpu", "trainer.max_epochs": 1, "trainer.max_steps": 2,
-    "panels": 1, "kept": 1, "name": "fuzz",
+    "panels": 1, "save_predictions": 1, "name": "fuzz",
 }  # fmt: skip
 ELSEWHERE = {  # what a fork can't do: other processes and machines, a compiler, the network, the user's own files
     "trainer.devices": ("3", "[1,2]"),
@@ -170,8 +170,8 @@ def fault_of(words: list[str], done: Outcome) -> str | None:
 
 NONSENSE = {
     "seed": ("-1", str(2**32), str(2**70)), "name": ("''", "[1]"), "outputs": ("''",), "patience": ("0", "1.5", "x"),
-    "ema": ("0", "1", "x"), "two_class_logits": ("0", "3"), "bad_steps": ("maybe",), "panels": ("-1", "1.5"),
-    "kept": ("-1",), "head_weights": ("[nan,1]",), "optim.lr": ("-1", "nan", "inf"), "optim.weight_decay": ("-1",),
+    "ema": ("0", "1", "x"), "two_class_logits": ("0", "3"), "on_nonfinite": ("maybe",), "panels": ("-1", "1.5"),
+    "save_predictions": ("-1",), "head_weights": ("[nan,1]",), "optim.lr": ("-1", "nan", "inf"), "optim.weight_decay": ("-1",),
     "optim.betas": ("[0.9]", "[]", "[2,0.9]"), "model.depth": ("0", "30"), "model.width": ("0", "-3", "100000"),
     "loader.batch_size": ("0", "-1", str(10**30)), "loader.crop": ("0", "1000000"), "loader.repeats": ("0", "1000000000"),
     "loader.workers": ("-1", "100000"), "loader.memory": ("-1", "inf", "1e300"), "loader.percentiles": ("[nan,1]", "5"),
@@ -392,7 +392,7 @@ def words_of(row: Row) -> list[str]:
     chosen = [word for factor in FACTORS for word in FACTORS[factor][row[factor]]]
     width = 3 if row["model"] == "unet_wide" else 2
     return [*chosen, f"model.width={width}", "trainer=smoke", "trainer.accelerator=cpu", "trainer.max_steps=1",
-            "loader.crop=32", "loader.repeats=1", "loader.batch_size=2", "logger=none", "panels=0", "kept=0", "name=pair"]  # fmt: skip
+            "loader.crop=32", "loader.repeats=1", "loader.batch_size=2", "logger=none", "panels=0", "save_predictions=0", "name=pair"]  # fmt: skip
 
 
 @pytest.fixture

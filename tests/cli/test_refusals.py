@@ -146,7 +146,7 @@ def trained(tmp_path_factory) -> Path:
     """A folder with a run of U-Net, RUN, and an image."""
     place = tmp_path_factory.mktemp("trained")
     words = ["data.size=32", "data.train=2", "data.val=1", "data.test=0", "model.width=2", "model.depth=1", "loader.crop=32",
-             "loader.repeats=1", "trainer=smoke", "trainer.accelerator=cpu", "logger=none", "panels=0", "kept=1"]  # fmt: skip
+             "loader.repeats=1", "trainer=smoke", "trainer.accelerator=cpu", "logger=none", "panels=0", "save_predictions=1"]  # fmt: skip
     assert seg("train", *words, cwd=place).code == 0
     (place / "outputs/latest").resolve().rename(place / "RUN")
     pixels = np.random.default_rng(3).integers(0, 255, (48, 48), np.uint8)

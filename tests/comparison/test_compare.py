@@ -237,14 +237,14 @@ def test_a_run_cut_off_anywhere_is_read_as_far_as_it_goes(tmp_path):
         ("config.yaml", "a: &a [1, {b: 1}]\n" + "\n".join(f"{x}: &{x} [{','.join(['*' + y] * 30)}]" for x, y in zip("bcdef", "abcde", strict=True)), "aliases, anchors or tags"),
         ("metrics.csv", "step,val/dice\n1,0.5\n3,0.", "metrics.csv ends in mid-row"),
         ("images.csv", "split,image\ntest,a\n", "images.csv can't be read: ValueError: no column class"),
-        ("images.csv", "split,image,class,hit,false,missed\ntest,image-000,cell,1,2,-3\n", "images.csv can't be read: ValueError: '-3' is no count of pixels"),
-        ("images.csv", f"split,image,class,hit,false,missed\ntest,image-000,cell,1,2,{10**30}\n", "is no count of pixels"),
+        ("images.csv", "split,image,class,tp,fp,fn\ntest,image-000,cell,1,2,-3\n", "images.csv can't be read: ValueError: '-3' is no count of pixels"),
+        ("images.csv", f"split,image,class,tp,fp,fn\ntest,image-000,cell,1,2,{10**30}\n", "is no count of pixels"),
         ("metrics.csv", "step,epoch,val/dice\n1,inf,0.5\n", "metrics.csv has the epoch inf"),
         ("run.json", '{"status": "finished", "metrics": {"test/dice": 1%s}}' % ("0" * 30), "a number of more than 64 bits"),
         ("run.json", '{"status": "finished", "name": "\\ud800"}', "half a character"),
         ("run.json", '{"a":' * 100 + "1" + "}" * 100, "nests more than 50 levels deep"),
-        ("images.csv", "split,image,class,hit,false,missed\ntest,image-000,cell,1,2,three\n", "images.csv can't be read: ValueError"),
-        ("images.csv", "split,image,class,hit,false,missed\ntest,image-000,cell,1,2,3\n", "images.csv hasn't all images of test"),
+        ("images.csv", "split,image,class,tp,fp,fn\ntest,image-000,cell,1,2,three\n", "images.csv can't be read: ValueError"),
+        ("images.csv", "split,image,class,tp,fp,fn\ntest,image-000,cell,1,2,3\n", "images.csv hasn't all images of test"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_with_a_file_is_said(tmp_path, file, content, said):
@@ -602,7 +602,7 @@ def test_another_programs_file_is_not_overwritten(tmp_path):
     for _ in range(2):  # its own it does
         compare_runs(
             compose_checked(
-                "compare", [f"runs=[{tmp_path}]", f"output={tmp_path / 'new'}", "images=1"]
+                "compare", [f"runs=[{tmp_path}]", f"output={tmp_path / 'new'}", "num_examples=1"]
             )
         )
     assert {p.name for p in (tmp_path / "new").iterdir()} == {"compare.csv", "compare.html"}
@@ -660,7 +660,8 @@ def test_the_worst_and_the_most_disputed_images_are_shown(tmp_path):
     assert shown.rows[0].pictures[2].caption == "Dice 0.500"
     assert shown.note == "2 other images have pictures too"
     assert (
-        "2 more did not fit into megabytes=0" in build_gallery(ranking(read(*folders)), 1, 0).note
+        "2 more did not fit into max_picture_mb=0"
+        in build_gallery(ranking(read(*folders)), 1, 0).note
     )
 
 

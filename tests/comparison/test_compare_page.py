@@ -40,7 +40,9 @@ def hostile_runs(root: Path) -> Path:
 @pytest.fixture(scope="module")
 def html(tmp_path_factory) -> Path:
     root = hostile_runs(tmp_path_factory.mktemp("runs"))
-    compare_runs(compose_checked("compare", [f"runs=[{root}]", "group_by=[model]", "images=2"]))
+    compare_runs(
+        compose_checked("compare", [f"runs=[{root}]", "group_by=[model]", "num_examples=2"])
+    )
     return root / "compare.html"
 
 

@@ -473,7 +473,7 @@ class Dots:
 
 def test_a_run_s_crops_hold_the_rare_class_as_often_as_asked_and_say_so():
     source = Dots()
-    data = DataModule(source, preset("d4"), crop=32, repeats=50, foreground=0.5, memory=0)
+    data = DataModule(source, preset("d4"), crop=32, repeats=50, rare_class_crops=0.5, memory=0)
     assert data.rare_classes == [1, 2]
     assert data.describe_crops == (
         "50 of 32x32 px from each image, 50% of them centred on b, c, the others anywhere; "
@@ -487,14 +487,14 @@ def test_a_run_s_crops_hold_the_rare_class_as_often_as_asked_and_say_so():
     assert np.mean(full) == pytest.approx(0.5 + 0.5 * 0.03, abs=0.1)
     assert all(torch.equal(samples[0, i]["image"], samples[0, i]["image"]) for i in range(8))
     assert any(not torch.equal(samples[0, i]["mask"], samples[1, i]["mask"]) for i in range(8))
-    overlapping = DataModule(Dots("overlapping"), crop=32, foreground=1.0)
+    overlapping = DataModule(Dots("overlapping"), crop=32, rare_class_crops=1.0)
     assert overlapping.rare_classes == [0, 1, 2]
     shown = [overlapping.train_dataset()[0, i]["mask"] for i in range(4)]
     assert [bool((m[1:] == 1).any()) for m in shown] != [False] * 4  # b or c, as often as a
 
 
 def test_foreground_also_finds_its_pixels_with_surroundings_for_valid_convolutions():
-    data = DataModule(Dots(), preset("none"), crop=32, repeats=10, foreground=1.0)
+    data = DataModule(Dots(), preset("none"), crop=32, repeats=10, rare_class_crops=1.0)
     data.set_context(72, 20)
     for i in (0, 1, 2, 4, 5, 6):
         judged = data.train_dataset()[0, i]["mask"][20:-20, 20:-20]
@@ -503,16 +503,17 @@ def test_foreground_also_finds_its_pixels_with_surroundings_for_valid_convolutio
 
 def test_the_share_of_crops_is_checked_and_described():
     for wrong, crop in ((-0.1, 32), (1.5, 32), (0.5, None)):
-        with pytest.raises(
-            ValueError, match=rf"foreground is {wrong}( and crop {crop}|; a number from 0 to 1)"
-        ):
-            DataModule(Dots(), crop=crop, foreground=wrong)
+        text = rf"rare_class_crops is {wrong}( and crop {crop}|; a number from 0 to 1)"
+        with pytest.raises(ValueError, match=text):
+            DataModule(Dots(), crop=crop, rare_class_crops=wrong)
     assert DataModule(Dots(), crop=32).describe_crops == (
-        "4 of 32x32 px from each image, anywhere (loader.foreground=0)"
+        "4 of 32x32 px from each image, anywhere (loader.rare_class_crops=0)"
     )
     assert DataModule(Dots(), crop=None).describe_crops == "whole images"
-    with pytest.raises(UserError, match=r"loader\.foreground=2: a number from 0 to 1 is needed"):
-        compose_checked("train", ["loader.foreground=2"])
+    with pytest.raises(
+        UserError, match=r"loader\.rare_class_crops=2: a number from 0 to 1 is needed"
+    ):
+        compose_checked("train", ["loader.rare_class_crops=2"])
 
 
 @pytest.mark.parametrize("foreground", [0.0, 1.0])

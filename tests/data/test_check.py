@@ -181,7 +181,7 @@ PLANTED = [  # fault, file, found, remedy
     ("noise", "train/masks/2.png", "different values", "save masks as PNG or TIFF"),
     ("rgb", "train/masks/2.png", "2 colours, #00c800", "'data.palette={membrane: [0, 200, 0], cell: [40, 0, 0]}' in the right order"),
     ("size", "train/masks/2.png", "50x60 px", "nearest neighbour"),
-    ("transposed", "train/masks/2.png", "80x96 px, and its image", "swap the mask's rows and columns"),
+    ("transposed", "train/masks/2.png", "80x96 px, and its image", "turn the mask as its image is"),
     ("no mask", "train/images/2.png", "no mask of that name in train/masks", "add it"),
     ("no image", "train/masks/2.png", "no image of that name in train/images", "add it"),
     ("twice", "train/images/2.bmp", "2.png has the same name", "keep one"),

@@ -44,6 +44,19 @@ def test_a_rectangle_is_drawn_to_the_pixel(tmp_path):
     np.testing.assert_array_equal(mask, rectangle(4, 5, 11, 9))
 
 
+@pytest.mark.parametrize("stored", [True, False])
+def test_outlines_turn_with_an_image_whose_stored_pixels_were_annotated(tmp_path, stored):
+    drawn = rectangle(4, 5, 11, 9)
+    source = made(tmp_path, {"a.png": [(3, counted(drawn))]})
+    exif = Image.Exif()
+    exif[274] = 6  # turned clockwise as one sees it
+    pixels = drawn if stored else np.rot90(drawn)
+    Image.fromarray(np.ascontiguousarray(pixels) * 200).save(tmp_path / "a.png", exif=exif)
+    image, mask = source.read("a")
+    assert mask.any()
+    np.testing.assert_array_equal(image[..., 0], mask * 200)
+
+
 def test_parts_of_one_object_and_a_concave_polygon_are_filled(tmp_path):
     ell = [[2, 2, 12, 2, 12, 6, 6, 6, 6, 14, 2, 14]]
     parts = box(15, 1, 18, 4) + box(20, 10, 29, 19)
@@ -199,7 +212,7 @@ def test_one_file_is_split_by_share_fold_block_group_class_and_list(tmp_path):
     assert {s: len(n) for s, n in shares.items()} == {"train": 5, "val": 3, "test": 2}
     folds = [Coco(root, file, fold=i).splits["val"] for i in range(5)]
     assert sorted(n for fold in folds for n in fold) == names
-    assert Coco(root, file, blocks=True).splits["val"] == names[8:]
+    assert Coco(root, file, contiguous=True).splits["val"] == names[8:]
     grouped = Coco(root, file, group_by=r"^(p\d)_", val=0.4).splits["val"]
     assert len(grouped) == 4 and len({n[:2] for n in grouped}) == 2
     stratified = Coco(root, file, stratify=True, fold=0, folds=2).splits
@@ -303,7 +316,7 @@ WRONG = [
     (put("annotations", 1, "id", value=1), r"annotations\[1\]: another of the annotations has the id 1"),
     (put("annotations", 1, "id", value=[1]), r"annotations\[1\]: id=\[1\]"),
     (put("categories", 1, "id", value=7), r"categories\[1\]: another of the categories has the id 7"),
-    (put(*FIRST, value=None), r"annotations\[0\]: no segmentation"),
+    (put(*FIRST, value=None), r"annotation 1: no outline, at most a box; there are 1 such; data.boxes=skip"),
     (put("annotations", 0, "image_id", value=9), r"coco.json: annotation 1: no such image_id, 9; correct"),
     (put("annotations", 0, "category_id", value=9), r"annotation 1: no such category_id, 9"),
     (put("annotations", 0, "iscrowd", value=2), r"annotation 1: iscrowd=2; 0 or 1 is needed"),
@@ -316,7 +329,7 @@ WRONG = [
     (put("images", 0, "file_name", value="b/c.jpg"), r"b/c.jpg and b/c.png are both called b/c; keep one"),
     (put("images", 0, "height", value=30), r"coco.json: 30x30 px, and its image .*a.png 20x30 \(height x"),
     (put("images", 0, "width", value="30"), r"coco.json: 20x30 px, and its image"),
-    (put(*FIRST, value=[]), r"coco.json: annotation 1 of a.png: its segmentation is empty; .* correct it or"),
+    (put(*FIRST, value=[]), r"coco.json: annotation 1: no outline"),
     (put(*FIRST, value=[[1, 2, 3, 4, 5, 6, 7]]), r"annotation 1 of a.png: its polygon has 7 numbers"),
     (put(*FIRST, value=[[1, 2, 3, 4]]), r"its polygon has 4 numbers; x and y of three points or more"),
     (put(*FIRST, value=[1, 2, 3, 4, 5, 6]), r"its polygon is not a list of numbers"),
@@ -373,7 +386,7 @@ OPTIONS = [
     ({"crowd": "hide"}, r"data.crowd=hide: null or one of ignore, object, skip"),
     ({"classes": ["rest", "tail"]}, r"no category 'tail'; it has \['cell', 'nucleus'\]"),
     ({"classes": ["Cell", "nucleus"]}, r"Cell is no category, but cell is"),
-    ({"classes": ["x", "cell", "cell"]}, r"a name occurs twice"),
+    ({"classes": ["x", "cell", "cell"]}, r"'cell' is named twice"),
     ({"classes": ["cell"]}, r"too few; .*the first class is what no annotation covers"),
     ({"task": "instances"}, r"data.task=instances needs two classes"),
     ({"task": "overlapping", "classes": ["background", "cell"]}, r"no category 'background'"),

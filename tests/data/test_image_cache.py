@@ -198,7 +198,7 @@ def test_the_same_size_at_another_time_and_the_same_time_at_another_size_are_cha
 @pytest.mark.parametrize(
     "options",
     [{"values": {0: 0, 1: 2, 2: 1}}, {"ignore": [2]}, {"classes": ["b", "a", "c"]},
-     {"palette": {"a": [0, 0, 0], "b": [1, 1, 1], "c": [2, 2, 2]}}, {"layers": "pages"}, {"pages": "channels"}],
+     {"palette": {"a": [0, 0, 0], "b": [1, 1, 1], "c": [2, 2, 2]}}, {"mask_layers": "pages"}, {"pages": "channels"}],
     ids=str,
 )  # fmt: skip
 def test_other_options_are_other_arrays(folder_root, options):
@@ -212,7 +212,7 @@ def test_a_mask_that_changes_its_class_or_gets_a_rest_is_decoded_again(folder_ro
     for i in range(2):
         mask = np.array(Image.open(folder_root / "masks" / f"{i}.png")) == 1
         Image.fromarray(mask.astype(np.uint8)).save(tmp_path / f"{i}.png")
-    table, layered = tmp_path / "pairs.csv", {"layers": "folders", "val": 0.5}
+    table, layered = tmp_path / "pairs.csv", {"mask_layers": "folders", "val": 0.5}
     line = f"{folder_root}/images/{{0}}.png,{{1}},{{2}},{{3}}\n"
 
     def read(lines: list[str]) -> np.ndarray:
@@ -281,7 +281,7 @@ def samples_of(
     augment = instantiate_node(OmegaConf.load(CONF / "augment/strong.yaml"), "augment")
     data = DataModule(
         Folder(str(root), ABC), augment, crop=crop, repeats=2, workers=workers, batch_size=3 if crop else 1,
-        foreground=0.5 if crop else 0.0, **cache
+        rare_class_crops=0.5 if crop else 0.0, **cache
     )  # fmt: skip
     loader, seen = data.train_dataloader(), []
     for epoch in range(count):

@@ -218,10 +218,9 @@ def test_damaged_pixels_and_a_missing_tile_are_told(files, tmp_path):
     content = bytearray(files["tiles, deflate"].read_bytes())
     content[entry : entry + (2 if deep == "SHORT" else 4)] = bytes(2 if deep == "SHORT" else 4)
     (tmp_path / "gap.tif").write_bytes(content)
-    raster = ImageReader(tmp_path / "gap.tif")
-    with pytest.raises(DataError, match=r"gap\.tif: .*a tile is missing at row 0, column 0"):
-        raster.rows(0, 9)
-    raster.close()
+    for read in (ImageReader, read_image):  # tifffile would read zeros
+        with pytest.raises(DataError, match=r"gap\.tif: .*a tile is missing"):
+            read(tmp_path / "gap.tif")
 
 
 def test_rows_that_are_not_finite_are_told_with_their_page(tmp_path):

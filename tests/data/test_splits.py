@@ -28,10 +28,10 @@ def named(count: int) -> list[str]:
     return [f"im{i:03d}" for i in range(count)]
 
 
-def split(names, *, val=None, test=0.0, fold=None, folds=5, blocks=False, seed=0, groups=None, presence=None):  # fmt: skip
+def split(names, *, val=None, test=0.0, fold=None, folds=5, contiguous=False, seed=0, groups=None, presence=None):  # fmt: skip
     """``divide`` with the defaults of conf/data/folder.yaml; presence is a table name -> classes."""
     look = None if presence is None else presence.__getitem__
-    return divide_names(names, val, test, fold, folds, blocks, seed, groups, look)
+    return divide_names(names, val, test, fold, folds, contiguous, seed, groups, look)
 
 
 def table(names: list[str], classes: int, seed: int) -> dict[str, np.ndarray]:
@@ -76,7 +76,7 @@ def test_folds_are_apart_cover_all_but_the_test_and_differ_by_one_image(
     names = named(count)
     more = {
         "random": {},
-        "blocks": {"blocks": True},
+        "blocks": {"contiguous": True},
         "stratify": {"presence": table(names, 4, seed)},
     }[how]
     found = [split(names, test=test, fold=i, folds=folds, seed=seed, **more) for i in range(folds)]
@@ -214,20 +214,20 @@ def test_the_seed_alone_decides_and_another_one_changes_the_split():
     unequal = {n: "abbccc"[i % 6] for i, n in enumerate(names)}  # one order of sizes, any of folds
     drawn = [split(names, seed=s, fold=0, folds=3, groups=unequal)["val"] for s in range(20)]
     assert {len(val) for val in drawn} == {5, 10, 15}
-    for more in ({"blocks": True}, {"blocks": True, "fold": 1}):
+    for more in ({"contiguous": True}, {"contiguous": True, "fold": 1}):
         assert split(names, **more) == split(names, seed=1, **more)
 
 
 def test_blocks_follow_each_other_in_the_order_of_numbers():
     names = [f"slice{i}" for i in range(12)]  # as text slice10 comes before slice2
     shuffled = sorted(names)
-    assert split(shuffled, blocks=True, val=0.25, test=0.25) == {
+    assert split(shuffled, contiguous=True, val=0.25, test=0.25) == {
         "train": names[:6],
         "val": names[6:9],
         "test": names[9:],
     }
     for fold, val in enumerate((names[0:3], names[3:6], names[6:8], names[8:10])):
-        found = split(shuffled, blocks=True, fold=fold, folds=4, test=2 / 12)
+        found = split(shuffled, contiguous=True, fold=fold, folds=4, test=2 / 12)
         assert found["val"] == val and found["test"] == names[10:]
         assert found["train"] == [n for n in names[:10] if n not in val]
 
@@ -361,10 +361,10 @@ def test_lists_that_can_not_be_read_are_refused(patients, tmp_path):
         ({"fold": 0, "lists": "L"}, "data.fold=0 beside data.lists: the lists .* data.fold=null"),
         ({"val": 0.2, "lists": "L"}, "data.val=0.2 beside data.lists"),
         ({"test": 0.1, "lists": "L"}, "data.test=0.1 beside data.lists.*; take data.test=0"),
-        ({"blocks": True, "lists": "L"}, "data.blocks=true beside data.lists.*data.blocks=false"),
+        ({"contiguous": True, "lists": "L"}, "data.contiguous=true beside data.lists.*data.contiguous=false"),
         ({"stratify": True, "lists": "L"}, "data.stratify=true beside data.lists"),
-        ({"blocks": True, "stratify": True}, "data.stratify=true beside data.blocks: blocks go by"),
-        ({"blocks": True, "group_by": "^p."}, "data.group_by beside data.blocks.*data.group_by=null"),
+        ({"contiguous": True, "stratify": True}, "data.stratify=true beside data.contiguous: blocks go by"),
+        ({"contiguous": True, "group_by": "^p."}, "data.group_by beside data.contiguous.*data.group_by=null"),
         ({"fold": 5}, "data.fold=5 of data.folds=5: give 2 folds or more, and 0 <= fold < folds"),
         ({"fold": -1}, "data.fold=-1 of"),
         ({"fold": 0, "folds": 1}, "data.fold=0 of data.folds=1"),
@@ -394,7 +394,7 @@ def test_folders_that_split_are_not_split_again_and_keep_groups_apart(patients, 
     root = str(by_folders(patients))
     for options, message in (
         ({"fold": 1}, "data.fold=1 beside train/ and val/ in data.root: the folders say"),
-        ({"blocks": True}, "data.blocks=true beside train/"),
+        ({"contiguous": True}, "data.contiguous=true beside train/"),
         ({"stratify": True}, "data.stratify=true beside train/"),
         ({"lists": "L"}, "data.lists=L beside train/"),
         ({"group_by": "^(p)"}, r"group 'p' is in train \(train/p0_0\) and in val \(val/p2_4\); move"),

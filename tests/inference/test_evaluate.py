@@ -122,7 +122,9 @@ def test_loss_and_scores_depend_on_no_batch_size(tmp_path):
 def test_no_intervals_and_no_objects_where_none_are_asked_for(tmp_path, capsys):
     _, folder = tiny(tmp_path, "trainer.max_epochs=1")
     capsys.readouterr()
-    scores = evaluate(compose_checked("evaluate", [f"run={folder}", "confidence=0", "panels=0"]))
+    scores = evaluate(
+        compose_checked("evaluate", [f"run={folder}", "confidence_level=0", "panels=0"])
+    )
     assert written(folder / "evaluate-val")["intervals"] == {} and "val/v_rand" not in scores
     assert "intervals:" not in capsys.readouterr().out
 
@@ -187,10 +189,13 @@ def test_a_threshold_of_ones_own_is_kept_too(tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["confidence=2"], "confidence=2: a number from 0"),
+        (["confidence_level=2"], "confidence_level=2: a number from 0"),
         (["panels=-1"], "panels=-1"),
-        (["objects.neck=nan"], "objects.neck=nan: a finite number is needed"),
-        (["objects.neck=abc"], "objects.neck=abc: a number above 0, or null is needed"),
+        (["objects.split_neck_px=nan"], "objects.split_neck_px=nan: a finite number is needed"),
+        (
+            ["objects.split_neck_px=abc"],
+            "objects.split_neck_px=abc: a number above 0, or null is needed",
+        ),
         (["+data.task=foo"], "data.task=foo: one of classes, instances, overlapping is needed"),
     ],
 )
@@ -304,8 +309,8 @@ def test_a_threshold_of_many_classes_or_out_of_range_is_refused(tmp_path, folder
     run = tmp_path / "o/latest"
     with pytest.raises(RunError, match=r"threshold=0.3: the run has 3 classes"):
         evaluate(config("evaluate", f"run={run}", "threshold=0.3"))
-    with pytest.raises(UserError, match=r"objects: neck=-1 px must be above 0"):
-        evaluate(config("evaluate", f"run={run}", "objects.neck=-1"))
+    with pytest.raises(UserError, match=r"objects: split_neck_px=-1 px must be above 0"):
+        evaluate(config("evaluate", f"run={run}", "objects.split_neck_px=-1"))
     with pytest.raises(RunError, match="a number between 0 and 1"):
         evaluate(config("evaluate", f"run={run}", "threshold=abc"))
     with pytest.raises(DataError, match=r"instances needs two classes.*there are 3: a, b, c"):

@@ -317,7 +317,7 @@ def test_instances_have_the_areas_and_centroids_of_their_labels(kinds):
 
 
 def test_a_neck_parts_objects_and_none_at_all_are_an_empty_table(run, folder, tmp_path, kinds):
-    predicted(run, folder / "b.png", tmp_path / "a", "save=[instances]", "objects.neck=1.0", "threshold=0.4", "objects.min_size=20")  # fmt: skip
+    predicted(run, folder / "b.png", tmp_path / "a", "save=[instances]", "objects.split_neck_px=1.0", "threshold=0.4", "objects.min_size=20")  # fmt: skip
     whole = tifffile.imread(kinds / "instances/b.tif")
     parted = tifffile.imread(tmp_path / "a/instances/b.tif")
     assert parted.max() > whole.max()
@@ -486,6 +486,28 @@ def test_name_of_254_bytes_is_predicted_like_others(run, tmp_path):
     for kind, suffix in (("masks", ".png"), ("probabilities", ".tif")):
         found = {file.name for file in (tmp_path / "out" / kind).iterdir()}
         assert found == {f"{stem}{suffix}" for stem in stems}
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_a_turned_image_is_predicted_as_one_sees_it(run, tmp_path, suffix):
+    seen, exif = textured(60, 50), Image.Exif()
+    exif[274] = 6  # stored a quarter counter-clockwise of what one sees
+    Image.fromarray(seen).save(tmp_path / "seen.png")
+    Image.fromarray(np.ascontiguousarray(np.rot90(seen))).save(tmp_path / f"stored{suffix}", exif=exif)  # fmt: skip
+    for name in ("seen.png", f"stored{suffix}"):
+        predicted(run, tmp_path / name, tmp_path / "out", "save=[probabilities]")
+    p = [tifffile.imread(tmp_path / f"out/probabilities/{name}.tif") for name in ("seen", "stored")]
+    assert p[0].shape == (2, 60, 50)
+    np.testing.assert_array_equal(p[0], p[1])
+
+
+def test_pages_of_a_file_with_a_name_of_255_bytes_have_names_of_their_own(run, tmp_path):
+    file = tmp_path / f"{'s' * 251}.tif"
+    tifffile.imwrite(file, np.stack([textured(60, 50, seed=n) for n in range(3)]), photometric="minisblack")  # fmt: skip
+    predicted(run, file, tmp_path / "out", "save=[masks,overlays]")
+    assert [found.name for found in (tmp_path / "out/masks").iterdir()] == [file.name]
+    overlays = list((tmp_path / "out/overlays").iterdir())
+    assert len(overlays) == 3 and {found.suffix for found in overlays} == {".png"}
 
 
 def test_pages_as_channels_are_one_image(root, tmp_path):
@@ -862,7 +884,7 @@ def test_good_files_are_done_and_bad_ones_listed(process, run, tmp_path):
         out.write(textured(30, 40), metadata=None)
         out.write(textured(40, 30), metadata=None)
     (folder / "f-link.png").symlink_to(tmp_path / "nowhere.png")
-    (folder / "g-folder.png").mkdir()
+    (folder / "g-folder.png").mkdir()  # is left out
     words = words_of(run, folder, tmp_path / "out", "save=[masks,probabilities]")
     assert ran(process, words, tmp_path / "log") == 2
     told = (tmp_path / "log").read_text()
@@ -875,7 +897,6 @@ def test_good_files_are_done_and_bad_ones_listed(process, run, tmp_path):
         ("d-inf.tif", "1 of .* values are NaN or infinite"),
         ("e-sizes.tif", "pages of 30x40 and 40x30 px"),
         ("f-link.png", "no such file"),
-        ("g-folder.png", "no such file"),
     ):
         assert re.search(rf"{re.escape(name)}[^;]*: {why}", error), (name, error)
     assert sorted(content(tmp_path / "out")) == ["masks/m-good.png", "probabilities/m-good.tif"]
@@ -883,7 +904,6 @@ def test_good_files_are_done_and_bad_ones_listed(process, run, tmp_path):
     tifffile.imwrite(folder / "d-inf.tif", np.nan_to_num(bad, posinf=3))  # mended
     for name in ("a-empty.png", "b-noise.tif", "c-rgb.png", "e-sizes.tif", "f-link.png"):
         (folder / name).unlink()
-    (folder / "g-folder.png").rmdir()
     assert ran(process, words, tmp_path / "log") == 0
     assert "1 of 1 inputs segmented" in (tmp_path / "log").read_text()
 
@@ -901,7 +921,7 @@ def test_good_files_are_done_and_bad_ones_listed(process, run, tmp_path):
         (["save=[mask]"], r"save=\['mask'\]: choose from"),
         (["save=[masks,masks]"], r"save=\['masks', 'masks'\]"),
         (["objects.min_size=0"], "objects: .*min_size=0"),
-        (["objects.neck=-1"], "objects: neck=-1"),
+        (["objects.split_neck_px=-1"], "objects: split_neck_px=-1"),
         (["tile=50"], "tile=50 and overlap=32"),
         (["overlap=some"], "overlap=some"),
         (["batch=0"], "batch=0"),

@@ -27,7 +27,11 @@ def picture(path, *words) -> np.ndarray:
 @pytest.mark.parametrize("augment", ["none", "strong"])
 def test_a_picture_is_written_and_the_crops_are_described(tmp_path, capsys, augment):
     page = picture(
-        tmp_path / "new/look.png", *SMALL, f"augment={augment}", "n=5", "loader.foreground=0.25"
+        tmp_path / "new/look.png",
+        *SMALL,
+        f"augment={augment}",
+        "n=5",
+        "loader.rare_class_crops=0.25",
     )
     assert page.shape[0] > 200 and page.shape[1] > 600 and np.ptp(page) == 255
     said = capsys.readouterr().out
@@ -142,7 +146,10 @@ def test_a_training_s_line_shows_what_that_training_sees(tmp_path):
         (["output=look"], r"output=look: a picture is needed, \.png"),
         (["n=0"], "n=0: a whole number of 1 or more is needed"),
         (["epoch=-1"], "epoch=-1: a whole number of 0 or more is needed"),
-        (["loader.foreground=2"], "loader.foreground=2: a number from 0 to 1 is needed"),
+        (
+            ["loader.rare_class_crops=2"],
+            "loader.rare_class_crops=2: a number from 0 to 1 is needed",
+        ),
         (["augment.transforms=[{_target_:albumentations.Affine}]"], "augment: Affine fills masks"),
         (["nn=3"], r"nn: no such option; did you mean n\?"),
         (["augment=flip"], r"augment=flip: no such augment; did you mean flips\?"),

@@ -179,7 +179,7 @@ def test_corners_do_not_connect_components():
 
 def test_touching_discs_are_split_where_they_meet():
     left, right = (24, 20, 12), (24, 40, 12)
-    found = segment_objects(discs(left, right).astype(float), neck=2.0)
+    found = segment_objects(discs(left, right).astype(float), split_neck_px=2.0)
     assert found.max() == 2
     # the neck is half-way: centres 20 px apart
     assert set(np.unique(found[:, :30])) == {0, found[24, 20]}
@@ -194,15 +194,15 @@ def test_touching_discs_are_split_where_they_meet():
 def test_a_deeper_neck_is_needed_for_a_split_as_neck_grows():
     pair = discs((24, 20, 12), (24, 34, 12)).astype(float)
     # centres 14 px apart: half-width 12 in the discs, sqrt(144 - 49) = 9.7 in the neck, 2.3 px less
-    assert segment_objects(pair, neck=1.5).max() == 2
-    assert segment_objects(pair, neck=3).max() == 1
+    assert segment_objects(pair, split_neck_px=1.5).max() == 2
+    assert segment_objects(pair, split_neck_px=3).max() == 1
 
 
 def test_each_component_keeps_an_object_beside_a_larger_one():
     mask = discs((24, 30, 14))
     mask[24, 46:63] = True  # 1 px wide: depth 1 is less than the neck
     mask[2:5, 2:10] = True
-    found = segment_objects(mask.astype(float), neck=2.0)
+    found = segment_objects(mask.astype(float), split_neck_px=2.0)
     assert found.max() == 3
     np.testing.assert_array_equal(found > 0, mask)
     assert len(np.unique(found[24, 46:63])) == 1
@@ -224,7 +224,7 @@ def test_inside_is_above_the_threshold():
     assert segment_objects(interior, threshold=0.4).dtype == np.int32
 
 
-@pytest.mark.parametrize("wrong", [{"neck": 0}, {"min_size": 0}])
+@pytest.mark.parametrize("wrong", [{"split_neck_px": 0}, {"min_size": 0}])
 def test_impossible_sizes_are_refused(wrong):
     with pytest.raises(ValueError, match="px"):
         segment_objects(np.ones((4, 4)), **wrong)

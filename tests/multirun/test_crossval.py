@@ -263,7 +263,8 @@ def test_a_repeated_command_keeps_what_is_finished(data, tmp_path, monkeypatch, 
     monkeypatch.setattr(training, "train", broken)
     overlays = crossval(
         config(
-            "crossval", *folded_run(data, output, "save=[overlays]", "data.folds=2", "confidence=0")
+            "crossval",
+            *folded_run(data, output, "save=[overlays]", "data.folds=2", "confidence_level=0"),
         )
     )
     assert overlays["folds"] == record["folds"] and overlays["pooled"]["intervals"] == {}

@@ -32,7 +32,7 @@ from seg.runs.records import read_json
 from seg.training.run import train
 
 TINY = ["trainer=smoke", "logger=none", "model.width=2", "model.depth=1", "loader.crop=32", "loader.batch_size=2",
-        "panels=0", "kept=0"]  # fmt: skip
+        "panels=0", "save_predictions=0"]  # fmt: skip
 
 
 def images(root: Path) -> Path:
@@ -190,7 +190,7 @@ def test_the_interval_is_that_of_the_comparison_of_the_two_runs(first, copy):
     }
     rows = (copy / "images.csv").read_text().splitlines()
     header = rows[0].split(",")
-    hit = header.index("hit")
+    hit = header.index("tp")
     for number, line in enumerate(rows[1:], 1):
         cells = line.split(",")
         cells[hit], cells[hit + 2] = "0", str(int(cells[hit]) + int(cells[hit + 2]))
@@ -369,7 +369,7 @@ def test_the_command_exits_with_0_for_the_same_3_for_different_2_for_a_mistake(
         ["model=unetpp", "model.depth=2", "head_weights=[1,2]", "loss=sum", "loss.terms.cldice.weight=1",
          "loss.terms.bce.weight=1", "optim=sgd", "augment=strong", "schedule=poly"],
         ["model=unet_paper", "model.depth=2", "model.padding=valid", "loss=weight_map", "two_class_logits=2"],
-        ["model=segnet", "metrics=full", "loader.foreground=0.5", "loader.percentiles=[1,99]", "optim=adam"],
+        ["model=segnet", "metrics=full", "loader.rare_class_crops=0.5", "loader.percentiles=[1,99]", "optim=adam"],
     ],
     ids=lambda words: words[0],
 )  # fmt: skip

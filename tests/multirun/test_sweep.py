@@ -145,7 +145,7 @@ def test_the_same_jobs_find_their_folder_again_and_others_do_not(tmp_path):
         assert again == first
     with folder_of(tmp_path, "model=fcn,unet", "seed=0,1,2") as more:
         assert more != first
-    with folder_of(tmp_path, "model=fcn,unet", "seed=0,1", "fresh=true") as fresh:
+    with folder_of(tmp_path, "model=fcn,unet", "seed=0,1", "restart=true") as fresh:
         assert fresh not in (first, more)
     with folder_of(tmp_path, "model=fcn,unet", "seed=0,1") as newest:
         assert newest == fresh
@@ -211,7 +211,7 @@ def test_where_all_is_finished_nothing_is_trained(tmp_path, monkeypatch, capsys)
             record = {"status": "finished", "minutes": 2.5, "metrics": {"best/val/dice": 0.5}}
             write_json(folder / f"seed_{seed}/run.json", record)
     code, said = typed(monkeypatch, capsys, *words)
-    assert code is None and "fresh=true trains them again" in said
+    assert code is None and "restart=true trains them again" in said
     assert said.count("0.5000         -     2.5  finished before") == 2
     assert not list(folder.glob("*/checkpoints"))
 

@@ -54,7 +54,7 @@ from seg.runs import load, records
 from seg.runs.record import RunRecord
 
 TINY = ["data.size=64", "data.train=2", "data.val=2", "data.test=0", "model.depth=2", "loader.crop=32", "logger=none",
-        "trainer=cpu", "trainer.max_epochs=2", "panels=0", "kept=0"]  # fmt: skip
+        "trainer=cpu", "trainer.max_epochs=2", "panels=0", "save_predictions=0"]  # fmt: skip
 LR = "optim.lr=tag(log, interval(1e-4, 1e-1))"
 WIDTH = "model.width=choice(2,3,4)"
 GRID = {"_target_": "seg.multirun.search.study.Grid", "seed": 0}
@@ -473,7 +473,7 @@ def test_another_search_of_the_same_name_is_refused(
     with pytest.raises(UserError, match=f"name=mine: .*{message.replace('|', '[|]')}"):
         run_search(other)
     assert len(calls) == 1
-    free = ("outputs", "name", "logger", "panels", "kept", "loader.workers")
+    free = ("outputs", "name", "logger", "panels", "save_predictions", "loader.workers")
     assert not [key for key in plan.settings if key.startswith(free)]
     assert {"optim.lr", "data.size", "trainer.max_epochs", "loader.crop"} <= set(plan.settings)
 

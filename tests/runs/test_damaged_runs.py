@@ -45,12 +45,12 @@ from seg.tune import tune
 TINY = [
     "trainer=cpu", "logger=none", "augment=none", "data.size=32", "data.train=2", "data.val=1", "data.test=1",
     "loader.crop=32", "loader.repeats=1", "loader.batch_size=2", "loader.workers=0", "model=unetpp", "model.width=2",
-    "model.depth=2", "panels=1", "kept=1", "trainer.max_epochs=1", "loader.check=false",
+    "model.depth=2", "panels=1", "save_predictions=1", "trainer.max_epochs=1", "loader.check=false",
 ]  # fmt: skip
 FOLDS = [
     "data=folder", "data.root=data", "data.classes=[a,b]", "data.folds=2", "output=cv", "trainer=cpu", "logger=none",
     "augment=none", "loader.crop=32", "loader.repeats=1", "loader.batch_size=2", "loader.workers=0", "model.width=2",
-    "model.depth=1", "panels=0", "kept=0", "trainer.max_epochs=1", "loader.check=false",
+    "model.depth=1", "panels=0", "save_predictions=0", "trainer.max_epochs=1", "loader.check=false",
 ]  # fmt: skip
 SEARCH = [word for word in TINY if not word.startswith("model")]
 SEARCH += ["model.width=choice(2,3)", "model.depth=1", "trials=1", "name=study", "outputs=searches"]
@@ -182,7 +182,7 @@ SEVERAL: dict[
 }
 COMMANDS: dict[str, Callable[[str], Any]] = {  # each with the folder of a run
     "compare": lambda run: compare_runs(compose_checked("compare", [f"runs=[{Path(run).parent}]", "resamples=20"])),
-    "evaluate": lambda run: evaluate(compose_checked("evaluate", words(f"run={run}", "panels=0", "confidence=0", "workers=0"))),
+    "evaluate": lambda run: evaluate(compose_checked("evaluate", words(f"run={run}", "panels=0", "confidence_level=0", "workers=0"))),
     "export": lambda run: export_run(compose_checked("export", [f"run={run}", "format=torch", "output=exported.pt2"])),
     "init": lambda run: train(compose_checked("train", [*TINY, f"init={run}", "trainer.limit_train_batches=1"])),
     "list": lambda run: ensemble.load_members([run, "outputs/other"]),

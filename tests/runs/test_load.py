@@ -23,7 +23,7 @@ from seg.training.run import train
 
 TINY = ["data.size=32", "data.train=2", "data.val=1", "data.test=0", "loader.crop=32", "loader.repeats=1",
         "loader.batch_size=2", "augment=none", "logger=none", "model.width=2", "model.depth=1", "trainer=smoke",
-        "trainer.accelerator=cpu", "panels=1", "kept=1"]  # fmt: skip
+        "trainer.accelerator=cpu", "panels=1", "save_predictions=1"]  # fmt: skip
 CLASSES = ("dice", "iou", "precision", "recall", "specificity", "accuracy")
 VALIDATED = [
     "val/loss",

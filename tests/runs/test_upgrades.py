@@ -66,7 +66,13 @@ def test_an_earlier_versions_checkpoint_predicts_what_it_did(version, name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["unet", "unetpp"])
 def test_an_earlier_versions_run_scores_what_it_did(version, outputs, name):
-    words = [f"run=outputs/{name}", "panels=0", "accelerator=cpu", "output=scores", "confidence=0"]
+    words = [
+        f"run=outputs/{name}",
+        "panels=0",
+        "accelerator=cpu",
+        "output=scores",
+        "confidence_level=0",
+    ]
     found = evaluate(compose_checked("evaluate", words))
     wanted = expected(version, name)
     assert {key: found[key] for key in wanted} == pytest.approx(wanted, **CLOSE, nan_ok=True)

@@ -27,7 +27,7 @@ def test_counts_are_those_of_each_image_and_class(tmp_path):
     counts = torch.stack(ConfusionCounts.from_confusion(matrices), -1)
     write_image_counts(tmp_path / "images.csv", {"val": (["a,b", "c"], counts)}, ["x", "y"])
     assert (tmp_path / "images.csv").read_text().splitlines() == [
-        "split,image,class,hit,false,missed",
+        "split,image,class,tp,fp,fn",
         'val,"a,b",x,5,2,1',
         'val,"a,b",y,8,1,2',
         "val,c,x,0,0,3",

@@ -44,7 +44,7 @@ def test_a_run_stops_at_the_step_and_keeps_its_batch(tmp_path, what):
 
 @pytest.mark.parametrize("what", ["image", "gradient"])
 def test_skipped_steps_change_no_weight(tmp_path, caplog, what):
-    words = [*WORDS, "bad_steps=skip", "optim.weight_decay=0"]
+    words = [*WORDS, "on_nonfinite=skip", "optim.weight_decay=0"]
     train(config("train", *words, f"outputs={tmp_path}"), [Poison(3, what)])
     assert "step 3: " in caplog.text and "step skipped" in caplog.text
     folder = (tmp_path / "latest").resolve()
@@ -57,6 +57,6 @@ def test_skipped_steps_change_no_weight(tmp_path, caplog, what):
 
 
 def test_another_word_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="bad_steps is ignore; one of stop, skip is needed"):
-        train(config("train", *WORDS, f"outputs={tmp_path}", "bad_steps=ignore"))
+    with pytest.raises(ValueError, match="on_nonfinite is ignore; one of stop, skip is needed"):
+        train(config("train", *WORDS, f"outputs={tmp_path}", "on_nonfinite=ignore"))
     assert not [f for f in tmp_path.rglob("*") if f.is_file()]

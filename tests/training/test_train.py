@@ -1,10 +1,12 @@
 """A run from config to metrics: what it learns, leaves behind, and repeats."""
 
+import copy
 import json
 import math
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,8 +19,10 @@ from small_runs import TINY, config, tiny, weights
 from seg.cli.conf_files import CONF
 from seg.errors import RunError, UserError
 from seg.evaluate import evaluate
+from seg.models import UNet
 from seg.predict import predict_files
 from seg.runs import load
+from seg.training.build import normalises_one_sample
 from seg.training.loggers import read_metrics
 from seg.training.run import train
 
@@ -393,3 +397,42 @@ def test_every_augmentation_and_optimiser_trains(tmp_path, augment, optim):
 def test_every_schedule_trains(tmp_path, schedule):
     scores, _ = tiny(tmp_path, f"schedule={schedule}", "trainer=smoke", "panels=0")
     assert math.isfinite(scores["best/val/loss"])
+
+
+SINGLE = ["data.size=32", "data.val=1", "data.test=0", "model.depth=4", "loader.crop=16", "panels=0"]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["loader.batch_size=1", "loader.repeats=2"], r"loader.batch_size=1: a batch has one sample \(of 8 an epoch\)"),
+        (["loader.batch_size=3", "data.train=2"], r"batch_size=3: the last batch of an epoch has one sample \(of 4 "),
+        (["loader.batch_size=4", "data.train=1", "loader.repeats=1"], r"the last batch of an epoch has one sample \(of 1 "),
+    ],
+)  # fmt: skip
+def test_a_batch_of_one_whose_maps_are_one_pixel_is_told_with_numbers_that_train(
+    tmp_path, words, message
+):
+    words = [*SINGLE, "trainer.max_epochs=1", *words]
+    with pytest.raises(UserError, match=message) as error:
+        tiny(tmp_path, *words)
+    assert not (tmp_path / "outputs").exists()
+    remedy = str(error.value).partition("; give ")[2].split()
+    assert all("=" in word for word in remedy)
+    tiny(tmp_path, *words, *remedy)
+
+
+def test_a_limit_that_leaves_the_last_batch_out_is_seen(tmp_path):
+    words = [*SINGLE, "data.train=2", "loader.batch_size=3", "trainer.limit_train_batches=1"]
+    tiny(tmp_path, *words, "trainer.max_epochs=1")
+
+
+def test_the_trial_of_one_sample_changes_no_weight_and_no_random_number():
+    model = UNet(1, 1, width=2, depth=2)
+    data = SimpleNamespace(crop=8, intensity=SimpleNamespace(channels=1), sizes={"train": {(8, 8)}})
+    before, state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    assert normalises_one_sample(model, data)
+    assert all(torch.equal(a, b) for a, b in zip(before.values(), model.state_dict().values(), strict=True))  # fmt: skip
+    assert torch.equal(state, torch.get_rng_state())
+    data.crop = 4
+    assert not normalises_one_sample(model, data)

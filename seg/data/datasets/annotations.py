@@ -10,14 +10,23 @@ from typing import Annotated, Literal, NamedTuple
 import numpy as np
 from pydantic import Field
 
-from seg.data.datasets.base import PackedRecords, Task, check_choice, check_task, class_colors
+from seg.data.datasets.base import (
+    PackedRecords,
+    Task,
+    check_choice,
+    check_task,
+    class_colors,
+    ignore_nodata,
+)
 from seg.data.datasets.coco_json import CocoId, check_categories, choose_classes
 from seg.data.datasets.outlines import DrawnOutline, Outline, describe_labels, draw_outline
 from seg.data.datasets.tools.parsing import AnnotatedImage, ToolAnnotations, list_files
-from seg.data.image_io import IMAGE_SUFFIXES, read_image
+from seg.data.image_io import IMAGE_SUFFIXES, read_image, read_orientation
 from seg.data.masks import ColourList, shorten_list, size_mismatch_error
+from seg.data.nodata import NodataOption, nodata_values
 from seg.data.partition import Splits
 from seg.data.splits import SplitOptions, split_by_lists
+from seg.data.tiff import orient
 from seg.errors import DataError
 from seg.logits import IGNORE
 
@@ -71,11 +80,13 @@ class Annotations:
         colors: one (red, green, blue) in 0..255 a class, for pictures; None: readable defaults.
         ignore: labels whose pixels are excluded from training and scores.
         unannotated: images without annotations: ``skip`` them, or take them as ``background``.
+        nodata: value of the images that means no data, or ``nan``; in addition to that of each file's tag
+            GDAL_NODATA. ``none``: the tag is not honoured. None: that of the tag.
         val: share of the images in 0..1 for validation, unless folders give it; None: 0.2, or the fold.
         test: share of the images in 0..1 for the test, unless folders give it; the same for each fold.
         fold: index of the fold that validates, 0 .. folds - 1; None: the share ``val``.
         folds: number of folds.
-        blocks: split into contiguous blocks in the order of names instead of at random.
+        contiguous: split into contiguous blocks in the order of names instead of at random.
         group_by: regular expression that gives an image's group from its name; a group is in one split.
         stratify: give each split its share of the images in which a class is annotated.
         lists: folder of train.txt, val.txt and optionally test.txt, or a file for each; one name a line.
@@ -96,11 +107,12 @@ class Annotations:
         colors: list[ColourList] | None = None,
         ignore: list[str] | None = None,
         unannotated: Unannotated = "skip",
+        nodata: NodataOption | None = None,
         val: Annotated[float, Field(gt=0, lt=1)] | None = None,
         test: Annotated[float, Field(ge=0, lt=1)] = 0.0,
         fold: Annotated[int, Field(ge=0)] | None = None,
         folds: Annotated[int, Field(ge=2)] = 5,
-        blocks: bool = False,
+        contiguous: bool = False,
         group_by: str | None = None,
         stratify: bool = False,
         lists: str | dict[str, str] | None = None,
@@ -110,7 +122,7 @@ class Annotations:
         # Images and annotation files.
         check_choice("tool", tool, Tool)
         check_choice("unannotated", unannotated, Unannotated)
-        self.root, self.task = find_root(root), task
+        self.root, self.task, self.nodata = find_root(root), task, nodata
         place = find_place(self.root, annotations)
         content = read_tool(tool, place)
         images = [file.relative_to(self.root) for file in list_files(self.root, tuple(IMAGE_SUFFIXES))]  # fmt: skip
@@ -138,7 +150,7 @@ class Annotations:
         given = splits_by_folder(list(entries))
         by = ("folders called train and val", "they say which image is where")
         division = SplitOptions(
-            val, test, fold, folds, blocks, group_by, stratify, lists, split_seed
+            val, test, fold, folds, contiguous, group_by, stratify, lists, split_seed
         )
         names = {entry.file.name: name for name, entry in entries.items()} | {n: n for n in entries}
         self.splits = division.splits(
@@ -148,12 +160,23 @@ class Annotations:
     def read(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Return image (H, W, C), and mask (H, W) uint8 of class indices or (H, W, K) of 0 and 1; 255 = ignore."""
         entry = self.entries[name]
-        image = read_image(entry.file)
+        nodata = self.nodata_values(name)
+        image = read_image(entry.file, nodata=nodata)
         height, width = image.shape[:2]
+        # Of an image that its tag turns by a quarter, the stated size says whether the stored pixels were annotated.
+        if entry.size == (width, height) != (height, width):
+            orientation = read_orientation(entry.file)
+            if orientation >= 5:
+                mask = orient(self.draw_mask(entry, width, height), orientation)
+                return ignore_nodata(image, mask, nodata)
         if entry.size not in (None, (height, width)):
             remedy = "take the image that was annotated"
             raise size_mismatch_error(entry.source, entry.size, entry.file, image.shape, remedy)
-        return image, self.draw_mask(entry, height, width)
+        return ignore_nodata(image, self.draw_mask(entry, height, width), nodata)
+
+    def nodata_values(self, name: str) -> tuple[float, ...]:
+        """Return the values that mean no data in an image: the option's first, and its tag's."""
+        return nodata_values(self.nodata, self.entries[name].file)
 
     def draw_mask(self, entry: Entry, height: int, width: int) -> np.ndarray:
         """Return the mask of an entry, (H, W) or (H, W, K), as in ``read``."""
@@ -181,7 +204,7 @@ class Annotations:
         """Return a text that changes when the result of ``read`` may have changed."""
         file = self.entries[name].file
         status, content = file.stat(), hashlib.sha256(self.entries.packed_bytes(name)).hexdigest()
-        options = (self.classes, self.annotated, sorted(self.ignored), self.task)
+        options = (self.classes, self.annotated, sorted(self.ignored), self.task, self.nodata)
         return f"{file.resolve()} {status.st_size} {status.st_mtime_ns} {content} {options}"
 
     def class_presence(self, name: str) -> np.ndarray:

@@ -1,14 +1,16 @@
 """Interface of a data set: classes, named splits, and how one image and its mask are read."""
 
 import pickle
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 
-from seg.data.masks import ColourList
+from seg.data.masks import ColourList, shorten_list
+from seg.data.nodata import nodata_pixels
 from seg.display.colors import default_colors
 from seg.errors import DataError
+from seg.logits import IGNORE
 
 Task = Literal["classes", "instances", "overlapping"]
 
@@ -40,6 +42,17 @@ class DataSource(Protocol):
             DataError: if a file cannot be used; the message has the file, the finding and the remedy.
         """
         ...
+
+
+def ignore_nodata(
+    image: np.ndarray, mask: np.ndarray, nodata: Sequence[float]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return an image and its mask, 255 where all channels of the image have no data."""
+    lost = nodata_pixels(image, nodata)
+    if lost is not None:
+        mask = mask.copy()
+        mask[lost] = IGNORE
+    return image, mask
 
 
 class PackedRecords(Mapping[str, Any]):
@@ -111,12 +124,14 @@ def check_class_names(classes: list[str]) -> None:
             f"data.classes={classes}: {other[0]!r} is a {type(other[0]).__name__} and no text; quote names that YAML "
             "reads as numbers, booleans or null: ['no', 'yes'], ['1', '2']"
         )
-    twice = sorted({name for name in classes if classes.count(name) > 1})
-    if twice:
+    renamed = [f"{n}-2" if n in classes[:number] else n for number, n in enumerate(classes)]
+    if twice := [name for name, other in zip(classes, renamed, strict=True) if name != other]:
         raise DataError(
-            f"data.classes={classes}: {twice[0]!r} is named twice; each class needs a name of its own (data.values "
-            "maps several mask values to one class)"
+            f"data.classes={shorten_list(classes)}: {twice[0]!r} is named twice; each class needs a name of its own "
+            f"(data.values maps several mask values to one class), 'data.classes=[{','.join(renamed)}]'"
         )
+    if not all(name.strip() for name in classes):
+        raise DataError(f"data.classes={shorten_list(classes)}: a name is empty; name each class")
 
 
 def class_colors(

@@ -9,7 +9,14 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field
 
-from seg.data.datasets.base import PackedRecords, Task, check_choice, check_task, class_colors
+from seg.data.datasets.base import (
+    PackedRecords,
+    Task,
+    check_choice,
+    check_task,
+    class_colors,
+    ignore_nodata,
+)
 from seg.data.datasets.coco_json import (
     CocoAnnotation,
     CocoImage,
@@ -21,14 +28,18 @@ from seg.data.datasets.coco_json import (
     fill_runs,
     read_coco,
 )
-from seg.data.image_io import read_image
+from seg.data.image_io import read_image, read_orientation
 from seg.data.masks import size_mismatch_error
+from seg.data.nodata import NodataOption, nodata_values
 from seg.data.partition import SPLITS
+from seg.data.similar_names import find_similar, similar_file
 from seg.data.splits import SplitOptions, split_by_lists
+from seg.data.tiff import orient
 from seg.errors import DataError, missing_extra_hint
 from seg.logits import IGNORE
 
 CrowdOption = Literal["ignore", "object", "skip"]
+BoxesOption = Literal["error", "skip"]
 
 
 class Coco:
@@ -47,11 +58,14 @@ class Coco:
         colors: one (red, green, blue) in 0..255 a class, for pictures; None: readable defaults.
         crowd: use of annotations of many objects (``iscrowd``): ``ignore`` their pixels, take each as an
             ``object``, or ``skip`` them as if not annotated.
+        nodata: value of the images that means no data, or ``nan``; in addition to that of each file's tag
+            GDAL_NODATA. ``none``: the tag is not honoured. None: that of the tag.
+        boxes: use of annotations without an outline: an ``error``, or ``skip`` them as if not annotated.
         val: share of the images in 0..1 for validation, of one JSON; None: 0.2, or the fold.
         test: share of the images in 0..1 for the test, of one JSON; the same for each fold.
         fold: index of the fold that validates, 0 .. folds - 1; None: the share ``val``.
         folds: number of folds.
-        blocks: split into contiguous blocks in the order of names instead of at random.
+        contiguous: split into contiguous blocks in the order of names instead of at random.
         group_by: regular expression that gives an image's group from its name; a group is in one split.
         stratify: give each split its share of the images in which a class is annotated.
         lists: folder of train.txt, val.txt and optionally test.txt, or a file for each; one name a line.
@@ -71,11 +85,13 @@ class Coco:
         classes: list[str] | None = None,
         colors: list[list[int]] | None = None,
         crowd: CrowdOption = "ignore",
+        boxes: BoxesOption = "error",
+        nodata: NodataOption | None = None,
         val: Annotated[float, Field(gt=0, lt=1)] | None = None,
         test: Annotated[float, Field(ge=0, lt=1)] = 0.0,
         fold: Annotated[int, Field(ge=0)] | None = None,
         folds: Annotated[int, Field(ge=2)] = 5,
-        blocks: bool = False,
+        contiguous: bool = False,
         group_by: str | None = None,
         stratify: bool = False,
         lists: str | dict[str, str] | None = None,
@@ -86,6 +102,8 @@ class Coco:
         if need := missing_extra_hint("pycocotools"):
             raise DataError(f"data=coco {need}")
         check_choice("crowd", crowd, CrowdOption)
+        check_choice("boxes", boxes, BoxesOption)
+        self.skip_boxes, self.nodata = boxes == "skip", nodata
         files = annotation_files(annotations)
         if folders is not None and set(folders) != set(files):
             raise DataError(f"data.folders={folders}: give one for each of {', '.join(files)}")
@@ -107,7 +125,7 @@ class Coco:
         if isinstance(annotations, dict):
             given = {split: list(names) for split, names in by_split.items()}
         division = SplitOptions(
-            val, test, fold, folds, blocks, group_by, stratify, lists, split_seed
+            val, test, fold, folds, contiguous, group_by, stratify, lists, split_seed
         )
         names = {entry.file: name for name, entry in entries.items()} | {n: n for n in entries}
         self.splits = division.splits(
@@ -131,19 +149,30 @@ class Coco:
         check_categories(self.annotated, categories, classes is None, file)
         places = {name: self.classes.index(name) for name in self.annotated}
         index = {key: places.get(name) for key, name in categories.items()}
-        return build_entries(content, file, folder, index)
+        return build_entries(content, file, folder, index, self.skip_boxes)
 
     def read(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Return image (H, W, C), and mask (H, W) uint8 of class indices or (H, W, K) of 0 and 1; 255 = ignore."""
         entry = self.entries[name]
-        image = read_image(self.root / entry.file)
+        nodata = self.nodata_values(name)
+        image = read_image(self.root / entry.file, nodata=nodata)
         height, width = image.shape[:2]
+        # Of an image that its tag turns by a quarter, the stated size says whether the stored pixels were annotated.
+        if entry.stated_size == (width, height) != (height, width):
+            orientation = read_orientation(self.root / entry.file)
+            if orientation >= 5:
+                mask = orient(self.draw_mask(entry, width, height), orientation)
+                return ignore_nodata(image, mask, nodata)
         if entry.stated_size not in ((None, None), (height, width)):
             remedy = "take the image that was annotated"
             raise size_mismatch_error(
                 entry.json_file, entry.stated_size, self.root / entry.file, image.shape, remedy
             )
-        return image, self.draw_mask(entry, height, width)
+        return ignore_nodata(image, self.draw_mask(entry, height, width), nodata)
+
+    def nodata_values(self, name: str) -> tuple[float, ...]:
+        """Return the values that mean no data in an image: the option's first, and its tag's."""
+        return nodata_values(self.nodata, self.root / self.entries[name].file)
 
     def draw_mask(self, entry: CocoImage, height: int, width: int) -> np.ndarray:
         """Return the mask of an entry, (H, W) or (H, W, K), as in ``read``."""
@@ -164,6 +193,7 @@ class Coco:
         self, entry: CocoImage, height: int, width: int
     ) -> list[tuple[CocoAnnotation, array]]:
         """Return outlines and their run lengths in drawing order: ignored crowds, then large before small."""
+        # Run lengths of each outline that is drawn.
         drawn = []
         for outline in entry.annotations:
             if outline.crowd and self.crowd == "skip":
@@ -175,6 +205,7 @@ class Coco:
                     f"{entry.json_file}: annotation {outline.number} of {entry.file}: {error}; correct it or remove it"
                 ) from error
 
+        # Ignored crowds first, then by falling area.
         def order(item: tuple[CocoAnnotation, array]) -> tuple[bool, int]:
             outline, counts = item
             ignored = outline.crowd and self.crowd == "ignore"
@@ -186,7 +217,7 @@ class Coco:
         """Return a text that changes when the result of ``read`` may have changed."""
         file = self.root / self.entries[name].file
         status, content = file.stat(), hashlib.sha256(self.entries.packed_bytes(name)).hexdigest()
-        options = (self.classes, self.annotated, self.crowd, self.task)
+        options = (self.classes, self.annotated, self.crowd, self.task, self.nodata)
         return f"{file.resolve()} {status.st_size} {status.st_mtime_ns} {content} {options}"
 
     def class_presence(self, name: str) -> np.ndarray:
@@ -253,7 +284,13 @@ def check_images_exist(root: Path, entries: dict[str, CocoImage]) -> None:
     missing = [entry for entry in entries.values() if not os.path.isfile(root / entry.file)]
     if missing:
         more = f" ({len(missing)} such images)" if len(missing) > 1 else ""
+        file = root / missing[0].file
+        other = similar_file(file)
+        remedy = "its paths start at data.root"
+        if other is not None:
+            remedy = (
+                f"{find_similar(file.name, [other.name])}: rename the file, or correct the JSON"
+            )
         raise DataError(
-            f"{root / missing[0].file}: no such file, but {missing[0].json_file} names it{more}; its paths start at "
-            "data.root"
+            f"{file}: no such file, but {missing[0].json_file} names it{more}; {remedy}"
         )

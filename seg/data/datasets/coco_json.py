@@ -4,6 +4,7 @@ pycocotools draws polygons; it checks neither the JSON nor run lengths, whose un
 """
 
 import json
+import logging
 import math
 from array import array
 from collections.abc import Iterator
@@ -12,11 +13,12 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from seg.data.datasets.base import Task
+from seg.data.datasets.base import Task, check_class_names
 from seg.data.masks import shorten_list
 from seg.errors import DataError
 from seg.logits import IGNORE
 
+log = logging.getLogger("seg")
 CocoId = int | str
 COCO_LAYOUT = "a COCO file holds the lists images, annotations and categories"
 
@@ -84,12 +86,7 @@ def pack_object(node: dict[str, Any]) -> dict[str, Any]:
 
 REQUIRED_KEYS: dict[str, dict[str, Any]] = {
     "images": {"id": CocoId, "file_name": str},
-    "annotations": {
-        "id": CocoId,
-        "image_id": CocoId,
-        "category_id": CocoId,
-        "segmentation": list | dict,
-    },
+    "annotations": {"id": CocoId, "image_id": CocoId, "category_id": CocoId},
     "categories": {"id": CocoId, "name": str},
 }
 
@@ -144,8 +141,7 @@ def choose_classes(
             )
         given = ordered if overlapping else ["background", *ordered]
     # Number and names.
-    if len(set(given)) < len(given):
-        raise DataError(f"data.classes={shorten_list(given)}: a name occurs twice")
+    check_class_names(given)
     if len(given) < (1 if overlapping else 2):
         raise DataError(
             f"data.classes={given}: too few; {file} has the categories {shorten_list(names)}, and the first class is "
@@ -184,7 +180,11 @@ def check_categories(
 
 
 def build_entries(
-    content: dict[str, Any], file: Path, folder: str, index: dict[CocoId, int | None]
+    content: dict[str, Any],
+    file: Path,
+    folder: str,
+    index: dict[CocoId, int | None],
+    skip_boxes: bool,
 ) -> dict[str, CocoImage]:
     """Return name -> entry of a JSON file.
 
@@ -193,9 +193,10 @@ def build_entries(
         file: its path, for messages.
         folder: folder of its images inside ``root``, or "".
         index: id of a category -> index of its class; None: left out.
+        skip_boxes: leave out annotations that have no outline, and log their number.
 
     Raises:
-        DataError: if an image leads out of ``root`` or occurs twice, or an annotation has an unknown id.
+        DataError: if an annotation has no outline, unless they are left out, if an image leads out of ``root`` or occurs twice, or an annotation has an unknown id.
     """
     # Images, by name and by id.
     entries: dict[str, CocoImage] = {}
@@ -217,6 +218,7 @@ def build_entries(
     if not entries:
         raise DataError(f"{file}: no images in it; {COCO_LAYOUT}")
     # Annotations, added to their images.
+    boxes: list[CocoId] = []
     for row in checked_rows(content, "annotations", file):
         for key, known in (("image_id", by_id), ("category_id", index)):
             if row[key] not in known:
@@ -227,10 +229,33 @@ def build_entries(
             raise DataError(
                 f"{file}: annotation {row['id']}: iscrowd={crowd!r:.60}; 0 or 1 is needed"
             )
-        if (class_index := index[row["category_id"]]) is not None:
-            outline = CocoAnnotation(row["id"], class_index, row["segmentation"], bool(crowd))
+        if (class_index := index[row["category_id"]]) is None:
+            continue
+        shape = row.get("segmentation")
+        if shape is not None and not isinstance(shape, list | dict):
+            raise DataError(
+                f"{file}: annotation {row['id']}: segmentation={shape!r:.60}; correct it or remove it"
+            )
+        if not shape or (isinstance(shape, list) and not any(map(has_numbers, shape))):
+            boxes.append(row["id"])
+        else:
+            outline = CocoAnnotation(row["id"], class_index, shape, bool(crowd))
             by_id[row["image_id"]].annotations.append(outline)
+    if boxes and not skip_boxes:
+        raise DataError(
+            f"{file}: annotation {boxes[0]}: no outline, at most a box; there are {len(boxes)} such; data.boxes=skip "
+            "leaves them out, and their objects are then what no annotation covers"
+        )
+    if boxes:
+        log.info(
+            f"data       {file}: {len(boxes)} annotations without an outline are left out (data.boxes=skip)"
+        )
     return entries
+
+
+def has_numbers(polygon: Any) -> bool:
+    """Return False for an empty polygon."""
+    return not isinstance(polygon, array | list) or len(polygon) > 0
 
 
 def pack_numbers(kind: Literal["d", "q"], numbers: Any) -> Any:
@@ -252,6 +277,7 @@ def compute_run_lengths(shape: Any, height: int, width: int) -> array:
     Raises:
         ValueError: if they are malformed or of another size.
     """
+    # Polygons are drawn; run lengths are decoded and checked against the size.
     if isinstance(shape, list):
         return polygon_run_lengths(shape, height, width)
     counts = shape.get("counts")
@@ -259,6 +285,7 @@ def compute_run_lengths(shape: Any, height: int, width: int) -> array:
         counts = decode_counts(counts)
     if not isinstance(counts, array):
         raise ValueError("its counts are neither whole numbers nor a text")
+    # They must cover the image exactly.
     if shape.get("size") != [height, width]:
         raise ValueError(
             f"its run lengths have the size {shape.get('size')!r:.40}, but the image has [{height}, {width}]"
@@ -315,6 +342,7 @@ def decode_counts(text: str) -> array:
     """
     counts, value, shift = array("q"), 0, 0
     for character in text:
+        # Five bits of the count; bit 6 marks that more follow, bit 5 of the last is the sign.
         bits = ord(character) - 48
         if not 0 <= bits < 64 or shift > 50:
             raise ValueError("its run lengths are not compressed counts")
@@ -324,6 +352,7 @@ def decode_counts(text: str) -> array:
             continue
         if bits & 16:
             value -= 1 << shift
+        # The count is complete: add the one before the previous.
         counts.append(value + (counts[-2] if len(counts) > 2 else 0))
         value = shift = 0
     if shift:

@@ -6,7 +6,14 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field
 
-from seg.data.datasets.base import PackedRecords, Task, check_choice, check_task, class_colors
+from seg.data.datasets.base import (
+    PackedRecords,
+    Task,
+    check_choice,
+    check_task,
+    class_colors,
+    ignore_nodata,
+)
 from seg.data.datasets.pairing import (
     LIST_LINE_HINT,
     Pair,
@@ -16,7 +23,7 @@ from seg.data.datasets.pairing import (
     split_pages,
 )
 from seg.data.datasets.tools.detection import detect_tool
-from seg.data.image_io import read_image, read_pages
+from seg.data.image_io import read_image, read_orientation, read_pages
 from seg.data.masks import (
     ColourList,
     MaskValues,
@@ -26,8 +33,11 @@ from seg.data.masks import (
     size_mismatch_error,
     split_planes,
 )
+from seg.data.nodata import NodataOption, nodata_values, read_nodata_tag
 from seg.data.partition import SPLITS, Splits, reject_options
+from seg.data.similar_names import similar_key
 from seg.data.splits import SplitOptions, read_lists, split_by_lists
+from seg.data.tiff import warn_once
 from seg.errors import DataError
 
 PagesOption = Literal["slices", "channels"]
@@ -47,20 +57,23 @@ class Folder:
         table: CSV file of pairs, instead of folders; see ``seg.data.datasets.pairing.pair_by_table``.
         pair_by: regular expression; images and masks with the same match are a pair. None: those with the same
             name but for the suffix.
-        similar_names: pair names that differ only in case, white space and the encoding of accents.
+        similar_names: pair names that differ only in case, white space or the encoding of accents, too; also those in
+            a table and in lists.
         pages: use of TIFFs with several pages: ``slices``: each page is an image with the same page of its
             mask; ``channels``: the pages are the channels of one image; None: an error.
-        layers: layout of masks that have one layer a class: ``pages`` of a file, or ``folders`` named as the
+        mask_layers: layout of masks that have one layer a class: ``pages`` of a file, or ``folders`` named as the
             classes with a file each. A layer is 0 where the class is absent, 1 or 255 where it is present (or as
             ``values`` says). One class may have no layer (of pages the first): it is where no other class is.
         values: mask value on disk -> class index; None: the values are the indices.
         palette: class name -> its colour in the masks, (red, green, blue) in 0..255, or several colours.
         ignore: mask values on disk, or colours with ``palette``, that are excluded from training and scores.
+        nodata: value of the images that means no data, or ``nan``; in addition to that of each file's tag
+            GDAL_NODATA. ``none``: the tag is not honoured. None: that of the tag.
         val: share of the images in 0..1 for validation, unless folders give it; None: 0.2, or the fold.
         test: share of the images in 0..1 for the test, unless folders give it; the same for each fold.
         fold: index of the fold that validates, 0 .. folds - 1; None: the share ``val``.
         folds: number of folds.
-        blocks: split into contiguous blocks in the order of names instead of at random.
+        contiguous: split into contiguous blocks in the order of names instead of at random.
         group_by: regular expression that gives an image's group from its name; a group is in one split.
         stratify: give each split its share of the images in which a class occurs.
         lists: folder of train.txt, val.txt and optionally test.txt, or a file for each; one name a line.
@@ -82,36 +95,46 @@ class Folder:
         masks: str = "masks",
         table: str | None = None,
         pair_by: str | None = None,
+        similar_names: bool = False,
         pages: PagesOption | None = None,
-        layers: LayersOption | None = None,
+        mask_layers: LayersOption | None = None,
         values: dict[int, int] | None = None,
         palette: dict[str, ColourList | list[ColourList]] | None = None,
         ignore: list[int] | list[ColourList] | None = None,
+        nodata: NodataOption | None = None,
         val: Annotated[float, Field(gt=0, lt=1)] | None = None,
         test: Annotated[float, Field(ge=0, lt=1)] = 0.0,
         fold: Annotated[int, Field(ge=0)] | None = None,
         folds: Annotated[int, Field(ge=2)] = 5,
-        blocks: bool = False,
+        contiguous: bool = False,
         group_by: str | None = None,
         stratify: bool = False,
         lists: str | dict[str, str] | None = None,
         only_listed: bool = False,
         split_seed: Annotated[int, Field(ge=0)] = 0,
         task: Task = "classes",
-        similar_names: bool = False,
     ) -> None:
         # Options of the layout.
-        self.similar = similar_names
+        self.similar, self.nodata = similar_names, nodata
         check_choice("pages", pages, PagesOption)
-        check_choice("layers", layers, LayersOption)
-        if task == "overlapping" and layers is None:
-            layers = "pages"
-        self.parts, self.pair_by, self.pages, self.layers = (images, masks), pair_by, pages, layers
-        if layers:
-            reject_options({"palette": palette}, f"data.layers={layers}", "a layer shows one class")
-        if layers == "pages":
+        check_choice("mask_layers", mask_layers, LayersOption)
+        if task == "overlapping" and mask_layers is None:
+            mask_layers = "pages"
+        self.parts, self.pair_by, self.pages, self.mask_layers = (
+            (images, masks),
+            pair_by,
+            pages,
+            mask_layers,
+        )
+        if mask_layers:
+            reject_options(
+                {"palette": palette}, f"data.mask_layers={mask_layers}", "a layer shows one class"
+            )
+        if mask_layers == "pages":
             slices = "slices" if pages == "slices" else None
-            reject_options({"pages": slices}, "data.layers=pages", "a mask's pages are its classes")
+            reject_options(
+                {"pages": slices}, "data.mask_layers=pages", "a mask's pages are its classes"
+            )
         self.only: set[str] | None = None
         if only_listed:
             if lists is None:
@@ -122,13 +145,9 @@ class Folder:
             self.root = find_folder_root(root, images, masks)
             by_split, in_split, in_group = self.pairs_by_split(classes or []), None, None
         else:
-            reject_options(
-                {"pair_by": pair_by, "similar_names": similar_names or None},
-                "data.table",
-                "the table pairs",
-            )
+            reject_options({"pair_by": pair_by}, "data.table", "the table pairs")
             self.root = Path(table).parent
-            pairs, in_split, in_group = pair_by_table(Path(table), classes or [])
+            pairs, in_split, in_group = pair_by_table(Path(table), classes or [], similar_names)
             if self.only is not None:
                 first = next(iter(pairs))
                 pairs = {n: p for n, p in pairs.items() if self.only & {n, p.image.name}}
@@ -156,12 +175,14 @@ class Folder:
         check_task(task, classes, may_overlap=True)
         self.classes, self.task = classes, task
         self.check_layers()
-        if layers:
+        if mask_layers:
             present = {0: 0, 1: 1, 255: 1} if values is None else values
             self.values = MaskValues(["absent", "present"], present, ignore, paintable=False)
         else:
             self.values = MaskValues(classes, values, ignore, palette)
-        self.reading = repr((pages, layers, values, palette, ignore, classes, task, self.has_files))
+        self.reading = repr(
+            (pages, mask_layers, values, palette, ignore, classes, task, nodata, self.has_files)
+        )
         self.colors = class_colors(colors, classes, palette, spare=task == "overlapping")
 
         # Splits: by folders, by the table, or by the options.
@@ -174,7 +195,7 @@ class Folder:
             given = split_by_table(in_split, Path(str(table)))
             by = "the table's column split", "it says which image is on which side"
         division = SplitOptions(
-            val, test, fold, folds, blocks, group_by, stratify, lists, split_seed
+            val, test, fold, folds, contiguous, group_by, stratify, lists, split_seed
         )
         names = list(self.files)
         self.splits = division.splits(
@@ -196,7 +217,7 @@ class Folder:
 
     def pair_folder(self, folder: Path, classes: list[str]) -> dict[str, Pair]:
         """Return name -> pair of the images of a folder."""
-        if self.layers != "folders":
+        if self.mask_layers != "folders":
             return self.pair_by_name(folder, None)
         if not classes:
             present = sorted(f.name for f in (folder / self.parts[1]).glob("*/"))
@@ -215,26 +236,30 @@ class Folder:
 
     def check_layers(self) -> None:
         """Raise DataError unless masks have one layer a class exactly where the options say so."""
+        # Columns of the table against the option.
         planes = len(self.has_files)
-        if planes == 1 and self.layers != "folders":
+        if planes == 1 and self.mask_layers != "folders":
             return
-        if self.layers != "folders":
+        if self.mask_layers != "folders":
             raise DataError(
-                "the table has a column for each class, which needs data.layers=folders"
+                "the table has a column for each class, which needs data.mask_layers=folders"
             )
         if planes == 1 != len(self.classes):
             raise DataError(
-                "data.layers=folders: the table has one column, mask; it needs one for each class, with its name"
+                "data.mask_layers=folders: the table has one column, mask; it needs one for each class, with its name"
             )
+        # At most one class may lack its files: it is the rest.
         without = [c for c, has in zip(self.classes, self.has_files, strict=True) if not has]
         if without and (self.task == "overlapping" or len(without) > 1):
-            raise DataError(f"data.layers=folders: no file for {shorten_list(without)}; add them")
+            raise DataError(
+                f"data.mask_layers=folders: no file for {shorten_list(without)}; add them"
+            )
 
     def missing_classes_message(self) -> str:
         """Return the message for missing classes, with the values of the first 20 masks."""
         first = [self.files[name] for name in list(self.files)[:20]]
         pages = [page for pair in first for page in read_pages(pair.mask, pair.page)]
-        values = sorted({value for page in pages for value in np.unique(page).tolist()})
+        values = sorted({value for page in pages for value in np.unique(page * 1).tolist()})
         return (
             "data.classes is not set: name the classes in the order of the mask's values, "
             f"data.classes=[background,cell]; the first masks of {self.root} hold {values[:20]}"
@@ -243,15 +268,21 @@ class Folder:
     def read(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Return image (H, W, C), and mask (H, W) uint8 of class indices or (H, W, K) of 0 and 1; 255 = ignore."""
         pair = self.files[name]
-        image = read_image(pair.image, pair.page, channels=self.pages == "channels")
+        nodata = self.nodata_values(name)
+        image = read_image(pair.image, pair.page, channels=self.pages == "channels", nodata=nodata)
         mask = self.decode_mask(pair)
         if mask.shape[:2] != image.shape[:2]:
-            raise size_mismatch_error(pair.mask, mask.shape, pair.image, image.shape)
-        return image, mask
+            remedy = turned_remedy(pair)
+            raise size_mismatch_error(pair.mask, mask.shape, pair.image, image.shape, remedy)
+        return ignore_nodata(image, mask, nodata)
+
+    def nodata_values(self, name: str) -> tuple[float, ...]:
+        """Return the values that mean no data in an image: the option's first, and its tag's."""
+        return nodata_values(self.nodata, self.files[name].image)
 
     def decode_mask(self, pair: Pair) -> np.ndarray:
         """Return the mask of a pair, (H, W) or (H, W, K), as in ``read``."""
-        if self.layers is None:
+        if self.mask_layers is None:
             colours = self.values.palette is not None
             return self.values.indices(
                 read_mask_file(pair.mask, pair.page, colours), page_name(pair.mask, pair.page)
@@ -263,10 +294,15 @@ class Folder:
 
     def decode_layers(self, pair: Pair) -> list[np.ndarray | None]:
         """Return the layer of each class, (H, W) of 0, 1 and 255; None: the class is where no other is."""
-        if self.layers == "pages":
+        # A page for each class.
+        if self.mask_layers == "pages":
             rest = self.task != "overlapping"
-            pages = split_planes(read_pages(pair.mask, alpha=True), self.classes, pair.mask, rest)
+            stored = read_pages(pair.mask, alpha=True)
+            if len(stored) == 1 and stored[0].shape[2:] > (len(self.classes),):  # alpha is no class
+                stored = read_pages(pair.mask)
+            pages = split_planes(stored, self.classes, pair.mask, rest)
             return [None if p is None else self.values.indices(p, pair.mask) for p in pages]
+        # A file for each class; all must have one size.
         planes = [
             None if file is None else self.values.indices(read_mask_file(file, pair.page), file)
             for file in pair.masks
@@ -276,6 +312,7 @@ class Folder:
             raise DataError(
                 f"{pair.mask}: the masks of the classes have sizes {sorted(sizes)}; they must be equal"
             )
+        # A class without a file in this image is absent from it.
         absent = np.zeros(sizes.pop(), np.uint8)
         return [
             absent if plane is None and has_files else plane
@@ -300,10 +337,15 @@ class Folder:
         for name, pair in self.files.items():
             file = pair.image
             for line in {name, name + file.suffix, file.name, file.stem if stacks else name}:
+                line = similar_key(line) if self.similar else line
                 meanings.setdefault(line, []).append(name)
         clear = {line: names for line, names in meanings.items() if stacks or len(names) == 1}
         images = {
-            split: [name for line in listed for name in clear.get(line, [line])]
+            split: [
+                name
+                for line in listed
+                for name in clear.get(similar_key(line) if self.similar else line, [line])
+            ]
             for split, listed in lines.items()
         }
         return split_by_lists(images, {name: name for name in self.files})
@@ -353,6 +395,22 @@ def file_state(file: Path | None) -> str:
     return f"{file.resolve()} {status.st_size} {status.st_mtime_ns}"
 
 
+def read_orientations(pair: Pair) -> tuple[int, int]:
+    """Return the orientation tags of an image and its mask, 1 (upright) to 8."""
+    return read_orientation(pair.image, pair.page), read_orientation(pair.mask, pair.page)
+
+
+def turned_remedy(pair: Pair) -> str:
+    """Return the remedy for a mask of another size, if image and mask have different orientation tags; else ""."""
+    image, mask = read_orientations(pair)
+    if image == mask:
+        return ""
+    return (
+        f"by their EXIF or TIFF tag Orientation ({image} of the image, {mask} of the mask; 1 without a tag) both are "
+        "read as one sees them: turn the mask as its image is, or if it fits the stored pixels, give both the same tag"
+    )
+
+
 def page_name(file: Path, page: int | None) -> str:
     """Return the name of a file, or of one page of it, for messages."""
     return str(file) if page is None else f"{file}, page {page}"
@@ -364,10 +422,16 @@ def read_mask_file(file: Path, page: int | None = None, colours: bool = False) -
     Raises:
         DataError: if the file cannot be read, or has several pages and no index is given.
     """
+    for value in read_nodata_tag(file):
+        warn_once(
+            file,
+            "GDAL_NODATA",
+            f"the tag GDAL_NODATA of a mask is not applied; if {value:g} is void, data.ignore=[{value:g}]",
+        )
     pages = read_pages(file, page, colours)
     if len(pages) != 1:
         raise DataError(
             f"{file}: {len(pages)} pages, but one mask is needed; split the stack, or take each page as a "
-            "class (data.layers=pages) or as the mask of an image's page (data.pages=slices)"
+            "class (data.mask_layers=pages) or as the mask of an image's page (data.pages=slices)"
         )
     return pages[0]

@@ -122,6 +122,7 @@ def cached_challenge(url: str | None, sha256: dict[str, str] | None, timeout: fl
         raise DataError(
             f"data.sha256 names {sorted(sha256)}: volume and labels are needed, or null"
         )
+    # Download unless the cache holds the right pixels.
     folder = cache_folder("isbi2012", url)
     if find_fault(folder, sha256):
         try:

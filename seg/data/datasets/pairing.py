@@ -2,7 +2,6 @@
 
 import csv
 import re
-import unicodedata
 from collections.abc import Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -11,6 +10,7 @@ from typing import NamedTuple
 
 from seg.data.image_io import count_pages, list_images
 from seg.data.masks import shorten_list
+from seg.data.similar_names import SIMILAR_HINT, find_similar, similar_file, similar_key
 from seg.errors import DataError
 
 LIST_LINE_HINT = "a line is one name, like {}"
@@ -56,7 +56,7 @@ def pair_by_names(
             name but for the suffix.
         layers: classes, if each has a file of its own; None: a mask is one file.
         only: names of the images to use, with or without suffix; None: all images.
-        similar: pair names that differ only in case, white space and the encoding of accents.
+        similar: pair names that differ only in case, white space or the encoding of accents, too.
 
     Raises:
         DataError: if a folder or ``pair_by`` is wrong, or two images would have one name.
@@ -64,7 +64,9 @@ def pair_by_names(
     if (folder / images).is_file() and (folder / masks).is_file():
         return {Path(images).stem: Pair(folder / images, [folder / masks])}, []
     # Key the files of the images, and of each layer of the masks.
-    image_files, issues = files_by_key(listed_images(folder / images, only), pair_by, similar)
+    image_files, issues = files_by_key(
+        listed_images(folder / images, only, similar), pair_by, similar
+    )
     planes = []
     for layer in [folder / masks] if layers is None else find_layer_folders(folder / masks, layers):
         absent = layers is not None and not layer.is_dir()
@@ -75,20 +77,15 @@ def pair_by_names(
         issues += doubled
     mask_keys = set().union(*planes)
     hint = "" if pair_by else PAIR_BY_HINT
+    all_keys, image_keys = sorted(mask_keys), list(image_files)
     # Images without a mask are reported and left out.
-    folded = {fold_name(key): key for key in sorted(mask_keys)}
     for key in [key for key in image_files if key not in mask_keys]:
-        text = f"no mask of that name in {folder / masks}"
-        remedy = f"add it or take the image out{hint}"
-        if near := folded.get(fold_name(key)):
-            text += f"; {near!r} differs only in {name_difference(key, near)}"
-            remedy = "rename one, or pair such names, data.similar_names=true"
+        text, remedy = missing_partner("mask", "image", folder / masks, key, all_keys, hint)
         issues.append(DataError(file=image_files.pop(key), found=text, remedy=remedy, kind="no_mask"))  # fmt: skip
     # Masks without an image are reported, unless lists name the images to use.
     for key in [] if only is not None else sorted(mask_keys - set(image_files)):
         file = next(plane[key] for plane in planes if key in plane)
-        text = f"no image of that name in {folder / images}"
-        remedy = f"add it or take the mask out{hint}"
+        text, remedy = missing_partner("image", "mask", folder / images, key, image_keys, hint)
         issues.append(DataError(file=file, found=text, remedy=remedy, kind="no_image"))
     pairs = {f.stem: Pair(f, [p.get(k) for p in planes]) for k, f in image_files.items()}
     if len(pairs) < len(image_files):  # data.pair_by matched differently in a.png and a.tif
@@ -96,6 +93,15 @@ def pair_by_names(
             f"{folder / images}: two files have one name but for the suffix; rename one"
         )
     return pairs, issues
+
+
+def missing_partner(
+    kind: str, other: str, place: Path, key: str, candidates: list[str], hint: str
+) -> tuple[str, str]:
+    """Return the finding and the remedy for a file that has no partner in ``place``."""
+    if similar := find_similar(key, candidates):
+        return f"no {kind} of that name in {place}, but {similar}", SIMILAR_HINT
+    return f"no {kind} of that name in {place}", f"add it or take the {other} out{hint}"
 
 
 UNPAIRED_ERRORS: ContextVar[list[DataError] | None] = ContextVar("unpaired", default=None)
@@ -124,8 +130,8 @@ def report_unpaired(issues: list[DataError]) -> None:
         raise DataError(file=first.file, found=text, remedy=first.remedy, kind=first.kind)
 
 
-def listed_images(path: Path, only: set[str] | None = None) -> list[Path]:
-    """Return the image files of a folder, or the one file, restricted to the names in ``only``.
+def listed_images(path: Path, only: set[str] | None = None, similar: bool = False) -> list[Path]:
+    """Return the image files of a folder, or the one file, restricted to the names in ``only``, or similar ones.
 
     Raises:
         DataError: if there are none.
@@ -133,7 +139,9 @@ def listed_images(path: Path, only: set[str] | None = None) -> list[Path]:
     files = [path] if path.is_file() else list_images(path)
     if only is None:
         return files
-    chosen = [f for f in files if f.name in only or f.stem in only]
+    key = similar_key if similar else str
+    names = set(map(key, only))
+    chosen = [f for f in files if key(f.name) in names or key(f.stem) in names]
     if not chosen:
         raise DataError(
             f"{path}: no image here is in data.lists; {LIST_LINE_HINT.format(files[0].stem)}"
@@ -141,31 +149,13 @@ def listed_images(path: Path, only: set[str] | None = None) -> list[Path]:
     return chosen
 
 
-def fold_name(name: str) -> str:
-    """Return a name without case, white space and the encoding of its accents."""
-    composed = unicodedata.normalize("NFC", name).casefold()
-    return "".join(unicodedata.normalize("NFC", composed).split())
-
-
-def name_difference(one: str, other: str) -> str:
-    """Return the difference of two names that ``fold_name`` makes equal."""
-    composed = [unicodedata.normalize("NFC", name) for name in (one, other)]
-    if composed[0] == composed[1]:
-        return "the encoding of accents (composed or decomposed Unicode)"
-    spaceless = ["".join(name.split()) for name in composed]
-    if spaceless[0] == spaceless[1]:
-        return "white space"
-    folded = [name.casefold() for name in composed]
-    return "case" if folded[0] == folded[1] else "case and white space"
-
-
 def files_by_key(
     files: list[Path], pair_by: str | None, similar: bool = False
 ) -> tuple[dict[str, Path], list[DataError]]:
     """Return files by the key that pairs them, and an error for each that shares its name with a later one.
 
-    The key is the name without the suffix, or the match of the regular expression: its first group, if any; with
-    ``similar`` it is folded by ``fold_name``.
+    The key is the name without the suffix, or the match of the regular expression: its first group, if any;
+    with ``similar`` without regard to case, spaces and the encoding of accents.
 
     Raises:
         DataError: if the regular expression is invalid, or matches nothing in a name or the same in two.
@@ -174,6 +164,7 @@ def files_by_key(
         pattern = re.compile(pair_by) if pair_by is not None else None
     except re.error as error:
         raise DataError(f"data.pair_by={pair_by}: not a regular expression ({error})") from error
+    # Key of each file: its stem, or the part that the expression matches.
     by_key: dict[str, Path] = {}
     issues: list[DataError] = []
     for file in files:
@@ -183,13 +174,16 @@ def files_by_key(
             key = match[min(1, pattern.groups)] if match else None
             if not key:
                 raise DataError(f"data.pair_by={pair_by}: matches nothing in the name {file}")
-        key = fold_name(key) if similar else key
+        key = similar_key(key) if similar else key
+        # Two files of one key: an error if pair_by makes it, an issue if the names do.
         if key in by_key and pattern is not None:
             raise DataError(
                 f"{by_key[key]}: {file.name} has the same key {key!r} (data.pair_by); keep one of them"
             )
         if key in by_key:
-            text = f"{file.name} has the same name"
+            text = (
+                f"{file.name} has the same name" + " but for case, white space or accents" * similar
+            )
             issues.append(DataError(file=by_key[key], found=text, remedy="keep one of them", kind="same_name"))  # fmt: skip
         by_key[key] = file
     return by_key, issues
@@ -203,25 +197,26 @@ def find_layer_folders(folder: Path, classes: list[str]) -> list[Path]:
     """
     if not folder.is_dir():
         raise DataError(
-            f"{folder}: no such folder; data.layers=folders needs one in it for each class"
+            f"{folder}: no such folder; data.mask_layers=folders needs one in it for each class"
         )
     present = sorted(f.name for f in folder.iterdir() if f.is_dir() and not f.name.startswith("."))
     unknown, missing = sorted(set(present) - set(classes)), [c for c in classes if c not in present]
     if unknown or len(missing) > 1 or len(missing) == len(classes):
         raise DataError(
-            f"{folder}: holds the folders {shorten_list(present)}; data.layers=folders needs one for each of "
+            f"{folder}: holds the folders {shorten_list(present)}; data.mask_layers=folders needs one for each of "
             f"{shorten_list(classes)}, and one of these may be missing"
         )
     return [folder / name for name in classes]
 
 
 def pair_by_table(
-    file: Path, classes: list[str]
+    file: Path, classes: list[str], similar: bool = False
 ) -> tuple[dict[str, Pair], dict[str, str] | None, dict[str, str] | None]:
     """Return the pairs of a CSV file, and from its columns, if present, name -> split and name -> group.
 
     Columns: ``image``; ``mask``, or one per class with the class's name; optional ``split`` (train, val, test)
-    and ``group``. Paths are relative to the table's folder. An image's name is its path without the suffix.
+    and ``group``. Paths are relative to the table's folder. An image's name is its path without the suffix. With
+    ``similar`` a path may differ from the file's name in case, white space or the encoding of accents.
 
     Raises:
         DataError: if a line cannot be used; the message has its number.
@@ -243,11 +238,11 @@ def pair_by_table(
             raise DataError(f"{where}: no image; give its path")
         if not any(row.get(c) for c in columns):
             raise DataError(f"{where}: no mask; give its path, or take the line out")
-        image = file.parent / row["image"]
-        masks = [file.parent / row[c] if row.get(c) else None for c in columns]
-        for path in (image, *masks):
-            if path is not None and not file_exists(path):
-                raise DataError(f"{where}: {path} does not exist; paths start at {file.parent}")
+        image = find_table_file(file.parent / row["image"], similar, where)
+        masks = [
+            find_table_file(file.parent / row[c], similar, where) if row.get(c) else None
+            for c in columns
+        ]
         # Each image has one line.
         name = Path(row["image"]).with_suffix("").as_posix()
         if name in pairs:
@@ -261,6 +256,23 @@ def pair_by_table(
         splits if "split" in rows[0][1] else None,
         groups if "group" in rows[0][1] else None,
     )
+
+
+def find_table_file(path: Path, similar: bool, where: str) -> Path:
+    """Return the file of a table's path, or with ``similar`` the one with a similar name.
+
+    Raises:
+        DataError: if there is none; ``where`` names the line.
+    """
+    if file_exists(path):
+        return path
+    other = similar_file(path)
+    if other is None:
+        raise DataError(f"{where}: {path} does not exist; paths start at the table's folder")
+    if similar:
+        return other
+    difference = find_similar(path.name, [other.name])
+    raise DataError(f"{where}: {path} does not exist, but {difference}; {SIMILAR_HINT}")
 
 
 def file_exists(file: Path) -> bool:

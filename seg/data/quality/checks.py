@@ -84,7 +84,8 @@ def file_issues(source: DataSource, inspection: Inspection, root: Path | None) -
         elif issue.kind == "values":
             pages = read_pages(file, int(page) if page else None)
             values, numbers = np.unique(
-                np.concatenate([p.ravel() for p in pages]), return_counts=True
+                np.concatenate([p.ravel() * 1 for p in pages]),
+                return_counts=True,  # bits as 0 and 1
             )
             pixels = Counter(dict(zip(values.tolist(), numbers.tolist(), strict=True)))
             if is_noisy(pixels, len(source.classes), file):
@@ -269,11 +270,23 @@ def redraw_remedy(stats: list[ImageStats], split: str, redraw: RedrawFunction) -
 
 
 def dataset_issues(stats: list[ImageStats]) -> list[Issue]:
-    """Return the issues of all images together: unused bits, palettes, grey saved as colours."""
+    """Return the issues of all images together: orientation tags, unused bits, palettes, grey saved as colours."""
     issues = []
     if not stats:
         return issues
     what = f"all {len(stats)} images"
+    # Orientation tags of images whose masks have others.
+    turned = [image for image in stats if image.orientations[0] != image.orientations[1]]
+    if turned:
+        tags = "the tag Orientation (EXIF or TIFF; 1 is upright) is {} in the image and {} in its mask".format(
+            *turned[0].orientations
+        )
+        more = f" ({len(turned)} such images)" if turned[1:] else ""
+        remedy = (
+            "both are read as one sees them: compare them in sheet.png; if the mask fits the stored pixels, "
+            "give both files the same tag"
+        )
+        issues.append(Issue("orientation", turned[0].file, f"{tags}{more}", remedy))
     # 16-bit images whose upper bits are 0.
     if all(image.dtype == "uint16" for image in stats):
         highest = int(max(image.value_range[1] for image in stats))

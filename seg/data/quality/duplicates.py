@@ -104,7 +104,7 @@ def find_near_duplicates(stats: list[ImageStats]) -> list[Issue]:
             found = f"in {second.split}, nearly {first.file} in {first.split}, {format_correlation(pair)}"
             remedy = (
                 "take one out, or split so that a sequence or specimen stays together: data.group_by, "
-                "data.blocks=true, or folders"
+                "data.contiguous=true, or folders"
             )
             issues.append(Issue("near_leak", second.file, found, remedy, name=second.name))
     # One issue per group, with its most similar pair.

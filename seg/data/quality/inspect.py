@@ -8,13 +8,12 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-from PIL import Image
 
 from seg.data.datasets.base import DataSource
-from seg.data.datasets.folder import Folder
+from seg.data.datasets.folder import Folder, read_orientations
+from seg.data.image_io import has_palette
 from seg.data.masks import count_class_pixels
 from seg.data.quality.issues import Issue, issue_from_error, relative_paths
-from seg.data.tiff import TIFF_SUFFIXES
 from seg.errors import DataError
 from seg.logits import IGNORE
 
@@ -58,7 +57,8 @@ class ImageStats:
         jumps: share of neighbours that differ by more than 200 of 255; 0 for black-and-white images.
         constant: the value that every pixel has; None: they differ.
         grey: whether there are three equal channels.
-        palette: whether the file has a palette.
+        palette: whether the image is read as the colours of its palette.
+        orientations: values of the tag Orientation of image and mask, 1 (upright) to 8.
     """
 
     name: str
@@ -82,6 +82,7 @@ class ImageStats:
     constant: list[float] | None
     grey: bool
     palette: bool
+    orientations: tuple[int, int]
 
 
 class Inspection(NamedTuple):
@@ -134,6 +135,12 @@ def inspect_image(
         root: folder that paths in messages are relative to.
         heuristics: whether to compute ``fits`` and ``jumps``.
     """
+    stored = image
+    if image.dtype.kind == "f" and np.isnan(image).any():  # no data
+        known = image[~np.isnan(image)]
+        image = np.where(np.isnan(image), known.mean() if known.size else 0, image).astype(
+            np.float32
+        )
     # Evenly spaced pixels are enough for most statistics of a large image.
     files, num_classes = image_and_mask_files(source, name), len(source.classes)
     valid = np.broadcast_to((mask != IGNORE).sum((0, 1)), num_classes)
@@ -153,7 +160,7 @@ def inspect_image(
         pixels=count_class_pixels(mask, num_classes),
         valid=valid,
         ignored=float(1 - (valid / np.prod(mask.shape[:2])).mean()),
-        image_hash=hash_pixels(image),
+        image_hash=hash_pixels(stored),
         mask_hash=hash_pixels(mask),
         thumbnail=make_thumbnail(grey),
         fits=orientation_fits(grey, mask[::step, ::step]) if heuristics else {},
@@ -161,6 +168,7 @@ def inspect_image(
         constant=image[0, 0].tolist() if (thinned == thinned[:1, :1]).all() else None,
         grey=image.shape[2] == 3 and bool((thinned == thinned[..., :1]).all()),
         palette=files is not None and has_palette(files[0]),
+        orientations=read_orientations(source.files[name]) if isinstance(source, Folder) else (1, 1),
     )  # fmt: skip
 
 
@@ -185,8 +193,8 @@ def orientation_fits(grey: np.ndarray, mask: np.ndarray) -> dict[str, tuple[floa
     """Return how well a mask (H, W) fits its image in each orientation of its size; see ``ImageStats.fits``."""
     if mask.ndim == 3:
         return {}
-    # Image and mask at about 256 px; the grey values' slope there.
-    step = max(1, max(mask.shape) // 256)
+    # Image and mask at about 256 px, of a narrow strip at least 1 px wide; the grey values' slope there.
+    step = max(1, min(max(mask.shape) // 256, *mask.shape))
     size = tuple(n // step for n in mask.shape)
     small = cv2.resize(grey, size[::-1], interpolation=cv2.INTER_AREA)
     coarse = mask[step // 2 :: step, step // 2 :: step][: size[0], : size[1]]
@@ -229,11 +237,3 @@ def jump_share(image: np.ndarray) -> float:
     extreme = ((plane < 16) | (plane > 239)).mean()
     steps = cv2.absdiff(np.ascontiguousarray(plane[:, 1:]), np.ascontiguousarray(plane[:, :-1]))
     return 0.0 if extreme > 0.5 else float((steps > 200).mean())
-
-
-def has_palette(file: Path) -> bool:
-    """Return whether an image file, other than a TIFF, has a palette."""
-    if file.suffix.lower() in TIFF_SUFFIXES:
-        return False
-    with Image.open(file) as image:
-        return image.mode == "P"

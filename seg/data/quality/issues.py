@@ -37,6 +37,7 @@ ISSUE_KINDS = {  # the most important first
     "contradiction": IssueKind("one image with two masks", True, "one mask for the same pixels"),
     "leak": IssueKind("the same image in two splits", True, "no image in two splits"),
     "turned": IssueKind("masks that fit their image better when turned", False, "the image's own orientation"),
+    "orientation": IssueKind("images that a tag turns, unlike their masks", False, "the same orientation"),
     "low_byte": IssueKind("8 bits of a 16-bit image", False, "neighbours that differ little"),
     "near_leak": IssueKind("nearly the same image in two splits", False, "no image in two splits"),
     "same_mask": IssueKind("different images with the very same mask", False, "a mask for each image"),

@@ -180,6 +180,6 @@ def values_on_disk(source: DataSource, index: int) -> str:
         return str(index)
     if source.values.palette is not None:
         return ", ".join(f"#{code:06x}" for code in np.flatnonzero(source.values.palette == index))
-    if source.layers:
+    if source.mask_layers:
         return "layer"
     return ", ".join(str(value) for value, i in source.values.index.items() if i == index)

@@ -17,6 +17,7 @@ from seg.cli.compose import (
     plain_config,
 )
 from seg.cli.conf_files import did_you_mean, format_option_value
+from seg.cli.renamed_options import rename_words
 from seg.data.datamodule import DataModule
 from seg.errors import NotWholeNumber, UserError
 from seg.hardware import uses_one_device
@@ -118,7 +119,7 @@ def gather_searched(words: Sequence[str]) -> list[str]:
         value = parse_overrides([word])[0].value()
         if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
             raise UserError(f"{word}: a list of words is needed, 'search=[\"a.b=choice(1,2)\"]'")
-        typed = [*value, *typed]
+        typed = [*rename_words(value), *typed]
     if not typed:
         return rest
     quoted = ",".join(QuotedString(word, Quote.double).with_quotes() for word in typed)

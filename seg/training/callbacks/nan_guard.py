@@ -28,15 +28,15 @@ class NonFiniteGuard(L.Callback):
 
     Args:
         folder: run folder, which receives the batch that stopped the run.
-        bad_steps: stop: raise NonFiniteError; skip: skip the step.
+        on_nonfinite: stop: raise NonFiniteError; skip: skip the step.
 
     Raises:
-        ValueError: if ``bad_steps`` is neither.
+        ValueError: if ``on_nonfinite`` is neither.
     """
 
     @check_ranges
-    def __init__(self, folder: Path, bad_steps: Literal["stop", "skip"]) -> None:
-        self.folder, self.skip = folder, bad_steps == "skip"
+    def __init__(self, folder: Path, on_nonfinite: Literal["stop", "skip"]) -> None:
+        self.folder, self.skip = folder, on_nonfinite == "skip"
         self.batch: dict[str, Any] = {}
         self.loss: Tensor | None = None
         self.buffers: list[tuple[Tensor, Tensor]] = []
@@ -70,7 +70,7 @@ class NonFiniteGuard(L.Callback):
             file = self.keep(trainer.global_step, trainer.global_rank)
             raise NonFiniteError(
                 f"{description}; the batch is saved in {file}; a smaller optim.lr or trainer.gradient_clip_val=1 may "
-                "help, and bad_steps=skip skips such steps"
+                "help, and on_nonfinite=skip skips such steps"
             )
         log.warning(f"{description}; step skipped")
         optimizer.zero_grad()

@@ -106,7 +106,7 @@ class PanelCallback(L.Callback):
                     self.shown_colors, title=sample["name"], caption=f"Dice: {caption}",
                 )
             )  # fmt: skip
-            written.append(self.folder / f"{Path(sample['name']).name}.png")
+            written.append(self.folder / files.short_name(f"{Path(sample['name']).name}.png"))
             with files.atomic_write(written[-1], self.below) as aside:
                 rows[-1].save(aside)
         if rows:
