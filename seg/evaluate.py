@@ -10,6 +10,7 @@ from seg import files
 from seg.cli.command import command
 from seg.cli.compose import plain_config
 from seg.cli.resource_errors import explain_errors
+from seg.data.spacing import source_spacing
 from seg.display.console import configure_logging
 from seg.errors import UserError
 from seg.hardware import pick_accelerator, prepare_for_inference, torch_device
@@ -58,6 +59,8 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     files.check_tree(folder / "panels", below)
     # Score the pixels, and the objects if the data has any.
     split, data = open_run_data(cfg, run)
+    if metrics.needs_spacing:
+        metrics.set_spacing(source_spacing(data.source))
     task = SegmentationTask(run.model, build_trained_loss(run), metrics)
     scores = score_split(cfg, run, task, data, split)
     evidence = task.test_metrics.bootstrap_inputs()

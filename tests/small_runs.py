@@ -1,14 +1,17 @@
 """Runs of seconds, and the configs and images that they start from."""
 
+import copy
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import torch
 from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig, flag_override
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf, flag_override
 from PIL import Image
 
-from seg.cli.conf_files import CONF
+from seg.cli.conf_files import CONF, group_names
 from seg.runs import checkpoint
 from seg.training.run import train
 
@@ -20,9 +23,20 @@ FOLDED = ["data=folder", "data.classes=[out,in]", f"data.folds={FOLDS}", "model.
         "loader.repeats=2", "logger=none", "trainer=cpu", "trainer.max_epochs=1", "panels=0"]  # fmt: skip
 
 
-def config(name: str, *overrides: str) -> DictConfig:
+@cache
+def composed_choices(name: str, choices: tuple[str, ...]) -> DictConfig:
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose(name, list(overrides))
+        return compose(name, list(choices))
+
+
+def config(name: str, *overrides: str) -> DictConfig:
+    """The config of a command; its files are composed once for each choice of groups."""
+    choices = [w for w in overrides if w[0] in "+~" or w.partition("=")[0] in group_names()]
+    cfg = copy.deepcopy(composed_choices(name, tuple(choices)))
+    for word in (word for word in overrides if word not in choices):
+        override = OverridesParser.create().parse_override(word)
+        OmegaConf.update(cfg, override.key_or_group, override.value(), merge=True)
+    return cfg
 
 
 def tiny(tmp_path: Path, *overrides: str) -> tuple[dict[str, float], Path]:

@@ -96,6 +96,12 @@ PAIR_RANGE = OptionRange(
     "a pair of numbers from 0 to below 1",
     lambda v: isinstance(v, list) and len(v) == 2 and all(map(SHARE_RANGE.holds, v)),
 )
+SPACING_RANGE = OptionRange(
+    "a list of two numbers above 0, [height, width] in um",
+    lambda v: (
+        isinstance(v, list) and len(v) == 2 and all(is_number(x) and 0 < x < math.inf for x in v)
+    ),
+)
 WORKERS_RANGE = int_range(0, 1024)  # not the cores of this machine: a run may train on another one
 
 
@@ -156,6 +162,7 @@ OPTION_RANGES = {  # dotted name of an option -> its range
     "input": any_range(WORD_RANGE, NULL_RANGE),
     "output": any_range(WORD_RANGE, NULL_RANGE),
     "loader.cache": PATH_RANGE,
+    "data.spacing": any_range(SPACING_RANGE, NULL_RANGE),
     "data.root": PATH_RANGE,
     "data.table": PATH_RANGE,
     "data.images": WORD_RANGE,

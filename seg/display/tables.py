@@ -18,6 +18,9 @@ BORDER_COLUMNS = {
     "boundary_f": "boundary F",
     "surface_dice": "surface Dice",
     "hausdorff_95": "HD95, px",
+    "surface_distance": "ASSD, px",
+    "hausdorff_95_um": "HD95, um",
+    "surface_distance_um": "ASSD, um",
 }
 OBJECT_ROWS = {  # metric -> row of the table
     "v_rand": "V_rand, after border thinning",

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from seg.losses.dice import SUMMED_DIMS, Dice
+from seg.losses.dice import Dice
 from seg.losses.targets import has_label_planes, probabilities_and_one_hot
 from seg.ranges import check_ranges
 
@@ -62,7 +62,7 @@ class ClDice(nn.Module):
 
     def share(self, part: Tensor, whole: Tensor) -> Tensor:
         """Return the smoothed fraction (C,) of two sums over the pixels of the batch."""
-        return (part.sum(SUMMED_DIMS) + self.smooth) / (whole.sum(SUMMED_DIMS) + self.smooth)
+        return (part.sum((0, 2, 3)) + self.smooth) / (whole.sum((0, 2, 3)) + self.smooth)
 
 
 def soft_skeleton(x: Tensor, valid: Tensor, iterations: int) -> Tensor:

@@ -1,7 +1,8 @@
 """Overlap losses: soft Dice, soft Jaccard (IoU) and Tversky, the mean over classes of the whole batch.
 
 p is the probability and g the truth (0 or 1) of a class, or of a label if labels overlap; sums run over
-the valid pixels of the batch. The code computes (errors) / (total + smooth), which equals the formulas
+the valid pixels of the batch, and the mean over all classes: both of a binary problem. Papers differ in both:
+``per_image`` sums over each image alone, ``foreground_only`` leaves out class 0. The code computes (errors) / (total + smooth), which equals the formulas
 below, avoids cancellation near 0 and is never negative.
 
 Shape suffixes: B images, K logits, C classes, H x W pixels.
@@ -12,10 +13,28 @@ from typing import Annotated
 from pydantic import Field
 from torch import Tensor, nn
 
-from seg.losses.targets import probabilities_and_one_hot
+from seg.losses.targets import has_label_planes, probabilities_and_one_hot
 from seg.ranges import check_ranges
 
-SUMMED_DIMS = (0, 2, 3)  # dimensions of (B, C, H, W) that sums run over
+
+def summed_dims(per_image: bool) -> tuple[int, ...]:
+    """Return the dimensions of (B, C, H, W) that sums run over: with ``per_image`` all but B and C."""
+    return (2, 3) if per_image else (0, 2, 3)
+
+
+def mean_over_classes(loss: Tensor, mask: Tensor, foreground_only: bool) -> Tensor:
+    """Return the mean of losses (C,) or (B, C), with ``foreground_only`` without class 0.
+
+    Raises:
+        ValueError: if ``foreground_only`` is on and labels overlap, or there is no other class.
+    """
+    if not foreground_only:
+        return loss.mean()
+    if has_label_planes(mask):
+        raise ValueError(
+            "foreground_only is on, but labels overlap: none of them is the background"
+        )
+    return loss[..., 1:].mean()
 
 
 class Dice(nn.Module):
@@ -27,22 +46,31 @@ class Dice(nn.Module):
     Args:
         smooth: above 0; keeps the fraction defined and its gradient small where a class is absent.
         squared: whether the denominator is sum p^2 + sum g^2.
+        per_image: whether sums run over each image alone, and the loss is the mean over images; False: over the batch.
+        foreground_only: whether class 0 is left out of the mean over classes.
 
     Raises:
-        ValueError: if smooth is not above 0.
+        ValueError: if smooth is not above 0, or labels overlap with ``foreground_only``.
     """
 
     @check_ranges
-    def __init__(self, smooth: Annotated[float, Field(gt=0)] = 1.0, squared: bool = False) -> None:
+    def __init__(
+        self,
+        smooth: Annotated[float, Field(gt=0)] = 1.0,
+        squared: bool = False,
+        per_image: bool = False,
+        foreground_only: bool = False,
+    ) -> None:
         super().__init__()
         self.smooth, self.squared = smooth, squared
+        self.dims, self.foreground_only = summed_dims(per_image), foreground_only
 
     def forward(self, logits_BKHW: Tensor, mask: Tensor, gaps: Tensor | None = None) -> Tensor:
         p_BCHW, g_BCHW, _ = probabilities_and_one_hot(logits_BKHW, mask)
         error_BCHW = p_BCHW - g_BCHW  # |p - g| = p + g - 2 p g and (p - g)^2 = p^2 + g^2 - 2 p g
-        error_C = (error_BCHW**2 if self.squared else error_BCHW.abs()).sum(SUMMED_DIMS)
-        size_C = (p_BCHW**2 if self.squared else p_BCHW).sum(SUMMED_DIMS) + g_BCHW.sum(SUMMED_DIMS)
-        return (error_C / (size_C + self.smooth)).mean()
+        error = (error_BCHW**2 if self.squared else error_BCHW.abs()).sum(self.dims)
+        size = (p_BCHW**2 if self.squared else p_BCHW).sum(self.dims) + g_BCHW.sum(self.dims)
+        return mean_over_classes(error / (size + self.smooth), mask, self.foreground_only)
 
 
 class Jaccard(nn.Module):
@@ -53,15 +81,22 @@ class Jaccard(nn.Module):
 
     Args:
         smooth: above 0; keeps the fraction defined and its gradient small where a class is absent.
+        per_image: whether sums run over each image alone, as in ``Dice``.
+        foreground_only: whether class 0 is left out of the mean over classes.
 
     Raises:
-        ValueError: if smooth is not above 0.
+        ValueError: if smooth is not above 0, or labels overlap with ``foreground_only``.
     """
 
     @check_ranges
-    def __init__(self, smooth: Annotated[float, Field(gt=0)] = 1.0) -> None:
+    def __init__(
+        self,
+        smooth: Annotated[float, Field(gt=0)] = 1.0,
+        per_image: bool = False,
+        foreground_only: bool = False,
+    ) -> None:
         super().__init__()
-        self.tversky = Tversky(alpha=1.0, beta=1.0, smooth=smooth)
+        self.tversky = Tversky(1.0, 1.0, smooth, per_image, foreground_only)
 
     def forward(self, logits_BKHW: Tensor, mask: Tensor, gaps: Tensor | None = None) -> Tensor:
         return self.tversky(logits_BKHW, mask)
@@ -77,9 +112,11 @@ class Tversky(nn.Module):
         alpha: weight of false positives, 0 or more.
         beta: weight of false negatives, 0 or more; above alpha it favours recall over precision.
         smooth: above 0; keeps the fraction defined and its gradient small where a class is absent.
+        per_image: whether sums run over each image alone, as in ``Dice``.
+        foreground_only: whether class 0 is left out of the mean over classes.
 
     Raises:
-        ValueError: if an argument is out of range, or both weights are 0.
+        ValueError: if an argument is out of range, both weights are 0, or labels overlap with ``foreground_only``.
     """
 
     @check_ranges
@@ -88,17 +125,20 @@ class Tversky(nn.Module):
         alpha: Annotated[float, Field(ge=0)] = 0.3,
         beta: Annotated[float, Field(ge=0)] = 0.7,
         smooth: Annotated[float, Field(gt=0)] = 1.0,
+        per_image: bool = False,
+        foreground_only: bool = False,
     ) -> None:
         super().__init__()
         if alpha + beta == 0:
             raise ValueError("alpha and beta are 0; one of them must be above 0")
         self.alpha, self.beta, self.smooth = alpha, beta, smooth
+        self.dims, self.foreground_only = summed_dims(per_image), foreground_only
 
     def forward(self, logits_BKHW: Tensor, mask: Tensor, gaps: Tensor | None = None) -> Tensor:
         p_BCHW, g_BCHW, _ = probabilities_and_one_hot(logits_BKHW, mask)
         # Soft counts over the batch's valid pixels, and eq. 3 of the Tversky loss on them.
-        tp_C = (p_BCHW * g_BCHW).sum(SUMMED_DIMS)
-        fp_C = (p_BCHW * (1 - g_BCHW)).sum(SUMMED_DIMS)
-        fn_C = ((1 - p_BCHW) * g_BCHW).sum(SUMMED_DIMS)
-        error_C = self.alpha * fp_C + self.beta * fn_C
-        return (error_C / (tp_C + error_C + self.smooth)).mean()
+        tp = (p_BCHW * g_BCHW).sum(self.dims)
+        fp = (p_BCHW * (1 - g_BCHW)).sum(self.dims)
+        fn = ((1 - p_BCHW) * g_BCHW).sum(self.dims)
+        error = self.alpha * fp + self.beta * fn
+        return mean_over_classes(error / (tp + error + self.smooth), mask, self.foreground_only)

@@ -1,4 +1,4 @@
-"""Border metrics of each class: boundary F-score, surface Dice and 95 % Hausdorff distance.
+"""Border metrics of each class: boundary F-score, surface Dice, 95 % Hausdorff and average surface distance.
 
 Shape suffixes: H x W pixels, C classes, P border pixels. One image at a time, on the CPU.
 
@@ -24,9 +24,11 @@ from torchmetrics.utilities import dim_zero_cat
 from seg.logits import IGNORE
 from seg.metrics.significance import BootstrapInput, mean_of_sums, score_total
 
+DISTANCES = ("hausdorff_95", "surface_distance", "hausdorff_95_um", "surface_distance_um")
+
 
 class BorderScores(NamedTuple):
-    """Border counts and Hausdorff distance of one label in one image.
+    """Border counts and distances of one label in one image.
 
     Attributes:
         counts: (4,) int64, to be summed over images: predicted border pixels within the tolerance of the
@@ -34,10 +36,17 @@ class BorderScores(NamedTuple):
             border, true border pixels.
         hausdorff: float64 in px, 0..diagonal of the image, to be averaged over images; nan if neither map
             has a border and both or neither have the label.
+        surface_distance: average symmetric surface distance in px, the mean over the border pixels of both
+            maps of the distance to the other border; otherwise as ``hausdorff``.
+        hausdorff_um: ``hausdorff`` in um; nan without a spacing.
+        surface_distance_um: ``surface_distance`` in um; nan without a spacing.
     """
 
     counts: np.ndarray
     hausdorff: np.ndarray
+    surface_distance: np.ndarray
+    hausdorff_um: np.ndarray
+    surface_distance_um: np.ndarray
 
 
 def label_border_scores(
@@ -46,6 +55,7 @@ def label_border_scores(
     valid_HW: np.ndarray,
     tolerance: float,
     percentile: float = 95.0,
+    spacing: tuple[float, float] | None = None,
 ) -> BorderScores:
     """Compare the borders of one label in one image; labels may overlap.
 
@@ -60,6 +70,7 @@ def label_border_scores(
         valid_HW: bool, False where ignored.
         tolerance: distance up to which a border pixel is right, px, 0 or more.
         percentile: percentile of the border distances, 0..100; 100 is the Hausdorff distance itself.
+        spacing: height and width of a pixel in um; None: no distances in um.
     """
     pred_HW, true_HW = pred_HW & valid_HW, true_HW & valid_HW
     pred_border_HW, true_border_HW = (
@@ -67,14 +78,31 @@ def label_border_scores(
         border_pixels(true_HW, valid_HW),
     )
     pred_size, true_size = int(pred_border_HW.sum()), int(true_border_HW.sum())
-    pred_hits, true_hits, hausdorff = 0, 0, np.nan
+    pred_hits, true_hits = 0, 0
+    px, um = (np.nan, np.nan), (np.nan, np.nan)  # Hausdorff distance and surface distance
     if pred_size and true_size:
         to_true_P, to_pred_P = border_distances(pred_border_HW, true_border_HW)
         pred_hits, true_hits = (int((d_P <= tolerance).sum()) for d_P in (to_true_P, to_pred_P))
-        hausdorff = max(np.percentile(d_P, percentile) for d_P in (to_true_P, to_pred_P))
+        px = summarize_distances(to_true_P, to_pred_P, percentile)
+        if spacing is not None:
+            um = summarize_distances(
+                *border_distances(pred_border_HW, true_border_HW, spacing), percentile
+            )
     elif pred_size or true_size or pred_HW.any() != true_HW.any():
-        hausdorff = math.hypot(*valid_HW.shape)
-    return BorderScores(np.array([pred_hits, pred_size, true_hits, true_size]), np.array(hausdorff))
+        height, width = valid_HW.shape
+        px = (math.hypot(height, width),) * 2
+        if spacing is not None:
+            um = (math.hypot(height * spacing[0], width * spacing[1]),) * 2
+    counts = np.array([pred_hits, pred_size, true_hits, true_size])
+    return BorderScores(counts, *map(np.array, (*px, *um)))
+
+
+def summarize_distances(
+    to_true_P: np.ndarray, to_pred_P: np.ndarray, percentile: float
+) -> tuple[float, float]:
+    """Return the larger directed percentile, and the mean over both borders' pixels (ASSD)."""
+    hausdorff = max(np.percentile(d_P, percentile) for d_P in (to_true_P, to_pred_P))
+    return float(hausdorff), float(np.concatenate([to_true_P, to_pred_P]).mean())
 
 
 def boundary_f(counts: np.ndarray) -> np.ndarray:
@@ -126,8 +154,12 @@ def border_pixels(member_HW: np.ndarray, valid_HW: np.ndarray) -> np.ndarray:
     return member_HW & touches_HW
 
 
-def border_distances(a_HW: np.ndarray, b_HW: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the distance in px of each border pixel to the nearest of the other border, for both borders.
+def border_distances(
+    a_HW: np.ndarray, b_HW: np.ndarray, spacing: tuple[float, float] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the distance of each border pixel to the nearest of the other border, for both borders.
+
+    The unit is px, or that of ``spacing`` (height and width of a pixel).
 
     Shape:
         two masks (H, W) bool, neither empty -> (P,) of a's border pixels and (P',) of b's.
@@ -137,28 +169,37 @@ def border_distances(a_HW: np.ndarray, b_HW: np.ndarray) -> tuple[np.ndarray, np
     rows, columns = either_HW.any(1).nonzero()[0], either_HW.any(0).nonzero()[0]
     box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
     a, b = a_HW[box], b_HW[box]
-    return distance_transform_edt(~b)[a], distance_transform_edt(~a)[b]
+    to_b, to_a = (distance_transform_edt(~border, sampling=spacing) for border in (b, a))
+    return to_b[a], to_a[b]
 
 
 class BorderMetric(Metric):
-    """Boundary F-score, surface Dice and Hausdorff distance of a split, measured image by image on the CPU.
+    """Boundary F-score, surface Dice and distances of a split, measured image by image on the CPU.
 
-    F-score and surface Dice follow from border pixels counted over the whole split; ``hausdorff_95`` is the
-    mean over the images in which it is defined. Means over classes leave out undefined scores.
+    F-score and surface Dice follow from border pixels counted over the whole split; ``hausdorff_95`` and
+    ``surface_distance`` are means over the images in which they are defined. Means over classes leave out undefined scores.
 
     Args:
         classes: names in the order of the mask's values, or of its planes.
         tolerance: px; None: neither F-score nor surface Dice.
-        hausdorff: whether the Hausdorff distance is computed.
+        hausdorff: whether the Hausdorff distance and the average symmetric surface distance are computed.
+        spacing: height and width of a pixel in um, for both distances in um as well; None: only in px.
     """
 
     full_state_update = False
     counts: list[Tensor]
     distances: list[Tensor]
 
-    def __init__(self, classes: list[str], tolerance: float | None, hausdorff: bool) -> None:
+    def __init__(
+        self,
+        classes: list[str],
+        tolerance: float | None,
+        hausdorff: bool,
+        spacing: tuple[float, float] | None = None,
+    ) -> None:
         super().__init__()
         self.classes, self.tolerance, self.hausdorff = classes, tolerance, hausdorff
+        self.spacing = spacing
         self.add_state("counts", [], dist_reduce_fx="cat")
         self.add_state("distances", [], dist_reduce_fx="cat")
 
@@ -172,12 +213,18 @@ class BorderMetric(Metric):
             else:
                 valid = truth != IGNORE
                 labels = [(pred == c, truth == c, valid) for c in range(len(self.classes))]
-            counts, distances = zip(
-                *(label_border_scores(*label, tolerance) for label in labels), strict=True
+            counts, *distances = zip(
+                *(
+                    label_border_scores(
+                        *label, tolerance, spacing=self.spacing if self.hausdorff else None
+                    )
+                    for label in labels
+                ),
+                strict=True,
             )
             self.counts.append(torch.from_numpy(np.stack(counts))[None].to(mask.device))
-            distances_1C = torch.from_numpy(np.stack(distances))[None]
-            self.distances.append(distances_1C.float().to(mask.device))  # MPS has no float64
+            distances_1DC = torch.from_numpy(np.array(distances))[None]
+            self.distances.append(distances_1DC.float().to(mask.device))  # MPS has no float64
 
     def bootstrap_inputs(self) -> dict[str, BootstrapInput]:
         """Return for each score its rows by image and its score function: see seg.metrics.significance."""
@@ -189,11 +236,14 @@ class BorderMetric(Metric):
                 for i, c in enumerate(self.classes):
                     evidence[f"{name}/{c}"] = rows, lambda sums, score=score, i=i: score(sums[:, i])
         if self.hausdorff:
-            distances_BC = dim_zero_cat(self.distances).cpu().numpy()
-            rows = np.stack([np.nan_to_num(distances_BC), ~np.isnan(distances_BC)], axis=-1)
-            evidence["hausdorff_95"] = rows, lambda sums: mean_over_defined(mean_of_sums(sums))
-            for i, c in enumerate(self.classes):
-                evidence[f"hausdorff_95/{c}"] = rows, lambda sums, i=i: mean_of_sums(sums[:, i])
+            distances_BDC = dim_zero_cat(self.distances).cpu().numpy()
+            names = DISTANCES if self.spacing is not None else DISTANCES[:2]
+            for number, name in enumerate(names):
+                distances_BC = distances_BDC[:, number]
+                rows = np.stack([np.nan_to_num(distances_BC), ~np.isnan(distances_BC)], axis=-1)
+                evidence[name] = rows, lambda sums: mean_over_defined(mean_of_sums(sums))
+                for i, c in enumerate(self.classes):
+                    evidence[f"{name}/{c}"] = rows, lambda sums, i=i: mean_of_sums(sums[:, i])
         return evidence
 
     def compute(self) -> dict[str, Tensor]:

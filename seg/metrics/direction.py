@@ -3,6 +3,9 @@
 SMALLER_IS_BETTER = (
     "loss",
     "hausdorff_95",
+    "hausdorff_95_um",
+    "surface_distance",
+    "surface_distance_um",
     "ece",
     "rand_error",
     "warping_error",

@@ -21,7 +21,7 @@ class SegmentationMetrics(nn.Module):
         classes: names in the order of the mask's values, or of its planes.
         overlapping: whether the classes are labels that overlap.
         tolerance: px within which boundary F-score and surface Dice accept a border; None: not computed.
-        hausdorff: whether the 95 % Hausdorff distance (px) is computed.
+        hausdorff: whether the 95 % Hausdorff and the average symmetric surface distance (px) are computed.
         calibration: whether the expected calibration error is computed.
         threshold: probability between 0 and 1 above which a pixel is class 1 of two, or has a label;
             ``best``: 0.5 until ``choose_threshold`` is called.
@@ -89,6 +89,16 @@ class SegmentationMetrics(nn.Module):
         if self.curve is not None:
             self.threshold = self.best_threshold
         return self.threshold
+
+    def set_spacing(self, spacing: tuple[float, float] | None) -> None:
+        """Set the height and width of a pixel in um, for distances in um; None: only in px."""
+        if self.surfaces is not None:
+            self.surfaces.spacing = spacing
+
+    @property
+    def needs_spacing(self) -> bool:
+        """True if distances between borders are computed."""
+        return self.surfaces is not None and self.surfaces.hausdorff
 
     def reset(self) -> None:
         for part in (self.pixels, self.surfaces, self.calibration, self.curve):

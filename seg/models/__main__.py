@@ -52,7 +52,7 @@ def show_network(cfg: DictConfig) -> tuple[int, int]:
     log.info("", extra={"table": table})
     height, width = logits.shape[-2:]
     log.info(
-        f"{profiling.count_parameters(model):,} parameters, {counts['Global'] / 1e9:.1f} G multiply-adds; "
+        f"{profiling.describe_parameters(model)}, {counts['Global'] / 1e9:.1f} G multiply-adds; "
         f"{size}x{size} -> {height}x{width}"
     )
     if cfg.model.get("padding") == "same":

@@ -14,8 +14,22 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # otherwise the profiler prints
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Return the number of parameters."""
+    """Return the number of parameters, learned and frozen."""
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+def count_frozen(model: nn.Module) -> int:
+    """Return the number of parameters that no optimiser changes, such as the fixed upsampling of FCN."""
+    return sum(p.numel() for p in model.parameters() if not p.requires_grad)
+
+
+def describe_parameters(
+    model: nn.Module, unit: float = 1.0, digits: int = 0, name: str = ""
+) -> str:
+    """Return the numbers of parameters in a unit, such as "0.50 M parameters (0.01 M of them frozen)"."""
+    count, frozen = count_parameters(model), count_frozen(model)
+    text = f"{count / unit:,.{digits}f}{name} parameters"
+    return f"{text} ({frozen / unit:,.{digits}f}{name} of them frozen)" if frozen else text
 
 
 @torch.no_grad()

@@ -97,7 +97,10 @@ class RunRecord(RecordSection):
         [], description="class names, in the order of the mask values"
     )
     colors: list[list[int]] = Field([], description="one (red, green, blue) in 0..255 per class")
-    parameters: int | None = Field(None, description="number of weights of the network")
+    parameters: int | None = Field(
+        None, description="number of weights of the network, learned and frozen"
+    )
+    frozen_parameters: int | None = Field(None, description="number of these that are not trained")
     splits: dict[RecordText, list[RecordText]] | None = Field(
         None, description="train, val and test -> names of their images"
     )

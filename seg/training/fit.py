@@ -26,7 +26,7 @@ from seg.data.datamodule import DataModule
 from seg.data.partition import split_hash
 from seg.display.console import is_rank_zero
 from seg.errors import USER_ERRORS, RunError
-from seg.models.profiling import count_parameters
+from seg.models.profiling import count_frozen, count_parameters
 from seg.runs import provenance, records
 from seg.runs.checkpoint import error_summary, load_skeleton, read_checkpoint, write_checkpoint
 from seg.runs.folder import relative_to_here, update_latest_link
@@ -294,6 +294,7 @@ def initial_record(
         "classes": list(source.classes),
         "colors": [list(color) for color in source.colors],
         "parameters": count_parameters(task.model),
+        "frozen_parameters": count_frozen(task.model),
         "splits": source.splits,
         "split_hash": split_hash(source.splits),
         "data": {"fingerprint": provenance.data_fingerprint(data.digests)},

@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from seg import files, hardware
 from seg.cli.compose import instantiate_node, plain_config
 from seg.cli.validation import check_literal
+from seg.data.spacing import source_spacing
 from seg.display.console import configure_logging, is_rank_zero, log_to_file
 from seg.losses.weighted_sum import find_weight_map
 from seg.runs import checkpoint, folder
@@ -91,6 +92,8 @@ def build_and_fit(
         cfg.metrics, "metrics", classes=source.classes, overlapping=overlapping,
         threshold=0.5 if cfg.threshold is None else cfg.threshold,
     )  # fmt: skip
+    if metrics.needs_spacing:
+        metrics.set_spacing(source_spacing(source))
     # Build the task; the card makes each checkpoint usable alone.
     card = {
         "format": checkpoint.CHECKPOINT_FORMAT,
@@ -111,6 +114,7 @@ def build_and_fit(
         cfg.seed,
         card,
         config["head_weights"],
+        config.get("weight_decay_of_all", True),
     )
     # Check that the parts fit together, before a folder is created.
     check_head_weights(config["head_weights"], task.model)

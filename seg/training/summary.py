@@ -10,7 +10,7 @@ from seg.cli.command_line import quote_path, render_command, render_option
 from seg.data.datamodule import DataModule
 from seg.data.quality.issues import ISSUE_KINDS
 from seg.display import tables
-from seg.models.profiling import count_parameters
+from seg.models.profiling import describe_parameters
 from seg.runs.folder import relative_to_here
 from seg.training.task import SegmentationTask
 
@@ -39,7 +39,7 @@ def print_run_header(
     precision, why = hardware.pick_precision(cfg.trainer.precision, accelerator)
     # Print the run and its network.
     log.info(f"run        {name}, seed {cfg.seed}")
-    log.info(f"model      {task.model.name}, {count_parameters(task.model) / 1e6:.2f} M parameters")
+    log.info(f"model      {task.model.name}, {describe_parameters(task.model, 1e6, 2, ' M')}")
     if task.model.context and data.crop:
         side = task.model.input_side(data.crop)
         inner = side - 2 * task.model.context

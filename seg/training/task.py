@@ -30,6 +30,8 @@ class SegmentationTask(L.LightningModule):
         seed: of the random numbers of each step, so that a run can be resumed at any step.
         card: plain values stored in every checkpoint, from which it can be used alone.
         head_weights: weight of the loss of each head under deep supervision, shallowest first; None: equal.
+        decay_all: whether the optimiser's weight decay covers all parameters; False: not biases and the parameters of
+            normalisation layers, all those of one dimension.
     """
 
     def __init__(
@@ -42,12 +44,13 @@ class SegmentationTask(L.LightningModule):
         seed: int = 0,
         card: dict[str, Any] | None = None,
         head_weights: list[float] | None = None,
+        decay_all: bool = True,
     ) -> None:
         super().__init__()
         self.model, self.loss = model, loss
         self.optim, self.schedule = optim, schedule or Constant()
         self.seed, self.card = seed, card or {}
-        self.head_weights = head_weights
+        self.head_weights, self.decay_all = head_weights, decay_all
         self.val_metrics, self.test_metrics = metrics, deepcopy(metrics)
         names = ["loss", *(f"loss/{name}" for name in term_names(loss))]
         self.mean_losses = nn.ModuleDict(
@@ -62,7 +65,17 @@ class SegmentationTask(L.LightningModule):
         torch.manual_seed(self.seed * 1_000_003 + self.global_step)
 
     def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
-        return self.step(batch, "train")
+        return self.step(batch, "train") * self.accumulation_factor(batch_index)
+
+    def accumulation_factor(self, batch_index: int) -> float:
+        """Return the factor of a batch's loss that divides accumulated gradients by the number of their batches.
+
+        Lightning divides by ``accumulate_grad_batches`` even if an epoch ends with fewer batches.
+        """
+        batches = self.trainer.accumulate_grad_batches
+        rest = int(self.trainer.num_training_batches) % batches
+        incomplete = rest > 0 and batch_index >= int(self.trainer.num_training_batches) - rest
+        return batches / rest if incomplete else 1.0
 
     def validation_step(self, batch: dict[str, Any], batch_index: int) -> None:
         self.step(batch, "val")
@@ -148,7 +161,14 @@ class SegmentationTask(L.LightningModule):
         """
         if self.optim is None:
             raise RuntimeError("this task has no optimiser; it can only evaluate")
-        return self.optim(p for p in self.model.parameters() if p.requires_grad)
+        learned = [p for p in self.model.parameters() if p.requires_grad]
+        if self.decay_all:
+            return self.optim(learned)
+        groups: Any = [
+            {"params": [p for p in learned if p.ndim > 1]},
+            {"params": [p for p in learned if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        return self.optim(groups)
 
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer()

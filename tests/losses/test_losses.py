@@ -441,6 +441,43 @@ def test_a_hand_worked_value(loss, p, g, wanted):
     assert float(value) == pytest.approx(wanted, rel=1e-5)
 
 
+@pytest.mark.parametrize("overlapping", [False, True])
+def test_sums_over_images_and_without_the_background_by_hand(overlapping):
+    # Two images of four pixels; p of class 1: .8 .2 .6 .4, all right, and .5 everywhere, of which one pixel is true.
+    p = torch.tensor([[0.8, 0.2, 0.6, 0.4], [0.5, 0.5, 0.5, 0.5]])
+    g = torch.tensor([[1, 0, 1, 0], [1, 0, 0, 0]])
+    logits, mask = torch.logit(p)[:, None, None], g[:, None]
+    mask = mask[:, None] if overlapping else mask
+
+    def dice_loss(p, g):
+        return 1 - (2 * (p * g).sum() + 1) / (p.sum() + g.sum() + 1)
+
+    both = [(p, g)] if overlapping else [(1 - p, 1 - g), (p, g)]
+    batch = np.mean([dice_loss(a, b) for a, b in both])
+    images = np.mean([dice_loss(a[i], b[i]) for a, b in both for i in range(2)])
+    assert float(L.Dice()(logits, mask)) == pytest.approx(batch)
+    assert float(L.Dice(per_image=True)(logits, mask)) == pytest.approx(images)
+    assert images != pytest.approx(batch, abs=1e-3)
+    assert float(L.Tversky(0.5, 0.5, 0.5, per_image=True)(logits, mask)) == pytest.approx(images)
+    for loss in (
+        L.Dice(foreground_only=True),
+        L.Jaccard(foreground_only=True),
+        L.Tversky(foreground_only=True),
+    ):
+        if overlapping:
+            with pytest.raises(ValueError, match="labels overlap: none of them is the background"):
+                loss(logits, mask)
+    if not overlapping:
+        assert float(L.Dice(foreground_only=True)(logits, mask)) == pytest.approx(
+            float(dice_loss(p, g))
+        )
+        jaccard = 1 - ((p * g).sum() + 1) / (p.sum() + g.sum() - (p * g).sum() + 1)
+        assert float(L.Jaccard(foreground_only=True)(logits, mask)) == pytest.approx(float(jaccard))
+        # One image at a time gives the loss per image, whatever the batch.
+        each = [float(L.Dice()(logits[i : i + 1], mask[i : i + 1])) for i in range(2)]
+        assert np.mean(each) == pytest.approx(images)
+
+
 def test_cldice_of_a_line_with_a_gap_by_hand():
     truth = torch.zeros(1, 1, 3, 5, dtype=torch.int64)
     truth[..., 1, :] = 1  # one pixel thin: its own skeleton, as is the answer's

@@ -104,7 +104,7 @@ def test_a_square_moved_by_two_pixels_scores_what_was_worked_by_hand():
     truth, found = np.zeros((2, 12, 12), dtype=int)
     truth[3:7, 3:7] = 1  # rows and columns 3..6: a ring of 12 border pixels around 4 inner ones
     found[3:7, 5:9] = 1  # the same, two columns to the right
-    counts, hausdorff = surface_scores(found, truth, 2, tolerance=1.0)
+    counts, hausdorff, *_ = surface_scores(found, truth, 2, tolerance=1.0)
     # predicted ring, nearest true border pixel is columns 3..6 of the true ring:
     #   rows 3, 6: columns 5, 6 at 0, column 7 at 1, column 8 at 2 -> distances 0 0 1 2, twice
     #   rows 4, 5: column 5 at 1 (to row 3 or 6, or to column 6), column 8 at 2 -> 1 2, twice
@@ -128,7 +128,9 @@ def test_f_and_surface_dice_differ_where_precision_and_recall_do():
 @settings(max_examples=40, deadline=None)
 def test_a_perfect_prediction_scores_one_and_has_no_distance(seed):
     _, truth = random_maps(seed)
-    counts, hausdorff = surface_scores(np.where(truth == IGNORE, 0, truth), truth, 3, tolerance=0.0)
+    counts, hausdorff, *_ = surface_scores(
+        np.where(truth == IGNORE, 0, truth), truth, 3, tolerance=0.0
+    )
     bordered = counts[:, 3] > 0
     for score in (boundary_f, surface_dice):
         np.testing.assert_array_equal(score(counts), np.where(bordered, 1, np.nan))
@@ -138,7 +140,7 @@ def test_a_perfect_prediction_scores_one_and_has_no_distance(seed):
 def test_the_edge_of_the_image_makes_no_border():
     truth = np.zeros((5, 6), dtype=int)
     truth[:, 3:] = 1
-    counts, _ = surface_scores(truth, truth, 2, tolerance=0.0)
+    counts, *_ = surface_scores(truth, truth, 2, tolerance=0.0)
     assert counts.tolist() == [[5, 5, 5, 5]] * 2  # a column of each class, not a ring
 
 
@@ -177,7 +179,7 @@ def test_ignoring_a_strip_at_the_edge_equals_cropping_it(seed):
 def test_an_ignored_region_has_no_border_of_its_own():
     truth = np.zeros((7, 7), dtype=int)
     truth[2:5, 2:5] = IGNORE
-    counts, hausdorff = surface_scores(np.zeros_like(truth), truth, 2, tolerance=1.0)
+    counts, hausdorff, *_ = surface_scores(np.zeros_like(truth), truth, 2, tolerance=1.0)
     assert counts.tolist() == [[0, 0, 0, 0]] * 2
     assert np.isnan(hausdorff).all()
 
@@ -186,14 +188,14 @@ def test_a_class_that_one_map_lacks_scores_zero_and_is_as_far_as_the_diagonal():
     empty, thing = np.zeros((2, 6, 8), dtype=int)
     thing[2:4, 2:4] = 1
     for found, truth in ((empty, thing), (thing, empty)):
-        counts, hausdorff = surface_scores(found, truth, 3, tolerance=2.0)
+        counts, hausdorff, *_ = surface_scores(found, truth, 3, tolerance=2.0)
         assert boundary_f(counts)[:2].tolist() == surface_dice(counts)[:2].tolist() == [0, 0]
         assert hausdorff[:2].tolist() == [10, 10]  # hypot(6, 8)
         assert np.isnan([boundary_f(counts)[2], surface_dice(counts)[2], hausdorff[2]]).all()
 
 
 def test_a_whole_image_of_the_wrong_class_is_far_though_it_has_no_border():
-    counts, hausdorff = surface_scores(
+    counts, hausdorff, *_ = surface_scores(
         np.ones((3, 4), int), np.zeros((3, 4), int), 3, tolerance=1.0
     )
     assert hausdorff[:2].tolist() == [5, 5] and np.isnan(hausdorff[2])
@@ -224,3 +226,57 @@ def test_planes_of_labels_score_as_class_indices_do():
     scores = {name: float(value) for name, value in index.compute().items()}
     assert {name: float(value) for name, value in planes.compute().items()} == scores
     assert 0 < scores["boundary_f"] <= 1 and scores["hausdorff_95/a"] >= 0
+
+
+def slow_distances(found, truth, c: int, spacing: tuple[float, float]) -> tuple[float, float]:
+    """95 % Hausdorff and average symmetric surface distance from all pairs of border pixels."""
+    valid = truth != IGNORE
+    ours, theirs = (
+        [(y * spacing[0], x * spacing[1]) for y, x in slow_border(m, valid, c)]
+        for m in (found, truth)
+    )
+    if not ours or not theirs:
+        present = [bool((valid & (m == c)).any()) for m in (found, truth)]
+        lost = ours or theirs or present[0] != present[1]
+        height, width = truth.shape
+        far = math.hypot(height * spacing[0], width * spacing[1]) if lost else math.nan
+        return far, far
+    sides = [
+        [min(math.dist(p, q) for q in b) for p in a] for a, b in ((ours, theirs), (theirs, ours))
+    ]
+    return max(np.percentile(d, 95) for d in sides), sum(map(sum, sides)) / sum(map(len, sides))
+
+
+@given(st.integers(0, 100_000), st.sampled_from([(1.0, 1.0), (0.5, 0.5), (3.0, 0.25), (0.1, 2.0)]))
+@settings(max_examples=60, deadline=None)
+def test_distances_in_um_are_those_of_all_pairs_of_border_pixels(seed, spacing):
+    found, truth = random_maps(seed)
+    for c in range(3):
+        scores = label_border_scores(found == c, truth == c, truth != IGNORE, 1.0, spacing=spacing)
+        ours = scores.hausdorff_um, scores.surface_distance_um
+        np.testing.assert_allclose(ours, slow_distances(found, truth, c, spacing))
+        px = scores.hausdorff, scores.surface_distance
+        np.testing.assert_allclose(px, slow_distances(found, truth, c, (1.0, 1.0)))
+
+
+def test_distances_of_a_moved_line_by_hand():
+    truth, found = np.zeros((2, 20, 20), dtype=int)
+    truth[5, :], found[8, :] = 1, 1  # all pixels of both lines are border, 3 rows apart
+    by_row = BorderMetric(["a", "b"], None, True, spacing=(0.5, 0.1))
+    by_row.update(torch.from_numpy(found)[None], torch.from_numpy(truth)[None])
+    scores = {name: float(value) for name, value in by_row.compute().items()}
+    assert scores["hausdorff_95/b"] == scores["surface_distance/b"] == 3
+    assert scores["hausdorff_95_um/b"] == scores["surface_distance_um/b"] == 1.5  # 3 rows of 0.5 um
+    by_column = BorderMetric(["a", "b"], None, True, spacing=(0.5, 0.1))
+    by_column.update(torch.from_numpy(found.T.copy())[None], torch.from_numpy(truth.T.copy())[None])
+    scores = {name: float(value) for name, value in by_column.compute().items()}
+    assert scores["surface_distance_um/b"] == pytest.approx(0.3)  # 3 columns of 0.1 um
+
+
+def test_without_a_spacing_there_is_no_distance_in_um():
+    metric = BorderMetric(["a", "b"], None, True)
+    metric.update(torch.zeros(1, 4, 4, dtype=torch.long), torch.zeros(1, 4, 4, dtype=torch.long))
+    assert {name.partition("/")[0] for name in metric.compute()} == {
+        "hausdorff_95",
+        "surface_distance",
+    }

@@ -1,10 +1,9 @@
 """metrics.csv, what keeps a logger from harming its run, and the words that choose loggers."""
 
 import inspect
+import os
 import re
 import signal
-import subprocess
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import ClassVar
@@ -13,6 +12,7 @@ from unittest.mock import create_autospec
 import hydra
 import numpy as np
 import pytest
+from forked import ended, forked
 from lightning.pytorch.loggers import MLFlowLogger
 from omegaconf import OmegaConf
 
@@ -46,17 +46,13 @@ def test_rows_keep_their_columns_when_new_ones_come(tmp_path):
 
 
 def test_every_row_written_survives_a_kill(tmp_path):
-    script = f"""
-import os, signal
-from pathlib import Path
-from seg.training.loggers import MetricsCSV
-csv = MetricsCSV(Path({str(tmp_path / "metrics.csv")!r}))
-for step in range(50):
-    csv.log_metrics({{"loss": step / 2, **({{"dice": 1.0}} if step > 40 else {{}})}}, step)
-os.kill(os.getpid(), signal.SIGKILL)
-"""
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True)
-    assert done.returncode == -signal.SIGKILL
+    def log() -> None:
+        csv = MetricsCSV(tmp_path / "metrics.csv")
+        for step in range(50):
+            csv.log_metrics({"loss": step / 2} | ({"dice": 1.0} if step > 40 else {}), step)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    assert ended(forked(log, tmp_path, 1.0, 60), tmp_path, 60).code == -signal.SIGKILL
     rows = read_metrics(tmp_path / "metrics.csv")
     assert [float(r["loss"]) for r in rows] == [s / 2 for s in range(50)] and rows[-1][
         "dice"

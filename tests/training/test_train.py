@@ -1,10 +1,12 @@
 """A run from config to metrics: what it learns, leaves behind, and repeats."""
 
 import copy
+import itertools
 import json
 import math
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,12 +21,15 @@ from small_runs import TINY, config, tiny, weights
 from seg.cli.conf_files import CONF
 from seg.errors import RunError, UserError
 from seg.evaluate import evaluate
+from seg.losses import CrossEntropy
+from seg.metrics import SegmentationMetrics
 from seg.models import UNet
 from seg.predict import predict_files
-from seg.runs import load
+from seg.runs import checkpoint, load
 from seg.training.build import normalises_one_sample
 from seg.training.loggers import read_metrics
 from seg.training.run import train
+from seg.training.task import SegmentationTask
 
 
 def test_a_run_leaves_all_that_the_other_commands_read(tmp_path, capsys):
@@ -386,8 +391,13 @@ def test_every_model_trains_with_every_loss(tmp_path, model, loss):
     assert math.isfinite(scores["best/val/loss"])
 
 
-@pytest.mark.parametrize("augment", sorted(p.stem for p in (CONF / "augment").glob("*.yaml")))
-@pytest.mark.parametrize("optim", sorted(p.stem for p in (CONF / "optim").glob("*.yaml")))
+AUGMENTS = sorted(p.stem for p in (CONF / "augment").glob("*.yaml"))
+OPTIMS = sorted(p.stem for p in (CONF / "optim").glob("*.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("augment", "optim"), [*zip(AUGMENTS, itertools.cycle(OPTIMS), strict=False)]
+)
 def test_every_augmentation_and_optimiser_trains(tmp_path, augment, optim):
     scores, _ = tiny(tmp_path, f"augment={augment}", f"optim={optim}", "trainer=smoke", "panels=0")
     assert math.isfinite(scores["best/val/loss"])
@@ -436,3 +446,50 @@ def test_the_trial_of_one_sample_changes_no_weight_and_no_random_number():
     assert torch.equal(state, torch.get_rng_state())
     data.crop = 4
     assert not normalises_one_sample(model, data)
+
+
+def test_an_incomplete_last_accumulation_is_divided_by_its_own_number(tmp_path):
+    words = ["trainer.max_epochs=1", "optim=sgd", "optim.momentum=0", "optim.weight_decay=0", "schedule=constant",
+             "augment=none", "loader.batch_size=1", "loader.repeats=1", "data.train=1", "seed=3"]  # fmt: skip
+    found = [
+        weights(tiny(tmp_path / str(n), *words, f"trainer.accumulate_grad_batches={n}")[1])
+        for n in (1, 4)  # one batch an epoch: the step of one batch, not a quarter of it
+    ]
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+
+
+def test_weight_decay_leaves_out_biases_and_normalisation_layers_on_request():
+    task = SegmentationTask(
+        UNet(1, 1, width=4, depth=2), CrossEntropy(), SegmentationMetrics(["a", "b"]),
+        partial(torch.optim.SGD, lr=0.1, weight_decay=0.5), decay_all=False,
+    )  # fmt: skip
+    before = {name: p.detach().clone() for name, p in task.model.named_parameters()}
+    optimizer = task.optimizer()
+    for parameter in task.model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    for name, parameter in task.model.named_parameters():
+        convolution = parameter.ndim == 4
+        wanted = before[name] * (1 - 0.1 * 0.5) if convolution else before[name]
+        torch.testing.assert_close(parameter.detach(), wanted, rtol=0, atol=1e-7)
+    assert {p.ndim for p in task.model.parameters()} == {1, 4}
+
+
+def test_weight_decay_of_all_is_an_option_of_a_run_that_resumes(tmp_path):
+    _, folder = tiny(tmp_path, "weight_decay_of_all=false", "trainer.max_epochs=1")
+    groups = checkpoint.read_checkpoint(folder / "checkpoints/last.ckpt")["optimizer_states"][0][
+        "param_groups"
+    ]
+    assert [group["weight_decay"] for group in groups] == [0.01, 0.0]
+
+
+def test_frozen_parameters_are_counted_apart(tmp_path, capsys):
+    _, folder = tiny(tmp_path, "model=fcn", "model.fixed_upsampling=all", "trainer.max_epochs=1")
+    record = json.loads((folder / "run.json").read_text())
+    model = load.load_run(folder).model
+    fixed = sum(
+        p.numel() for name, p in model.named_parameters() if name.startswith(("last", "doubles"))
+    )
+    assert record["frozen_parameters"] == fixed > 0
+    assert record["parameters"] == sum(p.numel() for p in model.parameters())
+    assert f"({fixed / 1e6:.2f} M of them frozen)" in capsys.readouterr().out

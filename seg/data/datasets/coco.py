@@ -33,6 +33,7 @@ from seg.data.masks import size_mismatch_error
 from seg.data.nodata import NodataOption, nodata_values
 from seg.data.partition import SPLITS
 from seg.data.similar_names import find_similar, similar_file
+from seg.data.spacing import Spacing, pixel_spacing
 from seg.data.splits import SplitOptions, split_by_lists
 from seg.data.tiff import orient
 from seg.errors import DataError, missing_extra_hint
@@ -61,6 +62,8 @@ class Coco:
         nodata: value of the images that means no data, or ``nan``; in addition to that of each file's tag
             GDAL_NODATA. ``none``: the tag is not honoured. None: that of the tag.
         boxes: use of annotations without an outline: an ``error``, or ``skip`` them as if not annotated.
+        spacing: height and width of a pixel in um, for distances; None: from the resolution tags of the TIFFs, if
+            all agree.
         val: share of the images in 0..1 for validation, of one JSON; None: 0.2, or the fold.
         test: share of the images in 0..1 for the test, of one JSON; the same for each fold.
         fold: index of the fold that validates, 0 .. folds - 1; None: the share ``val``.
@@ -87,6 +90,7 @@ class Coco:
         crowd: CrowdOption = "ignore",
         boxes: BoxesOption = "error",
         nodata: NodataOption | None = None,
+        spacing: Spacing | None = None,
         val: Annotated[float, Field(gt=0, lt=1)] | None = None,
         test: Annotated[float, Field(ge=0, lt=1)] = 0.0,
         fold: Annotated[int, Field(ge=0)] | None = None,
@@ -103,7 +107,7 @@ class Coco:
             raise DataError(f"data=coco {need}")
         check_choice("crowd", crowd, CrowdOption)
         check_choice("boxes", boxes, BoxesOption)
-        self.skip_boxes, self.nodata = boxes == "skip", nodata
+        self.skip_boxes, self.nodata, self.spacing = boxes == "skip", nodata, spacing
         files = annotation_files(annotations)
         if folders is not None and set(folders) != set(files):
             raise DataError(f"data.folders={folders}: give one for each of {', '.join(files)}")
@@ -169,6 +173,10 @@ class Coco:
                 entry.json_file, entry.stated_size, self.root / entry.file, image.shape, remedy
             )
         return ignore_nodata(image, self.draw_mask(entry, height, width), nodata)
+
+    def pixel_spacing(self) -> tuple[float, float] | None:
+        """Return the height and width of a pixel in um; None if it is not known."""
+        return pixel_spacing(self.spacing, (self.root / self.entries[n].file for n in self.entries))
 
     def nodata_values(self, name: str) -> tuple[float, ...]:
         """Return the values that mean no data in an image: the option's first, and its tag's."""

@@ -36,6 +36,7 @@ from seg.data.masks import (
 from seg.data.nodata import NodataOption, nodata_values, read_nodata_tag
 from seg.data.partition import SPLITS, Splits, reject_options
 from seg.data.similar_names import similar_key
+from seg.data.spacing import Spacing, pixel_spacing
 from seg.data.splits import SplitOptions, read_lists, split_by_lists
 from seg.data.tiff import warn_once
 from seg.errors import DataError
@@ -69,6 +70,8 @@ class Folder:
         ignore: mask values on disk, or colours with ``palette``, that are excluded from training and scores.
         nodata: value of the images that means no data, or ``nan``; in addition to that of each file's tag
             GDAL_NODATA. ``none``: the tag is not honoured. None: that of the tag.
+        spacing: height and width of a pixel in um, for distances; None: from the resolution tags of the TIFFs, if
+            all agree.
         val: share of the images in 0..1 for validation, unless folders give it; None: 0.2, or the fold.
         test: share of the images in 0..1 for the test, unless folders give it; the same for each fold.
         fold: index of the fold that validates, 0 .. folds - 1; None: the share ``val``.
@@ -102,6 +105,7 @@ class Folder:
         palette: dict[str, ColourList | list[ColourList]] | None = None,
         ignore: list[int] | list[ColourList] | None = None,
         nodata: NodataOption | None = None,
+        spacing: Spacing | None = None,
         val: Annotated[float, Field(gt=0, lt=1)] | None = None,
         test: Annotated[float, Field(ge=0, lt=1)] = 0.0,
         fold: Annotated[int, Field(ge=0)] | None = None,
@@ -115,7 +119,7 @@ class Folder:
         task: Task = "classes",
     ) -> None:
         # Options of the layout.
-        self.similar, self.nodata = similar_names, nodata
+        self.similar, self.nodata, self.spacing = similar_names, nodata, spacing
         check_choice("pages", pages, PagesOption)
         check_choice("mask_layers", mask_layers, LayersOption)
         if task == "overlapping" and mask_layers is None:
@@ -279,6 +283,10 @@ class Folder:
     def nodata_values(self, name: str) -> tuple[float, ...]:
         """Return the values that mean no data in an image: the option's first, and its tag's."""
         return nodata_values(self.nodata, self.files[name].image)
+
+    def pixel_spacing(self) -> tuple[float, float] | None:
+        """Return the height and width of a pixel in um; None if it is not known."""
+        return pixel_spacing(self.spacing, (self.files[name].image for name in self.files))
 
     def decode_mask(self, pair: Pair) -> np.ndarray:
         """Return the mask of a pair, (H, W) or (H, W, K), as in ``read``."""

@@ -13,6 +13,7 @@ from seg.data.datasets.download import cache_folder, fetch_files
 from seg.data.image_io import as_image, read_pages
 from seg.data.masks import MaskValues
 from seg.data.partition import Splits, block_parts, split_by_fold
+from seg.data.spacing import Spacing, pixel_spacing
 from seg.errors import DataError
 
 VOLUME_FILE, LABELS_FILE = "train-volume.tif", "train-labels.tif"
@@ -38,6 +39,8 @@ class ISBI2012:
         fold: index of the block of sections that validates, 0 .. folds - 1.
         folds: number of blocks.
         val: sections that validate instead of a block, for a published split.
+        spacing: height and width of a pixel in um, for distances; None: from the resolution tags of the TIFFs, if
+            all agree.
         task: ``instances``: the cells are also scored as objects; or ``classes``.
 
     Raises:
@@ -56,6 +59,7 @@ class ISBI2012:
         fold: Annotated[int, Field(ge=0)] = 4,
         folds: Annotated[int, Field(ge=2)] = 5,
         val: list[Annotated[int, Field(ge=0)]] | None = None,
+        spacing: Spacing | None = None,
         task: Task = "instances",
     ) -> None:
         # Files.
@@ -68,6 +72,7 @@ class ISBI2012:
             )
         # Sections and their labels, which must match.
         values = MaskValues(self.classes, values={0: 0, 255: 1}, ignore=[])
+        self.spacing, self.volume = spacing, folder / VOLUME_FILE
         self.images = convert_pages(folder / VOLUME_FILE, as_image)
         self.masks = convert_pages(folder / LABELS_FILE, values.indices)
         shapes = [[i.shape[:2] for i in self.images], [m.shape for m in self.masks]]
@@ -83,6 +88,10 @@ class ISBI2012:
             if val is None
             else split_by_sections(names, val)
         )
+
+    def pixel_spacing(self) -> tuple[float, float] | None:
+        """Return the height and width of a pixel in um; None if it is not known."""
+        return pixel_spacing(self.spacing, [self.volume])
 
     def read(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Return a section (H, W, 1) uint8 and its mask (H, W) uint8: 0 membrane, 1 cell."""
