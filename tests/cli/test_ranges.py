@@ -248,7 +248,7 @@ TAKEN = {  # those of VALUES that an option takes -> file or command -> such opt
         'rerun': 'init data.root data.table loader.cache',
     },
     'null': {
-        'data=annotations': 'tool val',
+        'data=annotations': 'tool spacing val',
         'data=coco': 'val spacing',
         'data=folder': 'pages mask_layers val spacing',
         'data=isbi2012': 'spacing',

@@ -25,6 +25,7 @@ from seg.data.image_io import IMAGE_SUFFIXES, read_image, read_orientation
 from seg.data.masks import ColourList, shorten_list, size_mismatch_error
 from seg.data.nodata import NodataOption, nodata_values
 from seg.data.partition import Splits
+from seg.data.spacing import Spacing, pixel_spacing
 from seg.data.splits import SplitOptions, split_by_lists
 from seg.data.tiff import orient
 from seg.errors import DataError
@@ -82,6 +83,8 @@ class Annotations:
         unannotated: images without annotations: ``skip`` them, or take them as ``background``.
         nodata: value of the images that means no data, or ``nan``; in addition to that of each file's tag
             GDAL_NODATA. ``none``: the tag is not honoured. None: that of the tag.
+        spacing: height and width of a pixel in um, for distances; None: from the resolution tags of the TIFFs, if
+            all agree.
         val: share of the images in 0..1 for validation, unless folders give it; None: 0.2, or the fold.
         test: share of the images in 0..1 for the test, unless folders give it; the same for each fold.
         fold: index of the fold that validates, 0 .. folds - 1; None: the share ``val``.
@@ -108,6 +111,7 @@ class Annotations:
         ignore: list[str] | None = None,
         unannotated: Unannotated = "skip",
         nodata: NodataOption | None = None,
+        spacing: Spacing | None = None,
         val: Annotated[float, Field(gt=0, lt=1)] | None = None,
         test: Annotated[float, Field(ge=0, lt=1)] = 0.0,
         fold: Annotated[int, Field(ge=0)] | None = None,
@@ -122,7 +126,8 @@ class Annotations:
         # Images and annotation files.
         check_choice("tool", tool, Tool)
         check_choice("unannotated", unannotated, Unannotated)
-        self.root, self.task, self.nodata = find_root(root), task, nodata
+        self.root, self.task = find_root(root), task
+        self.nodata, self.spacing = nodata, spacing
         place = find_place(self.root, annotations)
         content = read_tool(tool, place)
         images = [file.relative_to(self.root) for file in list_files(self.root, tuple(IMAGE_SUFFIXES))]  # fmt: skip
@@ -177,6 +182,10 @@ class Annotations:
     def nodata_values(self, name: str) -> tuple[float, ...]:
         """Return the values that mean no data in an image: the option's first, and its tag's."""
         return nodata_values(self.nodata, self.entries[name].file)
+
+    def pixel_spacing(self) -> tuple[float, float] | None:
+        """Return the height and width of a pixel in um; None if it is not known."""
+        return pixel_spacing(self.spacing, (self.entries[n].file for n in self.entries))
 
     def draw_mask(self, entry: Entry, height: int, width: int) -> np.ndarray:
         """Return the mask of an entry, (H, W) or (H, W, K), as in ``read``."""
