@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from annotation_files import WRITERS, folder_of
 from coco_files import coco_root
 from made_runs import make_run, spread
 from PIL import Image
@@ -155,6 +156,11 @@ def test_a_documented_command_runs(
             compose_checked("show", [*line, "data.size=64", "data.train=2", "loader.crop=32"])
         ).is_file()
         return
+    if name == "check" and (tool := tool_of(line)):
+        root = folder_of(tool, tmp_path / tool)
+        line = [f"data.root={root}" if w.startswith("data.root=") else w for w in line]
+        assert check_data(compose_checked("check", line))["errors"] == 0
+        return
     if name == "check":
         for mask in (folder_root / "masks").iterdir():  # two classes, as the pages have it
             Image.fromarray(np.array(Image.open(mask)).clip(max=1)).save(mask)
@@ -246,10 +252,20 @@ def test_the_table_of_losses_is_made_from_the_runs_of_a_sweep(tmp_path, monkeypa
     assert Path("plot.png").is_file()
 
 
+def tool_of(line: list[str]) -> str | None:
+    """The annotation tool that a line reads, or None."""
+    return next((tool for tool in WRITERS if f"data={tool}" in line), None)
+
+
 def small(line: list[str], stack_root: Path, folder_root: Path) -> list[str]:
     """A documented training at a size for tests, on data laid out as the documented one."""
     stack = any(w.startswith(("data=isbi2012", "experiment=isbi2012")) for w in line)
     folder = any(w in ("data=folder", "experiment=camvid", "experiment=vnc") for w in line)
+    if tool := tool_of(line):
+        root = folder_of(tool, folder_root.parent / tool)
+        line = [w for w in line if not w.startswith("data.annotations=")]
+        line = [f"data.root={root}" if w.startswith("data.root=") else w for w in line]
+        return [*line, *(w for w in SMALL if not w.startswith("loader.crop")), "loader.crop=16"]
     if "data=coco" in line:
         pytest.importorskip("pycocotools", reason="the extra coco isn't installed")
         root, file = coco_root(folder_root.parent / "coco")

@@ -75,6 +75,7 @@ ALLOWED = {
     "inference/exported_network.py write_onnx onnx.save": BY_CALLER,
     "inference/exported_network.py write_torch file.open": BY_CALLER,
     "inference/exported_network.py write_torch torch.export.save": "into that file",
+    "inference/polygons.py as_labelme save": "into memory",
     "inference/pruning.py plot_depths figure.savefig": BY_CALLER,
     "metrics/calibration.py draw_reliability figure.savefig": BY_CALLER,
     "runs/provenance.py write_provenance_files write_bytes": "that of seg.files",

@@ -10,6 +10,7 @@ CLASSES = {
     "DataModule": "datamodule",
     "Folder": "datasets.folder",
     "Coco": "datasets.coco",
+    "Annotations": "datasets.annotations",
     "ISBI2012": "datasets.isbi2012",
     "Membranes": "datasets.membranes",
 }

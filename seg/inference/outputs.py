@@ -1,7 +1,7 @@
 """Results of prediction: each kind grows on disk band by band and is finished as a file.
 
 ``RESULT_KINDS``: masks, probabilities, uncertainty and the challenge's submission as TIFF (the mask of a PNG is a PNG); overlays
-and contours as PNG, subsampled to 4096 px; instances as TIFF of labels with a CSV of areas and centroids.
+and contours as PNG, subsampled to 4096 px; instances as TIFF of labels with a CSV of areas and centroids; outlines as files of annotation tools.
 """
 
 import csv
@@ -22,7 +22,8 @@ from seg.cli.compose import plain_config
 from seg.data.image_io import write_mask
 from seg.data.tiff import TIFF_SUFFIXES
 from seg.display import panels
-from seg.errors import DataError, UserError
+from seg.errors import DataError, UserError, missing_extra_hint
+from seg.inference import polygons
 from seg.inference.band_writer import BandWriter
 from seg.inference.tta import normalized_entropy
 from seg.logits import IGNORE
@@ -246,11 +247,7 @@ def build_instances(request: OutputOptions, place: OutputTarget, kind: str) -> G
         DataError: if the image is too large to be in memory as a whole.
     """
     stem = place.file.stem
-    if place.height * place.width > MAX_INSTANCES_PIXELS:
-        raise DataError(
-            f"{place.file}: {place.height}x{place.width} px; save=[instances] needs the whole image in memory, of at most "
-            f"{MAX_INSTANCES_PIXELS >> 20} megapixels: cut the image, or leave instances out"
-        )
+    check_whole_image(place, kind)
     grown = build_writer(place, kind, np.float32)
 
     def finish(tags: dict[str, Any]) -> list[Path]:
@@ -278,6 +275,53 @@ def build_instances(request: OutputOptions, place: OutputTarget, kind: str) -> G
         return np.where(band.mask == IGNORE, 0, band.probabilities[1])
 
     return GrowingResult(grown, interior, finish)
+
+
+def build_polygons(request: OutputOptions, place: OutputTarget, kind: str) -> GrowingResult:
+    """Outlines of the objects of each class but the first, as GeoJSON (``polygons``), LabelMe's JSON or ImageJ's ``rois``.
+
+    Raises:
+        DataError: if the image is too large to be in memory as a whole, has pages that LabelMe doesn't know, or
+            the extra ``rois`` is missing.
+    """
+    run, folder, stem = request.run, place.output / kind, place.file.stem
+    check_whole_image(place, kind)
+    if kind == "labelme" and place.pages > 1:
+        raise DataError(f"{place.file}: {place.pages} pages; LabelMe has no pages: save=[polygons] writes a file for each")  # fmt: skip
+    if kind == "rois" and (need := missing_extra_hint("roifile")):
+        raise DataError(f"save=[rois] {need}")
+    grown = build_writer(place, kind, np.uint8, len(run.classes) if run.overlapping else 0)
+
+    def finish(tags: dict[str, Any]) -> list[Path]:
+        written = []
+        for number in range(place.pages):
+            objects = polygons.trace_mask(grown.page(number), len(run.classes))
+            name = f"{stem}-{number:03d}" if place.pages > 1 else stem
+            if kind == "labelme":
+                written.append(folder / f"{name}.json")
+                size = (place.height, place.width)
+                text = polygons.as_labelme(objects, run.classes, place.file, folder, size)
+            elif kind == "rois":
+                written.append(folder / f"{name}.zip")
+                content = polygons.as_rois(objects, run.classes, run.colors)
+                files.write_bytes(written[-1], content, grown.folder)
+                continue
+            else:
+                written.append(folder / f"{name}.geojson")
+                text = polygons.as_geojson(objects, run.classes, run.colors, name)
+            files.write_text(written[-1], text, grown.folder)
+        return written
+
+    return GrowingResult(grown, lambda band: band.mask, finish)
+
+
+def check_whole_image(place: OutputTarget, kind: str) -> None:
+    """Raise DataError if an image is too large to be in memory as a whole."""
+    if place.height * place.width > MAX_INSTANCES_PIXELS:
+        raise DataError(
+            f"{place.file}: {place.height}x{place.width} px; save=[{kind}] needs the whole image in memory, of at most "
+            f"{MAX_INSTANCES_PIXELS >> 20} megapixels: cut the image, or leave {kind} out"
+        )
 
 
 OBJECT_COLUMNS = (
@@ -320,6 +364,9 @@ RESULT_KINDS: dict[str, Callable[[OutputOptions, OutputTarget, str], GrowingResu
     "overlays": build_pictures,
     "contours": build_pictures,
     "instances": build_instances,
+    "polygons": build_polygons,
+    "labelme": build_polygons,
+    "rois": build_polygons,
     "submission": build_submission,
 }
 

@@ -22,6 +22,7 @@ COMMANDS = ("train", "evaluate", "predict", "compare", "prune", "export", "check
             "rerun", "models")  # fmt: skip
 TAKEN = {  # those of VALUES that an option takes -> file or command -> such options
     '': {
+        'data=annotations': 'unannotated task',
         'data=coco': 'boxes crowd task',
         'data=folder': 'task',
         'data=isbi2012': 'task',
@@ -46,6 +47,7 @@ TAKEN = {  # those of VALUES that an option takes -> file or command -> such opt
         'data=isbi2012': 'sha256.volume sha256.labels',
     },
     "'' ' ' abc {} null": {
+        'data=annotations': 'lists',
         'data=coco': 'annotations lists',
         'data=folder': 'lists',
     },
@@ -67,6 +69,7 @@ TAKEN = {  # those of VALUES that an option takes -> file or command -> such opt
         'trainer=auto': 'max_epochs',
     },
     '0': {
+        'data=annotations': 'test',
         'data=coco': 'test',
         'data=folder': 'test',
         'model=fcn': 'dropout',
@@ -108,6 +111,7 @@ TAKEN = {  # those of VALUES that an option takes -> file or command -> such opt
         'trainer=auto': 'gradient_clip_val',
     },
     '0 1e9': {
+        'data=annotations': 'split_seed',
         'data=coco': 'split_seed',
         'data=folder': 'split_seed',
         'data=isbi2012': 'fold',
@@ -121,6 +125,7 @@ TAKEN = {  # those of VALUES that an option takes -> file or command -> such opt
         'crossval': 'overlap',
     },
     '0 1e9 null': {
+        'data=annotations': 'fold',
         'data=coco': 'fold',
         'data=folder': 'fold',
     },
@@ -148,6 +153,7 @@ TAKEN = {  # those of VALUES that an option takes -> file or command -> such opt
         'tune': 'timeout',
     },
     '1e9': {
+        'data=annotations': 'folds',
         'data=coco': 'folds',
         'data=folder': 'folds',
         'data=isbi2012': 'folds',
@@ -199,6 +205,7 @@ TAKEN = {  # those of VALUES that an option takes -> file or command -> such opt
         'loss=weight_map': 'class_weights cells',
     },
     '[] null': {
+        'data=annotations': 'classes colors ignore',
         'data=coco': 'classes colors',
         'data=folder': 'classes colors',
         'logger=trackio': 'trackio.tags',
@@ -225,6 +232,7 @@ TAKEN = {  # those of VALUES that an option takes -> file or command -> such opt
         'rerun': 'run',
     },
     'abc null': {
+        'data=annotations': 'root group_by',
         'data=coco': 'root group_by',
         'data=folder': 'root table pair_by group_by',
         'data=isbi2012': 'root url',
@@ -240,6 +248,7 @@ TAKEN = {  # those of VALUES that an option takes -> file or command -> such opt
         'rerun': 'init data.root data.table loader.cache',
     },
     'null': {
+        'data=annotations': 'tool spacing val',
         'data=coco': 'val spacing',
         'data=folder': 'pages mask_layers val spacing',
         'data=isbi2012': 'spacing',
@@ -250,6 +259,7 @@ TAKEN = {  # those of VALUES that an option takes -> file or command -> such opt
         'compare': 'split',
     },
     'true': {
+        'data=annotations': 'contiguous stratify',
         'data=coco': 'contiguous stratify',
         'data=folder': 'contiguous stratify only_listed similar_names',
         'logger=wandb': 'wandb.offline',
@@ -267,6 +277,7 @@ TAKEN = {  # those of VALUES that an option takes -> file or command -> such opt
         'sync': 'send running',
     },
     '-1 0 nan 1.5 1e9 1e30 null -0.5 1.0': {
+        'data=annotations': 'nodata',
         'data=coco': 'nodata',
         'data=folder': 'nodata',
         'predict': 'nodata',
@@ -277,6 +288,9 @@ TAKEN = {  # those of VALUES that an option takes -> file or command -> such opt
     '{} null': {
         'data=coco': 'folders',
         'data=folder': 'values palette',
+    },
+    "'' ' ' abc null": {
+        'data=annotations': 'annotations',
     },
 }  # fmt: skip
 

@@ -22,6 +22,7 @@ from seg.data.datasets.pairing import (
     report_unpaired,
     split_pages,
 )
+from seg.data.datasets.tools.detection import detect_tool
 from seg.data.image_io import read_image, read_orientation, read_pages
 from seg.data.masks import (
     ColourList,
@@ -384,6 +385,11 @@ def find_folder_root(root: str | None, images: str, masks: str) -> Path:
     folder = Path(root)
     if not folder.is_dir():
         raise DataError(f"data.root={root}: no such folder; {layout}")
+    places = [folder, *(folder / split for split in SPLITS)]
+    if not any((place / masks).exists() for place in places) and (tool := detect_tool(folder)):
+        raise DataError(
+            f"data.root={root}: it holds no {masks}/, but {tool.title} annotations ({tool.file.name}): {tool.options}"
+        )
     if not (folder / images).exists() and not any((folder / split).is_dir() for split in SPLITS):
         raise DataError(f"data.root={root}: it holds neither {images}/ nor train/; {layout}")
     return folder

@@ -1,0 +1,381 @@
+"""Data set of images and the files of an annotation tool, drawn when an image is read."""
+
+import hashlib
+import logging
+from collections import Counter
+from importlib import import_module
+from pathlib import Path, PureWindowsPath
+from typing import Annotated, Literal, NamedTuple
+
+import numpy as np
+from pydantic import Field
+
+from seg.data.datasets.base import (
+    PackedRecords,
+    Task,
+    check_choice,
+    check_task,
+    class_colors,
+    ignore_nodata,
+)
+from seg.data.datasets.coco_json import CocoId, check_categories, choose_classes
+from seg.data.datasets.outlines import DrawnOutline, Outline, describe_labels, draw_outline
+from seg.data.datasets.tools.parsing import AnnotatedImage, ToolAnnotations, list_files
+from seg.data.image_io import IMAGE_SUFFIXES, read_image, read_orientation
+from seg.data.masks import ColourList, shorten_list, size_mismatch_error
+from seg.data.nodata import NodataOption, nodata_values
+from seg.data.partition import Splits
+from seg.data.spacing import Spacing, pixel_spacing
+from seg.data.splits import SplitOptions, split_by_lists
+from seg.data.tiff import orient
+from seg.errors import DataError
+from seg.logits import IGNORE
+
+log = logging.getLogger("seg")
+Tool = Literal["labelme", "qupath", "yolo", "cvat", "via", "supervisely", "cellpose", "imagej"]
+TOOL_TITLES = {
+    "labelme": "LabelMe JSON",
+    "qupath": "QuPath GeoJSON",
+    "cvat": "CVAT XML for images",
+    "via": "VGG VIA JSON",
+    "supervisely": "Supervisely JSON",
+    "yolo": "YOLO segmentation txt",
+    "imagej": "ImageJ ROIs (zip, roi)",
+    "cellpose": "Cellpose _seg.npy",
+}
+Unannotated = Literal["skip", "background"]
+SPLIT_FOLDERS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}  # fmt: skip
+
+
+class Entry(NamedTuple):
+    """An image and its annotations.
+
+    Attributes:
+        file: path of the image.
+        size: height and width that the annotations state, or None.
+        source: annotation file, or None.
+        outlines: of labels that are a class or ignored.
+        normalized: True if coordinates are shares of the image's width and height.
+    """
+
+    file: Path
+    size: tuple[int, int] | None
+    source: Path | None
+    outlines: list[Outline]
+    normalized: bool
+
+
+class Annotations:
+    """Images annotated in a tool by polygons or bitmaps, as one class a pixel or one plane a class.
+
+    A pixel belongs to a polygon if its centre lies inside. Where objects overlap, the smaller is drawn on top; of
+    two with equal area, the later.
+
+    Args:
+        root: folder of the images, with its subfolders, and of the annotations.
+        tool: tool that made the annotations; None: found from the files.
+        annotations: annotation file, or folder of them; None: ``root``.
+        classes: labels; others are left out. The first class is what no annotation covers; if it is a label
+            itself, pixels without an annotation are ignored. None: background, and all labels; with overlapping
+            classes the labels alone.
+        colors: one (red, green, blue) in 0..255 a class, for pictures; None: readable defaults.
+        ignore: labels whose pixels are excluded from training and scores.
+        unannotated: images without annotations: ``skip`` them, or take them as ``background``.
+        nodata: value of the images that means no data, or ``nan``; in addition to that of each file's tag
+            GDAL_NODATA. ``none``: the tag is not honoured. None: that of the tag.
+        spacing: height and width of a pixel in um, for distances; None: from the resolution tags of the TIFFs, if
+            all agree.
+        val: share of the images in 0..1 for validation, unless folders give it; None: 0.2, or the fold.
+        test: share of the images in 0..1 for the test, unless folders give it; the same for each fold.
+        fold: index of the fold that validates, 0 .. folds - 1; None: the share ``val``.
+        folds: number of folds.
+        contiguous: split into contiguous blocks in the order of names instead of at random.
+        group_by: regular expression that gives an image's group from its name; a group is in one split.
+        stratify: give each split its share of the images in which a class is annotated.
+        lists: folder of train.txt, val.txt and optionally test.txt, or a file for each; one name a line.
+        split_seed: seed of the random split.
+        task: ``classes``; ``instances``: two classes, and objects that touch count as one; ``overlapping``: one
+            plane a class.
+
+    Raises:
+        DataError: if a file is missing or invalid, or an option is wrong.
+    """
+
+    def __init__(
+        self,
+        root: str | None,
+        tool: Tool | None = None,
+        annotations: str | None = None,
+        classes: list[str] | None = None,
+        colors: list[ColourList] | None = None,
+        ignore: list[str] | None = None,
+        unannotated: Unannotated = "skip",
+        nodata: NodataOption | None = None,
+        spacing: Spacing | None = None,
+        val: Annotated[float, Field(gt=0, lt=1)] | None = None,
+        test: Annotated[float, Field(ge=0, lt=1)] = 0.0,
+        fold: Annotated[int, Field(ge=0)] | None = None,
+        folds: Annotated[int, Field(ge=2)] = 5,
+        contiguous: bool = False,
+        group_by: str | None = None,
+        stratify: bool = False,
+        lists: str | dict[str, str] | None = None,
+        split_seed: Annotated[int, Field(ge=0)] = 0,
+        task: Task = "classes",
+    ) -> None:
+        # Images and annotation files.
+        check_choice("tool", tool, Tool)
+        check_choice("unannotated", unannotated, Unannotated)
+        self.root, self.task = find_root(root), task
+        self.nodata, self.spacing = nodata, spacing
+        place = find_place(self.root, annotations)
+        content = read_tool(tool, place)
+        images = [file.relative_to(self.root) for file in list_files(self.root, tuple(IMAGE_SUFFIXES))]  # fmt: skip
+        if not images:
+            raise DataError(f"{self.root}: no images here; looked for {', '.join(sorted(IMAGE_SUFFIXES))}")  # fmt: skip
+        annotated = match_images(content.images, images, self.root)
+        warn_without_area(content.images, place)
+        # Classes.
+        present = {outline.label for one in content.images for outline in one.outlines}
+        self.ignored = check_ignored(ignore, present | set(content.labels or ()), place)
+        labels = [name for name in content.labels or sorted(present) if name not in self.ignored]
+        categories: dict[CocoId, str] = dict(enumerate(labels))
+        self.classes = choose_classes(classes, categories, task, place)
+        covered = task == "overlapping" or self.classes[0] in labels
+        self.annotated = self.classes if covered else self.classes[1:]
+        check_categories(self.annotated, categories, False, place)
+        check_task(task, self.classes, may_overlap=True)
+        self.colors = class_colors(colors, self.classes, None, spare=task == "overlapping")
+        # Entries, in the order of the images' names.
+        kept = {*self.annotated, *self.ignored}
+        entries = build_entries(images, annotated, self.root, kept, unannotated)
+        self.entries = PackedRecords(entries)
+
+        # Splits: by folders, or by the options.
+        given = splits_by_folder(list(entries))
+        by = ("folders called train and val", "they say which image is where")
+        division = SplitOptions(
+            val, test, fold, folds, contiguous, group_by, stratify, lists, split_seed
+        )
+        names = {entry.file.name: name for name, entry in entries.items()} | {n: n for n in entries}
+        self.splits = division.splits(
+            list(entries), self.class_presence, lambda lines: split_by_lists(lines, names), given, by
+        )  # fmt: skip
+
+    def read(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """Return image (H, W, C), and mask (H, W) uint8 of class indices or (H, W, K) of 0 and 1; 255 = ignore."""
+        entry = self.entries[name]
+        nodata = self.nodata_values(name)
+        image = read_image(entry.file, nodata=nodata)
+        height, width = image.shape[:2]
+        # Of an image that its tag turns by a quarter, the stated size says whether the stored pixels were annotated.
+        if entry.size == (width, height) != (height, width):
+            orientation = read_orientation(entry.file)
+            if orientation >= 5:
+                mask = orient(self.draw_mask(entry, width, height), orientation)
+                return ignore_nodata(image, mask, nodata)
+        if entry.size not in (None, (height, width)):
+            remedy = "take the image that was annotated"
+            raise size_mismatch_error(entry.source, entry.size, entry.file, image.shape, remedy)
+        return ignore_nodata(image, self.draw_mask(entry, height, width), nodata)
+
+    def nodata_values(self, name: str) -> tuple[float, ...]:
+        """Return the values that mean no data in an image: the option's first, and its tag's."""
+        return nodata_values(self.nodata, self.entries[name].file)
+
+    def pixel_spacing(self) -> tuple[float, float] | None:
+        """Return the height and width of a pixel in um; None if it is not known."""
+        return pixel_spacing(self.spacing, (self.entries[n].file for n in self.entries))
+
+    def draw_mask(self, entry: Entry, height: int, width: int) -> np.ndarray:
+        """Return the mask of an entry, (H, W) or (H, W, K), as in ``read``."""
+        overlapping = self.task == "overlapping"
+        rest = IGNORE if self.annotated == self.classes and not overlapping else 0
+        shape = (height, width, len(self.classes)) if overlapping else (height, width)
+        mask = np.full(shape, rest, np.uint8)
+        # Ignored objects first, then large before small.
+        drawn = [(o, draw_outline(o, height, width, entry.normalized)) for o in entry.outlines]
+
+        def order(item: tuple[Outline, DrawnOutline]) -> tuple[bool, int]:
+            return item[0].label not in self.ignored, -int(item[1].inside.sum())
+
+        for outline, (rows, columns, inside) in sorted(drawn, key=order):
+            window = mask[rows, columns]
+            if outline.label in self.ignored:
+                window[inside] = IGNORE
+            elif overlapping:
+                window[inside, self.classes.index(outline.label)] = 1
+            else:
+                window[inside] = self.classes.index(outline.label)
+        return mask
+
+    def stamp(self, name: str) -> str:
+        """Return a text that changes when the result of ``read`` may have changed."""
+        file = self.entries[name].file
+        status, content = file.stat(), hashlib.sha256(self.entries.packed_bytes(name)).hexdigest()
+        options = (self.classes, self.annotated, sorted(self.ignored), self.task, self.nodata)
+        return f"{file.resolve()} {status.st_size} {status.st_mtime_ns} {content} {options}"
+
+    def class_presence(self, name: str) -> np.ndarray:
+        """Return (K,) bool: True for each class annotated in the image, and for the class of the rest."""
+        present = np.zeros(len(self.classes), bool)
+        present[0] = self.annotated != self.classes
+        for outline in self.entries[name].outlines:
+            if outline.label not in self.ignored:
+                present[self.classes.index(outline.label)] = True
+        return present
+
+
+def find_root(root: str | None) -> Path:
+    """Return the folder of the images.
+
+    Raises:
+        DataError: if it is not given or does not exist.
+    """
+    if root is None:
+        raise DataError("data.root is not set: give the folder of the images")
+    if not Path(root).is_dir():
+        raise DataError(f"data.root={root}: no such folder; give the folder of the images")
+    return Path(root)
+
+
+def find_place(root: Path, annotations: str | None) -> Path:
+    """Return the file or folder of the annotations.
+
+    Raises:
+        DataError: if it does not exist.
+    """
+    if annotations is None:
+        return root
+    if not Path(annotations).exists():
+        raise DataError(f"data.annotations={annotations}: no such file or folder; give either")
+    return Path(annotations)
+
+
+def read_tool(tool: Tool | None, place: Path) -> ToolAnnotations:
+    """Return the content of a tool's files; the first tool that has any if None is named.
+
+    Raises:
+        DataError: if there is no file of the tool.
+    """
+    content = ToolAnnotations([])
+    for name in [tool] if tool else TOOL_TITLES:
+        content = import_module(f"seg.data.datasets.tools.{name}").read(place)
+        if content.images:
+            return content
+    wanted = TOOL_TITLES[tool] if tool else f"any of {', '.join(TOOL_TITLES.values())}"
+    raise DataError(
+        f"{place}: no {wanted} found here; give data.annotations, the file or the folder"
+    )
+
+
+def match_images(
+    annotated: list[AnnotatedImage], images: list[Path], root: Path
+) -> dict[Path, AnnotatedImage]:
+    """Return image -> its annotations.
+
+    An image is looked for by its path from the annotation file, by its path from ``root``, by its name anywhere
+    in ``root``, and by the name of the annotation file; only files in ``root`` are taken.
+
+    Args:
+        annotated: what the tool's files hold.
+        images: paths of the image files, relative to ``root``.
+        root: folder of the images.
+
+    Raises:
+        DataError: if an image is missing or ambiguous, or has annotations twice.
+    """
+    by_name: dict[str, list[Path]] = {}
+    for image in images:
+        for key in {image.as_posix(), image.name, image.with_suffix("").as_posix(), image.stem}:
+            by_name.setdefault(key, []).append(image)
+    found: dict[Path, AnnotatedImage] = {}
+    for one in annotated:
+        image = find_image(one, by_name, root)
+        if image in found:
+            raise DataError(
+                f"{one.file}: {image} is annotated in {found[image].file} too; keep one of the two"
+            )
+        found[image] = one
+    return found
+
+
+def find_image(one: AnnotatedImage, by_name: dict[str, list[Path]], root: Path) -> Path:
+    """Return the image of annotations; see ``match_images``."""
+    written = PureWindowsPath(one.image)  # splits at slashes of both kinds
+    beside = Path(one.file.parent, written.name)
+    keys = [beside.relative_to(root).as_posix()] if beside.is_relative_to(root) else []
+    keys += [written.as_posix(), written.name, one.file.stem]
+    for key in keys:
+        several = by_name.get(key, [])
+        if len(several) > 1:
+            raise DataError(
+                f"{one.file}: {shorten_list([str(path) for path in several])} are both called {key}; rename them, or "
+                "give data.root of one folder"
+            )
+        if several:
+            return several[0]
+    raise DataError(f"{one.file}: its image {written.name} is not in {root}; add it, or remove the annotations")  # fmt: skip
+
+
+def warn_without_area(images: list[AnnotatedImage], place: Path) -> None:
+    """Warn of objects that are left out since they have no area."""
+    if counts := Counter(kind for one in images for kind in one.without_area):
+        kinds = ", ".join(f"{number} {kind}" for kind, number in sorted(counts.items()))
+        log.warning(f"{place}: left out, since they have no area: {kinds}")
+
+
+def check_ignored(ignore: list[str] | None, labels: set[str], place: Path) -> set[str]:
+    """Return the labels to ignore.
+
+    Raises:
+        DataError: if one does not occur.
+    """
+    missing = sorted(set(ignore or ()) - labels)
+    if missing:
+        raise DataError(
+            f"data.ignore={ignore}: no label {missing[0]!r} in {place}; it has {describe_labels(labels)}"
+        )
+    return set(ignore or ())
+
+
+def build_entries(
+    images: list[Path], annotated: dict[Path, AnnotatedImage], root: Path, kept: set[str], unannotated: Unannotated
+) -> dict[str, Entry]:  # fmt: skip
+    """Return name -> entry of each image that is used.
+
+    Raises:
+        DataError: if two images have the same name.
+    """
+    entries: dict[str, Entry] = {}
+    left_out = []
+    for image in images:
+        one = annotated.get(image)
+        if one is None and unannotated == "skip":
+            left_out.append(image.as_posix())
+            continue
+        outlines = [o for o in one.outlines if o.label in kept] if one else []
+        name = image.with_suffix("").as_posix()
+        if name in entries:
+            raise DataError(
+                f"{root}: {entries[name].file.name} and {image.name} are both called {name}; keep one, or rename it"
+            )
+        size, source = (one.size, one.file) if one else (None, None)
+        entries[name] = Entry(root / image, size, source, outlines, bool(one and one.normalized))
+    if left_out:
+        log.warning(
+            f"{root}: {len(left_out)} of {len(images)} images have no annotations and are left out, "
+            f"{shorten_list(left_out)}; data.unannotated=background takes them as background"
+        )
+    return entries
+
+
+def splits_by_folder(names: list[str]) -> Splits | None:
+    """Return the splits of images in folders called train, val or valid, and test; None if there are no such."""
+    splits: Splits = {}
+    for name in names:
+        folders = [SPLIT_FOLDERS[part] for part in name.split("/")[:-1] if part in SPLIT_FOLDERS]
+        if not folders:
+            return None
+        splits.setdefault(folders[0], []).append(name)
+    return splits if {"train", "val"} <= set(splits) else None

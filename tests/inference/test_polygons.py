@@ -1,0 +1,110 @@
+"""Outlines of predictions: read back they give the same pixels, whatever the mask."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
+from PIL import Image
+from small_runs import tiny
+
+from seg.cli.compose import compose_checked
+from seg.data.datasets.annotations import Annotations
+from seg.data.datasets.tools import imagej, labelme, qupath
+from seg.data.datasets.tools.parsing import AnnotatedImage
+from seg.inference.file_prediction import predict_files
+from seg.inference.polygons import as_geojson, as_labelme, as_rois, trace_mask, trace_rings
+
+CLASSES, COLORS = ["background", "cell", "nucleus"], [(0, 0, 0), (200, 0, 0), (0, 200, 0)]
+MASKS = arrays(
+    np.uint8, array_shapes(min_dims=2, max_dims=2, max_side=14), elements=st.integers(0, 2)
+)
+
+
+def redrawn(folder, module, name: str, text: str, mask: np.ndarray) -> np.ndarray:
+    """The mask that a tool's file gives for an image of the size of ``mask``."""
+    (folder / name).write_text(text)
+    return drawn(module.read(folder / name).images[0], mask)
+
+
+def drawn(image: AnnotatedImage, mask: np.ndarray) -> np.ndarray:
+    """The mask of an image's annotations."""
+    source = object.__new__(Annotations)
+    source.task, source.ignored = "classes", set()
+    source.classes, source.annotated = CLASSES, CLASSES[1:]
+    return source.draw_mask(image, *mask.shape)
+
+
+@given(MASKS)
+@settings(deadline=None, max_examples=150)
+def test_any_mask_is_the_same_read_back(tmp_path_factory, mask):
+    folder = tmp_path_factory.getbasetemp()
+    text = as_geojson(trace_mask(mask, 3), CLASSES, COLORS, "a")
+    np.testing.assert_array_equal(redrawn(folder, qupath, "a.geojson", text, mask), mask)
+    text = as_labelme(trace_mask(mask, 3), CLASSES, folder / "a.png", folder, mask.shape)
+    np.testing.assert_array_equal(redrawn(folder, labelme, "a.json", text, mask), mask)
+
+
+@given(MASKS)
+@settings(deadline=None, max_examples=100)
+def test_any_mask_is_the_same_read_back_from_imagej(tmp_path_factory, mask):
+    pytest.importorskip("roifile", reason="the extra rois isn't installed")
+    file = tmp_path_factory.getbasetemp() / "a.zip"
+    file.write_bytes(as_rois(trace_mask(mask, 3), CLASSES, COLORS))
+    images = imagej.read(file).images
+    if mask.any():
+        np.testing.assert_array_equal(drawn(images[0], mask), mask)
+    else:
+        assert not images
+
+
+@given(MASKS)
+@settings(deadline=None, max_examples=100)
+def test_a_ring_passes_no_corner_twice_and_has_the_area_of_its_pixels(mask):
+    for one in trace_mask(mask, 3):
+        areas = []
+        for ring in one.rings:
+            assert len({tuple(point) for point in ring.tolist()}) == len(ring) >= 4
+            x, y = ring.T
+            areas.append(abs(int(x @ np.roll(y, -1) - y @ np.roll(x, -1))) / 2)
+        assert areas[0] - sum(areas[1:]) == one.inside.sum()
+
+
+def test_a_ring_is_the_border_of_its_pixels():
+    inside = np.ones((3, 4), bool)
+    inside[1, 1] = False
+    rings = [sorted(ring.tolist()) for ring in trace_rings(inside)]
+    assert rings == [[[0, 0], [0, 3], [4, 0], [4, 3]], [[1, 1], [1, 2], [2, 1], [2, 2]]]
+
+
+def test_a_feature_has_class_colour_and_measurements():
+    mask = np.zeros((6, 8), np.uint8)
+    mask[1:3, 2:6] = 2
+    one = json.loads(as_geojson(trace_mask(mask, 3), CLASSES, COLORS, "a"))["features"][0]
+    assert one["properties"] == {
+        "objectType": "annotation",
+        "classification": {"name": "nucleus", "color": [0, 200, 0]},
+        "measurements": {"Area px^2": 8, "Centroid X px": 4.0, "Centroid Y px": 2.0},
+    }
+    ring = one["geometry"]["coordinates"][0]
+    assert ring[0] == ring[-1] and sorted(ring[1:]) == [[2, 1], [2, 3], [6, 1], [6, 3]]
+
+
+@pytest.mark.parametrize("tool", ["polygons", "labelme", "rois"])
+def test_predictions_are_the_masks_to_train_on_again(tmp_path, tool):
+    if tool == "rois":
+        pytest.importorskip("roifile", reason="the extra rois isn't installed")
+    _, run = tiny(tmp_path, "trainer.max_epochs=1")
+    (tmp_path / "in").mkdir()
+    rng = np.random.default_rng(0)
+    for name in "abc":
+        pixels = np.kron(rng.integers(0, 255, (8, 10)), np.ones((6, 6))).astype(np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"in/{name}.png")
+    words = [f"run={run}", f"input={tmp_path / 'in'}", f"output={tmp_path / 'out'}", "threshold=0.5"]  # fmt: skip
+    predict_files(compose_checked("predict", [*words, f"save=[masks,{tool}]"]))
+    source = Annotations(str(tmp_path / "in"), annotations=str(tmp_path / "out" / tool))
+    for name in (name for names in source.splits.values() for name in names):
+        with Image.open(tmp_path / f"out/masks/{name}.png") as mask:
+            np.testing.assert_array_equal(source.read(name)[1], np.asarray(mask))
