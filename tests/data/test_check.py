@@ -119,6 +119,12 @@ def plant(root: Path, what: str) -> None:
         case "jpeg":
             mask.unlink()
             save(mask.with_suffix(".jpg"), labels * 255, quality=60)
+        case "noise":
+            buffer = io.BytesIO()
+            Image.fromarray(labels * 255).save(buffer, "JPEG", quality=60)
+            save(mask, np.array(Image.open(buffer)))
+        case "rgb":
+            save(mask, np.array([[40, 0, 0], [0, 200, 0]], np.uint8)[labels])
         case "size":
             save(mask, labels[:50, :60])
         case "transposed":
@@ -141,11 +147,23 @@ def plant(root: Path, what: str) -> None:
             tifffile.imwrite(image.with_suffix(".tif"), values)
         case "truncated":
             image.write_bytes(image.read_bytes()[:-2000])
+        case "truncated tiff":
+            tifffile.imwrite(image.with_suffix(".tif"), load(image))
+            image.unlink()
+            file = image.with_suffix(".tif")
+            file.write_bytes(file.read_bytes()[:-2000])
         case "16 bits":
             save(image, load(image).astype(np.uint16) * 257)
         case "low byte":
             smooth = cv2.GaussianBlur(load(image).astype(np.float32), (0, 0), 2)
             save(image, (smooth * 16).astype(np.uint16).astype(np.uint8))
+        case "palette":
+            painted = Image.fromarray(load(image))
+            painted = painted.convert("P")
+            painted.putpalette([v for i in range(256) for v in (i, 255 - i, i // 2)])
+            painted.save(image)
+        case "colours":
+            save(image, np.repeat(load(image)[..., None], 3, axis=-1))
         case "leak":
             save(root / "val/images/9.png", load(image))
             save(root / "val/masks/9.png", labels)

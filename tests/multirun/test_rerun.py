@@ -121,7 +121,12 @@ def test_what_changed_is_named(copy, first, tmp_path, capsys):
     pixels = np.array(Image.open(file))
     pixels[0, 0] = 1
     Image.fromarray(pixels).save(file)
-    edit(copy / "config.yaml", seed=4, loader__foreground=None, data__root=str(tmp_path / "gone"))
+    edit(
+        copy / "config.yaml",
+        seed=4,
+        loader__rare_class_crops=None,
+        data__root=str(tmp_path / "gone"),
+    )
     edit(
         copy / "run.json",
         versions__torch="1.0",

@@ -199,7 +199,7 @@ def test_the_number_of_rows_in_a_checkpoint_counts_more_than_its_steps(tmp_path)
     for step in (0, 1, 1, 2):
         first.log_metrics({"loss": step / 2}, step)
     assert first.written == 4
-    second = MetricsCSV(file, until=1, save_predictions=3)
+    second = MetricsCSV(file, until=1, kept=3)
     second.log_metrics({"loss": 9.0}, 1)
     assert second.written == 4
     assert [r["loss"] for r in read_metrics(file)] == ["0.0", "0.5", "0.5", "9.0"]
