@@ -160,7 +160,8 @@ def test_scales_see_what_they_state(scales, padding):
 def test_an_ensemble_sees_what_the_member_does_that_sees_most():
     torch.manual_seed(0)
     members = [UNet(1, 1, 2, 2, norm="none").eval(), FCN(1, 1, "alexnet", 1, norm="none").eval()]
-    both = Ensemble([*members], [Normalization(0.0, 1.0, [0.0], [1.0])] * 2)
+    stored = Normalization(0.0, 1.0, [0.0], [1.0], dtype="uint8")  # of floats NaN would be no data
+    both = Ensemble([*members], [stored] * 2)
     assert both.stride == 32 and reach(both) == reach(members[1])
     check_reach(both, *reach(both))
 
