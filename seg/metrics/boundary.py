@@ -205,6 +205,7 @@ class BorderMetric(Metric):
 
     def update(self, prediction: Tensor, mask: Tensor) -> None:
         tolerance = self.tolerance or 0.0
+        # Prediction, truth and valid pixels of each label, (H, W) bool
         for pred, truth in zip(prediction.cpu().numpy(), mask.cpu().numpy(), strict=True):
             if truth.ndim == 3:  # one plane for each label
                 labels = [
@@ -213,6 +214,7 @@ class BorderMetric(Metric):
             else:
                 valid = truth != IGNORE
                 labels = [(pred == c, truth == c, valid) for c in range(len(self.classes))]
+            # Scores of the labels: counts (C, 4), and one list (C,) for each kind of distance
             counts, *distances = zip(
                 *(
                     label_border_scores(
@@ -228,6 +230,7 @@ class BorderMetric(Metric):
 
     def bootstrap_inputs(self) -> dict[str, BootstrapInput]:
         """Return for each score its rows by image and its score function: see seg.metrics.significance."""
+        # The defaults of the lambdas bind the loop variables, which change later
         evidence: dict[str, BootstrapInput] = {}
         if self.tolerance is not None:
             rows = dim_zero_cat(self.counts).cpu().numpy()
@@ -235,6 +238,7 @@ class BorderMetric(Metric):
                 evidence[name] = rows, lambda sums, score=score: mean_over_defined(score(sums))
                 for i, c in enumerate(self.classes):
                     evidence[f"{name}/{c}"] = rows, lambda sums, score=score, i=i: score(sums[:, i])
+        # Images in which a distance is nan add 0 to its sum and 0 to its number
         if self.hausdorff:
             distances_BDC = dim_zero_cat(self.distances).cpu().numpy()
             names = DISTANCES if self.spacing is not None else DISTANCES[:2]

@@ -259,6 +259,7 @@ def bootstrap_draws(
 ) -> Iterator[np.ndarray]:
     """Yield the number of times each image is drawn, (R, N) int in chunks of R; each row sums to N."""
     for chunk in chunk_sizes(resamples, images + row_size):
+        # Offset each resample's draws by its row, so that one bincount counts all resamples
         drawn_RN = rng.integers(images, size=(chunk, images))
         drawn_RN += images * np.arange(chunk)[:, None]
         yield np.bincount(drawn_RN.ravel(), minlength=chunk * images).reshape(chunk, images)
