@@ -72,14 +72,17 @@ def label_border_scores(
         percentile: percentile of the border distances, 0..100; 100 is the Hausdorff distance itself.
         spacing: height and width of a pixel in um; None: no distances in um.
     """
+    # Borders inside the valid area only
     pred_HW, true_HW = pred_HW & valid_HW, true_HW & valid_HW
     pred_border_HW, true_border_HW = (
         border_pixels(pred_HW, valid_HW),
         border_pixels(true_HW, valid_HW),
     )
+    # Without any border and with the same labels, both distances stay undefined (nan)
     pred_size, true_size = int(pred_border_HW.sum()), int(true_border_HW.sum())
     pred_hits, true_hits = 0, 0
     px, um = (np.nan, np.nan), (np.nan, np.nan)  # Hausdorff distance and surface distance
+    # Both maps have a border: the tolerance is in px, whatever the spacing
     if pred_size and true_size:
         to_true_P, to_pred_P = border_distances(pred_border_HW, true_border_HW)
         pred_hits, true_hits = (int((d_P <= tolerance).sum()) for d_P in (to_true_P, to_pred_P))
@@ -88,6 +91,7 @@ def label_border_scores(
             um = summarize_distances(
                 *border_distances(pred_border_HW, true_border_HW, spacing), percentile
             )
+    # Only one has a border or the label: the diagonal stands for a failure
     elif pred_size or true_size or pred_HW.any() != true_HW.any():
         height, width = valid_HW.shape
         px = (math.hypot(height, width),) * 2

@@ -202,8 +202,10 @@ def holm_adjust(p_values: np.ndarray) -> np.ndarray:
     dependence between the tests. A nan is no test: it stays nan and is not counted.
     """
     p_M = np.asarray(p_values, dtype=float)
+    # Step-down factors M, M - 1, ..., 1 in the order of p
     order = np.argsort(p_M)[: np.isfinite(p_M).sum()]  # nan sorts last
     stepped = p_M[order] * np.arange(len(order), 0, -1)  # smallest times M, next times M - 1
+    # An adjusted p is at least that of every smaller p, and at most 1
     adjusted_M = np.full(p_M.shape, np.nan)
     adjusted_M[order] = np.maximum.accumulate(np.minimum(stepped, 1))
     return adjusted_M
