@@ -104,7 +104,7 @@ def find_runs(places: Iterable[str]) -> list[Path]:
         if not root.is_dir():
             what = "a file; give its folder" if root.exists() else "no such folder"
             raise UserError(f"runs={place}: {what}")
-        # A run folder contains no further runs; sorting fixes the order on every system
+        # Do not search below a run folder; sorting fixes the order on every system
         for folder, below, files in os.walk(root):
             below.sort()
             if RECORD_FILE in files:

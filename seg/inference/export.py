@@ -73,7 +73,7 @@ def export_run(cfg: DictConfig) -> Path:
         UserError: if an option is wrong, or the file can't be written or differs too much.
         RunError: if the run can't be read.
     """
-    # Check packages and target before the network is exported, which may take minutes
+    # Check packages and target before the network is exported
     configure_logging()
     check_packages(cfg)
     run = ensemble.load_members(cfg.run)
