@@ -63,10 +63,12 @@ def choose_score(cfg: DictConfig, runs: list[ComparedRun]) -> ComparisonSpec:
     Raises:
         UserError: if no finished run has such a score.
     """
+    # The test split is the default only if every finished run has it
     finished = [run for run in runs if run.status == "finished"]
     tested = all("test/dice" in run.metrics for run in finished)
     split = cfg.split or ("test" if finished and tested else "val")
     asked = ComparisonSpec(cfg.score or "dice", split, cfg.level, cfg.resamples)
+    # Scores that some finished run has on this split
     prefix = asked.key.removesuffix(asked.score)
     known = {k.removeprefix(prefix): None for run in finished for k in run.metrics if k.startswith(prefix)}  # fmt: skip
     if finished and not known:

@@ -65,6 +65,7 @@ class SavedPictures:
         """Return a picture as data URI; None if it is no PNG or JPEG, too large, or outside the run's folder."""
         if image not in self.places:
             return None
+        # Resolve links first: a run folder may point to files outside it
         file = self.folder / f"{self.places[image]}-{what}"
         try:
             if not Path(os.path.realpath(file)).is_relative_to(self.run.folder):
@@ -72,6 +73,7 @@ class SavedPictures:
             content = read_bytes(file, MAX_PICTURE_BYTES)
         except (OSError, UnsafePath):
             return None
+        # The content decides the type, not the file's name
         kind = next(
             (kind for start, kind in PICTURE_SIGNATURES.items() if content.startswith(start)), None
         )
@@ -135,10 +137,12 @@ def choose_images(
     images: list[str], scores: list[dict[str, float]], count: int
 ) -> list[tuple[str, str]]:
     """Return the images of lowest mean Dice, then of the widest range between groups, with the reason."""
+    # Scores of each image in the groups that have one; nan is left out
     known = {i: [s[i] for s in scores if s.get(i, np.nan) == s.get(i, np.nan)] for i in images}
     measured = [image for image in images if known[image]]
     if not measured:
         return [(image, "") for image in images[: 2 * count]]
+    # Disputed images need two groups, and are none of the worst
     worst = sorted(measured, key=lambda i: np.mean(known[i]))[:count]
     rest = [i for i in measured if i not in worst and len(known[i]) > 1]
     disputed = sorted(rest, key=lambda i: -np.ptp(known[i]))[:count]
@@ -155,6 +159,7 @@ def row_pictures(
     image: str, kept: list[tuple[RankedGroup, SavedPictures]], scores: dict[int, dict[str, float]]
 ) -> list[GalleryPicture]:
     """Return the pictures of a row: image, truth, and the prediction of each group."""
+    # Image and truth are the same for all groups: take the first file that can be read
     row = []
     for title, what in (("image", "image.jpg"), ("truth", "truth.png")):
         uris = (pictures.uri(image, what) for _, pictures in kept)

@@ -84,6 +84,7 @@ def differing_options(runs: list[ComparedRun]) -> list[str]:
 
     Keys whose values follow from a differing choice of their config group are left out.
     """
+    # Choices of config groups first, then single keys that do not follow from them
     names = [g for g in RECIPE_GROUPS if values_differ(option_value(run, g) for run in runs)]
     for key in dict.fromkeys(key for run in runs for key in run.options):
         part = key.partition(".")[0]
@@ -109,6 +110,7 @@ def follows_from_group(key: str, part: str, runs: list[ComparedRun]) -> bool:
     """
     if part not in RECIPE_GROUPS or any(key in run.typed for run in runs):
         return False
+    # Values of the key for each choice of its group
     values: dict[Any, list[Any]] = {}
     for run in runs:
         fold = option_value(run, "data.fold") if part == "loss" else None  # class_weights=auto
@@ -177,10 +179,12 @@ def group_runs(runs: list[ComparedRun], group_by: list[str] | None) -> list[RunG
     Raises:
         UserError: if no run has an option of that name.
     """
+    # Accept the old names of options, and check that some run has each
     group_by = None if group_by is None else [rename_option(name) for name in group_by]
     for name in group_by if group_by and runs else []:
         check_option_name("group_by", name, runs)
     names = differing_options(runs) if group_by is None else list(dict.fromkeys(group_by))
+    # Values are compared as text, so that lists and nulls can be keys
     groups: dict[tuple[str, ...], RunGroup] = {}
     for run in runs:
         options = {name: option_value(run, name) for name in names}
@@ -195,6 +199,7 @@ def find_group(groups: list[RunGroup], baseline: str) -> RunGroup:
     Raises:
         UserError: if none or several match.
     """
+    # Only options that distinguish the groups can select one
     pairs = [word.partition("=") for word in split_words(baseline)]
     wanted = {rename_option(name): value for name, _, value in pairs}
     if not groups[0].options:
@@ -205,6 +210,7 @@ def find_group(groups: list[RunGroup], baseline: str) -> RunGroup:
                 f"baseline={baseline}: the groups do not differ in {name!r}{did_you_mean(name, groups[0].options)}"
                 f" (they differ in: {', '.join(groups[0].options)})"
             )
+    # Exactly one group must match
     matches = [
         g for g in groups if all(means_value(g.options[name], v) for name, v in wanted.items())
     ]

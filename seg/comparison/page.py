@@ -48,12 +48,14 @@ def render_comparison_page(
         images: number of the worst, and of the most disputed images to show.
         max_picture_mb: limit of the size of all pictures.
     """
+    # Autoescape: names from run folders are untrusted
     folder = files("seg.comparison") / "templates"
     template = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     ).from_string((folder / "compare.html").read_text(encoding="utf-8"))
     runs = [*ranking.runs, *others]
     own = (folder / "compare.js").read_text(encoding="utf-8")
+    # The policy's hashes need line ends of \n, to which HTML parsers normalise
     plots = plotly.offline.get_plotlyjs().replace("\r\n", "\n")
     data = page_data(ranking, runs)
     return template.render(
@@ -177,6 +179,7 @@ def class_scores(run: ComparedRun, key: str) -> dict[str, float]:
 
 def image_dice_rows(count: ImageCounts, classes: list[str], step: int) -> list[list[float]]:
     """Return for each image the mean Dice over classes, then the Dice of each class."""
+    # Dice is 0 / 0 = nan where a class is neither true nor predicted
     tp, fp, fn = np.moveaxis(count.pixels[::step].astype(float), -1, 0)
     with np.errstate(invalid="ignore"):
         dice_NC = 2 * tp / (2 * tp + fp + fn)

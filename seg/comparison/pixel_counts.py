@@ -52,16 +52,19 @@ class GroupCounts:
 
 def pool_counts(runs: list[ComparedRun], split: str) -> GroupCounts | None:
     """Collect the counts of a group; None if a run has none, or seeds differ in images, classes or masks."""
+    # All runs must have counts of the same classes
     if not all(split in run.counts for run in runs):
         return None
     if len({run.counts[split].classes for run in runs}) > 1:
         return None
+    # Join the folds of each seed; all seeds must have scored the same images
     seeds = [
         average_counts([run.counts[split] for run in same]) for same in runs_by_seed(runs).values()
     ]
     images = tuple(sorted(seeds[0]))
     if any(seed.keys() != seeds[0].keys() for seed in seeds):
         return None
+    # TP + FN are the true pixels, which no network changes
     pixels = np.array([[seed[image] for seed in seeds] for image in images])
     truth = pixels[..., 0] + pixels[..., 2]  # (N, S, C)
     if not np.allclose(truth, truth[:, :1]):
@@ -80,6 +83,7 @@ def average_counts(counts: list[ImageCounts]) -> dict[str, np.ndarray]:
 
 def group_bootstrap_input(group: GroupCounts, score: str) -> BootstrapInput | None:
     """Return the rows by image and the score of their sums; None if the score does not follow from counts."""
+    # Averages over images: one value for each image, the mean over seeds
     name, _, label = score.partition("/")
     if name in ("dice_per_image", "iou_per_image") and not label:
         return per_image_rows(
@@ -87,6 +91,7 @@ def group_bootstrap_input(group: GroupCounts, score: str) -> BootstrapInput | No
         ), mean_of_sums
     if name not in COUNTED_SCORES or (label and label not in group.classes):
         return None
+    # Pooled scores: one row of counts for each image, summed before the score
     place = group.classes.index(label) if label else None
 
     def scored(sums: np.ndarray) -> np.ndarray:  # (R, S, C, 3) -> (R,)

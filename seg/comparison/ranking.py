@@ -228,6 +228,7 @@ def adjust_p_values(comparisons: list[Comparison], pairs: int) -> list[Compariso
 
     Pairs that are not among the comparisons count with p = 1, which is conservative.
     """
+    # Groups that cannot be compared have p = nan, which Holm's method does not count
     padding = np.ones(pairs - sum(not c.apart for c in comparisons))
     p_images = holm_adjust(np.append([c.p_images for c in comparisons], padding))
     p_seeds = holm_adjust(np.append([c.p_seeds for c in comparisons], padding))
@@ -267,11 +268,13 @@ def incomparable_reason(
     Images are the same if their names and the number of pixels of each class agree; without counts, if the
     fingerprints of the data agree, as far as they are known.
     """
+    # The images must be the same by name
     names = [frozenset(n for run in runs for n in run.splits.get(split, ())) for runs in (a, b)]
     if not all(names):
         return "images unknown"
     if names[0] != names[1]:
         return "other images"
+    # By content: true pixels of each class, otherwise the fingerprints of the data
     if counts_a and counts_b:
         alike = counts_a.classes == counts_b.classes and counts_a.images == counts_b.images
         alike = alike and np.array_equal(counts_a.truth, counts_b.truth)
@@ -307,6 +310,7 @@ def class_intervals(
     group = pool_counts(ranked.group.runs, asked.split)
     if group is None:
         return {}
+    # At most 2000 resamples, as these intervals are only drawn
     name, ends = asked.score.partition("/")[0], {}
     for label in ("", *group.classes):
         if (rows := group_bootstrap_input(group, f"{name}/{label}" if label else name)) is not None:

@@ -61,6 +61,7 @@ def compare_scores(
     for name in dict.fromkeys([*then, *now]):
         old, new = then.get(name), now.get(name)
         low, high = intervals.get(name, (None, None))
+        # Equality is exact; only unequal scores need an interval
         if name not in then or name not in now:
             verdict = "only now" if name in now else "only then"
         elif old == new:
@@ -120,6 +121,7 @@ def changed_leaves(then: Any, now: Any, path: str) -> Iterator[RunChange]:
 
 def changed_records(then: dict[str, Any], now: dict[str, Any]) -> Iterator[RunChange]:
     """Yield differences between two run.json in the fields that numbers depend on and the older one has."""
+    # Fields of run.json that numbers depend on; those of an older version may be absent
     for group, chosen in RECORDED_FIELDS.items():
         old, new = then.get(group), now.get(group) or {}
         if not isinstance(old, dict):
@@ -128,6 +130,7 @@ def changed_records(then: dict[str, Any], now: dict[str, Any]) -> Iterator[RunCh
         for name in chosen or dict.fromkeys([*old, *unset]):
             if (name in old or name in unset) and old.get(name) != new.get(name):
                 yield RunChange(f"{group}.{name}", old.get(name), new.get(name))
+    # Sections that changed when the earlier run was resumed
     for entry in then.get("resumed", []):
         if other := sorted(set(RECORDED_FIELDS).intersection(entry)):
             yield RunChange(
@@ -151,6 +154,7 @@ def changed_images(then: Path, now: Path) -> Iterator[RunChange]:
         return  # data.fingerprint shows that something differs
     if not old:
         return
+    # Images of both runs with other pixels, then those of one run only
     for place, kind in enumerate(("images", "masks")):
         differ = [name for name in old if name in new and old[name][place] != new[name][place]]
         if differ:

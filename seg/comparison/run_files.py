@@ -94,6 +94,7 @@ def read_curves(
     file = folder / "metrics.csv"
     if not os.path.lexists(file):  # a pipe or a broken link exists, and is a fault
         return LearningCurves(), None
+    # Read the cells as numbers; rows of another length are left out
     curves = LearningCurves()
     try:
         lines = read_rows(file)
@@ -107,12 +108,14 @@ def read_curves(
     except (OSError, ValueError) as error:
         faults.append(f"metrics.csv can't be read: {brief_error(error)}")
         return curves, None
+    # Steps and epochs out of range become nan
     columns = {name: [row[i] for row in rows] for i, name in enumerate(header)}
     for name in ("step", "epoch"):
         column = columns.get(name, [])
         if wrong := {value for value in column if value == value and not 0 <= value < MAX_STEPS}:
             faults.append(f"metrics.csv has the {name} {min(wrong):g}")
             columns[name] = [value if 0 <= value < MAX_STEPS else float("nan") for value in column]
+    # Rows from the last step on score the best checkpoint, and are no part of the curves
     at = columns.get("step", [float("nan")] * len(rows))
     kept = [i for i, step in enumerate(at) if steps is None or not step >= steps]
     for name, values in columns.items():
@@ -132,6 +135,7 @@ def read_counts(
     file = folder / "images.csv"
     if not os.path.lexists(file):  # a pipe or a broken link exists, and is a fault
         return {}
+    # Read TP, FP and FN by split, image and class
     cells: dict[str, dict[tuple[str, str], tuple[int, int, int]]] = {}
     try:
         rows = read_rows(file)
@@ -150,6 +154,7 @@ def read_counts(
     except (OSError, ValueError) as error:
         faults.append(f"images.csv can't be read: {brief_error(error)}")
         return {}
+    # Each split needs all its images with all classes
     found = {}
     for split, pixels in cells.items():
         images, classes = (tuple(dict.fromkeys(key[i] for key in pixels)) for i in (0, 1))

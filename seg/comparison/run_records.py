@@ -104,6 +104,7 @@ def find_runs(places: Iterable[str]) -> list[Path]:
         if not root.is_dir():
             what = "a file; give its folder" if root.exists() else "no such folder"
             raise UserError(f"runs={place}: {what}")
+        # Do not search below a run folder; sorting fixes the order on every system
         for folder, below, files in os.walk(root):
             below.sort()
             if RECORD_FILE in files:
@@ -132,12 +133,14 @@ def run_label(place: Path) -> str:
 
 def read_compared_run(folder: Path, label: str) -> ComparedRun:
     """Read one run; every problem of its files becomes a line in its faults."""
+    # Without a readable run.json only the options are known
     faults: list[str] = []
     try:
         record = read_damaged_record(folder / RECORD_FILE)
     except (OSError, RunError) as error:
         faults.append(printable_line(str(error).removeprefix(f"{folder}{os.sep}")))
         return ComparedRun(folder, label, faults=faults, options=read_options(folder, faults))
+    # Read the other files; each adds its problems to the faults
     status, steps = record.status, number_or_none(record.steps)
     options = read_options(folder, faults)
     splits = {
@@ -191,6 +194,7 @@ def typed(record: RunRecord) -> dict[str, str]:
 
 def run_environment(record: RunRecord) -> dict[str, str]:
     """Return the environment of a run as name -> text: commit, versions, hardware, start, command."""
+    # Code, then versions and hardware, then start and command
     facts: dict[str, Any] = {}
     if record.git and record.git.commit:
         facts["commit"] = record.git.commit[:12] + " and changes" * record.git.dirty

@@ -34,6 +34,7 @@ def write_headline(ranking: Ranking, others: int) -> str:
     asked = ranking.asked
     if not ranking.groups:
         return f"None of {others} runs can be ranked yet."
+    # Score of the best group, with the number of images and runs behind it
     best = ranking.groups[0]
     images = count_images(best.group.runs, asked.split)
     split = f"{images} {asked.split} image{'s' * (images != 1)}" if images else asked.split
@@ -45,6 +46,7 @@ def write_headline(ranking: Ranking, others: int) -> str:
 
 def describe_differences(ranking: Ranking) -> str:
     """Return a sentence on the differences of the groups from the baseline, grouped by their significance."""
+    # Groups of each verdict, in the order of the ranking
     verdicts: dict[str, list[str]] = {}
     for r in ranking.groups:
         if (c := r.comparison) is None:
@@ -54,6 +56,7 @@ def describe_differences(ranking: Ranking) -> str:
         else:
             verdict = SIGNIFICANCE_WORDS[c.significant(ranking.alpha)] if c.tested else "Not tested"
         verdicts.setdefault(verdict, []).append(r.group.label)
+    # The sentence before has named the best group, so it is "it" here
     baseline = ranking.groups[ranking.baseline].group.label if ranking.baseline else "it"
     parts = " ".join(f"{verdict}: {list_names(labels)}." for verdict, labels in verdicts.items())
     return f"Differences from {baseline}: {parts[0].lower()}{parts[1:]}"
@@ -115,12 +118,14 @@ def sample_size_warnings(ranking: Ranking) -> list[str]:
     """Return warnings of too few images or seeds."""
     if not ranking.comparisons:
         return []
+    # Images: the comparison with the fewest decides
     counts = [c.images for c in ranking.comparisons if c.images]
     score = ranking.asked.score
     if counts:
         lines = image_number_warnings(min(counts), ranking)
     else:
         lines = [f"the runs hold no counts that give {score} image by image: no test over images"]
+    # Seeds: the groups that have too few
     short = [r.group.label for r in ranking.groups if r.seeds < MIN_SEEDS]
     if short:
         groups = "all groups" if len(short) == len(ranking.groups) else list_names(short)
@@ -133,6 +138,7 @@ def sample_size_warnings(ranking: Ranking) -> list[str]:
 
 def image_number_warnings(images: int, ranking: Ranking) -> list[str]:
     """Return a warning if the number of images is too small for any significance, or for good intervals."""
+    # The smallest p that the test can give, before Holm's correction
     smallest_p = 2 / 2**images if images <= MAX_EXACT_IMAGES else 1 / (1 + ranking.asked.resamples)
     if smallest_p * ranking.num_comparisons > ranking.alpha:
         remedy = "use more images" if images <= MAX_EXACT_IMAGES else "raise resamples"

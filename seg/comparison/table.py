@@ -34,6 +34,7 @@ def fit_group_table(ranking: Ranking, width: int) -> Table:
     If the options alone do not fit, they share one column.
     """
     options = list(ranking.groups[0].group.options)
+    # Leave out costs from the last on until the table fits
     for costs in (COST_COLUMNS, COST_COLUMNS[:2], COST_COLUMNS[:1], ()):
         table = build_group_table(ranking, dict(costs), options)
         if console.measure(table, options=console.options.update(width=1000)).maximum <= width:
@@ -103,6 +104,7 @@ def format_cost(value: float | None) -> str:
 
 def build_run_table(ranking: Ranking, others: list[ComparedRun]) -> pd.DataFrame:
     """Return the rows of compare.csv: each run with its differing options, costs and final metrics."""
+    # Ranked runs first; columns are the options in which any runs differ
     ranks = {id(run): (place, r) for place, r in enumerate(ranking.groups) for run in r.group.runs}
     runs = [*ranking.runs, *others]
     names = listed_options(runs)
@@ -127,6 +129,7 @@ def build_run_table(ranking: Ranking, others: list[ComparedRun]) -> pd.DataFrame
 
 def quote_formula(value: object) -> object:
     """Return a cell that no spreadsheet reads as a formula; numbers stay numbers."""
+    # Names from run folders are untrusted, and a spreadsheet would execute a formula
     if isinstance(value, list):
         value = format_option(value)
     if not isinstance(value, str):

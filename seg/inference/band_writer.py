@@ -76,6 +76,7 @@ class BandWriter:
                 mapped = np.memmap(self.file, self.dtype, "r", shape=shape)
                 rows = np.array(mapped[first : first + size, plane])
                 del mapped
+                # Pad the tiles at the right and lower border with zeros: TIFF needs whole tiles
                 for left in range(0, self.width, TILE_PX):
                     tile = np.zeros((TILE_PX, TILE_PX), self.dtype)
                     part = rows[:, left : left + TILE_PX]

@@ -57,11 +57,13 @@ class Ensemble(Network):
         overlapping: bool = False,
     ) -> None:
         super().__init__()
+        # The ensemble takes grey values as stored, so its own scaling is the identity
         channels = intensities[0].channels
         self.intensity = Normalization(
             0.0, 1.0, [0.0] * channels, [1.0] * channels, False, *common_values(intensities),
             nodata=common_nodata(intensities), keeps_nodata=True,
         )  # fmt: skip
+        # Statistics of the members as buffers, so that they move with the network and are exported
         self.members, self.overlapping = nn.ModuleList(members), overlapping
         self.clips = [intensity.clip for intensity in intensities]
         constants = {
@@ -105,11 +107,13 @@ class Ensemble(Network):
 
     def find_nodata(self, image: Tensor) -> Tensor | None:
         """Return where an image as stored has no data, broadcastable bool; None: it can have none."""
+        # Unsigned integers: a pixel has no data only where all its channels have the value
         stored, values = self.intensity.stored_type, self.intensity.nodata or []
         if stored is not None and stored.kind == "u":
             whole = integer_nodata(values, stored)
             same = [(image == value).float().amin(1, keepdim=True) > 0 for value in whole]
             return functools.reduce(operator.or_, [torch.isnan(image), *same]) if whole else None
+        # Floats: each channel by itself; nan is found by isnan
         same = [image == value for value in values if value == value]
         return functools.reduce(operator.or_, [torch.isnan(image), *same])
 
@@ -139,6 +143,7 @@ def load_members(run: str | Path | Sequence[str] | None, depth: int | None = Non
     Raises:
         RunError: if a member can't be read, or the members don't fit together.
     """
+    # A list of runs: the images of all training splits count as seen
     if isinstance(run, Sequence) and not isinstance(run, str):
         if not run:
             raise RunError("run=[]: give at least one run")
@@ -146,6 +151,7 @@ def load_members(run: str | Path | Sequence[str] | None, depth: int | None = Non
         name = Path(" + ".join(str(member.checkpoint) for member in members))
         images = {image for member in members for image in read_training_names(member)}
         return join_members(members, name, members[0].folder, images)
+    # The folder of a cross-validation, otherwise a single run
     if run is not None and (Path(str(run)) / CROSSVAL_FILE).is_file():
         return load_fold_ensemble(Path(str(run)), depth)
     return prune_run(runs_load.load_run(run), depth)
@@ -153,6 +159,7 @@ def load_members(run: str | Path | Sequence[str] | None, depth: int | None = Non
 
 def load_fold_ensemble(folder: Path, depth: int | None = None) -> LoadedRun:
     """Load the ensemble of a finished cross-validation."""
+    # The record is untrusted: check its structure before any path in it is used
     file = folder / CROSSVAL_FILE
     record = records.read_json(file, CROSSVAL_LIMIT)
     images, folds = record.get("images"), record.get("folds", [])
@@ -160,6 +167,7 @@ def load_fold_ensemble(folder: Path, depth: int | None = None) -> LoadedRun:
         raise RunError(f"{file}: not written by seg.crossval")
     if record["status"] != "finished" or not folds:
         raise RunError(f"{file}: not finished; the command that began it goes on where it stopped")
+    # All folds together have seen every image outside the test split
     folders = fold_folders(folder, folds)
     members = [prune_run(runs_load.load_run(path), depth) for path in folders]
     return join_members(members, file, folder, set(images))
@@ -206,6 +214,7 @@ def join_members(members: list[LoadedRun], name: Path, folder: Path, seen: set[s
     Raises:
         RunError: if two members don't fit together; names them.
     """
+    # All members must produce logits of the same classes from the same channels
     first = members[0]
     for other in members[1:]:
         check_members(first, other)

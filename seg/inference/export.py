@@ -73,16 +73,19 @@ def export_run(cfg: DictConfig) -> Path:
         UserError: if an option is wrong, or the file can't be written or differs too much.
         RunError: if the run can't be read.
     """
+    # Check packages and target before the network is exported
     configure_logging()
     check_packages(cfg)
     run = ensemble.load_members(cfg.run)
     file, below = export_target(cfg, run)
+    # Write to a temporary file, which gets its name only after the comparison
     facts = describe_run(run, cfg.run)
     with (
         files.folder_removed_if_empty(file.parent, below),
         files.atomic_write(file, below) as aside,
     ):
         write_checked(run, facts, aside, cfg)
+    # Print input and output as the file's users see them
     channels, classes = run.intensity.channels, ", ".join(run.classes)
     log.info(f"in         image (batch, {channels}, height, width) float32, values as stored")
     log.info(f"out        probabilities (batch, {len(run.classes)}, height, width): {classes}")
@@ -103,6 +106,7 @@ def write_checked(run: LoadedRun, facts: dict, file: Path, cfg: DictConfig) -> N
     Raises:
         UserError: if it can't be written or run, or differs by more than ``cfg.tolerance``.
     """
+    # Export, then run the file with its own runtime on images of noise
     name = f"{run.checkpoint}: its {facts['network']}"
     try:
         write_export(ExportedNetwork(run), facts, file, cfg.format, cfg.opset)
@@ -116,6 +120,7 @@ def write_checked(run: LoadedRun, facts: dict, file: Path, cfg: DictConfig) -> N
             "table": build_difference_table(gaps, f"{cfg.format} against PyTorch, images of noise")
         },
     )
+    # A difference of nan counts as infinite, and fails the comparison below
     worst = max((gap.largest for gap in gaps), key=lambda gap: gap if gap == gap else np.inf)
     if not worst <= cfg.tolerance:
         raise UserError(
@@ -131,16 +136,19 @@ def export_target(cfg: DictConfig, run: LoadedRun) -> tuple[Path, Path]:
         UserError: if it exists already, has another format's name, or the network is too large for the format.
         RunError: if it can't be written.
     """
+    # Name of the file: its suffix tells the format
     suffix = FORMAT_SUFFIXES[cfg.format]
     if cfg.output is None and OmegaConf.is_list(cfg.run):
         raise UserError("output is not set: several runs have no folder in common; give output=...")
     file = Path(cfg.output) if cfg.output else run.folder / "export" / f"model{suffix}"
     if file.suffix != suffix:
         raise UserError(f"output={file}: format={cfg.format} is written as a file named {suffix}")
+    # An existing file is never overwritten
     below = file.parent if cfg.output else run.folder
     files.check_writable(file.parent, below, [file.name], f"output={file}")
     if file.exists():
         raise UserError(f"output={file}: is there already; remove it or give another file")
+    # Protocol buffers limit one ONNX file to 2 GiB
     weights = sum(t.nbytes for t in run.model.state_dict().values())
     if cfg.format == "onnx" and weights >= MAX_ONNX_BYTES:
         raise UserError(

@@ -116,6 +116,7 @@ def write_onnx(
             network, (image,), file, dynamo=False, opset_version=opset, input_names=["image"],
             output_names=["probabilities"], dynamic_axes={"image": DYNAMIC_AXES, "probabilities": DYNAMIC_AXES},
         )  # fmt: skip
+    # Store the facts in the file's metadata, and check the complete graph
     model = onnx.load(file)
     model.metadata_props.add(
         key="seg", value=files.encodable(json.dumps(facts, ensure_ascii=False))
@@ -143,6 +144,7 @@ def write_torch(network: ExportedNetwork, image: Tensor, facts: dict, file: Path
     """Write a torch.export program for images of any size, also those of side 1 or of a whole multiple."""
     from torch.fx.experimental import _config
 
+    # Oblivious sizes keep the program from being specialised for sides of 0 and 1
     dynamic = dict.fromkeys(DYNAMIC_AXES, torch.export.Dim.DYNAMIC)
     general = cast(Any, _config).patch(backed_size_oblivious=True)
     with warnings.catch_warnings(action="ignore"), general:

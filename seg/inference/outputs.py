@@ -113,6 +113,7 @@ class GrowingResult:
 def check_kinds_of_run(request: OutputOptions) -> None:
     """Raise DataError if the run's classes don't allow one of the kinds."""
     run = request.run
+    # Two exclusive classes allow every kind
     if len(run.classes) == 2 and not run.overlapping:
         return
     for kind, reason in (
@@ -214,18 +215,21 @@ def scale_to_type(p: np.ndarray, dtype: np.dtype) -> np.ndarray:
 def build_pictures(request: OutputOptions, place: OutputTarget, kind: str) -> GrowingResult:
     """Overlays or contours: the image tinted by class or with the classes' borders drawn, a PNG for each page."""
     run = request.run
+    # Subsample rows and columns so that the longer side fits MAX_PICTURE_SIDE
     thin = -(-max(place.height, place.width) // MAX_PICTURE_SIDE)
     channels = min(3, run.intensity.channels)
     grown = build_writer(place, kind, place.dtype, channels + 1, thin)  # the mask is the last plane
     _, colors = panels.legend_entries(run.classes, run.colors, run.overlapping)
     draw = panels.draw_overlay if kind == "overlays" else panels.draw_contours
 
+    # The first kept row of a band is the next multiple of thin in the whole image
     def made(band: PredictedBand) -> np.ndarray:
         rows = slice(-band.top % thin, None, thin)
         image = band.image[rows, ::thin, :channels].transpose(2, 0, 1)
         mask = panels.flatten_labels(band.mask)[None, rows, ::thin].astype(place.dtype)
         return np.concatenate([image, mask])
 
+    # One PNG for each page, (H, W, C) with the mask taken off
     def finish(tags: dict[str, Any]) -> list[Path]:
         written, stem = [], place.file.stem
         for number in range(place.pages):
@@ -248,15 +252,18 @@ def build_instances(request: OutputOptions, place: OutputTarget, kind: str) -> G
     """
     stem = place.file.stem
     check_whole_image(place, kind)
+    # Only probabilities grow on disk; objects need the complete page, as they may cross bands
     grown = build_writer(place, kind, np.float32)
 
     def finish(tags: dict[str, Any]) -> list[Path]:
         written = [place.output / kind / f"{stem}{suffix}" for suffix in (".tif", ".csv")]
+        # Labels start from 1 on each page
         labels, rows = [], []
         for number in range(place.pages):
             interior = grown.page(number)
             labels.append(instances.segment_objects(interior, request.threshold, **request.objects))
             rows += measure_objects(labels[-1], interior, number)
+        # The smallest integer type that holds all labels, (pages, H, W)
         stack = np.stack(labels)
         stack = stack.astype(np.uint16 if stack.max() < 2**16 else np.int32)
         with grown.replacing(written[0]) as aside:

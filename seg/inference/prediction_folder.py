@@ -89,6 +89,7 @@ def open_predict_record(output: Path, cfg: DictConfig, run: LoadedRun) -> dict[s
     Raises:
         UserError: if the folder holds results of other settings, or of another program.
     """
+    # Settings that change the results, as they come back from JSON, and the weights
     settings = {
         name: value
         for name, value in plain_config(cfg).items()

@@ -88,11 +88,13 @@ class Predictor:
         self.said: set[str] = set()
         if accelerator not in ACCELERATORS:
             raise UserError(f"accelerator={accelerator}: choose from {', '.join(ACCELERATORS)}")
+        # Fuse convolutions with batch normalisation, and move the network to its device
         self.device = torch_device(pick_accelerator(accelerator))
         network = fuse_conv_bn(run.model)
         prepare_for_inference(network, self.device)
         if overlap != "auto" and not isinstance(overlap, int):
             raise UserError(f"overlap={overlap}: a number of px, or auto, is needed")
+        # Check the tiles now, so that wrong options fail before the first image
         try:
             self.model = with_tta(network, tta, scales, run.overlapping)
             self.step = tile_stride(self.model)
@@ -112,6 +114,7 @@ class Predictor:
         """Context on each side of a tile, px; by default as much as the network's receptive field needs."""
         if self.asked != "auto":
             return int(self.asked)
+        # As much context as the receptive field needs, as far as a tile has room for it
         margin, needed, everywhere = needed_overlap(self.model)
         largest = (self.tile - 1) // 2 // self.step * self.step
         overlap = min(max(needed, self.least), largest)
@@ -186,14 +189,17 @@ class Predictor:
             DataError: if it can't be read, isn't finite, or has other channels than the run was trained on, or values
                 of another type or range whose conversion isn't certain.
         """
+        # Read the image (H, W, C), without data where the option, the run or the file says so
         if isinstance(image, str | Path):
             name, nodata = str(image), self.nodata_values(Path(image))
             stored = read_image(Path(image), channels=self.pages_are_channels, nodata=nodata)
         else:
             name, nodata = "the array", self.nodata_values(None)
             stored = as_image(np.asarray(image), name, nodata)
+        # Convert the values to the type of the training images, or refuse them
         check_image_channels(stored.shape[2], self.run, name)
         stored = self.conversion(stored.dtype, scan_bands(stored), name)(stored)
+        # Probabilities and class indices; pixels without data are 255 in the mask
         p_CHW = self.probabilities(stored, nodata)
         mask = classes_from_probabilities(p_CHW, self.threshold, self.run.overlapping)
         mask = mark_nodata(mask, stored, nodata)

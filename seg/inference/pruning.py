@@ -147,10 +147,12 @@ def write_pruned(
     Raises:
         RuntimeError: if its logits differ from those of the full network on the first image of the split.
     """
+    # The small network must give exactly the logits of its head in the full network
     small, full = prune_network(run, depth), rebuild_network(run, run.model.head_options(depth))
     image = data.samples(split)[0, 0]["image"][None]
     if not torch.equal(small(image), full(image)):
         raise RuntimeError(f"the pruned network differs from head {depth} of {run.checkpoint}")
+    # Keep the card of the run, with the options of the small network in its config
     content = checkpoint.read_checkpoint(run.checkpoint)
     card = content["seg"]
     card["config"]["model"] |= run.model.pruned_options(depth)
@@ -160,6 +162,7 @@ def write_pruned(
         f"wrote {quote_path(file)}: {profiling.count_parameters(small):,} of {profiling.count_parameters(full):,} parameters; its "
         f"logits equal head {depth} of the full network bit for bit"
     )
+    # Name the command that uses the checkpoint
     options = (render_option("run", file), "input=IMAGES", "output=PREDICTIONS")
     log.info(f"  {render_command('predict', *options)}")
 
@@ -183,11 +186,13 @@ def measure_networks(
         rounds: number of timings of each network; the median counts.
         accelerator: auto, cpu, gpu or mps.
     """
+    # Costs are those of the split's first image (1, C, H, W)
     device = torch_device(pick_accelerator(accelerator))
     samples = data.samples(split)
     image = samples[0, 0]["image"][None].to(device)
     for model in networks.values():
         prepare_for_inference(model, device)
+    # Time the networks in turn, so that a slow phase of the machine affects all of them
     seconds = profiling.measure_seconds(
         [functools.partial(model, image) for model in networks.values()], rounds, device
     )
@@ -218,6 +223,7 @@ def score_network(
 def build_depth_table(levels: list[DepthScores], title: str) -> Table:
     """Return a table with a row for each level; its time also as a share of the deepest level's."""
     table = make_table(title)
+    # Times are relative to the deepest head; the average runs all heads
     deepest = [level for level in levels if level.name != "average"][-1]
     table.add_column("level", style="bold", no_wrap=True)
     headings = ("Dice", "IoU", "parameters", "G mult-adds", "MiB", "ms", f"of {deepest.name}")
@@ -243,6 +249,7 @@ def plot_depths(levels: list[DepthScores], file: Path) -> None:
 
     figure = Figure(figsize=(6, 4), dpi=150, layout="constrained")
     axes = figure.subplots()
+    # A large disc for the parameters, and a dot that marks the exact point
     largest = max(level.parameters for level in levels)
     for level in levels:
         x, y = level.seconds * 1000, level.scores["dice"]

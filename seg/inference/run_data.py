@@ -35,10 +35,12 @@ def open_run_data(cfg: DictConfig, run: LoadedRun) -> tuple[str, DataModule]:
             member of an ensemble.
         RunError: if the run's config names no data that can be used.
     """
+    # Instantiate the data; an error in the run's own config names the run's file
     split, chosen = choose_data(cfg.data, run)
     own = chosen == run.config.get("data")
     with name_config_file(run.checkpoint) if own else nullcontext():
         source = instantiate_node(OmegaConf.create(chosen), "data")
+    # Classes and task must be those that the network was trained on
     if list(source.classes) != run.classes:
         raise UserError(f"the data's classes {source.classes} aren't the run's {run.classes}")
     if (source.task == "overlapping") != run.overlapping:
@@ -46,6 +48,7 @@ def open_run_data(cfg: DictConfig, run: LoadedRun) -> tuple[str, DataModule]:
             f"data.task={source.task}: the run was trained on data.task={run.task}; classes overlap in both "
             "or in neither"
         )
+    # Keep only the chosen split, after checking that no member of an ensemble trained on it
     splits = {"all": [name for names in source.splits.values() for name in names]} | source.splits
     if split not in splits:
         raise UserError(f"data.split={split}: this data has {', '.join(source.splits)} and all")
@@ -67,6 +70,7 @@ def choose_data(given: DictConfig, run: LoadedRun) -> tuple[str, dict[str, Any]]
     """
     data = plain_config(given)
     split = data.pop("split")
+    # Other data, chosen by data=: unset classes and nodata are taken from the run
     own = run.config.get("data", {})
     if data.get("_target_") is not None:
         if "classes" in data and data["classes"] is None:
@@ -74,6 +78,7 @@ def choose_data(given: DictConfig, run: LoadedRun) -> tuple[str, dict[str, Any]]
         if "nodata" in data and data["nodata"] is None:
             data["nodata"] = own.get("nodata")
         return split or ("val" if is_own_data(data, own) else "all"), data
+    # The run's own data: options that are null keep the run's value
     data = {key: value for key, value in data.items() if value is not None}
     check_run_node(own, "data", run, "seg.data")
     takes = (
@@ -101,6 +106,7 @@ def check_unseen_images(run: LoadedRun, split: str, data: dict[str, Any], names:
     """Raise UserError if images of the run's own data trained a member of an ensemble."""
     if not is_own_data(data, run.config["data"]):
         return  # other data: its names may occur in both by chance
+    # Images that a member trained on would give scores that are too good
     if count := len(run.seen.intersection(names)):
         folds = run.checkpoint.name == folder.CROSSVAL_FILE
         raise UserError(

@@ -49,6 +49,7 @@ def tile_spans(size: int, tile: int, overlap: int) -> Iterator[TileSpan]:
     if size <= tile:
         yield slice(0, size), slice(0, size), slice(0, size)
         return
+    # Each tile but the first and last keeps its middle, of tile - 2 * overlap px
     step = tile - 2 * overlap
     for low in range(0, size - 2 * overlap, step):
         high = min(low + tile, size)
@@ -109,6 +110,7 @@ class Tiling:
         by_width: dict[int, list[TileSpan]] = {}
         for span in tile_spans(band.shape[1], self.tile, self.overlap):
             by_width.setdefault(span[0].stop - span[0].start, []).append(span)
+        # The number of classes is known only after the first batch
         result: np.ndarray | None = None
         for group in by_width.values():
             for first in range(0, len(group), self.batch):

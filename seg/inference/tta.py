@@ -73,6 +73,7 @@ class TTANetwork(Network):
 
     def seen(self, image: Tensor, scale: Fraction, move: tuple[bool, bool, bool]) -> Tensor:
         """Return the logits of the image at one scale, transformed and transformed back."""
+        # The stride makes both sides whole numbers at each scale, so resizing is exact
         size = image.shape[-2:]
         if scale != 1:
             image = resize_bilinear(image, [int(side * scale) for side in size])
@@ -138,6 +139,7 @@ def normalized_entropy(p_CHW: Tensor, overlapping: bool = False) -> Tensor:
         p_CHW: class probabilities.
         overlapping: whether classes overlap.
     """
+    # Divide by the entropy of equal probabilities: 1 bit of a binary event, log K of K classes
     if overlapping:
         return binary_entropy(p_CHW).mean(0)
     if len(p_CHW) == 2:

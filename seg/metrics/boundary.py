@@ -72,14 +72,17 @@ def label_border_scores(
         percentile: percentile of the border distances, 0..100; 100 is the Hausdorff distance itself.
         spacing: height and width of a pixel in um; None: no distances in um.
     """
+    # Borders inside the valid area only
     pred_HW, true_HW = pred_HW & valid_HW, true_HW & valid_HW
     pred_border_HW, true_border_HW = (
         border_pixels(pred_HW, valid_HW),
         border_pixels(true_HW, valid_HW),
     )
+    # Without any border and with the same labels, both distances stay undefined (nan)
     pred_size, true_size = int(pred_border_HW.sum()), int(true_border_HW.sum())
     pred_hits, true_hits = 0, 0
     px, um = (np.nan, np.nan), (np.nan, np.nan)  # Hausdorff distance and surface distance
+    # Both maps have a border: the tolerance is in px, whatever the spacing
     if pred_size and true_size:
         to_true_P, to_pred_P = border_distances(pred_border_HW, true_border_HW)
         pred_hits, true_hits = (int((d_P <= tolerance).sum()) for d_P in (to_true_P, to_pred_P))
@@ -88,6 +91,7 @@ def label_border_scores(
             um = summarize_distances(
                 *border_distances(pred_border_HW, true_border_HW, spacing), percentile
             )
+    # Only one has a border or the label: the diagonal stands for a failure
     elif pred_size or true_size or pred_HW.any() != true_HW.any():
         height, width = valid_HW.shape
         px = (math.hypot(height, width),) * 2
@@ -205,6 +209,7 @@ class BorderMetric(Metric):
 
     def update(self, prediction: Tensor, mask: Tensor) -> None:
         tolerance = self.tolerance or 0.0
+        # Prediction, truth and valid pixels of each label, (H, W) bool
         for pred, truth in zip(prediction.cpu().numpy(), mask.cpu().numpy(), strict=True):
             if truth.ndim == 3:  # one plane for each label
                 labels = [
@@ -213,6 +218,7 @@ class BorderMetric(Metric):
             else:
                 valid = truth != IGNORE
                 labels = [(pred == c, truth == c, valid) for c in range(len(self.classes))]
+            # Scores of the labels: counts (C, 4), and one list (C,) for each kind of distance
             counts, *distances = zip(
                 *(
                     label_border_scores(
@@ -228,6 +234,7 @@ class BorderMetric(Metric):
 
     def bootstrap_inputs(self) -> dict[str, BootstrapInput]:
         """Return for each score its rows by image and its score function: see seg.metrics.significance."""
+        # The defaults of the lambdas bind the loop variables, which change later
         evidence: dict[str, BootstrapInput] = {}
         if self.tolerance is not None:
             rows = dim_zero_cat(self.counts).cpu().numpy()
@@ -235,6 +242,7 @@ class BorderMetric(Metric):
                 evidence[name] = rows, lambda sums, score=score: mean_over_defined(score(sums))
                 for i, c in enumerate(self.classes):
                     evidence[f"{name}/{c}"] = rows, lambda sums, score=score, i=i: score(sums[:, i])
+        # Images in which a distance is nan add 0 to its sum and 0 to its number
         if self.hausdorff:
             distances_BDC = dim_zero_cat(self.distances).cpu().numpy()
             names = DISTANCES if self.spacing is not None else DISTANCES[:2]

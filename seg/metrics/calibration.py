@@ -85,9 +85,11 @@ class ThresholdCurve(Metric):
 
     def update(self, p_BCHW: Tensor, mask: Tensor) -> None:
         p, truth = (p_BCHW, mask) if self.labels else (p_BCHW[:, 1:2], mask.unsqueeze(1))
+        # Bin of each pixel; ignored pixels go to an extra bin at the end
         label = torch.arange(p.shape[1], device=p.device).view(1, -1, 1, 1)
         bins = (p * self.steps).ceil().long() - 1  # i for p in (i, i + 1] / steps
         bins = bins.clamp(0, self.steps - 1).where(truth != IGNORE, self.steps)
+        # Flat index into (labels, truth, bin), so that one scatter counts all
         cell = ((label * 2 + (truth == 1)) * (self.steps + 1) + bins).flatten()
         counts = torch.zeros(self.counts.numel(), dtype=torch.int64, device=p.device)
         self.counts += counts.scatter_add_(0, cell, torch.ones_like(cell)).view_as(self.counts)
@@ -96,6 +98,7 @@ class ThresholdCurve(Metric):
         """Return the Dice (steps - 1,) at each threshold, the mean over classes or labels that occur."""
         # pixels above each threshold; column 0 counts all
         above_K2T = self.counts[..., :-1].flip(-1).cumsum(-1).flip(-1)
+        # Above a threshold are false and true positives, below it negatives, each (K, T)
         false, hit = above_K2T[..., 1:].unbind(1)
         rest, missed = (above_K2T[..., :1] - above_K2T[..., 1:]).unbind(1)
         tally = ConfusionCounts(hit.T, false.T, missed.T, rest.T)
@@ -113,6 +116,7 @@ class ThresholdCurve(Metric):
         curve = self.compute()
         if curve.isnan().all():
             return 0.5
+        # A threshold in the middle of a plateau is the least sensitive to new images
         highest = (curve == curve[~curve.isnan()].max()).nonzero().flatten()
         return (int(highest[len(highest) // 2]) + 1) / self.steps
 
@@ -122,6 +126,7 @@ matplotlib.use("Agg")  # draw to files, never open a window
 
 def draw_reliability(calibration: CalibrationError, title: str, file: Path) -> None:
     """Draw accuracy against confidence, one bar per bin, and below it the share of pixels of each bin."""
+    # Mean confidence and accuracy of the bins that have pixels
     left = np.arange(calibration.bins) / calibration.bins
     pixels, hits, confidence = (
         state.cpu().numpy()
@@ -130,6 +135,7 @@ def draw_reliability(calibration: CalibrationError, title: str, file: Path) -> N
     confidence = confidence / CONFIDENCE_UNITS
     used = pixels > 0
     mean_confidence, accuracy = confidence[used] / pixels[used], hits[used] / pixels[used]
+    # Accuracy above, share of pixels below, on one axis of confidence
     figure, (above, below) = plt.subplots(
         2, 1, figsize=(4.5, 5.5), dpi=150, height_ratios=(3, 1), sharex=True, layout="constrained"
     )

@@ -26,11 +26,13 @@ def count_confusion(prediction: Tensor, mask: Tensor, num_classes: int) -> Tenso
         ValueError: if a mask value is neither a class nor 255. Only on the CPU; on a GPU, where raising would
             synchronise, such pixels are not counted and ``PixelScores`` raises at the end of the split.
     """
+    # Ignored and, on a GPU, invalid pixels are not counted
     counted = mask != IGNORE
     if mask.device.type == "cpu":
         check_mask_values(mask, num_classes)
     else:
         counted &= ~invalid_labels(mask, num_classes)
+    # Flat index of the matrix's cell; pixels that are not counted go to an extra cell
     states = 2 if mask.ndim == 4 else num_classes
     cells = states**2
     cell = (mask * states + prediction).where(counted, cells).flatten(-2)
@@ -58,8 +60,10 @@ class ConfusionCounts(NamedTuple):
     def from_confusion(cls, counts: Tensor, overlapping: bool = False) -> "ConfusionCounts":
         """Build from confusion matrices (..., C, C), or (..., K, 2, 2) for overlapping labels."""
         if overlapping:
+            # Rows are the truth: TN and FP in the first, FN and TP in the second
             (rest, false), (missed, hit) = (row.unbind(-1) for row in counts.unbind(-2))
             return cls(hit, false, missed, rest)
+        # Column sums are the predicted pixels, row sums the true ones
         hit = counts.diagonal(dim1=-2, dim2=-1)
         false, missed = counts.sum(-2) - hit, counts.sum(-1) - hit
         return cls(hit, false, missed, counts.sum((-2, -1)).unsqueeze(-1) - hit - false - missed)
@@ -157,6 +161,7 @@ class PixelScores(Metric):
         self.classes, self.overlapping = classes, overlapping
         self.keep_matrices = keep_matrices
         self.kept_matrices: list[np.ndarray] = []
+        # States of torchmetrics: sums are added over processes, lists are concatenated
         c = len(classes)
         zeros = torch.zeros((c, 2, 2) if overlapping else (c, c), dtype=torch.int64)
         self.add_state("counts", zeros, dist_reduce_fx="sum")
@@ -195,6 +200,7 @@ class PixelScores(Metric):
 
     def bootstrap_inputs(self) -> dict[str, BootstrapInput]:
         """Return for each score its rows by image and its score function: see seg.metrics.significance."""
+        # Pooled scores share one array of rows (B, C, 4), and so their resamples
         rows = self.images().numpy()
         names = [
             key for name in PIXEL_SCORES for key in (name, *(f"{name}/{c}" for c in self.classes))
@@ -202,6 +208,7 @@ class PixelScores(Metric):
         evidence: dict[str, BootstrapInput] = {
             n: (rows, partial(self.score_resamples, n)) for n in names
         }
+        # Averages over images have rows of their own
         counts_B = ConfusionCounts.from_last_axis(self.images())
         for name in ("dice", "iou"):
             values_B = mean_over_present(PIXEL_SCORES[name](counts_B), counts_B).numpy()

@@ -77,6 +77,7 @@ def remove_small_objects(labels: NDArray, min_size: int) -> NDArray[np.int32]:
 
 def renumber_objects(labels: NDArray) -> NDArray[np.int32]:
     """Return the labels renumbered 1, 2 ... in the order of their old numbers."""
+    # The rank among the present labels is the new number
     present = np.unique(labels[labels > 0])
     return ((np.searchsorted(present, labels) + 1) * (labels > 0)).astype(np.int32)
 
@@ -147,6 +148,7 @@ def object_scores(counts: NDArray) -> dict[str, NDArray[np.float64]]:
         a ranking by confidence); ``sq``, the mean IoU of the matches, ``rq`` = ``object_f1`` and ``pq`` =
         sq * rq, the panoptic quality of one class (Kirillov et al., CVPR 2019, arXiv:1801.00868).
     """
+    # AP at every threshold; the other scores only at IoU above 0.5, the first threshold
     tp, fp, fn, iou = np.moveaxis(np.asarray(counts, np.float64), -1, 0)  # each (..., T)
     with np.errstate(divide="ignore", invalid="ignore"):
         ap = tp / (tp + fp + fn)

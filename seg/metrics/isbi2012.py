@@ -177,8 +177,10 @@ def count_overlaps(truth: NDArray, pred: NDArray) -> tuple[NDArray, NDArray, NDA
         and the number of pixels of true cells in no predicted object: singletons, each a segment of its
         own. ``sum(a) == sum(b) + singletons == sum(ab) + singletons``.
     """
+    # Only pixels of true cells count, as in the foreground-restricted scores
     i, j = truth[truth > 0].astype(np.int64), pred[truth > 0]
     a, b = np.bincount(i), np.bincount(j[j > 0])
+    # One number for each pair (i, j), so that a single sort counts the pairs that occur
     _, ab = np.unique((i * (len(b) + 1) + j)[j > 0], return_counts=True)
     return a[a > 0], b[b > 0], ab, int((j == 0).sum())
 
@@ -191,6 +193,7 @@ def rand_scores(a: NDArray, b: NDArray, ab: NDArray, singletons: int) -> tuple[f
     """
     if not a.size:
         return np.nan, np.nan, np.nan
+    # A singleton has one pixel, so it adds 1 to a sum of squares
     both = square_sum(ab) + singletons
     true, pred = square_sum(a), square_sum(b) + singletons
     return both / pred, both / true, 2 * both / (true + pred)
@@ -342,11 +345,13 @@ def splits_and_mergers(warped: NDArray, remaining: NDArray) -> int:
     the border between them is not connected, so the cell falls apart if the border has fewer components
     there than pieces.
     """
+    # Pad by 1 px, so that every pixel has 8 neighbours (N, 8)
     rows, columns = np.nonzero(np.pad(remaining, 1))
     around = tuple(
         np.array(NEIGHBOUR_RING).T[:, None] + np.stack([rows, columns])[..., None]
     )  # 2 of (N, 8)
     image = np.pad(warped, 1)
+    # Borders are 8-connected, cells 4-connected
     border, _ = ndimage.label(~image, EIGHT_NEIGHBOURS)
     cells_near = count_distinct(label_components(image)[around])
     falls_apart = image[rows, columns] & (

@@ -202,8 +202,10 @@ def holm_adjust(p_values: np.ndarray) -> np.ndarray:
     dependence between the tests. A nan is no test: it stays nan and is not counted.
     """
     p_M = np.asarray(p_values, dtype=float)
+    # Step-down factors M, M - 1, ..., 1 in the order of p
     order = np.argsort(p_M)[: np.isfinite(p_M).sum()]  # nan sorts last
     stepped = p_M[order] * np.arange(len(order), 0, -1)  # smallest times M, next times M - 1
+    # An adjusted p is at least that of every smaller p, and at most 1
     adjusted_M = np.full(p_M.shape, np.nan)
     adjusted_M[order] = np.maximum.accumulate(np.minimum(stepped, 1))
     return adjusted_M
@@ -259,6 +261,7 @@ def bootstrap_draws(
 ) -> Iterator[np.ndarray]:
     """Yield the number of times each image is drawn, (R, N) int in chunks of R; each row sums to N."""
     for chunk in chunk_sizes(resamples, images + row_size):
+        # Offset each resample's draws by its row, so that one bincount counts all resamples
         drawn_RN = rng.integers(images, size=(chunk, images))
         drawn_RN += images * np.arange(chunk)[:, None]
         yield np.bincount(drawn_RN.ravel(), minlength=chunk * images).reshape(chunk, images)

@@ -125,11 +125,13 @@ def train_fold(cfg: DictConfig, plan: FoldPlan, fold: int, output: Path) -> Path
 
 def fold_config(cfg: DictConfig, plan: FoldPlan, fold: int) -> DictConfig:
     """Return the config of seg.train for one fold; loggers group the folds."""
+    # Remove the options that seg.train does not have
     own = copy.deepcopy(cfg)
     OmegaConf.set_struct(own, False)
     own.outputs, own.name, own.data.fold = str(cfg.output), plan.names[fold], fold
     for key in CROSSVAL_OPTIONS:
         del own[key]
+    # One device, so that the training stays in this process
     if own.trainer.get("devices") == "auto":
         own.trainer.devices = 1
     for logger in own.logger.values():
@@ -207,6 +209,7 @@ def predict_split(
         scores: receives the counts.
         folder: receives the files; None: nothing is written.
     """
+    # Predictions are written at the run's own threshold, probabilities as float32
     names, run = source.splits[split], predictor.run
     request = OutputOptions(
         run, list(cfg.save), run.threshold, "float32", plain_config(cfg.objects)
@@ -214,6 +217,7 @@ def predict_split(
     for name in track_progress(names, "predicting"):
         image, truth = source.read(name)
         p_CHW = predictor.probabilities(image)
+        # Count the pixels as a batch of one, (1, H, W) or (1, K, H, W) of overlapping classes
         pair = (
             classes_from_probabilities(p_CHW, run.threshold, run.overlapping),
             planes_first(truth),
@@ -235,8 +239,10 @@ def fold_entry(
         fold: number of the fold.
         device: to predict objects on.
     """
+    # Scores of the best checkpoint, as the training recorded them
     record = read_record(run.folder / RECORD_FILE)
     metrics = {n.removeprefix("best/"): value for n, value in (record.metrics or {}).items()}
+    # Data with objects: their scores on the whole validation images
     if source.task == "instances":
         samples = SegmentationDataset(source, source.splits["val"], run.intensity)
         objects, _ = score_objects(run, samples, run.threshold, plain_config(cfg.objects), device)
@@ -270,6 +276,7 @@ def pooled_scores(scores: PixelScores, level: float) -> dict[str, Any]:
         scores: counts of all images.
         level: confidence level of the intervals, 0..1; 0: none.
     """
+    # Intervals of the main scores only
     displayed = ("dice", "iou", "dice_per_image", "iou_per_image")
     inputs = scores.bootstrap_inputs() if level else {}
     inputs = {name: given for name, given in inputs.items() if name.split("/")[0] in displayed}
@@ -287,6 +294,7 @@ def score_ensemble(cfg: DictConfig, folders: list[Path]) -> tuple[dict[str, Any]
     Returns:
         The scores with intervals, and the confusion matrix of each image.
     """
+    # The test split trained no member, so the set of seen images is empty
     members = [load.load_run(folder) for folder in folders]
     run = ensemble.join_members(members, Path(CROSSVAL_FILE), Path(cfg.output), set())
     scores = PixelScores(run.classes, run.overlapping, keep_matrices=True)

@@ -111,6 +111,7 @@ def open_record(cfg: DictConfig, plan: FoldPlan, output: Path) -> dict[str, Any]
         UserError: if the folder belongs to other settings or images, or is no cross-validation's.
         RunError: if a finished record is damaged.
     """
+    # Record of this command: a change of the settings is refused, other options are replaced
     options = training_settings(cfg)
     now = {
         "status": "running",
@@ -182,10 +183,12 @@ def dotted_leaves(node: dict[str, Any], path: str = "") -> Iterator[tuple[str, A
 def check_scores(record: dict[str, Any], file: Path) -> None:
     """Raise RunError unless all scores of a finished cross-validation are present and are numbers."""
     try:
+        # Collect all numbers of the record
         tables = [record["mean"], record["sd"], *(fold["metrics"] for fold in record["folds"])]
         pooled = [record[part] for part in ("pooled", "test") if part in record]
         tables += [part["metrics"] for part in pooled]
         ends = [end for part in pooled for end in part["intervals"].values()]
+        # Check their types; None stands for nan
         good = all(map(is_score, (value for table in tables for value in table.values())))
         good = good and all(len(end) == 2 and all(map(is_score, end)) for end in ends)
         good = good and all(type(part["images"]) is int for part in pooled)

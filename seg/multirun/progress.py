@@ -35,6 +35,7 @@ class SweepProgress:
         self.folder = folder
         self.names = [job["name"] for job in jobs]
         self.files = [folder / job["folder"] / RECORD_FILE for job in jobs]
+        # Numbers of the jobs that ended, and of those that were finished before this sweep
         self.finished: list[int] = []
         self.failed: list[int] = []
         self.before = 0
@@ -56,6 +57,7 @@ class SweepProgress:
         self.task = self.bar.add_task("", total=len(jobs))
 
     def __enter__(self) -> "SweepProgress":
+        # Find the jobs that finished earlier; of the others only a later state is printed
         earlier = []
         for number, file in enumerate(self.files):
             if (record := self.record(number)) and record.status == "finished":
@@ -64,6 +66,7 @@ class SweepProgress:
             elif file.is_file():  # the job will run again
                 self.told[number] = file.stat().st_mtime_ns
         self.before = len(self.finished)
+        # Print the header and the rows of the earlier jobs, before the bar starts
         total = f"{len(self.names)} job{'s' * (len(self.names) > 1)}"
         before = f", {self.before} finished before" if self.before else ""
         console.print(f"sweep      {relative_to_here(self.folder)}: {total}{before}")
@@ -104,6 +107,7 @@ class SweepProgress:
         for number, file in enumerate(self.files):
             if number in self.finished or not file_changed(file, self.told.get(number)):
                 continue
+            # Read the time before the record, so that a later write is noticed in the next poll
             written = file.stat().st_mtime_ns
             if (record := self.record(number)) is None:
                 continue
@@ -123,6 +127,7 @@ class SweepProgress:
     def row(self, number: int, record: RunRecord, when: str = "") -> None:
         """Print the row of a job: number, name, scores, minutes, status, and the error of a failed one."""
         scores, status, minutes = numbers_only(record.metrics), record.status, record.minutes
+        # Cells of fixed width, below the header that was printed at the start
         cells = [
             f"{scores[key]:>{width}.4f}" if key in scores else f"{'-':>{width}}"
             for key, width in (("best/val/dice", 8), ("test/dice", 9))
@@ -138,17 +143,20 @@ class SweepProgress:
 
     def print_summary(self) -> None:
         """Print how many jobs finished, where to read about failures, and the next command."""
+        # Jobs that neither finished nor failed
         place = relative_to_here(self.folder)
         ended = {*self.finished, *self.failed}
         for number in set(range(len(self.names))) - ended:
             console.print(
                 f"{self.names[number]} isn't finished: it was stopped, or another process is training it"
             )
+        # Number of finished jobs, and how to continue
         done = f"{len(self.finished)} of {len(self.names)} jobs are finished"
         left = len(self.names) - len(self.finished)
         failed = f", {left} not; repeat the command to continue with these" if left else ""
         restart = "; restart=true trains them again" if self.before == len(self.names) else ""
         console.print(f"{done}{failed}{restart}")
+        # Logs of the failures, and the next command
         for number in self.failed:
             log = relative_to_here(self.files[number].with_name("log.txt"))
             console.print(f"  see {quote_path(log)}")

@@ -82,6 +82,7 @@ def upgrade_config(cfg: DictConfig, past: FinishedRun) -> dict[str, Any]:
         UserError: if this version has no such options.
         RunError: if the data isn't where it was.
     """
+    # Top-level options that this version lacks are dropped, new ones have their defaults
     base = plain_config(compose_checked("train", []))
     own = yaml.safe_load((CONF / "train.yaml").read_text("utf-8"))
     config = base | {k: v for k, v in copy.deepcopy(past.config).items() if k in base}
@@ -110,6 +111,7 @@ def apply_overrides(config: dict[str, Any], given: dict[str, Any]) -> None:
     Raises:
         UserError: for an option that the run's data does not have.
     """
+    # The cache belongs to this machine, so it is never that of the earlier run
     config["loader"]["cache"] = given["loader"].pop("cache")
     for group in ("data", "trainer", "loader"):
         for name, value in given[group].items():
@@ -156,9 +158,11 @@ class RunFolderCapture(L.Callback):
 
 def train_again(config: dict[str, Any], past: FinishedRun) -> Path:
     """Train the upgraded config of a finished run, and return the new run folder."""
+    # The recorded command line must agree with the seed that is used
     words, seed = past.record.overrides, config["seed"]
     if seed != past.record.seed:  # config.yaml was edited
         words = [*(word for word in words if not str(word).startswith("seed=")), f"seed={seed}"]
+    # Only a callback learns the folder that the training creates
     capture, name = RunFolderCapture(), f"rerun-{past.record.name}"
     with name_config_file(past.folder / "config.yaml"):
         info = RunInfo(name, words, past.record.choices)

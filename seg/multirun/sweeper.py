@@ -120,12 +120,14 @@ class ResumableSweeper(Sweeper):
             SystemExit: with code 1, if a job did not finish.
         """
         assert self.config is not None
+        # Runs of different code in one sweep are not comparable, so tell the user
         if records.read_json(self.folder / SWEEP_FILE).get("source") != provenance.source_hash(
             PACKAGE_FOLDER, CONF
         ):
             console.print(
                 "the code or its config files changed since this sweep was begun; restart=true starts a new sweep"
             )
+        # Launch the jobs that are unfinished and whose overrides compose a config
         watch = SweepProgress(self.folder, self.jobs)
         try:
             with self.held, watch:
@@ -232,6 +234,7 @@ def claim_sweep_folder(config: DictConfig, jobs: list[dict[str, Any]]) -> Genera
 
 def find_earlier_sweeps(parent: Path, jobs: list[dict[str, Any]]) -> Iterator[Path]:
     """Yield the folders of earlier sweeps with the same jobs, in any order of jobs, newest first."""
+    # Sets, as neither the order of jobs nor that of overrides matters
     wanted = {frozenset(job["overrides"]) for job in jobs}
     for file in sorted(parent.glob(f"*/{SWEEP_FILE}"), reverse=True):
         if file.parent.is_symlink():
@@ -244,6 +247,7 @@ def find_earlier_sweeps(parent: Path, jobs: list[dict[str, Any]]) -> Iterator[Pa
             reason = one_line(error).removeprefix(f"{file}: ")
             console.print(f"{file}: damaged, ignored ({reason})")
             continue
+        # A link could lead a job to write outside the sweep's folder
         if overrides == wanted:
             for folder in folders:
                 files.check_links(folder, file.parent)
@@ -266,6 +270,7 @@ def is_job(job: Any) -> bool:
     """Return True for a valid job: name, overrides, and a folder name without separators."""
     if not isinstance(job, dict) or not isinstance(job.get("overrides"), list):
         return False
+    # The folder must be one path component, so that it lies in the sweep's folder
     words = [job.get("name"), job.get("folder"), *job["overrides"]]
     if not all(isinstance(word, str) for word in words):
         return False
@@ -330,6 +335,7 @@ def job_checkpoint(folder: Path) -> Path | None:
 
 def record_failure(folder: Path, error: Exception) -> None:
     """Record a failure in a job's folder: status and error in run.json, the traceback in log.txt."""
+    # Keep the fields of the record that a job wrote before it failed
     files.make_folder(folder, folder.parent)
     try:
         record = read_record(folder / "run.json").content()
@@ -337,6 +343,7 @@ def record_failure(folder: Path, error: Exception) -> None:
         record = {"name": folder.name}
     failure = {"status": "failed", "error": f"{type(error).__name__}: {one_line(error)}"}
     write_record(folder, record | failure)
+    # Bytes, as the traceback may hold characters that are not valid in UTF-8
     text = "".join(traceback.format_exception(error))
     with files.open_append(folder / "log.txt", folder) as log:
         log.write(text.encode("utf-8", "backslashreplace"))
@@ -381,6 +388,7 @@ def kill_ddp_children() -> None:
 @contextmanager
 def claim_gpu(sweep: Path, cfg: DictConfig) -> Generator[list[int] | None]:
     """Lock and yield a free GPU for a job of a parallel sweep; yield None if it needs no choice."""
+    # Only parallel jobs of one device each compete for GPUs
     count = torch.cuda.device_count()
     launcher = HydraConfig.get().launcher._target_
     if "joblib" not in launcher or count < 2 or cfg.trainer.devices not in ("auto", 1):

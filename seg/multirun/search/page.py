@@ -61,6 +61,7 @@ def render_search_page(
     Returns:
         HTML.
     """
+    # Each plot as HTML without plotly's script
     plots = [
         {"title": title, "text": text, "html": figure_html(figure)}
         for title, text, figure in study_figures(study, axes, objectives)
@@ -87,6 +88,7 @@ def figure_html(figure: go.Figure) -> str:
 
 def describe_study(study: optuna.Study, objectives: list[str]) -> str:
     """Describe a study in one line: number of trials by outcome, and the best value."""
+    # Number of trials of each outcome that occurs
     states = [trial.state for trial in study.get_trials(deepcopy=False)]
     named = {
         "completed": TrialState.COMPLETE,
@@ -111,6 +113,7 @@ def option_importances(study: optuna.Study) -> dict[str, float]:
     Returns:
         Option -> share in 0..1; empty with fewer than ``MIN_IMPORTANCE_TRIALS`` trials, or a single option.
     """
+    # Too few trials, or a single option, give no meaningful shares
     whole = include_pruned(study)
     if len(whole.trials) < MIN_IMPORTANCE_TRIALS or len(whole.trials[0].params) < 2:
         return {}
@@ -181,6 +184,7 @@ def value_at(position: int) -> Callable[[FrozenTrial], float]:
 
 def importance_bars(shares: dict[str, float], axes: list[SearchDimension]) -> go.Figure:
     """Draw a bar per option, the longest on top."""
+    # Plotly draws bars from the bottom up
     short = short_names(axes)
     names = [short[name] for name in reversed(shares)]
     values = [100 * share for share in reversed(shares.values())]
@@ -191,6 +195,7 @@ def importance_bars(shares: dict[str, float], axes: list[SearchDimension]) -> go
 
 def learning_curves(study: optuna.Study, objective: str) -> go.Figure:
     """Draw a line per trial: its score after each epoch."""
+    # Pruned trials first and the best last, so that it is drawn on top
     best = study.best_trial.number
     figure = go.Figure()
     order = {TrialState.PRUNED: 0, TrialState.COMPLETE: 1}

@@ -135,6 +135,7 @@ def check_search_options(cfg: DictConfig) -> None:
         )
     if cfg.trials < 1:
         raise UserError(f"trials={cfg.trials}: 1 or more are needed")
+    # nan fails both comparisons
     minutes = cfg.timeout
     if minutes is not None and not (isinstance(minutes, int | float) and 0 < minutes < math.inf):
         raise UserError(
@@ -148,6 +149,7 @@ def check_search_options(cfg: DictConfig) -> None:
 
 def check_axes(searched: list[SearchDimension], fixed: list[str]) -> None:
     """Raise UserError for an option that can't be searched, or is given twice."""
+    # Overrides by name, to which each searched option is added
     given = {o.get_key_element().lstrip("+"): o.input_line for o in parse_overrides(fixed)}
     for axis in searched:
         if key_root(axis.name) in SEARCH_OPTIONS:
@@ -178,6 +180,7 @@ def compose_trial(words: list[str], axis: SearchDimension) -> DictConfig:
         whole = isinstance(error, NotWholeNumber) and "interval(" in axis.typed
         hint = f"; {axis.key}=int(interval(...)) gives whole ones" if whole else ""
         raise UserError(f"{axis.typed}: {error}{hint}") from error
+    # Ranks on further devices would not know the trial
     trainer = plain_config(cfg.trainer)
     devices, nodes = trainer.get("devices", 1), trainer.get("num_nodes", 1)
     if not uses_one_device(devices, nodes):
@@ -203,6 +206,7 @@ def check_objectives(objectives: list[Any], base: DictConfig, data: DataModule) 
     metrics.update(logits, (logits if overlapping else logits[:, 0]).long())
     scores = dict.fromkeys(("dice", "loss", *metrics.compute()))
     known = [*(f"val/{name}" for name in scores), *MEASURED_OBJECTIVES]
+    # Selection on the test split would make its scores too good
     for objective in map(str, objectives):
         if objective.startswith("test/"):
             raise UserError(

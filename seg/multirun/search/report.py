@@ -70,6 +70,7 @@ class SearchReport:
 
     def line(self, first: str, tried: list[str], values: list[str], minutes: str, note: str) -> str:
         """Align the cells of a row: trial, searched options, objectives, minutes, note."""
+        # A column is as wide as its header and the widest sample of its values
         cells = [f"{first:>5}"]
         for axis, text in zip(self.axes, tried, strict=True):
             samples = [axis.brief(value) for value in axis.samples()]

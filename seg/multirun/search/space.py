@@ -71,11 +71,13 @@ class SearchDimension:
 
     def samples(self) -> list[OptionValue]:
         """Return values to check: all choices, or both limits and, as these may be integers, one in between."""
+        # Choices: each must compose a config
         d = self.distribution
         if isinstance(d, CategoricalDistribution):
             return list(d.choices)
         if isinstance(d, IntDistribution):
             return [d.low, d.high]
+        # A step above the lower limit, or a share of the interval that is hardly a whole number
         between = d.low + (d.step or 0.3819 * (d.high - d.low))
         return [d.low, d.high, min(between, d.high)]
 
@@ -171,6 +173,7 @@ def distribution(override: Override, groups: dict[str, list[str]]) -> Distributi
 
 def choice_distribution(override: Override) -> CategoricalDistribution:
     """Return the choices: numbers, booleans and None as they are, all else in Hydra's notation."""
+    # Optuna stores numbers, booleans and None unchanged
     pairs = zip(override.sweep_iterator(), override.sweep_string_iterator(), strict=True)
     values = [
         value
@@ -178,6 +181,7 @@ def choice_distribution(override: Override) -> CategoricalDistribution:
         else quote_choice(value, text)
         for value, text in pairs
     ]
+    # Python takes 1, 1.0 and True for equal, so such choices could not be told apart
     for value, other in itertools.combinations(values, 2):
         if value == other:
             raise UserError(
@@ -197,6 +201,7 @@ def quote_choice(value: Any, text: str) -> str:
 
 def interval_distribution(value: IntervalSweep, log: bool, word: str | None) -> Distribution:
     """Convert an interval; raise UserError if it is empty or infinite."""
+    # Both limits must be finite numbers in increasing order
     low, high = value.start, value.end
     if low is None or high is None or not math.isfinite(low) or not math.isfinite(high):
         raise UserError(f"{word}: an interval needs two numbers, interval(1e-4, 1e-1)")
@@ -205,6 +210,7 @@ def interval_distribution(value: IntervalSweep, log: bool, word: str | None) -> 
             f"{word}: the interval from {low:g} to {high:g} is empty; give the lower limit first"
         )
     check_log(log, low, word)
+    # Integers only if both limits are
     if isinstance(low, int) and isinstance(high, int):
         return IntDistribution(low, high, log=log)
     return FloatDistribution(low, high, log=log)
@@ -223,8 +229,10 @@ def range_distribution(value: RangeSweep, log: bool, word: str | None) -> Distri
             else "the range is empty"
         )
         raise UserError(f"{word}: {reason}")
+    # Optuna needs an increasing range; Hydra's may have a negative step
     low, high, step = min(numbers), max(numbers), abs(value.step)
     check_log(log, low, word)
+    # Optuna has no logarithmic distribution with another step
     if log and (step != 1 or not isinstance(low, int)):
         raise UserError(f"{word}: tag(log, range(...)) needs integers and a step of 1")
     if all(isinstance(n, int) for n in numbers):

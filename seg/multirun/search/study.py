@@ -48,6 +48,7 @@ def objective_direction(objective: str) -> Literal["minimize", "maximize"]:
 
 def hide_password(storage: str) -> str:
     """Return a storage's URL or file without its password."""
+    # A file is a journal; a database needs its URL
     if "://" not in storage:
         return storage
     try:
@@ -77,6 +78,7 @@ def open_storage(storage: str) -> BaseStorage:
             return JournalStorage(JournalFileBackend(storage))
         except (OSError, ValueError) as error:
             raise UserError(f"storage={storage}: can't be opened as a journal ({error})") from error
+    # SQLite: wait up to 60 s for the locks of other workers
     wait = {"connect_args": {"timeout": 60}} if storage.startswith("sqlite") else {}  # s
     try:
         return RDBStorage(storage, engine_kwargs=wait)
@@ -156,12 +158,14 @@ def open_study(
     Raises:
         UserError: if the study was begun with others.
     """
+    # Only the first worker records the facts, with which later ones must agree
     exists = name in optuna.get_all_study_names(storage)
     study = optuna.create_study(
         storage=storage, study_name=name, sampler=sampler, pruner=pruner, load_if_exists=True,
         directions=[objective_direction(objective) for objective in asked["objectives"]],
     )  # fmt: skip
     if exists:
+        # A study of another program may have the same name
         begun = study.user_attrs
         if not set(asked) <= set(begun) or not all(
             isinstance(begun[key], type(asked[key])) for key in asked
@@ -170,6 +174,7 @@ def open_study(
                 f"name={name}: a study of that name was not created by seg.tune; give another name"
             )
         check_same_settings(f"name={name}", flat_facts(begun), flat_facts(asked), "name")
+        # Two workers with the same seed would ask for the same values
         sampler.reseed_rng()
     else:
         for key, value in asked.items():
@@ -209,6 +214,7 @@ def grid_points(axes: Sequence[SearchDimension]) -> list[dict[str, Any]]:
     """
     values = []
     for axis in axes:
+        # A continuous interval has no finite list of values
         if (choices := axis.values()) is None:
             raise UserError(
                 f"sampler=grid: {axis.typed} has infinitely many values; give choice(...) or range(...)"
@@ -247,12 +253,14 @@ def ask_trial(
         The trial; None if enough are done or running, or a grid is exhausted.
     """
     with lock_study(folder):
+        # Under the lock, so that two workers never start one trial more than asked for
         requeue_dead_trials(study, folder)
         existing = study.get_trials(deepcopy=False)
         waiting = any(trial.state == TrialState.WAITING for trial in existing)
         exhausted = isinstance(study.sampler, Grid) and not waiting
         if sum(map(is_counted, existing)) >= trials or exhausted:
             return None
+        # The name of the worker tells others whose lock to try
         trial = study.ask({axis.name: axis.distribution for axis in axes})
         trial.set_user_attr("worker", me)
         return trial
@@ -265,6 +273,7 @@ def requeue_dead_trials(study: optuna.Study, folder: Path) -> None:
         if not name or not (folder / name).is_file():
             continue  # its worker may live on a machine that doesn't share the folder
         try:
+            # The lock is free only if its worker has died
             with files.file_lock(folder / name, folder).acquire(timeout=0):
                 requeue_trial(study, trial, retry="again" not in trial.user_attrs)
         except Timeout:

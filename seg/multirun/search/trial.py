@@ -111,14 +111,18 @@ class TrialRunner:
         Raises:
             ValueError: if an objective is nan.
         """
+        # Config of the trial, on one device
         cfg, _, choices = compose_config("train", words)
         if cfg.trainer.get("devices") == "auto":
             cfg.trainer.devices = 1
+        # Facts of the run's record: overrides, choices of config groups, study and trial
         own = [o.input_line or "" for o in parse_overrides(words) if not is_hydra_override(o)]
         chosen = {group: choice for group, choice in choices.items() if "/" not in group and choice}
         asked = RunInfo(name, own, chosen, self.study, trial.number, folder, silent=True)
+        # Optuna prunes only studies of one objective, and it must be measured after each epoch
         prunes = len(self.objectives) == 1 and self.objectives[0] not in MEASURED_OBJECTIVES
         scores = train(cfg, [PruningCallback(trial, self.objectives[0])] if prunes else [], asked)
+        # A nan fails the trial, with an error that names the objective
         accelerator = hardware.pick_accelerator(cfg.trainer.accelerator)
         values = [self.value(name, scores, folder, accelerator) for name in self.objectives]
         for objective, value in zip(self.objectives, values, strict=True):

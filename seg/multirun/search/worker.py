@@ -88,6 +88,7 @@ def run_search(plan: SearchPlan) -> optuna.Study:
             report.print_summary()
             raise
         report.print_summary()
+    # A search in which nothing succeeded must not look like a success
     finished = [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
     if finished and all(trial.state == TrialState.FAIL for trial in finished):
         raise RuntimeError(f"all trials failed; the last: {last_error(study)}")
@@ -109,24 +110,28 @@ def run_trials(
     Raises:
         RuntimeError: if the first ``MAX_FIRST_FAILURES`` trials all failed.
     """
+    # The timeout is in minutes; a trial that has begun is not cut off
     ends = time.monotonic() + 60 * (math.inf if plan.cfg.timeout is None else plan.cfg.timeout)
     attempt = TrialRunner(
         plan.axes, plan.fixed, list(plan.cfg.objectives), plan.data, plan.name, folder
     )
     report.head()
     while time.monotonic() < ends:
+        # None: enough trials are done or running
         trial = ask_trial(study, plan.axes, folder, plan.cfg.trials, me)
         if trial is None:
             return
         try:
             state, values = attempt.run(trial)
         except BaseException:
+            # Interrupted, by Ctrl-C or a signal: the same values are queued again
             trial.set_user_attr("interrupted", True)
             requeue_trial(study, trial)
             raise
         finally:
             configure_logging()  # restore the terminal output, which the run turned off
         report.row(study.tell(trial, values, state))
+        # A common cause, such as missing data, would fail every further trial as well
         if only_failures(study):
             raise RuntimeError(
                 f"the first {MAX_FIRST_FAILURES} trials failed, which points to a common cause; the last: "
