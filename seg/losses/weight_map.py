@@ -88,6 +88,7 @@ def gap_weights(mask_HW: np.ndarray, cells: list[int], w0: float, sigma: float) 
     reach = int(np.ceil(6 * sigma))
     nearest = np.full(mask_HW.shape, np.inf)
     second = np.full(mask_HW.shape, np.inf)
+    # Keep the distances to the nearest and the second nearest cell, d1 and d2 in Eq. 2
     for value in cells:
         regions, _ = label(mask_HW == value)
         for number, box in enumerate(find_objects(regions), start=1):
@@ -96,6 +97,7 @@ def gap_weights(mask_HW: np.ndarray, cells: list[int], w0: float, sigma: float) 
             farther = np.maximum(nearest[around], distance)
             second[around] = np.minimum(second[around], farther)
             nearest[around] = np.minimum(nearest[around], distance)
+    # Eq. 2 of the U-Net paper: the weight of background pixels between cells
     outside = ~np.isin(mask_HW, cells)
     weight = w0 * np.exp(-((nearest + second) ** 2) / (2 * sigma**2))
     return np.where(outside, weight, 0).astype(np.float32)
