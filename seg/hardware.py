@@ -55,6 +55,7 @@ def pick_precision(precision: Precision, accelerator: str) -> tuple[str, str]:
         return precision, "as asked"
     if accelerator in ("gpu", "cuda"):
         major, minor = torch.cuda.get_device_capability()
+        # bfloat16 has the range of float32 and needs no loss scaling, unlike float16
         if major >= 8:
             return (
                 "bf16-mixed",

@@ -68,8 +68,10 @@ class WeightMap(nn.Module):
         """
         log_p = log_likelihood(logits_BKHW, mask)
         classes = count_classes(logits_BKHW, mask)
+        # Check the classes that are cells; planes of labels have no such list
         if mask.ndim == 3 and not (self.cells and set(self.cells) <= set(range(classes))):
             raise ValueError(f"cells is {self.cells}; give class indices, 0..{classes - 1}")
+        # Without the loader's map, compute it from the mask, on the CPU
         if gaps is None:
             computed = np.stack([self.gaps(image) for image in mask.cpu().numpy()])
             gaps = torch.from_numpy(computed).to(mask.device)

@@ -65,6 +65,7 @@ class ISBI2012:
         # Files.
         check_task(task, self.classes)
         self.task: Task = task
+        # Folder of the volume: the user's or the download cache
         folder = cached_challenge(url, sha256, timeout) if root is None else Path(root)
         if not folder.is_dir():
             raise DataError(
@@ -125,6 +126,7 @@ def cached_challenge(url: str | None, sha256: dict[str, str] | None, timeout: fl
     Raises:
         DataError: if they cannot be downloaded, or do not have the pixels of ``sha256``.
     """
+    # Check the options of the download
     if url is None:
         raise DataError(f"data.root is not set, and data.url neither; {MANUAL_DOWNLOAD}")
     if sha256 is not None and set(sha256) != set(ISBI_FILES):
