@@ -126,7 +126,7 @@ class ImageCache:
     def read_mapped(self, name: str) -> DecodedPair:
         """Return image and mask mapped from the folder, decoded into it unless they are there."""
         assert self.folder is not None
-        # The key is a hash of the version and of the files' stamp, so a changed file has a new one
+        # Stamp of the files, a part of the key: a changed file has a new entry
         try:
             stamp = self.source.stamp(name)  # ty: ignore[missing-attribute]
         except OSError:  # a missing file is named when it is read

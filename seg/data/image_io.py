@@ -102,8 +102,8 @@ def read_pages(
                     f"{file}: {frames} frames, but one image is needed; save each frame as a file, or all of "
                     "them as the pages of a TIFF"
                 )
-            # Formats that Pillow would reduce to 8 bits or rescale have readers of their own
             turned = pillow_orientation(image)
+            # Formats that Pillow would reduce to 8 bits or rescale have readers of their own
             if image.format == "PPM" and (netpbm := netpbm_pixels(file)) is not None:
                 pixels = netpbm
             elif image.format == "PNG" and is_deep_png(file):

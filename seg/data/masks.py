@@ -67,9 +67,9 @@ class MaskValues:
         Raises:
             DataError: naming the file, the values found and the option that declares them.
         """
-        # Check type and shape, (H, W) with one number a pixel
         if self.palette is not None:
             return self.painted(mask, file)
+        # Check type and shape, (H, W) with one number a pixel
         if mask.dtype.kind not in "biuf":
             found, remedy = f"values of type {mask.dtype}", "save one class index a pixel"
             raise DataError(file=file, found=found, remedy=remedy, kind="pixels")

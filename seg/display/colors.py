@@ -24,7 +24,7 @@ def default_colors(n: int) -> list[Color]:
         raise ValueError(
             f"{n} colours requested; a mask holds at most 254 classes, as {IGNORE} is ignored"
         )
-    # Candidates: a regular grid in RGB, without the darkest and the brightest values
+    # Candidates: a grid of 12 values in each of R, G and B, without the darkest
     steps = np.arange(20, 256, 21)
     grid = np.stack(np.meshgrid(steps, steps, steps), axis=-1).reshape(-1, 3)
     # Distance of each candidate to the reserved colours, in Oklab, where distances match perception
