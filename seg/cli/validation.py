@@ -244,7 +244,6 @@ def unknown_option(key: str, siblings: list[str]) -> UserError:
 
 def check_group_choice(override: Override, groups: dict[str, list[str]]) -> None:
     """Raise UserError if an override chooses a file that its group does not have."""
-    # Only choices of a group are checked here
     key, value, line = override.key_or_group, override.value(), override.input_line
     if key not in groups or override.is_delete() or isinstance(value, dict):
         return
@@ -585,7 +584,6 @@ def quoting_hint(path: str, value: Any) -> str:
 
 def check_like(path: str, value: Any, known: Any) -> None:
     """Raise UserError if a value has another type than the file's own; null in the file allows any."""
-    # Null in the file says nothing about the type
     if known is None:
         return
     number = isinstance(value, int | float) and not isinstance(value, bool)

@@ -75,7 +75,6 @@ def divide_names(
 
 def split_by_shares(names: list[str], val: float, test: float, partition: Partition) -> Splits:
     """Divide names by the shares ``val`` and ``test``; the others train. A single image validates."""
-    # Check the shares
     if not (val > 0 and test >= 0 and val + test < 1):
         raise DataError(
             f"data.val={val} and data.test={test}: shares of 0..1 that leave some to train on"

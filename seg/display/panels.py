@@ -172,7 +172,6 @@ def draw_panel(
     Raises:
         ValueError: if the sizes differ, or the numbers of classes and colours.
     """
-    # Check that sizes and colours agree
     rgb = to_rgb(image)
     for name, mask in (("truth", truth), ("prediction", prediction)):
         if mask is not None and mask.shape != rgb.shape[:2]:

@@ -68,7 +68,7 @@ class WeightMap(nn.Module):
         """
         log_p = log_likelihood(logits_BKHW, mask)
         classes = count_classes(logits_BKHW, mask)
-        # Check the classes that are cells; planes of labels have no such list
+        # A mask of class indices (B, H, W) needs the classes that are cells
         if mask.ndim == 3 and not (self.cells and set(self.cells) <= set(range(classes))):
             raise ValueError(f"cells is {self.cells}; give class indices, 0..{classes - 1}")
         # Without the loader's map, compute it from the mask, on the CPU
@@ -99,7 +99,7 @@ def gap_weights(mask_HW: np.ndarray, cells: list[int], w0: float, sigma: float) 
             farther = np.maximum(nearest[around], distance)
             second[around] = np.minimum(second[around], farther)
             nearest[around] = np.minimum(nearest[around], distance)
-    # Eq. 2 of the U-Net paper: the weight of background pixels between cells
+    # Second term of Eq. 2 of the U-Net paper, for background pixels between cells
     outside = ~np.isin(mask_HW, cells)
     weight = w0 * np.exp(-((nearest + second) ** 2) / (2 * sigma**2))
     return np.where(outside, weight, 0).astype(np.float32)

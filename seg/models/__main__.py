@@ -40,8 +40,8 @@ def show_network(cfg: DictConfig) -> tuple[int, int]:
     table = make_table(f"{name}, image {channels} x {size} x {size}")
     for heading in ("layer", "is a", "output C x H x W", "parameters", "multiply-adds"):
         table.add_column(heading, justify="left" if heading in ("layer", "is a") else "right")
+    # One row for each layer, in the order of the forward pass
     for path, layer, shape in rows:
-        # One row for each layer, in the order of the forward pass
         mega = counts.get(f"{name}.{path}", 0) / 1e6
         own = profiling.count_parameters(layer)
         table.add_row(

@@ -119,7 +119,6 @@ class Folder:
     ) -> None:
         # Options of the layout.
         self.similar, self.nodata, self.spacing = similar_names, nodata, spacing
-        # Check the options, and which of them exclude each other
         check_choice("pages", pages, PagesOption)
         check_choice("mask_layers", mask_layers, LayersOption)
         if task == "overlapping" and mask_layers is None:
@@ -426,7 +425,7 @@ def read_mask_file(file: Path, page: int | None = None, colours: bool = False) -
     Raises:
         DataError: if the file cannot be read, or has several pages and no index is given.
     """
-    # A mask's GDAL_NODATA is often copied from its image, so it is reported and not applied
+    # The tag GDAL_NODATA may mean a valid class in a mask, so it is reported and not applied
     for value in read_nodata_tag(file):
         warn_once(
             file,

@@ -126,7 +126,6 @@ def cached_challenge(url: str | None, sha256: dict[str, str] | None, timeout: fl
     Raises:
         DataError: if they cannot be downloaded, or do not have the pixels of ``sha256``.
     """
-    # Check the options of the download
     if url is None:
         raise DataError(f"data.root is not set, and data.url neither; {MANUAL_DOWNLOAD}")
     if sha256 is not None and set(sha256) != set(ISBI_FILES):

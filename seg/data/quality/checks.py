@@ -154,7 +154,6 @@ def values_remedy(source: Folder, stats: list[ImageStats], counts: dict[str, Cou
 
 def type_issues(stats: list[ImageStats]) -> list[Issue]:
     """Return an issue for each image whose type or number of channels is not the most frequent one."""
-    # Kinds of image: number of channels and type
     kinds = Counter((image.channels, image.dtype) for image in stats)
     if len(kinds) < 2:
         return []
