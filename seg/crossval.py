@@ -72,6 +72,7 @@ def print_crossval(record: dict[str, Any], output: Path) -> None:
     log.info("", extra={"table": fold_table(record)})
     if level := record["options"]["confidence_level"]:
         log.info(tables.interval_line(len(record["images"]), level))
+    # What selected the networks, and so how far the scores can be trusted
     best = record["settings"]["threshold"] == "best"
     log.info(
         "pooled: each image is scored with the network that did not train on it; as these images also selected the "

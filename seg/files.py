@@ -138,9 +138,11 @@ def atomic_write(file: Path, below: Path, folder: Path | None = None) -> Generat
         UnsafePath: if ``file``, ``folder``, or a folder between one of them and ``below``, is a link.
         OSError: naming ``file``, for instance if the disk is full.
     """
+    # Links could lead out of the folder
     folder = file.parent if folder is None else folder
     check_links(file, below)
     check_links(folder, below)
+    # Write beside the file and rename: readers see the old file or the whole new one
     aside = folder / unfinished_name(file.suffix)
     try:
         create_empty(aside)
@@ -299,12 +301,14 @@ def check_writable(
         RunError: if the folder cannot be written.
     """
     targets = [folder / name for name in names]
+    # Targets: no links that lead out of the folder, and no folders
     try:
         for target in (folder, *targets):
             check_links(target, below)
         for target in targets:
             if target.is_dir():
                 raise OSError(errno.EISDIR, f"{os.strerror(errno.EISDIR)}: {target}")
+        # Try to create a file in each folder; new folders are removed again
         with ExitStack() as made:
             for place in dict.fromkeys([folder, *(target.parent for target in targets)]):
                 above = (place, *place.parents)

@@ -24,10 +24,12 @@ def pick_accelerator(accelerator: str) -> str:
     Raises:
         HardwareError: if a GPU is requested and PyTorch finds none.
     """
+    # Automatic choice: CUDA, then Apple's GPU, then the CPU
     if accelerator == "auto":
         if CUDAAccelerator.is_available():
             return "gpu"
         return "mps" if MPSAccelerator.is_available() else "cpu"
+    # An explicit choice must be available; gpu means either kind
     if accelerator in ("gpu", "cuda") and not CUDAAccelerator.is_available():
         if accelerator == "gpu" and MPSAccelerator.is_available():
             return "mps"
@@ -53,6 +55,7 @@ def pick_precision(precision: Precision, accelerator: str) -> tuple[str, str]:
         return precision, "as asked"
     if accelerator in ("gpu", "cuda"):
         major, minor = torch.cuda.get_device_capability()
+        # bfloat16 has the range of float32 and needs no loss scaling, unlike float16
         if major >= 8:
             return (
                 "bf16-mixed",

@@ -26,6 +26,7 @@ def draw_samples(cfg: DictConfig) -> Path:
     Raises:
         UserError: for an option out of its range.
     """
+    # Check the output before the data is read
     configure_logging()
     file = Path(cfg.output)
     if file.suffix.lower() not in PICTURE_SUFFIXES:
@@ -33,6 +34,7 @@ def draw_samples(cfg: DictConfig) -> Path:
             f"output={cfg.output}: a picture is needed, {' or '.join(PICTURE_SUFFIXES)}"
         )
     files.check_writable(file.parent, file.parent, [file.name], f"output={file}")
+    # Draw the crops as training would take them, and write the picture whole or not at all
     data = open_training_data(cfg)
     page = draw_sample_sheet(data, cfg.n, cfg.epoch)
     files.make_folder(file.parent, file.parent)

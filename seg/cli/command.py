@@ -63,6 +63,7 @@ def command(
         def job(cfg: DictConfig) -> Any:
             rename_composed(cfg, HydraConfig.get().overrides.task)
             complete_values(cfg)
+            # In a multirun errors go to the sweeper, else they end the process
             if HydraConfig.get().mode == RunMode.MULTIRUN:
                 return function(
                     cfg
@@ -237,14 +238,17 @@ def allow_job_options(words: list[str]) -> list[str]:
     ``data.root``. Each job's options were checked before.
     """
     overrides, groups = parse_overrides(words), group_names()
+    # Only a sweep over a group makes options of the others unknown in some jobs
     if not any(o.is_sweep_override() and o.key_or_group in groups for o in overrides):
         return words
+    # Options inside a group that are given once, for all jobs
     single = [
         not o.is_sweep_override()
         and "." in o.key_or_group
         and o.key_or_group.split(".")[0] in groups
         for o in overrides
     ]
+    # The prefix ++ sets an option whether or not the chosen file has it
     return [
         f"++{word}" if is_single and word[0] not in "+~" else word
         for word, is_single in zip(words, single, strict=True)

@@ -41,18 +41,21 @@ def render_option(name: str, value: Any) -> str:
 
 def render_value(value: Any) -> str:
     """Return a value in Hydra's override grammar, which parses and resolves to the same value."""
+    # Plain values; bool before int, since bool is a subclass of int
     if value is None:
         return "null"
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, int | float):
         return repr(value)
+    # Containers, recursively
     if isinstance(value, list | tuple):
         return f"[{','.join(map(render_value, value))}]"
     if isinstance(value, dict):
         return (
             "{" + ",".join(f"{render_value(k)}:{render_value(v)}" for k, v in value.items()) + "}"
         )
+    # Text, quoted only where the parser of Hydra needs it
     text = str(value)
     return text if parses_unquoted(text) else quote_hydra(text)
 

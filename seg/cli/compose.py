@@ -50,6 +50,7 @@ def instantiate_node(node: DictConfig, path: str, **given: Any) -> Any:
     Raises:
         UserError: naming the option, if the constructor refuses an argument or memory runs out.
     """
+    # Arguments of the command must not be set in the config as well
     twice = [name for name in given if name in node]
     if twice:
         raise UserError(f"{path}.{twice[0]}: set by the command itself; leave it out")
@@ -61,6 +62,7 @@ def instantiate_node(node: DictConfig, path: str, **given: Any) -> Any:
     except USER_ERRORS:
         raise
     except InstantiationException as error:
+        # Name the option at fault: Hydra wraps the cause and puts the path at the end of its text
         cause = error.__cause__
         if isinstance(cause, USER_ERRORS):
             raise cause from error
@@ -92,6 +94,7 @@ def check_command_line(config_name: str, words: list[str], multirun: bool) -> Di
     Raises:
         UserError: for the first wrong word.
     """
+    # Refuse what would start or hide a sweep
     overrides = parse_overrides(words)
     for override in overrides:
         if override.key_or_group == "hydra.mode":
@@ -99,6 +102,7 @@ def check_command_line(config_name: str, words: list[str], multirun: bool) -> Di
     sweeping = [o for o in overrides if o.is_sweep_override()]
     if sweeping and not multirun:
         raise UserError(f"{sweeping[0].input_line}: several values are a sweep; add -m")
+    # Compose the first value of each sweep, then vary one option at a time
     groups = group_names(overrides)
     choices = [expand_sweep(o, groups) for o in overrides]
     line = [values[0] for values in choices]
@@ -130,6 +134,7 @@ def parse_overrides(words: list[str]) -> list[Override]:
     Raises:
         UserError: for a word that is not ``option=value``.
     """
+    # Parse one word at a time, so that the message names the wrong one
     parser = OverridesParser.create()
     overrides = []
     for word in words:
@@ -179,6 +184,7 @@ def compose_checked(config_name: str, words: list[str]) -> DictConfig:
 
 def compose_config(config_name: str, words: list[str]) -> tuple[DictConfig, dict[str, Any], dict]:
     """Compose a config; return it, the same as resolved plain values, and the chosen file of each group."""
+    # Hydra's state is global: keep the outer one and restore it at the end
     outer = HydraConfig.instance().cfg
     GlobalHydra.instance().clear()
     try:
@@ -187,9 +193,11 @@ def compose_config(config_name: str, words: list[str]) -> tuple[DictConfig, dict
             choices = dict(cfg.hydra.runtime.choices)
             if any(key not in choices and (CONF / str(key)).is_dir() for key in cfg):
                 choices = multiple_choices(config_name, words) | choices
+        # Values that exist only inside a job, needed to resolve the interpolations
         for key, value in (("job.num", 0), ("job.id", "0"), ("runtime.output_dir", ".")):
             OmegaConf.update(cfg, f"hydra.{key}", value)  # known only in a job
         HydraConfig.instance().set_config(cfg)  # for ${hydra:...}
+        # Drop Hydra's own node and resolve the rest
         with flag_override(cfg, ["struct", "readonly"], [False, False]):
             del cfg["hydra"]
         rename_composed(cfg, words)

@@ -83,6 +83,7 @@ def expand_path(name: str, text: str) -> str:
 
     A name with ``$`` that exists as typed stays.
     """
+    # Addresses of remote storage are not paths
     if "://" in text:
         raise UserError(f"{name}={text}: a path on this machine is needed, not an address")
 
@@ -96,6 +97,7 @@ def expand_path(name: str, text: str) -> str:
             )
         return os.environ[key]
 
+    # A file that exists under the typed name is taken literally, with its $
     try:
         typed = os.path.lexists(text)
     except ValueError:  # a null byte

@@ -39,16 +39,19 @@ def explain_error(error: BaseException, demand: str, lower: str) -> BaseExceptio
     if not isinstance(error, Exception):
         return error
     text = str(error)
+    # A loader process that died, as PyTorch reports it
     if isinstance(error, RuntimeError) and WORKER_PATTERN.search(text):
         match = WORKER_PATTERN.search(str(error.__cause__)) or WORKER_PATTERN.search(
             text
         )  # the cause has the signal
         assert match is not None
         return WorkerDied(describe_worker_end(*match.groups()))
+    # A loader process that died while it sent data
     if isinstance(error, ConnectionError | EOFError) and raised_in_loader(error):
         return WorkerDied(
             f"a loader process died while sending a batch, perhaps because memory ran out; {MEMORY_ADVICE}"
         )
+    # Memory, of the machine or of the GPU; PyTorch raises RuntimeError for some of these
     if isinstance(error, MemoryError) or (
         not isinstance(error, ValueError) and MEMORY_PATTERN.search(text)
     ):

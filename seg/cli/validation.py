@@ -247,6 +247,7 @@ def check_group_choice(override: Override, groups: dict[str, list[str]]) -> None
     key, value, line = override.key_or_group, override.value(), override.input_line
     if key not in groups or override.is_delete() or isinstance(value, dict):
         return
+    # Each name must be a file of the group
     names = value if isinstance(value, list) else [value]
     if not names or not all(isinstance(name, str) for name in names):
         raise UserError(f"{line}: {key} takes one of {join_some(groups[key])}")
@@ -256,6 +257,7 @@ def check_group_choice(override: Override, groups: dict[str, list[str]]) -> None
             raise UserError(
                 f"{key}={name}: no such {key}{similar} (choices: {join_some(groups[key])})"
             )
+    # Number of choices, and a prefix that a group does not take
     if names[1:] and not allows_several(key):
         raise UserError(
             f"{line}: {key} takes one of {join_some(groups[key])}, and {len(names)} are given"
@@ -354,6 +356,7 @@ def check_option_group(
         unchosen: dotted names of groups of which no file is chosen.
         path: dotted name of the group; empty: the whole config.
     """
+    # Compare each option of this level with the file's
     for name in [*level, *known]:
         full = f"{path}.{name}" if path else str(name)
         if name not in level:
@@ -361,6 +364,7 @@ def check_option_group(
         if name not in known:
             raise unknown_option(full, option_names(known))
         value, filed = level[name], known[name]
+        # Constructors are checked by their signatures, groups recursively, values by type
         below = own.get(name) if isinstance(own, dict) else None
         if isinstance(value, dict) and "_target_" in value:
             check_call(full, value, filed, below if isinstance(below, dict) else {})
@@ -379,11 +383,13 @@ def check_call(path: str, node: dict[str, Any], known: Any, own: Mapping[str, An
         known: the node in the files.
         own: additional options of the node, from the command's own file.
     """
+    # Signature of the constructor, and the file's values if they are for the same one
     called = import_target(path, node["_target_"])
     parameters = argument_names(called)
     if not isinstance(known, dict) or known.get("_target_", node["_target_"]) != node["_target_"]:
         known = {}  # the file's node is of another constructor
     ours = {} if "_target_" in own else own
+    # An option is one of the command's own, or an argument of the constructor
     for name, value in node.items():
         if name in HYDRA_KEYS:
             continue
@@ -401,6 +407,7 @@ def check_option_value(path: str, value: Any, known: Any, wanted: Any) -> None:
     """Raise UserError unless a value, with everything in it, fits an annotation; None: there is none."""
     if value == "???":
         raise UserError(f"{path}: required")
+    # Nested structures: constructors, typed dictionaries, and containers of dictionaries
     if isinstance(value, dict) and "_target_" in value:
         check_call(path, value, known, {})
     elif isinstance(value, dict) and typing.is_typeddict(wanted):
@@ -428,6 +435,7 @@ def check_option_value(path: str, value: Any, known: Any, wanted: Any) -> None:
                 value_annotation(wanted, Sequence),
             )
     else:
+        # A plain value: by its annotation if there is one, else like the file's value
         if (adapter := type_adapter(wanted)) is not None:
             check_fits(path, value, wanted, adapter, known)
         else:
@@ -579,6 +587,7 @@ def check_like(path: str, value: Any, known: Any) -> None:
     if known is None:
         return
     number = isinstance(value, int | float) and not isinstance(value, bool)
+    # A float accepts an integer and text accepts a number, as YAML reads them; bool is no number
     if isinstance(known, float):
         same = number
     elif isinstance(known, str):
@@ -590,6 +599,7 @@ def check_like(path: str, value: Any, known: Any) -> None:
         raise kind(
             f"{path}={format_option_value(value)}: {TYPE_NAMES[type(known)]} is needed{file_value_hint(known)}"
         )
+    # Entries of a list, like the file's first entry
     if isinstance(known, list) and known and not holds_dict(known):
         for item in value:
             check_like(path, item, known[0])

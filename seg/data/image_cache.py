@@ -89,11 +89,13 @@ class ImageCache:
 
     def verify_unchanged(self, name: str, decoded: DecodedPair) -> None:
         """Raise DataError if the pixels differ from those at the start; files rewritten alike are accepted."""
+        # Unchanged files are recognised by their stamp, without hashing the pixels
         stamp, digests = self.seen[name]
         now = self.file_stamps([name]).get(name, "")
         if now == stamp:
             return
         pairs = zip(("image", "mask"), decoded, digests, strict=True)
+        # A new stamp alone is harmless: the pixels decide
         different = [part for part, array, digest in pairs if hash_pixels(array).hex() != digest]
         if different:
             raise DataError(
@@ -124,6 +126,7 @@ class ImageCache:
     def read_mapped(self, name: str) -> DecodedPair:
         """Return image and mask mapped from the folder, decoded into it unless they are there."""
         assert self.folder is not None
+        # Stamp of the files, a part of the key: a changed file has a new entry
         try:
             stamp = self.source.stamp(name)  # ty: ignore[missing-attribute]
         except OSError:  # a missing file is named when it is read

@@ -79,6 +79,7 @@ def read_pages(
     Raises:
         DataError: if the file is missing, damaged or truncated, or is no TIFF and holds several images.
     """
+    # TIFFs by tifffile, which reads all their types; everything else by Pillow
     if not file.is_file():
         raise DataError(file=file, found="no such file", kind="unreadable")
     with decoder_errors(file):
@@ -86,6 +87,7 @@ def read_pages(
             with tifffile.TiffFile(file) as tiff:
                 return read_tiff_pages(tiff, file, page, colours, alpha)
         with Image.open(file) as image:
+            # Pillow goes by the content, whatever the suffix
             if image.format == "TIFF":
                 raise DataError(
                     file=file,
@@ -93,6 +95,7 @@ def read_pages(
                     remedy="rename it NAME.tif",
                     kind="unreadable",
                 )
+            # One frame only: Pillow would give the first of an animation
             frames = getattr(image, "n_frames", 1)
             if frames > 1 and image.format != "MPO":  # a camera's JPEG with its thumbnail
                 raise DataError(
@@ -100,6 +103,7 @@ def read_pages(
                     "them as the pages of a TIFF"
                 )
             turned = pillow_orientation(image)
+            # Formats that Pillow would reduce to 8 bits or rescale have readers of their own
             if image.format == "PPM" and (netpbm := netpbm_pixels(file)) is not None:
                 pixels = netpbm
             elif image.format == "PNG" and is_deep_png(file):
@@ -156,6 +160,7 @@ def decoder_errors(file: Path) -> Generator[None]:
 
     ``NotImplementedError`` stands for a file that is whole, but of a kind that is not read.
     """
+    # Pass errors of our own on, and describe those of the decoders
     try:
         with warnings.catch_warnings(action="ignore"):
             yield
@@ -198,16 +203,21 @@ def pillow_pixels(image: Image.Image, colours: bool, alpha: bool = False) -> np.
     Raises:
         NotImplementedError: for colours that are not converted.
     """
+    # A GIF is decoded to its colours, and to one channel if all are grey
     if image.format == "GIF":
         rgb = np.array(image.convert("RGB"))
         return rgb[..., 0] if (rgb == rgb[..., :1]).all() else rgb
+    # Colour spaces that have no direct meaning as channels
     if image.mode in ("LAB", "HSV"):
         raise NotImplementedError(f"mode {image.mode}; save it as RGB")
+    # Palettes: colours for an image, indices for a mask
     if colours and image.mode in ("P", "PA"):
         rgb = np.array(image.convert("RGB"))
         return rgb[..., 0] if is_grey_palette(image) else rgb
+    # Other colour spaces have an exact or usual conversion to RGB
     if image.mode in ("CMYK", "YCbCr", "RGBa", "La"):
         image = image.convert("RGB")
+    # Drop the alpha channel unless it is wanted
     array = np.array(image)
     if image.mode == "PA" or (image.mode == "LA" and not alpha):
         return array[..., 0]
@@ -282,6 +292,7 @@ def read_image(
             given, or has values that are not finite.
     """
     pages = read_pages(file, page, colours=None)
+    # A single page is the image; several need data.pages
     if len(pages) == 1:
         return as_image(pages[0], file if page is None else f"{file}, page {page}", nodata)
     if not channels:
@@ -289,6 +300,7 @@ def read_image(
             f"{file}: {len(pages)} pages, but one image is needed; split the stack, or take each page as an "
             "image (data.pages=slices) or as a channel (data.pages=channels)"
         )
+    # Pages as channels (H, W, C): grey, of one size and one type
     if len({(array.shape, array.dtype) for array in pages}) > 1 or pages[0].ndim != 2:
         shapes = ", ".join(sorted({f"{array.shape} {array.dtype}" for array in pages}))
         raise DataError(
@@ -308,11 +320,13 @@ def as_image(page: np.ndarray, file: Path | str, nodata: Sequence[float] = ()) -
     Raises:
         DataError: if the page has no pixels, another shape or type, or values that are not finite.
     """
+    # Image as (H, W, C)
     image = page[..., None] if page.ndim == 2 else page
     if image.ndim != 3 or not image.size:
         raise DataError(
             f"{file}: shape {page.shape}; an image of (height, width[, channels]) is needed"
         )
+    # Types that the network takes as they are: bool as 0 and 255, uint8, uint16
     if image.dtype == np.bool_:
         image = image.astype(np.uint8) * 255
     if image.dtype in (np.uint8, np.uint16):
@@ -320,11 +334,13 @@ def as_image(page: np.ndarray, file: Path | str, nodata: Sequence[float] = ()) -
     if image.dtype.kind not in "fiu":
         found, remedy = f"values of type {image.dtype}", "integers or floats are needed"
         raise DataError(file=file, found=found, remedy=remedy, kind="pixels")
+    # Find no-data values before the conversion to float32, which could round them
     lost = find_values(image, nodata) if nodata else None
     with np.errstate(over="ignore"):
         image = np.array(image, np.float32)  # a copy in memory, also of a mapped file
     if lost is not None:
         image[lost] = np.nan
+    # NaN and infinity that are not declared as no data
     unknown = ~np.isfinite(image) if lost is None else ~np.isfinite(image) & ~lost
     if bad := int(unknown.sum()):
         stored = np.asarray(page).reshape(image.shape)[unknown]
@@ -335,6 +351,7 @@ def as_image(page: np.ndarray, file: Path | str, nodata: Sequence[float] = ()) -
         name = repr(value) if finite else "NaN"
         remedy = f"replace them first, or if {name} means no data, {declare_nodata(value)}"
         raise DataError(file=file, found=found, remedy=remedy, kind="pixels")
+    # Undeclared values that look like no data
     if lost is None or not lost.all():
         check_sentinels(image, file)
     return image

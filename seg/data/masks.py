@@ -69,6 +69,7 @@ class MaskValues:
         """
         if self.palette is not None:
             return self.painted(mask, file)
+        # Check type and shape, (H, W) with one number a pixel
         if mask.dtype.kind not in "biuf":
             found, remedy = f"values of type {mask.dtype}", "save one class index a pixel"
             raise DataError(file=file, found=found, remedy=remedy, kind="pixels")
@@ -106,6 +107,7 @@ class MaskValues:
     def painted(self, mask: np.ndarray, file: object) -> np.ndarray:
         """Return the class indices (H, W) of a mask (H, W, 3) of declared colours."""
         assert self.palette is not None
+        # Colours as (H, W, 3) or (H, W, 4) of 8 bits
         if mask.dtype == np.bool_:  # 1 bit: black and white
             mask = mask * np.uint8(255)
         if mask.ndim == 2:
@@ -114,6 +116,7 @@ class MaskValues:
             raise DataError(
                 f"{file}: {mask.dtype} {mask.shape}; data.palette is for colours of 3 x 8 bits"
             )
+        # Look up the class of each colour, encoded as one integer
         codes = encode_colours(mask)
         result = self.palette[codes]
         if (result == UNDECLARED).any():
@@ -128,6 +131,7 @@ class MaskValues:
 
     def palette_remedy(self, mask: np.ndarray) -> str:
         """Return the option that would declare the colours of a mask, usually (H, W, 3 or 4)."""
+        # Only a picture with few colours can be painted classes
         if mask.dtype != np.uint8 or mask.ndim != 3 or mask.shape[2] not in (3, 4):
             return "save one class index a pixel"
         if not self.paintable:
@@ -135,6 +139,7 @@ class MaskValues:
         codes, counts = np.unique(encode_colours(mask), return_counts=True)
         if len(codes) > 64:
             return f"{len(codes)} colours look like a photograph; save one class index a pixel"
+        # Colours and classes by frequency: the most frequent colour is probably the background
         colours = [
             decode_colour(codes[i]) for i in counts.argsort()[::-1].tolist()
         ]  # most frequent first
@@ -149,6 +154,7 @@ class MaskValues:
             found: values that occur, in one mask or in all.
             wrong_masks: values that occur in the masks with undeclared ones; None: ``found``.
         """
+        # Many or fractional values are no classes
         wrong = [value for value in found if value not in self.index]
         ignored = [value for value, i in self.index.items() if i == IGNORE]
         counted = {value: i for value, i in self.index.items() if i != IGNORE}
@@ -211,6 +217,7 @@ def build_colour_table(
     Raises:
         DataError: for an unknown class, a class without a colour, an invalid colour and a colour named twice.
     """
+    # The palette has a colour for each class and nothing else
     if set(palette) != set(classes):
         raise DataError(
             f"data.palette names {shorten_list(list(palette))}; it must give a colour to each of {shorten_list(classes)}, and to "
@@ -253,6 +260,7 @@ def merge_planes(planes: list[np.ndarray | None], classes: list[str], file: obje
     Raises:
         DataError: if a pixel has two classes.
     """
+    # Pixels of several classes are refused: exclusive classes can't represent them
     present = [(k, plane) for k, plane in enumerate(planes) if plane is not None]
     number = np.sum([plane == 1 for _, plane in present], axis=0)  # classes of each pixel
     if (number > 1).any():

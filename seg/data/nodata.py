@@ -53,12 +53,15 @@ def read_nodata_tag(file: Path) -> tuple[float, ...]:
 
 def interpret_nodata(page: Any, file: Path) -> tuple[float, ...]:
     """Return what a pixel with the value of the tag GDAL_NODATA becomes when it is read; () without a usable tag."""
+    # The tag is a text; one that is no number declares nothing
     try:
         number = float(str(page.tags.valueof(GDAL_NODATA)).strip("\0 "))
     except ValueError:
         return ()
+    # A number that the integer type can't hold marks no pixel
     if page.dtype.kind in "iu" and not integer_nodata((number,), page.dtype):
         return ()
+    # Convert the number as the pixels are: stored type, scale and inversion
     samples = () if page.samplesperpixel == 1 else (page.samplesperpixel,)
     with np.errstate(over="ignore"):
         stored = np.full((1, 1, *samples), number).astype(page.dtype)
@@ -111,6 +114,7 @@ def check_sentinels(image: np.ndarray, file: Path | str) -> None:
     Raises:
         DataError: if it is the smallest or the largest float.
     """
+    # Extremes beyond any measurement, such as -3.4e38
     low, high = float(np.nanmin(image)), float(np.nanmax(image))
     for value in (low, high):
         if abs(value) > HUGE:
@@ -121,6 +125,7 @@ def check_sentinels(image: np.ndarray, file: Path | str) -> None:
                 remedy=f"if it means no data, {declare_nodata(value)}",
                 kind="pixels",
             )
+    # A usual no-data number such as -9999, far below all other values
     if low in SENTINELS and float(np.min(image, where=image != low, initial=np.inf)) > low / 2:
         warn_once(
             Path(str(file)),

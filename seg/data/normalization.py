@@ -113,9 +113,11 @@ class IntensityStatistics:
 
     def add(self, image: np.ndarray, nodata: Sequence[float] = ()) -> None:
         """Add an image (H, W, C), without its values that mean no data."""
+        # Collect the no-data values; NaN differs from itself, so it is compared apart
         self.nodata += [
             v for v in nodata if not any(v == w or (v != v and w != w) for w in self.nodata)
         ]
+        # Go through blocks of rows, to bound the memory of the float64 copies
         rows = max(1, VALUES_PER_BLOCK // max(1, image.shape[1] * image.shape[2]))
         for start in range(0, len(image), rows):
             block = image[start : start + rows].reshape(-1, image.shape[2])
@@ -125,6 +127,7 @@ class IntensityStatistics:
                 self.count(block)
             else:
                 self.count(block[~lost])
+        # For the percentiles of floats, sample pixels at a fixed interval
         if image.dtype not in FULL_RANGE and self.percentiles is not None:
             flat = image.reshape(-1, image.shape[2])
             self.samples.append(flat[:: -(-len(flat) // PERCENTILE_PIXELS)].copy())
@@ -137,6 +140,7 @@ class IntensityStatistics:
 
     def sum(self, block: np.ndarray) -> None:
         """Add floats (N, C) by the pairwise update of Chan, Golub and LeVeque 1983."""
+        # Count, mean and sum of squared deviations of this block, per channel, without NaN
         lost = np.isnan(block)
         if lost.all():
             return
@@ -150,6 +154,7 @@ class IntensityStatistics:
             mean = block.mean(0, dtype=np.float64)
             squares = ((block - mean) ** 2).sum(0, dtype=np.float64)
         self.low, self.high = min(self.low, np.nanmin(block)), max(self.high, np.nanmax(block))
+        # Combine with the earlier blocks (Chan et al. 1979), stable unlike sums of squares
         pixels = self.pixels_C + added
         shift = mean - self.mean_C
         self.squares_C = (
@@ -190,6 +195,7 @@ class IntensityStatistics:
             scale = high - low or 1.0
             mean = (self.mean_C - low) / scale
             variance = self.squares_C / self.pixels_C.clip(1) / scale**2
+        # A constant channel has no deviation: divide by 1
         std = np.sqrt(variance)
         std = np.where(std > 1e-6, std, 1.0)
         clip = self.percentiles is not None

@@ -81,6 +81,7 @@ def split_by_shares(names: list[str], val: float, test: float, partition: Partit
         )
     if len(names) == 1:
         return {"val": names}  # enough to evaluate on
+    # Round the counts, with at least one image to validate on and one to train on
     counts = {"val": max(1, round(val * len(names))), "test": round(test * len(names))}
     left = len(names) - sum(counts.values())
     if left < 1:
@@ -95,6 +96,7 @@ def split_by_fold(
     names: list[str], fold: int, folds: int, test: float, partition: Partition
 ) -> Splits:
     """Divide names without the share ``test`` into folds, of which ``fold`` validates and the others train."""
+    # Check the options and that each fold gets an image
     if not (folds >= 2 and 0 <= fold < folds):
         raise DataError(
             f"data.fold={fold} of data.folds={folds}: give 2 folds or more, and 0 <= fold < folds"
@@ -179,6 +181,7 @@ def stratified_parts(
     weight_UL = np.array(
         [np.sum([[1, *presence.get(n, ())] for n in unit], axis=0) for unit in members], int
     )
+    # Shares by images; even folds get equal shares whatever the rounding
     even = min(sizes) > 0 and max(sizes) - min(sizes) <= 1
     share_B = np.ones(len(sizes), int) if even else np.array(sizes)
     lack_BL = np.outer(share_B, weight_UL.sum(0))
@@ -235,6 +238,7 @@ def find_groups(names: list[str], pattern: str) -> dict[str, str]:
     Raises:
         DataError: if the pattern is invalid, or a name does not match.
     """
+    # The pattern must compile and match every name
     try:
         compiled = re.compile(pattern)
     except re.error as error:

@@ -41,12 +41,14 @@ def pixel_spacing(option: list[float] | None, files: Iterable[Path]) -> tuple[fl
     Raises:
         DataError: if the option is not two finite numbers above 0.
     """
+    # An option replaces the tags of the files
     if option is not None:
         if len(option) != 2 or not all(math.isfinite(v) and v > 0 for v in option):
             raise DataError(
                 f"data.spacing={list(option)}: give the height and width of a pixel in um, both above 0, [0.5,0.5]"
             )
         return float(option[0]), float(option[1])
+    # All files must have the tags, and agree within 0.1 %
     first: tuple[Path, tuple[float, float]] | None = None
     for file in dict.fromkeys(files):
         found = read_spacing(file)
@@ -71,6 +73,7 @@ def read_spacing(file: Path) -> tuple[float, float] | None:
     ImageJ's unit of length and a resolution per centimetre are used. A resolution per inch is that of a
     print, which programs write by default (72), and is not.
     """
+    # Resolution tags of a TIFF: pixels per unit, as fractions
     if file.suffix.lower() not in TIFF_SUFFIXES:
         return None
     try:
@@ -82,6 +85,7 @@ def read_spacing(file: Path) -> tuple[float, float] | None:
         return None
     if unit is None or not all(value and value[0] > 0 and value[1] > 0 for value in per_unit):
         return None
+    # Pixel size in um is the inverse of pixels per unit
     height, width = (unit * value[1] / value[0] for value in per_unit)
     return height, width
 

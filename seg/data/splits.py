@@ -76,6 +76,7 @@ class SplitOptions:
                 names, self.val, self.test, self.fold, self.folds, self.contiguous, self.split_seed, groups,
                 presence if self.stratify else None,
             )  # fmt: skip
+        # No group may be in two splits, whichever way they were made
         if groups is not None:
             check_groups_apart(splits, groups)
         return splits

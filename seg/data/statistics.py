@@ -77,6 +77,7 @@ def measure_dataset(
         DataError: for the first file that cannot be used, if channels or types differ, and for the most
             important error of the check.
     """
+    # Each split that exists must have images
     source = store.source
     for split, names in source.splits.items():
         if not names:
@@ -105,6 +106,7 @@ def compute_statistics(
     check: bool,
 ) -> DatasetStatistics:
     """Compute the statistics of the chosen images of each split; see ``measure_dataset``."""
+    # Running sums over the images, so that none is kept in memory
     source, first = store.source, None
     measure, looks = IntensityStatistics(percentiles), []
     sizes: dict[str, set[tuple[int, int]]] = {split: set() for split in chosen}
@@ -140,6 +142,7 @@ def compute_statistics(
             else:
                 hashes = hash_pixels(image), hash_pixels(mask)
             digests[name] = (hashes[0].hex(), hashes[1].hex())
+    # Check the images against the run that gave the normalisation
     if intensity is not None and first and first[1] != intensity.channels:
         raise DataError(
             f"{first[0]}: {first[1]} channels; the run was trained on {intensity.channels}"

@@ -65,6 +65,7 @@ def read_tiff_pages(
     Raises:
         ValueError: if the file is truncated.
     """
+    # A stack read as a whole must not be cut off
     if page is None:
         check_all_pages(tiff)
     # Pages without a directory of their own are slices of one array.
@@ -92,9 +93,11 @@ def read_tiff_pages(
 
 def image_pages(tiff: tifffile.TiffFile) -> list[int]:
     """Return the indices of the pages that are images: neither overviews nor transparency masks."""
+    # Listing the pages of a long stack is slow, so keep the result while the file is unchanged
     status = os.stat(tiff.filehandle.path)
     state = (tiff.filehandle.path, status.st_size, status.st_mtime_ns)
     if state not in IMAGE_PAGES:
+        # Pyramids and transparency masks are pages as well, but no images
         pages = [page.aspage() for page in tiff.pages]
         images = [
             number
@@ -131,6 +134,7 @@ def interpret_page(
     Raises:
         NotImplementedError: for colours that are not converted, naming the tag.
     """
+    # Colour spaces without a conversion
     kind = int(page.photometric) if page.photometric is not None else 1
     if kind in UNCONVERTED:
         raise NotImplementedError(
@@ -158,6 +162,7 @@ def interpret_page(
     # Values of 2 and 4 bits fill 8 bits, as in PNG.
     if kind != PALETTE and page.bitspersample in (2, 4) and pixels.dtype == np.uint8:
         pixels = pixels * np.uint8(255 // (2**page.bitspersample - 1))
+    # Apply scale and offset, then turn the pixels upright
     pixels = rescale(pixels, page, file)
     return orient(pixels, page_orientation(page)) if turn else pixels
 
@@ -208,6 +213,7 @@ def convert_ycbcr(pixels: np.ndarray) -> np.ndarray:
 
 def invert(pixels: np.ndarray, page: Any, file: Path) -> np.ndarray:
     """Return grey values of a page whose smallest is white, so that the largest is."""
+    # ImageJ inverts only the display, so its stored values are the measured ones
     name = "PhotometricInterpretation 0 (the smallest value is white)"
     if page.parent.is_imagej:
         text = (
@@ -216,11 +222,13 @@ def invert(pixels: np.ndarray, page: Any, file: Path) -> np.ndarray:
         )
         warn_once(file, name, text)
         return pixels
+    # Invert bits and unsigned integers, within the bits that are used
     if pixels.dtype == np.bool_:
         return ~pixels
     if pixels.dtype.kind == "u":
         largest = pixels.dtype.type(2 ** int(page.bitspersample) - 1)
         return largest - pixels
+    # Signed integers and floats have no largest value to invert against
     text = (
         f"{name} has no meaning for {pixels.dtype}; the values are read as stored: save them with "
         "PhotometricInterpretation 1"
@@ -247,6 +255,7 @@ def read_scales(page: Any, file: Path, channels: int) -> tuple[np.ndarray, np.nd
     Raises:
         DataError: if one is no number.
     """
+    # ImageJ calibrates all channels with one straight line, c0 + c1 x
     scales, offsets = np.ones(channels), np.zeros(channels)
     if page.parent.is_imagej:
         metadata = page.parent.imagej_metadata or {}
@@ -304,13 +313,16 @@ WARNED: set[tuple[Path, str]] = set()  # folders and tags that ``warn_once`` has
 
 def check_page_complete(tiff: tifffile.TiffFile, number: int) -> None:
     """Raise ValueError if a page lacks pixels, which tifffile would fill with zeros, and NotImplementedError for a type."""
+    # Offset and length of each strip or tile
     page, size = tiff.pages[number].aspage(), tiff.filehandle.size
     parts = list(zip(page.dataoffsets, page.databytecounts, strict=False))
     end = max((start + length for start, length in parts), default=0)
+    # Sample formats that no type of NumPy holds
     if page.dtype is None:
         raise NotImplementedError(
             f"samples of {page.bitspersample} bits, format {page.sampleformat}; save 8 or 16 bits, or floats"
         )
+    # Compare the strips or tiles with the page's size, and their ends with the file's
     if not page.size or len(parts) < math.prod(page.chunked) or end > size:
         raise ValueError(f"truncated: page {number} lacks pixels")
     if not all(page.databytecounts):
@@ -322,6 +334,7 @@ def check_page_complete(tiff: tifffile.TiffFile, number: int) -> None:
 
 def check_all_pages(tiff: tifffile.TiffFile) -> None:
     """Raise ValueError if the file announces more pages than it holds."""
+    # Position of the last directory that tifffile found
     layout, reader, last = tiff.tiff, tiff.filehandle, tiff.pages[-1]
     # The last directory must not point to another one; a page without a directory has offset 0.
     if last.offset:

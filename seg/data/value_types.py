@@ -107,14 +107,17 @@ def find_conversion(
     Raises:
         DataError: if the image has another type, or floats of another range, and its values leave a doubt.
     """
+    # The type that the run was trained on needs no conversion
     trained = intensity.stored_type
     if trained is None or (dtype == trained and trained.kind == "u"):
         return ValueConversion()
+    # Range and step of the image's values, band by band
     values = ValueRange()
     for band in bands:
         values.add(band)
     if values.high <= 0 <= values.low:  # all values are 0
         return ValueConversion(dtype=trained)
+    # Find a conversion to the trained type, without guessing where several are possible
     if trained == np.uint8:
         found = to_uint8(values, dtype)
     elif trained == np.uint16:
@@ -135,11 +138,13 @@ def find_conversion(
 
 def to_uint8(values: ValueRange, dtype: np.dtype) -> ValueConversion | None:
     """Return the conversion to 8 bits: of 16-bit values in steps of 257, of floats in 0..1, or of values in 0..255."""
+    # 8-bit values stored as 16 bits: all are multiples of 257
     if UINT16_STEP in values.steps_of:
         remark = f"{dtype} in steps of {UINT16_STEP} is read as uint8"
         return ValueConversion(1 / UINT16_STEP, np.dtype(np.uint8), remark)
     if values.low < 0 or values.high > 255:
         return None
+    # Floats in 0..1, if more than black and white
     if dtype.kind == "f" and values.high <= 1:
         if 1 in values.steps_of:
             return None  # only 0 and 1: a dark image, or a binary one
@@ -155,14 +160,17 @@ def to_uint16(
     values: ValueRange, dtype: np.dtype, intensity: Normalization
 ) -> ValueConversion | None:
     """Return the conversion to 16 bits: of floats k / 65535 in 0..1, or of values that can't be those of 8 bits."""
+    # Whether the run was trained on 16-bit images whose values fit into 8 bits
     small = intensity.value_range is not None and intensity.value_range[1] <= 255
     if values.low < 0 or values.high > 65535:
         return None
+    # Floats in 0..1 must be multiples of 1 / 65535, and not of 1 / 255 or 1
     if dtype.kind == "f" and values.high <= 1:
         if 1 in values.steps_of or 65535 not in values.steps_of or 255 in values.steps_of:
             return None
         remark = f"{dtype} in 0..1 is read as uint16 in 0..65535"
         return ValueConversion(65535.0, np.dtype(np.uint16), remark)
+    # 8-bit values are refused, unless the run was trained on such values
     if values.high <= 255 and not small:
         return None
     whole = 1 in values.steps_of
@@ -174,12 +182,15 @@ def to_float(
     values: ValueRange, dtype: np.dtype, intensity: Normalization
 ) -> ValueConversion | None:
     """Return the conversion to floats: none, if the values can be of the range of the training images."""
+    # Runs without a known range take any values
     if intensity.value_range is None:
         return ValueConversion()
+    # The mean must be near the trained range
     low, high = intensity.value_range
     span = high - low
     if not low - span <= values.mean <= high + span:
         return None
+    # A range of 0..1 and a range of integers are different scales
     unit = 0 <= values.low < values.high <= 1
     if unit and high > 50:
         return None  # 0..1 where the run knows 0..255 or more

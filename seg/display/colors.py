@@ -24,12 +24,15 @@ def default_colors(n: int) -> list[Color]:
         raise ValueError(
             f"{n} colours requested; a mask holds at most 254 classes, as {IGNORE} is ignored"
         )
+    # Candidates: a grid of 12 values in each of R, G and B, without the darkest
     steps = np.arange(20, 256, 21)
     grid = np.stack(np.meshgrid(steps, steps, steps), axis=-1).reshape(-1, 3)
+    # Distance of each candidate to the reserved colours, in Oklab, where distances match perception
     reserved = [*OKABE_ITO, (255, 255, 255), (128, 128, 128), (176, 176, 176)]
     lab = _oklab(grid)
     gap = np.min([np.linalg.norm(lab - _oklab(np.array(c)), axis=-1) for c in reserved], axis=0)
     colors = OKABE_ITO[:n]
+    # Farthest-point selection: take the candidate that is farthest from all colours so far
     while len(colors) < n:
         best = int(gap.argmax())
         colors.append((int(grid[best, 0]), int(grid[best, 1]), int(grid[best, 2])))

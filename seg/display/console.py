@@ -90,13 +90,16 @@ def configure_logging(speaks: bool = True) -> None:
     """
     if isinstance(sys.stdout, io.TextIOWrapper):  # names may hold bytes that are not UTF-8
         sys.stdout.reconfigure(errors="backslashreplace")
+    # Send warnings to the logging system, each place once
     logging.captureWarnings(True)
     warnings.simplefilter("default", append=True)  # after the filters of -W and of pytest
+    # Own logger: one console handler, on rank 0 only
     ours = logging.getLogger("seg")
     ours.setLevel(logging.INFO)
     ours.propagate = False
     ours.handlers = [h for h in ours.handlers if not isinstance(h, ConsoleHandler)]
     ours.addHandler(ConsoleHandler(console) if speaks and is_rank_zero() else logging.NullHandler())
+    # Libraries are silent on the console; the log file has their messages
     for name in (*NOISY_LOGGERS, "py.warnings"):
         library = logging.getLogger(name)
         library.handlers = [logging.NullHandler()]
@@ -134,10 +137,12 @@ class LogFile:
 def log_to_file(file: Path) -> Generator[None]:
     """Write all messages of the block to a log file too; tables become text."""
     with closing(LogFile(file)) as stream:
+        # Own messages as on the console, those of the libraries with time and level
         ours = ConsoleHandler(EscapingConsole(file=cast(IO[str], stream), width=120))
         others = logging.StreamHandler(stream)
         others.setFormatter(EscapingFormatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
         loggers = [logging.getLogger(name) for name in (*NOISY_LOGGERS, "py.warnings")]
+        # Attach both for the duration of the context
         logging.getLogger("seg").addHandler(ours)
         for library in loggers:
             library.addHandler(others)

@@ -133,13 +133,16 @@ def draw_errors(
         num_classes: number of classes; None: two unless a higher class occurs.
     """
     truth, prediction = np.asarray(truth), np.asarray(prediction)
+    # Wrong pixels: those that differ, except ignored ones
     wrong = (truth != prediction) & (truth != IGNORE)
     if num_classes is None:
         num_classes = 2 if np.isin([truth, prediction], [0, 1, IGNORE]).all() else 3
+    # Pale grey image (luma of ITU-R BT.601) as background
     grey = to_rgb(image) @ np.array([0.299, 0.587, 0.114])
     rgb = np.repeat((255 - 0.45 * (255 - grey)).astype(np.uint8)[..., None], 3, axis=-1)
     rgb[truth == IGNORE] = _hatch(*truth.shape)[truth == IGNORE]
     rgb[wrong] = WRONG_COLOR
+    # Two classes: false positives and false negatives have colours of their own
     if num_classes == 2:
         rgb[wrong & (truth == 0)] = FALSE_POSITIVE_COLOR
         rgb[wrong & (truth == 1)] = FALSE_NEGATIVE_COLOR

@@ -51,6 +51,7 @@ def fill_auto_weights(
 
 def auto_weights(name: str, shares_C: np.ndarray, overlapping: bool) -> float | list[float]:
     """Return the weights of the argument called ``name``, rounded to four digits."""
+    # Two exclusive classes: the ratio of negative to positive pixels
     if name == "pos_weight" and not overlapping:
         if len(shares_C) != 2:
             raise ValueError(
@@ -58,10 +59,13 @@ def auto_weights(name: str, shares_C: np.ndarray, overlapping: bool) -> float | 
                 "loss=cross_entropy loss.class_weights=auto"
             )
         return round_weight(shares_C[0] / shares_C[1])
+    # Overlapping labels: the same ratio for each label
     if name == "pos_weight":
         return [round_weight((1 - share) / share) for share in shares_C]
+    # Class weights of overlapping labels: inverse shares, scaled to a mean of 1
     if overlapping:
         return [round_weight(weight) for weight in (1 / shares_C) / (1 / shares_C).mean()]
+    # Exclusive classes: balanced weights, 1 / (K * share)
     return [round_weight(1 / (len(shares_C) * share)) for share in shares_C]
 
 

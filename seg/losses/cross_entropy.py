@@ -86,6 +86,7 @@ class WeightedBCE(nn.Module):
         self.register_buffer("weights", weights, persistent=False)
 
     def forward(self, logits_BKHW: Tensor, mask: Tensor, gaps: Tensor | None = None) -> Tensor:
+        # Check the number of weights against that of logits or labels
         k = logits_BKHW.shape[1]
         if not has_label_planes(mask) and k > 2:
             raise ValueError(
@@ -97,6 +98,7 @@ class WeightedBCE(nn.Module):
                 f"pos_weight has {len(self.weights)} numbers; give one"
                 f"{f', or {k}: one for each label' if has_label_planes(mask) else ''}"
             )
+        # Weight the positive pixels, one factor for all or one for each label
         weight = self.weights.view(1, -1, 1, 1) if has_label_planes(mask) else self.weights
         loss = -log_likelihood(logits_BKHW, mask) * torch.where(mask == 1, weight, 1.0)
         return mean_over_valid(loss, mask)

@@ -68,8 +68,10 @@ class WeightMap(nn.Module):
         """
         log_p = log_likelihood(logits_BKHW, mask)
         classes = count_classes(logits_BKHW, mask)
+        # A mask of class indices (B, H, W) needs the classes that are cells
         if mask.ndim == 3 and not (self.cells and set(self.cells) <= set(range(classes))):
             raise ValueError(f"cells is {self.cells}; give class indices, 0..{classes - 1}")
+        # Without the loader's map, compute it from the mask, on the CPU
         if gaps is None:
             computed = np.stack([self.gaps(image) for image in mask.cpu().numpy()])
             gaps = torch.from_numpy(computed).to(mask.device)
@@ -88,6 +90,7 @@ def gap_weights(mask_HW: np.ndarray, cells: list[int], w0: float, sigma: float) 
     reach = int(np.ceil(6 * sigma))
     nearest = np.full(mask_HW.shape, np.inf)
     second = np.full(mask_HW.shape, np.inf)
+    # Keep the distances to the nearest and the second nearest cell, d1 and d2 in Eq. 2
     for value in cells:
         regions, _ = label(mask_HW == value)
         for number, box in enumerate(find_objects(regions), start=1):
@@ -96,6 +99,7 @@ def gap_weights(mask_HW: np.ndarray, cells: list[int], w0: float, sigma: float) 
             farther = np.maximum(nearest[around], distance)
             second[around] = np.minimum(second[around], farther)
             nearest[around] = np.minimum(nearest[around], distance)
+    # Second term of Eq. 2 of the U-Net paper, for background pixels between cells
     outside = ~np.isin(mask_HW, cells)
     weight = w0 * np.exp(-((nearest + second) ** 2) / (2 * sigma**2))
     return np.where(outside, weight, 0).astype(np.float32)

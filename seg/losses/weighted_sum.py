@@ -56,11 +56,13 @@ def active_terms(terms: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: if there is none, or a weight is below 0 or not finite.
     """
+    # NaN fails the comparison as well, so it is refused here
     wrong = [name for name, term in terms.items() if not 0 <= term["weight"] < math.inf]
     if wrong:
         raise ValueError(
             f"terms.{wrong[0]}.weight is {terms[wrong[0]]['weight']}; it must be 0 or more"
         )
+    # Terms with weight 0 are left out and not computed
     used = {name: term for name, term in terms.items() if term["weight"]}
     if not used:
         raise ValueError(

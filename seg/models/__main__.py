@@ -27,6 +27,7 @@ def show_network(cfg: DictConfig) -> tuple[int, int]:
     configure_logging()
     size, channels = cfg.data.size, cfg.data.channels
     cfg.model.in_channels, cfg.model.num_classes = channels, cfg.logits
+    # Meta tensors have shapes but no memory, so a network of any size can be listed
     with torch.device("meta"):
         model = instantiate_node(cfg.model, "model").eval()
         image = torch.empty(1, channels, size, size)
@@ -39,6 +40,7 @@ def show_network(cfg: DictConfig) -> tuple[int, int]:
     table = make_table(f"{name}, image {channels} x {size} x {size}")
     for heading in ("layer", "is a", "output C x H x W", "parameters", "multiply-adds"):
         table.add_column(heading, justify="left" if heading in ("layer", "is a") else "right")
+    # One row for each layer, in the order of the forward pass
     for path, layer, shape in rows:
         mega = counts.get(f"{name}.{path}", 0) / 1e6
         own = profiling.count_parameters(layer)
@@ -55,6 +57,7 @@ def show_network(cfg: DictConfig) -> tuple[int, int]:
         f"{profiling.describe_parameters(model)}, {counts['Global'] / 1e9:.1f} G multiply-adds; "
         f"{size}x{size} -> {height}x{width}"
     )
+    # The weights do not depend on the padding, so the sizes with valid padding are given too
     if cfg.model.get("padding") == "same":
         log.info(
             f"with model.padding=valid the same weights give {describe_valid_sizes(cfg, size)}"
@@ -65,6 +68,7 @@ def show_network(cfg: DictConfig) -> tuple[int, int]:
 def list_layers(model: nn.Module, image: Tensor) -> tuple[list[LayerRow], Tensor]:
     """Return the top-level parts of a network, in the order in which they run, and the logits."""
     rows: list[LayerRow] = []
+    # The named parts; of lists and dictionaries of modules, which have no forward, their entries
     containers = (nn.ModuleList, nn.ModuleDict)
     parts = {
         f"{name}.{inner}" if isinstance(child, containers) else name: part
@@ -73,6 +77,7 @@ def list_layers(model: nn.Module, image: Tensor) -> tuple[list[LayerRow], Tensor
             child.named_children() if isinstance(child, containers) else [("", child)]
         )
     }
+    # Hooks that record each output's shape; path is bound as a default, since closures bind late
     hooks = [
         part.register_forward_hook(
             lambda part, _, out, path=path: rows.append((path, part, tuple(out.shape)))
@@ -80,6 +85,7 @@ def list_layers(model: nn.Module, image: Tensor) -> tuple[list[LayerRow], Tensor
         for path, part in parts.items()
         if not isinstance(part, nn.Dropout)
     ]
+    # One forward pass, and then remove the hooks
     with torch.no_grad():
         logits = model(image)
     for hook in hooks:

@@ -38,6 +38,7 @@ def build_alexnet(in_channels: int, width: int, norm: NormName) -> tuple[nn.Modu
 
     Krizhevsky 2014, arXiv:1404.5997 (one column, as in torchvision); its width is 64.
     """
+    # Channels of the convolutions: 64, 192, 384 and 256 with the published width
     a, b, c, d = width, 3 * width, 6 * width, 4 * width
     first = conv_norm_relu(in_channels, a, 11, norm, "valid", stride=4)
     stages = [

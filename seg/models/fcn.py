@@ -55,10 +55,12 @@ class FCN(Network):
         fixed_upsampling: FixedUpsampling = "last",
     ) -> None:
         super().__init__()
+        # Backbone: the stages of a classification network without its linear layers
         self.encoder, self.norm = encoder, norm
         make = build_vgg16 if encoder == "vgg16" else build_alexnet
         self.stages, channels = make(in_channels, width, norm)
         self.pools = build_pooling(encoder)
+        # The linear layers fc6 and fc7, as convolutions
         fc6 = conv_norm_relu(channels[-1], 64 * width, 7, norm)
         # AlexNet's fc6 is 6x6: padded by one px more at the left and top, against pool3's offset
         if encoder == "alexnet":
@@ -71,9 +73,11 @@ class FCN(Network):
             nn.Dropout(dropout),
         )
         init_he(self)
+        # A score layer for the coarsest features and for each skip, from coarse to fine
         self.finer = (32 // stride).bit_length() - 1  # skips: 0, 1 or 2
         coarse_to_fine = [64 * width, *channels[-2::-1][: self.finer]]
         self.scores = nn.ModuleList(nn.Conv2d(c, num_classes, 1) for c in coarse_to_fine)
+        # Upsampling by 2 between the skips, and by the remaining stride at the end
         self.doubles = nn.ModuleList(bilinear_upsampling(num_classes, 2) for _ in range(self.finer))
         self.last = bilinear_upsampling(num_classes, stride)
         self.last.requires_grad_(fixed_upsampling == "none")

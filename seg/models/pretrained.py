@@ -53,6 +53,7 @@ def download_weights(url: str) -> dict[str, Tensor]:
                 f"{cached}: its SHA-256 starts with {digest[:8]}, not {expected}; the file isn't the "
                 "published one: remove it"
             )
+    # Download, or read from the cache, without unpickling code
     try:
         return load_state_dict_from_url(
             url, map_location="cpu", check_hash=True, weights_only=True, progress=False
@@ -112,6 +113,7 @@ def copy_layer(
     _, channels, *kernel = conv.weight.shape
     if weight.ndim == 2:  # a linear layer is a convolution over its whole input
         weight = weight.reshape(len(weight), -1, *kernel)
+    # For grey images, sum over R, G and B: the response to three equal channels
     if channels == 1 and weight.shape[1] == 3:
         weight = weight.sum(1, keepdim=True)
     if weight.shape != conv.weight.shape:

@@ -42,6 +42,7 @@ def count_multiply_adds(model: nn.Module, image: Tensor) -> dict[str, int]:
 
 def measure_peak_memory(function: Callable[[], object], device: torch.device | str = "cpu") -> int:
     """Return the peak memory of a call in bytes of tensors, beyond those that existed before."""
+    # On a GPU the allocator keeps the peak; synchronise, since kernels run asynchronously
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize()
         before = torch.cuda.memory_allocated()
@@ -49,10 +50,12 @@ def measure_peak_memory(function: Callable[[], object], device: torch.device | s
         function()
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
+    # On the CPU, record each allocation (positive bytes) and release (negative bytes)
     with profile(profile_memory=True) as profiler:
         function()
     assert profiler.kineto_results is not None
     events = [e for e in profiler.kineto_results.events() if e.name() == "[memory]"]
+    # Peak of the running sum in the order of time
     current = peak = 0
     for event in sorted(events, key=lambda e: e.start_ns()):
         current += event.nbytes()

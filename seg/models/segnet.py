@@ -47,16 +47,20 @@ class SegNet(Network):
     ) -> None:
         super().__init__()
         self.norm = norm
+        # Encoder: the 13 convolutions of VGG-16
         self.stages, channels = build_vgg16(in_channels, width, norm)
         self.decoder = nn.ModuleList()
+        # Decoder: mirrors the encoder from its deepest stage up
         for level in range(4, -1, -1):
             inner = [
                 conv_norm_relu(channels[level], channels[level], 3, norm)
                 for _ in range(VGG16_STAGES[level][1] - 1)
             ]
+            # The last convolution of a stage changes to the channels of the stage above
             if level:
                 inner.append(conv_norm_relu(channels[level], channels[level - 1], 3, norm))
             self.decoder.append(nn.Sequential(*inner))
+        # Classifier at full resolution
         self.head = nn.Conv2d(width, num_classes, 3, padding=1)
         init_he(self)
 

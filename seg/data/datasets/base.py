@@ -118,12 +118,14 @@ def check_task(task: Task, classes: list[str], may_overlap: bool = False) -> Non
 
 def check_class_names(classes: list[str]) -> None:
     """Raise DataError unless the names of the classes are distinct texts."""
+    # YAML reads no, yes and 1 as booleans and numbers, which are not names
     other = [name for name in classes if not isinstance(name, str)]
     if other:
         raise DataError(
             f"data.classes={classes}: {other[0]!r} is a {type(other[0]).__name__} and no text; quote names that YAML "
             "reads as numbers, booleans or null: ['no', 'yes'], ['1', '2']"
         )
+    # Two classes of one name; the remedy renames the second
     renamed = [f"{n}-2" if n in classes[:number] else n for number, n in enumerate(classes)]
     if twice := [name for name, other in zip(classes, renamed, strict=True) if name != other]:
         raise DataError(

@@ -112,6 +112,7 @@ class Coco:
         if folders is not None and set(folders) != set(files):
             raise DataError(f"data.folders={folders}: give one for each of {', '.join(files)}")
         self.root, self.crowd, self.task = find_coco_root(root), crowd, task
+        # The first split read determines the classes; the others must agree with it
         by_split: dict[str, dict[str, CocoImage]] = {}
         for split, file in files.items():
             by_split[split] = self.load_annotations(
@@ -290,6 +291,7 @@ def merge_entries(by_split: dict[str, dict[str, CocoImage]]) -> dict[str, CocoIm
 def check_images_exist(root: Path, entries: dict[str, CocoImage]) -> None:
     """Raise DataError if images are missing."""
     missing = [entry for entry in entries.values() if not os.path.isfile(root / entry.file)]
+    # Report the first missing file, with a file of a similar name if there is one
     if missing:
         more = f" ({len(missing)} such images)" if len(missing) > 1 else ""
         file = root / missing[0].file

@@ -97,6 +97,7 @@ def checked_rows(content: dict[str, Any], key: str, file: Path) -> Iterator[dict
     Raises:
         DataError: for the first invalid item.
     """
+    # The list itself, then each row: an object with the required keys and an id of its own
     if not isinstance(content.get(key), list):
         raise DataError(f"{file}: no list {key} in it; {COCO_LAYOUT}")
     ids = set()
@@ -165,6 +166,7 @@ def check_categories(
 ) -> None:
     """Raise DataError unless the classes are categories of the file, and with ``all_used`` all of them."""
     names = set(categories.values())
+    # Classes without a category, then categories without a class
     lacking = [name for name in annotated if name not in names]
     if lacking:
         raise DataError(
@@ -231,6 +233,7 @@ def build_entries(
             )
         if (class_index := index[row["category_id"]]) is None:
             continue
+        # An outline is a list of polygons or an object with run lengths; without one it is a box
         shape = row.get("segmentation")
         if shape is not None and not isinstance(shape, list | dict):
             raise DataError(

@@ -77,6 +77,7 @@ def fetch_files(
     if timeout <= 0:
         raise DataError(f"data.timeout={timeout}: seconds above 0 are needed")
     log.info(f"downloading {url} to {folder}, once")
+    # Download and unpack beside the cache, and move in only files that were found complete
     try:
         with files.scratch_folder(folder) as part:
             download_file(url, part / "archive", timeout)
@@ -97,8 +98,10 @@ def download_file(url: str, file: Path, timeout: float) -> None:
     Raises:
         DataError: if it cannot be downloaded or is larger than ``MAX_ARCHIVE_BYTES``.
     """
+    # Progress bar, on a terminal and on rank 0 only
     columns = TextColumn("downloading"), BarColumn(), DownloadColumn(), TransferSpeedColumn()
     hidden = not (console.is_terminal and is_rank_zero())
+    # Seconds to connect, and between two pieces of the answer
     waits = (min(timeout, MAX_CONNECT_SECONDS), timeout)
     with Progress(*columns, console=console, transient=True, disable=hidden) as progress:
         try:
@@ -106,6 +109,7 @@ def download_file(url: str, file: Path, timeout: float) -> None:
                 answer.raise_for_status()
                 size = int(answer.headers.get("content-length", 0))
                 task = progress.add_task("downloading", total=size or None)
+                # The stated size may be wrong or absent, so count the bytes that arrive
                 for piece in answer.iter_content(2**16):
                     out.write(piece)
                     progress.update(task, completed=out.tell())
@@ -177,6 +181,7 @@ def archive_members(archive: Path) -> Iterator[ArchiveMember]:
     Raises:
         TooLarge: if they would unpack to more than ``MAX_ARCHIVE_BYTES``.
     """
+    # A zip states the unpacked sizes in its directory
     if zipfile.is_zipfile(archive):
         with zipfile.ZipFile(archive) as opened:
             files = [info for info in opened.infolist() if not info.is_dir()]

@@ -242,6 +242,7 @@ class Folder:
         """Raise DataError unless masks have one layer a class exactly where the options say so."""
         # Columns of the table against the option.
         planes = len(self.has_files)
+        # One plane is a mask of class indices, which needs no layers
         if planes == 1 and self.mask_layers != "folders":
             return
         if self.mask_layers != "folders":
@@ -430,12 +431,14 @@ def read_mask_file(file: Path, page: int | None = None, colours: bool = False) -
     Raises:
         DataError: if the file cannot be read, or has several pages and no index is given.
     """
+    # The tag GDAL_NODATA may mean a valid class in a mask, so it is reported and not applied
     for value in read_nodata_tag(file):
         warn_once(
             file,
             "GDAL_NODATA",
             f"the tag GDAL_NODATA of a mask is not applied; if {value:g} is void, data.ignore=[{value:g}]",
         )
+    # Decode; a mask has a single page
     pages = read_pages(file, page, colours)
     if len(pages) != 1:
         raise DataError(

@@ -65,6 +65,7 @@ class ISBI2012:
         # Files.
         check_task(task, self.classes)
         self.task: Task = task
+        # Folder of the volume: the user's or the download cache
         folder = cached_challenge(url, sha256, timeout) if root is None else Path(root)
         if not folder.is_dir():
             raise DataError(

@@ -124,6 +124,7 @@ def grow_cells(rng: Generator, size: int) -> Tissue:
     # The cell of a pixel is the disc of the least power.
     y, x = displaced_grid(rng, size)
     discs = pack_discs(rng, size)
+    # Least power so far of each pixel, and the index of its disc
     cell, neighbour = np.zeros((2, size, size), np.intp)
     power, edge, second = np.full(
         (3, size, size), np.inf

@@ -76,6 +76,7 @@ def file_issues(source: DataSource, inspection: Inspection, root: Path | None) -
     # Each file's colours or values, read again.
     counts: dict[str, Counter[int]] = {}  # pixels of each value, by file
     issues = []
+    # Add what the pixels of the file show: frequent colours, or the share of each value
     for issue in inspection.issues:
         name, _, page = issue.file.partition(", page ")
         file = Path(name) if root is None else root / name
@@ -271,6 +272,7 @@ def redraw_remedy(stats: list[ImageStats], split: str, redraw: RedrawFunction) -
 
 def dataset_issues(stats: list[ImageStats]) -> list[Issue]:
     """Return the issues of all images together: orientation tags, unused bits, palettes, grey saved as colours."""
+    # Checks of the data set as a whole need at least one readable image
     issues = []
     if not stats:
         return issues

@@ -137,10 +137,12 @@ def overlay_thumbnail(image: np.ndarray, mask: np.ndarray, colors: Sequence[Colo
 
 def file_thumbnail(file: Path, mask_file: Path | None = None) -> np.ndarray | None:
     """Return a file's picture, with its mask's values as stored if they are few; None if it can't be read."""
+    # The image, unless it can't be read
     try:
         rgb = panels.to_rgb(read_image(file))
     except DataError:
         return None
+    # The mask if it has the image's size and few values, coloured by value
     index = np.full(rgb.shape[:2], IGNORE)
     try:
         if mask_file is not None:

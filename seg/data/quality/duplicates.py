@@ -87,6 +87,7 @@ def find_near_duplicates(stats: list[ImageStats]) -> list[Issue]:
     """Return an issue for each image nearly in another split, and for each group of similar images in one."""
     if len(stats) < 2:
         return []
+    # Similar pairs, without those of equal pixels, which are reported as duplicates
     pairs = similar_pairs(np.stack([image.thumbnail for image in stats]))
     pairs = [p for p in pairs if stats[p.first].image_hash != stats[p.second].image_hash]
     issues, leaking, groups = [], set(), {}

@@ -135,6 +135,7 @@ def inspect_image(
         root: folder that paths in messages are relative to.
         heuristics: whether to compute ``fits`` and ``jumps``.
     """
+    # No data is replaced by the mean for the statistics; the hash is that of the stored pixels
     stored = image
     if image.dtype.kind == "f" and np.isnan(image).any():  # no data
         known = image[~np.isnan(image)]

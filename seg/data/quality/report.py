@@ -54,6 +54,7 @@ def describe_split(source: DataSource, stats: list[ImageStats], names: list[str]
     weights = pixels / pixels.sum() if stats else pixels
     means, sds = (np.array([getattr(image, key) for image in stats]) for key in ("mean", "sd"))
     mean = float((weights * means).sum())
+    # Share of each class among the valid pixels
     zero = np.zeros(len(source.classes))
     valid = sum((image.valid for image in stats), zero)
     shares = sum((image.pixels for image in stats), zero) / valid.clip(1)
@@ -99,6 +100,7 @@ def print_report(
     source: DataSource, report: dict[str, Any], issues: list[Issue], output: Path, drawn: bool
 ) -> None:
     """Print the tables, the issues by kind and remedy, and where the results lie."""
+    # Tables of the splits and of the classes
     log.info("", extra={"table": split_table(report["splits"])})
     log.info("", extra={"table": class_share_table(source, report["splits"])})
     # Faults of one kind and remedy together.
