@@ -1,4 +1,4 @@
-"""Which tool annotated a folder, and the options that read it."""
+"""Detection of the tool that annotated a folder, and of the options that read it."""
 
 from importlib import import_module
 from pathlib import Path
