@@ -3,9 +3,12 @@
 A step is forward, bce_dice, backward and AdamW on 4 crops of 256x256 px, float32. Beside it, on the same
 batch: counting the metrics, the same by torchmetrics' own confusion matrix, the optional ones, and each
 loss with its gradient. Rounds are interleaved; printed are medians and their share of the step.
+
+``python benchmarks/metrics.py growth``: what the scores of a split and their intervals cost by images and classes.
 """
 
 import statistics
+import sys
 import time
 from collections.abc import Callable
 
@@ -19,6 +22,8 @@ from seg.hardware import MemoryFormat, keep_freed_memory
 from seg.logits import predicted_classes
 from seg.losses import ClDice, CrossEntropy, Dice, Focal, Lovasz, WeightMap, compute_loss
 from seg.metrics import SegmentationMetrics
+from seg.metrics.confusion import PixelScores
+from seg.metrics.significance import bootstrap_intervals
 
 ROUNDS = 9
 
@@ -52,6 +57,26 @@ def counting(mask: Tensor, logits: Tensor, **choice: object) -> Callable[[], Non
 
 def gradient(loss: torch.nn.Module, logits: Tensor, mask: Tensor, *more: Tensor) -> Callable:
     return lambda: loss(logits, mask, *more).backward()
+
+
+def growth() -> None:
+    """Print the seconds of counting, of the scores and of their intervals: they grow with images x classes."""
+    print("images classes   counting    scores  intervals, s")
+    for images, classes in ((100, 20), (300, 20), (300, 50), (300, 150), (1000, 150)):
+        scores = PixelScores([f"class-{k}" for k in range(classes)])
+        truth = torch.randint(0, classes, (images, 1, 32, 32))
+        prediction = torch.where(
+            torch.rand(truth.shape) < 0.6, truth, torch.randint(0, classes, truth.shape)
+        )
+        started = time.perf_counter()
+        for predicted, mask in zip(prediction, truth, strict=True):
+            scores.update(predicted, mask)
+        counted = time.perf_counter()
+        scores.compute()
+        computed = time.perf_counter()
+        bootstrap_intervals(scores.bootstrap_inputs())
+        parts = counted - started, computed - counted, time.perf_counter() - computed
+        print(f"{images:6} {classes:7} " + " ".join(f"{seconds:10.2f}" for seconds in parts))
 
 
 def main() -> None:
@@ -98,4 +123,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    growth() if sys.argv[1:] == ["growth"] else main()
