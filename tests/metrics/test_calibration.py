@@ -101,3 +101,11 @@ def test_the_best_threshold_beats_one_half_on_a_timid_network():
     best = curve.best()
     assert best < 0.27 and np.isclose(float(curve.compute().max()), 1)
     assert (predicted_classes(logits, best)[0] == mask[0]).all()
+
+
+def test_certain_pixels_have_the_last_bin_for_themselves():
+    # Half of the pixels are certain and wrong, half have .9 and are right: one bin for both would give .45.
+    p = torch.tensor([1.0, 1.0, 0.9, 0.9]).reshape(1, 1, 1, 4)
+    error = CalibrationError()
+    error.update(torch.cat([1 - p, p], 1), torch.tensor([0, 0, 1, 1]).reshape(1, 1, 4))
+    assert float(error.compute()) == pytest.approx(0.5 * 1 + 0.5 * 0.1)
