@@ -354,7 +354,7 @@ def test_a_loader_process_that_is_killed_is_named_and_the_run_goes_on(tmp_path, 
     assert re.search(LINE, capfd.readouterr().out)
     folder = (tmp_path / "latest").resolve()
     assert records.read_json(folder / "run.json")["error"].startswith(
-        "WorkerEnded: a loader process"
+        "WorkerDied: a loader process"
     )
     train(config("train", f"resume={folder}"))
     assert same(folder, (tmp_path / "whole/latest").resolve())

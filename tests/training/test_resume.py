@@ -256,8 +256,8 @@ def test_a_config_that_names_a_foreign_logger_is_not_taken_up(tmp_path):
 @pytest.mark.slow
 def test_a_run_that_another_process_trains_is_left_alone(tmp_path, straight):
     script = (
-        f"import time\nfrom pathlib import Path\nfrom seg import runs\n"
-        f"with runs.alone(Path({str(tmp_path)!r}), 'seg.train'):\n  print('held', flush=True)\n  time.sleep(60)"
+        f"import time\nfrom pathlib import Path\nfrom seg.runs.folder import lock_folder\n"
+        f"with lock_folder(Path({str(tmp_path)!r}), 'seg.train'):\n  print('held', flush=True)\n  time.sleep(60)"
     )
     other = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
     assert other.stdout.readline() == "held\n"
