@@ -177,7 +177,7 @@ def test_an_image_outside_of_the_root_is_never_read(tmp_path):
     folder_of("labelme", tmp_path / "data")
     write_images(tmp_path, ("z",))
     spoil(tmp_path / "data", lambda c: c.update(imagePath="../z.png"))
-    assert Annotations(str(tmp_path / "data")).entries["a"].file == tmp_path / "data/a.png"
+    assert Annotations(str(tmp_path / "data")).image_file("a") == tmp_path / "data/a.png"
     (tmp_path / "data/a.png").unlink()
     with pytest.raises(DataError, match=r"a.json: its image z.png is not in .*; add it"):
         Annotations(str(tmp_path / "data"))

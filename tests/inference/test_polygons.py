@@ -26,7 +26,7 @@ MASKS = arrays(
 def redrawn(folder, module, name: str, text: str, mask: np.ndarray) -> np.ndarray:
     """The mask that a tool's file gives for an image of the size of ``mask``."""
     (folder / name).write_text(text)
-    return drawn(module.read(folder / name).images[0], mask)
+    return drawn(module.read_annotations(folder / name).images[0], mask)
 
 
 def drawn(image: AnnotatedImage, mask: np.ndarray) -> np.ndarray:
@@ -53,7 +53,7 @@ def test_any_mask_is_the_same_read_back_from_imagej(tmp_path_factory, mask):
     pytest.importorskip("roifile", reason="the extra rois isn't installed")
     file = tmp_path_factory.getbasetemp() / "a.zip"
     file.write_bytes(as_rois(trace_mask(mask, 3), CLASSES, COLORS))
-    images = imagej.read(file).images
+    images = imagej.read_annotations(file).images
     if mask.any():
         np.testing.assert_array_equal(drawn(images[0], mask), mask)
     else:

@@ -1,33 +1,31 @@
 """Data set of images and the files of an annotation tool, drawn when an image is read."""
 
-import hashlib
 import logging
 from collections import Counter
 from importlib import import_module
 from pathlib import Path, PureWindowsPath
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 from pydantic import Field
 
+from seg.data.datasets.annotated import AnnotatedSource, find_image_root
 from seg.data.datasets.base import (
     PackedRecords,
     Task,
     check_choice,
     check_task,
     class_colors,
-    ignore_nodata,
 )
 from seg.data.datasets.coco_json import CocoId, check_categories, choose_classes
 from seg.data.datasets.outlines import DrawnOutline, Outline, describe_labels, draw_outline
 from seg.data.datasets.tools.parsing import AnnotatedImage, ToolAnnotations, list_files
-from seg.data.image_io import IMAGE_SUFFIXES, read_image, read_orientation
-from seg.data.masks import ColourList, shorten_list, size_mismatch_error
-from seg.data.nodata import NodataOption, nodata_values
+from seg.data.image_io import IMAGE_SUFFIXES
+from seg.data.masks import ColourList, shorten_list
+from seg.data.nodata import NodataOption
 from seg.data.partition import Splits
-from seg.data.spacing import Spacing, pixel_spacing
+from seg.data.spacing import Spacing
 from seg.data.splits import SplitOptions, split_by_lists
-from seg.data.tiff import orient
 from seg.errors import DataError
 from seg.logits import IGNORE
 
@@ -51,21 +49,21 @@ class Entry(NamedTuple):
     """An image and its annotations.
 
     Attributes:
-        file: path of the image.
+        file: path of the image inside ``root``.
         size: height and width that the annotations state, or None.
         source: annotation file, or None.
         outlines: of labels that are a class or ignored.
         normalized: True if coordinates are shares of the image's width and height.
     """
 
-    file: Path
+    file: str
     size: tuple[int, int] | None
     source: Path | None
     outlines: list[Outline]
     normalized: bool
 
 
-class Annotations:
+class Annotations(AnnotatedSource):
     """Images annotated in a tool by polygons or bitmaps, as one class a pixel or one plane a class.
 
     A pixel belongs to a polygon if its centre lies inside. Where objects overlap, the smaller is drawn on top; of
@@ -126,7 +124,7 @@ class Annotations:
         # Images and annotation files.
         check_choice("tool", tool, Tool)
         check_choice("unannotated", unannotated, Unannotated)
-        self.root, self.task = find_root(root), task
+        self.root, self.task = find_image_root(root), task
         self.nodata, self.spacing = nodata, spacing
         place = find_place(self.root, annotations)
         content = read_tool(tool, place)
@@ -157,42 +155,17 @@ class Annotations:
         division = SplitOptions(
             val, test, fold, folds, contiguous, group_by, stratify, lists, split_seed
         )
-        names = {entry.file.name: name for name, entry in entries.items()} | {n: n for n in entries}
+        names = {Path(entry.file).name: name for name, entry in entries.items()} | {
+            n: n for n in entries
+        }
         self.splits = division.splits(
             list(entries), self.class_presence, lambda lines: split_by_lists(lines, names), given, by
         )  # fmt: skip
 
-    def read(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """Return image (H, W, C), and mask (H, W) uint8 of class indices or (H, W, K) of 0 and 1; 255 = ignore."""
-        entry = self.entries[name]
-        nodata = self.nodata_values(name)
-        image = read_image(entry.file, nodata=nodata)
-        height, width = image.shape[:2]
-        # Of an image that its tag turns by a quarter, the stated size says whether the stored pixels were annotated.
-        if entry.size == (width, height) != (height, width):
-            orientation = read_orientation(entry.file)
-            if orientation >= 5:
-                mask = orient(self.draw_mask(entry, width, height), orientation)
-                return ignore_nodata(image, mask, nodata)
-        if entry.size not in (None, (height, width)):
-            remedy = "take the image that was annotated"
-            raise size_mismatch_error(entry.source, entry.size, entry.file, image.shape, remedy)
-        return ignore_nodata(image, self.draw_mask(entry, height, width), nodata)
-
-    def nodata_values(self, name: str) -> tuple[float, ...]:
-        """Return the values that mean no data in an image: the option's first, and its tag's."""
-        return nodata_values(self.nodata, self.entries[name].file)
-
-    def pixel_spacing(self) -> tuple[float, float] | None:
-        """Return the height and width of a pixel in um; None if it is not known."""
-        return pixel_spacing(self.spacing, (self.entries[n].file for n in self.entries))
-
     def draw_mask(self, entry: Entry, height: int, width: int) -> np.ndarray:
         """Return the mask of an entry, (H, W) or (H, W, K), as in ``read``."""
         overlapping = self.task == "overlapping"
-        rest = IGNORE if self.annotated == self.classes and not overlapping else 0
-        shape = (height, width, len(self.classes)) if overlapping else (height, width)
-        mask = np.full(shape, rest, np.uint8)
+        mask = self.empty_mask(height, width, *([len(self.classes)] if overlapping else []))
         # Ignored objects first, then large before small.
         drawn = [(o, draw_outline(o, height, width, entry.normalized)) for o in entry.outlines]
 
@@ -209,12 +182,8 @@ class Annotations:
                 window[inside] = self.classes.index(outline.label)
         return mask
 
-    def stamp(self, name: str) -> str:
-        """Return a text that changes when the result of ``read`` may have changed."""
-        file = self.entries[name].file
-        status, content = file.stat(), hashlib.sha256(self.entries.packed_bytes(name)).hexdigest()
-        options = (self.classes, self.annotated, sorted(self.ignored), self.task, self.nodata)
-        return f"{file.resolve()} {status.st_size} {status.st_mtime_ns} {content} {options}"
+    def drawing_options(self) -> tuple[Any, ...]:
+        return (sorted(self.ignored),)
 
     def class_presence(self, name: str) -> np.ndarray:
         """Return (K,) bool: True for each class annotated in the image, and for the class of the rest."""
@@ -224,19 +193,6 @@ class Annotations:
             if outline.label not in self.ignored:
                 present[self.classes.index(outline.label)] = True
         return present
-
-
-def find_root(root: str | None) -> Path:
-    """Return the folder of the images.
-
-    Raises:
-        DataError: if it is not given or does not exist.
-    """
-    if root is None:
-        raise DataError("data.root is not set: give the folder of the images")
-    if not Path(root).is_dir():
-        raise DataError(f"data.root={root}: no such folder; give the folder of the images")
-    return Path(root)
 
 
 def find_place(root: Path, annotations: str | None) -> Path:
@@ -260,7 +216,7 @@ def read_tool(tool: Tool | None, place: Path) -> ToolAnnotations:
     """
     content = ToolAnnotations([])
     for name in [tool] if tool else TOOL_TITLES:
-        content = import_module(f"seg.data.datasets.tools.{name}").read(place)
+        content = import_module(f"seg.data.datasets.tools.{name}").read_annotations(place)
         if content.images:
             return content
     wanted = TOOL_TITLES[tool] if tool else f"any of {', '.join(TOOL_TITLES.values())}"
@@ -358,10 +314,12 @@ def build_entries(
         name = image.with_suffix("").as_posix()
         if name in entries:
             raise DataError(
-                f"{root}: {entries[name].file.name} and {image.name} are both called {name}; keep one, or rename it"
+                f"{root}: {Path(entries[name].file).name} and {image.name} are both called {name}; keep one, or rename it"
             )
         size, source = (one.size, one.file) if one else (None, None)
-        entries[name] = Entry(root / image, size, source, outlines, bool(one and one.normalized))
+        entries[name] = Entry(
+            image.as_posix(), size, source, outlines, bool(one and one.normalized)
+        )
     if left_out:
         log.warning(
             f"{root}: {len(left_out)} of {len(images)} images have no annotations and are left out, "

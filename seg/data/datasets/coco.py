@@ -1,21 +1,20 @@
 """Data set of images annotated in COCO's JSON: polygons and run lengths, drawn when an image is read."""
 
-import hashlib
 import os
 from array import array
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field
 
+from seg.data.datasets.annotated import AnnotatedSource, find_image_root
 from seg.data.datasets.base import (
     PackedRecords,
     Task,
     check_choice,
     check_task,
     class_colors,
-    ignore_nodata,
 )
 from seg.data.datasets.coco_json import (
     CocoAnnotation,
@@ -28,14 +27,11 @@ from seg.data.datasets.coco_json import (
     fill_runs,
     read_coco,
 )
-from seg.data.image_io import read_image, read_orientation
-from seg.data.masks import size_mismatch_error
-from seg.data.nodata import NodataOption, nodata_values
+from seg.data.nodata import NodataOption
 from seg.data.partition import SPLITS
 from seg.data.similar_names import find_similar, similar_file
-from seg.data.spacing import Spacing, pixel_spacing
+from seg.data.spacing import Spacing
 from seg.data.splits import SplitOptions, split_by_lists
-from seg.data.tiff import orient
 from seg.errors import DataError, missing_extra_hint
 from seg.logits import IGNORE
 
@@ -43,7 +39,7 @@ CrowdOption = Literal["ignore", "object", "skip"]
 BoxesOption = Literal["error", "skip"]
 
 
-class Coco:
+class Coco(AnnotatedSource):
     """Images with COCO annotations, as one class a pixel or one plane a class.
 
     Lin et al. 2014, arXiv:1405.0312. Where objects overlap, the smaller is drawn on top; of two with equal area,
@@ -111,7 +107,7 @@ class Coco:
         files = annotation_files(annotations)
         if folders is not None and set(folders) != set(files):
             raise DataError(f"data.folders={folders}: give one for each of {', '.join(files)}")
-        self.root, self.crowd, self.task = find_coco_root(root), crowd, task
+        self.root, self.crowd, self.task = find_image_root(root), crowd, task
         # The first split read determines the classes; the others must agree with it
         by_split: dict[str, dict[str, CocoImage]] = {}
         for split, file in files.items():
@@ -156,40 +152,11 @@ class Coco:
         index = {key: places.get(name) for key, name in categories.items()}
         return build_entries(content, file, folder, index, self.skip_boxes)
 
-    def read(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """Return image (H, W, C), and mask (H, W) uint8 of class indices or (H, W, K) of 0 and 1; 255 = ignore."""
-        entry = self.entries[name]
-        nodata = self.nodata_values(name)
-        image = read_image(self.root / entry.file, nodata=nodata)
-        height, width = image.shape[:2]
-        # Of an image that its tag turns by a quarter, the stated size says whether the stored pixels were annotated.
-        if entry.stated_size == (width, height) != (height, width):
-            orientation = read_orientation(self.root / entry.file)
-            if orientation >= 5:
-                mask = orient(self.draw_mask(entry, width, height), orientation)
-                return ignore_nodata(image, mask, nodata)
-        if entry.stated_size not in ((None, None), (height, width)):
-            remedy = "take the image that was annotated"
-            raise size_mismatch_error(
-                entry.json_file, entry.stated_size, self.root / entry.file, image.shape, remedy
-            )
-        return ignore_nodata(image, self.draw_mask(entry, height, width), nodata)
-
-    def pixel_spacing(self) -> tuple[float, float] | None:
-        """Return the height and width of a pixel in um; None if it is not known."""
-        return pixel_spacing(self.spacing, (self.root / self.entries[n].file for n in self.entries))
-
-    def nodata_values(self, name: str) -> tuple[float, ...]:
-        """Return the values that mean no data in an image: the option's first, and its tag's."""
-        return nodata_values(self.nodata, self.root / self.entries[name].file)
-
     def draw_mask(self, entry: CocoImage, height: int, width: int) -> np.ndarray:
         """Return the mask of an entry, (H, W) or (H, W, K), as in ``read``."""
         # Planes are drawn column by column, the order of run lengths.
         overlapping = self.task == "overlapping"
-        rest = IGNORE if self.annotated == self.classes and not overlapping else 0
-        count = len(self.classes) if overlapping else 1
-        planes = np.full((count, width * height), rest, np.uint8)
+        planes = self.empty_mask(len(self.classes) if overlapping else 1, width * height)
         for outline, counts in self.drawing_order(entry, height, width):
             plane = planes[outline.index if overlapping else 0]
             value = 1 if overlapping else outline.index
@@ -211,7 +178,7 @@ class Coco:
                 drawn.append((outline, compute_run_lengths(outline.shape, height, width)))
             except ValueError as error:
                 raise DataError(
-                    f"{entry.json_file}: annotation {outline.number} of {entry.file}: {error}; correct it or remove it"
+                    f"{entry.source}: annotation {outline.number} of {entry.file}: {error}; correct it or remove it"
                 ) from error
 
         # Ignored crowds first, then by falling area.
@@ -222,12 +189,8 @@ class Coco:
 
         return sorted(drawn, key=order)
 
-    def stamp(self, name: str) -> str:
-        """Return a text that changes when the result of ``read`` may have changed."""
-        file = self.root / self.entries[name].file
-        status, content = file.stat(), hashlib.sha256(self.entries.packed_bytes(name)).hexdigest()
-        options = (self.classes, self.annotated, self.crowd, self.task, self.nodata)
-        return f"{file.resolve()} {status.st_size} {status.st_mtime_ns} {content} {options}"
+    def drawing_options(self) -> tuple[Any, ...]:
+        return (self.crowd,)
 
     def class_presence(self, name: str) -> np.ndarray:
         """Return (K,) bool: True for each class annotated in the image, and for the class of the rest."""
@@ -236,19 +199,6 @@ class Coco:
         for outline in self.entries[name].annotations:
             present[outline.index] |= not outline.crowd or self.crowd == "object"
         return present
-
-
-def find_coco_root(root: str | None) -> Path:
-    """Return the folder of the images.
-
-    Raises:
-        DataError: if it is not given or does not exist.
-    """
-    if root is None:
-        raise DataError("data.root is not set: give the folder of the images")
-    if not Path(root).is_dir():
-        raise DataError(f"data.root={root}: no such folder; give the folder of the images")
-    return Path(root)
 
 
 def annotation_files(annotations: str | dict[str, str] | None) -> dict[str, Path]:
@@ -281,7 +231,7 @@ def merge_entries(by_split: dict[str, dict[str, CocoImage]]) -> dict[str, CocoIm
         for name, entry in part.items():
             if name in entries:
                 raise DataError(
-                    f"{entry.json_file}: {entry.file} is in {entries[name].json_file} too; keep it in one split (or give "
+                    f"{entry.source}: {entry.file} is in {entries[name].source} too; keep it in one split (or give "
                     "data.folders, if the splits have folders of their own)"
                 )
         entries |= part
@@ -301,6 +251,4 @@ def check_images_exist(root: Path, entries: dict[str, CocoImage]) -> None:
             remedy = (
                 f"{find_similar(file.name, [other.name])}: rename the file, or correct the JSON"
             )
-        raise DataError(
-            f"{file}: no such file, but {missing[0].json_file} names it{more}; {remedy}"
-        )
+        raise DataError(f"{file}: no such file, but {missing[0].source} names it{more}; {remedy}")

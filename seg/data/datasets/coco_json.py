@@ -44,14 +44,14 @@ class CocoImage(NamedTuple):
 
     Attributes:
         file: path inside ``root``.
-        stated_size: height and width given by the JSON, or None for both.
-        told_by: the JSON file.
-        outlines: annotations in the order of the JSON.
+        size: height and width that the JSON states, or None.
+        source: the JSON file.
+        annotations: in the order of the JSON.
     """
 
     file: str
-    stated_size: tuple[Any, Any]
-    json_file: Path
+    size: tuple[Any, Any] | None
+    source: Path
     annotations: list[CocoAnnotation]
 
 
@@ -210,7 +210,8 @@ def build_entries(
                 f"{file}: the image {row['file_name']!r} is not inside data.root; paths start there"
             )
         inside = PureWindowsPath(folder) / path
-        entry = CocoImage(inside.as_posix(), (row.get("height"), row.get("width")), file, [])
+        size = row.get("height"), row.get("width")
+        entry = CocoImage(inside.as_posix(), None if size == (None, None) else size, file, [])
         name = inside.with_suffix("").as_posix()
         if name in entries:
             raise DataError(

@@ -1,1 +1,1 @@
-"""Files of annotation tools, a module each with the function ``read``."""
+"""Files of annotation tools, a module each with the function ``read_annotations``."""

@@ -38,7 +38,7 @@ class ArrayUnpickler(pickle.Unpickler):
         return super().find_class(module, name)
 
 
-def read(place: Path) -> ToolAnnotations:
+def read_annotations(place: Path) -> ToolAnnotations:
     """Return the cells (https://cellpose.readthedocs.io/en/latest/outputs.html) of a file, or of those of a folder.
 
     Raises:

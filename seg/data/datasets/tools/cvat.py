@@ -28,7 +28,7 @@ from seg.errors import DataError
 NOT_SHAPES = {"tag", "attribute"}
 
 
-def read(place: Path) -> ToolAnnotations:
+def read_annotations(place: Path) -> ToolAnnotations:
     """Return the annotations (https://docs.cvat.ai/docs/dataset_management/formats) of an XML, or of those of a folder.
 
     Other XML files are left out.

@@ -40,7 +40,7 @@ def detect_tool(folder: Path) -> DetectedTool | None:
         except DataError:
             continue  # no annotation file, as far as one can tell
         for tool, title in JSON_TOOLS.items():
-            if import_module(f"seg.data.datasets.tools.{tool}").matches(content):
+            if import_module(f"seg.data.datasets.tools.{tool}").matches_format(content):
                 return DetectedTool(title, file, f"data={tool} data.root={folder}")
         if isinstance(content, dict) and set(content) >= COCO_KEYS:
             options = f"data=coco data.root={folder} data.annotations={file}"

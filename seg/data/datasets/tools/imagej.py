@@ -26,7 +26,7 @@ CLASS_NAMES = (  # "nucleus-0012", "cell 3" and "cell", but not ImageJ's own "01
 WITHOUT_AREA = {"LINE", "FREELINE", "POLYLINE", "ANGLE", "POINT", "NOROI"}
 
 
-def read(place: Path) -> ToolAnnotations:
+def read_annotations(place: Path) -> ToolAnnotations:
     """Return the annotations (https://imagej.net) of a file, or of those of a folder.
 
     The class is the ROI's name without a number at its end; names that only hold numbers, as ImageJ gives, are

@@ -12,24 +12,20 @@ from seg.data.datasets.tools.parsing import (
     as_numbers,
     build_image,
     decode_png,
-    list_files,
-    read_json,
+    read_matching_json,
     state_size,
 )
 
 
-def matches(content: Any) -> bool:
+def matches_format(content: Any) -> bool:
     """Return True if a JSON is LabelMe's."""
     return isinstance(content, dict) and {"shapes", "imagePath"} <= set(content)
 
 
-def read(place: Path) -> ToolAnnotations:
+def read_annotations(place: Path) -> ToolAnnotations:
     """Return the annotations (https://github.com/wkentaro/labelme) of a JSON, or of those of a folder; other JSON files are left out."""
     images = []
-    for file in list_files(place, (".json",)):
-        content = read_json(file)
-        if not matches(content):
-            continue
+    for file, content in read_matching_json(place, (".json",), matches_format):
         size = state_size(content.get("imageHeight"), content.get("imageWidth"))
         name = content["imagePath"] if isinstance(content["imagePath"], str) else file.stem
         images.append(build_image(file, name, size, content["shapes"], build_outline))

@@ -6,7 +6,7 @@ import io
 import json
 import os
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
@@ -93,6 +93,25 @@ def read_json(file: Path) -> Any:
         if isinstance(error, DataError):
             raise
         raise DataError(f"{file}: not JSON ({error}); export it again") from error
+
+
+def read_matching_json(
+    place: Path, suffixes: tuple[str, ...], matches_format: Callable[[Any], bool]
+) -> Iterator[tuple[Path, Any]]:
+    """Yield the JSON files of a tool, and their contents; others are left out.
+
+    Args:
+        place: a file or a folder.
+        suffixes: of the files.
+        matches_format: function of a content that returns whether it is of the tool.
+
+    Raises:
+        DataError: if a file cannot be read or is not JSON.
+    """
+    for file in list_files(place, suffixes):
+        content = read_json(file)
+        if matches_format(content):
+            yield file, content
 
 
 def read_xml(file: Path) -> ElementTree.Element:

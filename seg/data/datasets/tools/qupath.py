@@ -8,12 +8,11 @@ from seg.data.datasets.tools.parsing import (
     ToolAnnotations,
     as_label,
     build_image,
-    list_files,
-    read_json,
+    read_matching_json,
 )
 
 
-def matches(content: Any) -> bool:
+def matches_format(content: Any) -> bool:
     """Return True if a JSON is GeoJSON of objects."""
     if isinstance(content, list):
         return (
@@ -22,13 +21,10 @@ def matches(content: Any) -> bool:
     return isinstance(content, dict) and content.get("type") in ("FeatureCollection", "Feature")
 
 
-def read(place: Path) -> ToolAnnotations:
+def read_annotations(place: Path) -> ToolAnnotations:
     """Return the annotations (https://qupath.github.io) of a GeoJSON, or of those of a folder; other JSON files are left out."""
     images = []
-    for file in list_files(place, (".geojson", ".json")):
-        content = read_json(file)
-        if not matches(content):
-            continue
+    for file, content in read_matching_json(place, (".geojson", ".json"), matches_format):
         if isinstance(content, dict):
             content = content.get("features") if "features" in content else [content]
         images.append(build_image(file, file.stem, None, content, build_outline))

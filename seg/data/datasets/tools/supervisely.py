@@ -15,24 +15,22 @@ from seg.data.datasets.tools.parsing import (
     as_numbers,
     build_image,
     decode_png,
-    list_files,
-    read_json,
+    read_matching_json,
     state_size,
 )
 
 
-def matches(content: Any) -> bool:
+def matches_format(content: Any) -> bool:
     """Return True if a JSON is Supervisely's of an image."""
-    return isinstance(content, dict) and {"objects", "size"} <= set(content)
+    return (
+        isinstance(content, dict) and "objects" in content and isinstance(content.get("size"), dict)
+    )
 
 
-def read(place: Path) -> ToolAnnotations:
+def read_annotations(place: Path) -> ToolAnnotations:
     """Return the annotations (https://docs.supervisely.com) of a JSON, or of those of a folder; others are left out."""
     images = []
-    for file in list_files(place, (".json",)):
-        content = read_json(file)
-        if not matches(content) or not isinstance(content["size"], dict):
-            continue
+    for file, content in read_matching_json(place, (".json",), matches_format):
         size = state_size(content["size"].get("height"), content["size"].get("width"))
         image = file.parent.parent / "img" / file.stem
         images.append(build_image(file, image.as_posix(), size, content["objects"], build_outline))

@@ -11,8 +11,7 @@ from seg.data.datasets.tools.parsing import (
     as_label,
     as_numbers,
     build_image,
-    list_files,
-    read_json,
+    read_matching_json,
 )
 from seg.errors import DataError
 
@@ -31,23 +30,20 @@ def find_images(content: Any) -> list[dict] | None:
     return images
 
 
-def matches(content: Any) -> bool:
+def matches_format(content: Any) -> bool:
     """Return True if a JSON is VIA's."""
     return find_images(content) is not None
 
 
-def read(place: Path) -> ToolAnnotations:
+def read_annotations(place: Path) -> ToolAnnotations:
     """Return the annotations (https://www.robots.ox.ac.uk/~vgg/software/via) of a JSON, or of those of a folder.
 
     Images without a region count as not annotated, since a project lists every image. The class is the region
     attribute called class, label, name, type or category, or the only one.
     """
     annotated = []
-    for file in list_files(place, (".json",)):
-        images = find_images(read_json(file))
-        if images is None:
-            continue
-        rows = [(image, list_regions(image)) for image in images]
+    for file, content in read_matching_json(place, (".json",), matches_format):
+        rows = [(image, list_regions(image)) for image in find_images(content) or ()]
         attribute = find_attribute(file, [region for _, regions in rows for region in regions])
 
         def build_outline(number: int, region: dict, attribute: str | None = attribute) -> Outline | str:  # fmt: skip

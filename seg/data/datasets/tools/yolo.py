@@ -21,7 +21,7 @@ from seg.errors import DataError
 LIST_FILES = {"classes.txt", "train.txt", "val.txt", "test.txt", "obj.names"}  # no annotations
 
 
-def read(place: Path) -> ToolAnnotations:
+def read_annotations(place: Path) -> ToolAnnotations:
     """Return the annotations (https://docs.ultralytics.com/datasets/segment) of a folder's text files.
 
     Names of the classes are those of data.yaml (``names``) or classes.txt; without such a file ``class 0`` and so on.

@@ -1,0 +1,100 @@
+"""Base of data sets whose masks are drawn from annotations when an image is read."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from seg.data.datasets.base import PackedRecords, Task, ignore_nodata
+from seg.data.image_io import read_image, read_orientation
+from seg.data.masks import size_mismatch_error
+from seg.data.nodata import NodataOption, nodata_values
+from seg.data.spacing import Spacing, pixel_spacing
+from seg.data.tiff import orient
+from seg.errors import DataError
+from seg.logits import IGNORE
+
+
+class AnnotatedSource:
+    """Images and annotations; a subclass draws the mask.
+
+    Attributes:
+        root: folder of the images.
+        classes: names in the order of the mask's values.
+        annotated: classes that annotations have: all, or all but the first, which is the rest.
+        task: ``classes``, ``instances`` or ``overlapping``.
+        nodata: option ``data.nodata``.
+        spacing: option ``data.spacing``.
+        entries: name of an image -> its entry, with at least ``file``: path inside ``root``; ``size``: height and
+            width that the annotations state, or None; ``source``: the annotation file, or None.
+    """
+
+    root: Path
+    classes: list[str]
+    annotated: list[str]
+    task: Task
+    nodata: NodataOption | None
+    spacing: Spacing | None
+    entries: PackedRecords
+
+    def draw_mask(self, entry: Any, height: int, width: int) -> np.ndarray:
+        """Return the mask of an entry, (H, W) or (H, W, K), as in ``read``."""
+        raise NotImplementedError
+
+    def drawing_options(self) -> tuple[Any, ...]:
+        """Return the options on which the drawn mask depends."""
+        raise NotImplementedError
+
+    def read(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """Return image (H, W, C), and mask (H, W) uint8 of class indices or (H, W, K) of 0 and 1; 255 = ignore."""
+        entry, file, nodata = self.entries[name], self.image_file(name), self.nodata_values(name)
+        image = read_image(file, nodata=nodata)
+        height, width = image.shape[:2]
+        # Of an image that its tag turns by a quarter, the stated size says whether the stored pixels were annotated.
+        if entry.size == (width, height) != (height, width):
+            orientation = read_orientation(file)
+            if orientation >= 5:
+                mask = orient(self.draw_mask(entry, width, height), orientation)
+                return ignore_nodata(image, mask, nodata)
+        if entry.size not in (None, (height, width)):
+            remedy = "take the image that was annotated"
+            raise size_mismatch_error(entry.source, entry.size, file, image.shape, remedy)
+        return ignore_nodata(image, self.draw_mask(entry, height, width), nodata)
+
+    def image_file(self, name: str) -> Path:
+        """Return the path of an image."""
+        return self.root / self.entries[name].file
+
+    def nodata_values(self, name: str) -> tuple[float, ...]:
+        """Return the values that mean no data in an image: the option's first, and its tag's."""
+        return nodata_values(self.nodata, self.image_file(name))
+
+    def pixel_spacing(self) -> tuple[float, float] | None:
+        """Return the height and width of a pixel in um; None if it is not known."""
+        return pixel_spacing(self.spacing, map(self.image_file, self.entries))
+
+    def empty_mask(self, *shape: int) -> np.ndarray:
+        """Return a mask without objects: the rest, or ignored if the first class is annotated itself."""
+        covered = self.annotated == self.classes and self.task != "overlapping"
+        return np.full(shape, IGNORE if covered else 0, np.uint8)
+
+    def stamp(self, name: str) -> str:
+        """Return a text that changes when the result of ``read`` may have changed."""
+        file = self.image_file(name)
+        status, content = file.stat(), hashlib.sha256(self.entries.packed_bytes(name)).hexdigest()
+        options = (self.classes, self.annotated, self.task, self.nodata, *self.drawing_options())
+        return f"{file.resolve()} {status.st_size} {status.st_mtime_ns} {content} {options}"
+
+
+def find_image_root(root: str | None) -> Path:
+    """Return the folder of the images.
+
+    Raises:
+        DataError: if it is not given or does not exist.
+    """
+    if root is None:
+        raise DataError("data.root is not set: give the folder of the images")
+    if not Path(root).is_dir():
+        raise DataError(f"data.root={root}: no such folder; give the folder of the images")
+    return Path(root)
