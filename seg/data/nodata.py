@@ -5,7 +5,9 @@ Its pixels are left out of the statistics, ignored in the mask, and the mean in 
 """
 
 import math
+import struct
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,9 +20,8 @@ from seg.errors import DataError
 NodataOption = float | Literal["nan", "none"]
 SENTINELS = (-9999.0, -99999.0, -32768.0)  # values that programs write where there is no data
 HUGE = 1e38  # no measurement; programs write the smallest or the largest float
-TAGS: dict[
-    tuple[str, int, int], tuple[float, ...]
-] = {}  # path, size and time of a file -> its values
+DAMAGED = (OSError, ValueError, TypeError, LookupError, struct.error, tifffile.TiffFileError)
+"""Errors of a damaged file, which its reader names."""
 
 
 def nodata_values(option: NodataOption | None, file: Path | None) -> tuple[float, ...]:
@@ -42,13 +43,16 @@ def read_nodata_tag(file: Path) -> tuple[float, ...]:
         return ()
     try:
         status = file.stat()
-        key = (str(file), status.st_size, status.st_mtime_ns)
-        if key not in TAGS:
-            with tifffile.TiffFile(file) as tiff:
-                TAGS[key] = interpret_nodata(tiff.pages[0].aspage(), file)
-        return TAGS[key]
-    except Exception:  # the reader names what is damaged
+        return read_tag(file, status.st_size, status.st_mtime_ns)
+    except (*DAMAGED, DataError):
         return ()
+
+
+@lru_cache(maxsize=2**16)
+def read_tag(file: Path, size: int, time: int) -> tuple[float, ...]:
+    """Return what ``read_nodata_tag`` does, once for each state of a file: its size in bytes and its time in ns."""
+    with tifffile.TiffFile(file) as tiff:
+        return interpret_nodata(tiff.pages[0].aspage(), file)
 
 
 def interpret_nodata(page: Any, file: Path) -> tuple[float, ...]:
