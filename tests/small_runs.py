@@ -65,7 +65,7 @@ def make_images(root: Path, count: int = 8) -> Path:
 
 
 def composed(outputs: Path, *words: str) -> DictConfig:
-    """What Hydra gives a sweeper."""
+    """Return the config that Hydra gives a sweeper."""
     single = ["hydra.mode=MULTIRUN", f"outputs={outputs}"]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("train", single, return_hydra_config=True)
