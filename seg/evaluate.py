@@ -52,13 +52,13 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     metrics = build_metrics(cfg, run)
     metrics.pixels.keep_matrices = True
     check_evaluation_options(cfg)
-    split, _ = choose_data(cfg.data, run)
+    split, chosen = choose_data(cfg.data, run)
     folder = Path(cfg.output) if cfg.output else run.folder / f"evaluate-{split}"
     below = folder if cfg.output else run.folder
     files.check_writable(folder, below, output_names(metrics, cfg.panels))
     files.check_tree(folder / "panels", below)
     # Score the pixels, and the objects if the data has any.
-    split, data = open_run_data(cfg, run)
+    data = open_run_data(cfg, run, split, chosen)
     if metrics.needs_spacing:
         metrics.set_spacing(source_spacing(data.source))
     task = SegmentationTask(run.model, build_trained_loss(run), metrics)

@@ -21,7 +21,7 @@ from seg.display.console import configure_logging
 from seg.display.tables import make_table
 from seg.errors import UserError
 from seg.hardware import pick_accelerator, prepare_for_inference, torch_device
-from seg.inference.run_data import open_run_data
+from seg.inference.run_data import choose_data, open_run_data
 from seg.metrics import SegmentationMetrics
 from seg.models import Network, profiling
 from seg.runs import checkpoint, load, provenance, records
@@ -112,7 +112,8 @@ def compare_depths(cfg: DictConfig) -> list[DepthScores]:
     below = folder if cfg.output else run.folder
     checkpoints = [] if cfg.depth is None else [f"L{cfg.depth}.ckpt"]
     files.check_writable(folder, below, ["prune.json", "prune.png", *checkpoints])
-    split, data = open_run_data(cfg, run)
+    split, chosen = choose_data(cfg.data, run)
+    data = open_run_data(cfg, run, split, chosen)
     # compare every depth, and the average of the heads unless classes overlap: it is a softmax
     networks = {f"L{depth}": prune_network(run, depth) for depth in depths}
     if not run.overlapping:

@@ -27,8 +27,16 @@ def check_run_node(node: Any, group: str, run: LoadedRun, package: str) -> None:
         raise RunError(f"{run.checkpoint}: {error}") from error
 
 
-def open_run_data(cfg: DictConfig, run: LoadedRun) -> tuple[str, DataModule]:
-    """Return the split of ``data.split`` and its data; ``all`` is every image of the data.
+def open_run_data(
+    cfg: DictConfig, run: LoadedRun, split: str, chosen: dict[str, Any]
+) -> DataModule:
+    """Return the data of a split; ``all`` is every image of the data.
+
+    Args:
+        cfg: with ``eval_batch_size`` and ``workers``.
+        run: which is evaluated.
+        split: train, val, test or all.
+        chosen: the data's config; see ``choose_data``.
 
     Raises:
         UserError: if the data's classes or task aren't the run's, it has no such split, or images of the split trained a
@@ -36,7 +44,6 @@ def open_run_data(cfg: DictConfig, run: LoadedRun) -> tuple[str, DataModule]:
         RunError: if the run's config names no data that can be used.
     """
     # Instantiate the data; an error in the run's own config names the run's file
-    split, chosen = choose_data(cfg.data, run)
     own = chosen == run.config.get("data")
     with name_config_file(run.checkpoint) if own else nullcontext():
         source = instantiate_node(OmegaConf.create(chosen), "data")
@@ -54,13 +61,12 @@ def open_run_data(cfg: DictConfig, run: LoadedRun) -> tuple[str, DataModule]:
         raise UserError(f"data.split={split}: this data has {', '.join(source.splits)} and all")
     check_unseen_images(run, split, chosen, splits[split])
     source.splits = {split: splits[split]}
-    data = DataModule(
+    return DataModule(
         source,
         eval_batch_size=cfg.eval_batch_size,
         workers=cfg.workers,
         intensity=run.intensity,
     )
-    return split, data
 
 
 def choose_data(given: DictConfig, run: LoadedRun) -> tuple[str, dict[str, Any]]:
