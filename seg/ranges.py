@@ -37,12 +37,12 @@ def in_range(value: Any, wanted: Any) -> bool:
     """Return False for a number or a word that no member of an annotation allows; other types aren't checked."""
     members = union_members(wanted)
     limited = [member for member in members if typing.get_origin(member) in (Annotated, Literal)]
-    if not limited or any(allows(member, value) for member in members):
+    if not limited or any(member_allows(member, value) for member in members):
         return True
     return value is not None and not isinstance(value, int | float | str)
 
 
-def allows(member: Any, value: Any) -> bool:
+def member_allows(member: Any, value: Any) -> bool:
     """Return True if a value has the type of a union's member, and is in its range."""
     if typing.get_origin(member) is Literal:
         return value in typing.get_args(member)

@@ -32,7 +32,7 @@ OVERRIDE = re.compile(r"(?=~|[^=]+=)([+~]*)([\w.]+)(=.*|)", re.DOTALL)
 
 
 @cache
-def announce(old: str) -> None:
+def announce_renaming(old: str) -> None:
     """Print once on stderr that an option was renamed."""
     new = RENAMED_OPTIONS[old]
     print(f"{old} is now {new}; the old word works until version {REMOVED_IN}", file=sys.stderr)
@@ -42,7 +42,7 @@ def rename_option(name: str) -> str:
     """Return the present name of an option; an old name is announced once."""
     if name not in RENAMED_OPTIONS:
         return name
-    announce(name)
+    announce_renaming(name)
     return RENAMED_OPTIONS[name]
 
 
@@ -82,7 +82,7 @@ def rename_composed(cfg: DictConfig, words: Iterable[str]) -> None:
             node = OmegaConf.select(cfg, group) if group else cfg
             if not isinstance(node, DictConfig) or key not in node or not is_own_group(group, node):
                 continue
-            announce(old)
+            announce_renaming(old)
             # as plain values, with interpolations unresolved
             value = cast(dict[str, Any], OmegaConf.to_container(node))[key]
             del node[key]

@@ -156,8 +156,8 @@ def read_compared_run(folder: Path, label: str) -> ComparedRun:
         name=printable_line(record.name),
         sweep=printable_line(record.group),
         seed=printable_line(record.seed),
-        choices=choices(record, options),
-        typed=frozenset(typed(record)),
+        choices=group_choices(record, options),
+        typed=frozenset(typed_options(record)),
         options=options,
         metrics=numbers_only(record.metrics),
         parameters=number_or_none(record.parameters),
@@ -172,11 +172,11 @@ def read_compared_run(folder: Path, label: str) -> ComparedRun:
     )
 
 
-def choices(record: RunRecord, options: dict[str, Any]) -> dict[str, str]:
+def group_choices(record: RunRecord, options: dict[str, Any]) -> dict[str, str]:
     """Return the chosen file of each config group; for an older run the typed word, else the class name."""
     if record.choices:
         return {k: printable_line(v) for k, v in record.choices.items() if "/" not in k}
-    words = typed(record)
+    words = typed_options(record)
     named = {
         key.partition(".")[0]: printable_line(value).rpartition(".")[2]
         for key, value in options.items()
@@ -185,7 +185,7 @@ def choices(record: RunRecord, options: dict[str, Any]) -> dict[str, str]:
     return {k: words[k] if words.get(k) and "," not in words[k] else v for k, v in named.items()}
 
 
-def typed(record: RunRecord) -> dict[str, str]:
+def typed_options(record: RunRecord) -> dict[str, str]:
     """Return the typed options, ``optim.lr`` -> its text; for an older run those of its command line."""
     words = record.overrides if "overrides" in record.model_fields_set else record.command
     pairs = (printable_line(word).lstrip("+~").partition("=") for word in words)

@@ -16,12 +16,12 @@ from PIL import Image, PngImagePlugin
 from seg.data.nodata import check_sentinels, declare_nodata, find_values, unify_integers
 from seg.data.tiff import (
     TIFF_SUFFIXES,
+    apply_orientation,
     check_all_pages,
     count_tiff_pages,
     has_colour_map,
     has_single_directory,
     image_pages,
-    orient,
     page_orientation,
     read_tiff_pages,
     warn_once,
@@ -110,7 +110,7 @@ def read_pages(
                 pixels = deep_png_pixels(file, alpha)
             else:
                 pixels = pillow_pixels(image, colours is not False, alpha)
-            return [orient(pixels, turned)]
+            return [apply_orientation(pixels, turned)]
 
 
 def pillow_orientation(image: Image.Image) -> int:

@@ -154,7 +154,7 @@ def interpret_page(
         if colours or (colours is None and not page.parent.is_imagej):
             pixels = palette_colours(page, grey=colours is None)[pixels]
     elif kind == MIN_IS_WHITE:
-        pixels = invert(pixels, page, file)
+        pixels = invert_white_is_zero(pixels, page, file)
     elif kind == CMYK and (page.tags.valueof("InkSet") or 1) == 1:
         pixels = convert_cmyk(pixels)
     elif kind == YCBCR and int(page.compression) not in JPEG_COMPRESSIONS:
@@ -163,8 +163,8 @@ def interpret_page(
     if kind != PALETTE and page.bitspersample in (2, 4) and pixels.dtype == np.uint8:
         pixels = pixels * np.uint8(255 // (2**page.bitspersample - 1))
     # Apply scale and offset, then turn the pixels upright
-    pixels = rescale(pixels, page, file)
-    return orient(pixels, page_orientation(page)) if turn else pixels
+    pixels = apply_scale_offset(pixels, page, file)
+    return apply_orientation(pixels, page_orientation(page)) if turn else pixels
 
 
 def palette_colours(page: Any, grey: bool) -> np.ndarray:
@@ -211,7 +211,7 @@ def convert_ycbcr(pixels: np.ndarray) -> np.ndarray:
     return np.array(image.convert("RGB"))
 
 
-def invert(pixels: np.ndarray, page: Any, file: Path) -> np.ndarray:
+def invert_white_is_zero(pixels: np.ndarray, page: Any, file: Path) -> np.ndarray:
     """Return grey values of a page whose smallest is white, so that the largest is."""
     # ImageJ inverts only the display, so its stored values are the measured ones
     name = "PhotometricInterpretation 0 (the smallest value is white)"
@@ -237,7 +237,7 @@ def invert(pixels: np.ndarray, page: Any, file: Path) -> np.ndarray:
     return pixels
 
 
-def rescale(pixels: np.ndarray, page: Any, file: Path) -> np.ndarray:
+def apply_scale_offset(pixels: np.ndarray, page: Any, file: Path) -> np.ndarray:
     """Return ``offset + scale * pixels`` as floats, if GDAL's or ImageJ's metadata give a scale and an offset."""
     channels = pixels.shape[2] if pixels.ndim == 3 else 1
     scales, offsets = read_scales(page, file, channels)
@@ -292,7 +292,7 @@ def page_orientation(page: Any) -> int:
     return int(value) if value in range(1, 9) else 1
 
 
-def orient(pixels: np.ndarray, orientation: int) -> np.ndarray:
+def apply_orientation(pixels: np.ndarray, orientation: int) -> np.ndarray:
     """Return an image (H, W) or (H, W, C) as it is seen, by the value of the tag Orientation, 1 to 8."""
     if orientation >= 5:  # rows and columns are swapped
         pixels = pixels.swapaxes(0, 1)

@@ -8,7 +8,7 @@ import yaml
 
 from seg.cli.compose import check_command_line, compose_checked
 from seg.cli.conf_files import CONF
-from seg.cli.renamed_options import RENAMED_OPTIONS, announce, rename_options, rename_words
+from seg.cli.renamed_options import RENAMED_OPTIONS, announce_renaming, rename_options, rename_words
 from seg.comparison.grouping import filter_runs, find_group, group_runs
 from seg.comparison.run_files import read_options
 from seg.comparison.run_records import read_compared_runs
@@ -33,7 +33,7 @@ COMMANDS = {
 
 @pytest.fixture(autouse=True)
 def _nothing_announced():
-    announce.cache_clear()
+    announce_renaming.cache_clear()
 
 
 @pytest.mark.parametrize("old", RENAMED_OPTIONS)

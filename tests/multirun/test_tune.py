@@ -38,7 +38,7 @@ from seg.multirun.search.plan import (
     gather_searched,
     plan_search,
 )
-from seg.multirun.search.space import axes
+from seg.multirun.search.space import parse_dimensions
 from seg.multirun.search.study import (
     ask_trial,
     grid_points,
@@ -79,7 +79,7 @@ def tuned(*searched: str, **changes) -> optuna.Study:
     for name, value in changes.items():
         cfg[name] = value
     return run_search(
-        base()._replace(cfg=cfg, axes=axes(searched), name=changes.get("name") or "s")
+        base()._replace(cfg=cfg, axes=parse_dimensions(searched), name=changes.get("name") or "s")
     )
 
 
@@ -162,14 +162,14 @@ GRAMMAR = {
 
 @pytest.mark.parametrize("word", GRAMMAR)
 def test_hydras_grammar_is_the_distribution_that_it_stands_for(word):
-    (axis,) = axes([word])
+    (axis,) = parse_dimensions([word])
     assert axis.distribution == GRAMMAR[word]
     assert axis.name == ("model" if "model" in word else "a.b")
 
 
 @pytest.mark.parametrize("word", [w for w in GRAMMAR if "range" in w and "0.8" not in w])
 def test_a_range_holds_what_a_sweep_of_seg_train_would_train(word):
-    (axis,) = axes([word])
+    (axis,) = parse_dimensions([word])
     swept = [float(value) for value in parse_overrides([word])[0].sweep_iterator()]
     assert axis.values() == pytest.approx(sorted(swept))
 
@@ -179,7 +179,10 @@ def test_two_distributions_that_differ_read_differently():
     for one in words:
         for other in words:
             same = GRAMMAR[one] == GRAMMAR[other]
-            assert (str(axes([one])[0]) == str(axes([other])[0])) == same, (one, other)
+            assert (str(parse_dimensions([one])[0]) == str(parse_dimensions([other])[0])) == same, (
+                one,
+                other,
+            )
 
 
 @pytest.mark.parametrize(
@@ -195,12 +198,12 @@ def test_two_distributions_that_differ_read_differently():
     ],
 )
 def test_a_value_becomes_the_word_that_trains_with_it(word, value, wanted):
-    (axis,) = axes([word])
+    (axis,) = parse_dimensions([word])
     assert axis.word(value) == wanted
 
 
 def test_a_quoted_choice_trains_with_what_was_quoted():
-    (axis,) = axes(["a=choice('x,y','1',\"it's\",[1,2],{b:c})"])
+    (axis,) = parse_dimensions(["a=choice('x,y','1',\"it's\",[1,2],{b:c})"])
     words = parse_overrides([axis.word(value) for value in axis.samples()])
     assert [word.value() for word in words] == ["x,y", "1", "it's", [1, 2], {"b": "c"}]
 
@@ -230,7 +233,7 @@ def test_a_quoted_choice_trains_with_what_was_quoted():
 )  # fmt: skip
 def test_a_search_that_holds_nothing_says_so(word, message):
     with pytest.raises(UserError, match=f"^{re.escape(word)}: .*{message}"):
-        axes([word])
+        parse_dimensions([word])
 
 
 @pytest.mark.parametrize(
@@ -263,8 +266,8 @@ def test_an_option_of_the_search_out_of_its_range_is_told(changes, message):
 )  # fmt: skip
 def test_an_option_that_can_not_be_searched_is_told(searched, fixed, message):
     with pytest.raises(UserError, match=message):
-        check_axes(axes(searched), fixed)
-    check_axes(axes([LR, WIDTH]), TINY)
+        check_axes(parse_dimensions(searched), fixed)
+    check_axes(parse_dimensions([LR, WIDTH]), TINY)
 
 
 @pytest.mark.parametrize(
@@ -278,7 +281,7 @@ def test_an_option_that_can_not_be_searched_is_told(searched, fixed, message):
     ],
 )  # fmt: skip
 def test_each_value_is_checked_as_if_it_was_typed(word, bad, message):
-    (axis,) = axes([word])
+    (axis,) = parse_dimensions([word])
     with pytest.raises(UserError, match=message):
         compose_trial([*TINY, axis.word(axis.samples()[bad])], axis)
 
@@ -338,7 +341,7 @@ def test_a_grid_without_an_end_or_too_large_is_told():
     with pytest.raises(UserError, match=r"sampler=grid: optim.lr=tag.* has infinitely many values"):
         tuned(LR, WIDTH, sampler=GRID)
     with pytest.raises(UserError, match="2000 combinations; at most 1000"):
-        grid_points(axes(["a=range(1000)", "b=1,2"]))
+        grid_points(parse_dimensions(["a=range(1000)", "b=1,2"]))
 
 
 def test_a_wrong_word_leaves_with_2_and_so_does_a_sweep(monkeypatch, capsys, tmp_path):
@@ -468,7 +471,7 @@ def test_another_search_of_the_same_name_is_refused(
     cfg = copy.deepcopy(plan.cfg)
     cfg.objectives, cfg.trials = objectives or ["val/dice"], 2
     other = plan._replace(
-        axes=axes(searched), settings=plan.settings | settings, cfg=cfg, name="mine"
+        axes=parse_dimensions(searched), settings=plan.settings | settings, cfg=cfg, name="mine"
     )
     with pytest.raises(UserError, match=f"name=mine: .*{message.replace('|', '[|]')}"):
         run_search(other)
@@ -647,7 +650,7 @@ def test_a_grid_is_each_combination_once(pretend):
     study = tuned(*words, sampler=GRID, trials=99)
     tried = [(t.params["optim.lr"], t.params["model.width"]) for t in study.trials]
     assert sorted(tried) == [(lr, w) for lr in (0.01, 0.1) for w in (2, 3, 4)] and len(calls) == 6
-    assert grid_points(axes(["a=range(0,0.3,0.1)", "b=true,false"])) == [
+    assert grid_points(parse_dimensions(["a=range(0,0.3,0.1)", "b=true,false"])) == [
         {"a": a, "b": b} for a in (0.0, 0.1, 0.2) for b in (True, False)
     ]
 
@@ -700,7 +703,7 @@ def open_study(name: str, trials: int = 0):
 
 
 def test_workers_together_take_as_many_trials_as_asked_for():
-    searched = axes(["a=interval(0,1)"])
+    searched = parse_dimensions(["a=interval(0,1)"])
     first, second = open_study("x"), open_study("x")
     with register_worker(Path("s")) as one, register_worker(Path("s")) as other:
         assert one != other
@@ -713,7 +716,7 @@ def test_workers_together_take_as_many_trials_as_asked_for():
 
 
 def test_a_trial_whose_worker_died_runs_again_once():
-    searched, folder = axes(["a=interval(0,1)"]), Path("s")
+    searched, folder = parse_dimensions(["a=interval(0,1)"]), Path("s")
     study = open_study("x")
     with register_worker(folder) as alive:
         lived = ask_trial(study, searched, folder, 9, alive)
@@ -791,7 +794,7 @@ def test_names_on_the_page_are_text(pretend):
                 distributions={name: CategoricalDistribution([choice, "y"]), "a": FloatDistribution(0, 1)},
             )
         )  # fmt: skip
-    searched = axes(["a=interval(0,1)", "b=interval(0,1)"])
+    searched = parse_dimensions(["a=interval(0,1)", "b=interval(0,1)"])
     object.__setattr__(searched[1], "key", name)
     text = render_search_page(study, searched, ["val/dice"], "python -m seg.train '<b>'")
     body = text[text.index("<body>") :]

@@ -11,7 +11,7 @@ from seg.data.image_io import read_image, read_orientation
 from seg.data.masks import size_mismatch_error
 from seg.data.nodata import NodataOption, nodata_values
 from seg.data.spacing import Spacing, pixel_spacing
-from seg.data.tiff import orient
+from seg.data.tiff import apply_orientation
 from seg.errors import DataError
 from seg.logits import IGNORE
 
@@ -55,7 +55,7 @@ class AnnotatedSource:
         if entry.size == (width, height) != (height, width):
             orientation = read_orientation(file)
             if orientation >= 5:
-                mask = orient(self.draw_mask(entry, width, height), orientation)
+                mask = apply_orientation(self.draw_mask(entry, width, height), orientation)
                 return ignore_nodata(image, mask, nodata)
         if entry.size not in (None, (height, width)):
             remedy = "take the image that was annotated"

@@ -22,7 +22,7 @@ from seg.data.datamodule import DataModule
 from seg.errors import NotWholeNumber, UserError
 from seg.hardware import uses_one_device
 from seg.multirun.folds import dotted_leaves, to_json_value
-from seg.multirun.search.space import SearchDimension, axes, is_searched, short_names
+from seg.multirun.search.space import SearchDimension, is_searched, parse_dimensions, short_names
 from seg.multirun.search.study import MEASURED_OBJECTIVES
 from seg.runs import folder, run_info
 from seg.training.build import build_data
@@ -80,7 +80,7 @@ def plan_search(words: Sequence[str]) -> SearchPlan:
     fixed = [
         w for w in line if key_root(parse_overrides([w])[0].key_or_group) not in SEARCH_OPTIONS
     ]
-    searched = axes(cfg.search)
+    searched = parse_dimensions(cfg.search)
     check_axes(searched, fixed)
     # Compose a trial at the limits of each searched option.
     firsts = [axis.word(axis.samples()[0]) for axis in searched]

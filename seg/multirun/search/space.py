@@ -104,7 +104,7 @@ class SearchDimension:
         return f"{kind}{d.low:.12g} to {d.high:.12g}{step}{', log' if d.log else ''}"
 
 
-def axes(words: Sequence[str]) -> list[SearchDimension]:
+def parse_dimensions(words: Sequence[str]) -> list[SearchDimension]:
     """Parse the searched options.
 
     Args:
