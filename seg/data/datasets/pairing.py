@@ -59,7 +59,7 @@ def pair_by_names(
         similar: pair names that differ only in case, white space or the encoding of accents, too.
 
     Raises:
-        DataError: if a folder or ``pair_by`` is wrong, or two images would have one name.
+        DataError: if a folder or ``pair_by`` is wrong, or finds one key in two names.
     """
     if (folder / images).is_file() and (folder / masks).is_file():
         return {Path(images).stem: Pair(folder / images, [folder / masks])}, []
@@ -88,10 +88,6 @@ def pair_by_names(
         text, remedy = missing_partner("image", "mask", folder / images, key, image_keys, hint)
         issues.append(DataError(file=file, found=text, remedy=remedy, kind="no_image"))
     pairs = {f.stem: Pair(f, [p.get(k) for p in planes]) for k, f in image_files.items()}
-    if len(pairs) < len(image_files):  # data.pair_by matched differently in a.png and a.tif
-        raise DataError(
-            f"{folder / images}: two files have one name but for the suffix; rename one"
-        )
     return pairs, issues
 
 
