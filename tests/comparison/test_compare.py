@@ -21,7 +21,7 @@ from seg.compare import compare_runs, main
 from seg.comparison import page
 from seg.comparison.gallery import SavedPictures, build_gallery
 from seg.comparison.grouping import differing_options, filter_runs, find_group, group_runs
-from seg.comparison.ranking import ComparisonSpec, rank_groups
+from seg.comparison.ranking import ComparisonSpec, RankedGroup, rank_groups
 from seg.comparison.run_files import ImageCounts
 from seg.comparison.run_records import ComparedRun, find_runs, read_compared_runs
 from seg.comparison.summary import list_warnings, unranked_reason, write_headline
@@ -671,3 +671,9 @@ def test_the_worst_and_the_most_disputed_images_are_shown(tmp_path):
 )
 def test_a_difference_loses_no_digit(value, text):
     assert format_signed(value) == text
+
+
+def test_the_spread_of_a_group_is_that_of_a_sample():
+    group = RankedGroup(None, np.array([0.5, 0.7]), 2)  # the group's runs are not needed
+    assert group.mean == pytest.approx(0.6) and group.sd == pytest.approx(math.sqrt(0.02))
+    assert math.isnan(RankedGroup(None, np.array([0.5]), 1).sd)

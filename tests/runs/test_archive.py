@@ -22,7 +22,13 @@ from seg.cli.conf_files import CONF
 from seg.errors import RunError
 from seg.models import UNet
 from seg.runs import load
-from seg.runs.archive import ArchiveError, DeclaredTensor, read_skeleton
+from seg.runs.archive import (
+    ArchiveError,
+    DeclaredStorage,
+    DeclaredTensor,
+    declare_tensor,
+    read_skeleton,
+)
 from seg.runs.checkpoint import read_checkpoint
 
 MEMORY = 500 * 2**20  # bytes that a refusal may take
@@ -298,3 +304,15 @@ def test_a_peers_network_is_loaded_also_where_it_reads_numbers_as_it_is_built(
         wrong = node | {"network": inner | {"width": width}}
         with little_memory(), pytest.raises(RunError, match=said):
             load.load_run(checkpoint(tmp_path / "a.ckpt", model, wrong))
+
+
+@pytest.mark.parametrize(
+    ("count", "offset", "fits"), [(6, 0, True), (5, 0, False), (6, 1, False), (7, 1, True)]
+)
+def test_a_tensor_ends_with_its_storage_at_the_latest(count, offset, fits):
+    storage = DeclaredStorage("0", torch.float32, count)
+    if fits:
+        assert declare_tensor(storage, offset, (2, 3), (3, 1)).shape == (2, 3)
+        return
+    with pytest.raises(ArchiveError, match="larger than its storage"):
+        declare_tensor(storage, offset, (2, 3), (3, 1))

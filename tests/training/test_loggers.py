@@ -234,7 +234,7 @@ def test_a_logger_is_closed_with_the_way_in_which_a_run_ends(tmp_path, error, le
             train(cfg, [Raises(error)])
     finally:
         signal.signal(signal.SIGINT, before)
-    calls = Noted.convert_band.calls
+    calls = Noted.made.calls
     assert calls[0][0] == "start" and calls[-1] == ("finish", status, {}, 0)
     assert [call[0] for call in calls].count("finish") == 1
 

@@ -66,7 +66,7 @@ class Noted(Tracker):
 
     def __init__(self, run: TrackedRun, fault: str | None = None) -> None:
         self.run, self.fault, self.calls = run, fault and RuntimeError(fault), []
-        Noted.convert_band = self
+        Noted.made = self
 
     def start(self, known):
         self.note("start", known)
@@ -364,3 +364,11 @@ def test_a_tracker_of_ones_own_is_written_and_named_as_the_docs_have_it(tmp_path
     logger.finish("finished", {"best/val/dice": 0.5})
     said = (tmp_path / "n.txt").read_text()
     assert said == "3 {'val/dice': 0.5}\n3 {'best/val/dice': 0.5}\n"
+
+
+def test_pictures_are_logged_at_the_latest_step_of_the_numbers(noted):
+    tracker, logger = noted
+    logger.log_metrics({"train/loss": 1.0}, 7)
+    logger.log_metrics({"lr": 0.1}, None)
+    logger.log_pictures([])
+    assert tracker.calls[-1] == ("show", 7)
