@@ -112,10 +112,10 @@ class ImageReader:
             return self.whole[start:stop]
         return self.read_band(start, stop)
 
-    def bands(self, rows: int = SCAN_ROWS) -> Iterator[np.ndarray]:
-        """Yield the image from top to bottom, ``rows`` rows at a time."""
-        for start in range(0, self.shape[0], rows):
-            yield self.rows(start, min(start + rows, self.shape[0]))
+    def bands(self) -> Iterator[np.ndarray]:
+        """Yield the image from top to bottom, ``SCAN_ROWS`` rows at a time."""
+        for start in range(0, self.shape[0], SCAN_ROWS):
+            yield self.rows(start, min(start + SCAN_ROWS, self.shape[0]))
 
     def read_band(self, start: int, stop: int | None) -> np.ndarray:
         """Return rows of the page as an image; with ``stop`` None the whole page, decoded at once."""

@@ -26,14 +26,14 @@ class ValueRange:
         high: largest value.
         mean: mean of all values.
         count: number of values.
-        steps_of: divisors or factors for which all values are whole numbers: 257, 1, 255 and 65535.
+        steps: divisors or factors for which all values are whole numbers: 257, 1, 255 and 65535.
     """
 
     low: float = np.inf
     high: float = -np.inf
     mean: float = 0.0
     count: int = 0
-    steps_of: set[int] = field(default_factory=lambda: {UINT16_STEP, 1, 255, 65535})
+    steps: set[int] = field(default_factory=lambda: {UINT16_STEP, 1, 255, 65535})
 
     def add(self, band: np.ndarray) -> None:
         """Add rows (h, W, C) of an image; NaN means no data."""
@@ -46,9 +46,9 @@ class ValueRange:
             (float(band.mean(dtype=np.float64)) - self.mean) * band.size / (self.count + band.size)
         )
         self.count += band.size
-        self.steps_of = {step for step in self.steps_of if has_steps(band, step)}
+        self.steps = {step for step in self.steps if has_steps(band, step)}
 
-    def text(self) -> str:
+    def describe(self) -> str:
         """Return the range for messages."""
         return f"{self.low:g} to {self.high:g}"
 
@@ -129,7 +129,7 @@ def find_conversion(
         span = "" if known is None else f" of {known[0]:g} to {known[1]:g}"
         raise DataError(
             file=name,
-            found=f"{dtype} values of {values.text()}, but the run was trained on {trained} values{span}",
+            found=f"{dtype} values of {values.describe()}, but the run was trained on {trained} values{span}",
             remedy="convert the image as the training images were",
             kind="pixels",
         )
@@ -139,16 +139,16 @@ def find_conversion(
 def to_uint8(values: ValueRange, dtype: np.dtype) -> ValueConversion | None:
     """Return the conversion to 8 bits: of 16-bit values in steps of 257, of floats in 0..1, or of values in 0..255."""
     # 8-bit values stored as 16 bits: all are multiples of 257
-    if UINT16_STEP in values.steps_of:
+    if UINT16_STEP in values.steps:
         remark = f"{dtype} in steps of {UINT16_STEP} is read as uint8"
         return ValueConversion(1 / UINT16_STEP, np.dtype(np.uint8), remark)
     if values.low < 0 or values.high > 255:
         return None
     # Floats in 0..1, if more than black and white
     if dtype.kind == "f" and values.high <= 1:
-        if 1 in values.steps_of:
+        if 1 in values.steps:
             return None  # only 0 and 1: a dark image, or a binary one
-        whole = np.dtype(np.uint8 if 255 in values.steps_of else np.float32)
+        whole = np.dtype(np.uint8 if 255 in values.steps else np.float32)
         return ValueConversion(255.0, whole, f"{dtype} in 0..1 is read as uint8 in 0..255")
     if dtype.kind == "f":
         return ValueConversion()
@@ -166,14 +166,14 @@ def to_uint16(
         return None
     # Floats in 0..1 must be multiples of 1 / 65535, and not of 1 / 255 or 1
     if dtype.kind == "f" and values.high <= 1:
-        if 1 in values.steps_of or 65535 not in values.steps_of or 255 in values.steps_of:
+        if 1 in values.steps or 65535 not in values.steps or 255 in values.steps:
             return None
         remark = f"{dtype} in 0..1 is read as uint16 in 0..65535"
         return ValueConversion(65535.0, np.dtype(np.uint16), remark)
     # 8-bit values are refused, unless the run was trained on such values
     if values.high <= 255 and not small:
         return None
-    whole = 1 in values.steps_of
+    whole = 1 in values.steps
     remark = "" if dtype.kind == "f" else f"{dtype} is read as uint16 of the same values"
     return ValueConversion(1.0, np.dtype(np.uint16 if whole else np.float32), remark)
 

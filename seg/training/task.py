@@ -30,7 +30,7 @@ class SegmentationTask(L.LightningModule):
         seed: of the random numbers of each step, so that a run can be resumed at any step.
         card: plain values stored in every checkpoint, from which it can be used alone.
         head_weights: weight of the loss of each head under deep supervision, shallowest first; None: equal.
-        decay_all: whether the optimiser's weight decay covers all parameters; False: not biases and the parameters of
+        weight_decay_of_all: whether the optimiser's weight decay covers all parameters; False: not biases and the parameters of
             normalisation layers, all those of one dimension.
     """
 
@@ -44,13 +44,13 @@ class SegmentationTask(L.LightningModule):
         seed: int = 0,
         card: dict[str, Any] | None = None,
         head_weights: list[float] | None = None,
-        decay_all: bool = True,
+        weight_decay_of_all: bool = True,
     ) -> None:
         super().__init__()
         self.model, self.loss = model, loss
         self.optim, self.schedule = optim, schedule or Constant()
         self.seed, self.card = seed, card or {}
-        self.head_weights, self.decay_all = head_weights, decay_all
+        self.head_weights, self.weight_decay_of_all = head_weights, weight_decay_of_all
         self.val_metrics, self.test_metrics = metrics, deepcopy(metrics)
         names = ["loss", *(f"loss/{name}" for name in term_names(loss))]
         self.mean_losses = nn.ModuleDict(
@@ -162,7 +162,7 @@ class SegmentationTask(L.LightningModule):
         if self.optim is None:
             raise RuntimeError("this task has no optimiser; it can only evaluate")
         learned = [p for p in self.model.parameters() if p.requires_grad]
-        if self.decay_all:
+        if self.weight_decay_of_all:
             return self.optim(learned)
         groups: Any = [
             {"params": [p for p in learned if p.ndim > 1]},

@@ -461,7 +461,7 @@ def test_an_incomplete_last_accumulation_is_divided_by_its_own_number(tmp_path):
 def test_weight_decay_leaves_out_biases_and_normalisation_layers_on_request():
     task = SegmentationTask(
         UNet(1, 1, width=4, depth=2), CrossEntropy(), SegmentationMetrics(["a", "b"]),
-        partial(torch.optim.SGD, lr=0.1, weight_decay=0.5), decay_all=False,
+        partial(torch.optim.SGD, lr=0.1, weight_decay=0.5), weight_decay_of_all=False,
     )  # fmt: skip
     before = {name: p.detach().clone() for name, p in task.model.named_parameters()}
     optimizer = task.optimizer()
