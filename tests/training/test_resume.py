@@ -363,6 +363,18 @@ def test_on_slurm_a_warned_run_saves_in_its_own_folder_and_hands_no_job_in(
     assert same(folder, long)
 
 
+def test_a_run_whose_weight_decay_leaves_out_norms_ends_as_if_it_never_was_stopped(tmp_path):
+    words = [*TINY, "weight_decay_of_all=false"]
+    train(config("train", *words, f"outputs={tmp_path / 'whole'}"))
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        train(config("train", *words, f"outputs={tmp_path / 'cut'}"), [Stop(3)])
+    whole, cut = ((tmp_path / name / "latest").resolve() for name in ("whole", "cut"))
+    train(config("train", f"resume={cut}"))
+    assert same(whole, cut)
+    groups = state(cut)["optimizer_states"][0]["param_groups"]
+    assert [group["weight_decay"] for group in groups] == [0.01, 0.0]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("batches", [1, 3])  # of a step
 def test_of_two_processes_one_that_is_warned_ends_both_after_the_same_step(tmp_path, batches):

@@ -25,7 +25,7 @@ from seg.losses import CrossEntropy
 from seg.metrics import SegmentationMetrics
 from seg.models import UNet
 from seg.predict import predict_files
-from seg.runs import checkpoint, load
+from seg.runs import load
 from seg.training.build import normalises_one_sample
 from seg.training.loggers import read_metrics
 from seg.training.run import train
@@ -473,14 +473,6 @@ def test_weight_decay_leaves_out_biases_and_normalisation_layers_on_request():
         wanted = before[name] * (1 - 0.1 * 0.5) if convolution else before[name]
         torch.testing.assert_close(parameter.detach(), wanted, rtol=0, atol=1e-6)
     assert {p.ndim for p in task.model.parameters()} == {1, 4}
-
-
-def test_weight_decay_of_all_is_an_option_of_a_run_that_resumes(tmp_path):
-    _, folder = tiny(tmp_path, "weight_decay_of_all=false", "trainer.max_epochs=1")
-    groups = checkpoint.read_checkpoint(folder / "checkpoints/last.ckpt")["optimizer_states"][0][
-        "param_groups"
-    ]
-    assert [group["weight_decay"] for group in groups] == [0.01, 0.0]
 
 
 def test_frozen_parameters_are_counted_apart(tmp_path, capsys):
