@@ -42,12 +42,10 @@ from seg.runs import load, provenance, records
 from seg.runs.folder import CROSSVAL_FILE, relative_to_here
 from seg.runs.load import LoadedRun
 from seg.runs.record import RECORD_FILE, read_record
-from seg.training.evaluation import score_objects
+from seg.training.evaluation import CONFUSION_FILE, score_objects
 from seg.training.run import train
 
 log = logging.getLogger("seg")
-CONFUSION_FILE = "confusion.npz"
-"""Confusion matrices: ``pooled`` in the order of ``images`` in crossval.json, ``test`` in that of the test split."""
 
 
 def check_no_fold() -> None:
@@ -177,6 +175,7 @@ def score_folds(
         "pooled": pooled_scores(pooled, cfg.confidence_level),
         "origin": provenance.collect_provenance(),
     }
+    # Matrices: pooled in the order of images in crossval.json, test in that of the test split.
     matrices = {"pooled": pooled.matrices()}
     if "test" in plan.splits[0]:
         results["test"], matrices["test"] = score_ensemble(cfg, folders)

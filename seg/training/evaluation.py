@@ -36,7 +36,7 @@ from seg.training.task import SegmentationTask
 
 log = logging.getLogger("seg")
 CONFUSION_FILE = (
-    "confusion.npz"  # array "confusion": the matrix of each image, (B, C, C) or (B, K, 2, 2)
+    "confusion.npz"  # matrices (B, C, C) or (B, K, 2, 2), of an evaluation under "confusion"
 )
 STANDARD_METRICS = {
     "_target_": "seg.metrics.SegmentationMetrics"
