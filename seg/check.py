@@ -18,11 +18,11 @@ from seg.cli.command_line import config_dir_words, render_command
 from seg.data.quality.checks import find_issues, sort_issues
 from seg.data.quality.contact_sheet import draw_check_sheet
 from seg.data.quality.inspect import inspect_all
-from seg.data.quality.issues import count_noun
+from seg.data.quality.issues import check_kinds, count_noun
 from seg.data.quality.report import build_report, print_report
 from seg.data.quality.unpaired import open_source
 from seg.display.console import configure_logging, track_progress
-from seg.errors import UserError
+from seg.errors import RunError, UserError
 from seg.runs import records
 
 log = logging.getLogger("seg")
@@ -35,14 +35,16 @@ def check_data(cfg: DictConfig) -> dict[str, Any]:
         UserError: if there is an error among the issues, after all have been printed.
     """
     configure_logging()
+    check_kinds(cfg.loader.skip_checks)
     started = time.perf_counter()
-    output = unused_folder(cfg.output)
+    output = replaceable_folder(cfg.output)
     # Read all images and collect their issues.
     data = open_source(cfg)
     names = [(split, name) for split, names in data.source.splits.items() for name in names]
     inspection = inspect_all(data.source, track_progress(names, "reading"), data.root)
     issues = sort_issues(
-        [*data.unpaired, *find_issues(data.source, inspection, data.root, data.redraw)]
+        [*data.unpaired, *find_issues(data.source, inspection, data.root, data.redraw)],
+        cfg.loader.skip_checks,
     )
     # Write and print the report.
     report = build_report(cfg, data.source, inspection, issues)
@@ -52,7 +54,9 @@ def check_data(cfg: DictConfig) -> dict[str, Any]:
         else None
     )
     files.make_folder(output, output)
-    if sheet is not None:
+    if sheet is None:
+        (output / "sheet.png").unlink(missing_ok=True)  # of an earlier check
+    else:
         with files.atomic_write(output / "sheet.png", output) as part:
             sheet.save(part)
     report["seconds"] = round(time.perf_counter() - started, 2)
@@ -66,21 +70,32 @@ def check_data(cfg: DictConfig) -> dict[str, Any]:
     return report
 
 
-def unused_folder(given: str) -> Path:
-    """Return the folder for the results.
+def replaceable_folder(given: str) -> Path:
+    """Return the folder for the results; those of an earlier check in it are replaced.
 
     Raises:
-        UserError: if it holds results already.
+        UserError: if it holds a file of that name that is not of a check.
         RunError: if it cannot be written.
     """
     folder = Path(given)
     files.check_writable(folder, folder, ["check.json", "sheet.png"])
-    if any((folder / name).exists() for name in ("check.json", "sheet.png")):
-        free = next(n for n in range(2, 10**6) if not Path(f"{folder}-{n}").exists())
+    present = [name for name in ("check.json", "sheet.png") if (folder / name).exists()]
+    if present and not is_check_report(folder / "check.json"):
         raise UserError(
-            f"output={given}: holds results already; delete them, or give another folder, output={folder}-{free}"
+            f"output={given}: {present[0]} in it is not of seg.check and is not overwritten; give another folder"
         )
     return folder
+
+
+def is_check_report(file: Path) -> bool:
+    """Return True if a file is a report that ``check_data`` wrote."""
+    if not file.is_file():
+        return False
+    try:
+        content = records.read_json(file)
+    except RunError:
+        return False
+    return isinstance(content, dict) and {"data", "errors", "warnings", "faults"} <= content.keys()
 
 
 def train_command() -> str:

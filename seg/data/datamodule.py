@@ -20,6 +20,7 @@ from seg.data.dataset import SegmentationDataset, WeightMapCache
 from seg.data.datasets.base import DataSource
 from seg.data.image_cache import ImageCache
 from seg.data.normalization import Normalization
+from seg.data.quality.issues import check_kinds
 from seg.data.sampler import EpochSampler, ignore_signals
 from seg.data.statistics import measure_dataset
 from seg.errors import DataError
@@ -45,6 +46,7 @@ class DataModule(L.LightningDataModule):
         percentiles: of the training split's grey values, 0..100, that become 0 and 1, values beyond being
             clipped. None: the type's range, or the smallest and the largest float.
         check: whether to check the data as seg.check does, except for its heuristics, and raise on errors.
+        skip_checks: kinds of issues, as seg.check names them, that are left out.
         memory: GiB of decoded images that are kept in memory, if all fit.
         cache: folder for decoded images, which are mapped from disk; None: files are read each time.
 
@@ -68,6 +70,7 @@ class DataModule(L.LightningDataModule):
         rare_class_crops: Annotated[float, Field(ge=0, le=1)] = 0.0,
         percentiles: tuple[float, float] | list[float] | None = None,
         check: bool = False,
+        skip_checks: list[str] | None = None,
         memory: Annotated[float, Field(ge=0, le=2**20)] = 2.0,
         cache: str | None = None,
     ) -> None:
@@ -83,6 +86,7 @@ class DataModule(L.LightningDataModule):
             raise ValueError(
                 f"percentiles is {list(percentiles)}; two of 0 to 100 are needed, [1, 99]"
             )
+        check_kinds(skip_checks)
         self.source, self.seed, self.workers = source, seed, workers
         self.batch_size, self.crop, self.repeats = batch_size, crop, repeats
         self.eval_batch_size = eval_batch_size
@@ -94,7 +98,7 @@ class DataModule(L.LightningDataModule):
             source, int(memory * 2**30), None if cache is None else Path(cache)
         )
         pair = None if percentiles is None else (float(percentiles[0]), float(percentiles[1]))
-        statistics = measure_dataset(self.image_cache, intensity, pair, check)
+        statistics = measure_dataset(self.image_cache, intensity, pair, check, skip_checks or [])
         self.intensity, self.sizes = statistics.intensity, statistics.sizes
         self.class_shares = np.array(statistics.class_shares)  # (C,)
         self.class_presence = np.array(statistics.class_presence, bool).reshape(

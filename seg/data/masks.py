@@ -1,5 +1,7 @@
 """Masks: from the values or colours on disk to class indices; a value that is not declared is an error."""
 
+from collections import Counter
+
 import numpy as np
 
 from seg.errors import DataError
@@ -19,9 +21,12 @@ class MaskValues:
         ignore: values on disk, or colours, that are ignored.
         palette: class name -> its colour, or several; None: masks are not read as colours.
         paintable: whether a palette is possible; False for masks that are one class's layer.
+        threshold: value on disk above which a pixel is the second of two classes, for masks with compression noise;
+            None: each value is declared.
 
     Raises:
-        DataError: if ``values`` or ``palette`` name an unknown class, or a value twice.
+        DataError: if ``values`` or ``palette`` name an unknown class, or a value twice; if ``threshold`` is given with
+            another number of classes, or beside declared values.
     """
 
     def __init__(
@@ -31,8 +36,20 @@ class MaskValues:
         ignore: list[int] | list[ColourList] | None = None,
         palette: dict[str, ColourList | list[ColourList]] | None = None,
         paintable: bool = True,
+        threshold: float | None = None,
     ) -> None:
         self.classes, ignored = classes, ignore or []
+        self.threshold = threshold
+        if threshold is not None:
+            declared = {"values": values, "palette": palette, "ignore": ignore}
+            for name in (name for name, option in declared.items() if option):
+                raise DataError(
+                    f"data.mask_threshold beside data.{name}: the threshold declares all values; give one"
+                )
+            if len(classes) != 2:
+                raise DataError(
+                    f"data.mask_threshold={threshold} needs two classes, but there are {len(classes)}: {shorten_list(classes)}"
+                )
         self.paintable = paintable
         self.palette = None if palette is None else build_colour_table(palette, ignored, classes)
         if palette is not None and values is not None:
@@ -79,8 +96,10 @@ class MaskValues:
             mask = mask[..., 0]  # grey saved as colours
         if mask.ndim != 2:
             found = f"a colour picture {mask.shape} is no mask by itself"
-            remedy = self.palette_remedy(mask)
+            remedy = self.palette_remedy(count_mask_colours(mask))
             raise DataError(file=file, found=found, remedy=remedy, kind="colours")
+        if self.threshold is not None:
+            return (mask > self.threshold).astype(np.uint8)
         # Every value is declared.
         found = distinct_values(mask)
         unknown = [v for v in found if v not in self.index]
@@ -129,20 +148,21 @@ class MaskValues:
             )
         return result
 
-    def palette_remedy(self, mask: np.ndarray) -> str:
-        """Return the option that would declare the colours of a mask, usually (H, W, 3 or 4)."""
+    def palette_remedy(self, pixels: Counter[int]) -> str:
+        """Return the option that would declare colours.
+
+        Args:
+            pixels: number of pixels of each colour 0xrrggbb, in one mask or in all; empty: not of 8 bits.
+        """
         # Only a picture with few colours can be painted classes
-        if mask.dtype != np.uint8 or mask.ndim != 3 or mask.shape[2] not in (3, 4):
+        if not pixels:
             return "save one class index a pixel"
         if not self.paintable:
             return "save 0 and 1, one number a pixel"
-        codes, counts = np.unique(encode_colours(mask), return_counts=True)
-        if len(codes) > 64:
-            return f"{len(codes)} colours look like a photograph; save one class index a pixel"
+        if len(pixels) > 64:
+            return f"{len(pixels)} colours look like a photograph; save one class index a pixel"
         # Colours and classes by frequency: the most frequent colour is probably the background
-        colours = [
-            decode_colour(codes[i]) for i in counts.argsort()[::-1].tolist()
-        ]  # most frequent first
+        colours = [decode_colour(code) for code, _ in pixels.most_common()]
         names = [*self.classes, *(["CLASS"] * (len(colours) - len(self.classes)))]
         pairs = ", ".join(f"{n}: {colour}" for n, colour in zip(names, colours, strict=False))
         return f"say which colour is which class, 'data.palette={{{pairs}}}' in the right order"
@@ -245,6 +265,14 @@ def encode_colours(mask: np.ndarray) -> np.ndarray:
     """Return colours (H, W, 3 or more) uint8 as numbers 0xrrggbb (H, W) uint32."""
     red, green, blue = (mask[..., i].astype(np.uint32) for i in range(3))
     return red << 16 | green << 8 | blue
+
+
+def count_mask_colours(mask: np.ndarray) -> Counter[int]:
+    """Count the pixels of each colour 0xrrggbb of a mask (H, W, 3 or 4) uint8; empty for other masks."""
+    if mask.dtype != np.uint8 or mask.ndim != 3 or mask.shape[2] not in (3, 4):
+        return Counter()
+    codes, counts = np.unique(encode_colours(mask), return_counts=True)
+    return Counter(dict(zip(codes.tolist(), counts.tolist(), strict=True)))
 
 
 def decode_colour(code: int) -> list[int]:

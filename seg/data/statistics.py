@@ -7,6 +7,7 @@ no image.
 import hashlib
 import json
 import logging
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -62,6 +63,7 @@ def measure_dataset(
     intensity: Normalization | None = None,
     percentiles: tuple[float, float] | None = None,
     check: bool = False,
+    skip_checks: Collection[str] = (),
 ) -> DatasetStatistics:
     """Read up to 1000 images of each split, or return the cached statistics of the same files.
 
@@ -72,6 +74,7 @@ def measure_dataset(
         intensity: normalisation of a trained network; None: computed from the training split.
         percentiles: of the grey values that become 0 and 1; None: the type's range.
         check: whether to check the data as seg.check does, except for its heuristics.
+        skip_checks: kinds of issues that are left out.
 
     Raises:
         DataError: for the first file that cannot be used, if channels or types differ, and for the most
@@ -88,10 +91,11 @@ def measure_dataset(
     # The cached statistics, or those of the images.
     file = None
     if intensity is None and len(stamps) == sum(map(len, chosen.values())):
-        file = statistics_file(source, list(stamps.values()), percentiles, check)
+        checks = sorted(skip_checks) if check else None
+        file = statistics_file(source, list(stamps.values()), percentiles, checks)
     statistics = None if file is None else read_statistics(file)
     if statistics is None:
-        statistics = compute_statistics(store, chosen, intensity, percentiles, check)
+        statistics = compute_statistics(store, chosen, intensity, percentiles, check, skip_checks)
         if file is not None:
             write_statistics(file, statistics)
     store.freeze(stamps, statistics.digests)
@@ -104,6 +108,7 @@ def compute_statistics(
     intensity: Normalization | None,
     percentiles: tuple[float, float] | None,
     check: bool,
+    skip_checks: Collection[str],
 ) -> DatasetStatistics:
     """Compute the statistics of the chosen images of each split; see ``measure_dataset``."""
     # Running sums over the images, so that none is kept in memory
@@ -156,7 +161,7 @@ def compute_statistics(
     # Shares of the classes, and the check.
     counts_NC = np.array(pixels_NC).reshape(-1, len(source.classes))
     shares = (counts_NC.sum(0) / valid_C.clip(1)).tolist()
-    warnings = check_training_data(source, looks) if check else []
+    warnings = check_training_data(source, looks, skip_checks) if check else []
     intensity = intensity or measure.intensity()
     return DatasetStatistics(intensity, sizes, shares, (counts_NC > 0).tolist(), warnings, digests)
 
@@ -198,28 +203,40 @@ def adopt_nodata(intensity: Normalization, found: tuple[int, ...], name: str) ->
     return intensity if known else replace(intensity, nodata=[float(found[0])])
 
 
-def check_training_data(source: DataSource, looks: list[ImageStats]) -> list[Issue]:
-    """Return the warnings.
+def check_training_data(
+    source: DataSource, looks: list[ImageStats], skipped: Collection[str]
+) -> list[Issue]:
+    """Return the warnings that are not of skipped kinds.
 
     Raises:
         DataError: for the most important error.
     """
-    faults = find_training_issues(source, looks)
+    faults = [f for f in find_training_issues(source, looks) if f.kind not in skipped]
     errors = [fault for fault in faults if fault.error]
     if errors:
         more = f" (and {len(errors) - 1} more)" if errors[1:] else ""
         raise DataError(
-            f"{errors[0].line()}{more}; python -m seg.check with the same options shows all, loader.check=false "
-            "trains all the same"
+            f"{errors[0].line()}{more}; python -m seg.check with the same options shows all, "
+            f"loader.skip_checks=[{errors[0].kind}] trains all the same"
         )
     return faults
 
 
 def statistics_file(
-    source: DataSource, stamps: list[str], percentiles: tuple[float, float] | None, check: bool
+    source: DataSource,
+    stamps: list[str],
+    percentiles: tuple[float, float] | None,
+    skipped: list[str] | None,
 ) -> Path:
-    """Return the file for the statistics of a source whose images have these stamps."""
-    parts = [type(source).__name__, source.classes, source.task, source.splits, percentiles, check]
+    """Return the file for the statistics of a source whose images have these stamps; ``skipped`` is None without checks."""
+    parts = [
+        type(source).__name__,
+        source.classes,
+        source.task,
+        source.splits,
+        percentiles,
+        skipped,
+    ]
     text = json.dumps([version("seg"), STATISTICS_FORMAT, *parts, stamps], default=str)
     return cache_root() / "surveys" / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
 

@@ -68,6 +68,8 @@ class Folder:
         values: mask value on disk -> class index; None: the values are the indices.
         palette: class name -> its colour in the masks, (red, green, blue) in 0..255, or several colours.
         ignore: mask values on disk, or colours with ``palette``, that are excluded from training and scores.
+        mask_threshold: value on disk above which a pixel is the second of two classes, or in a layer present: for
+            masks saved as JPEG or resized smoothly. None: every value must be declared.
         nodata: value of the images that means no data, or ``nan``; in addition to that of each file's tag
             GDAL_NODATA. ``none``: the tag is not honoured. None: that of the tag.
         spacing: height and width of a pixel in um, for distances; None: from the resolution tags of the TIFFs, if
@@ -104,6 +106,7 @@ class Folder:
         values: dict[int, int] | None = None,
         palette: dict[str, ColourList | list[ColourList]] | None = None,
         ignore: list[int] | list[ColourList] | None = None,
+        mask_threshold: float | None = None,
         nodata: NodataOption | None = None,
         spacing: Spacing | None = None,
         val: Annotated[float, Field(gt=0, lt=1)] | None = None,
@@ -180,12 +183,25 @@ class Folder:
         self.classes, self.task = classes, task
         self.check_layers()
         if mask_layers:
-            present = {0: 0, 1: 1, 255: 1} if values is None else values
-            self.values = MaskValues(["absent", "present"], present, ignore, paintable=False)
+            present = {0: 0, 1: 1, 255: 1} if values is None and mask_threshold is None else values
+            self.values = MaskValues(
+                ["absent", "present"], present, ignore, paintable=False, threshold=mask_threshold
+            )
         else:
-            self.values = MaskValues(classes, values, ignore, palette)
+            self.values = MaskValues(classes, values, ignore, palette, threshold=mask_threshold)
         self.reading = repr(
-            (pages, mask_layers, values, palette, ignore, classes, task, nodata, self.has_files)
+            (
+                pages,
+                mask_layers,
+                values,
+                palette,
+                ignore,
+                mask_threshold,
+                classes,
+                task,
+                nodata,
+                self.has_files,
+            )
         )
         self.colors = class_colors(colors, classes, palette, spare=task == "overlapping")
 

@@ -1,7 +1,7 @@
 """Checks of a data set: from the statistics of its images to issues, each with its remedy."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,11 +10,14 @@ import numpy as np
 from seg.data.datasets.base import DataSource
 from seg.data.datasets.folder import Folder
 from seg.data.image_io import read_pages
+from seg.data.masks import count_mask_colours
 from seg.data.quality.duplicates import find_duplicates, find_near_duplicates
 from seg.data.quality.inspect import ImageStats, Inspection
 from seg.data.quality.issues import KINDS_BY_IMPORTANCE, Issue, count_noun, format_percent
 from seg.logits import IGNORE
 
+LOSSY_SUFFIXES = (".jpg", ".jpeg", ".webp")
+MIN_REGION_SHARE = 0.2  # of the pixels of rare values, those with equal neighbours on all sides
 RedrawFunction = Callable[[str], dict[str, list[str]] | None]
 
 
@@ -37,7 +40,7 @@ def find_issues(
         *file_issues(source, inspection, root),
         *find_training_issues(source, stats, inspection.issues, redraw),
         *(issue for image in stats for issue in heuristic_issues(image)),
-        *find_near_duplicates(stats),
+        *find_near_duplicates(source, stats),
     ]
     return sort_issues(issues)
 
@@ -66,56 +69,87 @@ def find_training_issues(
     return sort_issues(issues)
 
 
-def sort_issues(issues: list[Issue]) -> list[Issue]:
-    """Sort issues by their kind; those of one kind keep their order."""
-    return sorted(issues, key=lambda issue: KINDS_BY_IMPORTANCE.index(issue.kind))
+def sort_issues(issues: list[Issue], skipped: Collection[str] | None = None) -> list[Issue]:
+    """Sort issues by their kind, without those of skipped kinds; those of one kind keep their order."""
+    kept = [issue for issue in issues if issue.kind not in (skipped or ())]
+    return sorted(kept, key=lambda issue: KINDS_BY_IMPORTANCE.index(issue.kind))
 
 
 def file_issues(source: DataSource, inspection: Inspection, root: Path | None) -> list[Issue]:
     """Return the issues of single files; wrong mask values with their shares and one remedy for all masks."""
-    # Each file's colours or values, read again.
+    # Add what the pixels of each file show: frequent colours, or the share of each value
     counts: dict[str, Counter[int]] = {}  # pixels of each value, by file
+    colours: Counter[int] = (
+        Counter()
+    )  # pixels of each colour 0xrrggbb, of all files with undeclared ones
     issues = []
-    # Add what the pixels of the file show: frequent colours, or the share of each value
     for issue in inspection.issues:
         name, _, page = issue.file.partition(", page ")
         file = Path(name) if root is None else root / name
         if issue.kind == "colours":
-            issue = replace(issue, found=f"{issue.found}: {frequent_colours(file)}")
+            painted = count_mask_colours(read_pages(file)[0])
+            colours += painted
+            issue = replace(issue, found=f"{issue.found}: {format_colours(painted)}")
         elif issue.kind == "values":
             pages = read_pages(file, int(page) if page else None)
-            values, numbers = np.unique(
-                np.concatenate([p.ravel() * 1 for p in pages]),
-                return_counts=True,  # bits as 0 and 1
-            )
-            pixels = Counter(dict(zip(values.tolist(), numbers.tolist(), strict=True)))
-            if is_noisy(pixels, len(source.classes), file):
-                issue = replace(issue, kind="noise", **noise_texts(pixels))
+            pixels = sum((count_pixels(page) for page in pages), Counter[int]())
+            if any(is_noisy(page, len(source.classes), file) for page in pages):
+                issue = replace(issue, kind="noise", **noise_texts(pixels, len(source.classes)))
             else:
                 counts[issue.file] = pixels
                 issue = replace(issue, found=f"{issue.found}, {format_pixel_shares(pixels)}")
         issues.append(issue)
-    # One remedy for the values of all masks.
-    if not counts or not isinstance(source, Folder):
+    # One remedy for the values of all masks, and one for their colours.
+    if not isinstance(source, Folder):
         return issues
-    remedy = values_remedy(source, inspection.stats, counts)
-    return [replace(f, remedy=remedy) if f.kind == "values" else f for f in issues]
+    remedies = {}
+    if counts:
+        remedies["values"] = values_remedy(source, inspection.stats, counts)
+    if colours and source.values.palette is None:
+        remedies["colours"] = source.values.palette_remedy(colours)
+    return [replace(f, remedy=remedies.get(f.kind, f.remedy)) for f in issues]
 
 
-def is_noisy(pixels: Counter[int], num_classes: int, file: Path) -> bool:
-    """Return whether values look lossily compressed: many of them, most of them rare."""
-    frequent = sum(n for _, n in pixels.most_common(num_classes + 1))
-    many = len(pixels) > max(2 * num_classes + 2, 6)
-    lossy = file.suffix.lower() in (".jpg", ".jpeg", ".webp") and len(pixels) > num_classes
-    return lossy or (many and (frequent > 0.8 * pixels.total() or len(pixels) > 32))
+def count_pixels(page: np.ndarray) -> Counter[int]:
+    """Count the pixels of each value; bits as 0 and 1."""
+    values, numbers = np.unique(page * 1, return_counts=True)
+    return Counter(dict(zip(values.tolist(), numbers.tolist(), strict=True)))
 
 
-def noise_texts(pixels: Counter[int]) -> dict[str, str]:
+def is_noisy(page: np.ndarray, num_classes: int, file: Path) -> bool:
+    """Return True if a mask (H, W) looks lossily compressed or smoothly resized.
+
+    Its rare values are then scattered along borders, while classes and objects are regions: most of their pixels
+    have a neighbour of the same value on each side.
+    """
+    pixels = count_pixels(page)
+    if len(pixels) <= num_classes:
+        return False
+    page = page[..., 0] if page.ndim == 3 else page
+    if file.suffix.lower() in LOSSY_SUFFIXES:
+        return True
+    if len(pixels) <= max(2 * num_classes + 2, 6):
+        return False
+    frequent = [value for value, _ in pixels.most_common(num_classes)]
+    rare = ~np.isin(page, frequent)
+    inside = np.ones(page.shape, bool)
+    for axis in (0, 1):
+        same = np.diff(page * 1, axis=axis) == 0
+        head, tail = ((slice(None),) * axis + (part,) for part in (slice(1, None), slice(-1)))
+        inside[head] &= same
+        inside[tail] &= same
+    return bool(inside[rare].mean() < MIN_REGION_SHARE)
+
+
+def noise_texts(pixels: Counter[int], num_classes: int) -> dict[str, str]:
     """Return finding and remedy for a lossily compressed mask."""
-    return {
-        "found": f"{len(pixels)} different values, {format_pixel_shares(pixels)}",
-        "remedy": "save masks as PNG or TIFF from the original labels; JPEG and smooth resizing change values",
-    }
+    remedy = (
+        "save masks as PNG or TIFF from the original labels; JPEG and smooth resizing change values"
+    )
+    if num_classes == 2:
+        remedy += "; or data.mask_threshold=127: class 1 is where a mask is brighter"
+    found = f"{len(pixels)} different values, {format_pixel_shares(pixels)}"
+    return {"found": found, "remedy": remedy}
 
 
 def format_pixel_shares(pixels: Counter[int]) -> str:
@@ -126,16 +160,14 @@ def format_pixel_shares(pixels: Counter[int]) -> str:
     return f"pixels of {', '.join(shares)}{' ...' if len(pixels) > 4 else ''}"
 
 
-def frequent_colours(file: Path) -> str:
-    """Return the most frequent colours of a file, as #rrggbb, with their shares."""
-    page = read_pages(file)[0]
-    rgb = page[..., :3].reshape(-1, 3)
-    if page.dtype != np.uint8:
-        return f"{len(np.unique(rgb, axis=0))} colours"
-    codes, counts = np.unique(rgb @ np.array([65536, 256, 1]), return_counts=True)
-    order = counts.argsort()[::-1][:6]
-    shares = ", ".join(f"#{codes[i]:06x} {format_percent(counts[i] / len(rgb))}" for i in order)
-    return f"{count_noun(len(codes), 'colour')}, {shares}{' ...' if len(codes) > 6 else ''}"
+def format_colours(colours: Counter[int]) -> str:
+    """Return the most frequent colours, as #rrggbb, with their shares."""
+    if not colours:
+        return "not of 8 bits"
+    shares = ", ".join(
+        f"#{code:06x} {format_percent(n / colours.total())}" for code, n in colours.most_common(6)
+    )
+    return f"{count_noun(len(colours), 'colour')}, {shares}{' ...' if len(colours) > 6 else ''}"
 
 
 def values_remedy(source: Folder, stats: list[ImageStats], counts: dict[str, Counter[int]]) -> str:
@@ -295,7 +327,10 @@ def dataset_issues(stats: list[ImageStats]) -> list[Issue]:
         bits = max(8, highest.bit_length())
         if highest > 0 and bits <= 14:
             found = f"the largest value is {highest}: {bits} bits"
-            remedy = f"save them as 8-bit, or multiply by {2 ** (16 - bits)}: brightness is augmented in shares of 65535"
+            remedy = (
+                "loader.percentiles=[1,99] maps the grey values that occur to 0..1; or save them as 8-bit, or multiply "
+                f"by {2 ** (16 - bits)}"
+            )
             issues.append(Issue("depth", what, found, remedy))
     # Palettes, or three equal channels.
     palettes = [image for image in stats if image.palette]

@@ -30,6 +30,7 @@ from seg.display.layout import (
 from seg.errors import DataError
 from seg.logits import IGNORE
 
+MAX_VALUES = 16  # values on disk that have a colour
 CELL_PX = 280  # px of a picture's longer side
 ERROR_COLOR, WARNING_COLOR, CAPTION_COLOR = (200, 16, 46), (214, 120, 0), (120, 120, 120)
 
@@ -58,10 +59,13 @@ def draw_check_sheet(
     names += [good[i] for i in evenly_spaced(len(good), number - len(names))]
     # Draw them below the data's name and the legend.
     root = Path(report["data"].get("root") or ".")
-    cells = [draw_cell(source, name, stats.get(name), first.get(name), root) for name in names]
+    values: dict[int, Color] = {}
+    cells = [
+        draw_cell(source, name, stats.get(name), first.get(name), root, values) for name in names
+    ]
     pages = [draw_grid(cells, GAP_PX)] if cells else []
     width = max([3 * CELL_PX, *(page.width for page in pages)])
-    parts = [*sheet_header(source, report), *pages]
+    parts = [*sheet_header(source, report), *stored_legend(values), *pages]
     return draw_sheet(parts, width, TEXT_PX, gap=GAP_PX, border=2 * GAP_PX)
 
 
@@ -80,10 +84,26 @@ def sheet_header(source: DataSource, report: dict[str, Any]) -> list[list[Legend
     return [paragraph_items(f"{root}: {images}; {issues}. Share of the pixels:"), legend]
 
 
+def stored_legend(values: dict[int, Color]) -> list[list[LegendItem]]:
+    """Return paragraphs: the colours of masks that could not be used, by their values on disk."""
+    if not values:
+        return []
+    legend: list[LegendItem] = [(values[value], str(value)) for value in sorted(values)]
+    return [paragraph_items("Values on disk, in masks that could not be used:"), legend]
+
+
 def draw_cell(
-    source: DataSource, name: str, stats: ImageStats | None, issue: Issue | None, root: Path
+    source: DataSource,
+    name: str,
+    stats: ImageStats | None,
+    issue: Issue | None,
+    root: Path,
+    values: dict[int, Color],
 ) -> Image.Image:
-    """Draw an image of the source, or a file without a partner, with its title and caption."""
+    """Draw an image of the source, or a file without a partner, with its title and caption.
+
+    ``values`` receives a colour for each value on disk of a mask that could not be used.
+    """
     # The title names the file; the caption is the issue, or the most frequent classes.
     title, caption, color = name, "", None
     if stats is not None:
@@ -103,9 +123,9 @@ def draw_cell(
         )
         rgb = overlay_thumbnail(image, panels.flatten_labels(planes_first(mask)), colors)
     elif issue is not None and issue.name and (files := image_and_mask_files(source, name)):
-        rgb = file_thumbnail(*files)
+        rgb = file_thumbnail(files[0], values, files[1])
     else:
-        rgb = file_thumbnail(root / name)
+        rgb = file_thumbnail(root / name, values)
     if rgb is None:
         rgb = panels.colorize(np.full((CELL_PX // 2, CELL_PX), IGNORE, np.uint8), [])
     return add_caption(Image.fromarray(rgb), title, caption, color)
@@ -135,20 +155,38 @@ def overlay_thumbnail(image: np.ndarray, mask: np.ndarray, colors: Sequence[Colo
     return panels.draw_overlay(rgb, mask, colors, alpha=0.35)
 
 
-def file_thumbnail(file: Path, mask_file: Path | None = None) -> np.ndarray | None:
-    """Return a file's picture, with its mask's values as stored if they are few; None if it can't be read."""
+def file_thumbnail(
+    file: Path, values: dict[int, Color], mask_file: Path | None = None
+) -> np.ndarray | None:
+    """Return a file's picture with its mask as stored, by value or in its colours; None if it can't be read.
+
+    ``values`` receives a colour for each value that is drawn.
+    """
     # The image, unless it can't be read
     try:
         rgb = panels.to_rgb(read_image(file))
     except DataError:
         return None
-    # The mask if it has the image's size and few values, coloured by value
-    index = np.full(rgb.shape[:2], IGNORE)
+    # The mask if it has the image's size: its colours, or a colour for each of its most frequent values
+    hidden = np.full(rgb.shape[:2], IGNORE)
     try:
-        if mask_file is not None:
-            values, indices = np.unique(read_pages(mask_file)[0], return_inverse=True)
-            if indices.shape == index.shape and len(values) <= 8:
-                index = indices
+        mask = None if mask_file is None else read_pages(mask_file)[0]
     except DataError:
-        pass  # the caption has the issue
-    return overlay_thumbnail(rgb, index, default_colors(8))
+        mask = None  # the caption has the issue
+    if mask is None or mask.shape[:2] != hidden.shape:
+        return overlay_thumbnail(rgb, hidden, [])
+    if mask.ndim == 3 and mask.dtype == np.uint8 and mask.shape[2] >= 3:
+        blended = (rgb * 0.5 + mask[..., :3] * 0.5).astype(np.uint8)
+        return overlay_thumbnail(blended, hidden, [])
+    stored = mask.reshape(*hidden.shape, -1)[..., 0] * 1
+    distinct, counts = np.unique(stored, return_counts=True)
+    shown = distinct[counts.argsort()[::-1][:MAX_VALUES]].tolist()
+    spare = iter(default_colors(MAX_VALUES)[len(values) :])
+    for value in shown:
+        if value not in values and (color := next(spare, None)):
+            values[value] = color
+    drawn = [value for value in shown if value in values]
+    index = hidden
+    for i, value in enumerate(drawn):
+        index[stored == value] = i
+    return overlay_thumbnail(rgb, index, [values[value] for value in drawn])

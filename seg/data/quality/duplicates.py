@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from seg.data.datasets.base import DataSource
 from seg.data.quality.inspect import ImageStats
 from seg.data.quality.issues import Issue
 
@@ -12,6 +13,7 @@ MIN_CORRELATION = 0.90  # correlation of two thumbnails from which images are ne
 MIN_OWN_CORRELATION = 0.85  # the same for their differences from the mean thumbnail
 FEW_IMAGES = 8  # images below which that mean is not used, and ALIKE_FEW counts alone
 MIN_CORRELATION_FEW = 0.95
+MIN_COPY_CORRELATION = 0.985  # of all pixels, from which one image is a copy of the other: JPEG of quality 50 has .985 to .998
 
 
 class NearDuplicate(NamedTuple):
@@ -83,8 +85,11 @@ def similar_pairs(thumbs: np.ndarray) -> list[NearDuplicate]:
     return sorted(twins, key=lambda pair: -pair.correlation)
 
 
-def find_near_duplicates(stats: list[ImageStats]) -> list[Issue]:
-    """Return an issue for each image nearly in another split, and for each group of similar images in one."""
+def find_near_duplicates(source: DataSource, stats: list[ImageStats]) -> list[Issue]:
+    """Return an issue for each image nearly in another split, and for each group of similar images in one.
+
+    It is an error only if almost all pixels agree, and a warning for images that are alike.
+    """
     if len(stats) < 2:
         return []
     # Similar pairs, without those of equal pixels, which are reported as duplicates
@@ -102,12 +107,16 @@ def find_near_duplicates(stats: list[ImageStats]) -> list[Issue]:
             groups |= dict.fromkeys(members, members)
         elif second.name not in leaking:
             leaking.add(second.name)
-            found = f"in {second.split}, nearly {first.file} in {first.split}, {format_correlation(pair)}"
+            correlation = pixel_correlation(source, first, second)
+            kind, likeness = "near_leak", format_correlation(pair)
+            if correlation >= MIN_COPY_CORRELATION:
+                kind, likeness = "copy_leak", f"correlation of all pixels {correlation:.4f}"
+            found = f"in {second.split}, nearly {first.file} in {first.split}, {likeness}"
             remedy = (
                 "take one out, or split so that a sequence or specimen stays together: data.group_by, "
                 "data.contiguous=true, or folders"
             )
-            issues.append(Issue("near_leak", second.file, found, remedy, name=second.name))
+            issues.append(Issue(kind, second.file, found, remedy, name=second.name))
     # One issue per group, with its most similar pair.
     for members in {id(m): m for m in groups.values()}.values():
         first, *others = (stats[i] for i in sorted(members))
@@ -118,6 +127,18 @@ def find_near_duplicates(stats: list[ImageStats]) -> list[Issue]:
         remedy = "they count several times; keep them in one split when the splits are drawn anew"
         issues.append(Issue("near_repeated", first.file, found, remedy, name=first.name))
     return issues
+
+
+def pixel_correlation(source: DataSource, first: ImageStats, second: ImageStats) -> float:
+    """Return the correlation of the grey values of two images, in -1..1; 0 for images of different sizes."""
+    if first.shape != second.shape:
+        return 0.0
+    grey = [
+        source.read(image.name)[0].mean(-1, dtype=np.float64).ravel() for image in (first, second)
+    ]
+    grey = [np.nan_to_num(values - np.nanmean(values)) for values in grey]
+    lengths = [np.linalg.norm(values) for values in grey]
+    return float(grey[0] @ grey[1] / max(lengths[0] * lengths[1], 1e-12))
 
 
 def format_correlation(pair: NearDuplicate) -> str:

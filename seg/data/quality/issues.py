@@ -3,6 +3,7 @@
 The sources decide what a file may hold; their errors become issues here.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -36,6 +37,7 @@ ISSUE_KINDS = {  # the most important first
     "untrained": IssueKind("classes that the training split lacks", True, "at least one training image"),
     "contradiction": IssueKind("one image with two masks", True, "one mask for the same pixels"),
     "leak": IssueKind("the same image in two splits", True, "no image in two splits"),
+    "copy_leak": IssueKind("almost the same pixels in two splits", True, "no image in two splits"),
     "turned": IssueKind("masks that fit their image better when turned", False, "the image's own orientation"),
     "orientation": IssueKind("images that a tag turns, unlike their masks", False, "the same orientation"),
     "low_byte": IssueKind("8 bits of a 16-bit image", False, "neighbours that differ little"),
@@ -50,6 +52,8 @@ ISSUE_KINDS = {  # the most important first
     "grey": IssueKind("grey images saved as colours", False, "one channel"),
 }  # fmt: skip
 KINDS_BY_IMPORTANCE = list(ISSUE_KINDS)
+# Kinds that can be left out: their files can be read.
+OPTIONAL_KINDS = KINDS_BY_IMPORTANCE[KINDS_BY_IMPORTANCE.index("ignored") :]
 UNPAIRED_KINDS = ("no_mask", "no_image", "same_name")  # kinds of files that a check leaves out
 COPY_REMEDY = "copy it again from its origin, or take it and its pair out"
 
@@ -104,6 +108,13 @@ def issue_from_error(error: DataError, root: Path | None) -> Issue:
 def relative_paths(text: str, root: Path | None) -> str:
     """Return a message with the paths below ``root`` relative to it."""
     return text if root is None or root == Path() else text.replace(f"{root}/", "")
+
+
+def check_kinds(kinds: Collection[str] | None) -> None:
+    """Raise ValueError for kinds that are unknown or can't be left out."""
+    unknown = sorted(set(kinds or ()) - set(OPTIONAL_KINDS))
+    if unknown:
+        raise ValueError(f"skip_checks has {unknown}; valid are {list(OPTIONAL_KINDS)}")
 
 
 def count_noun(number: int, noun: str) -> str:

@@ -1,6 +1,7 @@
 """Tables and records of seg.check."""
 
 import logging
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from seg.cli.compose import plain_config
 from seg.data.datasets.base import DataSource
 from seg.data.datasets.folder import Folder
 from seg.data.quality.inspect import ImageStats, Inspection
-from seg.data.quality.issues import ISSUE_KINDS, Issue, count_noun, format_percent
+from seg.data.quality.issues import ISSUE_KINDS, OPTIONAL_KINDS, Issue, count_noun, format_percent
 from seg.display.tables import make_table
 
 log = logging.getLogger("seg")
@@ -103,19 +104,28 @@ def print_report(
     # Tables of the splits and of the classes
     log.info("", extra={"table": split_table(report["splits"])})
     log.info("", extra={"table": class_share_table(source, report["splits"])})
-    # Faults of one kind and remedy together.
+    # Faults of one kind and remedy together, whatever values the remedy holds.
+    optional = False
     groups: dict[tuple, list[Issue]] = {}
     for issue in issues:
-        groups.setdefault((issue.kind, issue.requirement, issue.remedy), []).append(issue)
-    for (kind, right, remedy), members in groups.items():
+        groups.setdefault((issue.kind, without_values(issue.remedy)), []).append(issue)
+    for (kind, _), members in groups.items():
         severity = "error" if ISSUE_KINDS[kind].error else "warning"
-        log.info(f"{severity}: {ISSUE_KINDS[kind].heading} ({len(members)})")
+        log.info(f"{severity}: {ISSUE_KINDS[kind].heading} ({len(members)}) [{kind}]")
         for issue in members[:MAX_LISTED]:
             log.info(f"  {issue.file}: {issue.found}")
         if members[MAX_LISTED:]:
             log.info(f"  ... and {len(members) - MAX_LISTED} more")
-        log.info(f"  expected: {right}")
-        log.info(f"  remedy:   {remedy}")
+        several = (
+            " (of the first; check.json has each)" if len({m.remedy for m in members}) > 1 else ""
+        )
+        log.info(f"  expected: {members[0].requirement}")
+        log.info(f"  remedy:   {members[0].remedy}{several}")
+        optional = optional or kind in OPTIONAL_KINDS
+    if optional:
+        log.info(
+            "loader.skip_checks=[KIND] leaves a check out, here and in training; KIND is the word in brackets above"
+        )
     # Summary and files.
     images = sum(split["images"] for split in report["splits"].values())
     log.info(
@@ -124,6 +134,11 @@ def print_report(
     )
     pictures = f", pictures {output / 'sheet.png'}" if drawn else ""
     log.info(f"numbers {output / 'check.json'}{pictures}")
+
+
+def without_values(remedy: str) -> str:
+    """Return a remedy without its numbers and what stands in brackets or quotes, to compare it with others."""
+    return re.sub(r"'[^']*'|\[[^]]*\]|\{[^}]*\}|[-\d.]+", "", remedy)
 
 
 def split_table(splits: dict[str, dict[str, Any]]) -> Table:
