@@ -23,7 +23,7 @@ from seg.data.nodata import integer_nodata
 from seg.data.normalization import IntensityStatistics, Normalization
 from seg.data.quality.checks import find_training_issues
 from seg.data.quality.inspect import ImageStats, hash_pixels, inspect_image
-from seg.data.quality.issues import Issue
+from seg.data.quality.issues import OPTIONAL_KINDS, Issue
 from seg.display.console import track_progress
 from seg.errors import DataError
 from seg.logits import IGNORE
@@ -215,9 +215,11 @@ def check_training_data(
     errors = [fault for fault in faults if fault.error]
     if errors:
         more = f" (and {len(errors) - 1} more)" if errors[1:] else ""
+        optional = errors[0].kind in OPTIONAL_KINDS
+        off = f"loader.skip_checks=[{errors[0].kind}]" if optional else "loader.check=false"
         raise DataError(
             f"{errors[0].line()}{more}; python -m seg.check with the same options shows all, "
-            f"loader.skip_checks=[{errors[0].kind}] trains all the same"
+            f"{off} trains all the same"
         )
     return faults
 

@@ -153,15 +153,44 @@ def score_line(scores: Mapping[str, float], classes: list[str], prefix: str) -> 
     plus_minus = "" if spread is None else f" +- {spread:.4f}"
     absent = [c for c in classes if (dice := value(f"dice/{c}")) is not None and dice != dice]
     verbs = ("does", "is") if len(absent) == 1 else ("do", "are")
-    left_out = ""
+    missed = never_predicted(scores, classes, prefix)
+    left_out = f"; never predicted: {', '.join(missed)}" if missed else ""
     if absent:
-        left_out = f"; {', '.join(absent)} {verbs[0]} not occur and {verbs[1]} left out of the mean"
+        left_out += (
+            f"; {', '.join(absent)} {verbs[0]} not occur and {verbs[1]} left out of the mean"
+        )
     calibration = "" if ece is None else f"; expected calibration error {ece:.4f}"
     return (
         f"over all pixels of the split{left_out}; the mean of each image's own Dice is "
         f"{format_score(value('dice_per_image'))}{plus_minus}; "
         f"pixel accuracy {format_score(value('pixel_accuracy'))}{calibration}"
     )
+
+
+def never_predicted(scores: Mapping[str, float], classes: list[str], prefix: str) -> list[str]:
+    """Return the classes that occur in the truth and are predicted in no pixel."""
+    nan = float("nan")
+    return [
+        c
+        for c in classes
+        if scores.get(f"{prefix}recall/{c}", nan) == 0
+        and scores.get(f"{prefix}dice/{c}", nan) == 0
+        and (precision := scores.get(f"{prefix}precision/{c}", 0.0)) != precision
+    ]
+
+
+def foreground_dice(
+    scores: Mapping[str, float], classes: list[str], overlapping: bool, prefix: str
+) -> tuple[str, float] | None:
+    """Return Dice without the background, and what it is of: class 1 of two, or the mean of all classes but the first.
+
+    None if there is no background, or if none of these classes occurs.
+    """
+    values = [scores.get(f"{prefix}dice/{c}", float("nan")) for c in classes[1:]]
+    present = [value for value in values if value == value]
+    if overlapping or not present:
+        return None
+    return classes[1] if len(classes) == 2 else f"without {classes[0]}", sum(present) / len(present)
 
 
 def format_score(value: float | None) -> str:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar, cast
 
 import lightning as L
 from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, Timer
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
@@ -178,6 +178,7 @@ def fit_run(
                 update_latest_link(folder)
             # Fit, then score the weights that validated best.
             fit_from_checkpoint(trainer, task, data, asked.checkpoint)
+            log_early_end(trainer)
             minutes = get_callback(trainer, ProgressLogger).seconds / 60
             scores = score_best_checkpoint(trainer, task, data)
             record |= {
@@ -236,6 +237,23 @@ def fit_from_checkpoint(
         raise RunError(
             f"{checkpoint}: its training state doesn't fit this run, or is damaged ({error_summary(error)})"
         ) from error
+
+
+def log_early_end(trainer: L.Trainer) -> None:
+    """Log where ``max_time`` or ``patience`` ended a training before its last step."""
+    planned = int(trainer.estimated_stepping_batches)
+    if trainer.global_step >= planned:
+        return
+    callbacks = cast(Any, trainer).callbacks
+    timers = [c for c in callbacks if isinstance(c, Timer) and c.time_remaining() is not None]
+    early = [c for c in callbacks if isinstance(c, EarlyStopping) and c.stopped_epoch]
+    reason = "trainer.max_time" if any(timer.time_remaining() <= 0 for timer in timers) else ""
+    reason = reason or ("patience" if early else "")
+    if reason:
+        log.info(
+            f"{reason} ended the training in epoch {max(1, trainer.current_epoch)} of {trainer.max_epochs}, after "
+            f"{trainer.global_step} of {planned} steps"
+        )
 
 
 def handle_failure(

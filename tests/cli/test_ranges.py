@@ -107,6 +107,7 @@ TAKEN = {  # those of VALUES that an option takes -> file or command -> such opt
         'loss=weighted_bce': 'pos_weight',
     },
     '0 1.5 1e9 1e30 null 1.0': {
+        'data=folder': 'mask_threshold',
         'metrics=full': 'tolerance',
         'trainer=auto': 'gradient_clip_val',
     },
@@ -210,6 +211,7 @@ TAKEN = {  # those of VALUES that an option takes -> file or command -> such opt
         'data=folder': 'classes colors',
         'logger=trackio': 'trackio.tags',
         'logger=wandb': 'wandb.tags',
+        'train': 'loader.skip_checks',
         'compare': 'group_by',
     },
     'abc': {

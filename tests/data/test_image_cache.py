@@ -427,7 +427,7 @@ def test_an_error_ends_a_run_each_time_and_check_false_trains_all_the_same(folde
         with pytest.raises(DataError) as error:
             train(config("train", *words))
         message = str(error.value)
-        assert "the same pixels as" in message and "loader.check=false" in message
+        assert "the same pixels as" in message and "loader.skip_checks=[leak]" in message
         assert f"{source.splits['val'][0]}.png" in message and "\n" not in message
     assert not (tmp_path / "out").exists()
     assert "best/val/dice" in train(config("train", *words, "loader.check=false"))

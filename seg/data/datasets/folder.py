@@ -106,7 +106,7 @@ class Folder:
         values: dict[int, int] | None = None,
         palette: dict[str, ColourList | list[ColourList]] | None = None,
         ignore: list[int] | list[ColourList] | None = None,
-        mask_threshold: float | None = None,
+        mask_threshold: Annotated[float, Field(ge=0)] | None = None,
         nodata: NodataOption | None = None,
         spacing: Spacing | None = None,
         val: Annotated[float, Field(gt=0, lt=1)] | None = None,

@@ -1,4 +1,4 @@
-"""Progress bar and one line per epoch."""
+"""Progress bar, a line for each validation, and a line in time where validations are far apart."""
 
 import logging
 import time
@@ -9,8 +9,10 @@ from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.callbacks.progress.rich_progress import RichProgressBarTheme
 
 from seg.display.console import console
+from seg.display.tables import foreground_dice, never_predicted
 
 log = logging.getLogger("seg")
+LINE_SECONDS = 30.0  # longest time without a line, where there is no progress bar
 
 
 def on_terminal() -> bool:
@@ -26,6 +28,8 @@ def progress_bar() -> RichProgressBar:
 class ProgressLogger(L.Callback):
     """Logs a line per validation, and images per second at the end of each epoch.
 
+    Without a progress bar it also logs a line when none has been logged for ``LINE_SECONDS``.
+
     Attributes:
         seconds: spent on training up to the end of the last epoch, including the time before a resumption.
     """
@@ -38,7 +42,7 @@ class ProgressLogger(L.Callback):
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.before, self.started = self.seconds, time.perf_counter()
-        self.paused, self.images = 0.0, 0
+        self.paused, self.images, self.last_line = 0.0, 0, self.started
 
     def state_dict(self) -> dict[str, float]:
         return {"seconds": self.seconds}
@@ -55,6 +59,36 @@ class ProgressLogger(L.Callback):
         batch_idx: int,
     ) -> None:
         self.images += len(batch["image"])
+        if self.line_is_due(trainer):
+            self.log_line(
+                f"epoch {trainer.current_epoch + 1:>3}  step {trainer.global_step:>5} of "
+                f"{int(trainer.estimated_stepping_batches)}  train/loss {float(outputs['loss']):.3f}  "
+                f"{self.before + time.perf_counter() - self.started:.0f} s"
+            )
+
+    def on_validation_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if trainer.state.fn == "fit" and self.line_is_due(trainer):
+            batches = trainer.num_val_batches[dataloader_idx]
+            self.log_line(
+                f"epoch {trainer.current_epoch + 1:>3}  validation, batch {batch_idx + 1} of {batches}"
+            )
+
+    def line_is_due(self, trainer: L.Trainer) -> bool:
+        """Return True if the last line is long ago and no progress bar is shown."""
+        due = time.perf_counter() - self.last_line >= LINE_SECONDS
+        return due and trainer.is_global_zero and trainer.progress_bar_callback is None
+
+    def log_line(self, line: str) -> None:
+        self.last_line = time.perf_counter()
+        log.info(line)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.seconds = self.before + time.perf_counter() - self.started
@@ -80,9 +114,13 @@ class ProgressLogger(L.Callback):
         self.seconds = self.before + now - self.started
         values = {k: float(v) for k, v in trainer.callback_metrics.items()}
         loss = values.get("train/loss", float("nan"))
-        log.info(
+        metrics: Any = pl_module.val_metrics
+        foreground = foreground_dice(values, metrics.classes, metrics.overlapping, "val/")
+        beside = f" ({foreground[0]} {foreground[1]:.4f})" if foreground else ""
+        missed = ", ".join(never_predicted(values, metrics.classes, "val/"))
+        self.log_line(
             f"epoch {trainer.current_epoch + 1:>3}  step {trainer.global_step:>5}  "
             f"train/loss {loss:.3f}  val/loss {values['val/loss']:.3f}  "
-            f"val/dice {values['val/dice']:.4f}  val/iou {values['val/iou']:.4f}  "
-            f"{self.seconds:.0f} s"
+            f"val/dice {values['val/dice']:.4f}{beside}  val/iou {values['val/iou']:.4f}  {self.seconds:.0f} s"
+            f"{f'  never predicted: {missed}' if missed else ''}"
         )
