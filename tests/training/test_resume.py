@@ -436,4 +436,4 @@ def test_a_job_that_submitit_warns_saves_is_handed_in_again_and_goes_on(tmp_path
 def test_resume_takes_no_other_option(tmp_path):
     process = command("resume=outputs/x", "optim.lr=1", cwd=tmp_path)
     said, _ = process.communicate(timeout=60)
-    assert process.returncode == 2 and said.startswith("error: optim.lr=1: resume goes on with")
+    assert process.returncode == 2 and said.startswith("error: optim.lr=1: resume= continues a run")
