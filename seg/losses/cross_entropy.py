@@ -4,13 +4,13 @@ from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
+from seg.losses.additive import PixelLoss
 from seg.losses.targets import (
     has_label_planes,
     log_likelihood,
     make_weights_buffer,
-    mean_over_valid,
     weight_true_class,
 )
 from seg.ranges import check_ranges
@@ -22,7 +22,7 @@ def count_classes(logits_BKHW: Tensor, mask: Tensor) -> int:
     return 2 if k == 1 and not has_label_planes(mask) else k
 
 
-class CrossEntropy(nn.Module):
+class CrossEntropy(PixelLoss):
     """Cross-entropy mean(-w log p) of the true class; binary (BCE) for one logit or overlapping labels.
 
     Ronneberger et al. 2015, arXiv:1505.04597, eq. 1, where w depends on the class only.
@@ -46,15 +46,15 @@ class CrossEntropy(nn.Module):
         weights = make_weights_buffer("class_weights", class_weights)
         self.register_buffer("weights_C", weights, persistent=False)
 
-    def forward(self, logits_BKHW: Tensor, mask: Tensor, gaps: Tensor | None = None) -> Tensor:
+    def pixel_values(self, logits_BKHW: Tensor, mask: Tensor, gaps: Tensor | None = None) -> Tensor:
         loss = -log_likelihood(logits_BKHW, mask)
         if self.weights_C is not None:
             classes = count_classes(logits_BKHW, mask)
             loss = loss * weight_true_class(self.weights_C, mask, classes, "class_weights")
-        return mean_over_valid(loss, mask)
+        return loss
 
 
-class WeightedBCE(nn.Module):
+class WeightedBCE(PixelLoss):
     """Binary cross-entropy mean(-(w g log p + (1 - g) log(1 - p))): pixels of class 1, or of a label, weigh w.
 
     Equal to torch.nn.BCEWithLogitsLoss(pos_weight=w). With w = negatives / positives it is the balanced
@@ -85,7 +85,7 @@ class WeightedBCE(nn.Module):
             raise ValueError("pos_weight is null; give a number, or use loss=bce")
         self.register_buffer("weights", weights, persistent=False)
 
-    def forward(self, logits_BKHW: Tensor, mask: Tensor, gaps: Tensor | None = None) -> Tensor:
+    def pixel_values(self, logits_BKHW: Tensor, mask: Tensor, gaps: Tensor | None = None) -> Tensor:
         # Check the number of weights against that of logits or labels
         k = logits_BKHW.shape[1]
         if not has_label_planes(mask) and k > 2:
@@ -101,10 +101,10 @@ class WeightedBCE(nn.Module):
         # Weight the positive pixels, one factor for all or one for each label
         weight = self.weights.view(1, -1, 1, 1) if has_label_planes(mask) else self.weights
         loss = -log_likelihood(logits_BKHW, mask) * torch.where(mask == 1, weight, 1.0)
-        return mean_over_valid(loss, mask)
+        return loss
 
 
-class Focal(nn.Module):
+class Focal(PixelLoss):
     """Focal loss mean(-alpha (1 - p)^gamma log p) of the true class.
 
     Lin et al. 2017, arXiv:1708.02002, eq. 4 and 5.
@@ -138,7 +138,7 @@ class Focal(nn.Module):
         self.gamma = gamma
         self.register_buffer("alpha_C", make_weights_buffer("alpha", alpha), persistent=False)
 
-    def forward(self, logits_BKHW: Tensor, mask: Tensor, gaps: Tensor | None = None) -> Tensor:
+    def pixel_values(self, logits_BKHW: Tensor, mask: Tensor, gaps: Tensor | None = None) -> Tensor:
         log_p = log_likelihood(logits_BKHW, mask)
         # 1 - p as -expm1(log p): its gradient stays finite where p rounds to 1
         hardness = (-torch.expm1(log_p)).clamp(min=1e-12) ** self.gamma
@@ -153,4 +153,4 @@ class Focal(nn.Module):
                     f"alpha is one number and there are {classes} classes; give a list with one weight each"
                 )
             loss = loss * weight_true_class(self.alpha_C, mask, classes, "alpha")
-        return mean_over_valid(loss, mask)
+        return loss

@@ -10,9 +10,11 @@ Shape suffixes: B images, K logits, C classes, H x W pixels.
 
 from typing import Annotated
 
+import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
+from seg.losses.additive import AdditiveLoss
 from seg.losses.targets import has_label_planes, probabilities_and_one_hot
 from seg.ranges import check_ranges
 
@@ -22,22 +24,48 @@ def summed_dims(per_image: bool) -> tuple[int, ...]:
     return (2, 3) if per_image else (0, 2, 3)
 
 
-def mean_over_classes(loss: Tensor, mask: Tensor, foreground_only: bool) -> Tensor:
-    """Return the mean of losses (C,) or (B, C), with ``foreground_only`` without class 0.
+class OverlapLoss(AdditiveLoss):
+    """Base class of losses (errors) / (total) of each class, from two sums over pixels.
 
-    Raises:
-        ValueError: if ``foreground_only`` is on and labels overlap, or there is no other class.
+    Args:
+        per_image: whether sums run over each image alone, and the loss is the mean over images; False: over the batch.
+        foreground_only: whether class 0 is left out of the mean over classes.
+        smooth: added to the totals.
     """
-    if not foreground_only:
-        return loss.mean()
-    if has_label_planes(mask):
-        raise ValueError(
-            "foreground_only is on, but labels overlap: none of them is the background"
+
+    def __init__(self, per_image: bool, foreground_only: bool, smooth: float) -> None:
+        super().__init__()
+        self.dims, self.foreground_only, self.smooth = (
+            summed_dims(per_image),
+            foreground_only,
+            smooth,
         )
-    return loss[..., 1:].mean()
+
+    def errors_and_totals(self, p_BCHW: Tensor, g_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """Return both sums over pixels of probabilities and truth, each (C,) or (B, C)."""
+        raise NotImplementedError
+
+    def pixel_sums(self, logits_BKHW: Tensor, mask: Tensor, gaps: Tensor | None = None) -> Tensor:
+        """Return errors and totals, (2, C) or (2, B, C).
+
+        Raises:
+            ValueError: if ``foreground_only`` is on and labels overlap.
+        """
+        if self.foreground_only and has_label_planes(mask):
+            raise ValueError(
+                "foreground_only is on, but labels overlap: none of them is the background"
+            )
+        p_BCHW, g_BCHW, _ = probabilities_and_one_hot(logits_BKHW, mask)
+        return torch.stack(self.errors_and_totals(p_BCHW, g_BCHW))
+
+    def from_sums(self, sums: Tensor) -> Tensor:
+        """Return the mean over classes, with ``foreground_only`` without class 0."""
+        errors, totals = sums
+        loss = errors / (totals + self.smooth)
+        return loss[..., 1:].mean() if self.foreground_only else loss.mean()
 
 
-class Dice(nn.Module):
+class Dice(OverlapLoss):
     """Soft Dice loss 1 - (2 sum p g + smooth) / (sum p + sum g + smooth).
 
     The denominator without squares is that of nnU-Net and MONAI, the one with squares that of V-Net:
@@ -61,48 +89,17 @@ class Dice(nn.Module):
         per_image: bool = False,
         foreground_only: bool = False,
     ) -> None:
-        super().__init__()
-        self.smooth, self.squared = smooth, squared
-        self.dims, self.foreground_only = summed_dims(per_image), foreground_only
+        super().__init__(per_image, foreground_only, smooth)
+        self.squared = squared
 
-    def forward(self, logits_BKHW: Tensor, mask: Tensor, gaps: Tensor | None = None) -> Tensor:
-        p_BCHW, g_BCHW, _ = probabilities_and_one_hot(logits_BKHW, mask)
+    def errors_and_totals(self, p_BCHW: Tensor, g_BCHW: Tensor) -> tuple[Tensor, Tensor]:
         error_BCHW = p_BCHW - g_BCHW  # |p - g| = p + g - 2 p g and (p - g)^2 = p^2 + g^2 - 2 p g
         error = (error_BCHW**2 if self.squared else error_BCHW.abs()).sum(self.dims)
         size = (p_BCHW**2 if self.squared else p_BCHW).sum(self.dims) + g_BCHW.sum(self.dims)
-        return mean_over_classes(error / (size + self.smooth), mask, self.foreground_only)
+        return error, size
 
 
-class Jaccard(nn.Module):
-    """Soft Jaccard (IoU) loss 1 - (sum p g + smooth) / (sum p + sum g - sum p g + smooth).
-
-    Rahman and Wang 2016, "Optimizing intersection-over-union in deep neural networks", eq. 3 to 5. Equal to
-    Tversky with alpha = beta = 1.
-
-    Args:
-        smooth: above 0; keeps the fraction defined and its gradient small where a class is absent.
-        per_image: whether sums run over each image alone, as in ``Dice``.
-        foreground_only: whether class 0 is left out of the mean over classes.
-
-    Raises:
-        ValueError: if smooth is not above 0, or labels overlap with ``foreground_only``.
-    """
-
-    @check_ranges
-    def __init__(
-        self,
-        smooth: Annotated[float, Field(gt=0)] = 1.0,
-        per_image: bool = False,
-        foreground_only: bool = False,
-    ) -> None:
-        super().__init__()
-        self.tversky = Tversky(1.0, 1.0, smooth, per_image, foreground_only)
-
-    def forward(self, logits_BKHW: Tensor, mask: Tensor, gaps: Tensor | None = None) -> Tensor:
-        return self.tversky(logits_BKHW, mask)
-
-
-class Tversky(nn.Module):
+class Tversky(OverlapLoss):
     """Tversky loss 1 - (TP + smooth) / (TP + alpha FP + beta FN + smooth).
 
     TP = sum p g, FP = sum p (1 - g), FN = sum (1 - p) g. Salehi et al. 2017, arXiv:1706.05721, eq. 3. With
@@ -128,17 +125,40 @@ class Tversky(nn.Module):
         per_image: bool = False,
         foreground_only: bool = False,
     ) -> None:
-        super().__init__()
+        super().__init__(per_image, foreground_only, smooth)
         if alpha + beta == 0:
             raise ValueError("alpha and beta are 0; one of them must be above 0")
-        self.alpha, self.beta, self.smooth = alpha, beta, smooth
-        self.dims, self.foreground_only = summed_dims(per_image), foreground_only
+        self.alpha, self.beta = alpha, beta
 
-    def forward(self, logits_BKHW: Tensor, mask: Tensor, gaps: Tensor | None = None) -> Tensor:
-        p_BCHW, g_BCHW, _ = probabilities_and_one_hot(logits_BKHW, mask)
-        # Soft counts over the batch's valid pixels, and eq. 3 of the Tversky loss on them.
+    def errors_and_totals(self, p_BCHW: Tensor, g_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+        # Soft counts over the valid pixels, and eq. 3 of the Tversky loss on them.
         tp = (p_BCHW * g_BCHW).sum(self.dims)
         fp = (p_BCHW * (1 - g_BCHW)).sum(self.dims)
         fn = ((1 - p_BCHW) * g_BCHW).sum(self.dims)
         error = self.alpha * fp + self.beta * fn
-        return mean_over_classes(error / (tp + error + self.smooth), mask, self.foreground_only)
+        return error, tp + error
+
+
+class Jaccard(Tversky):
+    """Soft Jaccard (IoU) loss 1 - (sum p g + smooth) / (sum p + sum g - sum p g + smooth).
+
+    Rahman and Wang 2016, "Optimizing intersection-over-union in deep neural networks", eq. 3 to 5. Equal to
+    Tversky with alpha = beta = 1.
+
+    Args:
+        smooth: above 0; keeps the fraction defined and its gradient small where a class is absent.
+        per_image: whether sums run over each image alone, as in ``Dice``.
+        foreground_only: whether class 0 is left out of the mean over classes.
+
+    Raises:
+        ValueError: if smooth is not above 0, or labels overlap with ``foreground_only``.
+    """
+
+    @check_ranges
+    def __init__(
+        self,
+        smooth: Annotated[float, Field(gt=0)] = 1.0,
+        per_image: bool = False,
+        foreground_only: bool = False,
+    ) -> None:
+        super().__init__(1.0, 1.0, smooth, per_image, foreground_only)

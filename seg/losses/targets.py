@@ -93,11 +93,6 @@ def nan_if(wrong: Tensor) -> Tensor:
     return torch.where(wrong.any(), torch.nan, 0.0)
 
 
-def mean_over_valid(values: Tensor, mask: Tensor) -> Tensor:
-    """Return the mean of values (B, H, W), which are 0 where ignored, over the valid pixels; 0 without any."""
-    return values.sum() / (mask != IGNORE).sum().clamp(min=1)
-
-
 def make_weights_buffer(name: str, weights: list[float] | str | None) -> Tensor | None:
     """Return class weights as a float32 tensor (C,), or None.
 

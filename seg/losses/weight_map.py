@@ -6,19 +6,19 @@ import numpy as np
 import torch
 from pydantic import Field
 from scipy.ndimage import distance_transform_edt, find_objects, label
-from torch import Tensor, nn
+from torch import Tensor
 
+from seg.losses.additive import PixelLoss
 from seg.losses.cross_entropy import count_classes
 from seg.losses.targets import (
     log_likelihood,
     make_weights_buffer,
-    mean_over_valid,
     weight_true_class,
 )
 from seg.ranges import check_ranges
 
 
-class WeightMap(nn.Module):
+class WeightMap(PixelLoss):
     """Weighted cross-entropy mean(-w log p), w(x) = w_c(x) + w0 exp(-(d1(x) + d2(x))^2 / (2 sigma^2)).
 
     d1 and d2 are the distances to the nearest and to the second nearest cell; cells are the 4-connected
@@ -57,8 +57,8 @@ class WeightMap(nn.Module):
             return np.stack([gap_weights(plane, [1], self.w0, self.sigma) for plane in mask])
         return gap_weights(mask, self.cells, self.w0, self.sigma)
 
-    def forward(self, logits_BKHW: Tensor, mask: Tensor, gaps: Tensor | None = None) -> Tensor:
-        """Return the loss.
+    def pixel_values(self, logits_BKHW: Tensor, mask: Tensor, gaps: Tensor | None = None) -> Tensor:
+        """Return the loss of each pixel.
 
         Args:
             logits_BKHW: logits of the network.
@@ -78,7 +78,7 @@ class WeightMap(nn.Module):
         weight: Tensor | float = 1.0
         if self.weights_C is not None:
             weight = weight_true_class(self.weights_C, mask, classes, "class_weights")
-        return mean_over_valid(-(weight + gaps) * log_p, mask)
+        return -(weight + gaps) * log_p
 
 
 def gap_weights(mask_HW: np.ndarray, cells: list[int], w0: float, sigma: float) -> np.ndarray:
