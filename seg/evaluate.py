@@ -17,6 +17,7 @@ from seg.hardware import pick_accelerator, prepare_for_inference, torch_device
 from seg.inference import ensemble
 from seg.inference.run_data import choose_data, open_run_data
 from seg.inference.tta import with_tta
+from seg.training.build import set_tiles
 from seg.training.evaluation import (
     EvaluationReport,
     build_metrics,
@@ -62,6 +63,7 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     if metrics.needs_spacing:
         metrics.set_spacing(source_spacing(data.source))
     task = SegmentationTask(run.model, build_trained_loss(run), metrics)
+    set_tiles(task, data, cfg.tile)
     scores = score_split(cfg, run, task, data, split)
     evidence = task.test_metrics.bootstrap_inputs()
     if data.source.task == "instances":
@@ -81,9 +83,7 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
 @command("evaluate")
 def main(cfg: DictConfig) -> None:
     demand = f"evaluating, eval_batch_size={cfg.eval_batch_size}"
-    with explain_errors(
-        demand, "whole images are evaluated: lower eval_batch_size or workers, or cut the images"
-    ):
+    with explain_errors(demand, "lower tile, eval_batch_size or workers"):
         evaluate(cfg)
 
 

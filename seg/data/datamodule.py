@@ -111,6 +111,7 @@ class DataModule(L.LightningDataModule):
         )
         self.augment = Augment(self.transforms, crop, seed, focus=self.focus)
         self.gaps: WeightMapCache | None = None
+        self.tile: int | None = None
         self.check_batch_sizes()
 
     def check_batch_sizes(self) -> None:
@@ -181,10 +182,18 @@ class DataModule(L.LightningDataModule):
         """
         self.gaps = WeightMapCache(gaps)
 
+    def set_tile(self, tile: int | None) -> None:
+        """Set the longest side, px, of images that are evaluated as a whole; larger ones are read band by band."""
+        self.tile = tile
+
     def samples(self, split: str) -> SegmentationDataset:
-        """Return the dataset of a split's whole, unchanged images."""
+        """Return the dataset of a split's unchanged images."""
         return SegmentationDataset(
-            self.image_cache, self.source.splits[split], self.intensity, convert=self.trained
+            self.image_cache,
+            self.source.splits[split],
+            self.intensity,
+            convert=self.trained,
+            tile=self.tile,
         )
 
     def eval_dataset(self, split: str) -> SegmentationDataset:
@@ -195,6 +204,7 @@ class DataModule(L.LightningDataModule):
             self.intensity,
             gaps=self.gaps,
             convert=self.trained,
+            tile=self.tile,
         )
 
     def train_dataset(self) -> SegmentationDataset:

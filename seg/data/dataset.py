@@ -1,16 +1,18 @@
 """Dataset of a split: read, crop, augment and normalise one sample."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import closing, contextmanager
+from functools import partial
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
 from seg.data.augment import Augment
-from seg.data.datasets.base import DataSource
+from seg.data.datasets.base import DataSource, RowReader
 from seg.data.image_cache import ImageCache
 from seg.data.normalization import Normalization
-from seg.data.value_types import convert_image
+from seg.data.value_types import SCAN_ROWS, convert_image, find_conversion
 from seg.errors import DataError
 
 WEIGHT_MAP_BYTES = 2**29  # bytes of weight maps that a process keeps
@@ -36,10 +38,43 @@ class WeightMapCache:
         return self.kept[name]
 
 
+class BandedSample:
+    """Image of a split that is too large for the network at once, read band by band.
+
+    Args:
+        name: of the image.
+        reader: of its rows.
+        intensity: normalisation of the images.
+        convert: of rows to the type of the training images.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        reader: RowReader,
+        intensity: Normalization,
+        convert: Callable[[np.ndarray], np.ndarray],
+    ) -> None:
+        self.name, self.shape = name, reader.shape
+        self.reader, self.intensity, self.convert = reader, intensity, convert
+
+    def image_rows(self, start: int, stop: int) -> np.ndarray:
+        """Return rows (h, W, C) of the image in the type of the training images."""
+        return self.convert(self.reader.image_rows(start, stop))
+
+    def mask_rows(self, start: int, stop: int) -> np.ndarray:
+        """Return rows of the mask, (h, W) or planes first (K, h, W), uint8."""
+        return planes_first(self.reader.mask_rows(start, stop))
+
+    def prepare(self, rows: np.ndarray) -> np.ndarray:
+        """Return rows (h, W, C) normalised, float32."""
+        return self.intensity.normalised(self.intensity.scaled(rows))
+
+
 class SegmentationDataset(Dataset):
     """Dataset of a split; an item is indexed by (epoch, index).
 
-    An item is ``{"image": (C, H, W) float32, "mask": int64, "name": str}``; the mask is (H, W), or (K, H, W)
+    An image larger than ``tile`` is not read: its item has only the name, and ``open_banded`` reads its rows. Of others an item is ``{"image": (C, H, W) float32, "mask": int64, "name": str}``; the mask is (H, W), or (K, H, W)
     where classes overlap. With ``gaps`` there is ``"gaps"``, float32 in the mask's shape.
 
     Args:
@@ -51,6 +86,7 @@ class SegmentationDataset(Dataset):
         gaps: second term of the weight map; None: there is no weight map.
         convert: whether images of another type than the training images are converted where that is certain,
             instead of refused.
+        tile: px, longest side of an image that is read as a whole; None: all are.
     """
 
     def __init__(
@@ -62,8 +98,11 @@ class SegmentationDataset(Dataset):
         repeats: int = 1,
         gaps: WeightMapCache | None = None,
         convert: bool = False,
+        tile: int | None = None,
     ) -> None:
-        self.read = source.read
+        self.read, self.tile = source.read, tile
+        self.cache = source if isinstance(source, ImageCache) else ImageCache(source, 0)
+        self.large: dict[str, bool] = {}
         self.source = source.source if isinstance(source, ImageCache) else source
         self.names, self.intensity = names, intensity
         self.array = np.array(names, str)  # workers read it without copying pages, unlike a list
@@ -77,6 +116,8 @@ class SegmentationDataset(Dataset):
         # Read the image and its mask.
         epoch, number = index
         name = str(self.array[number % len(self.array)])
+        if self.is_large(name):
+            return {"name": name}
         image, mask = self.read(name)
         image = self.check_type(image, name)
         if image.shape[2] != self.intensity.channels:
@@ -104,6 +145,28 @@ class SegmentationDataset(Dataset):
         if gaps:
             sample["gaps"] = torch.from_numpy(np.ascontiguousarray(gaps[0]))
         return sample
+
+    def is_large(self, name: str) -> bool:
+        """Return True for an image that is larger than ``tile``."""
+        if self.tile is None:
+            return False
+        if name not in self.large:
+            with closing(self.cache.open_rows(name)) as reader:
+                self.large[name] = max(reader.shape) > self.tile
+        return self.large[name]
+
+    @contextmanager
+    def open_banded(self, name: str) -> Generator[BandedSample]:
+        """Open a large image, and close it after the block."""
+        with closing(self.cache.open_rows(name)) as reader:
+            height = reader.shape[0]
+            starts = range(0, height, SCAN_ROWS)
+            bands = (reader.image_rows(start, min(start + SCAN_ROWS, height)) for start in starts)
+            if self.convert:
+                convert = find_conversion(self.intensity, reader.dtype, bands, name)
+            else:
+                convert = partial(self.check_type, name=name)
+            yield BandedSample(name, reader, self.intensity, convert)
 
     def check_type(self, image: np.ndarray, name: str) -> np.ndarray:
         """Return an image in the type of the training images.

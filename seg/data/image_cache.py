@@ -7,13 +7,14 @@ from collections.abc import Iterable
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pooch
 from torch.utils.data import get_worker_info
 
 from seg import files
-from seg.data.datasets.base import DataSource
+from seg.data.datasets.base import DataSource, DecodedRows, RowReader
 from seg.data.quality.inspect import hash_pixels
 from seg.errors import DataError
 
@@ -69,6 +70,21 @@ class ImageCache:
         if self.open and self.folder is None:  # a mapped file would stay open while it is kept
             self.keep(name, decoded)
         return decoded
+
+    def open_rows(self, name: str) -> RowReader:
+        """Return a reader of any rows of an image and its mask; without decoding both as a whole, if the source can.
+
+        Raises:
+            DataError: if they cannot be read, or have changed since ``freeze``.
+        """
+        stamp = self.seen[name][0] if name in self.seen else None
+        unchanged = stamp is None or self.file_stamps([name]).get(name, "") == stamp
+        opens = hasattr(self.source, "open_rows") and self.folder is None and name not in self.kept
+        if opens and unchanged:
+            reader = cast(Any, self.source).open_rows(name)
+            if reader is not None:
+                return reader
+        return DecodedRows(*self.read(name))
 
     def file_stamps(self, names: Iterable[str]) -> dict[str, str]:
         """Return a text for each image that changes when one of its files does; without missing files."""

@@ -96,7 +96,7 @@ class ImageReader:
         try:
             with decoder_errors(file):
                 row = np.zeros((1, stored.imagewidth, *samples), stored.dtype)
-                first = as_image(interpret_page(row, stored, file, turn=False), file)
+                first = self.interpret_rows(row, file, turn=False)
         except BaseException:
             self.close()
             raise
@@ -135,7 +135,11 @@ class ImageReader:
                 pixels = decode_rows(self.directory, start, stop)
             pixels = np.asarray(pixels, pixels.dtype.newbyteorder("="))
             pixels = pixels[..., 0] if pixels.shape[2:] == (1,) else pixels
-            pixels = interpret_page(pixels, self.directory, self.file, turn=stop is None)
+            return self.interpret_rows(pixels, name, turn=stop is None)
+
+    def interpret_rows(self, pixels: np.ndarray, name: Path | str, turn: bool) -> np.ndarray:
+        """Return rows as stored, channels last, as their tags say: (h, W, C)."""
+        pixels = interpret_page(pixels, self.directory, self.file, turn=turn)
         return as_image(pixels, name, self.nodata)
 
     @property
@@ -177,6 +181,24 @@ class ImageReader:
         """Close the file, which other pages may share."""
         if self.tiff is not None:
             self.tiff.close()
+
+
+class MaskReader(ImageReader):
+    """Mask of class values or colours, of which rows are read on demand, in a TIFF page that is stored upright.
+
+    Args:
+        file: a TIFF.
+        page: index of the page, from 0.
+        colours: convert the indices of a colour map to its colours.
+    """
+
+    def __init__(self, file: Path, page: int = 0, colours: bool = False) -> None:
+        self.colours = colours
+        super().__init__(file, page)
+
+    def interpret_rows(self, pixels: np.ndarray, name: Path | str, turn: bool) -> np.ndarray:
+        """Return rows as stored, (h, W) or (h, W, C)."""
+        return interpret_page(pixels, self.directory, self.file, self.colours, turn=turn)
 
 
 def open_pages(file: Path, channels: bool, nodata: Sequence[float] = ()) -> list[ImageReader]:

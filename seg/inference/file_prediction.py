@@ -218,27 +218,17 @@ def log_seams(
     )
 
 
-def write_results(
-    folder: Path, file: Path, image: np.ndarray, p_CHW: np.ndarray, request: OutputOptions
-) -> list[Path]:
-    """Write the results of an image that is in memory, and return their files.
+def begin_results(place: OutputTarget, request: OutputOptions) -> list[GrowingResult]:
+    """Return the results of one image, which grow band by band in a folder of partial results."""
+    files.make_folder(place.output / PARTIAL_FOLDER, place.output)
+    results = build_results(request, place)
+    remove_partial(results)
+    return results
 
-    Args:
-        folder: of the results.
-        file: after which they are named.
-        image: (H, W, C) as stored.
-        p_CHW: class probabilities.
-        request: what is written.
-    """
-    files.make_folder(folder / PARTIAL_FOLDER, folder)
-    place = OutputTarget(folder, file, *image.shape[:2], 1, image.dtype)
-    mask = classes_from_probabilities(p_CHW, request.threshold, request.run.overlapping)
-    mask = mark_nodata(mask, image, request.run.intensity.nodata)
-    written = []
-    for result in build_results(request, place):
-        result.growing.remove()
-        result.add(PredictedBand(0, image, p_CHW, mask))
-        written += result.finish({})
-        result.growing.remove()
+
+def finish_results(folder: Path, results: list[GrowingResult]) -> list[Path]:
+    """Write the files of the results that ``begin_results`` began in a folder, and return their paths."""
+    written = [path for result in results for path in result.finish({})]
+    remove_partial(results)
     os.rmdir(folder / PARTIAL_FOLDER)
     return written

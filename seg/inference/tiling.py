@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -10,6 +11,8 @@ from torch import Tensor, nn
 from seg.logits import probabilities
 from seg.models.contract import needed_context, same_size_logits, tile_stride
 from seg.models.network import Extent, receptive_field
+
+AUTO_TILE = 1024  # px
 
 
 def needed_overlap(model: nn.Module) -> tuple[int, int, bool]:
@@ -38,6 +41,51 @@ def check_tiles(model: nn.Module, tile: int, overlap: int) -> None:
         raise ValueError(
             f"overlap={overlap}: this network needs {context} px of context; take overlap={needed}"
         )
+
+
+class TileSize(NamedTuple):
+    """Side of the tiles and context on each of their sides, px."""
+
+    side: int
+    overlap: int
+
+
+def choose_tile(model: nn.Module, option: int | Literal["auto"] | None) -> TileSize | None:
+    """Return the tiles in which images are evaluated that are larger; None: every image goes through at once.
+
+    Args:
+        model: network.
+        option: px; ``auto``: ``AUTO_TILE``, or more if the receptive field needs it, and None where a layer reads the
+            whole image, so that no tile equals it; None: None.
+
+    Raises:
+        ValueError: if the tile is off the network's grid, or has no room for the context that it needs.
+    """
+    if option is None:
+        return None
+    training = model.training
+    step, (margin, overlap, everywhere) = tile_stride(model), needed_overlap(model.eval())
+    model.train(training)
+    if option == "auto":
+        side = -(-max(AUTO_TILE, 3 * overlap) // step) * step
+        return None if everywhere else TileSize(side, overlap)
+    if everywhere:
+        raise ValueError(
+            f"tile={option}: a layer of this network reads the whole image (as group normalisation does), so that tiles "
+            "would differ from it; take tile=null"
+        )
+    if option <= 2 * overlap or option % step:
+        raise ValueError(
+            f"tile={option}: the receptive field reaches {margin} px beyond the kept part of a tile, and tiles start on "
+            f"a grid of {step} px; take tile={2 * overlap + step} or a larger multiple of {step}"
+        )
+    return TileSize(option, overlap)
+
+
+def choose_side(model: nn.Module, option: int | Literal["auto"] | None) -> int:
+    """Return the side of the tiles, px, as ``choose_tile``; one that no image exceeds if there are no tiles."""
+    tiles = choose_tile(model, option)
+    return tile_stride(model) * 2**20 if tiles is None else tiles.side
 
 
 # one side of a tile: px to read, px of the result to keep, px of the image where they go
@@ -71,6 +119,7 @@ class Tiling:
         batch: number of tiles that go through together.
         device: of the model.
         overlapping: whether classes overlap, each with its own sigmoid.
+        logits: whether the results are logits instead of probabilities.
 
     Raises:
         ValueError: if the tiles are off the network's grid, or have less context than it needs.
@@ -83,6 +132,7 @@ class Tiling:
     batch: int = 1
     device: str | torch.device = "cpu"
     overlapping: bool = False
+    logits: bool = False
 
     def __post_init__(self) -> None:
         check_tiles(self.model, self.tile, self.overlap)
@@ -128,7 +178,7 @@ class Tiling:
         """Return the probabilities (B, C, h, w) of tiles (h, w, C) of one size."""
         normal = np.stack([self.prepare(tile).transpose(2, 0, 1) for tile in tiles])
         logits = same_size_logits(self.model, torch.from_numpy(normal).to(self.device))
-        return probabilities(logits, self.overlapping)
+        return logits.float() if self.logits else probabilities(logits, self.overlapping)
 
     def whole(self, image: np.ndarray) -> np.ndarray:
         """Return the class probabilities (C, H, W) float32 of an image (H, W, C) as stored."""

@@ -9,6 +9,7 @@ Args:
     gaps: weight map of the mask's shape, where the batch has one. Only WeightMap uses it.
 """
 
+from seg.losses.additive import AdditiveLoss as AdditiveLoss
 from seg.losses.cldice import ClDice as ClDice
 from seg.losses.cross_entropy import CrossEntropy as CrossEntropy
 from seg.losses.cross_entropy import Focal as Focal
@@ -18,6 +19,7 @@ from seg.losses.dice import Jaccard as Jaccard
 from seg.losses.dice import Tversky as Tversky
 from seg.losses.lovasz import Lovasz as Lovasz
 from seg.losses.weight_map import WeightMap as WeightMap
+from seg.losses.weighted_sum import LossOfBands as LossOfBands
 from seg.losses.weighted_sum import Sum as Sum
 from seg.losses.weighted_sum import SumTerm as SumTerm
 from seg.losses.weighted_sum import compute_loss as compute_loss

@@ -1,7 +1,6 @@
 """Losses that are functions of sums over pixels, which can be computed band by band."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -42,13 +41,3 @@ class PixelLoss(AdditiveLoss):
     def from_sums(self, sums: Tensor) -> Tensor:
         """Return the mean over the valid pixels; 0 without any."""
         return sums[0] / sums[1].clamp(min=1)
-
-
-def whole_image_losses(loss: nn.Module) -> Iterator[nn.Module]:
-    """Yield the losses that are not additive among a loss and the terms of a sum."""
-    terms = getattr(loss, "losses", None)
-    if isinstance(terms, nn.ModuleDict):
-        for term in terms.values():
-            yield from whole_image_losses(term)
-    elif not isinstance(loss, AdditiveLoss):
-        yield loss

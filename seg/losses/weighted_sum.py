@@ -8,7 +8,10 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from seg.losses.additive import AdditiveLoss
 from seg.losses.weight_map import WeightMap
+
+KEPT_PIXELS = 2**24  # of the largest image whose logits are kept for a loss that needs all of them
 
 
 class SumTerm(TypedDict):
@@ -85,6 +88,60 @@ def term_names(loss: nn.Module) -> list[str]:
 def find_weight_map(loss: nn.Module) -> WeightMap | None:
     """Return the WeightMap that a loss is or contains, or None."""
     return next((part for part in loss.modules() if isinstance(part, WeightMap)), None)
+
+
+class LossOfBands:
+    """Loss of an image whose logits come band by band, equal to that of the whole image.
+
+    The sums are kept in float64. A loss that is no function of sums over pixels (Lovasz, clDice, a weight map that the
+    loader did not compute) needs all logits: it is computed at the end from those that are kept, and is nan if the
+    image has more than ``kept_pixels``.
+
+    Args:
+        loss: a loss of seg.losses.
+        pixels: of the image.
+        kept_pixels: largest image whose logits are kept.
+    """
+
+    def __init__(self, loss: nn.Module, pixels: int, kept_pixels: int = KEPT_PIXELS) -> None:
+        self.loss, self.fits = loss, pixels <= kept_pixels
+        self.terms: dict[str, nn.Module] = (
+            dict(loss.losses.items()) if isinstance(loss, Sum) else {"": loss}
+        )
+        self.sums: dict[str, Tensor] = {}
+        self.kept: list[tuple[Tensor, Tensor]] = []
+
+    @property
+    def needs_all(self) -> list[nn.Module]:
+        """The terms that need the whole image."""
+        return [term for term in self.terms.values() if not adds_up(term)]
+
+    def add(self, logits_BKHW: Tensor, mask: Tensor) -> None:
+        """Add the next rows of the image, from top to bottom."""
+        for name, term in self.terms.items():
+            if isinstance(term, AdditiveLoss) and adds_up(term):
+                sums = term.pixel_sums(logits_BKHW.double(), mask)
+                self.sums[name] = self.sums.get(name, 0) + sums
+        if self.needs_all and self.fits:
+            self.kept.append((logits_BKHW.cpu(), mask.cpu()))
+
+    def compute(self) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss and the value of each term, as ``compute_loss``."""
+        values = {}
+        whole = [torch.cat(parts, dim=-2) for parts in zip(*self.kept, strict=True)]
+        for name, term in self.terms.items():
+            if isinstance(term, AdditiveLoss) and adds_up(term):
+                values[name] = term.from_sums(self.sums[name]).float()
+            else:
+                values[name] = term(*whole) if whole else torch.tensor(torch.nan)
+        if not isinstance(self.loss, Sum):
+            return values[""], {}
+        return self.loss.total(values), values
+
+
+def adds_up(loss: nn.Module) -> bool:
+    """Return True if a loss is computed from sums over the pixels of parts of an image."""
+    return isinstance(loss, AdditiveLoss) and not isinstance(loss, WeightMap)
 
 
 def compute_loss(

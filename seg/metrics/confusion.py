@@ -168,12 +168,19 @@ class PixelScores(Metric):
         self.add_state("image_counts", [], dist_reduce_fx="cat")
         self.add_state("invalid_pixels", torch.tensor(0), dist_reduce_fx="sum")
 
-    def update(self, prediction: Tensor, mask: Tensor) -> None:
+    def update(self, prediction: Tensor, mask: Tensor, continued: bool = False) -> None:
+        """Count the pixels of a batch; with ``continued`` they are further rows of the last image."""
         counts = count_confusion(prediction, mask, len(self.classes))
         self.counts += counts.sum(0)
         each = ConfusionCounts.from_confusion(counts, self.overlapping)
-        self.image_counts.append(torch.stack(each, -1))
-        if self.keep_matrices:
+        of_images = torch.stack(each, -1)
+        if continued:
+            self.image_counts[-1] = self.image_counts[-1] + of_images
+        else:
+            self.image_counts.append(of_images)
+        if self.keep_matrices and continued:
+            self.kept_matrices[-1] = self.kept_matrices[-1] + counts[0].cpu().numpy()
+        elif self.keep_matrices:
             self.kept_matrices.extend(counts.cpu().numpy())
         if mask.device.type != "cpu":  # on the CPU confusion() has raised
             self.invalid_pixels += invalid_labels(mask, len(self.classes)).sum()

@@ -56,6 +56,7 @@ class SegmentationMetrics(nn.Module):
         labels = len(classes) if overlapping else None
         self.curve = ThresholdCurve(labels) if threshold == "best" else None
         self.best_threshold = self.threshold
+        self.rows_of_borders: list[tuple[Tensor, Tensor]] = []
 
     @torch.no_grad()
     def update(self, logits_BKHW: Tensor, mask: Tensor) -> None:
@@ -66,6 +67,31 @@ class SegmentationMetrics(nn.Module):
         for part in (self.calibration, self.curve):
             if part is not None:
                 part.update(probabilities(logits_BKHW, self.overlapping), mask)
+
+    @torch.no_grad()
+    def update_band(self, logits_1KHW: Tensor, mask: Tensor, first: bool, last: bool) -> None:
+        """Add rows of one image, from top to bottom.
+
+        Borders are scored at the end, from the masks of all rows in 8 bits.
+
+        Args:
+            logits_1KHW: of the rows.
+            mask: (1, H, W) or (1, K, H, W).
+            first: whether these rows are the image's first.
+            last: whether these rows are the image's last.
+        """
+        prediction = predicted_classes(logits_1KHW, self.threshold, self.overlapping)
+        self.pixels.update(prediction, mask, continued=not first)
+        for part in (self.calibration, self.curve):
+            if part is not None:
+                part.update(probabilities(logits_1KHW, self.overlapping), mask)
+        if self.surfaces is not None:
+            self.rows_of_borders.append((prediction.byte().cpu(), mask.byte().cpu()))
+            if last:
+                self.surfaces.update(
+                    *(torch.cat(p, -2) for p in zip(*self.rows_of_borders, strict=True))
+                )
+                self.rows_of_borders = []
 
     def compute(self) -> dict[str, Tensor]:
         """Return the scores by name: those of PixelScores, SurfaceMetric, and ``ece``."""

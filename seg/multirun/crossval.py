@@ -3,6 +3,7 @@
 import copy
 import logging
 import shutil
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,23 @@ from seg.cli.command_line import quote_path
 from seg.cli.compose import plain_config
 from seg.cli.validation import argument_names, import_target
 from seg.data.dataset import SegmentationDataset, planes_first
-from seg.data.datasets.base import DataSource
+from seg.data.datasets.base import DataSource, RowReader
+from seg.data.image_cache import ImageCache
 from seg.display import tables
 from seg.display.console import track_progress
 from seg.errors import UserError
 from seg.hardware import uses_one_device
 from seg.inference import ensemble
-from seg.inference.file_prediction import write_results
-from seg.inference.outputs import OutputOptions, check_object_options, check_save_option
-from seg.inference.predictor import Predictor
+from seg.inference.file_prediction import begin_results, finish_results
+from seg.inference.outputs import (
+    OutputOptions,
+    OutputTarget,
+    PredictedBand,
+    check_object_options,
+    check_save_option,
+)
+from seg.inference.predictor import Predictor, mark_nodata
+from seg.inference.tiling import choose_side
 from seg.logits import classes_from_probabilities
 from seg.metrics.confusion import PixelScores
 from seg.metrics.significance import Interval, bootstrap_intervals
@@ -186,7 +195,11 @@ def score_folds(
 def make_predictor(cfg: DictConfig, run: LoadedRun) -> Predictor:
     """Return a predictor of a run, at the run's own threshold."""
     return Predictor(
-        run, run.threshold, tile=cfg.tile, overlap=cfg.overlap, accelerator=cfg.trainer.accelerator
+        run,
+        run.threshold,
+        tile=choose_side(run.model, cfg.tile),
+        overlap=cfg.overlap,
+        accelerator=cfg.trainer.accelerator,
     )
 
 
@@ -213,17 +226,39 @@ def predict_split(
     request = OutputOptions(
         run, list(cfg.save), run.threshold, "float32", plain_config(cfg.objects)
     )
+    cache = ImageCache(source, 0)
     for name in track_progress(names, "predicting"):
-        image, truth = source.read(name)
-        p_CHW = predictor.probabilities(image)
+        with closing(cache.open_rows(name)) as reader:
+            predict_image_rows(predictor, reader, name, scores, request, folder)
+
+
+def predict_image_rows(
+    predictor: Predictor,
+    reader: RowReader,
+    name: str,
+    scores: PixelScores,
+    request: OutputOptions,
+    folder: Path | None,
+) -> None:
+    """Predict an opened image band by band, count its pixels, and write its results into a folder, if there is one."""
+    run, (height, width) = predictor.run, reader.shape
+    results = []
+    if folder is not None:
+        place = OutputTarget(folder, prediction_file(name), height, width, 1, reader.dtype)
+        results = begin_results(place, request)
+    for top, rows, p_CHW in predictor.tiling(height, width).bands(reader.image_rows, height):
         # Count the pixels as a batch of one, (1, H, W) or (1, K, H, W) of overlapping classes
-        pair = (
-            classes_from_probabilities(p_CHW, run.threshold, run.overlapping),
-            planes_first(truth),
+        prediction = classes_from_probabilities(p_CHW, run.threshold, run.overlapping)
+        truth = planes_first(reader.mask_rows(top, top + len(rows)))
+        counted, known = (
+            torch.from_numpy(np.ascontiguousarray(m))[None].long() for m in (prediction, truth)
         )
-        scores.update(*(torch.from_numpy(np.ascontiguousarray(m))[None].long() for m in pair))
-        if folder is not None:
-            write_results(folder, prediction_file(name), image, p_CHW, request)
+        scores.update(counted, known, continued=top > 0)
+        mask = mark_nodata(prediction, rows, run.intensity.nodata)
+        for result in results:
+            result.add(PredictedBand(top, rows, p_CHW, mask))
+    if folder is not None:
+        finish_results(folder, results)
 
 
 def fold_entry(

@@ -27,7 +27,6 @@ from seg.runs.safe_loading import CROSSVAL_LIMIT
 CROSSVAL_OPTIONS = (
     "output",
     "save",
-    "tile",
     "overlap",
     "confidence_level",
     "objects",
@@ -36,6 +35,7 @@ NEUTRAL_TRAIN_OPTIONS = (
     "outputs",
     "logger",
     "panels",
+    "tile",
 )  # options of seg.train that do not affect the weights
 OUT_OF_FOLD = "out-of-fold"
 

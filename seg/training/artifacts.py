@@ -20,7 +20,7 @@ from seg.display.panels import flatten_labels, legend_entries, to_rgb
 from seg.logits import IGNORE
 from seg.metrics.confusion import PixelScores
 from seg.runs import records
-from seg.training.callbacks.pictures import predict_image
+from seg.training.callbacks.pictures import predict_sample
 
 SAVED_PICTURE_SIDE = 512  # px: the longest side of a picture
 IGNORED_COLOR: Color = (176, 176, 176)  # colour of ignored pixels
@@ -89,15 +89,14 @@ def save_prediction_pictures(
         names[split] = [images.names[i] for i in indices]
         files.make_folder(folder / split, run)
         for position, index in enumerate(indices):
-            sample = images[0, index]
-            prediction = predict_image(model, sample["image"], threshold, overlapping)
+            predicted = predict_sample(model, images, index, threshold)
             # Write the image as JPEG, and both masks as palette images, which keep the class indices.
             stem = f"{folder / split / str(position)}"
-            rgb = Image.fromarray(to_rgb(images.read(images.names[index])[0]))
+            rgb = Image.fromarray(to_rgb(predicted.image))
             rgb.thumbnail((SAVED_PICTURE_SIDE, SAVED_PICTURE_SIDE))
             with files.atomic_write(Path(f"{stem}-image.jpg"), run) as aside:
                 rgb.save(aside, quality=85)
-            for kind, mask in (("truth", sample["mask"].numpy()), ("prediction", prediction)):
+            for kind, mask in (("truth", predicted.truth), ("prediction", predicted.prediction)):
                 with files.atomic_write(Path(f"{stem}-{kind}.png"), run) as aside:
                     palette_image(flatten_labels(mask), palette).save(aside, optimize=True)
     files.make_folder(folder, run)

@@ -3,6 +3,7 @@
 import copy
 import math
 import os
+from typing import Any, cast
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -13,6 +14,7 @@ from seg.cli.compose import CONSTRUCTOR_ERRORS, instantiate_node, one_line, plai
 from seg.data.datamodule import DataModule
 from seg.data.splits import check_training_splits
 from seg.errors import UserError
+from seg.inference.tiling import choose_tile
 from seg.logits import num_logits
 from seg.losses.class_weights import fill_auto_weights
 from seg.models import Network
@@ -100,6 +102,21 @@ def add_crop_context(data: DataModule, model: Network) -> None:
             "loader.crop=null: a network of valid convolutions needs crops; give loader.crop=388"
         )
     data.set_context(model.input_side(data.crop), model.context)
+
+
+def set_tiles(task: SegmentationTask, data: DataModule, option: int | str | None) -> None:
+    """Set the tiles in which larger images are evaluated, from the option ``tile``.
+
+    Raises:
+        UserError: if the network can't be evaluated in these tiles.
+    """
+    if not (option is None or option == "auto" or (isinstance(option, int) and option > 0)):
+        raise UserError(f"tile={option}: a number of px, auto or null is needed")
+    try:
+        task.tiles = choose_tile(task.model, cast(Any, option))
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    data.set_tile(None if task.tiles is None else task.tiles.side)
 
 
 def check_loss(loss: nn.Module, num_logits: int, overlapping: bool) -> None:

@@ -16,10 +16,10 @@ from seg.cli.command_line import quote_path
 from seg.cli.compose import instantiate_node, plain_config
 from seg.cli.validation import check_call
 from seg.data.datamodule import DataModule
-from seg.data.dataset import SegmentationDataset
+from seg.data.dataset import BandedSample, SegmentationDataset
 from seg.display import tables
 from seg.display.console import track_progress
-from seg.errors import RunError, UserError
+from seg.errors import DataError, RunError, UserError
 from seg.hardware import build_trainer
 from seg.inference.outputs import check_object_options
 from seg.inference.run_data import check_run_node
@@ -31,13 +31,16 @@ from seg.models.contract import same_size_logits
 from seg.runs import load, records
 from seg.runs.load import LoadedRun
 from seg.training.callbacks import progress
-from seg.training.callbacks.pictures import PanelCallback
+from seg.training.callbacks.pictures import PanelCallback, logits_of_bands
 from seg.training.task import SegmentationTask
 
 log = logging.getLogger("seg")
 CONFUSION_FILE = (
     "confusion.npz"  # matrices (B, C, C) or (B, K, 2, 2), of an evaluation under "confusion"
 )
+OBJECT_PIXELS = (
+    2**26
+)  # of the largest image whose objects are scored, which needs it whole in memory
 STANDARD_METRICS = {
     "_target_": "seg.metrics.SegmentationMetrics"
 }  # of runs older than the metrics option
@@ -118,6 +121,40 @@ def score_split(
     return {f"{split}/{key.removeprefix('test/')}": value for key, value in scores.items()}
 
 
+def predict_interior(
+    run: LoadedRun, samples: SegmentationDataset, index: int, device: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the probability of class 1 (H, W) float32 of an image, and its truth (H, W) uint8.
+
+    Raises:
+        DataError: if the image has more than ``OBJECT_PIXELS``.
+    """
+    name = samples.names[index]
+    if not samples.is_large(name):
+        sample = samples[0, index]
+        logits = same_size_logits(run.model, sample["image"][None].to(device))
+        return probabilities(logits)[0, 1].cpu().numpy(), sample["mask"].numpy().astype(np.uint8)
+    with samples.open_banded(name) as sample:
+        return predict_banded_interior(run, samples, sample)
+
+
+def predict_banded_interior(
+    run: LoadedRun, samples: SegmentationDataset, sample: BandedSample
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the same of a large image, predicted band by band."""
+    height, width = sample.shape
+    if height * width > OBJECT_PIXELS:
+        raise DataError(
+            f"{sample.name}: {height}x{width} px; objects are scored in images of up to {OBJECT_PIXELS / 1e6:.0f} megapixels: "
+            "cut it, or take data.task=classes"
+        )
+    bands = [
+        probabilities(torch.from_numpy(logits)[None])[0, 1].numpy()
+        for _, _, logits in logits_of_bands(run.model, samples, sample)
+    ]
+    return np.concatenate(bands), sample.mask_rows(0, height)
+
+
 @torch.inference_mode()
 def score_objects(
     run: LoadedRun,
@@ -141,10 +178,7 @@ def score_objects(
     # Predict image by image: curves for the border scores, counts for the object scores.
     sections, counts = [], []
     for index in track_progress(range(len(samples)), "objects"):
-        sample = samples[0, index]
-        logits = same_size_logits(run.model, sample["image"][None].to(device))
-        interior = probabilities(logits)[0, 1].cpu().numpy()
-        truth = sample["mask"].numpy().astype(np.uint8)
+        interior, truth = predict_interior(run, samples, index, device)
         sections.append(isbi2012.section_scores(interior, truth))
         predicted = instances.segment_objects(interior, threshold, **options)
         true = instances.label_components(truth == 1)

@@ -29,6 +29,7 @@ from seg.training.build import (
     check_optimizer_options,
     check_trainer_options,
     fill_class_weights,
+    set_tiles,
 )
 from seg.training.distributed import shared_run_folder
 from seg.training.fit import fit_run
@@ -123,6 +124,7 @@ def build_and_fit(
     if (weights := find_weight_map(task.loss)) is not None:
         data.set_weight_map(weights.gaps)
     add_crop_context(data, task.model)
+    set_tiles(task, data, config.get("tile", "auto"))
     check_optimizer_options(task)
     check_trainer_options(cfg.trainer, data, task.model)
     # Create and lock the run folder, and train in it.

@@ -1,5 +1,6 @@
 """LightningModule that combines a network, a loss, metrics, an optimiser and a schedule."""
 
+import logging
 from collections.abc import Callable, Iterable
 from copy import deepcopy
 from typing import Any, cast
@@ -11,11 +12,16 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
 
-from seg.losses import compute_loss, term_names
+from seg.data.dataset import BandedSample
+from seg.inference.tiling import TileSize, Tiling
+from seg.losses import LossOfBands, compute_loss, term_names
+from seg.losses.weighted_sum import KEPT_PIXELS
 from seg.metrics import SegmentationMetrics
 from seg.models.contract import same_size_logits
 from seg.models.network import Network
 from seg.training.schedules import Constant, Schedule
+
+log = logging.getLogger("seg")
 
 
 class SegmentationTask(L.LightningModule):
@@ -32,6 +38,7 @@ class SegmentationTask(L.LightningModule):
         head_weights: weight of the loss of each head under deep supervision, shallowest first; None: equal.
         weight_decay_of_all: whether the optimiser's weight decay covers all parameters; False: not biases and the parameters of
             normalisation layers, all those of one dimension.
+        tiles: in which larger images are evaluated; None: every image goes through the network at once.
     """
 
     def __init__(
@@ -45,11 +52,13 @@ class SegmentationTask(L.LightningModule):
         card: dict[str, Any] | None = None,
         head_weights: list[float] | None = None,
         weight_decay_of_all: bool = True,
+        tiles: TileSize | None = None,
     ) -> None:
         super().__init__()
         self.model, self.loss = model, loss
         self.optim, self.schedule = optim, schedule or Constant()
-        self.seed, self.card = seed, card or {}
+        self.seed, self.card, self.tiles = seed, card or {}, tiles
+        self.without_loss: set[str] = set()
         self.head_weights, self.weight_decay_of_all = head_weights, weight_decay_of_all
         self.val_metrics, self.test_metrics = metrics, deepcopy(metrics)
         names = ["loss", *(f"loss/{name}" for name in term_names(loss))]
@@ -78,10 +87,50 @@ class SegmentationTask(L.LightningModule):
         return batches / rest if incomplete else 1.0
 
     def validation_step(self, batch: dict[str, Any], batch_index: int) -> None:
-        self.step(batch, "val")
+        self.evaluation_step(batch, "val", self.trainer.val_dataloaders)
 
     def test_step(self, batch: dict[str, Any], batch_index: int) -> None:
-        self.step(batch, "test")
+        self.evaluation_step(batch, "test", self.trainer.test_dataloaders)
+
+    def evaluation_step(self, batch: dict[str, Any], stage: str, loader: Any) -> None:
+        """Score a batch, or the images of one that are larger than a tile."""
+        if "image" in batch:
+            self.step(batch, stage)
+            return
+        for name in batch["name"]:
+            with loader.dataset.open_banded(name) as sample:
+                self.score_bands(sample, stage)
+
+    def score_bands(self, sample: BandedSample, stage: str) -> None:
+        """Accumulate the metrics and the loss of a large image, of which only a band is in memory."""
+        assert self.tiles is not None
+        height, width = sample.shape
+        loss = LossOfBands(self.loss, height * width)
+        tiling = Tiling(self.model, sample.prepare, *self.tiles, device=self.device, logits=True)
+        for top, rows, logits in tiling.bands(sample.image_rows, height):
+            bottom = top + len(rows)
+            logits_1KHW = torch.from_numpy(logits)[None].to(self.device)
+            mask = torch.from_numpy(sample.mask_rows(top, bottom).astype("int64"))[None]
+            mask = mask.to(self.device)
+            self.metrics(stage).update_band(logits_1KHW, mask, top == 0, bottom == height)
+            loss.add(logits_1KHW, mask)
+        total, terms = loss.compute()
+        values = {"loss": total} | {f"loss/{name}": value for name, value in terms.items()}
+        for name, value in values.items():
+            if not loss.fits and loss.needs_all and value.isnan():
+                self.report_without_loss(sample.name, loss)
+            else:
+                cast(MeanMetric, self.mean_losses[name]).update(value)
+
+    def report_without_loss(self, name: str, loss: LossOfBands) -> None:
+        """Say once for an image that its loss is left out of the mean."""
+        if name not in self.without_loss:
+            self.without_loss.add(name)
+            parts = ", ".join(type(part).__name__ for part in loss.needs_all)
+            log.info(
+                f"loss       {name}: left out of the mean loss; {parts} needs the whole image, which is possible up to "
+                f"{KEPT_PIXELS / 1e6:.0f} megapixels"
+            )
 
     def step(self, batch: dict[str, Any], stage: str) -> Tensor:
         """Compute the loss of a batch; log it in training, otherwise accumulate that of each image and the metrics.

@@ -44,6 +44,47 @@ class DataSource(Protocol):
         ...
 
 
+class RowReader(Protocol):
+    """Opened image and mask, of which any rows are read on their own.
+
+    Attributes:
+        shape: (H, W) of the image, px.
+        dtype: of the image.
+    """
+
+    shape: tuple[int, int]
+    dtype: np.dtype
+
+    def image_rows(self, start: int, stop: int) -> np.ndarray:
+        """Return rows of the image, as ``DataSource.read`` returns the image."""
+        ...
+
+    def mask_rows(self, start: int, stop: int) -> np.ndarray:
+        """Return rows of the mask, as ``DataSource.read`` returns the mask."""
+        ...
+
+    def close(self) -> None:
+        """Close the files."""
+        ...
+
+
+class DecodedRows:
+    """RowReader of an image and its mask in memory, or mapped from disk."""
+
+    def __init__(self, image: np.ndarray, mask: np.ndarray) -> None:
+        self.image, self.mask = image, mask
+        self.shape, self.dtype = (image.shape[0], image.shape[1]), image.dtype
+
+    def image_rows(self, start: int, stop: int) -> np.ndarray:
+        return self.image[start:stop]
+
+    def mask_rows(self, start: int, stop: int) -> np.ndarray:
+        return self.mask[start:stop]
+
+    def close(self) -> None:
+        """Do nothing: no file is open."""
+
+
 def ignore_nodata(
     image: np.ndarray, mask: np.ndarray, nodata: Sequence[float]
 ) -> tuple[np.ndarray, np.ndarray]:

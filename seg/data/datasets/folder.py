@@ -8,6 +8,7 @@ from pydantic import Field
 
 from seg.data.datasets.base import (
     PackedRecords,
+    RowReader,
     Task,
     check_choice,
     check_task,
@@ -35,10 +36,11 @@ from seg.data.masks import (
 )
 from seg.data.nodata import NodataOption, nodata_values, read_nodata_tag
 from seg.data.partition import SPLITS, Splits, reject_options
+from seg.data.raster import ImageReader, MaskReader
 from seg.data.similar_names import similar_key
 from seg.data.spacing import Spacing, pixel_spacing
 from seg.data.splits import SplitOptions, read_lists, split_by_lists
-from seg.data.tiff import warn_once
+from seg.data.tiff import TIFF_SUFFIXES, warn_once
 from seg.errors import DataError
 
 PagesOption = Literal["slices", "channels"]
@@ -297,6 +299,18 @@ class Folder:
             raise size_mismatch_error(pair.mask, mask.shape, pair.image, image.shape, remedy)
         return ignore_nodata(image, mask, nodata)
 
+    def open_rows(self, name: str) -> RowReader | None:
+        """Return a reader of any rows of an image and its mask; None unless both are single pages of TIFFs."""
+        pair = self.files[name]
+        suffixes = {file.suffix.lower() for file in (pair.image, pair.mask)}
+        if self.mask_layers or self.pages == "channels" or not suffixes <= TIFF_SUFFIXES:
+            return None
+        rows = FolderRows(self, name)
+        if rows.is_valid:
+            return rows
+        rows.close()
+        return None  # ``read`` names what is wrong
+
     def nodata_values(self, name: str) -> tuple[float, ...]:
         """Return the values that mean no data in an image: the option's first, and its tag's."""
         return nodata_values(self.nodata, self.files[name].image)
@@ -439,6 +453,34 @@ def turned_remedy(pair: Pair) -> str:
 def page_name(file: Path, page: int | None) -> str:
     """Return the name of a file, or of one page of it, for messages."""
     return str(file) if page is None else f"{file}, page {page}"
+
+
+class FolderRows:
+    """RowReader of an image and its mask in TIFFs, of which only the touched rows are decoded."""
+
+    def __init__(self, source: Folder, name: str) -> None:
+        pair = source.files[name]
+        self.nodata, self.values = source.nodata_values(name), source.values
+        self.name = page_name(pair.mask, pair.page)
+        self.image = ImageReader(pair.image, pair.page or 0, nodata=self.nodata)
+        self.mask = MaskReader(pair.mask, pair.page or 0, source.values.palette is not None)
+        self.shape, self.dtype = self.image.shape[:2], self.image.dtype
+        alone = pair.page is not None or self.image.pages == self.mask.pages == 1
+        self.is_valid = alone and self.mask.shape[:2] == self.shape
+
+    def image_rows(self, start: int, stop: int) -> np.ndarray:
+        return self.image.rows(start, stop)
+
+    def mask_rows(self, start: int, stop: int) -> np.ndarray:
+        mask = self.values.indices(self.mask.rows(start, stop), self.name)
+        if self.nodata:
+            mask = ignore_nodata(self.image_rows(start, stop), mask, self.nodata)[1]
+        return mask
+
+    def close(self) -> None:
+        """Close both files."""
+        self.image.close()
+        self.mask.close()
 
 
 def read_mask_file(file: Path, page: int | None = None, colours: bool = False) -> np.ndarray:

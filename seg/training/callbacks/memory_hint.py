@@ -8,9 +8,7 @@ TRAINING_ADVICE = (
     "lower loader.batch_size (trainer.accumulate_grad_batches={} keeps the effective batch), loader.crop or "
     "model.width; on a GPU trainer.precision=bf16-mixed needs less too"
 )
-EVALUATION_ADVICE = (
-    "whole images are evaluated: lower loader.eval_batch_size or model.width, or cut the images"
-)
+EVALUATION_ADVICE = "lower tile, loader.eval_batch_size or model.width"
 
 
 class MemoryHint(L.Callback):
@@ -46,6 +44,8 @@ class MemoryHint(L.Callback):
 
 
 def describe_batch(batch: Any) -> str:
-    """Describe the size of a batch of images (B, C, H, W)."""
+    """Describe the size of a batch of images (B, C, H, W), or of one that is read in tiles."""
+    if "image" not in batch:
+        return f"tiles of {', '.join(batch['name'])}"
     b, c, h, w = batch["image"].shape
     return f"{b} of {h}x{w} px and {c} channel(s)"

@@ -1,7 +1,8 @@
 """Panels of validation images during training."""
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import cast
+from typing import NamedTuple, cast
 
 import lightning as L
 import numpy as np
@@ -9,14 +10,17 @@ import torch
 from torch import Tensor
 
 from seg import files
-from seg.data.dataset import SegmentationDataset
+from seg.data.dataset import BandedSample, SegmentationDataset
 from seg.display.layout import evenly_spaced, stack_pictures
 from seg.display.panels import draw_panel, flatten_labels, legend_entries, to_rgb
+from seg.inference.tiling import Tiling, choose_tile
 from seg.logits import predicted_classes
 from seg.metrics.confusion import ConfusionCounts, count_confusion, dice
 from seg.models.contract import same_size_logits
 from seg.training.loggers.base import Picture
 from seg.training.loggers.guarded import FaultTolerantLogger
+
+PICTURED_SIDE = 2048  # px: the longest side of a pictured image that is larger than a tile
 
 
 class PanelCallback(L.Callback):
@@ -58,19 +62,15 @@ class PanelCallback(L.Callback):
             logger.log_pictures(pictures)
 
     def pictured(self, model: torch.nn.Module, index: int) -> Picture:
-        sample = self.samples[0, index]
-        prediction = predict_image(model, sample["image"], self.threshold, self.overlapping)
+        predicted = predict_sample(model, self.samples, index, self.threshold)
         return Picture(
-            sample["name"],
-            to_rgb(self.image(index)),
-            flatten_labels(sample["mask"].numpy()),
-            flatten_labels(prediction),
+            self.samples.names[index],
+            to_rgb(predicted.image),
+            flatten_labels(predicted.truth),
+            flatten_labels(predicted.prediction),
             self.shown_classes,
             self.shown_colors,
         )
-
-    def image(self, index: int) -> np.ndarray:
-        return self.samples.read(self.samples.names[index])[0]
 
     def write(self, model: torch.nn.Module, device: torch.device | str = "cpu") -> list[Path]:
         """Write the panels of a network: one PNG per image, and all.png.
@@ -88,31 +88,99 @@ class PanelCallback(L.Callback):
         rows, written = [], []
         for index in self.indices:
             # Predict the image, and score it by the Dice of each class.
-            sample = self.samples[0, index]
-            truth = sample["mask"]
-            prediction = predict_image(
-                model, sample["image"].to(device), self.threshold, self.overlapping
+            name, predicted = (
+                self.samples.names[index],
+                predict_sample(model, self.samples, index, self.threshold),
             )
-            counts = count_confusion(
-                torch.from_numpy(prediction)[None], truth[None], len(self.classes)
-            )
-            scores = dice(ConfusionCounts.from_confusion(counts[0], self.overlapping)).tolist()
+            scores = dice(
+                ConfusionCounts.from_confusion(predicted.counts, self.overlapping)
+            ).tolist()
             named = zip(self.classes, scores, strict=True)
             caption = ", ".join(f"{c} {v:.3f}" for c, v in named if v == v)
             # Draw and write its panel.
             rows.append(
                 draw_panel(
-                    self.image(index), flatten_labels(truth.numpy()), flatten_labels(prediction), self.shown_classes,
-                    self.shown_colors, title=sample["name"], caption=f"Dice: {caption}",
+                    predicted.image, flatten_labels(predicted.truth), flatten_labels(predicted.prediction),
+                    self.shown_classes, self.shown_colors, title=name, caption=f"Dice: {caption}",
                 )
             )  # fmt: skip
-            written.append(self.folder / files.short_name(f"{Path(sample['name']).name}.png"))
+            written.append(self.folder / files.short_name(f"{Path(name).name}.png"))
             with files.atomic_write(written[-1], self.below) as aside:
                 rows[-1].save(aside)
         if rows:
             with files.atomic_write(self.folder / "all.png", self.below) as aside:
                 stack_pictures(rows).save(aside)
         return written
+
+
+class PredictedSample(NamedTuple):
+    """Image of a split with its truth and prediction, for pictures; every n-th pixel of an image larger than a tile.
+
+    Attributes:
+        image: (H, W, C) as stored.
+        truth: (H, W) class indices, or planes (K, H, W); 255 is ignored.
+        prediction: in the truth's shape.
+        counts: confusion matrix of all pixels, (C, C) or (K, 2, 2).
+    """
+
+    image: np.ndarray
+    truth: np.ndarray
+    prediction: np.ndarray
+    counts: Tensor
+
+
+@torch.no_grad()
+def predict_sample(
+    model: torch.nn.Module, samples: SegmentationDataset, index: int, threshold: float = 0.5
+) -> PredictedSample:
+    """Predict an image of a split; the model's training mode is restored."""
+    name, classes = samples.names[index], len(samples.source.classes)
+    overlapping = samples.source.task == "overlapping"
+    if not samples.is_large(name):
+        sample = samples[0, index]
+        prediction = predict_image(model, sample["image"], threshold, overlapping)
+        counts = count_confusion(torch.from_numpy(prediction)[None], sample["mask"][None], classes)
+        return PredictedSample(samples.read(name)[0], sample["mask"].numpy(), prediction, counts[0])
+    with samples.open_banded(name) as sample:
+        return predict_thinned(model, samples, sample, threshold)
+
+
+def predict_thinned(
+    model: torch.nn.Module, samples: SegmentationDataset, sample: BandedSample, threshold: float
+) -> PredictedSample:
+    """Predict a large image band by band, and keep every n-th pixel of the longest side's ``PICTURED_SIDE``."""
+    classes, overlapping = len(samples.source.classes), samples.source.task == "overlapping"
+    step = -(-max(sample.shape) // PICTURED_SIDE)
+    parts, total = [], torch.tensor(0)
+    for top, rows, logits in logits_of_bands(model, samples, sample):
+        prediction = predicted_classes(torch.from_numpy(logits)[None], threshold, overlapping)
+        truth = sample.mask_rows(top, top + len(rows))
+        total = (
+            total
+            + count_confusion(prediction, torch.from_numpy(truth.astype(np.int64))[None], classes)[
+                0
+            ]
+        )
+        first = -top % step
+        masks = (truth, prediction[0].numpy().astype(np.uint8))
+        parts.append((rows[first::step, ::step], *(m[..., first::step, ::step] for m in masks)))
+    image, truth, prediction = zip(*parts, strict=True)
+    joined = (np.concatenate(masks, axis=-2) for masks in (truth, prediction))
+    return PredictedSample(np.concatenate(image), *joined, total)
+
+
+def logits_of_bands(
+    model: torch.nn.Module, samples: SegmentationDataset, sample: BandedSample
+) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """Yield a large image from top to bottom: the first row, the rows as stored, their logits (K, h, W)."""
+    tiles = choose_tile(model, cast(int, samples.tile))
+    assert tiles is not None
+    training, device = model.training, next(model.parameters()).device
+    model.eval()
+    yield from Tiling(model, sample.prepare, *tiles, device=device, logits=True).bands(
+        sample.image_rows, sample.shape[0]
+    )
+    model.train(training)
 
 
 @torch.no_grad()

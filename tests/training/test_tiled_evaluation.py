@@ -1,0 +1,99 @@
+"""Evaluation by tiles gives the numbers of the whole image, for every kind of network, loss and metric."""
+
+from functools import partialmethod
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from small_runs import config
+
+from seg.data.datasets.folder import Folder
+from seg.training.run import train
+
+CLASSES = "data.classes=[out,in]"
+SMALL = ["loader.crop=32", "loader.repeats=1", "logger=none", "model.width=2", "trainer=cpu", "trainer.max_epochs=1",
+         "save_predictions=2", "panels=2", CLASSES]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    """Four images of several sizes, in compressed TIFFs of tiles, with ignored pixels."""
+    root = tmp_path_factory.mktemp("tiled")
+    rng = np.random.default_rng(0)
+    for part in ("images", "masks"):
+        (root / part).mkdir()
+    for i, (height, width) in enumerate([(150, 330), (260, 230), (96, 64), (301, 99)]):
+        mask = (rng.random((height, width)) < 0.01 * (i + 1)).astype(np.uint8)
+        mask = np.kron(mask[::8, ::8], np.ones((8, 8), np.uint8))[:height, :width]
+        mask[:9, :9] = 255
+        image = (
+            (60 + 90 * (mask == 1) + rng.normal(0, 30, mask.shape)).clip(0, 255).astype(np.uint8)
+        )
+        options = {"compression": "zlib", "tile": (32, 32)}
+        tifffile.imwrite(root / "images" / f"{i}.tif", image, **options)
+        tifffile.imwrite(root / "masks" / f"{i}.tif", mask, **options)
+    return root
+
+
+def scores_of(root: Path, outputs: Path, *words: str) -> dict[str, float]:
+    given = [
+        "data=folder",
+        f"data.root={root}",
+        "data.val=0.75",
+        f"outputs={outputs}",
+        "data.ignore=[255]",
+    ]
+    return train(config("train", *given, *SMALL, *words))
+
+
+CASES = {
+    "unet, sum of losses": ["model=unet", "model.depth=2", "loss=bce_dice"],
+    "unetpp, deep supervision": ["model=unetpp", "model.depth=2", "loss=focal"],
+    "valid convolutions": ["model=unet_paper", "model.depth=1", "loss=tversky"],
+    "losses of whole images": ["model=unet", "model.depth=1", "loss=sum", "loss.terms.lovasz.weight=1", "loss.terms.cldice.weight=1"],
+    "weight map": ["model=unet", "model.depth=1", "loss=weight_map"],
+    "all metrics": ["model=unet", "model.depth=1", "metrics=full", "threshold=best"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_tiles_give_the_numbers_of_the_whole_image(root, tmp_path, case):
+    whole = scores_of(root, tmp_path / "whole", "tile=null", *CASES[case])
+    tiled = scores_of(root, tmp_path / "tiled", "tile=96", *CASES[case])
+    assert whole.keys() == tiled.keys()
+    for name, value in whole.items():
+        assert tiled[name] == pytest.approx(value, abs=2e-6, nan_ok=True), name
+    counts = [(tmp_path / kind / "latest/images.csv").read_text() for kind in ("whole", "tiled")]
+    assert counts[0] == counts[1]
+    pictures = [(tmp_path / kind / "latest/predictions/val") for kind in ("whole", "tiled")]
+    for name in sorted(file.name for file in pictures[0].iterdir()):
+        assert (pictures[0] / name).read_bytes() == (pictures[1] / name).read_bytes(), name
+
+
+def recorded_segments(handle, touched, read, *args, **options):
+    touched.extend(options["indices"])
+    return read(handle, *args, **options)
+
+
+def test_only_the_rows_of_a_band_are_decoded(root, monkeypatch):
+    source = Folder(str(root), ["out", "in"], ignore=[255])
+    for name in source.files:
+        image, mask = source.read(name)
+        rows = source.open_rows(name)
+        assert rows.shape == image.shape[:2] and rows.dtype == image.dtype
+        for start, stop in ((0, 7), (20, 64), (60, rows.shape[0])):
+            assert (rows.image_rows(start, stop) == image[start:stop]).all()
+            assert (rows.mask_rows(start, stop) == mask[start:stop]).all()
+        touched: list[int] = []
+        read = tifffile.FileHandle.read_segments
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                tifffile.FileHandle,
+                "read_segments",
+                partialmethod(recorded_segments, touched, read),
+            )
+            rows.image_rows(33, 64)
+        across = -(-rows.shape[1] // 32)
+        assert touched == list(range(across, 2 * across))
+        rows.close()
