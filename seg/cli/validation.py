@@ -177,7 +177,7 @@ OPTION_RANGES = {  # dotted name of an option -> its range
     "objects.split_neck_px": any_range(float_range(0, open_=True), NULL_RANGE),
     "objects.min_size": POSITIVE_INT,
     "eval_batch_size": POSITIVE_INT,
-    "tile": POSITIVE_INT,
+    "tile": any_range(word_range("auto"), POSITIVE_INT, NULL_RANGE),
     "overlap": any_range(word_range("auto"), int_range(0)),
     "batch": POSITIVE_INT,
     "probabilities": choice_range("float32", "uint16", "uint8"),
@@ -225,6 +225,8 @@ OPTION_RANGES = {  # dotted name of an option -> its range
     "logger.wandb.entity": PATH_RANGE,
     "logger.trackio.folder": PATH_RANGE,
 }  # fmt: skip
+
+NULLABLE_WORDS = ("tile",)  # options that are words in the files, and that null may replace
 
 
 def file_value_hint(known: Any) -> str:
@@ -584,7 +586,7 @@ def quoting_hint(path: str, value: Any) -> str:
 
 def check_like(path: str, value: Any, known: Any) -> None:
     """Raise UserError if a value has another type than the file's own; null in the file allows any."""
-    if known is None:
+    if known is None or (value is None and path in NULLABLE_WORDS):
         return
     number = isinstance(value, int | float) and not isinstance(value, bool)
     # A float accepts an integer and text accepts a number, as YAML reads them; bool is no number

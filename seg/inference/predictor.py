@@ -16,7 +16,7 @@ from seg.display import panels
 from seg.errors import DataError, UserError
 from seg.hardware import fuse_conv_bn, pick_accelerator, prepare_for_inference, torch_device
 from seg.inference import ensemble
-from seg.inference.tiling import Tiling, check_tiles, needed_overlap
+from seg.inference.tiling import Tiling, check_tiles, choose_side, needed_overlap
 from seg.inference.tta import ViewsName, with_tta
 from seg.logits import IGNORE, classes_from_probabilities
 from seg.models.contract import needed_context, tile_stride
@@ -60,7 +60,8 @@ class Predictor:
         threshold: probability in 0..1 above which a pixel is class 1 of two, or has an overlapping class.
         tta: none (1 view of each image), flips (4) or d4 (8); their probabilities are averaged.
         scales: factors of the image's sides, averaged too.
-        tile: px; a larger image goes through in overlapping tiles of this side.
+        tile: px; a larger image goes through in overlapping tiles of this side; auto: 1024, or None where a layer reads the
+            whole image; None: every image goes through at once.
         overlap: px of context on each side of a tile; auto: as much as the receptive field needs.
         batch: number of tiles that go through together.
         accelerator: auto, cpu, gpu or mps.
@@ -77,14 +78,14 @@ class Predictor:
         threshold: float,
         tta: ViewsName = "none",
         scales: Sequence[float] = (1.0,),
-        tile: int = 1024,
+        tile: int | Literal["auto"] | None = "auto",
         overlap: int | str = "auto",
         batch: int = 1,
         accelerator: str = "auto",
         nodata: NodataOption | None = None,
     ) -> None:
         self.run, self.threshold, self.nodata = run, threshold, nodata
-        self.tile, self.asked, self.batch = tile, overlap, batch
+        self.asked, self.batch = overlap, batch
         self.said: set[str] = set()
         if accelerator not in ACCELERATORS:
             raise UserError(f"accelerator={accelerator}: choose from {', '.join(ACCELERATORS)}")
@@ -99,7 +100,8 @@ class Predictor:
             self.model = with_tta(network, tta, scales, run.overlapping)
             self.step = tile_stride(self.model)
             self.least = -(-needed_context(self.model) // self.step) * self.step
-            check_tiles(self.model, tile, self.least if overlap == "auto" else int(overlap))
+            self.tile = tile if isinstance(tile, int) else choose_side(self.model, tile)
+            check_tiles(self.model, self.tile, self.least if overlap == "auto" else int(overlap))
             self.tiling(1, 1)
         except ValueError as error:
             raise UserError(str(error)) from error
@@ -219,7 +221,7 @@ def load_predictor(
     tta: ViewsName = "none",
     scales: Sequence[float] = (1.0,),
     threshold: float | None = None,
-    tile: int = 1024,
+    tile: int | Literal["auto"] | None = "auto",
     overlap: int | Literal["auto"] = "auto",
     batch: int = 1,
     accelerator: str = "auto",
@@ -234,7 +236,7 @@ def load_predictor(
         tta: none (1 view of each image), flips (4) or d4 (8); their probabilities are averaged.
         scales: factors of the image's sides, averaged too.
         threshold: probability above which a pixel is class 1 of two; None: the run's own.
-        tile: px; a larger image goes through in overlapping tiles of this side.
+        tile: px, auto or None; see ``Predictor``.
         overlap: px of context on each side of a tile; auto: as much as the receptive field needs.
         batch: number of tiles that go through together.
         accelerator: auto, cpu, gpu or mps.

@@ -34,7 +34,6 @@ from seg.inference.outputs import (
     check_save_option,
 )
 from seg.inference.predictor import Predictor, mark_nodata
-from seg.inference.tiling import choose_side
 from seg.logits import classes_from_probabilities
 from seg.metrics.confusion import PixelScores
 from seg.metrics.significance import Interval, bootstrap_intervals
@@ -197,7 +196,7 @@ def make_predictor(cfg: DictConfig, run: LoadedRun) -> Predictor:
     return Predictor(
         run,
         run.threshold,
-        tile=choose_side(run.model, cfg.tile),
+        tile=cfg.tile,
         overlap=cfg.overlap,
         accelerator=cfg.trainer.accelerator,
     )
