@@ -6,9 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+import torch
 from small_runs import config
 
 from seg.data.datasets.folder import Folder
+from seg.evaluate import evaluate
+from seg.losses import Dice, LossOfBands, Lovasz, compute_loss
 from seg.training.run import train
 
 CLASSES = "data.classes=[out,in]"
@@ -97,3 +100,54 @@ def test_only_the_rows_of_a_band_are_decoded(root, monkeypatch):
         across = -(-rows.shape[1] // 32)
         assert touched == list(range(across, 2 * across))
         rows.close()
+
+
+@pytest.fixture(scope="module")
+def run(root, tmp_path_factory) -> Path:
+    outputs = tmp_path_factory.mktemp("runs")
+    scores_of(root, outputs, "model=unet", "model.depth=1", "data.task=instances")
+    return (outputs / "latest").resolve()
+
+
+@pytest.mark.parametrize("words", [["tta=flips"], ["scales=[1.0,0.5]"], ["ensemble"]], ids=str)
+def test_views_ensembles_and_objects_by_tiles(root, run, tmp_path, words):
+    networks = f"run=[{run},{run}]" if words == ["ensemble"] else f"run={run}"
+    given = [networks, "data.split=val", "panels=1", *(w for w in words if "=" in w)]
+    scores = {
+        tile: evaluate(config("evaluate", *given, f"tile={tile}", f"output={tmp_path / tile}"))
+        for tile in ("null", "192")
+    }
+    assert any("object_f1" in name for name in scores["192"])
+    for name, value in scores["null"].items():
+        assert scores["192"][name] == pytest.approx(value, abs=2e-6, nan_ok=True), name
+
+
+def test_a_loss_that_needs_the_whole_image_is_left_out_above_a_size():
+    logits, mask = torch.randn(1, 1, 8, 8), torch.randint(0, 2, (1, 8, 8))
+    for loss in (Lovasz(), Dice()):
+        whole, _ = compute_loss(loss, [logits], mask)
+        for kept in (64, 63):
+            bands = LossOfBands(loss, 64, kept_pixels=kept)
+            for rows in (slice(0, 3), slice(3, 8)):
+                bands.add(logits[..., rows, :], mask[..., rows, :])
+            value, _ = bands.compute()
+            if isinstance(loss, Lovasz) and kept < 64:
+                assert value.isnan() and not bands.fits
+            else:
+                assert value == pytest.approx(float(whole), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("model", "tile", "found"),
+    [
+        ("unet", "64", "the receptive field reaches 94 px .* take tile=224"),
+        ("unet", "100", "on a grid of 32 px"),
+        ("unet model.norm=group", "256", "reads the whole image .* take tile=null"),
+        ("unet", "0", "tile=0: a number of px, auto or null is needed"),
+    ],
+)
+def test_a_tile_that_would_change_the_numbers_is_refused(root, tmp_path, model, tile, found):
+    name, *words = model.split()
+    with pytest.raises(ValueError, match=found):
+        scores_of(root, tmp_path, f"model={name}", *words, f"tile={tile}")
+    assert not any(tmp_path.iterdir())
