@@ -118,6 +118,15 @@ class RareClassCrop:
         return None
 
 
+def draw_labelled_pixel(mask: np.ndarray, rng: np.random.Generator) -> tuple[int, int] | None:
+    """Return a pixel (row, column) of a mask (H, W) or (H, W, K) that is not ignored; None: there is none."""
+    labelled = np.flatnonzero(mask != IGNORE if mask.ndim == 2 else (mask != IGNORE).any(-1))
+    if not labelled.size:
+        return None
+    row, column = divmod(int(labelled[rng.integers(labelled.size)]), mask.shape[1])
+    return row, column
+
+
 class Augment:
     """Random crop, followed by the configured transforms.
 
@@ -161,6 +170,8 @@ class Augment:
     ) -> tuple[np.ndarray, list[np.ndarray]]:
         """Crop, scale and transform an image and its masks together.
 
+        A crop in which every pixel is ignored is replaced by one around a pixel that is not, if there is any.
+
         Args:
             image: (H, W, C) as stored.
             masks: (H, W) or (H, W, K) each; the first holds labels.
@@ -185,10 +196,18 @@ class Augment:
                 drawn = np.random.default_rng([self.seed, epoch, index, 1])
                 centre = self.focus.draw_centre(masks[0], drawn)
             starts = None if centre else (chance.random(), chance.random())
-            image, *masks = (
+            cut = cut_square(masks[0], self.crop, self.context, starts, centre)
+            if not self.has_label(cut):
+                # Without a label the step would do nothing: the crop moves to a labelled pixel
+                drawn = np.random.default_rng([self.seed, epoch, index, 2])
+                moved = draw_labelled_pixel(masks[0], drawn)
+                starts, centre = (starts, centre) if moved is None else (None, moved)
+                cut = cut_square(masks[0], self.crop, self.context, starts, centre)
+            image, *others = (
                 cut_square(layer, self.crop, self.context, starts, centre)
-                for layer in (image, *masks)
+                for layer in (image, *masks[1:])
             )
+            masks = [cut, *others]
         # Transform.
         self.compose.set_random_state(np.random.default_rng(key), chance)
         try:
@@ -208,6 +227,12 @@ class Augment:
             )
         labels = self.labels(masks[0], out["masks"][0])
         return image, [labels, *out["masks"][1:]]
+
+    def has_label(self, mask: np.ndarray) -> bool:
+        """Return True if a crop's mask has a pixel that is not ignored, inside the context."""
+        inner = slice(self.context, -self.context or None)
+        scored = mask[inner, inner] if min(mask.shape[:2]) > 2 * self.context else mask
+        return bool((scored != IGNORE).any())
 
     def labels(self, before: np.ndarray, after: np.ndarray) -> np.ndarray:
         """Return the transformed mask as uint8; raise DataError if it has new labels other than ``IGNORE``."""

@@ -105,6 +105,7 @@ class DataModule(L.LightningDataModule):
             -1, len(source.classes)
         )  # (N, C)
         self.warnings, self.digests = statistics.warnings, statistics.digests
+        self.labelled = statistics.labelled
         # Crops of the training samples.
         self.focus = (
             RareClassCrop(rare_class_crops, self.rare_classes) if rare_class_crops else None

@@ -29,9 +29,7 @@ from seg.errors import DataError
 from seg.logits import IGNORE
 
 log = logging.getLogger("seg")
-STATISTICS_FORMAT = (
-    3  # of the cached statistics: 2 has the images' type and range, 3 values that mean no data
-)
+STATISTICS_FORMAT = 4  # of the cached statistics: 4 has the labelled share
 
 
 @dataclass(frozen=True)
@@ -43,6 +41,7 @@ class DatasetStatistics:
         sizes: (H, W) of the images of each split.
         shares: share of the training split's pixels that each class has, in 0..1, without ignored ones; (C,).
         class_presence: for each training image read, whether each class occurs; (N, C).
+        labelled: share of the training split's pixels that are not ignored, in 0..1.
         warnings: faults that do not prevent training; errors are raised.
         digests: name -> hash of the image and of the mask as read, for each that was read.
     """
@@ -51,6 +50,7 @@ class DatasetStatistics:
     sizes: dict[str, set[tuple[int, int]]]
     class_shares: list[float]
     class_presence: list[list[bool]]
+    labelled: float
     warnings: list[Issue]
     digests: dict[str, tuple[str, str]]
 
@@ -115,7 +115,7 @@ def compute_statistics(
     source, first = store.source, None
     measure, looks = IntensityStatistics(percentiles), []
     sizes: dict[str, set[tuple[int, int]]] = {split: set() for split in chosen}
-    pixels_NC, valid_C = [], np.zeros(len(source.classes))
+    pixels_NC, valid_C, total = [], np.zeros(len(source.classes)), 0
     digests: dict[str, tuple[str, str]] = {}
     seen: dict[tuple[int, ...], str] = {}  # value of no data -> the first image of integers with it
     for split, names in chosen.items():
@@ -136,6 +136,7 @@ def compute_statistics(
             if split == "train":
                 pixels_NC.append(count_class_pixels(mask, len(source.classes)))
                 valid_C += (mask != IGNORE).sum((0, 1))  # of each plane, where classes overlap
+                total += mask.shape[0] * mask.shape[1]
                 if intensity is None:
                     measure.add(image, nodata)
             # Hashes, and what the check needs.
@@ -163,7 +164,8 @@ def compute_statistics(
     shares = (counts_NC.sum(0) / valid_C.clip(1)).tolist()
     warnings = check_training_data(source, looks, skip_checks) if check else []
     intensity = intensity or measure.intensity()
-    return DatasetStatistics(intensity, sizes, shares, (counts_NC > 0).tolist(), warnings, digests)
+    presence, labelled = (counts_NC > 0).tolist(), float(valid_C.mean() / max(total, 1))
+    return DatasetStatistics(intensity, sizes, shares, presence, labelled, warnings, digests)
 
 
 def known_nodata(source: DataSource, name: str) -> tuple[float, ...]:

@@ -143,8 +143,10 @@ def interval_line(images: int, level: float) -> str:
     return f"intervals: {level:.0%}, bootstrap over {images} images, assumed independent{few}"
 
 
-def score_line(scores: Mapping[str, float], classes: list[str], prefix: str) -> str:
-    """Return the line below a score table: absent classes, Dice per image, pixel accuracy, calibration."""
+def score_line(
+    scores: Mapping[str, float], classes: list[str], prefix: str, pixels: int | None = None
+) -> str:
+    """Return the line below a score table: labelled pixels, absent classes, Dice per image, accuracy, calibration."""
 
     def value(name: str) -> float | None:
         return scores.get(f"{prefix}{name}")
@@ -161,7 +163,7 @@ def score_line(scores: Mapping[str, float], classes: list[str], prefix: str) -> 
         )
     calibration = "" if ece is None else f"; expected calibration error {ece:.4f}"
     return (
-        f"over all pixels of the split{left_out}; the mean of each image's own Dice is "
+        f"over all {'' if pixels is None else f'{pixels:,} '}labelled pixels of the split{left_out}; the mean of each image's own Dice is "
         f"{format_score(value('dice_per_image'))}{plus_minus}; "
         f"pixel accuracy {format_score(value('pixel_accuracy'))}{calibration}"
     )

@@ -193,6 +193,11 @@ class PixelScores(Metric):
         """Return TP, FP, FN and TN of each image and class, in the order of the images: (B, C, 4) int64."""
         return dim_zero_cat(self.image_counts).cpu()
 
+    @property
+    def scored_pixels(self) -> int:
+        """Number of pixels that are not ignored; where classes overlap, in the mean over their planes."""
+        return int(self.counts.sum()) // (len(self.classes) if self.overlapping else 1)
+
     def matrices(self) -> np.ndarray:
         """Return the confusion matrix of each image that this process counted: (B, C, C) or (B, K, 2, 2) int64.
 

@@ -230,6 +230,7 @@ class EvaluationReport:
             "checkpoint": str(run.checkpoint),
             "split": split,
             "images": samples.names,
+            "pixels": self.metrics.pixels.scored_pixels,
             "threshold": threshold,
             "confidence_level": self.cfg.confidence_level,
             "intervals": {key: [i.low, i.high] for key, i in intervals.items() if i.low == i.low},
@@ -245,7 +246,8 @@ class EvaluationReport:
         title = files.encodable(f"{split}, {run.checkpoint}")
         table = tables.pixel_score_table(title, scores, run.classes, f"{split}/", intervals)
         log.info("", extra={"table": table})
-        log.info(tables.score_line(scores, run.classes, f"{split}/"))
+        pixels = self.metrics.pixels.scored_pixels
+        log.info(tables.score_line(scores, run.classes, f"{split}/", pixels))
         if self.metrics.surfaces is not None:
             for table in tables.border_tables(scores, run.classes, f"{split}/", intervals):
                 log.info("", extra={"table": table})

@@ -213,7 +213,7 @@ def fit_run(
     finish_loggers(trainer.loggers, "finished", scores | facts)
     hardware.destroy_process_group()
     if trainer.is_global_zero:
-        print_run_summary(folder, scores, data, minutes)
+        print_run_summary(folder, scores, task, data, minutes)
     return scores
 
 

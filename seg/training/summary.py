@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 from seg import hardware
 from seg.cli.command_line import quote_path, render_command, render_option
 from seg.data.datamodule import DataModule
-from seg.data.quality.issues import ISSUE_KINDS
+from seg.data.quality.issues import ISSUE_KINDS, format_percent
 from seg.display import tables
 from seg.models.profiling import describe_parameters
 from seg.runs.folder import relative_to_here
@@ -49,6 +49,11 @@ def print_run_header(
         kinds = list(dict.fromkeys(ISSUE_KINDS[fault.kind].heading for fault in data.warnings))
         more = f" and {len(kinds) - 2} other kinds" if kinds[2:] else ""
         log.info(f"warnings   {'; '.join(kinds[:2])}{more}: python -m seg.check lists them")
+    if data.labelled < 0.995:
+        moved = ", crops without a label are moved to one" if data.crop else ""
+        log.info(
+            f"labels     {format_percent(data.labelled)} of the training pixels are labelled{moved}"
+        )
     if data.focus:
         log.info(f"sampling   {data.describe_crops}")
     if taken:
@@ -61,19 +66,23 @@ def print_run_header(
 
 
 def print_run_summary(
-    folder: Path, scores: dict[str, float], data: DataModule, minutes: float
+    folder: Path, scores: dict[str, float], task: SegmentationTask, data: DataModule, minutes: float
 ) -> None:
     """Print the final scores of a run and the commands that use it next.
 
     Args:
         folder: run folder.
         scores: final metrics.
+        task: with the metrics of validation and test.
         data: all splits.
         minutes: spent on training.
     """
     place = relative_to_here(folder)
     run = render_option("run", place)
-    for prefix, title in (("best/val/", "validation, best checkpoint"), ("test/", "test")):
+    for prefix, title, metrics in (
+        ("best/val/", "validation, best checkpoint", task.val_metrics),
+        ("test/", "test", task.test_metrics),
+    ):
         if f"{prefix}dice" in scores:
             log.info(
                 "",
@@ -81,7 +90,8 @@ def print_run_summary(
                     "table": tables.pixel_score_table(title, scores, data.source.classes, prefix)
                 },
             )
-            log.info(tables.score_line(scores, data.source.classes, prefix))
+            pixels = metrics.pixels.scored_pixels
+            log.info(tables.score_line(scores, data.source.classes, prefix, pixels))
             for table in tables.border_tables(scores, data.source.classes, prefix):
                 log.info("", extra={"table": table})
     log.info(
