@@ -383,7 +383,7 @@ OPTIONS = [
     ({"root": "nowhere"}, r"data.root=nowhere: no such folder"),
     ({"annotations": None}, r"data.annotations is not set: give the JSON file, or"),
     ({"annotations": "none.json"}, r"none.json: can't be read \(No such file or directory\)"),
-    ({"crowd": "hide"}, r"data.crowd=hide: null or one of ignore, object, skip"),
+    ({"crowd": "hide"}, r"data.crowd=hide: null or one of auto, ignore, object, skip"),
     ({"classes": ["rest", "tail"]}, r"no category 'tail'; it has \['cell', 'nucleus'\]"),
     ({"classes": ["Cell", "nucleus"]}, r"Cell is no category, but cell is"),
     ({"classes": ["x", "cell", "cell"]}, r"'cell' is named twice"),
@@ -505,5 +505,5 @@ def test_check_train_and_evaluate_take_it(tmp_path, monkeypatch, capsys):
 
 
 def test_a_typing_error_in_crowd_is_told_before_anything_is_read():
-    with pytest.raises(UserError, match=r"data.crowd=ignor: one of ignore, object, skip"):
+    with pytest.raises(UserError, match=r"data.crowd=ignor: one of auto, ignore, object, skip"):
         compose_checked("train", ["data=coco", "data.crowd=ignor"])
