@@ -26,6 +26,7 @@ from seg.inference.outputs import (
     check_kinds_of_run,
     check_object_options,
     check_save_option,
+    finish_results,
 )
 from seg.inference.prediction_folder import (
     PARTIAL_FOLDER,
@@ -94,6 +95,7 @@ def predict_files(cfg: DictConfig) -> list[Path]:
                     continue
                 record["done"][str(file)] = file_stamp
                 records.write_json(output / PREDICT_RECORD, record)
+        written = finish_results(output, written)
         records.write_json(
             output / PREDICT_RECORD, record | {"status": "finished", "failed": failed}
         )

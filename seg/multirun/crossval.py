@@ -24,7 +24,12 @@ from seg.errors import UserError
 from seg.hardware import uses_one_device
 from seg.inference import ensemble
 from seg.inference.file_prediction import write_results
-from seg.inference.outputs import OutputOptions, check_object_options, check_save_option
+from seg.inference.outputs import (
+    OutputOptions,
+    check_object_options,
+    check_save_option,
+    finish_results,
+)
 from seg.inference.predictor import Predictor
 from seg.logits import classes_from_probabilities
 from seg.metrics.confusion import PixelScores
@@ -224,6 +229,8 @@ def predict_split(
         scores.update(*(torch.from_numpy(np.ascontiguousarray(m))[None].long() for m in pair))
         if folder is not None:
             write_results(folder, prediction_file(name), image, p_CHW, request)
+    if folder is not None:
+        finish_results(folder, [])
 
 
 def fold_entry(
