@@ -29,6 +29,7 @@ from seg.inference.band_writer import BandWriter
 from seg.inference.tta import normalized_entropy
 from seg.logits import IGNORE
 from seg.metrics import instances
+from seg.runs import records
 from seg.runs.load import LoadedRun
 
 ProbabilityType = Literal["float32", "uint16", "uint8"]
@@ -375,7 +376,7 @@ def finish_results(output: Path, written: list[Path]) -> list[Path]:
         return written
     merged = output / "coco" / COCO_FILE
     whole = [merged, *parts] if merged.exists() else parts
-    contents = [json.loads(files.read_text(file, MAX_COCO_BYTES)) for file in whole]
+    contents = [records.read_json(file, MAX_COCO_BYTES) for file in whole]
     files.write_text(merged, json.dumps(polygons.merge_coco(contents)), output)
     for part in parts:
         part.unlink()
