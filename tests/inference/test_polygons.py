@@ -83,6 +83,20 @@ def test_any_mask_is_the_same_read_back_from_coco(tmp_path_factory, mask):
         assert (mask[inside] == row["category_id"]).all()
 
 
+def test_overlapping_classes_are_the_same_read_back_from_coco(tmp_path):
+    pytest.importorskip("pycocotools", reason="the extra coco isn't installed")
+    planes = (np.random.default_rng(0).random((2, 12, 9)) < 0.6).astype(np.uint8)
+    shares = np.stack([np.full((12, 9), 0.25), np.full((12, 9), 0.75)])
+    content = as_coco(trace_mask(planes, 2), ["cell", "nucleus"], 0, "a.png", shares)
+    assert {(row["category_id"], row["score"]) for row in content["annotations"]} == {(1, 0.25), (2, 0.75)}  # fmt: skip
+    content["images"].append(content["images"][0] | {"id": 2, "file_name": "b.png"})
+    for name in "ab":
+        Image.fromarray(planes[0]).save(tmp_path / f"{name}.png")
+    (tmp_path / "coco.json").write_text(json.dumps(content))
+    source = Coco(str(tmp_path), str(tmp_path / "coco.json"), task="overlapping")
+    np.testing.assert_array_equal(source.read("a")[1], planes.transpose(1, 2, 0))
+
+
 @given(MASKS)
 @settings(deadline=None, max_examples=100)
 def test_any_mask_is_the_same_read_back_from_imagej(tmp_path_factory, mask):
