@@ -2,6 +2,7 @@
 
 import base64
 import io
+import itertools
 import json
 import zipfile
 import zlib
@@ -190,6 +191,59 @@ def write_imagej(folder: Path) -> None:
                 archive.writestr(f"{i}.roi", roi.tobytes())
 
 
+def brush_rle(mask: np.ndarray) -> list[int]:
+    """Label Studio's run lengths of the RGBA image whose alpha is 255 in the mask; runs of at most 16 bits."""
+    values = np.repeat(mask.ravel(), 4).astype(int) * 255
+    bits = f"{len(values):032b}{7:05b}{2:04b}{3:04b}{7:04b}{15:04b}"
+    edges = [0, *(np.flatnonzero(np.diff(values)) + 1), len(values)]
+    for start, stop in itertools.pairwise(edges):
+        bits += f"111{stop - start - 1:016b}{values[start]:08b}"
+    bits += "0" * (-len(bits) % 8)
+    return [int(bits[i : i + 8], 2) for i in range(0, len(bits), 8)]
+
+
+def write_labelstudio(folder: Path) -> None:
+    """The images have the names of the upload, and their own."""
+
+    def row(kind: str, value: dict[str, Any], name: str) -> dict[str, Any]:
+        return {"id": name, "type": kind, "value": value | {kind: [name]}, "original_width": 30, "original_height": 20,
+                "image_rotation": 0, "from_name": "tag", "to_name": "image"}  # fmt: skip
+
+    gland = (expected_mask() == 1) | (expected_mask(False) == 2)
+    gland[15:, 25:] = False
+    square = {"x": 25 / 0.3, "y": 15 / 0.2, "width": 20, "height": 60, "rotation": 0}
+    rows = [
+        row("polygonlabels", {"points": [[x / 0.3, y / 0.2] for x, y in SMALL], "closed": True}, "nucleus"),
+        row("rectanglelabels", square, "nucleus"),
+        row("brushlabels", {"format": "rle", "rle": brush_rle(gland)}, "gland"),
+        row("keypointlabels", {"x": 1, "y": 1, "width": 0.3}, "spot"),
+        {"id": "c", "type": "choices", "value": {"choices": ["good"]}, "from_name": "c", "to_name": "image"},
+    ]  # fmt: skip
+    tasks = [
+        {"id": i, "annotations": [{"id": i, "completed_by": 1, "was_cancelled": False, "result": rows}],
+         "file_upload": f"0a1b2c3d-{name}.png", "data": {"image": f"/data/upload/1/0a1b2c3d-{name}.png"}}
+        for i, name in enumerate("abcd")
+    ]  # fmt: skip
+    (folder / "a.png").rename(folder / "0a1b2c3d-a.png")  # as in the exports with images
+    (folder / "project-1-at-2024-01-01.json").write_text(json.dumps(tasks))
+    Image.fromarray(gland).save(folder / "task-0-annotation-0-by-1-tag-gland-0.png")
+
+
+def write_cvat_masks(folder: Path) -> None:
+    colours = np.array([[0, 0, 0], [10, 10, 128], [10, 128, 0]], np.uint8)
+    lines = ["# label:color_rgb:parts:actions", "background:0,0,0::", "gland:10,10,128::", "nucleus:10,128,0::"]  # fmt: skip
+    (folder / "labelmap.txt").write_text("\n".join(lines) + "\n")
+    for part in ("ImageSets/Segmentation", "SegmentationClass", "SegmentationObject", "JPEGImages"):
+        (folder / part).mkdir(parents=True)
+    (folder / "ImageSets/Segmentation/default.txt").write_text("a\nb\nc\nd\n")
+    for name in "abcd":
+        (folder / f"{name}.png").rename(folder / f"JPEGImages/{name}.png")
+        Image.fromarray(colours[expected_mask()]).save(folder / f"SegmentationClass/{name}.png")
+        Image.fromarray(colours[(expected_mask() > 0).astype(int)]).save(
+            folder / f"SegmentationObject/{name}.png"
+        )
+
+
 WRITERS = {
     "labelme": write_labelme,
     "qupath": write_qupath,
@@ -197,12 +251,15 @@ WRITERS = {
     "cvat": write_cvat,
     "via": write_via,
     "supervisely": write_supervisely,
+    "labelstudio": write_labelstudio,
     "cellpose": write_cellpose,
     "imagej": write_imagej,
+    "cvat masks": write_cvat_masks,
 }
 
 
 def folder_of(tool: str, folder: Path) -> Path:
+    """The images and files of a tool, or of a second format of it."""
     if tool == "imagej":
         pytest.importorskip("roifile", reason="the extra rois isn't installed")
     write_images(folder)

@@ -19,6 +19,7 @@ from seg.errors import DataError
 Splits = dict[str, list[str]]
 Partition = Callable[[list[str], list[int]], list[list[str]]]  # names and sizes -> parts
 SPLITS = ("train", "val", "test")
+SPLIT_FOLDERS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}  # name of a folder -> its split  # fmt: skip
 NEUTRAL_VALUES = {
     "test": "0",
     "contiguous": "false",

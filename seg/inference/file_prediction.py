@@ -26,6 +26,7 @@ from seg.inference.outputs import (
     check_kinds_of_run,
     check_object_options,
     check_save_option,
+    finish_results,
 )
 from seg.inference.prediction_folder import (
     PARTIAL_FOLDER,
@@ -94,6 +95,7 @@ def predict_files(cfg: DictConfig) -> list[Path]:
                     continue
                 record["done"][str(file)] = file_stamp
                 records.write_json(output / PREDICT_RECORD, record)
+        written = finish_results(output, written)
         records.write_json(
             output / PREDICT_RECORD, record | {"status": "finished", "failed": failed}
         )
@@ -218,7 +220,7 @@ def log_seams(
     )
 
 
-def begin_results(place: OutputTarget, request: OutputOptions) -> list[GrowingResult]:
+def begin_image_results(place: OutputTarget, request: OutputOptions) -> list[GrowingResult]:
     """Return the results of one image, which grow band by band in a folder of partial results."""
     files.make_folder(place.output / PARTIAL_FOLDER, place.output)
     results = build_results(request, place)
@@ -226,8 +228,8 @@ def begin_results(place: OutputTarget, request: OutputOptions) -> list[GrowingRe
     return results
 
 
-def finish_results(folder: Path, results: list[GrowingResult]) -> list[Path]:
-    """Write the files of the results that ``begin_results`` began in a folder, and return their paths."""
+def finish_image_results(folder: Path, results: list[GrowingResult]) -> list[Path]:
+    """Write the files of the results that ``begin_image_results`` began in a folder, and return their paths."""
     written = [path for result in results for path in result.finish({})]
     remove_partial(results)
     os.rmdir(folder / PARTIAL_FOLDER)

@@ -1,10 +1,11 @@
 """Results of prediction: each kind grows on disk band by band and is finished as a file.
 
 ``RESULT_KINDS``: masks, probabilities, uncertainty and the challenge's submission as TIFF (the mask of a PNG is a PNG); overlays
-and contours as PNG, subsampled to 4096 px; instances as TIFF of labels with a CSV of areas and centroids; outlines as files of annotation tools.
+and contours as PNG, subsampled to 4096 px; instances as TIFF of labels with a CSV of areas and centroids; outlines as files of annotation tools, COCO's one for all images.
 """
 
 import csv
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,10 +29,13 @@ from seg.inference.band_writer import BandWriter
 from seg.inference.tta import normalized_entropy
 from seg.logits import IGNORE
 from seg.metrics import instances
+from seg.runs import records
 from seg.runs.load import LoadedRun
 
 ProbabilityType = Literal["float32", "uint16", "uint8"]
 PROBABILITY_TYPES = {"float32": np.float32, "uint16": np.uint16, "uint8": np.uint8}
+COCO_FILE, COCO_PART = "instances.json", ".part.json"
+MAX_COCO_BYTES = 2**32
 MAX_PICTURE_SIDE = 4096  # px, the longest side of overlays and contours
 MAX_INSTANCES_PIXELS = (
     2**26
@@ -322,6 +326,63 @@ def build_polygons(request: OutputOptions, place: OutputTarget, kind: str) -> Gr
     return GrowingResult(grown, lambda band: band.mask, finish)
 
 
+def build_coco(request: OutputOptions, place: OutputTarget, kind: str) -> GrowingResult:
+    """Objects of each class but the first as COCO's JSON: a part of each image, for ``finish_results``.
+
+    Raises:
+        DataError: if the image is too large to be in memory as a whole, or has pages.
+    """
+    run, folder = request.run, place.output / kind
+    check_whole_image(place, kind)
+    if place.pages > 1:
+        raise DataError(f"{place.file}: {place.pages} pages; COCO has no pages: save=[polygons] writes a file for each")  # fmt: skip
+    planes = len(run.classes) if run.overlapping else 1
+    grown = build_writer(place, kind, np.float32, 2 * planes)  # masks, then probabilities
+
+    def made(band: PredictedBand) -> np.ndarray:
+        if run.overlapping:
+            return np.concatenate([band.mask, band.probabilities])
+        mask = band.mask[None]
+        index = np.where(mask == IGNORE, 0, mask).astype(np.int64)
+        return np.concatenate([mask, np.take_along_axis(band.probabilities, index, 0)])
+
+    def finish(tags: dict[str, Any]) -> list[Path]:
+        page = grown.page(0)
+        mask, probabilities = page[:planes].astype(np.uint8), page[planes:]
+        if not run.overlapping:
+            mask, probabilities = mask[0], probabilities[0]
+        objects = polygons.trace_mask(mask, len(run.classes))
+        first = 0 if run.overlapping else 1
+        content = polygons.as_coco(objects, run.classes, first, place.file.name, probabilities)
+        part = folder / files.short_name(f"{place.file.stem}{COCO_PART}")
+        files.write_text(part, json.dumps(content), grown.folder)
+        return [part]
+
+    return GrowingResult(grown, made, finish)
+
+
+def finish_results(output: Path, written: list[Path]) -> list[Path]:
+    """Merge the parts of COCO's JSON in an output folder, also those of an interrupted command.
+
+    Args:
+        output: folder of all results.
+        written: files of the results.
+
+    Returns:
+        The files, with the merged one instead of the parts.
+    """
+    parts = sorted((output / "coco").glob(f"*{COCO_PART}"))
+    if not parts:
+        return written
+    merged = output / "coco" / COCO_FILE
+    whole = [merged, *parts] if merged.exists() else parts
+    contents = [records.read_json(file, MAX_COCO_BYTES) for file in whole]
+    files.write_text(merged, json.dumps(polygons.merge_coco(contents)), output)
+    for part in parts:
+        part.unlink()
+    return [*(file for file in written if file not in parts), merged]
+
+
 def check_whole_image(place: OutputTarget, kind: str) -> None:
     """Raise DataError if an image is too large to be in memory as a whole."""
     if place.height * place.width > MAX_INSTANCES_PIXELS:
@@ -374,6 +435,7 @@ RESULT_KINDS: dict[str, Callable[[OutputOptions, OutputTarget, str], GrowingResu
     "polygons": build_polygons,
     "labelme": build_polygons,
     "rois": build_polygons,
+    "coco": build_coco,
     "submission": build_submission,
 }
 

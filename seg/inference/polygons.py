@@ -1,4 +1,4 @@
-"""Outlines of predicted objects, as files of annotation tools: GeoJSON of QuPath, JSON of LabelMe and ROIs of ImageJ.
+"""Outlines of predicted objects, as files of annotation tools: GeoJSON of QuPath, JSON of LabelMe, ROIs of ImageJ and COCO.
 
 An object is a region of a class whose pixels touch by their sides. Its outline follows the borders of its pixels,
 in whole numbers of px from the image's upper left corner, so that drawing it gives exactly the same pixels.
@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
+from seg.data.datasets.coco_json import count_runs
 from seg.version import __version__
 
 NAMESPACE = uuid.UUID("1f0b8e9a-7c0b-4d0e-9a51-6f1d5c9f6a3e")  # of the objects' ids
@@ -148,6 +149,82 @@ def as_labelme(
         "imageWidth": size[1],
     }
     return json.dumps(content, indent=1)
+
+
+def as_coco(
+    objects: Iterator[TracedObject],
+    classes: list[str],
+    first: int,
+    image: str,
+    probabilities: np.ndarray,
+) -> dict[str, Any]:
+    """Return the content of a COCO file of one image: polygons, and run lengths for objects with holes.
+
+    Args:
+        objects: those of the mask.
+        classes: names.
+        first: index of the first class that objects have; its category has the id 1.
+        image: name of the image's file.
+        probabilities: of the class of each pixel (H, W), or of each class (K, H, W); their mean over an object
+            is its score.
+    """
+    height, width = probabilities.shape[-2:]
+    rows: list[dict[str, Any]] = []
+    for number, one in enumerate(objects, start=1):
+        h, w = one.inside.shape
+        window = (slice(one.top, one.top + h), slice(one.left, one.left + w))
+        plane = probabilities if probabilities.ndim == 2 else probabilities[one.index]
+        outlined: Any = [one.rings[0].ravel().tolist()]
+        if len(one.rings) > 1:
+            outlined = {"size": [height, width], "counts": count_window(one, height, width)}
+        rows.append(
+            {
+                "id": number,
+                "image_id": 1,
+                "category_id": one.index - first + 1,
+                "segmentation": outlined,
+                "bbox": [one.left, one.top, w, h],
+                "area": int(one.inside.sum()),
+                "iscrowd": 0,
+                "score": round(float(plane[window][one.inside].mean()), 4),
+            }
+        )
+    return {
+        "info": {"description": f"seg {__version__}"},
+        "images": [{"id": 1, "file_name": image, "height": height, "width": width}],
+        "annotations": rows,
+        "categories": [{"id": i, "name": n} for i, n in enumerate(classes[first:], start=1)],
+    }
+
+
+def count_window(one: TracedObject, height: int, width: int) -> list[int]:
+    """Return COCO's run lengths of an object, column by column of the image: outside, inside, outside, ..."""
+    h, w = one.inside.shape
+    columns = np.zeros((w, height), bool)
+    columns[:, one.top : one.top + h] = one.inside.T
+    counts = count_runs(columns.ravel()).tolist()
+    counts[0] += one.left * height
+    counts += [0] * (len(counts) % 2 == 0)  # the last run is outside
+    counts[-1] += (width - one.left - w) * height
+    return counts if counts[-1] else counts[:-1]
+
+
+def merge_coco(contents: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return COCO files of the same categories as one; of an image that several name, the last counts."""
+    by_image: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {}
+    for content in contents:
+        rows: dict[Any, list[dict[str, Any]]] = {row["id"]: [] for row in content["images"]}
+        for row in content["annotations"]:
+            rows[row["image_id"]].append(row)
+        by_image |= {row["file_name"]: (row, rows[row["id"]]) for row in content["images"]}
+    merged = contents[-1] | {"images": [], "annotations": []}
+    for key, (image, own) in enumerate(by_image.values(), start=1):
+        merged["images"].append(image | {"id": key})
+        start = len(merged["annotations"]) + 1
+        merged["annotations"] += [
+            row | {"id": number, "image_id": key} for number, row in enumerate(own, start)
+        ]
+    return merged
 
 
 def as_rois(

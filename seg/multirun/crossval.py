@@ -25,13 +25,14 @@ from seg.display.console import track_progress
 from seg.errors import UserError
 from seg.hardware import uses_one_device
 from seg.inference import ensemble
-from seg.inference.file_prediction import begin_results, finish_results
+from seg.inference.file_prediction import begin_image_results, finish_image_results
 from seg.inference.outputs import (
     OutputOptions,
     OutputTarget,
     PredictedBand,
     check_object_options,
     check_save_option,
+    finish_results,
 )
 from seg.inference.predictor import Predictor, mark_nodata
 from seg.logits import classes_from_probabilities
@@ -229,6 +230,8 @@ def predict_split(
     for name in track_progress(names, "predicting"):
         with closing(cache.open_rows(name)) as reader:
             predict_image_rows(predictor, reader, name, scores, request, folder)
+    if folder is not None:
+        finish_results(folder, [])
 
 
 def predict_image_rows(
@@ -244,7 +247,7 @@ def predict_image_rows(
     results = []
     if folder is not None:
         place = OutputTarget(folder, prediction_file(name), height, width, 1, reader.dtype)
-        results = begin_results(place, request)
+        results = begin_image_results(place, request)
     for top, rows, p_CHW in predictor.tiling(height, width).bands(reader.image_rows, height):
         # Count the pixels as a batch of one, (1, H, W) or (1, K, H, W) of overlapping classes
         prediction = classes_from_probabilities(p_CHW, run.threshold, run.overlapping)
@@ -257,7 +260,7 @@ def predict_image_rows(
         for result in results:
             result.add(PredictedBand(top, rows, p_CHW, mask))
     if folder is not None:
-        finish_results(folder, results)
+        finish_image_results(folder, results)
 
 
 def fold_entry(

@@ -71,6 +71,59 @@ def test_a_polygon_that_reaches_out_is_cut_at_the_border(tmp_path):
     assert (source.read("a")[1] == 1).all()
 
 
+def test_run_lengths_in_a_list_and_a_polygon_that_is_in_none(tmp_path):
+    first, second = rectangle(4, 5, 11, 9), rectangle(8, 6, 20, 18)
+    whole = [counted(first), compressed(second), *box(1, 1, 3, 3)]
+    source = made(tmp_path, {"a.png": [(3, whole)], "b.png": [(7, box(4, 5, 11, 9)[0])]})
+    np.testing.assert_array_equal(source.read("a")[1], first | second | rectangle(1, 1, 3, 3))
+    np.testing.assert_array_equal(source.read("b")[1], 2 * first)
+
+
+def test_crowds_alone_are_objects(tmp_path, caplog):
+    caplog.set_level("INFO", "seg")
+    shapes = {"a.png": [(3, counted(rectangle(4, 5, 11, 9)), True)]}
+    source = made(tmp_path, shapes)
+    np.testing.assert_array_equal(source.read("a")[1], rectangle(4, 5, 11, 9))
+    assert "coco.json: all 1 annotations are crowds (iscrowd=1) and taken as objects; data.crowd=ignore" in caplog.text  # fmt: skip
+    assert (made(tmp_path, shapes, crowd="ignore").read("a")[1][5:9, 4:11] == 255).all()
+    mixed = {"a.png": [*shapes["a.png"], (7, box(20, 1, 22, 3))]}
+    assert (made(tmp_path, mixed).read("a")[1][5:9, 4:11] == 255).all()
+
+
+def test_an_export_of_roboflow(tmp_path, caplog):
+    """Categories from 0, of which the first only groups the others; images beside each split's file."""
+    caplog.set_level("INFO", "seg")
+    files = {}
+    for split, folder in (("train", "train"), ("val", "valid")):
+        (tmp_path / folder).mkdir()
+        content = coco_of({f"{split}_jpg.rf.1.png": [(1, box(4, 5, 11, 9))]})
+        names = [(0, "Workers", "none"), (1, "head", "Workers"), (2, "helmet", "Workers")]
+        content["categories"] = [{"id": i, "name": n, "supercategory": s} for i, n, s in names]
+        files[split] = str(written(tmp_path / folder, content, "_annotations.coco.json"))
+    source = Coco(str(tmp_path), files)
+    assert source.classes == ["background", "head", "helmet"]
+    assert "the category Workers groups others and has no annotation" in caplog.text
+    assert source.splits["val"] == ["valid/val_jpg.rf.1"]
+    np.testing.assert_array_equal(source.read("valid/val_jpg.rf.1")[1], rectangle(4, 5, 11, 9))
+    named = Coco(str(tmp_path), files, classes=["rest", "Workers", "head"])
+    assert named.classes == ["rest", "Workers", "head"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["images\\0a1b2c3d-a.png", "images/a.png", "/data/upload/1/0a1b2c3d-a.png", "../../media/a.png", "https://x.org/u/a.png"],
+)  # fmt: skip
+def test_an_export_of_label_studio(tmp_path, name):
+    """Paths of another machine, and the prefix of an upload; categories without a supercategory, from 0."""
+    content = coco_of({"pictures/a.png": [(0, box(4, 5, 11, 9))], "pictures/b.png": []})
+    content["categories"] = [{"id": 0, "name": "cell"}]
+    written(tmp_path, content)
+    content["images"][0]["file_name"] = name
+    source = Coco(str(tmp_path), str(written(tmp_path, content, "result.json", draw=False)))
+    assert source.classes == ["background", "cell"]
+    np.testing.assert_array_equal(source.read("pictures/a")[1], rectangle(4, 5, 11, 9))
+
+
 def test_an_image_without_annotations_is_all_background(tmp_path):
     assert not made(tmp_path, {"a.png": [(3, box(4, 5, 11, 9))]}).read("empty")[1].any()
 
@@ -332,7 +385,7 @@ WRONG = [
     (put(*FIRST, value=[]), r"coco.json: annotation 1: no outline"),
     (put(*FIRST, value=[[1, 2, 3, 4, 5, 6, 7]]), r"annotation 1 of a.png: its polygon has 7 numbers"),
     (put(*FIRST, value=[[1, 2, 3, 4]]), r"its polygon has 4 numbers; x and y of three points or more"),
-    (put(*FIRST, value=[1, 2, 3, 4, 5, 6]), r"its polygon is not a list of numbers"),
+    (put(*FIRST, value=[1, "2", 3, 4, 5, 6]), r"its polygon is not a list of numbers"),
     (put(*FIRST, value=[["1", "2", "3", "4", "5", "6"]]), r"its polygon is not a list of numbers"),
     (put(*FIRST, value=[[1, 2, 3, 4, 5, 51]]), r"lies far outside the image of 20x30 px"),
     (put(*SECOND, "size", value=[30, 20]), r"have the size \[30, 20\], but the image has \[20, 30\]"),
@@ -383,7 +436,7 @@ OPTIONS = [
     ({"root": "nowhere"}, r"data.root=nowhere: no such folder"),
     ({"annotations": None}, r"data.annotations is not set: give the JSON file, or"),
     ({"annotations": "none.json"}, r"none.json: can't be read \(No such file or directory\)"),
-    ({"crowd": "hide"}, r"data.crowd=hide: null or one of ignore, object, skip"),
+    ({"crowd": "hide"}, r"data.crowd=hide: null or one of auto, ignore, object, skip"),
     ({"classes": ["rest", "tail"]}, r"no category 'tail'; it has \['cell', 'nucleus'\]"),
     ({"classes": ["Cell", "nucleus"]}, r"Cell is no category, but cell is"),
     ({"classes": ["x", "cell", "cell"]}, r"'cell' is named twice"),
@@ -505,5 +558,5 @@ def test_check_train_and_evaluate_take_it(tmp_path, monkeypatch, capsys):
 
 
 def test_a_typing_error_in_crowd_is_told_before_anything_is_read():
-    with pytest.raises(UserError, match=r"data.crowd=ignor: one of ignore, object, skip"):
+    with pytest.raises(UserError, match=r"data.crowd=ignor: one of auto, ignore, object, skip"):
         compose_checked("train", ["data=coco", "data.crowd=ignor"])

@@ -1,6 +1,7 @@
 """Outlines of predictions: read back they give the same pixels, whatever the mask."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -12,10 +13,19 @@ from small_runs import tiny
 
 from seg.cli.compose import compose_checked
 from seg.data.datasets.annotations import Annotations
+from seg.data.datasets.coco import Coco
 from seg.data.datasets.tools import imagej, labelme, qupath
 from seg.data.datasets.tools.parsing import AnnotatedImage
 from seg.inference.file_prediction import predict_files
-from seg.inference.polygons import as_geojson, as_labelme, as_rois, trace_mask, trace_rings
+from seg.inference.polygons import (
+    as_coco,
+    as_geojson,
+    as_labelme,
+    as_rois,
+    merge_coco,
+    trace_mask,
+    trace_rings,
+)
 
 CLASSES, COLORS = ["background", "cell", "nucleus"], [(0, 0, 0), (200, 0, 0), (0, 200, 0)]
 MASKS = arrays(
@@ -45,6 +55,46 @@ def test_any_mask_is_the_same_read_back(tmp_path_factory, mask):
     np.testing.assert_array_equal(redrawn(folder, qupath, "a.geojson", text, mask), mask)
     text = as_labelme(trace_mask(mask, 3), CLASSES, folder / "a.png", folder, mask.shape)
     np.testing.assert_array_equal(redrawn(folder, labelme, "a.json", text, mask), mask)
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation")  # pycocotools' decode with numpy 2
+@given(MASKS)
+@settings(deadline=None, max_examples=100)
+def test_any_mask_is_the_same_read_back_from_coco(tmp_path_factory, mask):
+    masks = pytest.importorskip("pycocotools.mask", reason="the extra coco isn't installed")
+    folder = tmp_path_factory.getbasetemp()
+    shares = np.linspace(0, 1, mask.size, dtype=np.float32).reshape(mask.shape)
+    parts = [as_coco(trace_mask(one, 3), CLASSES, 1, name, shares) for name, one in (("b.png", 0 * mask), ("a.png", mask))]  # fmt: skip
+    content = merge_coco([*parts, parts[1]])
+    assert [row["file_name"] for row in content["images"]] == ["b.png", "a.png"]
+    for name in ("a.png", "b.png"):
+        Image.fromarray(mask).save(folder / name)
+    (folder / "coco.json").write_text(json.dumps(content))
+    source = Coco(str(folder), str(folder / "coco.json"))
+    assert source.classes == CLASSES
+    np.testing.assert_array_equal(source.read("a")[1], mask)
+    assert not source.read("b")[1].any()
+    # Score, area and box of each object, by pycocotools
+    for row in content["annotations"]:
+        runs = masks.merge(masks.frPyObjects(row["segmentation"], *mask.shape)) if isinstance(row["segmentation"], list) else masks.frPyObjects(row["segmentation"], *mask.shape)  # fmt: skip
+        inside = masks.decode(runs).astype(bool)
+        assert row["area"] == masks.area(runs) and row["bbox"] == masks.toBbox(runs).tolist()
+        assert row["score"] == pytest.approx(shares[inside].mean(), abs=1e-4)
+        assert (mask[inside] == row["category_id"]).all()
+
+
+def test_overlapping_classes_are_the_same_read_back_from_coco(tmp_path):
+    pytest.importorskip("pycocotools", reason="the extra coco isn't installed")
+    planes = (np.random.default_rng(0).random((2, 12, 9)) < 0.6).astype(np.uint8)
+    shares = np.stack([np.full((12, 9), 0.25), np.full((12, 9), 0.75)])
+    content = as_coco(trace_mask(planes, 2), ["cell", "nucleus"], 0, "a.png", shares)
+    assert {(row["category_id"], row["score"]) for row in content["annotations"]} == {(1, 0.25), (2, 0.75)}  # fmt: skip
+    content["images"].append(content["images"][0] | {"id": 2, "file_name": "b.png"})
+    for name in "ab":
+        Image.fromarray(planes[0]).save(tmp_path / f"{name}.png")
+    (tmp_path / "coco.json").write_text(json.dumps(content))
+    source = Coco(str(tmp_path), str(tmp_path / "coco.json"), task="overlapping")
+    np.testing.assert_array_equal(source.read("a")[1], planes.transpose(1, 2, 0))
 
 
 @given(MASKS)
@@ -92,10 +142,12 @@ def test_a_feature_has_class_colour_and_measurements():
     assert ring[0] == ring[-1] and sorted(ring[1:]) == [[2, 1], [2, 3], [6, 1], [6, 3]]
 
 
-@pytest.mark.parametrize("tool", ["polygons", "labelme", "rois"])
+@pytest.mark.parametrize("tool", ["polygons", "labelme", "rois", "coco"])
 def test_predictions_are_the_masks_to_train_on_again(tmp_path, tool):
     if tool == "rois":
         pytest.importorskip("roifile", reason="the extra rois isn't installed")
+    if tool == "coco":
+        pytest.importorskip("pycocotools", reason="the extra coco isn't installed")
     _, run = tiny(tmp_path, "trainer.max_epochs=1")
     (tmp_path / "in").mkdir()
     rng = np.random.default_rng(0)
@@ -103,8 +155,26 @@ def test_predictions_are_the_masks_to_train_on_again(tmp_path, tool):
         pixels = np.kron(rng.integers(0, 255, (8, 10)), np.ones((6, 6))).astype(np.uint8)
         Image.fromarray(pixels).save(tmp_path / f"in/{name}.png")
     words = [f"run={run}", f"input={tmp_path / 'in'}", f"output={tmp_path / 'out'}", "threshold=0.5"]  # fmt: skip
-    predict_files(compose_checked("predict", [*words, f"save=[masks,{tool}]"]))
-    source = Annotations(str(tmp_path / "in"), annotations=str(tmp_path / "out" / tool))
+    written = predict_files(compose_checked("predict", [*words, f"save=[masks,{tool}]"]))
+    assert written and all(file.is_file() for file in written)
+    if tool == "coco":
+        (tmp_path / "in/c.png").rename(tmp_path / "in/d.png")  # another image, and the same output
+        predict_files(compose_checked("predict", [*words, f"save=[masks,{tool}]"]))
+        (tmp_path / "in/d.png").rename(tmp_path / "in/c.png")
+        file = tmp_path / "out/coco/instances.json"
+        content = json.loads(file.read_text())
+        assert [row["file_name"] for row in content["images"]] == [
+            "a.png",
+            "b.png",
+            "c.png",
+            "d.png",
+        ]
+        assert os.listdir(file.parent) == [file.name]
+        content["images"].pop()
+        file.write_text(json.dumps(content | {"annotations": [row for row in content["annotations"] if row["image_id"] < 4]}))  # fmt: skip
+        source = Coco(str(tmp_path / "in"), str(file))
+    else:
+        source = Annotations(str(tmp_path / "in"), annotations=str(tmp_path / "out" / tool))
     for name in (name for names in source.splits.values() for name in names):
         with Image.open(tmp_path / f"out/masks/{name}.png") as mask:
             np.testing.assert_array_equal(source.read(name)[1], np.asarray(mask))

@@ -1,14 +1,16 @@
 """Base of data sets whose masks are drawn from annotations when an image is read."""
 
 import hashlib
-from pathlib import Path
+import re
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import numpy as np
 
 from seg.data.datasets.base import PackedRecords, Task, ignore_nodata
-from seg.data.image_io import read_image, read_orientation
-from seg.data.masks import size_mismatch_error
+from seg.data.datasets.tools.parsing import list_files
+from seg.data.image_io import IMAGE_SUFFIXES, read_image, read_orientation
+from seg.data.masks import shorten_list, size_mismatch_error
 from seg.data.nodata import NodataOption, nodata_values
 from seg.data.spacing import Spacing, pixel_spacing
 from seg.data.tiff import apply_orientation
@@ -85,6 +87,55 @@ class AnnotatedSource:
         status, content = file.stat(), hashlib.sha256(self.entries.packed_bytes(name)).hexdigest()
         options = (self.classes, self.annotated, self.task, self.nodata, *self.drawing_options())
         return f"{file.resolve()} {status.st_size} {status.st_mtime_ns} {content} {options}"
+
+
+UPLOAD_PREFIX = re.compile(r"[0-9a-f]{8}-(?=.)")  # of names in Label Studio
+
+
+def list_image_files(root: Path) -> list[Path]:
+    """Return the paths of the images in a folder and its subfolders, relative to it."""
+    return [file.relative_to(root) for file in list_files(root, tuple(IMAGE_SUFFIXES))]
+
+
+def index_images(images: list[Path]) -> dict[str, list[Path]]:
+    """Return the images of each path and name, with and without suffix."""
+    index: dict[str, list[Path]] = {}
+    for image in images:
+        for key in {image.as_posix(), image.name, image.with_suffix("").as_posix(), image.stem}:
+            index.setdefault(key, []).append(image)
+    return index
+
+
+def find_image(written: str, file: Path, root: Path, index: dict[str, list[Path]]) -> Path | None:
+    """Return the image that an annotation file names, relative to ``root``; None if it is not there.
+
+    It is looked for by its path from the annotation file, by its path from ``root``, by its name anywhere in
+    ``root``, and by its name without the prefix of an upload.
+
+    Args:
+        written: path or name in the file, with slashes of either kind.
+        file: annotation file.
+        root: folder of the images.
+        index: of ``index_images``.
+
+    Raises:
+        DataError: if several images have the name.
+    """
+    path = PureWindowsPath(written)  # splits at slashes of both kinds
+    keys = [path.as_posix(), path.name, UPLOAD_PREFIX.sub("", path.name, count=1)]
+    if file.parent.is_relative_to(root):
+        folder = file.parent.relative_to(root)
+        keys = [(folder / path.as_posix()).as_posix(), (folder / path.name).as_posix(), *keys]
+    for key in keys:
+        several = index.get(key, [])
+        if len(several) > 1:
+            raise DataError(
+                f"{file}: {shorten_list([str(one) for one in several])} are both called {key}; rename them, or "
+                "give data.root of one folder"
+            )
+        if several:
+            return several[0]
+    return None
 
 
 def find_image_root(root: str | None) -> Path:

@@ -9,7 +9,13 @@ from typing import Annotated, Any, Literal, NamedTuple
 import numpy as np
 from pydantic import Field
 
-from seg.data.datasets.annotated import AnnotatedSource, find_image_root
+from seg.data.datasets.annotated import (
+    AnnotatedSource,
+    find_image,
+    find_image_root,
+    index_images,
+    list_image_files,
+)
 from seg.data.datasets.base import (
     PackedRecords,
     Task,
@@ -19,30 +25,30 @@ from seg.data.datasets.base import (
 )
 from seg.data.datasets.coco_json import CocoId, check_categories, choose_classes
 from seg.data.datasets.outlines import DrawnOutline, Outline, describe_labels, draw_outline
-from seg.data.datasets.tools.parsing import AnnotatedImage, ToolAnnotations, list_files
+from seg.data.datasets.tools.parsing import AnnotatedImage, ToolAnnotations
 from seg.data.image_io import IMAGE_SUFFIXES
 from seg.data.masks import ColourList, shorten_list
 from seg.data.nodata import NodataOption
-from seg.data.partition import Splits
+from seg.data.partition import SPLIT_FOLDERS, Splits
 from seg.data.spacing import Spacing
 from seg.data.splits import SplitOptions, split_by_lists
 from seg.errors import DataError
 from seg.logits import IGNORE
 
 log = logging.getLogger("seg")
-Tool = Literal["labelme", "qupath", "yolo", "cvat", "via", "supervisely", "cellpose", "imagej"]
+Tool = Literal["labelme", "qupath", "yolo", "cvat", "via", "supervisely", "labelstudio", "cellpose", "imagej"]  # fmt: skip
 TOOL_TITLES = {
     "labelme": "LabelMe JSON",
     "qupath": "QuPath GeoJSON",
-    "cvat": "CVAT XML for images",
+    "cvat": "CVAT XML for images or Segmentation mask",
     "via": "VGG VIA JSON",
     "supervisely": "Supervisely JSON",
+    "labelstudio": "Label Studio JSON",
     "yolo": "YOLO segmentation txt",
     "imagej": "ImageJ ROIs (zip, roi)",
     "cellpose": "Cellpose _seg.npy",
 }
 Unannotated = Literal["skip", "background"]
-SPLIT_FOLDERS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}  # fmt: skip
 
 
 class Entry(NamedTuple):
@@ -128,7 +134,8 @@ class Annotations(AnnotatedSource):
         self.nodata, self.spacing = nodata, spacing
         place = find_place(self.root, annotations)
         content = read_tool(tool, place)
-        images = [file.relative_to(self.root) for file in list_files(self.root, tuple(IMAGE_SUFFIXES))]  # fmt: skip
+        masks = {file.resolve() for file in content.masks}
+        images = [file for file in list_image_files(self.root) if not masks or (self.root / file).resolve() not in masks]  # fmt: skip
         if not images:
             raise DataError(f"{self.root}: no images here; looked for {', '.join(sorted(IMAGE_SUFFIXES))}")  # fmt: skip
         annotated = match_images(content.images, images, self.root)
@@ -228,10 +235,7 @@ def read_tool(tool: Tool | None, place: Path) -> ToolAnnotations:
 def match_images(
     annotated: list[AnnotatedImage], images: list[Path], root: Path
 ) -> dict[Path, AnnotatedImage]:
-    """Return image -> its annotations.
-
-    An image is looked for by its path from the annotation file, by its path from ``root``, by its name anywhere
-    in ``root``, and by the name of the annotation file; only files in ``root`` are taken.
+    """Return image -> its annotations; an image is looked for as in ``find_image``, and by the name of its file.
 
     Args:
         annotated: what the tool's files hold.
@@ -241,37 +245,20 @@ def match_images(
     Raises:
         DataError: if an image is missing or ambiguous, or has annotations twice.
     """
-    by_name: dict[str, list[Path]] = {}
-    for image in images:
-        for key in {image.as_posix(), image.name, image.with_suffix("").as_posix(), image.stem}:
-            by_name.setdefault(key, []).append(image)
+    index = index_images(images)
     found: dict[Path, AnnotatedImage] = {}
     for one in annotated:
-        image = find_image(one, by_name, root)
+        image = find_image(one.image, one.file, root, index)
+        image = image or find_image(one.file.stem, one.file, root, index)
+        if image is None:
+            name = PureWindowsPath(one.image).name
+            raise DataError(f"{one.file}: its image {name} is not in {root}; add it, or remove the annotations")  # fmt: skip
         if image in found:
             raise DataError(
                 f"{one.file}: {image} is annotated in {found[image].file} too; keep one of the two"
             )
         found[image] = one
     return found
-
-
-def find_image(one: AnnotatedImage, by_name: dict[str, list[Path]], root: Path) -> Path:
-    """Return the image of annotations; see ``match_images``."""
-    written = PureWindowsPath(one.image)  # splits at slashes of both kinds
-    beside = Path(one.file.parent, written.name)
-    keys = [beside.relative_to(root).as_posix()] if beside.is_relative_to(root) else []
-    keys += [written.as_posix(), written.name, one.file.stem]
-    for key in keys:
-        several = by_name.get(key, [])
-        if len(several) > 1:
-            raise DataError(
-                f"{one.file}: {shorten_list([str(path) for path in several])} are both called {key}; rename them, or "
-                "give data.root of one folder"
-            )
-        if several:
-            return several[0]
-    raise DataError(f"{one.file}: its image {written.name} is not in {root}; add it, or remove the annotations")  # fmt: skip
 
 
 def warn_without_area(images: list[AnnotatedImage], place: Path) -> None:

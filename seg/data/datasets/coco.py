@@ -2,13 +2,21 @@
 
 import os
 from array import array
-from pathlib import Path
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path, PureWindowsPath
 from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field
 
-from seg.data.datasets.annotated import AnnotatedSource, find_image_root
+from seg.data.datasets.annotated import (
+    AnnotatedSource,
+    find_image,
+    find_image_root,
+    index_images,
+    list_image_files,
+)
 from seg.data.datasets.base import (
     PackedRecords,
     Task,
@@ -24,6 +32,7 @@ from seg.data.datasets.coco_json import (
     checked_rows,
     choose_classes,
     compute_run_lengths,
+    drop_parents,
     fill_runs,
     read_coco,
 )
@@ -35,8 +44,9 @@ from seg.data.splits import SplitOptions, split_by_lists
 from seg.errors import DataError, missing_extra_hint
 from seg.logits import IGNORE
 
-CrowdOption = Literal["ignore", "object", "skip"]
+CrowdOption = Literal["auto", "ignore", "object", "skip"]
 BoxesOption = Literal["error", "skip"]
+IGNORED_CROWDS = ("auto", "ignore")
 
 
 class Coco(AnnotatedSource):
@@ -46,7 +56,8 @@ class Coco(AnnotatedSource):
     the later. Categories with the same name are one class. Needs the extra ``coco``.
 
     Args:
-        root: folder of the images; a path in the JSON may not lead out of it.
+        root: folder of the images. A path in the JSON starts there, or at the JSON's folder; an image that is not
+            there is looked for by its name anywhere in ``root``.
         annotations: JSON file, or one for each split of train, val and test.
         folders: split -> folder of its images inside ``root``; None: the JSON's paths start at ``root``.
         classes: names; other categories are left out. The first class is what no annotation covers; if it is a
@@ -54,7 +65,8 @@ class Coco(AnnotatedSource):
             the order of their ids; with overlapping classes the categories alone.
         colors: one (red, green, blue) in 0..255 a class, for pictures; None: readable defaults.
         crowd: use of annotations of many objects (``iscrowd``): ``ignore`` their pixels, take each as an
-            ``object``, or ``skip`` them as if not annotated.
+            ``object``, or ``skip`` them as if not annotated; ``auto``: ``ignore``, or ``object`` of a file that
+            holds nothing else.
         nodata: value of the images that means no data, or ``nan``; in addition to that of each file's tag
             GDAL_NODATA. ``none``: the tag is not honoured. None: that of the tag.
         boxes: use of annotations without an outline: an ``error``, or ``skip`` them as if not annotated.
@@ -83,7 +95,7 @@ class Coco(AnnotatedSource):
         folders: dict[str, str] | None = None,
         classes: list[str] | None = None,
         colors: list[list[int]] | None = None,
-        crowd: CrowdOption = "ignore",
+        crowd: CrowdOption = "auto",
         boxes: BoxesOption = "error",
         nodata: NodataOption | None = None,
         spacing: Spacing | None = None,
@@ -143,14 +155,39 @@ class Coco(AnnotatedSource):
         """Return name -> entry of a JSON file; the first file defines the classes unless ``further``."""
         content = read_coco(file)
         categories = {row["id"]: row["name"] for row in checked_rows(content, "categories", file)}
+        if classes is None:
+            drop_parents(content, categories, file)
         if not further:
             self.classes = choose_classes(classes, categories, self.task, file)
             covered = self.task == "overlapping" or self.classes[0] in categories.values()
             self.annotated = self.classes if covered else self.classes[1:]
         check_categories(self.annotated, categories, classes is None, file)
         places = {name: self.classes.index(name) for name in self.annotated}
-        index = {key: places.get(name) for key, name in categories.items()}
-        return build_entries(content, file, folder, index, self.skip_boxes)
+        index = dict.fromkeys((row["id"] for row in content["categories"]), None) | {
+            key: places.get(name) for key, name in categories.items()
+        }
+        locate = self.image_locator(file, folder)
+        return build_entries(content, file, locate, index, self.skip_boxes, self.crowd == "auto")
+
+    def image_locator(self, file: Path, folder: str) -> Callable[[str], str | None]:
+        """Return the function that finds an image named in a JSON file, as its path inside ``root``."""
+        place = self.root / folder
+
+        @cache
+        def index() -> dict[str, list[Path]]:
+            return index_images(list_image_files(place))
+
+        def locate(written: str) -> str | None:
+            path = PureWindowsPath(written)  # splits at slashes of both kinds
+            inside = bool(path.name) and not path.anchor and ".." not in path.parts
+            if inside and (place / path.as_posix()).is_file():
+                return (PureWindowsPath(folder) / path).as_posix()
+            found = find_image(written, file, place, index()) if path.name else None
+            if found is None:
+                return (PureWindowsPath(folder) / path).as_posix() if inside else None
+            return (Path(folder) / found).as_posix()
+
+        return locate
 
     def draw_mask(self, entry: CocoImage, height: int, width: int) -> np.ndarray:
         """Return the mask of an entry, (H, W) or (H, W, K), as in ``read``."""
@@ -160,7 +197,7 @@ class Coco(AnnotatedSource):
         for outline, counts in self.drawing_order(entry, height, width):
             plane = planes[outline.index if overlapping else 0]
             value = 1 if overlapping else outline.index
-            ignored = outline.crowd and self.crowd == "ignore"
+            ignored = outline.crowd and self.crowd in IGNORED_CROWDS
             plane[fill_runs(counts)] = IGNORE if ignored else value
         mask = np.ascontiguousarray(planes.reshape(-1, width, height).transpose(2, 1, 0))
         return mask if overlapping else mask[..., 0]
@@ -184,7 +221,7 @@ class Coco(AnnotatedSource):
         # Ignored crowds first, then by falling area.
         def order(item: tuple[CocoAnnotation, array]) -> tuple[bool, int]:
             outline, counts = item
-            ignored = outline.crowd and self.crowd == "ignore"
+            ignored = outline.crowd and self.crowd in IGNORED_CROWDS
             return not ignored, -sum(counts[1::2])  # area in px: every second run is inside
 
         return sorted(drawn, key=order)

@@ -7,8 +7,8 @@ import json
 import logging
 import math
 from array import array
-from collections.abc import Iterator
-from pathlib import Path, PureWindowsPath
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -29,7 +29,7 @@ class CocoAnnotation(NamedTuple):
     Attributes:
         number: its id.
         index: index of its class.
-        shape: polygons, each an array of x, y, x, y, ... in px; or a dict of run lengths.
+        shape: polygons, each an array of x, y, x, y, ... in px; a dict of run lengths; or a list of both.
         crowd: True if it outlines many objects as one region.
     """
 
@@ -79,8 +79,13 @@ def pack_object(node: dict[str, Any]) -> dict[str, Any]:
     if "segmentation" in node:
         keys = ("id", "image_id", "category_id", "iscrowd", "segmentation")
         node = {key: node[key] for key in keys if key in node}
-        if isinstance(node["segmentation"], list):
-            node["segmentation"] = [pack_numbers("d", polygon) for polygon in node["segmentation"]]
+        if isinstance(shape := node["segmentation"], list):
+            flat = bool(shape) and all(
+                isinstance(n, int | float) for n in shape
+            )  # one polygon, not in a list
+            node["segmentation"] = [
+                pack_numbers("d", part) for part in ([shape] if flat else shape)
+            ]
     return node
 
 
@@ -181,21 +186,36 @@ def check_categories(
         )
 
 
+def drop_parents(content: dict[str, Any], categories: dict[CocoId, str], file: Path) -> None:
+    """Remove categories that only group others: the supercategory of one, and without an annotation.
+
+    Roboflow's exports have one, with the id 0.
+    """
+    parents = {row.get("supercategory") for row in content["categories"]}
+    used = {row["category_id"] for row in checked_rows(content, "annotations", file)}
+    for key, name in list(categories.items()):
+        if name in parents and key not in used and len(set(categories.values())) > 1:
+            log.info(f"data       {file}: the category {name} groups others and has no annotation; it is no class")  # fmt: skip
+            del categories[key]
+
+
 def build_entries(
     content: dict[str, Any],
     file: Path,
-    folder: str,
+    locate: Callable[[str], str | None],
     index: dict[CocoId, int | None],
     skip_boxes: bool,
+    crowds_alone: bool = False,
 ) -> dict[str, CocoImage]:
     """Return name -> entry of a JSON file.
 
     Args:
         content: of the file.
         file: its path, for messages.
-        folder: folder of its images inside ``root``, or "".
+        locate: function of a name in the JSON that returns the image's path inside ``root``; None if it can be none.
         index: id of a category -> index of its class; None: left out.
         skip_boxes: leave out annotations that have no outline, and log their number.
+        crowds_alone: take crowds as objects if the file holds no other annotation.
 
     Raises:
         DataError: if an annotation has no outline, unless they are left out, if an image leads out of ``root`` or occurs twice, or an annotation has an unknown id.
@@ -204,15 +224,14 @@ def build_entries(
     entries: dict[str, CocoImage] = {}
     by_id: dict[CocoId, CocoImage] = {}
     for row in checked_rows(content, "images", file):
-        path = PureWindowsPath(row["file_name"])  # splits at slashes of both kinds
-        if path.anchor or ".." in path.parts or not path.name:
+        located = locate(row["file_name"])
+        if located is None:
             raise DataError(
                 f"{file}: the image {row['file_name']!r} is not inside data.root; paths start there"
             )
-        inside = PureWindowsPath(folder) / path
         size = row.get("height"), row.get("width")
-        entry = CocoImage(inside.as_posix(), None if size == (None, None) else size, file, [])
-        name = inside.with_suffix("").as_posix()
+        entry = CocoImage(located, None if size == (None, None) else size, file, [])
+        name = Path(located).with_suffix("").as_posix()
         if name in entries:
             raise DataError(
                 f"{file}: {entries[name].file} and {entry.file} are both called {name}; keep one, or rename it"
@@ -222,7 +241,13 @@ def build_entries(
         raise DataError(f"{file}: no images in it; {COCO_LAYOUT}")
     # Annotations, added to their images.
     boxes: list[CocoId] = []
-    for row in checked_rows(content, "annotations", file):
+    rows = list(checked_rows(content, "annotations", file))
+    if crowds_alone := crowds_alone and bool(rows) and all(row.get("iscrowd") == 1 for row in rows):
+        log.info(
+            f"data       {file}: all {len(rows)} annotations are crowds (iscrowd=1) and taken as objects; "
+            "data.crowd=ignore excludes them"
+        )
+    for row in rows:
         for key, known in (("image_id", by_id), ("category_id", index)):
             if row[key] not in known:
                 raise DataError(
@@ -243,7 +268,8 @@ def build_entries(
         if not shape or (isinstance(shape, list) and not any(map(has_numbers, shape))):
             boxes.append(row["id"])
         else:
-            outline = CocoAnnotation(row["id"], class_index, shape, bool(crowd))
+            crowd = bool(crowd) and not crowds_alone
+            outline = CocoAnnotation(row["id"], class_index, shape, crowd)
             by_id[row["image_id"]].annotations.append(outline)
     if boxes and not skip_boxes:
         raise DataError(
@@ -283,7 +309,13 @@ def compute_run_lengths(shape: Any, height: int, width: int) -> array:
     """
     # Polygons are drawn; run lengths are decoded and checked against the size.
     if isinstance(shape, list):
-        return polygon_run_lengths(shape, height, width)
+        runs = [part for part in shape if isinstance(part, dict)]
+        if not runs:
+            return polygon_run_lengths(shape, height, width)
+        polygons = [part for part in shape if not isinstance(part, dict)]
+        parts = [*runs, *([polygons] if polygons else [])]
+        inside = [fill_runs(compute_run_lengths(part, height, width)) for part in parts]
+        return count_runs(np.any(inside, axis=0))
     counts = shape.get("counts")
     if isinstance(counts, str):
         counts = decode_counts(counts)
@@ -362,6 +394,12 @@ def decode_counts(text: str) -> array:
     if shift:
         raise ValueError("its run lengths are truncated")
     return counts
+
+
+def count_runs(inside: np.ndarray) -> array:
+    """Return the run lengths of (W * H,) bool, the inverse of ``fill_runs``."""
+    edges = np.flatnonzero(np.diff(inside.astype(np.int8), prepend=0))
+    return array("q", np.diff([0, *edges, inside.size]).tolist())
 
 
 def fill_runs(counts: array) -> np.ndarray:

@@ -419,7 +419,7 @@ def find_folder_root(root: str | None, images: str, masks: str) -> Path:
     places = [folder, *(folder / split for split in SPLITS)]
     if not any((place / masks).exists() for place in places) and (tool := detect_tool(folder)):
         raise DataError(
-            f"data.root={root}: it holds no {masks}/, but {tool.title} annotations ({tool.file.name}): {tool.options}"
+            f"data.root={root}: it holds no {masks}/, but {tool.title} annotations ({tool.file.name}): {tool.command}"
         )
     if not (folder / images).exists() and not any((folder / split).is_dir() for split in SPLITS):
         raise DataError(f"data.root={root}: it holds neither {images}/ nor train/; {layout}")

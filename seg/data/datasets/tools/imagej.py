@@ -15,6 +15,7 @@ from seg.data.datasets.tools.parsing import (
     ToolAnnotations,
     build_image,
     list_files,
+    pass_over,
 )
 from seg.errors import DataError, missing_extra_hint
 
@@ -37,7 +38,11 @@ def read_annotations(place: Path) -> ToolAnnotations:
     """
     images = []
     for file in list_files(place, (".zip", ".roi")):
-        parts = read_parts(file)
+        try:
+            parts = read_parts(file)
+        except DataError as error:
+            pass_over(file, place, (".roi",), error)
+            continue
         if not parts:
             continue
         if need := missing_extra_hint("roifile"):

@@ -16,6 +16,8 @@ from seg.data.datasets.tools.parsing import (
     state_size,
 )
 
+MARKS = ('"imagePath"', '"shapes"')
+
 
 def matches_format(content: Any) -> bool:
     """Return True if a JSON is LabelMe's."""
@@ -25,7 +27,7 @@ def matches_format(content: Any) -> bool:
 def read_annotations(place: Path) -> ToolAnnotations:
     """Return the annotations (https://github.com/wkentaro/labelme) of a JSON, or of those of a folder; other JSON files are left out."""
     images = []
-    for file, content in read_matching_json(place, (".json",), matches_format):
+    for file, content in read_matching_json(place, (".json",), matches_format, MARKS):
         size = state_size(content.get("imageHeight"), content.get("imageWidth"))
         name = content["imagePath"] if isinstance(content["imagePath"], str) else file.stem
         images.append(build_image(file, name, size, content["shapes"], build_outline))
@@ -38,7 +40,7 @@ def build_outline(number: int, shape: dict) -> Outline | str:
     if kind in ("point", "points", "line", "linestrip"):
         return str(kind)
     label, points = as_label(shape["label"]), shape["points"]
-    if kind == "polygon":
+    if kind in ("polygon", "oriented_rectangle"):
         return Outline(number, label, [[as_ring(points)]])
     (x0, y0), (x1, y1) = (as_numbers(point) for point in points[:2])
     if kind == "rectangle":

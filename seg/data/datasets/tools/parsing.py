@@ -16,10 +16,13 @@ from PIL import Image
 
 from seg import files
 from seg.data.datasets.outlines import Outline
+from seg.data.image_io import IMAGE_SUFFIXES
+from seg.data.tiff import warn_once
 from seg.errors import DataError
 
 MAX_FILE_BYTES = 2**29  # of one annotation file
 MAX_BITMAP_PIXELS = 2**28  # of one object's bitmap
+PNG_MAGIC = b"\x89PNG"
 
 
 class AnnotatedImage(NamedTuple):
@@ -48,10 +51,12 @@ class ToolAnnotations(NamedTuple):
     Attributes:
         images: annotated images.
         labels: in the tool's order; None: those that occur, in the order of the alphabet.
+        masks: image files that hold annotations, and are no images to train on.
     """
 
     images: list[AnnotatedImage]
     labels: list[str] | None = None
+    masks: frozenset[Path] = frozenset()
 
 
 def list_files(place: Path, suffixes: tuple[str, ...]) -> list[Path]:
@@ -96,7 +101,10 @@ def read_json(file: Path) -> Any:
 
 
 def read_matching_json(
-    place: Path, suffixes: tuple[str, ...], matches_format: Callable[[Any], bool]
+    place: Path,
+    suffixes: tuple[str, ...],
+    matches_format: Callable[[Any], bool],
+    marks: tuple[str, ...],
 ) -> Iterator[tuple[Path, Any]]:
     """Yield the JSON files of a tool, and their contents; others are left out.
 
@@ -104,14 +112,45 @@ def read_matching_json(
         place: a file or a folder.
         suffixes: of the files.
         matches_format: function of a content that returns whether it is of the tool.
+        marks: texts that only the tool's files hold.
 
     Raises:
-        DataError: if a file cannot be read or is not JSON.
+        DataError: if a file of the tool cannot be read or is not JSON.
     """
     for file in list_files(place, suffixes):
-        content = read_json(file)
+        try:
+            content = read_json(file)
+        except DataError as error:
+            pass_over(file, place, marks, error)
+            continue
         if matches_format(content):
             yield file, content
+
+
+def pass_over(file: Path, place: Path, marks: tuple[str, ...], error: DataError) -> None:
+    """Warn of a file that cannot be read, unless it is the tool's.
+
+    It is the tool's if it is named in the options, lies beside an image of its name or holds one of ``marks``.
+
+    Raises:
+        DataError: ``error``, if the file is the tool's.
+    """
+    images = [file.stem + suffix for suffix in ("", *IMAGE_SUFFIXES)]  # of a.json and a.png.json
+    folders = (file.parent, file.parent.parent / "img")
+    beside = any((folder / image).is_file() for folder in folders for image in images)
+    if place.is_file() or beside or any(mark in glance_at(file) for mark in marks):
+        raise error
+    warn_once(
+        file, f"passed over {file.name}", f"{str(error).removeprefix(f'{file}: ')}; passed over"
+    )
+
+
+def glance_at(file: Path) -> str:
+    """Return the text of a file, whatever its encoding; "" if it cannot be read or is too large."""
+    try:
+        return files.read_bytes(file, MAX_FILE_BYTES).decode("utf-8", "replace")
+    except OSError:
+        return ""
 
 
 def read_xml(file: Path) -> ElementTree.Element:
@@ -207,7 +246,7 @@ def decode_png(text: Any, compressed: bool = False) -> np.ndarray:
 
     Args:
         text: base64.
-        compressed: True if the PNG is packed by zlib too.
+        compressed: True if the PNG may be packed by zlib too.
 
     Raises:
         ValueError: if it is malformed or too large.
@@ -216,7 +255,7 @@ def decode_png(text: Any, compressed: bool = False) -> np.ndarray:
         raise ValueError("its bitmap is not a text")
     try:
         content = base64.b64decode(text, validate=True)
-        if compressed:
+        if compressed and not content.startswith(PNG_MAGIC):
             content = zlib.decompressobj().decompress(content, MAX_BITMAP_PIXELS)
         with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
             if image.width * image.height > MAX_BITMAP_PIXELS:

@@ -11,6 +11,8 @@ from seg.data.datasets.tools.parsing import (
     read_matching_json,
 )
 
+MARKS = ('"FeatureCollection"', '"Feature"')
+
 
 def matches_format(content: Any) -> bool:
     """Return True if a JSON is GeoJSON of objects."""
@@ -24,7 +26,7 @@ def matches_format(content: Any) -> bool:
 def read_annotations(place: Path) -> ToolAnnotations:
     """Return the annotations (https://qupath.github.io) of a GeoJSON, or of those of a folder; other JSON files are left out."""
     images = []
-    for file, content in read_matching_json(place, (".geojson", ".json"), matches_format):
+    for file, content in read_matching_json(place, (".geojson", ".json"), matches_format, MARKS):
         if isinstance(content, dict):
             content = content.get("features") if "features" in content else [content]
         images.append(build_image(file, file.stem, None, content, build_outline))
@@ -35,7 +37,8 @@ def build_outline(number: int, feature: dict) -> Outline | str:
     """Return the outline of a feature; its kind if it has no area."""
     properties, geometry = feature.get("properties") or {}, feature["geometry"]
     named = properties.get("classification") or {}
-    label = as_label(named["name"]) if named.get("name") is not None else UNNAMED
+    names = named.get("names") or [named.get("name")]  # several of a derived class
+    label = UNNAMED if names == [None] else ": ".join(map(as_label, names))
     plane = geometry.get("plane") or {}
     if plane.get("z", 0) or plane.get("t", 0):
         raise ValueError(f"it lies in the plane {plane}; export one plane for each image")

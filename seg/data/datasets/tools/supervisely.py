@@ -19,6 +19,8 @@ from seg.data.datasets.tools.parsing import (
     state_size,
 )
 
+MARKS = ('"geometryType"', '"classTitle"')
+
 
 def matches_format(content: Any) -> bool:
     """Return True if a JSON is Supervisely's of an image."""
@@ -30,7 +32,7 @@ def matches_format(content: Any) -> bool:
 def read_annotations(place: Path) -> ToolAnnotations:
     """Return the annotations (https://docs.supervisely.com) of a JSON, or of those of a folder; others are left out."""
     images = []
-    for file, content in read_matching_json(place, (".json",), matches_format):
+    for file, content in read_matching_json(place, (".json",), matches_format, MARKS):
         size = state_size(content["size"].get("height"), content["size"].get("width"))
         image = file.parent.parent / "img" / file.stem
         images.append(build_image(file, image.as_posix(), size, content["objects"], build_outline))

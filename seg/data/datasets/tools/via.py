@@ -3,8 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from seg.data.datasets.outlines import UNNAMED, Outline, as_ring, ellipse_ring, rectangle_ring
 from seg.data.datasets.tools.parsing import (
     ToolAnnotations,
@@ -15,6 +13,7 @@ from seg.data.datasets.tools.parsing import (
 )
 from seg.errors import DataError
 
+MARKS = ('"_via_', '"shape_attributes"')
 CLASS_ATTRIBUTES = ("class", "label", "name", "type", "category")
 
 
@@ -42,7 +41,7 @@ def read_annotations(place: Path) -> ToolAnnotations:
     attribute called class, label, name, type or category, or the only one.
     """
     annotated = []
-    for file, content in read_matching_json(place, (".json",), matches_format):
+    for file, content in read_matching_json(place, (".json",), matches_format, MARKS):
         rows = [(image, list_regions(image)) for image in find_images(content) or ()]
         attribute = find_attribute(file, [region for _, regions in rows for region in regions])
 
@@ -99,7 +98,7 @@ def region_outline(number: int, region: dict, attribute: str | None) -> Outline 
         return Outline(number, label, [[ellipse_ring(x, y, r, r)]])
     if kind == "ellipse":
         x, y, rx, ry = as_numbers(shape[key] for key in ("cx", "cy", "rx", "ry"))
-        angle = float(np.deg2rad(as_numbers([shape.get("theta", 0)])[0]))
+        (angle,) = as_numbers([shape.get("theta", 0)])  # radians
         return Outline(number, label, [[ellipse_ring(x, y, rx, ry, angle)]])
     raise ValueError(f"shape {kind!r:.40} is not read; polygon, rect, circle and ellipse are")
 

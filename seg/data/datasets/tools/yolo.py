@@ -14,6 +14,7 @@ from seg.data.datasets.tools.parsing import (
     as_numbers,
     build_image,
     list_files,
+    pass_over,
     read_annotation_text,
 )
 from seg.errors import DataError
@@ -48,9 +49,15 @@ def read_annotations(place: Path) -> ToolAnnotations:
         return Outline(number, names.get(index, f"class {index}"), [[ring]])
 
     for file in list_files(place, (".txt",)):
-        if file.name in LIST_FILES or ("labels" not in file.parent.parts and not looks_like(file)):
+        if file.name in LIST_FILES:
             continue
-        lines = [line for line in read_annotation_text(file).splitlines() if line.strip()]
+        try:
+            if "labels" not in file.parent.parts and not looks_like(file):
+                continue
+            lines = [line for line in read_annotation_text(file).splitlines() if line.strip()]
+        except DataError as error:
+            pass_over(file, place if "labels" not in file.parent.parts else file, (), error)
+            continue
         images.append(build_image(file, image_name(file), None, lines, build_outline, True))
     labels = [names[key] for key in sorted(names)] if names else None
     if labels is None:
@@ -61,7 +68,11 @@ def read_annotations(place: Path) -> ToolAnnotations:
 def looks_like(file: Path) -> bool:
     """Return True if the first line of a text file is an object of YOLO segmentation."""
     words = read_annotation_text(file).partition("\n")[0].split()
-    return len(words) >= 7 and all(word.replace(".", "", 1).isdecimal() for word in words)
+    try:
+        numbers = as_numbers(words)
+    except ValueError:
+        return False
+    return len(words) >= 7 and words[0].isdecimal() and min(numbers) >= 0
 
 
 def image_name(file: Path) -> str:
@@ -83,7 +94,9 @@ def read_names(folder: Path) -> dict[int, str]:
         try:
             content = yaml.safe_load(read_annotation_text(file))
         except (yaml.YAMLError, ValueError, RecursionError) as error:
-            raise DataError(f"{file}: not YAML ({error}); correct it") from error
+            wrong = DataError(f"{file}: not YAML ({' '.join(str(error).split())}); correct it")
+            pass_over(file, folder, ("names:",), wrong)
+            continue
         names = content.get("names") if isinstance(content, dict) else None
         if isinstance(names, list):
             names = dict(enumerate(names))
