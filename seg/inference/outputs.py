@@ -20,7 +20,7 @@ from skimage.measure import regionprops_table
 from seg import files
 from seg.cli.compose import plain_config
 from seg.data.image_io import write_mask
-from seg.data.tiff import TIFF_SUFFIXES
+from seg.data.tiff_layout import TIFF_SUFFIXES
 from seg.display import panels
 from seg.errors import DataError, UserError, missing_extra_hint
 from seg.inference import polygons
@@ -157,10 +157,10 @@ def finish_as_tiff(grown: BandWriter, file: Path) -> Callable[[dict[str, Any]], 
 
 
 def build_masks(request: OutputOptions, place: OutputTarget, kind: str) -> GrowingResult:
-    """Class indices, as PNG or TIFF like the image; for overlapping classes a TIFF with a page for each."""
+    """Class indices, as TIFF for a TIFF or a stack, else PNG; for overlapping classes a TIFF with a page for each."""
     run, stem = request.run, place.file.stem
     grown = build_writer(place, kind, np.uint8, len(run.classes) if run.overlapping else 0)
-    if run.overlapping or place.file.suffix.lower() in TIFF_SUFFIXES:
+    if run.overlapping or place.pages > 1 or place.file.suffix.lower() in TIFF_SUFFIXES:
         finish = finish_as_tiff(grown, place.output / kind / f"{stem}.tif")
     else:
 

@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 
 from seg import files
 from seg.cli.compose import plain_config
-from seg.data.image_io import is_image_file, list_images
+from seg.data.image_files import conversion_hint, image_suffix, is_image_file, list_images
 from seg.errors import UserError
 from seg.inference.outputs import RESULT_KINDS
 from seg.runs import load, records
@@ -46,9 +46,8 @@ def list_inputs(given: str) -> list[Path]:
     if not path.exists():
         raise UserError(f"input={given}: no such file or folder")
     if not is_image_file(path):
-        raise UserError(
-            f"input={given}: not an image by its name; PNG, JPEG, TIFF and the like are read"
-        )
+        hint = conversion_hint(image_suffix(path)) or "PNG, JPEG, TIFF and the like are read"
+        raise UserError(f"input={given}: not an image by its name; {hint}")
     return [path]
 
 

@@ -20,7 +20,7 @@ from seg.data.datasets.base import (
 from seg.data.datasets.coco_json import CocoId, check_categories, choose_classes
 from seg.data.datasets.outlines import DrawnOutline, Outline, describe_labels, draw_outline
 from seg.data.datasets.tools.parsing import AnnotatedImage, ToolAnnotations, list_files
-from seg.data.image_io import IMAGE_SUFFIXES
+from seg.data.image_files import IMAGE_SUFFIXES, no_images_message
 from seg.data.masks import ColourList, shorten_list
 from seg.data.nodata import NodataOption
 from seg.data.partition import Splits
@@ -130,7 +130,7 @@ class Annotations(AnnotatedSource):
         content = read_tool(tool, place)
         images = [file.relative_to(self.root) for file in list_files(self.root, tuple(IMAGE_SUFFIXES))]  # fmt: skip
         if not images:
-            raise DataError(f"{self.root}: no images here; looked for {', '.join(sorted(IMAGE_SUFFIXES))}")  # fmt: skip
+            raise DataError(no_images_message(self.root))
         annotated = match_images(content.images, images, self.root)
         warn_without_area(content.images, place)
         # Classes.

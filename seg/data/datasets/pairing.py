@@ -8,9 +8,11 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import NamedTuple
 
-from seg.data.image_io import count_pages, list_images
+from seg.data.image_files import list_images
+from seg.data.image_io import count_pages, file_axes, log_axes
 from seg.data.masks import shorten_list
 from seg.data.similar_names import SIMILAR_HINT, find_similar, similar_file, similar_key
+from seg.data.tiff_layout import PagesOption
 from seg.errors import DataError
 
 LIST_LINE_HINT = "a line is one name, like {}"
@@ -25,11 +27,18 @@ class Pair(NamedTuple):
         image: file of the image.
         masks: file of the mask, or of each class's layer in the order of the classes; None: no such layer.
         page: page of both files, from 0; None: the files are one image each.
+        pages: use of several pages; see ``seg.data.image_io.read_pages``.
     """
 
     image: Path
     masks: list[Path | None]
     page: int | None = None
+    pages: PagesOption | None = None
+
+    @property
+    def mask_pages(self) -> PagesOption | None:
+        """Use of several pages of the mask, which are never the channels of an image."""
+        return "slices" if self.pages == "slices" else None
 
     @property
     def mask(self) -> Path:
@@ -322,22 +331,37 @@ def read_table(file: Path, classes: list[str]) -> list[tuple[int, dict[str, str]
     return [(line, {key: cell.strip() for key, cell in row.items()}) for line, row in rows]
 
 
-def split_pages(pairs: dict[str, Pair]) -> dict[str, Pair]:
-    """Return each page of a TIFF as an image of its own, named NAME-07, with the same page of its mask.
+def split_pages(name: str, pair: Pair) -> dict[str, Pair]:
+    """Return each slice of a stack as an image of its own, named NAME-07, with the same slice of its mask.
+
+    With ``pages`` None a file is a stack where its axes say so; one that can't be read is left to its reader.
 
     Raises:
-        DataError: if a mask has another number of pages than its image.
+        DataError: if a mask has another number of slices than its image.
     """
-    single: dict[str, Pair] = {}
-    for name, pair in pairs.items():
-        pages = count_pages(pair.image)
-        for mask in pair.masks:
-            if mask is not None and (mask_pages := count_pages(mask)) != pages:
-                raise DataError(
-                    f"{mask}: {mask_pages} pages, but its image {pair.image} has {pages}; data.pages=slices needs "
-                    "one mask for each page"
-                )
-        digits = len(str(pages - 1))
-        for page in range(pages):
-            single[f"{name}-{page:0{digits}d}" if pages > 1 else name] = pair._replace(page=page)
-    return single
+    if pair.pages == "channels":
+        return {name: pair}
+    if pair.pages is None:
+        try:
+            if not file_axes(pair.image):
+                return {name: pair}
+            log_axes(pair.image)
+        except DataError:
+            return {name: pair}
+    pages = count_pages(pair.image, pair.pages)
+    if pages == 1 and pair.pages is None:
+        return {name: pair}
+    for mask in pair.masks:
+        if mask is None:
+            continue
+        mask_pages = count_pages(mask, pair.mask_pages, mask=True)
+        if mask_pages != pages:
+            raise DataError(
+                f"{mask}: {mask_pages} pages, but its image {pair.image} has {pages}; data.pages=slices, and an image "
+                "whose axes are slices, need one mask for each page"
+            )
+    digits = len(str(pages - 1))
+    return {
+        f"{name}-{page:0{digits}d}" if pages > 1 else name: pair._replace(page=page)
+        for page in range(pages)
+    }

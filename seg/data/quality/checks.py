@@ -83,7 +83,8 @@ def file_issues(source: DataSource, inspection: Inspection, root: Path | None) -
         if issue.kind == "colours":
             issue = replace(issue, found=f"{issue.found}: {frequent_colours(file)}")
         elif issue.kind == "values":
-            pages = read_pages(file, int(page) if page else None)
+            option = "slices" if isinstance(source, Folder) and source.pages == "slices" else None
+            pages = read_pages(file, int(page) if page else None, pages=option)
             values, numbers = np.unique(
                 np.concatenate([p.ravel() * 1 for p in pages]),
                 return_counts=True,  # bits as 0 and 1
