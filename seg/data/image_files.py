@@ -18,7 +18,7 @@ IMAGE_SUFFIXES = TIFF_SUFFIXES | STACK_SUFFIXES | PILLOW_SUFFIXES | JPEG2000_SUF
 OTHER_FILES = {
     ".txt", ".csv", ".tsv", ".json", ".geojson", ".jsonl", ".xml", ".yaml", ".yml", ".md", ".rst", ".html", ".pdf",
     ".log", ".ini", ".cfg", ".toml", ".py", ".ipynb", ".sh", ".db", ".xls", ".xlsx", ".doc", ".docx",
-    ".tfw", ".pgw", ".jgw", ".wld", ".prj", ".ovr", ".roi", ".md5", ".sha256",
+    ".tfw", ".pgw", ".jgw", ".wld", ".prj", ".ovr", ".roi", "_seg.npy", ".md5", ".sha256",
 }  # suffixes of files that are no images  # fmt: skip
 BIO_FORMATS = "bfconvert IN{0} OUT.ome.tif"
 CONVERSIONS = {
@@ -32,9 +32,10 @@ CONVERSIONS = {
 
 
 def image_suffix(file: Path) -> str:
-    """Return the suffix of a file's name in lower case, ``.nii.gz`` as one."""
+    """Return the suffix of a file's name in lower case, ``.nii.gz`` and Cellpose's ``_seg.npy`` as one."""
     name = file.name.lower()
-    return ".nii.gz" if name.endswith(".nii.gz") else os.path.splitext(name)[1]
+    compound = next((suffix for suffix in (".nii.gz", "_seg.npy") if name.endswith(suffix)), None)
+    return compound or os.path.splitext(name)[1]
 
 
 def is_image_file(file: Path) -> bool:
@@ -72,14 +73,15 @@ def list_images(folder: Path) -> list[Path]:
         DataError: if the folder does not exist or holds no image.
     """
     images, others = scan_folder(folder)
-    if not images:
-        raise DataError("; ".join([no_images_message(folder), *describe_passed_over(others)]))
+    check_images_found(folder, images, others)
     return images
 
 
-def no_images_message(folder: Path) -> str:
-    """Return the message for a folder without images."""
-    return f"{folder}: no images here; looked for {', '.join(sorted(IMAGE_SUFFIXES))}"
+def check_images_found(folder: Path, images: Sequence[Path], others: Sequence[Path] = ()) -> None:
+    """Raise DataError if a folder holds no images, naming the other files that it holds."""
+    if not images:
+        text = f"{folder}: no images here; looked for {', '.join(sorted(IMAGE_SUFFIXES))}"
+        raise DataError("; ".join([text, *describe_passed_over(others)]))
 
 
 def log_passed_over(folder: Path) -> None:

@@ -65,7 +65,7 @@ def pixel_spacing(option: list[float] | None, files: Iterable[Path]) -> tuple[fl
             math.isclose(a, b, rel_tol=1e-3) for a, b in zip(found, first[1], strict=True)
         ):
             log.warning(
-                f"{file}: a pixel is {found[0]:g} x {found[1]:g} um by its resolution tags, in {first[0]} it is "
+                f"{file}: a pixel is {found[0]:g} x {found[1]:g} um by its metadata, in {first[0]} it is "
                 f"{first[1][0]:g} x {first[1][1]:g} um; distances are given in px only, unless data.spacing is set"
             )
             return None

@@ -20,7 +20,7 @@ PagesOption = Literal["slices", "channels"]
 TIFF_SUFFIXES = {".tif", ".tiff", ".svs", ".ndpi"}
 REDUCED_OR_MASK = 1 | 4  # bits of the tag NewSubfileType: an overview, a transparency mask
 TRANSPARENCY_MASK = 4  # value of the tag PhotometricInterpretation
-SLIDE_EXTRAS = ("label", "macro", "thumbnail", "overview", "map")  # first words of a series' name
+SLIDE_EXTRAS = ("label", "macro", "thumbnail", "overview", "map")  # names of series
 
 
 class TiffLayout(NamedTuple):
@@ -92,7 +92,10 @@ def page_indices(series: tifffile.TiffPageSeries) -> list[int]:
 def series_axes(series: tifffile.TiffPageSeries) -> dict[str, int]:
     """Return letter -> length of a series' axes but the rows, columns and samples of a page."""
     lengths = zip(series.get_axes(False), series.get_shape(False), strict=True)
-    return {axis: length for axis, length in lengths if axis not in "YXS"}
+    axes = {axis: length for axis, length in lengths if axis not in "YXS"}
+    if series.keyframe.samplesperpixel > 1 and "C" in axes:  # colours are channels already
+        axes = {("c" if axis == "C" else axis): length for axis, length in axes.items()}
+    return axes
 
 
 def group_by_axes(series: tifffile.TiffPageSeries, pages: list[int]) -> list[list[int]] | None:
@@ -102,7 +105,7 @@ def group_by_axes(series: tifffile.TiffPageSeries, pages: list[int]) -> list[lis
         found = pages
     axes = series_axes(series)
     if math.prod(axes.values()) != len(found):
-        axes = {axis: length for axis, length in axes.items() if axis != "C"}  # samples of a page
+        axes = {axis: length for axis, length in axes.items() if axis not in "cC"}  # of a page
     if math.prod(axes.values()) != len(found):
         return None
     numbers = np.array(found).reshape(tuple(axes.values()))
@@ -128,7 +131,7 @@ def slide_pages(tiff: tifffile.TiffFile) -> list[int]:
 
 def is_slide_extra(series: tifffile.TiffPageSeries) -> bool:
     """Return True if a series is a slide's thumbnail, label or macro, by its name."""
-    return (series.name or "").lower().startswith(SLIDE_EXTRAS)
+    return (series.name or "").lower().removesuffix(" image") in SLIDE_EXTRAS
 
 
 def image_pages(tiff: tifffile.TiffFile) -> list[int]:

@@ -19,8 +19,9 @@ from seg.data.datasets.base import (
 )
 from seg.data.datasets.coco_json import CocoId, check_categories, choose_classes
 from seg.data.datasets.outlines import DrawnOutline, Outline, describe_labels, draw_outline
+from seg.data.datasets.pairing import report_passed_over
 from seg.data.datasets.tools.parsing import AnnotatedImage, ToolAnnotations, list_files
-from seg.data.image_files import IMAGE_SUFFIXES, no_images_message
+from seg.data.image_files import CONVERSIONS, IMAGE_SUFFIXES, check_images_found, is_image_file
 from seg.data.masks import ColourList, shorten_list
 from seg.data.nodata import NodataOption
 from seg.data.partition import Splits
@@ -128,9 +129,11 @@ class Annotations(AnnotatedSource):
         self.nodata, self.spacing = nodata, spacing
         place = find_place(self.root, annotations)
         content = read_tool(tool, place)
-        images = [file.relative_to(self.root) for file in list_files(self.root, tuple(IMAGE_SUFFIXES))]  # fmt: skip
-        if not images:
-            raise DataError(no_images_message(self.root))
+        listed = list_files(self.root, tuple(IMAGE_SUFFIXES))
+        images = [file.relative_to(self.root) for file in listed if is_image_file(file)]
+        others = list_files(self.root, tuple(suffix for suffix in CONVERSIONS if suffix))
+        check_images_found(self.root, images, others)
+        report_passed_over(self.root, others)
         annotated = match_images(content.images, images, self.root)
         warn_without_area(content.images, place)
         # Classes.

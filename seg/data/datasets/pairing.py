@@ -8,10 +8,17 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import NamedTuple
 
-from seg.data.image_files import list_images
+from seg.data.image_files import (
+    check_images_found,
+    conversion_hint,
+    describe_passed_over,
+    image_suffix,
+    scan_folder,
+)
 from seg.data.image_io import count_pages, file_axes, log_axes
 from seg.data.masks import shorten_list
 from seg.data.similar_names import SIMILAR_HINT, find_similar, similar_file, similar_key
+from seg.data.tiff import warn_once
 from seg.data.tiff_layout import PagesOption
 from seg.errors import DataError
 
@@ -135,13 +142,31 @@ def report_unpaired(issues: list[DataError]) -> None:
         raise DataError(file=first.file, found=text, remedy=first.remedy, kind=first.kind)
 
 
+def report_passed_over(folder: Path, files: list[Path]) -> None:
+    """Warn once of files of a folder that are not read, unless ``leave_out_unpaired`` collects them."""
+    errors = UNPAIRED_ERRORS.get()
+    if errors is None:
+        for line in describe_passed_over(files):
+            warn_once(folder / "*", line, line)
+        return
+    for file in files:
+        suffix = image_suffix(file)
+        remedy = conversion_hint(suffix) or "save it as TIFF or PNG, or take it out"
+        found = f"passed over: {suffix or 'a name without a suffix'} is not read"
+        errors.append(DataError(file=file, found=found, remedy=remedy, kind="passed_over"))
+
+
 def listed_images(path: Path, only: set[str] | None = None, similar: bool = False) -> list[Path]:
     """Return the image files of a folder, or the one file, restricted to the names in ``only``, or similar ones.
 
     Raises:
         DataError: if there are none.
     """
-    files = [path] if path.is_file() else list_images(path)
+    files = [path]
+    if not path.is_file():
+        files, others = scan_folder(path)
+        check_images_found(path, files, others)
+        report_passed_over(path, others)
     if only is None:
         return files
     key = similar_key if similar else str
