@@ -38,6 +38,11 @@ def image_suffix(file: Path) -> str:
     return compound or os.path.splitext(name)[1]
 
 
+def image_stem(file: Path) -> str:
+    """Return the name of a file without its suffix, of ``a.nii.gz`` ``a``."""
+    return file.name[:-7] if image_suffix(file) == ".nii.gz" else file.stem
+
+
 def is_image_file(file: Path) -> bool:
     """Return True if a file's name has the suffix of an image and is not hidden."""
     return image_suffix(file) in IMAGE_SUFFIXES and not file.name.startswith(".")

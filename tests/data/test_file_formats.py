@@ -1,6 +1,8 @@
 """Each row of the guide's table of formats: what is read equals what another library reads or was given to write."""
 
 import re
+import warnings
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,12 +13,17 @@ import numpy as np
 import pydicom
 import pytest
 import tifffile
+from format_files import dicom, nifti
 from PIL import Image
-from pydicom.uid import ExplicitVRLittleEndian, RLELossless
+from pydicom.uid import RLELossless
 
+import seg.errors
+from seg.data import stacks
+from seg.data.datasets.folder import Folder
 from seg.data.image_files import scan_folder
 from seg.data.image_io import count_pages, read_image, read_pages
-from seg.data.raster import open_pages
+from seg.data.raster import ImageReader, open_pages
+from seg.data.spacing import read_spacing
 from seg.errors import DataError
 
 GUIDE = Path(__file__).parents[2] / "docs/data.md"
@@ -69,42 +76,6 @@ def written(file: Path, pixels: np.ndarray, **options) -> Path:
     return file
 
 
-def dicom(file: Path, pixels: np.ndarray, kind: str = "MONOCHROME2", bits: int = 0, **tags) -> Path:
-    """A DICOM file of (H, W), (frames, H, W) or (H, W, 3)."""
-    data, colour = pydicom.Dataset(), kind not in ("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR")
-    data.file_meta = pydicom.dataset.FileMetaDataset()
-    data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    data.SOPClassUID, data.SOPInstanceUID = "1.2.840.10008.5.1.4.1.1.7", "1.2.3"
-    data.Rows, data.Columns = pixels.shape[-3:-1] if colour else pixels.shape[-2:]
-    data.SamplesPerPixel, data.PhotometricInterpretation = 3 if colour else 1, kind
-    if colour:
-        data.PlanarConfiguration = 0
-    if pixels.ndim == 3 and not colour:
-        data.NumberOfFrames = len(pixels)
-    data.BitsAllocated = 8 * pixels.dtype.itemsize
-    data.BitsStored = bits or data.BitsAllocated
-    data.HighBit, data.PixelRepresentation = data.BitsStored - 1, int(pixels.dtype.kind == "i")
-    data.PixelData = pixels.tobytes() + b"\0" * (pixels.nbytes % 2)
-    for name, value in tags.items():
-        setattr(data, name, value)
-    data.save_as(file, enforce_file_format=True)
-    return file
-
-
-def nifti(
-    file: Path, array: np.ndarray, slope: float = 1, inter: float = 0, unit: str = "mm"
-) -> Path:
-    volume = nibabel.Nifti1Image(array, np.diag([0.5, 0.25, 2, 1]))
-    volume.header.set_data_dtype(array.dtype)
-    volume.header.set_xyzt_units(unit)
-    nibabel.save(volume, file)
-    if (slope, inter) != (1, 0):  # scl_slope and scl_inter of the header
-        data = bytearray(file.read_bytes())
-        data[112:120] = np.array([slope, inter], "<f4").tobytes()
-        file.write_bytes(data)
-    return file
-
-
 def slide(file: Path, aperio: bool = True, flag: bool = False) -> np.ndarray:
     """A pyramid of tiles, as Aperio's with thumbnail, label and macro; returns its largest level."""
     big = RNG.integers(0, 256, (160, 96, 3), np.uint8)
@@ -121,6 +92,21 @@ def slide(file: Path, aperio: bool = True, flag: bool = False) -> np.ndarray:
             tiff.write(big[:7, :9], subfiletype=1, description=text, **options)
             tiff.write(big[:8, :5], subfiletype=9, description=text, **options)
     return big
+
+
+def as_ndpi(plain: Path, file: Path) -> Path:
+    """Write a TIFF as Hamamatsu does: 8 bytes for each offset of a directory, whose tags' high halves follow."""
+    data = bytearray(plain.read_bytes())
+    with tifffile.TiffFile(plain) as tiff:
+        places = [(page.offset, len(page.tags)) for page in tiff.pages]
+    link = 4  # position of the offset of the next directory
+    for offset, count in places:
+        data += b"\0" * (len(data) % 2)
+        data[link : link + 8] = len(data).to_bytes(8, "little")
+        link = len(data) + 2 + 12 * count
+        data += plain.read_bytes()[offset : offset + 2 + 12 * count] + bytes(8 + 4 * count)
+    file.write_bytes(data)
+    return file
 
 
 def jpeg2000(folder: Path) -> None:
@@ -199,23 +185,17 @@ def slides(folder: Path) -> None:
     ):
         check(folder / name, slide(folder / name, **options))
     # Hamamatsu: levels and macro, by its own tags
-    file, big = folder / "a.ndpi", slide(folder / "x.tif")
-    with tifffile.TiffWriter(file) as tiff:
+    plain, big = folder / "plain.tif", slide(folder / "x.tif")
+    with tifffile.TiffWriter(plain, byteorder="<") as tiff:
         for image, lens in ((big, 20.0), (big[::2, ::2], 10.0), (big[:40, :20], -1.0)):
             extra = [
                 (65420, 4, 1, 1, True),
                 (65421, 11, 1, lens, True),
-                (271, 2, 9, "Hamamatsu", True),
+                (271, 2, 10, "Hamamatsu", True),
             ]
-            tiff.write(
-                image,
-                photometric="rgb",
-                metadata=None,
-                extratags=extra,
-                resolution=(40000, 40000),
-                resolutionunit="CENTIMETER",
-            )
-    check(file, big)
+            options = {"photometric": "rgb", "metadata": None, "extratags": extra}
+            tiff.write(image, resolution=(40000, 40000), resolutionunit="CENTIMETER", **options)
+    check(as_ndpi(plain, folder / "a.ndpi"), big)
     # A level that is Aperio's JPEG 2000 of YCbCr
     jpeg = big[:64, :64]
     luminance = np.array(Image.fromarray(jpeg).convert("YCbCr"))
@@ -367,18 +347,11 @@ def bits(folder: Path) -> None:
 
 
 def few_bits(folder: Path) -> None:
-    data = imagecodecs.packints_encode(GREY8 % 16, 4)
-    tifffile.imwrite(
-        folder / "a.tif",
-        iter([data]),
-        shape=(21, 13),
-        dtype=np.uint8,
-        bitspersample=4,
-        rowsperstrip=21,
-        photometric="minisblack",
-        compression=None,
-    )
-    check(folder / "a.tif", GREY8 % 16 * np.uint8(17))
+    image = GREY8[:, :12] % 16
+    data = imagecodecs.packints_encode(image, 4)
+    options = {"dtype": np.uint8, "bitspersample": 4, "photometric": "minisblack"}
+    tifffile.imwrite(folder / "a.tif", iter([data]), shape=image.shape, rowsperstrip=21, **options)
+    check(folder / "a.tif", image * np.uint8(17))
 
 
 def palettes(folder: Path) -> None:
@@ -496,3 +469,187 @@ def test_every_row_of_the_guide_has_a_check():
 @pytest.mark.parametrize("row", ROWS)
 def test_a_row_of_the_guide_is_what_is_read(tmp_path, row):
     ROWS[row](tmp_path)
+
+
+def packed(file: Path, array: np.ndarray, claimed: tuple[int, ...]) -> Path:
+    """An NPZ whose array claims another shape."""
+    with (
+        zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive,
+        archive.open("a.npy", "w") as stream,
+    ):
+        header = {"descr": array.dtype.str, "fortran_order": False, "shape": claimed}
+        np.lib.format.write_array_header_1_0(stream, header)
+        stream.write(array.tobytes())
+    return file
+
+
+def test_arrays_that_run_code_or_claim_more_than_they_hold_are_refused(tmp_path, monkeypatch):
+    objects = np.array([[print, 1]], dtype=object)
+    np.save(tmp_path / "o.npy", objects)
+    np.savez(tmp_path / "o.npz", objects)
+    for name in ("o.npy", "o.npz"):
+        refused(
+            lambda name=name: read_image(tmp_path / name),
+            name,
+            "Python objects, which could run code",
+        )
+    np.save(tmp_path / "t.npy", GREY16)
+    (tmp_path / "t.npy").write_bytes((tmp_path / "t.npy").read_bytes()[:-1])
+    refused(lambda: read_image(tmp_path / "t.npy"), "t.npy", "truncated")
+    refused(
+        lambda: read_image(packed(tmp_path / "c.npz", GREY8, (10**9, 10**9))), "c.npz", "truncated"
+    )
+    np.savez(tmp_path / "two.npz", a=GREY8, b=GREY8)
+    refused(lambda: read_image(tmp_path / "two.npz"), "arrays a, b", "one called image")
+    refused(lambda: read_pages(tmp_path / "two.npz"), "one called mask")
+    volume = np.zeros((2000, 2000, 3), np.uint8)
+    np.savez_compressed(tmp_path / "z.npz", volume)
+    nifti(tmp_path / "z.nii.gz", volume)
+    assert read_image(tmp_path / "z.npz").shape == (2000, 2000, 3)  # constant, and not large
+    monkeypatch.setattr(stacks, "BOMB_BYTES", 2**20)
+    monkeypatch.setattr(stacks, "BOMB_RATIO", 50)
+    for name in ("z.npz", "z.nii.gz"):
+        refused(lambda name=name: read_image(tmp_path / name, 0), name, "unpack to")
+    file = nifti(tmp_path / "a.nii", VOLUME[0, 0])
+    file.write_bytes(file.read_bytes()[:-9])
+    refused(lambda: read_image(file, 0), "a.nii", "truncated")
+    file = dicom(tmp_path / "a.dcm", GREY16)
+    file.write_bytes(file.read_bytes()[:-9])
+    refused(lambda: read_image(file), "a.dcm")
+    (tmp_path / "b.dcm").write_bytes(b"no DICOM")
+    refused(lambda: read_image(tmp_path / "b.dcm"), "b.dcm")
+
+
+def test_a_dicom_that_is_no_picture_is_named(tmp_path):
+    file = dicom(tmp_path / "a.dcm", GREY8, SOPClassUID=stacks.SLIDE_STORAGE)
+    refused(lambda: read_image(file), "tiles of a slide", "bfconvert")
+    data = pydicom.dcmread(file)
+    data.SOPClassUID = "1.2.840.10008.5.1.4.1.1.481.3"  # structures
+    for name in ("Rows", "PixelData"):
+        del data[name]
+    data.save_as(file)
+    refused(lambda: read_image(file), "it holds no pixels")
+
+
+@pytest.mark.parametrize(
+    ("name", "extra"), [("a.dcm", "dicom"), ("a.nii", "nifti"), ("a.nii.gz", "nifti")]
+)
+def test_a_missing_extra_is_named(tmp_path, monkeypatch, name, extra):
+    (tmp_path / name).write_bytes(b"")
+    monkeypatch.setattr(seg.errors, "find_spec", lambda package: None)
+    refused(lambda: read_image(tmp_path / name), name, f"pip install 'seg[{extra}]'")
+
+
+def test_slices_of_channels_are_paired_with_the_slices_of_their_masks(tmp_path, caplog):
+    masks = RNG.integers(0, 2, (2, 3, 21, 13), np.uint8)
+    for part in ("images", "masks"):
+        (tmp_path / part).mkdir()
+    written(tmp_path / "images/s.ome.tif", VOLUME, metadata={"axes": "TZCYX"})
+    written(
+        tmp_path / "masks/s.ome.tif",
+        masks.reshape(-1, 21, 13),
+        photometric="minisblack",
+        ome=False,
+    )
+    written(tmp_path / "images/v.tif", VOLUME[1, 2], imagej=True, metadata={"axes": "CYX"})
+    written(tmp_path / "masks/v.tif", masks[0, 0])
+    with caplog.at_level("INFO"):
+        source = Folder(str(tmp_path), ["a", "b"])
+    assert "s.ome.tif: axes TZCYX: 2 x 3 slices (T x Z) of 4 channels" in caplog.text
+    assert "v.tif: axes CYX: one image of 4 channels" in caplog.text
+    assert list(source.files) == [*(f"s.ome-{i}" for i in range(6)), "v"]
+    for number, (t, z) in enumerate(np.ndindex(2, 3)):
+        image, mask = source.read(f"s.ome-{number}")
+        same(image, np.moveaxis(VOLUME[t, z], 0, -1))
+        same(mask, masks[t, z])
+    same(source.read("v")[0], np.moveaxis(VOLUME[1, 2], 0, -1))
+    # The option overrides the axes, as for a file without axes
+    written(
+        tmp_path / "masks/v.tif",
+        np.stack([masks[0, 0]] * 4),
+        photometric="minisblack",
+        metadata=None,
+    )
+    flat = np.repeat(masks.reshape(-1, 21, 13), 4, axis=0)
+    written(tmp_path / "masks/s.ome.tif", flat, photometric="minisblack", ome=False)
+    source = Folder(str(tmp_path), ["a", "b"], pages="slices")
+    assert len(source.files) == 28
+    same(source.read("s.ome-05")[0][..., 0], VOLUME.reshape(-1, 21, 13)[5])
+    refused(
+        lambda: Folder(str(tmp_path), ["a", "b"]),
+        "s.ome.tif: 24 pages",
+        "has 6",
+        "whose axes are slices",
+    )
+
+
+def test_planes_of_a_mask_follow_the_slices_of_its_image(tmp_path):
+    planes = RNG.integers(0, 2, (3, 2, 21, 13), np.uint8)  # Z, C, Y, X
+    for part in ("images", "masks"):
+        (tmp_path / part).mkdir()
+    nifti(tmp_path / "images/s.nii.gz", VOLUME[0, :, 0].T)
+    written(tmp_path / "masks/s.tif", planes, imagej=True, metadata={"axes": "ZCYX"})
+    source = Folder(str(tmp_path), ["a", "b"], task="overlapping")
+    for z in range(3):
+        image, mask = source.read(f"s-{z}")
+        same(image[..., 0], VOLUME[0, z, 0])
+        same(mask, np.moveaxis(planes[z], 0, -1))
+    # An image and its mask in one kind of archive
+    np.savez(tmp_path / "images/t.npz", image=GREY8)
+    np.savez(tmp_path / "masks/t.npz", image=GREY8, mask=np.stack([GREY8 // 128] * 2, axis=-1))
+    source = Folder(str(tmp_path), ["a", "b"], task="overlapping")
+    same(source.read("t")[1][..., 1], GREY8 // 128)
+
+
+def test_files_of_a_set_name_no_other_file(tmp_path):
+    """An OME-XML may name any path; only the file itself is opened."""
+    file = written(tmp_path / "a.ome.tif", VOLUME[0, :, 0], metadata={"axes": "ZYX"})
+    with tifffile.TiffFile(file) as tiff:
+        xml = tiff.ome_metadata
+    other = '<TiffData FirstZ="{0}" IFD="{0}" PlaneCount="1"><UUID FileName="../../secret.tif">urn:uuid:0</UUID></TiffData>'
+    xml = re.sub(r"<TiffData .*?/>", "".join(other.format(i) for i in range(3)), xml)
+    written(
+        file, VOLUME[0, :, 0], description=xml, metadata=None, ome=False, photometric="minisblack"
+    )
+    opened = []
+
+    class Recorded(tifffile.TiffFile):
+        def __init__(self, path, *args, **options):
+            opened.append(str(path))
+            super().__init__(path, *args, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tifffile, "TiffFile", Recorded)
+        patch.setattr(tifffile.tifffile, "TiffFile", Recorded)
+        assert count_pages(file) == 3
+    assert set(opened) == {str(file)}
+
+
+def test_a_slide_is_read_in_bands_from_its_largest_level_alone(tmp_path):
+    big = slide(tmp_path / "a.svs")
+    (reader,) = open_pages(tmp_path / "a.svs")
+    decoded = []
+    page = reader.directory
+    decode = page.decode
+    page.decode = lambda data, index, **options: (
+        decoded.append(index) or decode(data, index, **options)
+    )
+    same(reader.rows(20, 30), big[20:30])
+    assert sorted(decoded) == list(range(6, 12))  # one row of tiles of 16 px
+    reader.close()
+
+
+def test_pages_of_falling_size_without_tiles_stay_pages(tmp_path):
+    file = tmp_path / "stack.tif"
+    with tifffile.TiffWriter(file) as tiff:
+        for step in (1, 2, 4):
+            tiff.write(RGB8[::step, ::step], photometric="rgb", metadata=None)
+    assert count_pages(file) == 3
+
+
+def test_warnings_of_decoders_are_no_errors(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        reader = ImageReader(dicom(tmp_path / "a.dcm", GREY8))
+        assert reader.shape == (21, 13, 1)
+        assert read_spacing(tmp_path / "a.dcm") is None

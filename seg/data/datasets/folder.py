@@ -23,6 +23,7 @@ from seg.data.datasets.pairing import (
     split_pages,
 )
 from seg.data.datasets.tools.detection import detect_tool
+from seg.data.image_files import image_stem
 from seg.data.image_io import read_image, read_orientation, read_pages
 from seg.data.masks import (
     ColourList,
@@ -366,7 +367,7 @@ class Folder:
         meanings: dict[str, list[str]] = {}
         for name, pair in self.files.items():
             file = pair.image
-            for line in {name, name + file.suffix, file.name, file.stem if stacks else name}:
+            for line in {name, name + file.suffix, file.name, image_stem(file) if stacks else name}:
                 line = similar_key(line) if self.similar else line
                 meanings.setdefault(line, []).append(name)
         clear = {line: names for line, names in meanings.items() if stacks or len(names) == 1}

@@ -12,6 +12,7 @@ from seg.data.image_files import (
     check_images_found,
     conversion_hint,
     describe_passed_over,
+    image_stem,
     image_suffix,
     scan_folder,
 )
@@ -78,7 +79,7 @@ def pair_by_names(
         DataError: if a folder or ``pair_by`` is wrong, or finds one key in two names.
     """
     if (folder / images).is_file() and (folder / masks).is_file():
-        return {Path(images).stem: Pair(folder / images, [folder / masks])}, []
+        return {image_stem(Path(images)): Pair(folder / images, [folder / masks])}, []
     # Key the files of the images, and of each layer of the masks.
     image_files, issues = files_by_key(
         listed_images(folder / images, only, similar), pair_by, similar
@@ -103,7 +104,7 @@ def pair_by_names(
         file = next(plane[key] for plane in planes if key in plane)
         text, remedy = missing_partner("image", "mask", folder / images, key, image_keys, hint)
         issues.append(DataError(file=file, found=text, remedy=remedy, kind="no_image"))
-    pairs = {f.stem: Pair(f, [p.get(k) for p in planes]) for k, f in image_files.items()}
+    pairs = {image_stem(f): Pair(f, [p.get(k) for p in planes]) for k, f in image_files.items()}
     return pairs, issues
 
 
@@ -171,10 +172,10 @@ def listed_images(path: Path, only: set[str] | None = None, similar: bool = Fals
         return files
     key = similar_key if similar else str
     names = set(map(key, only))
-    chosen = [f for f in files if key(f.name) in names or key(f.stem) in names]
+    chosen = [f for f in files if key(f.name) in names or key(image_stem(f)) in names]
     if not chosen:
         raise DataError(
-            f"{path}: no image here is in data.lists; {LIST_LINE_HINT.format(files[0].stem)}"
+            f"{path}: no image here is in data.lists; {LIST_LINE_HINT.format(image_stem(files[0]))}"
         )
     return chosen
 
@@ -198,9 +199,9 @@ def files_by_key(
     by_key: dict[str, Path] = {}
     issues: list[DataError] = []
     for file in files:
-        key = file.stem
+        key = image_stem(file)
         if pattern is not None:
-            match = pattern.search(file.stem)
+            match = pattern.search(image_stem(file))
             key = match[min(1, pattern.groups)] if match else None
             if not key:
                 raise DataError(f"data.pair_by={pair_by}: matches nothing in the name {file}")
@@ -274,7 +275,8 @@ def pair_by_table(
             for c in columns
         ]
         # Each image has one line.
-        name = Path(row["image"]).with_suffix("").as_posix()
+        written = Path(row["image"])
+        name = written.with_name(image_stem(written)).as_posix()
         if name in pairs:
             raise DataError(f"{where}: {name} is on an earlier line too; keep one of them")
         pairs[name] = Pair(image, masks)
