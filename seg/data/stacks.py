@@ -239,7 +239,7 @@ def open_nifti(file: Path) -> Stack:
     stored, size = os.stat(file).st_size, dtype.itemsize * count_values(shape)
     if file.suffix.lower() == ".gz":
         check_unpacked_size(size, stored)
-    elif size > stored:
+    elif volume.dataobj.offset + size > stored:
         raise ValueError(f"truncated: an array of {shape} {dtype} does not fit into the file")
     others = shape[2:]
     names = [f"{n} along axis {axis}" for axis, n in enumerate(others, 3) if n > 1]

@@ -148,7 +148,7 @@ def report_passed_over(folder: Path, files: list[Path]) -> None:
     errors = UNPAIRED_ERRORS.get()
     if errors is None:
         for line in describe_passed_over(files):
-            warn_once(folder / "*", line, line)
+            warn_once(folder, f"{folder} {line}", line)
         return
     for file in files:
         suffix = image_suffix(file)
