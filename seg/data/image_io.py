@@ -196,46 +196,30 @@ def count_pages(file: Path, pages: PagesOption | None = None, mask: bool = False
     Raises:
         DataError: if the file cannot be read.
     """
+    return read_axes(file, pages, mask)[0]
+
+
+def read_axes(file: Path, pages: PagesOption | None = None, mask: bool = False) -> tuple[int, str]:
+    """Return the number of images of a file, and the text of the axes that it gives; empty if it gives none.
+
+    See ``count_pages``.
+    """
     suffix = image_suffix(file)
     if suffix not in TIFF_SUFFIXES | STACK_SUFFIXES:
-        return 1
+        return 1, ""
     with decoder_errors(file):
         if suffix in STACK_SUFFIXES:
-            return open_stack(file, False if mask else None, pages).length
+            stack = open_stack(file, False if mask else None, pages)
+            return stack.length, stack.axes
         with tifffile.TiffFile(file) as tiff:
             check_all_pages(tiff)
-            return len(group_pages(tiff, pages))
+            return len(group_pages(tiff, pages)), read_layout(tiff).axes
 
 
-def file_axes(file: Path) -> str:
-    """Return the axes that a file of several pages gives, as text; empty if it gives none.
-
-    Raises:
-        DataError: if the file cannot be read.
-    """
-    suffix = image_suffix(file)
-    with decoder_errors(file):
-        if suffix in STACK_SUFFIXES:
-            return open_stack(file).axes
-        if suffix in TIFF_SUFFIXES:
-            with tifffile.TiffFile(file) as tiff:
-                return read_layout(tiff).axes
-    return ""
-
-
-def log_axes(file: Path) -> None:
-    """Log the axes that a file of several pages gives, once for each folder.
-
-    Raises:
-        DataError: if the file cannot be read.
-    """
-    axes = file_axes(file)
+def log_axes(file: Path, axes: str) -> None:
+    """Log the axes that a file of several pages gives, if any, once for each folder."""
     if axes and (file.parent, axes) not in LOGGED_AXES:
-        LOGGED_AXES.add((file.parent, axes))
-        log.info(f"{file}: {axes}")
-
-
-LOGGED_AXES: set[tuple[Path, str]] = set()  # folders and axes that ``log_axes`` has logged
+        set[tuple[Path, str]] = set()  # folders and axes that ``log_axes`` has logged
 
 
 def pillow_pixels(image: Image.Image, colours: bool, alpha: bool = False) -> np.ndarray:

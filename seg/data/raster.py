@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import tifffile
 
-from seg.data.image_io import as_image, count_pages, decoder_errors, log_axes, read_image
+from seg.data.image_io import as_image, decoder_errors, log_axes, read_axes, read_image
 from seg.data.tiff import (
     JPEG_COMPRESSIONS,
     check_channels,
@@ -28,6 +28,7 @@ from seg.data.tiff_layout import (
     check_all_pages,
     group_pages,
     has_single_directory,
+    read_layout,
 )
 from seg.data.value_types import SCAN_ROWS
 
@@ -69,9 +70,9 @@ class ImageReader:
     ) -> None:
         self.file, self.page, self.nodata = file, page, nodata
         self.whole: np.ndarray | None = None
-        self.tiff, self.length = tiff, 1
+        self.tiff, self.axes = tiff, ""
         if file.suffix.lower() not in TIFF_SUFFIXES:
-            self.length = count_pages(file, pages)
+            self.length, self.axes = read_axes(file, pages)
             self.whole = read_image(file, page if self.length > 1 else None, pages, nodata)
             self.shape = self.whole.shape
             return
@@ -83,6 +84,7 @@ class ImageReader:
                 self.has_hidden_pages = has_single_directory(self.tiff)
                 groups = group_pages(self.tiff, pages)
                 self.length, self.numbers = len(groups), groups[page]
+                self.axes = read_layout(self.tiff).axes
                 directories = [0] if self.has_hidden_pages else self.numbers
                 if not self.has_hidden_pages:
                     for number in directories:
@@ -211,7 +213,7 @@ def open_pages(
     """
     first = ImageReader(file, pages=pages, nodata=nodata)
     if pages is None:
-        log_axes(file)
+        log_axes(file, first.axes)
     others = range(1, first.pages)
     return [first, *(ImageReader(file, n, pages, first.tiff, nodata) for n in others)]
 

@@ -16,7 +16,7 @@ from seg.data.image_files import (
     image_suffix,
     scan_folder,
 )
-from seg.data.image_io import count_pages, file_axes, log_axes
+from seg.data.image_io import count_pages, log_axes, read_axes
 from seg.data.masks import shorten_list
 from seg.data.similar_names import SIMILAR_HINT, find_similar, similar_file, similar_key
 from seg.data.tiff import warn_once
@@ -370,14 +370,14 @@ def split_pages(name: str, pair: Pair) -> dict[str, Pair]:
         return {name: pair}
     if pair.pages is None:
         try:
-            if not file_axes(pair.image):
-                return {name: pair}
-            log_axes(pair.image)
+            pages, axes = read_axes(pair.image)
         except DataError:
             return {name: pair}
-    pages = count_pages(pair.image, pair.pages)
-    if pages == 1 and pair.pages is None:
-        return {name: pair}
+        log_axes(pair.image, axes)
+        if pages == 1 or not axes:
+            return {name: pair}
+    else:
+        pages = count_pages(pair.image, pair.pages)
     for mask in pair.masks:
         if mask is None:
             continue
