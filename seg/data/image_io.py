@@ -219,7 +219,11 @@ def read_axes(file: Path, pages: PagesOption | None = None, mask: bool = False) 
 def log_axes(file: Path, axes: str) -> None:
     """Log the axes that a file of several pages gives, if any, once for each folder."""
     if axes and (file.parent, axes) not in LOGGED_AXES:
-        set[tuple[Path, str]] = set()  # folders and axes that ``log_axes`` has logged
+        LOGGED_AXES.add((file.parent, axes))
+        log.info(f"{file}: {axes}")
+
+
+LOGGED_AXES: set[tuple[Path, str]] = set()  # folders and axes that ``log_axes`` has logged
 
 
 def pillow_pixels(image: Image.Image, colours: bool, alpha: bool = False) -> np.ndarray:
