@@ -94,11 +94,14 @@ def require_package(file: Path, package: str) -> None:
 
 def open_array(file: Path, name: str, pages: PagesOption | None) -> Stack:
     """Return the images of an NPY or NPZ file; ``name`` is that of the array among several of an NPZ."""
-    array = map_array(file) if file.suffix.lower() == ".npy" else read_archive(file, name)
-    if pages == "slices" and array.ndim > 2:
+
+    def load() -> np.ndarray:
+        return map_array(file) if file.suffix.lower() == ".npy" else unpack_file(file, name)
+
+    if pages == "slices" and (array := load()).ndim > 2:
         axes = f"axes {array.shape}: {len(array)} slices, the first axis"
-        return Stack(len(array), lambda i: as_native(channels_last(array[i], file, None)), axes)
-    return Stack(1, lambda _: as_native(channels_last(array, file, pages)))
+        return Stack(len(array), lambda i: as_native(channels_last(load()[i], file, None)), axes)
+    return Stack(1, lambda _: as_native(channels_last(load(), file, pages)))
 
 
 def channels_last(array: np.ndarray, file: Path, pages: PagesOption | None) -> np.ndarray:
@@ -208,6 +211,28 @@ def read_archive(file: Path, name: str) -> np.ndarray:
             return np.lib.format.read_array(stream, allow_pickle=False)
 
 
+def unpack_file(file: Path, name: str) -> np.ndarray:
+    """Return the array of a packed file, which is not to be changed; the last one is kept, for its next slice.
+
+    Args:
+        file: an NPZ, or a packed NIfTI volume.
+        name: of the array among several of an NPZ.
+    """
+    status = os.stat(file)
+    return unpack_state(file, name, status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=1)
+def unpack_state(file: Path, name: str, size: int, time: int) -> np.ndarray:
+    """Return what ``unpack_file`` does, once for each state of a file: its size in bytes and its time in ns."""
+    if file.suffix.lower() == ".npz":
+        return read_archive(file, name)
+    import nibabel
+
+    volume: Any = nibabel.load(file)
+    return np.asanyarray(volume.dataobj)
+
+
 def check_unpacked_size(size: int, packed: int) -> None:
     """Raise ValueError if so many bytes can't be, or should not be, unpacked from so few."""
     if size > DEFLATE_RATIO * packed + 2**16:
@@ -247,7 +272,7 @@ def open_nifti(file: Path) -> Stack:
 
     def read(number: int) -> np.ndarray:
         place = np.unravel_index(number, others[::-1])[::-1] if others else ()
-        values = unpacked_volume(file) if file.suffix.lower() == ".gz" else volume.dataobj
+        values = unpack_file(file, "") if file.suffix.lower() == ".gz" else volume.dataobj
         plane = as_native(values[(slice(None), slice(None), *map(int, place))])
         if plane.dtype.names:  # colours
             plane = np.stack([plane[channel] for channel in plane.dtype.names[:3]], axis=-1)
@@ -257,21 +282,6 @@ def open_nifti(file: Path) -> Stack:
     width, height = (float(zoom) for zoom in volume.header.get_zooms()[:2])
     spacing = (unit * height, unit * width) if unit and min(height, width) > 0 else None
     return Stack(count_values(others), read, axes if names else "", spacing)
-
-
-def unpacked_volume(file: Path) -> np.ndarray:
-    """Return the values of a packed volume; those of the last one are kept."""
-    status = os.stat(file)
-    return unpack_volume(file, status.st_size, status.st_mtime_ns)
-
-
-@lru_cache(maxsize=1)
-def unpack_volume(file: Path, size: int, time: int) -> np.ndarray:
-    """Return the values of a volume, once for each state of the file: its size in bytes and its time in ns."""
-    import nibabel
-
-    volume: Any = nibabel.load(file)
-    return np.asanyarray(volume.dataobj)
 
 
 # DICOM
