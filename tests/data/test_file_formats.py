@@ -508,6 +508,7 @@ def test_arrays_that_run_code_or_claim_more_than_they_hold_are_refused(tmp_path,
     assert read_image(tmp_path / "z.npz").shape == (2000, 2000, 3)  # constant, and not large
     monkeypatch.setattr(stacks, "BOMB_BYTES", 2**20)
     monkeypatch.setattr(stacks, "BOMB_RATIO", 50)
+    stacks.unpack_state.cache_clear()
     for name in ("z.npz", "z.nii.gz"):
         refused(lambda name=name: read_image(tmp_path / name, 0), name, "unpack to")
     file = nifti(tmp_path / "a.nii", VOLUME[0, 0])
