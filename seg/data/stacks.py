@@ -299,6 +299,7 @@ def open_dicom(file: Path, colours: bool | None) -> Stack:
     require_package(file, "pydicom")
     import pydicom
     from pydicom.filereader import read_file_meta_info
+    from pydicom.pixels import get_decoder
 
     if str(read_file_meta_info(file).get("TransferSyntaxUID", "")) == DEFLATED:
         raise NotImplementedError(
@@ -309,6 +310,9 @@ def open_dicom(file: Path, colours: bool | None) -> Stack:
         raise NotImplementedError("tiles of a slide; convert it: bfconvert IN.dcm OUT.ome.tif")
     if "Rows" not in header or "PhotometricInterpretation" not in header:
         raise ValueError("it holds no pixels")
+    syntax = header.file_meta.TransferSyntaxUID
+    if syntax.is_encapsulated and not get_decoder(syntax).is_available:
+        raise NotImplementedError(f"{syntax.name}; decompress it: gdcmconv --raw IN.dcm OUT.dcm")
     frames = int(header.get("NumberOfFrames", 1) or 1)
 
     def read(number: int) -> np.ndarray:

@@ -15,7 +15,7 @@ import pytest
 import tifffile
 from format_files import dicom, nifti
 from PIL import Image
-from pydicom.uid import RLELossless
+from pydicom.uid import JPEGBaseline8Bit, JPEGLSLossless, RLELossless
 
 import seg.errors
 from seg.data import stacks
@@ -530,6 +530,16 @@ def test_a_dicom_that_is_no_picture_is_named(tmp_path):
         del data[name]
     data.save_as(file)
     refused(lambda: read_image(file), "it holds no pixels")
+    data = pydicom.dcmread(dicom(file, GREY8))
+    data.file_meta.TransferSyntaxUID = JPEGLSLossless
+    data.PixelData = pydicom.encaps.encapsulate([b"\xff\xd8\xff\xd9"])
+    data["PixelData"].VR = "OB"
+    data.save_as(file)
+    refused(lambda: read_image(file), "JPEG-LS Lossless", "gdcmconv --raw")
+    data.file_meta.TransferSyntaxUID = JPEGBaseline8Bit
+    data.PixelData = pydicom.encaps.encapsulate([imagecodecs.jpeg8_encode(GREY8, level=95)])
+    data.save_as(file)
+    check(file, imagecodecs.jpeg8_decode(imagecodecs.jpeg8_encode(GREY8, level=95)))
 
 
 @pytest.mark.parametrize(
