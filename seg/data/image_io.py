@@ -1,7 +1,7 @@
-"""Read and write image files: TIFF through tifffile, other formats through Pillow."""
+"""Read and write image files: TIFF through tifffile, arrays and medical images, other formats through Pillow."""
 
+import logging
 import math
-import os
 import re
 import warnings
 from collections.abc import Generator, Sequence
@@ -13,20 +13,27 @@ import numpy as np
 import tifffile
 from PIL import Image, PngImagePlugin
 
+from seg.data.image_files import image_suffix
 from seg.data.nodata import check_sentinels, declare_nodata, find_values, unify_integers
+from seg.data.stacks import STACK_SUFFIXES, open_stack, read_stack
 from seg.data.tiff import (
-    TIFF_SUFFIXES,
     apply_orientation,
-    check_all_pages,
-    count_tiff_pages,
     has_colour_map,
-    has_single_directory,
-    image_pages,
     page_orientation,
     read_tiff_pages,
     warn_once,
 )
+from seg.data.tiff_layout import (
+    TIFF_SUFFIXES,
+    PagesOption,
+    check_all_pages,
+    group_pages,
+    has_single_directory,
+    read_layout,
+)
 from seg.errors import DataError
+
+log = logging.getLogger("seg")
 
 # Pillow's limits against attacks are lifted: images are the user's own, and may be large.
 Image.MAX_IMAGE_PIXELS = None
@@ -37,34 +44,19 @@ EXIF_ORIENTATION = 274  # tag
 SEPARATOR = rb"(?:\s|#[^\r\n]*[\r\n])+"  # white space and comments of a Netpbm header
 NETPBM_HEADER = re.compile(rb"P([2356])" + SEPARATOR.join([b"", *[rb"(\d+)"] * 3]) + rb"\s")
 
-IMAGE_SUFFIXES = TIFF_SUFFIXES | {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".pgm", ".ppm"}
-
-
-def list_images(folder: Path) -> list[Path]:
-    """Return the image files of a folder, sorted by name; hidden and other files are left out.
-
-    Raises:
-        DataError: if the folder does not exist or holds no image.
-    """
-    if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder")
-    names = sorted(os.listdir(folder))  # strings sort much faster than paths
-    folders = {entry.name for entry in os.scandir(folder) if entry.is_dir()}
-    files = [folder / n for n in names if n not in folders and is_image_file(folder / n)]
-    if not files:
-        raise DataError(f"{folder}: no images here; looked for {', '.join(sorted(IMAGE_SUFFIXES))}")
-    return files
-
-
-def is_image_file(file: Path) -> bool:
-    """Return True if a file's name has the suffix of an image and is not hidden."""
-    return file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith(".")
+CODESTREAM = b"\xff\x4f\xff\x51"  # start of JPEG 2000's image data: the markers SOC and SIZ
+SIZ_LENGTH = 42  # bytes from there to the depth of the first component
+SYCC = b"colr\x01\x00\x00\x00\x00\x00\x12"  # JP2's box for the colour space sYCC
 
 
 def read_pages(
-    file: Path, page: int | None = None, colours: bool | None = False, alpha: bool = False
+    file: Path,
+    page: int | None = None,
+    colours: bool | None = False,
+    alpha: bool = False,
+    pages: PagesOption | None = None,
 ) -> list[np.ndarray]:
-    """Return the pages of a TIFF, or the one image of another file, as their tags say.
+    """Return the pages or slices of a file, or its one image, as their tags say.
 
     Args:
         file: file to read.
@@ -72,6 +64,8 @@ def read_pages(
         colours: convert the indices of a palette image to its colours; None: as in an image, where a palette of
             greys gives grey values and ImageJ's only shows the values.
         alpha: keep alpha as a channel.
+        pages: ``slices``: each page of a TIFF is an image; ``channels``: they are the channels of one; None: by the
+            axes of the file, and without axes each page is an image.
 
     Returns:
         Arrays (H, W) or (H, W, C).
@@ -79,13 +73,15 @@ def read_pages(
     Raises:
         DataError: if the file is missing, damaged or truncated, or is no TIFF and holds several images.
     """
-    # TIFFs by tifffile, which reads all their types; everything else by Pillow
+    # TIFFs by tifffile, which reads all their types; pictures by Pillow
     if not file.is_file():
         raise DataError(file=file, found="no such file", kind="unreadable")
     with decoder_errors(file):
         if file.suffix.lower() in TIFF_SUFFIXES:
             with tifffile.TiffFile(file) as tiff:
-                return read_tiff_pages(tiff, file, page, colours, alpha)
+                return read_tiff_pages(tiff, file, page, colours, alpha, pages)
+        if image_suffix(file) in STACK_SUFFIXES:
+            return read_stack(file, page, colours, pages)
         with Image.open(file) as image:
             # Pillow goes by the content, whatever the suffix
             if image.format == "TIFF":
@@ -107,7 +103,11 @@ def read_pages(
             if image.format == "PPM" and (netpbm := netpbm_pixels(file)) is not None:
                 pixels = netpbm
             elif image.format == "PNG" and is_deep_png(file):
-                pixels = deep_png_pixels(file, alpha)
+                pixels = drop_alpha(imagecodecs.png_decode(file.read_bytes()), alpha)
+            elif image.format == "JPEG2000" and is_deep_jpeg2000(file):
+                pixels = drop_alpha(imagecodecs.jpeg2k_decode(file.read_bytes()), alpha)
+            elif image.format == "AVIF":
+                pixels = drop_alpha(imagecodecs.avif_decode(file.read_bytes()), alpha)
             else:
                 pixels = pillow_pixels(image, colours is not False, alpha)
             return [apply_orientation(pixels, turned)]
@@ -119,7 +119,7 @@ def pillow_orientation(image: Image.Image) -> int:
     return int(value) if value in range(1, 9) else 1
 
 
-def read_orientation(file: Path, page: int | None = None) -> int:
+def read_orientation(file: Path, page: int | None = None, pages: PagesOption | None = None) -> int:
     """Return the orientation that a file, or a page of a TIFF, gives, 1 (upright) to 8.
 
     Raises:
@@ -128,8 +128,10 @@ def read_orientation(file: Path, page: int | None = None) -> int:
     with decoder_errors(file):
         if file.suffix.lower() in TIFF_SUFFIXES:
             with tifffile.TiffFile(file) as tiff:
-                number = 0 if has_single_directory(tiff) else image_pages(tiff)[page or 0]
+                number = 0 if has_single_directory(tiff) else group_pages(tiff, pages)[page or 0][0]
                 return page_orientation(tiff.pages[number].aspage())
+        if image_suffix(file) in STACK_SUFFIXES:
+            return 1
         with Image.open(file) as image:
             return pillow_orientation(image)
 
@@ -144,6 +146,8 @@ def has_palette(file: Path) -> bool:
         if file.suffix.lower() in TIFF_SUFFIXES:
             with tifffile.TiffFile(file) as tiff:
                 return has_colour_map(tiff.pages[0].aspage())
+        if image_suffix(file) in STACK_SUFFIXES:
+            return False
         with Image.open(file) as image:
             return image.mode in ("P", "PA") and not is_grey_palette(image)
 
@@ -181,17 +185,45 @@ def decoder_errors(file: Path) -> Generator[None]:
         raise DataError(file=file, found=found, kind="unreadable") from error
 
 
-def count_pages(file: Path) -> int:
-    """Return the number of pages of a TIFF; 1 for any other file.
+def count_pages(file: Path, pages: PagesOption | None = None, mask: bool = False) -> int:
+    """Return the number of pages or slices of a file that are images; 1 for a picture.
+
+    Args:
+        file: file to read.
+        pages: see ``read_pages``.
+        mask: whether it is a mask; an NPZ may hold an image and a mask.
 
     Raises:
         DataError: if the file cannot be read.
     """
-    if file.suffix.lower() not in TIFF_SUFFIXES:
-        return 1
-    with decoder_errors(file), tifffile.TiffFile(file) as tiff:
-        check_all_pages(tiff)
-        return count_tiff_pages(tiff)
+    return read_axes(file, pages, mask)[0]
+
+
+def read_axes(file: Path, pages: PagesOption | None = None, mask: bool = False) -> tuple[int, str]:
+    """Return the number of images of a file, and the text of the axes that it gives; empty if it gives none.
+
+    See ``count_pages``.
+    """
+    suffix = image_suffix(file)
+    if suffix not in TIFF_SUFFIXES | STACK_SUFFIXES:
+        return 1, ""
+    with decoder_errors(file):
+        if suffix in STACK_SUFFIXES:
+            stack = open_stack(file, False if mask else None, pages)
+            return stack.length, stack.axes
+        with tifffile.TiffFile(file) as tiff:
+            check_all_pages(tiff)
+            return len(group_pages(tiff, pages)), read_layout(tiff).axes
+
+
+def log_axes(file: Path, axes: str) -> None:
+    """Log the axes that a file of several pages gives, if any, once for each folder."""
+    if axes and (file.parent, axes) not in LOGGED_AXES:
+        LOGGED_AXES.add((file.parent, axes))
+        log.info(f"{file}: {axes}")
+
+
+LOGGED_AXES: set[tuple[Path, str]] = set()  # folders and axes that ``log_axes`` has logged
 
 
 def pillow_pixels(image: Image.Image, colours: bool, alpha: bool = False) -> np.ndarray:
@@ -224,9 +256,8 @@ def pillow_pixels(image: Image.Image, colours: bool, alpha: bool = False) -> np.
     return array[..., :3] if image.mode == "RGBA" and not alpha else array
 
 
-def deep_png_pixels(file: Path, alpha: bool) -> np.ndarray:
-    """Return the pixels of a 16-bit PNG, (H, W) or (H, W, C) uint16, without alpha unless ``alpha``."""
-    array = imagecodecs.png_decode(file.read_bytes())
+def drop_alpha(array: np.ndarray, alpha: bool) -> np.ndarray:
+    """Return decoded pixels (H, W) or (H, W, C), without the last of 2 or 4 channels unless ``alpha``."""
     channels = np.atleast_3d(array)
     if not alpha and channels.shape[2] in (2, 4):
         channels = channels[..., :-1]
@@ -237,6 +268,20 @@ def is_deep_png(file: Path) -> bool:
     """Return True if the header of a PNG says 16 bits, of which Pillow keeps 8 unless the image is grey."""
     with file.open("rb") as stream:
         return stream.read(25)[24:] == b"\x10"
+
+
+def is_deep_jpeg2000(file: Path) -> bool:
+    """Return True if a JPEG 2000 has other samples than 8 unsigned bits, which Pillow scales or rounds.
+
+    Raises:
+        NotImplementedError: for colours of such samples that are not converted.
+    """
+    data = file.read_bytes()
+    start = data.find(CODESTREAM)
+    deep = start >= 0 and data[start + SIZ_LENGTH : start + SIZ_LENGTH + 1] != b"\x07"  # bits - 1
+    if deep and SYCC in data[:start]:
+        raise NotImplementedError("sYCC of more than 8 bits; save it as RGB")
+    return deep
 
 
 def netpbm_pixels(file: Path) -> np.ndarray | None:
@@ -276,7 +321,7 @@ def netpbm_pixels(file: Path) -> np.ndarray | None:
 def read_image(
     file: Path,
     page: int | None = None,
-    channels: bool = False,
+    pages: PagesOption | None = None,
     nodata: Sequence[float] = (),
 ) -> np.ndarray:
     """Return one image (H, W, C) uint8, uint16 or float32, without alpha and with a palette's colours.
@@ -284,29 +329,20 @@ def read_image(
     Args:
         file: file to read.
         page: index of the page of a stack, from 0; None: the file is one image.
-        channels: take the pages of a TIFF as the channels of one image.
+        pages: use of several pages; see ``read_pages``.
         nodata: values that mean no data; see ``as_image``.
 
     Raises:
-        DataError: if the file cannot be read, holds several pages but neither ``page`` nor ``channels`` is
-            given, or has values that are not finite.
+        DataError: if the file cannot be read, holds several images but no ``page`` is given, or has values that
+            are not finite.
     """
-    pages = read_pages(file, page, colours=None)
-    # A single page is the image; several need data.pages
-    if len(pages) == 1:
-        return as_image(pages[0], file if page is None else f"{file}, page {page}", nodata)
-    if not channels:
+    images = read_pages(file, page, colours=None, pages=pages)
+    if len(images) > 1:
         raise DataError(
-            f"{file}: {len(pages)} pages, but one image is needed; split the stack, or take each page as an "
+            f"{file}: {len(images)} pages, but one image is needed; split the stack, or take each page as an "
             "image (data.pages=slices) or as a channel (data.pages=channels)"
         )
-    # Pages as channels (H, W, C): grey, of one size and one type
-    if len({(array.shape, array.dtype) for array in pages}) > 1 or pages[0].ndim != 2:
-        shapes = ", ".join(sorted({f"{array.shape} {array.dtype}" for array in pages}))
-        raise DataError(
-            f"{file}: pages of {shapes}; data.pages=channels needs grey pages of one size and type"
-        )
-    return as_image(np.stack(pages, axis=-1), file, nodata)
+    return as_image(images[0], file if page is None else f"{file}, page {page}", nodata)
 
 
 def as_image(page: np.ndarray, file: Path | str, nodata: Sequence[float] = ()) -> np.ndarray:

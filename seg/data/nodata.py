@@ -14,7 +14,8 @@ from typing import Any, Literal
 import numpy as np
 import tifffile
 
-from seg.data.tiff import GDAL_NODATA, TIFF_SUFFIXES, interpret_page, warn_once
+from seg.data.tiff import GDAL_NODATA, interpret_page, warn_once
+from seg.data.tiff_layout import TIFF_SUFFIXES
 from seg.errors import DataError
 
 NodataOption = float | Literal["nan", "none"]

@@ -11,19 +11,24 @@ from typing import Any
 import numpy as np
 import tifffile
 
-from seg.data.image_io import as_image, decoder_errors, read_image
+from seg.data.image_io import as_image, decoder_errors, log_axes, read_axes, read_image
 from seg.data.tiff import (
     JPEG_COMPRESSIONS,
-    TIFF_SUFFIXES,
-    check_all_pages,
+    check_channels,
     check_page_complete,
-    count_tiff_pages,
-    has_single_directory,
-    image_pages,
     interpret_page,
     map_stack,
     move_channels_last,
     page_orientation,
+    stack_channels,
+)
+from seg.data.tiff_layout import (
+    TIFF_SUFFIXES,
+    PagesOption,
+    check_all_pages,
+    group_pages,
+    has_single_directory,
+    read_layout,
 )
 from seg.data.value_types import SCAN_ROWS
 
@@ -42,9 +47,9 @@ class ImageReader:
     """One image whose rows are read on demand.
 
     Args:
-        file: an image file; a TIFF may hold several pages.
-        page: index of the page, from 0.
-        channels: take all pages as the channels of one image.
+        file: an image file, perhaps of several images.
+        page: index of the image, from 0.
+        pages: use of several pages; see ``seg.data.image_io.read_pages``.
         tiff: the file, if it is already open, so that many pages share one file handle.
         nodata: values that mean no data; see ``seg.data.image_io.as_image``.
 
@@ -55,19 +60,22 @@ class ImageReader:
         DataError: if the file cannot be read.
     """
 
+    colours: bool | None = None  # as in an image: see ``seg.data.image_io.read_pages``
+
     def __init__(
         self,
         file: Path,
         page: int = 0,
-        channels: bool = False,
+        pages: PagesOption | None = None,
         tiff: tifffile.TiffFile | None = None,
         nodata: Sequence[float] = (),
     ) -> None:
         self.file, self.page, self.nodata = file, page, nodata
         self.whole: np.ndarray | None = None
-        self.tiff = tiff
-        if channels or file.suffix.lower() not in TIFF_SUFFIXES:
-            self.whole = read_image(file, channels=channels, nodata=nodata)
+        self.tiff, self.axes = tiff, ""
+        if file.suffix.lower() not in TIFF_SUFFIXES:
+            self.length, self.axes = read_axes(file, pages)
+            self.whole = read_image(file, page if self.length > 1 else None, pages, nodata)
             self.shape = self.whole.shape
             return
         try:
@@ -76,31 +84,41 @@ class ImageReader:
                     self.tiff = tifffile.TiffFile(file)
                     check_all_pages(self.tiff)
                 self.has_hidden_pages = has_single_directory(self.tiff)
-                self.number = 0  # of the directory
+                groups = group_pages(self.tiff, pages)
+                self.length, self.numbers = len(groups), groups[page]
+                self.axes = read_layout(self.tiff).axes
+                directories = [0] if self.has_hidden_pages else self.numbers
                 if not self.has_hidden_pages:
-                    self.number = image_pages(self.tiff)[page]
-                    check_page_complete(self.tiff, self.number)
-                self.directory = self.tiff.pages[self.number].aspage()
-                self.upright = page_orientation(self.directory) == 1
+                    for number in directories:
+                        check_page_complete(self.tiff, number)
+                self.directories = [self.tiff.pages[number].aspage() for number in directories]
+                self.directory = self.directories[0]
+                self.stored = self.check_stored_pages()
+                self.upright = all(page_orientation(one) == 1 for one in self.directories)
                 if self.directory.imagedepth > 1 or not self.upright:
                     self.whole = self.read_band(0, None)
+                    self.shape, self.stored = self.whole.shape, self.whole.dtype
         except BaseException:
             self.close()
             raise
-        if self.whole is not None:
-            self.shape, self.stored = self.whole.shape, self.whole.dtype
-            return
-        # Channels and type are those of an empty row.
-        stored = self.directory
-        samples = () if stored.samplesperpixel == 1 else (stored.samplesperpixel,)
-        try:
-            with decoder_errors(file):
-                row = np.zeros((1, stored.imagewidth, *samples), stored.dtype)
-                first = self.interpret_rows(row, file, turn=False)
-        except BaseException:
-            self.close()
-            raise
-        self.shape, self.stored = (stored.imagelength, *first.shape[1:]), first.dtype
+
+    def check_stored_pages(self) -> np.dtype:
+        """Set the shape from an empty row of each page, which must agree, and return the type of the image."""
+        rows = []
+        for stored in self.directories:
+            samples = () if stored.samplesperpixel == 1 else (stored.samplesperpixel,)
+            row = np.zeros((1, stored.imagewidth, *samples), stored.dtype)
+            rows.append(interpret_page(row, stored, self.file, self.colours, turn=False))
+        if len(rows) > 1:
+            sizes = [one.imagelength for one in self.directories]
+            shapes = [
+                ((size, *row.shape[1:]), row.dtype) for size, row in zip(sizes, rows, strict=True)
+            ]
+            check_channels(shapes, self.file)
+        rows *= len(self.numbers) // len(rows)  # slices of one array
+        first = self.finish_rows(stack_channels(rows, self.file), self.file)
+        self.shape = (self.directory.imagelength, *first.shape[1:])
+        return first.dtype
 
     def rows(self, start: int, stop: int) -> np.ndarray:
         """Return rows (stop - start, W, C) uint8, uint16 or float32.
@@ -121,31 +139,38 @@ class ImageReader:
         """Return rows of the page as an image; with ``stop`` None the whole page, decoded at once."""
         name = f"{self.file}, page {self.page}" if self.pages > 1 else self.file
         with decoder_errors(self.file):
-            assert self.tiff is not None
-            axes = self.directory.axes
-            if self.has_hidden_pages:
-                pixels = move_channels_last(map_stack(self.tiff, self.file)[self.page], axes)
-                pixels = pixels[start:stop]
-            elif stop is None:
-                pixels = move_channels_last(self.directory.asarray(), axes)
-            elif self.directory.is_memmappable:
-                mapped = tifffile.memmap(self.file, page=self.number, mode="r")
-                pixels = move_channels_last(mapped, axes)[start:stop]
-            else:
-                pixels = decode_rows(self.directory, start, stop)
-            pixels = np.asarray(pixels, pixels.dtype.newbyteorder("="))
-            pixels = pixels[..., 0] if pixels.shape[2:] == (1,) else pixels
-            return self.interpret_rows(pixels, name, turn=stop is None)
+            channels = [self.read_page_rows(n, start, stop) for n in range(len(self.numbers))]
+            pixels = stack_channels(channels, self.file)
+        return self.finish_rows(pixels, name)
 
-    def interpret_rows(self, pixels: np.ndarray, name: Path | str, turn: bool) -> np.ndarray:
-        """Return rows as stored, channels last, as their tags say: (h, W, C)."""
-        pixels = interpret_page(pixels, self.directory, self.file, turn=turn)
+    def finish_rows(self, pixels: np.ndarray, name: Path | str) -> np.ndarray:
+        """Return rows that were read as rows of an image, (h, W, C)."""
         return as_image(pixels, name, self.nodata)
+
+    def read_page_rows(self, channel: int, start: int, stop: int | None) -> np.ndarray:
+        """Return rows of one of the pages that are the image's channels, as its tags say."""
+        assert self.tiff is not None
+        number = self.numbers[channel]
+        directory = self.directories[0 if self.has_hidden_pages else channel]
+        axes = directory.axes
+        if self.has_hidden_pages:
+            pixels = move_channels_last(map_stack(self.tiff, self.file)[number], axes)
+            pixels = pixels[start:stop]
+        elif stop is None:
+            pixels = move_channels_last(directory.asarray(), axes)
+        elif directory.is_memmappable:
+            mapped = tifffile.memmap(self.file, page=number, mode="r")
+            pixels = move_channels_last(mapped, axes)[start:stop]
+        else:
+            pixels = decode_rows(directory, start, stop)
+        pixels = np.asarray(pixels, pixels.dtype.newbyteorder("="))
+        pixels = pixels[..., 0] if pixels.shape[2:] == (1,) else pixels
+        return interpret_page(pixels, directory, self.file, self.colours, turn=stop is None)
 
     @property
     def pages(self) -> int:
-        """Number of pages of the file."""
-        return 1 if self.tiff is None else count_tiff_pages(self.tiff)
+        """Number of images of the file."""
+        return self.length
 
     @property
     def tags(self) -> dict[str, Any]:
@@ -153,13 +178,9 @@ class ImageReader:
 
         A page that is turned as it is seen has no GeoTIFF tags: these refer to the stored rows.
         """
-        if self.tiff is not None:
-            page = self.directory
-        elif self.file.suffix.lower() in TIFF_SUFFIXES:  # its pages are channels
-            with tifffile.TiffFile(self.file) as tiff:
-                page = tiff.pages[0].aspage()
-        else:
+        if self.tiff is None:
             return {}
+        page = self.directory
         tags, orientation = page.tags, page_orientation(page)
         extra = [(t.code, t.dtype, t.count, t.value, True) for t in tags if t.code in GEOTIFF_TAGS]
         kept: dict[str, Any] = {"extratags": extra if orientation == 1 else []}
@@ -184,7 +205,7 @@ class ImageReader:
 
 
 class MaskReader(ImageReader):
-    """Mask of class values or colours, of which rows are read on demand, in a TIFF page that is stored upright.
+    """Mask of class values or colours, of which rows are read on demand.
 
     Args:
         file: a TIFF.
@@ -196,29 +217,29 @@ class MaskReader(ImageReader):
         self.colours = colours
         super().__init__(file, page)
 
-    def interpret_rows(self, pixels: np.ndarray, name: Path | str, turn: bool) -> np.ndarray:
+    def finish_rows(self, pixels: np.ndarray, name: Path | str) -> np.ndarray:
         """Return rows as stored, (h, W) or (h, W, C)."""
-        return interpret_page(pixels, self.directory, self.file, self.colours, turn=turn)
+        return pixels
 
 
-def open_pages(file: Path, channels: bool, nodata: Sequence[float] = ()) -> list[ImageReader]:
-    """Return a reader for each page of a file, or one reader if its pages are the channels of one image.
+def open_pages(
+    file: Path, pages: PagesOption | None = None, nodata: Sequence[float] = ()
+) -> list[ImageReader]:
+    """Return a reader for each image of a file.
 
-    ``nodata`` are the values that mean no data.
+    Args:
+        file: file to read.
+        pages: use of several pages; see ``seg.data.image_io.read_pages``.
+        nodata: values that mean no data.
 
     Raises:
         DataError: if the file cannot be read.
     """
-    if channels:
-        return [ImageReader(file, channels=True, nodata=nodata)]
-    first = ImageReader(file, nodata=nodata)
-    return [
-        first,
-        *(
-            ImageReader(file, page, tiff=first.tiff, nodata=nodata)
-            for page in range(1, first.pages)
-        ),
-    ]
+    first = ImageReader(file, pages=pages, nodata=nodata)
+    if pages is None:
+        log_axes(file, first.axes)
+    others = range(1, first.pages)
+    return [first, *(ImageReader(file, n, pages, first.tiff, nodata) for n in others)]
 
 
 def decode_rows(page: Any, start: int, stop: int) -> np.ndarray:

@@ -1,10 +1,9 @@
-"""TIFF files: pages, channels, colour maps and truncation."""
+"""TIFF files: pages and channels as their tags say, colour maps and truncation."""
 
 import logging
 import math
-import os
-import struct
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -13,20 +12,19 @@ import numpy as np
 import tifffile
 from PIL import Image
 
+from seg.data.tiff_layout import (
+    PagesOption,
+    check_all_pages,
+    group_pages,
+    has_single_directory,
+    read_layout,
+)
 from seg.errors import DataError
 
 log = logging.getLogger("seg")
 
-TIFF_SUFFIXES = {".tif", ".tiff"}
 NATIVE_BYTE_ORDER = "<" if sys.byteorder == "little" else ">"
-REDUCED_OR_MASK = 1 | 4  # bits of the tag NewSubfileType: an overview, a transparency mask
-MIN_IS_WHITE, PALETTE, TRANSPARENCY_MASK, CMYK, YCBCR = (
-    0,
-    3,
-    4,
-    5,
-    6,
-)  # values of the tag PhotometricInterpretation
+MIN_IS_WHITE, PALETTE, CMYK, YCBCR = 0, 3, 5, 6  # values of the tag PhotometricInterpretation
 UNCONVERTED = {8: "CIE Lab", 9: "ICC Lab", 10: "ITU Lab", 32803: "the mosaic of a colour filter array",
                32844: "CIE Log2", 32845: "CIE LogLuv"}  # further values  # fmt: skip
 JPEG_COMPRESSIONS = (
@@ -35,6 +33,7 @@ JPEG_COMPRESSIONS = (
     33007,
     34892,
 )  # compressions whose tables may be stored apart from the pixels
+APERIO_YCBCR = 33003  # compression of Aperio: JPEG 2000 of YCbCr, whatever the photometric tag
 ALPHA = (1, 2)  # values of the tag ExtraSamples: associated and unassociated alpha
 GDAL_METADATA, GDAL_NODATA = 42112, 42113  # tags
 STRAIGHT_LINE = 0  # value of ImageJ's calibration function: c0 + c1 * value
@@ -49,36 +48,51 @@ def read_tiff_pages(
     page: int | None,
     colours: bool | None,
     alpha: bool = False,
+    pages: PagesOption | None = None,
 ) -> list[np.ndarray]:
-    """Return the pages of an open TIFF, as their tags say; overviews and transparency masks are left out.
+    """Return the images of an open TIFF, as their tags and axes say; see ``group_pages``.
 
     Args:
         tiff: the open file.
         file: its path.
-        page: index of the only page to read, from 0; None: all pages.
+        page: index of the only image to read, from 0; None: all images.
         colours: convert the indices of a colour map to its colours; None: those of ``has_colour_map``.
         alpha: keep alpha as a channel.
+        pages: use of several pages; None: by the axes of the file.
 
     Returns:
         Arrays (H, W) or (H, W, C) in native byte order; pages of 16 MiB or more are memory-mapped where possible.
 
     Raises:
         ValueError: if the file is truncated.
+        DataError: if pages that are channels differ.
     """
     # A stack read as a whole must not be cut off
     if page is None:
         check_all_pages(tiff)
-    # Pages without a directory of their own are slices of one array.
-    if has_single_directory(tiff):
-        stack = map_stack(tiff, file)
-        chosen = stack if page is None else stack[page : page + 1]
-        first, native = tiff.pages[0].aspage(), stack.dtype.newbyteorder("=")
-        slices = [move_channels_last(np.array(array, native), first.axes) for array in chosen]
-        return [interpret_page(array, first, file, colours, alpha) for array in slices]
-    # Pages with a directory are read one by one.
-    numbers = image_pages(tiff)
-    arrays = []
-    for number in numbers if page is None else [numbers[page]]:
+    # Pages without a directory of their own are slices of one array
+    stack = map_stack(tiff, file) if has_single_directory(tiff) else None
+    groups = group_pages(tiff, pages)
+    images = []
+    for numbers in groups if page is None else [groups[page]]:
+        channels = [read_page(tiff, n, file, stack, colours, alpha) for n in numbers]
+        images.append(stack_channels(channels, file))
+    return images
+
+
+def read_page(
+    tiff: tifffile.TiffFile,
+    number: int,
+    file: Path,
+    stack: np.ndarray | None,
+    colours: bool | None,
+    alpha: bool,
+) -> np.ndarray:
+    """Return one page of an open TIFF, or one slice of ``stack``; see ``read_tiff_pages``."""
+    if stack is not None:
+        directory = tiff.pages[0].aspage()
+        array = np.array(stack[number], stack.dtype.newbyteorder("="))
+    else:
         directory = tiff.pages[number].aspage()
         check_page_complete(tiff, number)
         native = directory.parent.byteorder == NATIVE_BYTE_ORDER
@@ -86,31 +100,31 @@ def read_tiff_pages(
             array = tifffile.memmap(file, page=number, mode="r")
         else:
             array = directory.asarray()
-        array = move_channels_last(array, directory.axes)
-        arrays.append(interpret_page(array, directory, file, colours, alpha))
-    return arrays
+    return interpret_page(
+        move_channels_last(array, directory.axes), directory, file, colours, alpha
+    )
 
 
-def image_pages(tiff: tifffile.TiffFile) -> list[int]:
-    """Return the indices of the pages that are images: neither overviews nor transparency masks."""
-    # Listing the pages of a long stack is slow, so keep the result while the file is unchanged
-    status = os.stat(tiff.filehandle.path)
-    state = (tiff.filehandle.path, status.st_size, status.st_mtime_ns)
-    if state not in IMAGE_PAGES:
-        # Pyramids and transparency masks are pages as well, but no images
-        pages = [page.aspage() for page in tiff.pages]
-        images = [
-            number
-            for number, page in enumerate(pages)
-            if not page.subfiletype & REDUCED_OR_MASK and page.photometric != TRANSPARENCY_MASK
-        ]
-        if len(IMAGE_PAGES) > 1024:
-            IMAGE_PAGES.clear()
-        IMAGE_PAGES[state] = images or list(range(len(pages)))
-    return IMAGE_PAGES[state]
+def stack_channels(pages: list[np.ndarray], file: Path) -> np.ndarray:
+    """Return pages (H, W) as the channels of one image (H, W, C); one page as it is.
+
+    Raises:
+        DataError: if they differ in size or type, or are not grey.
+    """
+    if len(pages) == 1:
+        return pages[0]
+    check_channels([(page.shape, page.dtype) for page in pages], file)
+    return np.stack(pages, axis=-1)
 
 
-IMAGE_PAGES: dict[tuple, list[int]] = {}  # (path, size, time) -> result of ``image_pages``
+def check_channels(pages: Sequence[tuple[tuple[int, ...], np.dtype]], file: Path) -> None:
+    """Raise DataError unless pages of these shapes and types can be the channels of one image."""
+    if len(set(pages)) > 1 or len(pages[0][0]) != 2:
+        shapes = ", ".join(sorted({f"{shape} {dtype}" for shape, dtype in pages}))
+        raise DataError(
+            f"{file}: pages of {shapes}; pages as channels (data.pages=channels, or the axes of the file) must be "
+            "grey, of one size and type"
+        )
 
 
 def interpret_page(
@@ -157,7 +171,9 @@ def interpret_page(
         pixels = invert_white_is_zero(pixels, page, file)
     elif kind == CMYK and (page.tags.valueof("InkSet") or 1) == 1:
         pixels = convert_cmyk(pixels)
-    elif kind == YCBCR and int(page.compression) not in JPEG_COMPRESSIONS:
+    elif int(page.compression) == APERIO_YCBCR or (
+        kind == YCBCR and int(page.compression) not in JPEG_COMPRESSIONS
+    ):
         pixels = convert_ycbcr(pixels)
     # Values of 2 and 4 bits fill 8 bits, as in PNG.
     if kind != PALETTE and page.bitspersample in (2, 4) and pixels.dtype == np.uint8:
@@ -332,52 +348,16 @@ def check_page_complete(tiff: tifffile.TiffFile, number: int) -> None:
         )
 
 
-def check_all_pages(tiff: tifffile.TiffFile) -> None:
-    """Raise ValueError if the file announces more pages than it holds."""
-    # Position of the last directory that tifffile found
-    layout, reader, last = tiff.tiff, tiff.filehandle, tiff.pages[-1]
-    # The last directory must not point to another one; a page without a directory has offset 0.
-    if last.offset:
-        reader.seek(last.offset)
-        (tags,) = struct.unpack(layout.tagnoformat, reader.read(layout.tagnosize))
-        reader.seek(last.offset + layout.tagnosize + tags * layout.tagsize)
-        (next_offset,) = struct.unpack(layout.offsetformat, reader.read(layout.offsetsize))
-        if next_offset:
-            raise ValueError(f"truncated: more pages should follow the first {len(tiff.pages)}")
-    # ImageJ states the number of pages in its metadata.
-    announced = (tiff.imagej_metadata or {}).get("images", 1) if tiff.is_imagej else 1
-    end = sum((last.dataoffsets[0], last.nbytes)) if last.dataoffsets else 0
-    if (
-        announced > 1 == len(tiff.pages)
-        and not has_single_directory(tiff)
-        and tiff.filehandle.size > end
-    ):
-        raise ValueError(f"truncated: {announced} pages are announced")
-
-
-def has_single_directory(tiff: tifffile.TiffFile) -> bool:
-    """Return True if one directory stands for many pages, as ImageJ writes stacks above 4 GB."""
-    if len(tiff.pages) != 1 or not (tiff.is_imagej or tiff.is_shaped):
-        return False
-    return len(tiff.series) == 1 and tiff.series[0].size > tiff.pages[0].size
-
-
 def map_stack(tiff: tifffile.TiffFile, file: Path) -> np.ndarray:
     """Return the pages without a directory, (pages, ...), memory-mapped, in the file's byte order."""
     series, page = tiff.series[0], tiff.pages[0]
     if series.dataoffset is None:
         return series.asarray().reshape(-1, *page.shape)
-    dtype, shape = series.dtype.newbyteorder(tiff.byteorder), (count_tiff_pages(tiff), *page.shape)
-    return np.memmap(file, dtype=dtype, mode="r", offset=series.dataoffset, shape=shape)
-
-
-def count_tiff_pages(tiff: tifffile.TiffFile) -> int:
-    """Return the number of pages of an open TIFF."""
-    return (
-        tiff.series[0].size // tiff.pages[0].size
-        if has_single_directory(tiff)
-        else len(image_pages(tiff))
+    dtype, shape = (
+        series.dtype.newbyteorder(tiff.byteorder),
+        (len(read_layout(tiff).pages), *page.shape),
     )
+    return np.memmap(file, dtype=dtype, mode="r", offset=series.dataoffset, shape=shape)
 
 
 def move_channels_last(page: np.ndarray, axes: str) -> np.ndarray:

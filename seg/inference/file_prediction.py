@@ -12,6 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from seg import files
 from seg.cli.command_line import quote_path
 from seg.cli.compose import plain_config
+from seg.data.image_files import log_passed_over
 from seg.data.raster import ImageReader, open_pages
 from seg.data.value_types import ValueConversion
 from seg.display.console import configure_logging, console
@@ -102,6 +103,7 @@ def predict_files(cfg: DictConfig) -> list[Path]:
     log.info(
         f"{len(left) - len(failed)} of {len(left)} inputs segmented; results in {quote_path(output)}"
     )
+    log_passed_over(Path(cfg.input))
     if failed:
         raise UserError("; ".join(failed))
     return written
@@ -139,7 +141,7 @@ def predict_file(
         DataError: if it can't be read, or has other channels than the run was trained on.
     """
     nodata = predictor.nodata_values(file)
-    pages, results = open_pages(file, predictor.pages_are_channels, nodata), []
+    pages, results = open_pages(file, predictor.pages, nodata), []
     try:
         # all pages must be of one size, with the channels of the run
         height, width, _ = pages[0].shape

@@ -20,8 +20,9 @@ from skimage.measure import regionprops_table
 
 from seg import files
 from seg.cli.compose import plain_config
+from seg.data.image_files import image_stem
 from seg.data.image_io import write_mask
-from seg.data.tiff import TIFF_SUFFIXES
+from seg.data.tiff_layout import TIFF_SUFFIXES
 from seg.display import panels
 from seg.errors import DataError, UserError, missing_extra_hint
 from seg.inference import polygons
@@ -161,10 +162,10 @@ def finish_as_tiff(grown: BandWriter, file: Path) -> Callable[[dict[str, Any]], 
 
 
 def build_masks(request: OutputOptions, place: OutputTarget, kind: str) -> GrowingResult:
-    """Class indices, as PNG or TIFF like the image; for overlapping classes a TIFF with a page for each."""
-    run, stem = request.run, place.file.stem
+    """Class indices, as TIFF for a TIFF or a stack, else PNG; for overlapping classes a TIFF with a page for each."""
+    run, stem = request.run, image_stem(place.file)
     grown = build_writer(place, kind, np.uint8, len(run.classes) if run.overlapping else 0)
-    if run.overlapping or place.file.suffix.lower() in TIFF_SUFFIXES:
+    if run.overlapping or place.pages > 1 or place.file.suffix.lower() in TIFF_SUFFIXES:
         finish = finish_as_tiff(grown, place.output / kind / f"{stem}.tif")
     else:
 
@@ -181,7 +182,7 @@ def build_probabilities(request: OutputOptions, place: OutputTarget, kind: str) 
     """Probabilities of each class."""
     dtype = np.dtype(PROBABILITY_TYPES[request.depth])
     grown = build_writer(place, kind, dtype, planes=len(request.run.classes))
-    file = place.output / kind / f"{place.file.stem}.tif"
+    file = place.output / kind / f"{image_stem(place.file)}.tif"
     return GrowingResult(
         grown, lambda b: scale_to_type(b.probabilities, dtype), finish_as_tiff(grown, file)
     )
@@ -198,14 +199,14 @@ def build_uncertainty(request: OutputOptions, place: OutputTarget, kind: str) ->
         )
 
     return GrowingResult(
-        grown, made, finish_as_tiff(grown, place.output / kind / f"{place.file.stem}.tif")
+        grown, made, finish_as_tiff(grown, place.output / kind / f"{image_stem(place.file)}.tif")
     )
 
 
 def build_submission(request: OutputOptions, place: OutputTarget, kind: str) -> GrowingResult:
     """Stack for the ISBI 2012 challenge: the probability of class 1 (cell), float32."""
     grown = build_writer(place, kind, np.float32)
-    file = place.output / kind / f"{place.file.stem}.tif"
+    file = place.output / kind / f"{image_stem(place.file)}.tif"
     return GrowingResult(grown, lambda band: band.probabilities[1], finish_as_tiff(grown, file))
 
 
@@ -235,7 +236,7 @@ def build_pictures(request: OutputOptions, place: OutputTarget, kind: str) -> Gr
 
     # One PNG for each page, (H, W, C) with the mask taken off
     def finish(tags: dict[str, Any]) -> list[Path]:
-        written, stem = [], place.file.stem
+        written, stem = [], image_stem(place.file)
         for number in range(place.pages):
             page = grown.page(number)
             image, mask = page[:-1].transpose(1, 2, 0), page[-1].astype(np.uint8)
@@ -254,7 +255,7 @@ def build_instances(request: OutputOptions, place: OutputTarget, kind: str) -> G
     Raises:
         DataError: if the image is too large to be in memory as a whole.
     """
-    stem = place.file.stem
+    stem = image_stem(place.file)
     check_whole_image(place, kind)
     # Only probabilities grow on disk; objects need the complete page, as they may cross bands
     grown = build_writer(place, kind, np.float32)
@@ -295,7 +296,7 @@ def build_polygons(request: OutputOptions, place: OutputTarget, kind: str) -> Gr
         DataError: if the image is too large to be in memory as a whole, has pages that LabelMe doesn't know, or
             the extra ``rois`` is missing.
     """
-    run, folder, stem = request.run, place.output / kind, place.file.stem
+    run, folder, stem = request.run, place.output / kind, image_stem(place.file)
     check_whole_image(place, kind)
     if kind == "labelme" and place.pages > 1:
         raise DataError(f"{place.file}: {place.pages} pages; LabelMe has no pages: save=[polygons] writes a file for each")  # fmt: skip

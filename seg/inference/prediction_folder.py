@@ -10,7 +10,13 @@ from omegaconf import DictConfig
 
 from seg import files
 from seg.cli.compose import plain_config
-from seg.data.image_io import is_image_file, list_images
+from seg.data.image_files import (
+    conversion_hint,
+    image_stem,
+    image_suffix,
+    is_image_file,
+    list_images,
+)
 from seg.errors import UserError
 from seg.inference.outputs import RESULT_KINDS
 from seg.runs import load, records
@@ -38,7 +44,7 @@ def list_inputs(given: str) -> list[Path]:
         images = list_images(path)
         stems: dict[str, Path] = {}
         for file in images:
-            if (other := stems.setdefault(file.stem, file)) is not file:
+            if (other := stems.setdefault(image_stem(file), file)) is not file:
                 raise UserError(
                     f"input={given}: {other.name} and {file.name} would share one result; rename one"
                 )
@@ -46,9 +52,8 @@ def list_inputs(given: str) -> list[Path]:
     if not path.exists():
         raise UserError(f"input={given}: no such file or folder")
     if not is_image_file(path):
-        raise UserError(
-            f"input={given}: not an image by its name; PNG, JPEG, TIFF and the like are read"
-        )
+        hint = conversion_hint(image_suffix(path)) or "PNG, JPEG, TIFF and the like are read"
+        raise UserError(f"input={given}: not an image by its name; {hint}")
     return [path]
 
 
@@ -118,9 +123,9 @@ def open_predict_record(output: Path, cfg: DictConfig, run: LoadedRun) -> dict[s
 
 def check_result_names(images: list[Path], record: dict[str, Any], output: Path) -> None:
     """Raise UserError if results of other files would be overwritten."""
-    done = {Path(name).stem: Path(name) for name in record["done"]}
+    done = {image_stem(Path(name)): Path(name) for name in record["done"]}
     for file in images:
-        other = done.get(file.stem, file)
+        other = done.get(image_stem(file), file)
         if other != file and other.absolute() != file.absolute():
             raise UserError(
                 f"output={output}: holds results of {other}, and those of {file} have the same name; give another folder"

@@ -11,6 +11,7 @@ import numpy as np
 
 from seg.data.image_io import as_image, read_image
 from seg.data.nodata import NodataOption, nodata_pixels, nodata_values
+from seg.data.tiff_layout import PagesOption
 from seg.data.value_types import ValueConversion, find_conversion, scan_bands
 from seg.display import panels
 from seg.errors import DataError, UserError
@@ -107,9 +108,9 @@ class Predictor:
             raise UserError(str(error)) from error
 
     @property
-    def pages_are_channels(self) -> bool:
-        """True if the run was trained on the pages of a TIFF as the channels of one image."""
-        return self.run.config.get("data", {}).get("pages") == "channels"
+    def pages(self) -> PagesOption | None:
+        """Use of the pages of a TIFF that the run was trained with: its option ``data.pages``."""
+        return self.run.config.get("data", {}).get("pages")
 
     @cached_property
     def overlap(self) -> int:
@@ -194,7 +195,7 @@ class Predictor:
         # Read the image (H, W, C), without data where the option, the run or the file says so
         if isinstance(image, str | Path):
             name, nodata = str(image), self.nodata_values(Path(image))
-            stored = read_image(Path(image), channels=self.pages_are_channels, nodata=nodata)
+            stored = read_image(Path(image), pages=self.pages, nodata=nodata)
         else:
             name, nodata = "the array", self.nodata_values(None)
             stored = as_image(np.asarray(image), name, nodata)

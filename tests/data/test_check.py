@@ -19,6 +19,7 @@ from PIL import Image
 from seg.check import check_data, main
 from seg.cli.compose import compose_checked, instantiate_node
 from seg.data.datamodule import DataModule
+from seg.data.datasets.folder import Folder
 from seg.data.datasets.membranes import Membranes
 from seg.data.quality.duplicates import MIN_CORRELATION, similar_pairs
 from seg.data.quality.inspect import make_thumbnail
@@ -601,3 +602,40 @@ def test_the_real_data_has_no_error(name, given, tmp_path):
     assert kinds == ({"near_repeated"} if name == "camvid" else set())  # CamVid is a video
     if name == "isbi2012":
         assert time.perf_counter() - started < 5
+
+
+def test_files_that_are_not_read_are_listed_and_said_in_training(root, capsys):
+    for name in ("a.czi", "b.czi", "c", "notes.txt"):
+        (root / "train/images" / name).write_bytes(b"")
+    (root / "val/masks/d.xyz").write_bytes(b"")
+    report = look(root)
+    found = {
+        fault["file"]: (fault["kind"], fault["severity"], fault["remedy"])
+        for fault in report["faults"]
+    }
+    assert found == {
+        "train/images/a.czi": (
+            "passed_over",
+            "warning",
+            "convert .czi: bfconvert IN.czi OUT.ome.tif",
+        ),
+        "train/images/b.czi": (
+            "passed_over",
+            "warning",
+            "convert .czi: bfconvert IN.czi OUT.ome.tif",
+        ),
+        "train/images/c": ("passed_over", "warning", "name it NAME.dcm if it is DICOM"),
+        "val/masks/d.xyz": ("passed_over", "warning", "save it as TIFF or PNG, or take it out"),
+    }
+    capsys.readouterr()
+    Folder(str(root), ["membrane", "cell"])
+    said = capsys.readouterr().out.splitlines()
+    assert (
+        said[0].startswith(f"{root}/train/images")
+        and "3 files passed over: 1 without a suffix, 2 .czi" in said[0]
+    )
+    assert "bfconvert IN.czi OUT.ome.tif" in said[0] and "1 file passed over: 1 .xyz" in said[1]
+    for file in (root / "train/images").glob("*.png"):
+        file.unlink()
+    with pytest.raises(DataError, match=r"no images here; .*; 3 files passed over"):
+        Folder(str(root), ["membrane", "cell"])

@@ -15,7 +15,8 @@ from PIL import Image
 from seg.cli.compose import compose_checked, instantiate_node
 from seg.data.datasets.base import check_class_names
 from seg.data.datasets.folder import Folder, read_mask_file
-from seg.data.image_io import count_pages, has_palette, list_images, read_image, read_pages
+from seg.data.image_files import list_images
+from seg.data.image_io import count_pages, has_palette, read_image, read_pages
 from seg.data.masks import MaskValues
 from seg.data.quality.checks import dataset_issues
 from seg.data.quality.inspect import inspect_all
@@ -144,7 +145,7 @@ def test_overviews_and_masks_of_a_tiff_are_no_pages(tmp_path):
         writer.write(GREY8 > 0, photometric="mask", metadata=None)
         writer.write(GREY8[::-1], metadata=None)
     assert count_pages(file) == 2
-    pages = open_pages(file, channels=False)
+    pages = open_pages(file)
     for array, reader, wanted in zip(read_pages(file), pages, (GREY8, GREY8[::-1]), strict=True):
         np.testing.assert_array_equal(array, wanted)
         np.testing.assert_array_equal(reader.rows(0, 21)[..., 0], wanted)
@@ -257,7 +258,7 @@ def test_bands_of_every_layout_are_the_whole_image(tmp_path, meaning, layout):
         for page in (stored, np.flip(stored, -2 if layout == "planes" or stored.ndim == 2 else 0)):
             writer.write(np.ascontiguousarray(page), metadata=None, extratags=tags, **words)
     wanted = wanted.reshape(*wanted.shape[:2], -1)
-    readers = open_pages(file, channels=False)
+    readers = open_pages(file)
     np.testing.assert_array_equal(read_image(file, page=0), wanted)
     for number, reader in enumerate(readers):
         whole = read_image(file, page=number)

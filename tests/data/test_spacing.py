@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+from format_files import dicom, nifti
 
 from seg.data import Folder
 from seg.data.spacing import pixel_spacing, read_spacing
@@ -32,6 +33,26 @@ def test_resolution_tags_are_read_as_a_length(tmp_path, tags, wanted):
     tifffile.imwrite(tmp_path / "a.tif", PIXELS, **tags)
     found = read_spacing(tmp_path / "a.tif")
     assert found is None if wanted is None else found == pytest.approx(wanted)
+
+
+def test_metadata_of_each_format_is_read_as_a_length(tmp_path):
+    ome = tmp_path / "a.ome.tif"
+    sides = {"PhysicalSizeY": 0.5, "PhysicalSizeX": 250.0, "PhysicalSizeXUnit": "nm"}
+    tifffile.imwrite(ome, PIXELS, metadata={"axes": "YX"} | sides)
+    assert read_spacing(ome) == pytest.approx((0.5, 0.25))
+    tifffile.imwrite(ome, PIXELS, metadata={"axes": "YX"} | sides | {"PhysicalSizeYUnit": "pixel"})
+    assert read_spacing(ome) is None
+    text = "Aperio Image\r\n6x4|AppMag = 20|MPP = 0.4990"
+    tifffile.imwrite(tmp_path / "a.svs", PIXELS, description=text, metadata=None, tile=(16, 16))
+    assert read_spacing(tmp_path / "a.svs") == pytest.approx((0.499, 0.499))
+    dicom(tmp_path / "a.dcm", PIXELS, PixelSpacing=[0.7, 0.5])
+    assert read_spacing(tmp_path / "a.dcm") == pytest.approx((700, 500))
+    for unit, wanted in (("mm", (250, 500)), ("micron", (0.25, 0.5)), ("unknown", None)):
+        nifti(tmp_path / "a.nii.gz", PIXELS, unit=unit)
+        found = read_spacing(tmp_path / "a.nii.gz")  # columns are axis 1
+        assert found is None if wanted is None else found == pytest.approx(wanted)
+    np.save(tmp_path / "a.npy", PIXELS)
+    assert read_spacing(tmp_path / "a.npy") is None
 
 
 def write(folder: Path, name: str, per_um: float) -> Path:

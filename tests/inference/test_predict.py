@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import tifffile
 import torch
+from format_files import dicom, nifti
 from hydra.utils import instantiate
 from PIL import Image
 from scipy import ndimage
@@ -916,6 +917,7 @@ def test_good_files_are_done_and_bad_ones_listed(process, run, tmp_path):
         (["input=nowhere"], "input=nowhere: no such file or folder"),
         (["input=EMPTY"], "no images here"),
         (["input=TEXT"], "not an image by its name"),
+        (["input=SLIDE.czi"], "bfconvert IN.czi OUT.ome.tif"),
         (["input=TWO"], "x.png and x.tif would share one result"),
         (["save=[]"], r"save=\[\]: choose from masks, probabilities"),
         (["save=[mask]"], r"save=\['mask'\]: choose from"),
@@ -941,10 +943,10 @@ def test_what_can_not_be_is_told_before_anything_is_made(run, folder, tmp_path, 
     (tmp_path / "TWO").mkdir()
     for name in ("x.png", "x.tif"):
         Image.fromarray(textured(20, 20)).save(tmp_path / "TWO" / name)
-    for name in ("TEXT", "GARBAGE"):
+    for name in ("TEXT", "GARBAGE", "SLIDE.czi"):
         (tmp_path / name).write_text("text")
     torch.save({"model": torch.zeros(3)}, tmp_path / "FOREIGN")
-    words = [re.sub(r"=([A-Z]+)$", rf"={tmp_path}/\1", word) for word in words]
+    words = [re.sub(r"=([A-Z]+(\.czi)?)$", rf"={tmp_path}/\1", word) for word in words]
     keys = [word.partition("=")[0] + "=" for word in words]
     line = [w for w in words_of(run, folder / "a.png", tmp_path / "out") if not w.startswith(tuple(keys))]  # fmt: skip
     with pytest.raises((UserError, DataError, RunError), match=message):
@@ -1026,3 +1028,53 @@ def test_memory_stays_small_and_time_in_proportion_for_400_megapixels(root, run,
     assert found[20_000]["peak"] < 2 * 2**30
     assert found[20_000]["seconds"] / 4 < 2 * found[10_000]["seconds"]
     assert load.load_run(run).model is not None
+
+
+def test_every_format_gives_the_masks_of_the_same_pixels_in_a_tiff(tmp_path, caplog):
+    run = make_run(tmp_path / "run")
+    stack = np.stack([textured(97, 130, seed=n) for n in range(3)])
+    for part in ("given", "same"):
+        (tmp_path / part).mkdir()
+    np.save(tmp_path / "given/array.npy", stack[0])
+    dicom(tmp_path / "given/frames.dcm", stack)
+    nifti(tmp_path / "given/volume.nii.gz", stack.T)
+    tiles = {"tile": (16, 16), "photometric": "minisblack", "metadata": None}
+    with tifffile.TiffWriter(tmp_path / "given/slide.svs") as tiff:
+        for step in (1, 2, 4):
+            tiff.write(stack[0, ::step, ::step], description="Aperio", **tiles)
+    for name in ("a.czi", "b.czi", "c.czi", "d.xyz", "notes.txt"):
+        (tmp_path / "given" / name).write_bytes(b"")
+    tifffile.imwrite(tmp_path / "same/one.tif", stack[0], photometric="minisblack")
+    tifffile.imwrite(tmp_path / "same/all.tif", stack, photometric="minisblack")
+    options = ("save=[masks,overlays]", "tile=96", "overlap=32")
+    predicted(run, tmp_path / "given", tmp_path / "out", *options)
+    lines = [record.message for record in caplog.records]
+    assert (
+        lines[-1]
+        == "4 files passed over: 3 .czi, 1 .xyz; convert .czi: bfconvert IN.czi OUT.ome.tif"
+    )
+    predicted(run, tmp_path / "same", tmp_path / "twin", *options)
+    one, three = (tifffile.imread(tmp_path / f"twin/masks/{name}.tif") for name in ("one", "all"))
+    masks = tmp_path / "out/masks"
+    assert sorted(f.name for f in masks.iterdir()) == [
+        "array.png",
+        "frames.tif",
+        "slide.tif",
+        "volume.tif",
+    ]
+    np.testing.assert_array_equal(np.array(Image.open(masks / "array.png")), one)
+    np.testing.assert_array_equal(tifffile.imread(masks / "slide.tif"), one)
+    np.testing.assert_array_equal(tifffile.imread(masks / "frames.tif"), three)
+    np.testing.assert_array_equal(tifffile.imread(masks / "volume.tif"), three)
+
+
+def test_the_channels_of_a_file_are_those_of_its_axes(tmp_path):
+    run = make_run(tmp_path / "run", channels=2)
+    image = textured(60, 50, 3, 2)  # slices and channels
+    volume = np.moveaxis(image, (2, 3), (0, 1))
+    tifffile.imwrite(tmp_path / "a.ome.tif", volume, metadata={"axes": "ZCYX"})
+    predicted(run, tmp_path / "a.ome.tif", tmp_path / "out", "save=[probabilities]")
+    found = tifffile.imread(tmp_path / "out/probabilities/a.ome.tif")
+    for z in range(3):
+        np.testing.assert_allclose(found[z], by_hand(run, image[:, :, z]), atol=2e-6)
+    assert by_hand(run, image[:, :, 0]).shape == found[0].shape

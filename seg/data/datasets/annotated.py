@@ -9,7 +9,8 @@ import numpy as np
 
 from seg.data.datasets.base import PackedRecords, Task, ignore_nodata
 from seg.data.datasets.tools.parsing import list_files
-from seg.data.image_io import IMAGE_SUFFIXES, read_image, read_orientation
+from seg.data.image_files import IMAGE_SUFFIXES
+from seg.data.image_io import read_image, read_orientation
 from seg.data.masks import shorten_list, size_mismatch_error
 from seg.data.nodata import NodataOption, nodata_values
 from seg.data.spacing import Spacing, pixel_spacing

@@ -14,7 +14,6 @@ from seg.data.datasets.annotated import (
     find_image,
     find_image_root,
     index_images,
-    list_image_files,
 )
 from seg.data.datasets.base import (
     PackedRecords,
@@ -25,8 +24,9 @@ from seg.data.datasets.base import (
 )
 from seg.data.datasets.coco_json import CocoId, check_categories, choose_classes
 from seg.data.datasets.outlines import DrawnOutline, Outline, describe_labels, draw_outline
-from seg.data.datasets.tools.parsing import AnnotatedImage, ToolAnnotations
-from seg.data.image_io import IMAGE_SUFFIXES
+from seg.data.datasets.pairing import report_passed_over
+from seg.data.datasets.tools.parsing import AnnotatedImage, ToolAnnotations, list_files
+from seg.data.image_files import CONVERSIONS, IMAGE_SUFFIXES, check_images_found, is_image_file
 from seg.data.masks import ColourList, shorten_list
 from seg.data.nodata import NodataOption
 from seg.data.partition import SPLIT_FOLDERS, Splits
@@ -134,10 +134,16 @@ class Annotations(AnnotatedSource):
         self.nodata, self.spacing = nodata, spacing
         place = find_place(self.root, annotations)
         content = read_tool(tool, place)
+        listed = list_files(self.root, tuple(IMAGE_SUFFIXES))
         masks = {file.resolve() for file in content.masks}
-        images = [file for file in list_image_files(self.root) if not masks or (self.root / file).resolve() not in masks]  # fmt: skip
-        if not images:
-            raise DataError(f"{self.root}: no images here; looked for {', '.join(sorted(IMAGE_SUFFIXES))}")  # fmt: skip
+        images = [
+            file.relative_to(self.root)
+            for file in listed
+            if is_image_file(file) and not (masks and file.resolve() in masks)
+        ]
+        others = list_files(self.root, tuple(suffix for suffix in CONVERSIONS if suffix))
+        check_images_found(self.root, images, others)
+        report_passed_over(self.root, others)
         annotated = match_images(content.images, images, self.root)
         warn_without_area(content.images, place)
         # Classes.

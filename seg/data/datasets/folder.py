@@ -24,6 +24,7 @@ from seg.data.datasets.pairing import (
     split_pages,
 )
 from seg.data.datasets.tools.detection import detect_tool
+from seg.data.image_files import image_stem
 from seg.data.image_io import read_image, read_orientation, read_pages
 from seg.data.masks import (
     ColourList,
@@ -40,10 +41,10 @@ from seg.data.raster import ImageReader, MaskReader
 from seg.data.similar_names import similar_key
 from seg.data.spacing import Spacing, pixel_spacing
 from seg.data.splits import SplitOptions, read_lists, split_by_lists
-from seg.data.tiff import TIFF_SUFFIXES, warn_once
+from seg.data.tiff import warn_once
+from seg.data.tiff_layout import TIFF_SUFFIXES, PagesOption
 from seg.errors import DataError
 
-PagesOption = Literal["slices", "channels"]
 LayersOption = Literal["pages", "folders"]
 
 
@@ -62,8 +63,9 @@ class Folder:
             name but for the suffix.
         similar_names: pair names that differ only in case, white space or the encoding of accents, too; also those in
             a table and in lists.
-        pages: use of TIFFs with several pages: ``slices``: each page is an image with the same page of its
-            mask; ``channels``: the pages are the channels of one image; None: an error.
+        pages: use of files with several pages: ``slices``: each page is an image with the same page of its
+            mask; ``channels``: the pages are the channels of one image; None: as the axes of the file say, and an
+            error for a TIFF without axes.
         mask_layers: layout of masks that have one layer a class: ``pages`` of a file, or ``folders`` named as the
             classes with a file each. A layer is 0 where the class is absent, 1 or 255 where it is present (or as
             ``values`` says). One class may have no layer (of pages the first): it is where no other class is.
@@ -169,8 +171,21 @@ class Folder:
             reject_options(
                 {"splits": in_split}, "data.pages=slices", "give the stacks' splits by folders"
             )
-            by_split = {split: split_pages(pairs) for split, pairs in by_split.items()}
-        pairs = {name: pair for pairs in by_split.values() for name, pair in pairs.items()}
+        pages_of = {
+            name: split_pages(name, pair._replace(pages=pages))
+            for of_split in by_split.values()
+            for name, pair in of_split.items()
+        }
+        pairs = {name: pair for single in pages_of.values() for name, pair in single.items()}
+        by_split = {
+            split: {page: pairs[page] for name in of_split for page in pages_of[name]}
+            for split, of_split in by_split.items()
+        }
+        in_split, in_group = (
+            given and {page: given[name] for name, single in pages_of.items() for page in single}
+            for given in (in_split, in_group)
+        )
+        self.has_stacks = any(pair.page is not None for pair in pairs.values())
         if not pairs:
             raise DataError(f"{self.root}: no image has a mask; check data.pair_by and the names")
         self.files = PackedRecords(pairs)
@@ -281,7 +296,11 @@ class Folder:
     def missing_classes_message(self) -> str:
         """Return the message for missing classes, with the values of the first 20 masks."""
         first = [self.files[name] for name in list(self.files)[:20]]
-        pages = [page for pair in first for page in read_pages(pair.mask, pair.page)]
+        pages = [
+            page
+            for pair in first
+            for page in read_pages(pair.mask, pair.page, pages=pair.mask_pages)
+        ]
         values = sorted({value for page in pages for value in np.unique(page * 1).tolist()})
         return (
             "data.classes is not set: name the classes in the order of the mask's values, "
@@ -292,7 +311,7 @@ class Folder:
         """Return image (H, W, C), and mask (H, W) uint8 of class indices or (H, W, K) of 0 and 1; 255 = ignore."""
         pair = self.files[name]
         nodata = self.nodata_values(name)
-        image = read_image(pair.image, pair.page, channels=self.pages == "channels", nodata=nodata)
+        image = read_image(pair.image, pair.page, pair.pages, nodata)
         mask = self.decode_mask(pair)
         if mask.shape[:2] != image.shape[:2]:
             remedy = turned_remedy(pair)
@@ -324,7 +343,8 @@ class Folder:
         if self.mask_layers is None:
             colours = self.values.palette is not None
             return self.values.indices(
-                read_mask_file(pair.mask, pair.page, colours), page_name(pair.mask, pair.page)
+                read_mask_file(pair.mask, pair.page, colours, pair.mask_pages),
+                page_name(pair.mask, pair.page),
             )
         planes = self.decode_layers(pair)
         if self.task == "overlapping":
@@ -336,14 +356,16 @@ class Folder:
         # A page for each class.
         if self.mask_layers == "pages":
             rest = self.task != "overlapping"
-            stored = read_pages(pair.mask, alpha=True)
+            stored = read_pages(pair.mask, pair.page, alpha=True)
             if len(stored) == 1 and stored[0].shape[2:] > (len(self.classes),):  # alpha is no class
-                stored = read_pages(pair.mask)
+                stored = read_pages(pair.mask, pair.page)
             pages = split_planes(stored, self.classes, pair.mask, rest)
             return [None if p is None else self.values.indices(p, pair.mask) for p in pages]
         # A file for each class; all must have one size.
         planes = [
-            None if file is None else self.values.indices(read_mask_file(file, pair.page), file)
+            None
+            if file is None
+            else self.values.indices(read_mask_file(file, pair.page, pages=pair.mask_pages), file)
             for file in pair.masks
         ]
         sizes = {plane.shape for plane in planes if plane is not None}
@@ -370,12 +392,12 @@ class Folder:
 
     def split_from_lists(self, lines: dict[str, list[str]]) -> Splits:
         """Return the splits given by lists of names, with or without suffix; a stack stands for its pages."""
-        stacks = self.pages == "slices"
+        stacks = self.has_stacks
         # All images that a line may mean; ``a.png`` may stand for two images of a table.
         meanings: dict[str, list[str]] = {}
         for name, pair in self.files.items():
             file = pair.image
-            for line in {name, name + file.suffix, file.name, file.stem if stacks else name}:
+            for line in {name, name + file.suffix, file.name, image_stem(file) if stacks else name}:
                 line = similar_key(line) if self.similar else line
                 meanings.setdefault(line, []).append(name)
         clear = {line: names for line, names in meanings.items() if stacks or len(names) == 1}
@@ -436,7 +458,10 @@ def file_state(file: Path | None) -> str:
 
 def read_orientations(pair: Pair) -> tuple[int, int]:
     """Return the orientation tags of an image and its mask, 1 (upright) to 8."""
-    return read_orientation(pair.image, pair.page), read_orientation(pair.mask, pair.page)
+    return (
+        read_orientation(pair.image, pair.page, pair.pages),
+        read_orientation(pair.mask, pair.page, pair.mask_pages),
+    )
 
 
 def turned_remedy(pair: Pair) -> str:
@@ -483,7 +508,12 @@ class FolderRows:
         self.mask.close()
 
 
-def read_mask_file(file: Path, page: int | None = None, colours: bool = False) -> np.ndarray:
+def read_mask_file(
+    file: Path,
+    page: int | None = None,
+    colours: bool = False,
+    pages: PagesOption | None = None,
+) -> np.ndarray:
     """Return the one page of a file, or the page of that index, as stored.
 
     Raises:
@@ -497,10 +527,10 @@ def read_mask_file(file: Path, page: int | None = None, colours: bool = False) -
             f"the tag GDAL_NODATA of a mask is not applied; if {value:g} is void, data.ignore=[{value:g}]",
         )
     # Decode; a mask has a single page
-    pages = read_pages(file, page, colours)
-    if len(pages) != 1:
+    found = read_pages(file, page, colours, pages=pages)
+    if len(found) != 1:
         raise DataError(
-            f"{file}: {len(pages)} pages, but one mask is needed; split the stack, or take each page as a "
+            f"{file}: {len(found)} pages, but one mask is needed; split the stack, or take each page as a "
             "class (data.mask_layers=pages) or as the mask of an image's page (data.pages=slices)"
         )
-    return pages[0]
+    return found[0]

@@ -117,7 +117,9 @@ def split_by_sections(names: list[str], val: list[int]) -> Splits:
 
 def convert_pages(file: Path, read: Callable[[np.ndarray, str], np.ndarray]) -> list[np.ndarray]:
     """Return the result of ``read`` for each page of a stack; its errors name the page, from 0."""
-    return [read(page, f"{file}, page {n}") for n, page in enumerate(read_pages(file))]
+    return [
+        read(page, f"{file}, page {n}") for n, page in enumerate(read_pages(file, pages="slices"))
+    ]
 
 
 def cached_challenge(url: str | None, sha256: dict[str, str] | None, timeout: float) -> Path:
@@ -151,7 +153,7 @@ def find_fault(folder: Path, sha256: dict[str, str] | None) -> str | None:
     """
     for key, name in ISBI_FILES.items():
         try:
-            pages = read_pages(folder / name)
+            pages = read_pages(folder / name, pages="slices")
         except DataError as error:
             return str(error).replace(f"{folder}/", "")
         digest = hashlib.sha256(b"".join(page.tobytes() for page in pages)).hexdigest()

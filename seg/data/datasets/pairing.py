@@ -8,9 +8,19 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import NamedTuple
 
-from seg.data.image_io import count_pages, list_images
+from seg.data.image_files import (
+    check_images_found,
+    conversion_hint,
+    describe_passed_over,
+    image_stem,
+    image_suffix,
+    scan_folder,
+)
+from seg.data.image_io import count_pages, log_axes, read_axes
 from seg.data.masks import shorten_list
 from seg.data.similar_names import SIMILAR_HINT, find_similar, similar_file, similar_key
+from seg.data.tiff import warn_once
+from seg.data.tiff_layout import PagesOption
 from seg.errors import DataError
 
 LIST_LINE_HINT = "a line is one name, like {}"
@@ -25,11 +35,18 @@ class Pair(NamedTuple):
         image: file of the image.
         masks: file of the mask, or of each class's layer in the order of the classes; None: no such layer.
         page: page of both files, from 0; None: the files are one image each.
+        pages: use of several pages; see ``seg.data.image_io.read_pages``.
     """
 
     image: Path
     masks: list[Path | None]
     page: int | None = None
+    pages: PagesOption | None = None
+
+    @property
+    def mask_pages(self) -> PagesOption | None:
+        """Use of several pages of the mask, which are never the channels of an image."""
+        return "slices" if self.pages == "slices" else None
 
     @property
     def mask(self) -> Path:
@@ -62,7 +79,7 @@ def pair_by_names(
         DataError: if a folder or ``pair_by`` is wrong, or finds one key in two names.
     """
     if (folder / images).is_file() and (folder / masks).is_file():
-        return {Path(images).stem: Pair(folder / images, [folder / masks])}, []
+        return {image_stem(Path(images)): Pair(folder / images, [folder / masks])}, []
     # Key the files of the images, and of each layer of the masks.
     image_files, issues = files_by_key(
         listed_images(folder / images, only, similar), pair_by, similar
@@ -87,7 +104,7 @@ def pair_by_names(
         file = next(plane[key] for plane in planes if key in plane)
         text, remedy = missing_partner("image", "mask", folder / images, key, image_keys, hint)
         issues.append(DataError(file=file, found=text, remedy=remedy, kind="no_image"))
-    pairs = {f.stem: Pair(f, [p.get(k) for p in planes]) for k, f in image_files.items()}
+    pairs = {image_stem(f): Pair(f, [p.get(k) for p in planes]) for k, f in image_files.items()}
     return pairs, issues
 
 
@@ -126,21 +143,39 @@ def report_unpaired(issues: list[DataError]) -> None:
         raise DataError(file=first.file, found=text, remedy=first.remedy, kind=first.kind)
 
 
+def report_passed_over(folder: Path, files: list[Path]) -> None:
+    """Warn once of files of a folder that are not read, unless ``leave_out_unpaired`` collects them."""
+    errors = UNPAIRED_ERRORS.get()
+    if errors is None:
+        for line in describe_passed_over(files):
+            warn_once(folder, f"{folder} {line}", line)
+        return
+    for file in files:
+        suffix = image_suffix(file)
+        remedy = conversion_hint(suffix) or "save it as TIFF or PNG, or take it out"
+        found = f"passed over: {suffix or 'a name without a suffix'} is not read"
+        errors.append(DataError(file=file, found=found, remedy=remedy, kind="passed_over"))
+
+
 def listed_images(path: Path, only: set[str] | None = None, similar: bool = False) -> list[Path]:
     """Return the image files of a folder, or the one file, restricted to the names in ``only``, or similar ones.
 
     Raises:
         DataError: if there are none.
     """
-    files = [path] if path.is_file() else list_images(path)
+    files = [path]
+    if not path.is_file():
+        files, others = scan_folder(path)
+        check_images_found(path, files, others)
+        report_passed_over(path, others)
     if only is None:
         return files
     key = similar_key if similar else str
     names = set(map(key, only))
-    chosen = [f for f in files if key(f.name) in names or key(f.stem) in names]
+    chosen = [f for f in files if key(f.name) in names or key(image_stem(f)) in names]
     if not chosen:
         raise DataError(
-            f"{path}: no image here is in data.lists; {LIST_LINE_HINT.format(files[0].stem)}"
+            f"{path}: no image here is in data.lists; {LIST_LINE_HINT.format(image_stem(files[0]))}"
         )
     return chosen
 
@@ -164,9 +199,9 @@ def files_by_key(
     by_key: dict[str, Path] = {}
     issues: list[DataError] = []
     for file in files:
-        key = file.stem
+        key = image_stem(file)
         if pattern is not None:
-            match = pattern.search(file.stem)
+            match = pattern.search(image_stem(file))
             key = match[min(1, pattern.groups)] if match else None
             if not key:
                 raise DataError(f"data.pair_by={pair_by}: matches nothing in the name {file}")
@@ -240,7 +275,8 @@ def pair_by_table(
             for c in columns
         ]
         # Each image has one line.
-        name = Path(row["image"]).with_suffix("").as_posix()
+        written = Path(row["image"])
+        name = written.with_name(image_stem(written)).as_posix()
         if name in pairs:
             raise DataError(f"{where}: {name} is on an earlier line too; keep one of them")
         pairs[name] = Pair(image, masks)
@@ -322,22 +358,37 @@ def read_table(file: Path, classes: list[str]) -> list[tuple[int, dict[str, str]
     return [(line, {key: cell.strip() for key, cell in row.items()}) for line, row in rows]
 
 
-def split_pages(pairs: dict[str, Pair]) -> dict[str, Pair]:
-    """Return each page of a TIFF as an image of its own, named NAME-07, with the same page of its mask.
+def split_pages(name: str, pair: Pair) -> dict[str, Pair]:
+    """Return each slice of a stack as an image of its own, named NAME-07, with the same slice of its mask.
+
+    With ``pages`` None a file is a stack where its axes say so; one that can't be read is left to its reader.
 
     Raises:
-        DataError: if a mask has another number of pages than its image.
+        DataError: if a mask has another number of slices than its image.
     """
-    single: dict[str, Pair] = {}
-    for name, pair in pairs.items():
-        pages = count_pages(pair.image)
-        for mask in pair.masks:
-            if mask is not None and (mask_pages := count_pages(mask)) != pages:
-                raise DataError(
-                    f"{mask}: {mask_pages} pages, but its image {pair.image} has {pages}; data.pages=slices needs "
-                    "one mask for each page"
-                )
-        digits = len(str(pages - 1))
-        for page in range(pages):
-            single[f"{name}-{page:0{digits}d}" if pages > 1 else name] = pair._replace(page=page)
-    return single
+    if pair.pages == "channels":
+        return {name: pair}
+    if pair.pages is None:
+        try:
+            pages, axes = read_axes(pair.image)
+        except DataError:
+            return {name: pair}
+        log_axes(pair.image, axes)
+        if pages == 1 or not axes:
+            return {name: pair}
+    else:
+        pages = count_pages(pair.image, pair.pages)
+    for mask in pair.masks:
+        if mask is None:
+            continue
+        mask_pages = count_pages(mask, pair.mask_pages, mask=True)
+        if mask_pages != pages:
+            raise DataError(
+                f"{mask}: {mask_pages} pages, but its image {pair.image} has {pages}; data.pages=slices, and an image "
+                "whose axes are slices, need one mask for each page"
+            )
+    digits = len(str(pages - 1))
+    return {
+        f"{name}-{page:0{digits}d}" if pages > 1 else name: pair._replace(page=page)
+        for page in range(pages)
+    }

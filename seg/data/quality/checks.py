@@ -91,7 +91,8 @@ def file_issues(source: DataSource, inspection: Inspection, root: Path | None) -
             colours += painted
             issue = replace(issue, found=f"{issue.found}: {format_colours(painted)}")
         elif issue.kind == "values":
-            pages = read_pages(file, int(page) if page else None)
+            option = "slices" if isinstance(source, Folder) and source.pages == "slices" else None
+            pages = read_pages(file, int(page) if page else None, pages=option)
             pixels = sum((count_pixels(page) for page in pages), Counter[int]())
             if any(is_noisy(page, len(source.classes), file) for page in pages):
                 issue = replace(issue, kind="noise", **noise_texts(pixels, len(source.classes)))

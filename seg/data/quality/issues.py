@@ -38,6 +38,7 @@ ISSUE_KINDS = {  # the most important first
     "contradiction": IssueKind("one image with two masks", True, "one mask for the same pixels"),
     "leak": IssueKind("the same image in two splits", True, "no image in two splits"),
     "copy_leak": IssueKind("almost the same pixels in two splits", True, "no image in two splits"),
+    "passed_over": IssueKind("files that are not read", False, "a format that is read"),
     "turned": IssueKind("masks that fit their image better when turned", False, "the image's own orientation"),
     "orientation": IssueKind("images that a tag turns, unlike their masks", False, "the same orientation"),
     "low_byte": IssueKind("8 bits of a 16-bit image", False, "neighbours that differ little"),

@@ -29,7 +29,7 @@ from seg.data.datasets.tools.parsing import (
     read_matching_json,
     state_size,
 )
-from seg.data.image_io import IMAGE_SUFFIXES
+from seg.data.image_files import IMAGE_SUFFIXES
 from seg.errors import DataError
 
 MARKS = ('"completed_by"', '"from_name"')

@@ -16,7 +16,7 @@ from PIL import Image
 
 from seg import files
 from seg.data.datasets.outlines import Outline
-from seg.data.image_io import IMAGE_SUFFIXES
+from seg.data.image_files import IMAGE_SUFFIXES
 from seg.data.tiff import warn_once
 from seg.errors import DataError
 
