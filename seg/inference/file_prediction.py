@@ -11,7 +11,6 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from seg import files
 from seg.cli.command_line import quote_path
-from seg.cli.compose import plain_config
 from seg.data.raster import ImageReader, open_pages
 from seg.data.value_types import ValueConversion
 from seg.display.console import configure_logging, console
@@ -26,6 +25,8 @@ from seg.inference.outputs import (
     check_kinds_of_run,
     check_object_options,
     check_save_option,
+    choose_object_options,
+    refuse_object_options,
 )
 from seg.inference.prediction_folder import (
     PARTIAL_FOLDER,
@@ -64,8 +65,9 @@ def predict_files(cfg: DictConfig) -> list[Path]:
         cfg.batch, cfg.accelerator, cfg.nodata,
     )  # fmt: skip
     request = OutputOptions(
-        run, list(cfg.save), predictor.threshold, cfg.probabilities, plain_config(cfg.objects)
-    )
+        run, list(cfg.save), predictor.threshold, cfg.probabilities,
+        choose_object_options(cfg.objects, run),
+    )  # fmt: skip
     check_kinds_of_run(request)
     images = list_inputs(cfg.input)
     with lock_output_folder(Path(cfg.output)) as output:
@@ -112,6 +114,8 @@ def check_predict_options(cfg: DictConfig) -> None:
             raise UserError(f"{option} is not set: give {what}, {option}=...")
     check_save_option(cfg.save)
     check_object_options(cfg)
+    if "instances" not in cfg.save:
+        refuse_object_options(cfg.objects, f"save=[{','.join(cfg.save)}] has no instances")
 
 
 def build_rows_bar() -> Progress:

@@ -18,7 +18,6 @@ from PIL import Image
 from skimage.measure import regionprops_table
 
 from seg import files
-from seg.cli.compose import plain_config
 from seg.data.image_io import write_mask
 from seg.data.tiff import TIFF_SUFFIXES
 from seg.display import panels
@@ -32,6 +31,7 @@ from seg.runs.load import LoadedRun
 
 ProbabilityType = Literal["float32", "uint16", "uint8"]
 PROBABILITY_TYPES = {"float32": np.float32, "uint16": np.uint16, "uint8": np.uint8}
+MIN_OBJECT_PX = 16  # px of the smallest object by default
 MAX_PICTURE_SIDE = 4096  # px, the longest side of overlays and contours
 MAX_INSTANCES_PIXELS = (
     2**26
@@ -46,7 +46,7 @@ class OutputOptions(NamedTuple):
         save: kinds of output.
         threshold: probability in 0..1 above which a pixel is class 1 of two, or has an overlapping class.
         depth: type of probabilities and uncertainty; integers map 0..1 to their range.
-        objects: ``split_neck_px`` and ``min_size`` of seg.metrics.instances.segment_objects.
+        objects: ``split_neck_px``, ``min_size`` and ``border`` of seg.metrics.instances.segment_objects.
     """
 
     run: LoadedRun
@@ -113,14 +113,14 @@ class GrowingResult:
 def check_kinds_of_run(request: OutputOptions) -> None:
     """Raise DataError if the run's classes don't allow one of the kinds."""
     run = request.run
-    # Two exclusive classes allow every kind
+    # Two exclusive classes allow every kind; a border between objects may be a third class
     if len(run.classes) == 2 and not run.overlapping:
         return
     for kind, reason in (
         ("submission", "the challenge has two classes, membrane and cell"),
         ("instances", "objects can be separated if there are two classes"),
     ):
-        if kind in request.save:
+        if kind in request.save and (kind, run.task) != ("instances", "instances"):
             overlap = " that overlap" if run.overlapping else ""
             raise DataError(
                 f"save=[{kind}]: {reason}; the run has {len(run.classes)}{overlap}: {', '.join(run.classes)}"
@@ -279,7 +279,7 @@ def build_instances(request: OutputOptions, place: OutputTarget, kind: str) -> G
         return written
 
     def interior(band: PredictedBand) -> np.ndarray:  # no objects where there is no data
-        return np.where(band.mask == IGNORE, 0, band.probabilities[1])
+        return np.where(band.mask == IGNORE, 0, instances.object_probability(band.probabilities))
 
     return GrowingResult(grown, interior, finish)
 
@@ -378,12 +378,36 @@ RESULT_KINDS: dict[str, Callable[[OutputOptions, OutputTarget, str], GrowingResu
 }
 
 
+def choose_object_options(given: DictConfig, run: LoadedRun | None = None) -> dict[str, Any]:
+    """Return the options of ``instances.segment_objects``: the given ones, else the run's.
+
+    Args:
+        given: ``split_neck_px``, 0: connected regions, None: the run's; ``min_size``, None: 16 px.
+        run: that predicts; None: connected regions.
+    """
+    neck, size = given.split_neck_px, given.min_size
+    if neck is None:
+        neck = None if run is None else run.split_neck_px
+    return {
+        "split_neck_px": None if neck == 0 else neck,
+        "min_size": MIN_OBJECT_PX if size is None else size,
+        "border": 0 if run is None else run.border,
+    }
+
+
 def check_object_options(cfg: DictConfig) -> None:
     """Raise UserError unless the options of ``objects`` are accepted."""
     try:
-        instances.segment_objects(np.zeros((1, 1)), **plain_config(cfg.objects))
+        instances.segment_objects(np.zeros((1, 1)), **choose_object_options(cfg.objects))
     except (ValueError, TypeError) as error:
         raise UserError(f"objects: {error}") from error
+
+
+def refuse_object_options(objects: DictConfig, why: str) -> None:
+    """Raise UserError if an option of ``objects`` is given, which can do nothing for the reason ``why``."""
+    for name, value in objects.items():
+        if value is not None:
+            raise UserError(f"objects.{name}={value}: {why}; leave it out")
 
 
 def check_save_option(save: Sequence[str]) -> None:

@@ -24,7 +24,12 @@ from seg.errors import UserError
 from seg.hardware import uses_one_device
 from seg.inference import ensemble
 from seg.inference.file_prediction import write_results
-from seg.inference.outputs import OutputOptions, check_object_options, check_save_option
+from seg.inference.outputs import (
+    OutputOptions,
+    check_object_options,
+    check_save_option,
+    choose_object_options,
+)
 from seg.inference.predictor import Predictor
 from seg.logits import classes_from_probabilities
 from seg.metrics.confusion import PixelScores
@@ -210,9 +215,8 @@ def predict_split(
     """
     # Predictions are written at the run's own threshold, probabilities as float32
     names, run = source.splits[split], predictor.run
-    request = OutputOptions(
-        run, list(cfg.save), run.threshold, "float32", plain_config(cfg.objects)
-    )
+    objects = choose_object_options(cfg.objects, run)
+    request = OutputOptions(run, list(cfg.save), run.threshold, "float32", objects)
     for name in track_progress(names, "predicting"):
         image, truth = source.read(name)
         p_CHW = predictor.probabilities(image)
@@ -244,7 +248,8 @@ def fold_entry(
     # Data with objects: their scores on the whole validation images
     if source.task == "instances":
         samples = SegmentationDataset(source, source.splits["val"], run.intensity)
-        objects, _ = score_objects(run, samples, run.threshold, plain_config(cfg.objects), device)
+        options = choose_object_options(cfg.objects, run)
+        objects, _ = score_objects(run, samples, run.threshold, options, device)
         metrics |= {f"val/{name}": value for name, value in objects.items()}
     return {
         "fold": fold,
@@ -252,6 +257,7 @@ def fold_entry(
         "images": len(source.splits["val"]),
         "split_hash": record.split_hash,
         "threshold": run.threshold,
+        "split_neck_px": run.split_neck_px,
         "minutes": record.minutes,
         "metrics": metrics,
     }

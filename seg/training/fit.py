@@ -45,6 +45,7 @@ from seg.training.callbacks.memory_hint import MemoryHint
 from seg.training.callbacks.nan_guard import NonFiniteError, NonFiniteGuard
 from seg.training.callbacks.pictures import PanelCallback
 from seg.training.callbacks.progress import ProgressLogger
+from seg.training.evaluation import choose_split_neck
 from seg.training.loggers import MetricsCSV, TrackedRun
 from seg.training.loggers.guarded import finish_loggers, hide_secrets, start_loggers
 from seg.training.resume import (
@@ -182,6 +183,7 @@ def fit_run(
             scores = score_best_checkpoint(trainer, task, data)
             record |= {
                 "threshold": task.val_metrics.threshold,
+                "split_neck_px": task.card.get("split_neck_px"),
                 "minutes": minutes,
                 "steps": trainer.global_step,
             }
@@ -432,7 +434,7 @@ def score_best_checkpoint(
     """Score the best checkpoint on the validation split, and on the test split if there is one.
 
     A run too short to have validated is scored with its last weights. With ``threshold=best`` the validation split
-    chooses the threshold, which is then stored in the checkpoints.
+    chooses the threshold and, of data with objects, ``split_neck_px``, which are then stored in the checkpoints.
 
     Returns:
         ``best/val/...`` and ``test/...``.
@@ -453,11 +455,21 @@ def score_best_checkpoint(
     if task.val_metrics.curve is not None:
         threshold = task.val_metrics.choose_threshold()
         task.test_metrics.threshold = threshold
-        for checkpoint in (best, best.with_name("last.ckpt")):
-            store_threshold(checkpoint, threshold)
+        chosen: dict[str, float | None] = {"threshold": threshold}
         log.info(
             f"threshold  {threshold:g}, which maximises Dice on the validation split; stored in the run"
         )
+        if data.source.task == "instances":
+            neck = choose_split_neck(
+                task.model, data.samples("val"), threshold, trainer.strategy.root_device
+            )
+            chosen["split_neck_px"] = task.card["split_neck_px"] = neck
+            log.info(
+                f"objects    {'connected regions' if neck is None else f'split_neck_px={neck:g}'}: the highest F1 on the "
+                "validation split; stored in the run"
+            )
+        for checkpoint in (best, best.with_name("last.ckpt")):
+            store_choices(checkpoint, chosen)
         validated = trainer.validate(task, datamodule=data, verbose=False)[0]
     scores = {f"best/{k}": v for k, v in validated.items()}
     if "test" in data.source.splits:
@@ -466,10 +478,10 @@ def score_best_checkpoint(
 
 
 @rank_zero_only
-def store_threshold(checkpoint: Path, threshold: float) -> None:
-    """Store the threshold in a checkpoint, if it exists; evaluate and predict read it from there."""
+def store_choices(checkpoint: Path, chosen: dict[str, float | None]) -> None:
+    """Store what validation chose in a checkpoint, if it exists; evaluate and predict read it from there."""
     if not checkpoint.is_file():
         return
     content = read_checkpoint(checkpoint)
-    content["seg"]["threshold"] = threshold
+    content["seg"] |= chosen
     write_checkpoint(checkpoint, content, checkpoint.parent.parent)

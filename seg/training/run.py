@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from seg import files, hardware
 from seg.cli.compose import instantiate_node, plain_config
 from seg.cli.validation import check_literal
+from seg.data.datasets.base import object_border
 from seg.data.spacing import source_spacing
 from seg.display.console import configure_logging, is_rank_zero, log_to_file
 from seg.losses.weighted_sum import find_weight_map
@@ -104,6 +105,8 @@ def build_and_fit(
         "intensity": data.intensity.to_dict(),
         "task": source.task,
         "threshold": metrics.threshold,
+        "split_neck_px": None,
+        "border": object_border(source).width,
     }
     task = SegmentationTask(
         build_model(cfg.model),

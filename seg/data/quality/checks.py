@@ -198,6 +198,11 @@ def heuristic_issues(image: ImageStats) -> list[Issue]:
     fit the image much better in another orientation.
     """
     issues = []
+    # Objects that the border does not keep apart as regions.
+    if image.objects is not None and image.objects[1] < image.objects[0]:
+        found = f"{image.objects[0] - image.objects[1]} of {count_noun(image.objects[0], 'object')}"
+        remedy = "touching objects merge with data.border=0; thin ones fall apart with a wide border: compare data.border=1 and 2"
+        issues.append(Issue("merged", image.mask_file, found, remedy, name=image.name))
     # Neighbours wrap around from 255 to 0.
     if image.jumps > 0.02:
         found = (
