@@ -44,10 +44,10 @@ def find_borders(labels: NDArray, border: int) -> NDArray[np.bool_]:
     offsets = np.arange(-border, border + 1)
     disc = offsets[:, None] ** 2 + offsets**2 <= border**2
     objects = np.maximum(labels, 0)
-    smallest = np.where(objects > 0, objects, np.iinfo(np.int32).max)
-    largest = maximum_filter(objects, footprint=disc, mode="nearest")
-    smallest = minimum_filter(smallest, footprint=disc, mode="nearest")
-    near = (objects > 0) & ((largest != objects) | (smallest != objects))
+    others = np.where(objects > 0, objects, np.iinfo(objects.dtype).max)
+    near = maximum_filter(objects, footprint=disc, mode="nearest") != objects
+    near |= minimum_filter(others, footprint=disc, mode="nearest") != others
+    near &= objects > 0
     whole = np.bincount(objects[~near], minlength=int(objects.max(initial=0)) + 1) == 0
     return near & ~whole[objects]
 
@@ -55,14 +55,19 @@ def find_borders(labels: NDArray, border: int) -> NDArray[np.bool_]:
 def grow_objects(labels: NDArray, border: int) -> NDArray[np.int32]:
     """Return the labels with the gaps between objects closed: the inverse of ``find_borders``.
 
-    A pixel of the background becomes part of the nearest object if its distances to the two nearest objects add
-    up to ``2 * border + 1`` px at most, as they do in a straight gap of ``2 * border`` px. Objects do not grow where
-    no other object is near.
+    A pixel of the background becomes part of the nearest object if its distances to the two nearest objects add up to
+    what they do in a gap of ``2 * border`` px, straight or diagonal. Narrower gaps stay, and objects do not grow where no
+    other object is near.
     """
     if border == 0:
         return labels
-    nearest, second, owner = nearest_two(labels, 2 * border)
-    return np.where((labels == 0) & (nearest + second <= 2 * border + 1), owner, labels)
+    nearest, second, owner = nearest_two(labels, 2 * border + 1)
+    across, width = (
+        nearest + second,
+        2 * border + 1,
+    )  # px between the centres of the pixels on both sides
+    gap = (labels == 0) & (across > width / 2**0.5) & (across <= width)
+    return np.where(gap, owner, labels)
 
 
 def nearest_two(labels: NDArray, reach: int) -> tuple[NDArray, NDArray, NDArray[np.int32]]:

@@ -12,6 +12,8 @@ from seg.objects import IGNORED_OBJECT, renumber_objects
 
 COUNTED_PIXELS = 2**22  # pixels that are counted together
 JUDGED_MASKS = 20  # masks that tell numbers of objects from classes
+MAX_UNKNOWN_CLASSES = 8  # undeclared values of a mask; more may number objects
+NUMBERS_REMEDY = "the values number objects: data.task=instances with two classes, data.classes=[background,object]"
 UNDECLARED = 254  # in a table of colours: not declared
 ColourList = list[int]  # red, green, blue in 0..255
 
@@ -94,7 +96,7 @@ class MaskValues:
                 file=file,
                 found=f"mask value {shorten_list(unknown)} not declared",
                 expected=f"declared are {shorten_list(sorted(self.index))} for {shorten_list(self.classes)}",
-                remedy=self.remedy(found),
+                remedy=NUMBERS_REMEDY if are_numbers(mask, len(unknown)) else self.remedy(found),
                 kind="values",
             )
         # Look the indices up; a table is faster than a comparison per value.
@@ -270,6 +272,11 @@ def numbers_objects(masks: Iterable[np.ndarray], ignore: list) -> bool:
         if judged == JUDGED_MASKS:
             break
     return bool(values) and len(areas) <= 3 * values and median(areas) > 2
+
+
+def are_numbers(mask: np.ndarray, unknown: int) -> bool:
+    """Return True if a mask with this number of undeclared values numbers its objects."""
+    return unknown > MAX_UNKNOWN_CLASSES and numbers_objects([mask], [])
 
 
 def grey_plane(mask: np.ndarray) -> np.ndarray:

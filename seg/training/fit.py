@@ -180,7 +180,7 @@ def fit_run(
             # Fit, then score the weights that validated best.
             fit_from_checkpoint(trainer, task, data, asked.checkpoint)
             minutes = get_callback(trainer, ProgressLogger).seconds / 60
-            scores = score_best_checkpoint(trainer, task, data)
+            scores = score_best_checkpoint(trainer, task, data, cfg.threshold == "best")
             record |= {
                 "threshold": task.val_metrics.threshold,
                 "split_neck_px": task.card.get("split_neck_px"),
@@ -429,12 +429,13 @@ def write_artifacts(
 
 
 def score_best_checkpoint(
-    trainer: L.Trainer, task: SegmentationTask, data: DataModule
+    trainer: L.Trainer, task: SegmentationTask, data: DataModule, best_options: bool = False
 ) -> dict[str, float]:
     """Score the best checkpoint on the validation split, and on the test split if there is one.
 
-    A run too short to have validated is scored with its last weights. With ``threshold=best`` the validation split
-    chooses the threshold and, of data with objects, ``split_neck_px``, which are then stored in the checkpoints.
+    A run too short to have validated is scored with its last weights. With ``best_options`` (``threshold=best``) the
+    validation split chooses the threshold and, of data with objects, ``split_neck_px``, which are then stored in the
+    checkpoints.
 
     Returns:
         ``best/val/...`` and ``test/...``.
@@ -451,26 +452,23 @@ def score_best_checkpoint(
             f"{best}: its weights don't fit this run ({error_summary(error)})"
         ) from error
     validated = trainer.validate(task, datamodule=data, verbose=False)[0]
-    # Choose the threshold, and score again with it.
+    # Choose the threshold, and score again with it; then how objects are separated.
+    chosen: dict[str, float | None] = {}
     if task.val_metrics.curve is not None:
         threshold = task.val_metrics.choose_threshold()
-        task.test_metrics.threshold = threshold
-        chosen: dict[str, float | None] = {"threshold": threshold}
+        task.test_metrics.threshold = chosen["threshold"] = threshold
         log.info(
             f"threshold  {threshold:g}, which maximises Dice on the validation split; stored in the run"
         )
-        if data.source.task == "instances":
-            neck = choose_split_neck(
-                task.model, data.samples("val"), threshold, trainer.strategy.root_device
-            )
-            chosen["split_neck_px"] = task.card["split_neck_px"] = neck
-            log.info(
-                f"objects    {'connected regions' if neck is None else f'split_neck_px={neck:g}'}: the highest F1 on the "
-                "validation split; stored in the run"
-            )
-        for checkpoint in (best, best.with_name("last.ckpt")):
-            store_choices(checkpoint, chosen)
         validated = trainer.validate(task, datamodule=data, verbose=False)[0]
+    if best_options and data.source.task == "instances":
+        samples, device = data.samples("val"), trainer.strategy.root_device
+        neck = choose_split_neck(task.model, samples, task.val_metrics.threshold, device)
+        chosen["split_neck_px"] = task.card["split_neck_px"] = neck
+        found = "connected regions" if neck is None else f"split_neck_px={neck:g}"
+        log.info(f"objects    {found}, the highest F1 on the validation split; stored in the run")
+    for checkpoint in (best, best.with_name("last.ckpt")) if chosen else ():
+        store_choices(checkpoint, chosen)
     scores = {f"best/{k}": v for k, v in validated.items()}
     if "test" in data.source.splits:
         scores |= trainer.test(task, datamodule=data, verbose=False)[0]

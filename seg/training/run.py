@@ -89,9 +89,11 @@ def build_and_fit(
     source, overlapping = data.source, data.source.task == "overlapping"
     cfg.loss = fill_class_weights(cfg.loss, data)
     config = plain_config(cfg)
+    # With a border of its own class the most probable class counts; best chooses split_neck_px alone.
+    alone = cfg.threshold == "best" and object_border(source).own_class
     metrics = instantiate_node(
         cfg.metrics, "metrics", classes=source.classes, overlapping=overlapping,
-        threshold=0.5 if cfg.threshold is None else cfg.threshold,
+        threshold=0.5 if cfg.threshold is None or alone else cfg.threshold,
     )  # fmt: skip
     if metrics.needs_spacing:
         metrics.set_spacing(source_spacing(source))

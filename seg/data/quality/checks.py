@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from seg.data.datasets.base import DataSource
-from seg.data.datasets.folder import Folder
+from seg.data.datasets.folder import LOSSY_SUFFIXES, Folder
 from seg.data.image_io import read_pages
+from seg.data.masks import NUMBERS_REMEDY
 from seg.data.quality.duplicates import find_duplicates, find_near_duplicates
 from seg.data.quality.inspect import ImageStats, Inspection
 from seg.data.quality.issues import KINDS_BY_IMPORTANCE, Issue, count_noun, format_percent
@@ -89,7 +90,9 @@ def file_issues(source: DataSource, inspection: Inspection, root: Path | None) -
                 return_counts=True,  # bits as 0 and 1
             )
             pixels = Counter(dict(zip(values.tolist(), numbers.tolist(), strict=True)))
-            if is_noisy(pixels, len(source.classes), file):
+            if issue.remedy == NUMBERS_REMEDY and not is_lossy(file):
+                pass  # the remedy of one mask is that of all
+            elif is_noisy(pixels, len(source.classes), file):
                 issue = replace(issue, kind="noise", **noise_texts(pixels))
             else:
                 counts[issue.file] = pixels
@@ -102,11 +105,16 @@ def file_issues(source: DataSource, inspection: Inspection, root: Path | None) -
     return [replace(f, remedy=remedy) if f.kind == "values" else f for f in issues]
 
 
+def is_lossy(file: Path) -> bool:
+    """Return whether a file's format changes the values of a mask."""
+    return file.suffix.lower() in LOSSY_SUFFIXES
+
+
 def is_noisy(pixels: Counter[int], num_classes: int, file: Path) -> bool:
     """Return whether values look lossily compressed: many of them, most of them rare."""
     frequent = sum(n for _, n in pixels.most_common(num_classes + 1))
     many = len(pixels) > max(2 * num_classes + 2, 6)
-    lossy = file.suffix.lower() in (".jpg", ".jpeg", ".webp") and len(pixels) > num_classes
+    lossy = is_lossy(file) and len(pixels) > num_classes
     return lossy or (many and (frequent > 0.8 * pixels.total() or len(pixels) > 32))
 
 

@@ -186,7 +186,7 @@ def count_objects(source: DataSource, name: str, mask: np.ndarray) -> tuple[int,
     # An object is told apart if its only region is no other object's
     pairs = np.unique(np.stack([labels[regions > 0], regions[regions > 0]]), axis=1)
     objects, their = np.bincount(pairs[0])[pairs[0]], np.bincount(pairs[1])[pairs[1]]
-    return np.count_nonzero(np.bincount(labels.ravel())[1:]), int(
+    return int(np.count_nonzero(np.bincount(labels.ravel())[1:])), int(
         ((objects == 1) & (their == 1)).sum()
     )
 
