@@ -175,7 +175,7 @@ OPTION_RANGES = {  # dotted name of an option -> its range
     "tta": choice_range("none", "flips", "d4"),
     "confidence_level": share_range(" (no intervals)"),
     "objects.split_neck_px": any_range(float_range(0), NULL_RANGE),
-    "objects.min_size": any_range(POSITIVE_INT, NULL_RANGE),
+    "objects.min_size": POSITIVE_INT,
     "eval_batch_size": POSITIVE_INT,
     "tile": POSITIVE_INT,
     "overlap": any_range(word_range("auto"), int_range(0)),

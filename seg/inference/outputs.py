@@ -31,7 +31,7 @@ from seg.runs.load import LoadedRun
 
 ProbabilityType = Literal["float32", "uint16", "uint8"]
 PROBABILITY_TYPES = {"float32": np.float32, "uint16": np.uint16, "uint8": np.uint8}
-MIN_OBJECT_PX = 16  # px of the smallest object by default
+OBJECT_DEFAULTS = {"split_neck_px": None, "min_size": 16}  # options of objects that nobody set
 MAX_PICTURE_SIDE = 4096  # px, the longest side of overlays and contours
 MAX_INSTANCES_PIXELS = (
     2**26
@@ -382,15 +382,15 @@ def choose_object_options(given: DictConfig, run: LoadedRun | None = None) -> di
     """Return the options of ``instances.segment_objects``: the given ones, else the run's.
 
     Args:
-        given: ``split_neck_px``, 0: connected regions, None: the run's; ``min_size``, None: 16 px.
+        given: ``split_neck_px``, 0: connected regions, None: the run's; and ``min_size``.
         run: that predicts; None: connected regions.
     """
-    neck, size = given.split_neck_px, given.min_size
+    neck = given.split_neck_px
     if neck is None:
         neck = None if run is None else run.split_neck_px
     return {
         "split_neck_px": None if neck == 0 else neck,
-        "min_size": MIN_OBJECT_PX if size is None else size,
+        "min_size": given.min_size,
         "border": 0 if run is None else run.border,
     }
 
@@ -405,8 +405,8 @@ def check_object_options(cfg: DictConfig) -> None:
 
 def refuse_object_options(objects: DictConfig, why: str) -> None:
     """Raise UserError if an option of ``objects`` is given, which can do nothing for the reason ``why``."""
-    for name, value in objects.items():
-        if value is not None:
+    for name, default in OBJECT_DEFAULTS.items():
+        if (value := objects[name]) != default:
             raise UserError(f"objects.{name}={value}: {why}; leave it out")
 
 

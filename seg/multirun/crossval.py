@@ -29,6 +29,7 @@ from seg.inference.outputs import (
     check_object_options,
     check_save_option,
     choose_object_options,
+    refuse_object_options,
 )
 from seg.inference.predictor import Predictor
 from seg.logits import classes_from_probabilities
@@ -91,6 +92,9 @@ def check_crossval_options(cfg: DictConfig) -> None:
         )
     check_save_option(cfg.save)
     check_object_options(cfg)
+    task = cfg.data.get("task")
+    if task != "instances" and "instances" not in cfg.save:
+        refuse_object_options(cfg.objects, f"data.task={task} has no objects")
 
 
 def train_fold(cfg: DictConfig, plan: FoldPlan, fold: int, output: Path) -> Path:
