@@ -27,6 +27,7 @@ from seg.inference.outputs import (
     check_save_option,
     choose_object_options,
     refuse_object_options,
+    separates_objects,
 )
 from seg.inference.prediction_folder import (
     PARTIAL_FOLDER,
@@ -69,6 +70,8 @@ def predict_files(cfg: DictConfig) -> list[Path]:
         choose_object_options(cfg.objects, run),
     )  # fmt: skip
     check_kinds_of_run(request)
+    if not any(separates_objects(kind, run) for kind in cfg.save):
+        refuse_object_options(cfg.objects, f"save=[{','.join(cfg.save)}] has no instances")
     images = list_inputs(cfg.input)
     with lock_output_folder(Path(cfg.output)) as output:
         # leave out what an earlier command has done
@@ -114,8 +117,6 @@ def check_predict_options(cfg: DictConfig) -> None:
             raise UserError(f"{option} is not set: give {what}, {option}=...")
     check_save_option(cfg.save)
     check_object_options(cfg)
-    if "instances" not in cfg.save:
-        refuse_object_options(cfg.objects, f"save=[{','.join(cfg.save)}] has no instances")
 
 
 def build_rows_bar() -> Progress:

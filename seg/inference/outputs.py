@@ -5,7 +5,7 @@ and contours as PNG, subsampled to 4096 px; instances as TIFF of labels with a C
 """
 
 import csv
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -278,14 +278,13 @@ def build_instances(request: OutputOptions, place: OutputTarget, kind: str) -> G
             table.writerows(rows)
         return written
 
-    def interior(band: PredictedBand) -> np.ndarray:  # no objects where there is no data
-        return np.where(band.mask == IGNORE, 0, instances.object_probability(band.probabilities))
-
-    return GrowingResult(grown, interior, finish)
+    return GrowingResult(grown, object_interior, finish)
 
 
 def build_polygons(request: OutputOptions, place: OutputTarget, kind: str) -> GrowingResult:
     """Outlines of the objects of each class but the first, as GeoJSON (``polygons``), LabelMe's JSON or ImageJ's ``rois``.
+
+    Objects are the mask's regions; of a run that learned a border between objects, those of ``instances``.
 
     Raises:
         DataError: if the image is too large to be in memory as a whole, has pages that LabelMe doesn't know, or
@@ -297,12 +296,21 @@ def build_polygons(request: OutputOptions, place: OutputTarget, kind: str) -> Gr
         raise DataError(f"{place.file}: {place.pages} pages; LabelMe has no pages: save=[polygons] writes a file for each")  # fmt: skip
     if kind == "rois" and (need := missing_extra_hint("roifile")):
         raise DataError(f"save=[rois] {need}")
-    grown = build_writer(place, kind, np.uint8, len(run.classes) if run.overlapping else 0)
+    # A mask with a border between its objects does not hold them as a whole
+    single = run.border > 0
+    dtype = np.float32 if single else np.uint8
+    grown = build_writer(place, kind, dtype, len(run.classes) if run.overlapping else 0)
+
+    def trace(page: np.ndarray) -> Iterator[polygons.TracedObject]:
+        if not single:
+            return polygons.trace_mask(page, len(run.classes))
+        labels = instances.segment_objects(page, request.threshold, **request.objects)
+        return polygons.trace_labels(labels)
 
     def finish(tags: dict[str, Any]) -> list[Path]:
         written = []
         for number in range(place.pages):
-            objects = polygons.trace_mask(grown.page(number), len(run.classes))
+            objects = trace(grown.page(number))
             name = f"{stem}-{number:03d}" if place.pages > 1 else stem
             if kind == "labelme":
                 written.append(folder / f"{name}.json")
@@ -319,7 +327,12 @@ def build_polygons(request: OutputOptions, place: OutputTarget, kind: str) -> Gr
             files.write_text(written[-1], text, grown.folder)
         return written
 
-    return GrowingResult(grown, lambda band: band.mask, finish)
+    return GrowingResult(grown, object_interior if single else lambda band: band.mask, finish)
+
+
+def object_interior(band: PredictedBand) -> np.ndarray:
+    """Return the probability (h, W) of being inside an object, 0 where there is no data."""
+    return np.where(band.mask == IGNORE, 0, instances.object_probability(band.probabilities))
 
 
 def check_whole_image(place: OutputTarget, kind: str) -> None:
@@ -401,6 +414,11 @@ def check_object_options(cfg: DictConfig) -> None:
         instances.segment_objects(np.zeros((1, 1)), **choose_object_options(cfg.objects))
     except (ValueError, TypeError) as error:
         raise UserError(f"objects: {error}") from error
+
+
+def separates_objects(kind: str, run: LoadedRun) -> bool:
+    """Return True if a kind of result depends on how objects are separated."""
+    return kind == "instances" or (run.border > 0 and RESULT_KINDS[kind] is build_polygons)
 
 
 def refuse_object_options(objects: DictConfig, why: str) -> None:

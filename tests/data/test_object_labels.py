@@ -286,9 +286,6 @@ def test_options_that_can_do_nothing_are_refused(tmp_path):
         choose_border("overlapping", None, True)
     with pytest.raises(DataError, match=r"data.border=0 leaves it no pixel"):
         choose_border("instances", 0, True)
-    words = ["run=x", "input=x", f"output={tmp_path}", "objects.split_neck_px=2"]
-    with pytest.raises(UserError, match=r"objects.split_neck_px=2: save=\[masks,overlays\] has no"):
-        predict_files(config("predict", *words))
 
 
 def test_seg_check_counts_objects_and_calls_numbers_no_noise(tmp_path, monkeypatch, capsys):
@@ -307,6 +304,7 @@ def test_seg_check_counts_objects_and_calls_numbers_no_noise(tmp_path, monkeypat
 # Runs
 
 
+@pytest.mark.slow
 def test_a_run_keeps_its_border_and_its_neck_and_all_commands_use_them(tmp_path):
     root, output = write_cells(tmp_path / "cells"), tmp_path / "cv"
     words = ["data=folder", f"data.root={root}", "data.classes=[background,cell]", "data.task=instances",
@@ -331,6 +329,13 @@ def test_a_run_keeps_its_border_and_its_neck_and_all_commands_use_them(tmp_path)
     # the predicted objects reach into the gaps
     labels = tifffile.imread(next((output / "out-of-fold/instances").glob("*.tif")))
     assert find_borders(labels.astype(np.int32), 1).any()
+    # outlines are those of the objects, without the class border
+    words = [f"run={run.folder}", f"input={root / 'images/0.png'}", f"output={tmp_path / 'out'}"]
+    predict_files(config("predict", *words, "save=[instances,polygons]"))
+    found = tifffile.imread(tmp_path / "out/instances/0.tif")
+    features = json.loads((tmp_path / "out/polygons/0.geojson").read_text())["features"]
+    assert len(features) == found.max() > 3
+    assert {f["properties"]["classification"]["name"] for f in features} == {"cell"}
 
 
 def test_object_options_are_refused_without_objects(tmp_path):
@@ -342,3 +347,6 @@ def test_object_options_are_refused_without_objects(tmp_path):
     train(config("train", *words))
     with pytest.raises(UserError, match=r"objects.split_neck_px=2: data.task=classes has no"):
         evaluate(config("evaluate", f"run={tmp_path / 'latest'}", "objects.split_neck_px=2"))
+    words = [f"run={tmp_path / 'latest'}", f"input={root / 'images'}", "objects.split_neck_px=2"]
+    with pytest.raises(UserError, match=r"objects.split_neck_px=2: save=\[masks,overlays\] has no"):
+        predict_files(config("predict", *words, f"output={tmp_path / 'out'}"))
