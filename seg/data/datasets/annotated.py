@@ -36,9 +36,9 @@ class AnnotatedSource:
     root: Path
     classes: list[str]
     annotated: list[str]
-    covered: bool
+    covered: bool = False
     task: Task
-    border: ObjectBorder
+    border: ObjectBorder = ObjectBorder()
     nodata: NodataOption | None
     spacing: Spacing | None
     entries: PackedRecords
