@@ -23,13 +23,14 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
-from seg.cli.compose import compose_checked, plain_config
+from seg.cli.compose import compose_checked
 from seg.display.console import configure_logging
 from seg.errors import DataError, RunError, UserError
 from seg.hardware import keep_freed_memory
 from seg.inference import ensemble
 from seg.inference.export import describe_run
 from seg.inference.exported_network import ExportedNetwork, open_export, write_export
+from seg.inference.outputs import choose_object_options
 from seg.inference.predictor import Predictor
 from seg.inference.pruning import prunable_depths, prune_run
 from seg.inference.run_data import open_run_data
@@ -99,7 +100,7 @@ def scored(path: str, depth: int | None, split: str, root: str | None) -> dict[s
     scores = score_split(cfg, run, task, data, split)
     scores = {name.removeprefix(f"{split}/"): value for name, value in scores.items()}
     if data.source.task == "instances":
-        samples, options = data.samples(split), plain_config(cfg.objects)
+        samples, options = data.samples(split), choose_object_options(cfg.objects, run)
         scores |= score_objects(run, samples, metrics.threshold, options, "cpu")[0]
     return scores
 

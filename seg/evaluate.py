@@ -8,13 +8,13 @@ from omegaconf import DictConfig
 
 from seg import files
 from seg.cli.command import command
-from seg.cli.compose import plain_config
 from seg.cli.resource_errors import explain_errors
 from seg.data.spacing import source_spacing
 from seg.display.console import configure_logging
 from seg.errors import UserError
 from seg.hardware import pick_accelerator, prepare_for_inference, torch_device
 from seg.inference import ensemble
+from seg.inference.outputs import choose_object_options, refuse_object_options
 from seg.inference.run_data import choose_data, open_run_data
 from seg.inference.tta import with_tta
 from seg.training.build import set_tiles
@@ -60,23 +60,26 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     files.check_tree(folder / "panels", below)
     # Score the pixels, and the objects if the data has any.
     data = open_run_data(cfg, run, split, chosen)
+    if data.source.task != "instances":
+        refuse_object_options(cfg.objects, f"data.task={data.source.task} has no objects")
     if metrics.needs_spacing:
         metrics.set_spacing(source_spacing(data.source))
     task = SegmentationTask(run.model, build_trained_loss(run), metrics)
     set_tiles(task, data, cfg.tile)
     scores = score_split(cfg, run, task, data, split)
     evidence = task.test_metrics.bootstrap_inputs()
+    objects = None
     if data.source.task == "instances":
         device = torch_device(pick_accelerator(cfg.accelerator))
         prepare_for_inference(run.model, device)
-        objects, object_evidence = score_objects(
-            run, data.samples(split), metrics.threshold, plain_config(cfg.objects), device
+        objects = choose_object_options(cfg.objects, run)
+        object_values, object_evidence = score_objects(
+            run, data.samples(split), metrics.threshold, objects, device
         )
-        scores |= {f"{split}/{name}": value for name, value in objects.items()}
+        scores |= {f"{split}/{name}": value for name, value in object_values.items()}
         evidence |= object_evidence
-    EvaluationReport(cfg, run, data, split, folder, below, task.test_metrics).write(
-        scores, evidence
-    )
+    report = EvaluationReport(cfg, run, data, split, folder, below, task.test_metrics, objects)
+    report.write(scores, evidence)
     return scores
 
 

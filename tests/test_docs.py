@@ -273,6 +273,11 @@ def small(line: list[str], stack_root: Path, folder_root: Path) -> list[str]:
         return [f"{k}={places[k]}" if (k := w.split("=")[0]) in places else w for w in line] + SMALL
     if stack and not any(w.startswith("data.root=") for w in line):
         line = [*line, "data.root="]  # it would be downloaded
+    if folder and "data.task=instances" in line:  # objects of 8x8 px that touch
+        for mask in (folder_root / "masks").iterdir():
+            numbers = np.arange(35).reshape(5, 7).repeat(8, 0).repeat(8, 1)
+            Image.fromarray(numbers.astype(np.uint8)).save(mask)
+        return [f"data.root={folder_root}" if "data.root=" in w else w for w in line] + SMALL
     if "data.task=overlapping" in line:
         line = [*line, "data.ignore=[7]"]
     if "data.task=overlapping" in line or "experiment=synapses" in line:

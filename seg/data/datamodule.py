@@ -175,13 +175,14 @@ class DataModule(L.LightningDataModule):
         none = f"; {without} of {len(self.class_presence)} images have none" if without else ""
         return f"{text}{self.focus.share:.0%} of them centred on {named or 'nothing'}, the others anywhere{none}"
 
-    def set_weight_map(self, gaps: Callable[[np.ndarray], np.ndarray]) -> None:
+    def set_weight_map(self, gaps: Callable[[np.ndarray, np.ndarray | None], np.ndarray]) -> None:
         """Add a weight map to the samples.
 
         Args:
-            gaps: function of the whole image's mask (H, W) or (K, H, W) that returns the map in its shape.
+            gaps: function of the whole image's mask (H, W) or (K, H, W), and of the labels (H, W) of its objects or
+                None, that returns the map in the mask's shape.
         """
-        self.gaps = WeightMapCache(gaps)
+        self.gaps = WeightMapCache(gaps, self.source)
 
     def set_tile(self, tile: int | None) -> None:
         """Set the longest side, px, of images that are evaluated as a whole; larger ones are read band by band."""

@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import Dataset
 
 from seg.data.augment import Augment
-from seg.data.datasets.base import DataSource, RowReader
+from seg.data.datasets.base import DataSource, RowReader, object_border, read_objects
 from seg.data.image_cache import ImageCache
 from seg.data.normalization import Normalization
 from seg.data.value_types import SCAN_ROWS, convert_image, find_conversion
@@ -22,16 +22,22 @@ class WeightMapCache:
     """Second term of each image's weight map, computed once per process; 512 MiB of them are kept.
 
     Args:
-        gaps: function of a mask (H, W) or (K, H, W) that returns the term in the same shape.
+        gaps: function of a mask (H, W) or (K, H, W), and of the labels (H, W) of its objects or None, that returns the
+            term in the mask's shape.
+        source: whose files may number the objects.
     """
 
-    def __init__(self, gaps: Callable[[np.ndarray], np.ndarray]) -> None:
-        self.gaps, self.kept, self.size = gaps, {}, 0
+    def __init__(
+        self, gaps: Callable[[np.ndarray, np.ndarray | None], np.ndarray], source: DataSource
+    ) -> None:
+        self.gaps, self.source, self.kept, self.size = gaps, source, {}, 0
 
     def __call__(self, name: str, mask: np.ndarray) -> np.ndarray:
         """Return the term of the image ``name`` with its mask (H, W) or (H, W, K), float32 in that shape."""
         if name not in self.kept:
-            self.kept[name] = planes_last(self.gaps(planes_first(mask)))
+            separate = object_border(self.source).separate
+            objects = read_objects(self.source, name) if separate else None
+            self.kept[name] = planes_last(self.gaps(planes_first(mask), objects))
             self.size += self.kept[name].nbytes
             while len(self.kept) > 1 and self.size > WEIGHT_MAP_BYTES:
                 self.size -= self.kept.pop(next(iter(self.kept))).nbytes  # the oldest

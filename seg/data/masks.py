@@ -1,13 +1,20 @@
 """Masks: from the values or colours on disk to class indices; a value that is not declared is an error."""
 
 from collections import Counter
+from collections.abc import Iterable
+from statistics import median
 
 import numpy as np
+from skimage.measure import label, regionprops_table
 
 from seg.errors import DataError
 from seg.logits import IGNORE
+from seg.objects import IGNORED_OBJECT, renumber_objects
 
 COUNTED_PIXELS = 2**22  # pixels that are counted together
+JUDGED_MASKS = 20  # masks that tell numbers of objects from classes
+MAX_UNKNOWN_CLASSES = 8  # undeclared values of a mask; more may number objects
+NUMBERS_REMEDY = "the values number objects: data.task=instances with two classes, data.classes=[background,object]"
 UNDECLARED = 254  # in a table of colours: not declared
 ColourList = list[int]  # red, green, blue in 0..255
 
@@ -92,8 +99,7 @@ class MaskValues:
             raise DataError(file=file, found=found, remedy=remedy, kind="pixels")
         if mask.dtype == np.bool_:  # 1 bit: 1, or 255 if only that is declared
             mask = mask * np.uint8(255 if 255 in self.index and 1 not in self.index else 1)
-        if mask.ndim == 3 and (mask.shape[2] == 1 or (mask[..., :1] == mask[..., :3]).all()):
-            mask = mask[..., 0]  # grey saved as colours
+        mask = grey_plane(mask)
         if mask.ndim != 2:
             found = f"a colour picture {mask.shape} is no mask by itself"
             remedy = self.palette_remedy(count_mask_colours(mask))
@@ -108,7 +114,7 @@ class MaskValues:
                 file=file,
                 found=f"mask value {shorten_list(unknown)} not declared",
                 expected=f"declared are {shorten_list(sorted(self.index))} for {shorten_list(self.classes)}",
-                remedy=self.remedy(found),
+                remedy=NUMBERS_REMEDY if are_numbers(mask, len(unknown)) else self.remedy(found),
                 kind="values",
             )
         # Look the indices up; a table is faster than a comparison per value.
@@ -202,6 +208,101 @@ class MaskValues:
             f"correct the mask, or name {shorten_list(wrong)} in data.classes ({len(self.classes)} are named); if "
             f"{'they are' if wrong[1:] else 'it is'} void, {void}"
         )
+
+
+def read_object_numbers(mask: np.ndarray, ignore: list, file: object) -> np.ndarray:
+    """Return the labels (H, W) int32 of a mask that numbers its objects; 0 outside, -1 where ignored.
+
+    Args:
+        mask: as stored, of any integer type, or floats that are whole numbers.
+        ignore: values that are ignored.
+        file: for messages.
+
+    Raises:
+        DataError: if it holds a fraction, or a negative number that is not ignored.
+    """
+    mask = grey_plane(mask)
+    if mask.ndim != 2 or mask.dtype.kind not in "biuf":
+        found = f"{mask.dtype} {mask.shape}, where other masks number their objects"
+        remedy = "save the number of its object for each pixel, 0 outside, as PNG or TIFF"
+        raise DataError(file=file, found=found, remedy=remedy, kind="pixels")
+    void = np.isin(mask, ignore)
+    with np.errstate(invalid="ignore"):  # infinite
+        wrong = ~void & ~((mask >= 0) & (mask % 1 == 0))
+    if wrong.any():
+        raise DataError(
+            file=file,
+            found=f"the value {mask[wrong][0]} is no number of an object",
+            remedy="save whole numbers, 0 outside the objects; data.ignore=[VALUE] excludes a value",
+            kind="values",
+        )
+    labels = renumber_objects(np.where(void, 0, mask))
+    labels[void] = IGNORED_OBJECT
+    return labels
+
+
+def merge_object_masks(planes: list[np.ndarray], file: object) -> np.ndarray:
+    """Return the labels (H, W) int32 of an image's objects, from a plane (H, W) of 0, 1 and 255 for each.
+
+    Where objects overlap, the smaller is on top; 255 is ignored where no object is.
+
+    Raises:
+        DataError: if the planes have several sizes.
+    """
+    sizes = {plane.shape for plane in planes}
+    if len(sizes) > 1:
+        raise DataError(
+            f"{file}: the masks of its objects have sizes {sorted(sizes)}; they must be equal"
+        )
+    labels = np.zeros(sizes.pop(), np.int32)
+    for plane in planes:
+        labels[plane == IGNORE] = IGNORED_OBJECT
+    ordered = sorted((plane == 1 for plane in planes), key=np.count_nonzero, reverse=True)
+    for number, inside in enumerate(ordered, start=1):
+        labels[inside] = number
+    return labels
+
+
+def numbers_objects(masks: Iterable[np.ndarray], ignore: list) -> bool:
+    """Return True if the values of masks number objects; False if they are classes, or noise.
+
+    They do if there are more values than 0 and 1 or 255, and most of them are regions. The values of several
+    classes, of a lossy compression and of smooth edges lie scattered: many regions a value, or regions of a few pixels.
+
+    Args:
+        masks: as stored; no more are read than decide.
+        ignore: values that are ignored.
+    """
+    values, areas, judged = 0, [], 0
+    for stored in masks:
+        mask = grey_plane(stored)
+        if mask.ndim != 2 or mask.dtype.kind not in "iuf":
+            continue
+        objects = np.where(np.isin(mask, ignore), 0, mask)
+        found = np.unique(objects[objects != 0])
+        if not set(found.tolist()) - {1, 255}:
+            continue
+        with np.errstate(invalid="ignore"):  # infinite
+            if (found % 1 != 0).any():
+                return False
+        regions = label(renumber_objects(objects), background=0)
+        areas += regionprops_table(regions, properties=["area"])["area"].tolist()
+        values, judged = values + len(found), judged + 1
+        if judged == JUDGED_MASKS:
+            break
+    return bool(values) and len(areas) <= 3 * values and median(areas) > 2
+
+
+def are_numbers(mask: np.ndarray, unknown: int) -> bool:
+    """Return True if a mask with this number of undeclared values numbers its objects."""
+    return unknown > MAX_UNKNOWN_CLASSES and numbers_objects([mask], [])
+
+
+def grey_plane(mask: np.ndarray) -> np.ndarray:
+    """Return a mask (H, W), of one channel or of equal ones; others as they are."""
+    if mask.ndim == 3 and (mask.shape[2] == 1 or (mask[..., :1] == mask[..., :3]).all()):
+        return mask[..., 0]
+    return mask
 
 
 def format_mapping(values: dict[int, int]) -> str:

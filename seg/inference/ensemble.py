@@ -7,7 +7,7 @@ import operator
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median_low
 from typing import Any, cast
 
 import torch
@@ -209,7 +209,7 @@ def join_members(members: list[LoadedRun], name: Path, folder: Path, seen: set[s
         seen: names of the images on which any member was trained.
 
     Returns:
-        The run; its threshold is the mean of the members'.
+        The run; its threshold is the mean of the members', its ``split_neck_px`` their median.
 
     Raises:
         RunError: if two members don't fit together; names them.
@@ -230,6 +230,7 @@ def join_members(members: list[LoadedRun], name: Path, folder: Path, seen: set[s
         model=model.eval(),
         intensity=model.intensity,
         threshold=fmean(member.threshold for member in members),
+        split_neck_px=median_low(member.split_neck_px or 0 for member in members) or None,
         seen=frozenset(seen),
     )
 
@@ -240,6 +241,7 @@ def check_members(first: LoadedRun, other: LoadedRun) -> None:
         ("classes", first.classes, other.classes),
         ("channels", first.intensity.channels, other.intensity.channels),
         ("task", first.task, other.task),
+        ("data.border", first.border, other.border),
         ("image types", str(first.intensity.stored_type), str(other.intensity.stored_type)),
         ("logits", first.config["model"]["num_classes"], other.config["model"]["num_classes"]),
     ):

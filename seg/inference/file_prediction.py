@@ -11,7 +11,6 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from seg import files
 from seg.cli.command_line import quote_path
-from seg.cli.compose import plain_config
 from seg.data.image_files import log_passed_over
 from seg.data.raster import ImageReader, open_pages
 from seg.data.value_types import ValueConversion
@@ -27,7 +26,10 @@ from seg.inference.outputs import (
     check_kinds_of_run,
     check_object_options,
     check_save_option,
+    choose_object_options,
     finish_results,
+    refuse_object_options,
+    separates_objects,
 )
 from seg.inference.prediction_folder import (
     PARTIAL_FOLDER,
@@ -66,9 +68,12 @@ def predict_files(cfg: DictConfig) -> list[Path]:
         cfg.batch, cfg.accelerator, cfg.nodata,
     )  # fmt: skip
     request = OutputOptions(
-        run, list(cfg.save), predictor.threshold, cfg.probabilities, plain_config(cfg.objects)
-    )
+        run, list(cfg.save), predictor.threshold, cfg.probabilities,
+        choose_object_options(cfg.objects, run),
+    )  # fmt: skip
     check_kinds_of_run(request)
+    if not any(separates_objects(kind, run) for kind in cfg.save):
+        refuse_object_options(cfg.objects, f"save=[{','.join(cfg.save)}] has no instances")
     images = list_inputs(cfg.input)
     with lock_output_folder(Path(cfg.output)) as output:
         # leave out what an earlier command has done

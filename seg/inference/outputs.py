@@ -6,7 +6,7 @@ and contours as PNG, subsampled to 4096 px; instances as TIFF of labels with a C
 
 import csv
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -19,7 +19,6 @@ from PIL import Image
 from skimage.measure import regionprops_table
 
 from seg import files
-from seg.cli.compose import plain_config
 from seg.data.image_files import image_stem
 from seg.data.image_io import write_mask
 from seg.data.tiff_layout import TIFF_SUFFIXES
@@ -37,6 +36,7 @@ ProbabilityType = Literal["float32", "uint16", "uint8"]
 PROBABILITY_TYPES = {"float32": np.float32, "uint16": np.uint16, "uint8": np.uint8}
 COCO_FILE, COCO_PART = "instances.json", ".part.json"
 MAX_COCO_BYTES = 2**32
+OBJECT_DEFAULTS = {"split_neck_px": None, "min_size": 16}  # options of objects that nobody set
 MAX_PICTURE_SIDE = 4096  # px, the longest side of overlays and contours
 MAX_INSTANCES_PIXELS = (
     2**26
@@ -51,7 +51,7 @@ class OutputOptions(NamedTuple):
         save: kinds of output.
         threshold: probability in 0..1 above which a pixel is class 1 of two, or has an overlapping class.
         depth: type of probabilities and uncertainty; integers map 0..1 to their range.
-        objects: ``split_neck_px`` and ``min_size`` of seg.metrics.instances.segment_objects.
+        objects: ``split_neck_px``, ``min_size`` and ``border`` of seg.metrics.instances.segment_objects.
     """
 
     run: LoadedRun
@@ -118,14 +118,14 @@ class GrowingResult:
 def check_kinds_of_run(request: OutputOptions) -> None:
     """Raise DataError if the run's classes don't allow one of the kinds."""
     run = request.run
-    # Two exclusive classes allow every kind
+    # Two exclusive classes allow every kind; a border between objects may be a third class
     if len(run.classes) == 2 and not run.overlapping:
         return
     for kind, reason in (
         ("submission", "the challenge has two classes, membrane and cell"),
         ("instances", "objects can be separated if there are two classes"),
     ):
-        if kind in request.save:
+        if kind in request.save and (kind, run.task) != ("instances", "instances"):
             overlap = " that overlap" if run.overlapping else ""
             raise DataError(
                 f"save=[{kind}]: {reason}; the run has {len(run.classes)}{overlap}: {', '.join(run.classes)}"
@@ -283,14 +283,13 @@ def build_instances(request: OutputOptions, place: OutputTarget, kind: str) -> G
             table.writerows(rows)
         return written
 
-    def interior(band: PredictedBand) -> np.ndarray:  # no objects where there is no data
-        return np.where(band.mask == IGNORE, 0, band.probabilities[1])
-
-    return GrowingResult(grown, interior, finish)
+    return GrowingResult(grown, object_interior, finish)
 
 
 def build_polygons(request: OutputOptions, place: OutputTarget, kind: str) -> GrowingResult:
     """Outlines of the objects of each class but the first, as GeoJSON (``polygons``), LabelMe's JSON or ImageJ's ``rois``.
+
+    Objects are the mask's regions; of a run that learned a border between objects, those of ``instances``.
 
     Raises:
         DataError: if the image is too large to be in memory as a whole, has pages that LabelMe doesn't know, or
@@ -302,12 +301,21 @@ def build_polygons(request: OutputOptions, place: OutputTarget, kind: str) -> Gr
         raise DataError(f"{place.file}: {place.pages} pages; LabelMe has no pages: save=[polygons] writes a file for each")  # fmt: skip
     if kind == "rois" and (need := missing_extra_hint("roifile")):
         raise DataError(f"save=[rois] {need}")
-    grown = build_writer(place, kind, np.uint8, len(run.classes) if run.overlapping else 0)
+    # A mask with a border between its objects does not hold them as a whole
+    single = run.border > 0
+    dtype = np.float32 if single else np.uint8
+    grown = build_writer(place, kind, dtype, len(run.classes) if run.overlapping else 0)
+
+    def trace(page: np.ndarray) -> Iterator[polygons.TracedObject]:
+        if not single:
+            return polygons.trace_mask(page, len(run.classes))
+        labels = instances.segment_objects(page, request.threshold, **request.objects)
+        return polygons.trace_labels(labels)
 
     def finish(tags: dict[str, Any]) -> list[Path]:
         written = []
         for number in range(place.pages):
-            objects = polygons.trace_mask(grown.page(number), len(run.classes))
+            objects = trace(grown.page(number))
             name = f"{stem}-{number:03d}" if place.pages > 1 else stem
             if kind == "labelme":
                 written.append(folder / f"{name}.json")
@@ -324,7 +332,12 @@ def build_polygons(request: OutputOptions, place: OutputTarget, kind: str) -> Gr
             files.write_text(written[-1], text, grown.folder)
         return written
 
-    return GrowingResult(grown, lambda band: band.mask, finish)
+    return GrowingResult(grown, object_interior if single else lambda band: band.mask, finish)
+
+
+def object_interior(band: PredictedBand) -> np.ndarray:
+    """Return the probability (h, W) of being inside an object, 0 where there is no data."""
+    return np.where(band.mask == IGNORE, 0, instances.object_probability(band.probabilities))
 
 
 def build_coco(request: OutputOptions, place: OutputTarget, kind: str) -> GrowingResult:
@@ -441,12 +454,41 @@ RESULT_KINDS: dict[str, Callable[[OutputOptions, OutputTarget, str], GrowingResu
 }
 
 
+def choose_object_options(given: DictConfig, run: LoadedRun | None = None) -> dict[str, Any]:
+    """Return the options of ``instances.segment_objects``: the given ones, else the run's.
+
+    Args:
+        given: ``split_neck_px``, 0: connected regions, None: the run's; and ``min_size``.
+        run: that predicts; None: connected regions.
+    """
+    neck = given.split_neck_px
+    if neck is None:
+        neck = None if run is None else run.split_neck_px
+    return {
+        "split_neck_px": None if neck == 0 else neck,
+        "min_size": given.min_size,
+        "border": 0 if run is None else run.border,
+    }
+
+
 def check_object_options(cfg: DictConfig) -> None:
     """Raise UserError unless the options of ``objects`` are accepted."""
     try:
-        instances.segment_objects(np.zeros((1, 1)), **plain_config(cfg.objects))
+        instances.segment_objects(np.zeros((1, 1)), **choose_object_options(cfg.objects))
     except (ValueError, TypeError) as error:
         raise UserError(f"objects: {error}") from error
+
+
+def separates_objects(kind: str, run: LoadedRun) -> bool:
+    """Return True if a kind of result depends on how objects are separated."""
+    return kind == "instances" or (run.border > 0 and RESULT_KINDS[kind] is build_polygons)
+
+
+def refuse_object_options(objects: DictConfig, why: str) -> None:
+    """Raise UserError if an option of ``objects`` is given, which can do nothing for the reason ``why``."""
+    for name, default in OBJECT_DEFAULTS.items():
+        if (value := objects[name]) != default:
+            raise UserError(f"objects.{name}={value}: {why}; leave it out")
 
 
 def check_save_option(save: Sequence[str]) -> None:

@@ -44,6 +44,15 @@ class TracedObject(NamedTuple):
     inside: np.ndarray
 
 
+def trace_labels(labels: np.ndarray) -> Iterator[TracedObject]:
+    """Yield the objects of class 1 by their labels (H, W), each the largest region of its pixels."""
+    for number, (rows, columns) in enumerate(ndimage.find_objects(labels), start=1):
+        regions, _ = ndimage.label(labels[rows, columns] == number)
+        inside = regions == np.bincount(regions[regions > 0]).argmax()
+        offset = (columns.start, rows.start)
+        yield TracedObject(1, [ring + offset for ring in trace_rings(inside)], *offset, inside)
+
+
 def trace_mask(mask: np.ndarray, num_classes: int) -> Iterator[TracedObject]:
     """Yield the objects of a mask (H, W) of class indices, without class 0; of planes (K, H, W) those of each."""
     for index in range(0 if mask.ndim == 3 else 1, num_classes):

@@ -18,7 +18,7 @@ from seg.data.image_files import (
     list_images,
 )
 from seg.errors import UserError
-from seg.inference.outputs import RESULT_KINDS
+from seg.inference.outputs import RESULT_KINDS, choose_object_options
 from seg.runs import load, records
 from seg.runs.folder import lock_folder
 from seg.runs.load import LoadedRun
@@ -101,6 +101,8 @@ def open_predict_record(output: Path, cfg: DictConfig, run: LoadedRun) -> dict[s
         if name not in (*NEUTRAL_PREDICT_OPTIONS, "input")
     }
     settings["threshold"] = load.threshold(run, cfg.threshold)
+    chosen = choose_object_options(cfg.objects, run)
+    settings["objects"] = {name: chosen[name] for name in ("split_neck_px", "min_size")}
     settings = json.loads(json.dumps(settings)) | {"weights": load.weights_fingerprint(run.model)}
     file = output / PREDICT_RECORD
     # continue an interrupted command, if its settings are the same

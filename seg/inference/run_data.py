@@ -76,11 +76,15 @@ def choose_data(given: DictConfig, run: LoadedRun) -> tuple[str, dict[str, Any]]
     """
     data = plain_config(given)
     split = data.pop("split")
-    # Other data, chosen by data=: unset classes and nodata are taken from the run
+    # Other data, chosen by data=: unset classes, borders and nodata are taken from the run
     own = run.config.get("data", {})
     if data.get("_target_") is not None:
+        bordered = bool(own.get("border_class"))
+        if "border" in data and data["task"] == run.task == "instances":
+            data["border"] = own.get("border") if data["border"] is None else data["border"]
+            data["border_class"] = bordered
         if "classes" in data and data["classes"] is None:
-            data["classes"] = run.classes
+            data["classes"] = run.classes[:-1] if bordered else run.classes
         if "nodata" in data and data["nodata"] is None:
             data["nodata"] = own.get("nodata")
         return split or ("val" if is_own_data(data, own) else "all"), data

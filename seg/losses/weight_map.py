@@ -5,7 +5,6 @@ from typing import Annotated, Literal
 import numpy as np
 import torch
 from pydantic import Field
-from scipy.ndimage import distance_transform_edt, find_objects, label
 from torch import Tensor
 
 from seg.losses.additive import PixelLoss
@@ -15,6 +14,7 @@ from seg.losses.targets import (
     make_weights_buffer,
     weight_true_class,
 )
+from seg.objects import label_components, nearest_two
 from seg.ranges import check_ranges
 
 
@@ -51,11 +51,22 @@ class WeightMap(PixelLoss):
         weights = make_weights_buffer("class_weights", class_weights)
         self.register_buffer("weights_C", weights, persistent=False)
 
-    def gaps(self, mask: np.ndarray) -> np.ndarray:
-        """Return the second term of w, float32, for a mask (H, W), or for one plane per label (K, H, W)."""
+    def gaps(self, mask: np.ndarray, objects: np.ndarray | None = None) -> np.ndarray:
+        """Return the second term of w, float32.
+
+        Args:
+            mask: class indices (H, W), or one plane per label (K, H, W).
+            objects: number of each pixel's object (H, W), by which cells that touch are told apart; None: the
+                regions of the mask are the cells.
+        """
         if mask.ndim == 3:
-            return np.stack([gap_weights(plane, [1], self.w0, self.sigma) for plane in mask])
-        return gap_weights(mask, self.cells, self.w0, self.sigma)
+            planes = [label_cells(plane, [1]) for plane in mask]
+            return np.stack([gap_weights(labels, self.w0, self.sigma) for labels in planes])
+        if objects is not None:
+            labels = np.where(np.isin(mask, self.cells), np.maximum(objects, 0), 0)
+        else:
+            labels = label_cells(mask, self.cells)
+        return gap_weights(labels, self.w0, self.sigma)
 
     def pixel_values(self, logits_BKHW: Tensor, mask: Tensor, gaps: Tensor | None = None) -> Tensor:
         """Return the loss of each pixel.
@@ -81,25 +92,26 @@ class WeightMap(PixelLoss):
         return -(weight + gaps) * log_p
 
 
-def gap_weights(mask_HW: np.ndarray, cells: list[int], w0: float, sigma: float) -> np.ndarray:
+def label_cells(mask: np.ndarray, cells: list[int]) -> np.ndarray:
+    """Return the number of each pixel's region of one of the classes ``cells``, 0 elsewhere."""
+    labels = np.zeros(mask.shape, np.int32)
+    for value in cells:
+        regions = label_components(mask == value)
+        labels[regions > 0] = regions[regions > 0] + labels.max()
+    return labels
+
+
+def gap_weights(labels_HW: np.ndarray, w0: float, sigma: float) -> np.ndarray:
     """Return w0 exp(-(d1 + d2)^2 / (2 sigma^2)) outside cells and 0 inside them, (H, W) float32.
 
     Distances are computed up to 6 sigma from each cell; farther away the term is below 2e-8 w0.
+
+    Args:
+        labels_HW: number of each cell, 0 outside.
+        w0: weight of a gap of no width.
+        sigma: decay, px.
     """
-    # distances of each pixel to its two nearest cells, updated cell by cell
-    reach = int(np.ceil(6 * sigma))
-    nearest = np.full(mask_HW.shape, np.inf)
-    second = np.full(mask_HW.shape, np.inf)
-    # Keep the distances to the nearest and the second nearest cell, d1 and d2 in Eq. 2
-    for value in cells:
-        regions, _ = label(mask_HW == value)
-        for number, box in enumerate(find_objects(regions), start=1):
-            around = tuple(slice(max(0, s.start - reach), s.stop + reach) for s in box)
-            distance = distance_transform_edt(regions[around] != number)
-            farther = np.maximum(nearest[around], distance)
-            second[around] = np.minimum(second[around], farther)
-            nearest[around] = np.minimum(nearest[around], distance)
-    # Second term of Eq. 2 of the U-Net paper, for background pixels between cells
-    outside = ~np.isin(mask_HW, cells)
+    # d1 and d2 of Eq. 2 of the U-Net paper, for pixels between cells
+    nearest, second, _ = nearest_two(labels_HW, int(np.ceil(6 * sigma)))
     weight = w0 * np.exp(-((nearest + second) ** 2) / (2 * sigma**2))
-    return np.where(outside, weight, 0).astype(np.float32)
+    return np.where(labels_HW == 0, weight, 0).astype(np.float32)

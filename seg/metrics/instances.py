@@ -11,17 +11,21 @@ from skimage.morphology import local_maxima, reconstruction
 from skimage.segmentation import watershed
 
 from seg.metrics.significance import BootstrapInput
+from seg.objects import grow_objects, label_components, renumber_objects
 
 IOU_TWENTIETHS = np.arange(10, 20)  # 0.50, 0.55 ... 0.95 as integers: ties are exact
 IOU_THRESHOLDS = IOU_TWENTIETHS / 20
-FOUR_NEIGHBOURS = ndimage.generate_binary_structure(2, 1)  # 4 neighbours
 
 
-def label_components(mask: NDArray) -> NDArray[np.int32]:
-    """Label the 4-connected components of a mask (H, W) bool, from 1 in reading order."""
-    labels = np.empty(mask.shape, np.int32)
-    ndimage.label(mask, FOUR_NEIGHBOURS, labels)
-    return labels
+def object_probability(p_CHW: NDArray) -> NDArray:
+    """Return the probability (H, W) in 0..1 of being inside an object: that of class 1 of two.
+
+    Of three classes it is that of class 1 against the more probable of the others: above 0.5 where class 1 is the most
+    probable one.
+    """
+    if len(p_CHW) == 2:
+        return p_CHW[1]
+    return p_CHW[1] / (p_CHW[1] + np.maximum(p_CHW[0], p_CHW[2])).clip(1e-30)
 
 
 def segment_objects(
@@ -29,6 +33,7 @@ def segment_objects(
     threshold: float = 0.5,
     split_neck_px: float | None = None,
     min_size: int = 16,
+    border: int = 0,
 ) -> NDArray[np.int32]:
     """Split a map of cell interiors into objects: connected regions, optionally split at their necks.
 
@@ -43,6 +48,8 @@ def segment_objects(
         split_neck_px: px by which the half-width of an object must shrink at a neck to be split there; None: no
             splitting.
         min_size: px of the smallest object; smaller ones become background.
+        border: px that each of two touching objects lacks in the map, since the network learned a gap there; they
+            are grown back by it.
 
     Returns:
         Labels (H, W) int32.
@@ -56,7 +63,8 @@ def segment_objects(
         )
     # Without splitting: connected regions.
     if split_neck_px is None:
-        return remove_small_objects(label_components(interior > threshold), min_size)
+        labels = label_components(interior > threshold)
+        return remove_small_objects(grow_objects(labels, border), min_size)
     # Depth of each pixel in its region.
     mask = np.pad(interior > threshold, 1)  # the area around the image is outside
     whole = label_components(mask)
@@ -67,19 +75,12 @@ def segment_objects(
     # Regions too shallow for a seed stay whole; the watershed divides the others.
     seedless = mask & ~np.isin(whole, whole[peaks])
     labels = watershed(-depth, np.where(seedless, whole + number, seeds), connectivity=1, mask=mask)
-    return remove_small_objects(labels[1:-1, 1:-1], min_size)
+    return remove_small_objects(grow_objects(labels[1:-1, 1:-1], border), min_size)
 
 
 def remove_small_objects(labels: NDArray, min_size: int) -> NDArray[np.int32]:
     """Return the labels without the objects smaller than min_size px."""
     return renumber_objects(np.where(object_areas(labels)[labels] >= min_size, labels, 0))
-
-
-def renumber_objects(labels: NDArray) -> NDArray[np.int32]:
-    """Return the labels renumbered 1, 2 ... in the order of their old numbers."""
-    # The rank among the present labels is the new number
-    present = np.unique(labels[labels > 0])
-    return ((np.searchsorted(present, labels) + 1) * (labels > 0)).astype(np.int32)
 
 
 def match_objects(

@@ -18,8 +18,8 @@ from scipy import ndimage
 from skimage.segmentation import watershed
 
 from seg.logits import IGNORE
-from seg.metrics.instances import label_components
 from seg.metrics.significance import BootstrapInput, mean_of_sums
+from seg.objects import label_components
 
 # 0.0, 0.1 ... summed up as in Fiji's loop: the last is 1 - 1e-16, so a probability of 1 is above it
 CHALLENGE_THRESHOLDS = tuple(accumulate([0.1] * 10, initial=0.0))

@@ -32,7 +32,9 @@ from seg.inference.outputs import (
     PredictedBand,
     check_object_options,
     check_save_option,
+    choose_object_options,
     finish_results,
+    refuse_object_options,
 )
 from seg.inference.predictor import Predictor, mark_nodata
 from seg.logits import classes_from_probabilities
@@ -95,6 +97,9 @@ def check_crossval_options(cfg: DictConfig) -> None:
         )
     check_save_option(cfg.save)
     check_object_options(cfg)
+    task = cfg.data.get("task")
+    if task != "instances" and "instances" not in cfg.save:
+        refuse_object_options(cfg.objects, f"data.task={task} has no objects")
 
 
 def train_fold(cfg: DictConfig, plan: FoldPlan, fold: int, output: Path) -> Path:
@@ -223,9 +228,8 @@ def predict_split(
     """
     # Predictions are written at the run's own threshold, probabilities as float32
     names, run = source.splits[split], predictor.run
-    request = OutputOptions(
-        run, list(cfg.save), run.threshold, "float32", plain_config(cfg.objects)
-    )
+    objects = choose_object_options(cfg.objects, run)
+    request = OutputOptions(run, list(cfg.save), run.threshold, "float32", objects)
     cache = ImageCache(source, 0)
     for name in track_progress(names, "predicting"):
         with closing(cache.open_rows(name)) as reader:
@@ -281,7 +285,8 @@ def fold_entry(
     # Data with objects: their scores on the whole validation images
     if source.task == "instances":
         samples = SegmentationDataset(source, source.splits["val"], run.intensity)
-        objects, _ = score_objects(run, samples, run.threshold, plain_config(cfg.objects), device)
+        options = choose_object_options(cfg.objects, run)
+        objects, _ = score_objects(run, samples, run.threshold, options, device)
         metrics |= {f"val/{name}": value for name, value in objects.items()}
     return {
         "fold": fold,
@@ -289,6 +294,7 @@ def fold_entry(
         "images": len(source.splits["val"]),
         "split_hash": record.split_hash,
         "threshold": run.threshold,
+        "split_neck_px": run.split_neck_px,
         "minutes": record.minutes,
         "metrics": metrics,
     }

@@ -1,6 +1,7 @@
 """Load a trained network and the facts needed to use it."""
 
 import hashlib
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -11,7 +12,7 @@ from hydra.utils import instantiate
 from torch import nn
 
 from seg.cli.validation import check_call, is_number
-from seg.data.datasets.base import Task
+from seg.data.datasets.base import MAX_BORDER_PX, Task
 from seg.data.normalization import Normalization
 from seg.errors import RunError
 from seg.files import MIB
@@ -48,6 +49,8 @@ class LoadedRun:
         intensity: normalization of image values to network input.
         task: task of the training data: classes, instances or overlapping.
         threshold: probability in 0..1 above which a pixel is class 1 of two, or has a label.
+        split_neck_px: px by which objects are split at necks, chosen on validation; None: connected regions.
+        border: px that each of two touching objects gave up in the masks that it learned.
         seen: names of the images that any member of an ensemble was trained on; empty for a single run.
     """
 
@@ -60,6 +63,8 @@ class LoadedRun:
     intensity: Normalization
     task: Task = "classes"
     threshold: float = 0.5
+    split_neck_px: float | None = None
+    border: int = 0
     seen: frozenset[str] = frozenset()
 
     @property
@@ -109,6 +114,7 @@ def load_run(run: str | Path | None) -> LoadedRun:
     return LoadedRun(
         file, folder, model.eval(), config, list(card["classes"]), [tuple(c) for c in card["colors"]],
         Normalization(**card["intensity"]), card.get("task", "classes"), float(card.get("threshold", 0.5)),
+        card.get("split_neck_px"), card.get("border", 0),
     )  # fmt: skip
 
 
@@ -231,6 +237,11 @@ def check_card(card: dict[str, Any]) -> None:
     task, config, intensity = card.get("task", "classes"), card["config"], card["intensity"]
     if not is_number(threshold) or not 0 < threshold < 1:
         raise ValueError(f"its threshold is {threshold!s:.40}")
+    neck, border = card.get("split_neck_px"), card.get("border", 0)
+    if neck is not None and (not is_number(neck) or not 0 < neck < math.inf):
+        raise ValueError(f"its split_neck_px is {neck!s:.40}")
+    if type(border) is not int or not 0 <= border <= MAX_BORDER_PX:
+        raise ValueError(f"its border is {border!s:.40}")
     check_class_names(classes)
     levels = range(256)
     if len(colors) != len(classes) or not all(

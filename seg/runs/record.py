@@ -114,6 +114,9 @@ class RunRecord(RecordSection):
     threshold: RecordNumber = Field(
         None, description="probability in 0..1 above which a pixel has a label"
     )
+    split_neck_px: RecordNumber = Field(
+        None, description="px by which objects are split at necks; null: connected regions"
+    )
     minutes: RecordNumber = Field(None, description="duration of the training, minutes")
     steps: int | None = Field(None, description="optimiser steps")
     status: Literal["running", "finished", "failed", "interrupted", "pruned"] = Field(

@@ -1,9 +1,10 @@
 """Evaluation of a run on a split: metrics, intervals, panels and tables."""
 
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning as L
 import numpy as np
@@ -17,6 +18,7 @@ from seg.cli.compose import instantiate_node, plain_config
 from seg.cli.validation import check_call
 from seg.data.datamodule import DataModule
 from seg.data.dataset import BandedSample, SegmentationDataset
+from seg.data.datasets.base import object_border, read_objects
 from seg.display import tables
 from seg.display.console import track_progress
 from seg.errors import DataError, RunError, UserError
@@ -28,6 +30,7 @@ from seg.metrics import SegmentationMetrics, instances, isbi2012
 from seg.metrics.calibration import draw_reliability
 from seg.metrics.significance import BootstrapInput, Interval, bootstrap_intervals
 from seg.models.contract import same_size_logits
+from seg.objects import IGNORED_OBJECT, label_components
 from seg.runs import load, records
 from seg.runs.load import LoadedRun
 from seg.training.callbacks import progress
@@ -41,6 +44,14 @@ CONFUSION_FILE = (
 OBJECT_PIXELS = (
     2**26
 )  # of the largest image whose objects are scored, which needs it whole in memory
+SPLIT_NECKS_PX = (
+    None,
+    1.0,
+    2.0,
+    3.0,
+    4.0,
+    6.0,
+)  # px of objects.split_neck_px among which validation chooses
 STANDARD_METRICS = {
     "_target_": "seg.metrics.SegmentationMetrics"
 }  # of runs older than the metrics option
@@ -121,27 +132,52 @@ def score_split(
     return {f"{split}/{key.removeprefix('test/')}": value for key, value in scores.items()}
 
 
-def predict_interior(
-    run: LoadedRun, samples: SegmentationDataset, index: int, device: str
+class PredictedObjects(NamedTuple):
+    """One image with its objects.
+
+    Attributes:
+        interior: probability (H, W) of being inside an object.
+        mask: (H, W) that the network learns: 0 outside and between objects, 1 inside, 255 ignored.
+        labels: of the true objects (H, W); 0 outside, -1 where ignored.
+    """
+
+    interior: np.ndarray
+    mask: np.ndarray
+    labels: np.ndarray
+
+
+def predict_objects(
+    model: nn.Module, samples: SegmentationDataset, device: str | torch.device
+) -> Iterator[PredictedObjects]:
+    """Yield the images of a split with their true and predicted objects."""
+    for index in track_progress(range(len(samples)), "objects"):
+        name = samples.names[index]
+        with torch.inference_mode():
+            if samples.is_large(name):
+                with samples.open_banded(name) as banded:
+                    interior, mask = predict_banded_interior(model, samples, banded)
+            else:
+                sample = samples[0, index]
+                logits = same_size_logits(model, sample["image"][None].to(device))
+                interior = instances.object_probability(probabilities(logits)[0].cpu().numpy())
+                mask = sample["mask"].numpy().astype(np.uint8)
+        if object_border(samples.source).separate:
+            labels = read_objects(samples.source, name)
+            mask = np.where(mask == 2, 0, mask)  # a border of its own class
+        else:
+            labels = label_components(mask == 1)
+            labels[mask == IGNORE] = IGNORED_OBJECT
+        yield PredictedObjects(interior, mask, labels)
+
+
+def predict_banded_interior(
+    model: nn.Module, samples: SegmentationDataset, sample: BandedSample
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the probability of class 1 (H, W) float32 of an image, and its truth (H, W) uint8.
+    """Return the probability of being inside an object, and the mask, of an image larger than a tile; both (H, W).
 
     Raises:
         DataError: if the image has more than ``OBJECT_PIXELS``.
     """
-    name = samples.names[index]
-    if not samples.is_large(name):
-        sample = samples[0, index]
-        logits = same_size_logits(run.model, sample["image"][None].to(device))
-        return probabilities(logits)[0, 1].cpu().numpy(), sample["mask"].numpy().astype(np.uint8)
-    with samples.open_banded(name) as sample:
-        return predict_banded_interior(run, samples, sample)
-
-
-def predict_banded_interior(
-    run: LoadedRun, samples: SegmentationDataset, sample: BandedSample
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the same of a large image, predicted band by band."""
     height, width = sample.shape
     if height * width > OBJECT_PIXELS:
         raise DataError(
@@ -149,13 +185,29 @@ def predict_banded_interior(
             "cut it, or take data.task=classes"
         )
     bands = [
-        probabilities(torch.from_numpy(logits)[None])[0, 1].numpy()
-        for _, _, logits in logits_of_bands(run.model, samples, sample)
+        instances.object_probability(probabilities(torch.from_numpy(logits)[None])[0].numpy())
+        for _, _, logits in logits_of_bands(model, samples, sample)
     ]
     return np.concatenate(bands), sample.mask_rows(0, height)
 
 
-@torch.inference_mode()
+def choose_split_neck(
+    model: nn.Module, samples: SegmentationDataset, threshold: float, device: torch.device
+) -> float | None:
+    """Return the one of ``SPLIT_NECKS_PX`` with the highest F1 of the objects of a split, the first of equal ones."""
+    border = object_border(samples.source).width
+    training = model.training
+    model.to(device).eval()
+    counts: dict[float | None, Any] = dict.fromkeys(SPLIT_NECKS_PX, 0)
+    for image in predict_objects(model, samples, device):
+        for neck in counts:
+            found = instances.segment_objects(image.interior, threshold, neck, border=border)
+            counts[neck] += instances.match_objects(image.labels, found, image.labels >= 0)
+    model.train(training)
+    scores = {n: float(instances.object_scores(c)["object_f1"]) for n, c in counts.items()}
+    return max(scores, key=lambda neck: np.nan_to_num(scores[neck]))
+
+
 def score_objects(
     run: LoadedRun,
     samples: SegmentationDataset,
@@ -177,12 +229,10 @@ def score_objects(
     """
     # Predict image by image: curves for the border scores, counts for the object scores.
     sections, counts = [], []
-    for index in track_progress(range(len(samples)), "objects"):
-        interior, truth = predict_interior(run, samples, index, device)
-        sections.append(isbi2012.section_scores(interior, truth))
-        predicted = instances.segment_objects(interior, threshold, **options)
-        true = instances.label_components(truth == 1)
-        counts.append(instances.match_objects(true, predicted, truth != IGNORE))
+    for image in predict_objects(run.model, samples, device):
+        sections.append(isbi2012.section_scores(image.interior, image.mask))
+        found = instances.segment_objects(image.interior, threshold, **options)
+        counts.append(instances.match_objects(image.labels, found, image.labels >= 0))
     # Pool over the images: border scores at their best threshold, object scores from summed counts.
     scores = isbi2012.best_scores(sections)
     pooled = instances.object_scores(np.sum(counts, axis=0))
@@ -204,6 +254,7 @@ class EvaluationReport:
         folder: receives the files.
         below: folder named by the user; nothing is written through a link below it.
         metrics: after the evaluation.
+        objects: options by which predicted objects were separated; None: the data has none.
     """
 
     cfg: DictConfig
@@ -213,6 +264,7 @@ class EvaluationReport:
     folder: Path
     below: Path
     metrics: SegmentationMetrics
+    objects: dict[str, Any] | None = None
 
     def write(self, scores: dict[str, float], evidence: dict[str, BootstrapInput]) -> None:
         """Write metrics.json, panels and the reliability plot, and print the tables.
@@ -232,6 +284,7 @@ class EvaluationReport:
             "images": samples.names,
             "pixels": self.metrics.pixels.scored_pixels,
             "threshold": threshold,
+            **({"objects": self.objects} if self.objects else {}),
             "confidence_level": self.cfg.confidence_level,
             "intervals": {key: [i.low, i.high] for key, i in intervals.items() if i.low == i.low},
             "confusion": CONFUSION_FILE,
@@ -255,6 +308,7 @@ class EvaluationReport:
             log.info(tables.interval_line(len(samples), self.cfg.confidence_level))
         if self.data.source.task == "instances":
             log.info("", extra={"table": tables.object_table(scores, f"{split}/", intervals)})
+            log.info(f"true objects: {object_border(self.data.source).describe()}")
         if self.metrics.calibration is not None:
             with files.atomic_write(self.folder / "reliability.png", self.below) as aside:
                 draw_reliability(self.metrics.calibration, title, aside)

@@ -45,6 +45,7 @@ from seg.training.callbacks.memory_hint import MemoryHint
 from seg.training.callbacks.nan_guard import NonFiniteError, NonFiniteGuard
 from seg.training.callbacks.pictures import PanelCallback
 from seg.training.callbacks.progress import ProgressLogger
+from seg.training.evaluation import choose_split_neck
 from seg.training.loggers import MetricsCSV, TrackedRun
 from seg.training.loggers.guarded import finish_loggers, hide_secrets, start_loggers
 from seg.training.resume import (
@@ -180,9 +181,10 @@ def fit_run(
             fit_from_checkpoint(trainer, task, data, asked.checkpoint)
             log_early_end(trainer)
             minutes = get_callback(trainer, ProgressLogger).seconds / 60
-            scores = score_best_checkpoint(trainer, task, data)
+            scores = score_best_checkpoint(trainer, task, data, cfg.threshold == "best")
             record |= {
                 "threshold": task.val_metrics.threshold,
+                "split_neck_px": task.card.get("split_neck_px"),
                 "minutes": minutes,
                 "steps": trainer.global_step,
             }
@@ -445,12 +447,13 @@ def write_artifacts(
 
 
 def score_best_checkpoint(
-    trainer: L.Trainer, task: SegmentationTask, data: DataModule
+    trainer: L.Trainer, task: SegmentationTask, data: DataModule, best_options: bool = False
 ) -> dict[str, float]:
     """Score the best checkpoint on the validation split, and on the test split if there is one.
 
-    A run too short to have validated is scored with its last weights. With ``threshold=best`` the validation split
-    chooses the threshold, which is then stored in the checkpoints.
+    A run too short to have validated is scored with its last weights. With ``best_options`` (``threshold=best``) the
+    validation split chooses the threshold and, of data with objects, ``split_neck_px``, which are then stored in the
+    checkpoints.
 
     Returns:
         ``best/val/...`` and ``test/...``.
@@ -467,16 +470,23 @@ def score_best_checkpoint(
             f"{best}: its weights don't fit this run ({error_summary(error)})"
         ) from error
     validated = trainer.validate(task, datamodule=data, verbose=False)[0]
-    # Choose the threshold, and score again with it.
+    # Choose the threshold, and score again with it; then how objects are separated.
+    chosen: dict[str, float | None] = {}
     if task.val_metrics.curve is not None:
         threshold = task.val_metrics.choose_threshold()
-        task.test_metrics.threshold = threshold
-        for checkpoint in (best, best.with_name("last.ckpt")):
-            store_threshold(checkpoint, threshold)
+        task.test_metrics.threshold = chosen["threshold"] = threshold
         log.info(
             f"threshold  {threshold:g}, which maximises Dice on the validation split; stored in the run"
         )
         validated = trainer.validate(task, datamodule=data, verbose=False)[0]
+    if best_options and data.source.task == "instances":
+        samples, device = data.samples("val"), trainer.strategy.root_device
+        neck = choose_split_neck(task.model, samples, task.val_metrics.threshold, device)
+        chosen["split_neck_px"] = task.card["split_neck_px"] = neck
+        found = "connected regions" if neck is None else f"split_neck_px={neck:g}"
+        log.info(f"objects    {found}, the highest F1 on the validation split; stored in the run")
+    for checkpoint in (best, best.with_name("last.ckpt")) if chosen else ():
+        store_choices(checkpoint, chosen)
     scores = {f"best/{k}": v for k, v in validated.items()}
     if "test" in data.source.splits:
         scores |= trainer.test(task, datamodule=data, verbose=False)[0]
@@ -484,10 +494,10 @@ def score_best_checkpoint(
 
 
 @rank_zero_only
-def store_threshold(checkpoint: Path, threshold: float) -> None:
-    """Store the threshold in a checkpoint, if it exists; evaluate and predict read it from there."""
+def store_choices(checkpoint: Path, chosen: dict[str, float | None]) -> None:
+    """Store what validation chose in a checkpoint, if it exists; evaluate and predict read it from there."""
     if not checkpoint.is_file():
         return
     content = read_checkpoint(checkpoint)
-    content["seg"]["threshold"] = threshold
+    content["seg"] |= chosen
     write_checkpoint(checkpoint, content, checkpoint.parent.parent)

@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from seg import files, hardware
 from seg.cli.compose import instantiate_node, plain_config
 from seg.cli.validation import check_literal
+from seg.data.datasets.base import object_border
 from seg.data.spacing import source_spacing
 from seg.display.console import configure_logging, is_rank_zero, log_to_file
 from seg.losses.weighted_sum import find_weight_map
@@ -89,9 +90,11 @@ def build_and_fit(
     source, overlapping = data.source, data.source.task == "overlapping"
     cfg.loss = fill_class_weights(cfg.loss, data)
     config = plain_config(cfg)
+    # With a border of its own class the most probable class counts; best chooses split_neck_px alone.
+    alone = cfg.threshold == "best" and object_border(source).own_class
     metrics = instantiate_node(
         cfg.metrics, "metrics", classes=source.classes, overlapping=overlapping,
-        threshold=0.5 if cfg.threshold is None else cfg.threshold,
+        threshold=0.5 if cfg.threshold is None or alone else cfg.threshold,
     )  # fmt: skip
     if metrics.needs_spacing:
         metrics.set_spacing(source_spacing(source))
@@ -105,6 +108,8 @@ def build_and_fit(
         "intensity": data.intensity.to_dict(),
         "task": source.task,
         "threshold": metrics.threshold,
+        "split_neck_px": None,
+        "border": object_border(source).width,
     }
     task = SegmentationTask(
         build_model(cfg.model),

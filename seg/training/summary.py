@@ -8,6 +8,7 @@ from omegaconf import DictConfig
 from seg import hardware
 from seg.cli.command_line import quote_path, render_command, render_option
 from seg.data.datamodule import DataModule
+from seg.data.datasets.base import object_border
 from seg.data.quality.issues import ISSUE_KINDS, format_percent
 from seg.display import tables
 from seg.models.profiling import describe_parameters
@@ -62,6 +63,8 @@ def print_run_header(
         f"data       {type(data.source).__name__}: {splits}; {span} px, {data.intensity.channels} channel(s); "
         f"classes {', '.join(data.source.classes)}"
     )
+    if data.source.task == "instances":
+        log.info(f"objects    {object_border(data.source).describe()}")
     log.info(f"hardware   {accelerator}, precision {precision} ({why})")
 
 

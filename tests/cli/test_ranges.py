@@ -110,6 +110,9 @@ TAKEN = {  # those of VALUES that an option takes -> file or command -> such opt
         'data=folder': 'mask_threshold',
         'metrics=full': 'tolerance',
         'trainer=auto': 'gradient_clip_val',
+        'evaluate': 'objects.split_neck_px',
+        'predict': 'objects.split_neck_px',
+        'crossval': 'objects.split_neck_px',
     },
     '0 1e9': {
         'data=annotations': 'split_seed',
@@ -134,6 +137,9 @@ TAKEN = {  # those of VALUES that an option takes -> file or command -> such opt
         'loss=focal': 'alpha',
     },
     '0 null': {
+        'data=annotations': 'border',
+        'data=coco': 'border',
+        'data=folder': 'border',
         'rerun': 'loader.workers',
     },
     '1.5 1e9 1e30 1.0': {
@@ -148,9 +154,6 @@ TAKEN = {  # those of VALUES that an option takes -> file or command -> such opt
         'export': 'tolerance',
     },
     '1.5 1e9 1e30 null 1.0': {
-        'evaluate': 'objects.split_neck_px',
-        'predict': 'objects.split_neck_px',
-        'crossval': 'objects.split_neck_px',
         'tune': 'timeout',
     },
     '1e9': {
@@ -263,9 +266,9 @@ TAKEN = {  # those of VALUES that an option takes -> file or command -> such opt
         'compare': 'split',
     },
     'true': {
-        'data=annotations': 'contiguous stratify',
-        'data=coco': 'contiguous stratify',
-        'data=folder': 'contiguous stratify only_listed similar_names',
+        'data=annotations': 'contiguous stratify border_class',
+        'data=coco': 'contiguous stratify border_class',
+        'data=folder': 'contiguous stratify only_listed similar_names border_class',
         'logger=wandb': 'wandb.offline',
         'loss=dice': 'squared per_image foreground_only',
         'loss=iou': 'per_image foreground_only',

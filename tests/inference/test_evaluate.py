@@ -194,7 +194,7 @@ def test_a_threshold_of_ones_own_is_kept_too(tmp_path):
         (["objects.split_neck_px=nan"], "objects.split_neck_px=nan: a finite number is needed"),
         (
             ["objects.split_neck_px=abc"],
-            "objects.split_neck_px=abc: a number above 0, or null is needed",
+            "objects.split_neck_px=abc: a number of 0 or more, or null is needed",
         ),
         (["+data.task=foo"], "data.task=foo: one of classes, instances, overlapping is needed"),
     ],
@@ -335,7 +335,7 @@ def test_a_weight_map_is_made_of_the_whole_image_once_and_moves_with_it():
     source, calls = Membranes(size=96, train=2, val=1, test=0), []
     loss = WeightMap()
 
-    def gaps(mask):
+    def gaps(mask, objects):
         calls.append(mask)
         return loss.gaps(mask)
 

@@ -789,7 +789,7 @@ def test_other_settings_on_one_folder_are_refused_by_name(
 ):
     for seed in (0, 1):  # of the same name, in turn
         make_run(root / f"run-{seed}", seed=seed)
-    first = words_of(root / "run-0/run.ckpt", folder / "a.png", tmp_path, "save=[masks,overlays]")
+    first = words_of(root / "run-0/run.ckpt", folder / "a.png", tmp_path, "save=[masks,instances]")
     monkeypatch.setattr(sys, "argv", ["seg.predict", *first])
     predict.main()
     before = content(tmp_path)

@@ -224,7 +224,7 @@ def test_a_repeated_command_keeps_what_is_finished(data, tmp_path, monkeypatch, 
     gc.collect()  # other tests' tasks
     with pytest.raises(RuntimeError, match="out of memory"):
         crossval(cfg)
-    assert "the same command goes on from here" in capsys.readouterr().out
+    assert "the same command continues from here" in capsys.readouterr().out
     assert alive == [alive[0]] * 2  # nothing of fold 0 is held while fold 1 trains
     assert read(output / "crossval.json")["status"] == "running"
     assert not (output / "out-of-fold").exists()

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from seg.data.datasets.base import PackedRecords, Task, ignore_nodata
+from seg.data.datasets.base import ObjectBorder, PackedRecords, Task, ignore_nodata
 from seg.data.datasets.tools.parsing import list_files
 from seg.data.image_files import IMAGE_SUFFIXES
 from seg.data.image_io import read_image, read_orientation
@@ -17,6 +17,7 @@ from seg.data.spacing import Spacing, pixel_spacing
 from seg.data.tiff import apply_orientation
 from seg.errors import DataError
 from seg.logits import IGNORE
+from seg.objects import IGNORED_OBJECT
 
 
 class AnnotatedSource:
@@ -26,7 +27,9 @@ class AnnotatedSource:
         root: folder of the images.
         classes: names in the order of the mask's values.
         annotated: classes that annotations have: all, or all but the first, which is the rest.
+        covered: True if annotations have the first class, too.
         task: ``classes``, ``instances`` or ``overlapping``.
+        border: between objects; with ``instances`` each annotation is one.
         nodata: option ``data.nodata``.
         spacing: option ``data.spacing``.
         entries: name of an image -> its entry, with at least ``file``: path inside ``root``; ``size``: height and
@@ -36,13 +39,15 @@ class AnnotatedSource:
     root: Path
     classes: list[str]
     annotated: list[str]
+    covered: bool = False
     task: Task
+    border: ObjectBorder = ObjectBorder()
     nodata: NodataOption | None
     spacing: Spacing | None
     entries: PackedRecords
 
     def draw_mask(self, entry: Any, height: int, width: int) -> np.ndarray:
-        """Return the mask of an entry, (H, W) or (H, W, K), as in ``read``."""
+        """Return the mask of an entry, (H, W) or (H, W, K), as in ``read``; with ``instances`` the labels (H, W)."""
         raise NotImplementedError
 
     def drawing_options(self) -> tuple[Any, ...]:
@@ -51,6 +56,15 @@ class AnnotatedSource:
 
     def read(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Return image (H, W, C), and mask (H, W) uint8 of class indices or (H, W, K) of 0 and 1; 255 = ignore."""
+        image, drawn = self.read_drawn(name)
+        return image, self.border.learned_mask(drawn) if self.border.separate else drawn
+
+    def read_objects(self, name: str) -> np.ndarray:
+        """Return the labels (H, W) int32 of the annotated objects; 0 outside, -1 where ignored."""
+        return self.read_drawn(name)[1]
+
+    def read_drawn(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """Return image (H, W, C), and what ``draw_mask`` draws."""
         entry, file, nodata = self.entries[name], self.image_file(name), self.nodata_values(name)
         image = read_image(file, nodata=nodata)
         height, width = image.shape[:2]
@@ -59,11 +73,11 @@ class AnnotatedSource:
             orientation = read_orientation(file)
             if orientation >= 5:
                 mask = apply_orientation(self.draw_mask(entry, width, height), orientation)
-                return ignore_nodata(image, mask, nodata)
+                return ignore_nodata(image, mask, nodata, self.void)
         if entry.size not in (None, (height, width)):
             remedy = "take the image that was annotated"
             raise size_mismatch_error(entry.source, entry.size, file, image.shape, remedy)
-        return ignore_nodata(image, self.draw_mask(entry, height, width), nodata)
+        return ignore_nodata(image, self.draw_mask(entry, height, width), nodata, self.void)
 
     def image_file(self, name: str) -> Path:
         """Return the path of an image."""
@@ -77,16 +91,33 @@ class AnnotatedSource:
         """Return the height and width of a pixel in um; None if it is not known."""
         return pixel_spacing(self.spacing, map(self.image_file, self.entries))
 
+    @property
+    def void(self) -> int:
+        """Value of an ignored pixel in what ``draw_mask`` draws."""
+        return IGNORED_OBJECT if self.border.separate else IGNORE
+
     def empty_mask(self, *shape: int) -> np.ndarray:
         """Return a mask without objects: the rest, or ignored if the first class is annotated itself."""
-        covered = self.annotated == self.classes and self.task != "overlapping"
-        return np.full(shape, IGNORE if covered else 0, np.uint8)
+        dtype = np.int32 if self.border.separate else np.uint8
+        rest = self.void if self.covered and self.task != "overlapping" else 0
+        return np.full(shape, rest, dtype)
+
+    def drawn_value(self, index: int, number: int) -> int:
+        """Return the value of an annotation in the mask: that of its class, or its number among the objects."""
+        return number if self.border.separate and index == 1 else index
 
     def stamp(self, name: str) -> str:
         """Return a text that changes when the result of ``read`` may have changed."""
         file = self.image_file(name)
         status, content = file.stat(), hashlib.sha256(self.entries.packed_bytes(name)).hexdigest()
-        options = (self.classes, self.annotated, self.task, self.nodata, *self.drawing_options())
+        options = (
+            self.classes,
+            self.annotated,
+            self.task,
+            self.nodata,
+            self.border,
+            *self.drawing_options(),
+        )
         return f"{file.resolve()} {status.st_size} {status.st_mtime_ns} {content} {options}"
 
 

@@ -16,11 +16,14 @@ from seg.data.datasets.annotated import (
     index_images,
 )
 from seg.data.datasets.base import (
+    BorderOption,
     PackedRecords,
     Task,
     check_choice,
     check_task,
+    choose_border,
     class_colors,
+    learned_classes,
 )
 from seg.data.datasets.coco_json import CocoId, check_categories, choose_classes
 from seg.data.datasets.outlines import DrawnOutline, Outline, describe_labels, draw_outline
@@ -33,7 +36,6 @@ from seg.data.partition import SPLIT_FOLDERS, Splits
 from seg.data.spacing import Spacing
 from seg.data.splits import SplitOptions, split_by_lists
 from seg.errors import DataError
-from seg.logits import IGNORE
 
 log = logging.getLogger("seg")
 Tool = Literal["labelme", "qupath", "yolo", "cvat", "via", "supervisely", "labelstudio", "cellpose", "imagej"]  # fmt: skip
@@ -98,8 +100,11 @@ class Annotations(AnnotatedSource):
         stratify: give each split its share of the images in which a class is annotated.
         lists: folder of train.txt, val.txt and optionally test.txt, or a file for each; one name a line.
         split_seed: seed of the random split.
-        task: ``classes``; ``instances``: two classes, and objects that touch count as one; ``overlapping``: one
-            plane a class.
+        task: ``classes``; ``instances``: two classes, and each annotation of the second is an object;
+            ``overlapping``: one plane a class.
+        border: px that each of two touching objects gives up, so that the network learns a gap of twice that; None:
+            1 with ``instances``; 0: none.
+        border_class: whether that gap is a third class, ``border``, instead of background.
 
     Raises:
         DataError: if a file is missing or invalid, or an option is wrong.
@@ -126,12 +131,15 @@ class Annotations(AnnotatedSource):
         lists: str | dict[str, str] | None = None,
         split_seed: Annotated[int, Field(ge=0)] = 0,
         task: Task = "classes",
+        border: BorderOption | None = None,
+        border_class: bool = False,
     ) -> None:
         # Images and annotation files.
         check_choice("tool", tool, Tool)
         check_choice("unannotated", unannotated, Unannotated)
         self.root, self.task = find_image_root(root), task
         self.nodata, self.spacing = nodata, spacing
+        self.border = choose_border(task, border, border_class)
         place = find_place(self.root, annotations)
         content = read_tool(tool, place)
         listed = list_files(self.root, tuple(IMAGE_SUFFIXES))
@@ -152,10 +160,11 @@ class Annotations(AnnotatedSource):
         labels = [name for name in content.labels or sorted(present) if name not in self.ignored]
         categories: dict[CocoId, str] = dict(enumerate(labels))
         self.classes = choose_classes(classes, categories, task, place)
-        covered = task == "overlapping" or self.classes[0] in labels
-        self.annotated = self.classes if covered else self.classes[1:]
+        self.covered = task == "overlapping" or self.classes[0] in labels
+        self.annotated = self.classes if self.covered else self.classes[1:]
         check_categories(self.annotated, categories, False, place)
         check_task(task, self.classes, may_overlap=True)
+        self.classes = learned_classes(self.classes, self.border)
         self.colors = class_colors(colors, self.classes, None, spare=task == "overlapping")
         # Entries, in the order of the images' names.
         kept = {*self.annotated, *self.ignored}
@@ -176,7 +185,7 @@ class Annotations(AnnotatedSource):
         )  # fmt: skip
 
     def draw_mask(self, entry: Entry, height: int, width: int) -> np.ndarray:
-        """Return the mask of an entry, (H, W) or (H, W, K), as in ``read``."""
+        """Return the mask of an entry, (H, W) or (H, W, K), as in ``read``; with ``instances`` the labels (H, W)."""
         overlapping = self.task == "overlapping"
         mask = self.empty_mask(height, width, *([len(self.classes)] if overlapping else []))
         # Ignored objects first, then large before small.
@@ -185,14 +194,15 @@ class Annotations(AnnotatedSource):
         def order(item: tuple[Outline, DrawnOutline]) -> tuple[bool, int]:
             return item[0].label not in self.ignored, -int(item[1].inside.sum())
 
-        for outline, (rows, columns, inside) in sorted(drawn, key=order):
+        ordered = sorted(drawn, key=order)
+        for number, (outline, (rows, columns, inside)) in enumerate(ordered, start=1):
             window = mask[rows, columns]
             if outline.label in self.ignored:
-                window[inside] = IGNORE
+                window[inside] = self.void
             elif overlapping:
                 window[inside, self.classes.index(outline.label)] = 1
             else:
-                window[inside] = self.classes.index(outline.label)
+                window[inside] = self.drawn_value(self.classes.index(outline.label), number)
         return mask
 
     def drawing_options(self) -> tuple[Any, ...]:
@@ -201,7 +211,7 @@ class Annotations(AnnotatedSource):
     def class_presence(self, name: str) -> np.ndarray:
         """Return (K,) bool: True for each class annotated in the image, and for the class of the rest."""
         present = np.zeros(len(self.classes), bool)
-        present[0] = self.annotated != self.classes
+        present[0] = not self.covered
         for outline in self.entries[name].outlines:
             if outline.label not in self.ignored:
                 present[self.classes.index(outline.label)] = True

@@ -2,16 +2,21 @@
 
 import pickle
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal, Protocol, get_args
+from typing import Annotated, Any, Literal, NamedTuple, Protocol, get_args
 
 import numpy as np
+from pydantic import Field
 
 from seg.data.masks import ColourList, shorten_list
 from seg.data.nodata import nodata_pixels
 from seg.display.colors import default_colors
 from seg.errors import DataError
 from seg.logits import IGNORE
+from seg.objects import IGNORED_OBJECT, find_borders, label_components
 
+MAX_BORDER_PX = 64
+BorderOption = Annotated[int, Field(ge=0, le=MAX_BORDER_PX)]
+BORDER_CLASS = "border"  # name of the class of data.border_class
 Task = Literal["classes", "instances", "overlapping"]
 
 
@@ -22,8 +27,12 @@ class DataSource(Protocol):
         classes: names in the order of the mask's values.
         colors: one (red, green, blue) in 0..255 per class, for pictures.
         splits: image names of ``train``, ``val`` and, if there is one, ``test``.
-        task: ``classes``: one class a pixel; ``instances``: two classes, and each connected region of class
-            1 is an object that ``seg.evaluate`` counts; ``overlapping``: each pixel has any of the classes.
+        task: ``classes``: one class a pixel; ``instances``: class 1 consists of objects, which ``seg.evaluate``
+            counts; ``overlapping``: each pixel has any of the classes.
+
+    A source whose files tell objects apart also has ``read_objects(name)``, which returns their labels (H, W) int32,
+    0 outside and -1 where ignored, and ``border``, an ``ObjectBorder``; without it each connected region of class 1
+    is an object.
     """
 
     classes: list[str]
@@ -85,14 +94,102 @@ class DecodedRows:
         """Do nothing: no file is open."""
 
 
+class ObjectBorder(NamedTuple):
+    """Mask that a network learns of objects that are numbered.
+
+    Attributes:
+        width: px that each of two touching objects gives up; 0: none, so that they merge.
+        own_class: True: these pixels are class 2; False: background.
+        separate: True if the data numbers its objects; False: they are the connected regions of class 1.
+    """
+
+    width: int = 0
+    own_class: bool = False
+    separate: bool = False
+
+    def learned_mask(self, labels: np.ndarray) -> np.ndarray:
+        """Return the mask (H, W) uint8 of objects (H, W)."""
+        mask = (labels > 0).astype(np.uint8)
+        mask[find_borders(labels, self.width)] = 2 if self.own_class else 0
+        mask[labels == IGNORED_OBJECT] = IGNORE
+        return mask
+
+    def describe(self) -> str:
+        """Return what the objects are, in one line."""
+        if not self.separate:
+            return "connected regions of class 1; masks do not number them"
+        kind = f"class {BORDER_CLASS}" if self.own_class else "background"
+        gap = f"a gap of {2 * self.width} px between touching ones is {kind}"
+        return f"as numbered in the masks; {gap if self.width else 'touching ones merge (data.border=0)'}"
+
+
+def object_border(source: DataSource) -> ObjectBorder:
+    """Return the border of a source's objects; that of connected regions if it has none."""
+    return getattr(source, "border", ObjectBorder())
+
+
+def read_objects(source: DataSource, name: str) -> np.ndarray:
+    """Return the labels (H, W) int32 of an image's objects; 0 outside, -1 where ignored."""
+    if object_border(source).separate:
+        return source.read_objects(name)  # ty: ignore[missing-attribute]
+    _, mask = source.read(name)
+    return np.where(mask == IGNORE, IGNORED_OBJECT, label_components(mask == 1))
+
+
+def choose_border(
+    task: Task, border: int | None, border_class: bool, separate: bool = True
+) -> ObjectBorder:
+    """Return the border of a data set's objects by the options ``data.border`` and ``data.border_class``.
+
+    Args:
+        task: option ``data.task``.
+        border: px; None: 1 if the objects are numbered.
+        border_class: whether the border is a class of its own.
+        separate: whether the data numbers its objects.
+
+    Raises:
+        DataError: if an option can do nothing.
+    """
+    given = "data.border_class=true" if border_class else f"data.border={border}"
+    if border or border_class:
+        if task != "instances":
+            raise DataError(f"{given}: data.task={task} has no objects; take data.task=instances")
+        if not separate:
+            raise DataError(
+                f"{given}: the masks hold two values and do not number their objects, so that no two touch; leave it out"
+            )
+    if border_class and border == 0:
+        raise DataError(
+            "data.border_class=true: data.border=0 leaves it no pixel; give data.border=1"
+        )
+    if task != "instances" or not separate:
+        return ObjectBorder()
+    return ObjectBorder(1 if border is None else border, border_class, True)
+
+
+def learned_classes(classes: list[str], border: ObjectBorder) -> list[str]:
+    """Return the classes of the mask that the network learns: the given ones and, if it is one, the border.
+
+    Raises:
+        DataError: if a class has the border's name.
+    """
+    if not border.own_class:
+        return classes
+    if BORDER_CLASS in classes:
+        raise DataError(
+            f"data.classes={classes}: {BORDER_CLASS} is the class of data.border_class=true; rename it"
+        )
+    return [*classes, BORDER_CLASS]
+
+
 def ignore_nodata(
-    image: np.ndarray, mask: np.ndarray, nodata: Sequence[float]
+    image: np.ndarray, mask: np.ndarray, nodata: Sequence[float], void: int = IGNORE
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return an image and its mask, 255 where all channels of the image have no data."""
+    """Return an image and its mask, ``void`` where all channels of the image have no data."""
     lost = nodata_pixels(image, nodata)
     if lost is not None:
         mask = mask.copy()
-        mask[lost] = IGNORE
+        mask[lost] = void
     return image, mask
 
 

@@ -18,11 +18,14 @@ from seg.data.datasets.annotated import (
     list_image_files,
 )
 from seg.data.datasets.base import (
+    BorderOption,
     PackedRecords,
     Task,
     check_choice,
     check_task,
+    choose_border,
     class_colors,
+    learned_classes,
 )
 from seg.data.datasets.coco_json import (
     CocoAnnotation,
@@ -42,7 +45,6 @@ from seg.data.similar_names import find_similar, similar_file
 from seg.data.spacing import Spacing
 from seg.data.splits import SplitOptions, split_by_lists
 from seg.errors import DataError, missing_extra_hint
-from seg.logits import IGNORE
 
 CrowdOption = Literal["auto", "ignore", "object", "skip"]
 BoxesOption = Literal["error", "skip"]
@@ -81,8 +83,11 @@ class Coco(AnnotatedSource):
         stratify: give each split its share of the images in which a class is annotated.
         lists: folder of train.txt, val.txt and optionally test.txt, or a file for each; one name a line.
         split_seed: seed of the random split.
-        task: ``classes``; ``instances``: two classes, and objects that touch count as one; ``overlapping``: one
-            plane a class.
+        task: ``classes``; ``instances``: two classes, and each annotation of the second is an object;
+            ``overlapping``: one plane a class.
+        border: px that each of two touching objects gives up, so that the network learns a gap of twice that; None:
+            1 with ``instances``; 0: none.
+        border_class: whether that gap is a third class, ``border``, instead of background.
 
     Raises:
         DataError: if a file is missing or invalid, or an option is wrong.
@@ -109,6 +114,8 @@ class Coco(AnnotatedSource):
         lists: str | dict[str, str] | None = None,
         split_seed: Annotated[int, Field(ge=0)] = 0,
         task: Task = "classes",
+        border: BorderOption | None = None,
+        border_class: bool = False,
     ) -> None:
         # Options and files.
         if need := missing_extra_hint("pycocotools"):
@@ -120,6 +127,7 @@ class Coco(AnnotatedSource):
         if folders is not None and set(folders) != set(files):
             raise DataError(f"data.folders={folders}: give one for each of {', '.join(files)}")
         self.root, self.crowd, self.task = find_image_root(root), crowd, task
+        self.border = choose_border(task, border, border_class)
         # The first split read determines the classes; the others must agree with it
         by_split: dict[str, dict[str, CocoImage]] = {}
         for split, file in files.items():
@@ -128,6 +136,7 @@ class Coco(AnnotatedSource):
             )
         # Entries of all splits.
         check_task(task, self.classes, may_overlap=True)
+        self.classes = learned_classes(self.classes, self.border)
         entries = merge_entries(by_split)
         check_images_exist(self.root, entries)
         self.entries = PackedRecords(entries)
@@ -159,8 +168,8 @@ class Coco(AnnotatedSource):
             drop_parents(content, categories, file)
         if not further:
             self.classes = choose_classes(classes, categories, self.task, file)
-            covered = self.task == "overlapping" or self.classes[0] in categories.values()
-            self.annotated = self.classes if covered else self.classes[1:]
+            self.covered = self.task == "overlapping" or self.classes[0] in categories.values()
+            self.annotated = self.classes if self.covered else self.classes[1:]
         check_categories(self.annotated, categories, classes is None, file)
         places = {name: self.classes.index(name) for name in self.annotated}
         index = dict.fromkeys((row["id"] for row in content["categories"]), None) | {
@@ -190,15 +199,16 @@ class Coco(AnnotatedSource):
         return locate
 
     def draw_mask(self, entry: CocoImage, height: int, width: int) -> np.ndarray:
-        """Return the mask of an entry, (H, W) or (H, W, K), as in ``read``."""
+        """Return the mask of an entry, (H, W) or (H, W, K), as in ``read``; with ``instances`` the labels (H, W)."""
         # Planes are drawn column by column, the order of run lengths.
         overlapping = self.task == "overlapping"
         planes = self.empty_mask(len(self.classes) if overlapping else 1, width * height)
-        for outline, counts in self.drawing_order(entry, height, width):
+        drawn = self.drawing_order(entry, height, width)
+        for number, (outline, counts) in enumerate(drawn, start=1):
             plane = planes[outline.index if overlapping else 0]
-            value = 1 if overlapping else outline.index
+            value = 1 if overlapping else self.drawn_value(outline.index, number)
             ignored = outline.crowd and self.crowd in IGNORED_CROWDS
-            plane[fill_runs(counts)] = IGNORE if ignored else value
+            plane[fill_runs(counts)] = self.void if ignored else value
         mask = np.ascontiguousarray(planes.reshape(-1, width, height).transpose(2, 1, 0))
         return mask if overlapping else mask[..., 0]
 
@@ -232,7 +242,7 @@ class Coco(AnnotatedSource):
     def class_presence(self, name: str) -> np.ndarray:
         """Return (K,) bool: True for each class annotated in the image, and for the class of the rest."""
         present = np.zeros(len(self.classes), bool)
-        present[0] = self.annotated != self.classes
+        present[0] = not self.covered
         for outline in self.entries[name].annotations:
             present[outline.index] |= not outline.crowd or self.crowd == "object"
         return present

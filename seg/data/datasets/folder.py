@@ -1,5 +1,6 @@
 """Data set of image and mask files: folders paired by name, or a table of pairs."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -7,13 +8,16 @@ import numpy as np
 from pydantic import Field
 
 from seg.data.datasets.base import (
+    BorderOption,
     PackedRecords,
     RowReader,
     Task,
     check_choice,
     check_task,
+    choose_border,
     class_colors,
     ignore_nodata,
+    learned_classes,
 )
 from seg.data.datasets.pairing import (
     LIST_LINE_HINT,
@@ -30,7 +34,11 @@ from seg.data.masks import (
     ColourList,
     MaskValues,
     count_class_pixels,
+    distinct_values,
+    merge_object_masks,
     merge_planes,
+    numbers_objects,
+    read_object_numbers,
     shorten_list,
     size_mismatch_error,
     split_planes,
@@ -44,8 +52,12 @@ from seg.data.splits import SplitOptions, read_lists, split_by_lists
 from seg.data.tiff import warn_once
 from seg.data.tiff_layout import TIFF_SUFFIXES, PagesOption
 from seg.errors import DataError
+from seg.logits import IGNORE
+from seg.objects import IGNORED_OBJECT
 
-LayersOption = Literal["pages", "folders"]
+LayersOption = Literal["pages", "folders", "objects"]
+LOSSY_SUFFIXES = (".jpg", ".jpeg", ".webp")
+JUDGED_FILES = 1000  # masks of a data set, evenly spaced, that tell numbers of objects from classes
 
 
 class Folder:
@@ -66,8 +78,9 @@ class Folder:
         pages: use of files with several pages: ``slices``: each page is an image with the same page of its
             mask; ``channels``: the pages are the channels of one image; None: as the axes of the file say, and an
             error for a TIFF without axes.
-        mask_layers: layout of masks that have one layer a class: ``pages`` of a file, or ``folders`` named as the
-            classes with a file each. A layer is 0 where the class is absent, 1 or 255 where it is present (or as
+        mask_layers: layout of masks that have layers: one a class, as ``pages`` of a file or in ``folders`` named as
+            the classes with a file each; or ``objects``, a folder for each image with a file for each object. A layer
+            is 0 where the class is absent, 1 or 255 where it is present (or as
             ``values`` says). One class may have no layer (of pages the first): it is where no other class is.
         values: mask value on disk -> class index; None: the values are the indices.
         palette: class name -> its colour in the masks, (red, green, blue) in 0..255, or several colours.
@@ -88,8 +101,12 @@ class Folder:
         lists: folder of train.txt, val.txt and optionally test.txt, or a file for each; one name a line.
         only_listed: leave out images that no list names.
         split_seed: seed of the random split.
-        task: ``classes``, ``instances`` (two classes, counted by region) or ``overlapping`` (a pixel may have
-            several classes; masks have layers, pages by default).
+        task: ``classes``; ``instances``: two classes, and the second consists of objects. Masks with more values than
+            0 and 1, or 0 and 255, number them; in others, and with ``values``, ``palette`` or layers of classes, they are
+            the connected regions. ``overlapping``: a pixel may have several classes; masks have layers, pages by default.
+        border: px that each of two touching objects gives up, so that the network learns a gap of twice that; None:
+            1 where masks number objects; 0: none.
+        border_class: whether that gap is a third class, ``border``, instead of background.
 
     Raises:
         DataError: if a folder or file is missing, or an option is wrong.
@@ -124,6 +141,8 @@ class Folder:
         only_listed: bool = False,
         split_seed: Annotated[int, Field(ge=0)] = 0,
         task: Task = "classes",
+        border: BorderOption | None = None,
+        border_class: bool = False,
     ) -> None:
         # Options of the layout.
         self.similar, self.nodata, self.spacing = similar_names, nodata, spacing
@@ -141,10 +160,22 @@ class Folder:
             reject_options(
                 {"palette": palette}, f"data.mask_layers={mask_layers}", "a layer shows one class"
             )
-        if mask_layers == "pages":
+        if mask_layers == "objects" and task != "instances":
+            raise DataError(
+                f"data.mask_layers=objects: data.task={task} has no objects; take data.task=instances"
+            )
+        if mask_layers == "objects":
+            reject_options(
+                {"table": table}, "data.mask_layers=objects", "a folder holds a mask's files"
+            )
+        if mask_layers in ("pages", "objects"):
             slices = "slices" if pages == "slices" else None
             reject_options(
-                {"pages": slices}, "data.mask_layers=pages", "a mask's pages are its classes"
+                {"pages": slices},
+                f"data.mask_layers={mask_layers}",
+                "a mask's pages are its classes"
+                if mask_layers == "pages"
+                else "a file is one object",
             )
         self.only: set[str] | None = None
         if only_listed:
@@ -189,16 +220,23 @@ class Folder:
         if not pairs:
             raise DataError(f"{self.root}: no image has a mask; check data.pair_by and the names")
         self.files = PackedRecords(pairs)
-        layer_files = zip(*(pair.masks for pair in pairs.values()), strict=True)
+        layers = [
+            [pair.mask] if mask_layers == "objects" else pair.masks for pair in pairs.values()
+        ]
         self.has_files = [
-            any(files) for files in layer_files
-        ]  # a layer each: has any image a file?
+            any(files) for files in zip(*layers, strict=True)
+        ]  # of any image, for each layer
         # Classes and the values of the masks.
         if classes is None:
             raise DataError(self.missing_classes_message())
         check_task(task, classes, may_overlap=True)
         self.classes, self.task = classes, task
         self.check_layers()
+        separate = mask_layers == "objects"
+        if task == "instances" and not mask_layers and values is None and palette is None:
+            separate, values = self.judge_masks(ignore or [])
+        self.border = choose_border(task, border, border_class, separate)
+        self.ignored, self.classes = ignore or [], learned_classes(classes, self.border)
         if mask_layers:
             present = {0: 0, 1: 1, 255: 1} if values is None and mask_threshold is None else values
             self.values = MaskValues(
@@ -218,9 +256,10 @@ class Folder:
                 task,
                 nodata,
                 self.has_files,
+                *self.border,
             )
         )
-        self.colors = class_colors(colors, classes, palette, spare=task == "overlapping")
+        self.colors = class_colors(colors, self.classes, palette, spare=task == "overlapping")
 
         # Splits: by folders, by the table, or by the options.
         given, by = None, ("", "")
@@ -266,7 +305,13 @@ class Folder:
     def pair_by_name(self, folder: Path, layers: list[str] | None) -> dict[str, Pair]:
         """Return name -> pair of a folder whose masks have a file for each of ``layers``, or one file."""
         pairs, issues = pair_by_names(
-            folder, *self.parts, self.pair_by, layers, self.only, self.similar
+            folder,
+            *self.parts,
+            self.pair_by,
+            layers,
+            self.only,
+            self.similar,
+            self.mask_layers == "objects",
         )
         report_unpaired(issues)
         return pairs
@@ -309,20 +354,30 @@ class Folder:
 
     def read(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Return image (H, W, C), and mask (H, W) uint8 of class indices or (H, W, K) of 0 and 1; 255 = ignore."""
+        image, labels = self.read_stored(name)
+        return image, self.border.learned_mask(labels) if self.border.separate else labels
+
+    def read_objects(self, name: str) -> np.ndarray:
+        """Return the labels (H, W) int32 of the objects that masks number; 0 outside, -1 where ignored."""
+        return self.read_stored(name)[1]
+
+    def read_stored(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """Return image (H, W, C), and the mask as in ``read``; where masks number objects, their labels (H, W)."""
         pair = self.files[name]
         nodata = self.nodata_values(name)
         image = read_image(pair.image, pair.page, pair.pages, nodata)
-        mask = self.decode_mask(pair)
+        mask = self.decode_stored(pair)
         if mask.shape[:2] != image.shape[:2]:
             remedy = turned_remedy(pair)
             raise size_mismatch_error(pair.mask, mask.shape, pair.image, image.shape, remedy)
-        return ignore_nodata(image, mask, nodata)
+        void = IGNORED_OBJECT if self.border.separate else IGNORE
+        return ignore_nodata(image, mask, nodata, void)
 
     def open_rows(self, name: str) -> RowReader | None:
         """Return a reader of any rows of an image and its mask; None unless both are single pages of TIFFs."""
         pair = self.files[name]
         suffixes = {file.suffix.lower() for file in (pair.image, pair.mask)}
-        if self.mask_layers or self.pages == "channels" or not suffixes <= TIFF_SUFFIXES:
+        if self.mask_layers or self.border.separate or not suffixes <= TIFF_SUFFIXES:
             return None
         rows = FolderRows(self, name)
         if rows.is_valid:
@@ -338,8 +393,15 @@ class Folder:
         """Return the height and width of a pixel in um; None if it is not known."""
         return pixel_spacing(self.spacing, (self.files[name].image for name in self.files))
 
-    def decode_mask(self, pair: Pair) -> np.ndarray:
-        """Return the mask of a pair, (H, W) or (H, W, K), as in ``read``."""
+    def decode_stored(self, pair: Pair) -> np.ndarray:
+        """Return the mask of a pair, (H, W) or (H, W, K), or the labels (H, W) of its objects."""
+        if self.mask_layers == "objects":
+            files = [file for file in pair.masks if file is not None]
+            planes = [self.values.indices(read_mask_file(file), file) for file in files]
+            return merge_object_masks(planes, pair.mask.parent)
+        if self.border.separate:
+            mask = read_mask_file(pair.mask, pair.page)
+            return read_object_numbers(mask, self.ignored, page_name(pair.mask, pair.page))
         if self.mask_layers is None:
             colours = self.values.palette is not None
             return self.values.indices(
@@ -380,6 +442,28 @@ class Folder:
             for plane, has_files in zip(planes, self.has_files, strict=True)
         ]
 
+    def judge_masks(self, ignore: list) -> tuple[bool, dict[int, int] | None]:
+        """Return whether masks number objects; if not, the values of the two classes, None: 0 and 1."""
+        names = list(self.files)
+        pairs = [self.files[name] for name in names[:: -(-len(names) // JUDGED_FILES)]]
+        seen: set[int] = set()
+
+        def lossless_masks() -> Iterator[np.ndarray]:
+            for pair in pairs:
+                if pair.mask.suffix.lower() in LOSSY_SUFFIXES:
+                    continue
+                try:
+                    mask = read_mask_file(pair.mask, pair.page)
+                except DataError:  # raised when the image is read
+                    continue
+                seen.update(distinct_values(mask))
+                yield mask
+
+        if numbers_objects(lossless_masks(), ignore):
+            return True, None
+        white = seen - set(ignore) <= {0, 255} and 255 in seen - set(ignore)
+        return False, {0: 0, 255: 1} if white else None
+
     def stamp(self, name: str) -> str:
         """Return a text that changes when the result of ``read`` may have changed."""
         pair = self.files[name]
@@ -388,7 +472,9 @@ class Folder:
 
     def class_presence(self, name: str) -> np.ndarray:
         """Return (K,) bool: True for each class that occurs in the image."""
-        return count_class_pixels(self.decode_mask(self.files[name]), len(self.classes)) > 0
+        stored = self.decode_stored(self.files[name])
+        mask = self.border.learned_mask(stored) if self.border.separate else stored
+        return count_class_pixels(mask, len(self.classes)) > 0
 
     def split_from_lists(self, lines: dict[str, list[str]]) -> Splits:
         """Return the splits given by lists of names, with or without suffix; a stack stands for its pages."""

@@ -14,6 +14,8 @@ from seg.data.image_files import (
     describe_passed_over,
     image_stem,
     image_suffix,
+    is_image_file,
+    list_images,
     scan_folder,
 )
 from seg.data.image_io import count_pages, log_axes, read_axes
@@ -33,7 +35,8 @@ class Pair(NamedTuple):
 
     Attributes:
         image: file of the image.
-        masks: file of the mask, or of each class's layer in the order of the classes; None: no such layer.
+        masks: file of the mask, of each class's layer in the order of the classes, or of each object; None: no such
+            layer.
         page: page of both files, from 0; None: the files are one image each.
         pages: use of several pages; see ``seg.data.image_io.read_pages``.
     """
@@ -62,6 +65,7 @@ def pair_by_names(
     layers: list[str] | None,
     only: set[str] | None,
     similar: bool = False,
+    objects: bool = False,
 ) -> tuple[dict[str, Pair], list[DataError]]:
     """Return the pairs of a folder by image name, and an error for each file without a partner.
 
@@ -74,6 +78,7 @@ def pair_by_names(
         layers: classes, if each has a file of its own; None: a mask is one file.
         only: names of the images to use, with or without suffix; None: all images.
         similar: pair names that differ only in case, white space or the encoding of accents, too.
+        objects: whether a mask is a folder of that name, with a file for each object.
 
     Raises:
         DataError: if a folder or ``pair_by`` is wrong, or finds one key in two names.
@@ -87,9 +92,8 @@ def pair_by_names(
     planes = []
     for layer in [folder / masks] if layers is None else find_layer_folders(folder / masks, layers):
         absent = layers is not None and not layer.is_dir()
-        plane, doubled = (
-            ({}, []) if absent else files_by_key(listed_images(layer), pair_by, similar)
-        )
+        listed = [] if absent else list_folders(layer) if objects else listed_images(layer)
+        plane, doubled = files_by_key(listed, pair_by, similar)
         planes.append(plane)
         issues += doubled
     mask_keys = set().union(*planes)
@@ -105,6 +109,8 @@ def pair_by_names(
         text, remedy = missing_partner("image", "mask", folder / images, key, image_keys, hint)
         issues.append(DataError(file=file, found=text, remedy=remedy, kind="no_image"))
     pairs = {image_stem(f): Pair(f, [p.get(k) for p in planes]) for k, f in image_files.items()}
+    if objects:
+        pairs = {name: Pair(p.image, [*list_images(p.mask)]) for name, p in pairs.items()}
     return pairs, issues
 
 
@@ -115,6 +121,20 @@ def missing_partner(
     if similar := find_similar(key, candidates):
         return f"no {kind} of that name in {place}, but {similar}", SIMILAR_HINT
     return f"no {kind} of that name in {place}", f"add it or take the {other} out{hint}"
+
+
+def list_folders(folder: Path) -> list[Path]:
+    """Return the folders in a folder, sorted by name.
+
+    Raises:
+        DataError: if there is none.
+    """
+    folders = sorted(f for f in folder.glob("*/") if not f.name.startswith("."))
+    if not folders:
+        raise DataError(
+            f"{folder}: holds no folders; data.mask_layers=objects needs one for each image, with a file for each object"
+        )
+    return folders
 
 
 UNPAIRED_ERRORS: ContextVar[list[DataError] | None] = ContextVar("unpaired", default=None)
@@ -199,9 +219,10 @@ def files_by_key(
     by_key: dict[str, Path] = {}
     issues: list[DataError] = []
     for file in files:
-        key = image_stem(file)
+        # A folder's name has no suffix
+        name = key = image_stem(file) if is_image_file(file) else file.name
         if pattern is not None:
-            match = pattern.search(image_stem(file))
+            match = pattern.search(name)
             key = match[min(1, pattern.groups)] if match else None
             if not key:
                 raise DataError(f"data.pair_by={pair_by}: matches nothing in the name {file}")

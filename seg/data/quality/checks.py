@@ -8,15 +8,14 @@ from pathlib import Path
 import numpy as np
 
 from seg.data.datasets.base import DataSource
-from seg.data.datasets.folder import Folder
+from seg.data.datasets.folder import LOSSY_SUFFIXES, Folder
 from seg.data.image_io import read_pages
-from seg.data.masks import count_mask_colours
+from seg.data.masks import NUMBERS_REMEDY, count_mask_colours
 from seg.data.quality.duplicates import find_duplicates, find_near_duplicates
 from seg.data.quality.inspect import ImageStats, Inspection
 from seg.data.quality.issues import KINDS_BY_IMPORTANCE, Issue, count_noun, format_percent
 from seg.logits import IGNORE
 
-LOSSY_SUFFIXES = (".jpg", ".jpeg", ".webp")
 MIN_REGION_SHARE = 0.2  # of the pixels of rare values, those with equal neighbours on all sides
 RedrawFunction = Callable[[str], dict[str, list[str]] | None]
 
@@ -94,7 +93,9 @@ def file_issues(source: DataSource, inspection: Inspection, root: Path | None) -
             option = "slices" if isinstance(source, Folder) and source.pages == "slices" else None
             pages = read_pages(file, int(page) if page else None, pages=option)
             pixels = sum((count_pixels(page) for page in pages), Counter[int]())
-            if any(is_noisy(page, len(source.classes), file) for page in pages):
+            if issue.remedy == NUMBERS_REMEDY and not is_lossy(file):
+                pass  # the remedy of one mask is that of all
+            elif any(is_noisy(page, len(source.classes), file) for page in pages):
                 issue = replace(issue, kind="noise", **noise_texts(pixels, len(source.classes)))
             else:
                 counts[issue.file] = pixels
@@ -117,6 +118,11 @@ def count_pixels(page: np.ndarray) -> Counter[int]:
     return Counter(dict(zip(values.tolist(), numbers.tolist(), strict=True)))
 
 
+def is_lossy(file: Path) -> bool:
+    """Return whether a file's format changes the values of a mask."""
+    return file.suffix.lower() in LOSSY_SUFFIXES
+
+
 def is_noisy(page: np.ndarray, num_classes: int, file: Path) -> bool:
     """Return True if a mask (H, W) looks lossily compressed or smoothly resized.
 
@@ -127,7 +133,7 @@ def is_noisy(page: np.ndarray, num_classes: int, file: Path) -> bool:
     if len(pixels) <= num_classes:
         return False
     page = page[..., 0] if page.ndim == 3 else page
-    if file.suffix.lower() in LOSSY_SUFFIXES:
+    if is_lossy(file):
         return True
     if len(pixels) <= max(2 * num_classes + 2, 6):
         return False
@@ -231,6 +237,11 @@ def heuristic_issues(image: ImageStats) -> list[Issue]:
     fit the image much better in another orientation.
     """
     issues = []
+    # Objects that the border does not keep apart as regions.
+    if image.objects is not None and image.objects[1] < image.objects[0]:
+        found = f"{image.objects[0] - image.objects[1]} of {count_noun(image.objects[0], 'object')}"
+        remedy = "touching objects merge with data.border=0; thin ones fall apart with a wide border: compare data.border=1 and 2"
+        issues.append(Issue("merged", image.mask_file, found, remedy, name=image.name))
     # Neighbours wrap around from 255 to 0.
     if image.jumps > 0.02:
         found = (

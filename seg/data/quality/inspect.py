@@ -9,13 +9,14 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from seg.data.datasets.base import DataSource
+from seg.data.datasets.base import DataSource, object_border, read_objects
 from seg.data.datasets.folder import Folder, read_orientations
 from seg.data.image_io import has_palette
 from seg.data.masks import count_class_pixels
 from seg.data.quality.issues import Issue, issue_from_error, relative_paths
 from seg.errors import DataError
 from seg.logits import IGNORE
+from seg.objects import label_components
 
 INSPECTED_PIXELS = 2**23  # pixels of an image, evenly spaced, where not all are needed
 THUMBNAIL_PX = 32  # px of a thumbnail
@@ -59,6 +60,7 @@ class ImageStats:
         grey: whether there are three equal channels.
         palette: whether the image is read as the colours of its palette.
         orientations: values of the tag Orientation of image and mask, 1 (upright) to 8.
+        objects: number of objects, and of those that are one region each without their border; None: not counted.
     """
 
     name: str
@@ -83,6 +85,7 @@ class ImageStats:
     grey: bool
     palette: bool
     orientations: tuple[int, int]
+    objects: tuple[int, int] | None
 
 
 class Inspection(NamedTuple):
@@ -133,7 +136,7 @@ def inspect_image(
         image: (H, W, C).
         mask: (H, W) or (H, W, K).
         root: folder that paths in messages are relative to.
-        heuristics: whether to compute ``fits`` and ``jumps``.
+        heuristics: whether to compute ``fits`` and ``jumps``, and to count objects.
     """
     # No data is replaced by the mean for the statistics; the hash is that of the stored pixels
     stored = image
@@ -170,7 +173,22 @@ def inspect_image(
         grey=image.shape[2] == 3 and bool((thinned == thinned[..., :1]).all()),
         palette=files is not None and has_palette(files[0]),
         orientations=read_orientations(source.files[name]) if isinstance(source, Folder) else (1, 1),
+        objects=count_objects(source, name, mask) if heuristics and source.task == "instances" else None,
     )  # fmt: skip
+
+
+def count_objects(source: DataSource, name: str, mask: np.ndarray) -> tuple[int, int]:
+    """Return the number of an image's objects, and of those that are one region of the mask by themselves."""
+    regions = label_components(mask == 1)
+    if not object_border(source).separate:
+        return int(regions.max()), int(regions.max())
+    labels = np.maximum(read_objects(source, name), 0)
+    # An object is told apart if its only region is no other object's
+    pairs = np.unique(np.stack([labels[regions > 0], regions[regions > 0]]), axis=1)
+    objects, their = np.bincount(pairs[0])[pairs[0]], np.bincount(pairs[1])[pairs[1]]
+    return int(np.count_nonzero(np.bincount(labels.ravel())[1:])), int(
+        ((objects == 1) & (their == 1)).sum()
+    )
 
 
 def hash_pixels(pixels: np.ndarray) -> bytes:

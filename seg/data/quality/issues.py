@@ -44,6 +44,7 @@ ISSUE_KINDS = {  # the most important first
     "low_byte": IssueKind("8 bits of a 16-bit image", False, "neighbours that differ little"),
     "near_leak": IssueKind("nearly the same image in two splits", False, "no image in two splits"),
     "same_mask": IssueKind("different images with the very same mask", False, "a mask for each image"),
+    "merged": IssueKind("objects that merge, vanish or fall apart in the mask that is learned", False, "a region of its own for each object"),
     "unscored": IssueKind("classes that a scored split lacks", False, "each class in each split"),
     "repeated": IssueKind("the same image twice in a split", False, "each image once"),
     "near_repeated": IssueKind("nearly the same images in a split", False, "each image once"),

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from seg.cli.compose import plain_config
-from seg.data.datasets.base import DataSource
+from seg.data.datasets.base import DataSource, object_border
 from seg.data.datasets.folder import Folder
 from seg.data.quality.inspect import ImageStats, Inspection
 from seg.data.quality.issues import ISSUE_KINDS, OPTIONAL_KINDS, Issue, count_noun, format_percent
@@ -71,6 +71,7 @@ def describe_split(source: DataSource, stats: list[ImageStats], names: list[str]
         "mean": mean,
         "sd": float(np.sqrt(max((weights * (sds**2 + means**2)).sum() - mean**2, 0))),
         "ignored": float(np.mean([image.ignored for image in stats])) if stats else 0.0,
+        "objects": [image.objects[0] for image in stats if image.objects is not None],
         "shares": dict(zip(source.classes, shares.tolist(), strict=True)),
         "images_with": {
             c: sum(int(image.pixels[i] > 0) for image in stats)
@@ -93,6 +94,7 @@ def describe_image(source: DataSource, image: ImageStats) -> dict[str, Any]:
         "mean": image.mean,
         "sd": image.sd,
         "ignored": image.ignored,
+        **({} if image.objects is None else {"objects": image.objects[0]}),
         "pixels": dict(zip(source.classes, image.pixels.tolist(), strict=True)),
     }
 
@@ -104,6 +106,8 @@ def print_report(
     # Tables of the splits and of the classes
     log.info("", extra={"table": split_table(report["splits"])})
     log.info("", extra={"table": class_share_table(source, report["splits"])})
+    if source.task == "instances":
+        log.info(f"objects: {object_border(source).describe()}")
     # Faults of one kind and remedy together, whatever values the remedy holds.
     optional = False
     groups: dict[tuple, list[Issue]] = {}
@@ -145,7 +149,9 @@ def split_table(splits: dict[str, dict[str, Any]]) -> Table:
     """Return a table with a row per split: its images, sizes, types and grey values."""
     table = make_table("images (size: height x width)")
     table.add_column("split")
-    for header in ("images", "size, px", "type", "values", "mean +- sd", "ignored"):  # fmt: skip
+    counted = any(facts["objects"] for facts in splits.values())
+    objects = ("objects an image",) if counted else ()
+    for header in ("images", "size, px", "type", "values", "mean +- sd", "ignored", *objects):
         table.add_column(header, justify="right")
     for split, facts in splits.items():
         unread = f" ({facts['images'] - facts['read']} unread)"
@@ -158,8 +164,16 @@ def split_table(splits: dict[str, dict[str, Any]]) -> Table:
             "-" if low is None else f"{low:.4g}..{high:.5g}",
             "-" if low is None else f"{facts['mean']:.4g} +- {facts['sd']:.3g}",
             format_percent(facts["ignored"]),
+            *([format_range(facts["objects"])] if counted else []),
         )
     return table
+
+
+def format_range(numbers: list[int]) -> str:
+    """Return the median of numbers, and the smallest and the largest."""
+    if not numbers:
+        return "-"
+    return f"{np.median(numbers):g} ({min(numbers)} to {max(numbers)})"
 
 
 def format_counts(counts: dict[str, int]) -> str:
@@ -199,4 +213,6 @@ def values_on_disk(source: DataSource, index: int) -> str:
         return ", ".join(f"#{code:06x}" for code in np.flatnonzero(source.values.palette == index))
     if source.mask_layers:
         return "layer"
+    if source.border.separate:
+        return ("0", "numbers", "")[index]
     return ", ".join(str(value) for value, i in source.values.index.items() if i == index)
