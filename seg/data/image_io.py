@@ -1,7 +1,6 @@
 """Read and write image files: TIFF through tifffile, other formats through Pillow."""
 
 import math
-import os
 import re
 import warnings
 from collections.abc import Generator, Sequence
@@ -38,22 +37,6 @@ SEPARATOR = rb"(?:\s|#[^\r\n]*[\r\n])+"  # white space and comments of a Netpbm 
 NETPBM_HEADER = re.compile(rb"P([2356])" + SEPARATOR.join([b"", *[rb"(\d+)"] * 3]) + rb"\s")
 
 IMAGE_SUFFIXES = TIFF_SUFFIXES | {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".pgm", ".ppm"}
-
-
-def list_images(folder: Path) -> list[Path]:
-    """Return the image files of a folder, sorted by name; hidden and other files are left out.
-
-    Raises:
-        DataError: if the folder does not exist or holds no image.
-    """
-    if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder")
-    names = sorted(os.listdir(folder))  # strings sort much faster than paths
-    folders = {entry.name for entry in os.scandir(folder) if entry.is_dir()}
-    files = [folder / n for n in names if n not in folders and is_image_file(folder / n)]
-    if not files:
-        raise DataError(f"{folder}: no images here; looked for {', '.join(sorted(IMAGE_SUFFIXES))}")
-    return files
 
 
 def is_image_file(file: Path) -> bool:

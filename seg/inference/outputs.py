@@ -62,6 +62,7 @@ class OutputTarget(NamedTuple):
     Attributes:
         output: folder of all results.
         file: the image.
+        name: of its results: ``a``, or ``case/a`` in a subfolder.
         height: px.
         width: px.
         pages: number of pages of the file.
@@ -70,6 +71,7 @@ class OutputTarget(NamedTuple):
 
     output: Path
     file: Path
+    name: str
     height: int
     width: int
     pages: int
@@ -158,7 +160,7 @@ def finish_as_tiff(grown: BandWriter, file: Path) -> Callable[[dict[str, Any]], 
 
 def build_masks(request: OutputOptions, place: OutputTarget, kind: str) -> GrowingResult:
     """Class indices, as PNG or TIFF like the image; for overlapping classes a TIFF with a page for each."""
-    run, stem = request.run, place.file.stem
+    run, stem = request.run, place.name
     grown = build_writer(place, kind, np.uint8, len(run.classes) if run.overlapping else 0)
     if run.overlapping or place.file.suffix.lower() in TIFF_SUFFIXES:
         finish = finish_as_tiff(grown, place.output / kind / f"{stem}.tif")
@@ -177,7 +179,7 @@ def build_probabilities(request: OutputOptions, place: OutputTarget, kind: str) 
     """Probabilities of each class."""
     dtype = np.dtype(PROBABILITY_TYPES[request.depth])
     grown = build_writer(place, kind, dtype, planes=len(request.run.classes))
-    file = place.output / kind / f"{place.file.stem}.tif"
+    file = place.output / kind / f"{place.name}.tif"
     return GrowingResult(
         grown, lambda b: scale_to_type(b.probabilities, dtype), finish_as_tiff(grown, file)
     )
@@ -194,14 +196,14 @@ def build_uncertainty(request: OutputOptions, place: OutputTarget, kind: str) ->
         )
 
     return GrowingResult(
-        grown, made, finish_as_tiff(grown, place.output / kind / f"{place.file.stem}.tif")
+        grown, made, finish_as_tiff(grown, place.output / kind / f"{place.name}.tif")
     )
 
 
 def build_submission(request: OutputOptions, place: OutputTarget, kind: str) -> GrowingResult:
     """Stack for the ISBI 2012 challenge: the probability of class 1 (cell), float32."""
     grown = build_writer(place, kind, np.float32)
-    file = place.output / kind / f"{place.file.stem}.tif"
+    file = place.output / kind / f"{place.name}.tif"
     return GrowingResult(grown, lambda band: band.probabilities[1], finish_as_tiff(grown, file))
 
 
@@ -231,12 +233,12 @@ def build_pictures(request: OutputOptions, place: OutputTarget, kind: str) -> Gr
 
     # One PNG for each page, (H, W, C) with the mask taken off
     def finish(tags: dict[str, Any]) -> list[Path]:
-        written, stem = [], place.file.stem
+        written, stem = [], place.name
         for number in range(place.pages):
             page = grown.page(number)
             image, mask = page[:-1].transpose(1, 2, 0), page[-1].astype(np.uint8)
-            name = f"{stem}-{number:03d}.png" if place.pages > 1 else f"{stem}.png"
-            written.append(place.output / kind / files.short_name(name))
+            path = Path(f"{stem}-{number:03d}.png" if place.pages > 1 else f"{stem}.png")
+            written.append(place.output / kind / path.parent / files.short_name(path.name))
             with grown.replacing(written[-1]) as aside:
                 Image.fromarray(draw(image, mask, colors)).save(aside)
         return written
@@ -250,7 +252,7 @@ def build_instances(request: OutputOptions, place: OutputTarget, kind: str) -> G
     Raises:
         DataError: if the image is too large to be in memory as a whole.
     """
-    stem = place.file.stem
+    stem = place.name
     check_whole_image(place, kind)
     # Only probabilities grow on disk; objects need the complete page, as they may cross bands
     grown = build_writer(place, kind, np.float32)
@@ -291,7 +293,7 @@ def build_polygons(request: OutputOptions, place: OutputTarget, kind: str) -> Gr
         DataError: if the image is too large to be in memory as a whole, has pages that LabelMe doesn't know, or
             the extra ``rois`` is missing.
     """
-    run, folder, stem = request.run, place.output / kind, place.file.stem
+    run, folder, stem = request.run, place.output / kind, place.name
     check_whole_image(place, kind)
     if kind == "labelme" and place.pages > 1:
         raise DataError(f"{place.file}: {place.pages} pages; LabelMe has no pages: save=[polygons] writes a file for each")  # fmt: skip
@@ -307,7 +309,9 @@ def build_polygons(request: OutputOptions, place: OutputTarget, kind: str) -> Gr
             if kind == "labelme":
                 written.append(folder / f"{name}.json")
                 size = (place.height, place.width)
-                text = polygons.as_labelme(objects, run.classes, place.file, folder, size)
+                text = polygons.as_labelme(
+                    objects, run.classes, place.file, written[-1].parent, size
+                )
             elif kind == "rois":
                 written.append(folder / f"{name}.zip")
                 content = polygons.as_rois(objects, run.classes, run.colors)

@@ -15,7 +15,8 @@ from PIL import Image
 from seg.cli.compose import compose_checked, instantiate_node
 from seg.data.datasets.base import check_class_names
 from seg.data.datasets.folder import Folder, read_mask_file
-from seg.data.image_io import count_pages, has_palette, list_images, read_image, read_pages
+from seg.data.image_files import list_images
+from seg.data.image_io import count_pages, has_palette, read_image, read_pages
 from seg.data.masks import MaskValues
 from seg.data.quality.checks import dataset_issues
 from seg.data.quality.inspect import inspect_all

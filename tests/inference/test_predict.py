@@ -460,7 +460,7 @@ def test_what_a_run_can_not_give_is_told_before_anything_is_made(
         predicted(own, folder, tmp_path / "out", f"save=[masks,{kind}]")
     assert not (tmp_path / "out").exists()
     request = OutputOptions(load.load_run(own), [kind], 0.5, "float32", {})
-    place = OutputTarget(tmp_path, Path("a.png"), 8, 8, 1, np.dtype(np.uint8))
+    place = OutputTarget(tmp_path, Path("a.png"), "a", 8, 8, 1, np.dtype(np.uint8))
     with pytest.raises(DataError, match=rf"save=\[{kind}\]"):  # whoever asks for it
         outputs.build_results(request, place)
 
