@@ -240,6 +240,7 @@ class Folder:
         """Return name -> pair of all images; names begin with the folder of the split, if there are such."""
         pairs: dict[str, Pair] = {}
         issues: list[DataError] = []
+        seen: dict[str, str] = {}  # kind of an issue -> names among which there was no partner
         for split, (image_part, mask_part) in find_parts(self.root, images, masks).items():
             prefix = f"{split}/" if split else ""
             places = (self.root / image_part, self.root / mask_part)
@@ -249,15 +250,29 @@ class Folder:
                 planes = [[]] if unlabelled else self.find_masks(mask_part, options, classes)
             except DataError as error:
                 raise self.with_suggestion(error) from error
+            if all(
+                place.is_file() for place in places
+            ):  # two files are a pair, whatever their names
+                planes = [[(found[0][0], file) for _, file in plane] for plane in planes]
+            for kind, files in (("no_image", found), ("no_mask", planes[0])):
+                names = [file.name for _, file in files[:3]] + ["..."] * (len(files) > 3)
+                seen.setdefault(kind, ", ".join(names))
             found_pairs, found_issues = pair_files(found, planes, options, places, prefix)
             pairs |= found_pairs
             issues += found_issues
         # Where most images have no mask, the layout is another one.
-        unpaired = [issue for issue in issues if issue.kind == "no_mask"]
-        if len(unpaired) > len(pairs) and (words := suggest_layout(self.root)):
+        if sum(issue.kind == "no_mask" for issue in issues) > len(pairs):
+            words = suggest_layout(self.root)
             issues = [
-                DataError(file=i.file, found=i.found, remedy=f"try: {words}", kind=i.kind)
-                for i in issues
+                DataError(
+                    file=issue.file,
+                    found=f"{issue.found}, which has {seen[issue.kind]}"
+                    if issue.kind in seen
+                    else issue.found,
+                    remedy=f"try: {words}" if words else issue.remedy,
+                    kind=issue.kind,
+                )
+                for issue in issues
             ]
         report_unpaired(issues)
         return pairs
