@@ -120,15 +120,14 @@ def describe_folder(folder: Path) -> str:
     entries = [entry for entry in entries if not entry.name.startswith(".")]
     folders = [entry.name for entry in entries if entry.is_dir()]
     files = [entry.name for entry in entries if not entry.is_dir()]
-    # Files by ending: that of several files, _mask.png, else the suffix
+    # Files by ending: that of several files, _mask.png, else the suffix; a file that is alone by its name
     endings = [re.sub(r"^.*?((?:[_-][A-Za-z]\w*)?(?:\.\w+)*)$", r"\1", name) for name in files]
     shared = Counter(endings)
-    kinds = Counter(
-        f"*{e if shared[e] > 1 else Path(name).suffix}" if len(files) > 1 else name
-        for name, e in zip(files, endings, strict=True)
-    )
-    parts = [f"{count} {kind}" if count > 1 else kind for kind, count in kinds.most_common(6)]
-    parts += ["other files"] if len(kinds) > 6 else []
+    kinds = [e if shared[e] > 1 else Path(n).suffix for n, e in zip(files, endings, strict=True)]
+    first = dict(zip(reversed(kinds), reversed(files), strict=True))
+    common = Counter(kinds).most_common(6)
+    parts = [f"{n} *{kind}" if n > 1 else first[kind] for kind, n in common]
+    parts += ["other files"] if len(first) > len(common) else []
     if folders:
         more = f", ... {folders[-1]} ({len(folders)})" if len(folders) > 8 else ""
         shown = ", ".join(folders[:8] if not more else folders[:3]) + more

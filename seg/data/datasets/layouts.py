@@ -16,7 +16,7 @@ from seg.errors import DataError
 
 MAX_EXAMINED = 500  # image files of a folder that a suggestion looks at
 MAX_PATTERNS = 40  # patterns of the images, and of the masks, that are compared
-MASK_WORDS = re.compile(r"mask|label|annot|segm|ground_?truth|manual|target|(?<![a-z])(gt|seg|lbl)(?![a-z])", re.I)  # fmt: skip
+MASK_WORDS = re.compile(r"mask|label|annot|segm|ground.?truth|manual|target|(?<![a-z])(gt|seg|lbl)(?![a-z])", re.I)  # fmt: skip
 IMAGE_WORDS = re.compile(r"im(g|age)s?|jpe?g|photo|scan|raw|input|(?<![a-z])(im|rgb|sat)(?![a-z])", re.I)  # fmt: skip
 
 

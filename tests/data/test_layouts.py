@@ -1,0 +1,227 @@
+"""Layouts of a folder: those that docs/data.md lists, what an error proposes, and names of results."""
+
+import hashlib
+import json
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+from scipy.ndimage import label
+
+from seg.cli.compose import compose_checked, instantiate_node
+from seg.data.datasets.folder import Folder
+from seg.errors import DataError
+
+PAGE = Path(__file__).parents[2] / "docs/data.md"
+REAL = Path(__file__).parents[3] / "shared/data/vnc"
+NAMES = [f"{i:02d}" for i in range(1, 7)]
+
+
+class Sample(NamedTuple):
+    """An image (H, W) and its mask of 0 and 1, both uint8."""
+
+    image: np.ndarray
+    mask: np.ndarray
+
+
+@pytest.fixture(scope="module", params=["made", "vnc"])
+def samples(request) -> dict[str, Sample]:
+    """Six images with masks of 0 and 1: made ones, and crops of real sections with mitochondria as objects."""
+    if request.param == "made":
+        rng = np.random.default_rng(0)
+        masks = [np.kron(rng.random((5, 7)) < 0.4, np.ones((8, 8))).astype(np.uint8) for _ in NAMES]
+        return {
+            name: Sample(mask * 80 + rng.integers(0, 60, mask.shape, np.uint8), mask)
+            for name, mask in zip(NAMES, masks, strict=True)
+        }
+    if not REAL.is_dir():
+        pytest.skip("../shared/data/vnc is absent")
+
+    def crop(part: str, name: str) -> np.ndarray:
+        return np.array(Image.open(REAL / part / f"{name}.png"))[:256, :320]
+
+    return {n: Sample(crop("images", n), (crop("masks", n) == 2).astype(np.uint8)) for n in NAMES}
+
+
+def save(file: Path, pixels: np.ndarray) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if file.suffix == ".tif":
+        tifffile.imwrite(file, pixels)
+    else:
+        Image.fromarray(pixels).save(file, quality=95)
+
+
+def write(root: Path, samples: dict[str, Sample], image: str, mask: str) -> None:
+    """Write each image and mask under its name, in place of ``{}``."""
+    for name, sample in samples.items():
+        save(root / image.format(name), sample.image)
+        save(root / mask.format(name), sample.mask)
+
+
+def write_splits(root: Path, samples: dict[str, Sample], image: str, mask: str, val: str) -> None:
+    """Write the first four images to ``train``, the others to ``val``, in place of ``{split}``."""
+    for number, (name, sample) in enumerate(samples.items()):
+        split = "train" if number < 4 else val
+        write(root, {name: sample}, *(t.replace("{split}", split) for t in (image, mask)))
+
+
+def write_objects(root: Path, samples: dict[str, Sample], image: str, mask: str) -> None:
+    """Write a file of 0 and 255 for each object, its number in place of the second ``{}``."""
+    for name, sample in samples.items():
+        save(root / image.format(name), sample.image)
+        regions, count = label(sample.mask)
+        for number in range(1, count + 1):
+            save(root / mask.format(name, number), ((regions == number) * 255).astype(np.uint8))
+
+
+def write_nnunet(root: Path, samples: dict[str, Sample]) -> None:
+    """Write two channels, and test images without labels."""
+    for name, sample in samples.items():
+        save(root / f"imagesTr/{name}_0000.png", sample.image)
+        save(root / f"imagesTr/{name}_0001.png", 255 - sample.image)
+        save(root / f"labelsTr/{name}.png", sample.mask)
+        save(root / f"imagesTs/{name}_0000.png", sample.image)
+        save(root / f"imagesTs/{name}_0001.png", sample.image)
+    content = {"channel_names": {"0": "a", "1": "b"}, "labels": {"background": 0, "cell": 1, "ignore": 2}}  # fmt: skip
+    (root / "dataset.json").write_text(json.dumps(content))
+
+
+def write_channels(root: Path, samples: dict[str, Sample]) -> None:
+    for name, sample in samples.items():
+        save(root / f"{name}_green.tif", sample.image)
+        save(root / f"{name}_red.tif", 255 - sample.image)
+        save(root / f"{name}_mask.png", sample.mask)
+
+
+LAYOUTS: dict[str, Callable[[Path, dict[str, Sample]], None]] = {  # first file of a row -> its builder
+    "images/01.jpg, masks/01.png": lambda r, s: write(r, s, "images/{}.jpg", "masks/{}.png"),
+    "images/01.ome.tif, masks/01.png": lambda r, s: write(r, s, "images/{}.ome.tif", "masks/{}.png"),
+    "train/images/01.jpg, train/masks/01.png, valid/images/": lambda r, s: write_splits(
+        r, s, "{split}/images/{}.jpg", "{split}/masks/{}.png", "valid"
+    ),
+    "images/train/01.jpg, masks/train/01.png, images/val/": lambda r, s: write_splits(
+        r, s, "images/{split}/{}.jpg", "masks/{split}/{}.png", "val"
+    ),
+    "img/01.jpg, labels/01.png": lambda r, s: write(r, s, "img/{}.jpg", "labels/{}.png"),
+    "images/01.jpg, masks/01_mask.png": lambda r, s: write(r, s, "images/{}.jpg", "masks/{}_mask.png"),
+    "01.jpg, 01_mask.png": lambda r, s: write(r, s, "{}.jpg", "{}_mask.png"),
+    "img_01.png, mask_01.png": lambda r, s: write(r, s, "img_{}.png", "mask_{}.png"),
+    "train/01.jpg, train/01_mask.png, validation/01.jpg": lambda r, s: write_splits(
+        r, s, "{split}/{}.jpg", "{split}/{}_mask.png", "validation"
+    ),
+    "case_01/image.png, case_01/mask.png": lambda r, s: write(
+        r, s, "case_{}/image.png", "case_{}/mask.png"
+    ),
+    "scans/a/b/01.tif, gt/a/b/01.png": lambda r, s: write(r, s, "scans/a/b/{}.tif", "gt/a/b/{}.png"),
+    "images/01.png, masks/01/7.png": lambda r, s: write_objects(
+        r, s, "images/{}.png", "masks/{}/{}.png"
+    ),
+    "ID/images/ID.png, ID/masks/7.png": lambda r, s: write_objects(
+        r, s, "{0}/images/{0}.png", "{}/masks/{}.png"
+    ),
+    "imagesTr/01_0000.png, imagesTr/01_0001.png, labelsTr/01.png, dataset.json": write_nnunet,
+    "01_red.tif, 01_green.tif, 01_mask.png": write_channels,
+}  # fmt: skip
+
+
+def documented_rows() -> dict[str, str]:
+    """Files of a layout -> the options to type, of the page's table."""
+    table = PAGE.read_text().partition("| files in `DATA` |")[2].partition("\n\n")[0]
+    rows = [line.strip("|").split(" | ") for line in table.splitlines()[2:]]
+    code = re.compile(r"`([^`]+)`")
+    return {
+        ", ".join(f for f in code.findall(files) if f != "stage1_train"): (code.findall(options) or [""])[0]
+        for files, options in rows
+    }  # fmt: skip
+
+
+ROWS = documented_rows()
+
+
+def open_folder(root: Path, words: str, classes: bool = True) -> Folder:
+    """Build the data of a command line, as the shell splits its words."""
+    line = shlex.split(words)
+    line = line if any(word.startswith("data=") for word in line) else ["data=folder", *line]
+    named = [] if "data=nnunet" in line or not classes else ["data.classes=[background,cell]"]
+    cfg = compose_checked("train", [*line, f"data.root={root}", *named])
+    return instantiate_node(cfg.data, "data")
+
+
+def masks_by_split(source: Folder) -> dict[str, list[str]]:
+    """Split -> a hash of each mask, sorted: what is in the split, whatever it is called."""
+    return {
+        split: sorted(hashlib.sha256(source.read(name)[1].tobytes()).hexdigest() for name in names)
+        for split, names in source.splits.items()
+    }
+
+
+def test_every_documented_layout_has_a_builder():
+    assert list(ROWS) == list(LAYOUTS)
+
+
+@pytest.mark.parametrize("files", ROWS)
+def test_a_documented_layout_gives_the_masks_and_the_split_of_the_plain_one(
+    tmp_path, samples, files
+):
+    root = tmp_path / "data"
+    LAYOUTS[files](root, samples)
+    source = open_folder(root, ROWS[files])
+    assert source.classes == ["background", "cell"] and len(source.files) == 6
+    write(tmp_path / "plain", samples, "images/{}.png", "masks/{}.png")
+    plain = open_folder(tmp_path / "plain", "")
+    found = masks_by_split(source)
+    if "train/" in files:
+        plain.splits = {"train": NAMES[:4], "val": NAMES[4:]}
+    assert found == masks_by_split(plain)
+    # each image is that of its mask
+    for name in source.files:
+        image, mask = source.read(name)
+        number = re.findall(r"\d+", name)[0]
+        expected = samples[number].image
+        if "0001" in files or "green" in files:
+            assert image.shape[2] == 2
+            np.testing.assert_array_equal(image[..., 1], 255 - expected)
+        np.testing.assert_allclose(image[..., 0], expected, atol=40 if ".jpg" in files else 0)
+        np.testing.assert_array_equal(mask, samples[number].mask)
+
+
+NO_PROPOSAL = {
+    "01_red.tif, 01_green.tif, 01_mask.png"
+}  # which ending is a channel cannot be guessed
+OTHERS = {  # image, mask
+    "Folders/Original/{}.png": "Folders/Ground Truth/{}.tif",
+    "{}_training.tif": "{}_manual1.png",
+    "a/{}.png": "a/{}_cp_masks.png",
+    "a/{}_img.png": "a/{}-seg.png",
+    "JPEGImages/{}.jpg": "Annotations/{}.png",
+    "train/imgs/{}.png": "train/annotations/{}.png",
+    "imgs/train/{}.png": "gt/train/{}.png",
+    "x/im{}.png": "x/im{}.label.tif",
+    "{}/scan.tif": "{}/seg/scan_gt.tif",
+    "pictures/{}.jpg": "pictures/{}_seg.png",
+}
+
+
+@pytest.mark.parametrize("files", [*(set(LAYOUTS) - NO_PROPOSAL), *OTHERS])
+def test_what_an_error_proposes_pairs_the_files_when_typed(tmp_path, samples, files):
+    if files in OTHERS:
+        write(tmp_path, samples, files, OTHERS[files])
+    else:
+        LAYOUTS[files](tmp_path, samples)
+    try:
+        source = open_folder(tmp_path, "")
+    except DataError as error:
+        message = str(error)
+        assert message.count("try: ") == 1, message
+        source = open_folder(tmp_path, message.partition("try: ")[2])
+    else:
+        assert "none" in files or not ROWS[files]
+    assert len(source.files) == 6
+    found = sorted(h for hashes in masks_by_split(source).values() for h in hashes)
+    assert found == sorted(hashlib.sha256(s.mask.tobytes()).hexdigest() for s in samples.values())
