@@ -71,12 +71,13 @@ def render_pattern(text: str) -> str:
 
 
 class Candidate(NamedTuple):
-    """Patterns that may pair images and masks, and how many files they pair and leave unpaired."""
+    """Patterns that may pair images and masks: numbers of pairs, of names without a partner, and of files."""
 
     images: str
     masks: str
     pairs: int
     unpaired: int
+    files: int
 
 
 Matches = dict[str, list[tuple[tuple[str, ...], str]]]  # pattern -> (texts of its wildcards, path)
@@ -90,10 +91,10 @@ def suggest_layout(root: Path) -> str:
     if (root / "imagesTr").is_dir():
         return "data=nnunet"
     matches = match_patterns(examined_images(root))
-    for objects in (False, True):
-        best = best_candidate(matches, objects)
-        if best is None:
-            continue
+    found = [best_candidate(matches, objects) for objects in (False, True)]
+    # A file for each object is likely if that explains more files.
+    for best in sorted((c for c in found if c), key=lambda c: (-c.pairs, -c.files)):
+        objects = best is found[1]
         more = ["data.mask_layers=objects"] * objects
         for images, masks in ((simple_part(best.images), simple_part(best.masks)), best[:2]):
             if count_pairs(root, images, masks, objects) >= best.pairs:
@@ -148,10 +149,10 @@ def best_candidate(matches: Matches, objects: bool) -> Candidate | None:
     tried = (compare_patterns(i, m, matches, objects) for i in images for m in masks)
     candidates = [c for c in tried if c and 2 * c.pairs >= c.unpaired + c.pairs]
 
-    def order(one: Candidate) -> tuple[int, int, bool, int, str]:
+    def order(one: Candidate) -> tuple[int, int, int, bool, int, str]:
         both = one.images + one.masks
         plain = not IMAGE_WORDS.search(one.images)
-        return one.unpaired - one.pairs, both.count("*"), plain, -len(both), both
+        return one.unpaired - one.pairs, -one.files, both.count("*"), plain, -len(both), both
 
     return min(candidates, key=order, default=None)
 
@@ -168,7 +169,8 @@ def compare_patterns(images: str, masks: str, matches: Matches, objects: bool) -
     if len(distinct[0]) < len(image_names) or (not objects and len(distinct[1]) < len(mask_names)):
         return None
     pairs = len(distinct[0] & distinct[1])
-    return Candidate(images, masks, pairs, len(distinct[0]) + len(distinct[1]) - 2 * pairs)
+    unpaired = len(distinct[0]) + len(distinct[1]) - 2 * pairs
+    return Candidate(images, masks, pairs, unpaired, len(image_names) + len(mask_names))
 
 
 def simple_part(pattern: str) -> str:
