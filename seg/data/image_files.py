@@ -52,7 +52,12 @@ def walk_images(folder: Path, without: Path | None = None) -> list[Path]:
 
 
 def no_images_error(folder: Path) -> DataError:
-    """Return the error of a folder without images."""
+    """Return the error of a folder that holds no images itself."""
+    below = next(
+        (n for _, _, names in os.walk(folder) for n in names if is_image_file(Path(n))), ""
+    )
+    if below:
+        return DataError(f"{folder}: images only in its folders; it {describe_folder(folder)}")
     return DataError(
         f"{folder}: no images here; it {describe_folder(folder)}; looked for {', '.join(sorted(IMAGE_SUFFIXES))}"
     )
@@ -128,6 +133,7 @@ def describe_folder(folder: Path) -> str:
     common = Counter(kinds).most_common(6)
     parts = [f"{n} *{kind}" if n > 1 else first[kind] for kind, n in common]
     parts += ["other files"] if len(first) > len(common) else []
+    parts = list(files) if len(files) <= 3 else parts
     if folders:
         more = f", ... {folders[-1]} ({len(folders)})" if len(folders) > 8 else ""
         shown = ", ".join(folders[:8] if not more else folders[:3]) + more

@@ -16,8 +16,12 @@ from seg.errors import DataError
 
 MAX_EXAMINED = 500  # image files of a folder that a suggestion looks at
 MAX_PATTERNS = 40  # patterns of the images, and of the masks, that are compared
-MASK_WORDS = re.compile(r"mask|label|annot|segm|ground.?truth|manual|target|(?<![a-z])(gt|seg|lbl)(?![a-z])", re.I)  # fmt: skip
-IMAGE_WORDS = re.compile(r"im(g|age)s?|jpe?g|photo|scan|raw|input|(?<![a-z])(im|rgb|sat)(?![a-z])", re.I)  # fmt: skip
+MASK_WORDS = re.compile(
+    r"(?i:mask|label|annot|segm|ground.?truth|manual|target)|(?<![A-Za-z])(?:gt|GT|seg|Seg|lbl)(?![a-z])"
+)
+IMAGE_WORDS = re.compile(
+    r"(?i:img|image|jpe?g|photo|scan|raw|input)|(?<![A-Za-z])(?:im|rgb|RGB|sat)(?![a-z])"
+)
 
 
 def find_parts(root: Path, images: str, masks: str) -> dict[str, tuple[str, str]]:
@@ -149,10 +153,10 @@ def best_candidate(matches: Matches, objects: bool) -> Candidate | None:
     tried = (compare_patterns(i, m, matches, objects) for i in images for m in masks)
     candidates = [c for c in tried if c and 2 * c.pairs >= c.unpaired + c.pairs]
 
-    def order(one: Candidate) -> tuple[int, int, int, bool, int, str]:
+    def order(one: Candidate) -> tuple[int, int, int, int, int, str]:
         both = one.images + one.masks
-        plain = not IMAGE_WORDS.search(one.images)
-        return one.unpaired - one.pairs, -one.files, both.count("*"), plain, -len(both), both
+        words = len(IMAGE_WORDS.findall(one.images)) + len(MASK_WORDS.findall(one.masks))
+        return one.unpaired - one.pairs, -one.files, both.count("*"), -words, -len(both), both
 
     return min(candidates, key=order, default=None)
 
