@@ -17,6 +17,7 @@ from small_runs import config
 
 from seg.cli.compose import instantiate_node
 from seg.data.datasets.folder import Folder
+from seg.data.image_files import find_images
 from seg.errors import DataError
 
 PAGE = Path(__file__).parents[2] / "docs/data.md"
@@ -232,3 +233,159 @@ def test_what_an_error_proposes_pairs_the_files_when_typed(tmp_path, made_sample
     assert len(source.files) == 6
     found = sorted(h for hashes in masks_by_split(source).values() for h in hashes)
     assert found == sorted(hashlib.sha256(s.mask.tobytes()).hexdigest() for s in samples.values())
+
+
+# Patterns
+
+
+def touch(root: Path, *names: str) -> None:
+    for name in names:
+        save(root / name, np.zeros((2, 2), np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "names"),
+    [
+        ("*.png", ["1", "10", "2"]),
+        ("?.png", ["1", "2"]),
+        ("[!2].*", ["1"]),
+        ("1*", ["", "0"]),
+        ("a/*_[0-9].*", ["x/1", "x_y/2"]),
+        ("a/*.t*f", ["x_1", "x_y_2"]),
+        ("**/*.png", ["1", "10", "2", "b/c/3"]),
+        ("**/3.png", ["b/c"]),
+        ("b/**", ["c/3"]),
+        ("*/*/?.png", ["b/c/3"]),
+    ],
+)
+def test_the_texts_that_wildcards_match_are_the_name(tmp_path, pattern, names):
+    touch(tmp_path, "1.png", "2.png", "10.png", "a/x_1.tif", "a/x_y_2.ome.tif", "b/c/3.png")
+    (tmp_path / "note.txt").write_text("no image")
+    (tmp_path / ".hidden.png").write_bytes(b"")
+    assert ["/".join(texts) for texts, _ in find_images(tmp_path, pattern)] == names
+
+
+def test_a_folder_whose_name_has_brackets_is_no_pattern(tmp_path, made_samples):
+    write(tmp_path, made_samples, "images[1]/{}.png", "masks/{}.png")
+    source = Folder(str(tmp_path), ["background", "cell"], images="images[1]")
+    assert list(source.files) == NAMES
+
+
+@pytest.mark.parametrize(("image", "mask"), [("*.png", "*_mask.png"), ("*_image.png", "*.png")])
+def test_a_file_that_both_patterns_match_is_of_the_one_that_needs_it(
+    tmp_path, made_samples, image, mask
+):
+    write(tmp_path, made_samples, image.replace("*", "{}"), mask.replace("*", "{}"))
+    source = Folder(str(tmp_path), ["background", "cell"], images=image, masks=mask)
+    assert list(source.files) == NAMES
+    np.testing.assert_array_equal(source.read("02")[1], made_samples["02"].mask)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"images": "*.png", "masks": "*.png"}, "data.images and data.masks are the same files"),
+        ({"images": "*.bmp"}, r"\*\.bmp: no image matches; .* holds 6 \*\.jpg"),
+        ({"images": "*.jpg", "masks": "*/*.png"}, "wildcards match other parts, 01 and a/01"),
+        ({"images": "*.jpg", "masks": "*_mask.png", "channel_files": True}, "two wildcards in data.images"),
+        ({"images": "*.jpg", "masks": "*_mask.png", "mask_layers": "objects"}, "two wildcards in data.masks"),
+        ({"images": "*.jpg", "masks": "*_*.png", "mask_layers": "objects", "task": "overlapping"}, "two classes that do not"),
+        ({"channel_files": True, "pages": "slices"}, "data.pages=slices beside data.channel_files=true"),
+        ({"mask_layers": "objects", "table": "t.csv"}, "data.table=t.csv beside data.mask_layers=objects"),
+    ],
+)  # fmt: skip
+def test_patterns_that_do_not_suit_the_files_are_an_error(tmp_path, made_samples, options, message):
+    write(tmp_path, made_samples, "{}.jpg", "{}_mask.png")
+    for name in made_samples:
+        touch(tmp_path, f"a/{name}.png")
+    with pytest.raises(DataError, match=message):
+        Folder(str(tmp_path), ["background", "cell"], **options)
+
+
+# Splits
+
+
+def test_validation_images_are_drawn_from_train_where_no_folder_gives_them(tmp_path, made_samples):
+    first, last = dict(list(made_samples.items())[:5]), {"06": made_samples["06"]}
+    write(tmp_path, first, "training/images/{}.png", "training/masks/{}.png")
+    write(tmp_path, last, "Test/images/{}.png", "Test/masks/{}.png")
+    write(tmp_path / "plain", first, "images/{}.png", "masks/{}.png")
+    for options in ({}, {"val": 0.4}, {"fold": 1, "folds": 3}):
+        splits = Folder(str(tmp_path), ["a", "b"], **options).splits
+        assert splits["test"] == ["Test/06"]
+        plain = Folder(str(tmp_path / "plain"), ["a", "b"], **options).splits
+        assert splits == {s: [f"training/{n}" for n in ns] for s, ns in plain.items()} | {"test": ["Test/06"]}  # fmt: skip
+    with pytest.raises(DataError, match=r"data.test=0.2 beside training/ and Test/ in data.root"):
+        Folder(str(tmp_path), ["a", "b"], test=0.2)
+
+
+@pytest.mark.parametrize("layout", ["{split}/images/{}.png", "images/{split}/{}.png"])
+def test_test_images_without_masks_are_left_out_aloud(tmp_path, made_samples, layout, caplog):
+    write_splits(tmp_path, made_samples, layout, layout.replace("images", "masks"), "val")
+    touch(tmp_path, layout.replace("{split}", "test").format("7"))
+    caplog.set_level("WARNING", "seg")
+    assert set(Folder(str(tmp_path), ["a", "b"]).splits) == {"train", "val"}
+    assert "1 test images have no masks and are left out; seg.predict takes them" in caplog.text
+
+
+def test_images_beside_the_folders_of_splits_are_an_error(tmp_path, made_samples):
+    write_splits(tmp_path, made_samples, "images/{split}/{}.png", "masks/{split}/{}.png", "val")
+    touch(tmp_path, "images/9.png", "masks/9.png")
+    with pytest.raises(DataError, match=r"images: holds 9.png and the folders train, val; ") as error:  # fmt: skip
+        Folder(str(tmp_path), ["a", "b"])
+    words = str(error.value).partition("outside, ")[2]
+    touch(tmp_path, "images/8.png", "masks/8.png")
+    assert list(open_folder(tmp_path, words).files) == ["8", "9"]
+    with pytest.raises(DataError, match=r"train/01 is in a folder that is called like a split, and 8 is not"):  # fmt: skip
+        Folder(str(tmp_path), ["a", "b"], images="images/**/*", masks="masks/**/*")
+
+
+# Files of channels and objects, dataset.json
+
+
+def test_each_image_has_the_same_channels_of_one_size_and_type(tmp_path, made_samples):
+    write_nnunet(tmp_path, made_samples)
+    save(tmp_path / "imagesTr/03_0001.png", np.zeros((3, 3), np.uint8))
+    source = open_folder(tmp_path, "data=nnunet")
+    with pytest.raises(DataError, match=r"03_0000.png: the files of its channels are 3x3 px of uint8, 40x56"):  # fmt: skip
+        source.read("Tr/03")
+    (tmp_path / "imagesTr/03_0001.png").unlink()
+    with pytest.raises(DataError, match=r"Tr/03 has the channels 0000, but Tr/01 has 0000, 0001"):
+        open_folder(tmp_path, "data=nnunet")
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes", "values", "message"),
+    [
+        ({"0": "rest", "1": "cell"}, ["rest", "cell"], [0, 1], ""),
+        ({"cell": 1, "rest": 0}, ["rest", "cell"], [0, 1], ""),
+        ({"rest": 0, "cell": 1, "ignore": 2}, ["rest", "cell"], [0, 1], ""),
+        ({"rest": 1, "cell": 0}, ["cell", "rest"], [0, 1], ""),
+        ({"rest": 0, "whole": [1, 2]}, None, [], r"not one value each; name the classes by data\.classes"),
+        ({}, None, [], r"data\.classes is not set"),
+    ],
+)  # fmt: skip
+def test_the_classes_of_dataset_json(tmp_path, made_samples, labels, classes, values, message):
+    write_nnunet(tmp_path, made_samples)
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": labels}))
+    if message:
+        with pytest.raises(DataError, match=message):
+            open_folder(tmp_path, "data=nnunet")
+        return
+    source = open_folder(tmp_path, "data=nnunet")
+    assert source.classes == classes
+    assert np.unique(source.read("Tr/01")[1]).tolist() == values
+
+
+def test_where_objects_overlap_or_are_void_the_union_has_the_object(tmp_path):
+    for number, rows in enumerate(([1, 1, 0, 7, 7], [0, 1, 0, 1, 0])):
+        save(tmp_path / f"masks/a/{number}.png", np.array([rows], np.uint8))
+    touch(tmp_path, "images/b.png", "masks/b/0.png")
+    save(tmp_path / "images/a.png", np.zeros((1, 5), np.uint8))
+    source = Folder(
+        str(tmp_path), ["rest", "cell"], mask_layers="objects", values={0: 0, 1: 1}, ignore=[7]
+    )
+    assert source.read("a")[1].tolist() == [[1, 1, 0, 1, 255]]
+    before = source.stamp("a")
+    save(tmp_path / "masks/a/1.png", np.array([[0, 0, 0, 0, 1]], np.uint8))
+    assert source.stamp("a") != before
