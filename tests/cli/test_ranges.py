@@ -261,7 +261,7 @@ TAKEN = {  # those of VALUES that an option takes -> file or command -> such opt
     'true': {
         'data=annotations': 'contiguous stratify',
         'data=coco': 'contiguous stratify',
-        'data=folder': 'contiguous stratify only_listed similar_names',
+        'data=folder': 'contiguous stratify only_listed similar_names channel_files',
         'logger=wandb': 'wandb.offline',
         'loss=dice': 'squared per_image foreground_only',
         'loss=iou': 'per_image foreground_only',
