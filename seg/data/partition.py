@@ -237,7 +237,8 @@ def iterative_stratification(
 
 
 def find_groups(names: list[str], pattern: str) -> dict[str, str]:
-    """Return name -> group: the pattern's first group, or all that it matches, in the name without folders.
+    """Return name -> group: the pattern's first group, or all that it matches, in the name without folders,
+    or with them if the pattern has a slash.
 
     Raises:
         DataError: if the pattern is invalid, or a name does not match.
@@ -247,7 +248,8 @@ def find_groups(names: list[str], pattern: str) -> dict[str, str]:
         compiled = re.compile(pattern)
     except re.error as error:
         raise DataError(f"data.group_by={pattern}: not a regular expression ({error})") from error
-    matches = {name: compiled.search(name.rpartition("/")[2]) for name in names}
+    whole = "/" in pattern
+    matches = {name: compiled.search(name if whole else name.rpartition("/")[2]) for name in names}
     groups = {n: match[min(1, compiled.groups)] for n, match in matches.items() if match}
     without = [name for name in names if not groups.get(name)]
     if without:

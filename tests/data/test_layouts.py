@@ -389,3 +389,11 @@ def test_where_objects_overlap_or_are_void_the_union_has_the_object(tmp_path):
     before = source.stamp("a")
     save(tmp_path / "masks/a/1.png", np.array([[0, 0, 0, 0, 1]], np.uint8))
     assert source.stamp("a") != before
+
+
+def test_a_group_may_be_a_folder_of_the_name(tmp_path):
+    touch(tmp_path, *(f"p{i % 3}/{i}{end}.png" for i in range(9) for end in ("", "_mask")))
+    options = {"images": "*/*.png", "masks": "*/*_mask.png", "group_by": "^(.*)/", "val": 0.34}
+    splits = Folder(str(tmp_path), ["a", "b"], **options).splits
+    assert [len({n.partition("/")[0] for n in names}) for names in splits.values()] == [2, 1]
+    assert len(splits["val"]) == 3
