@@ -237,8 +237,9 @@ def iterative_stratification(
 
 
 def find_groups(names: list[str], pattern: str) -> dict[str, str]:
-    """Return name -> group: the pattern's first group, or all that it matches, in the name without folders,
-    or with them if the pattern has a slash.
+    """Return name -> group: the pattern's first group, or all that it matches.
+
+    It is searched for in the name without folders, or with them if the pattern has a slash.
 
     Raises:
         DataError: if the pattern is invalid, or a name does not match.
