@@ -26,7 +26,7 @@ def list_images(folder: Path) -> list[Path]:
         raise DataError(f"{folder}: no such folder{beside}")
     names = sorted(os.listdir(folder))  # strings sort much faster than paths
     folders = {entry.name for entry in os.scandir(folder) if entry.is_dir()}
-    files = [folder / n for n in names if n not in folders and is_image_file(folder / n)]
+    files = [file for n in names if n not in folders and is_image_file(file := folder / n)]
     if not files:
         raise no_images_error(folder)
     return files
@@ -65,7 +65,8 @@ def no_images_error(folder: Path) -> DataError:
 
 def image_name(file: Path) -> str:
     """Return the name of a file without its suffix, be it ``.png`` or ``.ome.tif``."""
-    return file.stem[:-4] if file.stem.lower().endswith(".ome") else file.stem
+    stem = file.stem
+    return stem[:-4] if stem.lower().endswith(".ome") else stem
 
 
 def is_pattern(root: Path, text: str) -> bool:

@@ -276,6 +276,8 @@ def check_groups_apart(splits: Splits, groups: dict[str, str]) -> None:
 
 def split_of_folders(name: str) -> str | None:
     """Return the split of the first folder in a name that is called like one, such as train or valid; else None."""
+    if "/" not in name:
+        return None
     # tr and ts are nnU-Net's, in this spelling: imagesTr
     parts = [part for part in name.split("/")[:-1] if len(part) > 2 or part in ("Tr", "Ts")]
     return next((SPLIT_FOLDERS[p.lower()] for p in parts if p.lower() in SPLIT_FOLDERS), None)
