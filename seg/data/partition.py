@@ -19,7 +19,10 @@ from seg.errors import DataError
 Splits = dict[str, list[str]]
 Partition = Callable[[list[str], list[int]], list[list[str]]]  # names and sizes -> parts
 SPLITS = ("train", "val", "test")
-SPLIT_FOLDERS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}  # name of a folder -> its split  # fmt: skip
+SPLIT_FOLDERS = {  # name of a folder in any case -> its split
+    "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test",
+    "testing": "test", "tr": "train", "ts": "test",
+}  # fmt: skip
 NEUTRAL_VALUES = {
     "test": "0",
     "contiguous": "false",
@@ -234,7 +237,9 @@ def iterative_stratification(
 
 
 def find_groups(names: list[str], pattern: str) -> dict[str, str]:
-    """Return name -> group: the pattern's first group, or all that it matches, in the name without folders.
+    """Return name -> group: the pattern's first group, or all that it matches.
+
+    It is searched for in the name without folders, or with them if the pattern has a slash.
 
     Raises:
         DataError: if the pattern is invalid, or a name does not match.
@@ -244,7 +249,8 @@ def find_groups(names: list[str], pattern: str) -> dict[str, str]:
         compiled = re.compile(pattern)
     except re.error as error:
         raise DataError(f"data.group_by={pattern}: not a regular expression ({error})") from error
-    matches = {name: compiled.search(name.rpartition("/")[2]) for name in names}
+    whole = "/" in pattern
+    matches = {name: compiled.search(name if whole else name.rpartition("/")[2]) for name in names}
     groups = {n: match[min(1, compiled.groups)] for n, match in matches.items() if match}
     without = [name for name in names if not groups.get(name)]
     if without:
@@ -266,6 +272,26 @@ def check_groups_apart(splits: Splits, groups: dict[str, str]) -> None:
                     f"data.group_by: group {groups[name]!r} is in {first} ({other}) and in {split} ({name}); "
                     "move it to one of them"
                 )
+
+
+def split_of_folders(name: str) -> str | None:
+    """Return the split of the first folder in a name that is called like one, such as train or valid; else None."""
+    if "/" not in name:
+        return None
+    # tr and ts are nnU-Net's, in this spelling: imagesTr
+    parts = [part for part in name.split("/")[:-1] if len(part) > 2 or part in ("Tr", "Ts")]
+    return next((SPLIT_FOLDERS[p.lower()] for p in parts if p.lower() in SPLIT_FOLDERS), None)
+
+
+def splits_by_folder(names: list[str]) -> Splits | None:
+    """Return the splits of images in folders called like splits; None unless each image is in one."""
+    splits: Splits = {split: [] for split in SPLITS}
+    for name in names:
+        split = split_of_folders(name)
+        if split is None:
+            return None
+        splits[split].append(name)
+    return {split: members for split, members in splits.items() if members}
 
 
 def reject_options(options: Mapping[str, object], beside: str, why: str) -> None:

@@ -65,21 +65,37 @@ class SplitOptions:
         elif self.group_by is not None:
             groups = find_groups(names, self.group_by)
         # Splits by the data, by lists or drawn.
-        if given is not None:
+        if given is not None and "train" in given and "val" not in given:
+            # the validation images are drawn from the training images
+            excluded = {"lists": self.lists} | (
+                {"test": self.test or None} if "test" in given else {}
+            )
+            reject_options(excluded, *given_by)
+            splits = given | self.draw(given["train"], presence, groups)
+        elif given is not None:
             reject_options(choice | {"lists": self.lists}, *given_by)
             splits = given
         elif self.lists is not None:
             reject_options(choice, "data.lists", "the lists say which image is on which side")
             splits = listed(read_lists(self.lists))
         else:
-            splits = divide_names(
-                names, self.val, self.test, self.fold, self.folds, self.contiguous, self.split_seed, groups,
-                presence if self.stratify else None,
-            )  # fmt: skip
+            splits = self.draw(names, presence, groups)
         # No group may be in two splits, whichever way they were made
         if groups is not None:
             check_groups_apart(splits, groups)
         return splits
+
+    def draw(
+        self,
+        names: list[str],
+        presence: Callable[[str], np.ndarray],
+        groups: dict[str, str] | None,
+    ) -> Splits:
+        """Return the splits drawn by the options."""
+        return divide_names(
+            names, self.val, self.test, self.fold, self.folds, self.contiguous, self.split_seed, groups,
+            presence if self.stratify else None,
+        )  # fmt: skip
 
 
 def check_training_splits(splits: Splits) -> None:

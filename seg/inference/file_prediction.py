@@ -74,7 +74,7 @@ def predict_files(cfg: DictConfig) -> list[Path]:
     check_kinds_of_run(request)
     if not any(separates_objects(kind, run) for kind in cfg.save):
         refuse_object_options(cfg.objects, f"save=[{','.join(cfg.save)}] has no instances")
-    images = list_inputs(cfg.input)
+    images = list_inputs(cfg.input, Path(cfg.output))
     with lock_output_folder(Path(cfg.output)) as output:
         # leave out what an earlier command has done
         record = open_predict_record(output, cfg, run)
@@ -83,7 +83,7 @@ def predict_files(cfg: DictConfig) -> list[Path]:
             raise UserError(
                 f"output={cfg.output}: holds the results of all {len(images)} inputs already; give another folder"
             )
-        check_result_names(left, record, output)
+        check_result_names({file: images[file] for file in left}, record, output)
         if done := len(images) - len(left):
             log.info(f"{done} of {len(images)} inputs are done already, and kept")
         # segment the others; one that can't be read doesn't stop the rest
@@ -94,12 +94,13 @@ def predict_files(cfg: DictConfig) -> list[Path]:
                 file_stamp = read_file_stamp(file)
                 try:
                     written += predict_file(
-                        file, predictor, request, output, progress, cfg.check_seams
+                        file, images[file], predictor, request, output, progress, cfg.check_seams
                     )
                 except DataError as error:
                     failed.append(str(error))
                     continue
                 record["done"][str(file)] = file_stamp
+                record["names"][str(file)] = images[file]
                 records.write_json(output / PREDICT_RECORD, record)
         written = finish_results(output, written)
         records.write_json(
@@ -108,7 +109,7 @@ def predict_files(cfg: DictConfig) -> list[Path]:
     log.info(
         f"{len(left) - len(failed)} of {len(left)} inputs segmented; results in {quote_path(output)}"
     )
-    log_passed_over(Path(cfg.input))
+    log_passed_over(Path(cfg.input), Path(cfg.output))
     if failed:
         raise UserError("; ".join(failed))
     return written
@@ -116,7 +117,10 @@ def predict_files(cfg: DictConfig) -> list[Path]:
 
 def check_predict_options(cfg: DictConfig) -> None:
     """Raise UserError for options that are wrong whatever the run is."""
-    for option, what in (("input", "an image, a TIFF stack or a folder"), ("output", "a folder")):
+    for option, what in (
+        ("input", "an image, a TIFF stack, a folder or a pattern"),
+        ("output", "a folder"),
+    ):
         if cfg[option] is None:
             raise UserError(f"{option} is not set: give {what}, {option}=...")
     check_save_option(cfg.save)
@@ -134,13 +138,14 @@ def build_rows_bar() -> Progress:
 
 def predict_file(
     file: Path,
+    name: str,
     predictor: Predictor,
     request: OutputOptions,
     output: Path,
     progress: Progress,
     check_seams: bool = False,
 ) -> list[Path]:
-    """Predict one file, and return the files written.
+    """Predict one file, and return the files written, in subfolders as the name says.
 
     Raises:
         DataError: if it can't be read, or has other channels than the run was trained on.
@@ -166,7 +171,7 @@ def predict_file(
         dtype = np.result_type(
             *{c.dtype or page.dtype for c, page in zip(conversions, pages, strict=True)}
         )
-        place = OutputTarget(output, file, height, width, len(pages), dtype)
+        place = OutputTarget(output, file, name, height, width, len(pages), dtype)
         results = build_results(request, place)
         remove_partial(results)
         task = progress.add_task(file.name, total=height * len(pages))
@@ -186,7 +191,7 @@ def predict_file(
             log_seams(file, predictor, pages[0], conversions[0])
         # finish the files
         for kind in request.save:
-            files.make_folder(output / kind, output)
+            files.make_folder((output / kind / name).parent, output)
         return [path for result in results for path in result.finish(pages[0].tags)]
     finally:
         for page in pages:

@@ -19,7 +19,6 @@ from PIL import Image
 from skimage.measure import regionprops_table
 
 from seg import files
-from seg.data.image_files import image_stem
 from seg.data.image_io import write_mask
 from seg.data.tiff_layout import TIFF_SUFFIXES
 from seg.display import panels
@@ -67,6 +66,7 @@ class OutputTarget(NamedTuple):
     Attributes:
         output: folder of all results.
         file: the image.
+        name: of its results: ``a``, or ``case/a`` in a subfolder.
         height: px.
         width: px.
         pages: number of pages of the file.
@@ -75,6 +75,7 @@ class OutputTarget(NamedTuple):
 
     output: Path
     file: Path
+    name: str
     height: int
     width: int
     pages: int
@@ -163,7 +164,7 @@ def finish_as_tiff(grown: BandWriter, file: Path) -> Callable[[dict[str, Any]], 
 
 def build_masks(request: OutputOptions, place: OutputTarget, kind: str) -> GrowingResult:
     """Class indices, as TIFF for a TIFF or a stack, else PNG; for overlapping classes a TIFF with a page for each."""
-    run, stem = request.run, image_stem(place.file)
+    run, stem = request.run, place.name
     grown = build_writer(place, kind, np.uint8, len(run.classes) if run.overlapping else 0)
     if run.overlapping or place.pages > 1 or place.file.suffix.lower() in TIFF_SUFFIXES:
         finish = finish_as_tiff(grown, place.output / kind / f"{stem}.tif")
@@ -182,7 +183,7 @@ def build_probabilities(request: OutputOptions, place: OutputTarget, kind: str) 
     """Probabilities of each class."""
     dtype = np.dtype(PROBABILITY_TYPES[request.depth])
     grown = build_writer(place, kind, dtype, planes=len(request.run.classes))
-    file = place.output / kind / f"{image_stem(place.file)}.tif"
+    file = place.output / kind / f"{place.name}.tif"
     return GrowingResult(
         grown, lambda b: scale_to_type(b.probabilities, dtype), finish_as_tiff(grown, file)
     )
@@ -199,14 +200,14 @@ def build_uncertainty(request: OutputOptions, place: OutputTarget, kind: str) ->
         )
 
     return GrowingResult(
-        grown, made, finish_as_tiff(grown, place.output / kind / f"{image_stem(place.file)}.tif")
+        grown, made, finish_as_tiff(grown, place.output / kind / f"{place.name}.tif")
     )
 
 
 def build_submission(request: OutputOptions, place: OutputTarget, kind: str) -> GrowingResult:
     """Stack for the ISBI 2012 challenge: the probability of class 1 (cell), float32."""
     grown = build_writer(place, kind, np.float32)
-    file = place.output / kind / f"{image_stem(place.file)}.tif"
+    file = place.output / kind / f"{place.name}.tif"
     return GrowingResult(grown, lambda band: band.probabilities[1], finish_as_tiff(grown, file))
 
 
@@ -236,12 +237,12 @@ def build_pictures(request: OutputOptions, place: OutputTarget, kind: str) -> Gr
 
     # One PNG for each page, (H, W, C) with the mask taken off
     def finish(tags: dict[str, Any]) -> list[Path]:
-        written, stem = [], image_stem(place.file)
+        written, stem = [], place.name
         for number in range(place.pages):
             page = grown.page(number)
             image, mask = page[:-1].transpose(1, 2, 0), page[-1].astype(np.uint8)
-            name = f"{stem}-{number:03d}.png" if place.pages > 1 else f"{stem}.png"
-            written.append(place.output / kind / files.short_name(name))
+            path = Path(f"{stem}-{number:03d}.png" if place.pages > 1 else f"{stem}.png")
+            written.append(place.output / kind / path.parent / files.short_name(path.name))
             with grown.replacing(written[-1]) as aside:
                 Image.fromarray(draw(image, mask, colors)).save(aside)
         return written
@@ -255,7 +256,7 @@ def build_instances(request: OutputOptions, place: OutputTarget, kind: str) -> G
     Raises:
         DataError: if the image is too large to be in memory as a whole.
     """
-    stem = image_stem(place.file)
+    stem = place.name
     check_whole_image(place, kind)
     # Only probabilities grow on disk; objects need the complete page, as they may cross bands
     grown = build_writer(place, kind, np.float32)
@@ -295,7 +296,7 @@ def build_polygons(request: OutputOptions, place: OutputTarget, kind: str) -> Gr
         DataError: if the image is too large to be in memory as a whole, has pages that LabelMe doesn't know, or
             the extra ``rois`` is missing.
     """
-    run, folder, stem = request.run, place.output / kind, image_stem(place.file)
+    run, folder, stem = request.run, place.output / kind, place.name
     check_whole_image(place, kind)
     if kind == "labelme" and place.pages > 1:
         raise DataError(f"{place.file}: {place.pages} pages; LabelMe has no pages: save=[polygons] writes a file for each")  # fmt: skip
@@ -320,7 +321,9 @@ def build_polygons(request: OutputOptions, place: OutputTarget, kind: str) -> Gr
             if kind == "labelme":
                 written.append(folder / f"{name}.json")
                 size = (place.height, place.width)
-                text = polygons.as_labelme(objects, run.classes, place.file, folder, size)
+                text = polygons.as_labelme(
+                    objects, run.classes, place.file, written[-1].parent, size
+                )
             elif kind == "rois":
                 written.append(folder / f"{name}.zip")
                 content = polygons.as_rois(objects, run.classes, run.colors)

@@ -1,6 +1,7 @@
 """Output folder of seg.predict: inputs, lock, and the record by which an interrupted command leaves out what is done."""
 
 import json
+import re
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,10 +13,13 @@ from seg import files
 from seg.cli.compose import plain_config
 from seg.data.image_files import (
     conversion_hint,
+    describe_folder,
+    find_images,
     image_stem,
     image_suffix,
     is_image_file,
-    list_images,
+    is_pattern,
+    walk_images,
 )
 from seg.errors import UserError
 from seg.inference.outputs import RESULT_KINDS, choose_object_options
@@ -33,28 +37,43 @@ NEUTRAL_PREDICT_OPTIONS = (
 )  # options that don't change the results
 
 
-def list_inputs(given: str) -> list[Path]:
-    """Return the image files of ``input``: the file itself, or the images of the folder.
+def list_inputs(given: str, output: Path) -> dict[Path, str]:
+    """Return the image files of ``input`` with the name of their results: path without suffix, from the folder on.
+
+    Args:
+        given: a file, a folder, whose subfolders are taken too, or a pattern.
+        output: folder of the results, which is no input.
 
     Raises:
         UserError: if it doesn't exist, isn't an image, or two images would have results of the same name.
+        DataError: if the folder holds no image.
     """
-    path = Path(given)
-    if path.is_dir():
-        images = list_images(path)
-        stems: dict[str, Path] = {}
-        for file in images:
-            if (other := stems.setdefault(image_stem(file), file)) is not file:
-                raise UserError(
-                    f"input={given}: {other.name} and {file.name} would share one result; rename one"
-                )
-        return images
-    if not path.exists():
+    path, below = Path(given), Path(given)
+    if is_pattern(Path(), given):
+        fixed = re.split(r"[*?\[]", given, maxsplit=1)[0]
+        below = Path(fixed.rpartition("/")[0] or ("/" if fixed.startswith("/") else ""))
+        images = sorted(file for _, file in find_images(Path(), given))
+        images = [file for file in images if not file.absolute().is_relative_to(output.absolute())]
+        if not images:
+            there = f"{below} {describe_folder(below)}" if below.is_dir() else f"no folder {below}"
+            raise UserError(f"input={given}: no image matches; {there}")
+    elif path.is_dir():
+        images = walk_images(path, output)
+    elif not path.exists():
         raise UserError(f"input={given}: no such file or folder")
-    if not is_image_file(path):
+    elif not is_image_file(path):
         hint = conversion_hint(image_suffix(path)) or "PNG, JPEG, TIFF and the like are read"
         raise UserError(f"input={given}: not an image by its name; {hint}")
-    return [path]
+    else:
+        images, below = [path], path.parent
+    names: dict[str, Path] = {}
+    for file in images:
+        name = file.relative_to(below).with_name(image_stem(file)).as_posix()
+        if (other := names.setdefault(name, file)) is not file:
+            raise UserError(
+                f"input={given}: {other.name} and {file.name} would share one result; rename one"
+            )
+    return {file: name for name, file in names.items()}
 
 
 def check_output_folder(output: Path, save: Sequence[str]) -> None:
@@ -123,11 +142,12 @@ def open_predict_record(output: Path, cfg: DictConfig, run: LoadedRun) -> dict[s
     return record
 
 
-def check_result_names(images: list[Path], record: dict[str, Any], output: Path) -> None:
+def check_result_names(images: dict[Path, str], record: dict[str, Any], output: Path) -> None:
     """Raise UserError if results of other files would be overwritten."""
-    done = {image_stem(Path(name)): Path(name) for name in record["done"]}
-    for file in images:
-        other = done.get(image_stem(file), file)
+    names = record.setdefault("names", {})
+    done = {names.get(file, image_stem(Path(file))): Path(file) for file in record["done"]}
+    for file, name in images.items():
+        other = done.get(name, file)
         if other != file and other.absolute() != file.absolute():
             raise UserError(
                 f"output={output}: holds results of {other}, and those of {file} have the same name; give another folder"

@@ -255,6 +255,8 @@ def load_predictor(
 def check_image_channels(channels: int, run: LoadedRun, file: str | Path) -> None:
     """Raise DataError if an image has other channels than the run was trained on."""
     if channels != run.intensity.channels:
+        split = run.config.get("data", {}).get("channel_files")
+        remedy = "; its channels were files (data.channel_files): predict arrays (H, W, C) by seg.load(RUN).predict"
         raise DataError(
-            f"{file}: {channels} channels; the run was trained on {run.intensity.channels}"
+            f"{file}: {channels} channels; the run was trained on {run.intensity.channels}{remedy if split else ''}"
         )

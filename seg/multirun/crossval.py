@@ -20,6 +20,7 @@ from seg.cli.validation import argument_names, import_target
 from seg.data.dataset import SegmentationDataset, planes_first
 from seg.data.datasets.base import DataSource, RowReader
 from seg.data.image_cache import ImageCache
+from seg.data.image_files import image_stem
 from seg.display import tables
 from seg.display.console import track_progress
 from seg.errors import UserError
@@ -250,7 +251,8 @@ def predict_image_rows(
     run, (height, width) = predictor.run, reader.shape
     results = []
     if folder is not None:
-        place = OutputTarget(folder, prediction_file(name), height, width, 1, reader.dtype)
+        file = prediction_file(name)
+        place = OutputTarget(folder, file, image_stem(file), height, width, 1, reader.dtype)
         results = begin_image_results(place, request)
     for top, rows, p_CHW in predictor.tiling(height, width).bands(reader.image_rows, height):
         # Count the pixels as a batch of one, (1, H, W) or (1, K, H, W) of overlapping classes

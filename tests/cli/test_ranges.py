@@ -268,7 +268,7 @@ TAKEN = {  # those of VALUES that an option takes -> file or command -> such opt
     'true': {
         'data=annotations': 'contiguous stratify border_class',
         'data=coco': 'contiguous stratify border_class',
-        'data=folder': 'contiguous stratify only_listed similar_names border_class',
+        'data=folder': 'contiguous stratify only_listed similar_names channel_files border_class',
         'logger=wandb': 'wandb.offline',
         'loss=dice': 'squared per_image foreground_only',
         'loss=iou': 'per_image foreground_only',

@@ -568,9 +568,9 @@ def test_slices_of_channels_are_paired_with_the_slices_of_their_masks(tmp_path, 
         source = Folder(str(tmp_path), ["a", "b"])
     assert "s.ome.tif: axes TZCYX: 2 x 3 slices (T x Z) of 4 channels" in caplog.text
     assert "v.tif: axes CYX: one image of 4 channels" in caplog.text
-    assert list(source.files) == [*(f"s.ome-{i}" for i in range(6)), "v"]
+    assert list(source.files) == [*(f"s-{i}" for i in range(6)), "v"]
     for number, (t, z) in enumerate(np.ndindex(2, 3)):
-        image, mask = source.read(f"s.ome-{number}")
+        image, mask = source.read(f"s-{number}")
         same(image, np.moveaxis(VOLUME[t, z], 0, -1))
         same(mask, masks[t, z])
     same(source.read("v")[0], np.moveaxis(VOLUME[1, 2], 0, -1))
@@ -585,7 +585,7 @@ def test_slices_of_channels_are_paired_with_the_slices_of_their_masks(tmp_path, 
     written(tmp_path / "masks/s.ome.tif", flat, photometric="minisblack", ome=False)
     source = Folder(str(tmp_path), ["a", "b"], pages="slices")
     assert len(source.files) == 28
-    same(source.read("s.ome-05")[0][..., 0], VOLUME.reshape(-1, 21, 13)[5])
+    same(source.read("s-05")[0][..., 0], VOLUME.reshape(-1, 21, 13)[5])
     refused(
         lambda: Folder(str(tmp_path), ["a", "b"]),
         "s.ome.tif: 24 pages",

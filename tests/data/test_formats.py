@@ -643,7 +643,7 @@ def test_pairs_are_found_by_a_part_of_the_names(tmp_path):
     truth = labels(6)
     for i, mask in enumerate(truth):
         save(tmp_path / "images" / f"{i:03d}_leica.png", greys(6)[i])
-        save(tmp_path / "masks" / f"{i:03d}-by-anna.png", mask)
+        save(tmp_path / "masks" / f"{i:03d}-by-anna-{i}.png", mask)
     message = refusal(lambda: opened(tmp_path), "images/000_leica.png", "no mask of that name", "(6 such files)")  # fmt: skip
     mended = opened(tmp_path, **proposed(message, "pair_by"))
     assert list(mended.files) == [f"{i:03d}_leica" for i in range(6)]

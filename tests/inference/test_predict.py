@@ -461,7 +461,7 @@ def test_what_a_run_can_not_give_is_told_before_anything_is_made(
         predicted(own, folder, tmp_path / "out", f"save=[masks,{kind}]")
     assert not (tmp_path / "out").exists()
     request = OutputOptions(load.load_run(own), [kind], 0.5, "float32", {})
-    place = OutputTarget(tmp_path, Path("a.png"), 8, 8, 1, np.dtype(np.uint8))
+    place = OutputTarget(tmp_path, Path("a.png"), "a", 8, 8, 1, np.dtype(np.uint8))
     with pytest.raises(DataError, match=rf"save=\[{kind}\]"):  # whoever asks for it
         outputs.build_results(request, place)
 
@@ -837,6 +837,44 @@ def test_results_of_a_file_of_the_same_name_are_not_overwritten(run, folder, tmp
     assert content(tmp_path / "out") == before
 
 
+@pytest.mark.parametrize("given", ["scans", "scans/**/*.*", "scans/*"])
+def test_results_mirror_the_folders_of_the_input(run, folder, tmp_path, given):
+    scans, out = tmp_path / "scans", tmp_path / "scans/out"
+    inputs = {"b.png": "b", "one/b.png": "one/b", "one/two/c.ome.tif": "one/two/c"}
+    for name in inputs:
+        (scans / name).parent.mkdir(parents=True, exist_ok=True)
+        image = Image.open(folder / f"{Path(name).name[0]}.png")
+        image.save(scans / name)
+    for name in [".hidden/d.png", "one/note.txt"]:
+        (scans / name).parent.mkdir(exist_ok=True)
+        (scans / name).write_text("no image")
+    names = ["b"] if given == "scans/*" else sorted(inputs.values())
+    kinds = "save=[masks,overlays,instances,labelme,probabilities]"
+    predicted(run, tmp_path / given, out, kinds)
+    ends = {"masks": ".png", "overlays": ".png", "probabilities": ".tif", "labelme": ".json"}
+    expected = {f"{kind}/{n}{end}" for n in names for kind, end in ends.items()}
+    expected |= {f"instances/{n}{end}" for n in names for end in (".tif", ".csv")}
+    tiff = "masks/one/two/c.tif"  # the mask of a TIFF
+    expected = {tiff if name == "masks/one/two/c.png" else name for name in expected}
+    assert set(content(out)) == expected
+    # those of one file alone are the same
+    predicted(run, folder / "b.png", tmp_path / "flat", "save=[masks]")
+    for name in names[:2]:
+        assert content(out)[f"masks/{name}.png"] == content(tmp_path / "flat")["masks/b.png"]
+        described = json.loads((out / f"labelme/{name}.json").read_text())
+        image = (out / f"labelme/{name}.json").parent / described["imagePath"]
+        assert image.resolve() == scans / f"{name}.png"
+    with pytest.raises(UserError, match=r"holds the results of all \d inputs already"):
+        predicted(run, tmp_path / given, out, kinds)
+    # a file whose results have the same name, though it lies elsewhere
+    (tmp_path / "more/one").mkdir(parents=True)
+    for name in ("b.png", "one/b.png")[: len(names)]:
+        Image.open(folder / "b.png").save(tmp_path / "more" / name)
+        with pytest.raises(UserError, match=rf"scans/{name}, and those of .*/more/{name} have the same name"):  # fmt: skip
+            predicted(run, tmp_path / "more", out, kinds)
+        (tmp_path / "more" / name).unlink()
+
+
 def test_two_processes_on_one_folder_are_one_too_many(process, run, folder, tmp_path):
     words = words_of(run, folder / "b.png", tmp_path / "out", "save=[masks]")
     first = process(words, tmp_path / "log", at=2, act=str(tmp_path / "there"))
@@ -915,7 +953,8 @@ def test_good_files_are_done_and_bad_ones_listed(process, run, tmp_path):
         (["input=null"], "input is not set: give an image"),
         (["output=null"], "output is not set: give a folder"),
         (["input=nowhere"], "input=nowhere: no such file or folder"),
-        (["input=EMPTY"], "no images here"),
+        (["input=EMPTY"], "no images here; it is empty"),
+        (["input=TWO/*.bmp"], r"TWO/\*.bmp: no image matches; .*TWO holds x\.png and x\.tif"),
         (["input=TEXT"], "not an image by its name"),
         (["input=SLIDE.czi"], "bfconvert IN.czi OUT.ome.tif"),
         (["input=TWO"], "x.png and x.tif would share one result"),
@@ -946,7 +985,7 @@ def test_what_can_not_be_is_told_before_anything_is_made(run, folder, tmp_path, 
     for name in ("TEXT", "GARBAGE", "SLIDE.czi"):
         (tmp_path / name).write_text("text")
     torch.save({"model": torch.zeros(3)}, tmp_path / "FOREIGN")
-    words = [re.sub(r"=([A-Z]+(\.czi)?)$", rf"={tmp_path}/\1", word) for word in words]
+    words = [re.sub(r"=([A-Z]+(\.czi)?)(?=/|$)", rf"={tmp_path}/\1", word) for word in words]
     keys = [word.partition("=")[0] + "=" for word in words]
     line = [w for w in words_of(run, folder / "a.png", tmp_path / "out") if not w.startswith(tuple(keys))]  # fmt: skip
     with pytest.raises((UserError, DataError, RunError), match=message):

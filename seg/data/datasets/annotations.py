@@ -32,7 +32,7 @@ from seg.data.datasets.tools.parsing import AnnotatedImage, ToolAnnotations, lis
 from seg.data.image_files import CONVERSIONS, IMAGE_SUFFIXES, check_images_found, is_image_file
 from seg.data.masks import ColourList, shorten_list
 from seg.data.nodata import NodataOption
-from seg.data.partition import SPLIT_FOLDERS, Splits
+from seg.data.partition import splits_by_folder
 from seg.data.spacing import Spacing
 from seg.data.splits import SplitOptions, split_by_lists
 from seg.errors import DataError
@@ -173,6 +173,7 @@ class Annotations(AnnotatedSource):
 
         # Splits: by folders, or by the options.
         given = splits_by_folder(list(entries))
+        given = given if {"train", "val"} <= set(given or ()) else None
         by = ("folders called train and val", "they say which image is where")
         division = SplitOptions(
             val, test, fold, folds, contiguous, group_by, stratify, lists, split_seed
@@ -329,14 +330,3 @@ def build_entries(
             f"{shorten_list(left_out)}; data.unannotated=background takes them as background"
         )
     return entries
-
-
-def splits_by_folder(names: list[str]) -> Splits | None:
-    """Return the splits of images in folders called train, val or valid, and test; None if there are no such."""
-    splits: Splits = {}
-    for name in names:
-        folders = [SPLIT_FOLDERS[part] for part in name.split("/")[:-1] if part in SPLIT_FOLDERS]
-        if not folders:
-            return None
-        splits.setdefault(folders[0], []).append(name)
-    return splits if {"train", "val"} <= set(splits) else None

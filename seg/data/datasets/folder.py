@@ -19,16 +19,22 @@ from seg.data.datasets.base import (
     ignore_nodata,
     learned_classes,
 )
+from seg.data.datasets.layouts import find_parts, suggest_layout
+from seg.data.datasets.nnunet import DATASET_FILE, read_dataset_json
 from seg.data.datasets.pairing import (
     LIST_LINE_HINT,
+    FoundFiles,
     Pair,
-    pair_by_names,
+    PairingOptions,
+    find_files,
+    find_layer_folders,
     pair_by_table,
+    pair_files,
     report_unpaired,
     split_pages,
 )
 from seg.data.datasets.tools.detection import detect_tool
-from seg.data.image_files import image_stem
+from seg.data.image_files import describe_folder, image_stem, is_pattern
 from seg.data.image_io import read_image, read_orientation, read_pages
 from seg.data.masks import (
     ColourList,
@@ -44,7 +50,13 @@ from seg.data.masks import (
     split_planes,
 )
 from seg.data.nodata import NodataOption, nodata_values, read_nodata_tag
-from seg.data.partition import SPLITS, Splits, reject_options
+from seg.data.partition import (
+    SPLITS,
+    Splits,
+    reject_options,
+    split_of_folders,
+    splits_by_folder,
+)
 from seg.data.raster import ImageReader, MaskReader
 from seg.data.similar_names import similar_key
 from seg.data.spacing import Spacing, pixel_spacing
@@ -64,12 +76,16 @@ class Folder:
     """Images and masks paired by name or by a table; split by folders, by lists or at random.
 
     Args:
-        root: folder that holds ``images/`` and ``masks/``, or ``train/`` and ``val/`` (and ``test/``) that do.
+        root: folder that holds ``images/`` and ``masks/``, with or without ``train/``, ``val/`` and ``test/`` in
+            each; or ``train/``, ``val/`` and ``test/`` that hold both.
         classes: names in the order of the mask's values.
         colors: one (red, green, blue) in 0..255 a class, for pictures; None: the first of each class in
             ``palette``, or readable defaults.
-        images: name of the folder of images, or of one file.
-        masks: name of the folder of masks, or of one file.
+        images: name of the folder of images, or of one file; or a pattern with ``*``, ``?``, ``[...]`` or ``**``,
+            from ``root`` on. What the wildcards match is the image's name, and pairs image and mask. Images whose
+            names have a folder called train, valid, test or the like are split by these.
+        masks: the same of the masks. A file that both patterns match is a mask.
+        channel_files: what the last wildcard of ``images`` matches tells the channels of an image, each in a file.
         table: CSV file of pairs, instead of folders; see ``seg.data.datasets.pairing.pair_by_table``.
         pair_by: regular expression; images and masks with the same match are a pair. None: those with the same
             name but for the suffix.
@@ -82,6 +98,8 @@ class Folder:
             the classes with a file each; or ``objects``, a folder for each image with a file for each object. A layer
             is 0 where the class is absent, 1 or 255 where it is present (or as
             ``values`` says). One class may have no layer (of pages the first): it is where no other class is.
+            ``objects``: a file for each object of class 1 of two, in a folder of the image's name or by a pattern
+            whose last wildcard tells the objects.
         values: mask value on disk -> class index; None: the values are the indices.
         palette: class name -> its colour in the masks, (red, green, blue) in 0..255, or several colours.
         ignore: mask values on disk, or colours with ``palette``, that are excluded from training and scores.
@@ -119,6 +137,7 @@ class Folder:
         colors: list[ColourList] | None = None,
         images: str = "images",
         masks: str = "masks",
+        channel_files: bool = False,
         table: str | None = None,
         pair_by: str | None = None,
         similar_names: bool = False,
@@ -150,75 +169,64 @@ class Folder:
         check_choice("mask_layers", mask_layers, LayersOption)
         if task == "overlapping" and mask_layers is None:
             mask_layers = "pages"
-        self.parts, self.pair_by, self.pages, self.mask_layers = (
-            (images, masks),
-            pair_by,
-            pages,
-            mask_layers,
-        )
+        self.pages, self.mask_layers = pages, mask_layers
         if mask_layers:
             reject_options(
                 {"palette": palette}, f"data.mask_layers={mask_layers}", "a layer shows one class"
             )
-        if mask_layers == "objects" and task != "instances":
-            raise DataError(
-                f"data.mask_layers=objects: data.task={task} has no objects; take data.task=instances"
-            )
-        if mask_layers == "objects":
-            reject_options(
-                {"table": table}, "data.mask_layers=objects", "a folder holds a mask's files"
-            )
-        if mask_layers in ("pages", "objects"):
+        if mask_layers == "pages":
             slices = "slices" if pages == "slices" else None
             reject_options(
-                {"pages": slices},
-                f"data.mask_layers={mask_layers}",
-                "a mask's pages are its classes"
-                if mask_layers == "pages"
-                else "a file is one object",
+                {"pages": slices}, "data.mask_layers=pages", "a mask's pages are its classes"
             )
-        self.only: set[str] | None = None
+        if mask_layers == "objects" or channel_files:
+            beside = "data.mask_layers=objects" if mask_layers else "data.channel_files=true"
+            reject_options(
+                {"table": table, "pages": pages},
+                beside,
+                "its files are found by data.images and data.masks",
+            )
+        only: set[str] | None = None
         if only_listed:
             if lists is None:
                 raise DataError("data.only_listed=true: there are no data.lists; give them")
-            self.only = {line for lines in read_lists(lists).values() for line in lines}
-        # Pairs of each split that has a folder, or of all images.
+            only = {line for lines in read_lists(lists).values() for line in lines}
+        pairing = PairingOptions(
+            pair_by, mask_layers == "objects", channel_files, only, similar_names
+        )
+        # Pairs of all images.
+        in_split, in_group = None, None
         if table is None:
-            self.root = find_folder_root(root, images, masks)
-            by_split, in_split, in_group = self.pairs_by_split(classes or []), None, None
+            self.root = check_root(root, images, masks)
+            if classes is None and (self.root / DATASET_FILE).is_file():
+                classes, values, ignore = read_dataset_json(
+                    self.root / DATASET_FILE, values, ignore
+                )
+            pairs = self.find_pairs(images, masks, pairing, classes or [])
         else:
             reject_options({"pair_by": pair_by}, "data.table", "the table pairs")
             self.root = Path(table).parent
             pairs, in_split, in_group = pair_by_table(Path(table), classes or [], similar_names)
-            if self.only is not None:
+            if only is not None:
                 first = next(iter(pairs))
-                pairs = {n: p for n, p in pairs.items() if self.only & {n, p.image.name}}
+                pairs = {n: p for n, p in pairs.items() if only & {n, p.image.name}}
                 if not pairs:
                     raise DataError(
                         f"{table}: no image is in data.lists; {LIST_LINE_HINT.format(first)}"
                     )
-            by_split = {"all": pairs}
         if pages == "slices":
             reject_options(
                 {"splits": in_split}, "data.pages=slices", "give the stacks' splits by folders"
             )
         pages_of = {
-            name: split_pages(name, pair._replace(pages=pages))
-            for of_split in by_split.values()
-            for name, pair in of_split.items()
+            name: split_pages(name, pair._replace(pages=pages)) for name, pair in pairs.items()
         }
         pairs = {name: pair for single in pages_of.values() for name, pair in single.items()}
-        by_split = {
-            split: {page: pairs[page] for name in of_split for page in pages_of[name]}
-            for split, of_split in by_split.items()
-        }
         in_split, in_group = (
             given and {page: given[name] for name, single in pages_of.items() for page in single}
             for given in (in_split, in_group)
         )
         self.has_stacks = any(pair.page is not None for pair in pairs.values())
-        if not pairs:
-            raise DataError(f"{self.root}: no image has a mask; check data.pair_by and the names")
         self.files = PackedRecords(pairs)
         layers = [
             [pair.mask] if mask_layers == "objects" else pair.masks for pair in pairs.values()
@@ -263,13 +271,14 @@ class Folder:
 
         # Splits: by folders, by the table, or by the options.
         given, by = None, ("", "")
-        if "all" not in by_split:
-            given = {split: list(pairs) for split, pairs in by_split.items()}
-            folders = " and ".join(f"{split}/" for split in by_split)
-            by = f"{folders} in data.root", "the folders say which image is on which side"
-        elif in_split is not None:
+        if in_split is not None:
             given = split_by_table(in_split, Path(str(table)))
             by = "the table's column split", "it says which image is on which side"
+        elif table is None and (given := self.splits_by_folders(lists is not None)):
+            folders = " and ".join(
+                dict.fromkeys(split_folder_of(n) for ns in given.values() for n in ns)
+            )
+            by = f"{folders} in data.root", "the folders say which image is on which side"
         division = SplitOptions(
             val, test, fold, folds, contiguous, group_by, stratify, lists, split_seed
         )
@@ -278,46 +287,95 @@ class Folder:
             names, self.class_presence, self.split_from_lists, given, by, in_group
         )
 
-    def pairs_by_split(self, classes: list[str]) -> dict[str, dict[str, Pair]]:
-        """Return split -> name -> pair, for each split that has a folder, or for ``all``."""
-        if (self.root / self.parts[0]).exists():
-            return {"all": self.pair_folder(self.root, classes)}
-        present = [split for split in SPLITS if (self.root / split).is_dir()]
-        return {
-            split: {
-                f"{split}/{name}": p
-                for name, p in self.pair_folder(self.root / split, classes).items()
-            }
-            for split in present
-        }
-
-    def pair_folder(self, folder: Path, classes: list[str]) -> dict[str, Pair]:
-        """Return name -> pair of the images of a folder."""
-        if self.mask_layers != "folders":
-            return self.pair_by_name(folder, None)
-        if not classes:
-            present = sorted(f.name for f in (folder / self.parts[1]).glob("*/"))
-            raise DataError(
-                f"data.classes is not set: name the classes; {folder / self.parts[1]} holds {shorten_list(present)}"
-            )
-        return self.pair_by_name(folder, classes)
-
-    def pair_by_name(self, folder: Path, layers: list[str] | None) -> dict[str, Pair]:
-        """Return name -> pair of a folder whose masks have a file for each of ``layers``, or one file."""
-        pairs, issues = pair_by_names(
-            folder,
-            *self.parts,
-            self.pair_by,
-            layers,
-            self.only,
-            self.similar,
-            self.mask_layers == "objects",
-        )
+    def find_pairs(
+        self, images: str, masks: str, options: PairingOptions, classes: list[str]
+    ) -> dict[str, Pair]:
+        """Return name -> pair of all images; names begin with the folder of the split, if there are such."""
+        pairs: dict[str, Pair] = {}
+        issues: list[DataError] = []
+        seen: dict[str, str] = {}  # kind of an issue -> names among which there was no partner
+        for split, (image_part, mask_part) in find_parts(self.root, images, masks).items():
+            prefix = f"{split}/" if split else ""
+            places = (self.root / image_part, self.root / mask_part)
+            unlabelled = split_of_folders(prefix) == "test" and not places[1].exists()
+            try:
+                found = find_files(self.root, image_part, options.channel_files)
+                planes = [[]] if unlabelled else self.find_masks(mask_part, options, classes)
+            except DataError as error:
+                raise self.with_suggestion(error) from error
+            if all(
+                place.is_file() for place in places
+            ):  # two files are a pair, whatever their names
+                planes = [[(found[0][0], file) for _, file in plane] for plane in planes]
+            for kind, files in (("no_image", found), ("no_mask", planes[0])):
+                names = [file.name for _, file in files[:3]] + ["..."] * (len(files) > 3)
+                seen.setdefault(kind, ", ".join(names))
+            found_pairs, found_issues = pair_files(found, planes, options, places, prefix)
+            pairs |= found_pairs
+            issues += found_issues
+        # Where most images have no mask, the layout is another one.
+        if sum(issue.kind == "no_mask" for issue in issues) > len(pairs):
+            words = suggest_layout(self.root)
+            issues = [
+                DataError(
+                    file=issue.file,
+                    found=f"{issue.found}, which has {seen[issue.kind]}"
+                    if issue.kind in seen
+                    else issue.found,
+                    remedy=f"try: {words}" if words else issue.remedy,
+                    kind=issue.kind,
+                )
+                for issue in issues
+            ]
         report_unpaired(issues)
         return pairs
 
+    def find_masks(
+        self, part: str, options: PairingOptions, classes: list[str]
+    ) -> list[FoundFiles]:
+        """Return the files of the masks, of each layer that has a folder of its own."""
+        if self.mask_layers != "folders":
+            return [find_files(self.root, part, options.object_files)]
+        folder = self.root / part
+        if not classes:
+            present = sorted(f.name for f in folder.glob("*/"))
+            raise DataError(
+                f"data.classes is not set: name the classes; {folder} holds {shorten_list(present)}"
+            )
+        layers = find_layer_folders(folder, classes)
+        return [find_files(layer, "") if layer.is_dir() else [] for layer in layers]
+
+    def with_suggestion(self, error: DataError) -> DataError:
+        """Return an error with the options that would pair the files, if there are such."""
+        words = suggest_layout(self.root)
+        return DataError(f"{error}; try: {words}") if words else error
+
+    def splits_by_folders(self, listed: bool) -> Splits | None:
+        """Return the splits of images in folders called like splits; None if there are no such folders.
+
+        Raises:
+            DataError: if some images are in none of them, and no lists say their split.
+        """
+        names = list(self.files)
+        inside = next((name for name in names if split_of_folders(name)), None)
+        if inside is None or (given := splits_by_folder(names)):
+            return None if inside is None else given
+        if listed:
+            return None
+        outside = next(name for name in names if not split_of_folders(name))
+        raise DataError(
+            f"{self.root}: {inside} is in a folder that is called like a split, and {outside} is not; move it into one, "
+            "leave it out by data.images, or give data.lists"
+        )
+
     def check_layers(self) -> None:
         """Raise DataError unless masks have one layer a class exactly where the options say so."""
+        # Files of objects have one class beside the rest.
+        if self.mask_layers == "objects" and (len(self.classes) != 2 or self.task == "overlapping"):
+            raise DataError(
+                f"data.mask_layers=objects: needs two classes that do not overlap, the rest and the objects, not "
+                f"{shorten_list(self.classes)}"
+            )
         # Columns of the table against the option.
         planes = len(self.has_files)
         # One plane is a mask of class indices, which needs no layers
@@ -366,6 +424,9 @@ class Folder:
         pair = self.files[name]
         nodata = self.nodata_values(name)
         image = read_image(pair.image, pair.page, pair.pages, nodata)
+        if pair.channels:
+            further = [read_image(file, nodata=nodata) for file in pair.channels]
+            image = stack_channels([image, *further], pair)
         mask = self.decode_stored(pair)
         if mask.shape[:2] != image.shape[:2]:
             remedy = turned_remedy(pair)
@@ -377,7 +438,8 @@ class Folder:
         """Return a reader of any rows of an image and its mask; None unless both are single pages of TIFFs."""
         pair = self.files[name]
         suffixes = {file.suffix.lower() for file in (pair.image, pair.mask)}
-        if self.mask_layers or self.border.separate or not suffixes <= TIFF_SUFFIXES:
+        kept = self.mask_layers or self.border.separate or pair.channels
+        if kept or not suffixes <= TIFF_SUFFIXES:
             return None
         rows = FolderRows(self, name)
         if rows.is_valid:
@@ -396,11 +458,13 @@ class Folder:
     def decode_stored(self, pair: Pair) -> np.ndarray:
         """Return the mask of a pair, (H, W) or (H, W, K), or the labels (H, W) of its objects."""
         if self.mask_layers == "objects":
-            files = [file for file in pair.masks if file is not None]
-            planes = [self.values.indices(read_mask_file(file), file) for file in files]
-            return merge_object_masks(planes, pair.mask.parent)
+            planes = [plane for plane in self.decode_files(pair) if plane is not None]
+            separate = self.border.separate
+            return (
+                merge_object_masks(planes, pair.mask.parent) if separate else merge_objects(planes)
+            )
         if self.border.separate:
-            mask = read_mask_file(pair.mask, pair.page)
+            mask = read_mask_file(pair.mask, pair.page, pages=pair.mask_pages)
             return read_object_numbers(mask, self.ignored, page_name(pair.mask, pair.page))
         if self.mask_layers is None:
             colours = self.values.palette is not None
@@ -423,7 +487,20 @@ class Folder:
                 stored = read_pages(pair.mask, pair.page)
             pages = split_planes(stored, self.classes, pair.mask, rest)
             return [None if p is None else self.values.indices(p, pair.mask) for p in pages]
-        # A file for each class; all must have one size.
+        # A file for each class; one without a file in this image is absent from it.
+        planes = self.decode_files(pair)
+        absent = np.zeros_like(next(plane for plane in planes if plane is not None))
+        return [
+            absent if plane is None and has_files else plane
+            for plane, has_files in zip(planes, self.has_files, strict=True)
+        ]
+
+    def decode_files(self, pair: Pair) -> list[np.ndarray | None]:
+        """Return the layer of each of the mask's files, (H, W) of 0, 1 and 255; None: no file.
+
+        Raises:
+            DataError: if they have different sizes.
+        """
         planes = [
             None
             if file is None
@@ -433,14 +510,9 @@ class Folder:
         sizes = {plane.shape for plane in planes if plane is not None}
         if len(sizes) > 1:
             raise DataError(
-                f"{pair.mask}: the masks of the classes have sizes {sorted(sizes)}; they must be equal"
+                f"{pair.mask}: the masks of {pair.image.name} have sizes {sorted(sizes)}; they must be equal"
             )
-        # A class without a file in this image is absent from it.
-        absent = np.zeros(sizes.pop(), np.uint8)
-        return [
-            absent if plane is None and has_files else plane
-            for plane, has_files in zip(planes, self.has_files, strict=True)
-        ]
+        return planes
 
     def judge_masks(self, ignore: list) -> tuple[bool, dict[int, int] | None]:
         """Return whether masks number objects; if not, the values of the two classes, None: 0 and 1."""
@@ -467,7 +539,7 @@ class Folder:
     def stamp(self, name: str) -> str:
         """Return a text that changes when the result of ``read`` may have changed."""
         pair = self.files[name]
-        files = [file_state(file) for file in (pair.image, *pair.masks)]
+        files = [file_state(file) for file in (pair.image, *pair.channels, *pair.masks)]
         return "\n".join([*files, str(pair.page), self.reading])
 
     def class_presence(self, name: str) -> np.ndarray:
@@ -498,6 +570,28 @@ class Folder:
         return split_by_lists(images, {name: name for name in self.files})
 
 
+def stack_channels(images: list[np.ndarray], pair: Pair) -> np.ndarray:
+    """Return the images of a pair's files as the channels of one.
+
+    Raises:
+        DataError: if they differ in size or type.
+    """
+    kinds = {(image.shape[:2], image.dtype.name) for image in images}
+    if len(kinds) > 1:
+        found = ", ".join(f"{h}x{w} px of {dtype}" for (h, w), dtype in sorted(kinds))
+        raise DataError(
+            f"{pair.image}: the files of its channels are {found}; they must have one size and type"
+        )
+    return np.concatenate(images, axis=-1)
+
+
+def merge_objects(planes: list[np.ndarray]) -> np.ndarray:
+    """Return the union (H, W) of the objects' planes of 0, 1 and 255: 1 where any object is, else 255 where any is."""
+    mask = np.where(np.any([plane == IGNORE for plane in planes], axis=0), IGNORE, 0)
+    mask[np.any([plane == 1 for plane in planes], axis=0)] = 1
+    return mask.astype(np.uint8)
+
+
 def split_by_table(in_split: dict[str, str], table: Path) -> Splits:
     """Return the splits of a table's column ``split``, name -> split.
 
@@ -512,26 +606,37 @@ def split_by_table(in_split: dict[str, str], table: Path) -> Splits:
     return {split: names for split, names in splits.items() if names}
 
 
-def find_folder_root(root: str | None, images: str, masks: str) -> Path:
+def check_root(root: str | None, images: str, masks: str) -> Path:
     """Return the folder of the data.
 
     Raises:
-        DataError: if it is not given, does not exist or holds neither images nor splits.
+        DataError: if it is not given, does not exist or holds no such images; the message has what it holds and the
+            options that would pair it.
     """
-    layout = f"it must hold {images}/ and {masks}/, or train/, val/ or test/ that do"
+    layout = f"it must hold {images} and {masks}, or train/, val/ or test/ that do"
     if root is None:
         raise DataError(f"data.root is not set: give the folder of the data; {layout}")
     folder = Path(root)
     if not folder.is_dir():
         raise DataError(f"data.root={root}: no such folder; {layout}")
-    places = [folder, *(folder / split for split in SPLITS)]
-    if not any((place / masks).exists() for place in places) and (tool := detect_tool(folder)):
+    parts = find_parts(folder, images, masks)
+    found = any(is_pattern(folder, mask) or (folder / mask).exists() for _, mask in parts.values())
+    if not found and (tool := detect_tool(folder)):
         raise DataError(
             f"data.root={root}: it holds no {masks}/, but {tool.title} annotations ({tool.file.name}): {tool.command}"
         )
-    if not (folder / images).exists() and not any((folder / split).is_dir() for split in SPLITS):
-        raise DataError(f"data.root={root}: it holds neither {images}/ nor train/; {layout}")
+    if not parts:
+        words = suggest_layout(folder)
+        remedy = f"try: {words}" if words else layout
+        raise DataError(
+            f"data.root={root}: no folder {images} in it; it {describe_folder(folder)}; {remedy}"
+        )
     return folder
+
+
+def split_folder_of(name: str) -> str:
+    """Return the folder in a name that is called like a split, with a slash."""
+    return next(f"{part}/" for part in name.split("/") if split_of_folders(f"{part}/"))
 
 
 def file_state(file: Path | None) -> str:
@@ -573,7 +678,7 @@ class FolderRows:
         pair = source.files[name]
         self.nodata, self.values = source.nodata_values(name), source.values
         self.name = page_name(pair.mask, pair.page)
-        self.image = ImageReader(pair.image, pair.page or 0, nodata=self.nodata)
+        self.image = ImageReader(pair.image, pair.page or 0, pair.pages, nodata=self.nodata)
         self.mask = MaskReader(pair.mask, pair.page or 0, source.values.palette is not None)
         self.shape, self.dtype = self.image.shape[:2], self.image.dtype
         alone = pair.page is not None or self.image.pages == self.mask.pages == 1

@@ -1,25 +1,29 @@
-"""Pairing of images with masks: by file name, by a table, and page by page."""
+"""Pairing of images with masks: by file name or pattern, by a table, and page by page."""
 
 import csv
+import logging
 import re
 from collections.abc import Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from glob import escape
 from pathlib import Path
 from typing import NamedTuple
 
 from seg.data.image_files import (
-    check_images_found,
     conversion_hint,
+    describe_folder,
     describe_passed_over,
+    find_images,
     image_stem,
     image_suffix,
-    is_image_file,
+    is_pattern,
     list_images,
     scan_folder,
 )
 from seg.data.image_io import count_pages, log_axes, read_axes
 from seg.data.masks import shorten_list
+from seg.data.partition import split_of_folders
 from seg.data.similar_names import SIMILAR_HINT, find_similar, similar_file, similar_key
 from seg.data.tiff import warn_once
 from seg.data.tiff_layout import PagesOption
@@ -27,6 +31,7 @@ from seg.errors import DataError
 
 LIST_LINE_HINT = "a line is one name, like {}"
 PAIR_BY_HINT = ", or pair by a part of the names, data.pair_by='^[0-9]+'"
+log = logging.getLogger("seg")
 TABLE_COLUMNS = ("image", "mask", "split", "group")  # columns of a table that are not classes
 
 
@@ -34,17 +39,19 @@ class Pair(NamedTuple):
     """Files of an image and its mask.
 
     Attributes:
-        image: file of the image.
-        masks: file of the mask, of each class's layer in the order of the classes, or of each object; None: no such
-            layer.
+        image: file of the image, or of its first channel.
+        masks: file of the mask; of each class's layer in the order of the classes, None: no such layer; or of each
+            object.
         page: page of both files, from 0; None: the files are one image each.
         pages: use of several pages; see ``seg.data.image_io.read_pages``.
+        channels: files of the further channels of the image.
     """
 
     image: Path
     masks: list[Path | None]
     page: int | None = None
     pages: PagesOption | None = None
+    channels: tuple[Path, ...] = ()
 
     @property
     def mask_pages(self) -> PagesOption | None:
@@ -57,61 +64,179 @@ class Pair(NamedTuple):
         return next(file for file in self.masks if file is not None)
 
 
-def pair_by_names(
-    folder: Path,
-    images: str,
-    masks: str,
-    pair_by: str | None,
-    layers: list[str] | None,
-    only: set[str] | None,
-    similar: bool = False,
-    objects: bool = False,
-) -> tuple[dict[str, Pair], list[DataError]]:
-    """Return the pairs of a folder by image name, and an error for each file without a partner.
+class PairingOptions(NamedTuple):
+    """Options that pair images and masks.
 
-    Args:
-        folder: folder that holds images and masks.
-        images: its folder of images, or one file.
-        masks: its folder of masks, or one file; with ``layers`` a folder with one folder per class.
-        pair_by: regular expression; images and masks with the same match are a pair. None: those with the same
-            name but for the suffix.
-        layers: classes, if each has a file of its own; None: a mask is one file.
+    Attributes:
+        pair_by: regular expression; images and masks with the same match are a pair. None: those of the same name.
+        object_files: the last wildcard of the masks numbers the objects of an image, each with a file.
+        channel_files: the last wildcard of the images numbers the channels of an image, each with a file.
         only: names of the images to use, with or without suffix; None: all images.
         similar: pair names that differ only in case, white space or the encoding of accents, too.
-        objects: whether a mask is a folder of that name, with a file for each object.
+    """
+
+    pair_by: str | None = None
+    object_files: bool = False
+    channel_files: bool = False
+    only: set[str] | None = None
+    similar: bool = False
+
+
+class NamedFiles(NamedTuple):
+    """Name of an image, and its file; or the files of its channels or objects."""
+
+    name: str
+    files: list[Path]
+
+
+FoundFiles = list[tuple[tuple[str, ...], Path]]  # texts that name a file, and the file
+
+
+def find_files(root: Path, part: str, several: bool = False) -> FoundFiles:
+    """Return the image files of ``data.images`` or ``data.masks``, with the texts that name them.
+
+    Args:
+        root: folder of the data.
+        part: a folder, one file, or a pattern, whose wildcards match the texts.
+        several: an image has several files: those of a folder of its name, unless it is a pattern.
 
     Raises:
-        DataError: if a folder or ``pair_by`` is wrong, or finds one key in two names.
+        DataError: if there are none.
     """
-    if (folder / images).is_file() and (folder / masks).is_file():
-        return {image_stem(Path(images)): Pair(folder / images, [folder / masks])}, []
+    path = root / part
+    if path.is_file():
+        return [((image_stem(path),), path)]
+    if several and path.is_dir():
+        part = f"{escape(part)}/*/*"
+    elif not is_pattern(root, part):
+        return [((image_stem(file),), file) for file in listed_images(path)]
+    if not (found := find_images(root, part)):
+        raise DataError(f"{root / part}: no image matches; {root} {describe_folder(root)}")
+    return found
+
+
+def pair_files(
+    images: FoundFiles,
+    planes: list[FoundFiles],
+    options: PairingOptions,
+    places: tuple[Path, Path],
+    prefix: str = "",
+) -> tuple[dict[str, Pair], list[DataError]]:
+    """Return the pairs by image name, and an error for each file without a partner.
+
+    A file that both patterns match is a mask; if that leaves no image, it is an image.
+
+    Args:
+        images: files of the images.
+        planes: files of the masks, of each layer.
+        options: of pairing.
+        places: where images and masks were looked for, for messages.
+        prefix: of the names: the folder of the split and a slash.
+
+    Raises:
+        DataError: if ``pair_by`` is wrong or finds one key in two names, or patterns do not suit each other.
+    """
+    # Divide files that both patterns match.
+    masks = {file for plane in planes for _, file in plane}
+    if both := {file for _, file in images} & masks:
+        if only_images := [(texts, file) for texts, file in images if file not in both]:
+            images = only_images
+        else:
+            planes = [[(t, file) for t, file in plane if file not in both] for plane in planes]
+            if not any(planes):
+                raise DataError(f"{places[0]}: data.images and data.masks are the same files")
     # Key the files of the images, and of each layer of the masks.
+    if options.object_files and planes[0]:
+        count = len(planes[0][0][0]) - 1 + options.channel_files
+        images = [(texts[:count], file) for texts, file in images]
     image_files, issues = files_by_key(
-        listed_images(folder / images, only, similar), pair_by, similar
+        keep_listed(name_files(images, "images", options.channel_files), options, places[0]),
+        options,
     )
-    planes = []
-    for layer in [folder / masks] if layers is None else find_layer_folders(folder / masks, layers):
-        absent = layers is not None and not layer.is_dir()
-        listed = [] if absent else list_folders(layer) if objects else listed_images(layer)
-        plane, doubled = files_by_key(listed, pair_by, similar)
-        planes.append(plane)
+    if options.channel_files:
+        check_channel_files(images)
+    mask_files = []
+    for plane in planes:
+        by_key, doubled = files_by_key(name_files(plane, "masks", options.object_files), options)
+        mask_files.append(by_key)
         issues += doubled
-    mask_keys = set().union(*planes)
-    hint = "" if pair_by else PAIR_BY_HINT
+    if options.pair_by is None:
+        check_wildcards(image_files, mask_files, places)
+    mask_keys = set().union(*mask_files)
+    hint = "" if options.pair_by else PAIR_BY_HINT
     all_keys, image_keys = sorted(mask_keys), list(image_files)
+    # A test split without any mask is left out: it is there to be predicted.
+    test = [
+        k for k, named in image_files.items() if split_of_folders(prefix + named.name) == "test"
+    ]
+    if test and mask_keys.isdisjoint(test):
+        log.warning(
+            f"{places[0]}: {len(test)} test images have no masks and are left out; seg.predict takes them"
+        )
+        image_files = {key: named for key, named in image_files.items() if key not in set(test)}
     # Images without a mask are reported and left out.
     for key in [key for key in image_files if key not in mask_keys]:
-        text, remedy = missing_partner("mask", "image", folder / masks, key, all_keys, hint)
-        issues.append(DataError(file=image_files.pop(key), found=text, remedy=remedy, kind="no_mask"))  # fmt: skip
+        text, remedy = missing_partner("mask", "image", places[1], key, all_keys, hint)
+        file = image_files.pop(key).files[0]
+        issues.append(DataError(file=file, found=text, remedy=remedy, kind="no_mask"))
     # Masks without an image are reported, unless lists name the images to use.
-    for key in [] if only is not None else sorted(mask_keys - set(image_files)):
-        file = next(plane[key] for plane in planes if key in plane)
-        text, remedy = missing_partner("image", "mask", folder / images, key, image_keys, hint)
+    for key in [] if options.only is not None else sorted(mask_keys - set(image_keys)):
+        file = next(by_key[key] for by_key in mask_files if key in by_key).files[0]
+        text, remedy = missing_partner("image", "mask", places[0], key, image_keys, hint)
         issues.append(DataError(file=file, found=text, remedy=remedy, kind="no_image"))
-    pairs = {image_stem(f): Pair(f, [p.get(k) for p in planes]) for k, f in image_files.items()}
-    if objects:
-        pairs = {name: Pair(p.image, [*list_images(p.mask)]) for name, p in pairs.items()}
+    pairs = {}
+    for key, (name, (first, *channels)) in image_files.items():
+        files: list[Path | None] = []
+        for by_key in mask_files:
+            files += by_key[key].files if key in by_key else [None]
+        pairs[prefix + name] = Pair(first, files, channels=tuple(channels))
     return pairs, issues
+
+
+def name_files(found: FoundFiles, part: str, several: bool) -> list[NamedFiles]:
+    """Return the files of each image; with ``several`` those that differ only in the last text belong together."""
+    if not several or not found:
+        return [NamedFiles("/".join(texts), [file]) for texts, file in found]
+    if len(found[0][0]) < 2:
+        option, example = {
+            "images": ("channel_files=true", "*_[0-9][0-9][0-9][0-9].png"),
+            "masks": ("mask_layers=objects", "masks/*/*.png"),
+        }[part]
+        raise DataError(
+            f"data.{option} needs a folder or two wildcards in data.{part}: the image, and its files; as in "
+            f"data.{part}='{example}'"
+        )
+    groups: dict[str, list[Path]] = {}
+    for texts, file in found:
+        groups.setdefault("/".join(texts[:-1]), []).append(file)
+    return [NamedFiles(name, files) for name, files in groups.items()]
+
+
+def check_channel_files(images: FoundFiles) -> None:
+    """Raise DataError unless each image has a file for the same channels."""
+    channels: dict[str, list[str]] = {}
+    for texts, _ in images:
+        channels.setdefault("/".join(texts[:-1]), []).append(texts[-1])
+    first = next(iter(channels))
+    for name, found in channels.items():
+        if found != channels[first]:
+            raise DataError(
+                f"data.channel_files=true: {name} has the channels {', '.join(found)}, but {first} has "
+                f"{', '.join(channels[first])}; add the missing files, or take these out"
+            )
+
+
+def check_wildcards(
+    images: dict[str, NamedFiles], masks: list[dict[str, NamedFiles]], places: tuple[Path, Path]
+) -> None:
+    """Raise DataError if no name of a mask has as many parts as those of the images."""
+    counts = [{named.name.count("/") for named in by_key.values()} for by_key in (images, *masks)]
+    if len(masks) == 1 and masks[0] and counts[0].isdisjoint(counts[1]):
+        first = [next(iter(by_key.values())).name for by_key in (images, *masks) if by_key]
+        raise DataError(
+            f"{places[0]} and {places[1]}: their wildcards match other parts, {' and '.join(first)}; write patterns "
+            "whose wildcards match the same in image and mask, or data.pair_by"
+        )
 
 
 def missing_partner(
@@ -177,67 +302,80 @@ def report_passed_over(folder: Path, files: list[Path]) -> None:
         errors.append(DataError(file=file, found=found, remedy=remedy, kind="passed_over"))
 
 
-def listed_images(path: Path, only: set[str] | None = None, similar: bool = False) -> list[Path]:
-    """Return the image files of a folder, or the one file, restricted to the names in ``only``, or similar ones.
+def listed_images(folder: Path) -> list[Path]:
+    """Return the image files of a folder; files that are not read are reported.
+
+    Raises:
+        DataError: if there is no such folder, or no image in it.
+    """
+    images = list_images(folder)
+    report_passed_over(folder, scan_folder(folder)[1])
+    return images
+
+
+def keep_listed(images: list[NamedFiles], options: PairingOptions, place: Path) -> list[NamedFiles]:
+    """Return the images whose names are in ``options.only``, or similar ones.
 
     Raises:
         DataError: if there are none.
     """
-    files = [path]
-    if not path.is_file():
-        files, others = scan_folder(path)
-        check_images_found(path, files, others)
-        report_passed_over(path, others)
-    if only is None:
-        return files
-    key = similar_key if similar else str
-    names = set(map(key, only))
-    chosen = [f for f in files if key(f.name) in names or key(image_stem(f)) in names]
+    if options.only is None:
+        return images
+    key = similar_key if options.similar else str
+    names = set(map(key, options.only))
+    chosen = [
+        named
+        for named in images
+        if not names.isdisjoint(
+            {key(named.name), *(key(text) for f in named.files for text in (f.name, f.stem))}
+        )
+    ]
     if not chosen:
         raise DataError(
-            f"{path}: no image here is in data.lists; {LIST_LINE_HINT.format(image_stem(files[0]))}"
+            f"{place}: no image here is in data.lists; {LIST_LINE_HINT.format(images[0].name)}"
         )
     return chosen
 
 
 def files_by_key(
-    files: list[Path], pair_by: str | None, similar: bool = False
-) -> tuple[dict[str, Path], list[DataError]]:
+    files: list[NamedFiles], options: PairingOptions
+) -> tuple[dict[str, NamedFiles], list[DataError]]:
     """Return files by the key that pairs them, and an error for each that shares its name with a later one.
 
-    The key is the name without the suffix, or the match of the regular expression: its first group, if any;
-    with ``similar`` without regard to case, spaces and the encoding of accents.
+    The key is the name, or the match of ``pair_by``: its first group, if any; with ``similar`` without regard to
+    case, spaces and the encoding of accents.
 
     Raises:
         DataError: if the regular expression is invalid, or matches nothing in a name or the same in two.
     """
+    pair_by = options.pair_by
     try:
         pattern = re.compile(pair_by) if pair_by is not None else None
     except re.error as error:
         raise DataError(f"data.pair_by={pair_by}: not a regular expression ({error})") from error
-    # Key of each file: its stem, or the part that the expression matches.
-    by_key: dict[str, Path] = {}
+    # Key of each file: its name, or the part that the expression matches.
+    by_key: dict[str, NamedFiles] = {}
     issues: list[DataError] = []
-    for file in files:
-        # A folder's name has no suffix
-        name = key = image_stem(file) if is_image_file(file) else file.name
+    for named in files:
+        key, file = named.name, named.files[0]
         if pattern is not None:
-            match = pattern.search(name)
+            match = pattern.search(key)
             key = match[min(1, pattern.groups)] if match else None
             if not key:
                 raise DataError(f"data.pair_by={pair_by}: matches nothing in the name {file}")
-        key = similar_key(key) if similar else key
+        key = similar_key(key) if options.similar else key
         # Two files of one key: an error if pair_by makes it, an issue if the names do.
         if key in by_key and pattern is not None:
             raise DataError(
-                f"{by_key[key]}: {file.name} has the same key {key!r} (data.pair_by); keep one of them"
+                f"{by_key[key].files[0]}: {file.name} has the same key {key!r} (data.pair_by); keep one of them"
             )
         if key in by_key:
             text = (
-                f"{file.name} has the same name" + " but for case, white space or accents" * similar
+                f"{file.name} has the same name"
+                + " but for case, white space or accents" * options.similar
             )
-            issues.append(DataError(file=by_key[key], found=text, remedy="keep one of them", kind="same_name"))  # fmt: skip
-        by_key[key] = file
+            issues.append(DataError(file=by_key[key].files[0], found=text, remedy="keep one of them", kind="same_name"))  # fmt: skip
+        by_key[key] = named
     return by_key, issues
 
 
