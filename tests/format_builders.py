@@ -8,12 +8,16 @@ import json
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import tifffile
 from annotation_files import brush_rle, closed, png_text
+from format_files import dicom, nifti
 from PIL import Image
+from scipy import ndimage
 
 from seg.inference import polygons
 
@@ -190,8 +194,90 @@ def build_coco(folder: Path, images: Arrays, masks: Arrays) -> list[str]:
     return ["data=coco", f"data.annotations={folder}/instances.json"]
 
 
+def write_arrays(
+    folder: Path, arrays: Arrays, suffix: str, save: Callable[[Path, np.ndarray], Any]
+) -> None:
+    """Write each array as a file of that suffix."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, pixels in arrays.items():
+        save(folder / f"{name}{suffix}", pixels)
+
+
+def build_ome(folder: Path, images: Arrays, masks: Arrays) -> list[str]:
+    write_arrays(folder / "images", images, ".ome.tif", tifffile.imwrite)
+    write_arrays(
+        folder / "masks",
+        masks,
+        ".tif",
+        partial(tifffile.imwrite, tile=(16, 16), compression="zlib"),
+    )
+    return ["data=folder"]
+
+
+def build_jpeg2000(folder: Path, images: Arrays, masks: Arrays) -> list[str]:
+    def save(file: Path, pixels: np.ndarray) -> None:
+        Image.fromarray(pixels).save(file, irreversible=False)  # without loss
+
+    write_arrays(folder / "images", images, ".jp2", save)
+    write_arrays(folder / "masks", masks, ".jp2", save)
+    return ["data=folder"]
+
+
+def build_npy(folder: Path, images: Arrays, masks: Arrays) -> list[str]:
+    write_arrays(folder / "images", images, ".npy", np.save)
+    write_arrays(
+        folder / "masks", masks, ".npz", lambda file, mask: np.savez_compressed(file, mask=mask)
+    )
+    return ["data=folder"]
+
+
+def build_dicom(folder: Path, images: Arrays, masks: Arrays) -> list[str]:
+    write_arrays(folder / "images", images, ".dcm", dicom)
+    write_pictures(folder / "masks", masks)
+    return ["data=folder"]
+
+
+def build_nifti(folder: Path, images: Arrays, masks: Arrays) -> list[str]:
+    write_arrays(folder / "images", images, ".nii.gz", lambda file, pixels: nifti(file, pixels.T))
+    write_arrays(folder / "masks", masks, ".nii.gz", lambda file, pixels: nifti(file, pixels.T))
+    return ["data=folder"]
+
+
+def build_suffix(folder: Path, images: Arrays, masks: Arrays) -> list[str]:
+    write_pictures(folder, images)
+    write_pictures(folder, {f"{name}_mask": mask for name, mask in masks.items()})
+    return ["data=folder", "data.images=*.png", "data.masks=*_mask.png"]
+
+
+def build_nnunet(folder: Path, images: Arrays, masks: Arrays) -> list[str]:
+    write_pictures(folder / "imagesTr", {f"{name}_0000": image for name, image in images.items()})
+    write_pictures(folder / "labelsTr", masks)
+    labels = {name: k for k, name in enumerate(CLASSES)}
+    (folder / "dataset.json").write_text(
+        json.dumps({"channel_names": {"0": "EM"}, "labels": labels})
+    )
+    return ["data=nnunet"]
+
+
+def build_objects(folder: Path, images: Arrays, masks: Arrays) -> list[str]:
+    write_pictures(folder / "images", images)
+    for name, mask in masks.items():
+        labels, count = ndimage.label(mask)
+        planes = {str(k): (labels == k).astype(np.uint8) * 255 for k in range(1, count + 1)}
+        write_pictures(folder / "masks" / name, planes)
+    return ["data=folder", "data.mask_layers=objects"]
+
+
 FORMATS = {
     "folders of PNG": Format(build_folder),
+    "OME-TIFF, compressed tiles": Format(build_ome),
+    "JPEG 2000": Format(build_jpeg2000),
+    "NPY, NPZ": Format(build_npy),
+    "DICOM": Format(build_dicom, "pydicom"),
+    "NIfTI": Format(build_nifti, "nibabel"),
+    "a suffix in one folder": Format(build_suffix),
+    "nnU-Net": Format(build_nnunet),
+    "a file for each object": Format(build_objects, classless=True),
     "LabelMe": Format(build_labelme),
     "QuPath": Format(build_qupath),
     "CVAT for images 1.1": Format(build_cvat),
