@@ -83,13 +83,6 @@ def keep_freed_memory() -> None:
         libc.mallopt(m_trim_threshold, 2**31 - 1)
 
 
-def release_freed_memory() -> None:
-    """Return what ``keep_freed_memory`` keeps to the system, so that pieces of it do not add up over many sizes."""
-    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
-    if libc is not None and hasattr(libc, "malloc_trim"):
-        libc.malloc_trim(0)
-
-
 def destroy_process_group() -> None:
     """Wait for all ranks, then destroy the process group so that the next run can create one."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():

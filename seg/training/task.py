@@ -13,7 +13,6 @@ from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
 
 from seg.data.dataset import BandedSample
-from seg.hardware import release_freed_memory
 from seg.inference.tiling import TileSize, Tiling
 from seg.losses import LossOfBands, compute_loss, term_names
 from seg.losses.weighted_sum import KEPT_PIXELS
@@ -121,7 +120,6 @@ class SegmentationTask(L.LightningModule):
                 mask = mask.to(self.device)
                 self.metrics(stage).update_band(logits_1KHW, mask, top == 0, bottom == height)
                 loss.add(logits_1KHW, mask)
-            release_freed_memory()
         total, terms = loss.compute()
         values = {"loss": total} | {f"loss/{name}": value for name, value in terms.items()}
         for name, value in values.items():

@@ -20,6 +20,7 @@ VALUES = {
 }  # fmt: skip
 COMMANDS = ("train", "evaluate", "predict", "compare", "prune", "export", "check", "show", "sync", "crossval", "tune",
             "rerun", "models")  # fmt: skip
+PRESETS = ("data=dsb2018", "data=nnunet")  # of data=folder, whose options they have
 TAKEN = {  # those of VALUES that an option takes -> file or command -> such options
     '': {
         'data=annotations': 'unannotated task',
@@ -305,7 +306,7 @@ TAKEN = {  # those of VALUES that an option takes -> file or command -> such opt
 def trees() -> Iterator[tuple[str, str, dict[str, Any]]]:
     """File or command, path of an option of it, and all its options."""
     seen = set()
-    for file in sorted(files()):
+    for file in sorted(files(), key=lambda file: (file in PRESETS, file)):
         group, _, name = file.partition("=")
         if not name:
             continue

@@ -293,7 +293,7 @@ def test_a_run_and_data_must_agree_whether_classes_overlap(tmp_path, planes_root
     overlapping(planes_root, tmp_path, "trainer=smoke")
     run = tmp_path / "o/latest"
     with pytest.raises(UserError, match=r"trained on data\.task=overlapping"):
-        evaluate(config("evaluate", f"run={run}", "+data.task=classes", "+data.masks=images", "+data.ignore=null"))  # fmt: skip
+        evaluate(config("evaluate", f"run={run}", "+data.task=classes", "+data.ignore=null"))  # fmt: skip
     tifffile.imwrite(
         planes_root / "masks/0.tif", np.zeros((3, 40, 56), np.uint8), photometric="minisblack"
     )

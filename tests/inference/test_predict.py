@@ -1113,7 +1113,7 @@ def test_the_channels_of_a_file_are_those_of_its_axes(tmp_path):
     volume = np.moveaxis(image, (2, 3), (0, 1))
     tifffile.imwrite(tmp_path / "a.ome.tif", volume, metadata={"axes": "ZCYX"})
     predicted(run, tmp_path / "a.ome.tif", tmp_path / "out", "save=[probabilities]")
-    found = tifffile.imread(tmp_path / "out/probabilities/a.ome.tif")
+    found = tifffile.imread(tmp_path / "out/probabilities/a.tif")
     for z in range(3):
         np.testing.assert_allclose(found[z], by_hand(run, image[:, :, z]), atol=2e-6)
     assert by_hand(run, image[:, :, 0]).shape == found[0].shape
