@@ -150,6 +150,7 @@ def test_pages_as_channels_are_one_image(tmp_path):
     (image,) = open_pages(tmp_path / "c.tif", "channels")
     assert image.shape == (40, 33, 3) and image.tags["resolution"] == ((300, 1), (200, 1))
     np.testing.assert_array_equal(image.rows(5, 9), stack.transpose(1, 2, 0)[5:9])
+    image.close()
 
 
 @pytest.mark.parametrize("layout", ["plain", "strips", "tiles", "planes"])
