@@ -195,10 +195,15 @@ def create_empty(file: Path) -> None:
     os.close(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | NO_FOLLOW, 0o666))
 
 
+def is_unfinished(entry: Path) -> bool:
+    """Return True for the name of an unfinished file or folder."""
+    return UNFINISHED_NAME.fullmatch(entry.name) is not None
+
+
 def remove_unfinished(folder: Path) -> None:
     """Remove unfinished files of killed processes from a folder, in which no other process may be writing."""
     for entry in list(folder.iterdir()) if folder.is_dir() and not folder.is_symlink() else ():
-        if UNFINISHED_NAME.fullmatch(entry.name):
+        if is_unfinished(entry):
             shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
 
 
