@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -956,7 +957,7 @@ def test_a_file_of_another_worker_is_waited_for_and_not_predicted_again(
             other.kill()
             other.wait()
 
-        monkeypatch.setattr(workers.time, "sleep", end)
+        monkeypatch.setattr(workers, "time", SimpleNamespace(sleep=end))
         written = predicted(run, tmp_path / "in", out, "save=[masks]")
     assert written == [out / "masks/c.png"]
     assert sorted(content(out)) == ["masks/b.png", "masks/c.png"]

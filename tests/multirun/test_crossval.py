@@ -350,7 +350,7 @@ def test_folds_of_another_worker_are_left_to_it_until_it_dies(data, tmp_path, mo
             other.kill()
             other.wait()
 
-        monkeypatch.setattr(workers.time, "sleep", end)
+        monkeypatch.setattr(workers, "time", SimpleNamespace(sleep=end))
         record = crossval(cfg)
     assert trained == [1, 2, 0] and record["status"] == "finished"
     assert "other workers have 1 of the folds; waiting for them" in capsys.readouterr().out
