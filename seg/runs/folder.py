@@ -128,6 +128,14 @@ def lock_folder(folder: Path, who: str, inside: str = "", wait: bool = False) ->
         yield place
 
 
+def is_at_work(folder: Path) -> bool:
+    """Return True if another process holds the lock of a folder."""
+    if not (folder / ".lock").exists():
+        return False
+    with hold_lock(folder / ".lock", folder) as held:
+        return not held
+
+
 @contextmanager
 def hold_lock(file: Path, below: Path, wait: bool = False) -> Generator[bool]:
     """Lock a file, and yield True; yield False if another process holds its lock, and ``wait`` is False.
