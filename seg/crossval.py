@@ -35,6 +35,7 @@ from seg.multirun.folds import (
 )
 from seg.runs import folder, records
 from seg.runs.folder import CROSSVAL_FILE
+from seg.runs.workers import refuse_ranks
 
 log = logging.getLogger("seg")
 
@@ -53,6 +54,7 @@ def crossval(cfg: DictConfig) -> dict[str, Any]:
     """
     # Check the options, the folds and the output folder.
     configure_logging()
+    refuse_ranks("seg.crossval")
     check_no_fold()
     check_crossval_options(cfg)
     plan = plan_folds(cfg)

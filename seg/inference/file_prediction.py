@@ -43,7 +43,7 @@ from seg.inference.prediction_folder import (
 from seg.inference.predictor import Predictor, check_image_channels, mark_nodata
 from seg.logits import classes_from_probabilities
 from seg.runs import load
-from seg.runs.workers import share_pieces
+from seg.runs.workers import refuse_ranks, share_pieces
 
 log = logging.getLogger("seg")
 
@@ -60,6 +60,7 @@ def predict_files(cfg: DictConfig) -> list[Path]:
     """
     # check everything that can be checked before the first image is read
     configure_logging()
+    refuse_ranks("seg.predict")
     check_predict_options(cfg)
     check_output_folder(Path(cfg.output), cfg.save)
     run = ensemble.load_members(cfg.run, cfg.model.depth)

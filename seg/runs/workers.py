@@ -9,11 +9,22 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TypeVar
 
+from seg.display.console import is_rank_zero
+from seg.errors import UserError
 from seg.runs.folder import hold_lock
 
 log = logging.getLogger("seg")
 Piece = TypeVar("Piece")
 POLL_SECONDS = 0.5
+
+
+def refuse_ranks(who: str) -> None:
+    """Raise UserError if this process is a rank of several that torchrun or SLURM started together."""
+    if not is_rank_zero():
+        raise UserError(
+            f"{who}: started as one of several ranks; its workers need none: start each by itself, on SLURM as a job "
+            "array with one task each"
+        )
 
 
 def share_pieces(

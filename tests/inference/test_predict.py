@@ -20,6 +20,7 @@ import tifffile
 import torch
 from format_files import dicom, nifti
 from hydra.utils import instantiate
+from lightning_utilities.core.rank_zero import rank_zero_only
 from PIL import Image
 from scipy import ndimage
 from scipy.stats import entropy
@@ -932,6 +933,12 @@ def test_three_workers_write_each_result_once_though_one_is_killed(process, run,
     assert (out["status"], out["failed"], out["done"]) == ("finished", [], one["done"])
     shares = [re.search(r"(\d+) of 12 inputs segmented, (\d+) by other", log.read_text()) for log in logs]  # fmt: skip
     assert sum(int(share[1]) for share in shares) == 12
+
+
+def test_ranks_are_no_workers(run, folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(rank_zero_only, "rank", 1)
+    with pytest.raises(UserError, match=r"seg\.predict: started as one of several ranks"):
+        predicted(run, folder / "b.png", tmp_path / "out")
 
 
 def test_a_file_of_another_worker_is_waited_for_and_not_predicted_again(

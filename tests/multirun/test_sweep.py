@@ -243,10 +243,10 @@ def test_a_failed_job_is_told_the_others_go_on_and_the_same_command_tries_it_aga
     )  # FCN's map is a pixel, of which there is no variance
     folder = (tmp_path / "sweeps/latest").resolve()
     assert code == 1
-    assert "Expected more than 1 value per channel" in said
+    assert "gets a map of one pixel" in said
     assert "1 of 2 jobs are finished, 1 not; repeat the command to continue with these" in said
     failed, done = (read_json(folder / name / "run.json") for name in ("fcn", "unet"))
-    assert failed["status"] == "failed" and "more than 1 value" in failed["error"]
+    assert failed["status"] == "failed" and "a map of one pixel" in failed["error"]
     assert "Traceback" in (folder / "fcn/log.txt").read_text()
     assert (done["status"], done["job"], done["group"]) == ("finished", 1, folder.name)
     assert "model=unet" in done["overrides"] and done["choices"]["model"] == "unet"
