@@ -2,10 +2,13 @@
 
 ``python -m seg.crossval data=folder data.root=DATA data.classes=[a,b]`` writes, below ``output``, a run folder per
 fold, the out-of-fold masks and probabilities, and crossval.json with all scores. seg.predict and seg.evaluate use the
-folder as an ensemble of its folds. The same command continues with the unfinished folds.
+folder as an ensemble of its folds. The same command continues with the unfinished folds; typed
+several times, several workers share them.
 """
 
 import logging
+from collections.abc import Generator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +24,18 @@ from seg.multirun.crossval import (
     check_no_fold,
     fold_table,
     score_folds,
-    train_fold,
+    train_folds,
 )
-from seg.multirun.folds import OUT_OF_FOLD, check_crossval_folder, open_record, plan_folds
+from seg.multirun.folds import (
+    OUT_OF_FOLD,
+    check_crossval_folder,
+    finished_fold,
+    open_record,
+    plan_folds,
+)
 from seg.runs import folder, records
 from seg.runs.folder import CROSSVAL_FILE
+from seg.runs.workers import refuse_ranks
 
 log = logging.getLogger("seg")
 
@@ -44,6 +54,7 @@ def crossval(cfg: DictConfig) -> dict[str, Any]:
     """
     # Check the options, the folds and the output folder.
     configure_logging()
+    refuse_ranks("seg.crossval")
     check_no_fold()
     check_crossval_options(cfg)
     plan = plan_folds(cfg)
@@ -51,18 +62,34 @@ def crossval(cfg: DictConfig) -> dict[str, Any]:
     files.check_writable(output, output, [CROSSVAL_FILE, "log.txt", ".lock"])
     files.check_links(output / OUT_OF_FOLD, output)
     check_crossval_folder(output)
-    # Train what is unfinished, and score.
-    with folder.lock_folder(output, "seg.crossval"):
+    # Train what is unfinished, with the other workers; one of them scores.
+    with lock_crossval(output):
         record = open_record(cfg, plan, output)
-        if record["status"] == "finished":
-            log.info(f"{quote_path(output)} is finished: nothing is trained")
-        else:
-            folders = [train_fold(cfg, plan, fold, output) for fold in range(len(plan.names))]
-            record |= score_folds(cfg, plan, folders, output) | {"status": "finished"}
-            records.write_json(output / CROSSVAL_FILE, record)
-        with log_to_file(output / "log.txt"):
-            print_crossval(record, output)
+    if record["status"] == "finished":
+        log.info(f"{quote_path(output)} is finished: nothing is trained")
+    else:
+        train_folds(cfg, plan, output)
+        with lock_crossval(output):
+            record = open_record(cfg, plan, output)
+            if record["status"] != "finished":
+                folders = [finished_fold(output, plan, fold) for fold in range(len(plan.names))]
+                record |= score_folds(cfg, plan, folders, output) | {"status": "finished"}
+                records.write_json(output / CROSSVAL_FILE, record)
+    with log_to_file(output / "log.txt"):
+        print_crossval(record, output)
     return record
+
+
+@contextmanager
+def lock_crossval(output: Path) -> Generator[None]:
+    """Lock the record of a cross-validation; wait for a worker that scores."""
+    with ExitStack() as locks:
+        try:
+            locks.enter_context(folder.lock_folder(output, "seg.crossval"))
+        except folder.FolderLocked:
+            log.info("another worker begins or scores this cross-validation; waiting for it")
+            locks.enter_context(folder.lock_folder(output, "seg.crossval", wait=True))
+        yield
 
 
 def print_crossval(record: dict[str, Any], output: Path) -> None:

@@ -16,7 +16,7 @@ import secrets
 import shutil
 import stat
 from collections.abc import Generator, Iterable
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
 from typing import BinaryIO, TextIO
@@ -195,10 +195,15 @@ def create_empty(file: Path) -> None:
     os.close(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | NO_FOLLOW, 0o666))
 
 
+def is_unfinished(entry: Path) -> bool:
+    """Return True for the name of an unfinished file or folder."""
+    return UNFINISHED_NAME.fullmatch(entry.name) is not None
+
+
 def remove_unfinished(folder: Path) -> None:
     """Remove unfinished files of killed processes from a folder, in which no other process may be writing."""
     for entry in list(folder.iterdir()) if folder.is_dir() and not folder.is_symlink() else ():
-        if UNFINISHED_NAME.fullmatch(entry.name):
+        if is_unfinished(entry):
             shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
 
 
@@ -275,14 +280,19 @@ def open_append(file: Path, below: Path) -> FileIO:
     return FileIO(require_regular(os.open(file, flags, 0o666), file), "ab")
 
 
-def file_lock(file: Path, below: Path) -> FileLock:
+def file_lock(file: Path, below: Path, reentrant: bool = False) -> FileLock:
     """Return a lock on a file, not yet acquired.
+
+    Args:
+        file: created if missing.
+        below: folder that the user named.
+        reentrant: let this process acquire a lock that it holds.
 
     Raises:
         UnsafePath: if the file, or a folder between it and ``below``, is a link.
     """
     check_links(file, below)
-    return FileLock(file)
+    return FileLock(file, is_singleton=reentrant, fallback_to_soft=False)
 
 
 def check_writable(
@@ -308,22 +318,27 @@ def check_writable(
         for target in targets:
             if target.is_dir():
                 raise OSError(errno.EISDIR, f"{os.strerror(errno.EISDIR)}: {target}")
-        # Try to create a file in each folder; new folders are removed again
-        with ExitStack() as made:
-            for place in dict.fromkeys([folder, *(target.parent for target in targets)]):
-                above = (place, *place.parents)
-                existing = next(parent for parent in above if parent.exists())
-                if not existing.is_dir():
-                    raise OSError(errno.ENOTDIR, f"{os.strerror(errno.ENOTDIR)}: {existing}")
-                made.callback(remove_empty, above[: above.index(existing)])
-                make_folder(place, below)
-                probe = place / unfinished_name()
-                create_empty(probe)
-                probe.unlink()
+        # Try to create a file in the nearest existing folder of each
+        for place in dict.fromkeys([folder, *(target.parent for target in targets)]):
+            existing = nearest_existing(place)
+            if not existing.is_dir():
+                raise OSError(errno.ENOTDIR, f"{os.strerror(errno.ENOTDIR)}: {existing}")
+            probe = existing / unfinished_name()
+            create_empty(probe)
+            probe.unlink()
     except OSError as error:
         raise RunError(
             f"{given or f'output={folder}'}: can't be written ({error.strerror or error}); give another folder"
         ) from error
+
+
+def nearest_existing(place: Path) -> Path:
+    """Return a file or folder, or the nearest of its parents that exists; a dangling link exists."""
+    for parent in (place, *place.parents):
+        with suppress(FileNotFoundError, NotADirectoryError):
+            parent.lstat()
+            return parent
+    return place
 
 
 def open_regular(file: Path, limit: int | None) -> BinaryIO:

@@ -13,11 +13,11 @@ from seg.training.run import train
 
 
 @command("train", sweeps=True)
-def main(cfg: DictConfig) -> None:
+def main(cfg: DictConfig) -> bool | None:
     if is_sweep_job():
-        sweeper.run_job(cfg, train)
-    else:
-        train(cfg)
+        return sweeper.run_job(cfg, train)
+    train(cfg)
+    return None
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Prediction of files: band by band through the network; an interrupted command continues with the next file."""
+"""Prediction of files: band by band through the network; several workers share the files, and continue interrupted ones."""
 
 import logging
 import os
@@ -27,23 +27,23 @@ from seg.inference.outputs import (
     check_object_options,
     check_save_option,
     choose_object_options,
-    finish_results,
     refuse_object_options,
     separates_objects,
 )
 from seg.inference.prediction_folder import (
     PARTIAL_FOLDER,
-    PREDICT_RECORD,
+    SharedRecord,
     check_output_folder,
     check_result_names,
     list_inputs,
-    lock_output_folder,
-    open_predict_record,
+    open_output_folder,
+    piece_lock,
     read_file_stamp,
 )
 from seg.inference.predictor import Predictor, check_image_channels, mark_nodata
 from seg.logits import classes_from_probabilities
-from seg.runs import load, records
+from seg.runs import load
+from seg.runs.workers import refuse_ranks, share_pieces
 
 log = logging.getLogger("seg")
 
@@ -60,6 +60,7 @@ def predict_files(cfg: DictConfig) -> list[Path]:
     """
     # check everything that can be checked before the first image is read
     configure_logging()
+    refuse_ranks("seg.predict")
     check_predict_options(cfg)
     check_output_folder(Path(cfg.output), cfg.save)
     run = ensemble.load_members(cfg.run, cfg.model.depth)
@@ -75,39 +76,58 @@ def predict_files(cfg: DictConfig) -> list[Path]:
     if not any(separates_objects(kind, run) for kind in cfg.save):
         refuse_object_options(cfg.objects, f"save=[{','.join(cfg.save)}] has no instances")
     images = list_inputs(cfg.input, Path(cfg.output))
-    with lock_output_folder(Path(cfg.output)) as output:
+    with open_output_folder(Path(cfg.output)) as output:
         # leave out what an earlier command has done
-        record = open_predict_record(output, cfg, run)
-        left = [file for file in images if record["done"].get(str(file)) != read_file_stamp(file)]
-        if not left:
-            raise UserError(
-                f"output={cfg.output}: holds the results of all {len(images)} inputs already; give another folder"
+        record = SharedRecord(output, cfg, run)
+        left = [file for file in images if not record.is_done(file)]
+        if not left and record.content["status"] == "finished":
+            log.info(
+                f"{quote_path(output)} holds the results of all {len(images)} inputs already: nothing is predicted"
             )
-        check_result_names({file: images[file] for file in left}, record, output)
+            return []
+        check_result_names({file: images[file] for file in left}, record.content, output)
         if done := len(images) - len(left):
             log.info(f"{done} of {len(images)} inputs are done already, and kept")
         # segment the others; one that can't be read doesn't stop the rest
         written: list[Path] = []
+        own: list[Path] = []
         failed: list[str] = []
         with build_rows_bar() as progress:
-            for file in left:
+
+            def segment(file: Path) -> None:
+                check_result_names({file: images[file]}, record.content, output)
                 file_stamp = read_file_stamp(file)
                 try:
-                    written += predict_file(
-                        file, images[file], predictor, request, output, progress, cfg.check_seams
+                    written.extend(
+                        predict_file(
+                            file,
+                            images[file],
+                            predictor,
+                            request,
+                            output,
+                            progress,
+                            cfg.check_seams,
+                        )
                     )
                 except DataError as error:
                     failed.append(str(error))
-                    continue
-                record["done"][str(file)] = file_stamp
-                record["names"][str(file)] = images[file]
-                records.write_json(output / PREDICT_RECORD, record)
-        written = finish_results(output, written)
-        records.write_json(
-            output / PREDICT_RECORD, record | {"status": "finished", "failed": failed}
-        )
+                    return
+                record.add(file, images[file], file_stamp)
+                own.append(file)
+
+            share_pieces(
+                left,
+                lambda file: piece_lock(output, images[file]),
+                output,
+                record.is_done,
+                segment,
+                "inputs",
+            )
+        written = record.finish(written, failed)
+    others = len(left) - len(own) - len(failed)
     log.info(
-        f"{len(left) - len(failed)} of {len(left)} inputs segmented; results in {quote_path(output)}"
+        f"{len(own)} of {len(left)} inputs segmented{f', {others} by other workers' if others else ''}; results in "
+        f"{quote_path(output)}"
     )
     log_passed_over(Path(cfg.input), Path(cfg.output))
     if failed:

@@ -6,10 +6,12 @@ and contours as PNG, subsampled to 4096 px; instances as TIFF of labels with a C
 
 import csv
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
+from urllib.parse import quote
 
 import numpy as np
 import tifffile
@@ -148,8 +150,13 @@ def build_writer(
 ) -> BandWriter:
     """Return the writer of a kind's rows, in the folder of partial results."""
     height, width = -(-place.height // thin), -(-place.width // thin)
-    file = place.output / ".partial" / files.short_name(f"{place.file.name}.{kind}")
+    file = place.output / ".partial" / files.short_name(f"{quote_name(place.name)}.{kind}")
     return BandWriter(file, width, height, np.dtype(dtype), planes, place.pages, place.output)
+
+
+def quote_name(name: str) -> str:
+    """Return a file name that no other name of results has: slashes and the like as %2F."""
+    return quote(os.fsencode(name), safe="")
 
 
 def finish_as_tiff(grown: BandWriter, file: Path) -> Callable[[dict[str, Any]], list[Path]]:
@@ -388,16 +395,16 @@ def finish_results(output: Path, written: list[Path]) -> list[Path]:
     Returns:
         The files, with the merged one instead of the parts.
     """
-    parts = sorted((output / "coco").glob(f"*{COCO_PART}"))
-    if not parts:
-        return written
     merged = output / "coco" / COCO_FILE
-    whole = [merged, *parts] if merged.exists() else parts
-    contents = [records.read_json(file, MAX_COCO_BYTES) for file in whole]
-    files.write_text(merged, json.dumps(polygons.merge_coco(contents)), output)
-    for part in parts:
-        part.unlink()
-    return [*(file for file in written if file not in parts), merged]
+    if parts := sorted((output / "coco").glob(f"*{COCO_PART}")):
+        whole = [merged, *parts] if merged.exists() else parts
+        contents = [records.read_json(file, MAX_COCO_BYTES) for file in whole]
+        files.write_text(merged, json.dumps(polygons.merge_coco(contents)), output)
+        for part in parts:
+            part.unlink()
+    # Another worker may have merged the parts of this one
+    others = [file for file in written if not file.name.endswith(COCO_PART)]
+    return [*others, merged] if parts or len(others) < len(written) else written
 
 
 def check_whole_image(place: OutputTarget, kind: str) -> None:

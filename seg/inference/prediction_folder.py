@@ -1,9 +1,9 @@
-"""Output folder of seg.predict: inputs, lock, and the record by which an interrupted command leaves out what is done."""
+"""Output folder of seg.predict: inputs, locks, and the record by which a command leaves out what is done."""
 
 import json
 import re
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +22,13 @@ from seg.data.image_files import (
     walk_images,
 )
 from seg.errors import UserError
-from seg.inference.outputs import RESULT_KINDS, choose_object_options
+from seg.inference.outputs import RESULT_KINDS, choose_object_options, finish_results, quote_name
 from seg.runs import load, records
-from seg.runs.folder import lock_folder
+from seg.runs.folder import hold_lock, lock_folder
 from seg.runs.load import LoadedRun
 from seg.runs.resumable import read_resumable_record
 
-PREDICT_RECORD, PARTIAL_FOLDER = "predict.json", ".partial"
+PREDICT_RECORD, PARTIAL_FOLDER, LOCK_SUFFIX = "predict.json", ".partial", ".lock"
 NEUTRAL_PREDICT_OPTIONS = (
     "output",
     "accelerator",
@@ -85,26 +85,97 @@ def check_output_folder(output: Path, save: Sequence[str]) -> None:
 
 
 @contextmanager
-def lock_output_folder(output: Path) -> Generator[Path]:
-    """Lock the output folder; on leaving, remove its folder of partial results if that is empty.
+def open_output_folder(output: Path) -> Generator[Path]:
+    """Explain errors of writing; on leaving, remove the folder of partial results unless another worker uses it.
 
     Raises:
-        RunError: if another process is predicting into it.
-        UserError: if it can't be written.
+        UserError: if the folder can't be written.
     """
-    with lock_folder(output, "seg.predict", PARTIAL_FOLDER) as partial:
-        try:
-            yield output
-        except OSError as error:
-            raise UserError(
-                f"output={output}: can't be written ({error.strerror or error}); the same command goes on from here"
-            ) from error
-        finally:
-            rest = list(partial.iterdir())
-            if all(file.name.startswith(".") for file in rest):
-                for file in rest:  # the lock, and records that were not written completely
-                    file.unlink()
-                partial.rmdir()
+    try:
+        yield output
+    except OSError as error:
+        raise UserError(
+            f"output={output}: can't be written ({error.strerror or error}); the same command goes on from here"
+        ) from error
+    finally:
+        remove_partial_folder(output)
+
+
+def remove_partial_folder(output: Path) -> None:
+    """Remove the folder of partial results, unless it holds rows or another worker holds a lock in it."""
+    partial = output / PARTIAL_FOLDER
+    with lock_record(output), ExitStack() as locks:
+        rest = list(partial.iterdir())
+        if not all(file.name.startswith(".") for file in rest):
+            return
+        for file in rest:
+            if file.suffix == LOCK_SUFFIX and not locks.enter_context(hold_lock(file, output)):
+                return
+        for file in rest:  # locks, and records that were not written completely
+            file.unlink()
+        with suppress(OSError):  # another worker has begun
+            partial.rmdir()
+
+
+def lock_record(output: Path) -> AbstractContextManager[Path]:
+    """Lock predict.json; other workers wait."""
+    return lock_folder(output, "seg.predict", PARTIAL_FOLDER, wait=True)
+
+
+class SharedRecord:
+    """predict.json, which the workers of one command share: ``done`` and ``names`` of the files.
+
+    Args:
+        output: folder of the results.
+        cfg: as conf/predict.yaml.
+        run: that predicts.
+
+    Raises:
+        UserError: if the folder holds results of other settings, or of another program.
+    """
+
+    def __init__(self, output: Path, cfg: DictConfig, run: LoadedRun) -> None:
+        self.output, self.file = output, output / PREDICT_RECORD
+        with lock_record(output):
+            self.content = open_predict_record(output, cfg, run)
+            self.stamp = read_file_stamp(self.file)
+
+    def is_done(self, file: Path) -> bool:
+        """Return True if a worker has predicted the file as it is now."""
+        self.refresh()
+        return self.content["done"].get(str(file)) == read_file_stamp(file)
+
+    def refresh(self) -> None:
+        """Read what the other workers have added."""
+        if (stamp := read_file_stamp(self.file)) != self.stamp:
+            self.content, self.stamp = records.read_json(self.file), stamp
+
+    def add(self, file: Path, name: str, file_stamp: list[int]) -> None:
+        """Record a file as done."""
+        with lock_record(self.output):
+            self.refresh()
+            self.content["done"][str(file)] = file_stamp
+            self.content.setdefault("names", {})[str(file)] = name
+            self.write({"status": "running"})
+
+    def finish(self, written: list[Path], failed: list[str]) -> list[Path]:
+        """Complete the results of all workers, and return the files that this one wrote."""
+        with lock_record(self.output):
+            self.refresh()
+            written = finish_results(self.output, written)
+            self.write({"status": "finished", "failed": failed})
+        return written
+
+    def write(self, change: dict[str, Any]) -> None:
+        """Write the record with a change; its lock is held."""
+        self.content |= change
+        records.write_json(self.file, self.content)
+        self.stamp = read_file_stamp(self.file)
+
+
+def piece_lock(output: Path, name: str) -> Path:
+    """Return the lock of a file whose results have a name, in the folder of partial results."""
+    return output / PARTIAL_FOLDER / files.short_name(f".{quote_name(name)}{LOCK_SUFFIX}")
 
 
 def open_predict_record(output: Path, cfg: DictConfig, run: LoadedRun) -> dict[str, Any]:
@@ -129,7 +200,7 @@ def open_predict_record(output: Path, cfg: DictConfig, run: LoadedRun) -> dict[s
     if begun := read_resumable_record(file, record, "seg.predict"):
         if not isinstance(begun["done"], dict):
             raise UserError(f"{file}: not written by seg.predict; give another output")
-        return begun | {"status": "running"}
+        return begun
     # begin anew, in a folder without results
     full = [
         kind for kind in RESULT_KINDS if (output / kind).is_dir() and any((output / kind).iterdir())

@@ -46,6 +46,7 @@ from seg.multirun.folds import (
     OUT_OF_FOLD,
     FoldPlan,
     find_finished_fold,
+    finished_fold,
     open_fold,
     prediction_file,
     runs_by_name,
@@ -54,6 +55,7 @@ from seg.runs import load, provenance, records
 from seg.runs.folder import CROSSVAL_FILE, relative_to_here
 from seg.runs.load import LoadedRun
 from seg.runs.record import RECORD_FILE, read_record
+from seg.runs.workers import share_pieces
 from seg.training.evaluation import CONFUSION_FILE, score_objects
 from seg.training.run import train
 
@@ -103,26 +105,39 @@ def check_crossval_options(cfg: DictConfig) -> None:
         refuse_object_options(cfg.objects, f"data.task={task} has no objects")
 
 
-def train_fold(cfg: DictConfig, plan: FoldPlan, fold: int, output: Path) -> Path:
-    """Return the run folder of a fold, training it unless it is finished.
+def train_folds(cfg: DictConfig, plan: FoldPlan, output: Path) -> None:
+    """Train the folds that are not finished, with the other workers of the command.
 
     Args:
         cfg: config of seg.crossval.
         plan: folds of the data.
-        fold: number of the fold.
         output: folder of the cross-validation.
     """
-    # Keep a finished run, and delete an unfinished one.
-    if folder := find_finished_fold(output, plan, fold):
-        log.info(f"fold {fold}     is finished and kept: {quote_path(relative_to_here(folder))}")
-        return folder
+    left = []
+    for fold in range(len(plan.names)):
+        if folder := find_finished_fold(output, plan, fold):
+            place = quote_path(relative_to_here(folder))
+            log.info(f"fold {fold}     is finished and kept: {place}")
+        else:
+            left.append(fold)
+    share_pieces(
+        left,
+        lambda fold: output / f".fold-{fold}.lock",
+        output,
+        lambda fold: find_finished_fold(output, plan, fold) is not None,
+        lambda fold: train_fold(cfg, plan, fold, output),
+        "folds",
+    )
+
+
+def train_fold(cfg: DictConfig, plan: FoldPlan, fold: int, output: Path) -> None:
+    """Delete an unfinished run of a fold, and train the fold."""
     for folder, record in runs_by_name(output, plan.names[fold]):
         if record.status != "finished":
             log.info(
                 f"fold {fold}     was not finished; {relative_to_here(folder)} is deleted, and the fold is trained again"
             )
             shutil.rmtree(folder)
-    # Train the fold.
     log.info(f"fold {fold}     of 0 to {len(plan.names) - 1}")
     try:
         train(fold_config(cfg, plan, fold))
@@ -131,9 +146,7 @@ def train_fold(cfg: DictConfig, plan: FoldPlan, fold: int, output: Path) -> Path
             f"fold {fold} is not finished; finished folds are kept, and the same command continues from here"
         )
         raise
-    folder = find_finished_fold(output, plan, fold)
-    assert folder is not None  # training returned
-    return folder
+    finished_fold(output, plan, fold)
 
 
 def fold_config(cfg: DictConfig, plan: FoldPlan, fold: int) -> DictConfig:

@@ -148,7 +148,7 @@ def check_crossval_folder(output: Path) -> None:
     if (
         entries
         and not (output / CROSSVAL_FILE).is_file()
-        and any(e.name != ".lock" for e in entries)
+        and not all(e.name == ".lock" or files.is_unfinished(e) for e in entries)
     ):
         raise UserError(
             f"output={output}: holds something else; give a new folder, or one of an earlier seg.crossval"
@@ -213,10 +213,27 @@ def find_finished_fold(output: Path, plan: FoldPlan, fold: int) -> Path | None:
     return None
 
 
+def finished_fold(output: Path, plan: FoldPlan, fold: int) -> Path:
+    """Return the folder of a fold's finished run.
+
+    Raises:
+        RunError: if there is none.
+    """
+    if (folder := find_finished_fold(output, plan, fold)) is None:
+        raise RunError(f"{output}: its run {plan.names[fold]} is gone; repeat the command")
+    return folder
+
+
 def runs_by_name(output: Path, name: str) -> Iterator[tuple[Path, RunRecord]]:
     """Yield the runs of a name in a folder: run folder and record."""
     for file in sorted(output.glob(f"*/{RECORD_FILE}")):
-        if not file.parent.is_symlink():  # latest
+        if file.parent.is_symlink():  # latest
+            continue
+        try:
             record = read_record(file)
-            if record.name == name:
-                yield file.parent, record
+        except RunError:
+            if file.exists():
+                raise
+            continue  # deleted by another worker
+        if record.name == name:
+            yield file.parent, record

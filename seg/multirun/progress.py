@@ -43,6 +43,7 @@ class SweepProgress:
             int, int
         ] = {}  # number -> modification time of its last printed run.json, ns
         self.width = max(map(len, self.names))
+        self.began: dict[int, int] = {}  # the same at the start of this worker
         self.stop = threading.Event()
         self.thread = threading.Thread(target=self.poll_until_stopped, daemon=True)
         self.bar = Progress(
@@ -66,6 +67,7 @@ class SweepProgress:
             elif file.is_file():  # the job will run again
                 self.told[number] = file.stat().st_mtime_ns
         self.before = len(self.finished)
+        self.began = dict(self.told)
         # Print the header and the rows of the earlier jobs, before the bar starts
         total = f"{len(self.names)} job{'s' * (len(self.names) > 1)}"
         before = f", {self.before} finished before" if self.before else ""
@@ -96,6 +98,13 @@ class SweepProgress:
             return read_record(self.files[number])
         except RunError:  # absent or damaged
             return None
+
+    def is_over(self, number: int) -> bool:
+        """Return True for a job that finished, or that failed since this worker began."""
+        if (record := self.record(number)) is None:
+            return False
+        changed = file_changed(self.files[number], self.began.get(number))
+        return record.status == "finished" or (record.status == "failed" and changed)
 
     def poll_until_stopped(self) -> None:
         while not self.stop.wait(1):

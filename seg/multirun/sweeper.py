@@ -3,9 +3,9 @@
 SWEEP/sweep.json   jobs: name, folder and overrides of each; the command
 SWEEP/JOB/         run folder of a job, named by the options that differ
 
-Repeating the command continues the unfinished sweep with the same jobs. A running sweep locks its folder, so that
-a second sweep of the same command gets a folder of its own. Hydra's launcher decides where jobs run: one after
-another in this process, in parallel processes, or on a cluster.
+Repeating the command continues the unfinished sweep with the same jobs. Typed several times, it starts several
+workers, which share the jobs: a job is locked by the process that trains it. Hydra's launcher decides where the jobs
+of a worker run: one after another in its process, in parallel processes, or on a cluster.
 """
 
 import logging
@@ -15,7 +15,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Generator, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -46,12 +46,14 @@ from seg.runs.folder import (
     FolderLocked,
     create_folder,
     folder_name,
+    is_at_work,
     lock_folder,
     update_latest_link,
 )
 from seg.runs.provenance import PACKAGE_FOLDER
-from seg.runs.record import read_record, write_record
+from seg.runs.record import RECORD_FILE, read_record, write_record
 from seg.runs.run_info import RunInfo, run_name
+from seg.runs.workers import POLL_SECONDS
 from seg.training.distributed import rendezvous_file
 from seg.training.resume import newest_checkpoint, read_saved_config
 
@@ -84,10 +86,11 @@ class ResumableSweeper(Sweeper):
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
-        """Find or create the sweep's folder and lock it, and create the launcher.
+        """Find or create the sweep's folder, and create the launcher.
 
         Raises:
-            UserError: if the launcher isn't installed, this is one of several ranks, or hydra.sweep.dir is set.
+            UserError: if the launcher isn't installed, this is one of several ranks, hydra.sweep.dir is set, or
+                restart=true is given while other workers train the jobs.
         """
         # Check the launcher, the process and the place.
         check_launcher(config.hydra.launcher._target_)
@@ -105,6 +108,7 @@ class ResumableSweeper(Sweeper):
         self.context, self.config, self.held = hydra_context, config, ExitStack()
         self.jobs = plan_jobs(config, self.params)
         self.folder = self.held.enter_context(claim_sweep_folder(config, self.jobs))
+        self.jobs = read_jobs(self.folder / SWEEP_FILE)  # in the order of the first worker
         for entry in self.folder.iterdir():
             files.check_links(entry, self.folder)
         files.check_tree(self.folder / ".submitit", self.folder)
@@ -127,29 +131,55 @@ class ResumableSweeper(Sweeper):
             console.print(
                 "the code or its config files changed since this sweep was begun; restart=true starts a new sweep"
             )
-        # Launch the jobs that are unfinished and whose overrides compose a config
         watch = SweepProgress(self.folder, self.jobs)
         try:
             with self.held, watch:
-                unfinished = [n for n in range(len(self.jobs)) if n not in watch.finished]
-                unfinished = [n for n in unfinished if self.composes(n)]
-                if "BasicLauncher" in self.config.hydra.launcher._target_:  # one after another
-                    for number in unfinished:
-                        self.launch([number])
-                elif unfinished:
-                    self.launch(unfinished)
+                self.run_jobs(watch)
         finally:
             watch.print_summary()
         if len(watch.finished) < len(self.jobs):
             sys.exit(1)
 
-    def launch(self, numbers: list[int]) -> None:
-        """Launch jobs and wait for them; re-raise errors other than a failed training."""
+    def run_jobs(self, watch: SweepProgress) -> None:
+        """Launch the unfinished jobs that no other worker has; wait for the others' and do those that are left."""
+        assert self.config is not None
+        in_turn = "BasicLauncher" in self.config.hydra.launcher._target_
+        left = [n for n in range(len(self.jobs)) if n not in watch.finished and self.composes(n)]
+        told = False
+        while left:
+            ran: set[int] = set()
+            if in_turn:
+                for number in left:
+                    if self.is_free(number, watch):
+                        ran |= self.launch([number])
+            elif free := [number for number in left if self.is_free(number, watch)]:
+                ran = self.launch(free)
+            left = [n for n in left if n not in ran and not watch.is_over(n)]
+            if left and not ran:
+                if not told:
+                    console.print(f"other workers have {len(left)} of the jobs; waiting for them")
+                told = True
+                time.sleep(POLL_SECONDS)
+
+    def is_free(self, number: int, watch: SweepProgress) -> bool:
+        """Return True for a job that has not ended and that no other process trains."""
+        return not watch.is_over(number) and not is_at_work(
+            self.folder / self.jobs[number]["folder"]
+        )
+
+    def launch(self, numbers: list[int]) -> set[int]:
+        """Launch jobs and wait for them; re-raise errors other than a failed training.
+
+        Returns:
+            The jobs that ended, without those that another worker had begun.
+        """
         assert self.launcher is not None
         directory = f"hydra.sweep.dir={QuotedString(str(self.folder), Quote.single).with_quotes()}"
         overrides = [[*self.jobs[n]["overrides"], directory] for n in numbers]
-        for result in self.launcher.launch(overrides, initial_job_idx=numbers[0]):
-            _ = result.return_value  # raises the error of the job, if any
+        results = self.launcher.launch(overrides, initial_job_idx=numbers[0])
+        # return_value raises the error of the job, if any
+        ended = [result.return_value is not False for result in results]
+        return {n for n, here in zip(numbers, ended, strict=True) if here}
 
     def composes(self, number: int) -> bool:
         """Return True if a job's overrides compose a config; otherwise record the job as failed."""
@@ -207,29 +237,42 @@ def plan_jobs(config: DictConfig, params: dict[str, str]) -> list[dict[str, Any]
 
 @contextmanager
 def claim_sweep_folder(config: DictConfig, jobs: list[dict[str, Any]]) -> Generator[Path]:
-    """Lock and yield the folder of a sweep: an earlier one of the same jobs, or else a new one."""
+    """Yield the folder of a sweep, an earlier one of the same jobs or a new one; its first worker locks it.
+
+    Raises:
+        UserError: if restart=true is given while other workers train the jobs.
+    """
     parent = Path(config.hydra.sweep.dir).parent
     with ExitStack() as locks:
-        # Continue the newest sweep that no other process is running.
-        for folder in () if config.restart else find_earlier_sweeps(parent, jobs):
-            try:
+        # Workers that start at the same time find the same folder
+        with lock_folder(parent, "sweep", wait=True):
+            folder = next(find_earlier_sweeps(parent, jobs), None)
+            if folder is not None and config.restart:
+                if is_at_work(folder) or any(is_at_work(folder / job["folder"]) for job in jobs):
+                    raise UserError(
+                        f"restart=true: other workers train these jobs in {folder}; leave it out to join them, or "
+                        "stop them"
+                    )
+                folder = None
+            if folder is None:
+                folder = create_sweep_folder(config, jobs)
+            with suppress(FolderLocked):
                 locks.enter_context(lock_folder(folder, "sweep"))
-            except FolderLocked:
-                continue
-            yield folder
-            return
-        # Create a new one, and record its jobs.
-        folder = create_folder(parent, config.name or "sweep")
-        locks.enter_context(lock_folder(folder, "sweep"))
-        command = [Path(sys.executable).name, *sys.orig_argv[1:]]
-        content = {
-            "command": command,
-            "source": provenance.source_hash(PACKAGE_FOLDER, CONF),
-            "jobs": jobs,
-        }
-        records.write_json(folder / SWEEP_FILE, content)
-        update_latest_link(folder)
         yield folder
+
+
+def create_sweep_folder(config: DictConfig, jobs: list[dict[str, Any]]) -> Path:
+    """Create the folder of a sweep, and record its jobs."""
+    folder = create_folder(Path(config.hydra.sweep.dir).parent, config.name or "sweep")
+    command = [Path(sys.executable).name, *sys.orig_argv[1:]]
+    content = {
+        "command": command,
+        "source": provenance.source_hash(PACKAGE_FOLDER, CONF),
+        "jobs": jobs,
+    }
+    records.write_json(folder / SWEEP_FILE, content)
+    update_latest_link(folder)
+    return folder
 
 
 def find_earlier_sweeps(parent: Path, jobs: list[dict[str, Any]]) -> Iterator[Path]:
@@ -290,7 +333,7 @@ def check_launcher(target: str) -> None:
                 ) from error
 
 
-def run_job(cfg: DictConfig, train: Callable[..., dict[str, float]]) -> dict[str, float] | None:
+def run_job(cfg: DictConfig, train: Callable[..., dict[str, float]]) -> bool:
     """Run one job of a sweep; record a failure in its folder, so that the other jobs continue.
 
     Args:
@@ -298,7 +341,7 @@ def run_job(cfg: DictConfig, train: Callable[..., dict[str, float]]) -> dict[str
         train: called with the config and ``asked``, the facts that are not in it.
 
     Returns:
-        The final metrics; None if the job failed, or another process is training it.
+        False if another process trains the job.
     """
     # Find the job by its overrides.
     hydra = HydraConfig.get()
@@ -310,19 +353,37 @@ def run_job(cfg: DictConfig, train: Callable[..., dict[str, float]]) -> dict[str
     folder = sweep / jobs[number]["folder"]
     files.check_links(folder, sweep)
     name = jobs[number]["name"]
-    # Train it, or resume it from its last checkpoint with its saved config.
+    # Lock it against other workers
+    with ExitStack() as held:
+        try:
+            held.enter_context(lock_folder(folder, "seg.train"))
+        except FolderLocked:
+            return False
+        if is_rank_zero() and is_finished(folder):  # by another worker
+            return True
+        # Train it, or resume it from its last checkpoint with its saved config.
+        try:
+            with isolate_job(words), claim_gpu(sweep, cfg) as devices:
+                last = job_checkpoint(folder) if is_rank_zero() else None  # rank 0 announces it
+                if last is not None:
+                    cfg = read_saved_config(folder)
+                train(
+                    cfg,
+                    asked=RunInfo(
+                        name, words, choices, sweep.name, number, folder, last, True, devices
+                    ),
+                )
+        except Exception as error:
+            record_failure(folder, error)
+    return True
+
+
+def is_finished(folder: Path) -> bool:
+    """Return True for the folder of a finished job."""
     try:
-        with isolate_job(words), claim_gpu(sweep, cfg) as devices:
-            last = job_checkpoint(folder) if is_rank_zero() else None  # rank 0 announces it
-            if last is not None:
-                cfg = read_saved_config(folder)
-            asked = RunInfo(name, words, choices, sweep.name, number, folder, last, True, devices)
-            return train(cfg, asked=asked)
-    except FolderLocked:  # trained by a process that outlived its sweep
-        return None
-    except Exception as error:
-        record_failure(folder, error)
-        return None
+        return read_record(folder / RECORD_FILE).status == "finished"
+    except RunError:  # absent or damaged
+        return False
 
 
 def job_checkpoint(folder: Path) -> Path | None:
@@ -338,7 +399,7 @@ def record_failure(folder: Path, error: Exception) -> None:
     # Keep the fields of the record that a job wrote before it failed
     files.make_folder(folder, folder.parent)
     try:
-        record = read_record(folder / "run.json").content()
+        record = read_record(folder / RECORD_FILE).content()
     except RunError:  # absent or damaged
         record = {"name": folder.name}
     failure = {"status": "failed", "error": f"{type(error).__name__}: {one_line(error)}"}

@@ -10,6 +10,7 @@ predictions/    small pictures of some images: image, truth, prediction
 log.txt         terminal output, and warnings of the libraries
 """
 
+import errno
 import os
 import re
 import shutil
@@ -18,7 +19,7 @@ from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from filelock import Timeout
+from filelock import BaseFileLock, Timeout
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from seg import files
@@ -26,6 +27,7 @@ from seg.display.console import is_rank_zero
 from seg.errors import RunError
 
 CROSSVAL_FILE = "crossval.json"  # record of a cross-validation, in the folder of its runs
+MAX_ATTEMPTS = 100  # to lock a file whose folder other processes remove
 
 
 class FolderLocked(RunError):
@@ -96,38 +98,83 @@ def update_latest_link(folder: Path) -> None:
 
 
 @contextmanager
-def lock_folder(folder: Path, who: str, inside: str = "") -> Generator[Path]:
+def lock_folder(folder: Path, who: str, inside: str = "", wait: bool = False) -> Generator[Path]:
     """Create a folder and lock it for this process; in distributed training rank 0 holds the lock for all ranks.
 
-    The operating system releases the lock when the process ends.
+    The operating system releases the lock when the process ends. A process may lock a folder that it holds already.
 
     Args:
         folder: folder to lock.
         who: name of the command, for the message.
         inside: subfolder that holds the lock.
+        wait: wait for another process that holds the lock.
 
     Yields:
         ``folder / inside``.
 
     Raises:
-        FolderLocked: if another process holds the lock.
+        FolderLocked: if another process holds the lock, and ``wait`` is False.
         RunError: if the folder cannot be written, or the path to the lock contains a link.
     """
     place = folder / inside
     if not is_rank_zero():
         yield place
         return
-    try:
-        files.make_folder(place, folder)
-        lock = files.file_lock(place / ".lock", folder)
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise FolderLocked(
-            f"{folder}: another {who} is at work there; wait for it, or give another folder"
-        ) from error
-    except OSError as error:
-        raise RunError(f"{folder}: can't be written ({error.strerror})") from error
-    try:
+    with hold_lock(place / ".lock", folder, wait) as held:
+        if not held:
+            raise FolderLocked(
+                f"{folder}: another {who} is at work there; wait for it, or give another folder"
+            )
         yield place
+
+
+def is_at_work(folder: Path) -> bool:
+    """Return True if another process holds the lock of a folder."""
+    if not (folder / ".lock").exists():
+        return False
+    with hold_lock(folder / ".lock", folder) as held:
+        return not held
+
+
+@contextmanager
+def hold_lock(file: Path, below: Path, wait: bool = False) -> Generator[bool]:
+    """Lock a file, and yield True; yield False if another process holds its lock, and ``wait`` is False.
+
+    Raises:
+        RunError: if the file cannot be written or locked, or a link is in its path.
+    """
+    try:
+        lock = acquire_lock(file, below, wait)
+    except OSError as error:
+        raise RunError(f"{below}: {describe_lock_error(error)}") from error
+    if lock is None:
+        yield False
+        return
+    try:
+        yield True
     finally:
         lock.release()
+
+
+def acquire_lock(file: Path, below: Path, wait: bool) -> BaseFileLock | None:
+    """Create the folder of a lock and acquire it; None if another process holds it, and ``wait`` is False."""
+    for attempt in range(MAX_ATTEMPTS):
+        try:
+            files.make_folder(file.parent, below)
+            lock = files.file_lock(file, below, reentrant=True)
+            lock.acquire(timeout=-1 if wait else 0)
+            return lock
+        except Timeout:
+            return None
+        except OSError as error:
+            # Another process that ended has removed the lock, or its empty folder
+            if error.errno not in (errno.ENOENT, errno.ESTALE) or attempt + 1 == MAX_ATTEMPTS:
+                raise
+    raise AssertionError
+
+
+def describe_lock_error(error: OSError) -> str:
+    """Return the reason why a lock could not be acquired."""
+    if error.errno in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
+        return f"its file system has no locks ({error.strerror}); give a folder on another one"
+    return f"can't be written ({error.strerror})"

@@ -8,9 +8,11 @@ import os
 import re
 import resource
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ import tifffile
 import torch
 from format_files import dicom, nifti
 from hydra.utils import instantiate
+from lightning_utilities.core.rank_zero import rank_zero_only
 from PIL import Image
 from scipy import ndimage
 from scipy.stats import entropy
@@ -28,11 +31,12 @@ from seg import predict
 from seg.display import panels
 from seg.errors import DataError, RunError, UserError
 from seg.evaluate import evaluate
-from seg.inference import outputs
+from seg.inference import file_prediction, outputs
 from seg.inference.band_writer import BandWriter
 from seg.inference.outputs import OutputOptions, OutputTarget
-from seg.runs import load
+from seg.runs import load, workers
 from seg.runs.checkpoint import write_checkpoint
+from seg.runs.records import write_json
 from seg.training.run import train
 
 GREEN = (0, 158, 115)
@@ -633,7 +637,13 @@ def test_scales_leave_no_seams_and_their_grid_is_told(run, tmp_path, capsys):
 
 
 def typed(
-    words: list[str], log: str, at: int = 0, act: str = "", limit: int = 0, late: bool = False
+    words: list[str],
+    log: str,
+    at: int = 0,
+    act: str = "",
+    limit: int = 0,
+    late: bool = False,
+    wrote: str = "",
 ) -> None:
     """The command, as typed, in a process of its own.
 
@@ -644,6 +654,7 @@ def typed(
         act: kill, or a file that is touched, after which it waits.
         limit: bytes of the largest file that can be written.
         late: whether that holds only from the first TIFF on.
+        wrote: file to which the name of each predicted file is appended.
     """
     out = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
     os.dup2(out, 1), os.dup2(out, 2)
@@ -672,6 +683,16 @@ def typed(
 
     if at:
         BandWriter.add = counting
+    predict_file = file_prediction.predict_file
+
+    def listing(file, name, *args):
+        made = predict_file(file, name, *args)
+        with open(wrote, "a") as out:
+            out.write(f"{name}\n")
+        return made
+
+    if wrote:
+        file_prediction.predict_file = listing
     sys.argv = ["seg.predict", *words]
     predict.main()
 
@@ -736,8 +757,8 @@ def test_a_folder_killed_midway_keeps_what_is_done(process, run, folder, tmp_pat
     assert "6 of 6 inputs segmented" in told
     assert done.stat().st_mtime_ns == before
     assert content(tmp_path / "out") == content(tmp_path / "whole")
-    assert ran(process, words, tmp_path / "log") == 2
-    assert re.fullmatch(r"error: output=\S+: holds the results of all 7 inputs already; give another folder\n", (tmp_path / "log").read_text())  # fmt: skip
+    assert ran(process, words, tmp_path / "log") == 0
+    assert re.fullmatch(r"\S+ holds the results of all 7 inputs already: nothing is predicted\n", (tmp_path / "log").read_text())  # fmt: skip
     assert content(tmp_path / "out") == content(tmp_path / "whole")
 
 
@@ -864,8 +885,7 @@ def test_results_mirror_the_folders_of_the_input(run, folder, tmp_path, given):
         described = json.loads((out / f"labelme/{name}.json").read_text())
         image = (out / f"labelme/{name}.json").parent / described["imagePath"]
         assert image.resolve() == scans / f"{name}.png"
-    with pytest.raises(UserError, match=r"holds the results of all \d inputs already"):
-        predicted(run, tmp_path / given, out, kinds)
+    assert predicted(run, tmp_path / given, out, kinds) == []  # done already
     # a file whose results have the same name, though it lies elsewhere
     (tmp_path / "more/one").mkdir(parents=True)
     for name in ("b.png", "one/b.png")[: len(names)]:
@@ -875,20 +895,79 @@ def test_results_mirror_the_folders_of_the_input(run, folder, tmp_path, given):
         (tmp_path / "more" / name).unlink()
 
 
-def test_two_processes_on_one_folder_are_one_too_many(process, run, folder, tmp_path):
-    words = words_of(run, folder / "b.png", tmp_path / "out", "save=[masks]")
-    first = process(words, tmp_path / "log", at=2, act=str(tmp_path / "there"))
-    for _ in range(600):
-        if (tmp_path / "there").exists():
-            break
-        time.sleep(0.1)
-    with pytest.raises(RunError, match=r"another seg\.predict is at work there; wait for it, or give another folder"):  # fmt: skip
-        predicted(run, folder / "b.png", tmp_path / "out", "save=[masks]")
-    first.kill()
+def wait_until(condition, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.mark.slow
+def test_three_workers_write_each_result_once_though_one_is_killed(process, run, tmp_path):
+    # Twelve images in two folders, with equal file names
+    scans = tmp_path / "scans"
+    for i in range(12):
+        file = scans / f"p{i % 2}/{i // 2}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(textured(100 + i, 110, seed=i)).save(file)
+    kinds = "save=[masks,probabilities]"
+    predicted(run, scans, tmp_path / "one", kinds)
+    # The first worker stands still in its first image, p0/0.png, until the others have done the rest
+    words, here = words_of(run, scans, tmp_path / "out", kinds), tmp_path / "here"
+    wrote = tmp_path / "wrote"
+    first = process(words, tmp_path / "log-0", at=2, act=str(here), wrote=str(wrote))
+    wait_until(here.exists)
+    logs = [tmp_path / f"log-{i}" for i in (1, 2)]
+    others = [process(words, log, wrote=str(wrote)) for log in logs]
+    record = tmp_path / "out/predict.json"
+    wait_until(lambda: len(json.loads(record.read_text())["done"]) == 11)
+    wait_until(lambda: all("of the inputs; waiting for them" in log.read_text() for log in logs))
+    os.kill(first.pid, signal.SIGKILL)
+    for worker in others:
+        worker.join(60)
+        assert worker.exitcode == 0
     first.join()
-    first.close()
-    predicted(run, folder / "b.png", tmp_path / "out", "save=[masks]")  # a dead one holds nothing
-    assert sorted(content(tmp_path / "out")) == ["masks/b.png"]
+    assert content(tmp_path / "out") == content(tmp_path / "one")
+    assert sorted(wrote.read_text().split()) == sorted(f"p{i % 2}/{i // 2}" for i in range(12))
+    one, out = (json.loads((tmp_path / n / "predict.json").read_text()) for n in ("one", "out"))
+    assert (out["status"], out["failed"], out["done"]) == ("finished", [], one["done"])
+    shares = [re.search(r"(\d+) of 12 inputs segmented, (\d+) by other", log.read_text()) for log in logs]  # fmt: skip
+    assert sum(int(share[1]) for share in shares) == 12
+
+
+def test_ranks_are_no_workers(run, folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(rank_zero_only, "rank", 1)
+    with pytest.raises(UserError, match=r"seg\.predict: started as one of several ranks"):
+        predicted(run, folder / "b.png", tmp_path / "out")
+
+
+def test_a_file_of_another_worker_is_waited_for_and_not_predicted_again(
+    run, folder, tmp_path, monkeypatch
+):
+    # In one process: while b is locked, c is predicted; then the other worker has done b
+    out, lock = tmp_path / "out", tmp_path / "out/.partial/.b.lock"
+    (tmp_path / "in").mkdir()
+    for name in "bc":
+        (tmp_path / f"in/{name}.png").symlink_to(folder / f"{name}.png")
+    predicted(run, tmp_path / "in/b.png", out, "save=[masks]")
+    done = json.loads((out / "predict.json").read_text())
+    write_json(out / "predict.json", done | {"done": {}})
+    lock.parent.mkdir()
+    held = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.flock(f, fcntl.LOCK_EX); print(flush=True); input()"  # fmt: skip
+    with subprocess.Popen([sys.executable, "-c", held, lock], stdin=-1, stdout=-1) as other:
+        other.stdout.readline()
+
+        def end(seconds: float) -> None:
+            now = json.loads((out / "predict.json").read_text())
+            assert list(now["done"]) == [str(tmp_path / "in/c.png")]
+            write_json(out / "predict.json", now | {"done": now["done"] | done["done"]})
+            other.kill()
+            other.wait()
+
+        monkeypatch.setattr(workers, "time", SimpleNamespace(sleep=end))
+        written = predicted(run, tmp_path / "in", out, "save=[masks]")
+    assert written == [out / "masks/c.png"]
+    assert sorted(content(out)) == ["masks/b.png", "masks/c.png"]
 
 
 @pytest.mark.parametrize("late", [False, True])

@@ -6,12 +6,15 @@ import math
 import os
 import re
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import forked
 import numpy as np
 import pytest
 import tifffile
@@ -20,6 +23,7 @@ from PIL import Image
 from small_runs import FOLDED, config, folded_run, make_images
 from torch import nn
 
+from seg import files
 from seg.crossval import crossval, main
 from seg.data.normalization import Normalization
 from seg.errors import DataError, RunError, UserError
@@ -36,9 +40,9 @@ from seg.multirun import folds
 from seg.multirun.crossval import fold_config, mean_and_sd
 from seg.predict import predict_files
 from seg.prune import compare_depths
-from seg.runs import folder as runs_folder
-from seg.runs import load
+from seg.runs import load, workers
 from seg.runs.load import LoadedRun
+from seg.runs.records import write_json
 from seg.training import init_weights
 from seg.training.run import train
 from seg.training.task import SegmentationTask
@@ -313,28 +317,106 @@ def test_folds_must_part_the_images_into_files_of_their_own(
             folds.plan_folds(cfg)
 
 
-def test_a_second_process_is_refused_and_a_dead_one_holds_nothing(data, tmp_path, monkeypatch):
-    held = (
-        "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.flock(f, fcntl.LOCK_EX);"
-        "print('held', flush=True); sys.stdin.read()"
+HELD = (
+    "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.flock(f, fcntl.LOCK_EX);"
+    "print('held', flush=True); sys.stdin.read()"
+)
+
+
+def test_folds_of_another_worker_are_left_to_it_until_it_dies(data, tmp_path, monkeypatch, capsys):
+    output, trained = tmp_path / "cv", []
+    cfg = config("crossval", *folded_run(data, output))
+    plan = folds.plan_folds(cfg)
+    folds.open_record(cfg, plan, files.make_folder(output, output))
+
+    def made(own):  # a run without a training
+        trained.append(own.data.fold)
+        (output / own.name).mkdir()
+        facts = {"status": "finished", "name": own.name, "split_hash": plan.hashes[own.data.fold]}
+        write_json(output / own.name / "run.json", facts)
+
+    monkeypatch.setattr(training, "train", made)
+    monkeypatch.setattr(
+        "seg.crossval.score_folds", lambda cfg, plan, runs, output: {"folds": [*map(str, runs)]}
     )
-    output = tmp_path / "cv"
-    output.mkdir()
+    monkeypatch.setattr("seg.crossval.print_crossval", lambda *args: None)
     with subprocess.Popen(
-        [sys.executable, "-c", held, output / ".lock"], stdin=-1, stdout=-1, text=True
+        [sys.executable, "-c", HELD, output / ".fold-0.lock"], stdin=-1, stdout=-1, text=True
     ) as other:
         assert other.stdout is not None and other.stdout.readline() == "held\n"
-        with pytest.raises(RunError, match=r"another seg\.crossval is at work there"):
-            crossval(config("crossval", *folded_run(data, output)))
-        assert not (output / "crossval.json").exists()
-        other.kill()
-    trained = []
-    monkeypatch.setattr(training, "train", trained.append)
-    with pytest.raises(AssertionError) as failed:  # it left no run
-        crossval(config("crossval", *folded_run(data, output)))
-    assert len(trained) == 1
-    with runs_folder.lock_folder(output, "seg.crossval"):
-        assert failed.tb is not None  # released, though what failed is still held
+
+        def end(seconds: float) -> None:
+            assert trained == [1, 2]
+            other.kill()
+            other.wait()
+
+        monkeypatch.setattr(workers, "time", SimpleNamespace(sleep=end))
+        record = crossval(cfg)
+    assert trained == [1, 2, 0] and record["status"] == "finished"
+    assert "other workers have 1 of the folds; waiting for them" in capsys.readouterr().out
+    assert record["folds"] == [str(output / f"fold-{i}") for i in range(3)]
+    assert {p.name for p in output.glob(".*")} == {".lock"}
+    # What failed is still held, and its locks are released
+    shutil.rmtree(output / "fold-1")
+    monkeypatch.setattr(training, "train", lambda own: None)
+    with pytest.raises(RunError, match="its run fold-1 is gone") as failed:
+        crossval(cfg)
+    held = [sys.executable, "-c", HELD, output / ".fold-1.lock"]
+    assert subprocess.run(held, input="", text=True, capture_output=True, timeout=20).stdout and failed.tb  # fmt: skip
+
+
+@pytest.mark.slow
+def test_three_workers_train_each_fold_once_though_one_is_killed(data, tmp_path):
+    words = ["data.folds=4", "save=[masks]"]
+    crossval(config("crossval", *folded_run(data, tmp_path / "one", *words)))
+    output, places = tmp_path / "cv", [tmp_path / str(i) for i in range(3)]
+
+    def work(place: Path) -> int:
+        place.mkdir()
+
+        def call() -> None:
+            monkey = pytest.MonkeyPatch()
+            if place.name == "0":  # stands still in its first fold
+                monkey.setattr(training, "train", lambda own: (train(own), time.sleep(300)))
+            crossval(config("crossval", *folded_run(data, output, *words)))
+
+        return forked.forked(call, place, gib=6, seconds=200)
+
+    def runs() -> dict[str, str]:
+        found = output.glob("*-fold-*/run.json")
+        return {f.parent.name[20:]: read(f)["status"] for f in found}
+
+    first = work(places[0])
+    wait_until(lambda: runs() == {"fold-0": "finished"})
+    (file,) = output.glob("*-fold-0/run.json")
+    file.write_text(file.read_text().replace('"finished"', '"running"'))  # as if it still trained
+    others = [work(place) for place in places[1:]]
+    wait_until(lambda: list(runs().values()).count("finished") == 3)
+    wait_until(lambda: all("waiting for" in Path(f"{p}.out").read_text() for p in places[1:]))
+    os.kill(first, signal.SIGKILL)
+    forked.ended(first, places[0], 60)
+    ends = [
+        forked.ended(process, place, 300) for process, place in zip(others, places[1:], strict=True)
+    ]
+    assert [end.code for end in ends] == [0, 0], ends
+    said = "".join(end.out for end in ends)
+    assert sorted(re.findall(r"fold (\d)     of 0 to 3", said)) == ["0", "1", "2", "3"]
+    assert runs() == {f"fold-{i}": "finished" for i in range(4)}
+    one, many = (read(folder / "crossval.json") for folder in (tmp_path / "one", output))
+    for part in ("mean", "sd", "pooled"):
+        if part == "pooled":
+            assert many[part] == one[part]
+        else:
+            assert many[part] == pytest.approx(one[part], nan_ok=True)
+    for mask in (tmp_path / "one/out-of-fold/masks").iterdir():
+        assert (output / "out-of-fold/masks" / mask.name).read_bytes() == mask.read_bytes()
+
+
+def wait_until(condition, seconds: float = 240) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def test_a_fold_is_trained_as_seg_train_would_in_a_group_of_its_own(data, tmp_path):
