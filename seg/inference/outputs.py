@@ -377,8 +377,9 @@ def build_coco(request: OutputOptions, place: OutputTarget, kind: str) -> Growin
             mask, probabilities = mask[0], probabilities[0]
         objects = polygons.trace_mask(mask, len(run.classes))
         first = 0 if run.overlapping else 1
-        content = polygons.as_coco(objects, run.classes, first, place.file.name, probabilities)
-        part = folder / files.short_name(f"{place.file.stem}{COCO_PART}")
+        file_name = Path(place.name).with_name(place.file.name).as_posix()
+        content = polygons.as_coco(objects, run.classes, first, file_name, probabilities)
+        part = folder / files.short_name(f"{quote_name(place.name)}{COCO_PART}")
         files.write_text(part, json.dumps(content), grown.folder)
         return [part]
 

@@ -910,7 +910,7 @@ def test_three_workers_write_each_result_once_though_one_is_killed(process, run,
         file = scans / f"p{i % 2}/{i // 2}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(textured(100 + i, 110, seed=i)).save(file)
-    kinds = "save=[masks,probabilities]"
+    kinds = "save=[masks,probabilities,coco]"
     predicted(run, scans, tmp_path / "one", kinds)
     # The first worker stands still in its first image, p0/0.png, until the others have done the rest
     words, here = words_of(run, scans, tmp_path / "out", kinds), tmp_path / "here"
@@ -928,6 +928,10 @@ def test_three_workers_write_each_result_once_though_one_is_killed(process, run,
         assert worker.exitcode == 0
     first.join()
     assert content(tmp_path / "out") == content(tmp_path / "one")
+    merged = json.loads((tmp_path / "out/coco/instances.json").read_text())
+    assert {row["file_name"] for row in merged["images"]} == {
+        f"p{i % 2}/{i // 2}.png" for i in range(12)
+    }
     assert sorted(wrote.read_text().split()) == sorted(f"p{i % 2}/{i // 2}" for i in range(12))
     one, out = (json.loads((tmp_path / n / "predict.json").read_text()) for n in ("one", "out"))
     assert (out["status"], out["failed"], out["done"]) == ("finished", [], one["done"])
