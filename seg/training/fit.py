@@ -33,6 +33,7 @@ from seg.runs.folder import relative_to_here, update_latest_link
 from seg.runs.record import write_record
 from seg.runs.run_info import RunInfo
 from seg.training import artifacts
+from seg.training.build import epoch_steps
 from seg.training.callbacks import progress
 from seg.training.callbacks.checkpointing import (
     AtomicCheckpointIO,
@@ -51,9 +52,11 @@ from seg.training.loggers.guarded import finish_loggers, hide_secrets, start_log
 from seg.training.resume import (
     copy_to_last,
     existing_checkpoints,
+    plan_course,
     remove_unfinished_files,
     resumed_record,
 )
+from seg.training.schedules import Course
 from seg.training.summary import print_run_header, print_run_summary
 from seg.training.task import SegmentationTask
 
@@ -163,7 +166,13 @@ def fit_run(
             # Build the Trainer, and print and record what the run begins with.
             trainer = make_trainer(cfg, asked, [*callbacks, pictures], interrupts)
             data.check_ranks(trainer.world_size)
+            steps = epoch_steps(cfg.trainer, data, trainer.world_size)
+            task.course = plan_course(cfg, asked, task.schedule, steps)
+            record["lr_segments"] = task.course.segments
             print_run_header(cfg, asked.name, task, data, taken)
+            if asked.changed:
+                log_longer_run(asked, task.course)
+                write_record(folder, record | {"status": "running"})
             records.write_config(folder / "config.yaml", plain_config(cfg))
             provenance.write_provenance_files(folder, data.digests)
             trainer.loggers = make_loggers(cfg, asked, task)
@@ -243,7 +252,7 @@ def fit_from_checkpoint(
 
 def log_early_end(trainer: L.Trainer) -> None:
     """Log where ``max_time`` or ``patience`` ended a training before its last step."""
-    planned = int(trainer.estimated_stepping_batches)
+    planned = cast(Course, cast(SegmentationTask, trainer.lightning_module).course).end
     if trainer.global_step >= planned:
         return
     callbacks = cast(Any, trainer).callbacks
@@ -319,7 +328,13 @@ def initial_record(
         "split_hash": split_hash(source.splits),
         "data": {"fingerprint": provenance.data_fingerprint(data.digests)},
     }  # fmt: skip
-    return record if asked.checkpoint is None else resumed_record(cast(Path, asked.folder), record)
+    return record if asked.checkpoint is None else resumed_record(asked, record)
+
+
+def log_longer_run(asked: RunInfo, course: Course) -> None:
+    """Log what is changed in a run that is made longer."""
+    ends = ", ".join(f"{name} {old} -> {new}" for name, (old, new) in asked.changed.items())
+    log.info(f"longer     {ends}; {course.end} steps")
 
 
 def make_trainer(
@@ -357,7 +372,7 @@ def make_trainer(
         ),
         ProgressLogger(),
         StartMarker(asked.checkpoint is not None),
-        ResumeMidEpoch(),
+        ResumeMidEpoch(longer=bool(asked.changed), patience=cfg.patience),
         interrupts,
         MemoryHint(
             f"the first step, of loader.batch_size={cfg.loader.batch_size} and loader.crop={cfg.loader.crop}",

@@ -15,6 +15,7 @@ from seg.cli.validation import check_literal
 from seg.data.datasets.base import object_border
 from seg.data.spacing import source_spacing
 from seg.display.console import configure_logging, is_rank_zero, log_to_file
+from seg.errors import UserError
 from seg.losses.weighted_sum import find_weight_map
 from seg.runs import checkpoint, folder
 from seg.runs.reader import name_config_file
@@ -57,6 +58,8 @@ def train(
     """
     try:
         if cfg.resume is None:
+            if asked is None and cfg.extend is not None:
+                raise UserError(f"extend={cfg.extend}: goes with resume=RUN and a later end")
             return build_and_fit(cfg, callbacks, asked or run_info_from_hydra(cfg))
         file = Path(str(cfg.resume)) / "config.yaml"
         cfg, asked = load_stopped_run(cfg)
