@@ -12,7 +12,7 @@ from typing import Any, TypeVar, cast
 
 import lightning as L
 from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, Timer
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
@@ -46,6 +46,7 @@ from seg.training.callbacks.memory_hint import MemoryHint
 from seg.training.callbacks.nan_guard import NonFiniteError, NonFiniteGuard
 from seg.training.callbacks.pictures import PanelCallback
 from seg.training.callbacks.progress import ProgressLogger
+from seg.training.callbacks.time_limit import TimeLimit
 from seg.training.evaluation import choose_split_neck
 from seg.training.loggers import MetricsCSV, TrackedRun
 from seg.training.loggers.guarded import finish_loggers, hide_secrets, start_loggers
@@ -188,7 +189,7 @@ def fit_run(
                 update_latest_link(folder)
             # Fit, then score the weights that validated best.
             fit_from_checkpoint(trainer, task, data, asked.checkpoint)
-            log_early_end(trainer)
+            log_early_end(trainer, task.course, folder)
             minutes = get_callback(trainer, ProgressLogger).seconds / 60
             scores = score_best_checkpoint(trainer, task, data, cfg.threshold == "best")
             record |= {
@@ -196,6 +197,7 @@ def fit_run(
                 "split_neck_px": task.card.get("split_neck_px"),
                 "minutes": minutes,
                 "steps": trainer.global_step,
+                "lr_segments": task.course.segments,
             }
             # Write per-image counts and pictures, which seg.compare reads.
             write_artifacts(cfg, folder, task, data, trainer)
@@ -250,21 +252,27 @@ def fit_from_checkpoint(
         ) from error
 
 
-def log_early_end(trainer: L.Trainer) -> None:
-    """Log where ``max_time`` or ``patience`` ended a training before its last step."""
-    planned = cast(Course, cast(SegmentationTask, trainer.lightning_module).course).end
-    if trainer.global_step >= planned:
+def log_early_end(trainer: L.Trainer, course: Course, folder: Path) -> None:
+    """Log where ``max_time`` or ``patience`` ended a training.
+
+    Args:
+        trainer: after the training.
+        course: of the learning rate, with the planned number of steps.
+        folder: run folder.
+    """
+    callbacks, done = cast(Any, trainer).callbacks, trainer.global_step
+    timed = any(isinstance(c, TimeLimit) for c in callbacks) and done != course.limit
+    early = any(isinstance(c, EarlyStopping) and c.stopped_epoch for c in callbacks)
+    reason = "patience" if early else "trainer.max_time" if timed else ""
+    if not reason:
         return
-    callbacks = cast(Any, trainer).callbacks
-    timers = [c for c in callbacks if isinstance(c, Timer) and c.time_remaining() is not None]
-    early = [c for c in callbacks if isinstance(c, EarlyStopping) and c.stopped_epoch]
-    reason = "trainer.max_time" if any(timer.time_remaining() <= 0 for timer in timers) else ""
-    reason = reason or ("patience" if early else "")
-    if reason:
-        log.info(
-            f"{reason} ended the training in epoch {max(1, trainer.current_epoch)} of {trainer.max_epochs}, after "
-            f"{trainer.global_step} of {planned} steps"
-        )
+    epochs = f" of {trainer.max_epochs}" if trainer.max_epochs != -1 else ""
+    steps = f"{done} of {course.end}" if early else done
+    again = render_command("rerun", render_option("run", relative_to_here(folder)))
+    log.info(
+        f"{reason} ended the training in epoch {max(1, trainer.current_epoch)}{epochs}, after {steps} steps"
+        f"{'' if early else f', the same in  {again}'}"
+    )
 
 
 def handle_failure(
@@ -353,7 +361,11 @@ def make_trainer(
         Path(os.path.abspath(cast(Path, asked.folder))) / "checkpoints"
     )  # Lightning expands ~ in others
     bar = progress.on_terminal() and not asked.silent
+    longer = any(name != "patience" for name in asked.changed)
+    limit = cfg.trainer.get("max_time")
+    timer = [] if limit is None else [TimeLimit(limit, longer, repeats=asked.segments is not None)]
     callbacks = [
+        *timer,  # before those that check whether training should stop
         *more,
         PortableModelCheckpoint(
             checkpoints,

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
@@ -44,6 +44,7 @@ RESULTS = ("steps", "minutes", "metrics")  # of the earlier end of a run that is
 RESUME_RESETS = ("status", "error", "threshold", "split_neck_px", *RESULTS)
 END_OPTIONS = ("trainer.max_epochs", "trainer.max_steps", "trainer.max_time", "patience")
 UNLIMITED = (None, -1)  # values of these options that set no end
+UNTIMED_STEPS = 1000  # planned for max_time until its first step is timed
 RERECORDED = (
     "versions",
     "git",
@@ -173,37 +174,49 @@ def plan_course(config: DictConfig, info: RunInfo, schedule: Schedule, epoch_ste
     Raises:
         UserError: if a longer run has no further step, or its schedule falls and ``extend`` is not given.
     """
-    recorded, planned = info.segments, planned_steps(config.trainer, epoch_steps)
+    # The course so far: recorded in the checkpoint of a run with max_time, in run.json of others.
+    recorded, timed = info.segments, config.trainer.get("max_time") is not None
+    done, spent = 0, 0.0
     if info.checkpoint is not None and info.folder is not None:
-        recorded = read_record(info.folder / "run.json").lr_segments
-    segments = [Segment(*segment) for segment in recorded or []]
-    if not info.changed:
-        fits = segments and segments[-1].end == planned
-        return Course(schedule, segments if fits else [Segment(0, planned, 0.0)])
-    # The run is made longer: its course so far stays.
+        content = load_skeleton(info.checkpoint)
+        timer = content.get("callbacks", {}).get("Timer", {})
+        recorded = timer.get("segments") or read_record(info.folder / "run.json").lr_segments
+        done, spent = content["global_step"], timer.get("time_elapsed", {}).get("train", 0.0)
     before = {name.removeprefix("trainer."): old for name, (old, _) in info.changed.items()}
+    limit = planned_steps(config.trainer, epoch_steps)
     earlier = planned_steps({**config.trainer, **before}, epoch_steps)
-    course = Course(schedule, segments or [Segment(0, earlier, 0.0)])
-    done = load_skeleton(str(info.checkpoint))["global_step"]
-    if planned <= done:
+    segments = [Segment(*cast(Any, segment)) for segment in recorded or []]
+    if not segments or not (timed or segments[-1].end == earlier):
+        segments = [Segment(0, UNTIMED_STEPS if earlier is None else earlier, 0.0)]
+    course = Course(schedule, segments, limit)
+    if not info.changed:
+        return course
+    # The run is made longer; time is converted to steps at its mean speed, until the speed is measured again.
+    if limit is not None and limit <= done:
         raise UserError(
             f"{', '.join(info.changed)}: the run has done all {done} steps that trainer.max_epochs="
             f"{config.trainer.max_epochs} and trainer.max_steps={config.trainer.max_steps} allow; give more of these"
         )
-    if planned > course.end:
-        course.lengthen(planned, config.extend)
-    elif config.extend is not None:
-        raise UserError(f"extend={config.extend}: the run still has {planned} steps; leave it out")
+    if list(info.changed) == ["patience"] or (not timed and limit == course.end):
+        if config.extend is not None:
+            raise UserError(
+                f"extend={config.extend}: the planned number of steps stays {course.end}; leave it out"
+            )
+    elif timed:
+        left = option_amount(config.trainer.max_time) - spent
+        end = done + max(1, int(done * left / spent)) if spent else UNTIMED_STEPS
+        course.lengthen(end if limit is None else min(end, limit), config.extend, done)
+    else:
+        assert limit is not None  # max_time alone can replace the other ends
+        course.lengthen(limit, config.extend)
     return course
 
 
-def planned_steps(trainer: Mapping[Any, Any], epoch_steps: int) -> int:
-    """Return the number of steps at which ``max_epochs`` or ``max_steps`` ends a run, whichever comes first."""
+def planned_steps(trainer: Mapping[Any, Any], epoch_steps: int) -> int | None:
+    """Return the number of steps at which ``max_epochs`` or ``max_steps`` ends a run, whichever comes first; None: neither."""
     epochs, steps = trainer["max_epochs"], trainer.get("max_steps", -1)
-    if epochs in UNLIMITED:
-        return steps
-    planned = epoch_steps * max(epochs, 1)
-    return planned if steps == -1 else min(planned, steps)
+    ends = [] if epochs in UNLIMITED else [epoch_steps * max(epochs, 1)]
+    return min(ends + ([] if steps in UNLIMITED else [steps]), default=None)
 
 
 def stopped_run_info(folder: Path, record: RunRecord) -> RunInfo:
@@ -307,13 +320,25 @@ def is_optional_text(value: Any) -> bool:
     return value is None or isinstance(value, str)
 
 
-# tests of the values in callbacks' states, by the keys of ModelCheckpoint, EarlyStopping and Lines
+def is_course(value: Any) -> bool:
+    """Return True for the segments of a course, as run.json holds them."""
+    try:
+        return RunRecord.check_segments(value) is not None
+    except (ValueError, TypeError):
+        return False
+
+
+# tests of the values in callbacks' states, by the keys of ModelCheckpoint, EarlyStopping, Lines and Timer
 CALLBACK_STATE_TESTS: dict[str, Callable[[Any], bool]] = {
     **dict.fromkeys(("best_model_score", "current_score", "kth_value", "best_score"), is_scalar_tensor),
     **dict.fromkeys(("best_model_path", "kth_best_model_path", "last_model_path", "dirpath"), lambda v: isinstance(v, str)),
     **dict.fromkeys(("wait_count", "stopped_epoch", "patience"), is_count),
     "monitor": is_optional_text,
-    "seconds": lambda v: is_number(v) and v >= 0,
+    **dict.fromkeys(("seconds", "first", "trained", "base", "validated"), lambda v: is_number(v) and v >= 0),
+    **dict.fromkeys(("steps", "validations"), is_count),
+    "planned_at": lambda v: v is None or is_number(v),
+    "time_elapsed": lambda v: isinstance(v, dict) and all(map(is_number, v.values())),
+    "segments": is_course,
     "best_k_models": lambda v: isinstance(v, dict) and all(isinstance(k, str) and is_scalar_tensor(s) for k, s in v.items()),
 }  # fmt: skip
 

@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 
 from seg import files, hardware
 from seg.cli.compose import instantiate_node, plain_config
+from seg.cli.paths import complete_epochs
 from seg.cli.validation import check_literal
 from seg.data.datasets.base import object_border
 from seg.data.spacing import source_spacing
@@ -82,6 +83,7 @@ def build_and_fit(
     """Build data, network, loss, metrics and optimiser, check them, and fit; see ``train``."""
     # Check what can be checked before the data is read.
     configure_logging(speaks=not asked.silent)
+    complete_epochs(cfg)
     check_literal(plain_config(cfg))
     L.seed_everything(cfg.seed, verbose=False)
     hardware.pick_accelerator(cfg.trainer.accelerator)

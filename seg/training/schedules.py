@@ -82,10 +82,13 @@ class Course:
     Args:
         schedule: from the first step to the end, if nothing moves the end.
         segments: parts of the course; each one holds up to the start of the next, the first starts at step 0.
+        limit: largest number of steps; None: no limit but time.
     """
 
-    def __init__(self, schedule: Schedule, segments: Iterable[Segment]) -> None:
-        self.schedule, self.segments = schedule, list(segments)
+    def __init__(
+        self, schedule: Schedule, segments: Iterable[Segment], limit: int | None = None
+    ) -> None:
+        self.schedule, self.segments, self.limit = schedule, list(segments), limit
 
     @property
     def end(self) -> int:
@@ -101,22 +104,26 @@ class Course:
         position = segment.progress * length + step - segment.start
         return self.schedule.factor(min(position, length), length)
 
-    def lengthen(self, end: int, extend: Extend | None) -> None:
-        """Move the end of the run; the course up to the previous end stays.
+    def replan(self, segment: Segment) -> None:
+        """Let a segment replace the course from its start on."""
+        self.segments[:] = [*(s for s in self.segments if s.start < segment.start), segment]
+
+    def lengthen(self, end: int, extend: Extend | None, start: int | None = None) -> None:
+        """Move the end of the run; the course up to ``start`` stays.
 
         Args:
             end: new number of steps, above the previous one.
-            extend: hold the factor of the last planned step, or restart the schedule with its warm-up over the added
-                steps; None: for a schedule that does not depend on the number of steps.
+            extend: hold the factor of the step before ``start``, or restart the schedule with its warm-up over the
+                added steps; None: for a schedule that does not depend on the number of steps.
+            start: first step that is added; None: the previous end.
 
         Raises:
             UserError: if the schedule depends on the number of steps, and ``extend`` is None.
         """
         last, factor = self.segments[-1], self.schedule.factor
-        if last.progress is None and extend == "hold":
-            self.segments[-1] = last._replace(end=end)
-        elif extend is not None:
-            self.segments.append(Segment(last.end, end, 0.0 if extend == "restart" else None))
+        start = last.end if start is None else start
+        if extend is not None:
+            self.replan(Segment(start, end, 0.0 if extend == "restart" else None))
         elif all(factor(step, last.end) == factor(step, end) for step in range(last.end)):
             self.segments[-1] = last._replace(end=end)
         else:
