@@ -172,7 +172,7 @@ def fit_run(
             record["lr_segments"] = task.course.segments
             print_run_header(cfg, asked.name, task, data, taken)
             if asked.changed:
-                log_longer_run(asked, task.course)
+                log_longer_run(asked, task.course, cfg.extend)
                 write_record(folder, record | {"status": "running"})
             records.write_config(folder / "config.yaml", plain_config(cfg))
             provenance.write_provenance_files(folder, data.digests)
@@ -339,10 +339,11 @@ def initial_record(
     return record if asked.checkpoint is None else resumed_record(asked, record)
 
 
-def log_longer_run(asked: RunInfo, course: Course) -> None:
+def log_longer_run(asked: RunInfo, course: Course, extend: str | None) -> None:
     """Log what is changed in a run that is made longer."""
     ends = ", ".join(f"{name} {old} -> {new}" for name, (old, new) in asked.changed.items())
-    log.info(f"longer     {ends}; {course.end} steps")
+    extended = f"; extend={extend}" if extend else ""
+    log.info(f"longer     {ends}; {course.end} steps{extended}")
 
 
 def make_trainer(

@@ -172,7 +172,7 @@ def plan_course(config: DictConfig, info: RunInfo, schedule: Schedule, epoch_ste
         epoch_steps: optimiser steps of an epoch.
 
     Raises:
-        UserError: if a longer run has no further step, or its schedule falls and ``extend`` is not given.
+        RunError: if a longer run has no further step, or its schedule falls and ``extend`` is not given.
     """
     # The course so far: recorded in the checkpoint of a run with max_time, in run.json of others.
     recorded, timed = info.segments, config.trainer.get("max_time") is not None
@@ -193,13 +193,13 @@ def plan_course(config: DictConfig, info: RunInfo, schedule: Schedule, epoch_ste
         return course
     # The run is made longer; time is converted to steps at its mean speed, until the speed is measured again.
     if limit is not None and limit <= done:
-        raise UserError(
+        raise RunError(
             f"{', '.join(info.changed)}: the run has done all {done} steps that trainer.max_epochs="
             f"{config.trainer.max_epochs} and trainer.max_steps={config.trainer.max_steps} allow; give more of these"
         )
     if list(info.changed) == ["patience"] or (not timed and limit == course.end):
         if config.extend is not None:
-            raise UserError(
+            raise RunError(
                 f"extend={config.extend}: the planned number of steps stays {course.end}; leave it out"
             )
     elif timed:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, NamedTuple, Protocol
 
 from pydantic import Field
 
-from seg.errors import UserError
+from seg.errors import RunError
 from seg.ranges import check_ranges
 
 Extend = Literal["hold", "restart"]
@@ -118,7 +118,7 @@ class Course:
             start: first step that is added; None: the previous end.
 
         Raises:
-            UserError: if the schedule depends on the number of steps, and ``extend`` is None.
+            RunError: if the schedule depends on the number of steps, and ``extend`` is None.
         """
         last, factor = self.segments[-1], self.schedule.factor
         start = last.end if start is None else start
@@ -127,8 +127,8 @@ class Course:
         elif all(factor(step, last.end) == factor(step, end) for step in range(last.end)):
             self.segments[-1] = last._replace(end=end)
         else:
-            raise UserError(
-                f"{type(self.schedule).__name__} falls to its end at step {last.end}, and {end} steps are asked for; give "
+            raise RunError(
+                f"{type(self.schedule).__name__} falls to its end at step {start}, and {end} steps are asked for; give "
                 "extend=hold (keep the learning rate of the last step) or extend=restart (the schedule again, with "
                 "its warm-up, over the added steps)"
             )

@@ -481,7 +481,7 @@ def test_a_falling_rate_needs_a_word_and_falls_again_where_it_was_planned_to_end
         train(config("train", *words, f"outputs={tmp_path / 'stopped'}"), [Stop(3)])
     ended, stopped = ((tmp_path / name / "latest").resolve() for name in ("ended", "stopped"))
     before = {file: file.read_bytes() for file in ended.rglob("*") if file.is_file()}
-    with pytest.raises(UserError, match=r"Poly falls .* extend=hold .* extend=restart"):
+    with pytest.raises(RunError, match=r"Poly falls .* extend=hold .* extend=restart"):
         longer(ended, "trainer.max_epochs=3")
     after = {file: file.read_bytes() for file in ended.rglob("*") if file.is_file()}
     assert {f.name for f in after if after[f] != before.get(f)} <= {"log.txt"}

@@ -2,7 +2,7 @@
 
 import pytest
 
-from seg.errors import UserError
+from seg.errors import RunError
 from seg.training.schedules import Constant, Cosine, Course, Poly, Segment
 
 
@@ -46,7 +46,7 @@ def test_a_longer_course_holds_the_last_factor_or_falls_again():
 
 def test_a_falling_course_is_not_made_longer_without_a_word_on_it():
     for schedule in (Cosine(), Poly()):
-        with pytest.raises(UserError, match=r"extend=hold .* extend=restart"):
+        with pytest.raises(RunError, match=r"extend=hold .* extend=restart"):
             Course(schedule, [Segment(0, 4, 0.0)]).lengthen(6, None)
     flat = Course(Constant(), [Segment(0, 4, 0.0)])
     flat.lengthen(6, None)
