@@ -29,6 +29,7 @@ MIB = 2**20
 NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
 NON_BLOCKING = getattr(os, "O_NONBLOCK", 0)  # opening a pipe returns at once
 BINARY_FLAG = getattr(os, "O_BINARY", 0)
+WANDB_SERVICE_LOG = "debug-core.log"  # a link, in W&B's folder of a run
 LONGEST_NAME = 255  # bytes of a file name, on all usual file systems
 UNFINISHED_NAME = re.compile(r"\.[0-9a-f]{16}\.part.*")  # names of unfinished files
 
@@ -66,14 +67,19 @@ def check_tree(folder: Path, below: Path, inner: bool = False) -> None:
     Args:
         folder: may be absent.
         below: folder that the user named.
-        inner: allow links in ``folder`` whose target is below ``below``.
+        inner: allow links in ``folder`` whose target is below ``below``, and W&B's link to the log of its service,
+            a file that nothing is written to through the link.
     """
     check_links(folder, below)
     inside = below.resolve()
     for place, folders, names in os.walk(folder):
         for entry in (Path(place) / name for name in (*folders, *names)):
             if entry.is_symlink() and not (
-                inner and Path(os.path.realpath(entry)).is_relative_to(inside)
+                inner
+                and (
+                    Path(os.path.realpath(entry)).is_relative_to(inside)
+                    or (entry.name == WANDB_SERVICE_LOG and not entry.is_dir())
+                )
             ):
                 check_links(entry, below)
 

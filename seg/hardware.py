@@ -9,7 +9,7 @@ from typing import Any, Literal, cast
 import lightning as L
 import torch
 from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator
-from lightning.pytorch.callbacks import Checkpoint, ProgressBar, Timer
+from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
@@ -172,15 +172,16 @@ def build_trainer(
     """Build Lightning's Trainer for this machine; conf/trainer/auto.yaml explains each argument.
 
     ``folder`` is Lightning's default root, where it looks for checkpoints of SLURM's auto-requeue; without it a run
-    on a cluster would start from any hpc_ckpt_1.ckpt in the working folder.
+    on a cluster would start from any hpc_ckpt_1.ckpt in the working folder. ``max_time`` is that of a callback,
+    ``seg.training.callbacks.time_limit.TimeLimit``.
 
     Raises:
         HardwareError: if a GPU is requested and PyTorch finds none.
-        ValueError: if neither ``max_epochs`` nor ``max_steps`` ends the training.
+        ValueError: if none of ``max_epochs``, ``max_steps`` and ``max_time`` ends the training.
     """
-    if max_epochs in (None, -1) and max_steps == -1:
+    if max_epochs in (None, -1) and max_steps == -1 and max_time is None:
         raise ValueError(
-            f"max_epochs is {max_epochs} and max_steps -1; give one of them, the schedule needs an end"
+            f"max_epochs is {max_epochs}, max_steps -1 and max_time null; give one of them, the schedule needs an end"
         )
     picked = pick_accelerator(accelerator)
     name, _ = pick_precision(precision, picked)
@@ -189,8 +190,6 @@ def build_trainer(
         devices = 1 if devices == "auto" else devices
     if channels_last == "auto":  # faster on CPUs, and on GPUs with tensor cores in use
         channels_last = picked == "cpu" or name in ("bf16-mixed", "16-mixed")
-    # must run before the callbacks that check whether training should stop; Lightning would append its own
-    timer = [] if max_time is None else [Timer(max_time)]
     return L.Trainer(
         accelerator=picked,
         devices=devices,
@@ -207,7 +206,7 @@ def build_trainer(
         sync_batchnorm=sync_batchnorm,
         deterministic=deterministic,
         log_every_n_steps=log_every_n_steps,
-        callbacks=[MemoryFormat(channels_last, compile), *timer, *(callbacks or [])],
+        callbacks=[MemoryFormat(channels_last, compile), *(callbacks or [])],
         plugins=plugins,
         logger=logger,
         default_root_dir=folder,

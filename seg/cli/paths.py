@@ -1,4 +1,4 @@
-"""Values completed when a config is composed: ``~`` and environment variables in paths, and NaN as a word."""
+"""Values completed when a config is composed: paths, NaN as a word, and the number of epochs."""
 
 import math
 import os
@@ -32,11 +32,12 @@ SQLITE_PREFIX = "sqlite:///"  # followed by the path of a file
 VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)\})")
 
 
+DEFAULT_EPOCHS = 20
 NODATA_OPTIONS = ("data.nodata", "nodata")  # a number, or nan
 
 
 def complete_values(cfg: DictConfig) -> None:
-    """Expand the paths of a config, and spell NaN, which equals nothing, as the word nan.
+    """Expand the paths of a config, spell NaN, which equals nothing, as the word nan, and give ``trainer.max_epochs``.
 
     Raises:
         UserError: naming the option, if an environment variable is not set or a path is an address.
@@ -47,6 +48,16 @@ def complete_values(cfg: DictConfig) -> None:
         if isinstance(value, float) and math.isnan(value):
             with flag_override(cfg, ["struct", "readonly"], [False, False]):
                 OmegaConf.update(cfg, name, "nan")
+    complete_epochs(cfg)
+
+
+def complete_epochs(cfg: DictConfig) -> None:
+    """Replace ``trainer.max_epochs=null``: by -1 if ``max_steps`` or ``max_time`` ends the training, else by 20."""
+    trainer = cfg.get("trainer")
+    if OmegaConf.is_dict(trainer) and "_target_" in trainer and trainer.get("max_epochs") is None:
+        limited = trainer.get("max_steps", -1) != -1 or trainer.get("max_time") is not None
+        with flag_override(cfg, ["struct", "readonly"], [False, False]):
+            OmegaConf.update(cfg, "trainer.max_epochs", -1 if limited else DEFAULT_EPOCHS)
 
 
 def expand_paths(cfg: DictConfig) -> None:

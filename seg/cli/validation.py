@@ -141,6 +141,7 @@ OPTION_RANGES = {  # dotted name of an option -> its range
     "outputs": WORD_RANGE,
     "init": any_range(WORD_RANGE, NULL_RANGE),
     "resume": any_range(WORD_RANGE, NULL_RANGE),
+    "extend": any_range(choice_range("hold", "restart"), NULL_RANGE),
     "two_class_logits": any_range(OptionRange("1", lambda v: v == 1), OptionRange("2", lambda v: v == 2)),
     "patience": any_range(OptionRange("a number of validations, 1 or more", POSITIVE_INT.holds), NULL_RANGE),
     "ema": any_range(float_range(0, 1, open_=True), NULL_RANGE),

@@ -165,6 +165,6 @@ def train_again(config: dict[str, Any], past: FinishedRun) -> Path:
     # Only a callback learns the folder that the training creates
     capture, name = RunFolderCapture(), f"rerun-{past.record.name}"
     with name_config_file(past.folder / "config.yaml"):
-        info = RunInfo(name, words, past.record.choices)
+        info = RunInfo(name, words, past.record.choices, segments=past.record.lr_segments)
         train(OmegaConf.create(config | {"name": name}), [capture], info)
     return capture.folder

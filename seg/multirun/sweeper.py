@@ -207,7 +207,7 @@ def plan_jobs(config: DictConfig, params: dict[str, str]) -> list[dict[str, Any]
     words = [f"{key}={value}" for key, value in (params or {}).items()]
     words += [w for w in config.hydra.overrides.task if not w.lstrip("+").startswith("restart=")]
     overrides = OverridesParser.create().parse_overrides(words)
-    if any(override.key_or_group == "resume" for override in overrides):
+    if any(override.key_or_group in ("resume", "extend") for override in overrides):
         raise UserError(
             "resume: repeat the sweep's own command to continue it; resume= continues a single run, without -m"
         )

@@ -119,6 +119,11 @@ class RunRecord(RecordSection):
     )
     minutes: RecordNumber = Field(None, description="duration of the training, minutes")
     steps: int | None = Field(None, description="optimiser steps")
+    lr_segments: list[list[int | float | None]] | None = Field(
+        None,
+        description="course of the learning rate: first step, planned steps, and progress of the schedule there; "
+        "null: the rate is held",
+    )
     status: Literal["running", "finished", "failed", "interrupted", "pruned"] = Field(
         description="state of the run"
     )
@@ -136,6 +141,26 @@ class RunRecord(RecordSection):
         if not isinstance(choices, dict):
             return choices
         return {group: choice for group, choice in choices.items() if choice is not None}
+
+    @field_validator("lr_segments")
+    @classmethod
+    def check_segments(cls, segments: list[list[Any]] | None) -> list[list[Any]] | None:
+        """Return the segments if each starts after the one before it, and the first at step 0."""
+        if segments is None:
+            return None
+        starts = []
+        for segment in segments:
+            if len(segment) != 3:
+                raise ValueError("a segment has not three values")
+            start, end, progress = segment
+            whole = type(start) is int and type(end) is int and 0 <= start <= end
+            if not whole or not (progress is None or 0 <= progress < 1):
+                raise ValueError(f"a segment is {segment}")
+            starts.append(start)
+        held_first = bool(segments) and segments[0][2] is None
+        if starts[:1] != [0] or starts != sorted(set(starts)) or held_first:
+            raise ValueError(f"its segments start at steps {starts[:5]}")
+        return segments
 
     @field_validator("metrics")
     @classmethod

@@ -41,6 +41,8 @@ class RunInfo:
         checkpoint: checkpoint from which a stopped run is resumed.
         silent: write messages to log.txt only, as the jobs of a sweep do.
         devices: indices of the devices reserved for this run; None: those of the config.
+        changed: for a run that is made longer, option -> its value before and now.
+        segments: recorded course of the learning rate, which the run repeats or continues; None: planned anew.
     """
 
     name: str
@@ -52,12 +54,16 @@ class RunInfo:
     checkpoint: Path | None = None
     silent: bool = False
     devices: list[int] | None = None
+    changed: dict[str, list[Any]] = field(default_factory=dict)
+    segments: list[list[Any]] | None = None
 
     @property
     def facts(self) -> dict[str, Any]:
         """Return the metadata as run.json holds it."""
         return {
-            k: v for k, v in asdict(self).items() if k not in ("folder", "checkpoint", "devices")
+            k: v
+            for k, v in asdict(self).items()
+            if k not in ("folder", "checkpoint", "devices", "changed", "segments")
         }
 
 

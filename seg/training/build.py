@@ -184,6 +184,30 @@ def normalises_one_sample(model: Network, data: DataModule) -> bool:
     return True
 
 
+def count_batches(samples: int, size: int, world: int) -> int:
+    """Return the number of batches of an epoch on each of ``world`` ranks."""
+    return math.ceil(math.ceil(samples / world) / size)
+
+
+def training_batches(data: DataModule, world: int) -> int:
+    """Return the number of training batches of an epoch on each rank, without a limit."""
+    samples = len(data.source.splits["train"]) * data.repeats
+    return count_batches(samples, data.batch_size // world or 1, world)
+
+
+def epoch_steps(node: DictConfig, data: DataModule, world: int) -> int:
+    """Return the number of optimiser steps of an epoch.
+
+    Args:
+        node: options of the Trainer.
+        data: with the training split.
+        world: number of ranks.
+    """
+    batches, limit = training_batches(data, world), node.get("limit_train_batches", 1.0)
+    limited = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+    return math.ceil(limited / node.get("accumulate_grad_batches", 1))
+
+
 def check_trainer_options(node: DictConfig, data: DataModule, model: Network) -> None:
     """Raise UserError if Lightning rejects an option, an epoch would have no batch, or one of too few samples."""
     trainer = instantiate_node(node, "trainer")
@@ -191,13 +215,15 @@ def check_trainer_options(node: DictConfig, data: DataModule, model: Network) ->
     if hardware.pick_accelerator(node.accelerator) == "cpu" and processes > max(8, cores):
         raise UserError(f"trainer.devices={node.devices}: this machine has {cores} cores")
     # A limit given as a fraction must leave at least one batch per rank.
-    world, splits = trainer.world_size, data.source.splits
-    samples = {
-        "limit_train_batches": (len(splits["train"]) * data.repeats, data.batch_size // world or 1),
-        "limit_val_batches": (len(splits["val"]), data.eval_batch_size),
+    world = trainer.world_size
+    limited = {
+        "limit_train_batches": training_batches(data, world),
+        "limit_val_batches": count_batches(
+            len(data.source.splits["val"]), data.eval_batch_size, world
+        ),
     }
-    for option, (count, size) in samples.items():
-        share, batches = node.get(option, 1.0), math.ceil(math.ceil(count / world) / size)
+    for option, batches in limited.items():
+        share = node.get(option, 1.0)
         if isinstance(share, float) and int(share * batches) == 0:
             raise UserError(
                 f"trainer.{option}={share}: that is none of {batches} batch{'es' * (batches > 1)}; give a "

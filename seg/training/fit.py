@@ -12,7 +12,7 @@ from typing import Any, TypeVar, cast
 
 import lightning as L
 from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, Timer
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
@@ -33,6 +33,7 @@ from seg.runs.folder import relative_to_here, update_latest_link
 from seg.runs.record import write_record
 from seg.runs.run_info import RunInfo
 from seg.training import artifacts
+from seg.training.build import epoch_steps
 from seg.training.callbacks import progress
 from seg.training.callbacks.checkpointing import (
     AtomicCheckpointIO,
@@ -45,15 +46,18 @@ from seg.training.callbacks.memory_hint import MemoryHint
 from seg.training.callbacks.nan_guard import NonFiniteError, NonFiniteGuard
 from seg.training.callbacks.pictures import PanelCallback
 from seg.training.callbacks.progress import ProgressLogger
+from seg.training.callbacks.time_limit import TimeLimit
 from seg.training.evaluation import choose_split_neck
 from seg.training.loggers import MetricsCSV, TrackedRun
 from seg.training.loggers.guarded import finish_loggers, hide_secrets, start_loggers
 from seg.training.resume import (
     copy_to_last,
     existing_checkpoints,
+    plan_course,
     remove_unfinished_files,
     resumed_record,
 )
+from seg.training.schedules import Course
 from seg.training.summary import print_run_header, print_run_summary
 from seg.training.task import SegmentationTask
 
@@ -163,7 +167,13 @@ def fit_run(
             # Build the Trainer, and print and record what the run begins with.
             trainer = make_trainer(cfg, asked, [*callbacks, pictures], interrupts)
             data.check_ranks(trainer.world_size)
+            steps = epoch_steps(cfg.trainer, data, trainer.world_size)
+            task.course = plan_course(cfg, asked, task.schedule, steps)
+            record["lr_segments"] = task.course.segments
             print_run_header(cfg, asked.name, task, data, taken)
+            if asked.changed:
+                log_longer_run(asked, task.course, cfg.extend)
+                write_record(folder, record | {"status": "running"})
             records.write_config(folder / "config.yaml", plain_config(cfg))
             provenance.write_provenance_files(folder, data.digests)
             trainer.loggers = make_loggers(cfg, asked, task)
@@ -179,7 +189,7 @@ def fit_run(
                 update_latest_link(folder)
             # Fit, then score the weights that validated best.
             fit_from_checkpoint(trainer, task, data, asked.checkpoint)
-            log_early_end(trainer)
+            log_early_end(trainer, task.course, folder)
             minutes = get_callback(trainer, ProgressLogger).seconds / 60
             scores = score_best_checkpoint(trainer, task, data, cfg.threshold == "best")
             record |= {
@@ -187,6 +197,7 @@ def fit_run(
                 "split_neck_px": task.card.get("split_neck_px"),
                 "minutes": minutes,
                 "steps": trainer.global_step,
+                "lr_segments": task.course.segments,
             }
             # Write per-image counts and pictures, which seg.compare reads.
             write_artifacts(cfg, folder, task, data, trainer)
@@ -241,21 +252,27 @@ def fit_from_checkpoint(
         ) from error
 
 
-def log_early_end(trainer: L.Trainer) -> None:
-    """Log where ``max_time`` or ``patience`` ended a training before its last step."""
-    planned = int(trainer.estimated_stepping_batches)
-    if trainer.global_step >= planned:
+def log_early_end(trainer: L.Trainer, course: Course, folder: Path) -> None:
+    """Log where ``max_time`` or ``patience`` ended a training.
+
+    Args:
+        trainer: after the training.
+        course: of the learning rate, with the planned number of steps.
+        folder: run folder.
+    """
+    callbacks, done = cast(Any, trainer).callbacks, trainer.global_step
+    timed = any(isinstance(c, TimeLimit) for c in callbacks) and done != course.limit
+    early = any(isinstance(c, EarlyStopping) and c.stopped_epoch for c in callbacks)
+    reason = "patience" if early else "trainer.max_time" if timed else ""
+    if not reason:
         return
-    callbacks = cast(Any, trainer).callbacks
-    timers = [c for c in callbacks if isinstance(c, Timer) and c.time_remaining() is not None]
-    early = [c for c in callbacks if isinstance(c, EarlyStopping) and c.stopped_epoch]
-    reason = "trainer.max_time" if any(timer.time_remaining() <= 0 for timer in timers) else ""
-    reason = reason or ("patience" if early else "")
-    if reason:
-        log.info(
-            f"{reason} ended the training in epoch {max(1, trainer.current_epoch)} of {trainer.max_epochs}, after "
-            f"{trainer.global_step} of {planned} steps"
-        )
+    epochs = f" of {trainer.max_epochs}" if trainer.max_epochs != -1 else ""
+    steps = f"{done} of {course.end}" if early else done
+    again = render_command("rerun", render_option("run", relative_to_here(folder)))
+    log.info(
+        f"{reason} ended the training in epoch {max(1, trainer.current_epoch)}{epochs}, after {steps} steps"
+        f"{'' if early else f', the same in  {again}'}"
+    )
 
 
 def handle_failure(
@@ -319,7 +336,14 @@ def initial_record(
         "split_hash": split_hash(source.splits),
         "data": {"fingerprint": provenance.data_fingerprint(data.digests)},
     }  # fmt: skip
-    return record if asked.checkpoint is None else resumed_record(cast(Path, asked.folder), record)
+    return record if asked.checkpoint is None else resumed_record(asked, record)
+
+
+def log_longer_run(asked: RunInfo, course: Course, extend: str | None) -> None:
+    """Log what is changed in a run that is made longer."""
+    ends = ", ".join(f"{name} {old} -> {new}" for name, (old, new) in asked.changed.items())
+    extended = f"; extend={extend}" if extend else ""
+    log.info(f"longer     {ends}; {course.end} steps{extended}")
 
 
 def make_trainer(
@@ -338,7 +362,11 @@ def make_trainer(
         Path(os.path.abspath(cast(Path, asked.folder))) / "checkpoints"
     )  # Lightning expands ~ in others
     bar = progress.on_terminal() and not asked.silent
+    longer = any(name != "patience" for name in asked.changed)
+    limit = cfg.trainer.get("max_time")
+    timer = [] if limit is None else [TimeLimit(limit, longer, repeats=asked.segments is not None)]
     callbacks = [
+        *timer,  # before those that check whether training should stop
         *more,
         PortableModelCheckpoint(
             checkpoints,
@@ -357,7 +385,7 @@ def make_trainer(
         ),
         ProgressLogger(),
         StartMarker(asked.checkpoint is not None),
-        ResumeMidEpoch(),
+        ResumeMidEpoch(longer=bool(asked.changed), patience=cfg.patience),
         interrupts,
         MemoryHint(
             f"the first step, of loader.batch_size={cfg.loader.batch_size} and loader.crop={cfg.loader.crop}",

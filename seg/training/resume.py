@@ -1,13 +1,17 @@
-"""Resume a stopped run in its folder, with its config: ``python -m seg.train resume=RUN``."""
+"""Resume a stopped run in its folder, with its config, or make it longer.
+
+``python -m seg.train resume=RUN`` resumes; ``resume=RUN trainer.max_epochs=40`` also makes a finished run longer.
+"""
 
 import logging
 import os
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
@@ -15,20 +19,32 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from seg import files
-from seg.cli.compose import compose_checked, one_line, plain_config
-from seg.cli.conf_files import CONF
+from seg.cli.compose import compose_checked, one_line, parse_overrides, plain_config
+from seg.cli.conf_files import CONF, format_option_value
 from seg.cli.validation import check_option_group, is_number
 from seg.errors import RunError, UserError
 from seg.files import read_text
 from seg.runs import reader
-from seg.runs.checkpoint import DAMAGE_ERRORS, check_finite, read_checkpoint, suggest_run
+from seg.runs.checkpoint import (
+    DAMAGE_ERRORS,
+    check_finite,
+    load_skeleton,
+    read_checkpoint,
+    suggest_run,
+)
 from seg.runs.migrations import upgrade_config
 from seg.runs.record import RunRecord, read_record
 from seg.runs.run_info import RunInfo
 from seg.runs.safe_loading import CONFIG_LIMIT, check_targets, read_yaml
+from seg.training.schedules import Course, Schedule, Segment
 
 log = logging.getLogger("seg")
-RESUME_RESETS = ("status", "error")  # fields of run.json that resuming resets
+RESULTS = ("steps", "minutes", "metrics")  # of the earlier end of a run that is made longer
+# fields of run.json that resuming resets
+RESUME_RESETS = ("status", "error", "threshold", "split_neck_px", *RESULTS)
+END_OPTIONS = ("trainer.max_epochs", "trainer.max_steps", "trainer.max_time", "patience")
+UNLIMITED = (None, -1)  # values of these options that set no end
+UNTIMED_STEPS = 1000  # planned for max_time until its first step is timed
 RERECORDED = (
     "versions",
     "git",
@@ -43,20 +59,33 @@ WRITTEN_SUFFIXES = (".yaml", ".json", ".csv", ".txt", ".ckpt", ".png", ".jpg", "
 CHECKPOINT_FILES = ("last.ckpt", "best.ckpt")
 
 
-def load_stopped_run(cfg: DictConfig) -> tuple[DictConfig, RunInfo]:
-    """Return the saved config and the facts of the run that ``cfg.resume`` names.
+def load_stopped_run(
+    cfg: DictConfig, words: Sequence[str] | None = None
+) -> tuple[DictConfig, RunInfo]:
+    """Return the config and the facts of the run that ``cfg.resume`` names; options of its end may be changed.
+
+    Args:
+        cfg: composed from conf/train.yaml.
+        words: command line; None: the one that Hydra parsed.
 
     Raises:
-        UserError: if the command line gives another option.
-        RunError: if there is no such run, it is finished, or it is damaged.
+        UserError: if the command line gives another option, or an end that is not later.
+        RunError: if there is no such run, it is finished and not made longer, or it is damaged.
     """
-    # No other option can change a run that is resumed.
-    for word in HydraConfig.get().overrides.task if HydraConfig.initialized() else []:
-        if not word.startswith("resume="):
+    # Only the end of a run that is resumed can be changed.
+    if words is None:
+        words = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    given = {one.key_or_group: one.value() for one in parse_overrides(list(words))}
+    given.pop("resume", None)
+    for name, value in given.items():
+        if name not in (*END_OPTIONS, "extend"):
             raise UserError(
-                f"{word}: resume= continues a run with its saved config and allows no other option; leave it out, or "
-                "give init=RUN to begin another run with its weights"
+                f"{name}={format_option_value(value)}: resume= continues a run with its saved config and allows no "
+                f"other option than {', '.join(END_OPTIONS)} (each larger than it was) and extend; leave it out, or give "
+                "init=RUN to begin another run with its weights"
             )
+    if list(given) == ["extend"]:
+        raise UserError(f"extend={given['extend']}: give a larger {', '.join(END_OPTIONS)} as well")
     # The folder must hold an unfinished run.
     if not isinstance(cfg.resume, str) or not cfg.resume:
         raise RunError(f"resume={cfg.resume}: a run folder is needed, resume=outputs/latest")
@@ -67,11 +96,127 @@ def load_stopped_run(cfg: DictConfig) -> tuple[DictConfig, RunInfo]:
     if not (folder / "run.json").is_file():
         raise RunError(f"resume={folder}: no run folder{suggest_run(folder)}")
     record = read_record(folder / "run.json")
-    if record.status == "finished":
+    if record.status == "finished" and not given:
         raise RunError(
-            f"resume={folder}: the run is finished; init={folder} begins another with its weights"
+            f"resume={folder}: the run is finished; init={folder} begins another with its weights, and a larger "
+            f"{', '.join(END_OPTIONS)} makes this one longer"
         )
-    return read_saved_config(folder), stopped_run_info(folder, record)
+    config, info = read_saved_config(folder), stopped_run_info(folder, record)
+    return move_end(config, info, given) if given else (config, info)
+
+
+def move_end(
+    config: DictConfig, info: RunInfo, given: Mapping[str, Any]
+) -> tuple[DictConfig, RunInfo]:
+    """Return the config and the facts of a run that is made longer.
+
+    Args:
+        config: saved by the run; changed in place.
+        info: facts of the run.
+        given: some of ``END_OPTIONS`` with their new values, and optionally ``extend``.
+
+    Raises:
+        UserError: if the new end is not later.
+    """
+    changed = {}
+    for name in (name for name in END_OPTIONS if name in given):
+        before, now = OmegaConf.select(config, name), given[name]
+        if before in UNLIMITED or not (
+            now in UNLIMITED or option_amount(now) > option_amount(before)
+        ):
+            raise UserError(
+                f"{name}={format_option_value(now)}: the run has {format_option_value(before)}; a run can only be made "
+                f"longer{'' if before in UNLIMITED else ', give more'}"
+            )
+        changed[name] = [before, now]
+        OmegaConf.update(config, name, now)
+    config.extend = given.get("extend")
+    check_used_up(config, info)
+    words = [w for w in info.overrides if w.lstrip("+").partition("=")[0] not in given]
+    words += [f"{name}={format_option_value(value)}" for name, value in given.items()]
+    return config, replace(info, overrides=words, changed=changed)
+
+
+def option_amount(value: int | str) -> int:
+    """Return a number of epochs, steps or validations; of ``days:hours:minutes:seconds`` the seconds."""
+    if isinstance(value, int):
+        return value
+    days, hours, minutes, seconds = map(int, value.split(":"))
+    return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
+
+
+def check_used_up(config: DictConfig, info: RunInfo) -> None:
+    """Raise UserError if patience or the time limit would end a longer run before its next step."""
+    for state in load_skeleton(str(info.checkpoint))["callbacks"].values():
+        waited, patience = state.get("wait_count", 0), config.patience
+        if patience is not None and waited >= patience:
+            raise UserError(
+                f"patience={patience}: {waited} validations without a better val/dice ended the run; give a larger "
+                "patience as well"
+            )
+        spent = state.get("time_elapsed", {}).get("train", 0)
+        limit = config.trainer.max_time
+        if limit is not None and spent >= option_amount(limit):
+            raise UserError(
+                f"trainer.max_time={limit}: the run has trained for {spent:.0f} s; give a larger trainer.max_time as well"
+            )
+
+
+def plan_course(config: DictConfig, info: RunInfo, schedule: Schedule, epoch_steps: int) -> Course:
+    """Return the course of a run's learning rate: planned anew, continued, or of a run that is made longer.
+
+    Args:
+        config: of the run.
+        info: facts of the run.
+        schedule: of the learning rate.
+        epoch_steps: optimiser steps of an epoch.
+
+    Raises:
+        RunError: if a longer run has no further step, or its schedule falls and ``extend`` is not given.
+    """
+    # The course so far: recorded in the checkpoint of a run with max_time, in run.json of others.
+    recorded, timed = info.segments, config.trainer.get("max_time") is not None
+    done, spent = 0, 0.0
+    if info.checkpoint is not None and info.folder is not None:
+        content = load_skeleton(info.checkpoint)
+        timer = content.get("callbacks", {}).get("Timer", {})
+        recorded = timer.get("segments") or read_record(info.folder / "run.json").lr_segments
+        done, spent = content["global_step"], timer.get("time_elapsed", {}).get("train", 0.0)
+    before = {name.removeprefix("trainer."): old for name, (old, _) in info.changed.items()}
+    limit = planned_steps(config.trainer, epoch_steps)
+    earlier = planned_steps({**config.trainer, **before}, epoch_steps)
+    segments = [Segment(*cast(Any, segment)) for segment in recorded or []]
+    if not segments or not (timed or segments[-1].end == earlier):
+        segments = [Segment(0, UNTIMED_STEPS if earlier is None else earlier, 0.0)]
+    course = Course(schedule, segments, limit)
+    if not info.changed:
+        return course
+    # The run is made longer; time is converted to steps at its mean speed, until the speed is measured again.
+    if limit is not None and limit <= done:
+        raise RunError(
+            f"{', '.join(info.changed)}: the run has done all {done} steps that trainer.max_epochs="
+            f"{config.trainer.max_epochs} and trainer.max_steps={config.trainer.max_steps} allow; give more of these"
+        )
+    if list(info.changed) == ["patience"] or (not timed and limit == course.end):
+        if config.extend is not None:
+            raise RunError(
+                f"extend={config.extend}: the planned number of steps stays {course.end}; leave it out"
+            )
+    elif timed:
+        left = option_amount(config.trainer.max_time) - spent
+        end = done + max(1, int(done * left / spent)) if spent else UNTIMED_STEPS
+        course.lengthen(end if limit is None else min(end, limit), config.extend, done)
+    else:
+        assert limit is not None  # max_time alone can replace the other ends
+        course.lengthen(limit, config.extend)
+    return course
+
+
+def planned_steps(trainer: Mapping[Any, Any], epoch_steps: int) -> int | None:
+    """Return the number of steps at which ``max_epochs`` or ``max_steps`` ends a run, whichever comes first; None: neither."""
+    epochs, steps = trainer["max_epochs"], trainer.get("max_steps", -1)
+    ends = [] if epochs in UNLIMITED else [epoch_steps * max(epochs, 1)]
+    return min(ends + ([] if steps in UNLIMITED else [steps]), default=None)
 
 
 def stopped_run_info(folder: Path, record: RunRecord) -> RunInfo:
@@ -175,13 +320,25 @@ def is_optional_text(value: Any) -> bool:
     return value is None or isinstance(value, str)
 
 
-# tests of the values in callbacks' states, by the keys of ModelCheckpoint, EarlyStopping and Lines
+def is_course(value: Any) -> bool:
+    """Return True for the segments of a course, as run.json holds them."""
+    try:
+        return RunRecord.check_segments(value) is not None
+    except (ValueError, TypeError):
+        return False
+
+
+# tests of the values in callbacks' states, by the keys of ModelCheckpoint, EarlyStopping, Lines and Timer
 CALLBACK_STATE_TESTS: dict[str, Callable[[Any], bool]] = {
     **dict.fromkeys(("best_model_score", "current_score", "kth_value", "best_score"), is_scalar_tensor),
     **dict.fromkeys(("best_model_path", "kth_best_model_path", "last_model_path", "dirpath"), lambda v: isinstance(v, str)),
     **dict.fromkeys(("wait_count", "stopped_epoch", "patience"), is_count),
     "monitor": is_optional_text,
-    "seconds": lambda v: is_number(v) and v >= 0,
+    **dict.fromkeys(("seconds", "first", "trained", "base", "validated"), lambda v: is_number(v) and v >= 0),
+    **dict.fromkeys(("steps", "validations"), is_count),
+    "planned_at": lambda v: v is None or is_number(v),
+    "time_elapsed": lambda v: isinstance(v, dict) and all(map(is_number, v.values())),
+    "segments": is_course,
     "best_k_models": lambda v: isinstance(v, dict) and all(isinstance(k, str) and is_scalar_tensor(s) for k, s in v.items()),
 }  # fmt: skip
 
@@ -267,17 +424,19 @@ def check_files(folder: Path) -> None:
                 raise RunError(f"{file}: not a regular file, where the run writes one; remove it")
 
 
-def resumed_record(folder: Path, now: dict[str, Any]) -> dict[str, Any]:
+def resumed_record(info: RunInfo, now: dict[str, Any]) -> dict[str, Any]:
     """Return the contents of run.json of a resumed run: as it began, with an entry for this resumption.
 
     Args:
-        folder: run folder.
+        info: facts of the run.
         now: contents that a new run would have.
 
     Raises:
         RunError: if images, masks or splits have changed since the run began.
     """
     # The data must be the same, or validation images could have been trained on.
+    folder = info.folder
+    assert folder is not None
     old = read_record(folder / "run.json").content()
     for name, what in (("split_hash", "splits"), ("data", "images or masks")):
         if name in old and old[name] != now[name]:
@@ -290,4 +449,7 @@ def resumed_record(folder: Path, now: dict[str, Any]) -> dict[str, Any]:
     command = [Path(sys.executable).name, *sys.orig_argv[1:]]
     entry = {"command": command, "started": time.strftime("%Y-%m-%dT%H:%M:%S%z")} | changes
     kept = {name: value for name, value in old.items() if name not in RESUME_RESETS}
+    if info.changed:
+        entry |= {"changed": info.changed} | {name: old[name] for name in RESULTS if name in old}
+        kept["overrides"] = info.overrides
     return kept | {"resumed": [*old.get("resumed", []), entry]}

@@ -11,10 +11,12 @@ from omegaconf import DictConfig
 
 from seg import files, hardware
 from seg.cli.compose import instantiate_node, plain_config
+from seg.cli.paths import complete_epochs
 from seg.cli.validation import check_literal
 from seg.data.datasets.base import object_border
 from seg.data.spacing import source_spacing
 from seg.display.console import configure_logging, is_rank_zero, log_to_file
+from seg.errors import UserError
 from seg.losses.weighted_sum import find_weight_map
 from seg.runs import checkpoint, folder
 from seg.runs.reader import name_config_file
@@ -57,6 +59,8 @@ def train(
     """
     try:
         if cfg.resume is None:
+            if asked is None and cfg.extend is not None:
+                raise UserError(f"extend={cfg.extend}: goes with resume=RUN and a later end")
             return build_and_fit(cfg, callbacks, asked or run_info_from_hydra(cfg))
         file = Path(str(cfg.resume)) / "config.yaml"
         cfg, asked = load_stopped_run(cfg)
@@ -79,6 +83,7 @@ def build_and_fit(
     """Build data, network, loss, metrics and optimiser, check them, and fit; see ``train``."""
     # Check what can be checked before the data is read.
     configure_logging(speaks=not asked.silent)
+    complete_epochs(cfg)
     check_literal(plain_config(cfg))
     L.seed_everything(cfg.seed, verbose=False)
     hardware.pick_accelerator(cfg.trainer.accelerator)

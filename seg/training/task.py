@@ -19,7 +19,7 @@ from seg.losses.weighted_sum import KEPT_PIXELS
 from seg.metrics import SegmentationMetrics
 from seg.models.contract import same_size_logits
 from seg.models.network import Network
-from seg.training.schedules import Constant, Schedule
+from seg.training.schedules import Constant, Course, Schedule, Segment
 
 log = logging.getLogger("seg")
 SCORED_PIXELS = 2**20  # of a large image that are scored together
@@ -59,6 +59,7 @@ class SegmentationTask(L.LightningModule):
         self.model, self.loss = model, loss
         self.optim, self.schedule = optim, schedule or Constant()
         self.seed, self.card, self.tiles = seed, card or {}, tiles
+        self.course: Course | None = None  # set by fit_run; None: planned by Lightning
         self.without_loss: set[str] = set()
         self.head_weights, self.weight_decay_of_all = head_weights, weight_decay_of_all
         self.val_metrics, self.test_metrics = metrics, deepcopy(metrics)
@@ -227,12 +228,23 @@ class SegmentationTask(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer()
-        steps = int(self.trainer.estimated_stepping_batches)
-        scheduler = LambdaLR(optimizer, lambda step: self.schedule.factor(step, steps))
+        if self.course is None:
+            steps = int(self.trainer.estimated_stepping_batches)
+            self.course = Course(self.schedule, [Segment(0, steps, 0.0)])
+        scheduler = LambdaLR(optimizer, self.course.factor)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
         }
+
+    def on_train_start(self) -> None:
+        # A checkpoint at the end of a run that was made longer holds the rate of a step that was not planned.
+        scheduler, course = cast(LambdaLR, self.lr_schedulers()), self.course
+        assert course is not None
+        rates = [base * course.factor(scheduler.last_epoch) for base in scheduler.base_lrs]
+        for group, rate in zip(scheduler.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+        scheduler._last_lr = rates
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["seg"] = self.card

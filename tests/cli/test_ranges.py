@@ -261,7 +261,7 @@ TAKEN = {  # those of VALUES that an option takes -> file or command -> such opt
         'data=folder': 'pages mask_layers val spacing',
         'data=isbi2012': 'spacing',
         'trainer=auto': 'max_time',
-        'train': 'ema threshold loader.crop loader.percentiles',
+        'train': 'ema extend threshold loader.crop loader.percentiles',
         'evaluate': 'data.split threshold model.depth',
         'predict': 'threshold model.depth',
         'compare': 'split',

@@ -53,7 +53,7 @@ def test_a_class_that_is_never_predicted_is_told(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["trainer.max_time=00:00:00:00"], r"trainer\.max_time ended the training in epoch 1 of 9, after [01] of 18 steps"),
+        (["trainer.max_time=00:00:00:00"], r"trainer\.max_time ended the training in epoch 1 of 9, after [01] steps, the same in  python -m seg\.rerun run="),
         (["patience=1", "optim.lr=0"], r"patience ended the training in epoch 2 of 9, after 4 of 18 steps"),
         (["trainer.max_epochs=1"], None),
     ],

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from PIL import Image
 from small_runs import TINY, config
 
 from seg.data.sampler import EpochSampler
-from seg.errors import RunError
+from seg.errors import RunError, UserError
 from seg.runs import checkpoint, records
 from seg.runs.folder import lock_folder
 from seg.training.callbacks.checkpointing import AtomicCheckpointIO
@@ -50,8 +51,8 @@ def rows(folder: Path) -> list[dict[str, str]]:
     return [{k: v for k, v in row.items() if k != "images_per_second"} for row in found]
 
 
-def same(a: Path, b: Path) -> bool:
-    """Weights, optimiser, schedule and all measurements of two runs, bit for bit."""
+def same(a: Path, b: Path, but: Sequence[dict[str, str]] = ()) -> bool:
+    """Weights, optimiser, schedule and all measurements of two runs but for some rows, bit for bit."""
     one, two = state(a), state(b)
     weights = all(
         torch.equal(one["state_dict"][k], two["state_dict"][k]) for k in one["state_dict"]
@@ -59,7 +60,8 @@ def same(a: Path, b: Path) -> bool:
     moments = (s["optimizer_states"][0]["state"] for s in (one, two))
     for first, second in zip(*(m.values() for m in moments), strict=True):
         weights &= all(torch.equal(first[k], second[k]) for k in first)
-    return weights and one["lr_schedulers"] == two["lr_schedulers"] and rows(a) == rows(b)
+    measured, again = ([row for row in rows(f) if row not in but] for f in (a, b))
+    return weights and one["lr_schedulers"] == two["lr_schedulers"] and measured == again
 
 
 @pytest.fixture(scope="module")
@@ -437,3 +439,83 @@ def test_resume_takes_no_other_option(tmp_path):
     process = command("resume=outputs/x", "optim.lr=1", cwd=tmp_path)
     said, _ = process.communicate(timeout=60)
     assert process.returncode == 2 and said.startswith("error: optim.lr=1: resume= continues a run")
+
+
+def longer(folder: Path, *words: str, callbacks: Sequence[L.Callback] = ()) -> Path:
+    """Resume a run with a later end."""
+    cfg, asked = load_stopped_run(config("train", f"resume={folder}"), words)
+    train(cfg, callbacks, asked)
+    return folder
+
+
+FLAT = [*TINY, *DROPOUT, "schedule=constant"]
+
+
+@pytest.mark.parametrize(
+    ("first", "more"),
+    [
+        (["trainer.max_epochs=1"], ["trainer.max_epochs=3"]),
+        (["trainer.max_epochs=9", "trainer.max_steps=3"], ["trainer.max_steps=6"]),  # in an epoch
+    ],
+)
+def test_a_finished_run_made_longer_equals_one_trained_straight(tmp_path, first, more):
+    train(config("train", *FLAT, *first, *more, f"outputs={tmp_path / 'whole'}"))
+    train(config("train", *FLAT, *first, f"outputs={tmp_path / 'parts'}"))
+    whole, parts = ((tmp_path / name / "latest").resolve() for name in ("whole", "parts"))
+    before = records.read_json(parts / "run.json")
+    ended = rows(parts)
+    longer(parts, *more)
+    assert same(whole, parts, [row for row in ended if row["step"] == "2" and row["lr"]])
+    one, two = (records.read_json(folder / "run.json") for folder in (whole, parts))
+    assert one["metrics"] == two["metrics"] and one["lr_segments"] == two["lr_segments"]
+    assert (one["steps"], two["steps"], two["status"]) == (6, 6, "finished")
+    (entry,) = two["resumed"]
+    assert entry["metrics"] == before["metrics"] and entry["steps"] == before["steps"]
+    assert list(entry["changed"]) == [more[0].partition("=")[0]]
+
+
+def test_a_falling_rate_needs_a_word_and_falls_again_where_it_was_planned_to_end(tmp_path):
+    words = [*TINY, *DROPOUT, "trainer.max_epochs=2", "schedule=poly"]
+    train(config("train", *words, f"outputs={tmp_path / 'ended'}"))
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        train(config("train", *words, f"outputs={tmp_path / 'stopped'}"), [Stop(3)])
+    ended, stopped = ((tmp_path / name / "latest").resolve() for name in ("ended", "stopped"))
+    before = {file: file.read_bytes() for file in ended.rglob("*") if file.is_file()}
+    with pytest.raises(RunError, match=r"Poly falls .* extend=hold .* extend=restart"):
+        longer(ended, "trainer.max_epochs=3")
+    after = {file: file.read_bytes() for file in ended.rglob("*") if file.is_file()}
+    assert {f.name for f in after if after[f] != before.get(f)} <= {"log.txt"}
+    for folder in (ended, stopped):
+        longer(folder, "trainer.max_epochs=3", "extend=restart")
+    # the row of an epoch has the rate of the next step, which was not yet planned
+    ends = [row for f in (ended, stopped) for row in rows(f) if row["step"] == "3" and row["lr"]]
+    lr = yaml.safe_load((ended / "config.yaml").read_text())["optim"]["lr"]
+    assert [float(row["lr"]) for row in ends] == [0, lr]
+    assert same(ended, stopped, ends)
+    assert records.read_json(ended / "run.json")["lr_segments"] == [[0, 4, 0.0], [4, 6, 0.0]]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["optim.lr=1"], r"optim.lr=1: resume= continues .* trainer.max_epochs, .* extend"),
+        (["trainer.max_epochs=3"], r"trainer.max_epochs=3: the run has 3; .* give more"),
+        (["trainer.max_steps=9"], r"trainer.max_steps=9: the run has -1"),
+        (["extend=hold"], r"extend=hold: give a larger"),
+    ],
+)
+def test_only_a_later_end_can_be_given(straight, words, message):
+    with pytest.raises(UserError, match=message):
+        load_stopped_run(config("train", f"resume={straight}"), words)
+
+
+def test_a_run_that_patience_ended_needs_more_of_it(tmp_path):
+    flat = [*FLAT, "optim.lr=0", "trainer.max_epochs=4"]
+    train(config("train", *flat, "patience=2", f"outputs={tmp_path / 'whole'}"))
+    train(config("train", *flat, "patience=1", f"outputs={tmp_path / 'parts'}"))
+    whole, parts = ((tmp_path / name / "latest").resolve() for name in ("whole", "parts"))
+    with pytest.raises(UserError, match=r"patience=1: 1 validations .* larger patience as well"):
+        load_stopped_run(config("train", f"resume={parts}"), ["trainer.max_epochs=9"])
+    longer(parts, "patience=2")
+    assert same(whole, parts)
+    assert [records.read_json(f / "run.json")["steps"] for f in (whole, parts)] == [6, 6]

@@ -234,9 +234,18 @@ class ResumeMidEpoch(L.Callback):
     Epochs: with ``max_steps`` set, ``loops/fit_loop.py`` (``restarting``, ``_iteration_based_training``) mistakes a
     finished epoch for an interrupted one and skips the next. No public option turns that off, so ``max_steps`` is
     hidden from the loop until it has restarted.
+
+    Longer runs: the end of a finished run is taken back, as ``reopen_end`` says.
+
+    Args:
+        longer: True if the run is given a later end than its checkpoint knows.
+        patience: new patience of early stopping; None: none.
     """
 
     max_steps = -1
+
+    def __init__(self, longer: bool = False, patience: int | None = None) -> None:
+        self.longer, self.patience = longer, patience
 
     def on_save_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
@@ -248,6 +257,8 @@ class ResumeMidEpoch(L.Callback):
     def on_load_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
+        if self.longer:
+            reopen_end(checkpoint, self.patience)
         trainer.should_stop = trainer.should_stop or checkpoint.get("should_stop", False)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -274,6 +285,27 @@ class ResumeMidEpoch(L.Callback):
         epochs = cast(Any, trainer.fit_loop.epoch_progress.current)
         epochs.completed = epochs.processed  # trainer.current_epoch, a column of metrics.csv
         trainer.fit_loop.epoch_loop.max_steps = self.max_steps
+
+
+def reopen_end(checkpoint: dict[str, Any], patience: int | None) -> None:
+    """Change the state of a run that ended, so that it trains on.
+
+    The decision to stop is dropped, and the counts of early stopping get the new ``patience``; None: they are dropped. An
+    epoch that ended before its last batch continues with its remaining batches, as that of a run that a signal stopped.
+    """
+    checkpoint["should_stop"] = False
+    callbacks = checkpoint["callbacks"]
+    for key in [key for key, state in callbacks.items() if "wait_count" in state]:
+        if patience is None:
+            del callbacks[key]
+        else:
+            callbacks[key] |= {"patience": patience, "stopped_epoch": 0}
+    loops = checkpoint["loops"]["fit_loop"]
+    epochs, batches = loops["epoch_progress"], loops["epoch_loop.batch_progress"]
+    unfinished = not batches["is_last_batch"] and batches["current"]["completed"] > 0
+    if unfinished and epochs["current"]["processed"] == epochs["current"]["started"]:
+        for count in (epochs["current"], epochs["total"]):
+            count["processed"] -= 1
 
 
 class WeightAveraging(EMAWeightAveraging):

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 from lightning.pytorch.callbacks import RichProgressBar
@@ -62,7 +62,7 @@ class ProgressLogger(L.Callback):
         if self.line_is_due(trainer):
             self.log_line(
                 f"epoch {trainer.current_epoch + 1:>3}  step {trainer.global_step:>5} of "
-                f"{int(trainer.estimated_stepping_batches)}  train/loss {float(outputs['loss']):.3f}  "
+                f"{cast(Any, pl_module).course.end}  train/loss {float(outputs['loss']):.3f}  "
                 f"{self.before + time.perf_counter() - self.started:.0f} s"
             )
 
