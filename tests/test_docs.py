@@ -38,7 +38,14 @@ PAGES = [ROOT / "README.md", ROOT / "README.zh-CN.md", *sorted((ROOT / "docs").g
 COMMAND = re.compile(r"python -m seg\.(\w+)((?: [^\n`|#]+)?)")
 RUN = {"train": train, "evaluate": evaluate, "predict": predict_files, "prune": compare_depths, "export": export_run,
        "rerun": rerun, "sync": sync}  # fmt: skip
-SMALL = ["trainer=smoke", "logger=none", "model.width=2", "loader.crop=32", "panels=1"]
+SMALL = [
+    "trainer=smoke",
+    "logger=none",
+    "model.width=2",
+    "loader.crop=32",
+    "panels=1",
+    "save_checkpoints=full",
+]
 
 
 def commands(page: Path) -> list[tuple[str, list[str]]]:

@@ -145,6 +145,7 @@ OPTION_RANGES = {  # dotted name of an option -> its range
     "patience": any_range(OptionRange("a number of validations, 1 or more", POSITIVE_INT.holds), NULL_RANGE),
     "ema": any_range(float_range(0, 1, open_=True), NULL_RANGE),
     "on_nonfinite": choice_range("stop", "skip"),
+    "save_checkpoints": choice_range("weights", "full"),
     "panels": int_range(0),
     "save_predictions": int_range(0),
     "optim.lr": float_range(0),

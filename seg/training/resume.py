@@ -21,7 +21,14 @@ from seg.cli.validation import check_option_group, is_number
 from seg.errors import RunError, UserError
 from seg.files import read_text
 from seg.runs import reader
-from seg.runs.checkpoint import DAMAGE_ERRORS, check_finite, read_checkpoint, suggest_run
+from seg.runs.checkpoint import (
+    CHECKPOINT_FILES,
+    DAMAGE_ERRORS,
+    check_finite,
+    has_training_state,
+    read_checkpoint,
+    suggest_run,
+)
 from seg.runs.migrations import upgrade_config
 from seg.runs.record import RunRecord, read_record
 from seg.runs.run_info import RunInfo
@@ -40,7 +47,6 @@ LOGGER_PACKAGES = ("seg.training.loggers",)
 # folders of a run that training writes into
 WRITTEN_FOLDERS = ("checkpoints", "panels", "predictions", "predictions/val", "predictions/test")
 WRITTEN_SUFFIXES = (".yaml", ".json", ".csv", ".txt", ".ckpt", ".png", ".jpg", ".patch")
-CHECKPOINT_FILES = ("last.ckpt", "best.ckpt")
 
 
 def load_stopped_run(cfg: DictConfig) -> tuple[DictConfig, RunInfo]:
@@ -68,8 +74,10 @@ def load_stopped_run(cfg: DictConfig) -> tuple[DictConfig, RunInfo]:
         raise RunError(f"resume={folder}: no run folder{suggest_run(folder)}")
     record = read_record(folder / "run.json")
     if record.status == "finished":
+        saved = [file for file in existing_checkpoints(folder) if has_training_state(file)]
+        kept = "" if saved else " and kept its weights only (save_checkpoints=weights)"
         raise RunError(
-            f"resume={folder}: the run is finished; init={folder} begins another with its weights"
+            f"resume={folder}: the run is finished{kept}; init={folder} begins another with its weights"
         )
     return read_saved_config(folder), stopped_run_info(folder, record)
 
