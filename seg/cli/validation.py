@@ -81,6 +81,12 @@ def choice_range(*choices: str) -> OptionRange:
     return OptionRange(f"one of {', '.join(choices)}", lambda v: v in choices)
 
 
+def words_range(*choices: str) -> OptionRange:
+    """Return the limit of lists of some words."""
+    needed = f"a list of {', '.join(choices)}"
+    return OptionRange(needed, lambda v: isinstance(v, list) and all(word in choices for word in v))
+
+
 SPLIT_NAMES = choice_range("train", "val", "test", "all")
 
 
@@ -127,6 +133,11 @@ def is_words(value: Any) -> bool:
 def is_duration(value: Any) -> bool:
     """Return True for ``days:hours:minutes:seconds``, 00:01:30:00."""
     return isinstance(value, str) and re.fullmatch(r"\d+:\d\d:\d\d:\d\d", value) is not None
+
+
+def is_age(value: Any) -> bool:
+    """Return True for a number of hours, days or weeks: 12h, 30d, 8w."""
+    return isinstance(value, str) and re.fullmatch(r"\d{1,6}[hdw]", value) is not None
 
 
 def is_nodata(value: Any) -> bool:
@@ -189,6 +200,9 @@ OPTION_RANGES = {  # dotted name of an option -> its range
     "opset": int_range(12, 20),  # 20: the last that PyTorch's TorchScript exporter writes
     "n": POSITIVE_INT,
     "epoch": int_range(0),
+    "status": words_range("finished", "running", "killed", "failed", "interrupted", "pruned", "damaged"),
+    "clean": words_range("failed", "interrupted", "pruned", "killed", "superseded"),
+    "older": any_range(OptionRange("hours, days or weeks: 12h, 30d, 8w", is_age), NULL_RANGE),
     "group_by": any_range(OptionRange("a list of options", is_words), NULL_RANGE),
     "level": float_range(0, 1, open_=True),
     "resamples": POSITIVE_INT,
