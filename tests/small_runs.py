@@ -21,7 +21,8 @@ TINY = ["data.size=64", "data.train=4", "data.val=2", "data.test=1", "loader.cro
 
 FOLDS = 3
 FOLDED = ["data=folder", "data.classes=[out,in]", f"data.folds={FOLDS}", "model.width=2", "model.depth=2", "loader.crop=32",
-        "loader.repeats=2", "logger=none", "trainer=cpu", "trainer.max_epochs=1", "panels=0"]  # fmt: skip
+        "loader.repeats=2", "logger=none", "trainer=cpu", "trainer.max_epochs=1", "panels=0",
+        "save_checkpoints=full"]  # fmt: skip
 
 
 @cache

@@ -35,7 +35,7 @@ TAKEN = {  # those of VALUES that an option takes -> file or command -> such opt
         'optim=adam': 'betas',
         'optim=adamw': 'betas',
         'trainer=auto': 'accelerator precision',
-        'train': 'two_class_logits on_nonfinite loader.repeats',
+        'train': 'two_class_logits on_nonfinite save_checkpoints loader.repeats',
         'evaluate': 'tta accelerator',
         'predict': 'probabilities tta accelerator',
         'compare': 'level',
@@ -194,12 +194,14 @@ TAKEN = {  # those of VALUES that an option takes -> file or command -> such opt
         'rerun': 'threads',
     },
     '[]': {
+        'list': 'status clean',
         'augment=d4': 'transforms',
     },
     '[] [1]': {
         'evaluate': 'scales',
         'predict': 'save scales',
         'compare': 'runs where',
+        'list': 'runs where',
         'crossval': 'save',
         'tune': 'search objectives',
     },
@@ -220,6 +222,7 @@ TAKEN = {  # those of VALUES that an option takes -> file or command -> such opt
         'compare': 'group_by',
     },
     'abc': {
+        'list': 'score',
         'data=folder': 'images masks',
         'logger=trackio': 'trackio.project',
         'logger=wandb': 'wandb.project',
@@ -264,6 +267,7 @@ TAKEN = {  # those of VALUES that an option takes -> file or command -> such opt
         'evaluate': 'data.split threshold model.depth',
         'predict': 'threshold model.depth',
         'compare': 'split',
+        'list': 'older',
     },
     'true': {
         'data=annotations': 'contiguous stratify border_class',
@@ -281,6 +285,7 @@ TAKEN = {  # those of VALUES that an option takes -> file or command -> such opt
         'train': 'restart loader.check weight_decay_of_all',
         'predict': 'check_seams',
         'compare': 'page',
+        'list': 'apply',
         'sync': 'send running',
     },
     '-1 0 nan 1.5 1e9 1e30 null -0.5 1.0': {
