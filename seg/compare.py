@@ -5,14 +5,13 @@ for each run, and compare.html, a page that needs no network.
 """
 
 import logging
-from argparse import Namespace
 
 from omegaconf import DictConfig
 from rich.text import Text
 
 from seg.cli.command import command
 from seg.cli.command_line import quote_path
-from seg.cli.list_arguments import to_overrides
+from seg.cli.list_arguments import list_overrides
 from seg.comparison.compare import compare_folders, write_comparison
 from seg.comparison.ranking import Ranking
 from seg.comparison.run_records import ComparedRun
@@ -20,7 +19,6 @@ from seg.comparison.summary import list_warnings, p_value_line, unranked_reason,
 from seg.comparison.table import fit_group_table
 from seg.display.console import configure_logging, console
 from seg.display.tables import make_table
-from seg.errors import UserError
 from seg.runs.folder import relative_to_here
 
 log = logging.getLogger("seg")
@@ -59,14 +57,7 @@ def print_comparison(ranking: Ranking, others: list[ComparedRun]) -> None:
     log.info(write_headline(ranking, len(others)))
 
 
-def compare_overrides(arguments: Namespace) -> list[str]:
-    """Return the command line as Hydra reads it."""
-    if arguments.multirun:
-        raise UserError("-m: there is only one comparison; leave it out")
-    return to_overrides(arguments.overrides)
-
-
-@command("compare", compare_overrides)
+@command("compare", list_overrides)
 def main(cfg: DictConfig) -> None:
     compare_runs(cfg)
 

@@ -16,11 +16,13 @@ from seg.runs import checkpoint
 from seg.training.run import train
 
 TINY = ["data.size=64", "data.train=4", "data.val=2", "data.test=1", "loader.crop=32", "loader.repeats=2",
-        "logger=none", "model.width=4", "trainer=cpu", "trainer.max_epochs=2", "panels=1", "trainer.log_every_n_steps=1"]  # fmt: skip
+        "logger=none", "model.width=4", "trainer=cpu", "trainer.max_epochs=2", "panels=1", "trainer.log_every_n_steps=1",
+        "save_checkpoints=full"]  # fmt: skip
 
 FOLDS = 3
 FOLDED = ["data=folder", "data.classes=[out,in]", f"data.folds={FOLDS}", "model.width=2", "model.depth=2", "loader.crop=32",
-        "loader.repeats=2", "logger=none", "trainer=cpu", "trainer.max_epochs=1", "panels=0"]  # fmt: skip
+        "loader.repeats=2", "logger=none", "trainer=cpu", "trainer.max_epochs=1", "panels=0",
+        "save_checkpoints=full"]  # fmt: skip
 
 
 @cache

@@ -1,5 +1,6 @@
 """Every command that README and docs show is one that runs, in both languages."""
 
+import os
 import re
 import shlex
 import shutil
@@ -23,6 +24,7 @@ from seg.compare import compare_runs
 from seg.crossval import crossval
 from seg.evaluate import evaluate
 from seg.export import export_run
+from seg.list import list_runs
 from seg.models.__main__ import show_network
 from seg.multirun.search.plan import gather_searched
 from seg.predict import predict_files
@@ -38,7 +40,14 @@ PAGES = [ROOT / "README.md", ROOT / "README.zh-CN.md", *sorted((ROOT / "docs").g
 COMMAND = re.compile(r"python -m seg\.(\w+)((?: [^\n`|#]+)?)")
 RUN = {"train": train, "evaluate": evaluate, "predict": predict_files, "prune": compare_depths, "export": export_run,
        "rerun": rerun, "sync": sync}  # fmt: skip
-SMALL = ["trainer=smoke", "logger=none", "model.width=2", "loader.crop=32", "panels=1"]
+SMALL = [
+    "trainer=smoke",
+    "logger=none",
+    "model.width=2",
+    "loader.crop=32",
+    "panels=1",
+    "save_checkpoints=full",
+]
 
 
 def commands(page: Path) -> list[tuple[str, list[str]]]:
@@ -82,7 +91,7 @@ CHANGED = [
     ("name", "words"), CHANGED, ids=lambda v: v if isinstance(v, str) else " ".join(v)
 )
 def test_a_documented_command_is_understood(name, words):
-    words = to_overrides(list(words)) if name == "compare" else words
+    words = to_overrides(list(words)) if name in ("compare", "list") else words
     words = gather_searched(words) if name == "tune" else words
     check_command_line(
         name, [w for w in words if w != "-m" and not w.startswith("--")], multirun="-m" in words
@@ -127,6 +136,22 @@ def test_a_documented_command_runs(
         record.write_text(record.read_text().replace('"finished"', '"interrupted"'))
         train(compose_checked("train", list(words)))
         assert '"finished"' in record.read_text()
+        return
+    if name == "list":
+        for place, status in (
+            ("sweeps/SWEEP/a", "finished"),
+            ("RUN_A", "failed"),
+            ("RUN_B", "killed"),
+        ):
+            make_run(
+                Path("outputs", place),
+                {"val": spread([10])},
+                status=status.replace("killed", "running"),
+            )
+        for file in Path("outputs").rglob("run.json"):
+            os.utime(file, (0, 0))
+        assert list_runs(compose_checked("list", to_overrides(list(words))))
+        assert Path("outputs/RUN_A").exists() != ("apply=true" in words)
         return
     if name == "compare":
         for i, place in enumerate(("sweeps/SWEEP/a", "sweeps/SWEEP/b", "RUN_A", "RUN_B")):

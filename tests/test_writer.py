@@ -302,7 +302,7 @@ def test_a_folder_that_was_made_for_nothing_goes_again(tmp_path):
 
 TINY = ["trainer=cpu", "trainer.max_epochs=1", "logger=none", "data.size=32", "data.train=2", "data.val=1",
         "data.test=1", "loader.crop=32", "loader.repeats=1", "loader.batch_size=2", "model=unetpp", "model.width=2",
-        "model.depth=2", "panels=1", "save_predictions=1"]  # fmt: skip
+        "model.depth=2", "panels=1", "save_predictions=1", "save_checkpoints=full"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")

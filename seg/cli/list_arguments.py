@@ -1,11 +1,23 @@
-"""Command line of seg.compare: options that are lists, written with commas or as bare words."""
+"""Command line of seg.compare and seg.list: options that are lists, written with commas or as bare words."""
 
+from argparse import Namespace
 from pathlib import Path
 
 from seg.cli.command_line import quote_hydra
 from seg.errors import UserError
 
-LIST_OPTIONS = ("runs", "where", "group_by")  # options with several values
+LIST_OPTIONS = ("runs", "where", "group_by", "status", "clean")  # options with several values
+
+
+def list_overrides(arguments: Namespace) -> list[str]:
+    """Return the parsed command line as Hydra reads it.
+
+    Raises:
+        UserError: for -m, and if runs are given both as words and as an option.
+    """
+    if arguments.multirun:
+        raise UserError("-m: one command reads all runs; leave it out")
+    return to_overrides(arguments.overrides)
 
 
 def to_overrides(line: list[str]) -> list[str]:

@@ -81,6 +81,12 @@ def choice_range(*choices: str) -> OptionRange:
     return OptionRange(f"one of {', '.join(choices)}", lambda v: v in choices)
 
 
+def words_range(*choices: str) -> OptionRange:
+    """Return the limit of lists of some words."""
+    needed = f"a list of {', '.join(choices)}"
+    return OptionRange(needed, lambda v: isinstance(v, list) and all(word in choices for word in v))
+
+
 SPLIT_NAMES = choice_range("train", "val", "test", "all")
 
 
@@ -129,6 +135,11 @@ def is_duration(value: Any) -> bool:
     return isinstance(value, str) and re.fullmatch(r"\d+:\d\d:\d\d:\d\d", value) is not None
 
 
+def is_age(value: Any) -> bool:
+    """Return True for a number of hours, days or weeks: 12h, 30d, 8w."""
+    return isinstance(value, str) and re.fullmatch(r"\d{1,6}[hdw]", value) is not None
+
+
 def is_nodata(value: Any) -> bool:
     """Return True for a number, which may be NaN but not infinite, and for nan and none."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -146,6 +157,7 @@ OPTION_RANGES = {  # dotted name of an option -> its range
     "patience": any_range(OptionRange("a number of validations, 1 or more", POSITIVE_INT.holds), NULL_RANGE),
     "ema": any_range(float_range(0, 1, open_=True), NULL_RANGE),
     "on_nonfinite": choice_range("stop", "skip"),
+    "save_checkpoints": choice_range("weights", "full"),
     "panels": int_range(0),
     "save_predictions": int_range(0),
     "optim.lr": float_range(0),
@@ -189,6 +201,9 @@ OPTION_RANGES = {  # dotted name of an option -> its range
     "opset": int_range(12, 20),  # 20: the last that PyTorch's TorchScript exporter writes
     "n": POSITIVE_INT,
     "epoch": int_range(0),
+    "status": words_range("finished", "running", "killed", "failed", "interrupted", "pruned", "damaged"),
+    "clean": words_range("failed", "interrupted", "pruned", "killed", "superseded"),
+    "older": any_range(OptionRange("hours, days or weeks: 12h, 30d, 8w", is_age), NULL_RANGE),
     "group_by": any_range(OptionRange("a list of options", is_words), NULL_RANGE),
     "level": float_range(0, 1, open_=True),
     "resamples": POSITIVE_INT,

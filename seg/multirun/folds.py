@@ -35,6 +35,7 @@ NEUTRAL_TRAIN_OPTIONS = (
     "outputs",
     "logger",
     "panels",
+    "save_checkpoints",
     "tile",
 )  # options of seg.train that do not affect the weights
 OUT_OF_FOLD = "out-of-fold"

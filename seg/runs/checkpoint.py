@@ -18,6 +18,16 @@ from seg.version import __version__
 CHECKPOINT_FORMAT = (
     1  # of checkpoints; increased when earlier versions would read new files wrongly
 )
+# Parts of a checkpoint without which Lightning would start that part again without a warning.
+TRAINING_STATE = ("loops", "optimizer_states", "lr_schedulers")
+WEIGHTS_ONLY = (
+    "epoch",
+    "global_step",
+    "pytorch-lightning_version",
+    "state_dict",
+    "seg",
+)  # parts that are kept without it
+CHECKPOINT_FILES = ("last.ckpt", "best.ckpt")
 
 
 class DamagedCheckpoint(RunError):
@@ -177,3 +187,48 @@ def write_checkpoint(file: Path, content: dict[str, Any], below: Path | None = N
             raise error.__context__ or error from None
         stream.flush()
         os.fsync(stream.fileno())
+
+
+def has_training_state(file: str | Path) -> bool:
+    """Return True if a training can continue from a checkpoint: it holds more than weights.
+
+    Raises:
+        RunError: if it is damaged, or a later version wrote it in a newer format.
+    """
+    content = load_skeleton(file)
+    return all(content.get(name) for name in TRAINING_STATE)
+
+
+def keep_weights_only(folder: Path) -> None:
+    """Remove the training state from the checkpoints of a run, and last.ckpt if best.ckpt has the same weights.
+
+    Each file is replaced atomically, so that an interruption leaves whole checkpoints, with or without the state.
+
+    Args:
+        folder: run folder, locked by this process.
+
+    Raises:
+        RunError: if a checkpoint is damaged, or reached through a link.
+        OSError: if it cannot be written.
+    """
+    last, best = (folder / "checkpoints" / name for name in CHECKPOINT_FILES)
+    content = {file: read_checkpoint(file) for file in (last, best) if file.is_file()}
+    if len(content) == 2 and same_weights(content[last], content[best]):
+        del content[last]
+    for file, parts in content.items():
+        write_checkpoint(
+            file, {name: parts[name] for name in WEIGHTS_ONLY if name in parts}, folder
+        )
+    if last not in content:
+        files.check_links(last, folder)
+        last.unlink(missing_ok=True)
+
+
+def same_weights(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Return True if two checkpoints predict the same: equal weights, and equal facts about the network."""
+    first, second = one["state_dict"], other["state_dict"]
+    return (
+        one.get("seg") == other.get("seg")
+        and set(first) == set(second)
+        and all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+    )

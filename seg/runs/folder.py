@@ -25,6 +25,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from seg import files
 from seg.display.console import is_rank_zero
 from seg.errors import RunError
+from seg.runs.record import RECORD_FILE
 
 CROSSVAL_FILE = "crossval.json"  # record of a cross-validation, in the folder of its runs
 MAX_ATTEMPTS = 100  # to lock a file whose folder other processes remove
@@ -80,11 +81,48 @@ def prepare_run_folder(folder: Path, anew: bool) -> None:
         folder: the run folder, locked by this process.
         anew: delete its content first, except the lock.
     """
-    for entry in folder.iterdir() if anew else ():
-        if entry.name != ".lock":
-            shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+    if anew:
+        clear_run_folder(folder)
     for part in ("checkpoints", "panels"):
         files.make_folder(folder / part, folder)
+
+
+def clear_run_folder(folder: Path) -> None:
+    """Delete the content of a run folder, locked by this process, except the lock; run.json last, links unfollowed."""
+    for entry in sorted(folder.iterdir(), key=lambda entry: entry.name == RECORD_FILE):
+        if entry.name != ".lock":
+            shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+
+
+def remove_run_folder(folder: Path) -> None:
+    """Remove a run folder, and the link ``latest`` next to it if it pointed there.
+
+    run.json goes last: a removal that was interrupted can be repeated.
+
+    Raises:
+        FolderLocked: if a process is at work in it.
+        UnsafePath: if the folder is a link.
+        OSError: if something in it cannot be removed.
+    """
+    files.check_links(folder, folder.parent)
+    with lock_folder(folder, "command"):
+        clear_run_folder(folder)
+        (folder / ".lock").unlink()  # while the lock is held, so that no other process gets it
+        folder.rmdir()
+    link = folder.parent / "latest"
+    if link.is_symlink() and not link.exists():
+        link.unlink()
+
+
+def is_locked(lock: Path) -> bool:
+    """Return True if a process holds a lock file, or if that cannot be found out."""
+    if not lock.exists():
+        return False
+    try:
+        files.file_lock(lock, lock.parent).acquire(timeout=0).lock.release()
+    except (Timeout, OSError, files.UnsafePath):
+        return True
+    return False
 
 
 @rank_zero_only

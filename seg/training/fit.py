@@ -28,7 +28,14 @@ from seg.display.console import is_rank_zero
 from seg.errors import USER_ERRORS, RunError
 from seg.models.profiling import count_frozen, count_parameters
 from seg.runs import provenance, records
-from seg.runs.checkpoint import error_summary, load_skeleton, read_checkpoint, write_checkpoint
+from seg.runs.checkpoint import (
+    TRAINING_STATE,
+    error_summary,
+    keep_weights_only,
+    load_skeleton,
+    read_checkpoint,
+    write_checkpoint,
+)
 from seg.runs.folder import relative_to_here, update_latest_link
 from seg.runs.record import write_record
 from seg.runs.run_info import RunInfo
@@ -63,8 +70,6 @@ from seg.training.task import SegmentationTask
 
 log = logging.getLogger("seg")
 CallbackType = TypeVar("CallbackType", bound=L.Callback)
-# Parts of a checkpoint without which Lightning would start that part again without a warning.
-STATE = ("state_dict", "loops", "optimizer_states", "lr_schedulers")
 DISK_FULL_ERRORS = (
     errno.ENOSPC,
     errno.EDQUOT,
@@ -215,12 +220,15 @@ def fit_run(
             ):
                 error.filename = str(folder)  # libraries that write pictures leave it out
             handle_failure(folder, record, trainer, interrupts, error)
+            if isinstance(error, RunPruned):
+                drop_training_state(cfg, folder)
             if error is caught:
                 raise
             raise error from caught
         # Finished: a signal no longer changes the status.
         interrupts.recording = True
         write_record(folder, record | {"status": "finished", "metrics": scores})
+        drop_training_state(cfg, folder)
     # Close the loggers and the process group, and print the scores.
     facts = {name: record[name] for name in ("minutes", "steps", "parameters")}
     finish_loggers(trainer.loggers, "finished", scores | facts)
@@ -426,7 +434,7 @@ def make_loggers(cfg: DictConfig, asked: RunInfo, task: SegmentationTask) -> lis
     folder, until, kept = cast(Path, asked.folder), None, None
     if asked.checkpoint is not None:
         content = load_skeleton(asked.checkpoint)  # without reading the weights once more
-        for name in STATE:
+        for name in ("state_dict", *TRAINING_STATE):
             if not content.get(name):
                 raise RunError(
                     f"{asked.checkpoint}: has no {name}, so the run cannot be resumed from it"
@@ -519,6 +527,19 @@ def score_best_checkpoint(
     if "test" in data.source.splits:
         scores |= trainer.test(task, datamodule=data, verbose=False)[0]
     return scores
+
+
+@rank_zero_only
+def drop_training_state(cfg: DictConfig, folder: Path) -> None:
+    """Keep only the weights of a finished or pruned run, unless ``save_checkpoints=full``.
+
+    An error is only a warning, as the run is complete with full checkpoints too.
+    """
+    try:
+        if cfg.save_checkpoints == "weights":
+            keep_weights_only(folder)
+    except (OSError, RunError) as error:
+        log.warning(f"{folder}: its checkpoints keep their training state ({error_summary(error)})")
 
 
 @rank_zero_only

@@ -26,8 +26,10 @@ from seg.errors import RunError, UserError
 from seg.files import read_text
 from seg.runs import reader
 from seg.runs.checkpoint import (
+    CHECKPOINT_FILES,
     DAMAGE_ERRORS,
     check_finite,
+    has_training_state,
     load_skeleton,
     read_checkpoint,
     suggest_run,
@@ -56,7 +58,6 @@ LOGGER_PACKAGES = ("seg.training.loggers",)
 # folders of a run that training writes into
 WRITTEN_FOLDERS = ("checkpoints", "panels", "predictions", "predictions/val", "predictions/test")
 WRITTEN_SUFFIXES = (".yaml", ".json", ".csv", ".txt", ".ckpt", ".png", ".jpg", ".patch")
-CHECKPOINT_FILES = ("last.ckpt", "best.ckpt")
 
 
 def load_stopped_run(
@@ -96,11 +97,14 @@ def load_stopped_run(
     if not (folder / "run.json").is_file():
         raise RunError(f"resume={folder}: no run folder{suggest_run(folder)}")
     record = read_record(folder / "run.json")
-    if record.status == "finished" and not given:
-        raise RunError(
-            f"resume={folder}: the run is finished; init={folder} begins another with its weights, and a larger "
-            f"{', '.join(END_OPTIONS)} makes this one longer"
-        )
+    if record.status == "finished":
+        saved = any(has_training_state(file) for file in existing_checkpoints(folder))
+        kept = "" if saved else " and kept its weights only (save_checkpoints=weights)"
+        longer = f", and a larger {', '.join(END_OPTIONS)} makes this one longer" if saved else ""
+        if not given or not saved:
+            raise RunError(
+                f"resume={folder}: the run is finished{kept}; init={folder} begins another with its weights{longer}"
+            )
     config, info = read_saved_config(folder), stopped_run_info(folder, record)
     return move_end(config, info, given) if given else (config, info)
 

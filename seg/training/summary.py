@@ -66,6 +66,10 @@ def print_run_header(
     if data.source.task == "instances":
         log.info(f"objects    {object_border(data.source).describe()}")
     log.info(f"hardware   {accelerator}, precision {precision} ({why})")
+    if cfg.save_checkpoints == "weights":
+        log.info(
+            "keeps      weights only, once finished; save_checkpoints=full allows training it longer"
+        )
 
 
 def print_run_summary(

@@ -265,7 +265,7 @@ BASES = {
     "compare": ["runs=[RUN]", "output=o"], "prune": ["run=RUN", "output=o"],
     "models": ["model.width=2", "data.size=64"],
     "check": ["data.size=32", "output=o"], "show": ["data.size=32", "output=o.png", "loader.crop=32"],
-    "sync": ["outputs=RUN"],
+    "sync": ["outputs=RUN"], "list": ["runs=[RUN]"],
 }  # fmt: skip
 
 

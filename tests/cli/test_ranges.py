@@ -19,7 +19,7 @@ VALUES = {
     "' '": " ", "abc": "abc", "[]": [], "[1]": [1], "[nan]": [math.nan], "{}": {}, "null": None, "-0.5": -0.5, "1.0": 1.0,
 }  # fmt: skip
 COMMANDS = ("train", "evaluate", "predict", "compare", "prune", "export", "check", "show", "sync", "crossval", "tune",
-            "rerun", "models")  # fmt: skip
+            "rerun", "models", "list")  # fmt: skip
 PRESETS = ("data=dsb2018", "data=nnunet")  # of data=folder, whose options they have
 TAKEN = {  # those of VALUES that an option takes -> file or command -> such options
     '': {
@@ -36,7 +36,7 @@ TAKEN = {  # those of VALUES that an option takes -> file or command -> such opt
         'optim=adam': 'betas',
         'optim=adamw': 'betas',
         'trainer=auto': 'accelerator precision',
-        'train': 'two_class_logits on_nonfinite loader.repeats',
+        'train': 'two_class_logits on_nonfinite save_checkpoints loader.repeats',
         'evaluate': 'tta accelerator',
         'predict': 'probabilities tta accelerator',
         'compare': 'level',
@@ -195,12 +195,14 @@ TAKEN = {  # those of VALUES that an option takes -> file or command -> such opt
         'rerun': 'threads',
     },
     '[]': {
+        'list': 'status clean',
         'augment=d4': 'transforms',
     },
     '[] [1]': {
         'evaluate': 'scales',
         'predict': 'save scales',
         'compare': 'runs where',
+        'list': 'runs where',
         'crossval': 'save',
         'tune': 'search objectives',
     },
@@ -221,6 +223,7 @@ TAKEN = {  # those of VALUES that an option takes -> file or command -> such opt
         'compare': 'group_by',
     },
     'abc': {
+        'list': 'score',
         'data=folder': 'images masks',
         'logger=trackio': 'trackio.project',
         'logger=wandb': 'wandb.project',
@@ -265,6 +268,7 @@ TAKEN = {  # those of VALUES that an option takes -> file or command -> such opt
         'evaluate': 'data.split threshold model.depth',
         'predict': 'threshold model.depth',
         'compare': 'split',
+        'list': 'older',
     },
     'true': {
         'data=annotations': 'contiguous stratify border_class',
@@ -282,6 +286,7 @@ TAKEN = {  # those of VALUES that an option takes -> file or command -> such opt
         'train': 'restart loader.check weight_decay_of_all',
         'predict': 'check_seams',
         'compare': 'page',
+        'list': 'apply',
         'sync': 'send running',
     },
     '-1 0 nan 1.5 1e9 1e30 null -0.5 1.0': {

@@ -9,7 +9,7 @@ from forked import seg
 from PIL import Image
 
 COMMANDS = ("train", "evaluate", "predict", "compare", "prune", "export", "check", "show", "sync", "crossval", "tune",
-            "rerun", "models")  # fmt: skip
+            "rerun", "models", "list")  # fmt: skip
 FLAGS = [
     ("--foo", "--foo: no such flag; did you mean --"),
     ("-z", "-z: no such flag (flags: -h, --help, -m, --multirun, "),

@@ -32,7 +32,7 @@ from seg.runs.records import read_json
 from seg.training.run import train
 
 TINY = ["trainer=smoke", "logger=none", "model.width=2", "model.depth=1", "loader.crop=32", "loader.batch_size=2",
-        "panels=0", "save_predictions=0"]  # fmt: skip
+        "panels=0", "save_predictions=0", "save_checkpoints=full"]  # fmt: skip
 
 
 def images(root: Path) -> Path:

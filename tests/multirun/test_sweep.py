@@ -29,7 +29,8 @@ from seg.runs.records import read_json, write_json
 from seg.runs.run_info import is_sweep_job
 
 TINY = ["data.size=64", "data.train=2", "data.val=2", "data.test=2", "loader.crop=32", "loader.repeats=2",
-        "logger=none", "model.width=2", "trainer=cpu", "trainer.max_epochs=1", "panels=1"]  # fmt: skip
+        "logger=none", "model.width=2", "trainer=cpu", "trainer.max_epochs=1", "panels=1",
+        "save_checkpoints=full"]  # fmt: skip
 
 
 def plan(outputs: Path, *words: str) -> list[dict]:

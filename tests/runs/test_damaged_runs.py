@@ -46,6 +46,7 @@ TINY = [
     "trainer=cpu", "logger=none", "augment=none", "data.size=32", "data.train=2", "data.val=1", "data.test=1",
     "loader.crop=32", "loader.repeats=1", "loader.batch_size=2", "loader.workers=0", "model=unetpp", "model.width=2",
     "model.depth=2", "panels=1", "save_predictions=1", "trainer.max_epochs=1", "loader.check=false",
+    "save_checkpoints=full",
 ]  # fmt: skip
 FOLDS = [
     "data=folder", "data.root=data", "data.classes=[a,b]", "data.folds=2", "output=cv", "trainer=cpu", "logger=none",

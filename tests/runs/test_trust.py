@@ -488,7 +488,7 @@ class Stop(L.Callback):
 SHORT = [
     "trainer=cpu", "logger=none", "data.size=32", "data.train=2", "data.val=1", "data.test=0", "loader.crop=32",
     "loader.repeats=2", "loader.batch_size=2", "model.width=2", "model.depth=1", "panels=0", "save_predictions=0",
-    "trainer.max_epochs=4",
+    "trainer.max_epochs=4", "save_checkpoints=full",
 ]  # fmt: skip
 
 

@@ -103,6 +103,7 @@ def test_a_run_that_an_earlier_version_left_unfinished_goes_on(version, outputs)
     folder = outputs / "unfinished"
     before = checkpoint.read_checkpoint(folder / "checkpoints/last.ckpt")
     cfg, asked = load_stopped_run(compose_checked("train", [f"resume={folder}"]))
+    cfg.save_checkpoints = "full"
     train(cfg, asked=asked)
     record = records.read_json(folder / "run.json")
     after = checkpoint.read_checkpoint(folder / "checkpoints/last.ckpt")

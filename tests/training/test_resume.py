@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -519,3 +520,94 @@ def test_a_run_that_patience_ended_needs_more_of_it(tmp_path):
     longer(parts, "patience=2")
     assert same(whole, parts)
     assert [records.read_json(f / "run.json")["steps"] for f in (whole, parts)] == [6, 6]
+
+
+# --- the disk space of a finished run
+
+
+@pytest.fixture(scope="module")
+def slim(tmp_path_factory) -> Path:
+    """The run of ``straight``, which keeps its weights only, as by default."""
+    outputs = tmp_path_factory.mktemp("slim")
+    train(config("train", *TINY, *DROPOUT, f"outputs={outputs}", "save_checkpoints=weights"))
+    return (outputs / "latest").resolve()
+
+
+def size(folder: Path) -> int:
+    return sum(file.stat().st_size for file in (folder / "checkpoints").iterdir())
+
+
+def test_a_finished_run_keeps_the_weights_that_a_full_one_has(slim, straight):
+    assert size(straight) > 2.5 * size(slim)
+    for name in {file.name for file in (slim / "checkpoints").iterdir()}:
+        full, kept = (
+            checkpoint.read_checkpoint(run / "checkpoints" / name) for run in (straight, slim)
+        )
+        assert set(kept) < set(full) and not {"optimizer_states", "callbacks", "loops"} & set(kept)
+        assert checkpoint.same_weights({**full, "seg": 0}, {**kept, "seg": 0})
+        assert checkpoint.has_training_state(straight / "checkpoints" / name)
+        assert not checkpoint.has_training_state(slim / "checkpoints" / name)
+    assert rows(slim) == rows(straight)
+
+
+def test_a_run_without_its_training_state_cannot_be_resumed_and_says_why(slim, straight, tmp_path):
+    with pytest.raises(RunError, match=r"is finished and kept its weights only \(save_checkpoints=weights\); init="):  # fmt: skip
+        load_stopped_run(config("train", f"resume={slim}"))
+    with pytest.raises(RunError, match="the run is finished; init="):
+        load_stopped_run(config("train", f"resume={straight}"))
+    copy = tmp_path / "copy"
+    shutil.copytree(slim, copy)
+    record = records.read_json(copy / "run.json")
+    records.write_json(copy / "run.json", record | {"status": "interrupted"})
+    with pytest.raises(RunError, match="so the run cannot be resumed from it"):
+        train(config("train", f"resume={copy}"))
+
+
+@pytest.mark.parametrize("fails", ["read", "disk full at the 1st", "disk full at the 2nd"])
+def test_a_crash_while_the_state_is_removed_leaves_whole_checkpoints(
+    straight, tmp_path, monkeypatch, fails
+):
+    copy = shutil.copytree(straight, tmp_path / "copy")
+    before = {f.name: f.read_bytes() for f in (copy / "checkpoints").iterdir()}
+    assert len(before) == 2
+    left = {"read": 0, "disk full at the 1st": 0, "disk full at the 2nd": 1}[fails]
+    save = torch.save
+
+    def failing(*args: Any) -> None:
+        nonlocal left
+        if left == 0:
+            args[1].write(b"half")
+            raise OSError(28, "No space left on device")
+        left -= 1
+        save(*args)
+
+    if fails == "read":
+        (copy / "checkpoints/best.ckpt").write_bytes(before["best.ckpt"][:5000])
+    else:
+        monkeypatch.setattr(torch, "save", failing)
+    # different weights, so that both files are needed
+    monkeypatch.setattr(checkpoint, "same_weights", lambda one, other: False)
+    with pytest.raises((OSError, RunError)):
+        checkpoint.keep_weights_only(copy)
+    after = {f.name: f for f in (copy / "checkpoints").iterdir()}
+    assert set(after) == set(before)  # no file is lost, and no unfinished one is left
+    for name, file in after.items():
+        if fails != "read" or name != "best.ckpt":
+            assert set(checkpoint.read_checkpoint(file)) > {"seg", "state_dict"}
+
+
+def test_last_goes_only_if_best_has_the_same_weights(straight, tmp_path):
+    copy = shutil.copytree(straight, tmp_path / "copy")
+    last, best = (copy / "checkpoints" / name for name in checkpoint.CHECKPOINT_FILES)
+    shutil.copyfile(best, last)
+    content = checkpoint.read_checkpoint(last)
+    first = next(iter(content["state_dict"]))
+    content["state_dict"][first] = content["state_dict"][first] + 1
+    checkpoint.write_checkpoint(last, content)
+    checkpoint.keep_weights_only(copy)
+    assert last.is_file() and best.is_file()
+    shutil.copyfile(best, last)
+    checkpoint.keep_weights_only(copy)
+    assert best.is_file() and not last.exists()
+    checkpoint.keep_weights_only(copy)  # nothing is left to remove
+    assert best.is_file()

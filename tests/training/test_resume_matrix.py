@@ -31,7 +31,8 @@ from seg.training.run import train
 # 3 batches an epoch, the last one smaller
 SMALL = ["data.size=64", "data.train=5", "data.val=2", "data.test=1", "loader.crop=32", "loader.repeats=2",
          "logger=none", "trainer=cpu", "trainer.max_epochs=3", "trainer.log_every_n_steps=1", "panels=1", "save_predictions=1",
-         "model.width=2", "model.depth=1", "model.dropout=0.5", "name=run", "optim.lr=0.1"]  # fmt: skip
+         "model.width=2", "model.depth=1", "model.dropout=0.5", "name=run", "optim.lr=0.1",
+         "save_checkpoints=full"]  # fmt: skip
 BATCHES = 3
 ENDED_BY = {
     "epochs": [],
