@@ -69,7 +69,7 @@ def predict_files(cfg: DictConfig) -> list[Path]:
     )  # fmt: skip
     request = OutputOptions(
         run, list(cfg.save), predictor.threshold, cfg.probabilities,
-        choose_object_options(cfg.objects, run),
+        choose_object_options(cfg.objects, run), cfg.spacing and list(cfg.spacing),
     )  # fmt: skip
     check_kinds_of_run(request)
     if not any(separates_objects(kind, run) for kind in cfg.save):
@@ -202,7 +202,7 @@ def predict_file(
 def remove_partial(results: list[GrowingResult]) -> None:
     """Remove the rows of unfinished results."""
     for result in results:
-        result.growing.remove()
+        result.remove()
 
 
 def converted_rows(page: ImageReader, convert: ValueConversion) -> Callable[[int, int], np.ndarray]:

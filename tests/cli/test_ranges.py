@@ -262,7 +262,7 @@ TAKEN = {  # those of VALUES that an option takes -> file or command -> such opt
         'trainer=auto': 'max_time',
         'train': 'ema threshold loader.crop loader.percentiles',
         'evaluate': 'data.split threshold model.depth',
-        'predict': 'threshold model.depth',
+        'predict': 'threshold model.depth spacing',
         'compare': 'split',
     },
     'true': {
