@@ -61,11 +61,15 @@ def segment_bands(
     min_size: int = 16,
     border: int = 0,
 ) -> Iterator[NDArray[np.int32]]:
-    """Yield the labels of a page band by band: those of ``segment_objects``, which has the other arguments.
+    """Yield the labels of a page band by band: those of ``segment_objects``.
 
     Args:
         read: returns rows of the probability of being inside an object.
         scratch: three empty writers of int32, of one page; their rows are of no further use.
+        threshold: as the other arguments, of ``segment_objects``.
+        split_neck_px: px by which objects are split at their necks; None: no splitting.
+        min_size: px of the smallest object.
+        border: px that two touching objects lack.
 
     Raises:
         DataError: if ``split_neck_px`` is given and an object spans too many rows.

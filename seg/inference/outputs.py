@@ -275,7 +275,7 @@ def build_instances(request: OutputOptions, place: OutputTarget, kind: str) -> G
     ]
 
     def made(band: PredictedBand) -> np.ndarray:
-        rows = np.empty(band.mask.shape, values)
+        rows: Any = np.empty(band.mask.shape, values)
         rows["interior"], rows["image"] = object_interior(band), band.image
         return rows
 
