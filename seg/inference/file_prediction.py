@@ -125,6 +125,10 @@ def check_predict_options(cfg: DictConfig) -> None:
             raise UserError(f"{option} is not set: give {what}, {option}=...")
     check_save_option(cfg.save)
     check_object_options(cfg)
+    if cfg.spacing is not None and "instances" not in cfg.save:
+        raise UserError(
+            f"spacing={list(cfg.spacing)}: save=[{','.join(cfg.save)}] has no instances; leave it out"
+        )
 
 
 def build_rows_bar() -> Progress:

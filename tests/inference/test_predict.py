@@ -1094,7 +1094,7 @@ def test_memory_stays_small_and_time_in_proportion_for_400_megapixels(root, run,
             tmp_path / f"{side}.tif", (pattern for _ in range(tiles**2)), shape=(side, side), dtype=np.uint8,
             tile=(256, 256), compression="zlib", bigtiff=True, photometric="minisblack",
         )  # fmt: skip
-        words = [f"run={run}", f"input={tmp_path / f'{side}.tif'}", f"output={tmp_path / f'out-{side}'}", "accelerator=cpu", "save=[masks]"]  # fmt: skip
+        words = [f"run={run}", f"input={tmp_path / f'{side}.tif'}", f"output={tmp_path / f'out-{side}'}", "accelerator=cpu", "save=[masks,instances]"]  # fmt: skip
         done = subprocess.run(
             [sys.executable, "-c", MEASURED, *words], capture_output=True, text=True, check=True
         )
@@ -1105,7 +1105,7 @@ def test_memory_stays_small_and_time_in_proportion_for_400_megapixels(root, run,
             assert page.shape == (side, side) and page.dtype == np.uint8 and page.is_tiled
             corner = tiff.asarray()[-256:, -300:-44]
         assert 0.02 < corner.mean() < 0.98
-    assert found[20_000]["peak"] < 2 * 2**30
+    assert found[20_000]["peak"] < 1.2e9
     assert found[20_000]["seconds"] / 4 < 2 * found[10_000]["seconds"]
     assert load.load_run(run).model is not None
 
