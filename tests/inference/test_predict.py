@@ -1004,6 +1004,10 @@ def test_good_files_are_done_and_bad_ones_listed(process, run, tmp_path):
         (["save=[masks,masks]"], r"save=\['masks', 'masks'\]"),
         (["objects.min_size=0"], "objects: .*min_size=0"),
         (["objects.split_neck_px=-1"], "objects: split_neck_px=-1"),
+        (
+            ["spacing=[0.5,0.5]"],
+            r"spacing=\[0\.5, 0\.5\]: save=\[masks,overlays\] has no instances",
+        ),
         (["tile=50"], "tile=50 and overlap=32"),
         (["overlap=some"], "overlap=some"),
         (["batch=0"], "batch=0"),
