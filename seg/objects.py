@@ -25,6 +25,21 @@ def label_components(mask: NDArray) -> NDArray[np.int32]:
     return labels
 
 
+def first_pixels(labels: NDArray) -> NDArray[np.int64]:
+    """Return the index in reading order of the first pixel of each label 0, 1 ...; the largest integer without one."""
+    found = np.flatnonzero(labels)[::-1]  # of several values, an assignment keeps the last
+    first = np.full(int(labels.max(initial=0)) + 1, np.iinfo(np.int64).max)
+    first[labels.ravel()[found]] = found
+    return first
+
+
+def rank_by_position(first: NDArray[np.int64]) -> NDArray[np.int32]:
+    """Return the new number of each label 0, 1 ... in the order of its first pixel; 0 stays 0."""
+    rank = np.zeros(len(first), np.int32)
+    rank[1 + np.argsort(first[1:], kind="stable")] = np.arange(1, len(first))
+    return rank
+
+
 def renumber_objects(labels: NDArray) -> NDArray[np.int32]:
     """Return the labels renumbered 1, 2 ... in the order of their old numbers; what is not positive becomes 0."""
     # The rank among the present labels is the new number

@@ -175,6 +175,7 @@ OPTION_RANGES = {  # dotted name of an option -> its range
     "input": any_range(WORD_RANGE, NULL_RANGE),
     "output": any_range(WORD_RANGE, NULL_RANGE),
     "loader.cache": PATH_RANGE,
+    "spacing": any_range(SPACING_RANGE, NULL_RANGE),
     "data.spacing": any_range(SPACING_RANGE, NULL_RANGE),
     "data.root": PATH_RANGE,
     "data.table": PATH_RANGE,

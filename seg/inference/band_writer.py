@@ -59,14 +59,18 @@ class BandWriter:
 
     def page(self, number: int) -> np.ndarray:
         """Return a complete page, (H, W) or (C, H, W)."""
-        shape = (self.height, max(1, self.planes), self.width)
+        return self.rows(number, 0, self.height)
+
+    def rows(self, number: int, top: int, bottom: int) -> np.ndarray:
+        """Return rows ``top`` to ``bottom`` of a page, (h, W) or (C, h, W)."""
+        shape = (bottom - top, max(1, self.planes), self.width)
         with self.file.open("rb") as file:
-            file.seek(number * self.height * self.row)
+            file.seek((number * self.height + top) * self.row)
             values = np.fromfile(file, self.dtype, math.prod(shape)).reshape(shape)
         return np.ascontiguousarray(values.transpose(1, 0, 2)) if self.planes else values[:, 0]
 
-    def iterate_tiles(self) -> Iterator[np.ndarray]:
-        """Yield all pages and planes as tiles (TILE, TILE), a row of tiles after another."""
+    def iterate_tiles(self, dtype: np.dtype) -> Iterator[np.ndarray]:
+        """Yield all pages and planes as tiles (TILE, TILE) of a type, a row of tiles after another."""
         planes = max(1, self.planes)
         shape = (self.pages * self.height, planes, self.width)
         for page, plane in np.ndindex(self.pages, planes):
@@ -78,18 +82,20 @@ class BandWriter:
                 del mapped
                 # Pad the tiles at the right and lower border with zeros: TIFF needs whole tiles
                 for left in range(0, self.width, TILE_PX):
-                    tile = np.zeros((TILE_PX, TILE_PX), self.dtype)
+                    tile = np.zeros((TILE_PX, TILE_PX), dtype)
                     part = rows[:, left : left + TILE_PX]
                     tile[: part.shape[0], : part.shape[1]] = part
                     yield tile
 
-    def finish(self, file: Path, tags: dict[str, Any]) -> None:
+    def finish(self, file: Path, tags: dict[str, Any], dtype: Any = None) -> None:
         """Write the TIFF, completely or not at all; the plain bytes stay until ``remove``.
 
         Args:
             file: path of the TIFF.
             tags: further arguments of tifffile's writer.
+            dtype: type of its values, which holds those of the rows; None: that of the rows.
         """
+        dtype = self.dtype if dtype is None else np.dtype(dtype)
         # Axes of length 1 are left out of the shape, except of an image 1 px wide: tifffile would take
         # its W for channels, so each plane is written on its own.
         axes = {"Z": self.pages if self.pages > 1 else 0, "C": self.planes, "Y": self.height}
@@ -98,13 +104,13 @@ class BandWriter:
         if self.width == 1:
             shape, metadata, writes = (self.height, 1), None, self.pages * max(1, self.planes)
         # BigTIFF from 2 GiB on.
-        tiles, large = self.iterate_tiles(), self.pages * self.height * self.row > 2**31
+        tiles, large = self.iterate_tiles(dtype), self.pages * self.height * self.row > 2**31
         number = math.prod(shape[:-2]) * -(-self.height // TILE_PX) * -(-self.width // TILE_PX)
         with self.replacing(file) as new, tifffile.TiffWriter(new, bigtiff=large) as out:
             for _ in range(writes):
                 out.write(
-                    islice(tiles, number), shape=shape, dtype=self.dtype, tile=(TILE_PX, TILE_PX),
-                    compression="zlib", predictor=True if self.dtype.kind == "u" else None,
+                    islice(tiles, number), shape=shape, dtype=dtype, tile=(TILE_PX, TILE_PX),
+                    compression="zlib", predictor=True if dtype.kind == "u" else None,
                     photometric="minisblack", metadata=metadata, **tags,
                 )  # fmt: skip
 

@@ -70,7 +70,7 @@ def predict_files(cfg: DictConfig) -> list[Path]:
     )  # fmt: skip
     request = OutputOptions(
         run, list(cfg.save), predictor.threshold, cfg.probabilities,
-        choose_object_options(cfg.objects, run),
+        choose_object_options(cfg.objects, run), cfg.spacing and list(cfg.spacing),
     )  # fmt: skip
     check_kinds_of_run(request)
     if not any(separates_objects(kind, run) for kind in cfg.save):
@@ -145,6 +145,10 @@ def check_predict_options(cfg: DictConfig) -> None:
             raise UserError(f"{option} is not set: give {what}, {option}=...")
     check_save_option(cfg.save)
     check_object_options(cfg)
+    if cfg.spacing is not None and "instances" not in cfg.save:
+        raise UserError(
+            f"spacing={list(cfg.spacing)}: save=[{','.join(cfg.save)}] has no instances; leave it out"
+        )
 
 
 def build_rows_bar() -> Progress:
@@ -222,7 +226,7 @@ def predict_file(
 def remove_partial(results: list[GrowingResult]) -> None:
     """Remove the rows of unfinished results."""
     for result in results:
-        result.growing.remove()
+        result.remove()
 
 
 def converted_rows(page: ImageReader, convert: ValueConversion) -> Callable[[int, int], np.ndarray]:

@@ -1,35 +1,41 @@
 """Results of prediction: each kind grows on disk band by band and is finished as a file.
 
 ``RESULT_KINDS``: masks, probabilities, uncertainty and the challenge's submission as TIFF (the mask of a PNG is a PNG); overlays
-and contours as PNG, subsampled to 4096 px; instances as TIFF of labels with a CSV of areas and centroids; outlines as files of annotation tools, COCO's one for all images.
+and contours as PNG, subsampled to 4096 px; instances as TIFF of labels with a CSV of measurements; outlines as files of annotation tools, COCO's one for all images.
 """
 
 import csv
 import json
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TextIO
 from urllib.parse import quote
 
 import numpy as np
-import tifffile
 import torch
 from omegaconf import DictConfig
 from PIL import Image
-from skimage.measure import regionprops_table
 
 from seg import files
 from seg.data.image_io import write_mask
+from seg.data.spacing import pixel_spacing
 from seg.data.tiff_layout import TIFF_SUFFIXES
 from seg.display import panels
 from seg.errors import DataError, UserError, missing_extra_hint
 from seg.inference import polygons
 from seg.inference.band_writer import BandWriter
+from seg.inference.object_bands import (
+    iterate_bands,
+    read_context,
+    segment_bands,
+)
 from seg.inference.tta import normalized_entropy
 from seg.logits import IGNORE
 from seg.metrics import instances
+from seg.metrics.object_measurements import CONTEXT_PX, ObjectMeasurements, convert_to_um
 from seg.runs import records
 from seg.runs.load import LoadedRun
 
@@ -39,9 +45,7 @@ COCO_FILE, COCO_PART = "instances.json", ".part.json"
 MAX_COCO_BYTES = 2**32
 OBJECT_DEFAULTS = {"split_neck_px": None, "min_size": 16}  # options of objects that nobody set
 MAX_PICTURE_SIDE = 4096  # px, the longest side of overlays and contours
-MAX_INSTANCES_PIXELS = (
-    2**26
-)  # pixels of the largest image for instances, which need the whole image in memory
+MAX_OUTLINE_PIXELS = 2**26  # pixels of the largest image for outlines, which need it in memory
 
 
 class OutputOptions(NamedTuple):
@@ -53,6 +57,7 @@ class OutputOptions(NamedTuple):
         threshold: probability in 0..1 above which a pixel is class 1 of two, or has an overlapping class.
         depth: type of probabilities and uncertainty; integers map 0..1 to their range.
         objects: ``split_neck_px``, ``min_size`` and ``border`` of seg.metrics.instances.segment_objects.
+        spacing: height and width of a pixel, um; None: that of each file's metadata.
     """
 
     run: LoadedRun
@@ -60,6 +65,7 @@ class OutputOptions(NamedTuple):
     threshold: float
     depth: ProbabilityType
     objects: dict[str, Any]
+    spacing: list[float] | None = None
 
 
 class OutputTarget(NamedTuple):
@@ -108,11 +114,18 @@ class GrowingResult:
         growing: the rows written so far.
         convert_band: rows of the result from a band, (h', W') or (planes, h', W').
         finish: writes the files and returns their paths; its argument are the tags that a TIFF keeps of the image.
+        scratch: further rows, which ``finish`` needs.
     """
 
     growing: BandWriter
     convert_band: Callable[[PredictedBand], np.ndarray]
     finish: Callable[[dict[str, Any]], list[Path]]
+    scratch: tuple[BandWriter, ...] = ()
+
+    def remove(self) -> None:
+        """Remove the rows."""
+        for writer in (self.growing, *self.scratch):
+            writer.remove()
 
     def add(self, band: PredictedBand) -> None:
         self.growing.add(self.convert_band(band))
@@ -258,40 +271,92 @@ def build_pictures(request: OutputOptions, place: OutputTarget, kind: str) -> Gr
 
 
 def build_instances(request: OutputOptions, place: OutputTarget, kind: str) -> GrowingResult:
-    """Objects of class 1: a TIFF of labels, 0 between them, and a CSV of their areas and centroids.
+    """Objects of class 1: a TIFF of labels, 0 between them, and a CSV of their measurements."""
+    # Probabilities and image grow on disk; objects are found once the page is complete, as they cross bands
+    channels = request.run.intensity.channels
+    values = np.dtype([("interior", np.float32), ("image", place.dtype, (channels,))])
+    grown = build_writer(place, kind, values)
+    labelled = build_writer(place, f"{kind}.labels", np.int32)
+    scratch = [
+        build_writer(place._replace(pages=1), f"{kind}.pieces-{n}", np.int32) for n in range(3)
+    ]
 
-    Raises:
-        DataError: if the image is too large to be in memory as a whole.
-    """
-    stem = place.name
-    check_whole_image(place, kind)
-    # Only probabilities grow on disk; objects need the complete page, as they may cross bands
-    grown = build_writer(place, kind, np.float32)
+    def made(band: PredictedBand) -> np.ndarray:
+        rows: Any = np.empty(band.mask.shape, values)
+        rows["interior"], rows["image"] = object_interior(band), band.image
+        return rows
 
     def finish(tags: dict[str, Any]) -> list[Path]:
-        written = [place.output / kind / f"{stem}{suffix}" for suffix in (".tif", ".csv")]
-        # Labels start from 1 on each page
-        labels, rows = [], []
-        for number in range(place.pages):
-            interior = grown.page(number)
-            labels.append(instances.segment_objects(interior, request.threshold, **request.objects))
-            rows += measure_objects(labels[-1], interior, number)
-        # The smallest integer type that holds all labels, (pages, H, W)
-        stack = np.stack(labels)
-        stack = stack.astype(np.uint16 if stack.max() < 2**16 else np.int32)
-        with grown.replacing(written[0]) as aside:
-            tifffile.imwrite(
-                aside, stack if place.pages > 1 else stack[0], compression="zlib",
-                photometric="minisblack", metadata={"axes": "ZYX" if place.pages > 1 else "YX"},
-                **tags,
-            )  # fmt: skip
+        written = [place.output / kind / f"{place.name}{suffix}" for suffix in (".tif", ".csv")]
+        spacing = pixel_spacing(request.spacing, [place.file])
+        counts = []
         with files.open_text(written[1], grown.folder, grown.file.parent) as out:
-            table = csv.DictWriter(out, OBJECT_COLUMNS)
-            table.writeheader()
-            table.writerows(rows)
+            for page in range(place.pages):
+                for writer in scratch:
+                    writer.remove()
+                counts.append(label_page(grown, page, labelled, scratch, request, place))
+                columns = measure_page(grown, page, labelled, counts[-1])
+                if spacing is not None:
+                    columns |= convert_to_um(columns, spacing)
+                write_object_rows(out, page, columns)
+        # The smallest of two integer types that holds all labels
+        labelled.finish(written[0], tags, np.uint16 if max(counts) < 2**16 else np.int32)
         return written
 
-    return GrowingResult(grown, object_interior, finish)
+    return GrowingResult(grown, made, finish, (labelled, *scratch))
+
+
+def label_page(
+    grown: BandWriter, page: int, labelled: BandWriter, scratch: list[BandWriter],
+    request: OutputOptions, place: OutputTarget,
+) -> int:  # fmt: skip
+    """Append the labels of a page to a writer, and return the number of objects.
+
+    Raises:
+        DataError: if an object that is to be split is too large for memory.
+    """
+    count = 0
+    try:
+        for labels in segment_bands(
+            lambda top, bottom: grown.rows(page, top, bottom)["interior"], scratch,
+            request.threshold, **request.objects,
+        ):  # fmt: skip
+            labelled.add(labels)
+            count = max(count, int(labels.max(initial=0)))
+    except DataError as error:
+        raise DataError(f"{place.file}: {place.height}x{place.width} px: {error}") from error
+    return count
+
+
+def measure_page(
+    grown: BandWriter, page: int, labelled: BandWriter, count: int
+) -> dict[str, np.ndarray]:
+    """Return the measurements of the objects of a page."""
+    measured = ObjectMeasurements(count, grown.dtype["image"].shape[0])
+    for top, bottom in iterate_bands(grown.height, grown.width):
+        labels = read_context(
+            lambda first, last: labelled.rows(page, first, last), grown.height, top, bottom, CONTEXT_PX
+        )  # fmt: skip
+        rows = grown.rows(page, top, bottom)
+        measured.add(top, labels, rows["image"], rows["interior"])
+    return measured.table()
+
+
+def write_object_rows(out: TextIO, page: int, columns: dict[str, np.ndarray]) -> None:
+    """Write the measurements of a page as rows of a CSV, below the names of the columns; nan is an empty field."""
+    table = csv.writer(out)
+    if page == 0:
+        table.writerow(["page", *columns])
+    texts = [
+        map(str, values.tolist()) if values.dtype.kind in "iu" else map(number_text, values.tolist())
+        for values in columns.values()
+    ]  # fmt: skip
+    table.writerows((page, *row) for row in zip(*texts, strict=True))
+
+
+def number_text(value: float) -> str:
+    """Return a number with eight significant digits; nan is an empty text."""
+    return "" if math.isnan(value) else f"{value:.8g}"
 
 
 def build_polygons(request: OutputOptions, place: OutputTarget, kind: str) -> GrowingResult:
@@ -410,44 +475,11 @@ def finish_results(output: Path, written: list[Path]) -> list[Path]:
 
 def check_whole_image(place: OutputTarget, kind: str) -> None:
     """Raise DataError if an image is too large to be in memory as a whole."""
-    if place.height * place.width > MAX_INSTANCES_PIXELS:
+    if place.height * place.width > MAX_OUTLINE_PIXELS:
         raise DataError(
             f"{place.file}: {place.height}x{place.width} px; save=[{kind}] needs the whole image in memory, of at most "
-            f"{MAX_INSTANCES_PIXELS >> 20} megapixels: cut the image, or leave {kind} out"
+            f"{MAX_OUTLINE_PIXELS >> 20} megapixels: cut the image, or leave {kind} out"
         )
-
-
-OBJECT_COLUMNS = (
-    "page",
-    "label",
-    "area_px",
-    "centroid_row_px",
-    "centroid_column_px",
-    "mean_probability",
-)
-
-
-def measure_objects(labels: np.ndarray, interior: np.ndarray, page: int) -> list[dict[str, Any]]:
-    """Return a row of ``OBJECT_COLUMNS`` for each object of a page.
-
-    Args:
-        labels: (H, W) integers, 0 between objects.
-        interior: (H, W) probabilities of class 1.
-        page: number of the page.
-    """
-    properties = ("label", "area", "centroid", "mean_intensity")
-    columns = regionprops_table(labels, interior, properties=properties)
-    values = zip(*columns.values(), strict=True)
-    return [
-        dict(
-            zip(
-                OBJECT_COLUMNS,
-                (page, int(n), int(area), *(f"{v:.2f}" for v in centroid), f"{p:.4f}"),
-                strict=True,
-            )
-        )
-        for n, area, *centroid, p in values
-    ]
 
 
 RESULT_KINDS: dict[str, Callable[[OutputOptions, OutputTarget, str], GrowingResult]] = {

@@ -11,7 +11,13 @@ from skimage.morphology import local_maxima, reconstruction
 from skimage.segmentation import watershed
 
 from seg.metrics.significance import BootstrapInput
-from seg.objects import grow_objects, label_components, renumber_objects
+from seg.objects import (
+    first_pixels,
+    grow_objects,
+    label_components,
+    rank_by_position,
+    renumber_objects,
+)
 
 IOU_TWENTIETHS = np.arange(10, 20)  # 0.50, 0.55 ... 0.95 as integers: ties are exact
 IOU_THRESHOLDS = IOU_TWENTIETHS / 20
@@ -61,12 +67,18 @@ def segment_objects(
         raise ValueError(
             f"split_neck_px={split_neck_px} px must be above 0 and min_size={min_size} px at least 1"
         )
-    # Without splitting: connected regions.
-    if split_neck_px is None:
-        labels = label_components(interior > threshold)
-        return remove_small_objects(grow_objects(labels, border), min_size)
+    mask = interior > threshold
+    labels = label_components(mask) if split_neck_px is None else split_necks(mask, split_neck_px)
+    return remove_small_objects(grow_objects(labels, border), min_size)
+
+
+def split_necks(mask: NDArray[np.bool_], split_neck_px: float) -> NDArray[np.int32]:
+    """Return the labels of the objects of a mask (H, W), split at their necks; see ``segment_objects``.
+
+    An object depends on its own 8-connected region alone. Objects are numbered in reading order.
+    """
     # Depth of each pixel in its region.
-    mask = np.pad(interior > threshold, 1)  # the area around the image is outside
+    mask = np.pad(mask, 1)  # the area around the image is outside
     whole = label_components(mask)
     depth = ndimage.distance_transform_edt(mask)  # px to the nearest pixel outside
     # One seed for each peak that rises split_neck_px above its saddle (h-maxima).
@@ -74,8 +86,12 @@ def segment_objects(
     seeds, number = ndimage.label(peaks, np.ones((3, 3)))
     # Regions too shallow for a seed stay whole; the watershed divides the others.
     seedless = mask & ~np.isin(whole, whole[peaks])
-    labels = watershed(-depth, np.where(seedless, whole + number, seeds), connectivity=1, mask=mask)
-    return remove_small_objects(grow_objects(labels[1:-1, 1:-1], border), min_size)
+    markers = np.where(seedless, whole + number, seeds)
+    # Markers are flooded first, in reading order: ties depend on nothing else in the image.
+    height = -depth
+    height[markers > 0] = np.arange(np.count_nonzero(markers)) - 2.0 * mask.size
+    labels = watershed(height, markers, connectivity=1, mask=mask)[1:-1, 1:-1]
+    return rank_by_position(first_pixels(labels))[labels]
 
 
 def remove_small_objects(labels: NDArray, min_size: int) -> NDArray[np.int32]:

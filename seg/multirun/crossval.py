@@ -21,6 +21,7 @@ from seg.data.dataset import SegmentationDataset, planes_first
 from seg.data.datasets.base import DataSource, RowReader
 from seg.data.image_cache import ImageCache
 from seg.data.image_files import image_stem
+from seg.data.spacing import source_spacing
 from seg.display import tables
 from seg.display.console import track_progress
 from seg.errors import UserError
@@ -243,7 +244,10 @@ def predict_split(
     # Predictions are written at the run's own threshold, probabilities as float32
     names, run = source.splits[split], predictor.run
     objects = choose_object_options(cfg.objects, run)
-    request = OutputOptions(run, list(cfg.save), run.threshold, "float32", objects)
+    spacing = source_spacing(source)
+    request = OutputOptions(
+        run, list(cfg.save), run.threshold, "float32", objects, spacing and list(spacing)
+    )
     cache = ImageCache(source, 0)
     for name in track_progress(names, "predicting"):
         with closing(cache.open_rows(name)) as reader:

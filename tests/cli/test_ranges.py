@@ -266,7 +266,7 @@ TAKEN = {  # those of VALUES that an option takes -> file or command -> such opt
         'trainer=auto': 'max_time',
         'train': 'ema extend threshold loader.crop loader.percentiles',
         'evaluate': 'data.split threshold model.depth',
-        'predict': 'threshold model.depth',
+        'predict': 'threshold model.depth spacing',
         'compare': 'split',
         'list': 'older',
     },

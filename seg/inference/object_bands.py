@@ -1,0 +1,201 @@
+"""Objects of an image of any size: labelled in bands of rows, and merged over their borders.
+
+The labels equal those of ``seg.metrics.instances.segment_objects`` for the whole image. Memory depends on the image's
+width and the number of regions, not on its height.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import find_objects
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from seg.errors import DataError
+from seg.inference.band_writer import BandWriter
+from seg.metrics.instances import split_necks
+from seg.objects import first_pixels, grow_objects, label_components, rank_by_position
+
+BAND_PIXELS = 2**21  # pixels of a band
+MAX_WINDOW_PIXELS = 2**26  # pixels of the largest window of rows in memory
+
+ReadRows = Callable[[int, int], NDArray]
+
+
+class LabelledRegions(NamedTuple):
+    """4-connected regions of a mask, in pieces: those of each band.
+
+    Attributes:
+        regions: number of the region of each piece; the first is 0 for the background.
+        groups: number of its 8-connected region.
+        top: first row of each piece.
+        bottom: row after the last one of each piece.
+    """
+
+    regions: NDArray[np.int32]
+    groups: NDArray[np.int32]
+    top: NDArray[np.int64]
+    bottom: NDArray[np.int64]
+
+
+def iterate_bands(height: int, width: int) -> Iterator[tuple[int, int]]:
+    """Yield the first row of each band, and the row after its last one."""
+    step = max(1, BAND_PIXELS // width)
+    for top in range(0, height, step):
+        yield top, min(height, top + step)
+
+
+def read_context(read: ReadRows, height: int, top: int, bottom: int, px: int) -> NDArray:
+    """Return rows with ``px`` rows above and below; those outside the image are 0."""
+    first, last = max(0, top - px), min(height, bottom + px)
+    return np.pad(read(first, last), ((first - top + px, bottom + px - last), (0, 0)))
+
+
+def segment_bands(
+    read: ReadRows,
+    scratch: list[BandWriter],
+    threshold: float = 0.5,
+    split_neck_px: float | None = None,
+    min_size: int = 16,
+    border: int = 0,
+) -> Iterator[NDArray[np.int32]]:
+    """Yield the labels of a page band by band: those of ``segment_objects``.
+
+    Args:
+        read: returns rows of the probability of being inside an object.
+        scratch: three empty writers of int32, of one page; their rows are of no further use.
+        threshold: as the other arguments, of ``segment_objects``.
+        split_neck_px: px by which objects are split at their necks; None: no splitting.
+        min_size: px of the smallest object.
+        border: px that two touching objects lack.
+
+    Raises:
+        DataError: if ``split_neck_px`` is given and an object spans too many rows.
+    """
+    height, width = scratch[0].height, scratch[0].width
+    found = label_bands(read, threshold, scratch[0], corners=split_neck_px is not None)
+    numbers = found.regions
+
+    def labels(top: int, bottom: int) -> NDArray[np.int32]:
+        return numbers[pieces.rows(0, top, bottom)]
+
+    pieces = scratch[0]
+    if split_neck_px is not None:
+        numbers, pieces = split_bands(pieces, found, split_neck_px, scratch[1]), scratch[1]
+    if border > 0:
+        grow_bands(labels, border, scratch[2])
+        numbers, pieces = np.arange(len(numbers), dtype=np.int32), scratch[2]
+    # Small objects become background, the others are numbered in their order.
+    area = np.zeros(len(numbers), np.int64)
+    for top, bottom in iterate_bands(height, width):
+        area += np.bincount(labels(top, bottom).ravel(), minlength=len(area))
+    area[0] = 0
+    kept = area >= min_size
+    final = (np.cumsum(kept, dtype=np.int32) * kept)[numbers]
+    for top, bottom in iterate_bands(height, width):
+        yield final[pieces.rows(0, top, bottom)]
+
+
+def label_bands(
+    read: ReadRows, threshold: float, pieces: BandWriter, corners: bool
+) -> LabelledRegions:
+    """Label the regions of each band, write them, and return those that are one region of the image.
+
+    Args:
+        read: returns rows of the probability of being inside an object.
+        threshold: probability above which a pixel is inside.
+        pieces: receives the number of the piece of each pixel.
+        corners: find the 8-connected regions, too.
+    """
+    number, above = 0, np.zeros((1, pieces.width), np.int32)
+    sides, diagonals, tops, bottoms = [], [], [np.zeros(1, np.int64)], [np.zeros(1, np.int64)]
+    for top, bottom in iterate_bands(pieces.height, pieces.width):
+        labels = label_components(read(top, bottom) > threshold)
+        count = int(labels.max(initial=0))
+        if number + count > np.iinfo(np.int32).max:
+            raise DataError(f"more than {np.iinfo(np.int32).max} regions")
+        if corners:
+            rows = [box[0] for box in find_objects(labels)]
+            tops.append(np.array([top + s.start for s in rows], np.int64))
+            bottoms.append(np.array([top + s.stop for s in rows], np.int64))
+        labels[labels > 0] += number
+        number += count
+        pieces.add(labels)
+        sides.append(touching_pairs(above, labels[:1]))
+        if corners:
+            rows = np.concatenate([above, labels])
+            diagonals.append(touching_pairs(rows[:-1, 1:], rows[1:, :-1]))
+            diagonals.append(touching_pairs(rows[:-1, :-1], rows[1:, 1:]))
+        above = labels[-1:].copy()
+    regions = merge_pieces(sides, number)
+    groups = merge_pieces([*sides, *diagonals], number) if corners else regions
+    return LabelledRegions(regions, groups, np.concatenate(tops), np.concatenate(bottoms))
+
+
+def touching_pairs(first: NDArray, second: NDArray) -> NDArray[np.int32]:
+    """Return the pairs (N, 2) of different labels, each once, of the pixels of two arrays of one shape."""
+    both = (first > 0) & (second > 0) & (first != second)
+    pairs = np.unique(first[both].astype(np.int64) << 32 | second[both])
+    return np.stack([pairs >> 32, pairs & (2**32 - 1)], 1).astype(np.int32)
+
+
+def merge_pieces(pairs: list[NDArray[np.int32]], number: int) -> NDArray[np.int32]:
+    """Return the smallest number of the pieces that are connected with each of 0, 1 ... ``number``."""
+    numbers = np.arange(number + 1, dtype=np.int32)
+    pieces, index = np.unique(np.concatenate(pairs), return_inverse=True)
+    first, second = index.reshape(-1, 2).T
+    if not len(pieces):
+        return numbers
+    graph = coo_array((np.ones(len(first), bool), (first, second)), shape=(len(pieces),) * 2)
+    count, whole = connected_components(graph, directed=False)
+    smallest = np.full(count, number, np.int32)
+    np.minimum.at(smallest, whole, pieces)
+    numbers[pieces] = smallest[whole]
+    return numbers
+
+
+def split_bands(
+    pieces: BandWriter, found: LabelledRegions, split_neck_px: float, out: BandWriter
+) -> NDArray[np.int32]:
+    """Split the objects at their necks, write their labels, and return the number of each in reading order.
+
+    The 8-connected regions that begin in a band are split together, in a window that has all of their rows.
+    """
+    width, groups = pieces.width, found.groups
+    # Rows of each group, at the number of its first piece.
+    start, stop = found.top.copy(), found.bottom.copy()
+    np.minimum.at(start, groups, found.top)
+    np.maximum.at(stop, groups, found.bottom)
+    first, number = [np.full(1, -1)], 0
+    left_over = np.zeros(
+        (0, width), np.int32
+    )  # rows below the band, of objects that begin above them
+    for top, bottom in iterate_bands(pieces.height, width):
+        begins = (start[groups] >= top) & (start[groups] < bottom)
+        begins[0] = False
+        end = max(bottom, top + len(left_over), int(stop[groups[begins]].max(initial=0)))
+        if (end - top) * width > MAX_WINDOW_PIXELS:
+            raise DataError(
+                f"an object of {end - top} rows of {width} px; objects.split_neck_px={split_neck_px:g} needs it in memory, "
+                f"of at most {MAX_WINDOW_PIXELS >> 20} megapixels: give objects.split_neck_px=0, or cut the image"
+            )
+        labels = split_necks(begins[pieces.rows(0, top, end)], split_neck_px)
+        first.append(first_pixels(labels)[1:] + top * width)
+        labels[labels > 0] += number
+        number += len(first[-1])
+        labels[: len(left_over)] += left_over
+        out.add(labels[: bottom - top])
+        left_over = labels[bottom - top :].copy()
+    return rank_by_position(np.concatenate(first))
+
+
+def grow_bands(read: ReadRows, border: int, out: BandWriter) -> None:
+    """Grow objects by the border between them, as ``grow_objects``, and write their labels."""
+    reach = 2 * border + 1
+    for top, bottom in iterate_bands(out.height, out.width):
+        labels = read_context(read, out.height, top, bottom, reach)
+        present = np.unique(np.append(labels, 0))
+        grown = present[grow_objects(np.searchsorted(present, labels).astype(np.int32), border)]
+        out.add(grown[reach : len(grown) - reach])
