@@ -3,7 +3,7 @@
 config.yaml     all options, resolved
 run.json        versions, command, commit, hardware, times, data, final metrics (seg.runs.record.RunRecord)
 metrics.csv     every measurement
-checkpoints/    best.ckpt and last.ckpt, each enough by itself
+checkpoints/    best.ckpt and last.ckpt, each enough by itself; weights alone once finished, last.ckpt if it differs
 panels/         pictures: image | truth | prediction | error
 images.csv      true positive, false positive and false negative pixels per image and class (seg.training.artifacts)
 predictions/    small pictures of some images: image, truth, prediction

@@ -25,6 +25,7 @@ from seg.errors import RunError, UserError
 from seg.runs import checkpoint, records
 from seg.runs.folder import lock_folder
 from seg.training.callbacks.checkpointing import AtomicCheckpointIO
+from seg.training.fit import RunPruned
 from seg.training.loggers import MetricsCSV, read_metrics
 from seg.training.resume import load_stopped_run, newest_checkpoint
 from seg.training.run import train
@@ -611,3 +612,20 @@ def test_last_goes_only_if_best_has_the_same_weights(straight, tmp_path):
     assert best.is_file() and not last.exists()
     checkpoint.keep_weights_only(copy)  # nothing is left to remove
     assert best.is_file()
+
+
+class Prune(L.Callback):
+    """End the run as an unpromising one, after its first epoch was saved."""
+
+    def on_train_epoch_start(self, trainer: L.Trainer, *args, **kwargs) -> None:
+        if trainer.current_epoch == 1:
+            raise RunPruned("unpromising")
+
+
+@pytest.mark.parametrize("saved", ["weights", "full"])
+def test_a_pruned_run_keeps_what_save_checkpoints_says(tmp_path, saved):
+    words = [f"outputs={tmp_path}", f"save_checkpoints={saved}"]
+    with pytest.raises(RunPruned):
+        train(config("train", *TINY, *DROPOUT, *words), [Prune()])
+    files = [*(tmp_path / "latest/checkpoints").iterdir()]
+    assert files and {checkpoint.has_training_state(file) for file in files} == {saved == "full"}
