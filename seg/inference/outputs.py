@@ -128,7 +128,13 @@ class GrowingResult:
             writer.remove()
 
     def add(self, band: PredictedBand) -> None:
-        self.growing.add(self.convert_band(band))
+        """Append the rows of a band, a few at a time, so that their copies stay small."""
+        for top, bottom in iterate_bands(*band.mask.shape[-2:]):
+            rows = PredictedBand(
+                band.top + top, band.image[top:bottom], band.probabilities[:, top:bottom],
+                band.mask[..., top:bottom, :],
+            )  # fmt: skip
+            self.growing.add(self.convert_band(rows))
 
 
 def check_kinds_of_run(request: OutputOptions) -> None:
