@@ -209,6 +209,7 @@ def predict_file(
                     for result in results:
                         result.add(PredictedBand(top, image, p_CHW, mask))
                     progress.advance(task, len(image))
+                    del image, p_CHW, mask  # memory for the next band, or to finish the files
         finally:
             progress.remove_task(task)
         if check_seams:

@@ -18,7 +18,7 @@ from seg.inference.band_writer import BandWriter
 from seg.metrics.instances import split_necks
 from seg.objects import first_pixels, grow_objects, label_components, rank_by_position
 
-BAND_PIXELS = 2**21  # pixels of a band
+BAND_PIXELS = 2**20  # pixels of a band
 MAX_WINDOW_PIXELS = 2**26  # pixels of the largest window of rows in memory
 
 ReadRows = Callable[[int, int], NDArray]

@@ -353,11 +353,11 @@ def write_object_rows(out: TextIO, page: int, columns: dict[str, np.ndarray]) ->
     table = csv.writer(out)
     if page == 0:
         table.writerow(["page", *columns])
-    texts = [
-        map(str, values.tolist()) if values.dtype.kind in "iu" else map(number_text, values.tolist())
-        for values in columns.values()
-    ]  # fmt: skip
-    table.writerows((page, *row) for row in zip(*texts, strict=True))
+    # A few rows at a time: as Python numbers they take much memory
+    for first in range(0, len(columns["label"]), 10_000):
+        parts = [values[first : first + 10_000] for values in columns.values()]
+        texts = [map(str if v.dtype.kind in "iu" else number_text, v.tolist()) for v in parts]
+        table.writerows((page, *row) for row in zip(*texts, strict=True))
 
 
 def number_text(value: float) -> str:
