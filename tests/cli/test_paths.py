@@ -20,7 +20,7 @@ COMMANDS = {  # command -> the words with which all of its options exist
 }  # fmt: skip
 CHOICES = (["data=folder", "logger=trackio"], ["data=coco"])
 OTHERS = {  # options whose comments mention files, but which are no paths
-    "channel_files", "data", "dropout", "mask_layers", "memory", "output_subdir", "save", "sweep", "tolerance", "url",
+    "channel_files", "data", "dropout", "mask_layers", "memory", "output_subdir", "save", "spacing", "sweep", "tolerance", "url",
 }  # fmt: skip
 SMALL = ["logger=none", "trainer=smoke", "data.size=32", "loader.crop=32", "data.train=2", "data.val=1", "data.test=0",
          "model.width=2", "model.depth=1", "panels=0", "save_checkpoints=full"]  # fmt: skip

@@ -299,8 +299,8 @@ def test_a_failed_finish_leaves_no_half_file_and_can_be_done_again(tmp_path, mon
     (tmp_path / "masks/x.tif").write_bytes(b"an earlier one")
     whole = BandWriter.iterate_tiles
 
-    def failing(self):
-        for number, tile in enumerate(whole(self)):
+    def failing(self, *rows):
+        for number, tile in enumerate(whole(self, *rows)):
             if number == 2:
                 raise OSError(28, "No space left on device")
             yield tile
