@@ -194,6 +194,7 @@ def check_scores(record: dict[str, Any], file: Path) -> None:
         good = good and all(len(end) == 2 and all(map(is_score, end)) for end in ends)
         good = good and all(type(part["images"]) is int for part in pooled)
         good = good and all(isinstance(name, str) for name in record["classes"])
+        good = good and all(type(fold["fold"]) is int for fold in record["folds"])
         good = good and {*record["mean"]} == {*record["sd"]} and "pooled" in record
     except (KeyError, TypeError, AttributeError) as error:
         raise RunError(f"{file}: damaged ({error!r}); give another output") from error

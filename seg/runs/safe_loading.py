@@ -208,21 +208,27 @@ def check_targets(node: Any, file: Path, packages: tuple[str, ...] = NETWORK_PAC
     for group in walk_groups(node):
         target = group.get("_target_")
         if need := missing_extra_hint(target):
-            raise RunError(f"{file}: its config names {target}, which {need}")
+            raise RunError(f"{file}: its config names {shorten_value(target)}, which {need}")
         if "_target_" in group and not is_defined_in(target, packages):
             raise RunError(
-                f"{file}: its config names {target!r}; only {', '.join(packages)} are allowed; for a class "
+                f"{file}: its config names {shorten_value(target)}; only {', '.join(packages)} are allowed; for a class "
                 f"of your own, name its package in the environment variable {USER_PACKAGES} (docs/extending.md)"
             )
         for name, value in group.items():
             partial = name == "_partial_" and packages != ("torch.optim",)
             if name in ("_args_", "_recursive_") or partial:
                 raise RunError(
-                    f"{file}: its config holds {name}={value!r}; a saved config has no such keyword"
+                    f"{file}: its config holds {name}={shorten_value(value)}; a saved config has no such keyword"
                 )
             from_hub = name == "encoder_name" and ":" in str(value)  # syntax of timm
             if from_hub or name in ("checkpoint_path", "pretrained", "pretrained_cfg"):
-                raise RunError(f"{file}: its config reads weights from elsewhere: {name}={value!r}")
+                raise RunError(f"{file}: its config reads weights from elsewhere: {name}={shorten_value(value)}")
+
+
+def shorten_value(value: object, length: int = 200) -> str:
+    """Return a value as text, cut to a length."""
+    text = repr(value)
+    return text if len(text) <= length else f"{text[:length]}..."
 
 
 def walk_groups(node: Any) -> Iterator[dict[str, Any]]:
