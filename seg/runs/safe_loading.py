@@ -222,7 +222,9 @@ def check_targets(node: Any, file: Path, packages: tuple[str, ...] = NETWORK_PAC
                 )
             from_hub = name == "encoder_name" and ":" in str(value)  # syntax of timm
             if from_hub or name in ("checkpoint_path", "pretrained", "pretrained_cfg"):
-                raise RunError(f"{file}: its config reads weights from elsewhere: {name}={shorten_value(value)}")
+                raise RunError(
+                    f"{file}: its config reads weights from elsewhere: {name}={shorten_value(value)}"
+                )
 
 
 def shorten_value(value: object, length: int = 200) -> str:

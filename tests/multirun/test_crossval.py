@@ -668,3 +668,17 @@ def test_names_with_folders_get_files_of_their_own():
     assert str(folds.prediction_file("a/b.c")) == "a__b.c.png" and os.sep not in str(
         folds.prediction_file("../../x")
     )
+
+
+@pytest.mark.parametrize(
+    "damage", [{"fold": "0"}, {"fold": None}, {"metrics": {"val/dice": "0.5"}}]
+)
+def test_a_damaged_fold_in_a_finished_record_is_named(damage):
+    fold = {"fold": 0, "metrics": {"val/dice": 0.5}}
+    record = {"mean": {"val/dice": 0.5}, "sd": {"val/dice": None}, "classes": ["a", "b"], "folds": [fold],
+              "pooled": {"metrics": {"dice": 0.5}, "intervals": {}, "images": 4}}  # fmt: skip
+    folds.check_scores(record, Path("crossval.json"))
+    with pytest.raises(RunError, match=r"crossval\.json: its scores are damaged"):
+        folds.check_scores(record | {"folds": [fold | damage]}, Path("crossval.json"))
+    with pytest.raises(RunError, match=r"crossval\.json: damaged \(KeyError"):
+        folds.check_scores(record | {"folds": [{"metrics": {}}]}, Path("crossval.json"))
