@@ -66,6 +66,7 @@ def open_run_data(
         eval_batch_size=cfg.eval_batch_size,
         workers=cfg.workers,
         intensity=run.intensity,
+        memory=0.5,  # larger data are read again, large images row by row
     )
 
 
