@@ -69,7 +69,7 @@ def folder(root, **options) -> Folder:
 
 
 def same_objects(one: np.ndarray, other: np.ndarray) -> bool:
-    """Whether two labels differ at most in their numbers."""
+    """Return True if two labels differ at most in their numbers."""
     counts = match_objects(one, other)
     number = len(np.unique(one[one > 0]))
     return bool((counts[:, 0] == number).all() and not counts[:, 1:3].any())

@@ -426,7 +426,7 @@ class Folder:
         image = read_image(pair.image, pair.page, pair.pages, nodata)
         if pair.channels:
             further = [read_image(file, nodata=nodata) for file in pair.channels]
-            image = stack_channels([image, *further], pair)
+            image = join_channel_files([image, *further], pair)
         mask = self.decode_stored(pair)
         if mask.shape[:2] != image.shape[:2]:
             remedy = turned_remedy(pair)
@@ -570,7 +570,7 @@ class Folder:
         return split_by_lists(images, {name: name for name in self.files})
 
 
-def stack_channels(images: list[np.ndarray], pair: Pair) -> np.ndarray:
+def join_channel_files(images: list[np.ndarray], pair: Pair) -> np.ndarray:
     """Return the images of a pair's files as the channels of one.
 
     Raises:
