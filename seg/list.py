@@ -71,7 +71,9 @@ def print_runs(runs: Sequence[ListedRun], score: str) -> None:
     for run in runs:
         steps = "" if run.read.steps is None else f"{run.read.steps:.0f}"
         epochs = "" if run.read.epochs is None else str(run.read.epochs)
-        rows.append((*format_cells(run), format_score(run.score(score)), epochs, steps, run.read.sweep))
+        rows.append(
+            (*format_cells(run), format_score(run.score(score)), epochs, steps, run.read.sweep)
+        )
     names = [*COLUMNS, score, "epochs", "steps", "group"]
     if all(run.read.sweep in run.label for run in runs):  # the folder is named by its sweep
         names, rows = names[:-1], [row[:-1] for row in rows]
@@ -81,7 +83,9 @@ def print_runs(runs: Sequence[ListedRun], score: str) -> None:
 
 def print_removal(runs: Sequence[ListedRun], clean: Sequence[str]) -> None:
     """Print a row for each run to remove, with the reason."""
-    print_table([*COLUMNS, "reason"], [(*format_cells(run), removal_reason(run, clean)) for run in runs])
+    print_table(
+        [*COLUMNS, "reason"], [(*format_cells(run), removal_reason(run, clean)) for run in runs]
+    )
 
 
 def format_cells(run: ListedRun) -> tuple[str, ...]:

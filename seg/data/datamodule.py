@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from seg.data.augment import Augment, RareClassCrop, check_transforms, turning_transform
 from seg.data.dataset import SegmentationDataset, WeightMapCache
 from seg.data.datasets.base import DataSource
-from seg.data.image_cache import ImageCache
+from seg.data.image_cache import MAX_INSPECTED, ImageCache
 from seg.data.normalization import Normalization
 from seg.data.quality.issues import check_kinds
 from seg.data.sampler import EpochSampler, ignore_signals
@@ -185,8 +185,15 @@ class DataModule(L.LightningDataModule):
         self.gaps = WeightMapCache(gaps, self.source)
 
     def set_tile(self, tile: int | None) -> None:
-        """Set the longest side, px, of images that are evaluated as a whole; larger ones are read band by band."""
-        self.tile = tile
+        """Set the longest side, px, of images that are evaluated as a whole; larger ones are read band by band.
+
+        Where all sizes are known and none is larger, no image is opened for its size.
+        """
+        known = all(len(names) <= MAX_INSPECTED for names in self.source.splits.values())
+        longest = max(
+            (side for sizes in self.sizes.values() for size in sizes for side in size), default=0
+        )
+        self.tile = None if known and tile is not None and longest <= tile else tile
 
     def samples(self, split: str) -> SegmentationDataset:
         """Return the dataset of a split's unchanged images."""
