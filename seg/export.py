@@ -7,12 +7,13 @@ are inside. The file is written only if it gives the same as the network in PyTo
 from omegaconf import DictConfig
 
 from seg.cli.command import command
-from seg.inference.export import export_run
 
 
 @command("export")
 def main(cfg: DictConfig) -> None:
     """Export the run."""
+    from seg.inference.export import export_run  # here: it imports PyTorch
+
     export_run(cfg)
 
 

@@ -8,12 +8,13 @@ from omegaconf import DictConfig
 
 from seg.cli.command import command
 from seg.cli.resource_errors import explain_errors
-from seg.inference.file_prediction import predict_files
 
 
 @command("predict")
 def main(cfg: DictConfig) -> None:
     """Predict the files; if memory runs out, name the options that need less."""
+    from seg.inference.file_prediction import predict_files  # here: it imports PyTorch
+
     activity = f"predicting, tile={cfg.tile} and batch={cfg.batch}"
     with explain_errors(
         activity, "lower tile or batch; a smaller tile has more overlap to compute"

@@ -7,12 +7,13 @@ depth, and ``depth`` writes a checkpoint of that part alone.
 from omegaconf import DictConfig
 
 from seg.cli.command import command
-from seg.inference.pruning import compare_depths
 
 
 @command("prune")
 def main(cfg: DictConfig) -> None:
     """Compare the depths."""
+    from seg.inference.pruning import compare_depths  # here: it imports PyTorch
+
     compare_depths(cfg)
 
 

@@ -7,13 +7,14 @@ commands read. ``-m`` with comma-separated values runs a sweep.
 from omegaconf import DictConfig
 
 from seg.cli.command import command
-from seg.multirun import sweeper
-from seg.runs.run_info import is_sweep_job
-from seg.training.run import train
 
 
 @command("train", sweeps=True)
 def main(cfg: DictConfig) -> bool | None:
+    from seg.multirun import sweeper  # here: it imports PyTorch
+    from seg.runs.run_info import is_sweep_job
+    from seg.training.run import train
+
     if is_sweep_job():
         return sweeper.run_job(cfg, train)
     train(cfg)

@@ -10,53 +10,20 @@ best.yaml    overrides of the best trial; with several objectives, of each trial
 search.html  plots
 """
 
-import logging
 import sys
-from argparse import Namespace
-from collections.abc import Sequence
 
-import optuna
 from hydra._internal.utils import get_args_parser
 from omegaconf import DictConfig
 
 from seg.cli.command import command, search_path_override
-from seg.display.console import configure_logging
-from seg.errors import UserError
-from seg.multirun.search.plan import gather_searched, plan_search
-from seg.multirun.search.study import hide_password
-from seg.multirun.search.worker import run_search
-
-log = logging.getLogger("seg")
-
-
-def tune(words: Sequence[str]) -> optuna.Study:
-    """Run a search until its study has enough trials.
-
-    Args:
-        words: overrides of the command line.
-
-    Returns:
-        The study.
-
-    Raises:
-        UserError: before anything is written, if the command line is wrong.
-        RuntimeError: if all trials failed.
-    """
-    configure_logging()
-    return run_search(plan_search(words))
-
-
-def search_overrides(arguments: Namespace) -> list[str]:
-    """Return the overrides for Hydra, with the searched options in ``search``."""
-    if arguments.multirun:
-        raise UserError(
-            "-m: seg.tune searches without it; leave it out, or sweep with seg.train -m"
-        )
-    return gather_searched(arguments.overrides)
+from seg.cli.search_arguments import search_overrides
 
 
 @command("tune", search_overrides)
 def main(cfg: DictConfig) -> None:
+    from seg.commands.tune import tune  # here: it imports PyTorch
+    from seg.multirun.search.study import hide_password
+
     arguments = get_args_parser().parse_args()
     # Runs and trackers record the command line: hide the password in it.
     if cfg.storage:

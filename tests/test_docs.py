@@ -16,24 +16,24 @@ from coco_files import coco_root
 from made_runs import make_run, spread
 from PIL import Image
 
-from seg.check import check_data
 from seg.cli.compose import check_command_line, compose_checked
 from seg.cli.conf_files import CONF
 from seg.cli.list_arguments import to_overrides
-from seg.compare import compare_runs
-from seg.crossval import crossval
-from seg.evaluate import evaluate
-from seg.export import export_run
-from seg.list import list_runs
-from seg.models.__main__ import show_network
+from seg.commands.check import check_data
+from seg.commands.compare import compare_runs
+from seg.commands.crossval import crossval
+from seg.commands.evaluate import evaluate
+from seg.commands.list import list_runs
+from seg.commands.models import show_network
+from seg.commands.rerun import rerun
+from seg.commands.show import draw_samples as picture
+from seg.commands.sync import sync
+from seg.commands.tune import tune
+from seg.inference.export import export_run
+from seg.inference.file_prediction import predict_files
+from seg.inference.pruning import compare_depths
 from seg.multirun.search.plan import gather_searched
-from seg.predict import predict_files
-from seg.prune import compare_depths
-from seg.rerun import rerun
-from seg.show import draw_samples as picture
-from seg.sync import sync
 from seg.training.run import train
-from seg.tune import tune
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "README.zh-CN.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -23,23 +23,13 @@ from rich.table import Table
 from rich.text import Text
 from small_runs import composed, folded_run, make_images
 
-from seg import (
-    check,
-    compare,
-    crossval,
-    evaluate,
-    export,
-    files,
-    predict,
-    prune,
-    rerun,
-    show,
-    sync,
-)
+from seg import files
 from seg.cli.compose import compose_checked
+from seg.commands import check, compare, crossval, evaluate, rerun, show, sync
 from seg.display.console import configure_logging, console, escape_controls
 from seg.errors import DataError, RunError, UserError
 from seg.files import UnsafePath
+from seg.inference import export, file_prediction, pruning
 from seg.multirun import sweeper
 from seg.multirun.search import trial
 from seg.runs import records
@@ -335,7 +325,7 @@ def comparable(folder: Path) -> None:
 DEEDS: dict[str, Callable[[Path], Any]] = {
     "evaluate": of_run(evaluate.evaluate, "evaluate", "metrics=full", "panels=1", "accelerator=cpu"),
     "export": of_run(export.export_run, "export", "format=torch"),
-    "prune": of_run(prune.compare_depths, "prune", "depth=1", "rounds=1", "accelerator=cpu"),
+    "prune": of_run(pruning.compare_depths, "prune", "depth=1", "rounds=1", "accelerator=cpu"),
     "compare": lambda sweep: compare.compare_runs(compose_checked("compare", [f"runs=[{sweep}]", "resamples=10"])),
     "resume": lambda run: train(compose_checked("train", [f"resume={run}"])),
     "show": lambda place: show.draw_samples(compose_checked("show", ["n=1", f"output={place}/x.png", "data.size=32", "loader.crop=32"])),
@@ -504,7 +494,7 @@ def tried_at_every_name(
 MATRIX = {
     "evaluate": {"evaluate-val", "evaluate-val/reliability.png", "evaluate-val/panels/all.png"},
     "export": {"export", "export/model.pt2"},
-    "prune": {"prune", "prune/L1.ckpt", "prune/prune.json", "prune/prune.png"},
+    "prune": {"prune", "prune/L1.ckpt", "prune/pruning.json", "prune/pruning.png"},
     "compare": {"compare.csv", "compare.html"},
     "resume": {"run.json", "log.txt", "metrics.csv", "images.csv", ".lock", "config.yaml", "checkpoints/last.ckpt",
                "panels/all.png", "predictions/val/0-image.jpg", "predictions/names.json", "tensorboard/hparams.yaml"},
@@ -553,7 +543,7 @@ def folder_of_predictions(tmp_path: Path, trained: Path) -> Callable[[Path], Any
 
     def deed(output: Path) -> None:
         try:
-            predict.predict_files(compose_checked("predict", [*words, f"output={output}"]))
+            file_prediction.predict_files(compose_checked("predict", [*words, f"output={output}"]))
         except UserError as error:
             assert "d.png" in str(error) and ";" not in str(error), error
 
@@ -564,7 +554,7 @@ def folder_of_predictions(tmp_path: Path, trained: Path) -> Callable[[Path], Any
 def test_predict_writes_through_no_link(trained, tmp_path, auditing):
     deed = folder_of_predictions(tmp_path, trained)
     names = tried_at_every_name(deed, lambda where: fresh(tmp_path / where), tmp_path)
-    assert set(names) >= {"predict.json", ".partial", ".partial/.lock", ".partial/a.masks",
+    assert set(names) >= {"file_prediction.json", ".partial", ".partial/.lock", ".partial/a.masks",
                           "masks", "masks/a.png", "overlays/b.png", "instances/c.csv"}  # fmt: skip
 
 
@@ -653,7 +643,7 @@ def test_sync_hands_wandb_no_folder_with_a_link_that_leads_out(name, tmp_path, m
     (folder / "files").mkdir()
     (folder / "inner").symlink_to("files")
     mine, sent = outside(tmp_path), []
-    monkeypatch.setattr("seg.sync.upload_recordings", sent.append)
+    monkeypatch.setattr("seg.commands.sync.upload_recordings", sent.append)
     cfg = compose_checked("sync", [f"outputs={tmp_path}/outputs", "send=true"])
     with pytest.raises(RunError, match="1 of 1 runs were not sent"):
         sync.sync(cfg)
@@ -701,8 +691,8 @@ def test_a_sweep_of_somebody_else_is_taken_up_inside_its_folder_alone(trick, tmp
 # --- what can't be written is told before the work
 
 WORK = {
-    "evaluate": "seg.evaluate.open_run_data", "export": "seg.inference.export.write_checked", "prune": "seg.inference.pruning.open_run_data",
-    "compare": "seg.comparison.compare.rank_groups", "show": "seg.show.open_training_data", "check": "seg.check.inspect_all",
+    "evaluate": "seg.commands.evaluate.open_run_data", "export": "seg.inference.export.write_checked", "prune": "seg.inference.pruning.open_run_data",
+    "compare": "seg.comparison.compare.rank_groups", "show": "seg.commands.show.open_training_data", "check": "seg.commands.check.inspect_all",
     "predict": "seg.inference.ensemble.load_members", "crossval": "seg.multirun.crossval.train", "train": "seg.training.run.build_data",
     "tune": "seg.multirun.search.worker.open_storage", "rerun": "seg.training.run.build_data",
 }  # fmt: skip
@@ -730,7 +720,7 @@ def test_an_output_that_can_not_be_written_is_told_in_one_line_before_the_work(
 ):
     monkeypatch.chdir(tmp_path)
     Path("file").touch()
-    for name in ("metrics.json", "prune.json", "compare.csv", "check.json", "predict.json", CROSSVAL_FILE, "x.png",
+    for name in ("metrics.json", "pruning.json", "compare.csv", "check.json", "file_prediction.json", CROSSVAL_FILE, "x.png",
                  "m.pt2"):  # fmt: skip
         Path(f"taken/{name}").mkdir(parents=True)
     if place == "link":
@@ -830,8 +820,8 @@ def test_an_image_whose_name_is_not_utf_8_ends_no_prediction(trained, latin, tmp
     cfg.input, cfg.output = str(latin / "images"), str(tmp_path / "out")
     for attempt in range(2):  # the second finds the first's done
         with pytest.raises(UserError, match=r"-bad\.png"):
-            predict.predict_files(cfg)
-        record = json.loads((tmp_path / "out/predict.json").read_text("utf-8"))
+            file_prediction.predict_files(cfg)
+        record = json.loads((tmp_path / "out/file_prediction.json").read_text("utf-8"))
         assert len(record["done"]) == 7 and set(record["done"]) == {str(f) for f in good(latin)}
         (failed,) = record["failed"]
         assert str(latin / "images" / f"{LATIN}-bad.png") in failed, attempt

@@ -16,13 +16,12 @@ import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig, OmegaConf
 
-from seg.cli.compose import check_command_line, one_line, parse_overrides
-from seg.cli.conf_files import CONF, did_you_mean, group_names
+from seg.cli.compose import CheckedConfig, check_command_line, one_line, parse_overrides
+from seg.cli.conf_files import CONF, did_you_mean, group_names, is_hydra_override
 from seg.cli.help import help_text
-from seg.cli.paths import complete_values, expand_path
+from seg.cli.paths import check_data_root, complete_values, expand_path
 from seg.cli.renamed_options import rename_composed, rename_words
 from seg.display.console import escape_controls
 from seg.errors import USER_ERRORS, UserError
@@ -91,7 +90,12 @@ def command(
                 if words is not None:
                     arguments.overrides = words(arguments)
                 sys.argv[flags:] = arguments.overrides
-                check_flags(config_name, arguments, sweeps)
+                checked = check_flags(config_name, arguments, sweeps)
+                if checked is not None and not (arguments.cfg or arguments.info):
+                    check_data_root(checked.cfg)
+                if checked is not None and runs_directly(arguments):
+                    run_composed(function, checked)
+                    return
                 if arguments.multirun:
                     flags = len(sys.argv) - len(arguments.overrides)
                     sys.argv[flags:] = allow_job_options(arguments.overrides)
@@ -109,7 +113,7 @@ def command(
             except SystemExit as error:
                 if isinstance(error.__context__, KeyboardInterrupt) and error.code == 1:
                     exit_interrupted()  # Lightning exits with 1
-                if isinstance(error, SIGTERMException):
+                if type(error).__name__ == "SIGTERMException":
                     sys.exit(143)  # Lightning exits with 0
                 raise
             except Exception as error:
@@ -118,6 +122,22 @@ def command(
         return main
 
     return decorate
+
+
+def runs_directly(arguments: Namespace) -> bool:
+    """Return True if the function runs once, with the config that was checked; otherwise Hydra composes it again.
+
+    Options of Hydra itself, and its flags other than ``-h``, are its own business.
+    """
+    flags = ("multirun", "cfg", "info", "shell_completion", "hydra_help", "config_dir", "run")
+    given = any(getattr(arguments, flag) for flag in flags)
+    return not given and not any(map(is_hydra_override, parse_overrides(arguments.overrides)))
+
+
+def run_composed(function: Callable[[DictConfig], Any], checked: CheckedConfig) -> None:
+    """Run a function of a config as ``hydra.main`` does, without composing the config again."""
+    HydraConfig.instance().set_config(checked.hydra)
+    function(checked.cfg)
 
 
 def parse_arguments(config_name: str) -> Namespace:
@@ -184,8 +204,11 @@ def exit_interrupted() -> NoReturn:
     sys.exit(130)
 
 
-def check_flags(config_name: str, arguments: Namespace, sweeps: bool) -> None:
+def check_flags(config_name: str, arguments: Namespace, sweeps: bool) -> CheckedConfig | None:
     """Check flags and overrides; overrides only if the command will run or print its config.
+
+    Returns:
+        The composed config; None if the overrides were not checked.
 
     Raises:
         UserError: for flags that exclude each other or do not apply to this command, or a wrong override.
@@ -214,12 +237,13 @@ def check_flags(config_name: str, arguments: Namespace, sweeps: bool) -> None:
     # overrides
     if not {"--info", "--shell-completion", "--hydra-help"} & set(given):
         words = [*search_path_override(arguments.config_dir), *arguments.overrides]
-        cfg = check_command_line(config_name, words, arguments.multirun)
+        checked = check_command_line(config_name, words, arguments.multirun)
         package = arguments.package if arguments.cfg == "job" else None
-        if package and package != "_global_" and OmegaConf.select(cfg, package) is None:
-            raise UserError(
-                f"--package {package}: no such group{did_you_mean(package, [*map(str, cfg)])}"
-            )
+        if package and package != "_global_" and OmegaConf.select(checked.cfg, package) is None:
+            names = [*map(str, checked.cfg)]
+            raise UserError(f"--package {package}: no such group{did_you_mean(package, names)}")
+        return checked
+    return None
 
 
 def check_completion(words: list[str]) -> None:

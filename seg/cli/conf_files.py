@@ -5,6 +5,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra.core.override_parser.types import Override
 
 PACKAGE = Path(__file__).parents[1]
@@ -25,6 +26,14 @@ def group_names(overrides: Collection[Override] = ()) -> dict[str, list[str]]:
     for file in (file for folder in folders for file in folder.glob("*/*.yaml")):
         groups.setdefault(file.parent.name, set()).add(file.stem)
     return {name: sorted(groups[name]) for name in sorted(groups)}
+
+
+def own_options(config_name: str) -> dict[str, Any]:
+    """Return the options of a command's own file, without the groups of which it chooses a file."""
+    content = yaml.safe_load((CONF / f"{config_name}.yaml").read_text("utf-8"))
+    defaults = [entry for entry in content.pop("defaults", []) if isinstance(entry, dict)]
+    chosen = {group for entry in defaults for group, choice in entry.items() if choice}
+    return {name: value for name, value in content.items() if name not in {*chosen, "hydra"}}
 
 
 def is_hydra_override(override: Override) -> bool:

@@ -60,6 +60,14 @@ def complete_epochs(cfg: DictConfig) -> None:
             OmegaConf.update(cfg, "trainer.max_epochs", -1 if limited else DEFAULT_EPOCHS)
 
 
+def check_data_root(cfg: DictConfig) -> None:
+    """Raise UserError if ``data.root`` is no folder, before what reads the data is imported."""
+    root, target = (OmegaConf.select(cfg, f"data.{name}") for name in ("root", "_target_"))
+    if root is not None and str(target).startswith("seg.") and not os.path.isdir(root):
+        problem = "a file, and a folder is needed" if os.path.exists(root) else "no such folder"
+        raise UserError(f"data.root={root}: {problem}; give the folder of the data")
+
+
 def expand_paths(cfg: DictConfig) -> None:
     """Expand ``~`` and ``$NAME`` in every option of a config that is a path.
 

@@ -25,6 +25,7 @@ from pydantic_core import SchemaError
 
 from seg.cli.conf_files import CONF, HYDRA_KEYS, did_you_mean, format_option_value, join_some
 from seg.cli.paths import NODATA_OPTIONS
+from seg.cli.signatures import Arguments, read_arguments
 from seg.errors import NotWholeNumber, UserError, missing_extra_hint
 from seg.ranges import annotation_ranges
 
@@ -359,110 +360,171 @@ def option_names(node: Mapping[str, Any]) -> list[str]:
     return [str(key) for key in node if key not in HYDRA_KEYS]
 
 
-def check_option_group(
-    level: dict[str, Any],
-    known: dict[str, Any],
-    own: Any,
-    unchosen: Collection[str],
-    path: str = "",
-) -> None:
-    """Raise UserError unless a group of options has the same names as in the files, and valid values.
+class OptionChecker:
+    """Check of a composed config; constructors of other libraries are imported last, since that takes seconds.
 
     Args:
-        level: the group.
-        known: the group in the files.
-        own: the group in the command's own file.
         unchosen: dotted names of groups of which no file is chosen.
-        path: dotted name of the group; empty: the whole config.
+        own: the options of the command's own file.
+        tested_files: True if all files are of this package, whose values are valid; only others are checked.
     """
-    # Compare each option of this level with the file's
-    for name in [*level, *known]:
-        full = f"{path}.{name}" if path else str(name)
-        if name not in level:
-            raise UserError(f"~{full}: can't be left out, the command reads it")
-        if name not in known:
-            raise unknown_option(full, option_names(known))
-        value, filed = level[name], known[name]
-        # Constructors are checked by their signatures, groups recursively, values by type
-        below = own.get(name) if isinstance(own, dict) else None
+
+    def __init__(
+        self, unchosen: Collection[str] = (), own: Any = None, *, tested_files: bool = False
+    ) -> None:
+        self.unchosen, self.own, self.tested_files = unchosen, own, tested_files
+        self.foreign: list[tuple[str, dict[str, Any], Any]] = []
+
+    def check(self, tree: dict[str, Any], known: dict[str, Any]) -> None:
+        """Raise UserError unless a config has the same options as the files, and valid values.
+
+        Args:
+            tree: the config.
+            known: that of the files.
+        """
+        self.check_group(tree, known, self.own)
+        self.check_foreign()
+
+    def check_foreign(self) -> None:
+        """Check the nodes that were put off, by importing their constructors."""
+        for path, node, filed in self.foreign:  # grows by the nodes inside of nodes
+            self.check_arguments(path, node, filed, import_arguments(path, node["_target_"]))
+
+    def check_group(
+        self, level: dict[str, Any], known: dict[str, Any], own: Any, path: str = ""
+    ) -> None:
+        """Check a group of options.
+
+        Args:
+            level: the group.
+            known: the group in the files.
+            own: the group in the command's own file.
+            path: dotted name of the group; empty: the whole config.
+        """
+        # Compare each option of this level with the file's
+        for name in [*level, *known]:
+            full = f"{path}.{name}" if path else str(name)
+            if name not in level:
+                raise UserError(f"~{full}: can't be left out, the command reads it")
+            if name not in known:
+                raise unknown_option(full, option_names(known))
+            value, filed = level[name], known[name]
+            if self.tested_files and same_value(value, filed) and not holds_text(value, "???"):
+                continue
+            # Constructors are checked by their signatures, groups recursively, values by type
+            below = own.get(name) if isinstance(own, dict) else None
+            if isinstance(value, dict) and "_target_" in value:
+                self.check_call(full, value, filed, below if isinstance(below, dict) else {})
+            elif isinstance(value, dict) and isinstance(filed, dict) and full not in self.unchosen:
+                self.check_group(value, filed, below, full)
+            elif full not in self.unchosen:
+                self.check_value(full, value, filed, None)
+
+    def check_call(
+        self, path: str, node: dict[str, Any], known: Any, own: Mapping[str, Any] | None = None
+    ) -> None:
+        """Check that a node's constructor exists and accepts these arguments.
+
+        Args:
+            path: dotted name of the node.
+            node: constructor and arguments.
+            known: the node in the files.
+            own: additional options of the node, from the command's own file.
+        """
+        target = node["_target_"]
+        if need := missing_extra_hint(target):
+            raise UserError(f"{path}._target_={target}: {need}")
+        # The file's values, if they are for the same constructor
+        if not isinstance(known, dict) or known.get("_target_", target) != target:
+            known = {}
+        # An option is one of the command's own, or an argument of the constructor
+        ours = {} if own is None or "_target_" in own else own
+        for name in [name for name in node if name in ours]:
+            self.check_value(f"{path}.{name}", node[name], ours[name], None)
+        rest = {name: value for name, value in node.items() if name not in ours}
+        if (arguments := read_arguments(str(target))) is not None:
+            self.check_arguments(path, rest, known, arguments)
+        else:
+            for name, value in rest.items():
+                if name in known:
+                    check_range(f"{path}.{name}", value, known[name])
+            self.foreign.append((path, rest, known))
+
+    def check_arguments(
+        self, path: str, node: dict[str, Any], known: Any, arguments: Arguments | None
+    ) -> None:
+        """Check the arguments of a constructor: their names, and their values by their annotations."""
+        for name, value in node.items():
+            if name in HYDRA_KEYS:
+                continue
+            if arguments is not None and name not in arguments:
+                raise unknown_option(f"{path}.{name}", option_names(known) or list(arguments))
+            if value is not None or known.get(name, 0) is not None:
+                annotation = None if arguments is None else arguments[name]
+                self.check_value(f"{path}.{name}", value, known.get(name), annotation)
+
+    def check_value(self, path: str, value: Any, known: Any, wanted: Any) -> None:
+        """Check that a value, with everything in it, fits an annotation; None: there is none."""
+        if value == "???":
+            raise UserError(f"{path}: required")
+        # Nested structures: constructors, typed dictionaries, and containers of dictionaries
         if isinstance(value, dict) and "_target_" in value:
-            check_call(full, value, filed, below if isinstance(below, dict) else {})
-        elif isinstance(value, dict) and isinstance(filed, dict) and full not in unchosen:
-            check_option_group(value, filed, below, unchosen, full)
-        elif full not in unchosen:
-            check_option_value(full, value, filed, None)
+            self.check_call(path, value, known)
+        elif isinstance(value, dict) and typing.is_typeddict(wanted):
+            self.check_typed_dict(path, value, known, wanted)
+        elif isinstance(value, dict) and holds_dict(list(value.values())):
+            inner = value_annotation(wanted, Mapping)
+            for name in value:
+                self.check_value(f"{path}.{name}", value[name], get_or_none(known, name), inner)
+        elif isinstance(value, list) and holds_dict(value):
+            inner = value_annotation(wanted, Sequence)
+            for index, item in enumerate(value):
+                self.check_value(f"{path}.{index}", item, get_or_none(known, index), inner)
+        else:
+            # A plain value: by its annotation if there is one, else like the file's value
+            if (adapter := type_adapter(wanted)) is not None:
+                check_fits(path, value, wanted, adapter, known)
+            else:
+                check_like(path, value, known)
+            check_range(path, value, known)
 
-
-def check_call(path: str, node: dict[str, Any], known: Any, own: Mapping[str, Any]) -> None:
-    """Raise UserError unless a node's constructor exists and accepts these arguments.
-
-    Args:
-        path: dotted name of the node.
-        node: constructor and arguments.
-        known: the node in the files.
-        own: additional options of the node, from the command's own file.
-    """
-    # Signature of the constructor, and the file's values if they are for the same one
-    called = import_target(path, node["_target_"])
-    parameters = argument_names(called)
-    if not isinstance(known, dict) or known.get("_target_", node["_target_"]) != node["_target_"]:
-        known = {}  # the file's node is of another constructor
-    ours = {} if "_target_" in own else own
-    # An option is one of the command's own, or an argument of the constructor
-    for name, value in node.items():
-        if name in HYDRA_KEYS:
-            continue
-        if name in ours:
-            check_option_value(f"{path}.{name}", value, ours[name], None)
-        elif parameters is not None and name not in parameters:
-            raise unknown_option(f"{path}.{name}", option_names(known) or list(parameters))
-        elif value is not None or known.get(name, 0) is not None:
-            check_option_value(
-                f"{path}.{name}", value, known.get(name), argument_type(called, str(name))
-            )
-
-
-def check_option_value(path: str, value: Any, known: Any, wanted: Any) -> None:
-    """Raise UserError unless a value, with everything in it, fits an annotation; None: there is none."""
-    if value == "???":
-        raise UserError(f"{path}: required")
-    # Nested structures: constructors, typed dictionaries, and containers of dictionaries
-    if isinstance(value, dict) and "_target_" in value:
-        check_call(path, value, known, {})
-    elif isinstance(value, dict) and typing.is_typeddict(wanted):
+    def check_typed_dict(self, path: str, value: dict[str, Any], known: Any, wanted: Any) -> None:
+        """Check the fields of a dict whose annotation is a TypedDict."""
         hints = typing.get_type_hints(wanted, include_extras=True)
         for name in [*value, *wanted.__required_keys__]:
             if name not in hints:
                 raise unknown_option(f"{path}.{name}", list(hints))
             if name not in value:
                 raise UserError(f"{path}.{name}: required")
-            check_option_value(f"{path}.{name}", value[name], get_or_none(known, name), hints[name])
-    elif isinstance(value, dict) and holds_dict(list(value.values())):
-        for name in value:
-            check_option_value(
-                f"{path}.{name}",
-                value[name],
-                get_or_none(known, name),
-                value_annotation(wanted, Mapping),
-            )
-    elif isinstance(value, list) and holds_dict(value):
-        for index, item in enumerate(value):
-            check_option_value(
-                f"{path}.{index}",
-                item,
-                get_or_none(known, index),
-                value_annotation(wanted, Sequence),
-            )
-    else:
-        # A plain value: by its annotation if there is one, else like the file's value
-        if (adapter := type_adapter(wanted)) is not None:
-            check_fits(path, value, wanted, adapter, known)
-        else:
-            check_like(path, value, known)
-        if needed := range_violation(path, value):
-            raise UserError(
-                f"{path}={format_option_value(value)}: {needed} is needed{file_value_hint(known)}"
-            )
+            self.check_value(f"{path}.{name}", value[name], get_or_none(known, name), hints[name])
+
+
+def check_call(path: str, node: dict[str, Any]) -> None:
+    """Raise UserError unless the constructor of a node exists and accepts its arguments."""
+    checker = OptionChecker()
+    checker.check_call(path, node, {})
+    checker.check_foreign()
+
+
+def same_value(value: Any, filed: Any) -> bool:
+    """Return True for equal values of equal types; 1, 1.0 and True differ."""
+    return repr(value) == repr(filed)
+
+
+def holds_text(value: Any, text: str) -> bool:
+    """Return True if a value is a text, or holds it at any depth."""
+    if isinstance(value, dict | list):
+        items = value.values() if isinstance(value, dict) else value
+        return any(holds_text(item, text) for item in items)
+    return value == text
+
+
+def check_range(path: str, value: Any, known: Any) -> None:
+    """Raise UserError for a value outside of the range of its option."""
+    if needed := range_violation(path, value):
+        raise UserError(
+            f"{path}={format_option_value(value)}: {needed} is needed{file_value_hint(known)}"
+        )
 
 
 def value_annotation(wanted: Any, kind: type) -> Any:
@@ -526,6 +588,13 @@ def argument_names(called: Callable) -> list[str] | None:
         return None
     takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     return None if takes_all else list(parameters)
+
+
+def import_arguments(path: str, target: Any) -> Arguments | None:
+    """Import a constructor and return its arguments; None if it accepts any."""
+    called = import_target(path, target)
+    names = argument_names(called)
+    return None if names is None else {name: argument_type(called, name) for name in names}
 
 
 @cache

@@ -10,7 +10,6 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import IO, Any, TypeVar, cast
 
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 from rich.progress import track
 from rich.text import Text
@@ -79,7 +78,8 @@ def track_progress(items: Sequence[Item], text: str) -> Iterable[Item]:
 
 def is_rank_zero() -> bool:
     """Return whether this process has rank 0, the one that prints and writes."""
-    return not getattr(rank_zero_only, "rank", 0)
+    module = sys.modules.get("lightning_utilities.core.rank_zero")  # absent: Lightning isn't used
+    return not getattr(getattr(module, "rank_zero_only", None), "rank", 0)
 
 
 def configure_logging(speaks: bool = True) -> None:

@@ -22,7 +22,7 @@ def check_run_node(node: Any, group: str, run: LoadedRun, package: str) -> None:
         raise RunError(f"{run.checkpoint}: its config has no {group}")
     check_targets(node, run.checkpoint, packages=(package,))
     try:
-        check_call(group, node, {}, {})
+        check_call(group, node)
     except UserError as error:
         raise RunError(f"{run.checkpoint}: {error}") from error
 

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from seg.cli.compose import compose_checked, plain_config
 from seg.cli.conf_files import CONF, format_option_value
-from seg.cli.validation import check_option_group
+from seg.cli.validation import OptionChecker
 from seg.comparison import rerun_report as report
 from seg.display.console import is_rank_zero
 from seg.errors import RunError, UserError
@@ -91,7 +91,7 @@ def upgrade_config(cfg: DictConfig, past: FinishedRun) -> dict[str, Any]:
     config |= {"logger": plain_config(cfg.logger), "outputs": cfg.outputs}
     groups = {name: config[name] for name in (*ALLOWED_TARGETS, "trainer", "logger")}
     try:
-        check_option_group(config, base | groups, own, ())
+        OptionChecker(own=own).check(config, base | groups)
     except UserError as error:
         raise UserError(
             f"run={cfg.run}: made by another version, whose options this version doesn't accept ({error}); use the "

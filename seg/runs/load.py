@@ -169,7 +169,7 @@ def build_network(
     node = without_pretrained_weights(node)
     try:
         # the meta device gives the shapes without memory
-        check_call("model", node, {}, {})
+        check_call("model", node)
         try:
             with torch.device("meta"):
                 planned = instantiate(node, _convert_="all")

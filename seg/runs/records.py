@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 import yaml
-from lightning_utilities.core.rank_zero import rank_zero_only  # Lightning's own, without torch
 
 from seg import files
+from seg.display.console import is_rank_zero
 from seg.errors import RunError
 from seg.files import UnsafePath, read_text
 from seg.runs.safe_loading import RECORD_LIMIT, parse_json
@@ -26,7 +26,7 @@ def write_json(file: Path, content: dict, below: Path | None = None) -> None:
         UnsafePath: if ``file``, or a folder between it and ``below``, is a link.
         OSError: if the file cannot be written.
     """
-    if getattr(rank_zero_only, "rank", 0):
+    if not is_rank_zero():
         return
     text = json.dumps(without_nan(content), indent=2, ensure_ascii=False)
     files.write_text(file, f"{text}\n", below or file.parent)
@@ -90,7 +90,7 @@ def encodable_values(value: Any) -> Any:
 
 def write_config(file: Path, config: dict) -> None:
     """Write config.yaml, whole or not at all."""
-    if getattr(rank_zero_only, "rank", 0):
+    if not is_rank_zero():
         return
     text = yaml.safe_dump(encodable_values(config), sort_keys=False, allow_unicode=True)
     files.write_text(file, text, file.parent)

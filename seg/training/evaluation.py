@@ -95,7 +95,7 @@ def build_trained_loss(run: LoadedRun) -> nn.Module:
     """
     node = run.config["loss"]
     try:
-        check_call("loss", node, {}, {})
+        check_call("loss", node)
         return instantiate_node(OmegaConf.create(node), "loss")
     except UserError as error:
         raise UserError(
@@ -123,7 +123,7 @@ def score_split(
     trained = run.config.get("trainer", {})
     try:
         options = {name: trained[name] for name in ("precision", "channels_last")}
-        check_call("trainer", {"_target_": "seg.hardware.build_trainer"} | options, {}, {})
+        check_call("trainer", {"_target_": "seg.hardware.build_trainer"} | options)
     except (KeyError, TypeError, UserError) as error:
         raise RunError(f"{run.checkpoint}: its config's trainer is damaged ({error})") from error
     trainer = build_trainer(cfg.accelerator, devices=1, callbacks=bar, **options)

@@ -21,7 +21,7 @@ from torch import Tensor
 from seg import files
 from seg.cli.compose import compose_checked, one_line, parse_overrides, plain_config
 from seg.cli.conf_files import CONF, format_option_value
-from seg.cli.validation import check_option_group, is_number
+from seg.cli.validation import OptionChecker, is_number
 from seg.errors import RunError, UserError
 from seg.files import read_text
 from seg.runs import reader
@@ -405,7 +405,7 @@ def check_saved_options(config: dict[str, Any], known: dict[str, Any], file: Pat
     own = read_yaml(read_text(CONF / "train.yaml", CONFIG_LIMIT))
     groups = {name: config[name] for name in (*reader.ALLOWED_TARGETS, "trainer", "logger")}
     try:
-        check_option_group({name: config[name] for name in known}, known | groups, own, ())
+        OptionChecker(own=own).check({name: config[name] for name in known}, known | groups)
     except UserError as error:
         raise RunError(f"{file}: {error}") from error
 

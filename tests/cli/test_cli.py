@@ -12,8 +12,8 @@ from omegaconf import OmegaConf
 from seg.cli.command import command, search_path_override
 from seg.cli.compose import check_command_line, compose_checked, instantiate_node
 from seg.cli.conf_files import CONF
+from seg.commands import models
 from seg.errors import UserError
-from seg.models import __main__
 
 
 @pytest.mark.parametrize(
@@ -275,6 +275,6 @@ def test_a_mistake_exits_with_2_one_line_and_leaves_nothing(tmp_path, words, mes
 
 
 def test_a_warning_within_a_command_fails_its_test(monkeypatch):
-    monkeypatch.setattr(__main__, "list_layers", lambda *_: warnings.warn("odd", stacklevel=1))
+    monkeypatch.setattr(models, "list_layers", lambda *_: warnings.warn("odd", stacklevel=1))
     with pytest.raises(UserWarning, match="odd"):
-        __main__.show_network(compose_checked("models", ["model.width=2", "data.size=64"]))
+        models.show_network(compose_checked("models", ["model.width=2", "data.size=64"]))

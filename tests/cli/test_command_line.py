@@ -19,7 +19,7 @@ from PIL import Image
 
 from seg.cli.command_line import quote_path, quote_shell, render_command, render_option
 from seg.cli.compose import compose_checked
-from seg.sync import sync
+from seg.commands.sync import sync
 from seg.training.run import train
 
 TEXTS = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=12) | st.text("a\\'\"${}[](),:=#~!*? \n-+%&|;<>`", max_size=8)  # fmt: skip

@@ -17,7 +17,8 @@ from scipy import stats
 
 from seg.cli.compose import compose_checked
 from seg.cli.list_arguments import to_overrides
-from seg.compare import compare_runs, main
+from seg.commands.compare import compare_runs
+from seg.compare import main
 from seg.comparison import page
 from seg.comparison.gallery import SavedPictures, build_gallery
 from seg.comparison.grouping import differing_options, filter_runs, find_group, group_runs

@@ -10,7 +10,7 @@ import pytest
 from made_runs import make_run, wrong
 
 from seg.cli.compose import compose_checked
-from seg.compare import compare_runs
+from seg.commands.compare import compare_runs
 from seg.comparison.page import embed_json
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)  # fmt: skip

@@ -10,9 +10,9 @@ from made_runs import make_run, spread
 
 from seg.cli.compose import compose_checked
 from seg.cli.list_arguments import to_overrides
+from seg.commands.list import list_runs
 from seg.comparison import listing
 from seg.errors import UserError
-from seg.list import list_runs
 from seg.runs import folder as run_folder
 from seg.runs.folder import CROSSVAL_FILE, lock_folder
 

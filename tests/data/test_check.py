@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
-from seg.check import check_data, main
+from seg.check import main
 from seg.cli.compose import compose_checked, instantiate_node
+from seg.commands.check import check_data
 from seg.data.datamodule import DataModule
 from seg.data.datasets.folder import Folder
 from seg.data.datasets.membranes import Membranes

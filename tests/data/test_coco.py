@@ -13,6 +13,7 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from PIL import Image
 
 from seg.cli.compose import compose_checked
+from seg.commands.evaluate import evaluate
 from seg.data.datasets.coco import Coco
 from seg.data.datasets.coco_json import (
     compute_run_lengths,
@@ -22,7 +23,6 @@ from seg.data.datasets.coco_json import (
     pack_object,
 )
 from seg.errors import DataError, UserError, missing_extra_hint
-from seg.evaluate import evaluate
 from seg.training.run import train
 
 pytestmark = [
@@ -540,7 +540,7 @@ def test_an_annotation_takes_a_few_bytes_more_than_its_numbers(tmp_path):
 
 
 def test_check_train_and_evaluate_take_it(tmp_path, monkeypatch, capsys):
-    from seg.check import check_data
+    from seg.commands.check import check_data
 
     monkeypatch.chdir(tmp_path)
     root, file = coco_root(tmp_path / "data")

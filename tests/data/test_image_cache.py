@@ -27,7 +27,7 @@ from seg.data.image_cache import ImageCache
 from seg.data.image_io import read_image
 from seg.data.normalization import IntensityStatistics, Normalization
 from seg.errors import DataError
-from seg.predict import predict_files
+from seg.inference.file_prediction import predict_files
 from seg.runs import load
 from seg.training.run import train
 

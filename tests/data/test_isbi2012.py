@@ -22,10 +22,10 @@ from hypothesis import strategies as st
 
 from seg.cli.compose import compose_checked
 from seg.cli.conf_files import CONF
+from seg.commands.evaluate import evaluate
 from seg.data.datasets import download
 from seg.data.datasets.isbi2012 import ISBI2012, ISBI_FILES, LABELS_FILE, VOLUME_FILE, find_fault
 from seg.errors import DataError
-from seg.evaluate import evaluate
 from seg.train import main
 from seg.training.run import train
 

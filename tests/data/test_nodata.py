@@ -13,6 +13,7 @@ from small_runs import config
 
 import seg
 from seg.cli.compose import compose_checked, instantiate_node
+from seg.commands.evaluate import evaluate
 from seg.data.datamodule import DataModule
 from seg.data.datasets.coco import Coco
 from seg.data.datasets.folder import Folder
@@ -21,12 +22,11 @@ from seg.data.nodata import nodata_values
 from seg.data.raster import ImageReader
 from seg.data.tiff import WARNED
 from seg.errors import DataError, UserError
-from seg.evaluate import evaluate
 from seg.inference import ensemble
 from seg.inference.export import FORMAT_SUFFIXES as SUFFIXES
 from seg.inference.export import export_run
 from seg.inference.exported_network import open_export
-from seg.predict import predict_files
+from seg.inference.file_prediction import predict_files
 from seg.training.run import train
 
 LOWEST = float(np.finfo(np.float32).min)

@@ -13,15 +13,16 @@ from PIL import Image
 from scipy import ndimage
 from small_runs import config
 
-from seg.check import check_data
-from seg.crossval import crossval
+from seg.commands.check import check_data
+from seg.commands.crossval import crossval
+from seg.commands.evaluate import evaluate
 from seg.data.datasets.annotations import Annotations
 from seg.data.datasets.base import ObjectBorder, choose_border
 from seg.data.datasets.coco import Coco
 from seg.data.datasets.folder import Folder
 from seg.data.masks import merge_object_masks, numbers_objects, read_object_numbers
 from seg.errors import DataError, UserError
-from seg.evaluate import evaluate
+from seg.inference.file_prediction import predict_files
 from seg.inference.outputs import choose_object_options
 from seg.inference.run_data import choose_data
 from seg.losses import WeightMap
@@ -32,7 +33,6 @@ from seg.metrics.instances import (
     segment_objects,
 )
 from seg.objects import find_borders, grow_objects, label_components
-from seg.predict import predict_files
 from seg.runs import load
 from seg.training.run import train
 

@@ -13,10 +13,10 @@ from PIL import Image
 from sklearn.model_selection import GroupKFold, StratifiedKFold
 from small_runs import TINY, config, tiny, weights
 
+from seg.commands.evaluate import evaluate
 from seg.data.datasets.folder import Folder
 from seg.data.partition import divide_names, find_groups, split_hash
 from seg.errors import DataError
-from seg.evaluate import evaluate
 from seg.runs import checkpoint
 from seg.training.run import train
 

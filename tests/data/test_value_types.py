@@ -7,14 +7,14 @@ from PIL import Image
 from small_runs import config, tiny
 
 import seg
+from seg.commands.evaluate import evaluate
 from seg.data import statistics
 from seg.data.datamodule import DataModule
 from seg.data.datasets.folder import Folder
 from seg.data.normalization import IntensityStatistics
 from seg.data.value_types import convert_image
 from seg.errors import DataError, RunError, UserError
-from seg.evaluate import evaluate
-from seg.predict import predict_files
+from seg.inference.file_prediction import predict_files
 from seg.runs import load
 from seg.training.run import train
 

@@ -14,15 +14,15 @@ from PIL import Image
 from small_runs import TINY, config, tiny
 
 from seg.cli.compose import compose_checked, instantiate_node
+from seg.commands.evaluate import evaluate
 from seg.data.datamodule import DataModule
 from seg.data.datasets.membranes import Membranes
 from seg.errors import DataError, RunError, UserError
-from seg.evaluate import evaluate
+from seg.inference.file_prediction import predict_files
+from seg.inference.pruning import compare_depths
 from seg.losses import WeightMap
 from seg.metrics.confusion import ConfusionCounts, dice
 from seg.metrics.significance import paired_test
-from seg.predict import predict_files
-from seg.prune import compare_depths
 from seg.runs import checkpoint, load
 from seg.training.evaluation import build_trained_loss
 from seg.training.run import train

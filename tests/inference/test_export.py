@@ -21,7 +21,7 @@ from seg import errors
 from seg.data.normalization import Normalization
 from seg.display.console import configure_logging
 from seg.errors import RunError, UserError
-from seg.export import export_run, main
+from seg.export import main
 from seg.inference import ensemble
 from seg.inference import export as inference_export
 from seg.inference.ensemble import Ensemble
@@ -32,14 +32,15 @@ from seg.inference.export import (
     ExportDifference,
     compare_outputs,
     describe_run,
+    export_run,
     noise_images,
     reference_probabilities,
 )
 from seg.inference.exported_network import ExportedNetwork, open_export, padded_rows, write_export
+from seg.inference.file_prediction import predict_files
 from seg.models import FCN, NestedUNet, Peer, SegNet, UNet
 from seg.models.blocks import pad_to_multiple
 from seg.models.contract import reflect_indices, same_size_logits
-from seg.predict import predict_files
 from seg.runs import checkpoint, load
 from seg.runs.load import LoadedRun
 

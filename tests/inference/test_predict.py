@@ -29,11 +29,12 @@ from small_runs import FOLDED, config, make_images
 
 import seg
 from seg import predict
+from seg.commands.evaluate import evaluate
 from seg.display import panels
 from seg.errors import DataError, RunError, UserError
-from seg.evaluate import evaluate
 from seg.inference import file_prediction, object_bands, outputs
 from seg.inference.band_writer import BandWriter
+from seg.inference.file_prediction import predict_files
 from seg.inference.outputs import OutputOptions, OutputTarget
 from seg.runs import load, workers
 from seg.runs.checkpoint import write_checkpoint
@@ -123,7 +124,7 @@ def words_of(run: object, given: object, output: object, *words: str) -> list[st
 
 
 def predicted(run: object, given: object, output: object, *words: str) -> list[Path]:
-    return predict.predict_files(config("predict", *words_of(run, given, output, *words)))
+    return predict_files(config("predict", *words_of(run, given, output, *words)))
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -1117,7 +1118,7 @@ def test_what_can_not_be_is_told_before_anything_is_made(run, folder, tmp_path, 
     keys = [word.partition("=")[0] + "=" for word in words]
     line = [w for w in words_of(run, folder / "a.png", tmp_path / "out") if not w.startswith(tuple(keys))]  # fmt: skip
     with pytest.raises((UserError, DataError, RunError), match=message):
-        predict.predict_files(config("predict", *line, *words))
+        predict_files(config("predict", *line, *words))
     assert not (tmp_path / "out").exists()
 
 
@@ -1159,7 +1160,7 @@ from seg.cli.conf_files import CONF
 from hydra import compose, initialize_config_dir
 import torch
 torch.set_num_threads(1)
-from seg.predict import predict_files
+from seg.inference.file_prediction import predict_files
 with initialize_config_dir(str(CONF), version_base="1.3"):
     cfg = compose("predict", sys.argv[1:])
 started = time.perf_counter()

@@ -9,8 +9,8 @@ from PIL import Image
 from small_runs import config, tiny
 
 from seg.errors import RunError, UserError
+from seg.inference.pruning import compare_depths
 from seg.models import NestedUNet, profiling
-from seg.prune import compare_depths
 from seg.runs import checkpoint, load
 
 

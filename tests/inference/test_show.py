@@ -9,10 +9,11 @@ import torch
 from PIL import Image
 
 from seg.cli.compose import compose_checked
+from seg.commands.show import draw_samples
 from seg.display.layout import draw_grid, fit_grid_cell
 from seg.errors import DataError, UserError
 from seg.logits import IGNORE
-from seg.show import draw_samples, main
+from seg.show import main
 from seg.training.sample_sheet import draw_sample, open_training_data, sample_keys, stretch_together
 
 SMALL = ["data.size=64", "data.train=3", "data.val=1", "loader.crop=32"]

@@ -8,8 +8,8 @@ from omegaconf import OmegaConf
 from seg.cli.compose import compose_checked
 from seg.cli.conf_files import CONF
 from seg.cli.help import help_text
+from seg.commands.models import show_network
 from seg.errors import UserError
-from seg.models.__main__ import show_network
 
 
 def test_the_paper_s_unet_makes_388_of_572_with_150_4_giga_multiply_adds(capsys):

@@ -24,12 +24,15 @@ from small_runs import FOLDED, config, folded_run, make_images
 from torch import nn
 
 from seg import files
-from seg.crossval import crossval, main
+from seg.commands.crossval import crossval
+from seg.commands.evaluate import evaluate
+from seg.crossval import main
 from seg.data.normalization import Normalization
 from seg.errors import DataError, RunError, UserError
-from seg.evaluate import evaluate
 from seg.inference import ensemble
 from seg.inference.ensemble import Ensemble
+from seg.inference.file_prediction import predict_files
+from seg.inference.pruning import compare_depths
 from seg.inference.tiling import Tiling, check_tiles
 from seg.logits import probabilities
 from seg.metrics.significance import bootstrap_interval
@@ -38,8 +41,6 @@ from seg.models.contract import needed_context, same_size_logits, tile_stride
 from seg.multirun import crossval as training
 from seg.multirun import folds
 from seg.multirun.crossval import fold_config, mean_and_sd
-from seg.predict import predict_files
-from seg.prune import compare_depths
 from seg.runs import load, workers
 from seg.runs.load import LoadedRun
 from seg.runs.records import write_json
@@ -337,9 +338,10 @@ def test_folds_of_another_worker_are_left_to_it_until_it_dies(data, tmp_path, mo
 
     monkeypatch.setattr(training, "train", made)
     monkeypatch.setattr(
-        "seg.crossval.score_folds", lambda cfg, plan, runs, output: {"folds": [*map(str, runs)]}
+        "seg.commands.crossval.score_folds",
+        lambda cfg, plan, runs, output: {"folds": [*map(str, runs)]},
     )
-    monkeypatch.setattr("seg.crossval.print_crossval", lambda *args: None)
+    monkeypatch.setattr("seg.commands.crossval.print_crossval", lambda *args: None)
     with subprocess.Popen(
         [sys.executable, "-c", HELD, output / ".fold-0.lock"], stdin=-1, stdout=-1, text=True
     ) as other:

@@ -15,6 +15,7 @@ import yaml
 from PIL import Image
 
 from seg.cli.compose import compose_checked
+from seg.commands.rerun import rerun
 from seg.comparison.rerun_report import (
     changed_leaves,
     changed_records,
@@ -25,7 +26,6 @@ from seg.comparison.rerun_report import (
 )
 from seg.errors import RunError, UserError
 from seg.multirun.rerun import upgrade_config
-from seg.rerun import rerun
 from seg.runs import checkpoint
 from seg.runs.reader import load_finished_run
 from seg.runs.records import read_json

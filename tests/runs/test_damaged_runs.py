@@ -26,21 +26,21 @@ from PIL import Image
 
 import seg
 from seg.cli.compose import compose_checked, one_line
-from seg.compare import compare_runs
-from seg.crossval import crossval
+from seg.commands.compare import compare_runs
+from seg.commands.crossval import crossval
+from seg.commands.evaluate import evaluate
+from seg.commands.rerun import rerun
+from seg.commands.sync import sync
+from seg.commands.tune import tune
 from seg.errors import USER_ERRORS, RunError
-from seg.evaluate import evaluate
-from seg.export import export_run
 from seg.inference import ensemble
+from seg.inference.export import export_run
+from seg.inference.file_prediction import predict_files
+from seg.inference.pruning import compare_depths
 from seg.multirun.progress import SweepProgress
 from seg.multirun.sweeper import find_earlier_sweeps
-from seg.predict import predict_files
-from seg.prune import compare_depths
-from seg.rerun import rerun
 from seg.runs import records
-from seg.sync import sync
 from seg.training.run import train
-from seg.tune import tune
 
 TINY = [
     "trainer=cpu", "logger=none", "augment=none", "data.size=32", "data.train=2", "data.val=1", "data.test=1",

@@ -38,17 +38,17 @@ from rich.table import Table
 import seg
 from seg.cli.command import exit_user_error
 from seg.cli.compose import compose_checked, plain_config
+from seg.commands.evaluate import evaluate
 from seg.comparison.rerun_report import config_edits
 from seg.comparison.run_files import read_options
 from seg.data.datasets import download
 from seg.display.console import configure_logging, escape_controls, log_to_file
 from seg.errors import DataError, RunError, UserError, missing_extra_hint
-from seg.evaluate import evaluate
-from seg.export import export_run
 from seg.inference import ensemble
+from seg.inference.export import export_run
+from seg.inference.file_prediction import predict_files
+from seg.inference.pruning import compare_depths
 from seg.models import UNet
-from seg.predict import predict_files
-from seg.prune import compare_depths
 from seg.runs import folder as runs
 from seg.runs import load, records, safe_loading
 from seg.runs.checkpoint import read_checkpoint

@@ -15,16 +15,16 @@ from omegaconf import OmegaConf
 import seg
 from seg.cli.compose import compose_checked
 from seg.cli.conf_files import CONF
-from seg.compare import compare_runs
+from seg.commands.compare import compare_runs
+from seg.commands.evaluate import evaluate
+from seg.commands.rerun import rerun
+from seg.commands.sync import sync
 from seg.errors import RunError
-from seg.evaluate import evaluate
-from seg.export import export_run
+from seg.inference.export import export_run
+from seg.inference.pruning import compare_depths
 from seg.multirun.rerun import upgrade_config
-from seg.prune import compare_depths
-from seg.rerun import rerun
 from seg.runs import checkpoint, load, records
 from seg.runs.reader import load_finished_run
-from seg.sync import sync
 from seg.training.resume import load_stopped_run, newest_checkpoint
 from seg.training.run import train
 

@@ -19,9 +19,9 @@ import requests
 from omegaconf import OmegaConf
 from test_tracking import Noted, followed
 
-from seg import sync
 from seg.cli.compose import compose_checked
 from seg.cli.conf_files import CONF
+from seg.commands import sync
 from seg.errors import RunError, UserError
 from seg.runs.records import read_json
 from seg.runs.run_info import RunInfo

@@ -9,8 +9,8 @@ import tifffile
 import torch
 from small_runs import config
 
+from seg.commands.evaluate import evaluate
 from seg.data.datasets.folder import Folder
-from seg.evaluate import evaluate
 from seg.losses import Dice, LossOfBands, Lovasz, compute_loss
 from seg.training.run import train
 

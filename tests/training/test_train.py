@@ -19,12 +19,12 @@ from PIL import Image
 from small_runs import TINY, config, tiny, weights
 
 from seg.cli.conf_files import CONF
+from seg.commands.evaluate import evaluate
 from seg.errors import RunError, UserError
-from seg.evaluate import evaluate
+from seg.inference.file_prediction import predict_files
 from seg.losses import CrossEntropy
 from seg.metrics import SegmentationMetrics
 from seg.models import UNet
-from seg.predict import predict_files
 from seg.runs import load
 from seg.training.build import normalises_one_sample
 from seg.training.loggers import read_metrics

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from hydra.core.override_parser.types import Quote, QuotedString
 from omegaconf import DictConfig
 
 from seg.cli.compose import (
@@ -17,12 +16,12 @@ from seg.cli.compose import (
     plain_config,
 )
 from seg.cli.conf_files import did_you_mean, format_option_value
-from seg.cli.renamed_options import rename_words
+from seg.cli.search_arguments import gather_searched
 from seg.data.datamodule import DataModule
 from seg.errors import NotWholeNumber, UserError
 from seg.hardware import uses_one_device
 from seg.multirun.folds import dotted_leaves, to_json_value
-from seg.multirun.search.space import SearchDimension, is_searched, parse_dimensions, short_names
+from seg.multirun.search.space import SearchDimension, parse_dimensions, short_names
 from seg.multirun.search.study import MEASURED_OBJECTIVES
 from seg.runs import folder, run_info
 from seg.training.build import build_data
@@ -90,40 +89,13 @@ def plan_search(words: Sequence[str]) -> SearchPlan:
         for value in axis.samples()[1:]:
             compose_trial([*fixed, *others, axis.word(value)], axis)
     # Record the settings of the trainings, and check the objectives on their data.
-    _, _, choices = compose_config("train", [*fixed, *firsts])
+    choices = compose_config("train", [*fixed, *firsts]).choices
     settings = dict(dotted_leaves(to_json_value(plain_config(base))))
     settings = {k: v for k, v in settings.items() if not is_within(k, NEUTRAL_TRIAL_OPTIONS)}
     data = build_data(base)
     check_objectives(list(cfg.objectives), base, data)
     name = str(cfg.name or default_study_name(searched, choices))
     return SearchPlan(cfg, name, fixed, searched, data, settings)
-
-
-def gather_searched(words: Sequence[str]) -> list[str]:
-    """Move searched options into the option ``search``, as Hydra would run them as a sweep.
-
-    Args:
-        words: overrides of the command line.
-
-    Returns:
-        The overrides, with all searched options in a single ``search=[...]``.
-
-    Raises:
-        UserError: if a word can't be parsed.
-    """
-    # Collect the searched options, typed directly or in a list.
-    rest = [word for word in words if not is_searched(word)]
-    typed = [word for word in words if word not in rest]
-    given = [word for word in rest if word.startswith("search=")]
-    for word in given:
-        value = parse_overrides([word])[0].value()
-        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-            raise UserError(f"{word}: a list of words is needed, 'search=[\"a.b=choice(1,2)\"]'")
-        typed = [*rename_words(value), *typed]
-    if not typed:
-        return rest
-    quoted = ",".join(QuotedString(word, Quote.double).with_quotes() for word in typed)
-    return [*(word for word in rest if word not in given), f"search=[{quoted}]"]
 
 
 def check_search_options(cfg: DictConfig) -> None:

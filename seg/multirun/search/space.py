@@ -121,21 +121,6 @@ def parse_dimensions(words: Sequence[str]) -> list[SearchDimension]:
     ]
 
 
-def is_searched(word: str) -> bool:
-    """Return True if an override gives an option several values.
-
-    Raises:
-        UserError: if it can't be parsed, with Hydra's reason for a wrong function call.
-    """
-    try:
-        return parse_overrides([word])[0].is_sweep_override()
-    except UserError as error:
-        reason = str(error.__cause__).partition("\n")[0]
-        if "while evaluating" in reason:
-            raise UserError(f"{word}: {reason}") from error
-        raise
-
-
 def distribution(override: Override, groups: dict[str, list[str]]) -> Distribution:
     """Convert the values of an override to an Optuna distribution.
 

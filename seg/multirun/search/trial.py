@@ -112,7 +112,8 @@ class TrialRunner:
             ValueError: if an objective is nan.
         """
         # Config of the trial, on one device
-        cfg, _, choices = compose_config("train", words)
+        composed = compose_config("train", words)
+        cfg, choices = composed.cfg, composed.choices
         if cfg.trainer.get("devices") == "auto":
             cfg.trainer.devices = 1
         # Facts of the run's record: overrides, choices of config groups, study and trial

@@ -1,0 +1,104 @@
+"""Check a data set before training: ``python -m seg.check data=folder data.root=DATA``.
+
+Reads every image and mask and lists every issue with its remedy: errors (exit code 2) and warnings (0). Writes
+check.json with all statistics and issues, and sheet.png, images with their masks laid over.
+"""
+
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from seg import files
+from seg.cli.command_line import config_dir_words, render_command
+from seg.data.quality.checks import find_issues, sort_issues
+from seg.data.quality.contact_sheet import draw_check_sheet
+from seg.data.quality.inspect import inspect_all
+from seg.data.quality.issues import check_kinds, count_noun
+from seg.data.quality.report import build_report, print_report
+from seg.data.quality.unpaired import open_source
+from seg.display.console import configure_logging, track_progress
+from seg.errors import RunError, UserError
+from seg.runs import records
+
+log = logging.getLogger("seg")
+
+
+def check_data(cfg: DictConfig) -> dict[str, Any]:
+    """Check the data, print the issues, and return the content of check.json.
+
+    Raises:
+        UserError: if there is an error among the issues, after all have been printed.
+    """
+    configure_logging()
+    check_kinds(cfg.loader.skip_checks)
+    started = time.perf_counter()
+    output = replaceable_folder(cfg.output)
+    # Read all images and collect their issues.
+    data = open_source(cfg)
+    names = [(split, name) for split, names in data.source.splits.items() for name in names]
+    inspection = inspect_all(data.source, track_progress(names, "reading"), data.root)
+    issues = sort_issues(
+        [*data.unpaired, *find_issues(data.source, inspection, data.root, data.redraw)],
+        cfg.loader.skip_checks,
+    )
+    # Write and print the report.
+    report = build_report(cfg, data.source, inspection, issues)
+    sheet = (
+        draw_check_sheet(data.source, inspection, issues, cfg.panels, report)
+        if cfg.panels
+        else None
+    )
+    files.make_folder(output, output)
+    if sheet is None:
+        (output / "sheet.png").unlink(missing_ok=True)  # of an earlier check
+    else:
+        with files.atomic_write(output / "sheet.png", output) as part:
+            sheet.save(part)
+    report["seconds"] = round(time.perf_counter() - started, 2)
+    records.write_json(output / "check.json", report)
+    print_report(data.source, report, issues, output, bool(cfg.panels))
+    errors = [issue for issue in issues if issue.error]
+    if errors:
+        more = f" (and {count_noun(len(errors) - 1, 'more error')})" if errors[1:] else ""
+        raise UserError(f"{errors[0].line()}{more}; all are in {output / 'check.json'}")
+    log.info(f"next: {train_command()}")
+    return report
+
+
+def replaceable_folder(given: str) -> Path:
+    """Return the folder for the results; those of an earlier check in it are replaced.
+
+    Raises:
+        UserError: if it holds a file of that name that is not of a check.
+        RunError: if it cannot be written.
+    """
+    folder = Path(given)
+    files.check_writable(folder, folder, ["check.json", "sheet.png"])
+    present = [name for name in ("check.json", "sheet.png") if (folder / name).exists()]
+    if present and not is_check_report(folder / "check.json"):
+        raise UserError(
+            f"output={given}: {present[0]} in it is not of seg.check and is not overwritten; give another folder"
+        )
+    return folder
+
+
+def is_check_report(file: Path) -> bool:
+    """Return True if a file is a report that ``check_data`` wrote."""
+    if not file.is_file():
+        return False
+    try:
+        content = records.read_json(file)
+    except RunError:
+        return False
+    return isinstance(content, dict) and {"data", "errors", "warnings", "faults"} <= content.keys()
+
+
+def train_command() -> str:
+    """Return the command that trains on this data: the same options for seg.train."""
+    words = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    kept = [w for w in words if w.split("=")[0].lstrip("+~") not in ("output", "panels")]
+    return render_command("train", *config_dir_words(), *kept)
