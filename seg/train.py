@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 from seg.cli.command import command
 
 
-@command("train", sweeps=True)
+@command("train", sweeper="seg.multirun.sweeper")
 def main(cfg: DictConfig) -> bool | None:
     from seg.multirun import sweeper  # here: it imports PyTorch
     from seg.runs.run_info import is_sweep_job

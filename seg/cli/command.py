@@ -9,6 +9,7 @@ import re
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -48,14 +49,15 @@ def command(
     config_name: str,
     words: Callable[[Namespace], list[str]] | None = None,
     *,
-    sweeps: bool = False,
+    sweeper: str | None = None,
 ) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
     """Decorate a function of a config as the main function of a command.
 
     Args:
         config_name: name of the command's file in conf/.
         words: conversion of the parsed command line to Hydra's overrides, for a command with its own syntax.
-        sweeps: allow ``-m``, which runs the function once per combination of values.
+        sweeper: module that registers Hydra's sweeper; it allows ``-m``, which runs the function once per combination
+            of values.
     """
 
     def decorate(function: Callable[[DictConfig], Any]) -> Callable[[], None]:
@@ -90,13 +92,14 @@ def command(
                 if words is not None:
                     arguments.overrides = words(arguments)
                 sys.argv[flags:] = arguments.overrides
-                checked = check_flags(config_name, arguments, sweeps)
+                checked = check_flags(config_name, arguments, sweeper is not None)
                 if checked is not None and not (arguments.cfg or arguments.info):
                     check_data_root(checked.cfg)
                 if checked is not None and runs_directly(arguments):
                     run_composed(function, checked)
                     return
                 if arguments.multirun:
+                    import_module(str(sweeper))
                     flags = len(sys.argv) - len(arguments.overrides)
                     sys.argv[flags:] = allow_job_options(arguments.overrides)
                 os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # raise exceptions unchanged

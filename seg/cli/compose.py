@@ -237,11 +237,13 @@ def compose_and_check(config_name: str, words: list[str]) -> CheckedConfig:
         check_group_choice(override, groups)
     # the files as they are: with the chosen groups, without the typed options and those of an experiment
     hydras = [o.input_line or "" for o in overrides if is_hydra_override(o)]
-    picks = [o.input_line or "" for o in overrides if o.key_or_group in groups]
+    named = [o for o in overrides if o.key_or_group in groups and not o.is_delete()]
+    chosen = [o for o in named if not isinstance(o.value(), dict)]
+    picks = [o.input_line or "" for o in chosen]
     composed = files = compose_config(config_name, [*hydras, *picks])
     if composed.choices.get("experiment"):
-        chosen = composed.choices.items()
-        choose = [f"{g}={c}" for g, c in chosen if c and g in groups and g != "experiment"]
+        files_of = composed.choices.items()
+        choose = [f"{g}={c}" for g, c in files_of if c and g in groups and g != "experiment"]
         files = compose_config(config_name, [*hydras, *choose])
     # with the typed options
     unchosen = [group for group, choice in composed.choices.items() if choice is None]

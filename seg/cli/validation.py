@@ -382,6 +382,7 @@ class OptionChecker:
             tree: the config.
             known: that of the files.
         """
+        check_extras(tree)
         self.check_group(tree, known, self.own)
         self.check_foreign()
 
@@ -431,9 +432,8 @@ class OptionChecker:
             known: the node in the files.
             own: additional options of the node, from the command's own file.
         """
+        check_extras(node, path)
         target = node["_target_"]
-        if need := missing_extra_hint(target):
-            raise UserError(f"{path}._target_={target}: {need}")
         # The file's values, if they are for the same constructor
         if not isinstance(known, dict) or known.get("_target_", target) != target:
             known = {}
@@ -446,7 +446,8 @@ class OptionChecker:
             self.check_arguments(path, rest, known, arguments)
         else:
             for name, value in rest.items():
-                if name in known:
+                if name in known and range_violation(f"{path}.{name}", value):
+                    check_like(f"{path}.{name}", value, known[name])
                     check_range(f"{path}.{name}", value, known[name])
             self.foreign.append((path, rest, known))
 
@@ -504,6 +505,15 @@ def check_call(path: str, node: dict[str, Any]) -> None:
     checker = OptionChecker()
     checker.check_call(path, node, {})
     checker.check_foreign()
+
+
+def check_extras(node: Any, path: str = "") -> None:
+    """Raise UserError for a constructor, at any depth, that needs an extra which is not installed."""
+    items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()  # fmt: skip
+    for name, value in items:
+        if name == "_target_" and (need := missing_extra_hint(value)):
+            raise UserError(f"{path}._target_={value}: {need}")
+        check_extras(value, f"{path}.{name}" if path else str(name))
 
 
 def same_value(value: Any, filed: Any) -> bool:

@@ -240,7 +240,7 @@ def test_the_other_jobs_of_a_sweep_go_on(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(sys, "argv", ["evaluate", "-m", "panels=0,1"])
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
     with pytest.raises(SystemExit) as left:
-        command("evaluate", sweeps=True)(job)()
+        command("evaluate", sweeper="seg.multirun.sweeper")(job)()
     assert (seen, left.value.code) == ([0, 1], 2)
     assert capsys.readouterr().err.splitlines()[1:] == ["error: not 0"]  # Hydra names the job first
 

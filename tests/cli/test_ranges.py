@@ -11,7 +11,7 @@ from test_configs import files, leaves, read
 
 from seg.cli.compose import check_command_line
 from seg.cli.conf_files import CONF
-from seg.cli.validation import check_option_group
+from seg.cli.validation import OptionChecker
 from seg.errors import UserError
 
 VALUES = {
@@ -342,7 +342,7 @@ def taken(tree: dict[str, Any], path: str) -> str:
             node = node[part]
         node[parts[-1]] = value
         try:
-            check_option_group(changed, tree, {}, ())
+            OptionChecker().check(changed, tree)
         except UserError as error:
             assert str(error).startswith((path, "data.sha256=")) and "\n" not in str(error)
             assert " needed" in str(error) or ": one of " in str(error), error

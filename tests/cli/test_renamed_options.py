@@ -79,7 +79,7 @@ def test_both_words_at_once_are_refused(old):
 
 def test_a_sweep_and_a_search_take_old_words():
     cfg = check_command_line("train", rename_words(["loader.foreground=0.1,0.2"]), True)
-    assert cfg.loader.rare_class_crops == 0.1
+    assert cfg.cfg.loader.rare_class_crops == 0.1
     (word,) = gather_searched(["search=['loader.foreground=interval(0.1,0.2)']"])
     assert "loader.rare_class_crops=interval" in word and "foreground" not in word
 
