@@ -11,7 +11,8 @@ from scipy.ndimage import gaussian_filter
 from skimage.filters import threshold_otsu
 
 from seg.data.datasets.membranes import Membranes
-from seg.metrics.confusion import ConfusionCounts, count_confusion, dice
+from seg.metrics.confusion import count_confusion
+from seg.metrics.pixel_scores import ConfusionCounts, dice
 
 
 def score(predictions: list[np.ndarray], masks: list[np.ndarray]) -> np.ndarray:

@@ -26,7 +26,7 @@ from seg.display.colors import default_colors
 from seg.metrics import SegmentationMetrics
 from seg.models.contract import same_size_logits
 from seg.runs import load
-from seg.training.loggers import read_metrics
+from seg.runs.metrics_csv import read_metrics
 
 SCORES = ("dice", "precision", "recall")
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from seg.cli.compose import compose_checked
 from seg.data.augment import Augment, cut_square
-from seg.logits import IGNORE
+from seg.labels import IGNORE
 from seg.training.run import train
 
 TRAINED, SIDE, BLOCK, BRUSH = 7, 1024, 48, 9

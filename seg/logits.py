@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-IGNORE = 255  # mask value of the pixels that losses and metrics leave out
+from seg.labels import IGNORE
 
 
 def num_logits(num_classes: int, two_class_logits: int = 1, overlapping: bool = False) -> int:

@@ -22,8 +22,7 @@ from seg.comparison.run_records import ComparedRun, find_runs, read_compared_run
 from seg.errors import RunError, UserError
 from seg.files import check_links
 from seg.metrics.direction import smaller_is_better
-from seg.runs.checkpoint import CHECKPOINT_FILES
-from seg.runs.folder import CROSSVAL_FILE, is_locked, remove_run_folder
+from seg.runs.folder import CHECKPOINT_FILES, CROSSVAL_FILE, is_locked, remove_run_folder
 from seg.runs.record import RECORD_FILE
 from seg.runs.run_info import NEUTRAL_OPTIONS
 

@@ -6,11 +6,10 @@ Shape suffixes: N images, S seeds, C classes, R resamples; the last axis of 3 is
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from seg.comparison.run_files import ImageCounts
 from seg.comparison.run_records import ComparedRun
-from seg.metrics.confusion import PIXEL_SCORES, ConfusionCounts, mean_over_present, mean_score
+from seg.metrics.pixel_scores import PIXEL_SCORES, ConfusionCounts, mean_over_present, mean_score
 from seg.metrics.significance import BootstrapInput, mean_of_sums, per_image_rows
 
 COUNTED_SCORES = (
@@ -97,7 +96,7 @@ def group_bootstrap_input(group: GroupCounts, score: str) -> BootstrapInput | No
     def scored(sums: np.ndarray) -> np.ndarray:  # (R, S, C, 3) -> (R,)
         tally = to_confusion_counts(sums)
         values = mean_score(name, tally) if place is None else PIXEL_SCORES[name](tally)[..., place]
-        return values.numpy().mean(-1)
+        return values.mean(-1)
 
     return group.pixels, scored
 
@@ -105,10 +104,10 @@ def group_bootstrap_input(group: GroupCounts, score: str) -> BootstrapInput | No
 def image_scores(pixels: np.ndarray, name: str) -> np.ndarray:
     """Return the score of each image, the mean over the classes that occur in it: (..., C, 3) -> (...)."""
     tally = to_confusion_counts(pixels)
-    return mean_over_present(PIXEL_SCORES[name](tally), tally).numpy()
+    return mean_over_present(PIXEL_SCORES[name](tally), tally)
 
 
 def to_confusion_counts(pixels: np.ndarray) -> ConfusionCounts:
     """Return counts (..., C, 3) as ConfusionCounts; their true negatives are unknown (nan)."""
-    tp, fp, fn = torch.from_numpy(np.asarray(pixels, dtype=float)).unbind(-1)
-    return ConfusionCounts(tp, fp, fn, torch.full_like(tp, torch.nan))
+    tp, fp, fn = np.moveaxis(np.asarray(pixels, dtype=float), -1, 0)
+    return ConfusionCounts(tp, fp, fn, np.full_like(tp, np.nan))

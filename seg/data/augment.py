@@ -23,7 +23,7 @@ from pydantic import Field
 from scipy.interpolate import CubicSpline
 
 from seg.errors import DataError
-from seg.logits import IGNORE
+from seg.labels import IGNORE
 
 NORMALISING_TRANSFORMS = (
     A.Normalize,

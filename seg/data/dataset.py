@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 from seg.data.augment import Augment
 from seg.data.datasets.base import DataSource, RowReader, object_border, read_objects
 from seg.data.image_cache import ImageCache
+from seg.data.masks import planes_first, planes_last
 from seg.data.normalization import Normalization
 from seg.data.value_types import SCAN_ROWS, convert_image, find_conversion
 from seg.errors import DataError
@@ -189,13 +190,3 @@ class SegmentationDataset(Dataset):
                 "of a data set must agree: convert it, or take it out"
             )
         return image
-
-
-def planes_first(layer: np.ndarray) -> np.ndarray:
-    """Return (H, W, K) as (K, H, W), and (H, W) unchanged."""
-    return layer if layer.ndim == 2 else layer.transpose(2, 0, 1)
-
-
-def planes_last(layer: np.ndarray) -> np.ndarray:
-    """Return (K, H, W) as (H, W, K), and (H, W) unchanged."""
-    return layer if layer.ndim == 2 else layer.transpose(1, 2, 0)

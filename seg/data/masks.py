@@ -8,7 +8,7 @@ import numpy as np
 from skimage.measure import label, regionprops_table
 
 from seg.errors import DataError
-from seg.logits import IGNORE
+from seg.labels import IGNORE
 from seg.objects import IGNORED_OBJECT, renumber_objects
 
 COUNTED_PIXELS = 2**22  # pixels that are counted together
@@ -466,3 +466,13 @@ def shorten_list(items: list) -> str:
     return (
         str(items) if len(items) <= 12 else f"[{', '.join(map(str, items[:10]))}, ... {items[-1]}]"
     )
+
+
+def planes_first(layer: np.ndarray) -> np.ndarray:
+    """Return (H, W, K) as (K, H, W), and (H, W) unchanged."""
+    return layer if layer.ndim == 2 else layer.transpose(2, 0, 1)
+
+
+def planes_last(layer: np.ndarray) -> np.ndarray:
+    """Return (K, H, W) as (H, W, K), and (H, W) unchanged."""
+    return layer if layer.ndim == 2 else layer.transpose(1, 2, 0)

@@ -26,7 +26,7 @@ from seg.data.quality.inspect import ImageStats, hash_pixels, inspect_image
 from seg.data.quality.issues import OPTIONAL_KINDS, Issue
 from seg.display.console import track_progress
 from seg.errors import DataError
-from seg.logits import IGNORE
+from seg.labels import IGNORE
 
 log = logging.getLogger("seg")
 STATISTICS_FORMAT = 4  # of the cached statistics: 4 has the labelled share

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from seg.logits import IGNORE
+from seg.labels import IGNORE
 
 Color = tuple[int, int, int]
 OKABE_ITO: list[Color] = [  # black softened; the colours of the error cell come last

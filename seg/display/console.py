@@ -1,14 +1,15 @@
 """Output to the terminal and to log.txt: our messages, without those of the libraries."""
 
+import functools
 import io
 import logging
 import re
 import sys
 import warnings
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import IO, Any, TypeVar, cast
+from typing import IO, Any, ParamSpec, TypeVar, cast
 
 from rich.console import Console
 from rich.progress import track
@@ -45,6 +46,8 @@ class EscapingFormatter(logging.Formatter):
 
 console = EscapingConsole(soft_wrap=True)
 Item = TypeVar("Item")
+P = ParamSpec("P")
+R = TypeVar("R")
 NOISY_LOGGERS = (
     "lightning.pytorch",
     "lightning.fabric",
@@ -80,6 +83,16 @@ def is_rank_zero() -> bool:
     """Return whether this process has rank 0, the one that prints and writes."""
     module = sys.modules.get("lightning_utilities.core.rank_zero")  # absent: Lightning isn't used
     return not getattr(getattr(module, "rank_zero_only", None), "rank", 0)
+
+
+def rank_zero_only(function: Callable[P, R]) -> Callable[P, R | None]:
+    """Decorate a function that does nothing, and returns None, in processes of other ranks."""
+
+    @functools.wraps(function)
+    def guarded(*args: P.args, **kwargs: P.kwargs) -> R | None:
+        return function(*args, **kwargs) if is_rank_zero() else None
+
+    return guarded
 
 
 def configure_logging(speaks: bool = True) -> None:

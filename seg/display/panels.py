@@ -21,7 +21,7 @@ from seg.display.layout import (
     resize_smooth,
     to_font_letters,
 )
-from seg.logits import IGNORE
+from seg.labels import IGNORE
 
 FALSE_POSITIVE_COLOR: Color = (213, 94, 0)  # vermilion: class 1 predicted where the truth is 0
 FALSE_NEGATIVE_COLOR: Color = (0, 114, 178)  # blue: class 0 predicted where the truth is 1

@@ -33,7 +33,7 @@ from seg.inference.object_bands import (
     segment_bands,
 )
 from seg.inference.tta import normalized_entropy
-from seg.logits import IGNORE
+from seg.labels import IGNORE
 from seg.metrics import instances
 from seg.metrics.object_measurements import CONTEXT_PX, ObjectMeasurements, convert_to_um
 from seg.runs import records

@@ -19,7 +19,8 @@ from seg.hardware import fuse_conv_bn, pick_accelerator, prepare_for_inference, 
 from seg.inference import ensemble
 from seg.inference.tiling import Tiling, check_tiles, choose_side, needed_overlap
 from seg.inference.tta import ViewsName, with_tta
-from seg.logits import IGNORE, classes_from_probabilities
+from seg.labels import IGNORE
+from seg.logits import classes_from_probabilities
 from seg.models.contract import needed_context, tile_stride
 from seg.runs import load as runs_load
 from seg.runs.load import LoadedRun

@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
-from seg.logits import IGNORE
+from seg.labels import IGNORE
 
 
 class AdditiveLoss(nn.Module, ABC):

@@ -7,7 +7,8 @@ Shape suffixes: B images, K logits, C classes, H x W pixels. If labels overlap, 
 import torch
 from torch import Tensor
 
-from seg.logits import IGNORE, check_mask_values, invalid_labels, log_probabilities, probabilities
+from seg.labels import IGNORE
+from seg.logits import check_mask_values, invalid_labels, log_probabilities, probabilities
 
 
 def has_label_planes(mask: Tensor) -> bool:

@@ -21,7 +21,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from seg.logits import IGNORE
+from seg.labels import IGNORE
 from seg.metrics.significance import BootstrapInput, mean_of_sums, score_total
 
 DISTANCES = ("hausdorff_95", "surface_distance", "hausdorff_95_um", "surface_distance_um")

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from seg.logits import IGNORE
-from seg.metrics.confusion import ConfusionCounts, dice, mean_over_present
+from seg.labels import IGNORE
+from seg.metrics.pixel_scores import ConfusionCounts, dice, mean_over_present
 
 CONFIDENCE_UNITS = 2**20  # confidences are summed as integers, in units of 1 / UNIT
 

@@ -4,7 +4,6 @@ Shape suffixes: B images, C classes, K overlapping labels (then C = K), H x W pi
 """
 
 from functools import partial
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,7 +11,15 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from seg.logits import IGNORE, check_mask_values, invalid_labels
+from seg.labels import IGNORE
+from seg.logits import check_mask_values, invalid_labels
+from seg.metrics.pixel_scores import (
+    PIXEL_SCORES,
+    ConfusionCounts,
+    mean_over_present,
+    mean_score,
+    pixel_accuracy,
+)
 from seg.metrics.significance import BootstrapInput, mean_of_sums, per_image_rows
 
 
@@ -39,100 +46,6 @@ def count_confusion(prediction: Tensor, mask: Tensor, num_classes: int) -> Tenso
     counts = torch.zeros(*cell.shape[:-1], cells + 1, dtype=torch.int64, device=mask.device)
     counts.scatter_add_(-1, cell, torch.ones_like(cell))
     return counts[..., :cells].unflatten(-1, (states, states))
-
-
-class ConfusionCounts(NamedTuple):
-    """Pixel counts of each class against all others, each (..., C) int64.
-
-    Attributes:
-        tp: true positives.
-        fp: false positives.
-        fn: false negatives.
-        tn: true negatives.
-    """
-
-    tp: Tensor
-    fp: Tensor
-    fn: Tensor
-    tn: Tensor
-
-    @classmethod
-    def from_confusion(cls, counts: Tensor, overlapping: bool = False) -> "ConfusionCounts":
-        """Build from confusion matrices (..., C, C), or (..., K, 2, 2) for overlapping labels."""
-        if overlapping:
-            # Rows are the truth: TN and FP in the first, FN and TP in the second
-            (rest, false), (missed, hit) = (row.unbind(-1) for row in counts.unbind(-2))
-            return cls(hit, false, missed, rest)
-        # Column sums are the predicted pixels, row sums the true ones
-        hit = counts.diagonal(dim1=-2, dim2=-1)
-        false, missed = counts.sum(-2) - hit, counts.sum(-1) - hit
-        return cls(hit, false, missed, counts.sum((-2, -1)).unsqueeze(-1) - hit - false - missed)
-
-    @classmethod
-    def from_last_axis(cls, counts: Tensor) -> "ConfusionCounts":
-        """Build from counts (..., 4) in the order of the attributes."""
-        return cls(*counts.unbind(-1))
-
-
-def dice(t: ConfusionCounts) -> Tensor:
-    """Return Dice = F1 = 2 TP / (2 TP + FP + FN), (..., C) in 0..1; nan where the class does not occur."""
-    return 2 * t.tp / (2 * t.tp + t.fp + t.fn).double()
-
-
-def iou(t: ConfusionCounts) -> Tensor:
-    """Return the Jaccard index TP / (TP + FP + FN), (..., C) in 0..1; nan where the class does not occur."""
-    return t.tp / (t.tp + t.fp + t.fn).double()
-
-
-def precision(t: ConfusionCounts) -> Tensor:
-    """Return TP / (TP + FP), (..., C) in 0..1; nan where the class is never predicted."""
-    return t.tp / (t.tp + t.fp).double()
-
-
-def recall(t: ConfusionCounts) -> Tensor:
-    """Return the sensitivity TP / (TP + FN), (..., C) in 0..1; nan where the class is not in the truth."""
-    return t.tp / (t.tp + t.fn).double()
-
-
-def specificity(t: ConfusionCounts) -> Tensor:
-    """Return TN / (TN + FP), (..., C) in 0..1; nan where every pixel is of the class."""
-    return t.tn / (t.tn + t.fp).double()
-
-
-def accuracy(t: ConfusionCounts) -> Tensor:
-    """Return (TP + TN) / all pixels, each class against all others, (..., C) in 0..1."""
-    return (t.tp + t.tn) / (t.tp + t.fp + t.fn + t.tn).double()
-
-
-PIXEL_SCORES = {
-    "dice": dice,
-    "iou": iou,
-    "precision": precision,
-    "recall": recall,
-    "f1": dice,
-    "specificity": specificity,
-    "accuracy": accuracy,
-}
-
-
-def pixel_accuracy(t: ConfusionCounts) -> Tensor:
-    """Return the share of correct pixels (...) in 0..1, for exclusive classes."""
-    return t.tp.sum(-1) / (t.tp + t.fn).sum(-1).double()
-
-
-def mean_score(name: str, t: ConfusionCounts) -> Tensor:
-    """Return the mean (...) of a score over the classes that occur in truth or prediction.
-
-    A class that is never predicted has precision 0 in the mean, one that is only predicted has recall 0.
-    """
-    values = PIXEL_SCORES[name](t)
-    return mean_over_present(values.nan_to_num(0) if name in ("precision", "recall") else values, t)
-
-
-def mean_over_present(score: Tensor, t: ConfusionCounts) -> Tensor:
-    """Return the mean (...) of a score (..., C) over the classes that occur in truth or prediction."""
-    occurs = t.tp + t.fp + t.fn > 0
-    return score.where(occurs, torch.nan).nanmean(-1)
 
 
 class PixelScores(Metric):

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from skimage.segmentation import watershed
 
-from seg.logits import IGNORE
+from seg.labels import IGNORE
 from seg.metrics.significance import BootstrapInput, mean_of_sums
 from seg.objects import label_components
 

@@ -17,10 +17,11 @@ from seg import files
 from seg.cli.command_line import quote_path
 from seg.cli.compose import plain_config
 from seg.cli.validation import argument_names, import_target
-from seg.data.dataset import SegmentationDataset, planes_first
+from seg.data.dataset import SegmentationDataset
 from seg.data.datasets.base import DataSource, RowReader
 from seg.data.image_cache import ImageCache
 from seg.data.image_files import image_stem
+from seg.data.masks import planes_first
 from seg.data.spacing import source_spacing
 from seg.display import tables
 from seg.display.console import track_progress

@@ -12,7 +12,7 @@ from seg import files
 from seg.cli.command_line import quote_shell, render_option
 from seg.errors import RunError
 from seg.runs.archive import ArchiveError, read_skeleton
-from seg.runs.folder import CROSSVAL_FILE
+from seg.runs.folder import CHECKPOINT_FILES, CROSSVAL_FILE
 from seg.version import __version__
 
 CHECKPOINT_FORMAT = (
@@ -27,7 +27,6 @@ WEIGHTS_ONLY = (
     "state_dict",
     "seg",
 )  # parts that are kept without it
-CHECKPOINT_FILES = ("last.ckpt", "best.ckpt")
 
 
 class DamagedCheckpoint(RunError):

@@ -20,13 +20,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import BaseFileLock, Timeout
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from seg import files
-from seg.display.console import is_rank_zero
+from seg.display.console import is_rank_zero, rank_zero_only
 from seg.errors import RunError
 from seg.runs.record import RECORD_FILE
 
+CHECKPOINT_FILES = ("last.ckpt", "best.ckpt")
 CROSSVAL_FILE = "crossval.json"  # record of a cross-validation, in the folder of its runs
 MAX_ATTEMPTS = 100  # to lock a file whose folder other processes remove
 

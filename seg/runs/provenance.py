@@ -20,9 +20,9 @@ from typing import Any, NamedTuple
 
 import cv2
 import torch
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from seg.cli.conf_files import CONF
+from seg.display.console import rank_zero_only
 from seg.files import open_text, write_bytes
 from seg.runs.safe_loading import read_rows
 

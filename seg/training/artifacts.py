@@ -17,7 +17,7 @@ from seg.data.dataset import SegmentationDataset
 from seg.display.colors import Color
 from seg.display.layout import evenly_spaced
 from seg.display.panels import flatten_labels, legend_entries, to_rgb
-from seg.logits import IGNORE
+from seg.labels import IGNORE
 from seg.metrics.confusion import PixelScores
 from seg.runs import records
 from seg.training.callbacks.pictures import predict_sample

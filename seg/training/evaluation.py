@@ -25,7 +25,8 @@ from seg.errors import DataError, RunError, UserError
 from seg.hardware import build_trainer
 from seg.inference.outputs import check_object_options
 from seg.inference.run_data import check_run_node
-from seg.logits import IGNORE, probabilities
+from seg.labels import IGNORE
+from seg.logits import probabilities
 from seg.metrics import SegmentationMetrics, instances, isbi2012
 from seg.metrics.calibration import draw_reliability
 from seg.metrics.significance import BootstrapInput, Interval, bootstrap_intervals

@@ -55,8 +55,9 @@ from seg.training.callbacks.pictures import PanelCallback
 from seg.training.callbacks.progress import ProgressLogger
 from seg.training.callbacks.time_limit import TimeLimit
 from seg.training.evaluation import choose_split_neck
-from seg.training.loggers import MetricsCSV, TrackedRun
+from seg.training.loggers.base import TrackedRun
 from seg.training.loggers.guarded import finish_loggers, hide_secrets, start_loggers
+from seg.training.loggers.metrics_logger import MetricsCSV
 from seg.training.resume import (
     copy_to_last,
     existing_checkpoints,

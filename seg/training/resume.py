@@ -26,7 +26,6 @@ from seg.errors import RunError, UserError
 from seg.files import read_text
 from seg.runs import reader
 from seg.runs.checkpoint import (
-    CHECKPOINT_FILES,
     DAMAGE_ERRORS,
     check_finite,
     has_training_state,
@@ -34,6 +33,7 @@ from seg.runs.checkpoint import (
     read_checkpoint,
     suggest_run,
 )
+from seg.runs.folder import CHECKPOINT_FILES
 from seg.runs.migrations import upgrade_config
 from seg.runs.record import RunRecord, read_record
 from seg.runs.run_info import RunInfo

@@ -21,7 +21,7 @@ from seg.display.layout import (
     paragraph_items,
     stack_pictures,
 )
-from seg.logits import IGNORE
+from seg.labels import IGNORE
 from seg.training.build import add_crop_context, build_data, build_model
 
 

@@ -21,7 +21,7 @@ from seg.data.augment import Augment, CoarseElastic, RareClassCrop, check_transf
 from seg.data.datamodule import DataModule
 from seg.data.datasets.folder import Folder
 from seg.errors import DataError, UserError
-from seg.logits import IGNORE
+from seg.labels import IGNORE
 from seg.training.run import train
 
 PRESETS = sorted(file.stem for file in (CONF / "augment").glob("*.yaml"))

@@ -9,7 +9,7 @@ from PIL import Image
 from small_runs import TINY, config, make_images
 
 from seg.data.augment import Augment, draw_labelled_pixel
-from seg.logits import IGNORE
+from seg.labels import IGNORE
 from seg.training.run import train
 
 

@@ -18,7 +18,7 @@ from seg.display.panels import (
     legend_entries,
     to_rgb,
 )
-from seg.logits import IGNORE
+from seg.labels import IGNORE
 
 
 def noise(*shape, dtype=np.uint8, high=256):

@@ -21,7 +21,7 @@ from seg.errors import DataError, RunError, UserError
 from seg.inference.file_prediction import predict_files
 from seg.inference.pruning import compare_depths
 from seg.losses import WeightMap
-from seg.metrics.confusion import ConfusionCounts, dice
+from seg.metrics.pixel_scores import ConfusionCounts, dice
 from seg.metrics.significance import paired_test
 from seg.runs import checkpoint, load
 from seg.training.evaluation import build_trained_loss

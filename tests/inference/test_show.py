@@ -12,7 +12,7 @@ from seg.cli.compose import compose_checked
 from seg.commands.show import draw_samples
 from seg.display.layout import draw_grid, fit_grid_cell
 from seg.errors import DataError, UserError
-from seg.logits import IGNORE
+from seg.labels import IGNORE
 from seg.show import main
 from seg.training.sample_sheet import draw_sample, open_training_data, sample_keys, stretch_together
 

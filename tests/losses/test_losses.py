@@ -18,7 +18,8 @@ from scipy.ndimage import grey_dilation, grey_erosion
 from sklearn.metrics import jaccard_score
 
 import seg.losses as L
-from seg.logits import IGNORE, invalid_labels
+from seg.labels import IGNORE
+from seg.logits import invalid_labels
 from seg.losses import targets
 from seg.losses.class_weights import fill_auto_weights
 

@@ -12,7 +12,7 @@ from skimage.metrics import adapted_rand_error, variation_of_information
 from sklearn.metrics import homogeneity_completeness_v_measure
 from sklearn.metrics.cluster import pair_confusion_matrix
 
-from seg.logits import IGNORE
+from seg.labels import IGNORE
 from seg.metrics import isbi2012
 from seg.metrics.instances import label_components
 from seg.metrics.isbi2012 import (

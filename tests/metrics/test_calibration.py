@@ -9,7 +9,8 @@ from PIL import Image
 from sklearn.metrics import f1_score
 from torchmetrics.classification import MulticlassCalibrationError
 
-from seg.logits import IGNORE, predicted_classes, probabilities
+from seg.labels import IGNORE
+from seg.logits import predicted_classes, probabilities
 from seg.metrics.calibration import CalibrationError, ThresholdCurve, draw_reliability
 
 

@@ -16,9 +16,11 @@ from sklearn.metrics import (
     recall_score,
 )
 
-from seg.logits import IGNORE, classes_from_probabilities, predicted_classes, probabilities
+from seg.labels import IGNORE
+from seg.logits import classes_from_probabilities, predicted_classes, probabilities
 from seg.metrics import SegmentationMetrics
-from seg.metrics.confusion import PIXEL_SCORES, PixelScores, count_confusion
+from seg.metrics.confusion import PixelScores, count_confusion
+from seg.metrics.pixel_scores import PIXEL_SCORES
 from seg.metrics.significance import bootstrap_interval, bootstrap_intervals
 
 NAMES = ["a", "b", "c", "d", "e"]

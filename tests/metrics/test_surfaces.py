@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from skimage.metrics import hausdorff_distance
 from skimage.morphology import erosion
 
-from seg.logits import IGNORE
+from seg.labels import IGNORE
 from seg.metrics.boundary import (
     BorderMetric,
     BorderScores,

@@ -16,9 +16,10 @@ import torch
 from forked import ended, forked
 
 from seg.cli.compose import compose_checked
+from seg.runs.metrics_csv import read_metrics
 from seg.runs.run_info import RunInfo
 from seg.train import main
-from seg.training.loggers import MetricsCSV, read_metrics
+from seg.training.loggers.metrics_logger import MetricsCSV
 from seg.training.run import train
 
 TINY = ["data.size=32", "data.train=2", "data.val=1", "data.test=0", "loader.crop=32", "loader.repeats=1",

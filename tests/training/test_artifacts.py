@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from seg.metrics.confusion import ConfusionCounts
+from seg.metrics.pixel_scores import ConfusionCounts
 from seg.training.artifacts import (
     SAVED_PICTURE_SIDE,
     palette_image,

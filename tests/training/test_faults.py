@@ -28,8 +28,9 @@ from seg.data.datasets.membranes import Membranes
 from seg.data.image_cache import ImageCache
 from seg.errors import DataError
 from seg.runs import checkpoint, records
+from seg.runs.metrics_csv import read_metrics
 from seg.training.callbacks.checkpointing import AtomicCheckpointIO
-from seg.training.loggers import MetricsCSV, read_metrics
+from seg.training.loggers.metrics_logger import MetricsCSV
 from seg.training.resume import newest_checkpoint
 from seg.training.run import train
 

@@ -23,11 +23,12 @@ from seg.cli.compose import compose_checked
 from seg.cli.conf_files import CONF
 from seg.commands import sync
 from seg.errors import RunError, UserError
+from seg.runs.metrics_csv import read_metrics
 from seg.runs.records import read_json
 from seg.runs.run_info import RunInfo
 from seg.training.fit import RunPruned
-from seg.training.loggers import Picture, TrackedRun, read_metrics, wandb_offline
-from seg.training.loggers.base import Tracker
+from seg.training.loggers import wandb_offline
+from seg.training.loggers.base import Picture, TrackedRun, Tracker
 from seg.training.loggers.guarded import start_loggers
 from seg.training.loggers.wandb import Wandb, offline_reason, server_answers
 from seg.training.run import train

@@ -23,10 +23,11 @@ from small_runs import TINY, config
 from seg.data.sampler import EpochSampler
 from seg.errors import RunError, UserError
 from seg.runs import checkpoint, records
-from seg.runs.folder import lock_folder
+from seg.runs.folder import CHECKPOINT_FILES, lock_folder
+from seg.runs.metrics_csv import read_metrics
 from seg.training.callbacks.checkpointing import AtomicCheckpointIO
 from seg.training.fit import RunPruned
-from seg.training.loggers import MetricsCSV, read_metrics
+from seg.training.loggers.metrics_logger import MetricsCSV
 from seg.training.resume import load_stopped_run, newest_checkpoint
 from seg.training.run import train
 
@@ -260,7 +261,7 @@ def test_a_config_that_names_a_foreign_logger_is_not_taken_up(tmp_path):
 @pytest.mark.slow
 def test_a_run_that_another_process_trains_is_left_alone(tmp_path, straight):
     script = (
-        f"import time\nfrom pathlib import Path\nfrom seg.runs.folder import lock_folder\n"
+        f"import time\nfrom pathlib import Path\nfrom seg.runs.folder import CHECKPOINT_FILES, lock_folder\n"
         f"with lock_folder(Path({str(tmp_path)!r}), 'seg.train'):\n  print('held', flush=True)\n  time.sleep(60)"
     )
     other = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
@@ -599,7 +600,7 @@ def test_a_crash_while_the_state_is_removed_leaves_whole_checkpoints(
 
 def test_last_goes_only_if_best_has_the_same_weights(straight, tmp_path):
     copy = shutil.copytree(straight, tmp_path / "copy")
-    last, best = (copy / "checkpoints" / name for name in checkpoint.CHECKPOINT_FILES)
+    last, best = (copy / "checkpoints" / name for name in CHECKPOINT_FILES)
     shutil.copyfile(best, last)
     content = checkpoint.read_checkpoint(last)
     first = next(iter(content["state_dict"]))

@@ -24,7 +24,7 @@ from seg.errors import RunError
 from seg.runs import records
 from seg.runs.checkpoint import read_checkpoint
 from seg.training.callbacks.checkpointing import GracefulStop
-from seg.training.loggers import MetricsCSV
+from seg.training.loggers.metrics_logger import MetricsCSV
 from seg.training.resume import newest_checkpoint
 from seg.training.run import train
 

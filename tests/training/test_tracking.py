@@ -21,16 +21,11 @@ from seg.cli import conf_files
 from seg.cli.command import search_path_override
 from seg.cli.compose import compose_checked, instantiate_node, plain_config
 from seg.errors import UserError
-from seg.training.loggers import (
-    MetricsCSV,
-    Picture,
-    TrackedRun,
-    Tracker,
-    mlflow,
-    read_metrics,
-)
-from seg.training.loggers.base import best_direction, flatten_options
+from seg.runs.metrics_csv import read_metrics
+from seg.training.loggers import mlflow
+from seg.training.loggers.base import Picture, TrackedRun, Tracker, best_direction, flatten_options
 from seg.training.loggers.guarded import FaultTolerantLogger, finish_loggers, start_loggers
+from seg.training.loggers.metrics_logger import MetricsCSV
 
 
 def test_rows_keep_their_columns_when_new_ones_come(tmp_path):

@@ -26,8 +26,8 @@ from seg.losses import CrossEntropy
 from seg.metrics import SegmentationMetrics
 from seg.models import UNet
 from seg.runs import load
+from seg.runs.metrics_csv import read_metrics
 from seg.training.build import normalises_one_sample
-from seg.training.loggers import read_metrics
 from seg.training.run import train
 from seg.training.task import SegmentationTask
 

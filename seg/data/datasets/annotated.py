@@ -16,7 +16,7 @@ from seg.data.nodata import NodataOption, nodata_values
 from seg.data.spacing import Spacing, pixel_spacing
 from seg.data.tiff import apply_orientation
 from seg.errors import DataError
-from seg.logits import IGNORE
+from seg.labels import IGNORE
 from seg.objects import IGNORED_OBJECT
 
 

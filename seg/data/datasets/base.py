@@ -11,7 +11,7 @@ from seg.data.masks import ColourList, shorten_list
 from seg.data.nodata import nodata_pixels
 from seg.display.colors import default_colors
 from seg.errors import DataError
-from seg.logits import IGNORE
+from seg.labels import IGNORE
 from seg.objects import IGNORED_OBJECT, find_borders, label_components
 
 MAX_BORDER_PX = 64

@@ -16,7 +16,7 @@ import numpy as np
 from seg.data.datasets.base import Task, check_class_names
 from seg.data.masks import shorten_list
 from seg.errors import DataError
-from seg.logits import IGNORE
+from seg.labels import IGNORE
 
 log = logging.getLogger("seg")
 CocoId = int | str

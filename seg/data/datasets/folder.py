@@ -64,7 +64,7 @@ from seg.data.splits import SplitOptions, read_lists, split_by_lists
 from seg.data.tiff import warn_once
 from seg.data.tiff_layout import TIFF_SUFFIXES, PagesOption
 from seg.errors import DataError
-from seg.logits import IGNORE
+from seg.labels import IGNORE
 from seg.objects import IGNORED_OBJECT
 
 LayersOption = Literal["pages", "folders", "objects"]

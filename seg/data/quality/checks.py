@@ -14,7 +14,7 @@ from seg.data.masks import NUMBERS_REMEDY, count_mask_colours
 from seg.data.quality.duplicates import find_duplicates, find_near_duplicates
 from seg.data.quality.inspect import ImageStats, Inspection
 from seg.data.quality.issues import KINDS_BY_IMPORTANCE, Issue, count_noun, format_percent
-from seg.logits import IGNORE
+from seg.labels import IGNORE
 
 MIN_REGION_SHARE = 0.2  # of the pixels of rare values, those with equal neighbours on all sides
 RedrawFunction = Callable[[str], dict[str, list[str]] | None]

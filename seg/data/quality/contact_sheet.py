@@ -8,9 +8,9 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw
 
-from seg.data.dataset import planes_first
 from seg.data.datasets.base import DataSource
 from seg.data.image_io import read_image, read_pages
+from seg.data.masks import planes_first
 from seg.data.quality.inspect import ImageStats, Inspection, image_and_mask_files
 from seg.data.quality.issues import UNPAIRED_KINDS, Issue, count_noun, format_percent
 from seg.display import panels
@@ -28,7 +28,7 @@ from seg.display.layout import (
     wrap_text,
 )
 from seg.errors import DataError
-from seg.logits import IGNORE
+from seg.labels import IGNORE
 
 MAX_VALUES = 16  # values on disk that have a colour
 CELL_PX = 280  # px of a picture's longer side

@@ -15,7 +15,7 @@ from seg.data.image_io import has_palette
 from seg.data.masks import count_class_pixels
 from seg.data.quality.issues import Issue, issue_from_error, relative_paths
 from seg.errors import DataError
-from seg.logits import IGNORE
+from seg.labels import IGNORE
 from seg.objects import label_components
 
 INSPECTED_PIXELS = 2**23  # pixels of an image, evenly spaced, where not all are needed

@@ -16,7 +16,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from seg.data.sampler import EpochSampler
 from seg.runs.checkpoint import is_whole, write_checkpoint
-from seg.training.loggers import MetricsCSV
+from seg.training.loggers.metrics_logger import MetricsCSV
 
 log = logging.getLogger("seg")
 PATH_KEYS = ("best_model_path", "kth_best_model_path", "last_model_path")

@@ -15,7 +15,8 @@ from seg.display.layout import evenly_spaced, stack_pictures
 from seg.display.panels import draw_panel, flatten_labels, legend_entries, to_rgb
 from seg.inference.tiling import Tiling, choose_tile
 from seg.logits import predicted_classes
-from seg.metrics.confusion import ConfusionCounts, count_confusion, dice
+from seg.metrics.confusion import count_confusion
+from seg.metrics.pixel_scores import ConfusionCounts, dice
 from seg.models.contract import same_size_logits
 from seg.training.loggers.base import Picture
 from seg.training.loggers.guarded import FaultTolerantLogger

@@ -14,7 +14,7 @@ from pydantic import Field
 
 from seg import files
 from seg.cli.command_line import quote_path
-from seg.logits import IGNORE
+from seg.labels import IGNORE
 from seg.ranges import check_ranges
 from seg.runs.folder import relative_to_here
 from seg.runs.metrics_csv import read_metrics
