@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Annotated
 
 import albumentations as A
-import lightning as L
 import numpy as np
 import torch
 from pydantic import Field
@@ -27,7 +26,7 @@ from seg.errors import DataError
 from seg.ranges import check_ranges
 
 
-class DataModule(L.LightningDataModule):
+class DataModule:
     """DataLoaders of a source's splits.
 
     Args:
@@ -74,7 +73,6 @@ class DataModule(L.LightningDataModule):
         memory: Annotated[float, Field(ge=0, le=2**20)] = 2.0,
         cache: str | None = None,
     ) -> None:
-        super().__init__()
         # Check the arguments.
         if rare_class_crops and crop is None:
             raise ValueError(
@@ -113,6 +111,7 @@ class DataModule(L.LightningDataModule):
         self.augment = Augment(self.transforms, crop, seed, focus=self.focus)
         self.gaps: WeightMapCache | None = None
         self.tile: int | None = None
+        self.rank, self.world = 0, 1  # of distributed training: this process, and their number
         self.check_batch_sizes()
 
     def check_batch_sizes(self) -> None:
@@ -224,6 +223,7 @@ class DataModule(L.LightningDataModule):
         )
 
     def train_dataloader(self) -> DataLoader:
+        """Return the batches of the training split, of this process alone in distributed training."""
         return self.loader(self.train_dataset(), self.batch_size // self.world or 1, shuffle=True)
 
     def val_dataloader(self) -> DataLoader:
@@ -232,18 +232,13 @@ class DataModule(L.LightningDataModule):
     def test_dataloader(self) -> DataLoader:
         return self.loader(self.eval_dataset("test"), self.eval_batch_size, shuffle=False)
 
-    @property
-    def world(self) -> int:
-        return self.trainer.world_size if self.trainer else 1
-
     def loader(self, samples: SegmentationDataset, batch_size: int, shuffle: bool) -> DataLoader:
-        rank = self.trainer.global_rank if self.trainer else 0
         if self.workers:
             self.image_cache.prefetch(samples.names)
         return DataLoader(
             samples,
             batch_size=batch_size,
-            sampler=EpochSampler(len(samples), self.seed, shuffle, rank, self.world),
+            sampler=EpochSampler(len(samples), self.seed, shuffle, self.rank, self.world),
             num_workers=self.workers,
             persistent_workers=self.workers > 0,
             worker_init_fn=ignore_signals,

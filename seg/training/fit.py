@@ -13,6 +13,7 @@ from typing import Any, TypeVar, cast
 import lightning as L
 from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
@@ -54,6 +55,7 @@ from seg.training.callbacks.nan_guard import NonFiniteError, NonFiniteGuard
 from seg.training.callbacks.pictures import PanelCallback
 from seg.training.callbacks.progress import ProgressLogger
 from seg.training.callbacks.time_limit import TimeLimit
+from seg.training.data import TrainerData
 from seg.training.evaluation import choose_split_neck
 from seg.training.loggers.base import TrackedRun
 from seg.training.loggers.guarded import finish_loggers, hide_secrets, start_loggers
@@ -248,8 +250,14 @@ def fit_from_checkpoint(
         RunError: if the state in the checkpoint is damaged or belongs to another run.
     """
     try:
-        trainer.fit(task, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-    except (*CONSTRUCTOR_ERRORS, AttributeError, RuntimeError, AssertionError) as error:
+        trainer.fit(task, datamodule=TrainerData(data), ckpt_path=checkpoint, weights_only=True)
+    except (
+        *CONSTRUCTOR_ERRORS,
+        MisconfigurationException,
+        AttributeError,
+        RuntimeError,
+        AssertionError,
+    ) as error:
         if (
             checkpoint is None
             or get_callback(trainer, StartMarker).yes
@@ -506,7 +514,7 @@ def score_best_checkpoint(
         raise RunError(
             f"{best}: its weights don't fit this run ({error_summary(error)})"
         ) from error
-    validated = trainer.validate(task, datamodule=data, verbose=False)[0]
+    validated = trainer.validate(task, datamodule=TrainerData(data), verbose=False)[0]
     # Choose the threshold, and score again with it; then how objects are separated.
     chosen: dict[str, float | None] = {}
     if task.val_metrics.curve is not None:
@@ -515,7 +523,7 @@ def score_best_checkpoint(
         log.info(
             f"threshold  {threshold:g}, which maximises Dice on the validation split; stored in the run"
         )
-        validated = trainer.validate(task, datamodule=data, verbose=False)[0]
+        validated = trainer.validate(task, datamodule=TrainerData(data), verbose=False)[0]
     if best_options and data.source.task == "instances":
         samples, device = data.samples("val"), trainer.strategy.root_device
         neck = choose_split_neck(task.model, samples, task.val_metrics.threshold, device)
@@ -526,7 +534,7 @@ def score_best_checkpoint(
         store_choices(checkpoint, chosen)
     scores = {f"best/{k}": v for k, v in validated.items()}
     if "test" in data.source.splits:
-        scores |= trainer.test(task, datamodule=data, verbose=False)[0]
+        scores |= trainer.test(task, datamodule=TrainerData(data), verbose=False)[0]
     return scores
 
 
