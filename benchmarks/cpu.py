@@ -12,7 +12,7 @@ import time
 import torch
 
 from seg.cli.compose import compose_checked, instantiate_node
-from seg.hardware import MemoryFormat, keep_freed_memory
+from seg.hardware import arrange_memory, keep_freed_memory
 from seg.losses import compute_loss
 
 SETTINGS = {
@@ -30,7 +30,7 @@ def step_times(model_name: str, keep: bool, channels_last: bool, steps: int = 14
     cfg = compose_checked("train", [model_name])
     cfg.model.in_channels, cfg.model.num_classes = 1, 1
     model, loss = instantiate_node(cfg.model, "model"), instantiate_node(cfg.loss, "loss")
-    MemoryFormat.arrange(model, channels_last)
+    arrange_memory(model, channels_last)
     optimizer = instantiate_node(cfg.optim, "optim")(
         p for p in model.parameters() if p.requires_grad
     )

@@ -43,7 +43,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from seg.cli.compose import compose_checked, instantiate_node
 from seg.data.datamodule import DataModule
 from seg.data.datasets.membranes import Membranes
-from seg.hardware import MemoryFormat, fuse_conv_bn, keep_freed_memory
+from seg.hardware import arrange_memory, fuse_conv_bn, keep_freed_memory
 from seg.models import FCN, NestedUNet, UNet, profiling
 from seg.models.blocks import crop_centre
 
@@ -329,7 +329,7 @@ class Runner:
         del first
         if setting.fold and not self.training:
             self.model = fuse_conv_bn(model)
-        MemoryFormat.arrange(self.model, setting.channels_last)
+        arrange_memory(self.model, setting.channels_last)
         layout = torch.channels_last if setting.channels_last else torch.contiguous_format
         self.images = images.contiguous(memory_format=layout)
         self.weights = {k: v.to("cpu", copy=True) for k, v in self.model.state_dict().items()}
@@ -599,7 +599,7 @@ def eager_training(
     """A plain step of the laid out network, and the network."""
     torch.manual_seed(0)
     model = make().to(bench.device)
-    MemoryFormat.arrange(model, True)
+    arrange_memory(model, True)
     optimizer = torch.optim.AdamW(model.parameters(), RATE, fused=True)
 
     def step() -> None:
@@ -659,7 +659,7 @@ def trained_through(
 ) -> dict[str, float]:
     """Images a second, and shares of the time: the host in next(), the GPU at work."""
     model.to(bench.device)
-    MemoryFormat.arrange(model, True)
+    arrange_memory(model, True)
     optimizer = torch.optim.AdamW(model.parameters(), RATE, fused=True)
     waited, busy, marks, seen = 0.0, 0.0, [], 0
     started = 0.0

@@ -18,7 +18,7 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 
 from seg.cli.compose import compose_checked, instantiate_node
 from seg.data.datasets.membranes import Membranes
-from seg.hardware import MemoryFormat, keep_freed_memory
+from seg.hardware import arrange_memory, keep_freed_memory
 from seg.logits import predicted_classes
 from seg.losses import ClDice, CrossEntropy, Dice, Focal, Lovasz, WeightMap, compute_loss
 from seg.metrics import SegmentationMetrics
@@ -33,7 +33,7 @@ def step_of(model_name: str, image: Tensor, mask: Tensor) -> Callable[[], None]:
     cfg = compose_checked("train", [f"model={model_name}"])
     cfg.model.in_channels, cfg.model.num_classes = 1, 1
     model, loss = instantiate_node(cfg.model, "model"), instantiate_node(cfg.loss, "loss")
-    MemoryFormat.arrange(model, channels_last=True)
+    arrange_memory(model, channels_last=True)
     optimizer = instantiate_node(cfg.optim, "optim")(model.parameters())
 
     def step() -> None:

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from seg.hardware import MemoryFormat, keep_freed_memory
+from seg.hardware import arrange_memory, keep_freed_memory
 from seg.models import NestedUNet, UNet, profiling
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -87,7 +87,7 @@ def measure(name: str, width: int, size: int, batch: int, steps: int) -> dict[st
     if as_ours and DEVICE == "cpu":
         keep_freed_memory()
     model = make(width).to(DEVICE)
-    MemoryFormat.arrange(model, as_ours)
+    arrange_memory(model, as_ours)
     half = torch.autocast("cuda", torch.bfloat16) if DEVICE == "cuda" else contextlib.nullcontext()
     optimizer = torch.optim.AdamW(model.parameters())
     images = torch.randn(batch, 1, size, size, device=DEVICE)

@@ -28,11 +28,11 @@ from seg.display.console import configure_logging
 from seg.errors import DataError, RunError, UserError
 from seg.hardware import keep_freed_memory
 from seg.inference import ensemble
+from seg.inference.depths import prunable_depths, prune_run
 from seg.inference.export import describe_run
 from seg.inference.exported_network import ExportedNetwork, open_export, write_export
 from seg.inference.outputs import choose_object_options
 from seg.inference.predictor import Predictor
-from seg.inference.pruning import prunable_depths, prune_run
 from seg.inference.run_data import open_run_data
 from seg.models import NestedUNet, profiling
 from seg.runs import load, records

@@ -91,7 +91,7 @@ def make_run(
         "model": {"_target_": f"seg.models.{chosen['model']}", "width": 16, "in_channels": 1},
         "loss": {"_target_": f"seg.losses.{chosen['loss']}"},
         "optim": {"_target_": "torch.optim.AdamW", "lr": 0.003, "betas": [0.9, 0.999]},
-        "trainer": {"_target_": "seg.hardware.build_trainer", "max_epochs": epochs},
+        "trainer": {"_target_": "seg.training.trainer.build_trainer", "max_epochs": epochs},
         "logger": {"_target_": "seg.training.loggers.no_logger"}, "seed": seed, "name": None, "outputs": str(folder.parent),
     } | (config or {})  # fmt: skip
     (folder / "config.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from seg.data.nodata import integer_nodata
 from seg.data.normalization import Normalization
 from seg.errors import RunError
-from seg.inference.pruning import prune_run
+from seg.inference.depths import prune_run
 from seg.logits import average_logits
 from seg.models.contract import same_size_logits, tile_stride
 from seg.models.network import Extent, Network, receptive_field

@@ -255,7 +255,12 @@ def crop_centre(x: Tensor, height: int, width: int) -> Tensor:
 
 
 def init_he(model: nn.Module) -> None:
-    """Initialise the weights as Gaussian with variance 2 / fan-in (He et al. 2015) and the biases as zero."""
+    """Initialise the weights as Gaussian with variance 2 / fan-in (He et al. 2015) and the biases as zero.
+
+    A network on the meta device has no weights to initialise; PyTorch would import its compiler for it.
+    """
+    if next(model.parameters()).is_meta:
+        return
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")

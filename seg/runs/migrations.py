@@ -9,6 +9,7 @@ from typing import Any
 from seg.cli.renamed_options import rename_options
 
 RENAMED_TARGETS = {  # name before 0.2 -> present name
+    "seg.hardware.build_trainer": "seg.training.trainer.build_trainer",
     "seg.data.module.DataModule": "seg.data.DataModule",
     "seg.data.folder.Folder": "seg.data.Folder",
     "seg.data.coco.Coco": "seg.data.Coco",

@@ -23,7 +23,7 @@ ALLOWED_TARGETS = {  # config group -> packages whose classes it may name
     "metrics": ("seg.metrics",), "augment": ("albumentations", "seg.data"), "optim": ("torch.optim",),
     "schedule": ("seg.training.schedules",),
 }  # fmt: skip
-TRAINER_TARGET = "seg.hardware.build_trainer"
+TRAINER_TARGET = "seg.training.trainer.build_trainer"
 REQUIRED_OPTIONS = (
     "data",
     "model",

@@ -3,7 +3,7 @@
 import copy
 import math
 import os
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -19,7 +19,9 @@ from seg.logits import num_logits
 from seg.losses.class_weights import fill_auto_weights
 from seg.models import Network
 from seg.models.contract import require_network
-from seg.training.task import SegmentationTask
+
+if TYPE_CHECKING:
+    from seg.training.task import SegmentationTask
 
 
 def build_data(cfg: DictConfig) -> DataModule:
@@ -104,7 +106,7 @@ def add_crop_context(data: DataModule, model: Network) -> None:
     data.set_context(model.input_side(data.crop), model.context)
 
 
-def set_tiles(task: SegmentationTask, data: DataModule, option: int | str | None) -> None:
+def set_tiles(task: "SegmentationTask", data: DataModule, option: int | str | None) -> None:
     """Set the tiles in which larger images are evaluated, from the option ``tile``.
 
     Raises:
@@ -128,7 +130,7 @@ def check_loss(loss: nn.Module, num_logits: int, overlapping: bool) -> None:
         raise UserError(f"loss: {error}") from error
 
 
-def check_optimizer_options(task: SegmentationTask) -> None:
+def check_optimizer_options(task: "SegmentationTask") -> None:
     """Raise UserError if the optimiser rejects its options, before the run begins."""
     try:
         task.optimizer()

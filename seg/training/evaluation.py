@@ -22,7 +22,6 @@ from seg.data.datasets.base import object_border, read_objects
 from seg.display import tables
 from seg.display.console import track_progress
 from seg.errors import DataError, RunError, UserError
-from seg.hardware import build_trainer
 from seg.inference.outputs import check_object_options
 from seg.inference.run_data import check_run_node
 from seg.labels import IGNORE
@@ -37,6 +36,7 @@ from seg.runs.load import LoadedRun
 from seg.training.callbacks import progress
 from seg.training.callbacks.pictures import PanelCallback, logits_of_bands
 from seg.training.task import SegmentationTask
+from seg.training.trainer import build_trainer
 
 log = logging.getLogger("seg")
 CONFUSION_FILE = (
@@ -124,7 +124,7 @@ def score_split(
     trained = run.config.get("trainer", {})
     try:
         options = {name: trained[name] for name in ("precision", "channels_last")}
-        check_call("trainer", {"_target_": "seg.hardware.build_trainer"} | options)
+        check_call("trainer", {"_target_": "seg.training.trainer.build_trainer"} | options)
     except (KeyError, TypeError, UserError) as error:
         raise RunError(f"{run.checkpoint}: its config's trainer is damaged ({error})") from error
     trainer = build_trainer(cfg.accelerator, devices=1, callbacks=bar, **options)
