@@ -16,9 +16,10 @@ import tempfile
 import time
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(HERE / "tests"))
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from made_runs import make_run, spread
+
+HERE = Path(__file__).resolve().parent.parent
 
 OPTIONS = {"rounds": "7", "versus": ""}
 SMALL = ["logger=none", "panels=0", "trainer=smoke", "trainer.max_steps=1", "save_predictions=0"]

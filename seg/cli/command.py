@@ -45,86 +45,106 @@ class FlagParser(ArgumentParser):
         )
 
 
-def command(
-    config_name: str,
-    words: Callable[[Namespace], list[str]] | None = None,
-    *,
-    sweeper: str | None = None,
-) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
-    """Decorate a function of a config as the main function of a command.
+class Command:
+    """A command: calling it runs the command line of the process, and ends the process with an exit code.
 
     Args:
         config_name: name of the command's file in conf/.
+        function: function of the config.
         words: conversion of the parsed command line to Hydra's overrides, for a command with its own syntax.
         sweeper: module that registers Hydra's sweeper; it allows ``-m``, which runs the function once per combination
             of values.
     """
 
-    def decorate(function: Callable[[DictConfig], Any]) -> Callable[[], None]:
-        def job(cfg: DictConfig) -> Any:
-            rename_composed(cfg, HydraConfig.get().overrides.task)
-            complete_values(cfg)
-            # In a multirun errors go to the sweeper, else they end the process
-            if HydraConfig.get().mode == RunMode.MULTIRUN:
-                return function(
-                    cfg
-                )  # seg.multirun.sweeper reports failures and runs the other jobs
-            try:
-                return function(cfg)
-            except USER_ERRORS as error:
-                exit_user_error(error)
-            except Exception as error:
-                exit_internal_error(error)  # handled here, before Hydra prints its own message
+    def __init__(
+        self,
+        config_name: str,
+        function: Callable[[DictConfig], Any],
+        words: Callable[[Namespace], list[str]] | None = None,
+        sweeper: str | None = None,
+    ) -> None:
+        self.config_name, self.function = config_name, function
+        self.words, self.sweeper = words, sweeper
 
-        def main() -> None:
-            try:
-                # help and version need no config
-                arguments = parse_arguments(config_name)
-                if arguments.help:
-                    print(help_text(config_name))
-                    return
-                if arguments.version:
-                    print(f"seg {__version__}")
-                    return
-                # check everything typed before Hydra starts a job
-                flags = len(sys.argv) - len(arguments.overrides)
-                arguments.overrides = rename_words(arguments.overrides)
-                if words is not None:
-                    arguments.overrides = words(arguments)
-                sys.argv[flags:] = arguments.overrides
-                checked = check_flags(config_name, arguments, sweeper is not None)
-                if checked is not None and not (arguments.cfg or arguments.info):
-                    check_data_root(checked.cfg)
-                if checked is not None and runs_directly(arguments):
-                    run_composed(function, checked)
-                    return
-                if arguments.multirun:
-                    import_module(str(sweeper))
-                    flags = len(sys.argv) - len(arguments.overrides)
-                    sys.argv[flags:] = allow_job_options(arguments.overrides)
-                os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # raise exceptions unchanged
-                hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(
-                    job
-                )()
-            except USER_ERRORS as error:
-                exit_user_error(error)
-            except KeyboardInterrupt:
-                exit_interrupted()
-            except BrokenPipeError:  # the reader of stdout closed, as `| head` does
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-                sys.exit(141)
-            except SystemExit as error:
-                if isinstance(error.__context__, KeyboardInterrupt) and error.code == 1:
-                    exit_interrupted()  # Lightning exits with 1
-                if type(error).__name__ == "SIGTERMException":
-                    sys.exit(143)  # Lightning exits with 0
-                raise
-            except Exception as error:
-                exit_internal_error(error)
+    def __call__(self) -> None:
+        """Run the command line; report an error in one line and exit with its code."""
+        try:
+            self.run()
+        except USER_ERRORS as error:
+            exit_user_error(error)
+        except KeyboardInterrupt:
+            exit_interrupted()
+        except BrokenPipeError:  # the reader of stdout closed, as `| head` does
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(141)
+        except SystemExit as error:
+            if isinstance(error.__context__, KeyboardInterrupt) and error.code == 1:
+                exit_interrupted()  # Lightning exits with 1
+            if type(error).__name__ == "SIGTERMException":
+                sys.exit(143)  # Lightning exits with 0
+            raise
+        except Exception as error:
+            exit_internal_error(error)
 
-        return main
+    def run(self) -> None:
+        """Run the command line; raise its errors.
 
-    return decorate
+        Raises:
+            UserError: for a wrong word, before anything heavy is imported.
+        """
+        # help and version need no config
+        arguments = parse_arguments(self.config_name)
+        if arguments.help:
+            print(help_text(self.config_name))
+            return
+        if arguments.version:
+            print(f"seg {__version__}")
+            return
+        # check everything typed before Hydra starts a job
+        flags = len(sys.argv) - len(arguments.overrides)
+        arguments.overrides = rename_words(arguments.overrides)
+        if self.words is not None:
+            arguments.overrides = self.words(arguments)
+        sys.argv[flags:] = arguments.overrides
+        checked = check_flags(self.config_name, arguments, self.sweeper is not None)
+        if checked is not None and not (arguments.cfg or arguments.info):
+            check_data_root(checked.cfg)
+        if checked is not None and runs_directly(arguments):
+            run_composed(self.function, checked)
+            return
+        if arguments.multirun:
+            import_module(str(self.sweeper))
+            flags = len(sys.argv) - len(arguments.overrides)
+            sys.argv[flags:] = allow_job_options(arguments.overrides)
+        os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # raise exceptions unchanged
+        start = hydra.main(version_base="1.3", config_path=str(CONF), config_name=self.config_name)
+        start(self.job)()
+
+    def job(self, cfg: DictConfig) -> Any:
+        """Run the function as a job of Hydra."""
+        rename_composed(cfg, HydraConfig.get().overrides.task)
+        complete_values(cfg)
+        # In a multirun errors go to the sweeper, else they end the process
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            return self.function(
+                cfg
+            )  # seg.multirun.sweeper reports failures and runs the other jobs
+        try:
+            return self.function(cfg)
+        except USER_ERRORS as error:
+            exit_user_error(error)
+        except Exception as error:
+            exit_internal_error(error)  # handled here, before Hydra prints its own message
+
+
+def command(
+    config_name: str,
+    words: Callable[[Namespace], list[str]] | None = None,
+    *,
+    sweeper: str | None = None,
+) -> Callable[[Callable[[DictConfig], Any]], Command]:
+    """Decorate a function of a config as a command; arguments as of ``Command``."""
+    return lambda function: Command(config_name, function, words, sweeper)
 
 
 def runs_directly(arguments: Namespace) -> bool:
@@ -137,10 +157,14 @@ def runs_directly(arguments: Namespace) -> bool:
     return not given and not any(map(is_hydra_override, parse_overrides(arguments.overrides)))
 
 
-def run_composed(function: Callable[[DictConfig], Any], checked: CheckedConfig) -> None:
+def run_composed(function: Callable[[DictConfig], Any], checked: CheckedConfig) -> Any:
     """Run a function of a config as ``hydra.main`` does, without composing the config again."""
+    outer = HydraConfig.instance().cfg
     HydraConfig.instance().set_config(checked.hydra)
-    function(checked.cfg)
+    try:
+        return function(checked.cfg)
+    finally:
+        HydraConfig.instance().cfg = outer
 
 
 def parse_arguments(config_name: str) -> Namespace:

@@ -33,6 +33,18 @@ def check_data(cfg: DictConfig) -> dict[str, Any]:
     Raises:
         UserError: if there is an error among the issues, after all have been printed.
     """
+    report = write_report(cfg)
+    errors = [issue for issue in report["faults"] if issue["severity"] == "error"]
+    if errors:
+        more = f" (and {count_noun(len(errors) - 1, 'more error')})" if errors[1:] else ""
+        line = "{file}: {found}; {remedy}".format(**errors[0])
+        raise UserError(f"{line}{more}; all are in {Path(cfg.output) / 'check.json'}")
+    log.info(f"next: {train_command()}")
+    return report
+
+
+def write_report(cfg: DictConfig) -> dict[str, Any]:
+    """Check the data, print the issues, write check.json and the sheet, and return the content of check.json."""
     configure_logging()
     check_kinds(cfg.loader.skip_checks)
     started = time.perf_counter()
@@ -61,11 +73,6 @@ def check_data(cfg: DictConfig) -> dict[str, Any]:
     report["seconds"] = round(time.perf_counter() - started, 2)
     records.write_json(output / "check.json", report)
     print_report(data.source, report, issues, output, bool(cfg.panels))
-    errors = [issue for issue in issues if issue.error]
-    if errors:
-        more = f" (and {count_noun(len(errors) - 1, 'more error')})" if errors[1:] else ""
-        raise UserError(f"{errors[0].line()}{more}; all are in {output / 'check.json'}")
-    log.info(f"next: {train_command()}")
     return report
 
 

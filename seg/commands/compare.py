@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from rich.text import Text
 
 from seg.cli.command_line import quote_path
-from seg.comparison.compare import compare_folders, write_comparison
+from seg.comparison.compare import ComparedRuns, compare_folders, write_comparison
 from seg.comparison.ranking import Ranking
 from seg.comparison.run_records import ComparedRun
 from seg.comparison.summary import list_warnings, p_value_line, unranked_reason, write_headline
@@ -28,13 +28,18 @@ def compare_runs(cfg: DictConfig) -> Ranking:
     Raises:
         UserError: if an option fits no run, or a file of another program is in the way.
     """
+    return compare_and_write(cfg).ranking
+
+
+def compare_and_write(cfg: DictConfig) -> ComparedRuns:
+    """Compare the runs as ``compare_runs``; return also the runs that are not ranked, and the files."""
     configure_logging()
     result = compare_folders(cfg)
     print_comparison(result.ranking, result.others)
     write_comparison(result, cfg.num_examples, cfg.max_picture_mb)
     for file in result.files:
         log.info(f"wrote {quote_path(relative_to_here(file))}")
-    return result.ranking
+    return result
 
 
 def print_comparison(ranking: Ranking, others: list[ComparedRun]) -> None:

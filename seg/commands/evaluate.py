@@ -31,6 +31,11 @@ log = logging.getLogger("seg")
 
 
 def evaluate(cfg: DictConfig) -> dict[str, float]:
+    """Evaluate a run as ``evaluate_run``; return only the scores."""
+    return evaluate_run(cfg)[0]
+
+
+def evaluate_run(cfg: DictConfig) -> tuple[dict[str, float], Path]:
     """Evaluate a run's network on a split, and write the metrics and panels.
 
     Args:
@@ -38,7 +43,7 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
 
     Returns:
         ``SPLIT/metric`` -> value, under the names of training; for instance segmentation also the border and object
-        scores of seg.metrics.isbi2012 and seg.metrics.instances.
+        scores of seg.metrics.isbi2012 and seg.metrics.instances. And the folder of the results.
     """
     # Load the run, and check the options and the output folder before the network runs.
     configure_logging()
@@ -78,4 +83,4 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
         evidence |= object_evidence
     report = EvaluationReport(cfg, run, data, split, folder, below, task.test_metrics, objects)
     report.write(scores, evidence)
-    return scores
+    return scores, folder

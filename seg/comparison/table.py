@@ -76,6 +76,19 @@ def build_group_table(
     return table
 
 
+def build_group_frame(ranking: Ranking) -> pd.DataFrame:
+    """Return a row per group, from best to worst: score, and difference from the baseline; nan where there is none."""
+    rows = []
+    for r in ranking.groups:
+        c = r.comparison or Comparison()
+        rows.append({
+            "group": r.group.label, "mean": r.mean, "sd": r.sd, "runs": len(r.scores), "seeds": r.seeds,
+            "baseline": r.comparison is None, "difference": c.value, "low": c.low, "high": c.high,
+            "p_images": c.p_images, "p_seeds": c.p_seeds, "incomparable": c.apart,
+        })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
 def difference_cells(c: Comparison | None, baseline: str) -> tuple[str, str, str, str]:
     """Return the cells of the difference, its interval over images (else over seeds, "s"), and both p."""
     if c is None:

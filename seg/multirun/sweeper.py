@@ -17,7 +17,7 @@ import traceback
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from filelock import Timeout
@@ -75,6 +75,7 @@ class ResumableSweeper(Sweeper):
 
     launcher: Launcher | None
     config: DictConfig | None
+    latest: ClassVar[Path | None] = None  # folder of the sweep that this process began last
 
     def __init__(self, max_batch_size: int | None, params: dict[str, str] | None) -> None:
         if max_batch_size is not None:
@@ -108,6 +109,7 @@ class ResumableSweeper(Sweeper):
         self.context, self.config, self.held = hydra_context, config, ExitStack()
         self.jobs = plan_jobs(config, self.params)
         self.folder = self.held.enter_context(claim_sweep_folder(config, self.jobs))
+        ResumableSweeper.latest = self.folder
         self.jobs = read_jobs(self.folder / SWEEP_FILE)  # in the order of the first worker
         for entry in self.folder.iterdir():
             files.check_links(entry, self.folder)

@@ -120,7 +120,7 @@ def score_split(
     Returns:
         ``SPLIT/metric`` -> value.
     """
-    bar: list[L.Callback] = [progress.progress_bar()] if progress.on_terminal() else []
+    bar: list[L.Callback] = [progress.progress_bar()] if progress.shows_progress_bar() else []
     trained = run.config.get("trainer", {})
     try:
         options = {name: trained[name] for name in ("precision", "channels_last")}

@@ -378,7 +378,7 @@ def make_trainer(
     checkpoints = (
         Path(os.path.abspath(cast(Path, asked.folder))) / "checkpoints"
     )  # Lightning expands ~ in others
-    bar = progress.on_terminal() and not asked.silent
+    bar = progress.shows_progress_bar() and not asked.silent
     longer = any(name != "patience" for name in asked.changed)
     limit = cfg.trainer.get("max_time")
     timer = [] if limit is None else [TimeLimit(limit, longer, repeats=asked.segments is not None)]

@@ -5,7 +5,7 @@ import time
 from typing import Any, cast
 
 import lightning as L
-from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.callbacks import ProgressBar, RichProgressBar, TQDMProgressBar
 from lightning.pytorch.callbacks.progress.rich_progress import RichProgressBarTheme
 
 from seg.display.console import console
@@ -15,13 +15,15 @@ log = logging.getLogger("seg")
 LINE_SECONDS = 30.0  # longest time without a line, where there is no progress bar
 
 
-def on_terminal() -> bool:
-    """Return True if the output is a terminal."""
-    return console.is_terminal
+def shows_progress_bar() -> bool:
+    """Return True if the output is a terminal or a notebook."""
+    return console.is_terminal or console.is_jupyter
 
 
-def progress_bar() -> RichProgressBar:
-    """Return Lightning's progress bar with loss and Dice, for terminals."""
+def progress_bar() -> ProgressBar:
+    """Return Lightning's progress bar with loss and Dice: rich's for terminals, tqdm's for notebooks."""
+    if console.is_jupyter:
+        return TQDMProgressBar(leave=False)
     return RichProgressBar(leave=False, theme=RichProgressBarTheme(metrics_format=".3f"))
 
 

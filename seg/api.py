@@ -1,0 +1,474 @@
+"""The commands as Python functions, with the words of the command line.
+
+>>> from seg.api import train
+>>> run = train("model=unet", "data=folder", **{"data.root": "DATA", "data.classes": ["background", "cell"]})
+>>> run.metrics["best/val/dice"], run.predict("image.png").mask
+
+Every function takes words, ``"model=unet"``, and options by name, whose values are Python's. A wrong one raises
+``seg.errors.UserError`` with the message of the command line, before PyTorch is imported. Results are objects whose
+tables are pandas' DataFrames; in a notebook they show their tables and pictures.
+"""
+
+import base64
+import html
+import io
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from seg.cli.command import run_composed
+from seg.cli.command_line import render_option
+from seg.cli.compose import check_command_line
+from seg.cli.paths import check_data_root
+from seg.cli.renamed_options import rename_words
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from omegaconf import DictConfig
+    from PIL.Image import Image
+
+    from seg.inference.predictor import Prediction, Predictor
+
+__all__ = [
+    "Comparison", "CrossValidation", "DataCheck", "Evaluation", "PredictedFiles", "Run", "Sweep",
+    "check", "compare", "crossval", "evaluate", "predict", "sweep", "train",
+]  # fmt: skip
+SHOWN_PICTURES = 4  # pictures of a result that a notebook shows
+PICTURE_LIMIT = 2**28  # bytes
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained run.
+
+    Attributes:
+        folder: the run folder.
+    """
+
+    folder: Path
+
+    @cached_property
+    def record(self) -> dict[str, Any]:
+        """Content of run.json: status, versions, hardware, data and final metrics."""
+        from seg.runs.record import RECORD_FILE, read_record
+
+        return read_record(self.folder / RECORD_FILE).content()
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Final metrics: ``best/val/dice`` of the best checkpoint, ``test/dice`` and others, in 0..1."""
+        return self.record.get("metrics", {})
+
+    @property
+    def status(self) -> str:
+        """``finished``, ``running``, ``failed``, ``interrupted``, ``killed`` or ``pruned``."""
+        return self.record["status"]
+
+    @cached_property
+    def history(self) -> "pd.DataFrame":
+        """metrics.csv: one row per measurement, with the step; nan where a metric was not measured."""
+        import pandas as pd
+
+        from seg.runs.metrics_csv import read_metrics
+
+        rows = pd.DataFrame(read_metrics(self.folder / "metrics.csv"))
+        return rows.replace("", "nan").astype(float)
+
+    @property
+    def panels(self) -> "list[Image]":
+        """Pictures of validation images with truth, prediction and errors."""
+        return read_pictures(sorted((self.folder / "panels").rglob("*.png")))
+
+    def load(self, **options: Any) -> "Predictor":
+        """Return the run's network, ready to predict; options as of ``seg.load``."""
+        from seg.inference.predictor import load_predictor
+
+        return load_predictor(str(self.folder), **options)
+
+    def predict(self, image: Any) -> "Prediction":
+        """Predict one image, an array (H, W) or (H, W, C) or a file; ``seg.api.predict`` writes files."""
+        return self.load().predict(image)
+
+    def __repr__(self) -> str:
+        scores = ", ".join(
+            f"{name}={self.metrics[name]:.4f}" for name in main_metrics(self.metrics)
+        )
+        return f"Run({str(self.folder)!r}, {self.status}{', ' * bool(scores)}{scores})"
+
+    def _repr_html_(self) -> str:
+        return show_html(repr(self), [metrics_frame(self.metrics)], self.panels[-SHOWN_PICTURES:])
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores of a run on a split.
+
+    Attributes:
+        metrics: ``SPLIT/metric`` -> value.
+        folder: folder with metrics.json and the panels.
+    """
+
+    metrics: dict[str, float]
+    folder: Path
+
+    @property
+    def table(self) -> "pd.DataFrame":
+        """A row per metric: value, and the ends of its confidence interval where there is one."""
+        from seg.runs import records
+
+        frame = metrics_frame(self.metrics)
+        intervals = records.read_json(self.folder / "metrics.json")["intervals"]
+        for place, name in enumerate(("low", "high")):
+            frame[name] = [intervals.get(key, [float("nan")] * 2)[place] for key in frame.index]
+        return frame
+
+    @property
+    def panels(self) -> "list[Image]":
+        """Pictures of images with truth, prediction and errors."""
+        return read_pictures(sorted((self.folder / "panels").rglob("*.png")))
+
+    def _repr_html_(self) -> str:
+        return show_html(str(self.folder), [self.table], self.panels[:SHOWN_PICTURES])
+
+
+@dataclass(frozen=True)
+class PredictedFiles:
+    """Files that a prediction wrote.
+
+    Attributes:
+        files: written files; none that an earlier call had written.
+        folder: the output folder.
+    """
+
+    files: list[Path]
+    folder: Path
+
+    def _repr_html_(self) -> str:
+        overlays = [file for file in self.files if file.suffix == ".png" and "overlay" in str(file)]
+        title = f"{len(self.files)} files in {self.folder}"
+        return show_html(title, [], read_pictures(overlays[:SHOWN_PICTURES]))
+
+
+@dataclass(frozen=True)
+class DataCheck:
+    """What is wrong with a data set.
+
+    Attributes:
+        report: content of check.json.
+        folder: folder with check.json and sheet.png.
+    """
+
+    report: dict[str, Any]
+    folder: Path
+
+    @property
+    def ok(self) -> bool:
+        """True if there is no error; there may be warnings."""
+        return self.report["errors"] == 0
+
+    @property
+    def issues(self) -> "pd.DataFrame":
+        """A row per issue: severity, kind, file, what was found, and its remedy."""
+        import pandas as pd
+
+        columns = ["severity", "kind", "file", "found", "expected", "remedy"]
+        return pd.DataFrame(self.report["faults"], columns=columns)
+
+    @property
+    def images(self) -> "pd.DataFrame":
+        """A row per image: size, range, share of each class."""
+        import pandas as pd
+
+        return pd.json_normalize(self.report["images"])
+
+    def _repr_html_(self) -> str:
+        title = f"{self.report['errors']} errors, {self.report['warnings']} warnings"
+        return show_html(title, [self.issues], read_pictures([self.folder / "sheet.png"]))
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Runs ranked in groups.
+
+    Attributes:
+        groups: a row per group from best to worst: mean, sd, number of runs and seeds, difference from the baseline
+            with its interval over images, and both p values, adjusted by Holm.
+        runs: a row per run, the rows of compare.csv.
+        files: compare.csv and compare.html.
+    """
+
+    groups: "pd.DataFrame"
+    runs: "pd.DataFrame"
+    files: list[Path]
+
+    def _repr_html_(self) -> str:
+        return show_html(", ".join(map(str, self.files)), [self.groups, self.runs], [])
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The runs of a sweep.
+
+    Attributes:
+        folder: folder that holds the run folders.
+        runs: the runs, in the order of their values.
+    """
+
+    folder: Path
+    runs: list[Run]
+
+    @property
+    def table(self) -> "pd.DataFrame":
+        """A row per run: name, status and final metrics."""
+        import pandas as pd
+
+        rows = [{"run": run.folder.name, "status": run.status} | run.metrics for run in self.runs]
+        return pd.DataFrame(rows)
+
+    def _repr_html_(self) -> str:
+        return show_html(str(self.folder), [self.table], [])
+
+
+@dataclass(frozen=True)
+class CrossValidation:
+    """A cross-validation.
+
+    Attributes:
+        record: content of crossval.json, with all scores.
+        folder: folder with the folds' runs and the out-of-fold results.
+    """
+
+    record: dict[str, Any]
+    folder: Path
+
+    @property
+    def folds(self) -> list[Run]:
+        """The run of each fold."""
+        return list_runs(self.folder)
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Scores over all images, each predicted by the network that did not train on it."""
+        return self.record["pooled"]["metrics"]
+
+    @property
+    def table(self) -> "pd.DataFrame":
+        """A row per metric: over all images, and mean and sd over the folds."""
+        frame = metrics_frame(self.metrics).rename(columns={"value": "pooled"})
+        for name in ("mean", "sd"):
+            frame[name] = [self.record[name].get(f"val/{key}", float("nan")) for key in frame.index]
+        return frame
+
+    def _repr_html_(self) -> str:
+        return show_html(str(self.folder), [self.table], [])
+
+
+def train(*words: str, **options: Any) -> Run:
+    """Train one run, as ``python -m seg.train`` does; ``resume=RUN`` goes on with one.
+
+    Args:
+        *words: choices and options, ``"model=unetpp"``.
+        **options: options by name, ``**{"optim.lr": 1e-3}``.
+
+    Raises:
+        UserError: if a word is wrong, or config, data and network do not fit together.
+    """
+
+    def function(cfg: "DictConfig") -> Run:
+        import lightning as L
+
+        from seg.training import run
+
+        class FolderKeeper(L.Callback):
+            folder: Path | None = None
+
+            def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+                self.folder = Path(trainer.default_root_dir)
+
+        keeper = FolderKeeper()
+        run.train(cfg, [keeper])
+        assert keeper.folder is not None
+        return Run(keeper.folder)
+
+    return call("train", function, words, options)
+
+
+def sweep(*words: str, **options: Any) -> Sweep:
+    """Train a run for each combination of values, as ``python -m seg.train -m`` does.
+
+    Args:
+        *words: as of ``train``; several values of an option are separated by commas, ``"optim.lr=1e-3,1e-2"``.
+        **options: options of one value each.
+
+    Raises:
+        UserError: if a word is wrong, before any job starts.
+    """
+    from seg.multirun.sweeper import ResumableSweeper
+    from seg.train import main
+
+    line = sys.argv
+    sys.argv = ["seg.train", "-m", *command_words(words, options)]
+    try:
+        main.run()
+    except SystemExit as error:  # 1: some jobs failed, which their status says
+        if error.code != 1:
+            raise
+    finally:
+        sys.argv = line
+    folder = ResumableSweeper.latest
+    assert folder is not None
+    return Sweep(folder, list_runs(folder))
+
+
+def evaluate(run: Any, *words: str, **options: Any) -> Evaluation:
+    """Score a run on a split or on other data, as ``python -m seg.evaluate`` does.
+
+    Args:
+        run: a ``Run``, a run folder or checkpoint file, a folder of a cross-validation, or a list of them.
+        *words: ``"data.split=test"``.
+        **options: options by name.
+    """
+
+    def function(cfg: "DictConfig") -> Evaluation:
+        from seg.commands.evaluate import evaluate_run
+
+        return Evaluation(*evaluate_run(cfg))
+
+    return call("evaluate", function, words, {"run": run_place(run)} | options)
+
+
+def predict(run: Any, input: Any, output: Any, *words: str, **options: Any) -> PredictedFiles:
+    """Segment images and write the results, as ``python -m seg.predict`` does; a ``Run`` predicts one image in memory.
+
+    Args:
+        run: as of ``evaluate``.
+        input: image, stack, folder or pattern.
+        output: folder that receives the results.
+        *words: ``"save=[masks,overlays]"``.
+        **options: options by name.
+    """
+
+    def function(cfg: "DictConfig") -> PredictedFiles:
+        from seg.inference.file_prediction import predict_files
+
+        return PredictedFiles(predict_files(cfg), Path(cfg.output))
+
+    given = {"run": run_place(run), "input": os.fspath(input), "output": os.fspath(output)}
+    return call("predict", function, words, given | options)
+
+
+def check(*words: str, **options: Any) -> DataCheck:
+    """Check a data set, as ``python -m seg.check`` does; errors in the data are part of the result."""
+
+    def function(cfg: "DictConfig") -> DataCheck:
+        from seg.commands.check import write_report
+
+        return DataCheck(write_report(cfg), Path(cfg.output))
+
+    return call("check", function, words, options)
+
+
+def compare(*runs: Any, **options: Any) -> Comparison:
+    """Compare runs, as ``python -m seg.compare`` does.
+
+    Args:
+        *runs: ``Run`` or ``Sweep`` objects, or folders of them.
+        **options: options by name, ``group_by=["model"]``.
+    """
+
+    def function(cfg: "DictConfig") -> Comparison:
+        from seg.commands.compare import compare_and_write
+        from seg.comparison.table import build_group_frame, build_run_table
+
+        result = compare_and_write(cfg)
+        frame = build_run_table(result.ranking, result.others)
+        return Comparison(build_group_frame(result.ranking), frame, result.files)
+
+    places = [run_place(run) for run in runs]
+    return call("compare", function, [], ({"runs": places} if places else {}) | options)
+
+
+def crossval(*words: str, **options: Any) -> CrossValidation:
+    """Train and score all folds, as ``python -m seg.crossval`` does."""
+
+    def function(cfg: "DictConfig") -> CrossValidation:
+        from seg.commands.crossval import crossval as run_folds
+
+        return CrossValidation(run_folds(cfg), Path(cfg.output))
+
+    return call("crossval", function, words, options)
+
+
+def call(
+    command: str,
+    function: Callable[["DictConfig"], Any],
+    words: Sequence[str],
+    options: dict[str, Any],
+) -> Any:
+    """Check the words and options of a command, and return the result of a function of its config."""
+    checked = check_command_line(command, command_words(words, options), multirun=False)
+    check_data_root(checked.cfg)
+    return run_composed(function, checked)
+
+
+def command_words(words: Sequence[str], options: dict[str, Any]) -> list[str]:
+    """Return words and options as the words of a command line, with the present names of options."""
+    given = [render_option(name, plain_value(value)) for name, value in options.items()]
+    return rename_words([*words, *given])
+
+
+def plain_value(value: Any) -> Any:
+    """Return a value with paths as texts."""
+    if isinstance(value, list | tuple):
+        return [plain_value(item) for item in value]
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+def run_place(run: Any) -> Any:
+    """Return the folder of a result object as text; of a list, of each."""
+    if isinstance(run, list | tuple):
+        return [run_place(item) for item in run]
+    return str(run.folder if isinstance(run, Run | Sweep | CrossValidation) else run)
+
+
+def list_runs(folder: Path) -> list[Run]:
+    """Return the runs in a folder, without the link to the latest one."""
+    folders = sorted(file.parent for file in folder.glob("*/run.json"))
+    return [Run(run) for run in folders if not run.is_symlink()]
+
+
+def main_metrics(metrics: dict[str, float]) -> list[str]:
+    """Return the names of the metrics that a run is known by."""
+    return [name for name in ("best/val/dice", "test/dice") if name in metrics]
+
+
+def metrics_frame(metrics: dict[str, float]) -> "pd.DataFrame":
+    """Return metrics as a table of one column, ``value``."""
+    import pandas as pd
+
+    return pd.DataFrame({"value": metrics}, dtype=float)
+
+
+def read_pictures(files: Sequence[Path]) -> "list[Image]":
+    """Return the pictures of files that exist."""
+    from PIL import Image
+
+    from seg.files import read_bytes
+
+    present = [file for file in files if file.is_file()]
+    return [Image.open(io.BytesIO(read_bytes(file, PICTURE_LIMIT))) for file in present]
+
+
+def show_html(title: str, frames: "Sequence[pd.DataFrame]", pictures: "Sequence[Image]") -> str:
+    """Return a title, tables and pictures as HTML, for a notebook."""
+    parts = [f"<b>{html.escape(title)}</b>", *(frame.to_html(max_rows=20) for frame in frames)]
+    for picture in pictures:
+        stream = io.BytesIO()
+        picture.save(stream, "PNG")
+        code = base64.b64encode(stream.getvalue()).decode()
+        parts.append(f'<img src="data:image/png;base64,{code}" style="max-width: 100%">')
+    return "\n".join(parts)

@@ -1,0 +1,129 @@
+"""The commands as Python functions: the same numbers and files as of the command line, errors raised, results as objects."""
+
+import csv
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hydra.core.hydra_config import HydraConfig
+from PIL import Image
+
+from seg import api
+from seg.errors import UserError
+from seg.runs import records
+
+TINY = (
+    "logger=none", "trainer=smoke", "data.size=32", "data.train=2", "data.val=2", "data.test=1", "loader.crop=32",
+    "model.width=2", "model.depth=2", "panels=1", "save_predictions=1",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("api")
+        patch.chdir(folder)
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def run(place):
+    return api.train(*TINY, **{"optim.lr": 0.01, "outputs": Path("outputs")})
+
+
+def test_a_training_returns_its_run(run, place):
+    record = records.read_json(run.folder / "run.json")
+    assert run.status == "finished" and run.metrics == record["metrics"]
+    assert record["overrides"] == [*TINY, "optim.lr=0.01", "outputs=outputs"]
+    with open(run.folder / "metrics.csv", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert len(run.history) == len(rows) and list(run.history.columns) == list(rows[0])
+    last = [row["val/dice"] for row in rows if row["val/dice"]][-1]
+    assert run.history["val/dice"].dropna().iloc[-1] == float(last)
+    assert not HydraConfig.initialized()
+
+
+def test_a_run_predicts_shows_and_names_itself(run):
+    image = np.arange(32 * 32, dtype=np.uint8).reshape(32, 32)
+    mask = run.predict(image).mask
+    assert mask.shape == (32, 32) and set(np.unique(mask)) <= {0, 1}
+    assert f"best/val/dice={run.metrics['best/val/dice']:.4f}" in repr(run)
+    assert run.panels and "<img" in run._repr_html_() and "best/val/dice" in run._repr_html_()
+
+
+def test_an_evaluation_has_the_numbers_of_the_command(run, place):
+    found = api.evaluate(run, "data.split=test", workers=0)
+    words = [f"run={run.folder}", "data.split=test", "output=again"]
+    subprocess.run([sys.executable, "-m", "seg.evaluate", *words], check=True, capture_output=True)
+    told = records.read_json(Path("again/metrics.json"))
+    assert {k: None if v != v else v for k, v in found.metrics.items()} == told["metrics"]
+    assert found.table.loc["test/dice", "value"] == found.metrics["test/dice"]
+    assert found.folder == run.folder / "evaluate-test" and "<img" in found._repr_html_()
+
+
+def test_predictions_are_listed_and_seen(run, place):
+    Image.fromarray(np.zeros((40, 48), np.uint8)).save("a.png")
+    found = api.predict(run, Path("a.png"), "predicted")
+    assert {file.name for file in found.files} >= {"a.png"} and "<img" in found._repr_html_()
+    assert api.predict(run, "a.png", "predicted").files == []
+
+
+def test_runs_are_swept_and_compared(place):
+    line = list(sys.argv)
+    swept = api.sweep(*TINY, "seed=0,1", "model=unet,unetpp", **{"model.depth": 2, "panels": 0})
+    assert sys.argv == line and len(swept.runs) == 4 and swept.folder.parent.name == "sweeps"
+    assert list(swept.table["status"]) == ["finished"] * 4
+    found = api.compare(swept, group_by=["model"], split="val")
+    assert set(found.groups["group"]) == {"unet", "unetpp"} and list(found.groups["runs"]) == [2, 2]
+    means = swept.table.groupby(swept.table["run"].str.contains("unetpp"))["best/val/dice"].mean()
+    assert sorted(found.groups["mean"]) == pytest.approx(sorted(means))
+    assert len(found.runs) == 4 and all(file.is_file() for file in found.files)
+    assert "unetpp" in found._repr_html_()
+
+
+def test_folds_are_scored(place):
+    words = [w for w in TINY if not w.startswith("data.")]
+    for name in ("images", "masks"):
+        Path("data", name).mkdir(parents=True)
+        for i in range(4):
+            pixels = np.random.default_rng(i).integers(0, 2, (32, 32), np.uint8)
+            Image.fromarray(pixels * (255 if name == "images" else 1)).save(f"data/{name}/{i}.png")
+    found = api.crossval(
+        *words, "data=folder", **{"data.root": "data", "data.classes": ["a", "b"], "data.folds": 2}
+    )
+    assert len(found.folds) == 2 and all(fold.status == "finished" for fold in found.folds)
+    assert found.table.loc["dice", "pooled"] == found.metrics["dice"]
+    assert found.table.loc["dice", "mean"] == np.mean(
+        [f.metrics["best/val/dice"] for f in found.folds]
+    )
+
+
+def test_errors_of_data_are_a_result_of_the_check(place):
+    assert api.check("data.size=32", panels=0).ok
+    Image.fromarray(np.full((32, 32), 7, np.uint8)).save("data/masks/0.png")
+    found = api.check(
+        "data=folder", **{"data.root": "data", "data.classes": ["a", "b"], "panels": 2}
+    )
+    assert not found.ok and "error" in set(found.issues["severity"])
+    assert any("0.png" in file for file in found.issues["file"]) and "<img" in found._repr_html_()
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: api.train("model=unett"), "no such model; did you mean unet"),
+        (lambda: api.train(**{"model.widht": 3}), "did you mean model.width"),
+        (lambda: api.train("seed=0,1"), "several values are a sweep"),
+        (lambda: api.train("data=folder", **{"data.root": "nowhere"}), "no such folder"),
+        (lambda: api.sweep("seed=0,x"), "seed=x: a whole number is needed"),
+        (lambda: api.compare(level=2), "level=2"),
+        (lambda: api.predict("x", "y", "z", tile="big"), "tile=big"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_raised_with_the_message_of_the_command_line(call, message, place):
+    line = list(sys.argv)
+    with pytest.raises(UserError, match=message):
+        call()
+    assert sys.argv == line
