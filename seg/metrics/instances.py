@@ -84,7 +84,9 @@ def split_necks(mask: NDArray[np.bool_], split_neck_px: float) -> NDArray[np.int
     whole = label_components(mask)
     depth = ndimage.distance_transform_edt(mask)  # px to the nearest pixel outside
     # One seed for each peak that rises split_neck_px above its saddle (h-maxima).
-    peaks = mask & local_maxima(reconstruct(np.maximum(depth - split_neck_px, 0), depth), connectivity=2)
+    peaks = mask & local_maxima(
+        reconstruct(np.maximum(depth - split_neck_px, 0), depth), connectivity=2
+    )
     seeds, number = ndimage.label(peaks, np.ones((3, 3)))
     # Regions too shallow for a seed stay whole; the watershed divides the others.
     seedless = mask & ~np.isin(whole, whole[peaks])
