@@ -12,7 +12,8 @@ evaluate  a TIFF and its mask to Dice; ours with all scores of seg.evaluate, MON
 objects   a TIFF to a TIFF of labels and a table of measurements; MONAI's with scikit-image's label and regionprops.
 
 Of the last three, MONAI's windows and their overlap are those of our tiles, and their weight is constant. "MONAI, as
-ours" has our memory layout (channels_last, memory kept). --side 256 --rounds 1 is a trial of a minute. The memory of
+ours" has our memory layout (channels_last, memory kept). --side 512 --rounds 1 is a trial (below 1024 px, a
+window, MONAI pads with zeros and differs). The memory of
 masks and evaluate against the side of the image, as a table and a plot (half an hour):
 
     python benchmarks/predict.py RUN --sides 1024 2048 4096 8192 16384 --output docs/images/memory.png
