@@ -1,5 +1,7 @@
 """What ends a run is told in one line with what to do, costs at most an epoch, and leaves nothing half made."""
 
+import atexit
+import contextlib
 import multiprocessing
 import os
 import random
@@ -99,6 +101,12 @@ def half_written(folder: Path) -> list[Path]:
     return [f for f in folder.rglob(".*") if f.is_file() and f.name != ".lock"]
 
 
+def kill_child(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError, ChildProcessError):
+        if os.waitpid(pid, os.WNOHANG)[0] == 0:
+            os.kill(pid, signal.SIGKILL)
+
+
 def kill_again_and_again(root: Path, kills: int) -> None:
     """Kills a training so often, at random instants, half of them while a checkpoint is written.
 
@@ -115,6 +123,8 @@ def kill_again_and_again(root: Path, kills: int) -> None:
     def at_work() -> bool:
         return any(f.exists() and f.stat().st_ctime > started for f in aside)
 
+    # A child that outlives a failed assertion would hold the pipes of this process, and its caller would wait for it.
+    atexit.register(lambda: kill_child(pid))
     for kill in range(kills):
         started, start = time.time() if kill else 0, time.perf_counter()
         if kill % 2:
