@@ -80,6 +80,16 @@ def keep_freed_memory() -> None:
         libc.mallopt(m_trim_threshold, 2**31 - 1)
 
 
+def release_freed_memory() -> None:
+    """Return to the system the blocks that ``keep_freed_memory`` made glibc keep.
+
+    Blocks of many sizes leave holes, and more and more memory is kept: call this now and then.
+    """
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if libc is not None and hasattr(libc, "malloc_trim"):
+        libc.malloc_trim(0)
+
+
 def destroy_process_group() -> None:
     """Wait for all ranks, then destroy the process group so that the next run can create one."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():

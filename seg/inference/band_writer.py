@@ -69,6 +69,11 @@ class BandWriter:
             values = np.fromfile(file, self.dtype, math.prod(shape)).reshape(shape)
         return np.ascontiguousarray(values.transpose(1, 0, 2)) if self.planes else values[:, 0]
 
+    def window(self, top: int, bottom: int, left: int, right: int) -> np.ndarray:
+        """Return part of the rows of the first page without planes, (h, w); only that part is read."""
+        mapped = np.memmap(self.file, self.dtype, "r", shape=(self.height, self.width))
+        return np.array(mapped[top:bottom, left:right])
+
     def iterate_tiles(self, dtype: np.dtype) -> Iterator[np.ndarray]:
         """Yield all pages and planes as tiles (TILE, TILE) of a type, a row of tiles after another."""
         planes = max(1, self.planes)

@@ -19,9 +19,11 @@ from seg.metrics.instances import split_necks
 from seg.objects import first_pixels, grow_objects, label_components, rank_by_position
 
 BAND_PIXELS = 2**20  # pixels of a band
-MAX_WINDOW_PIXELS = 2**26  # pixels of the largest window of rows in memory
+SPLIT_PIXELS = 2**21  # pixels of a band of objects that are split together
+MAX_WINDOW_PIXELS = 2**26  # pixels of the largest window in memory
 
 ReadRows = Callable[[int, int], NDArray]
+Box = tuple[int, int, int, int]  # first row, row after the last, and the same columns
 
 
 class LabelledRegions(NamedTuple):
@@ -30,14 +32,12 @@ class LabelledRegions(NamedTuple):
     Attributes:
         regions: number of the region of each piece; the first is 0 for the background.
         groups: number of its 8-connected region.
-        top: first row of each piece.
-        bottom: row after the last one of each piece.
+        boxes: first row, row after the last, first column, column after the last of each piece (N, 4).
     """
 
     regions: NDArray[np.int32]
     groups: NDArray[np.int32]
-    top: NDArray[np.int64]
-    bottom: NDArray[np.int64]
+    boxes: NDArray[np.int32]
 
 
 def iterate_bands(height: int, width: int) -> Iterator[tuple[int, int]]:
@@ -72,7 +72,7 @@ def segment_bands(
         border: px that two touching objects lack.
 
     Raises:
-        DataError: if ``split_neck_px`` is given and an object spans too many rows.
+        DataError: if ``split_neck_px`` is given and an object is too large.
     """
     height, width = scratch[0].height, scratch[0].width
     found = label_bands(read, threshold, scratch[0], corners=split_neck_px is not None)
@@ -110,16 +110,17 @@ def label_bands(
         corners: find the 8-connected regions, too.
     """
     number, above = 0, np.zeros((1, pieces.width), np.int32)
-    sides, diagonals, tops, bottoms = [], [], [np.zeros(1, np.int64)], [np.zeros(1, np.int64)]
+    sides, diagonals, boxes = [], [], [np.zeros((1, 4), np.int32)]
     for top, bottom in iterate_bands(pieces.height, pieces.width):
         labels = label_components(read(top, bottom) > threshold)
         count = int(labels.max(initial=0))
         if number + count > np.iinfo(np.int32).max:
             raise DataError(f"more than {np.iinfo(np.int32).max} regions")
         if corners:
-            rows = [box[0] for box in find_objects(labels)]
-            tops.append(np.array([top + s.start for s in rows], np.int64))
-            bottoms.append(np.array([top + s.stop for s in rows], np.int64))
+            found = [
+                (top + y.start, top + y.stop, x.start, x.stop) for y, x in find_objects(labels)
+            ]
+            boxes.append(np.array(found, np.int32).reshape(-1, 4))
         labels[labels > 0] += number
         number += count
         pieces.add(labels)
@@ -131,7 +132,7 @@ def label_bands(
         above = labels[-1:].copy()
     regions = merge_pieces(sides, number)
     groups = merge_pieces([*sides, *diagonals], number) if corners else regions
-    return LabelledRegions(regions, groups, np.concatenate(tops), np.concatenate(bottoms))
+    return LabelledRegions(regions, groups, np.concatenate(boxes))
 
 
 def touching_pairs(first: NDArray, second: NDArray) -> NDArray[np.int32]:
@@ -161,34 +162,79 @@ def split_bands(
 ) -> NDArray[np.int32]:
     """Split the objects at their necks, write their labels, and return the number of each in reading order.
 
-    The 8-connected regions that begin in a band are split together, in a window that has all of their rows.
+    The 8-connected regions that begin in a band are split together, in a window that has all of their rows; those that
+    are taller than a band one by one, so that the time is linear in the area.
+
+    Raises:
+        DataError: if an object does not fit into memory.
     """
-    width, groups = pieces.width, found.groups
-    # Rows of each group, at the number of its first piece.
-    start, stop = found.top.copy(), found.bottom.copy()
-    np.minimum.at(start, groups, found.top)
-    np.maximum.at(stop, groups, found.bottom)
-    first, number = [np.full(1, -1)], 0
-    left_over = np.zeros(
-        (0, width), np.int32
-    )  # rows below the band, of objects that begin above them
-    for top, bottom in iterate_bands(pieces.height, width):
-        begins = (start[groups] >= top) & (start[groups] < bottom)
-        begins[0] = False
-        end = max(bottom, top + len(left_over), int(stop[groups[begins]].max(initial=0)))
-        if (end - top) * width > MAX_WINDOW_PIXELS:
-            raise DataError(
-                f"an object of {end - top} rows of {width} px; objects.split_neck_px={split_neck_px:g} needs it in memory, "
-                f"of at most {MAX_WINDOW_PIXELS >> 20} megapixels: give objects.split_neck_px=0, or cut the image"
-            )
-        labels = split_necks(begins[pieces.rows(0, top, end)], split_neck_px)
-        first.append(first_pixels(labels)[1:] + top * width)
-        labels[labels > 0] += number
-        number += len(first[-1])
-        labels[: len(left_over)] += left_over
-        out.add(labels[: bottom - top])
-        left_over = labels[bottom - top :].copy()
+    width, step = pieces.width, max(1, SPLIT_PIXELS // pieces.width)
+    boxes = group_boxes(found)
+    tall = boxes[:, 1] - boxes[:, 0] > step
+    first, number, pending = [np.full(1, -1)], 0, []
+    for top in range(0, pieces.height, step):
+        bottom = min(pieces.height, top + step)
+        begins = (boxes[:, 0] >= top) & (boxes[:, 0] < bottom)
+        short = begins & ~tall
+        end = int(boxes[short, 1].max(initial=bottom))
+        labels = split_necks(short[found.groups[pieces.rows(0, top, end)]], split_neck_px)
+        windows = [((top, 0), labels)]
+        for group in np.flatnonzero(begins & tall):
+            windows.append(split_group(pieces, found.groups, group, boxes[group], split_neck_px))
+        for (row, column), labels in windows:
+            rows, columns = np.divmod(first_pixels(labels)[1:], labels.shape[1])
+            first.append((rows + row) * width + columns + column)
+            rows, columns = np.nonzero(labels)
+            pixels = (rows + row) * width + columns + column
+            pending.append((pixels, labels[rows, columns] + np.int32(number)))
+            number += len(first[-1])
+        rows, pending = split_off_rows(pending, top, bottom, width)
+        out.add(rows)
     return rank_by_position(np.concatenate(first))
+
+
+def group_boxes(found: LabelledRegions) -> NDArray[np.int32]:
+    """Return the boxes of the 8-connected regions (N, 4), as of the pieces, at the number of their first piece.
+
+    Those of the background and of other numbers are -1.
+    """
+    groups, boxes = found.groups, found.boxes.copy()
+    for side, join in enumerate((np.minimum, np.maximum, np.minimum, np.maximum)):
+        join.at(boxes[:, side], groups, found.boxes[:, side])
+    boxes[groups != np.arange(len(groups))] = -1
+    boxes[0] = -1
+    return boxes
+
+
+def split_group(
+    pieces: BandWriter, groups: NDArray, group: int, box: NDArray, split_neck_px: float
+) -> tuple[tuple[int, int], NDArray[np.int32]]:
+    """Return the row and column of the box of an 8-connected region, and the labels of its objects in it."""
+    top, bottom, left, right = box.tolist()
+    if (bottom - top) * (right - left) > MAX_WINDOW_PIXELS:
+        raise DataError(
+            f"an object of {bottom - top}x{right - left} px; objects.split_neck_px={split_neck_px:g} needs it in memory, "
+            f"of at most {MAX_WINDOW_PIXELS / 1e6:.0f} megapixels: give objects.split_neck_px=0, or cut the image"
+        )
+    mask = groups[pieces.window(top, bottom, left, right)] == group
+    return (top, left), split_necks(mask, split_neck_px)
+
+
+# pixels in reading order, and their labels
+LabelledPixels = tuple[NDArray[np.int64], NDArray[np.int32]]
+
+
+def split_off_rows(
+    parts: list[LabelledPixels], top: int, bottom: int, width: int
+) -> tuple[NDArray[np.int32], list[LabelledPixels]]:
+    """Return the labels of rows ``top`` to ``bottom`` of objects that share no pixel, and what is below these rows."""
+    rows, below = np.zeros((bottom - top) * width, np.int32), []
+    for pixels, labels in parts:
+        end = np.searchsorted(pixels, bottom * width)
+        rows[pixels[:end] - top * width] = labels[:end]
+        if end < len(pixels):
+            below.append((pixels[end:].copy(), labels[end:].copy()))
+    return rows.reshape(-1, width), below
 
 
 def grow_bands(read: ReadRows, border: int, out: BandWriter) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from seg.hardware import release_freed_memory
 from seg.logits import probabilities
 from seg.models.contract import needed_context, same_size_logits, tile_stride
 from seg.models.network import Extent, receptive_field
@@ -151,6 +152,7 @@ class Tiling:
             height: of the image, px.
         """
         for read, keep, put in tile_spans(height, self.tile, self.overlap):
+            release_freed_memory()  # tiles of several sizes, and what used the memory before
             band = rows(read.start, read.stop)
             yield put.start, band[keep], self.across(band)[:, keep]
 

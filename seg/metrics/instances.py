@@ -4,6 +4,7 @@ Shape suffixes: H x W pixels, T IoU thresholds; ``...`` any leading axes, such a
 Labels are (H, W) int32: 0 is background, each object has its own positive number.
 """
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
@@ -21,6 +22,7 @@ from seg.objects import (
 
 IOU_TWENTIETHS = np.arange(10, 20)  # 0.50, 0.55 ... 0.95 as integers: ties are exact
 IOU_THRESHOLDS = IOU_TWENTIETHS / 20
+DILATIONS = 48  # px that values spread in all regions together; scikit-image reconstructs others
 
 
 def object_probability(p_CHW: NDArray) -> NDArray:
@@ -82,7 +84,9 @@ def split_necks(mask: NDArray[np.bool_], split_neck_px: float) -> NDArray[np.int
     whole = label_components(mask)
     depth = ndimage.distance_transform_edt(mask)  # px to the nearest pixel outside
     # One seed for each peak that rises split_neck_px above its saddle (h-maxima).
-    peaks = mask & local_maxima(reconstruction(depth - split_neck_px, depth), connectivity=2)
+    peaks = mask & local_maxima(
+        reconstruct(np.maximum(depth - split_neck_px, 0), depth), connectivity=2
+    )
     seeds, number = ndimage.label(peaks, np.ones((3, 3)))
     # Regions too shallow for a seed stay whole; the watershed divides the others.
     seedless = mask & ~np.isin(whole, whole[peaks])
@@ -92,6 +96,30 @@ def split_necks(mask: NDArray[np.bool_], split_neck_px: float) -> NDArray[np.int
     height[markers > 0] = np.arange(np.count_nonzero(markers)) - 2.0 * mask.size
     labels = watershed(height, markers, connectivity=1, mask=mask)[1:-1, 1:-1]
     return rank_by_position(first_pixels(labels))[labels]
+
+
+def reconstruct(seed: NDArray[np.float64], depth: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the reconstruction by dilation of a seed (H, W) under a depth (H, W), 8-connected; both 0 outside regions.
+
+    Equal to scikit-image's ``reconstruction``, which sorts all pixels: several times slower where values spread by few
+    px, as in round objects.
+    """
+    square, step = np.ones((3, 3), np.uint8), 8
+    before = seed
+    for _ in range(DILATIONS // step):
+        before = seed
+        for _ in range(step):
+            seed = np.minimum(cv2.dilate(seed, square), depth)
+        if np.array_equal(seed, before):
+            return seed
+    # Values spread farther in a few regions, such as long ones: scikit-image finishes each of them.
+    regions, _ = ndimage.label(depth > 0, square)
+    boxes = ndimage.find_objects(regions)
+    for number in np.unique(regions[seed != before]):
+        box = boxes[number - 1]
+        inside = regions[box] == number
+        seed[box][inside] = reconstruction(seed[box] * inside, depth[box] * inside)[inside]
+    return seed
 
 
 def remove_small_objects(labels: NDArray, min_size: int) -> NDArray[np.int32]:

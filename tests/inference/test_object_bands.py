@@ -6,10 +6,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 from skimage.measure import regionprops_table
+from skimage.morphology import reconstruction
 
 from seg.errors import DataError
 from seg.inference import object_bands
 from seg.inference.band_writer import BandWriter
+from seg.metrics import instances
 from seg.metrics.instances import segment_objects
 from seg.metrics.object_measurements import CONTEXT_PX, ObjectMeasurements, convert_to_um
 
@@ -21,14 +23,15 @@ def blobs(seed: int, height: int, width: int, sigma: float) -> np.ndarray:
     return (np.argsort(np.argsort(smooth, axis=None)).reshape(smooth.shape) / smooth.size).astype(np.float32)  # fmt: skip
 
 
-def in_bands(interior: np.ndarray, folder, rows: int, **options) -> np.ndarray:
-    """The labels of an image whose bands have this number of rows."""
+def in_bands(interior: np.ndarray, folder, rows: int, split_rows: int = 1, **options) -> np.ndarray:
+    """The labels of an image whose bands, and those that are split, have this number of rows."""
     height, width = interior.shape
     scratch = [BandWriter(folder / f"{n}", width, height, np.dtype(np.int32)) for n in range(3)]
     for writer in scratch:
         writer.remove()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(object_bands, "BAND_PIXELS", rows * width)
+        patch.setattr(object_bands, "SPLIT_PIXELS", split_rows * width)
         read = lambda top, bottom: interior[top:bottom]  # noqa: E731
         return np.concatenate(list(object_bands.segment_bands(read, scratch, **options)))
 
@@ -37,6 +40,7 @@ def in_bands(interior: np.ndarray, folder, rows: int, **options) -> np.ndarray:
     seed=st.integers(0, 100_000),
     size=st.tuples(st.integers(1, 40), st.integers(1, 40)),
     rows=st.integers(1, 45),
+    split_rows=st.integers(1, 45),
     sigma=st.sampled_from([0, 0.7, 1.5, 3]),
     threshold=st.sampled_from([0.2, 0.45, 0.6, 0.9]),
     split_neck_px=st.sampled_from([None, 0.5, 1, 2]),
@@ -45,10 +49,10 @@ def in_bands(interior: np.ndarray, folder, rows: int, **options) -> np.ndarray:
 )
 @settings(max_examples=250, deadline=None)
 def test_labels_in_bands_are_those_of_the_whole_image(
-    tmp_path_factory, seed, size, rows, sigma, **options
+    tmp_path_factory, seed, size, rows, split_rows, sigma, **options
 ):
     interior = blobs(seed, *size, sigma)
-    found = in_bands(interior, tmp_path_factory.getbasetemp(), rows, **options)
+    found = in_bands(interior, tmp_path_factory.getbasetemp(), rows, split_rows, **options)
     np.testing.assert_array_equal(found, segment_objects(interior, **options))
 
 
@@ -62,18 +66,18 @@ def test_an_object_that_winds_through_all_bands_is_one(tmp_path):
         step = step[1], -step[0]
     for rows in (1, 2, 7):
         for split_neck_px in (None, 2):
-            found = in_bands(spiral, tmp_path, rows, min_size=1, split_neck_px=split_neck_px)
+            found = in_bands(spiral, tmp_path, rows, rows, min_size=1, split_neck_px=split_neck_px)
             np.testing.assert_array_equal(found, spiral)
 
 
 def test_an_object_that_is_split_must_fit_into_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr(object_bands, "MAX_WINDOW_PIXELS", 20 * 8)
+    monkeypatch.setattr(object_bands, "MAX_WINDOW_PIXELS", 19 * 4)
     tall = np.zeros((60, 8), np.float32)
     tall[5:24, 2:5] = tall[30:49, 1:5] = 1
     assert in_bands(tall, tmp_path, 1, split_neck_px=2).max() == 2
-    tall[30:51, 3] = 1
+    tall[49, 3] = 1
     with pytest.raises(
-        DataError, match=r"an object of 21 rows of 8 px; objects\.split_neck_px=2 needs"
+        DataError, match=r"an object of 20x4 px; objects\.split_neck_px=2 needs it in memory"
     ):
         in_bands(tall, tmp_path, 1, split_neck_px=2)
     assert in_bands(tall, tmp_path, 1).max() == 2
@@ -143,3 +147,19 @@ def test_um_are_those_of_the_height_and_width_of_a_pixel():
     want = regionprops_table(labels, properties=["perimeter", "area"], spacing=(0.5, 0.5))
     square = convert_to_um(px, (0.5, 0.5))
     assert square["perimeter_um"] == want["perimeter"] and square["area_um2"] == want["area"]
+
+
+@given(
+    seed=st.integers(0, 100_000),
+    size=st.tuples(st.integers(1, 60), st.integers(1, 60)),
+    sigma=st.sampled_from([0, 0.7, 2, 5]),
+    dilations=st.sampled_from([8, 16, 48]),
+    neck=st.sampled_from([0.3, 1, 2.5]),
+)
+@settings(max_examples=100, deadline=None)
+def test_a_reconstruction_is_that_of_scikit_image(seed, size, sigma, dilations, neck):
+    depth = ndimage.distance_transform_edt(np.pad(blobs(seed, *size, sigma) > 0.4, 1))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(instances, "DILATIONS", dilations)
+        found = instances.reconstruct(np.maximum(depth - neck, 0), depth)
+    np.testing.assert_array_equal(found, reconstruction(np.maximum(depth - neck, 0), depth))
