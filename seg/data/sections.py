@@ -21,6 +21,7 @@ MAX_NEIGHBOURS = 32
 NeighboursOption = Annotated[int, Field(ge=0, le=MAX_NEIGHBOURS)]
 SECTION_NUMBER = re.compile(r"(\d+)([^\d/]*)$")  # the last number of a file's name
 NAMES_HINT = "the last number in a name is the section, vol1_z012"
+OTHER_IMAGES_HINT = "; images that are no sections need a training with data.neighbours=0"
 
 
 class Place(NamedTuple):
@@ -103,16 +104,16 @@ def check_consecutive(sections: Sequence[tuple[int, Any]], neighbours: int) -> N
             found = "are both" if high == low else "follow each other as"
             numbers = f"section {low}" if high == low else f"sections {low} and {high}"
             raise DataError(
-                f"data.neighbours={neighbours}: {before} and {after} {found} {numbers} ({NAMES_HINT}); number the "
-                "sections of a stack one by one, or take data.neighbours=0 for images that are none"
+                f"data.neighbours={neighbours}: {before} and {after} {found} {numbers} ({NAMES_HINT}); number the sections "
+                f"of a stack one by one{OTHER_IMAGES_HINT}"
             )
 
 
 def no_neighbour_error(name: str, neighbours: int) -> DataError:
     """Return the error for an image without a neighbour."""
     return DataError(
-        f"data.neighbours={neighbours}: {name} is no section of a stack: no other image has its name with another number "
-        f"({NAMES_HINT}); name the sections so, give a stack, or take data.neighbours=0"
+        f"data.neighbours={neighbours}: {name} is no section of a stack, as no other image has its name with another "
+        f"number ({NAMES_HINT}); name the sections so, or give a stack in one file{OTHER_IMAGES_HINT}"
     )
 
 
@@ -174,7 +175,7 @@ def check_same_size(shapes: Mapping[str, tuple[int, ...]]) -> None:
                 sizes = [f"of {one[2]} channels" for one in (shape, another)]
             raise DataError(
                 f"{name} is {sizes[0]} and its neighbour {other} {sizes[1]}; sections of a stack must have one size and the "
-                "same channels: crop or pad them, or take data.neighbours=0"
+                f"same channels: crop or pad them{OTHER_IMAGES_HINT}"
             )
 
 
