@@ -21,6 +21,7 @@ MAX_NEIGHBOURS = 32
 NeighboursOption = Annotated[int, Field(ge=0, le=MAX_NEIGHBOURS)]
 SECTION_NUMBER = re.compile(r"(\d+)([^\d/]*)$")  # the last number of a file's name
 NAMES_HINT = "the last number in a name is the section, vol1_z012"
+SEVERAL_AXES = re.compile(r"\(\w x \w|along axis \d+ x ")  # in the text of a file's axes
 OTHER_IMAGES_HINT = "; images that are no sections need a training with data.neighbours=0"
 
 
@@ -107,6 +108,15 @@ def check_consecutive(sections: Sequence[tuple[int, Any]], neighbours: int) -> N
                 f"data.neighbours={neighbours}: {before} and {after} {found} {numbers} ({NAMES_HINT}); number the sections "
                 f"of a stack one by one{OTHER_IMAGES_HINT}"
             )
+
+
+def check_single_axis(file: Path, axes: str, neighbours: int) -> None:
+    """Raise DataError if the text of a file's axes names several axes of slices, which are several stacks."""
+    if SEVERAL_AXES.search(axes):
+        raise DataError(
+            f"data.neighbours={neighbours}: {file} has {axes}, so that a slice's neighbours may be of another stack; save "
+            "each stack as a file"
+        )
 
 
 def no_neighbour_error(name: str, neighbours: int) -> DataError:
