@@ -13,7 +13,12 @@ from seg import files
 from seg.cli.command_line import quote_path
 from seg.data.image_files import log_passed_over
 from seg.data.raster import ImageReader, open_pages
-from seg.data.sections import check_same_size, find_section_files, rows_around
+from seg.data.sections import (
+    check_same_size,
+    check_single_axis,
+    find_section_files,
+    rows_around,
+)
 from seg.data.value_types import ValueConversion
 from seg.display.console import configure_logging, console
 from seg.errors import DataError, UserError
@@ -254,6 +259,7 @@ def open_sections(
     if not neighbours:
         return [[page] for page in pages]
     if len(pages) > 1:
+        check_single_axis(file, pages[0].axes, neighbours)
         rows = (rows_around(row, neighbours, 0, len(pages) - 1) for row in range(len(pages)))
         return [[pages[row] for row in near] for near in rows]
     near = find_section_files(file, neighbours)

@@ -15,8 +15,14 @@ from seg.data.augment import Augment
 from seg.data.dataset import SegmentationDataset
 from seg.data.datasets.folder import Folder
 from seg.data.datasets.isbi2012 import ISBI2012
+from seg.data.image_io import read_axes
 from seg.data.normalization import Normalization
-from seg.data.sections import Sections, find_section_files, place_by_name
+from seg.data.sections import (
+    Sections,
+    check_single_axis,
+    find_section_files,
+    place_by_name,
+)
 from seg.errors import DataError
 
 CLASSES = ["out", "in"]
@@ -279,3 +285,21 @@ def test_files_of_a_folder_are_sections_of_one_suffix(tmp_path):
 def test_stacks_smaller_than_the_neighbours_repeat_their_ends():
     sections = Sections({"a1": place_by_name("a1"), "a2": place_by_name("a2")}, 3)
     assert sections.around("a1") == ["a1", "a1", "a1", "a1", "a2", "a2", "a2"]
+
+
+def test_stacks_of_several_axes_are_refused(tmp_path):
+    for part in ("images", "masks"):
+        (tmp_path / part).mkdir()
+    pages = np.zeros((2, 3, 8, 6), np.uint8)
+    tifffile.imwrite(tmp_path / "images/a.tif", pages, imagej=True, metadata={"axes": "TZYX"})
+    tifffile.imwrite(tmp_path / "masks/a.tif", pages, imagej=True, metadata={"axes": "TZYX"})
+    Folder(str(tmp_path), CLASSES)
+    message = r"^data.neighbours=1: \S*a.tif has axes TZYX: 2 x 3 slices \(T x Z\), so that .*; save each stack as a file$"
+    with pytest.raises(DataError, match=message):
+        Folder(str(tmp_path), CLASSES, neighbours=1)
+    nibabel = pytest.importorskip("nibabel")
+    volume = np.zeros((6, 8, 3, 2), np.uint8)
+    nibabel.save(nibabel.Nifti1Image(volume, np.eye(4)), tmp_path / "b.nii")
+    message = r"b.nii has axes 6 x 8 x 3 x 2: 3 along axis 3 x 2 along axis 4 as slices"
+    with pytest.raises(DataError, match=message):
+        check_single_axis(tmp_path / "b.nii", read_axes(tmp_path / "b.nii")[1], 1)

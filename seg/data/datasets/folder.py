@@ -36,7 +36,7 @@ from seg.data.datasets.pairing import (
 )
 from seg.data.datasets.tools.detection import detect_tool
 from seg.data.image_files import describe_folder, image_stem, is_pattern
-from seg.data.image_io import read_image, read_orientation, read_pages
+from seg.data.image_io import read_axes, read_image, read_orientation, read_pages
 from seg.data.masks import (
     ColourList,
     MaskValues,
@@ -60,7 +60,13 @@ from seg.data.partition import (
     splits_by_folder,
 )
 from seg.data.raster import ImageReader, MaskReader
-from seg.data.sections import NeighboursOption, Place, Sections, place_by_name
+from seg.data.sections import (
+    NeighboursOption,
+    Place,
+    Sections,
+    check_single_axis,
+    place_by_name,
+)
 from seg.data.similar_names import similar_key
 from seg.data.spacing import Spacing, pixel_spacing
 from seg.data.splits import SplitOptions, read_lists, split_by_lists
@@ -296,7 +302,9 @@ class Folder:
         if in_group is None and group_by is not None:
             in_group = find_groups(names, group_by)
         self.sections = (
-            Sections(place_sections(self.files, in_group or {}), neighbours) if neighbours else None
+            Sections(place_sections(self.files, in_group or {}, neighbours), neighbours)
+            if neighbours
+            else None
         )
 
     def find_pairs(
@@ -582,9 +590,13 @@ class Folder:
         return split_by_lists(images, {name: name for name in self.files})
 
 
-def place_sections(files: Mapping[str, Pair], groups: dict[str, str]) -> dict[str, Place | None]:
+def place_sections(
+    files: Mapping[str, Pair], groups: dict[str, str], neighbours: int
+) -> dict[str, Place | None]:
     """Return the place of each image in its stack: page of a file of several, or by its name in its group."""
     pages = Counter(pair.image for pair in files.values())
+    for pair in {pair.image: pair for pair in files.values() if pair.page is not None}.values():
+        check_single_axis(pair.image, read_axes(pair.image, pair.pages)[1], neighbours)
     places: dict[str, Place | None] = {}
     for name, pair in files.items():
         if pages[pair.image] > 1 and pair.page is not None:
