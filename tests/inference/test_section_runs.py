@@ -27,6 +27,7 @@ from seg.prune import compare_depths
 from seg.runs import load
 from seg.runs.load import LoadedRun
 from seg.training.run import train
+from seg.training.sample_sheet import draw_sample_sheet, open_training_data
 
 HEIGHT, WIDTH, SECTIONS = 136, 56, 5
 SMALL = ["data=folder", "data.classes=[out,in]", "model.width=2", "model.depth=1", "loader.crop=32", "loader.repeats=2",
@@ -298,3 +299,11 @@ def test_a_damaged_number_of_neighbours_is_named(run, tmp_path):
     for wrong in (-1, 2, True, "1", None):
         with pytest.raises(ValueError, match="neighbours"):
             load.check_intensity(**at | {"neighbours": wrong})
+
+
+def test_the_sample_sheet_shows_the_section_in_the_middle(root):
+    sheets = []
+    for words in ([], ["data.neighbours=1"]):
+        cfg = config("train", *SMALL, f"data.root={root}", "augment=none", *words)
+        sheets.append(np.array(draw_sample_sheet(open_training_data(cfg), 3, 0)))
+    np.testing.assert_array_equal(*sheets)
