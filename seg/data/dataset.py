@@ -52,8 +52,8 @@ class BandedSample:
         name: of the image.
         reader: of its rows.
         intensity: normalisation of the images.
-        sections: functions that return rows, from ``start`` to before ``stop``, of the image, or of each of its
-            sections, in the type of the training images.
+        row_readers: functions that return rows, from ``start`` to before ``stop``, in the type of the training images:
+            of the image, or of each section that the network sees.
     """
 
     def __init__(
@@ -61,14 +61,14 @@ class BandedSample:
         name: str,
         reader: RowReader,
         intensity: Normalization,
-        sections: list[Callable[[int, int], np.ndarray]],
+        row_readers: list[Callable[[int, int], np.ndarray]],
     ) -> None:
         self.name, self.shape, self.dtype = name, reader.shape, reader.dtype
-        self.reader, self.intensity, self.sections = reader, intensity, sections
+        self.reader, self.intensity, self.row_readers = reader, intensity, row_readers
 
     def image_rows(self, start: int, stop: int) -> np.ndarray:
-        """Return rows (h, W, C) of the image in the type of the training images."""
-        rows = [section(start, stop) for section in self.sections]
+        """Return rows (h, W, C) of the image and its neighbours in the type of the training images."""
+        rows = [read(start, stop) for read in self.row_readers]
         return rows[0] if len(rows) == 1 else np.concatenate(rows, axis=-1)
 
     def mask_rows(self, start: int, stop: int) -> np.ndarray:

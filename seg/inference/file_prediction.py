@@ -214,12 +214,8 @@ def predict_file(
                     for result in results:
                         result.add(PredictedBand(top, image, p_CHW, mask))
                     progress.advance(task, len(image))
-                    del (
-                        stored,
-                        image,
-                        p_CHW,
-                        mask,
-                    )  # memory for the next band, or to finish the files
+                    # memory for the next band, or to finish the files
+                    del stored, image, p_CHW, mask
         finally:
             progress.remove_task(task)
         if check_seams:

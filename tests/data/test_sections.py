@@ -303,3 +303,15 @@ def test_stacks_of_several_axes_are_refused(tmp_path):
     message = r"b.nii has axes 6 x 8 x 3 x 2: 3 along axis 3 x 2 along axis 4 as slices"
     with pytest.raises(DataError, match=message):
         check_single_axis(tmp_path / "b.nii", read_axes(tmp_path / "b.nii")[1], 1)
+
+
+def test_kept_mapped_and_read_sections_are_the_same(tmp_path):
+    values = {f"z{z}": 10 * z for z in range(1, 6)}
+    root = str(write_files(tmp_path / "data", values, channels=3))
+    found = []
+    for options in ({"memory": 0.0}, {"memory": 1.0}, {"cache": str(tmp_path / "cache")}):
+        data = DataModule(Folder(root, CLASSES, neighbours=2), crop=4, repeats=2, **options)
+        samples = data.train_dataset()
+        found.append([samples[epoch, i]["image"].numpy() for epoch in (0, 1) for i in range(8)])
+    np.testing.assert_array_equal(found[0], found[1])
+    np.testing.assert_array_equal(found[0], found[2])
