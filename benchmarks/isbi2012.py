@@ -22,7 +22,7 @@ from rich.table import Table
 from seg.cli.compose import compose_checked
 from seg.hardware import prepare_for_inference
 from seg.inference import ensemble
-from seg.inference.run_data import open_run_data
+from seg.inference.run_data import choose_data, open_run_data
 from seg.inference.tta import with_tta
 from seg.logits import probabilities
 from seg.metrics.isbi2012 import section_scores
@@ -104,7 +104,8 @@ def scored(folder: Path, view: str, depth: int | None, file: Path) -> dict[str, 
     """Scores of a run's validation sections, as arrays (sections, ...); kept in ``file``."""
     run = ensemble.load_members(str(folder), depth)
     count = count_parameters(run.model)
-    _, data = open_run_data(compose_checked("evaluate", [f"run={json.dumps(str(folder))}"]), run)
+    cfg = compose_checked("evaluate", [f"run={json.dumps(str(folder))}"])
+    data = open_run_data(cfg, run, *choose_data(cfg.data, run))
     model = prepare_for_inference(with_tta(run.model, view, [1.0], False), "cpu")
     rows = []
     for sample in (data.samples("val")[0, at] for at in range(len(data.samples("val")))):

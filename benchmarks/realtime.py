@@ -33,7 +33,7 @@ from seg.inference.exported_network import ExportedNetwork, open_export, write_e
 from seg.inference.outputs import choose_object_options
 from seg.inference.predictor import Predictor
 from seg.inference.pruning import prunable_depths, prune_run
-from seg.inference.run_data import open_run_data
+from seg.inference.run_data import choose_data, open_run_data
 from seg.models import NestedUNet, profiling
 from seg.runs import load, records
 from seg.runs.load import LoadedRun
@@ -95,7 +95,7 @@ def scored(path: str, depth: int | None, split: str, root: str | None) -> dict[s
     cfg = compose_checked("evaluate", words)
     run = ensemble.load_members(cfg.run, cfg.model.depth)
     metrics = build_metrics(cfg, run)
-    _, data = open_run_data(cfg, run)
+    data = open_run_data(cfg, run, *choose_data(cfg.data, run))
     task = SegmentationTask(run.model, build_trained_loss(run), metrics)
     scores = score_split(cfg, run, task, data, split)
     scores = {name.removeprefix(f"{split}/"): value for name, value in scores.items()}
