@@ -18,12 +18,12 @@ from seg.crossval import crossval
 from seg.data.normalization import Normalization
 from seg.errors import DataError, RunError, UserError
 from seg.evaluate import evaluate
-from seg.export import export_run
 from seg.inference import ensemble
 from seg.inference.ensemble import Ensemble
+from seg.inference.export import export_run
+from seg.inference.file_prediction import predict_files
+from seg.inference.pruning import compare_depths
 from seg.models import UNet
-from seg.predict import predict_files
-from seg.prune import compare_depths
 from seg.runs import load
 from seg.runs.load import LoadedRun
 from seg.training.run import train
