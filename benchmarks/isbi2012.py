@@ -89,6 +89,9 @@ def variants(record: dict, views: list[str]) -> list[tuple[str, str, int | None]
     """Row, view and depth of what a run is scored as."""
     experiment = record["choices"]["experiment"]
     name = ROWS[experiment]
+    name += "".join(
+        f", {w}" for w in record["overrides"] if w.startswith("data.neighbours=") and w[-2:] != "=0"
+    )
     views = views if experiment in VIEWED else ["none"]
     found = [(name if view == "none" else f"{name}, {view}", view, None) for view in views]
     if experiment == "isbi2012_unetpp":

@@ -22,6 +22,7 @@ from albumentations.core.transforms_interface import BaseTransformInitSchema
 from pydantic import Field
 from scipy.interpolate import CubicSpline
 
+from seg.data.sections import JoinedSections
 from seg.errors import DataError
 from seg.labels import IGNORE
 
@@ -136,6 +137,7 @@ class Augment:
         seed: of the run.
         context: px mirrored at each border before the crop.
         focus: crops centred on rare classes; None: no such crops.
+        neighbours: sections on each side whose channels the image has, too; all are transformed alike.
 
     Raises:
         DataError: for a transform that would add wrong labels, or has an unknown argument.
@@ -148,9 +150,11 @@ class Augment:
         seed: int,
         context: int = 0,
         focus: RareClassCrop | None = None,
+        neighbours: int = 0,
     ) -> None:
         check_transforms(transform)
         self.crop, self.seed, self.context, self.focus = crop, seed, context, focus
+        self.neighbours = neighbours
         always = isinstance(transform, A.Compose) and transform.p == 1
         transforms = transform.transforms if always else [transform]
         self.names = ", ".join(type(part).__name__ for part in transforms)
@@ -158,11 +162,13 @@ class Augment:
 
     def without_transforms(self) -> "Augment":
         """Return the same crops without transforms."""
-        return Augment(A.Compose([]), self.crop, self.seed, self.context, self.focus)
+        return Augment(
+            A.Compose([]), self.crop, self.seed, self.context, self.focus, self.neighbours
+        )
 
     def __call__(
         self,
-        image: np.ndarray,
+        image: np.ndarray | JoinedSections,
         masks: list[np.ndarray],
         epoch: int,
         index: int,
@@ -208,25 +214,36 @@ class Augment:
                 for layer in (image, *masks[1:])
             )
             masks = [cut, *others]
+        pixels = image[:]  # joined, without a crop
         # Transform.
         self.compose.set_random_state(np.random.default_rng(key), chance)
         try:
-            ready = np.ascontiguousarray(scaled(image))
-            out = self.compose(force_apply=True, image=ready, masks=masks)
+            pixels, changed = self.transform(np.ascontiguousarray(scaled(pixels)), masks)
         except TRANSFORM_ERRORS as error:
             reason = " ".join(str(error).split())
             raise DataError(
-                f"augment ({self.names}): {reason}; the image is {image.shape} {image.dtype}"
+                f"augment ({self.names}): {reason}; the image is {pixels.shape} {pixels.dtype}"
             ) from error
         # Check size and labels.
-        image = out["image"] if out["image"].ndim == 3 else out["image"][..., None]
-        if self.crop and image.shape[:2] != (self.crop, self.crop):
+        if self.crop and pixels.shape[:2] != (self.crop, self.crop):
             raise DataError(
-                f"augment ({self.names}): makes {image.shape[0]}x{image.shape[1]} px of a crop of "
+                f"augment ({self.names}): makes {pixels.shape[0]}x{pixels.shape[1]} px of a crop of "
                 f"{self.crop}x{self.crop}; leave out what changes the size"
             )
-        labels = self.labels(masks[0], out["masks"][0])
-        return image, [labels, *out["masks"][1:]]
+        labels = self.labels(masks[0], changed[0])
+        return pixels, [labels, *changed[1:]]
+
+    def transform(
+        self, image: np.ndarray, masks: list[np.ndarray]
+    ) -> tuple[np.ndarray, list[np.ndarray]]:
+        """Transform an image (H, W, C) and its masks together; its sections as images of their own, all alike."""
+        if not self.neighbours:
+            out = self.compose(force_apply=True, image=image, masks=masks)
+            return out["image"] if out["image"].ndim == 3 else out["image"][..., None], out["masks"]
+        sections = np.stack(np.split(image, 2 * self.neighbours + 1, axis=-1))  # (S, H, W, C)
+        out = self.compose(force_apply=True, images=sections, masks=masks)
+        changed = [one if one.ndim == 3 else one[..., None] for one in out["images"]]
+        return np.concatenate(changed, axis=-1), out["masks"]
 
     def has_label(self, mask: np.ndarray) -> bool:
         """Return True if a crop's mask has a pixel that is not ignored, inside the context."""
@@ -252,7 +269,7 @@ class Augment:
 
 
 def cut_square(
-    layer: np.ndarray,
+    layer: np.ndarray | JoinedSections,
     crop: int,
     context: int,
     starts: tuple[float, float] | None,

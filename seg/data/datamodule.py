@@ -21,6 +21,7 @@ from seg.data.image_cache import MAX_INSPECTED, ImageCache
 from seg.data.normalization import Normalization
 from seg.data.quality.issues import check_kinds
 from seg.data.sampler import EpochSampler, ignore_signals
+from seg.data.sections import find_sections
 from seg.data.statistics import measure_dataset
 from seg.errors import DataError
 from seg.ranges import check_ranges
@@ -97,7 +98,12 @@ class DataModule:
         )
         pair = None if percentiles is None else (float(percentiles[0]), float(percentiles[1]))
         statistics = measure_dataset(self.image_cache, intensity, pair, check, skip_checks or [])
+        # Sections of a stack: the network sees their neighbours, too.
         self.intensity, self.sizes = statistics.intensity, statistics.sizes
+        sections = find_sections(source)
+        neighbours = sections.neighbours if sections else 0
+        if not self.trained:
+            self.intensity = self.intensity.with_neighbours(neighbours)
         self.class_shares = np.array(statistics.class_shares)  # (C,)
         self.class_presence = np.array(statistics.class_presence, bool).reshape(
             -1, len(source.classes)
@@ -108,7 +114,7 @@ class DataModule:
         self.focus = (
             RareClassCrop(rare_class_crops, self.rare_classes) if rare_class_crops else None
         )
-        self.augment = Augment(self.transforms, crop, seed, focus=self.focus)
+        self.augment = Augment(self.transforms, crop, seed, focus=self.focus, neighbours=neighbours)
         self.gaps: WeightMapCache | None = None
         self.tile: int | None = None
         self.rank, self.world = 0, 1  # of distributed training: this process, and their number
@@ -149,7 +155,8 @@ class DataModule:
 
     def set_context(self, crop: int, context: int) -> None:
         """Set the training crops to ``crop`` px, with ``context`` px of mirrored pixels around the image."""
-        self.augment = Augment(self.transforms, crop, self.seed, context, self.focus)
+        neighbours = self.augment.neighbours
+        self.augment = Augment(self.transforms, crop, self.seed, context, self.focus, neighbours)
 
     @property
     def rare_classes(self) -> list[int]:

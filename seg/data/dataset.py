@@ -1,7 +1,7 @@
 """Dataset of a split: read, crop, augment and normalise one sample."""
 
 from collections.abc import Callable, Generator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 
 import numpy as np
@@ -13,6 +13,7 @@ from seg.data.datasets.base import DataSource, RowReader, object_border, read_ob
 from seg.data.image_cache import ImageCache
 from seg.data.masks import planes_first, planes_last
 from seg.data.normalization import Normalization
+from seg.data.sections import JoinedSections, check_same_size, find_sections
 from seg.data.value_types import SCAN_ROWS, convert_image, find_conversion
 from seg.errors import DataError
 
@@ -52,7 +53,8 @@ class BandedSample:
         name: of the image.
         reader: of its rows.
         intensity: normalisation of the images.
-        convert: of rows to the type of the training images.
+        row_readers: functions that return rows, from ``start`` to before ``stop``, in the type of the training images:
+            of the image, or of each section that the network sees.
     """
 
     def __init__(
@@ -60,14 +62,15 @@ class BandedSample:
         name: str,
         reader: RowReader,
         intensity: Normalization,
-        convert: Callable[[np.ndarray], np.ndarray],
+        row_readers: list[Callable[[int, int], np.ndarray]],
     ) -> None:
-        self.name, self.shape = name, reader.shape
-        self.reader, self.intensity, self.convert = reader, intensity, convert
+        self.name, self.shape, self.dtype = name, reader.shape, reader.dtype
+        self.reader, self.intensity, self.row_readers = reader, intensity, row_readers
 
     def image_rows(self, start: int, stop: int) -> np.ndarray:
-        """Return rows (h, W, C) of the image in the type of the training images."""
-        return self.convert(self.reader.image_rows(start, stop))
+        """Return rows (h, W, C) of the image and its neighbours in the type of the training images."""
+        rows = [read(start, stop) for read in self.row_readers]
+        return rows[0] if len(rows) == 1 else np.concatenate(rows, axis=-1)
 
     def mask_rows(self, start: int, stop: int) -> np.ndarray:
         """Return rows of the mask, (h, W) or planes first (K, h, W), uint8."""
@@ -111,6 +114,7 @@ class SegmentationDataset(Dataset):
         self.cache = source if isinstance(source, ImageCache) else ImageCache(source, 0)
         self.large: dict[str, bool] = {}
         self.source = source.source if isinstance(source, ImageCache) else source
+        self.sections = find_sections(self.source)
         self.names, self.intensity = names, intensity
         self.array = np.array(names, str)  # workers read it without copying pages, unlike a list
         self.augment, self.repeats = augment, repeats
@@ -127,15 +131,17 @@ class SegmentationDataset(Dataset):
             return {"name": name}
         image, mask = self.read(name)
         image = self.check_type(image, name)
-        if image.shape[2] != self.intensity.channels:
+        if image.shape[2] != self.intensity.image_channels:
             raise DataError(
-                f"{name}: {image.shape[2]} channel(s), and the run's images have {self.intensity.channels}; all "
+                f"{name}: {image.shape[2]} channel(s), and the run's images have {self.intensity.image_channels}; all "
                 "images of a data set must agree"
             )
+        if self.sections:
+            image = self.join_sections(name, image)
         layers = [mask] if self.gaps is None else [mask, self.gaps(name, mask)]
         # Crop, augment and normalise them together.
         if self.augment is None:
-            scaled = self.intensity.scaled(image)
+            scaled = self.intensity.scaled(image[:])
         else:
             try:
                 scaled, layers = self.augment(image, layers, epoch, number, self.intensity.scaled)
@@ -153,6 +159,19 @@ class SegmentationDataset(Dataset):
             sample["gaps"] = torch.from_numpy(np.ascontiguousarray(gaps[0]))
         return sample
 
+    def join_sections(self, name: str, image: np.ndarray) -> JoinedSections:
+        """Return an image with the sections around it, of whichever split, as its channels."""
+        around = self.section_names(name)
+        read = {name: image} | {
+            other: self.check_type(self.read(other)[0], other) for other in {*around} - {name}
+        }
+        check_same_size({one: pixels.shape for one, pixels in read.items()})
+        return JoinedSections([read[one] for one in around])
+
+    def section_names(self, name: str) -> list[str]:
+        """Return the names of the images whose channels the network sees: the image and those around it."""
+        return self.sections.around(name) if self.sections else [name]
+
     def is_large(self, name: str) -> bool:
         """Return True for an image that is larger than ``tile``."""
         if self.tile is None:
@@ -165,15 +184,26 @@ class SegmentationDataset(Dataset):
     @contextmanager
     def open_banded(self, name: str) -> Generator[BandedSample]:
         """Open a large image, and close it after the block."""
-        with closing(self.cache.open_rows(name)) as reader:
-            height = reader.shape[0]
-            starts = range(0, height, SCAN_ROWS)
-            bands = (reader.image_rows(start, min(start + SCAN_ROWS, height)) for start in starts)
-            if self.convert:
-                convert = find_conversion(self.intensity, reader.dtype, bands, name)
-            else:
-                convert = partial(self.check_type, name=name)
-            yield BandedSample(name, reader, self.intensity, convert)
+        around = self.section_names(name)
+        with ExitStack() as opened:
+            readers = {
+                one: opened.enter_context(closing(self.cache.open_rows(one)))
+                for one in dict.fromkeys([name, *around])
+            }
+            check_same_size({one: reader.shape for one, reader in readers.items()})
+            rows = {one: self.converted_rows(one, reader) for one, reader in readers.items()}
+            yield BandedSample(name, readers[name], self.intensity, [rows[one] for one in around])
+
+    def converted_rows(self, name: str, reader: RowReader) -> Callable[[int, int], np.ndarray]:
+        """Return the function that reads rows of an image in the type of the training images."""
+        height = reader.shape[0]
+        starts = range(0, height, SCAN_ROWS)
+        bands = (reader.image_rows(start, min(start + SCAN_ROWS, height)) for start in starts)
+        if self.convert:
+            convert = find_conversion(self.intensity, reader.dtype, bands, name)
+        else:
+            convert = partial(self.check_type, name=name)
+        return lambda start, stop: convert(reader.image_rows(start, stop))
 
     def check_type(self, image: np.ndarray, name: str) -> np.ndarray:
         """Return an image in the type of the training images.

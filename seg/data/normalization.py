@@ -4,7 +4,7 @@ Legend: V = values of an integer type; C = channels; N = pixels.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 from pydantic import ConfigDict
@@ -31,6 +31,8 @@ class Normalization:
         nodata: stored values that mean no data, which become the mean; the first is the one that images of
             integers have. None: there is none.
         keeps_nodata: whether values without data become NaN instead, for a network that normalises its input.
+        neighbours: sections on each side of the image whose channels come before and after its own; each section has
+            the same mean and standard deviation.
     """
 
     __pydantic_config__ = ConfigDict(ser_json_inf_nan="constants")  # nodata may be NaN
@@ -44,11 +46,30 @@ class Normalization:
     value_range: list[float] | None = None
     nodata: list[float] | None = None
     keeps_nodata: bool = False
+    neighbours: int = 0
 
     @property
     def channels(self) -> int:
-        """Number of channels."""
+        """Number of channels of the network's input."""
         return len(self.mean)
+
+    @property
+    def image_channels(self) -> int:
+        """Number of channels of one image, without its neighbours."""
+        return self.channels // (2 * self.neighbours + 1)
+
+    @property
+    def own_channels(self) -> slice:
+        """Channels of the image itself, in the middle of its neighbours'."""
+        first = self.neighbours * self.image_channels
+        return slice(first, first + self.image_channels)
+
+    def with_neighbours(self, neighbours: int) -> "Normalization":
+        """Return the normalisation of images with the channels of their neighbours, which have the same statistics."""
+        sections = 2 * neighbours + 1
+        return replace(
+            self, mean=self.mean * sections, std=self.std * sections, neighbours=neighbours
+        )
 
     @property
     def stored_type(self) -> np.dtype | None:
@@ -76,8 +97,13 @@ class Normalization:
         if image.dtype.kind == "f":
             lost = np.isnan(image)
             return lost if lost.any() else None
-        lost = nodata_pixels(image, self.nodata)
-        return None if lost is None else lost[..., None]
+        if not self.nodata:
+            return None
+        # Integers: a section has no data where all of its channels have the value
+        channels = self.image_channels
+        sections = image.reshape(*image.shape[:-1], -1, channels)
+        lost = nodata_pixels(sections, self.nodata)
+        return None if lost is None else np.repeat(lost, channels, axis=-1)
 
     def normalised(self, scaled: np.ndarray) -> np.ndarray:
         """Normalise (H, W, C) in 0..1 to float32 of mean 0 and standard deviation 1 over the training split."""

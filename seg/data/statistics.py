@@ -149,9 +149,9 @@ def compute_statistics(
                 hashes = hash_pixels(image), hash_pixels(mask)
             digests[name] = (hashes[0].hex(), hashes[1].hex())
     # Check the images against the run that gave the normalisation
-    if intensity is not None and first and first[1] != intensity.channels:
+    if intensity is not None and first and first[1] != intensity.image_channels:
         raise DataError(
-            f"{first[0]}: {first[1]} channels; the run was trained on {intensity.channels}"
+            f"{first[0]}: {first[1]} channels; the run was trained on {intensity.image_channels}"
         )
     if intensity is None and measure.is_empty:
         raise DataError(

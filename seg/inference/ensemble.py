@@ -61,7 +61,7 @@ class Ensemble(Network):
         channels = intensities[0].channels
         self.intensity = Normalization(
             0.0, 1.0, [0.0] * channels, [1.0] * channels, False, *common_values(intensities),
-            nodata=common_nodata(intensities), keeps_nodata=True,
+            nodata=common_nodata(intensities), keeps_nodata=True, neighbours=intensities[0].neighbours,
         )  # fmt: skip
         # Statistics of the members as buffers, so that they move with the network and are exported
         self.members, self.overlapping = nn.ModuleList(members), overlapping
@@ -107,15 +107,23 @@ class Ensemble(Network):
 
     def find_nodata(self, image: Tensor) -> Tensor | None:
         """Return where an image as stored has no data, broadcastable bool; None: it can have none."""
-        # Unsigned integers: a pixel has no data only where all its channels have the value
+        # Unsigned integers: a pixel has no data only where all channels of its section have the value
         stored, values = self.intensity.stored_type, self.intensity.nodata or []
         if stored is not None and stored.kind == "u":
             whole = integer_nodata(values, stored)
-            same = [(image == value).float().amin(1, keepdim=True) > 0 for value in whole]
+            same = [self.whole_sections(image == value) for value in whole]
             return functools.reduce(operator.or_, [torch.isnan(image), *same]) if whole else None
         # Floats: each channel by itself; nan is found by isnan
         same = [image == value for value in values if value == value]
         return functools.reduce(operator.or_, [torch.isnan(image), *same])
+
+    def whole_sections(self, found: Tensor) -> Tensor:
+        """Return where all channels of a section are True, broadcastable to (B, C, H, W)."""
+        channels = self.intensity.image_channels
+        if not self.intensity.neighbours:
+            return found.float().amin(1, keepdim=True) > 0
+        parts = found.float().split(channels, dim=1)
+        return torch.cat([p.amin(1, keepdim=True).expand_as(p) for p in parts], dim=1) > 0
 
 
 def common_values(intensities: list[Normalization]) -> tuple[str | None, list[float] | None]:
@@ -240,6 +248,7 @@ def check_members(first: LoadedRun, other: LoadedRun) -> None:
     for name, ours, theirs in (
         ("classes", first.classes, other.classes),
         ("channels", first.intensity.channels, other.intensity.channels),
+        ("data.neighbours", first.intensity.neighbours, other.intensity.neighbours),
         ("task", first.task, other.task),
         ("data.border", first.border, other.border),
         ("image types", str(first.intensity.stored_type), str(other.intensity.stored_type)),

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from seg import files
 from seg.cli.command_line import quote_path
+from seg.data.normalization import Normalization
 from seg.display.console import configure_logging
 from seg.display.tables import make_table
 from seg.errors import UserError, missing_extra_hint
@@ -87,7 +88,10 @@ def export_run(cfg: DictConfig) -> Path:
         write_checked(run, facts, aside, cfg)
     # Print input and output as the file's users see them
     channels, classes = run.intensity.channels, ", ".join(run.classes)
-    log.info(f"in         image (batch, {channels}, height, width) float32, values as stored")
+    log.info(
+        f"in         image (batch, {channels}, height, width) float32, values as stored"
+        f"{describe_sections(run.intensity)}"
+    )
     log.info(f"out        probabilities (batch, {len(run.classes)}, height, width): {classes}")
     log.info(f"wrote      {quote_path(file)}: {file.stat().st_size / 1e6:.1f} MB")
     return file
@@ -167,9 +171,16 @@ def describe_run(run: LoadedRun, given: Any) -> dict[str, Any]:
         "threshold": run.threshold,
         "task": run.task,
         "channels": run.intensity.channels,
+        "neighbours": run.intensity.neighbours,
         "network": run.model.name,
         "checkpoints": {str(file): hash_checkpoint(file) for file in member_checkpoints(given)},
     }
+
+
+def describe_sections(intensity: Normalization) -> str:
+    """Return what the channels of the input are, of a network that sees neighbours; else an empty text."""
+    n, each = intensity.neighbours, intensity.image_channels
+    return f": the sections z-{n} to z+{n} of a stack, {each} channel(s) each" if n else ""
 
 
 def member_checkpoints(given: str | Path | Sequence[str]) -> list[Path]:

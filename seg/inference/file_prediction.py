@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,12 @@ from seg import files
 from seg.cli.command_line import quote_path
 from seg.data.image_files import log_passed_over
 from seg.data.raster import ImageReader, open_pages
+from seg.data.sections import (
+    check_same_size,
+    check_single_axis,
+    find_section_files,
+    rows_around,
+)
 from seg.data.value_types import ValueConversion
 from seg.display.console import configure_logging, console
 from seg.errors import DataError, UserError
@@ -38,7 +44,6 @@ from seg.inference.prediction_folder import (
     list_inputs,
     open_output_folder,
     piece_lock,
-    read_file_stamp,
 )
 from seg.inference.predictor import Predictor, check_image_channels, mark_nodata
 from seg.logits import classes_from_probabilities
@@ -96,7 +101,7 @@ def predict_files(cfg: DictConfig) -> list[Path]:
 
             def segment(file: Path) -> None:
                 check_result_names({file: images[file]}, record.content, output)
-                file_stamp = read_file_stamp(file)
+                file_stamp = record.input_stamp(file)
                 try:
                     written.extend(
                         predict_file(
@@ -176,6 +181,7 @@ def predict_file(
     """
     nodata = predictor.nodata_values(file)
     pages, results = open_pages(file, predictor.pages, nodata), []
+    opened = list(pages)
     try:
         # all pages must be of one size, with the channels of the run
         height, width, _ = pages[0].shape
@@ -187,41 +193,85 @@ def predict_file(
                     "files of their own"
                 )
         # values of another type or range are converted as a whole image, or refused
-        conversions = [
-            predictor.conversion(page.dtype, page.bands(), page_name(file, i, len(pages)))
-            for i, page in enumerate(pages)
-        ]
+        sections = open_sections(file, pages, predictor, nodata, opened)
+        conversions = {
+            page: predictor.conversion(page.dtype, page.bands(), page_name(page)) for page in opened
+        }
         # predict band by band; the results grow on disk, after what a killed command left there is removed
-        dtype = np.result_type(
-            *{c.dtype or page.dtype for c, page in zip(conversions, pages, strict=True)}
-        )
+        dtype = np.result_type(*{conversions[page].dtype or page.dtype for page in pages})
         place = OutputTarget(output, file, name, height, width, len(pages), dtype)
         results = build_results(request, place)
         remove_partial(results)
         task = progress.add_task(file.name, total=height * len(pages))
         tiling, run = predictor.tiling(height, width, nodata), predictor.run
         try:
-            for page, convert in zip(pages, conversions, strict=True):
-                rows = converted_rows(page, convert)
-                for top, image, p_CHW in tiling.bands(rows, height):
+            for around in sections:
+                rows = converted_rows(around, conversions)
+                for top, stored, p_CHW in tiling.bands(rows, height):
+                    image = stored[..., run.intensity.own_channels]
                     mask = classes_from_probabilities(p_CHW, predictor.threshold, run.overlapping)
                     mask = mark_nodata(mask, image, nodata)
                     for result in results:
                         result.add(PredictedBand(top, image, p_CHW, mask))
                     progress.advance(task, len(image))
-                    del image, p_CHW, mask  # memory for the next band, or to finish the files
+                    # memory for the next band, or to finish the files
+                    del stored, image, p_CHW, mask
         finally:
             progress.remove_task(task)
         if check_seams:
-            log_seams(file, predictor, pages[0], conversions[0])
+            log_seams(file, predictor, pages[0].shape, converted_rows(sections[0], conversions))
         # finish the files
         for kind in request.save:
             files.make_folder((output / kind / name).parent, output)
         return [path for result in results for path in result.finish(pages[0].tags)]
     finally:
-        for page in pages:
+        for page in opened:
             page.close()
         remove_partial(results)
+
+
+def open_sections(
+    file: Path,
+    pages: list[ImageReader],
+    predictor: Predictor,
+    nodata: Sequence[float],
+    opened: list[ImageReader],
+) -> list[list[ImageReader]]:
+    """Return for each page of a file the pages that the network sees: itself, and its neighbours as the run was trained.
+
+    Those of a single image are the files of its folder whose names have the neighbouring numbers.
+
+    Args:
+        file: that is predicted.
+        pages: of the file.
+        predictor: of the run.
+        nodata: values that mean no data in the file.
+        opened: receives the readers of further files.
+
+    Raises:
+        DataError: if the neighbours can't be found or read, or have another size.
+    """
+    neighbours = predictor.run.intensity.neighbours
+    if not neighbours:
+        return [[page] for page in pages]
+    if len(pages) > 1:
+        check_single_axis(file, pages[0].axes, neighbours)
+        rows = (rows_around(row, neighbours, 0, len(pages) - 1) for row in range(len(pages)))
+        return [[pages[row] for row in near] for near in rows]
+    near = find_section_files(file, neighbours)
+    readers = {file.name: pages[0]}
+    for other in near:
+        if other.name not in readers:
+            values = (*nodata, *predictor.nodata_values(other))
+            found = open_pages(other, predictor.pages, values)
+            opened += found[:1]
+            readers[other.name] = found[0]
+            if len(found) > 1:
+                raise DataError(
+                    f"{other}: {len(found)} pages, but its neighbour {file.name} has one; save each section as a file"
+                )
+    check_same_size({str(file.with_name(name)): one.shape for name, one in readers.items()})
+    return [[readers[other.name] for other in near]]
 
 
 def remove_partial(results: list[GrowingResult]) -> None:
@@ -230,27 +280,36 @@ def remove_partial(results: list[GrowingResult]) -> None:
         result.remove()
 
 
-def converted_rows(page: ImageReader, convert: ValueConversion) -> Callable[[int, int], np.ndarray]:
-    """Return the function that reads rows of a page in the type of the training images."""
-    return lambda start, stop: convert(page.rows(start, stop))
+def converted_rows(
+    pages: list[ImageReader], conversions: Mapping[ImageReader, ValueConversion]
+) -> Callable[[int, int], np.ndarray]:
+    """Return the function that reads rows of the pages that the network sees, in the type of the training images."""
+
+    def rows(start: int, stop: int) -> np.ndarray:
+        parts = [conversions[page](page.rows(start, stop)) for page in pages]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
+
+    return rows
 
 
-def page_name(file: Path, number: int, pages: int) -> str:
+def page_name(page: ImageReader) -> str:
     """Return the name of a page in messages."""
-    return f"{file}, page {number}" if pages > 1 else str(file)
+    return f"{page.file}, page {page.page}" if page.pages > 1 else str(page.file)
 
 
 def log_seams(
-    file: Path, predictor: Predictor, page: ImageReader, convert: ValueConversion
+    file: Path,
+    predictor: Predictor,
+    shape: tuple[int, ...],
+    rows: Callable[[int, int], np.ndarray],
 ) -> None:
     """Log how much the probabilities in tiles differ from those of the image at once."""
-    height, width, _ = page.shape
+    height, width, _ = shape
     if max(height, width) <= predictor.tile:
         log.info(f"seams      {file.name}: none, it went through at once")
         return
     side = 3 * predictor.tile // 2
-    part = convert(page.rows(0, min(height, side)))
-    largest, mean = predictor.tiling(height, width).seams(part)
+    largest, mean = predictor.tiling(height, width).seams(rows(0, min(height, side)))
     log.info(
         f"seams      {file.name}: probabilities in tiles differ by {largest:.1e} at most, {mean:.1e} in the mean, "
         f"from {min(height, side)}x{min(width, side)} px at once"

@@ -249,7 +249,7 @@ def build_pictures(request: OutputOptions, place: OutputTarget, kind: str) -> Gr
     run = request.run
     # Subsample rows and columns so that the longer side fits MAX_PICTURE_SIDE
     thin = -(-max(place.height, place.width) // MAX_PICTURE_SIDE)
-    channels = min(3, run.intensity.channels)
+    channels = min(3, run.intensity.image_channels)
     grown = build_writer(place, kind, place.dtype, channels + 1, thin)  # the mask is the last plane
     _, colors = panels.legend_entries(run.classes, run.colors, run.overlapping)
     draw = panels.draw_overlay if kind == "overlays" else panels.draw_contours
@@ -279,7 +279,7 @@ def build_pictures(request: OutputOptions, place: OutputTarget, kind: str) -> Gr
 def build_instances(request: OutputOptions, place: OutputTarget, kind: str) -> GrowingResult:
     """Objects of class 1: a TIFF of labels, 0 between them, and a CSV of their measurements."""
     # Probabilities and image grow on disk; objects are found once the page is complete, as they cross bands
-    channels = request.run.intensity.channels
+    channels = request.run.intensity.image_channels
     values = np.dtype([("interior", np.float32), ("image", place.dtype, (channels,))])
     grown = build_writer(place, kind, values)
     labelled = build_writer(place, f"{kind}.labels", np.int32)

@@ -21,7 +21,8 @@ from seg.data.image_files import (
     is_pattern,
     walk_images,
 )
-from seg.errors import UserError
+from seg.data.sections import find_section_files
+from seg.errors import DataError, UserError
 from seg.inference.outputs import RESULT_KINDS, choose_object_options, finish_results, quote_name
 from seg.runs import load, records
 from seg.runs.folder import hold_lock, lock_folder
@@ -136,6 +137,7 @@ class SharedRecord:
 
     def __init__(self, output: Path, cfg: DictConfig, run: LoadedRun) -> None:
         self.output, self.file = output, output / PREDICT_RECORD
+        self.neighbours = run.intensity.neighbours
         with lock_record(output):
             self.content = open_predict_record(output, cfg, run)
             self.stamp = read_file_stamp(self.file)
@@ -143,7 +145,15 @@ class SharedRecord:
     def is_done(self, file: Path) -> bool:
         """Return True if a worker has predicted the file as it is now."""
         self.refresh()
-        return self.content["done"].get(str(file)) == read_file_stamp(file)
+        return self.content["done"].get(str(file)) == self.input_stamp(file)
+
+    def input_stamp(self, file: Path) -> list[int]:
+        """Return the stamps of a file, and of the files of its neighbours, which its results depend on."""
+        inputs = [file]
+        if self.neighbours:
+            with suppress(DataError, OSError):  # a stack in one file has no others
+                inputs = find_section_files(file, self.neighbours)
+        return [number for one in inputs for number in read_file_stamp(one)]
 
     def refresh(self) -> None:
         """Read what the other workers have added."""

@@ -11,6 +11,7 @@ import numpy as np
 
 from seg.data.image_io import as_image, read_image
 from seg.data.nodata import NodataOption, nodata_pixels, nodata_values
+from seg.data.sections import check_same_size, find_section_files
 from seg.data.tiff_layout import PagesOption
 from seg.data.value_types import ValueConversion, find_conversion, scan_bands
 from seg.display import panels
@@ -189,25 +190,59 @@ class Predictor:
     def predict(self, image: np.ndarray | str | Path) -> Prediction:
         """Segment one image: an array (H, W) or (H, W, C) as stored, or a file of one image.
 
+        A run that sees neighbours takes those of a file from its folder, and of an array as its channels.
+
         Raises:
             DataError: if it can't be read, isn't finite, or has other channels than the run was trained on, or values
                 of another type or range whose conversion isn't certain.
         """
-        # Read the image (H, W, C), without data where the option, the run or the file says so
+        # Read the image (H, W, C), or its sections, without data where the option, the run or the file says so
         if isinstance(image, str | Path):
-            name, nodata = str(image), self.nodata_values(Path(image))
-            stored = read_image(Path(image), pages=self.pages, nodata=nodata)
+            sections, nodata = self.read_sections(Path(image)), self.nodata_values(Path(image))
         else:
-            name, nodata = "the array", self.nodata_values(None)
-            stored = as_image(np.asarray(image), name, nodata)
+            nodata = self.nodata_values(None)
+            sections = self.split_sections(as_image(np.asarray(image), "the array", nodata))
         # Convert the values to the type of the training images, or refuse them
-        check_image_channels(stored.shape[2], self.run, name)
-        stored = self.conversion(stored.dtype, scan_bands(stored), name)(stored)
+        parts = []
+        for name, pixels in sections:
+            check_image_channels(pixels.shape[2], self.run, name)
+            parts.append(self.conversion(pixels.dtype, scan_bands(pixels), name)(pixels))
+        check_same_size({name: pixels.shape for name, pixels in sections})
+        stored = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
         # Probabilities and class indices; pixels without data are 255 in the mask
         p_CHW = self.probabilities(stored, nodata)
         mask = classes_from_probabilities(p_CHW, self.threshold, self.run.overlapping)
+        stored = stored[..., self.run.intensity.own_channels]
         mask = mark_nodata(mask, stored, nodata)
         return Prediction(stored, p_CHW, mask, self.run.classes, self.run.colors)
+
+    def read_sections(self, file: Path) -> list[tuple[str, np.ndarray]]:
+        """Return names and pixels (H, W, C) of the files that the network sees: the file, and its neighbours if any."""
+        nodata = self.nodata_values(file)
+        image = read_image(file, pages=self.pages, nodata=nodata)
+        if not (neighbours := self.run.intensity.neighbours):
+            return [(str(file), image)]
+        files = find_section_files(file, neighbours)
+        read = {file.name: image}
+        for other in files:
+            if other.name not in read:
+                values = (*nodata, *self.nodata_values(other))
+                read[other.name] = read_image(other, pages=self.pages, nodata=values)
+        return [(str(one), read[one.name]) for one in files]
+
+    def split_sections(self, array: np.ndarray) -> list[tuple[str, np.ndarray]]:
+        """Return names and pixels (H, W, C) of the sections whose channels an array holds.
+
+        Raises:
+            DataError: if it doesn't hold the channels of all sections that the network sees.
+        """
+        n, channels = self.run.intensity.neighbours, self.run.intensity.channels
+        if n and array.shape[2] != channels:
+            raise DataError(
+                f"the array: {array.shape[2]} channel(s), but the run sees the sections z-{n} to z+{n} (data.neighbours={n}): "
+                f"give (height, width, {channels}), section after section, or the file of a section"
+            )
+        return [("the array", part) for part in np.split(array, 2 * n + 1, axis=-1)]
 
 
 def mark_nodata(mask: np.ndarray, image: np.ndarray, nodata: Sequence[float] | None) -> np.ndarray:
@@ -255,9 +290,9 @@ def load_predictor(
 
 def check_image_channels(channels: int, run: LoadedRun, file: str | Path) -> None:
     """Raise DataError if an image has other channels than the run was trained on."""
-    if channels != run.intensity.channels:
+    if channels != run.intensity.image_channels:
         split = run.config.get("data", {}).get("channel_files")
         remedy = "; its channels were files (data.channel_files): predict arrays (H, W, C) by seg.load(RUN).predict"
         raise DataError(
-            f"{file}: {channels} channels; the run was trained on {run.intensity.channels}{remedy if split else ''}"
+            f"{file}: {channels} channels; the run was trained on {run.intensity.image_channels}{remedy if split else ''}"
         )

@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from seg.cli.compose import instantiate_node, plain_config
 from seg.cli.validation import argument_names, check_call, import_target
 from seg.data.datamodule import DataModule
+from seg.data.sections import find_sections
 from seg.errors import RunError, UserError
 from seg.runs import folder
 from seg.runs.load import LoadedRun
@@ -55,6 +56,13 @@ def open_run_data(
             f"data.task={source.task}: the run was trained on data.task={run.task}; classes overlap in both "
             "or in neither"
         )
+    # Neighbours must be those that the network sees
+    sections = find_sections(source)
+    if (neighbours := sections.neighbours if sections else 0) != run.intensity.neighbours:
+        raise UserError(
+            f"data.neighbours={neighbours}: the run was trained on data.neighbours={run.intensity.neighbours}; give its own "
+            "number, and data of stacks if it is above 0 (data=folder or data=isbi2012)"
+        )
     # Keep only the chosen split, after checking that no member of an ensemble trained on it
     splits = {"all": [name for names in source.splits.values() for name in names]} | source.splits
     if split not in splits:
@@ -77,7 +85,7 @@ def choose_data(given: DictConfig, run: LoadedRun) -> tuple[str, dict[str, Any]]
     """
     data = plain_config(given)
     split = data.pop("split")
-    # Other data, chosen by data=: unset classes, borders and nodata are taken from the run
+    # Other data, chosen by data=: unset classes, borders, nodata and neighbours are taken from the run
     own = run.config.get("data", {})
     if data.get("_target_") is not None:
         bordered = bool(own.get("border_class"))
@@ -88,6 +96,8 @@ def choose_data(given: DictConfig, run: LoadedRun) -> tuple[str, dict[str, Any]]
             data["classes"] = run.classes[:-1] if bordered else run.classes
         if "nodata" in data and data["nodata"] is None:
             data["nodata"] = own.get("nodata")
+        if "neighbours" in data:
+            data["neighbours"] = data["neighbours"] or run.intensity.neighbours
         return split or ("val" if is_own_data(data, own) else "all"), data
     # The run's own data: options that are null keep the run's value
     data = {key: value for key, value in data.items() if value is not None}

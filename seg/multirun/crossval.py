@@ -3,7 +3,6 @@
 import copy
 import logging
 import shutil
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +16,9 @@ from seg import files
 from seg.cli.command_line import quote_path
 from seg.cli.compose import plain_config
 from seg.cli.validation import argument_names, import_target
-from seg.data.dataset import SegmentationDataset
-from seg.data.datasets.base import DataSource, RowReader
-from seg.data.image_cache import ImageCache
+from seg.data.dataset import BandedSample, SegmentationDataset
+from seg.data.datasets.base import DataSource
 from seg.data.image_files import image_stem
-from seg.data.masks import planes_first
 from seg.data.spacing import source_spacing
 from seg.display import tables
 from seg.display.console import track_progress
@@ -249,37 +246,37 @@ def predict_split(
     request = OutputOptions(
         run, list(cfg.save), run.threshold, "float32", objects, spacing and list(spacing)
     )
-    cache = ImageCache(source, 0)
+    samples = SegmentationDataset(source, names, run.intensity)
     for name in track_progress(names, "predicting"):
-        with closing(cache.open_rows(name)) as reader:
-            predict_image_rows(predictor, reader, name, scores, request, folder)
+        with samples.open_banded(name) as sample:
+            predict_image_rows(predictor, sample, scores, request, folder)
     if folder is not None:
         finish_results(folder, [])
 
 
 def predict_image_rows(
     predictor: Predictor,
-    reader: RowReader,
-    name: str,
+    sample: BandedSample,
     scores: PixelScores,
     request: OutputOptions,
     folder: Path | None,
 ) -> None:
-    """Predict an opened image band by band, count its pixels, and write its results into a folder, if there is one."""
-    run, (height, width) = predictor.run, reader.shape
+    """Predict an image band by band, count its pixels, and write its results into a folder, if there is one."""
+    run, (height, width) = predictor.run, sample.shape
     results = []
     if folder is not None:
-        file = prediction_file(name)
-        place = OutputTarget(folder, file, image_stem(file), height, width, 1, reader.dtype)
+        file = prediction_file(sample.name)
+        place = OutputTarget(folder, file, image_stem(file), height, width, 1, sample.dtype)
         results = begin_image_results(place, request)
-    for top, rows, p_CHW in predictor.tiling(height, width).bands(reader.image_rows, height):
+    for top, rows, p_CHW in predictor.tiling(height, width).bands(sample.image_rows, height):
         # Count the pixels as a batch of one, (1, H, W) or (1, K, H, W) of overlapping classes
         prediction = classes_from_probabilities(p_CHW, run.threshold, run.overlapping)
-        truth = planes_first(reader.mask_rows(top, top + len(rows)))
+        truth = sample.mask_rows(top, top + len(rows))
         counted, known = (
             torch.from_numpy(np.ascontiguousarray(m))[None].long() for m in (prediction, truth)
         )
         scores.update(counted, known, continued=top > 0)
+        rows = rows[..., run.intensity.own_channels]
         mask = mark_nodata(prediction, rows, run.intensity.nodata)
         for result in results:
             result.add(PredictedBand(top, rows, p_CHW, mask))

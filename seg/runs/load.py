@@ -14,6 +14,7 @@ from torch import nn
 from seg.cli.validation import check_call, is_number
 from seg.data.datasets.base import MAX_BORDER_PX, Task
 from seg.data.normalization import Normalization
+from seg.data.sections import MAX_NEIGHBOURS
 from seg.errors import RunError
 from seg.files import MIB
 from seg.logits import num_logits
@@ -299,6 +300,7 @@ def check_intensity(
     dtype: Any = None,
     value_range: Any = None,
     nodata: Any = None,
+    neighbours: Any = 0,
 ) -> None:
     """Raise ValueError unless these are the fields of an Intensity."""
     lists = (mean, std)
@@ -316,6 +318,10 @@ def check_intensity(
         raise ValueError("its intensity needs a value_range of two numbers")
     if nodata is not None and not (type(nodata) is list and all(type(v) is float for v in nodata)):
         raise ValueError("its intensity needs nodata as a list of floats")
+    if type(neighbours) is not int or not 0 <= neighbours <= MAX_NEIGHBOURS:
+        raise ValueError(f"its intensity has {neighbours!s:.40} neighbours")
+    if len(mean) % (2 * neighbours + 1):
+        raise ValueError(f"its intensity has {len(mean)} channels for {neighbours} neighbours")
 
 
 def check_weights(weights: Any) -> None:

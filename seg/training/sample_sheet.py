@@ -48,7 +48,8 @@ def draw_sample_sheet(data: DataModule, n: int, epoch: int) -> Image.Image:
         data.repeats,
     )
     plain = [crops[key] for key in keys]
-    pictures = stretch_together([item["image"].numpy() for item in (*plain, *augmented)])
+    own = data.intensity.own_channels
+    pictures = stretch_together([item["image"][own].numpy() for item in (*plain, *augmented)])
     classes, colors = panels.legend_entries(
         data.source.classes, data.source.colors, data.source.task == "overlapping"
     )

@@ -10,6 +10,7 @@ from seg.cli.command_line import quote_path, render_command, render_option
 from seg.data.datamodule import DataModule
 from seg.data.datasets.base import object_border
 from seg.data.quality.issues import ISSUE_KINDS, format_percent
+from seg.data.sections import find_sections
 from seg.display import tables
 from seg.models.profiling import describe_parameters
 from seg.runs.folder import relative_to_here
@@ -60,9 +61,11 @@ def print_run_header(
     if taken:
         log.info(f"init       {taken}")
     log.info(
-        f"data       {type(data.source).__name__}: {splits}; {span} px, {data.intensity.channels} channel(s); "
+        f"data       {type(data.source).__name__}: {splits}; {span} px, {data.intensity.image_channels} channel(s); "
         f"classes {', '.join(data.source.classes)}"
     )
+    if sections := find_sections(data.source):
+        log.info(f"sections   {sections.describe()}")
     if data.source.task == "instances":
         log.info(f"objects    {object_border(data.source).describe()}")
     log.info(f"hardware   {accelerator}, precision {precision} ({why})")

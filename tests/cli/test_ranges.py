@@ -72,7 +72,8 @@ TAKEN = {  # those of VALUES that an option takes -> file or command -> such opt
     '0': {
         'data=annotations': 'test',
         'data=coco': 'test',
-        'data=folder': 'test',
+        'data=folder': 'test neighbours',
+        'data=isbi2012': 'neighbours',
         'model=fcn': 'dropout',
         'model=unet': 'dropout',
         'model=unet_e': 'dropout',

@@ -289,6 +289,7 @@ def test_a_run_becomes_one_onnx_file_that_tells_what_it_is(trained, tmp_path, ca
         "threshold": 0.5,
         "task": "classes",
         "channels": 1,
+        "neighbours": 0,
         "network": "NestedUNet",
         "checkpoints": {str(best): digest},
     }

@@ -33,6 +33,9 @@ class DataSource(Protocol):
     A source whose files tell objects apart also has ``read_objects(name)``, which returns their labels (H, W) int32,
     0 outside and -1 where ignored, and ``border``, an ``ObjectBorder``; without it each connected region of class 1
     is an object.
+
+    A source of stacks has ``sections``, the ``seg.data.sections.Sections`` whose neighbours the network sees, or None.
+    Names that they give may be of any split.
     """
 
     classes: list[str]

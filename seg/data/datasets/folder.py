@@ -1,6 +1,7 @@
 """Data set of image and mask files: folders paired by name, or a table of pairs."""
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -35,7 +36,7 @@ from seg.data.datasets.pairing import (
 )
 from seg.data.datasets.tools.detection import detect_tool
 from seg.data.image_files import describe_folder, image_stem, is_pattern
-from seg.data.image_io import read_image, read_orientation, read_pages
+from seg.data.image_io import read_axes, read_image, read_orientation, read_pages
 from seg.data.masks import (
     ColourList,
     MaskValues,
@@ -53,11 +54,19 @@ from seg.data.nodata import NodataOption, nodata_values, read_nodata_tag
 from seg.data.partition import (
     SPLITS,
     Splits,
+    find_groups,
     reject_options,
     split_of_folders,
     splits_by_folder,
 )
 from seg.data.raster import ImageReader, MaskReader
+from seg.data.sections import (
+    NeighboursOption,
+    Place,
+    Sections,
+    check_single_axis,
+    place_by_name,
+)
 from seg.data.similar_names import similar_key
 from seg.data.spacing import Spacing, pixel_spacing
 from seg.data.splits import SplitOptions, read_lists, split_by_lists
@@ -125,6 +134,8 @@ class Folder:
         border: px that each of two touching objects gives up, so that the network learns a gap of twice that; None:
             1 where masks number objects; 0: none.
         border_class: whether that gap is a third class, ``border``, instead of background.
+        neighbours: sections on each side that the network sees as further channels; see ``seg.data.sections``. A section
+            is a page of a stack, or a file whose last number in its name is the section, in its folder and group.
 
     Raises:
         DataError: if a folder or file is missing, or an option is wrong.
@@ -162,6 +173,7 @@ class Folder:
         task: Task = "classes",
         border: BorderOption | None = None,
         border_class: bool = False,
+        neighbours: NeighboursOption = 0,
     ) -> None:
         # Options of the layout.
         self.similar, self.nodata, self.spacing = similar_names, nodata, spacing
@@ -285,6 +297,14 @@ class Folder:
         names = list(self.files)
         self.splits = division.splits(
             names, self.class_presence, self.split_from_lists, given, by, in_group
+        )
+        # Sections of stacks, of whichever split
+        if in_group is None and group_by is not None:
+            in_group = find_groups(names, group_by)
+        self.sections = (
+            Sections(place_sections(self.files, in_group or {}, neighbours), neighbours)
+            if neighbours
+            else None
         )
 
     def find_pairs(
@@ -568,6 +588,23 @@ class Folder:
             for split, listed in lines.items()
         }
         return split_by_lists(images, {name: name for name in self.files})
+
+
+def place_sections(
+    files: Mapping[str, Pair], groups: dict[str, str], neighbours: int
+) -> dict[str, Place | None]:
+    """Return the place of each image in its stack: page of a file of several, or by its name in its group."""
+    pages = Counter(pair.image for pair in files.values())
+    for pair in {pair.image: pair for pair in files.values() if pair.page is not None}.values():
+        check_single_axis(pair.image, read_axes(pair.image, pair.pages)[1], neighbours)
+    places: dict[str, Place | None] = {}
+    for name, pair in files.items():
+        if pages[pair.image] > 1 and pair.page is not None:
+            places[name] = Place(str(pair.image), pair.page)
+            continue
+        place = place_by_name(name)
+        places[name] = place and Place(f"{groups.get(name, '')}:{place.stack}", place.section)
+    return places
 
 
 def join_channel_files(images: list[np.ndarray], pair: Pair) -> np.ndarray:

@@ -13,6 +13,7 @@ from seg.data.datasets.download import cache_folder, fetch_files
 from seg.data.image_io import as_image, read_pages
 from seg.data.masks import MaskValues
 from seg.data.partition import Splits, block_parts, split_by_fold
+from seg.data.sections import NeighboursOption, Place, Sections
 from seg.data.spacing import Spacing, pixel_spacing
 from seg.errors import DataError
 
@@ -42,6 +43,7 @@ class ISBI2012:
         spacing: height and width of a pixel in um, for distances; None: from the resolution tags of the TIFFs, if
             all agree.
         task: ``instances``: the cells are also scored as objects; or ``classes``.
+        neighbours: sections on each side that the network sees as further channels; see ``seg.data.sections``.
 
     Raises:
         DataError: if a file is missing or invalid, or the fold or a section does not exist.
@@ -61,6 +63,7 @@ class ISBI2012:
         val: list[Annotated[int, Field(ge=0)]] | None = None,
         spacing: Spacing | None = None,
         task: Task = "instances",
+        neighbours: NeighboursOption = 0,
     ) -> None:
         # Files.
         check_task(task, self.classes)
@@ -82,8 +85,10 @@ class ISBI2012:
                 f"{folder}: {VOLUME_FILE} holds {format_sections(shapes[0])} and {LABELS_FILE} {format_sections(shapes[1])}; "
                 "they must match section by section"
             )
-        # Splits.
+        # Splits; the neighbours of a section may be in another one.
         names = [f"section-{i:02d}" for i in range(len(self.images))]
+        places = {name: Place(VOLUME_FILE, section) for section, name in enumerate(names)}
+        self.sections = Sections(places, neighbours) if neighbours else None
         self.splits = (
             split_by_fold(names, fold, folds, 0, block_parts)
             if val is None

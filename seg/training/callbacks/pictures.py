@@ -162,6 +162,7 @@ def predict_thinned(
                 0
             ]
         )
+        rows = rows[..., samples.intensity.own_channels]
         first = -top % step
         masks = (truth, prediction[0].numpy().astype(np.uint8))
         parts.append((rows[first::step, ::step], *(m[..., first::step, ::step] for m in masks)))
