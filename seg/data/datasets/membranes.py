@@ -10,6 +10,7 @@ of mean 0 and standard deviation about 1.
 """
 
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Annotated, NamedTuple
 
 import numpy as np
@@ -92,7 +93,7 @@ class Membranes:
         counts = zip(SPLITS, (train, val, test), strict=True)
         self.splits = {split: [f"{split}-{i:03d}" for i in range(n)] for split, n in counts if n}
         self.names = {name for names in self.splits.values() for name in names}
-        self._made: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        self._made = drawn_images(size, float(difficulty), data_seed)
 
     def read(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Return an image (s, s, 1) uint8 and its mask (s, s) uint8: 0 membrane, 1 cell."""
@@ -106,6 +107,14 @@ class Membranes:
                 Generator(PCG64(key)), self.size, float(self.difficulty)
             )
         return self._made[name]
+
+
+@lru_cache(maxsize=1)
+def drawn_images(
+    size: int, difficulty: float, data_seed: int
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Return the images drawn so far with these options, which the jobs of a sweep share: name -> image and mask."""
+    return {}
 
 
 def draw_membranes(rng: Generator, size: int, difficulty: float) -> tuple[np.ndarray, np.ndarray]:
