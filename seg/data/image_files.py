@@ -24,7 +24,7 @@ OTHER_FILES = {
 }  # suffixes of files that are no images  # fmt: skip
 BIO_FORMATS = "bfconvert IN{0} OUT.ome.tif"
 CONVERSIONS = {
-    **dict.fromkeys([".czi", ".nd2", ".lif", ".vsi", ".oib", ".oif", ".ims", ".lsm", ".scn", ".bif"], BIO_FORMATS),
+    **dict.fromkeys([".czi", ".nd2", ".lif", ".vsi", ".oib", ".oif", ".ims", ".scn", ".bif"], BIO_FORMATS),
     **dict.fromkeys([".mrxs", ".vms"], "vips tiffsave IN{0} OUT.tif --tile --pyramid --compression jpeg --bigtiff"),
     **dict.fromkeys([".heic", ".heif"], "heif-convert IN{0} OUT.png"),
     ".jxl": "djxl IN{0} OUT.png",
