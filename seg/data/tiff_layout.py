@@ -9,6 +9,7 @@ import math
 import os
 import struct
 from itertools import pairwise
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -20,6 +21,7 @@ PagesOption = Literal["slices", "channels"]
 TIFF_SUFFIXES = {".tif", ".tiff", ".btf", ".tf2", ".tf8", ".svs", ".ndpi", ".qptiff", ".lsm"}
 REDUCED_OR_MASK = 1 | 4  # bits of the tag NewSubfileType: an overview, a transparency mask
 TRANSPARENCY_MASK = 4  # value of the tag PhotometricInterpretation
+MAX_LEVELS = 64  # pages of a TIFF among which reduced levels are looked for
 SLIDE_EXTRAS = ("label", "macro", "thumbnail", "overview", "map")  # names of series
 
 
@@ -133,6 +135,16 @@ def slide_pages(tiff: tifffile.TiffFile) -> list[int]:
     """Return the pages of the largest level of a slide: one, or one for each focal plane or channel."""
     levels = [series for series in tiff.series if not is_slide_extra(series)] or tiff.series
     return page_indices(max(levels, key=lambda series: math.prod(series.shape)))
+
+
+def has_pyramid(file: Path) -> bool:
+    """Return True if a file is a TIFF that holds its image in several sizes."""
+    if file.suffix.lower() not in TIFF_SUFFIXES or not file.is_file():
+        return False
+    with tifffile.TiffFile(file, _multifile=False) as tiff:
+        pages = [page.aspage() for page in tiff.pages[:MAX_LEVELS]]
+        first, *others = pages
+        return tiff.is_ndpi or bool(first.subifds) or any(is_level(page, first) for page in others)
 
 
 def is_slide_extra(series: tifffile.TiffPageSeries) -> bool:

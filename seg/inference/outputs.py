@@ -22,7 +22,7 @@ from PIL import Image
 from seg import files
 from seg.data.image_io import write_mask
 from seg.data.spacing import pixel_spacing
-from seg.data.tiff_layout import TIFF_SUFFIXES
+from seg.data.tiff_layout import TIFF_SUFFIXES, has_pyramid
 from seg.display import panels
 from seg.errors import DataError, UserError, missing_extra_hint
 from seg.inference import polygons
@@ -39,6 +39,8 @@ from seg.metrics.object_measurements import CONTEXT_PX, ObjectMeasurements, conv
 from seg.runs import records
 from seg.runs.load import LoadedRun
 
+PyramidOption = bool | Literal["auto"]
+PYRAMID_SIDE = 8192  # px of the longer side above which pyramid=auto writes reduced levels
 ProbabilityType = Literal["float32", "uint16", "uint8"]
 PROBABILITY_TYPES = {"float32": np.float32, "uint16": np.uint16, "uint8": np.uint8}
 COCO_FILE, COCO_PART = "instances.json", ".part.json"
@@ -58,6 +60,7 @@ class OutputOptions(NamedTuple):
         depth: type of probabilities and uncertainty; integers map 0..1 to their range.
         objects: ``split_neck_px``, ``min_size`` and ``border`` of seg.metrics.instances.segment_objects.
         spacing: height and width of a pixel, um; None: that of each file's metadata.
+        pyramid: whether masks and labels of objects have reduced levels; ``auto``: see ``has_levels``.
     """
 
     run: LoadedRun
@@ -66,6 +69,7 @@ class OutputOptions(NamedTuple):
     depth: ProbabilityType
     objects: dict[str, Any]
     spacing: list[float] | None = None
+    pyramid: PyramidOption = False
 
 
 class OutputTarget(NamedTuple):
@@ -188,12 +192,54 @@ def finish_as_tiff(grown: BandWriter, file: Path) -> Callable[[dict[str, Any]], 
     return finish
 
 
+def finish_as_levels(
+    grown: BandWriter, file: Path, request: OutputOptions, place: OutputTarget
+) -> Callable[[dict[str, Any]], list[Path]]:
+    """Return the function that finishes rows of class indices as a TIFF, a pyramid if it is to have levels."""
+
+    def finish(tags: dict[str, Any]) -> list[Path]:
+        write_labels(grown, file, tags, request, place)
+        return [file]
+
+    return finish
+
+
+def write_labels(
+    grown: BandWriter, file: Path, tags: dict[str, Any], request: OutputOptions,
+    place: OutputTarget, dtype: Any = None,
+) -> None:  # fmt: skip
+    """Write class indices or labels as a TIFF of a type (None: that of the rows), a pyramid if it is to have levels."""
+    if has_levels(request.pyramid, place, tags):
+        grown.finish_pyramid(file, tags, dtype, pixel_spacing(request.spacing, [place.file]))
+    else:
+        grown.finish(file, tags, dtype)
+
+
+def has_levels(option: PyramidOption, place: OutputTarget, tags: dict[str, Any]) -> bool:
+    """Return True if a result is to be a pyramid.
+
+    With ``auto``, if the image is one or a side exceeds ``PYRAMID_SIDE``, unless it is georeferenced: GDAL knows no
+    levels in SubIFDs. An image 1 px wide has no levels.
+
+    Args:
+        option: the option ``pyramid``.
+        place: the image.
+        tags: that the result keeps of the image.
+    """
+    if place.width == 1 or option is False:
+        return False
+    if option is True:
+        return True
+    large = max(place.height, place.width) > PYRAMID_SIDE or has_pyramid(place.file)
+    return large and not tags.get("extratags")
+
+
 def build_masks(request: OutputOptions, place: OutputTarget, kind: str) -> GrowingResult:
     """Class indices, as TIFF for a TIFF or a stack, else PNG; for overlapping classes a TIFF with a page for each."""
     run, stem = request.run, place.name
     grown = build_writer(place, kind, np.uint8, len(run.classes) if run.overlapping else 0)
     if run.overlapping or place.pages > 1 or place.file.suffix.lower() in TIFF_SUFFIXES:
-        finish = finish_as_tiff(grown, place.output / kind / f"{stem}.tif")
+        finish = finish_as_levels(grown, place.output / kind / f"{stem}.tif", request, place)
     else:
 
         def finish(tags: dict[str, Any]) -> list[Path]:
@@ -306,7 +352,8 @@ def build_instances(request: OutputOptions, place: OutputTarget, kind: str) -> G
                     columns |= convert_to_um(columns, spacing)
                 write_object_rows(out, page, columns)
         # The smallest of two integer types that holds all labels
-        labelled.finish(written[0], tags, np.uint16 if max(counts) < 2**16 else np.int32)
+        dtype = np.uint16 if max(counts) < 2**16 else np.int32
+        write_labels(labelled, written[0], tags, request, place, dtype)
         return written
 
     return GrowingResult(grown, made, finish, (labelled, *scratch))

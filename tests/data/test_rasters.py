@@ -14,6 +14,7 @@ from PIL import Image
 
 from seg.data.image_io import read_image
 from seg.data.raster import ImageReader, open_pages
+from seg.data.spacing import read_spacing
 from seg.errors import DataError
 from seg.inference import band_writer
 from seg.inference.band_writer import BandWriter
@@ -276,6 +277,36 @@ def test_what_grew_band_by_band_is_the_array(dtype, planes, pages, height, width
         found = tifffile.imread(folder / "x.tif")
         assert found.dtype == dtype
         np.testing.assert_array_equal(found.reshape(shape), array)
+
+
+@given(
+    st.sampled_from([np.uint8, np.uint16, np.int32]),
+    st.integers(0, 3), st.integers(1, 3), st.integers(1, 600), st.integers(2, 600),
+)  # fmt: skip
+@settings(max_examples=20, deadline=None)
+def test_levels_of_a_pyramid_are_every_second_pixel_of_the_one_above(dtype, planes, pages, height, width):  # fmt: skip
+    shape = (pages, planes, height, width) if planes else (pages, height, width)
+    array = made(shape, dtype)
+    with tempfile.TemporaryDirectory() as name:
+        file = Path(name) / "x.tif"
+        growing = grown(Path(name), array, pages, planes)
+        for page in array:
+            growing.add(page)
+        growing.finish_pyramid(file, {"resolution": (4, 2)}, spacing=(0.5, 0.25))
+        with tifffile.TiffFile(file) as tiff:
+            (series,) = tiff.series
+            assert series.kind == "ome" and series.keyframe.is_tiled
+            longer = max(height, width)
+            assert len(series.levels) == 2 if longer <= 512 else 3
+            for number, level in enumerate(series.levels):
+                step = 2**number
+                wanted = array[..., ::step, ::step]
+                np.testing.assert_array_equal(level.asarray().reshape(wanted.shape), wanted)
+                assert level.dtype == dtype
+        assert read_spacing(file) == (0.5, 0.25)
+        pages_read = open_pages(file)  # the largest level alone
+        assert [p.shape for p in pages_read] == [(height, width, max(1, planes))] * pages
+        pages_read[0].close()
 
 
 def test_a_finished_file_is_tiled_compressed_and_says_its_axes(tmp_path):

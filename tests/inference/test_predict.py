@@ -29,6 +29,7 @@ from small_runs import FOLDED, config, make_images
 
 import seg
 from seg import predict
+from seg.data.spacing import read_spacing
 from seg.display import panels
 from seg.errors import DataError, RunError, UserError
 from seg.evaluate import evaluate
@@ -1233,6 +1234,48 @@ def test_every_format_gives_the_masks_of_the_same_pixels_in_a_tiff(tmp_path, cap
     np.testing.assert_array_equal(tifffile.imread(masks / "slide.tif"), one)
     np.testing.assert_array_equal(tifffile.imread(masks / "frames.tif"), three)
     np.testing.assert_array_equal(tifffile.imread(masks / "volume.tif"), three)
+
+
+def levels_of(file: Path) -> list[np.ndarray]:
+    """The levels of the one series of a TIFF."""
+    with tifffile.TiffFile(file) as tiff:
+        (series,) = tiff.series
+        return [level.asarray() for level in series.levels]
+
+
+def test_the_masks_of_pyramids_and_large_images_are_pyramids(run, tmp_path, monkeypatch):
+    image = textured(600, 300)
+    tiled = {"tile": (64, 64), "photometric": "minisblack"}
+    scans = tmp_path / "scans"
+    scans.mkdir()
+    with tifffile.TiffWriter(scans / "ome.ome.tif") as tiff:
+        sizes = {"PhysicalSizeX": 0.5, "PhysicalSizeY": 0.25}
+        tiff.write(image, subifds=1, metadata={"axes": "YX", **sizes}, **tiled)
+        tiff.write(image[::2, ::2], subfiletype=1, **tiled)
+    geo = [(33550, 12, 3, (1.0, 1.0, 0.0), True)]
+    for name, extra in (("slide", None), ("geo", geo)):
+        with tifffile.TiffWriter(scans / f"{name}.tif") as tiff:
+            tiff.write(image, metadata=None, extratags=extra, **tiled)
+            tiff.write(image[::2, ::2], metadata=None, subfiletype=1, **tiled)
+    tifffile.imwrite(scans / "plain.tif", image, **tiled)
+    levels = {}
+    for option in ("auto", "true", "false"):
+        out = tmp_path / option
+        predicted(run, scans, out, "save=[masks,instances]", f"pyramid={option}")
+        levels[option] = {}
+        for name in ("ome", "slide", "geo", "plain"):
+            for kind in ("masks", "instances"):
+                first, *others = levels_of(out / kind / f"{name}.tif")
+                for number, one in enumerate(others, 1):
+                    np.testing.assert_array_equal(one, first[:: 2**number, :: 2**number])
+                np.testing.assert_array_equal(first, tifffile.imread(tmp_path / "auto" / kind / "plain.tif"))  # fmt: skip
+            levels[option][name] = len(others)
+    assert levels["auto"] == {"ome": 2, "slide": 2, "geo": 0, "plain": 0}
+    assert set(levels["true"].values()) == {2} and set(levels["false"].values()) == {0}
+    assert read_spacing(tmp_path / "auto/masks/ome.tif") == (0.25, 0.5)
+    monkeypatch.setattr(outputs, "PYRAMID_SIDE", 599)
+    predicted(run, scans / "plain.tif", tmp_path / "large", "save=[masks]")
+    assert len(levels_of(tmp_path / "large/masks/plain.tif")) == 3
 
 
 def test_the_channels_of_a_file_are_those_of_its_axes(tmp_path):
