@@ -56,7 +56,7 @@ METHODS = {
     "touch", "truncate", "imwrite", "imsave", "TiffWriter", "savefig", "save", "savez", "savez_compressed", "savetxt",
     "write_html", "write_image", "FileLock",
     "SoftFileLock", "TemporaryDirectory", "TemporaryFile", "NamedTemporaryFile", "mkdtemp", "mkstemp", "tofile",
-    "open_memmap", "extractall", "urlretrieve", "copyfile", "copytree", "copy2", "copyfileobj",
+    "open_memmap", "create_group", "create_array", "extractall", "urlretrieve", "copyfile", "copytree", "copy2", "copyfileobj",
 }  # fmt: skip
 TABLES = {"csv", "json", "html", "pickle", "parquet", "excel"}
 CALLS = {"os.open", "os.replace", "os.link", "shutil.copy", "shutil.move", "torch.onnx.export"}

@@ -134,7 +134,7 @@ class BandWriter:
         metadata: dict[str, Any] = {"axes": "".join(self.axes)}
         for side, um in zip("YX", spacing or (), strict=False):
             metadata |= {f"PhysicalSize{side}": um, f"PhysicalSize{side}Unit": "\N{MICRO SIGN}m"}
-        levels = self.levels
+        levels = max(1, self.levels_above(TILE_PX))
         with (
             self.replacing(file) as new,
             tifffile.TiffWriter(new, bigtiff=self.is_large, ome=True) as out,
@@ -154,10 +154,9 @@ class BandWriter:
         axes = {"Z": self.pages if self.pages > 1 else 0, "C": self.planes, "Y": self.height}
         return {name: size for name, size in (axes | {"X": self.width}).items() if size}
 
-    @property
-    def levels(self) -> int:
-        """Number of reduced levels of a pyramid: at least one, up to one whose sides are ``TILE_PX`` at most."""
-        return max(1, math.ceil(math.log2(max(self.height, self.width) / TILE_PX)))
+    def levels_above(self, side: int) -> int:
+        """Return the number of halvings after which no side is longer than that."""
+        return max(0, math.ceil(math.log2(max(self.height, self.width) / side)))
 
     @property
     def is_large(self) -> bool:

@@ -11,6 +11,7 @@ import numpy as np
 
 from seg.data.image_io import as_image, read_image
 from seg.data.nodata import NodataOption, nodata_pixels, nodata_values
+from seg.data.ome_zarr import image_path
 from seg.data.tiff_layout import PagesOption
 from seg.data.value_types import ValueConversion, find_conversion, scan_bands
 from seg.display import panels
@@ -194,8 +195,9 @@ class Predictor:
         """
         # Read the image (H, W, C), without data where the option, the run or the file says so
         if isinstance(image, str | Path):
-            name, nodata = str(image), self.nodata_values(Path(image))
-            stored = read_image(Path(image), pages=self.pages, nodata=nodata)
+            file = image_path(image)
+            name, nodata = str(file), self.nodata_values(file)
+            stored = read_image(file, pages=self.pages, nodata=nodata)
         else:
             name, nodata = "the array", self.nodata_values(None)
             stored = as_image(np.asarray(image), name, nodata)

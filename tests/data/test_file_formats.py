@@ -13,7 +13,7 @@ import numpy as np
 import pydicom
 import pytest
 import tifffile
-from format_files import dicom, nifti
+from format_files import dicom, nifti, ome_zarr
 from PIL import Image
 from pydicom.uid import JPEGBaseline8Bit, JPEGLSLossless, RLELossless
 
@@ -346,6 +346,24 @@ def nifti_files(folder: Path) -> None:
     check(nifti(folder / "c.nii", colours), RGB8)
 
 
+def ome_zarr_files(folder: Path) -> None:
+    slices = [np.moveaxis(VOLUME[t, z], 0, -1) for t in range(2) for z in range(3)]
+    for version in (2, 3):
+        file = folder / f"{version}.ome.zarr"
+        chunks = {"chunks": (1, 2, 2, 8, 8)}
+        check(ome_zarr(file, VOLUME, "tzcyx", version, (1, 2), {"y": 0.5, "x": 0.25}, **chunks), *slices)  # fmt: skip
+        assert read_spacing(file) == (0.5, 0.25)
+        assert read_axes(file)[1] == "axes TZCYX: 2 x 3 slices (T x Z) of 4 channels"
+        swapped = np.moveaxis(VOLUME, 2, 1)
+        check(ome_zarr(file, swapped, "tczyx", version, **chunks), *slices)
+        same(np.stack(read_pages(file, pages="slices")), swapped.reshape(-1, 21, 13))
+        same(read_image(file, pages="channels"), np.moveaxis(swapped.reshape(-1, 21, 13), 0, -1))
+        check(ome_zarr(file, VOLUME[0, 0], "cyx", version), slices[0])
+        for image in (GREY8, GREY16.astype(">u2"), GREY8.astype(np.float32)):
+            check(ome_zarr(file, image, "yx", version), image.astype(image.dtype.newbyteorder("=")))
+            check(ome_zarr(file, image[None, None], "tcyx", version), image.astype(image.dtype.newbyteorder("=")))  # fmt: skip
+
+
 def unread(folder: Path) -> None:
     for name in (
         "a.czi",
@@ -486,6 +504,7 @@ ROWS = {  # first cell of the row -> its check
     "NPY, NPZ": arrays,
     "DICOM (`pip install 'seg[dicom]'`)": dicom_files,
     "NIfTI (`pip install 'seg[nifti]'`), `.nii` and `.nii.gz`": nifti_files,
+    "OME-Zarr (`pip install 'seg[zarr]'`), folders `.ome.zarr` and addresses": ome_zarr_files,
     "CZI, ND2, LIF and others": unread,
     "1 bit": bits,
     "2 and 4 bits, grey, PNG and TIFF": few_bits,
@@ -588,7 +607,8 @@ def test_a_dicom_that_is_no_picture_is_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "extra"), [("a.dcm", "dicom"), ("a.nii", "nifti"), ("a.nii.gz", "nifti")]
+    ("name", "extra"),
+    [("a.dcm", "dicom"), ("a.nii", "nifti"), ("a.nii.gz", "nifti"), ("a.zarr", "zarr")],
 )
 def test_a_missing_extra_is_named(tmp_path, monkeypatch, name, extra):
     (tmp_path / name).write_bytes(b"")
