@@ -76,6 +76,8 @@ ALLOWED = {
     "inference/exported_network.py write_torch file.open": BY_CALLER,
     "inference/exported_network.py write_torch torch.export.save": "into that file",
     "inference/polygons.py as_labelme save": "into memory",
+    "inference/zarr_writer.py write_zarr group.create_array": "in the folder of files.atomic_folder",
+    "inference/zarr_writer.py write_zarr zarr.create_group": "in that folder",
     "inference/pruning.py plot_depths figure.savefig": BY_CALLER,
     "metrics/calibration.py draw_reliability figure.savefig": BY_CALLER,
     "runs/provenance.py write_provenance_files write_bytes": "that of seg.files",

@@ -192,7 +192,8 @@ def find_images(root: Path, pattern: str) -> list[tuple[tuple[str, ...], Path]]:
     found = []
     for path in glob(pattern, root_dir=root, recursive=True):
         file = root / path
-        if not is_image_file(file) or (file.is_dir() and not is_store(file)):
+        inside = any(is_store(parent) for parent in Path(path).parents)
+        if inside or not is_image_file(file) or (file.is_dir() and not is_store(file)):
             continue
         stem = Path(path).with_name(image_stem(file)).as_posix()
         match = next((m for regex in regexes if (m := regex.fullmatch(stem))), None)

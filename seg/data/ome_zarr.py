@@ -30,7 +30,7 @@ ADDRESS = re.compile(r"(s3|https?|memory)://[^/]", re.IGNORECASE)  # of a server
 METADATA_FILES = ("zarr.json", ".zarray", ".zattrs", ".zgroup", ".zmetadata")
 MAX_METADATA = 2**24  # bytes of a metadata file
 MAX_CHUNK = 2**30  # bytes of a decoded chunk
-MAX_KEPT = 2**26  # bytes of a band of chunks that is kept for the next rows
+MAX_KEPT = 2**27  # bytes of a band of chunks that is kept for the next rows
 SPARE = 2**16  # bytes that an encoded chunk may have beside its pixels: headers and checksums
 COMPRESSORS = ("blosc", "zstd", "gzip", "zlib", "lz4")
 PLAIN_CODECS = ("bytes", "transpose", "crc32c")  # those that keep the size
@@ -387,6 +387,11 @@ class ZarrImages:
         """Return the lengths of the axes that are neither y nor x."""
         return [size for name, size in lengths.items() if name not in "yx"]
 
+    @property
+    def chunk_rows(self) -> int:
+        """Number of rows of a chunk."""
+        return self.array.chunks[self.metadata.axes.index("y")]
+
     def empty_row(self) -> np.ndarray:
         """Return a row of zeros, (1, W) or (1, W, C), of the images' width, channels and type; nothing is read."""
         lengths = dict(zip(self.metadata.axes, self.array.shape, strict=True))
@@ -405,7 +410,7 @@ class ZarrImages:
 
     def plane_rows(self, number: int, start: int, stop: int) -> np.ndarray:
         """Return rows of a plane; the chunks that hold them are kept for the next rows."""
-        deep = self.array.chunks[self.metadata.axes.index("y")]
+        deep = self.chunk_rows
         low, high = start // deep * deep, min(-(-stop // deep) * deep, self.height)
         if self.kept is None or self.kept[0] != number or self.kept[1] > start or self.kept[2] < stop:  # fmt: skip
             band = self.decode(number, low, high)

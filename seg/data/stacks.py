@@ -266,11 +266,11 @@ def read_zarr_image(images: ZarrImages, number: int) -> np.ndarray:
     Raises:
         ValueError: if it takes far more memory than its chunks: absent ones, for instance, cost nothing.
     """
-    fetched, height = images.store.fetched, images.height
-    first = images.rows(number, 0, min(1, height))
-    image = np.empty((height, *first.shape[1:]), first.dtype)
-    for start in range(0, height, READ_ROWS):
-        stop = min(start + READ_ROWS, height)
+    fetched, height, row = images.store.fetched, images.height, images.empty_row()
+    image = np.empty((height, *row.shape[1:]), row.dtype)
+    step = max(1, READ_ROWS // images.chunk_rows) * images.chunk_rows
+    for start in range(0, height, step):
+        stop = min(start + step, height)
         image[start:stop] = images.rows(number, start, stop)
         size, packed = image[:stop].nbytes, images.store.fetched - fetched
         if size > BOMB_BYTES and size > BOMB_RATIO * packed:
