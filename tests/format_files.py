@@ -6,8 +6,12 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pydicom
+import pytest
 import zarr
 from pydicom.uid import ExplicitVRLittleEndian
+
+from seg.data.checked_store import CheckedStore
+from seg.data.ome_zarr import METADATA_FILES
 
 
 def dicom(file: Path, pixels: np.ndarray, kind: str = "MONOCHROME2", bits: int = 0, **tags) -> Path:
@@ -44,6 +48,20 @@ def nifti(
         data[112:120] = np.array([slope, inter], "<f4").tobytes()
         file.write_bytes(data)
     return file
+
+
+def record_chunks(patch: pytest.MonkeyPatch) -> list[str]:
+    """The keys of the chunks of OME-Zarr that are read from now on."""
+    keys: list[str] = []
+    get = CheckedStore.get
+
+    async def recorded(self, key, *words, **options):
+        if key.rpartition("/")[2] not in METADATA_FILES:
+            keys.append(key)
+        return await get(self, key, *words, **options)
+
+    patch.setattr(CheckedStore, "get", recorded)
+    return keys
 
 
 def ome_zarr(

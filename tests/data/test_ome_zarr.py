@@ -12,7 +12,7 @@ from pathlib import Path
 import numcodecs
 import numpy as np
 import pytest
-from format_files import ome_zarr
+from format_files import ome_zarr, record_chunks
 from zarr.codecs import BytesCodec, Crc32cCodec, GzipCodec, TransposeCodec, ZstdCodec
 
 from seg.data import ome_zarr as reader_module
@@ -49,16 +49,7 @@ ENCODINGS = {  # name -> (version, arguments of zarr)
 @pytest.fixture
 def fetched(monkeypatch) -> list[str]:
     """Keys of the chunks that are read."""
-    keys: list[str] = []
-    get = CheckedStore.get
-
-    async def counted(self, key, prototype, byte_range=None):
-        if key.rpartition("/")[2] not in METADATA_FILES:
-            keys.append(key)
-        return await get(self, key, prototype, byte_range)
-
-    monkeypatch.setattr(CheckedStore, "get", counted)
-    return keys
+    return record_chunks(monkeypatch)
 
 
 def refused(call, *words: str) -> None:

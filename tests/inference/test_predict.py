@@ -19,7 +19,7 @@ import pytest
 import tifffile
 import torch
 import zarr
-from format_files import dicom, nifti, ome_zarr
+from format_files import dicom, nifti, ome_zarr, record_chunks
 from hydra.utils import instantiate
 from lightning_utilities.core.rank_zero import rank_zero_only
 from PIL import Image
@@ -31,6 +31,7 @@ from small_runs import FOLDED, config, make_images
 import seg
 from seg import predict
 from seg.cli.compose import compose_checked
+from seg.data.raster import ImageReader
 from seg.data.spacing import read_spacing
 from seg.display import panels
 from seg.errors import DataError, RunError, UserError
@@ -1317,6 +1318,26 @@ def test_the_results_of_an_ome_zarr_are_ome_zarrs_of_its_axes(tmp_path, version)
     record.write_text(record.read_text().replace("finished", "running"))
     os.utime(tmp_path / "in/a.ome.zarr/0" / ("c/0/0/0/0/0" if version == 3 else "0/0/0/0/0"))
     assert len(predicted(run, tmp_path / "in", tmp_path / "out", *options)) == 4
+
+
+def test_a_band_of_an_ome_zarr_is_read_from_its_chunks_alone(run, tmp_path, monkeypatch):
+    ome_zarr(tmp_path / "a.zarr", textured(600, 60), chunks=(64, 64))
+    keys, starts = record_chunks(monkeypatch), []
+    rows = ImageReader.rows
+
+    def recorded(self, start, stop):
+        before = len(keys)
+        found = rows(self, start, stop)
+        starts.append(start)
+        assert {int(key.split("/")[1]) for key in keys[before:]} <= set(
+            range(start // 64, -(-stop // 64))
+        )
+        return found
+
+    monkeypatch.setattr(ImageReader, "rows", recorded)
+    predicted(run, tmp_path / "a.zarr", tmp_path / "out", "save=[masks]")
+    assert len(starts) > 5 and set(keys) == {f"0/{n}/0" for n in range(10)}
+    assert len(keys) <= 2 * 10 + len(starts)  # the scan of the values, the bands and their overlap
 
 
 def test_overlapping_labels_of_an_ome_zarr_are_its_channels(tmp_path):
