@@ -283,10 +283,14 @@ def has_group(store: "Store", path: str) -> bool:
 
 
 def read_axis_names(axes: Any) -> tuple[tuple[str, ...], dict[str, str]]:
-    """Return the names of the axes, lower case, and name -> unit; names alone, as in NGFF 0.3, have none."""
+    """Return the names of the axes, lower case, and name -> unit; names alone, as in NGFF 0.3, have none.
+
+    An axis of type channel is c, whatever its name.
+    """
     named = [axis if isinstance(axis, dict) else {"name": axis} for axis in axes]
-    names = tuple(str(axis["name"]).lower() for axis in named)
-    return names, {str(axis["name"]).lower(): str(axis.get("unit", "")) for axis in named}
+    names = tuple("c" if a.get("type") == "channel" else str(a["name"]).lower() for a in named)
+    units = (str(axis.get("unit", "")) for axis in named)
+    return names, dict(zip(names, units, strict=True))
 
 
 def find_encoding(array: "Array") -> Encoding:

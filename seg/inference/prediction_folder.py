@@ -114,8 +114,9 @@ def remove_partial_folder(output: Path) -> None:
         for file in rest:
             if file.suffix == LOCK_SUFFIX and not locks.enter_context(hold_lock(file, output)):
                 return
-        for file in rest:  # locks, and records that were not written completely
-            file.unlink()
+        files.remove_unfinished(partial)
+        for file in rest:  # locks
+            file.unlink(missing_ok=True)
         with suppress(OSError):  # another worker has begun
             partial.rmdir()
 

@@ -37,7 +37,7 @@ def write_zarr(
     steps = [2**level for level in range(levels + 1)]
     version = images.metadata.version
     keys: Any = {"name": "v2", "separator": "/"} if version == 2 else None
-    with files.atomic_folder(folder, grown.folder) as aside:
+    with files.atomic_folder(folder, grown.folder, grown.file.parent) as aside:
         group = zarr.create_group(LocalStore(aside), zarr_format=version)
         for level, step in enumerate(steps):
             sides = {"y": -(-grown.height // step), "x": -(-grown.width // step)}

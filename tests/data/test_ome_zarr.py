@@ -15,7 +15,6 @@ import pytest
 from format_files import ome_zarr, record_chunks
 from zarr.codecs import BytesCodec, Crc32cCodec, GzipCodec, TransposeCodec, ZstdCodec
 
-from seg.data import ome_zarr as reader_module
 from seg.data import stacks
 from seg.data.checked_store import CheckedStore
 from seg.data.datasets.folder import Folder
@@ -383,5 +382,9 @@ def test_older_versions_and_the_collection_of_bioformats2raw_are_read(tmp_path):
     refused(lambda: read_pages(several), "a collection of several images")
 
 
-def test_limits_are_those_of_the_module():
-    assert reader_module.MAX_CHUNK == 2**30 and reader_module.MAX_METADATA == 2**24
+def test_an_axis_of_type_channel_is_that_of_the_channels_whatever_its_name(tmp_path):
+    file = ome_zarr(tmp_path / "a.zarr", np.stack([IMAGE, IMAGE[::-1]]), "cyx")
+    attributes = json.loads((file / ".zattrs").read_text())
+    attributes["multiscales"][0]["axes"][0]["name"] = "channel"
+    (file / ".zattrs").write_text(json.dumps(attributes))
+    np.testing.assert_array_equal(read_image(file), np.stack([IMAGE, IMAGE[::-1]], axis=-1))
