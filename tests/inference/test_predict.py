@@ -1316,8 +1316,11 @@ def test_the_results_of_an_ome_zarr_are_ome_zarrs_of_its_axes(tmp_path, version)
     assert predicted(run, tmp_path / "in", tmp_path / "out", *options) == []
     record = tmp_path / "out/predict.json"
     record.write_text(record.read_text().replace("finished", "running"))
+    left = tmp_path / "out/.partial/.0123456789abcdef.part/0"  # of a killed command
+    left.mkdir(parents=True)
     os.utime(tmp_path / "in/a.ome.zarr/0" / ("c/0/0/0/0/0" if version == 3 else "0/0/0/0/0"))
     assert len(predicted(run, tmp_path / "in", tmp_path / "out", *options)) == 4
+    assert not (tmp_path / "out/.partial").exists()
 
 
 def test_a_band_of_an_ome_zarr_is_read_from_its_chunks_alone(run, tmp_path, monkeypatch):
