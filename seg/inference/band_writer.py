@@ -72,16 +72,25 @@ class BandWriter:
 
     def iterate_rows(self, step: int, rows: int) -> Iterator[np.ndarray]:
         """Yield every ``step``-th pixel of each side of all pages and planes, that many rows at a time."""
-        planes = max(1, self.planes)
-        shape = (self.pages * self.height, planes, self.width)
-        for page, plane in np.ndindex(self.pages, planes):
+        for page, plane in np.ndindex(self.pages, max(1, self.planes)):
             for top in range(0, self.height, step * rows):
                 first, size = page * self.height + top, min(step * rows, self.height - top)
-                # A new mapping for each row of tiles lets the system release the pages read before.
-                mapped = np.memmap(self.file, self.dtype, "r", shape=shape)
-                band = np.array(mapped[first : first + size : step, plane, ::step])
-                del mapped
-                yield band
+                chosen = range(first, first + size, step)
+                yield self.map_rows(first, size, plane) if step == 1 else self.read_rows(chosen, plane, step)  # fmt: skip
+
+    def map_rows(self, first: int, size: int, plane: int) -> np.ndarray:
+        """Return rows of a plane, counted over all pages; a new mapping lets the system release those read before."""
+        shape = (self.pages * self.height, max(1, self.planes), self.width)
+        return np.array(np.memmap(self.file, self.dtype, "r", shape=shape)[first : first + size, plane])  # fmt: skip
+
+    def read_rows(self, rows: range, plane: int, step: int) -> np.ndarray:
+        """Return every ``step``-th pixel of some rows of a plane; a mapping would take the memory of all rows between."""
+        band = np.empty((len(rows), -(-self.width // step)), self.dtype)
+        with self.file.open("rb") as file:
+            for place, row in enumerate(rows):
+                file.seek((row * max(1, self.planes) + plane) * self.width * self.dtype.itemsize)
+                band[place] = np.fromfile(file, self.dtype, self.width)[::step]
+        return band
 
     def iterate_tiles(self, dtype: np.dtype, step: int = 1) -> Iterator[np.ndarray]:
         """Yield the pixels of ``iterate_rows`` as tiles (TILE, TILE) of a type, a row of tiles after another."""

@@ -13,7 +13,7 @@ from seg import files
 from seg.data.ome_zarr import ZarrImages
 from seg.inference.band_writer import BandWriter
 
-CHUNK_PX = 1024  # px, side of the chunks
+CHUNK_PX = 512  # px, side of the chunks
 NGFF_VERSIONS = {2: "0.4", 3: "0.5"}  # of Zarr's format -> of OME-Zarr
 AXIS_TYPES = {"t": "time", "c": "channel", "z": "space", "y": "space", "x": "space"}
 

@@ -1,6 +1,8 @@
 """Rows of a TIFF of any layout against tifffile's own array; results that grow on disk and become a TIFF."""
 
 import resource
+import subprocess
+import sys
 import tempfile
 import tracemalloc
 from pathlib import Path
@@ -320,6 +322,30 @@ def test_a_finished_file_is_tiled_compressed_and_says_its_axes(tmp_path):
         assert len(tiff.pages) == 6 and tiff.series[0].axes == "ZCYX"
         assert page.is_tiled and page.tile == (256, 256) and page.compression.name.endswith("DEFLATE")  # fmt: skip
     assert (tmp_path / "x.tif").stat().st_size < array.size / 20
+
+
+PEAKS = """
+import resource, sys
+from pathlib import Path
+import numpy as np, zlib, imagecodecs
+from seg.inference.band_writer import BandWriter
+side, folder = 5000, Path(sys.argv[1])
+grown = BandWriter(folder / "rows", side, side, np.dtype(np.int32))
+for top in range(0, side, 250):
+    grown.add(np.full((250, side), top, np.int32))
+for name in ("plain", "pyramid"):
+    finish = grown.finish if name == "plain" else grown.finish_pyramid
+    finish(folder / f"{name}.tif", {})
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss has another unit")
+def test_a_pyramid_is_written_within_the_memory_of_a_plain_file(tmp_path):
+    words = [sys.executable, "-c", PEAKS, str(tmp_path)]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    plain, pyramid = map(int, done.stdout.split())
+    assert pyramid - plain < 20 * 2**10  # KiB; the array has 100 MB
 
 
 def test_a_failed_finish_leaves_no_half_file_and_can_be_done_again(tmp_path, monkeypatch):
