@@ -1261,23 +1261,25 @@ def test_the_masks_of_pyramids_and_large_images_are_pyramids(run, tmp_path, monk
             tiff.write(image, metadata=None, extratags=extra, **tiled)
             tiff.write(image[::2, ::2], metadata=None, subfiletype=1, **tiled)
     tifffile.imwrite(scans / "plain.tif", image, **tiled)
+    predicted(run, scans, tmp_path / "auto", "save=[masks,instances]", "tile=640")
+    for option in ("true", "false"):
+        words = ("save=[masks]", f"pyramid={option}", "tile=640")
+        predicted(run, scans / "geo.tif", tmp_path / option, *words)
     levels = {}
-    for option in ("auto", "true", "false"):
-        out = tmp_path / option
-        predicted(run, scans, out, "save=[masks,instances]", f"pyramid={option}")
-        levels[option] = {}
-        for name in ("ome", "slide", "geo", "plain"):
-            for kind in ("masks", "instances"):
-                first, *others = levels_of(out / kind / f"{name}.tif")
-                for number, one in enumerate(others, 1):
-                    np.testing.assert_array_equal(one, first[:: 2**number, :: 2**number])
-                np.testing.assert_array_equal(first, tifffile.imread(tmp_path / "auto" / kind / "plain.tif"))  # fmt: skip
-            levels[option][name] = len(others)
-    assert levels["auto"] == {"ome": 2, "slide": 2, "geo": 0, "plain": 0}
-    assert set(levels["true"].values()) == {2} and set(levels["false"].values()) == {0}
+    for file in sorted(tmp_path.glob("*/*/*.tif")):
+        first, *others = levels_of(file)
+        for number, one in enumerate(others, 1):
+            np.testing.assert_array_equal(one, first[:: 2**number, :: 2**number])
+        plain = tifffile.imread(tmp_path / "auto" / file.parent.name / "plain.tif")
+        np.testing.assert_array_equal(first, plain)
+        levels[file.relative_to(tmp_path).as_posix()] = len(others)
+    kinds = {"ome": 2, "slide": 2, "geo": 0, "plain": 0}
+    assert levels == {"true/masks/geo.tif": 2, "false/masks/geo.tif": 0} | {
+        f"auto/{kind}/{name}.tif": n for kind in ("masks", "instances") for name, n in kinds.items()
+    }
     assert read_spacing(tmp_path / "auto/masks/ome.tif") == (0.25, 0.5)
     monkeypatch.setattr(outputs, "PYRAMID_SIDE", 599)
-    predicted(run, scans / "plain.tif", tmp_path / "large", "save=[masks]")
+    predicted(run, scans / "plain.tif", tmp_path / "large", "save=[masks]", "tile=640")
     assert len(levels_of(tmp_path / "large/masks/plain.tif")) == 3
 
 
