@@ -51,7 +51,7 @@ class HardwareError(ValueError):
 USER_ERRORS = (UserError, DataError, RunError, HardwareError)
 PACKAGE_EXTRAS = {"segmentation_models_pytorch": "smp", "pycocotools": "coco", "onnx": "export",
           "onnxruntime": "export", "trackio": "trackio", "tensorboard": "tensorboard",
-          "mlflow": "mlflow", "roifile": "rois", "pydicom": "dicom", "nibabel": "nifti"}  # package -> its extra  # fmt: skip
+          "mlflow": "mlflow", "roifile": "rois", "pydicom": "dicom", "nibabel": "nifti", "zarr": "zarr"}  # package -> its extra  # fmt: skip
 
 
 def missing_extra_hint(target: Any) -> str | None:

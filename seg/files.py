@@ -163,15 +163,22 @@ def atomic_write(file: Path, below: Path, folder: Path | None = None) -> Generat
 
 
 @contextmanager
-def atomic_folder(folder: Path, below: Path) -> Generator[Path]:
-    """Yield a new folder next to ``folder``, which replaces it with its content at the end.
+def atomic_folder(folder: Path, below: Path, place: Path | None = None) -> Generator[Path]:
+    """Yield a new folder, which replaces ``folder`` with its content at the end.
+
+    Args:
+        folder: folder to make or replace; its parent exists.
+        below: folder that the user named.
+        place: existing folder of the new folder, on the disk of ``folder``; None: the parent of ``folder``.
 
     Raises:
         UnsafePath: if ``folder``, or one between it and ``below``, is a link.
         OSError: if it cannot be made.
     """
+    place = folder.parent if place is None else place
     check_links(folder, below)
-    aside = make_new_folder(folder.with_name(unfinished_name()))
+    check_links(place, below)
+    aside = make_new_folder(place / unfinished_name())
     try:
         yield aside
         if folder.exists():

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tifffile
 from annotation_files import brush_rle, closed, png_text
-from format_files import dicom, nifti
+from format_files import dicom, nifti, ome_zarr
 from PIL import Image
 from scipy import ndimage
 
@@ -243,6 +243,15 @@ def build_nifti(folder: Path, images: Arrays, masks: Arrays) -> list[str]:
     return ["data=folder"]
 
 
+def build_ome_zarr(folder: Path, images: Arrays, masks: Arrays) -> list[str]:
+    def save(file: Path, pixels: np.ndarray, version: int) -> None:
+        ome_zarr(file, pixels[None], "cyx", version, (1, 2), chunks=(1, 16, 20))
+
+    write_arrays(folder / "images", images, ".ome.zarr", partial(save, version=2))
+    write_arrays(folder / "masks", masks, ".zarr", partial(save, version=3))
+    return ["data=folder"]
+
+
 def build_suffix(folder: Path, images: Arrays, masks: Arrays) -> list[str]:
     write_pictures(folder, images)
     write_pictures(folder, {f"{name}_mask": mask for name, mask in masks.items()})
@@ -275,6 +284,7 @@ FORMATS = {
     "NPY, NPZ": Format(build_npy),
     "DICOM": Format(build_dicom, "pydicom"),
     "NIfTI": Format(build_nifti, "nibabel"),
+    "OME-Zarr": Format(build_ome_zarr, "zarr"),
     "a suffix in one folder": Format(build_suffix),
     "nnU-Net": Format(build_nnunet),
     "a file for each object": Format(build_objects, classless=True),

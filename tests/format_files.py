@@ -1,11 +1,17 @@
-"""Writers of DICOM and NIfTI files."""
+"""Writers of DICOM, NIfTI and OME-Zarr files."""
 
+import shutil
 from pathlib import Path
 
 import nibabel
 import numpy as np
 import pydicom
+import pytest
+import zarr
 from pydicom.uid import ExplicitVRLittleEndian
+
+from seg.data.checked_store import CheckedStore
+from seg.data.ome_zarr import METADATA_FILES
 
 
 def dicom(file: Path, pixels: np.ndarray, kind: str = "MONOCHROME2", bits: int = 0, **tags) -> Path:
@@ -42,3 +48,47 @@ def nifti(
         data[112:120] = np.array([slope, inter], "<f4").tobytes()
         file.write_bytes(data)
     return file
+
+
+def record_chunks(patch: pytest.MonkeyPatch) -> list[str]:
+    """The keys of the chunks of OME-Zarr that are read from now on."""
+    keys: list[str] = []
+    get = CheckedStore.get
+
+    async def recorded(self, key, *words, **options):
+        if key.rpartition("/")[2] not in METADATA_FILES:
+            keys.append(key)
+        return await get(self, key, *words, **options)
+
+    patch.setattr(CheckedStore, "get", recorded)
+    return keys
+
+
+def ome_zarr(
+    place: Path | str, array: np.ndarray, axes: str = "yx", version: int = 2, steps: tuple[int, ...] = (1,),
+    scale: dict[str, float] | None = None, **options,
+) -> Path | str:  # fmt: skip
+    """An OME-Zarr of a version of Zarr's format, in a folder or at an address; ``options`` are those of its arrays."""
+    if isinstance(place, Path):
+        shutil.rmtree(place, ignore_errors=True)
+    group = zarr.create_group(place if isinstance(place, str) else str(place), zarr_format=version)
+    options = {"chunk_key_encoding": {"name": "v2", "separator": "/"}} | options if version == 2 else options  # fmt: skip
+    datasets = []
+    for level, step in enumerate(steps):
+        pixels = array[..., ::step, ::step]
+        one = group.create_array(str(level), shape=pixels.shape, dtype=pixels.dtype, **options)
+        one[...] = pixels
+        sides = [(scale or {}).get(name, 1.0) * (step if name in "yx" else 1) for name in axes]
+        transforms = [{"type": "scale", "scale": sides}]
+        datasets.append({"path": str(level), "coordinateTransformations": transforms})
+    kinds = {"t": {"type": "time"}, "c": {"type": "channel"}}
+    space = {"type": "space"} | ({"unit": "micrometer"} if scale else {})
+    image = {
+        "axes": [{"name": name} | kinds.get(name, space) for name in axes],
+        "datasets": datasets,
+    }
+    if version == 2:
+        group.attrs["multiscales"] = [{"version": "0.4"} | image]
+    else:
+        group.attrs["ome"] = {"version": "0.5", "multiscales": [image]}
+    return place

@@ -46,7 +46,7 @@ METHODS = {
     "touch", "truncate", "imwrite", "imsave", "TiffWriter", "savefig", "save", "savez", "savez_compressed", "savetxt",
     "write_html", "write_image", "FileLock",
     "SoftFileLock", "TemporaryDirectory", "TemporaryFile", "NamedTemporaryFile", "mkdtemp", "mkstemp", "tofile",
-    "open_memmap", "extractall", "urlretrieve", "copyfile", "copytree", "copy2", "copyfileobj",
+    "open_memmap", "create_group", "create_array", "extractall", "urlretrieve", "copyfile", "copytree", "copy2", "copyfileobj",
 }  # fmt: skip
 TABLES = {"csv", "json", "html", "pickle", "parquet", "excel"}
 CALLS = {"os.open", "os.replace", "os.link", "shutil.copy", "shutil.move", "torch.onnx.export"}
@@ -66,6 +66,8 @@ ALLOWED = {
     "inference/exported_network.py write_torch file.open": BY_CALLER,
     "inference/exported_network.py write_torch torch.export.save": "into that file",
     "inference/polygons.py as_labelme save": "into memory",
+    "inference/zarr_writer.py write_zarr group.create_array": "in the folder of files.atomic_folder",
+    "inference/zarr_writer.py write_zarr zarr.create_group": "in that folder",
     "inference/pruning.py plot_depths figure.savefig": BY_CALLER,
     "metrics/calibration.py draw_reliability figure.savefig": BY_CALLER,
     "runs/provenance.py write_provenance_files write_bytes": "that of seg.files",

@@ -14,7 +14,6 @@ PATH_OPTIONS = (  # dotted names of all options that hold a path, a list of path
     "outputs",
     "run",
     "runs",
-    "input",
     "init",
     "resume",
     "loader.cache",
@@ -27,7 +26,11 @@ PATH_OPTIONS = (  # dotted names of all options that hold a path, a list of path
     "data.lists",
     "logger.trackio.folder",
 )
-URL_OPTIONS = ("storage", "logger.mlflow.uri")  # a path, or the address of a database or a server
+URL_OPTIONS = (
+    "input",
+    "storage",
+    "logger.mlflow.uri",
+)  # a path, or an address: of a store, a database or a server
 SQLITE_PREFIX = "sqlite:///"  # followed by the path of a file
 VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)\})")
 

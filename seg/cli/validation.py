@@ -196,6 +196,7 @@ OPTION_RANGES = {  # dotted name of an option -> its range
     "overlap": any_range(word_range("auto"), int_range(0)),
     "batch": POSITIVE_INT,
     "probabilities": choice_range("float32", "uint16", "uint8"),
+    "pyramid": any_range(choice_range("auto"), OptionRange("true or false", lambda v: isinstance(v, bool))),
     "depth": any_range(POSITIVE_INT, NULL_RANGE),
     "rounds": POSITIVE_INT,
     "format": choice_range("onnx", "torch"),
@@ -244,7 +245,10 @@ OPTION_RANGES = {  # dotted name of an option -> its range
     "logger.trackio.folder": PATH_RANGE,
 }  # fmt: skip
 
-NULLABLE_WORDS = ("tile",)  # options that are words in the files, and that null may replace
+FURTHER_TYPES = {
+    "tile": type(None),
+    "pyramid": bool,
+}  # options that are words in the files -> what else they may be
 
 
 def file_value_hint(known: Any) -> str:
@@ -682,7 +686,7 @@ def quoting_hint(path: str, value: Any) -> str:
 
 def check_like(path: str, value: Any, known: Any) -> None:
     """Raise UserError if a value has another type than the file's own; null in the file allows any."""
-    if known is None or (value is None and path in NULLABLE_WORDS):
+    if known is None or isinstance(value, FURTHER_TYPES.get(path, ())):
         return
     number = isinstance(value, int | float) and not isinstance(value, bool)
     # A float accepts an integer and text accepts a number, as YAML reads them; bool is no number

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from glob import glob, has_magic
 from pathlib import Path
 
+from seg.data.ome_zarr import is_store
 from seg.data.stacks import STACK_SUFFIXES
 from seg.data.tiff_layout import TIFF_SUFFIXES
 from seg.errors import DataError
@@ -24,7 +25,7 @@ OTHER_FILES = {
 }  # suffixes of files that are no images  # fmt: skip
 BIO_FORMATS = "bfconvert IN{0} OUT.ome.tif"
 CONVERSIONS = {
-    **dict.fromkeys([".czi", ".nd2", ".lif", ".vsi", ".oib", ".oif", ".ims", ".lsm", ".scn", ".bif"], BIO_FORMATS),
+    **dict.fromkeys([".czi", ".nd2", ".lif", ".vsi", ".oib", ".oif", ".ims", ".scn", ".bif"], BIO_FORMATS),
     **dict.fromkeys([".mrxs", ".vms"], "vips tiffsave IN{0} OUT.tif --tile --pyramid --compression jpeg --bigtiff"),
     **dict.fromkeys([".heic", ".heif"], "heif-convert IN{0} OUT.png"),
     ".jxl": "djxl IN{0} OUT.png",
@@ -55,6 +56,11 @@ def is_image_file(file: Path) -> bool:
     return image_suffix(file) in IMAGE_SUFFIXES and not file.name.startswith(".")
 
 
+def is_single_image(path: Path) -> bool:
+    """Return True if a path is a file, or a folder that is one image: an OME-Zarr."""
+    return path.is_file() or (is_store(path) and path.is_dir())
+
+
 def scan_folder(folder: Path) -> tuple[list[Path], list[Path]]:
     """Return the image files of a folder, sorted by name, and the files that are passed over.
 
@@ -69,7 +75,7 @@ def scan_folder(folder: Path) -> tuple[list[Path], list[Path]]:
         raise DataError(f"{folder}: no such folder{beside}")
     names = sorted(os.listdir(folder))  # strings sort much faster than paths
     folders = {entry.name for entry in os.scandir(folder) if entry.is_dir()}
-    return divide_names(folder, [name for name in names if name not in folders])
+    return divide_names(folder, [n for n in names if n not in folders or is_store(folder / n)])
 
 
 def divide_names(folder: Path, names: Sequence[str]) -> tuple[list[Path], list[Path]]:
@@ -120,8 +126,9 @@ def walk_images(folder: Path, without: Path | None = None) -> list[Path]:
 
 
 def log_passed_over(folder: Path, without: Path | None = None) -> None:
-    """Warn of the files of a folder and its subfolders that are not read, in one line; a single file has none."""
-    for line in describe_passed_over(divide_tree(folder, without)[1]) if folder.is_dir() else ():
+    """Warn of the files of a folder and its subfolders that are not read, in one line; a single image has none."""
+    several = folder.is_dir() and not is_store(folder)
+    for line in describe_passed_over(divide_tree(folder, without)[1]) if several else ():
         log.warning(line)
 
 
@@ -131,6 +138,8 @@ def divide_tree(folder: Path, without: Path | None) -> tuple[list[Path], list[Pa
     others: list[Path] = []
     for place, below, names in os.walk(folder):
         below[:] = [name for name in below if not name.startswith(".")]
+        names += [name for name in below if is_store(Path(name))]
+        below[:] = [name for name in below if not is_store(Path(name))]
         if without is not None:
             below[:] = [
                 name for name in below if Path(place, name).absolute() != without.absolute()
@@ -183,7 +192,8 @@ def find_images(root: Path, pattern: str) -> list[tuple[tuple[str, ...], Path]]:
     found = []
     for path in glob(pattern, root_dir=root, recursive=True):
         file = root / path
-        if not is_image_file(file) or file.is_dir():
+        inside = any(is_store(parent) for parent in Path(path).parents)
+        if inside or not is_image_file(file) or (file.is_dir() and not is_store(file)):
             continue
         stem = Path(path).with_name(image_stem(file)).as_posix()
         match = next((m for regex in regexes if (m := regex.fullmatch(stem))), None)
@@ -217,8 +227,9 @@ def describe_folder(folder: Path) -> str:
     """Return the content of a folder, such as "holds 30 *.jpg, 30 *_mask.png and the folder old"."""
     entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     entries = [entry for entry in entries if not entry.name.startswith(".")]
-    folders = [entry.name for entry in entries if entry.is_dir()]
-    files = [entry.name for entry in entries if not entry.is_dir()]
+    stores = {entry.name for entry in entries if is_store(Path(entry.name))}
+    folders = [entry.name for entry in entries if entry.is_dir() and entry.name not in stores]
+    files = [entry.name for entry in entries if not entry.is_dir() or entry.name in stores]
     # Files by ending: that of several files, _mask.png, else the suffix; a file that is alone by its name
     endings = [re.sub(r"^.*?((?:[_-][A-Za-z]\w*)?(?:\.\w+)*)$", r"\1", name) for name in files]
     shared = Counter(endings)

@@ -15,6 +15,7 @@ from PIL import Image, PngImagePlugin
 
 from seg.data.image_files import image_suffix
 from seg.data.nodata import check_sentinels, declare_nodata, find_values, unify_integers
+from seg.data.ome_zarr import is_store
 from seg.data.stacks import STACK_SUFFIXES, open_stack, read_stack
 from seg.data.tiff import (
     apply_orientation,
@@ -74,7 +75,7 @@ def read_pages(
         DataError: if the file is missing, damaged or truncated, or is no TIFF and holds several images.
     """
     # TIFFs by tifffile, which reads all their types; pictures by Pillow
-    if not file.is_file():
+    if not is_store(file) and not file.is_file():
         raise DataError(file=file, found="no such file", kind="unreadable")
     with decoder_errors(file):
         if file.suffix.lower() in TIFF_SUFFIXES:

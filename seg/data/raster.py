@@ -1,7 +1,7 @@
 """Image reader for files larger than memory: any band of rows is read on its own.
 
 A page of a TIFF that is stored without compression is memory-mapped; of any other, only the strips or tiles that
-hold the rows are decoded. Other formats are read whole.
+hold the rows are decoded, and of an OME-Zarr the chunks. Other formats are read whole.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,6 +12,7 @@ import numpy as np
 import tifffile
 
 from seg.data.image_io import as_image, decoder_errors, log_axes, read_axes, read_image
+from seg.data.ome_zarr import ZarrImages, is_store
 from seg.data.tiff import (
     JPEG_COMPRESSIONS,
     check_channels,
@@ -51,6 +52,7 @@ class ImageReader:
         page: index of the image, from 0.
         pages: use of several pages; see ``seg.data.image_io.read_pages``.
         tiff: the file, if it is already open, so that many pages share one file handle.
+        stack: the open OME-Zarr, likewise.
         nodata: values that mean no data; see ``seg.data.image_io.as_image``.
 
     Attributes:
@@ -69,10 +71,18 @@ class ImageReader:
         pages: PagesOption | None = None,
         tiff: tifffile.TiffFile | None = None,
         nodata: Sequence[float] = (),
+        stack: ZarrImages | None = None,
     ) -> None:
         self.file, self.page, self.nodata = file, page, nodata
         self.whole: np.ndarray | None = None
-        self.tiff, self.axes = tiff, ""
+        self.tiff, self.stack, self.axes = tiff, stack, ""
+        if is_store(file):
+            with decoder_errors(file):
+                self.stack = self.stack or ZarrImages(file, pages)
+                self.length, self.axes = self.stack.length, self.stack.axes
+                empty = self.finish_rows(self.stack.empty_row(), file)
+                self.shape, self.stored = (self.stack.height, *empty.shape[1:]), empty.dtype
+            return
         if file.suffix.lower() not in TIFF_SUFFIXES:
             self.length, self.axes = read_axes(file, pages)
             self.whole = read_image(file, page if self.length > 1 else None, pages, nodata)
@@ -139,6 +149,9 @@ class ImageReader:
         """Return rows of the page as an image; with ``stop`` None the whole page, decoded at once."""
         name = f"{self.file}, page {self.page}" if self.pages > 1 else self.file
         with decoder_errors(self.file):
+            if self.stack is not None:
+                bottom = self.stack.height if stop is None else stop
+                return self.finish_rows(self.stack.rows(self.page, start, bottom), name)
             channels = [self.read_page_rows(n, start, stop) for n in range(len(self.numbers))]
             pixels = stack_channels(channels, self.file)
         return self.finish_rows(pixels, name)
@@ -208,7 +221,7 @@ class MaskReader(ImageReader):
     """Mask of class values or colours, of which rows are read on demand.
 
     Args:
-        file: a TIFF.
+        file: a TIFF or an OME-Zarr.
         page: index of the page, from 0.
         colours: convert the indices of a colour map to its colours.
     """
@@ -239,7 +252,7 @@ def open_pages(
     if pages is None:
         log_axes(file, first.axes)
     others = range(1, first.pages)
-    return [first, *(ImageReader(file, n, pages, first.tiff, nodata) for n in others)]
+    return [first, *(ImageReader(file, n, pages, first.tiff, nodata, first.stack) for n in others)]
 
 
 def decode_rows(page: Any, start: int, stop: int) -> np.ndarray:

@@ -75,8 +75,8 @@ def pixel_spacing(option: list[float] | None, files: Iterable[Path]) -> tuple[fl
 def read_spacing(file: Path) -> tuple[float, float] | None:
     """Return the height and width of a pixel in um that the metadata of a file give; None without them.
 
-    PixelSpacing of DICOM, the zooms of NIfTI, and of a TIFF OME's PhysicalSize, Aperio's MPP, ImageJ's unit of
-    length or a resolution per centimetre are used. A resolution per inch is that of a print, which programs write
+    PixelSpacing of DICOM, the zooms of NIfTI, and of a TIFF OME's PhysicalSize, Aperio's MPP, LSM's VoxelSize, ImageJ's unit
+    of length or a resolution per centimetre are used. A resolution per inch is that of a print, which programs write
     by default (72), and is not.
     """
     suffix = image_suffix(file)
@@ -108,6 +108,9 @@ def tiff_spacing(tiff: tifffile.TiffFile) -> tuple[float, float] | None:
             name, _, value = word.partition("=")
             if name.strip() == "MPP" and float(value) > 0:
                 return float(value), float(value)
+    if page.is_lsm and (info := tiff.lsm_metadata) is not None:
+        sides = 1e6 * float(info["VoxelSizeY"]), 1e6 * float(info["VoxelSizeX"])  # of metres
+        return sides if min(sides) > 0 and math.isfinite(sum(sides)) else None
     # Resolution tags: pixels per unit, as fractions
     unit = unit_in_um(page, tiff.imagej_metadata)
     per_unit = [page.tags.valueof(tag) for tag in (Y_RESOLUTION, X_RESOLUTION)]

@@ -1,4 +1,4 @@
-"""Arrays and medical images: NPY and NPZ, DICOM and NIfTI, as one image or a stack of slices."""
+"""Arrays, medical images and OME-Zarr: NPY and NPZ, DICOM and NIfTI, as one image or a stack of slices."""
 
 import os
 import zipfile
@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from seg.data.ome_zarr import ZARR_SUFFIXES, ZarrImages
 from seg.data.tiff import check_channels, warn_once
 from seg.data.tiff_layout import PagesOption
 from seg.errors import DataError, missing_extra_hint
@@ -16,11 +17,12 @@ from seg.errors import DataError, missing_extra_hint
 ARRAY_SUFFIXES = {".npy", ".npz"}
 DICOM_SUFFIXES = {".dcm", ".dicom"}
 NIFTI_SUFFIXES = {".nii", ".nii.gz"}
-STACK_SUFFIXES = ARRAY_SUFFIXES | DICOM_SUFFIXES | NIFTI_SUFFIXES
+STACK_SUFFIXES = ARRAY_SUFFIXES | DICOM_SUFFIXES | NIFTI_SUFFIXES | ZARR_SUFFIXES
 
 MAX_CHANNELS = (
     16  # an axis of an array that is longer is no axis of channels, unless an option says so
 )
+READ_ROWS = 1024  # rows of an OME-Zarr that are read together
 DEFLATE_RATIO = 1032  # bytes that one byte of a deflate stream can stand for, at most
 BOMB_BYTES, BOMB_RATIO = 2**30, 500  # an array this large that is packed this densely is refused
 SLIDE_STORAGE = (
@@ -38,19 +40,21 @@ class Stack(NamedTuple):
         read: function of an index that returns the image (H, W) or (H, W, C).
         axes: text of the axes for messages; empty for one image.
         spacing: height and width of a pixel, um; None if the file gives none.
+        by_rows: the images, if their rows can be read alone.
     """
 
     length: int
     read: Callable[[int], np.ndarray]
     axes: str = ""
     spacing: tuple[float, float] | None = None
+    by_rows: ZarrImages | None = None
 
 
 def open_stack(file: Path, colours: bool | None = None, pages: PagesOption | None = None) -> Stack:
     """Return the images of an array, a DICOM or a NIfTI file.
 
     Args:
-        file: one with a suffix of ``STACK_SUFFIXES``.
+        file: one with a suffix of ``STACK_SUFFIXES``; of an OME-Zarr its folder or address.
         colours: convert indices of a palette to its colours; None: as in an image, not a mask.
         pages: ``channels``: all slices are the channels of one image; ``slices``: the first axis of an array are
             slices; None: as the file says.
@@ -60,6 +64,8 @@ def open_stack(file: Path, colours: bool | None = None, pages: PagesOption | Non
         ValueError: if the file is damaged.
     """
     suffix = file.suffix.lower()
+    if suffix in ZARR_SUFFIXES:
+        return open_zarr(file, pages)
     if suffix in ARRAY_SUFFIXES:
         return open_array(file, "mask" if colours is not None else "image", pages)
     stack = open_dicom(file, colours) if suffix in DICOM_SUFFIXES else open_nifti(file)
@@ -239,6 +245,39 @@ def check_unpacked_size(size: int, packed: int) -> None:
         raise ValueError(f"truncated: {size} bytes can't be packed into {packed}")
     if size > BOMB_BYTES and size > BOMB_RATIO * packed:
         raise ValueError(f"{packed} bytes unpack to {size}; save the array without compression")
+
+
+# OME-Zarr
+
+
+def open_zarr(file: Path, pages: PagesOption | None) -> Stack:
+    """Return the images of an OME-Zarr; see ``ZarrImages``."""
+    images = ZarrImages(file, pages)
+
+    def read(number: int) -> np.ndarray:
+        return read_zarr_image(images, number)
+
+    return Stack(images.length, read, images.axes, images.metadata.spacing, images)
+
+
+def read_zarr_image(images: ZarrImages, number: int) -> np.ndarray:
+    """Return an image of an OME-Zarr as a whole.
+
+    Raises:
+        ValueError: if it takes far more memory than its chunks: absent ones, for instance, cost nothing.
+    """
+    fetched, height, row = images.store.fetched, images.height, images.empty_row()
+    image = np.empty((height, *row.shape[1:]), row.dtype)
+    step = max(1, READ_ROWS // images.chunk_rows) * images.chunk_rows
+    for start in range(0, height, step):
+        stop = min(start + step, height)
+        image[start:stop] = images.rows(number, start, stop)
+        size, packed = image[:stop].nbytes, images.store.fetched - fetched
+        if size > BOMB_BYTES and size > BOMB_RATIO * packed:
+            raise ValueError(
+                f"{packed} bytes unpack to {size} and more; cut out the part with values"
+            )
+    return image
 
 
 # NIfTI

@@ -1,6 +1,6 @@
 """Layout of a TIFF: which of its pages are images, and which of these are the channels or slices of one.
 
-The axes of ImageJ and OME are read from the file. Overviews, transparency masks, the levels of a pyramid but the
+The axes of ImageJ, OME, Zeiss LSM and Akoya's QPTIFF are read from the file. Overviews, transparency masks, the levels of a pyramid but the
 largest, and the thumbnail, label and macro of a slide are no images.
 """
 
@@ -9,6 +9,7 @@ import math
 import os
 import struct
 from itertools import pairwise
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -17,9 +18,10 @@ import tifffile
 log = logging.getLogger("seg")
 
 PagesOption = Literal["slices", "channels"]
-TIFF_SUFFIXES = {".tif", ".tiff", ".svs", ".ndpi"}
+TIFF_SUFFIXES = {".tif", ".tiff", ".btf", ".tf2", ".tf8", ".svs", ".ndpi", ".qptiff", ".lsm"}
 REDUCED_OR_MASK = 1 | 4  # bits of the tag NewSubfileType: an overview, a transparency mask
 TRANSPARENCY_MASK = 4  # value of the tag PhotometricInterpretation
+MAX_LEVELS = 64  # pages of a TIFF among which reduced levels are looked for
 SLIDE_EXTRAS = ("label", "macro", "thumbnail", "overview", "map")  # names of series
 
 
@@ -59,14 +61,18 @@ def find_layout(tiff: tifffile.TiffFile) -> TiffLayout:
         pages = list(range(tiff.series[0].size // first.size))
     elif tiff.is_svs or tiff.is_ndpi:
         return TiffLayout(slide_pages(tiff))
+    elif tiff.is_qpi:
+        pages = slide_pages(tiff)  # one for each channel
+        axes = f"axes CYX: one image of {len(pages)} channels"
+        return TiffLayout(pages, [pages], axes) if len(pages) > 1 else TiffLayout(pages)
     else:
         pages = image_pages(tiff)
-    if len(pages) == 1 or not (first.is_imagej or first.is_ome):
+    if len(pages) == 1 or not (first.is_imagej or first.is_ome or first.is_lsm):
         return TiffLayout(pages)
-    # Axes of ImageJ or OME; pages of other files that an OME set names are not looked for
+    # Axes of ImageJ, OME or LSM; pages of other files that an OME set names are not looked for
     try:
         with tifffile.TiffFile(tiff.filehandle.path, _multifile=False) as own:
-            named = [s for s in own.series if s.kind in ("imagej", "ome")]
+            named = [s for s in own.series if s.kind in ("imagej", "ome", "lsm")]
             kept = [s for s in named if not is_slide_extra(s)] or named
             groups = [group_by_axes(series, pages) for series in kept]
             left_out = {index for s in named if s not in kept for index in page_indices(s)}
@@ -94,6 +100,8 @@ def series_axes(series: tifffile.TiffPageSeries) -> dict[str, int]:
     lengths = zip(series.get_axes(False), series.get_shape(False), strict=True)
     axes = {axis: length for axis, length in lengths if axis not in "YXS"}
     if series.keyframe.samplesperpixel > 1 and "C" in axes:  # colours are channels already
+        if series.kind == "lsm":  # its channels are the samples of a page
+            return {axis: length for axis, length in axes.items() if axis != "C"}
         axes = {("c" if axis == "C" else axis): length for axis, length in axes.items()}
     return axes
 
@@ -124,13 +132,25 @@ def describe_axes(series: tifffile.TiffPageSeries) -> str:
 
 
 def slide_pages(tiff: tifffile.TiffFile) -> list[int]:
-    """Return the pages of the largest level of an Aperio or Hamamatsu slide: one, or one for each focal plane."""
+    """Return the pages of the largest level of a slide: one, or one for each focal plane or channel."""
     levels = [series for series in tiff.series if not is_slide_extra(series)] or tiff.series
     return page_indices(max(levels, key=lambda series: math.prod(series.shape)))
 
 
+def has_pyramid(file: Path) -> bool:
+    """Return True if a file is a TIFF that holds its image in several sizes."""
+    if file.suffix.lower() not in TIFF_SUFFIXES or not file.is_file():
+        return False
+    with tifffile.TiffFile(file, _multifile=False) as tiff:
+        pages = [page.aspage() for page in tiff.pages[:MAX_LEVELS]]
+        first, *others = pages
+        return tiff.is_ndpi or bool(first.subifds) or any(is_level(page, first) for page in others)
+
+
 def is_slide_extra(series: tifffile.TiffPageSeries) -> bool:
-    """Return True if a series is a slide's thumbnail, label or macro, by its name."""
+    """Return True if a series is a slide's thumbnail, label or macro, by its name, or the thumbnails of an LSM."""
+    if series.kind == "lsm" and series.keyframe.is_reduced:
+        return True
     return (series.name or "").lower().removesuffix(" image") in SLIDE_EXTRAS
 
 

@@ -75,7 +75,7 @@ def predict_files(cfg: DictConfig) -> list[Path]:
     )  # fmt: skip
     request = OutputOptions(
         run, list(cfg.save), predictor.threshold, cfg.probabilities,
-        choose_object_options(cfg.objects, run), cfg.spacing and list(cfg.spacing),
+        choose_object_options(cfg.objects, run), cfg.spacing and list(cfg.spacing), cfg.pyramid,
     )  # fmt: skip
     check_kinds_of_run(request)
     if not any(separates_objects(kind, run) for kind in cfg.save):

@@ -21,8 +21,9 @@ from PIL import Image
 
 from seg import files
 from seg.data.image_io import write_mask
+from seg.data.ome_zarr import ZarrImages, is_store
 from seg.data.spacing import pixel_spacing
-from seg.data.tiff_layout import TIFF_SUFFIXES
+from seg.data.tiff_layout import TIFF_SUFFIXES, has_pyramid
 from seg.display import panels
 from seg.errors import DataError, UserError, missing_extra_hint
 from seg.inference import polygons
@@ -39,6 +40,8 @@ from seg.metrics.object_measurements import CONTEXT_PX, ObjectMeasurements, conv
 from seg.runs import records
 from seg.runs.load import LoadedRun
 
+PyramidOption = bool | Literal["auto"]
+PYRAMID_SIDE = 8192  # px of the longer side above which pyramid=auto writes reduced levels
 ProbabilityType = Literal["float32", "uint16", "uint8"]
 PROBABILITY_TYPES = {"float32": np.float32, "uint16": np.uint16, "uint8": np.uint8}
 COCO_FILE, COCO_PART = "instances.json", ".part.json"
@@ -58,6 +61,7 @@ class OutputOptions(NamedTuple):
         depth: type of probabilities and uncertainty; integers map 0..1 to their range.
         objects: ``split_neck_px``, ``min_size`` and ``border`` of seg.metrics.instances.segment_objects.
         spacing: height and width of a pixel, um; None: that of each file's metadata.
+        pyramid: whether masks and labels of objects have reduced levels; ``auto``: see ``has_levels``.
     """
 
     run: LoadedRun
@@ -66,6 +70,7 @@ class OutputOptions(NamedTuple):
     depth: ProbabilityType
     objects: dict[str, Any]
     spacing: list[float] | None = None
+    pyramid: PyramidOption = False
 
 
 class OutputTarget(NamedTuple):
@@ -188,12 +193,76 @@ def finish_as_tiff(grown: BandWriter, file: Path) -> Callable[[dict[str, Any]], 
     return finish
 
 
+def finish_as_levels(
+    grown: BandWriter, kind: str, request: OutputOptions, place: OutputTarget
+) -> Callable[[dict[str, Any]], list[Path]]:
+    """Return the function that finishes rows of class indices; see ``write_labels``."""
+
+    def finish(tags: dict[str, Any]) -> list[Path]:
+        return [write_labels(grown, kind, tags, request, place, colors=request.run.colors)]
+
+    return finish
+
+
+def write_labels(
+    grown: BandWriter, kind: str, tags: dict[str, Any], request: OutputOptions, place: OutputTarget,
+    dtype: Any = None, colors: Sequence[tuple[int, int, int]] = (),
+) -> Path:  # fmt: skip
+    """Write class indices or labels as OME-Zarr for an image that is one, else as TIFF, and return its path.
+
+    Args:
+        grown: the rows.
+        kind: of the result.
+        tags: that a TIFF keeps of the image.
+        request: options.
+        place: the image.
+        dtype: type of the values; None: that of the rows.
+        colors: of the classes; empty: labels have none.
+    """
+    levels = has_levels(request.pyramid, place, tags)
+    if is_store(place.file):
+        from seg.inference.zarr_writer import write_zarr  # needs an extra, which has read the image
+
+        folder = place.output / kind / f"{place.name}.ome.zarr"
+        images = ZarrImages(place.file, request.run.config.get("data", {}).get("pages"))
+        write_zarr(grown, folder, images, levels, dtype, () if request.run.overlapping else colors)
+        return folder
+    file = place.output / kind / f"{place.name}.tif"
+    if levels:
+        grown.finish_pyramid(file, tags, dtype, pixel_spacing(request.spacing, [place.file]))
+    else:
+        grown.finish(file, tags, dtype)
+    return file
+
+
+def has_levels(option: PyramidOption, place: OutputTarget, tags: dict[str, Any]) -> bool:
+    """Return True if a result is to be a pyramid.
+
+    With ``auto``, if the image is one or a side exceeds ``PYRAMID_SIDE``, unless it is georeferenced: GDAL knows no
+    levels in SubIFDs. An image 1 px wide has no levels.
+
+    Args:
+        option: the option ``pyramid``.
+        place: the image.
+        tags: that the result keeps of the image.
+    """
+    if option != "auto":
+        return option and place.width > 1
+    if is_store(place.file):
+        found = ZarrImages(place.file).metadata.levels > 1
+    else:
+        found = has_pyramid(place.file)
+    large = found or max(place.height, place.width) > PYRAMID_SIDE
+    return large and place.width > 1 and not tags.get("extratags")
+
+
 def build_masks(request: OutputOptions, place: OutputTarget, kind: str) -> GrowingResult:
-    """Class indices, as TIFF for a TIFF or a stack, else PNG; for overlapping classes a TIFF with a page for each."""
+    """Class indices, as OME-Zarr for one, TIFF for a TIFF or a stack, else PNG; overlapping classes have a page each."""
     run, stem = request.run, place.name
     grown = build_writer(place, kind, np.uint8, len(run.classes) if run.overlapping else 0)
-    if run.overlapping or place.pages > 1 or place.file.suffix.lower() in TIFF_SUFFIXES:
-        finish = finish_as_tiff(grown, place.output / kind / f"{stem}.tif")
+    tiled = place.file.suffix.lower() in TIFF_SUFFIXES or is_store(place.file)
+    if run.overlapping or place.pages > 1 or tiled:
+        finish = finish_as_levels(grown, kind, request, place)
     else:
 
         def finish(tags: dict[str, Any]) -> list[Path]:
@@ -293,10 +362,10 @@ def build_instances(request: OutputOptions, place: OutputTarget, kind: str) -> G
         return rows
 
     def finish(tags: dict[str, Any]) -> list[Path]:
-        written = [place.output / kind / f"{place.name}{suffix}" for suffix in (".tif", ".csv")]
+        table = place.output / kind / f"{place.name}.csv"
         spacing = pixel_spacing(request.spacing, [place.file])
         counts = []
-        with files.open_text(written[1], grown.folder, grown.file.parent) as out:
+        with files.open_text(table, grown.folder, grown.file.parent) as out:
             for page in range(place.pages):
                 for writer in scratch:
                     writer.remove()
@@ -306,8 +375,8 @@ def build_instances(request: OutputOptions, place: OutputTarget, kind: str) -> G
                     columns |= convert_to_um(columns, spacing)
                 write_object_rows(out, page, columns)
         # The smallest of two integer types that holds all labels
-        labelled.finish(written[0], tags, np.uint16 if max(counts) < 2**16 else np.int32)
-        return written
+        dtype = np.uint16 if max(counts) < 2**16 else np.int32
+        return [write_labels(labelled, kind, tags, request, place, dtype), table]
 
     return GrowingResult(grown, made, finish, (labelled, *scratch))
 

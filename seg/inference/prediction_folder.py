@@ -21,6 +21,7 @@ from seg.data.image_files import (
     is_pattern,
     walk_images,
 )
+from seg.data.ome_zarr import RemotePath, image_path, is_store, store_state
 from seg.data.sections import find_section_files
 from seg.errors import DataError, UserError
 from seg.inference.outputs import RESULT_KINDS, choose_object_options, finish_results, quote_name
@@ -42,14 +43,16 @@ def list_inputs(given: str, output: Path) -> dict[Path, str]:
     """Return the image files of ``input`` with the name of their results: path without suffix, from the folder on.
 
     Args:
-        given: a file, a folder, whose subfolders are taken too, or a pattern.
+        given: a file, an OME-Zarr or its address, a folder, whose subfolders are taken too, or a pattern.
         output: folder of the results, which is no input.
 
     Raises:
         UserError: if it doesn't exist, isn't an image, or two images would have results of the same name.
         DataError: if the folder holds no image.
     """
-    path, below = Path(given), Path(given)
+    path, below = image_path(given), Path(given)
+    if isinstance(path, RemotePath):
+        return {path: image_stem(path)}
     if is_pattern(Path(), given):
         fixed = re.split(r"[*?\[]", given, maxsplit=1)[0]
         below = Path(fixed.rpartition("/")[0] or ("/" if fixed.startswith("/") else ""))
@@ -58,7 +61,7 @@ def list_inputs(given: str, output: Path) -> dict[Path, str]:
         if not images:
             there = f"{below} {describe_folder(below)}" if below.is_dir() else f"no folder {below}"
             raise UserError(f"input={given}: no image matches; {there}")
-    elif path.is_dir():
+    elif path.is_dir() and not is_store(path):
         images = walk_images(path, output)
     elif not path.exists():
         raise UserError(f"input={given}: no such file or folder")
@@ -112,8 +115,9 @@ def remove_partial_folder(output: Path) -> None:
         for file in rest:
             if file.suffix == LOCK_SUFFIX and not locks.enter_context(hold_lock(file, output)):
                 return
-        for file in rest:  # locks, and records that were not written completely
-            file.unlink()
+        files.remove_unfinished(partial)
+        for file in rest:  # locks
+            file.unlink(missing_ok=True)
         with suppress(OSError):  # another worker has begun
             partial.rmdir()
 
@@ -236,9 +240,11 @@ def check_result_names(images: dict[Path, str], record: dict[str, Any], output: 
 
 
 def read_file_stamp(file: Path) -> list[int]:
-    """Return size in bytes and time of change in ns; an empty list if the file doesn't exist."""
+    """Return size in bytes and time of change in ns; an empty list if the file doesn't exist or can't be read."""
     try:
+        if is_store(file):
+            return store_state(file)
         status = file.stat()
-    except OSError:
+    except (OSError, DataError):
         return []
     return [status.st_size, status.st_mtime_ns]

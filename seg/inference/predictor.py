@@ -11,6 +11,7 @@ import numpy as np
 
 from seg.data.image_io import as_image, read_image
 from seg.data.nodata import NodataOption, nodata_pixels, nodata_values
+from seg.data.ome_zarr import image_path
 from seg.data.sections import check_same_size, find_section_files
 from seg.data.tiff_layout import PagesOption
 from seg.data.value_types import ValueConversion, find_conversion, scan_bands
@@ -198,7 +199,8 @@ class Predictor:
         """
         # Read the image (H, W, C), or its sections, without data where the option, the run or the file says so
         if isinstance(image, str | Path):
-            sections, nodata = self.read_sections(Path(image)), self.nodata_values(Path(image))
+            file = image_path(image)
+            sections, nodata = self.read_sections(file), self.nodata_values(file)
         else:
             nodata = self.nodata_values(None)
             sections = self.split_sections(as_image(np.asarray(image), "the array", nodata))

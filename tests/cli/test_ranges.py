@@ -285,7 +285,7 @@ TAKEN = {  # those of VALUES that an option takes -> file or command -> such opt
         'optim=sgd': 'nesterov',
         'trainer=auto': 'channels_last compile sync_batchnorm deterministic',
         'train': 'restart loader.check weight_decay_of_all',
-        'predict': 'check_seams',
+        'predict': 'check_seams pyramid',
         'compare': 'page',
         'list': 'apply',
         'sync': 'send running',

@@ -13,15 +13,15 @@ import numpy as np
 import pydicom
 import pytest
 import tifffile
-from format_files import dicom, nifti
+from format_files import dicom, nifti, ome_zarr
 from PIL import Image
 from pydicom.uid import JPEGBaseline8Bit, JPEGLSLossless, RLELossless
 
 import seg.errors
 from seg.data import stacks
 from seg.data.datasets.folder import Folder
-from seg.data.image_files import scan_folder
-from seg.data.image_io import count_pages, read_image, read_pages
+from seg.data.image_files import image_stem, scan_folder
+from seg.data.image_io import count_pages, read_axes, read_image, read_pages
 from seg.data.raster import ImageReader, open_pages
 from seg.data.spacing import read_spacing
 from seg.errors import DataError
@@ -94,6 +94,40 @@ def slide(file: Path, aperio: bool = True, flag: bool = False) -> np.ndarray:
     return big
 
 
+def lsm(file: Path, stack: np.ndarray) -> Path:
+    """A file as Zeiss's LSM microscopes write it, of (Z, C, H, W): each slice is followed by its thumbnail."""
+    info = np.zeros(1, np.dtype(tifffile.TIFF.CZ_LSMINFO))
+    slices, channels, height, width = stack.shape
+    for name, value in {
+        "MagicNumber": 67127628, "StructureSize": info.itemsize, "DimensionX": width, "DimensionY": height,
+        "DimensionZ": slices, "DimensionChannels": channels, "DimensionTime": 1, "VoxelSizeX": 25e-8, "VoxelSizeY": 5e-7,
+    }.items():  # fmt: skip
+        info[name] = value
+    extra = [(34412, 1, info.nbytes, info.tobytes(), True)]
+    options = {"photometric": "rgb", "planarconfig": "separate", "metadata": None}
+    planes = options | {"photometric": "minisblack"}
+    planes |= {} if channels > 1 else {"planarconfig": None}
+    with tifffile.TiffWriter(file, byteorder="<") as tiff:
+        for number, one in enumerate(stack):
+            tiff.write(one, extratags=extra if number == 0 else [], **planes)
+            tiff.write(np.zeros((3, 4, 5), np.uint8), subfiletype=1, **options)
+    return file
+
+
+def qptiff(file: Path, channels: np.ndarray) -> Path:
+    """A pyramid as Akoya's scanners write it, of (C, H, W), with its thumbnail."""
+    options = {"software": "PerkinElmer-QPI", "metadata": None}
+    tiled = options | {"photometric": "minisblack", "tile": (16, 16), "compression": "lzw"}
+    size = {"resolution": (20_000, 20_000), "resolutionunit": "CENTIMETER"}
+    with tifffile.TiffWriter(file) as tiff:
+        for step in (1, 2, 4):
+            for one in channels:
+                tiff.write(one[::step, ::step], **tiled, **size)
+            if step == 1:
+                tiff.write(np.zeros((9, 7, 3), np.uint8), photometric="rgb", **options)
+    return file
+
+
 def as_ndpi(plain: Path, file: Path) -> Path:
     """Write a TIFF as Hamamatsu does: 8 bytes for each offset of a directory, whose tags' high halves follow."""
     data = bytearray(plain.read_bytes())
@@ -159,6 +193,12 @@ def axes_of_imagej_and_ome(folder: Path) -> None:
         file = written(folder / f"t{name}", VOLUME[:, 0, 0], metadata={"axes": "TYX"}, **options)
         check(file, *VOLUME[:, 0, 0])
         same(read_image(file, pages="channels"), np.moveaxis(VOLUME[:, 0, 0], 0, -1))
+    # Zeiss's LSM: channels are the planes of a page
+    for channels in (1, 3):
+        stack = RNG.integers(0, 256, (4, channels, 21, 13), np.uint8)
+        check(lsm(folder / "a.lsm", stack), *np.moveaxis(stack, 1, -1))
+        assert read_axes(folder / "a.lsm")[1].endswith(": 4 slices (Z)")
+        assert read_spacing(folder / "a.lsm") == (0.5, 0.25)
     # Another order of the planes, tiles, and levels of a pyramid in SubIFDs
     file = folder / "d.ome.tif"
     with tifffile.TiffWriter(file) as tiff:
@@ -184,6 +224,11 @@ def slides(folder: Path) -> None:
         ("d.tif", {"aperio": False, "flag": True}),
     ):
         check(folder / name, slide(folder / name, **options))
+    # Akoya: a page for each channel
+    channels = RNG.integers(0, 256, (3, 160, 96), np.uint8)
+    check(qptiff(folder / "a.qptiff", channels), np.moveaxis(channels, 0, -1))
+    assert read_spacing(folder / "a.qptiff") == (0.5, 0.5)
+    check(qptiff(folder / "b.qptiff", channels[:1]), channels[0])
     # Hamamatsu: levels and macro, by its own tags
     plain, big = folder / "plain.tif", slide(folder / "x.tif")
     with tifffile.TiffWriter(plain, byteorder="<") as tiff:
@@ -299,6 +344,24 @@ def nifti_files(folder: Path) -> None:
     assert read_image(folder / "a.nii", pages="channels").shape == (21, 13, 1)
     colours = np.ascontiguousarray(RGB8.swapaxes(0, 1)).view([(n, "u1") for n in "RGB"])[..., 0]
     check(nifti(folder / "c.nii", colours), RGB8)
+
+
+def ome_zarr_files(folder: Path) -> None:
+    slices = [np.moveaxis(VOLUME[t, z], 0, -1) for t in range(2) for z in range(3)]
+    for version in (2, 3):
+        file = folder / f"{version}.ome.zarr"
+        chunks = {"chunks": (1, 2, 2, 8, 8)}
+        check(ome_zarr(file, VOLUME, "tzcyx", version, (1, 2), {"y": 0.5, "x": 0.25}, **chunks), *slices)  # fmt: skip
+        assert read_spacing(file) == (0.5, 0.25)
+        assert read_axes(file)[1] == "axes TZCYX: 2 x 3 slices (T x Z) of 4 channels"
+        swapped = np.moveaxis(VOLUME, 2, 1)
+        check(ome_zarr(file, swapped, "tczyx", version, **chunks), *slices)
+        same(np.stack(read_pages(file, pages="slices")), swapped.reshape(-1, 21, 13))
+        same(read_image(file, pages="channels"), np.moveaxis(swapped.reshape(-1, 21, 13), 0, -1))
+        check(ome_zarr(file, VOLUME[0, 0], "cyx", version), slices[0])
+        for image in (GREY8, GREY16.astype(">u2"), GREY8.astype(np.float32)):
+            check(ome_zarr(file, image, "yx", version), image.astype(image.dtype.newbyteorder("=")))
+            check(ome_zarr(file, image[None, None], "tcyx", version), image.astype(image.dtype.newbyteorder("=")))  # fmt: skip
 
 
 def unread(folder: Path) -> None:
@@ -436,11 +499,12 @@ ROWS = {  # first cell of the row -> its check
     "JPEG 2000": jpeg2000,
     "AVIF": avif,
     "TIFF": tiff_types,
-    "TIFF of ImageJ or OME": axes_of_imagej_and_ome,
-    "slides, `.svs`, `.ndpi` and pyramids in `.tif`": slides,
+    "TIFF of ImageJ, OME or Zeiss (`.lsm`)": axes_of_imagej_and_ome,
+    "slides, `.svs`, `.ndpi`, `.qptiff` and pyramids in `.tif`": slides,
     "NPY, NPZ": arrays,
     "DICOM (`pip install 'seg[dicom]'`)": dicom_files,
     "NIfTI (`pip install 'seg[nifti]'`), `.nii` and `.nii.gz`": nifti_files,
+    "OME-Zarr (`pip install 'seg[zarr]'`), folders `.ome.zarr` and addresses": ome_zarr_files,
     "CZI, ND2, LIF and others": unread,
     "1 bit": bits,
     "2 and 4 bits, grey, PNG and TIFF": few_bits,
@@ -543,7 +607,8 @@ def test_a_dicom_that_is_no_picture_is_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "extra"), [("a.dcm", "dicom"), ("a.nii", "nifti"), ("a.nii.gz", "nifti")]
+    ("name", "extra"),
+    [("a.dcm", "dicom"), ("a.nii", "nifti"), ("a.nii.gz", "nifti"), ("a.zarr", "zarr")],
 )
 def test_a_missing_extra_is_named(tmp_path, monkeypatch, name, extra):
     (tmp_path / name).write_bytes(b"")
@@ -648,6 +713,16 @@ def test_a_slide_is_read_in_bands_from_its_largest_level_alone(tmp_path):
     same(reader.rows(20, 30), big[20:30])
     assert sorted(decoded) == list(range(6, 12))  # one row of tiles of 16 px
     reader.close()
+
+
+@pytest.mark.parametrize("suffix", [".tiff", ".btf", ".ome.btf", ".tf2", ".tf8", ".BTF", ".lsm", ".qptiff"])  # fmt: skip
+def test_a_tiff_of_another_suffix_is_read_as_one(tmp_path, suffix):
+    file = tmp_path / f"a{suffix}"
+    written(file, RGB8, bigtiff=True, photometric="rgb", tile=(16, 16), compression="zlib")
+    with tifffile.TiffFile(file) as tiff:
+        assert tiff.is_bigtiff
+    assert scan_folder(tmp_path) == ([file], []) and image_stem(file) == "a"
+    check(file, RGB8)
 
 
 def test_pages_of_falling_size_without_tiles_stay_pages(tmp_path):

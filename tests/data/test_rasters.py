@@ -1,6 +1,8 @@
 """Rows of a TIFF of any layout against tifffile's own array; results that grow on disk and become a TIFF."""
 
 import resource
+import subprocess
+import sys
 import tempfile
 import tracemalloc
 from pathlib import Path
@@ -14,6 +16,7 @@ from PIL import Image
 
 from seg.data.image_io import read_image
 from seg.data.raster import ImageReader, open_pages
+from seg.data.spacing import read_spacing
 from seg.errors import DataError
 from seg.inference import band_writer
 from seg.inference.band_writer import BandWriter
@@ -278,6 +281,36 @@ def test_what_grew_band_by_band_is_the_array(dtype, planes, pages, height, width
         np.testing.assert_array_equal(found.reshape(shape), array)
 
 
+@given(
+    st.sampled_from([np.uint8, np.uint16, np.int32]),
+    st.integers(0, 3), st.integers(1, 3), st.integers(1, 600), st.integers(2, 600),
+)  # fmt: skip
+@settings(max_examples=20, deadline=None)
+def test_levels_of_a_pyramid_are_every_second_pixel_of_the_one_above(dtype, planes, pages, height, width):  # fmt: skip
+    shape = (pages, planes, height, width) if planes else (pages, height, width)
+    array = made(shape, dtype)
+    with tempfile.TemporaryDirectory() as name:
+        file = Path(name) / "x.tif"
+        growing = grown(Path(name), array, pages, planes)
+        for page in array:
+            growing.add(page)
+        growing.finish_pyramid(file, {"resolution": (4, 2)}, spacing=(0.5, 0.25))
+        with tifffile.TiffFile(file) as tiff:
+            (series,) = tiff.series
+            assert series.kind == "ome" and series.keyframe.is_tiled
+            longer = max(height, width)
+            assert len(series.levels) == 2 if longer <= 512 else 3
+            for number, level in enumerate(series.levels):
+                step = 2**number
+                wanted = array[..., ::step, ::step]
+                np.testing.assert_array_equal(level.asarray().reshape(wanted.shape), wanted)
+                assert level.dtype == dtype
+        assert read_spacing(file) == (0.5, 0.25)
+        pages_read = open_pages(file)  # the largest level alone
+        assert [p.shape for p in pages_read] == [(height, width, max(1, planes))] * pages
+        pages_read[0].close()
+
+
 def test_a_finished_file_is_tiled_compressed_and_says_its_axes(tmp_path):
     array = np.zeros((3, 2, 600, 700), np.uint8)
     growing = grown(tmp_path, array, 3, 2)
@@ -289,6 +322,30 @@ def test_a_finished_file_is_tiled_compressed_and_says_its_axes(tmp_path):
         assert len(tiff.pages) == 6 and tiff.series[0].axes == "ZCYX"
         assert page.is_tiled and page.tile == (256, 256) and page.compression.name.endswith("DEFLATE")  # fmt: skip
     assert (tmp_path / "x.tif").stat().st_size < array.size / 20
+
+
+PEAKS = """
+import resource, sys
+from pathlib import Path
+import numpy as np, zlib, imagecodecs
+from seg.inference.band_writer import BandWriter
+side, folder = 5000, Path(sys.argv[1])
+grown = BandWriter(folder / "rows", side, side, np.dtype(np.int32))
+for top in range(0, side, 250):
+    grown.add(np.full((250, side), top, np.int32))
+for name in ("plain", "pyramid"):
+    finish = grown.finish if name == "plain" else grown.finish_pyramid
+    finish(folder / f"{name}.tif", {})
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss has another unit")
+def test_a_pyramid_is_written_within_the_memory_of_a_plain_file(tmp_path):
+    words = [sys.executable, "-c", PEAKS, str(tmp_path)]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    plain, pyramid = map(int, done.stdout.split())
+    assert pyramid - plain < 20 * 2**10  # KiB; the array has 100 MB
 
 
 def test_a_failed_finish_leaves_no_half_file_and_can_be_done_again(tmp_path, monkeypatch):

@@ -18,7 +18,8 @@ import numpy as np
 import pytest
 import tifffile
 import torch
-from format_files import dicom, nifti
+import zarr
+from format_files import dicom, nifti, ome_zarr, record_chunks
 from hydra.utils import instantiate
 from lightning_utilities.core.rank_zero import rank_zero_only
 from PIL import Image
@@ -29,10 +30,13 @@ from small_runs import FOLDED, config, make_images
 
 import seg
 from seg import predict
+from seg.cli.compose import compose_checked
 from seg.commands.evaluate import evaluate
+from seg.data.raster import ImageReader
+from seg.data.spacing import read_spacing
 from seg.display import panels
 from seg.errors import DataError, RunError, UserError
-from seg.inference import file_prediction, object_bands, outputs
+from seg.inference import file_prediction, object_bands, outputs, zarr_writer
 from seg.inference.band_writer import BandWriter
 from seg.inference.file_prediction import predict_files
 from seg.inference.outputs import OutputOptions, OutputTarget
@@ -1235,6 +1239,155 @@ def test_every_format_gives_the_masks_of_the_same_pixels_in_a_tiff(tmp_path, cap
     np.testing.assert_array_equal(tifffile.imread(masks / "slide.tif"), one)
     np.testing.assert_array_equal(tifffile.imread(masks / "frames.tif"), three)
     np.testing.assert_array_equal(tifffile.imread(masks / "volume.tif"), three)
+
+
+def levels_of(file: Path) -> list[np.ndarray]:
+    """The levels of the one series of a TIFF."""
+    with tifffile.TiffFile(file) as tiff:
+        (series,) = tiff.series
+        return [level.asarray() for level in series.levels]
+
+
+def test_the_masks_of_pyramids_and_large_images_are_pyramids(run, tmp_path, monkeypatch):
+    image = textured(600, 300)
+    tiled = {"tile": (64, 64), "photometric": "minisblack"}
+    scans = tmp_path / "scans"
+    scans.mkdir()
+    with tifffile.TiffWriter(scans / "ome.ome.tif") as tiff:
+        sizes = {"PhysicalSizeX": 0.5, "PhysicalSizeY": 0.25}
+        tiff.write(image, subifds=1, metadata={"axes": "YX", **sizes}, **tiled)
+        tiff.write(image[::2, ::2], subfiletype=1, **tiled)
+    geo = [(33550, 12, 3, (1.0, 1.0, 0.0), True)]
+    for name, extra in (("slide", None), ("geo", geo)):
+        with tifffile.TiffWriter(scans / f"{name}.tif") as tiff:
+            tiff.write(image, metadata=None, extratags=extra, **tiled)
+            tiff.write(image[::2, ::2], metadata=None, subfiletype=1, **tiled)
+    tifffile.imwrite(scans / "plain.tif", image, **tiled)
+    predicted(run, scans, tmp_path / "auto", "save=[masks,instances]", "tile=640")
+    for option in ("true", "false"):
+        words = ("save=[masks]", f"pyramid={option}", "tile=640")
+        predicted(run, scans / "geo.tif", tmp_path / option, *words)
+    levels = {}
+    for file in sorted(tmp_path.glob("*/*/*.tif")):
+        first, *others = levels_of(file)
+        for number, one in enumerate(others, 1):
+            np.testing.assert_array_equal(one, first[:: 2**number, :: 2**number])
+        plain = tifffile.imread(tmp_path / "auto" / file.parent.name / "plain.tif")
+        np.testing.assert_array_equal(first, plain)
+        levels[file.relative_to(tmp_path).as_posix()] = len(others)
+    kinds = {"ome": 2, "slide": 2, "geo": 0, "plain": 0}
+    assert levels == {"true/masks/geo.tif": 2, "false/masks/geo.tif": 0} | {
+        f"auto/{kind}/{name}.tif": n for kind in ("masks", "instances") for name, n in kinds.items()
+    }
+    assert read_spacing(tmp_path / "auto/masks/ome.tif") == (0.25, 0.5)
+    monkeypatch.setattr(outputs, "PYRAMID_SIDE", 599)
+    predicted(run, scans / "plain.tif", tmp_path / "large", "save=[masks]", "tile=640")
+    assert len(levels_of(tmp_path / "large/masks/plain.tif")) == 3
+
+
+@pytest.mark.parametrize("version", [2, 3])
+def test_the_results_of_an_ome_zarr_are_ome_zarrs_of_its_axes(tmp_path, version):
+    run = make_run(tmp_path / "run", channels=2)
+    volume = textured(97, 130, 2, 3, 2)  # H, W and T, Z, C
+    stored = np.moveaxis(volume, (2, 4, 3), (0, 1, 2))
+    scale = {"z": 2.0, "y": 0.5, "x": 0.25}
+    ome_zarr(tmp_path / "in/a.ome.zarr", stored, "tczyx", version, (1, 2), scale, chunks=(1, 1, 1, 32, 64))  # fmt: skip
+    tifffile.imwrite(tmp_path / "same.ome.tif", stored, metadata={"axes": "TCZYX"})
+    options = ("save=[masks,instances,probabilities]", "probabilities=uint8")
+    written = predicted(run, tmp_path / "in", tmp_path / "out", *options)
+    predicted(run, tmp_path / "same.ome.tif", tmp_path / "twin", *options)
+    assert [file.name for file in written] == ["a.ome.zarr", "a.ome.zarr", "a.csv", "a.tif"]
+    for file in written[:2]:
+        group = zarr.open_group(file, mode="r")
+        attributes = group.attrs["ome"] if version == 3 else group.attrs
+        (image,) = attributes["multiscales"]
+        assert [axis["name"] for axis in image["axes"]] == [*"tzyx"]
+        assert [axis.get("unit") for axis in image["axes"]] == [None, *["micrometer"] * 3]
+        twin = tifffile.imread(tmp_path / f"twin/{file.parent.name}/same.tif")
+        wanted = twin.reshape(2, 3, 97, 130)
+        assert len(image["datasets"]) == 2  # as the input has levels
+        for step, dataset in zip((1, 2), image["datasets"], strict=True):
+            np.testing.assert_array_equal(group[dataset["path"]][:], wanted[..., ::step, ::step])
+            (transform,) = dataset["coordinateTransformations"]
+            assert transform["scale"] == [1, 2, 0.5 * step, 0.25 * step]
+        assert read_spacing(file) == (0.5, 0.25)
+    attributes = dict(zarr.open_group(written[0], mode="r").attrs)
+    colors = attributes.get("ome", attributes)["image-label"]["colors"]
+    assert colors[1] == {"label-value": 1, "rgba": [*GREEN, 255]}
+    twin = (tmp_path / "twin/probabilities/same.tif").read_bytes()
+    assert (tmp_path / "out/probabilities/a.tif").read_bytes() == twin
+    # The same command does nothing, and a changed chunk is predicted again
+    assert predicted(run, tmp_path / "in", tmp_path / "out", *options) == []
+    record = tmp_path / "out/predict.json"
+    record.write_text(record.read_text().replace("finished", "running"))
+    left = tmp_path / "out/.partial/.0123456789abcdef.part/0"  # of a killed command
+    left.mkdir(parents=True)
+    os.utime(tmp_path / "in/a.ome.zarr/0" / ("c/0/0/0/0/0" if version == 3 else "0/0/0/0/0"))
+    assert len(predicted(run, tmp_path / "in", tmp_path / "out", *options)) == 4
+    assert not (tmp_path / "out/.partial").exists()
+
+
+def test_a_band_of_an_ome_zarr_is_read_from_its_chunks_alone(run, tmp_path, monkeypatch):
+    ome_zarr(tmp_path / "a.zarr", textured(600, 60), chunks=(64, 64))
+    keys, starts = record_chunks(monkeypatch), []
+    rows = ImageReader.rows
+
+    def recorded(self, start, stop):
+        before = len(keys)
+        found = rows(self, start, stop)
+        starts.append(start)
+        assert {int(key.split("/")[1]) for key in keys[before:]} <= set(
+            range(start // 64, -(-stop // 64))
+        )
+        return found
+
+    monkeypatch.setattr(ImageReader, "rows", recorded)
+    predicted(run, tmp_path / "a.zarr", tmp_path / "out", "save=[masks]")
+    assert len(starts) > 5 and set(keys) == {f"0/{n}/0" for n in range(10)}
+    assert len(keys) <= 2 * 10 + len(starts)  # the scan of the values, the bands and their overlap
+
+
+def test_overlapping_labels_of_an_ome_zarr_are_its_channels(tmp_path):
+    run = make_run(tmp_path / "run", classes=3, task="overlapping")
+    image = textured(60, 50, 2)
+    for axes, wanted in (("zyx", "czyx"), ("tyx", "tcyx")):
+        ome_zarr(tmp_path / "in/a.zarr", np.moveaxis(image, -1, 0), axes)
+        words = ("save=[masks]", "pyramid=false")
+        (file,) = predicted(run, tmp_path / "in/a.zarr", tmp_path / axes, *words)
+        group = zarr.open_group(file, mode="r")
+        (one,) = group.attrs["multiscales"]
+        assert "".join(axis["name"] for axis in one["axes"]) == wanted
+        assert len(one["datasets"]) == 1
+        found = group["0"][:] if axes == "tyx" else np.moveaxis(group["0"][:], 1, 0)
+        for number in range(2):
+            p = by_hand(run, image[..., number])
+            sure = abs(p - 0.5) > 1e-4
+            np.testing.assert_array_equal(found[number][sure], (p > 0.5)[sure])
+
+
+def test_an_address_is_predicted_and_large_results_have_levels(run, tmp_path, monkeypatch):
+    image = textured(200, 150)
+    ome_zarr("memory://scans/a.ome.zarr", image, "yx", 3, chunks=(64, 64))
+    monkeypatch.setattr(outputs, "PYRAMID_SIDE", 199)
+    monkeypatch.setattr(zarr_writer, "CHUNK_PX", 64)
+    words = [f"run={run}", "input=memory://scans/a.ome.zarr", f"output={tmp_path / 'out'}"]
+    more = ["accelerator=cpu", "tile=96", "overlap=32", "save=[masks]"]
+    cfg = compose_checked("predict", [*words, *more])
+    (file,) = predict.predict_files(cfg)
+    assert file == tmp_path / "out/masks/a.ome.zarr"
+    tifffile.imwrite(tmp_path / "a.tif", image)
+    (twin,) = predicted(run, tmp_path / "a.tif", tmp_path / "twin", "save=[masks]")
+    wanted = tifffile.imread(twin)
+    levels = zarr.open_group(file, mode="r")
+    assert sorted(levels.array_keys()) == ["0", "1", "2"]
+    for level in range(3):
+        np.testing.assert_array_equal(levels[str(level)][:], wanted[:: 2**level, :: 2**level])
+    assert predict.predict_files(cfg) == []
+    seen = seg.load(run).predict("memory://scans/a.ome.zarr")
+    np.testing.assert_array_equal(seen.image[..., 0], image)
+    for given in ("ftp://server/a.zarr", "s3://bucket/a.tif"):
+        with pytest.raises((UserError, DataError), match="an address that is not read"):
+            predicted(run, given, tmp_path / "other")
 
 
 def test_the_channels_of_a_file_are_those_of_its_axes(tmp_path):

@@ -7,10 +7,13 @@ import numpy as np
 import pytest
 import tifffile
 import torch
+from format_files import ome_zarr, record_chunks
 from small_runs import config
 
 from seg.commands.evaluate import evaluate
 from seg.data.datasets.folder import Folder
+from seg.data.image_cache import ImageCache
+from seg.data.ome_zarr import ZarrImages
 from seg.losses import Dice, LossOfBands, Lovasz, compute_loss
 from seg.training.run import train
 
@@ -107,6 +110,33 @@ def run(root, tmp_path_factory) -> Path:
     outputs = tmp_path_factory.mktemp("runs")
     scores_of(root, outputs, "model=unet", "model.depth=1", "data.task=instances")
     return (outputs / "latest").resolve()
+
+
+def test_an_ome_zarr_gives_the_numbers_of_a_tiff_from_the_chunks_of_a_band(root, run, tmp_path, monkeypatch):  # fmt: skip
+    for part in ("images", "masks"):
+        for file in (root / part).iterdir():
+            pixels = tifffile.imread(file)
+            ome_zarr(tmp_path / part / f"{file.stem}.ome.zarr", pixels, chunks=(64, 64))
+    keys, decode, bands = record_chunks(monkeypatch), ZarrImages.decode, []
+
+    def recorded(self, number, start, stop):
+        before = len(keys)
+        found = decode(self, number, start, stop)
+        bands.append((start, stop, keys[before:]))
+        return found
+
+    given = [f"run={run}", "data=folder", "data.ignore=[255]", "data.split=all", "panels=0", "tile=192"]  # fmt: skip
+    monkeypatch.setattr(ZarrImages, "decode", recorded)
+    monkeypatch.setattr(ImageCache, "keep", lambda *words: None)  # as if memory were small
+    found, wanted = (
+        evaluate(config("evaluate", *given, f"data.root={place}", f"output={tmp_path / f'out-{place.name}'}"))
+        for place in (tmp_path, root)
+    )  # fmt: skip
+    assert repr(found) == repr(wanted)
+    assert any(start > 0 for start, _, _ in bands)
+    for start, stop, read in bands:
+        assert {int(key.split("/")[1]) for key in read} == set(range(start // 64, -(-stop // 64)))
+        assert len(read) == len(set(read)) <= 6 * ((stop - start) // 64 + 1)
 
 
 @pytest.mark.parametrize("words", [["tta=flips"], ["scales=[1.0,0.5]"], ["ensemble"]], ids=str)

@@ -35,7 +35,7 @@ from seg.data.datasets.pairing import (
     split_pages,
 )
 from seg.data.datasets.tools.detection import detect_tool
-from seg.data.image_files import describe_folder, image_stem, is_pattern
+from seg.data.image_files import describe_folder, image_stem, is_pattern, is_single_image
 from seg.data.image_io import read_axes, read_image, read_orientation, read_pages
 from seg.data.masks import (
     ColourList,
@@ -51,6 +51,7 @@ from seg.data.masks import (
     split_planes,
 )
 from seg.data.nodata import NodataOption, nodata_values, read_nodata_tag
+from seg.data.ome_zarr import ZARR_SUFFIXES, is_store, store_state
 from seg.data.partition import (
     SPLITS,
     Splits,
@@ -324,7 +325,7 @@ class Folder:
             except DataError as error:
                 raise self.with_suggestion(error) from error
             if all(
-                place.is_file() for place in places
+                is_single_image(place) for place in places
             ):  # two files are a pair, whatever their names
                 planes = [[(found[0][0], file) for _, file in plane] for plane in planes]
             for kind, files in (("no_image", found), ("no_mask", planes[0])):
@@ -455,11 +456,11 @@ class Folder:
         return ignore_nodata(image, mask, nodata, void)
 
     def open_rows(self, name: str) -> RowReader | None:
-        """Return a reader of any rows of an image and its mask; None unless both are single pages of TIFFs."""
+        """Return a reader of any rows of an image and its mask; None unless both are in TIFFs or OME-Zarr."""
         pair = self.files[name]
         suffixes = {file.suffix.lower() for file in (pair.image, pair.mask)}
         kept = self.mask_layers or self.border.separate or pair.channels
-        if kept or not suffixes <= TIFF_SUFFIXES:
+        if kept or not suffixes <= TIFF_SUFFIXES | ZARR_SUFFIXES:
             return None
         rows = FolderRows(self, name)
         if rows.is_valid:
@@ -677,9 +678,12 @@ def split_folder_of(name: str) -> str:
 
 
 def file_state(file: Path | None) -> str:
-    """Return a text that changes when a file does: its path, size and time."""
+    """Return a text that changes when a file does: its path, size and time; see ``store_state`` for an OME-Zarr."""
     if file is None:
         return ""
+    if is_store(file):
+        size, time = store_state(file)
+        return f"{file} {size} {time}"
     status = file.stat()
     return f"{file.resolve()} {status.st_size} {status.st_mtime_ns}"
 
@@ -709,7 +713,7 @@ def page_name(file: Path, page: int | None) -> str:
 
 
 class FolderRows:
-    """RowReader of an image and its mask in TIFFs, of which only the touched rows are decoded."""
+    """RowReader of an image and its mask in TIFFs or OME-Zarr, of which only the touched rows are decoded."""
 
     def __init__(self, source: Folder, name: str) -> None:
         pair = source.files[name]

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from seg.cli.command_line import quote_shell, render_value
 from seg.data.datasets.pairing import PairingOptions, find_files, pair_files
 from seg.data.image_files import image_stem, is_image_file, is_pattern
+from seg.data.ome_zarr import is_store
 from seg.data.partition import SPLIT_FOLDERS, SPLITS
 from seg.errors import DataError
 
@@ -110,7 +111,8 @@ def examined_images(root: Path) -> list[str]:
     """Return the paths of the first image files of a folder and its subfolders, relative to it."""
     paths: list[str] = []
     for place, below, names in os.walk(root):
-        below[:] = sorted(name for name in below if not name.startswith("."))
+        names += [name for name in below if is_store(Path(name))]
+        below[:] = sorted(n for n in below if not n.startswith(".") and not is_store(Path(n)))
         here = Path(place).relative_to(root)
         images = [name for name in sorted(names) if is_image_file(Path(name))]
         paths += [(here / name).as_posix() for name in images[:MAX_EXAMINED]]

@@ -18,11 +18,13 @@ from seg.data.image_files import (
     image_stem,
     image_suffix,
     is_pattern,
+    is_single_image,
     list_images,
     scan_folder,
 )
 from seg.data.image_io import count_pages, log_axes, read_axes
 from seg.data.masks import shorten_list
+from seg.data.ome_zarr import check_address
 from seg.data.partition import split_of_folders
 from seg.data.similar_names import SIMILAR_HINT, find_similar, similar_file, similar_key
 from seg.data.tiff import warn_once
@@ -104,7 +106,7 @@ def find_files(root: Path, part: str, several: bool = False) -> FoundFiles:
         DataError: if there are none.
     """
     path = root / part
-    if path.is_file():
+    if is_single_image(path):
         return [((image_stem(path),), path)]
     if several and path.is_dir():
         part = f"{escape(part)}/*/*"
@@ -405,7 +407,7 @@ def pair_by_table(
     """Return the pairs of a CSV file, and from its columns, if present, name -> split and name -> group.
 
     Columns: ``image``; ``mask``, or one per class with the class's name; optional ``split`` (train, val, test)
-    and ``group``. Paths are relative to the table's folder. An image's name is its path without the suffix. With
+    and ``group``. Paths are relative to the table's folder; addresses of OME-Zarr stand as they are. An image's name is its path without the suffix. With
     ``similar`` a path may differ from the file's name in case, white space or the encoding of accents.
 
     Raises:
@@ -428,9 +430,9 @@ def pair_by_table(
             raise DataError(f"{where}: no image; give its path")
         if not any(row.get(c) for c in columns):
             raise DataError(f"{where}: no mask; give its path, or take the line out")
-        image = find_table_file(file.parent / row["image"], similar, where)
+        image = find_table_file(file.parent, row["image"], similar, where)
         masks = [
-            find_table_file(file.parent / row[c], similar, where) if row.get(c) else None
+            find_table_file(file.parent, row[c], similar, where) if row.get(c) else None
             for c in columns
         ]
         # Each image has one line.
@@ -449,12 +451,15 @@ def pair_by_table(
     )
 
 
-def find_table_file(path: Path, similar: bool, where: str) -> Path:
-    """Return the file of a table's path, or with ``similar`` the one with a similar name.
+def find_table_file(folder: Path, cell: str, similar: bool, where: str) -> Path:
+    """Return the file of a table's path or address, or with ``similar`` the one with a similar name.
 
     Raises:
         DataError: if there is none; ``where`` names the line.
     """
+    if "://" in cell:
+        return check_address(cell, where)
+    path = folder / cell
     if file_exists(path):
         return path
     other = similar_file(path)
@@ -469,7 +474,7 @@ def find_table_file(path: Path, similar: bool, where: str) -> Path:
 def file_exists(file: Path) -> bool:
     """Return True if a file exists; False if its name is longer than the system allows."""
     try:
-        return file.is_file()
+        return is_single_image(file)
     except OSError:
         return False
 
