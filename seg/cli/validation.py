@@ -141,6 +141,13 @@ def is_age(value: Any) -> bool:
     return isinstance(value, str) and re.fullmatch(r"\d{1,6}[hdw]", value) is not None
 
 
+def is_risk_bound(value: Any) -> bool:
+    """Return True for a bound of a risk, missed:0.1 or false:0.05."""
+    from seg.metrics.risk_control import parse_risk_bound  # here: it imports NumPy
+
+    return isinstance(value, str) and parse_risk_bound(value) is not None
+
+
 def is_nodata(value: Any) -> bool:
     """Return True for a number, which may be NaN but not infinite, and for nan and none."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -167,7 +174,7 @@ OPTION_RANGES = {  # dotted name of an option -> its range
     "optim.dampening": float_range(0, 1),
     "optim.betas": PAIR_RANGE,
     "optim.eps": float_range(0),
-    "threshold": any_range(float_range(0, 1, open_=True), word_range("best"), NULL_RANGE),
+    "threshold": any_range(float_range(0, 1, open_=True), word_range("best"), OptionRange("missed:0.1, false:0.05 (any share between 0 and 1)", is_risk_bound), NULL_RANGE),
     "loader.workers": OptionRange(WORKERS_RANGE.needed, lambda v: v is None or WORKERS_RANGE.holds(v)),  # null: in seg.rerun
     "workers": WORKERS_RANGE,
     **dict.fromkeys(NODATA_OPTIONS, any_range(OptionRange("a number, nan or none", is_nodata), NULL_RANGE)),

@@ -15,6 +15,7 @@ from seg.inference import ensemble
 from seg.inference.outputs import choose_object_options, refuse_object_options
 from seg.inference.run_data import choose_data, open_run_data
 from seg.inference.tta import with_tta
+from seg.runs import load
 from seg.training.build import set_tiles
 from seg.training.evaluation import (
     EvaluationReport,
@@ -56,6 +57,7 @@ def evaluate_run(cfg: DictConfig) -> tuple[dict[str, float], Path]:
     metrics = build_metrics(cfg, run)
     metrics.pixels.keep_matrices = True
     check_evaluation_options(cfg)
+    load.log_promise(run, cfg)
     split, chosen = choose_data(cfg.data, run)
     folder = Path(cfg.output) if cfg.output else run.folder / f"evaluate-{split}"
     below = folder if cfg.output else run.folder

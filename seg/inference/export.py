@@ -169,6 +169,7 @@ def describe_run(run: LoadedRun, given: Any) -> dict[str, Any]:
         "classes": run.classes,
         "colors": [list(color) for color in run.colors],
         "threshold": run.threshold,
+        **({"promise": run.promise.describe(run.classes)} if run.promise else {}),
         "task": run.task,
         "channels": run.intensity.channels,
         "neighbours": run.intensity.neighbours,

@@ -78,6 +78,7 @@ def predict_files(cfg: DictConfig) -> list[Path]:
         choose_object_options(cfg.objects, run), cfg.spacing and list(cfg.spacing), cfg.pyramid,
     )  # fmt: skip
     check_kinds_of_run(request)
+    load.log_promise(run, cfg)
     if not any(separates_objects(kind, run) for kind in cfg.save):
         refuse_object_options(cfg.objects, f"save=[{','.join(cfg.save)}] has no instances")
     images = list_inputs(cfg.input, Path(cfg.output))

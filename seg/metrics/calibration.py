@@ -1,4 +1,4 @@
-"""Calibration of probabilities: expected calibration error, reliability plot, best threshold."""
+"""Calibration of probabilities: expected calibration error, reliability plot, best threshold, histogram of images."""
 
 from pathlib import Path
 
@@ -8,9 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
 
 from seg.labels import IGNORE
 from seg.metrics.pixel_scores import ConfusionCounts, dice, mean_over_present
+from seg.metrics.risk_control import THRESHOLDS
 
 CONFIDENCE_UNITS = 2**20  # confidences are summed as integers, in units of 1 / UNIT
 
@@ -119,6 +121,38 @@ class ThresholdCurve(Metric):
         # A threshold in the middle of a plateau is the least sensitive to new images
         highest = (curve == curve[~curve.isnan()].max()).nonzero().flatten()
         return (int(highest[len(highest) // 2]) + 1) / self.steps
+
+
+class ProbabilityHistogram(Metric):
+    """Pixels of each image by their truth and by the bin of their probability of class 1 of two.
+
+    Bin b holds probabilities above ``THRESHOLDS[b - 1]`` and not above ``THRESHOLDS[b]``.
+    """
+
+    full_state_update = False
+    image_counts: list[Tensor]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("image_counts", [], dist_reduce_fx="cat")
+
+    def update(self, p_BCHW: Tensor, mask: Tensor, continued: bool = False) -> None:
+        """Count the pixels of a batch; with ``continued`` they are further rows of the last image."""
+        p, bins = p_BCHW[:, 1].contiguous(), len(THRESHOLDS) + 1
+        bounds = torch.tensor(THRESHOLDS, dtype=p.dtype, device=p.device)
+        cell = (torch.bucketize(p, bounds) + bins * (mask == 1)).where(mask != IGNORE, 2 * bins)
+        counts = torch.zeros(len(p), 2 * bins + 1, dtype=torch.int64, device=p.device)
+        cell = cell.flatten(1)
+        counts.scatter_add_(1, cell, torch.ones_like(cell))
+        counts_B2T = counts[:, :-1].unflatten(1, (2, bins))
+        if continued:
+            self.image_counts[-1] = self.image_counts[-1] + counts_B2T
+        else:
+            self.image_counts.append(counts_B2T)
+
+    def compute(self) -> Tensor:
+        """Return the counts of all images, in their order, (N, 2, bins) int64."""
+        return dim_zero_cat(self.image_counts)
 
 
 matplotlib.use("Agg")  # draw to files, never open a window

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from seg.logits import predicted_classes, probabilities
 from seg.metrics.boundary import BorderMetric
-from seg.metrics.calibration import CalibrationError, ThresholdCurve
+from seg.metrics.calibration import CalibrationError, ProbabilityHistogram, ThresholdCurve
 from seg.metrics.confusion import PixelScores
 from seg.metrics.significance import BootstrapInput
 from seg.ranges import check_ranges
@@ -55,6 +55,7 @@ class SegmentationMetrics(nn.Module):
         self.calibration = CalibrationError() if calibration else None
         labels = len(classes) if overlapping else None
         self.curve = ThresholdCurve(labels) if threshold == "best" else None
+        self.histogram: ProbabilityHistogram | None = None  # set by fit_run for its last validation
         self.best_threshold = self.threshold
         self.rows_of_borders: list[tuple[Tensor, Tensor]] = []
 
@@ -67,6 +68,8 @@ class SegmentationMetrics(nn.Module):
         for part in (self.calibration, self.curve):
             if part is not None:
                 part.update(probabilities(logits_BKHW, self.overlapping), mask)
+        if self.histogram is not None:
+            self.histogram.update(probabilities(logits_BKHW), mask)
 
     @torch.no_grad()
     def update_band(self, logits_1KHW: Tensor, mask: Tensor, first: bool, last: bool) -> None:
@@ -85,6 +88,8 @@ class SegmentationMetrics(nn.Module):
         for part in (self.calibration, self.curve):
             if part is not None:
                 part.update(probabilities(logits_1KHW, self.overlapping), mask)
+        if self.histogram is not None:
+            self.histogram.update(probabilities(logits_1KHW), mask, continued=not first)
         if self.surfaces is not None:
             self.rows_of_borders.append((prediction.byte().cpu(), mask.byte().cpu()))
             if last:
@@ -127,6 +132,6 @@ class SegmentationMetrics(nn.Module):
         return self.surfaces is not None and self.surfaces.hausdorff
 
     def reset(self) -> None:
-        for part in (self.pixels, self.surfaces, self.calibration, self.curve):
+        for part in (self.pixels, self.surfaces, self.calibration, self.curve, self.histogram):
             if part is not None:
                 part.reset()

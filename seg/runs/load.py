@@ -1,6 +1,7 @@
 """Load a trained network and the facts needed to use it."""
 
 import hashlib
+import logging
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import Any, get_args
 import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
+from omegaconf import DictConfig
+from pydantic import ValidationError
 from torch import nn
 
 from seg.cli.validation import check_call, is_number
@@ -31,8 +34,10 @@ from seg.runs.checkpoint import (
     version_remark,
 )
 from seg.runs.migrations import upgrade_config
+from seg.runs.record import RiskPromise
 from seg.runs.safe_loading import NETWORK_PACKAGES, check_plain, check_targets, is_unicode
 
+log = logging.getLogger("seg")
 MAX_CLASSES = 1000  # most classes of a run; a mask of class indices has at most 255
 
 
@@ -53,6 +58,7 @@ class LoadedRun:
         split_neck_px: px by which objects are split at necks, chosen on validation; None: connected regions.
         border: px that each of two touching objects gave up in the masks that it learned.
         seen: names of the images that any member of an ensemble was trained on; empty for a single run.
+        promise: bound that the threshold keeps on average; None: it was not chosen for one.
     """
 
     checkpoint: Path
@@ -67,6 +73,7 @@ class LoadedRun:
     split_neck_px: float | None = None
     border: int = 0
     seen: frozenset[str] = frozenset()
+    promise: RiskPromise | None = None
 
     @property
     def overlapping(self) -> bool:
@@ -96,6 +103,24 @@ def threshold(run: LoadedRun, asked: float | None) -> float:
     return float(asked)
 
 
+def log_promise(run: LoadedRun, cfg: DictConfig) -> None:
+    """Log the bound that a run's own threshold keeps, if it is used, and where the bound does not hold.
+
+    Args:
+        run: that predicts.
+        cfg: of seg.predict or seg.evaluate.
+    """
+    if run.promise is None or cfg.threshold is not None:
+        return
+    log.info(f"threshold  {run.threshold:g} of the run: {run.promise.describe(run.classes)}")
+    if cfg.tta != "none" or list(cfg.scales) != [1.0] or cfg.model.depth is not None:
+        log.info("holds      not here: tta, scales and model.depth change the probabilities")
+    else:
+        log.info(
+            "holds      for images drawn like these, on average, not for each; void for others"
+        )
+
+
 def load_run(run: str | Path | None) -> LoadedRun:
     """Load a run from its folder or checkpoint file; the data set is not needed.
 
@@ -115,7 +140,7 @@ def load_run(run: str | Path | None) -> LoadedRun:
     return LoadedRun(
         file, folder, model.eval(), config, list(card["classes"]), [tuple(c) for c in card["colors"]],
         Normalization(**card["intensity"]), card.get("task", "classes"), float(card.get("threshold", 0.5)),
-        card.get("split_neck_px"), card.get("border", 0),
+        card.get("split_neck_px"), card.get("border", 0), promise=read_promise(card),
     )  # fmt: skip
 
 
@@ -238,6 +263,8 @@ def check_card(card: dict[str, Any]) -> None:
     task, config, intensity = card.get("task", "classes"), card["config"], card["intensity"]
     if not is_number(threshold) or not 0 < threshold < 1:
         raise ValueError(f"its threshold is {threshold!s:.40}")
+    if (promise := read_promise(card)) is not None and len(classes) != 2:
+        raise ValueError(f"its promise about {promise.risk} pixels is of two classes")
     neck, border = card.get("split_neck_px"), card.get("border", 0)
     if neck is not None and (not is_number(neck) or not 0 < neck < math.inf):
         raise ValueError(f"its split_neck_px is {neck!s:.40}")
@@ -258,6 +285,20 @@ def check_card(card: dict[str, Any]) -> None:
     if not all(isinstance(config.get(group, {}), dict) for group in ("data", "trainer", "loader")):
         raise ValueError("its data, trainer or loader is not a group of options")
     check_intensity(**intensity)
+
+
+def read_promise(card: dict[str, Any]) -> RiskPromise | None:
+    """Return the bound that a checkpoint's threshold keeps, or None.
+
+    Raises:
+        ValueError: if it is damaged.
+    """
+    if (content := card.get("promise")) is None:
+        return None
+    try:
+        return RiskPromise.model_validate(content)
+    except ValidationError as error:
+        raise ValueError(f"its promise is damaged ({error.errors()[0]['msg']:.200})") from error
 
 
 def check_network(card: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ more, and both are read. A field that is present must have its type.
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -68,6 +68,52 @@ class DataState(RecordSection):
     )
 
 
+Calibration = Literal["validation", "out-of-fold"]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class ForegroundScores(RecordSection):
+    """Scores of class 1 of two over all pixels of some images."""
+
+    threshold: Share = Field(0.5, description="probability above which a pixel is foreground")
+    precision: RecordNumber = Field(None, description="in 0..1; null: nothing is predicted")
+    recall: RecordNumber = Field(None, description="in 0..1; null: the images have no foreground")
+    dice: RecordNumber = Field(None, description="in 0..1; null: neither")
+
+
+class RiskPromise(RecordSection):
+    """Bound that a threshold keeps on average, by conformal risk control; see seg.metrics.risk_control."""
+
+    risk: Literal["missed", "false"] = Field(description="missed foreground, or false foreground")
+    alpha: float = Field(gt=0, lt=1, description="bound of the mean over images of this share")
+    threshold: float = Field(gt=0, lt=1, description="probability that keeps it")
+    calibrated_on: Calibration = Field(
+        description="images that chose it, and as what they were predicted"
+    )
+    images: int = Field(ge=1, description="number of these images")
+    groups: int | None = Field(None, description="number of their groups; null: images of no group")
+    mean: Share = Field(description="mean of the share over these images, or groups")
+    scores: ForegroundScores = Field(
+        ForegroundScores(), description="of the images at the threshold"
+    )
+    at_half: ForegroundScores = Field(ForegroundScores(), description="the same at 0.5")
+    at_best: ForegroundScores = Field(ForegroundScores(), description="the same at the best Dice")
+
+    def describe(self, classes: list[str]) -> str:
+        """Return the promise as a sentence without a stop."""
+        back, front = classes
+        what = {
+            "missed": f"of an image's {front} is missed",
+            "false": f"of an image's {back} is predicted as {front}",
+        }[self.risk]
+        over = "images" if self.groups is None else "groups of images"
+        among = "" if self.groups is None else f" of {self.groups} groups"
+        return (
+            f"on average over {over}, at most {100 * self.alpha:g} % {what} (conformal risk control; "
+            f"{100 * self.mean:.3g} % in {self.images} {self.calibrated_on} images{among})"
+        )
+
+
 class RunRecord(RecordSection):
     """Content of run.json, in the order of the file."""
 
@@ -116,6 +162,9 @@ class RunRecord(RecordSection):
     )
     split_neck_px: RecordNumber = Field(
         None, description="px by which objects are split at necks; null: connected regions"
+    )
+    promise: RiskPromise | None = Field(
+        None, description="bound that the threshold keeps on average; null: none was asked for"
     )
     minutes: RecordNumber = Field(None, description="duration of the training, minutes")
     steps: int | None = Field(None, description="optimiser steps")

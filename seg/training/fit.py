@@ -27,6 +27,8 @@ from seg.data.datamodule import DataModule
 from seg.data.partition import split_hash
 from seg.display.console import is_rank_zero
 from seg.errors import USER_ERRORS, RunError
+from seg.metrics.calibration import ProbabilityHistogram
+from seg.metrics.risk_control import RiskBound, parse_risk_bound
 from seg.models.profiling import count_frozen, count_parameters
 from seg.runs import provenance, records
 from seg.runs.checkpoint import (
@@ -38,7 +40,7 @@ from seg.runs.checkpoint import (
     write_checkpoint,
 )
 from seg.runs.folder import relative_to_here, update_latest_link
-from seg.runs.record import write_record
+from seg.runs.record import RiskPromise, write_record
 from seg.runs.run_info import RunInfo
 from seg.training import artifacts
 from seg.training.build import epoch_steps
@@ -67,6 +69,7 @@ from seg.training.resume import (
     remove_unfinished_files,
     resumed_record,
 )
+from seg.training.risk import choose_risk_threshold, log_measured_risk, log_risk_threshold
 from seg.training.schedules import Course
 from seg.training.summary import print_run_header, print_run_summary
 from seg.training.task import SegmentationTask
@@ -199,10 +202,12 @@ def fit_run(
             fit_from_checkpoint(trainer, task, data, asked.checkpoint)
             log_early_end(trainer, task.course, folder)
             minutes = get_callback(trainer, ProgressLogger).seconds / 60
-            scores = score_best_checkpoint(trainer, task, data, cfg.threshold == "best")
+            bound = parse_risk_bound(cfg.threshold)
+            scores = score_best_checkpoint(trainer, task, data, cfg.threshold == "best", bound)
             record |= {
                 "threshold": task.val_metrics.threshold,
                 "split_neck_px": task.card.get("split_neck_px"),
+                "promise": task.card.get("promise"),
                 "minutes": minutes,
                 "steps": trainer.global_step,
                 "lr_segments": task.course.segments,
@@ -492,13 +497,17 @@ def write_artifacts(
 
 
 def score_best_checkpoint(
-    trainer: L.Trainer, task: SegmentationTask, data: DataModule, best_options: bool = False
+    trainer: L.Trainer,
+    task: SegmentationTask,
+    data: DataModule,
+    best_options: bool = False,
+    bound: RiskBound | None = None,
 ) -> dict[str, float]:
     """Score the best checkpoint on the validation split, and on the test split if there is one.
 
     A run too short to have validated is scored with its last weights. With ``best_options`` (``threshold=best``) the
-    validation split chooses the threshold and, of data with objects, ``split_neck_px``, which are then stored in the
-    checkpoints.
+    validation split chooses the threshold and, of data with objects, ``split_neck_px``; with ``bound``
+    (``threshold=missed:0.1``) the threshold that keeps it. They are then stored in the checkpoints.
 
     Returns:
         ``best/val/...`` and ``test/...``.
@@ -514,9 +523,16 @@ def score_best_checkpoint(
         raise RunError(
             f"{best}: its weights don't fit this run ({error_summary(error)})"
         ) from error
+    task.val_metrics.histogram = None if bound is None else ProbabilityHistogram()
     validated = trainer.validate(task, datamodule=TrainerData(data), verbose=False)[0]
     # Choose the threshold, and score again with it; then how objects are separated.
-    chosen: dict[str, float | None] = {}
+    chosen: dict[str, Any] = {}
+    promise = None
+    if bound is not None:
+        promise = keep_risk_bound(task, bound, data, trainer.world_size)
+        chosen = {"threshold": task.val_metrics.threshold, "promise": task.card["promise"]}
+    if promise is not None:
+        validated = trainer.validate(task, datamodule=TrainerData(data), verbose=False)[0]
     if task.val_metrics.curve is not None:
         threshold = task.val_metrics.choose_threshold()
         task.test_metrics.threshold = chosen["threshold"] = threshold
@@ -535,7 +551,33 @@ def score_best_checkpoint(
     scores = {f"best/{k}": v for k, v in validated.items()}
     if "test" in data.source.splits:
         scores |= trainer.test(task, datamodule=TrainerData(data), verbose=False)[0]
+        if promise is not None:
+            log_measured_risk(promise, artifacts.gather_counts(task.test_metrics.pixels), "test")
     return scores
+
+
+def keep_risk_bound(
+    task: SegmentationTask, bound: RiskBound, data: DataModule, world: int
+) -> RiskPromise | None:
+    """Set the threshold that keeps a bound on the last validation, if any does; return what it promises.
+
+    Args:
+        task: whose metrics have a histogram, which is removed.
+        bound: asked for.
+        data: with the validation split.
+        world: number of ranks.
+    """
+    histogram = cast(ProbabilityHistogram, task.val_metrics.histogram)
+    with histogram.sync_context():
+        counts = histogram.compute()
+    task.val_metrics.histogram = None
+    names = artifacts.scored_names(data.source.splits["val"], world, len(counts))
+    promise = choose_risk_threshold(counts, bound, data.source, names, "validation")
+    if promise is not None:
+        task.val_metrics.threshold = task.test_metrics.threshold = promise.threshold
+        log_risk_threshold(promise, data.source.classes)
+    task.card["promise"] = None if promise is None else promise.model_dump()
+    return promise
 
 
 @rank_zero_only

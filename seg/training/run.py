@@ -18,6 +18,7 @@ from seg.data.spacing import source_spacing
 from seg.display.console import configure_logging, is_rank_zero, log_to_file
 from seg.errors import UserError
 from seg.losses.weighted_sum import find_weight_map
+from seg.metrics.risk_control import parse_risk_bound
 from seg.runs import checkpoint, folder
 from seg.runs.reader import name_config_file
 from seg.runs.run_info import RunInfo, run_info_from_hydra
@@ -37,6 +38,7 @@ from seg.training.build import (
 from seg.training.distributed import shared_run_folder
 from seg.training.fit import fit_run
 from seg.training.resume import load_stopped_run
+from seg.training.risk import check_risk_bound
 from seg.training.task import SegmentationTask
 from seg.version import __version__
 
@@ -97,9 +99,11 @@ def build_and_fit(
     config = plain_config(cfg)
     # With a border of its own class the most probable class counts; best chooses split_neck_px alone.
     alone = cfg.threshold == "best" and object_border(source).own_class
+    if (bound := parse_risk_bound(cfg.threshold)) is not None:
+        check_risk_bound(bound, source, source.splits["val"], f"threshold={cfg.threshold}")
     metrics = instantiate_node(
         cfg.metrics, "metrics", classes=source.classes, overlapping=overlapping,
-        threshold=0.5 if cfg.threshold is None or alone else cfg.threshold,
+        threshold=0.5 if cfg.threshold is None or alone or bound else cfg.threshold,
     )  # fmt: skip
     if metrics.needs_spacing:
         metrics.set_spacing(source_spacing(source))
@@ -114,6 +118,7 @@ def build_and_fit(
         "task": source.task,
         "threshold": metrics.threshold,
         "split_neck_px": None,
+        "promise": None,
         "border": object_border(source).width,
     }
     task = SegmentationTask(

@@ -32,7 +32,7 @@ from seg.data.datasets.tools.parsing import AnnotatedImage, ToolAnnotations, lis
 from seg.data.image_files import CONVERSIONS, IMAGE_SUFFIXES, check_images_found, is_image_file
 from seg.data.masks import ColourList, shorten_list
 from seg.data.nodata import NodataOption
-from seg.data.partition import splits_by_folder
+from seg.data.partition import find_groups, splits_by_folder
 from seg.data.spacing import Spacing
 from seg.data.splits import SplitOptions, split_by_lists
 from seg.errors import DataError
@@ -184,6 +184,7 @@ class Annotations(AnnotatedSource):
         self.splits = division.splits(
             list(entries), self.class_presence, lambda lines: split_by_lists(lines, names), given, by
         )  # fmt: skip
+        self.groups = find_groups(list(entries), group_by) if group_by is not None else None
 
     def draw_mask(self, entry: Entry, height: int, width: int) -> np.ndarray:
         """Return the mask of an entry, (H, W) or (H, W, K), as in ``read``; with ``instances`` the labels (H, W)."""

@@ -34,6 +34,8 @@ class DataSource(Protocol):
     0 outside and -1 where ignored, and ``border``, an ``ObjectBorder``; without it each connected region of class 1
     is an object.
 
+    A source whose images come in groups has ``groups``, name -> group, or None.
+
     A source of stacks has ``sections``, the ``seg.data.sections.Sections`` whose neighbours the network sees, or None.
     Names that they give may be of any split.
     """
@@ -129,6 +131,11 @@ class ObjectBorder(NamedTuple):
 def object_border(source: DataSource) -> ObjectBorder:
     """Return the border of a source's objects; that of connected regions if it has none."""
     return getattr(source, "border", ObjectBorder())
+
+
+def image_groups(source: DataSource) -> dict[str, str] | None:
+    """Return name -> group of a source's images; None if they come in no groups."""
+    return getattr(source, "groups", None)
 
 
 def read_objects(source: DataSource, name: str) -> np.ndarray:

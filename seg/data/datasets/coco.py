@@ -40,7 +40,7 @@ from seg.data.datasets.coco_json import (
     read_coco,
 )
 from seg.data.nodata import NodataOption
-from seg.data.partition import SPLITS
+from seg.data.partition import SPLITS, find_groups
 from seg.data.similar_names import find_similar, similar_file
 from seg.data.spacing import Spacing
 from seg.data.splits import SplitOptions, split_by_lists
@@ -157,6 +157,7 @@ class Coco(AnnotatedSource):
             given,
             by,
         )
+        self.groups = find_groups(list(entries), group_by) if group_by is not None else None
 
     def load_annotations(
         self, file: Path, folder: str, classes: list[str] | None, further: bool

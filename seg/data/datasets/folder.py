@@ -302,6 +302,7 @@ class Folder:
         # Sections of stacks, of whichever split
         if in_group is None and group_by is not None:
             in_group = find_groups(names, group_by)
+        self.groups = in_group
         self.sections = (
             Sections(place_sections(self.files, in_group or {}, neighbours), neighbours)
             if neighbours

@@ -1,0 +1,111 @@
+"""Choice of a threshold that bounds a risk on average (``threshold=missed:0.1``), and the lines that say so."""
+
+import logging
+
+import numpy as np
+from torch import Tensor
+
+from seg.data.datasets.base import DataSource, image_groups
+from seg.errors import UserError
+from seg.metrics.risk_control import (
+    THRESHOLDS,
+    RiskBound,
+    control_risk,
+    foreground_scores,
+    image_risks,
+    scores_at,
+)
+from seg.runs.record import Calibration, ForegroundScores, RiskPromise
+
+log = logging.getLogger("seg")
+SELECTED = {  # what else the calibration images were used for
+    "validation": "these images also selected the checkpoint, so that the mean on new ones may be slightly higher",
+    "out-of-fold": "each image also selected the checkpoint of the fold that predicts it, and the ensemble of the folds is "
+    "another network than the one that was measured: the bound is not proven for it",
+}
+
+
+def check_risk_bound(bound: RiskBound, source: DataSource, names: list[str], option: str) -> None:
+    """Raise UserError if no threshold can keep a bound: because of the classes, or of too few images.
+
+    Args:
+        bound: asked for.
+        source: of the data.
+        names: of the images that will choose the threshold.
+        option: that was typed, for messages.
+    """
+    if len(source.classes) != 2 or source.task == "overlapping":
+        kind = "labels that overlap" if source.task == "overlapping" else f"{len(source.classes)} classes"  # fmt: skip
+        raise UserError(f"{option}: needs two classes, and the data has {kind}; take threshold=best or null")  # fmt: skip
+    groups = image_groups(source)
+    units = len(names) if groups is None else len({groups[name] for name in names})
+    if units < bound.fewest:
+        kind = "images" if groups is None else "groups of images"
+        raise UserError(
+            f"{option}: needs {bound.fewest} {kind} (1 / {bound.alpha:g} - 1), and {units} choose the threshold; "
+            f"give more (data.val, seg.crossval), or allow more than {1 / (units + 1):.3g}"
+        )
+
+
+def choose_risk_threshold(
+    counts_N2B: Tensor,
+    bound: RiskBound,
+    source: DataSource,
+    names: list[str],
+    calibrated_on: Calibration,
+) -> RiskPromise | None:
+    """Return the threshold that keeps a bound, and the facts about it; None, with a warning, if no threshold does.
+
+    Args:
+        counts_N2B: of the calibration images, by seg.metrics.calibration.ProbabilityHistogram.
+        bound: asked for.
+        source: of the data, which may put the images into groups.
+        names: of the images, in the order of the counts.
+        calibrated_on: ``validation`` or ``out-of-fold``.
+    """
+    groups, counts = image_groups(source), counts_N2B.cpu().numpy()
+    units = None if groups is None else [groups[name] for name in names]
+    if (found := control_risk(counts, bound, units)) is None:
+        log.warning(
+            f"threshold  {bound.risk}:{bound.alpha:g} is kept by no threshold from {THRESHOLDS[0]:g} to "
+            f"{THRESHOLDS[-1]:g} on {len(counts)} {calibrated_on} images; 0.5 is stored, without a promise"
+        )
+        return None
+    scores = foreground_scores(counts)
+    return RiskPromise(
+        risk=bound.risk,
+        alpha=bound.alpha,
+        threshold=found.threshold,
+        calibrated_on=calibrated_on,
+        images=len(counts),
+        groups=None if units is None else found.units,
+        mean=found.mean,
+        scores=ForegroundScores(**scores_at(scores, found.threshold)),
+        at_half=ForegroundScores(**scores_at(scores, 0.5)),
+        at_best=ForegroundScores(**scores_at(scores, None)),
+    )
+
+
+def log_risk_threshold(promise: RiskPromise, classes: list[str]) -> None:
+    """Log a threshold, what it promises and costs, and where the promise is void."""
+    log.info(f"threshold  {promise.threshold:g}: {promise.describe(classes)}; stored in the run")
+    there, half, best = (
+        f"precision {p.precision:.3f}, recall {p.recall:.3f}, Dice {p.dice:.3f}"
+        for p in (promise.scores, promise.at_half, promise.at_best)
+    )
+    log.info(
+        f"price      {classes[1]}: {there}; at 0.5 {half}; best Dice, at {promise.at_best.threshold:.2g}, {best}"
+    )
+    log.info(
+        f"holds      on average for images drawn like these, not for each image, and not for other data; "
+        f"{SELECTED[promise.calibrated_on]}"
+    )
+
+
+def log_measured_risk(promise: RiskPromise, counts_NC4: Tensor, split: str) -> None:
+    """Log the mean of the risk that a promise bounds, over images that did not choose the threshold."""
+    risks = image_risks(counts_NC4[:, 1].numpy(), promise.risk)
+    log.info(
+        f"{split:9}  {100 * np.mean(risks):.3g} % {promise.risk} on average over {len(risks)} images, at most "
+        f"{100 * promise.alpha:g} % promised"
+    )
