@@ -18,6 +18,7 @@ from seg import files
 from seg.cli.command_line import quote_path, render_command, render_option
 from seg.display import tables
 from seg.display.console import configure_logging, log_to_file
+from seg.metrics.risk_control import parse_risk_bound
 from seg.multirun.crossval import (
     check_crossval_options,
     check_no_fold,
@@ -29,12 +30,14 @@ from seg.multirun.folds import (
     OUT_OF_FOLD,
     check_crossval_folder,
     finished_fold,
+    open_fold,
     open_record,
     plan_folds,
 )
-from seg.runs import folder, records
+from seg.runs import folder, load, records
 from seg.runs.folder import CROSSVAL_FILE
 from seg.runs.workers import refuse_ranks
+from seg.training.risk import check_risk_bound, log_risk_threshold
 
 log = logging.getLogger("seg")
 
@@ -57,6 +60,9 @@ def crossval(cfg: DictConfig) -> dict[str, Any]:
     check_no_fold()
     check_crossval_options(cfg)
     plan = plan_folds(cfg)
+    if (bound := parse_risk_bound(cfg.threshold)) is not None:
+        option = f"threshold={cfg.threshold}"
+        check_risk_bound(bound, open_fold(cfg, 0), list(plan.fold_of), option)
     output = Path(cfg.output)
     files.check_writable(output, output, [CROSSVAL_FILE, "log.txt", ".lock"])
     files.check_links(output / OUT_OF_FOLD, output)
@@ -99,12 +105,18 @@ def print_crossval(record: dict[str, Any], output: Path) -> None:
     if level := record["options"]["confidence_level"]:
         log.info(tables.interval_line(len(record["images"]), level))
     # What selected the networks, and so how far the scores can be trusted
-    best = record["settings"]["threshold"] == "best"
+    promise = load.read_promise(record)
+    best = record["settings"]["threshold"] == "best" or promise is not None
     log.info(
         "pooled: each image is scored with the network that did not train on it; as these images also selected the "
         f"network's checkpoint{' and threshold' * best}, the scores are slightly optimistic"
         f"{'; the test images selected nothing' * ('test' in record)}"
     )
+    if promise is not None:
+        log_risk_threshold(promise, record["classes"])
+        log.info(
+            "pooled, test and out-of-fold masks are at this threshold, the rows of the folds at 0.5"
+        )
     log.info(
         f"numbers {quote_path(place / CROSSVAL_FILE)}, masks of all images {quote_path(place / OUT_OF_FOLD)}"
     )

@@ -24,7 +24,7 @@ from seg.runs import load as runs_load
 from seg.runs import records
 from seg.runs.folder import CROSSVAL_FILE
 from seg.runs.load import LoadedRun
-from seg.runs.record import RECORD_FILE, read_record
+from seg.runs.record import RECORD_FILE, RiskPromise, read_record
 from seg.runs.safe_loading import CROSSVAL_LIMIT
 
 
@@ -178,7 +178,28 @@ def load_fold_ensemble(folder: Path, depth: int | None = None) -> LoadedRun:
     # All folds together have seen every image outside the test split
     folders = fold_folders(folder, folds)
     members = [prune_run(runs_load.load_run(path), depth) for path in folders]
-    return join_members(members, file, folder, set(images))
+    run = join_members(members, file, folder, set(images))
+    try:
+        promise = runs_load.read_promise(record)
+    except ValueError as error:
+        raise RunError(f"{file}: {error}; not written by seg.crossval") from error
+    return run if promise is None else keep_promise(run, promise, file)
+
+
+def keep_promise(run: LoadedRun, promise: RiskPromise, file: Path) -> LoadedRun:
+    """Return an ensemble with the threshold that was chosen for all its members together.
+
+    Args:
+        run: ensemble of a cross-validation.
+        promise: that the threshold keeps on the out-of-fold images.
+        file: record of the cross-validation, for messages.
+
+    Raises:
+        RunError: if the classes have no threshold.
+    """
+    if len(run.classes) != 2 or run.overlapping:
+        raise RunError(f"{file}: its promise is of two classes; not written by seg.crossval")
+    return dataclasses.replace(run, threshold=promise.threshold, promise=promise)
 
 
 def fold_folders(folder: Path, folds: list[Any]) -> list[Path]:

@@ -3,6 +3,7 @@
 import copy
 import logging
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,9 @@ from seg.inference.outputs import (
 )
 from seg.inference.predictor import Predictor, mark_nodata
 from seg.logits import classes_from_probabilities
+from seg.metrics.calibration import ProbabilityHistogram
 from seg.metrics.confusion import PixelScores
+from seg.metrics.risk_control import parse_risk_bound
 from seg.metrics.significance import Interval, bootstrap_intervals
 from seg.multirun.folds import (
     CROSSVAL_OPTIONS,
@@ -53,9 +56,10 @@ from seg.multirun.folds import (
 from seg.runs import load, provenance, records
 from seg.runs.folder import CROSSVAL_FILE, relative_to_here
 from seg.runs.load import LoadedRun
-from seg.runs.record import RECORD_FILE, read_record
+from seg.runs.record import RECORD_FILE, RiskPromise, read_record
 from seg.runs.workers import share_pieces
 from seg.training.evaluation import CONFUSION_FILE, score_objects
+from seg.training.risk import choose_risk_threshold, log_measured_risk
 from seg.training.run import train
 
 log = logging.getLogger("seg")
@@ -154,6 +158,8 @@ def fold_config(cfg: DictConfig, plan: FoldPlan, fold: int) -> DictConfig:
     own = copy.deepcopy(cfg)
     OmegaConf.set_struct(own, False)
     own.outputs, own.name, own.data.fold = str(cfg.output), plan.names[fold], fold
+    if parse_risk_bound(cfg.threshold) is not None:
+        own.threshold = None  # chosen for all folds together, by score_folds
     for key in CROSSVAL_OPTIONS:
         del own[key]
     # One device, so that the training stays in this process
@@ -182,6 +188,7 @@ def score_folds(
     files.remove_unfinished(output)
     first = load.load_run(folders[0])
     pooled = PixelScores(first.classes, first.overlapping, keep_matrices=True)
+    promise = promise_of_folds(cfg, plan, folders)
     # Predict fold by fold, with one confusion matrix over all images.
     folds = []
     with files.atomic_folder(output / OUT_OF_FOLD, output) as aside:
@@ -189,7 +196,7 @@ def score_folds(
             files.make_folder(aside / kind, aside)
         for fold, folder in enumerate(folders):
             run, source = load.load_run(folder), open_fold(cfg, fold)
-            predictor = make_predictor(cfg, run)
+            predictor = make_predictor(cfg, at_threshold(run, promise))
             predict_split(cfg, predictor, source, "val", pooled, aside)
             folds.append(fold_entry(cfg, run, source, fold, predictor.device))
     # Summarise the folds, the pooled images and, if there is a test split, the ensemble.
@@ -200,14 +207,48 @@ def score_folds(
         "mean": mean,
         "sd": sd,
         "pooled": pooled_scores(pooled, cfg.confidence_level),
+        "promise": None if promise is None else promise.model_dump(),
         "origin": provenance.collect_provenance(),
     }
     # Matrices: pooled in the order of images in crossval.json, test in that of the test split.
     matrices = {"pooled": pooled.matrices()}
     if "test" in plan.splits[0]:
-        results["test"], matrices["test"] = score_ensemble(cfg, folders)
+        results["test"], matrices["test"] = score_ensemble(cfg, folders, promise)
     records.write_arrays(output / CONFUSION_FILE, matrices, output)
     return results | {"confusion": CONFUSION_FILE}
+
+
+def at_threshold(run: LoadedRun, promise: RiskPromise | None) -> LoadedRun:
+    """Return the run of a fold at the threshold that was chosen for all folds together, if there is one."""
+    return run if promise is None else replace(run, threshold=promise.threshold)
+
+
+def promise_of_folds(cfg: DictConfig, plan: FoldPlan, folders: list[Path]) -> RiskPromise | None:
+    """Choose the threshold that bounds a risk over the out-of-fold images; None if none is asked for, or kept.
+
+    Args:
+        cfg: config of seg.crossval.
+        plan: folds of the data.
+        folders: run folder of each fold.
+    """
+    if (bound := parse_risk_bound(cfg.threshold)) is None:
+        return None
+    histogram = ProbabilityHistogram()
+    for fold, folder in enumerate(folders):
+        run, source = load.load_run(folder), open_fold(cfg, fold)
+        predictor = make_predictor(cfg, run)
+        samples = SegmentationDataset(source, source.splits["val"], run.intensity)
+        for name in track_progress(samples.names, "choosing the threshold"):
+            with samples.open_banded(name) as sample:
+                height, width = sample.shape
+                tiling = predictor.tiling(height, width)
+                for top, rows, p_CHW in tiling.bands(sample.image_rows, height):
+                    truth = np.ascontiguousarray(sample.mask_rows(top, top + len(rows)))
+                    mask = torch.from_numpy(truth)[None].long()
+                    histogram.update(torch.from_numpy(p_CHW)[None], mask, continued=top > 0)
+    return choose_risk_threshold(
+        histogram.compute(), bound, open_fold(cfg, 0), list(plan.fold_of), "out-of-fold"
+    )
 
 
 def make_predictor(cfg: DictConfig, run: LoadedRun) -> Predictor:
@@ -347,17 +388,26 @@ def pooled_scores(scores: PixelScores, level: float) -> dict[str, Any]:
     }
 
 
-def score_ensemble(cfg: DictConfig, folders: list[Path]) -> tuple[dict[str, Any], np.ndarray]:
+def score_ensemble(
+    cfg: DictConfig, folders: list[Path], promise: RiskPromise | None
+) -> tuple[dict[str, Any], np.ndarray]:
     """Score the ensemble of all folds on the test split, which no fold trained or validated on.
+
+    Args:
+        cfg: config of seg.crossval.
+        folders: run folder of each fold.
+        promise: of the threshold that was chosen for all folds together; None: each has its own.
 
     Returns:
         The scores with intervals, and the confusion matrix of each image.
     """
     # The test split trained no member, so the set of seen images is empty
-    members = [load.load_run(folder) for folder in folders]
+    members = [at_threshold(load.load_run(folder), promise) for folder in folders]
     run = ensemble.join_members(members, Path(CROSSVAL_FILE), Path(cfg.output), set())
     scores = PixelScores(run.classes, run.overlapping, keep_matrices=True)
     predict_split(cfg, make_predictor(cfg, run), open_fold(cfg, 0), "test", scores)
+    if promise is not None:
+        log_measured_risk(promise, scores.images(), "test")
     results = {"threshold": run.threshold} | pooled_scores(scores, cfg.confidence_level)
     return results, scores.matrices()
 

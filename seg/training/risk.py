@@ -1,6 +1,7 @@
 """Choice of a threshold that bounds a risk on average (``threshold=missed:0.1``), and the lines that say so."""
 
 import logging
+import math
 
 import numpy as np
 from torch import Tensor
@@ -19,9 +20,9 @@ from seg.runs.record import Calibration, ForegroundScores, RiskPromise
 
 log = logging.getLogger("seg")
 SELECTED = {  # what else the calibration images were used for
-    "validation": "these images also selected the checkpoint, so that the mean on new ones may be slightly higher",
-    "out-of-fold": "each image also selected the checkpoint of the fold that predicts it, and the ensemble of the folds is "
-    "another network than the one that was measured: the bound is not proven for it",
+    "validation": "these images also selected the checkpoint, so the mean over new ones may be slightly higher",
+    "out-of-fold": "each image also selected the checkpoint that predicts it, so the mean over new ones may be slightly "
+    "higher; it was measured for the network of each fold, and is not proven for their ensemble",
 }
 
 
@@ -43,7 +44,7 @@ def check_risk_bound(bound: RiskBound, source: DataSource, names: list[str], opt
         kind = "images" if groups is None else "groups of images"
         raise UserError(
             f"{option}: needs {bound.fewest} {kind} (1 / {bound.alpha:g} - 1), and {units} choose the threshold; "
-            f"give more (data.val, seg.crossval), or allow more than {1 / (units + 1):.3g}"
+            f"give more (data.val, seg.crossval), or allow {math.ceil(1000 / (units + 1)) / 1000:g} or more"
         )
 
 
@@ -88,7 +89,9 @@ def choose_risk_threshold(
 
 def log_risk_threshold(promise: RiskPromise, classes: list[str]) -> None:
     """Log a threshold, what it promises and costs, and where the promise is void."""
-    log.info(f"threshold  {promise.threshold:g}: {promise.describe(classes)}; stored in the run")
+    log.info(
+        f"threshold  {promise.threshold:g}: {promise.describe(classes)}; kept by evaluate, predict and export"
+    )
     there, half, best = (
         f"precision {p.precision:.3f}, recall {p.recall:.3f}, Dice {p.dice:.3f}"
         for p in (promise.scores, promise.at_half, promise.at_best)
