@@ -115,10 +115,12 @@ def log_promise(run: LoadedRun, cfg: DictConfig) -> None:
     log.info(f"threshold  {run.threshold:g} of the run: {run.promise.describe(run.classes)}")
     if cfg.tta != "none" or list(cfg.scales) != [1.0] or cfg.model.depth is not None:
         log.info("holds      not here: tta, scales and model.depth change the probabilities")
-    else:
-        log.info(
-            "holds      for images drawn like these, on average, not for each; void for others"
-        )
+        return
+    measured = "; measured for the network of each fold, not proven for their ensemble"
+    log.info(
+        "holds      on average for images drawn like these, not for each image, and not for other data"
+        f"{measured if run.promise.calibrated_on == 'out-of-fold' else ''}"
+    )
 
 
 def load_run(run: str | Path | None) -> LoadedRun:

@@ -372,6 +372,8 @@ def test_each_option_takes_what_is_right_and_refuses_the_rest():
         ("loss.terms.bce.weight=-1", "loss.terms.bce.weight=-1: a number of 0 or more is needed"),
         ("loss.terms.dice.loss.smooth=0", "loss.terms.dice.loss.smooth=0: a number above 0 is needed"),
         ("loss=bce loss.class_weights=[1,-2]", r"one of auto or a list, each a number of 0 or more is needed"),
+        ("threshold=missed:1.5", r"threshold=missed:1.5: a number between 0 and 1, or best, or missed:0.1, false:0.05"),
+        ("threshold=lost:0.1", "threshold=lost:0.1: a number between 0 and 1, or best, or missed:0.1"),
         ("augment=[flips,d4]", r"augment=\[flips,d4\]: augment takes one of d4, .*, and 2 are given"),
         ("model=[unet,fcn]", "model takes one of fcn, .*, and 2 are given"),
         ("trainer=[cpu,ddp]", "trainer takes one of .*, and 2 are given"),
@@ -388,6 +390,6 @@ def test_a_sweep_refuses_a_value_before_it_begins():
         check_command_line("train", ["model.width=4,0"], multirun=True)
 
 
-@pytest.mark.parametrize("words", ["logger=[csv,wandb]", "augment=[d4]", "optim=sgd optim.momentum=0"])  # fmt: skip
+@pytest.mark.parametrize("words", ["logger=[csv,wandb]", "augment=[d4]", "optim=sgd optim.momentum=0", "threshold=missed:0.1", "threshold=false:.05"])  # fmt: skip
 def test_what_may_be_several_or_at_the_end_of_its_range_passes(words):
     check_command_line("train", words.split(), multirun=False)

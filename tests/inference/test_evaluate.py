@@ -230,6 +230,11 @@ def test_an_older_run_is_scored_for_objects_and_a_loss_no_longer_known_is_said(t
     ("words", "error", "message"),
     [
         (["threshold=2"], UserError, "threshold is 2"),
+        (
+            ["threshold=missed:0.1"],
+            UserError,
+            r"missed:0.1: needs 9 images \(1 / 0.1 - 1\), and 2 choose the threshold",
+        ),
         (["threshold=bst"], UserError, "threshold is bst; one of best or a number above 0"),
         (["loss=sum"], UserError, r"every term of the sum has weight 0.*loss.terms.dice.weight=1"),
         (["data.task=overlapping"], DataError, "one class a pixel; use data=folder"),

@@ -35,6 +35,7 @@ from seg.inference.file_prediction import predict_files
 from seg.inference.pruning import compare_depths
 from seg.inference.tiling import Tiling, check_tiles
 from seg.logits import probabilities
+from seg.metrics.risk_control import THRESHOLDS
 from seg.metrics.significance import bootstrap_interval
 from seg.models import FCN, SegNet, UNet
 from seg.models.contract import needed_context, same_size_logits, tile_stride
@@ -209,6 +210,42 @@ def test_the_table_shows_folds_spread_pooled_scores_and_what_to_do_next(cv, data
     assert "checkpoint and threshold, the scores are slightly optimistic" in out
     assert max(map(len, out.split("next")[0].split("intervals:")[0].splitlines())) <= 100
     assert "pooled" in (cv / "log.txt").read_text()
+
+
+def test_a_bound_is_kept_over_the_out_of_fold_images_and_by_the_ensemble(data, tmp_path, capsys):
+    output = tmp_path / "cv"
+    words = ["data.test=0.25", "loader.batch_size=2", "threshold=missed:0.3"]
+    crossval(config("crossval", *folded_run(data, output, *words)))
+    record, out = read(output / "crossval.json"), capsys.readouterr().out
+    promise, missed = record["promise"], []
+    for name in record["images"]:
+        p = tifffile.imread(output / f"out-of-fold/probabilities/{name}.tif")[1]
+        truth = grey(data / f"masks/{name}.png")
+        missed.append((p[truth == 1][:, None] <= THRESHOLDS).mean(0))
+        found = grey(output / f"out-of-fold/masks/{name}.png")
+        np.testing.assert_array_equal(found, p > promise["threshold"])
+    held = np.flatnonzero((np.sum(missed, 0) + 1) / 7 <= 0.3)
+    assert promise["threshold"] == THRESHOLDS[held[-1]] != 0.5
+    assert promise["calibrated_on"] == "out-of-fold" and promise["images"] == 6
+    assert [fold["threshold"] for fold in record["folds"]] == [0.5] * 3
+    assert record["pooled"]["metrics"]["recall/in"] == pytest.approx(promise["scores"]["recall"])
+    assert record["test"]["threshold"] == promise["threshold"]
+    assert (
+        "at most 30 % of an image's in is missed" in out and "not proven for their ensemble" in out
+    )
+    run = ensemble.load_members(str(output))
+    assert run.threshold == promise["threshold"] and run.promise.alpha == 0.3
+    predict_files(config("predict", f"run={output}", f"input={data / 'images'}", f"output={tmp_path / 'p'}", "save=[masks]"))  # fmt: skip
+    assert "not proven for their ensemble" in capsys.readouterr().out
+    write_json(output / "crossval.json", record | {"promise": promise | {"threshold": 2}})
+    with pytest.raises(RunError, match="its promise is damaged"):
+        ensemble.load_members(str(output))
+    with pytest.raises(
+        UserError, match=r"missed:0.1: needs 9 images \(1 / 0.1 - 1\), and 6 choose"
+    ):
+        words[-1] = "threshold=missed:0.1"
+        crossval(config("crossval", *folded_run(data, tmp_path / "x", *words)))
+    assert not list((tmp_path / "x").glob("*fold*"))
 
 
 @pytest.mark.slow
