@@ -232,6 +232,8 @@ def test_the_python_of_a_page_runs_from_top_to_bottom(page, tmp_path, monkeypatc
         )
         evaluate(compose_checked("evaluate", ["run=outputs/latest", "panels=0"]))
         Path("outputs/latest").resolve().rename(tmp_path / "outputs" / name)
+    Path("images").mkdir()
+    Image.new("L", (64, 64)).save("images/a.png")
     names: dict[str, object] = {}
     for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.S):
         exec(compile(block, str(page), "exec"), names)
