@@ -249,5 +249,6 @@ class DataModule:
             num_workers=self.workers,
             persistent_workers=self.workers > 0,
             worker_init_fn=ignore_signals,
+            multiprocessing_context=WORKER_START if self.workers else None,
             pin_memory=torch.cuda.is_available(),
         )

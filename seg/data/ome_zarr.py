@@ -192,7 +192,7 @@ def open_store(file: Path) -> "Store":
     except ImportError as error:
         extra = "s3" if str(file).lower().startswith("s3") else "zarr"
         raise DataError(
-            file=file, found=f"needs the extra {extra}: pip install 'seg[{extra}]'", kind="unreadable"
+            file=file, found=f"needs the extra {extra}: pip install 'seg-experiments[{extra}]'", kind="unreadable"
         ) from error  # fmt: skip
 
 
