@@ -1,4 +1,4 @@
-"""Version of the package, and the name of its distribution: what pip installs."""
+"""Version of the package, and the name of its distribution."""
 
 __version__ = "0.1.0"
 DISTRIBUTION = "seg-experiments"

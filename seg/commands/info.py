@@ -14,8 +14,10 @@ from seg.runs.machine import cpu_name, memory_gib
 from seg.version import __version__
 
 LIBRARIES = (
-    "torch", "lightning", "torchmetrics", "hydra-core", "omegaconf", "albumentations", "opencv-python-headless",
-    "numpy", "scipy", "scikit-image", "pillow", "tifffile", "imagecodecs", "pydantic", "pandas", "optuna", "wandb",
+    "torch", "lightning", "torchmetrics", "hydra-core", "omegaconf", "albumentations", "numpy", "scipy", "scikit-image", "pillow", "tifffile", "imagecodecs", "pydantic", "pandas", "optuna", "wandb",
+)  # fmt: skip
+OPENCV = (  # each holds the module cv2
+    "opencv-python-headless", "opencv-python", "opencv-contrib-python-headless", "opencv-contrib-python",
 )  # fmt: skip
 VARIABLES = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "WANDB_MODE")  # hold no secrets or folders
 
@@ -28,6 +30,8 @@ def print_info() -> None:
     print_row("python", f"{platform.python_version()} ({platform.python_implementation()})")
     for library in LIBRARIES:
         print_row(library, installed_version(library) or "missing")
+    engines = [f"{found} ({name})" for name in OPENCV if (found := installed_version(name))]
+    print_row("opencv", ", ".join(engines) or "missing")
     # Extras
     for extra, packages in EXTRAS.items():
         versions = {package: installed_version(package) for package in packages}
