@@ -7,7 +7,7 @@ Exit codes: 0 success; 1 internal error; 2 user error, reported in one line befo
 import os
 import re
 import sys
-from argparse import ArgumentParser, Namespace
+from argparse import Action, ArgumentParser, Namespace
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -33,6 +33,26 @@ HYDRA_FLAGS = (
     "-h", "--help", "-m", "--multirun", "-c", "--cfg", "--resolve", "-p", "--package", "--config-dir", "-i", "--info",
     "--hydra-help", "--shell-completion", "--version",
 )  # fmt: skip
+
+
+def accept_lazy_help() -> None:
+    """Let the argparse of Python 3.14 and later check only help texts that are strings.
+
+    Hydra 1.3 gives ``--shell-completion`` an object that becomes its text when printed; Hydra 1.4 does the same.
+    """
+    check: Callable[[ArgumentParser, Action], None] | None
+    check = getattr(ArgumentParser, "_check_help", None)
+    if check is None:  # before Python 3.14
+        return
+
+    def check_text(parser: ArgumentParser, action: Action) -> None:
+        if isinstance(action.help, str):
+            check(parser, action)
+
+    setattr(ArgumentParser, "_check_help", check_text)  # noqa: B010  # unknown to type checkers
+
+
+accept_lazy_help()
 
 
 class FlagParser(ArgumentParser):
