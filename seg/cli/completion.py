@@ -39,9 +39,8 @@ def print_shell_code(action: str, shell: str) -> None:
     }
     sys.argv[0] = "seg"  # the program that Hydra's code completes and asks
     if action == "uninstall" and shell != "fish":
-        print(
-            "complete -r seg 2> /dev/null"
-        )  # Hydra's code restores an earlier rule, but removes none
+        # Hydra's code restores an earlier rule, but removes none
+        print("complete -r seg 2> /dev/null")
     getattr(plugins[shell](None), action)()
 
 
