@@ -124,7 +124,7 @@ def test_a_class_in_the_current_folder_is_found_after_installed_ones(monkeypatch
     (tmp_path / "torch.py").write_text("")
     dispatch.script()
     assert find_spec("my_own_networks").origin == str(tmp_path / "my_own_networks.py")
-    assert "site-packages" in find_spec("torch").origin
+    assert Path(find_spec("torch").origin).name == "__init__.py"
 
 
 @pytest.mark.slow

@@ -22,7 +22,7 @@ FLAGS = [
     ("--cfg", "--cfg/-c: expected one argument"),
     ("--cfg jobs", "--cfg/-c: invalid choice: 'jobs' (choose from "),
     ("--multirun=1", "--multirun/-m: takes no value, and was given '1'"),
-    ("-mx", "--multirun/-m: takes no value, and was given 'x'"),
+    ("-mx", ("--multirun/-m: takes no value, and was given 'x'", "-x: no such flag")),  # by Python
     ("--help=1", "--help/-h: takes no value"),
     ("--info nope", "--info/-i: invalid choice: 'nope'"),
     ("--package", "--package/-p: expected one argument"),
