@@ -62,3 +62,10 @@ def test_it_has_help_and_a_version(capsys, monkeypatch, word, start):
     monkeypatch.setattr(sys, "argv", ["seg", word])
     seg.info.main()
     assert capsys.readouterr().out.startswith(start)
+
+
+def test_it_takes_no_options(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["seg", "x=1"])
+    with pytest.raises(SystemExit, match="2"):
+        seg.info.main()
+    assert capsys.readouterr().err == "error: x=1: seg.info takes no options\n"
