@@ -57,6 +57,8 @@ EXTRAS = {  # extra -> its distributions, as in pyproject.toml
     "rois": ("roifile",),
     "dicom": ("pydicom",),
     "nifti": ("nibabel",),
+    "zarr": ("zarr", "fsspec", "aiohttp"),
+    "s3": ("s3fs",),
     "export": ("onnx", "onnxruntime"),
     "parallel": ("hydra-joblib-launcher",),
     "slurm": ("hydra-submitit-launcher",),
