@@ -411,7 +411,7 @@ def test_unpooling_puts_values_where_the_skip_is_largest():
 @pytest.mark.filterwarnings(
     "ignore::torch.jit.TracerWarning",
     "ignore::DeprecationWarning",
-    "ignore:.torch.jit.trace. is not supported:FutureWarning",  # with Python 3.14
+    "ignore:.torch.jit.trace:FutureWarning",  # with Python 3.14
 )
 def test_export_trace_and_channels_last_give_the_same_logits(small):
     model = small().eval()
