@@ -98,7 +98,7 @@ def test_the_version_is_that_of_the_metadata(wheel):
 
 @pytest.mark.slow
 def test_an_installed_wheel_trains_evaluates_predicts_and_compares(installed, tmp_path):
-    code = "import seg, importlib.metadata as m; print(seg.__file__, seg.version.__version__, m.version('seg-experiments'))"
+    code = "import importlib.metadata as m; import seg.version; print(seg.__file__, seg.version.__version__, m.version('seg-experiments'))"
     file, *versions = said(installed, tmp_path, "-c", code).split()
     assert (
         Path(file).is_relative_to(installed.parent.parent)
