@@ -238,7 +238,7 @@ def join_members(members: list[LoadedRun], name: Path, folder: Path, seen: set[s
         seen: names of the images on which any member was trained.
 
     Returns:
-        The run; its threshold is the mean of the members', its ``split_neck_px`` their median.
+        The run; its threshold is the mean of the members', its ``split_neck_px`` their median; it promises nothing.
 
     Raises:
         RunError: if two members don't fit together; names them.
@@ -261,6 +261,7 @@ def join_members(members: list[LoadedRun], name: Path, folder: Path, seen: set[s
         threshold=fmean(member.threshold for member in members),
         split_neck_px=median_low(member.split_neck_px or 0 for member in members) or None,
         seen=frozenset(seen),
+        promise=None,  # of one member alone
     )
 
 

@@ -407,7 +407,7 @@ def score_ensemble(
     scores = PixelScores(run.classes, run.overlapping, keep_matrices=True)
     predict_split(cfg, make_predictor(cfg, run), open_fold(cfg, 0), "test", scores)
     if promise is not None:
-        log_measured_risk(promise, scores.images(), "test")
+        log_measured_risk(promise, scores.images(), run.classes, "test")
     results = {"threshold": run.threshold} | pooled_scores(scores, cfg.confidence_level)
     return results, scores.matrices()
 

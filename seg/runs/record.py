@@ -99,18 +99,20 @@ class RiskPromise(RecordSection):
     at_half: ForegroundScores = Field(ForegroundScores(), description="the same at 0.5")
     at_best: ForegroundScores = Field(ForegroundScores(), description="the same at the best Dice")
 
+    def subject(self, classes: list[str]) -> str:
+        """Return what the share is of, "of an image's membrane is missed"."""
+        back, front = classes
+        if self.risk == "missed":
+            return f"of an image's {front} is missed"
+        return f"of an image's {back} is predicted as {front}"
+
     def describe(self, classes: list[str]) -> str:
         """Return the promise as a sentence without a stop."""
-        back, front = classes
-        what = {
-            "missed": f"of an image's {front} is missed",
-            "false": f"of an image's {back} is predicted as {front}",
-        }[self.risk]
         over = "images" if self.groups is None else "groups of images"
         among = "" if self.groups is None else f" of {self.groups} groups"
         return (
-            f"on average over {over}, at most {100 * self.alpha:g} % {what} (conformal risk control; "
-            f"{100 * self.mean:.3g} % in {self.images} {self.calibrated_on} images{among})"
+            f"on average over {over}, at most {100 * self.alpha:g} % {self.subject(classes)} (conformal risk "
+            f"control; {100 * self.mean:.3g} % in {self.images} {self.calibrated_on} images{among})"
         )
 
 

@@ -546,13 +546,15 @@ def score_best_checkpoint(
         chosen["split_neck_px"] = task.card["split_neck_px"] = neck
         found = "connected regions" if neck is None else f"split_neck_px={neck:g}"
         log.info(f"objects    {found}, the highest F1 on the validation split; stored in the run")
-    for checkpoint in (best, best.with_name("last.ckpt")) if chosen else ():
-        store_choices(checkpoint, chosen)
+    if chosen:
+        store_choices(best, chosen)
+        store_choices(best.with_name("last.ckpt"), chosen | {"promise": None})  # of the best only
     scores = {f"best/{k}": v for k, v in validated.items()}
     if "test" in data.source.splits:
         scores |= trainer.test(task, datamodule=TrainerData(data), verbose=False)[0]
         if promise is not None:
-            log_measured_risk(promise, artifacts.gather_counts(task.test_metrics.pixels), "test")
+            counts = artifacts.gather_counts(task.test_metrics.pixels)
+            log_measured_risk(promise, counts, data.source.classes, "test")
     return scores
 
 

@@ -105,10 +105,11 @@ def log_risk_threshold(promise: RiskPromise, classes: list[str]) -> None:
     )
 
 
-def log_measured_risk(promise: RiskPromise, counts_NC4: Tensor, split: str) -> None:
+def log_measured_risk(
+    promise: RiskPromise, counts_NC4: Tensor, classes: list[str], split: str
+) -> None:
     """Log the mean of the risk that a promise bounds, over images that did not choose the threshold."""
     risks = image_risks(counts_NC4[:, 1].numpy(), promise.risk)
     log.info(
-        f"{split:9}  {100 * np.mean(risks):.3g} % {promise.risk} on average over {len(risks)} images, at most "
-        f"{100 * promise.alpha:g} % promised"
+        f"{split:10} on average over {len(risks)} images, {100 * np.mean(risks):.3g} % {promise.subject(classes)}"
     )

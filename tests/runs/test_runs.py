@@ -17,7 +17,14 @@ from seg.models import UNet
 from seg.runs import folder, load, records
 from seg.runs.checkpoint import check_finite, read_checkpoint
 from seg.runs.reader import read_finished_record
-from seg.runs.record import HardwareState, RunRecord, read_record, write_record
+from seg.runs.record import (
+    ForegroundScores,
+    HardwareState,
+    RiskPromise,
+    RunRecord,
+    read_record,
+    write_record,
+)
 from seg.training import init_weights, resume
 
 
@@ -233,7 +240,7 @@ def test_a_finished_run_without_its_splits_is_read_but_not_written(tmp_path):
 
 
 def test_each_field_of_run_json_is_documented():
-    for model in (RunRecord, HardwareState):
+    for model in (RunRecord, HardwareState, RiskPromise, ForegroundScores):
         assert all(field.description for field in model.model_fields.values())
 
 

@@ -15,6 +15,7 @@ import seg
 from seg.cli.compose import instantiate_node
 from seg.commands.evaluate import evaluate
 from seg.errors import RunError, UserError
+from seg.inference import ensemble
 from seg.inference.export import describe_run
 from seg.inference.file_prediction import predict_files
 from seg.metrics.risk_control import THRESHOLDS, RiskBound, image_losses
@@ -29,7 +30,10 @@ def test_the_threshold_that_keeps_a_bound_is_kept_with_what_it_promises(tmp_path
     record = json.loads((folder / "run.json").read_text())
     run, promise = load.load_run(folder), record["promise"]
     assert run.threshold == record["threshold"] == promise["threshold"] != 0.5
-    assert run.threshold == load.load_run(folder / "checkpoints/last.ckpt").threshold
+    last = load.load_run(folder / "checkpoints/last.ckpt")
+    assert run.threshold == last.threshold
+    pair = ensemble.load_members([str(folder), str(folder)])
+    assert run.promise is not None and last.promise is None and pair.promise is None
     # The largest threshold at which (missed shares + 1) / (n + 1) is at most .3, and what it costs
     source = instantiate_node(OmegaConf.create(run.config["data"]), "data")
     missed, masks, above = [], [], []
@@ -52,7 +56,10 @@ def test_the_threshold_that_keeps_a_bound_is_kept_with_what_it_promises(tmp_path
     assert sentence in out and "these images also selected the checkpoint" in out
     assert f"precision {promise['at_half']['precision']:.3f}" in out
     share = 100 * scores["test/recall/cell"]  # of one image
-    assert f"test       {100 - share:.3g} % missed on average over 1 images" in out
+    assert (
+        f"test       on average over 1 images, {100 - share:.3g} % of an image's cell is missed"
+        in out
+    )
     again = evaluate(config("evaluate", f"run={folder}", "panels=0"))
     assert again["val/dice"] == pytest.approx(scores["best/val/dice"], abs=1e-6)
     assert sentence in capsys.readouterr().out
