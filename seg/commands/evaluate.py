@@ -13,7 +13,7 @@ from seg.errors import UserError
 from seg.hardware import pick_accelerator, prepare_for_inference, torch_device
 from seg.inference import ensemble
 from seg.inference.outputs import choose_object_options, refuse_object_options
-from seg.inference.run_data import choose_data, open_run_data
+from seg.inference.run_data import choose_data, is_own_data, open_run_data
 from seg.inference.tta import with_tta
 from seg.runs import load
 from seg.training.build import set_tiles
@@ -24,8 +24,8 @@ from seg.training.evaluation import (
     check_evaluation_options,
     output_names,
     score_objects,
-    score_split,
 )
+from seg.training.risk import score_at_bound
 from seg.training.task import SegmentationTask
 
 log = logging.getLogger("seg")
@@ -71,7 +71,8 @@ def evaluate_run(cfg: DictConfig) -> tuple[dict[str, float], Path]:
         metrics.set_spacing(source_spacing(data.source))
     task = SegmentationTask(run.model, build_trained_loss(run), metrics)
     set_tiles(task, data, cfg.tile)
-    scores = score_split(cfg, run, task, data, split)
+    own = is_own_data(chosen, run.config.get("data", {}))
+    scores, promise = score_at_bound(cfg, run, task, data, split, own)
     evidence = task.test_metrics.bootstrap_inputs()
     objects = None
     if data.source.task == "instances":
@@ -79,10 +80,12 @@ def evaluate_run(cfg: DictConfig) -> tuple[dict[str, float], Path]:
         prepare_for_inference(run.model, device)
         objects = choose_object_options(cfg.objects, run)
         object_values, object_evidence = score_objects(
-            run, data.samples(split), metrics.threshold, objects, device
+            run, data.samples(split), task.test_metrics.threshold, objects, device
         )
         scores |= {f"{split}/{name}": value for name, value in object_values.items()}
         evidence |= object_evidence
-    report = EvaluationReport(cfg, run, data, split, folder, below, task.test_metrics, objects)
+    report = EvaluationReport(
+        cfg, run, data, split, folder, below, task.test_metrics, objects, promise
+    )
     report.write(scores, evidence)
     return scores, folder

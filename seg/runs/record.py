@@ -68,7 +68,7 @@ class DataState(RecordSection):
     )
 
 
-Calibration = Literal["validation", "out-of-fold"]
+Calibration = Literal["validation", "out-of-fold", "evaluated"]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 

@@ -28,11 +28,13 @@ from seg.labels import IGNORE
 from seg.logits import probabilities
 from seg.metrics import SegmentationMetrics, instances, isbi2012
 from seg.metrics.calibration import draw_reliability
+from seg.metrics.risk_control import parse_risk_bound
 from seg.metrics.significance import BootstrapInput, Interval, bootstrap_intervals
 from seg.models.contract import same_size_logits
 from seg.objects import IGNORED_OBJECT, label_components
 from seg.runs import load, records
 from seg.runs.load import LoadedRun
+from seg.runs.record import RiskPromise
 from seg.training.callbacks import progress
 from seg.training.callbacks.pictures import PanelCallback, logits_of_bands
 from seg.training.task import SegmentationTask
@@ -62,7 +64,7 @@ def build_metrics(cfg: DictConfig, run: LoadedRun) -> SegmentationMetrics:
     """Build the metrics: those of the command line, or else of the run's training, at the chosen threshold.
 
     Args:
-        cfg: config of seg.evaluate.
+        cfg: config of seg.evaluate; with a bound of a risk the threshold is 0.5, until the images choose it.
         run: evaluated run, whose threshold is used if ``cfg.threshold`` is null.
     """
     asked = cfg.get("metrics")
@@ -71,7 +73,7 @@ def build_metrics(cfg: DictConfig, run: LoadedRun) -> SegmentationMetrics:
         check_run_node(node, "metrics", run, "seg.metrics")
     return instantiate_node(
         OmegaConf.create(node), "metrics", classes=run.classes, overlapping=run.overlapping,
-        threshold=load.threshold(run, cfg.threshold),
+        threshold=0.5 if parse_risk_bound(cfg.threshold) else load.threshold(run, cfg.threshold),
     )  # fmt: skip
 
 
@@ -256,6 +258,7 @@ class EvaluationReport:
         below: folder named by the user; nothing is written through a link below it.
         metrics: after the evaluation.
         objects: options by which predicted objects were separated; None: the data has none.
+        promise: bound for which these images chose the threshold; None: they did not choose it.
     """
 
     cfg: DictConfig
@@ -266,6 +269,7 @@ class EvaluationReport:
     below: Path
     metrics: SegmentationMetrics
     objects: dict[str, Any] | None = None
+    promise: RiskPromise | None = None
 
     def write(self, scores: dict[str, float], evidence: dict[str, BootstrapInput]) -> None:
         """Write metrics.json, panels and the reliability plot, and print the tables.
@@ -286,6 +290,7 @@ class EvaluationReport:
             "pixels": self.metrics.pixels.scored_pixels,
             "threshold": threshold,
             **({"objects": self.objects} if self.objects else {}),
+            **({"promise": self.promise.model_dump()} if self.promise else {}),
             "confidence_level": self.cfg.confidence_level,
             "intervals": {key: [i.low, i.high] for key, i in intervals.items() if i.low == i.low},
             "confusion": CONFUSION_FILE,

@@ -4,23 +4,31 @@ import logging
 import math
 
 import numpy as np
+from omegaconf import DictConfig
 from torch import Tensor
 
+from seg.data.datamodule import DataModule
 from seg.data.datasets.base import DataSource, image_groups
 from seg.errors import UserError
+from seg.metrics.calibration import ProbabilityHistogram
 from seg.metrics.risk_control import (
     THRESHOLDS,
     RiskBound,
     control_risk,
     foreground_scores,
     image_risks,
+    parse_risk_bound,
     scores_at,
 )
+from seg.runs.load import LoadedRun
 from seg.runs.record import Calibration, ForegroundScores, RiskPromise
+from seg.training.evaluation import score_split
+from seg.training.task import SegmentationTask
 
 log = logging.getLogger("seg")
 SELECTED = {  # what else the calibration images were used for
     "validation": "these images also selected the checkpoint, so the mean over new ones may be slightly higher",
+    "evaluated": "these images must have trained and selected nothing",
     "out-of-fold": "each image also selected the checkpoint that predicts it, so the mean over new ones may be slightly "
     "higher; it was measured for the network of each fold, and is not proven for their ensemble",
 }
@@ -87,11 +95,57 @@ def choose_risk_threshold(
     )
 
 
-def log_risk_threshold(promise: RiskPromise, classes: list[str]) -> None:
-    """Log a threshold, what it promises and costs, and where the promise is void."""
-    log.info(
-        f"threshold  {promise.threshold:g}: {promise.describe(classes)}; kept by evaluate, predict and export"
-    )
+def score_at_bound(
+    cfg: DictConfig, run: LoadedRun, task: SegmentationTask, data: DataModule, split: str, own: bool
+) -> tuple[dict[str, float], RiskPromise | None]:
+    """Evaluate the network on a split; with ``threshold=missed:0.1`` at the threshold that the split chooses.
+
+    Args:
+        cfg: config of seg.evaluate.
+        run: evaluated run.
+        task: with network, loss and metrics.
+        data: with the split.
+        split: train, val, test or all.
+        own: whether the data is that of the run.
+
+    Returns:
+        ``SPLIT/metric`` -> value, and what the threshold promises.
+
+    Raises:
+        UserError: if the images trained the run, or are too few.
+    """
+    if (bound := parse_risk_bound(cfg.threshold)) is None:
+        return score_split(cfg, run, task, data, split), None
+    option, names = f"threshold={cfg.threshold}", data.samples(split).names
+    if own and split in ("train", "all"):
+        raise UserError(
+            f"{option}: data.split={split} has the training images; give data.split=test or other data"
+        )
+    check_risk_bound(bound, data.source, names, option)
+    metrics = task.test_metrics
+    metrics.histogram = histogram = ProbabilityHistogram()
+    scores = score_split(cfg, run, task, data, split)
+    metrics.histogram = None
+    kind = "validation" if own and split == "val" else "evaluated"
+    promise = choose_risk_threshold(histogram.compute(), bound, data.source, names, kind)
+    if promise is None:
+        return scores, None
+    metrics.threshold = promise.threshold
+    log_risk_threshold(promise, run.classes, f"give threshold={promise.threshold:g} to seg.predict")
+    return score_split(cfg, run, task, data, split), promise
+
+
+def log_risk_threshold(
+    promise: RiskPromise, classes: list[str], use: str = "kept by evaluate, predict and export"
+) -> None:
+    """Log a threshold, what it promises and costs, and where the promise is void.
+
+    Args:
+        promise: that it keeps.
+        classes: names.
+        use: of the threshold, in words.
+    """
+    log.info(f"threshold  {promise.threshold:g}: {promise.describe(classes)}; {use}")
     there, half, best = (
         f"precision {p.precision:.3f}, recall {p.recall:.3f}, Dice {p.dice:.3f}"
         for p in (promise.scores, promise.at_half, promise.at_best)

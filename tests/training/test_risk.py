@@ -83,6 +83,38 @@ def test_the_threshold_that_keeps_a_bound_is_kept_with_what_it_promises(tmp_path
         load.load_run(folder)
 
 
+def test_evaluate_chooses_a_threshold_from_images_that_selected_nothing(tmp_path, capsys):
+    _, folder = tiny(tmp_path, "data.test=5", "trainer.max_epochs=1", "loss=weighted_bce")
+    line = [f"run={folder}", "data.split=test", "panels=0"]
+    capsys.readouterr()
+    scores = evaluate(config("evaluate", *line, "threshold=missed:0.4", f"output={tmp_path / 'a'}"))
+    report, out = json.loads((tmp_path / "a/metrics.json").read_text()), capsys.readouterr().out
+    promise, threshold = report["promise"], report["threshold"]
+    assert (promise["calibrated_on"], promise["images"]) == ("evaluated", 5)
+    assert threshold == promise["threshold"] != 0.5
+    assert scores["test/recall/cell"] == pytest.approx(promise["scores"]["recall"])
+    assert f"give threshold={threshold:g} to seg.predict" in out and "selected nothing" in out
+    again = evaluate(
+        config("evaluate", *line, f"threshold={threshold}", f"output={tmp_path / 'b'}")
+    )
+    assert again["test/dice"] == pytest.approx(scores["test/dice"], abs=1e-6)
+    higher = float(THRESHOLDS[np.searchsorted(THRESHOLDS, threshold) + 1])
+    matrices = []
+    for number in (threshold, higher):  # the bound holds there, and at the next one no more
+        output = tmp_path / f"c{number}"
+        evaluate(config("evaluate", *line, f"threshold={number}", f"output={output}"))
+        matrices.append(np.load(output / "confusion.npz")["confusion"])
+    kept, lost = ((m[:, 1, 0] / m[:, 1].sum(-1)).sum() for m in matrices)
+    assert (kept + 1) / 6 <= 0.4 < (lost + 1) / 6
+    for words, message in (
+        (["data.split=train", "threshold=missed:0.4"], "data.split=train has the training images"),
+        (["data.split=all", "threshold=missed:0.4"], "data.split=all has the training images"),
+        (["data.split=test", "threshold=missed:0.1"], "needs 9 images .* and 5 choose"),
+    ):
+        with pytest.raises(UserError, match=message):
+            evaluate(config("evaluate", f"run={folder}", *words))
+
+
 def test_a_bound_that_no_threshold_keeps_leaves_one_half_and_says_so(tmp_path, capsys):
     words = ["threshold=missed:0.3", "trainer=smoke", "data.val=4"]  # two of them are validated
     _, folder = tiny(tmp_path, *words)
