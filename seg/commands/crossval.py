@@ -34,8 +34,9 @@ from seg.multirun.folds import (
     open_record,
     plan_folds,
 )
-from seg.runs import folder, load, records
+from seg.runs import folder, records
 from seg.runs.folder import CROSSVAL_FILE
+from seg.runs.record import read_promise
 from seg.runs.workers import refuse_ranks
 from seg.training.risk import check_risk_bound, log_risk_threshold
 
@@ -105,7 +106,7 @@ def print_crossval(record: dict[str, Any], output: Path) -> None:
     if level := record["options"]["confidence_level"]:
         log.info(tables.interval_line(len(record["images"]), level))
     # What selected the networks, and so how far the scores can be trusted
-    promise = load.read_promise(record)
+    promise = read_promise(record)
     best = record["settings"]["threshold"] == "best" or promise is not None
     log.info(
         "pooled: each image is scored with the network that did not train on it; as these images also selected the "

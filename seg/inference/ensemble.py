@@ -24,7 +24,7 @@ from seg.runs import load as runs_load
 from seg.runs import records
 from seg.runs.folder import CROSSVAL_FILE
 from seg.runs.load import LoadedRun
-from seg.runs.record import RECORD_FILE, RiskPromise, read_record
+from seg.runs.record import RECORD_FILE, RiskPromise, read_promise, read_record
 from seg.runs.safe_loading import CROSSVAL_LIMIT
 
 
@@ -180,7 +180,7 @@ def load_fold_ensemble(folder: Path, depth: int | None = None) -> LoadedRun:
     members = [prune_run(runs_load.load_run(path), depth) for path in folders]
     run = join_members(members, file, folder, set(images))
     try:
-        promise = runs_load.read_promise(record)
+        promise = read_promise(record)
     except ValueError as error:
         raise RunError(f"{file}: {error}; not written by seg.crossval") from error
     return run if promise is None else keep_promise(run, promise, file)

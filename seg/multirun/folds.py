@@ -20,8 +20,7 @@ from seg.data.splits import check_training_splits
 from seg.errors import RunError, UserError
 from seg.runs import records
 from seg.runs.folder import CROSSVAL_FILE
-from seg.runs.load import read_promise
-from seg.runs.record import RECORD_FILE, RunRecord, read_record
+from seg.runs.record import RECORD_FILE, RunRecord, read_promise, read_record
 from seg.runs.resumable import read_resumable_record
 from seg.runs.safe_loading import CROSSVAL_LIMIT
 

@@ -11,7 +11,6 @@ import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig
-from pydantic import ValidationError
 from torch import nn
 
 from seg.cli.validation import check_call, is_number
@@ -34,7 +33,7 @@ from seg.runs.checkpoint import (
     version_remark,
 )
 from seg.runs.migrations import upgrade_config
-from seg.runs.record import RiskPromise
+from seg.runs.record import RiskPromise, read_promise
 from seg.runs.safe_loading import NETWORK_PACKAGES, check_plain, check_targets, is_unicode
 
 log = logging.getLogger("seg")
@@ -287,20 +286,6 @@ def check_card(card: dict[str, Any]) -> None:
     if not all(isinstance(config.get(group, {}), dict) for group in ("data", "trainer", "loader")):
         raise ValueError("its data, trainer or loader is not a group of options")
     check_intensity(**intensity)
-
-
-def read_promise(card: dict[str, Any]) -> RiskPromise | None:
-    """Return the bound that a checkpoint's threshold keeps, or None.
-
-    Raises:
-        ValueError: if it is damaged.
-    """
-    if (content := card.get("promise")) is None:
-        return None
-    try:
-        return RiskPromise.model_validate(content)
-    except ValidationError as error:
-        raise ValueError(f"its promise is damaged ({error.errors()[0]['msg']:.200})") from error
 
 
 def check_network(card: dict[str, Any]) -> None:

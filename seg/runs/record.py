@@ -116,6 +116,20 @@ class RiskPromise(RecordSection):
         )
 
 
+def read_promise(content: dict[str, Any]) -> RiskPromise | None:
+    """Return the bound that the threshold of a checkpoint's card, or of crossval.json, keeps; None: there is none.
+
+    Raises:
+        ValueError: if it is damaged.
+    """
+    if (promise := content.get("promise")) is None:
+        return None
+    try:
+        return RiskPromise.model_validate(promise)
+    except ValidationError as error:
+        raise ValueError(f"its promise is damaged ({error.errors()[0]['msg']:.200})") from error
+
+
 class RunRecord(RecordSection):
     """Content of run.json, in the order of the file."""
 
