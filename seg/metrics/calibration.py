@@ -151,7 +151,7 @@ class ProbabilityHistogram(Metric):
             self.image_counts.append(counts_B2T)
 
     def compute(self) -> Tensor:
-        """Return the counts of all images, in their order, (N, 2, bins) int64."""
+        """Return the counts of all images, rank by rank, in their order, (N, 2, bins) int64."""
         return dim_zero_cat(self.image_counts)
 
 

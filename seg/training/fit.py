@@ -570,8 +570,7 @@ def keep_risk_bound(
         world: number of ranks.
     """
     histogram = cast(ProbabilityHistogram, task.val_metrics.histogram)
-    with histogram.sync_context():
-        counts = histogram.compute()
+    counts = histogram.compute()  # gathered from all ranks
     task.val_metrics.histogram = None
     names = artifacts.scored_names(data.source.splits["val"], world, len(counts))
     promise = choose_risk_threshold(counts, bound, data.source, names, "validation")

@@ -1,6 +1,8 @@
 """A threshold that bounds a risk, from training to prediction, against sums done by hand."""
 
 import json
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -81,6 +83,24 @@ def test_the_threshold_that_keeps_a_bound_is_kept_with_what_it_promises(tmp_path
     torch.save(content, file)
     with pytest.raises(RunError, match=r"its promise is damaged"):
         load.load_run(folder)
+
+
+@pytest.mark.slow
+def test_two_processes_choose_the_threshold_from_the_images_of_both(tmp_path):
+    words = ["data.size=64", "data.train=4", "data.val=5", "data.test=3", "model.width=2", "trainer=ddp",
+             "trainer.accelerator=cpu", "trainer.devices=2", "trainer.max_epochs=2", "loader.crop=32", "logger=none"]  # fmt: skip
+    line = [sys.executable, "-m", "seg.train", *words, "threshold=missed:0.3", f"outputs={tmp_path}"]  # fmt: skip
+    subprocess.run(line, check=True, capture_output=True, timeout=300)
+    run = load.load_run(tmp_path / "latest")
+    assert run.promise is not None and run.promise.images == 5
+    source = instantiate_node(OmegaConf.create(run.config["data"]), "data")
+    missed, predictor = [], seg.load(str(tmp_path / "latest"), accelerator="cpu")
+    for name in source.splits["val"]:
+        image, mask = source.read(name)
+        p = predictor.predict(image).probabilities[1]
+        missed.append((p[mask == 1][:, None] <= THRESHOLDS).mean(0))
+    held = np.flatnonzero((np.sum(missed, 0) + 1) / 6 <= 0.3)
+    assert run.threshold == THRESHOLDS[held[-1]] != 0.5
 
 
 def test_evaluate_chooses_a_threshold_from_images_that_selected_nothing(tmp_path, capsys):
