@@ -32,17 +32,16 @@ from seg.metrics.label_errors import (
     REGION,
     Doubt,
     LabelStatistics,
-    chance_of_scores,
     find_doubts,
     measure_image,
     pool_images,
+    rank_doubts,
 )
 from seg.multirun.out_of_fold import OutOfFold, open_out_of_fold
 from seg.runs import records
 
 log = logging.getLogger("seg")
 RESULTS = ("doubt.csv", "doubt.json", "outlines", "panels")
-NATS_OF_SMALLEST = 1.0  # score of each pixel of the smallest region
 
 
 def doubt_labels(cfg: DictConfig) -> list[RankedDoubt]:
@@ -63,7 +62,7 @@ def doubt_labels(cfg: DictConfig) -> list[RankedDoubt]:
             f"run={cfg.run}: its masks number objects, which a class can't replace; correct them in the annotation "
             "tool with the outlines"
         )
-    ranked, statistics = rank_doubts(data, cfg)
+    ranked, statistics = list_doubts(data, cfg)
     if accepted:
         write_corrected_masks(data, ranked, accepted, output, below)
         return ranked
@@ -81,8 +80,8 @@ def check_output(output: Path, below: Path, corrected: bool) -> None:
         raise UserError(f"output={output}: holds something else; give a new folder")
 
 
-def rank_doubts(data: OutOfFold, cfg: DictConfig) -> tuple[list[RankedDoubt], LabelStatistics]:
-    """Return the doubts of all images, those that stand out first and each strongest first, and the statistics."""
+def list_doubts(data: OutOfFold, cfg: DictConfig) -> tuple[list[RankedDoubt], LabelStatistics]:
+    """Return the doubts of all images, most unusual first, and the statistics."""
     facts = {
         name: measure_image(*data.read(name)) for name in track_progress(data.names, "reading")
     }
@@ -94,16 +93,14 @@ def rank_doubts(data: OutOfFold, cfg: DictConfig) -> tuple[list[RankedDoubt], La
         _, label, p_CHW = data.read(name)
         doubts = find_doubts(label, p_CHW, facts[name], statistics, cfg.min_size)
         found += [(name, doubt) for doubt in doubts]
-    strongest = dict.fromkeys(data.names, 0.0)
-    for name, doubt in found:
-        strongest[name] = max(strongest[name], doubt.score)
-    scores = [doubt.score for _, doubt in found]
-    chances = chance_of_scores(scores, list(strongest.values()), NATS_OF_SMALLEST * cfg.min_size)
+    doubted = len({name for name, _ in found})
+    doubts = [doubt for _, doubt in found]
+    expected, chances = rank_doubts(doubts, doubted, len(data.names), cfg.min_size)
     ranked = [
-        RankedDoubt(name, doubt, float(chance), bool(chance <= cfg.false_alarm))
-        for (name, doubt), chance in zip(found, chances, strict=True)
+        RankedDoubt(name, doubt, float(number), float(chance), bool(chance <= cfg.false_alarm))
+        for (name, doubt), number, chance in zip(found, expected, chances, strict=True)
     ]
-    return sorted(ranked, key=lambda one: -one.doubt.score), statistics
+    return sorted(ranked, key=lambda one: one.expected), statistics
 
 
 def write_results(
@@ -180,7 +177,7 @@ def print_results(
     place = quote_path(output / "doubt.csv")
     if not out:
         log.info(
-            f"labels     nothing stands out among {count} images: the strongest of {len(ranked)} contradicted regions is no stronger "
+            f"labels     nothing stands out among {count} images: none of {len(ranked)} contradicted regions is stronger "
             f"than usual; all are in {place}"
         )
         return
@@ -203,7 +200,7 @@ def doubt_table(ranked: Sequence[RankedDoubt], classes: Sequence[str]) -> Table:
     table = make_table("labels in doubt")
     for header in ("image", "box (x, y, w, h)", "label", "network"):
         table.add_column(header, overflow="fold")
-    for header in ("px", "confidence", "score", "chance"):
+    for header in ("px", "p", "evidence", "chance"):
         table.add_column(header, justify="right")
     for one in ranked:
         doubt = one.doubt
@@ -211,7 +208,7 @@ def doubt_table(ranked: Sequence[RankedDoubt], classes: Sequence[str]) -> Table:
         said = classes[doubt.said] if doubt.kind == REGION else describe_doubt(doubt, classes)
         table.add_row(
             one.image, f"{doubt.left}, {doubt.top}, {width}, {height}", said, classes[doubt.meant] if doubt.kind == REGION else "",
-            str(int(doubt.inside.sum())), f"{doubt.confidence:.3f}", f"{doubt.score:.0f}", f"{one.chance:.2g}",
+            str(int(doubt.inside.sum())), f"{doubt.confidence:.3f}", f"{doubt.evidence:.0f}", f"{one.chance:.2g}",
         )  # fmt: skip
     return table
 

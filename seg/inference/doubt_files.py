@@ -22,21 +22,23 @@ ACCEPTED = ("", "ignore", "class")  # values of the column accept
 KEY_COLUMNS = (
     "image", "kind", "left", "top", "width", "height", "said", "meant", "pixels"
 )  # fmt: skip
-COLUMNS = (*KEY_COLUMNS, "confidence", "score", "chance", "stands_out", "accept")
+COLUMNS = (*KEY_COLUMNS, "confidence", "evidence", "expected", "chance", "stands_out", "accept")
 
 
 class RankedDoubt(NamedTuple):
-    """A doubt with its image and the chance of its score.
+    """A doubt with its image and its rank.
 
     Attributes:
         image: name.
         doubt: the region.
-        chance: probability that the strongest of all images reaches the score where no label is wrong.
+        expected: number of regions of its kind with its evidence where no label is wrong.
+        chance: probability that any region is as unusual where no label is wrong.
         stands_out: whether the chance is small enough.
     """
 
     image: str
     doubt: Doubt
+    expected: float
     chance: float
     stands_out: bool
 
@@ -52,7 +54,7 @@ class RankedDoubt(NamedTuple):
 
 
 def write_table(ranked: Sequence[RankedDoubt], classes: Sequence[str], file: Path) -> None:
-    """Write doubt.csv, strongest first, with an empty column accept."""
+    """Write doubt.csv, most unusual first, with an empty column accept."""
     with files.open_text(file, file.parent) as stream:
         writer = csv.writer(stream)
         writer.writerow(COLUMNS)
@@ -60,7 +62,7 @@ def write_table(ranked: Sequence[RankedDoubt], classes: Sequence[str], file: Pat
             doubt = one.doubt
             writer.writerow(
                 (
-                    *one.key(classes), f"{doubt.confidence:.4f}", f"{doubt.score:.1f}", f"{one.chance:.4g}",
+                    *one.key(classes), f"{doubt.confidence:.4f}", f"{doubt.evidence:.1f}", f"{one.expected:.4g}", f"{one.chance:.4g}",
                     "yes" if one.stands_out else "no", "",
                 )
             )  # fmt: skip

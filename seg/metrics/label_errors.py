@@ -9,6 +9,7 @@ Shapes: labels (H, W) uint8 of class indices, 255 where ignored; probabilities (
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -22,11 +23,13 @@ REGION, SHIFTED, WHOLE = "region", "shifted mask", "whole mask"
 MAX_EVIDENCE = 5.0  # nats of one pixel at most, odds of 0.993 to 0.007
 MAX_SHIFT = 6  # px, largest offset of a mask that is looked for
 MAX_DEPTH = 32  # px, deeper pixels count as of this depth
-BORDER_QUANTILE = 0.9  # of the depths of an image's wrong pixels: those of ordinary borders
 MAX_BORDER = 4  # px, of border=auto
 CHANCE_RATIO = 0.5  # of the median agreement beyond chance: a whole mask below is in doubt
 EXPLAINED = 0.5  # share of an image's evidence that a shift must explain
-SMALLEST_SCALE = 0.2  # of log scores, where nearly all images have the same
+TYPICAL_EVIDENCE = (
+    2.0  # nats of each pixel of the smallest region: the score expected where there are no others
+)
+LEAST_KNOWN = 8  # regions and images without any, below which nothing can be said
 SIMULATIONS = 2_000_000  # numbers drawn for p values
 
 
@@ -36,7 +39,7 @@ class ImageFacts(NamedTuple):
     Attributes:
         confidence: sum over the pixels labelled j of the probability of j, (C,).
         pixels: number of pixels labelled j, (C,).
-        depth: BORDER_QUANTILE of the depths of wrong pixels, px; nan if there are none.
+        depth: median depth of the wrong pixels, px; nan if there are none.
         kappa: agreement of label and prediction beyond chance (Cohen 1960), nan where undefined.
         offset: (rows, columns) by which the label lies away from the probabilities.
         image_offset: the same from the image's grey values.
@@ -81,7 +84,7 @@ class Doubt(NamedTuple):
         top: first row of its window, px.
         inside: (h, w) bool, the contradicted pixels of the window.
         confidence: mean probability of the class meant, 0..1.
-        score: evidence against the label, nats.
+        evidence: against the label, nats.
         shift: (rows, columns) by which a shifted mask lies away.
     """
 
@@ -92,7 +95,7 @@ class Doubt(NamedTuple):
     top: int
     inside: np.ndarray
     confidence: float
-    score: float
+    evidence: float
     shift: tuple[int, int] = (0, 0)
 
     @property
@@ -114,7 +117,7 @@ def measure_image(image: np.ndarray, label: np.ndarray, p_CHW: np.ndarray) -> Im
     predicted = p_CHW.argmax(0).astype(np.uint8)
     wrong = known & (predicted != label)
     depths = move_depths(label, predicted, predicted, wrong)[wrong]
-    depth = float(np.quantile(depths, BORDER_QUANTILE)) if len(depths) else math.nan
+    depth = float(np.median(depths)) if len(depths) else math.nan
     grey = image.astype(np.float32).mean(-1)
     inner = tuple(slice(MAX_SHIFT, max(side - MAX_SHIFT, MAX_SHIFT)) for side in label.shape)
     p_inner, grey_inner = p_CHW[:, *inner], grey[inner]
@@ -139,7 +142,7 @@ def pool_images(facts: Sequence[ImageFacts], border: int | None = None) -> Label
     thresholds = np.divide(confidence, pixels, where=pixels > 0, out=np.full(len(pixels), np.inf))
     if border is None:
         depths = [fact.depth for fact in facts if fact.depth == fact.depth]
-        border = min(MAX_BORDER, max(1, round(float(np.median(depths))))) if depths else 1
+        border = min(MAX_BORDER, math.ceil(np.median(depths)) + 1) if depths else 1
     kappas = [fact.kappa for fact in facts if fact.kappa == fact.kappa]
     kappa = float(np.median(kappas)) if kappas else math.nan
     seen, votes = majority([fact.image_offset for fact in facts])
@@ -322,7 +325,7 @@ def find_doubts(
             one = mask_doubt(SHIFTED, label, p_CHW, found, found.total - rest.total)
             masks, label, found = [one._replace(shift=extra)], moved, rest
     regions = find_regions(label, p_CHW, found, statistics.border, min_size)
-    return sorted([*masks, *regions], key=lambda one: -one.score)
+    return sorted([*masks, *regions], key=lambda one: -one.evidence)
 
 
 def mask_doubt(
@@ -367,41 +370,51 @@ def find_regions(
 # ---- what stands out
 
 
-def chance_of_scores(
-    scores: Sequence[float], strongest: Sequence[float], least: float
-) -> np.ndarray:
-    """Return the probability that the strongest of all images reaches each score where no label is wrong.
+def rank_doubts(
+    doubts: Sequence[Doubt], doubted: int, images: int, min_size: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return how unusual each doubt of a data set is among those of its kind and classes.
 
-    The logarithm of an image's strongest score is taken as Gumbel distributed. Location and scale come from the
-    lower quartile and the median of all images, which few label errors reach, and the distribution of the standardised
-    maximum, from which the probabilities are read, from simulation with as many images.
+    Evidence against right labels is taken as exponentially distributed. Its mean comes from the median of all regions,
+    which few label errors reach; an image without a region counts as one of little evidence, so that a few regions
+    among many images without any are judged by these. The chance is read from the distribution of the standardised
+    maximum, simulated with as many regions.
 
     Args:
-        scores: to judge.
-        strongest: strongest score of each image, 0 without doubts.
-        least: score that is added before the logarithm: that of the smallest region.
+        doubts: of all images.
+        doubted: number of images that have any.
+        images: number of all images.
+        min_size: px of the smallest region.
+
+    Returns:
+        The number of regions of its kind and with its evidence that are expected where no label is wrong, and the chance
+        that any region is as unusual there.
     """
-    if len(strongest) < 4:
-        return np.ones(len(scores))
-    low, middle = np.quantile(np.log(np.array(strongest) + least), [0.25, 0.5])
-    reference, (unit, start) = standardised_maxima(len(strongest)), gumbel_units()
-    scale = max((middle - low) / unit, SMALLEST_SCALE)
-    reached = (np.log(np.array(scores) + least) - (middle - scale * start)) / scale
-    ranks = len(reference) - np.searchsorted(reference, reached)
-    return (ranks + 1) / (len(reference) + 1)
+    if not doubts:
+        return np.zeros(0), np.zeros(0)
+    kinds = [(doubt.kind, doubt.said, doubt.meant) for doubt in doubts]
+    counts = Counter(kinds)
+    common = np.log([counts[kind] for kind in kinds])
+    least = TYPICAL_EVIDENCE * min_size * math.log(2)
+    evidence = np.array([doubt.evidence for doubt in doubts])
+    known = np.concatenate([evidence, np.full(images - doubted, least)])
+    mean = max(float(np.median(known)), least) / math.log(2)
+    surprise = evidence / mean - common
+    reference = simulated_maxima(common, images - doubted)
+    ranks = len(reference) - np.searchsorted(reference, surprise)
+    chance = (ranks + 1) / (len(reference) + 1)
+    return np.exp(-surprise), chance if len(known) >= LEAST_KNOWN else np.ones(len(doubts))
 
 
-def gumbel_units() -> tuple[float, float]:
-    """Return the difference between median and lower quartile of the standard Gumbel distribution, and its median."""
-    low, middle = (-math.log(-math.log(share)) for share in (0.25, 0.5))
-    return middle - low, middle
+def simulated_maxima(common: np.ndarray, others: int) -> np.ndarray:
+    """Return simulated maxima of exponential numbers, in units of the mean that their median gives; sorted.
 
-
-def standardised_maxima(count: int) -> np.ndarray:
-    """Return simulated maxima of ``count`` Gumbel numbers, in units of the scale that their quartiles give; sorted."""
-    unit, start = gumbel_units()
+    Args:
+        common: what is subtracted from each number.
+        others: further numbers, of which only the median knows.
+    """
+    count = len(common) + others
     trials = min(max(SIMULATIONS // count, 1000), 20_000)
-    drawn = np.random.default_rng(0).gumbel(size=(trials, count)).astype(np.float32)
-    low, middle = np.quantile(drawn, [0.25, 0.5], axis=1)
-    scale = np.maximum((middle - low) / unit, 1e-6)
-    return np.sort((drawn.max(1) - (middle - scale * start)) / scale)
+    drawn = np.random.default_rng(0).exponential(size=(trials, count)).astype(np.float32)
+    means = np.median(drawn, axis=1, keepdims=True) / math.log(2)
+    return np.sort((drawn[:, : len(common)] / means - common).max(1))
