@@ -258,7 +258,7 @@ class CrossValidation:
     @property
     def table(self) -> "pd.DataFrame":
         """A row per metric: over all images, and mean and sd over the folds."""
-        frame = metrics_frame(self.metrics).rename(columns={"value": "pooled"})
+        frame = metrics_frame(self.metrics).set_axis(["pooled"], axis=1)
         for name in ("mean", "sd"):
             frame[name] = [self.record[name].get(f"val/{key}", float("nan")) for key in frame.index]
         return frame

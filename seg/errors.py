@@ -3,6 +3,8 @@
 from importlib.util import find_spec
 from typing import Any
 
+from seg.version import DISTRIBUTION
+
 
 class UserError(ValueError):
     """A mistake in the command line or config, reported in one line without traceback."""
@@ -49,6 +51,22 @@ class HardwareError(ValueError):
 
 
 USER_ERRORS = (UserError, DataError, RunError, HardwareError)
+EXTRAS = {  # extra -> its distributions, as in pyproject.toml
+    "smp": ("segmentation-models-pytorch",),
+    "coco": ("pycocotools",),
+    "rois": ("roifile",),
+    "dicom": ("pydicom",),
+    "nifti": ("nibabel",),
+    "zarr": ("zarr", "fsspec", "aiohttp"),
+    "s3": ("s3fs",),
+    "export": ("onnx", "onnxruntime"),
+    "parallel": ("hydra-joblib-launcher",),
+    "slurm": ("hydra-submitit-launcher",),
+    "trackio": ("trackio",),
+    "tensorboard": ("tensorboard",),
+    "mlflow": ("mlflow",),
+    "dashboard": ("optuna-dashboard",),
+}
 PACKAGE_EXTRAS = {"segmentation_models_pytorch": "smp", "pycocotools": "coco", "onnx": "export",
           "onnxruntime": "export", "trackio": "trackio", "tensorboard": "tensorboard",
           "mlflow": "mlflow", "roifile": "rois", "pydicom": "dicom", "nibabel": "nifti", "zarr": "zarr"}  # package -> its extra  # fmt: skip
@@ -65,6 +83,10 @@ def missing_extra_hint(target: Any) -> str | None:
     package = next((part for part in parts[:-1] or parts if part in PACKAGE_EXTRAS), None)
     if package is None or find_spec(package):
         return None
-    return (
-        f"needs the extra {PACKAGE_EXTRAS[package]}: pip install 'seg[{PACKAGE_EXTRAS[package]}]'"
-    )
+    extra = PACKAGE_EXTRAS[package]
+    return f"needs the extra {extra}: {install_command(extra)}"
+
+
+def install_command(extra: str) -> str:
+    """Return the command that installs an extra of this package, as typed in a shell."""
+    return f"pip install '{DISTRIBUTION}[{extra}]'"

@@ -23,6 +23,7 @@ from seg.commands.check import check_data
 from seg.commands.compare import compare_runs
 from seg.commands.crossval import crossval
 from seg.commands.evaluate import evaluate
+from seg.commands.info import print_info
 from seg.commands.list import list_runs
 from seg.commands.models import show_network
 from seg.commands.rerun import rerun
@@ -37,7 +38,7 @@ from seg.training.run import train
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "README.zh-CN.md", *sorted((ROOT / "docs").glob("*.md"))]
-COMMAND = re.compile(r"python -m seg\.(\w+)((?: [^\n`|#]+)?)")
+COMMAND = re.compile(r"^(?:.*python -m seg\.|seg )([a-z]\w+)((?: [^\n`|#]+)?)", re.M)
 RUN = {"train": train, "evaluate": evaluate, "predict": predict_files, "prune": compare_depths, "export": export_run,
        "rerun": rerun, "sync": sync}  # fmt: skip
 SMALL = [
@@ -54,7 +55,7 @@ def commands(page: Path) -> list[tuple[str, list[str]]]:
     """(command, words) of each code block and code span of a page that stands complete."""
     text = page.read_text()
     code = re.findall(r"```(?:sh|bash)?\n(.*?)```", text, re.S) + re.findall(
-        r"`(python -m [^`\n]+)`", text
+        r"`((?:python -m|seg) [^`\n]+)`", text
     )
     found = [m for block in code for m in COMMAND.findall(block.replace("\\\n", " "))]
     return [
@@ -125,6 +126,9 @@ def test_a_documented_command_runs(
     """On small made data and for two steps; a sweep runs its first job."""
     if any(w.startswith("--") for w in words):
         pytest.skip("informs, runs nothing")
+    if name == "info":
+        print_info()
+        return
     if "trainer=ddp" in words:
         pytest.skip(
             "several processes: tests/training/test_train.py and tests/training/test_distributed.py start them"
@@ -232,6 +236,8 @@ def test_the_python_of_a_page_runs_from_top_to_bottom(page, tmp_path, monkeypatc
         )
         evaluate(compose_checked("evaluate", ["run=outputs/latest", "panels=0"]))
         Path("outputs/latest").resolve().rename(tmp_path / "outputs" / name)
+    Path("images").mkdir()
+    Image.new("L", (64, 64)).save("images/a.png")
     names: dict[str, object] = {}
     for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.S):
         exec(compile(block, str(page), "exec"), names)

@@ -1,9 +1,12 @@
 """The wheel, and the Makefile's and README's promises about set-up."""
 
 import os
+import re
+import shlex
 import subprocess
 import sys
 import sysconfig
+import tomllib
 import venv
 import zipfile
 from pathlib import Path
@@ -13,9 +16,11 @@ import pytest
 from PIL import Image
 
 import seg
+from seg.errors import EXTRAS, PACKAGE_EXTRAS, install_command
+from seg.version import DISTRIBUTION
 
 ROOT = Path(__file__).parent.parent
-
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 SMALL = [
     "trainer=smoke", "data.size=64", "data.train=2", "data.val=1", "loader.crop=32", "model.width=2",
@@ -93,7 +98,7 @@ def test_the_version_is_that_of_the_metadata(wheel):
 
 @pytest.mark.slow
 def test_an_installed_wheel_trains_evaluates_predicts_and_compares(installed, tmp_path):
-    code = "import seg, importlib.metadata as m; print(seg.__file__, seg.version.__version__, m.version('seg'))"
+    code = "import importlib.metadata as m; import seg.version; print(seg.__file__, seg.version.__version__, m.version('seg-experiments'))"
     file, *versions = said(installed, tmp_path, "-c", code).split()
     assert (
         Path(file).is_relative_to(installed.parent.parent)
@@ -134,9 +139,96 @@ def test_every_tested_package_is_pinned():
         for line in (ROOT / "constraints.txt").read_text().splitlines()
         if "==" in line
     }
-    import tomllib
+    wanted = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["dev"]]
+    assert set(map(distribution, wanted)) <= pins
 
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wanted = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
-    names = {w.split(">")[0].split("=")[0].split("<")[0].strip().lower() for w in wanted}
-    assert names <= pins
+
+# --- what messages and pages tell to install
+
+
+def distribution(requirement: str) -> str:
+    """The name in a requirement."""
+    return re.split(r"[<>=!~;\[ ]", requirement)[0].lower()
+
+
+def texts() -> dict[Path, str]:
+    """The text of every file of the repository that people read or that prints, on one line each."""
+    files = [
+        *ROOT.glob("*.md"),
+        *(
+            p
+            for folder in ("seg", "conf", "docs", "benchmarks", "tests")
+            for p in (ROOT / folder).rglob("*")
+        ),
+    ]
+    return {
+        file: " ".join(file.read_text("utf-8").split())
+        for file in files
+        if file.suffix in (".md", ".py", ".yaml", ".html")
+    }
+
+
+def test_nothing_tells_to_install_another_projects_package():
+    """The distribution ``seg`` of the package index is a stranger's."""
+    stranger = re.compile(r"\binstall (?:-\S+ )*['\"]?seg(?![\w-])")
+    assert stranger.search("run pip install 'seg[export]'") and stranger.search("pip install seg")
+    for file, text in texts().items():
+        found = stranger.search(text) if file != Path(__file__) else None
+        assert found is None, f"{file}: {found and found[0]}"
+
+
+def test_every_documented_extra_exists_and_every_extra_is_documented():
+    hint = re.compile(rf"pip install '{DISTRIBUTION}\[([\w,]+)\]'")
+    pages = {file: text for file, text in texts().items() if file.suffix in (".md", ".yaml")}
+    named = {
+        e for text in pages.values() for extras in hint.findall(text) for e in extras.split(",")
+    }
+    assert named == set(EXTRAS)
+
+
+def test_one_function_makes_every_message_about_an_extra():
+    sources = [file for file in texts() if file.is_relative_to(ROOT / "seg")]
+    assert [f.name for f in sources if "pip install" in f.read_text()] == ["errors.py"]
+    assert install_command("export") == f"pip install '{DISTRIBUTION}[export]'"
+
+
+def test_the_extras_of_messages_are_those_of_the_project():
+    extras = {
+        name: tuple(map(distribution, wanted))
+        for name, wanted in PROJECT["optional-dependencies"].items()
+        if name != "dev"
+    }
+    assert PROJECT["name"] == DISTRIBUTION and extras == EXTRAS
+    assert set(PACKAGE_EXTRAS.values()) <= set(EXTRAS)
+
+
+@pytest.mark.parametrize(
+    "extra", [pytest.param(e, marks=[] if e == "export" else pytest.mark.slow) for e in EXTRAS]
+)
+def test_the_command_of_a_message_finds_this_package_and_the_packages_of_the_extra(
+    installed, built, extra
+):
+    """Without an index, what is not installed here is looked for under its own name, and nothing else is."""
+    pip, install, *what = shlex.split(install_command(extra))
+    offline = ["--dry-run", "--no-index", "--find-links", str(built.parent)]
+    done = subprocess.run(
+        [sys.executable, "-m", pip, "--python", str(installed), install, *offline, *what],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    absent = re.findall(r"No matching distribution found for (\S+)", done.stderr)
+    assert done.returncode == bool(absent), done.stderr
+    assert set(map(distribution, absent)) <= set(EXTRAS[extra])
+    assert f"Requirement already satisfied: {DISTRIBUTION}[{extra}]" in done.stdout
+
+
+def test_the_installed_script_says_what_is_installed(installed, tmp_path):
+    words = [str(installed.parent / "seg"), "info"]
+    env = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
+    done = subprocess.run(words, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    assert (
+        done.stdout.startswith("seg ") and f"{seg.version.__version__} (installed)" in done.stdout
+    )
+    for extra in EXTRAS:
+        (row,) = (r for r in done.stdout.splitlines() if r.startswith(f"extra {extra} "))
+        assert all(name in row for name in EXTRAS[extra]) or install_command(extra) in row

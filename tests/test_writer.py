@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Generator
 from contextlib import nullcontext
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,8 @@ GIVERS = {
 }  # fmt: skip  # what they give may be written; replacing is BandWriter's, by files.atomic_write
 BY_CALLER = "the file is the caller's, of files.atomic_write"
 ALLOWED = {
-    "cli/command.py command os.open": "the null device, in the place of an output that was closed",
+    "api.py show_html picture.save": "into memory",
+    "cli/command.py __call__ os.open": "the null device, in the place of an output that was closed",
     "data/datasets/download.py download_file file.open": "in files.scratch_folder",
     "data/datasets/download.py unpack_files open": "only if it is new, in files.scratch_folder",
     "data/datasets/download.py unpack_files copyfileobj": "into that file",
@@ -496,7 +498,7 @@ def tried_at_every_name(
 MATRIX = {
     "evaluate": {"evaluate-val", "evaluate-val/reliability.png", "evaluate-val/panels/all.png"},
     "export": {"export", "export/model.pt2"},
-    "prune": {"prune", "prune/L1.ckpt", "prune/pruning.json", "prune/pruning.png"},
+    "prune": {"prune", "prune/L1.ckpt", "prune/prune.json", "prune/prune.png"},
     "compare": {"compare.csv", "compare.html"},
     "resume": {"run.json", "log.txt", "metrics.csv", "images.csv", ".lock", "config.yaml", "checkpoints/last.ckpt",
                "panels/all.png", "predictions/val/0-image.jpg", "predictions/names.json", "tensorboard/hparams.yaml"},
@@ -556,7 +558,7 @@ def folder_of_predictions(tmp_path: Path, trained: Path) -> Callable[[Path], Any
 def test_predict_writes_through_no_link(trained, tmp_path, auditing):
     deed = folder_of_predictions(tmp_path, trained)
     names = tried_at_every_name(deed, lambda where: fresh(tmp_path / where), tmp_path)
-    assert set(names) >= {"file_prediction.json", ".partial", ".partial/.lock", ".partial/a.masks",
+    assert set(names) >= {"predict.json", ".partial", ".partial/.lock", ".partial/a.masks",
                           "masks", "masks/a.png", "overlays/b.png", "instances/c.csv"}  # fmt: skip
 
 
@@ -722,7 +724,7 @@ def test_an_output_that_can_not_be_written_is_told_in_one_line_before_the_work(
 ):
     monkeypatch.chdir(tmp_path)
     Path("file").touch()
-    for name in ("metrics.json", "pruning.json", "compare.csv", "check.json", "file_prediction.json", CROSSVAL_FILE, "x.png",
+    for name in ("metrics.json", "prune.json", "compare.csv", "check.json", "predict.json", CROSSVAL_FILE, "x.png",
                  "m.pt2"):  # fmt: skip
         Path(f"taken/{name}").mkdir(parents=True)
     if place == "link":
@@ -753,7 +755,7 @@ def test_an_output_that_can_not_be_written_is_told_in_one_line_before_the_work(
     monkeypatch.setattr(WORK[command], worked)
     monkeypatch.setattr(sys, "argv", [f"seg.{command}", *words])
     with pytest.raises(SystemExit) as ended:
-        sys.modules[f"seg.{command}"].main()
+        import_module(f"seg.{command}").main()
     said = capsys.readouterr().err
     assert ended.value.code == 2 and said.count("\n") == 1 and said.startswith("error: "), said
     assert ("a link to" if place == "linked" else "can't be written (") in said
@@ -823,7 +825,7 @@ def test_an_image_whose_name_is_not_utf_8_ends_no_prediction(trained, latin, tmp
     for attempt in range(2):  # the second finds the first's done
         with pytest.raises(UserError, match=r"-bad\.png"):
             file_prediction.predict_files(cfg)
-        record = json.loads((tmp_path / "out/file_prediction.json").read_text("utf-8"))
+        record = json.loads((tmp_path / "out/predict.json").read_text("utf-8"))
         assert len(record["done"]) == 7 and set(record["done"]) == {str(f) for f in good(latin)}
         (failed,) = record["failed"]
         assert str(latin / "images" / f"{LATIN}-bad.png") in failed, attempt

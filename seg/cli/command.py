@@ -7,7 +7,7 @@ Exit codes: 0 success; 1 internal error; 2 user error, reported in one line befo
 import os
 import re
 import sys
-from argparse import ArgumentParser, Namespace
+from argparse import Action, ArgumentParser, Namespace
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -19,6 +19,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from seg.cli.completion import check_completion, print_shell_code
 from seg.cli.compose import CheckedConfig, check_command_line, one_line, parse_overrides
 from seg.cli.conf_files import CONF, did_you_mean, group_names, is_hydra_override
 from seg.cli.help import help_text
@@ -32,6 +33,26 @@ HYDRA_FLAGS = (
     "-h", "--help", "-m", "--multirun", "-c", "--cfg", "--resolve", "-p", "--package", "--config-dir", "-i", "--info",
     "--hydra-help", "--shell-completion", "--version",
 )  # fmt: skip
+
+
+def accept_lazy_help() -> None:
+    """Let the argparse of Python 3.14 and later check only help texts that are strings.
+
+    Hydra 1.3 gives ``--shell-completion`` an object that becomes its text when printed; Hydra 1.4 does the same.
+    """
+    check: Callable[[ArgumentParser, Action], None] | None
+    check = getattr(ArgumentParser, "_check_help", None)
+    if check is None:  # before Python 3.14
+        return
+
+    def check_text(parser: ArgumentParser, action: Action) -> None:
+        if isinstance(action.help, str):
+            check(parser, action)
+
+    setattr(ArgumentParser, "_check_help", check_text)  # noqa: B010  # unknown to type checkers
+
+
+accept_lazy_help()
 
 
 class FlagParser(ArgumentParser):
@@ -103,10 +124,13 @@ class Command:
         # check everything typed before Hydra starts a job
         flags = len(sys.argv) - len(arguments.overrides)
         arguments.overrides = rename_words(arguments.overrides)
-        if self.words is not None:
+        if self.words is not None and not arguments.shell_completion:
             arguments.overrides = self.words(arguments)
         sys.argv[flags:] = arguments.overrides
         checked = check_flags(self.config_name, arguments, self.sweeper is not None)
+        if arguments.shell_completion and not arguments.overrides[0].startswith("query="):
+            print_shell_code(*arguments.overrides[0].split("="))
+            return
         if checked is not None and not (arguments.cfg or arguments.info):
             check_data_root(checked.cfg)
         if checked is not None and runs_directly(arguments):
@@ -271,15 +295,6 @@ def check_flags(config_name: str, arguments: Namespace, sweeps: bool) -> Checked
             raise UserError(f"--package {package}: no such group{did_you_mean(package, names)}")
         return checked
     return None
-
-
-def check_completion(words: list[str]) -> None:
-    """Raise UserError unless ``--shell-completion`` has one valid request; only a shell may send ``query``."""
-    requests = [word.partition("=")[0] for word in words]
-    if len(requests) != 1 or requests[0] not in ("install", "uninstall", "query"):
-        raise UserError("--shell-completion: give install=bash or uninstall=bash (or zsh, fish)")
-    if requests[0] == "query" and "COMP_LINE" not in os.environ:
-        raise UserError(f"{words[0]}: asked by a shell; install=bash makes it ask")
 
 
 def allow_job_options(words: list[str]) -> list[str]:

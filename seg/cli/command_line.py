@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,25 @@ CONTROL_CHARACTERS = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\u
 
 
 def render_command(command: str, *words: str) -> str:
-    """Return ``python -m seg.COMMAND WORDS``, with each word quoted for the shell if needed."""
-    return " ".join(["python", "-m", f"seg.{command}", *map(quote_shell, words)])
+    """Return ``seg COMMAND WORDS``, or ``python -m seg.COMMAND WORDS``, with each word quoted for the shell if needed."""
+    return " ".join([*command_words(command), *map(quote_shell, words)])
+
+
+def command_words(command: str) -> list[str]:
+    """Return the words that start a command, in the form in which this process was started."""
+    return ["seg", command] if started_by_script() else ["python", "-m", f"seg.{command}"]
+
+
+def typed_command() -> list[str]:
+    """Return the words with which this process was started, without the folders of Python and of the script."""
+    if started_by_script():
+        return ["seg", *sys.orig_argv[2:]]
+    return [Path(sys.executable).name, *sys.orig_argv[1:]]
+
+
+def started_by_script() -> bool:
+    """Return True if this process runs the installed script ``seg``."""
+    return len(sys.orig_argv) > 1 and Path(sys.orig_argv[1]).name in ("seg", "seg.exe")
 
 
 def config_dir_words() -> list[str]:

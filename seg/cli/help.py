@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from seg.cli.command_line import command_words
 from seg.cli.conf_files import CONF, group_names
 
 
@@ -11,7 +12,8 @@ def help_text(config_name: str) -> str:
     files = [config_name, *(["train"] if "\n  - train " in main else [])]
     composed = "".join((CONF / f"{file}.yaml").read_text() for file in files)
     groups = {name: names for name, names in group_names().items() if f"- {name}: " in composed}
-    parts = [f"python -m seg.{config_name} [GROUP=CHOICE ...] [OPTION=VALUE ...]", ""]
+    typed = " ".join(command_words(config_name))
+    parts = [f"{typed} [GROUP=CHOICE ...] [OPTION=VALUE ...]", ""]
     parts += [f"  {name}={'|'.join(names)}" for name, names in groups.items()]
     sweeps = ", -m sweeps values separated by commas" if config_name == "train" else ""
     parts += ["", f"--cfg job shows what a line composes{sweeps}.", ""]

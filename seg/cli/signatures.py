@@ -159,7 +159,8 @@ def evaluate_known(module: SourceModule, node: ast.expr | None) -> Any:
 def evaluate(module: SourceModule, node: ast.expr) -> Any:
     """Return the value of an annotation in its module."""
     code = compile(ast.Expression(node), "annotation", "eval")
-    return eval(code, {"__builtins__": {}}, AnnotationNames(module))  # source of this package only
+    builtins = {"__import__": __import__}  # Python 3.14 imports typing for some unions
+    return eval(code, {"__builtins__": builtins}, AnnotationNames(module))  # this package's source
 
 
 def typed_dict(module: SourceModule, node: ast.ClassDef | ast.FunctionDef) -> Any:

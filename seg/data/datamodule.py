@@ -4,6 +4,7 @@ A batch is ``{"image": (B, C, H, W) float32, "mask": (B, H, W) int64, "name": li
 overlap the mask is (B, K, H, W). With a weight map there is ``"gaps"``, float32 in the mask's shape.
 """
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -25,6 +26,9 @@ from seg.data.sections import find_sections
 from seg.data.statistics import measure_dataset
 from seg.errors import DataError
 from seg.ranges import check_ranges
+
+# Python 3.14 starts processes by forkserver, where each worker imports PyTorch and copies the images in memory
+WORKER_START = "fork" if sys.platform == "linux" else None
 
 
 class DataModule:
@@ -249,5 +253,6 @@ class DataModule:
             num_workers=self.workers,
             persistent_workers=self.workers > 0,
             worker_init_fn=ignore_signals,
+            multiprocessing_context=WORKER_START if self.workers else None,
             pin_memory=torch.cuda.is_available(),
         )

@@ -5,7 +5,6 @@ import os
 import re
 from collections.abc import Iterable
 from contextlib import suppress
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,6 +16,7 @@ from seg import files
 from seg.data.datasets.base import DataSource, DecodedRows, RowReader
 from seg.data.quality.inspect import hash_pixels
 from seg.errors import DataError
+from seg.version import __version__
 
 MAX_INSPECTED = 1000  # images of a split that are read before a run starts and may stay in memory
 DecodedPair = tuple[np.ndarray, np.ndarray]  # image and mask as a source reads them
@@ -148,7 +148,7 @@ class ImageCache:
         except OSError:  # a missing file is named when it is read
             return self.source.read(name)
         # Map the arrays if they are there.
-        text = f"{version('seg')}\n{stamp}".encode("utf-8", "surrogatepass")
+        text = f"{__version__}\n{stamp}".encode("utf-8", "surrogatepass")
         key = hashlib.sha256(text).hexdigest()[:32]
         arrays = [self.folder / f"{key}.{part}.npy" for part in ("image", "mask")]
         try:

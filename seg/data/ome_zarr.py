@@ -19,7 +19,7 @@ import imagecodecs
 import numpy as np
 
 from seg.data.tiff_layout import PagesOption
-from seg.errors import DataError, missing_extra_hint
+from seg.errors import DataError, install_command, missing_extra_hint
 
 if TYPE_CHECKING:
     from zarr import Array, Group
@@ -192,7 +192,7 @@ def open_store(file: Path) -> "Store":
     except ImportError as error:
         extra = "s3" if str(file).lower().startswith("s3") else "zarr"
         raise DataError(
-            file=file, found=f"needs the extra {extra}: pip install 'seg[{extra}]'", kind="unreadable"
+            file=file, found=f"needs the extra {extra}: {install_command(extra)}", kind="unreadable"
         ) from error  # fmt: skip
 
 

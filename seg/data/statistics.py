@@ -9,7 +9,6 @@ import json
 import logging
 from collections.abc import Collection
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +26,7 @@ from seg.data.quality.issues import OPTIONAL_KINDS, Issue
 from seg.display.console import track_progress
 from seg.errors import DataError
 from seg.labels import IGNORE
+from seg.version import __version__
 
 log = logging.getLogger("seg")
 STATISTICS_FORMAT = 4  # of the cached statistics: 4 has the labelled share
@@ -241,7 +241,7 @@ def statistics_file(
         percentiles,
         skipped,
     ]
-    text = json.dumps([version("seg"), STATISTICS_FORMAT, *parts, stamps], default=str)
+    text = json.dumps([__version__, STATISTICS_FORMAT, *parts, stamps], default=str)
     return cache_root() / "surveys" / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
 
 

@@ -35,11 +35,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from seg import files
+from seg.cli.command_line import typed_command
 from seg.cli.compose import one_line
 from seg.cli.conf_files import CONF
 from seg.cli.paths import complete_values
 from seg.display.console import console, is_rank_zero
-from seg.errors import RunError, UserError
+from seg.errors import RunError, UserError, install_command
 from seg.multirun.progress import SweepProgress
 from seg.runs import provenance, records
 from seg.runs.folder import (
@@ -266,9 +267,8 @@ def claim_sweep_folder(config: DictConfig, jobs: list[dict[str, Any]]) -> Genera
 def create_sweep_folder(config: DictConfig, jobs: list[dict[str, Any]]) -> Path:
     """Create the folder of a sweep, and record its jobs."""
     folder = create_folder(Path(config.hydra.sweep.dir).parent, config.name or "sweep")
-    command = [Path(sys.executable).name, *sys.orig_argv[1:]]
     content = {
-        "command": command,
+        "command": typed_command(),
         "source": provenance.source_hash(PACKAGE_FOLDER, CONF),
         "jobs": jobs,
     }
@@ -331,7 +331,7 @@ def check_launcher(target: str) -> None:
                 __import__(target.rpartition(".")[0])
             except ImportError as error:
                 raise UserError(
-                    f"hydra/launcher={extra}: needs the extra {extra}: pip install 'seg[{extra}]'"
+                    f"hydra/launcher={extra}: needs the extra {extra}: {install_command(extra)}"
                 ) from error
 
 

@@ -11,7 +11,6 @@ import os
 import platform
 import re
 import subprocess
-import sys
 import time
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -21,10 +20,13 @@ from typing import Any, NamedTuple
 import cv2
 import torch
 
+from seg.cli.command_line import typed_command
 from seg.cli.conf_files import CONF
 from seg.display.console import rank_zero_only
 from seg.files import open_text, write_bytes
+from seg.runs.machine import cpu_name, memory_gib
 from seg.runs.safe_loading import read_rows
+from seg.version import __version__
 
 PACKAGE_FOLDER = Path(__file__).parents[1]
 SOURCE_PATHS = (
@@ -35,7 +37,7 @@ SOURCE_PATHS = (
 )  # recorded paths, relative to the top of a checkout
 MAX_PATCH_BYTES = 2**20  # bytes; of a larger diff only the file names are kept
 RECORDED_PACKAGES = (
-    "seg", "torch", "lightning", "torchmetrics", "hydra-core", "omegaconf", "albumentations", "albucore",
+    "torch", "lightning", "torchmetrics", "hydra-core", "omegaconf", "albumentations", "albucore",
     "numpy", "scipy", "scikit-image", "pillow", "tifffile", "imagecodecs", "wandb",
     "segmentation-models-pytorch", "timm", "torchvision", "pycocotools",
 )  # fmt: skip
@@ -54,7 +56,7 @@ def collect_provenance() -> dict[str, Any]:
     """Return command, start time, versions, code, hardware and environment of this process, as run.json has them."""
     checkout = read_checkout(PACKAGE_FOLDER.parent)
     return {
-        "command": [Path(sys.executable).name, *sys.orig_argv[1:]],
+        "command": typed_command(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "versions": library_versions(),
         "git": checkout and checkout.state(),
@@ -68,7 +70,7 @@ def collect_provenance() -> dict[str, Any]:
 
 def library_versions() -> dict[str, str]:
     """Return the versions of Python and of each installed library that numbers may depend on."""
-    versions_of = {"python": platform.python_version()}
+    versions_of = {"python": platform.python_version(), "seg": __version__}
     for package in RECORDED_PACKAGES:
         try:
             versions_of[package] = version(package)
@@ -95,26 +97,6 @@ def describe_hardware() -> dict[str, Any]:
         "memory_gib": memory_gib(),
         "gpus": gpus,
     }
-
-
-def cpu_name() -> str:
-    """Return the model of the processor, or its architecture if the model is unknown."""
-    cpuinfo = Path("/proc/cpuinfo")  # of Linux
-    if os.access(cpuinfo, os.R_OK):
-        lines = cpuinfo.read_text(errors="replace").splitlines()
-        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-        if names:
-            return names[0]
-    return platform.processor() or platform.machine()
-
-
-def memory_gib() -> float | None:
-    """Return the main memory in GiB; None if unknown."""
-    names = ("SC_PHYS_PAGES", "SC_PAGE_SIZE")
-    if not set(names) <= set(getattr(os, "sysconf_names", ())):
-        return None
-    pages, size = (os.sysconf(name) for name in names)
-    return round(pages * size / 2**30, 1)
 
 
 @cache  # the running code is that of the start of the process, even in a long sweep

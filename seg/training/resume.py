@@ -6,7 +6,6 @@
 import logging
 import os
 import shutil
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -19,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from seg import files
+from seg.cli.command_line import typed_command
 from seg.cli.compose import compose_checked, one_line, parse_overrides, plain_config
 from seg.cli.conf_files import CONF, format_option_value
 from seg.cli.validation import OptionChecker, is_number
@@ -450,8 +450,8 @@ def resumed_record(info: RunInfo, now: dict[str, Any]) -> dict[str, Any]:
             )
     # Record the command and what differs from the first start: code, versions, machine.
     changes = {name: now[name] for name in RERECORDED if now.get(name) != old.get(name)}
-    command = [Path(sys.executable).name, *sys.orig_argv[1:]]
-    entry = {"command": command, "started": time.strftime("%Y-%m-%dT%H:%M:%S%z")} | changes
+    started = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+    entry = {"command": typed_command(), "started": started} | changes
     kept = {name: value for name, value in old.items() if name not in RESUME_RESETS}
     if info.changed:
         entry |= {"changed": info.changed} | {name: old[name] for name in RESULTS if name in old}

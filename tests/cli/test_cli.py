@@ -134,7 +134,9 @@ def test_every_file_of_each_group_passes_and_begins_with_a_comment():
 def test_a_choice_whose_package_is_absent_names_its_extra(group, name):
     if name not in ABSENT:
         pytest.skip(f"the extra {name} is installed")
-    with pytest.raises(UserError, match=rf"needs the extra {name}: pip install 'seg\[{name}\]'"):
+    with pytest.raises(
+        UserError, match=rf"needs the extra {name}: pip install 'seg-experiments\[{name}\]'"
+    ):
         compose_checked("train", [f"{group}={name}"])
 
 

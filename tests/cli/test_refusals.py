@@ -1,12 +1,15 @@
 """A refused command is one line and exit code 2, and leaves every folder as it was."""
 
 import hashlib
+from argparse import ArgumentParser
 from pathlib import Path
 
 import numpy as np
 import pytest
 from forked import seg
 from PIL import Image
+
+from seg.cli.command import accept_lazy_help, flag_parser
 
 COMMANDS = ("train", "evaluate", "predict", "compare", "prune", "export", "check", "show", "sync", "crossval", "tune",
             "rerun", "models", "list", "doubt")  # fmt: skip
@@ -19,7 +22,7 @@ FLAGS = [
     ("--cfg", "--cfg/-c: expected one argument"),
     ("--cfg jobs", "--cfg/-c: invalid choice: 'jobs' (choose from "),
     ("--multirun=1", "--multirun/-m: takes no value, and was given '1'"),
-    ("-mx", "--multirun/-m: takes no value, and was given 'x'"),
+    ("-mx", ("--multirun/-m: takes no value, and was given 'x'", "-x: no such flag")),  # by Python
     ("--help=1", "--help/-h: takes no value"),
     ("--info nope", "--info/-i: invalid choice: 'nope'"),
     ("--package", "--package/-p: expected one argument"),
@@ -163,3 +166,29 @@ def trained(tmp_path_factory) -> Path:
 def test_a_refused_command_leaves_all_as_it_was(trained, command, words, message):
     words = words.replace("IMAGE", "IMAGE.png").split()
     assert refused(trained, command, *words).startswith(message)
+
+
+def test_the_argparse_of_python_3_14_takes_the_lazy_help_of_hydra(monkeypatch):
+    """Its ``add_argument`` expands each help text at once, to find a wrong one."""
+    add = ArgumentParser.add_argument
+
+    def check_help(parser, action):
+        if action.help and "%" in action.help:
+            try:
+                action.help % {}
+            except (ValueError, TypeError, KeyError) as error:
+                raise ValueError("badly formed help string") from error
+
+    def add_and_check(parser, *names, **options):
+        action = add(parser, *names, **options)
+        parser._check_help(action)
+        return action
+
+    monkeypatch.setattr(ArgumentParser, "_check_help", check_help, raising=False)
+    monkeypatch.setattr(ArgumentParser, "add_argument", add_and_check)
+    with pytest.raises(TypeError, match="LazyCompletionHelp"):
+        flag_parser()
+    accept_lazy_help()
+    assert flag_parser().parse_args(["--version"]).version
+    with pytest.raises(ValueError, match="badly formed help string"):
+        ArgumentParser().add_argument("--x", help="%(nothing)s")

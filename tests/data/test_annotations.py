@@ -507,7 +507,7 @@ def test_the_missing_extra_of_imagej_is_named(tmp_path, monkeypatch):
     write_images(tmp_path)
     (tmp_path / "a.roi").write_bytes(b"Iout")
     monkeypatch.setattr("seg.errors.find_spec", lambda name: None)
-    with pytest.raises(DataError, match=r"a.roi: ImageJ's ROIs; reading them needs the extra rois: pip install 'seg\[rois\]'"):  # fmt: skip
+    with pytest.raises(DataError, match=r"a.roi: ImageJ's ROIs; reading them needs the extra rois: pip install 'seg-experiments\[rois\]'"):  # fmt: skip
         Annotations(str(tmp_path), "imagej")
 
 

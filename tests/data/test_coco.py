@@ -478,7 +478,7 @@ def test_more_classes_than_a_mask_holds_are_refused(tmp_path):
 def test_the_missing_extra_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr("seg.errors.find_spec", lambda name: None)
     with pytest.raises(
-        DataError, match=r"data=coco needs the extra coco: pip install 'seg\[coco\]'"
+        DataError, match=r"data=coco needs the extra coco: pip install 'seg-experiments\[coco\]'"
     ):
         Coco(str(tmp_path), None)
     assert missing_extra_hint("numpy") is None

@@ -502,9 +502,9 @@ ROWS = {  # first cell of the row -> its check
     "TIFF of ImageJ, OME or Zeiss (`.lsm`)": axes_of_imagej_and_ome,
     "slides, `.svs`, `.ndpi`, `.qptiff` and pyramids in `.tif`": slides,
     "NPY, NPZ": arrays,
-    "DICOM (`pip install 'seg[dicom]'`)": dicom_files,
-    "NIfTI (`pip install 'seg[nifti]'`), `.nii` and `.nii.gz`": nifti_files,
-    "OME-Zarr (`pip install 'seg[zarr]'`), folders `.ome.zarr` and addresses": ome_zarr_files,
+    "DICOM (`pip install 'seg-experiments[dicom]'`)": dicom_files,
+    "NIfTI (`pip install 'seg-experiments[nifti]'`), `.nii` and `.nii.gz`": nifti_files,
+    "OME-Zarr (`pip install 'seg-experiments[zarr]'`), folders `.ome.zarr` and addresses": ome_zarr_files,
     "CZI, ND2, LIF and others": unread,
     "1 bit": bits,
     "2 and 4 bits, grey, PNG and TIFF": few_bits,
@@ -613,7 +613,7 @@ def test_a_dicom_that_is_no_picture_is_named(tmp_path):
 def test_a_missing_extra_is_named(tmp_path, monkeypatch, name, extra):
     (tmp_path / name).write_bytes(b"")
     monkeypatch.setattr(seg.errors, "find_spec", lambda package: None)
-    refused(lambda: read_image(tmp_path / name), name, f"pip install 'seg[{extra}]'")
+    refused(lambda: read_image(tmp_path / name), name, f"pip install 'seg-experiments[{extra}]'")
 
 
 def test_slices_of_channels_are_paired_with_the_slices_of_their_masks(tmp_path, caplog):

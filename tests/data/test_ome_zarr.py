@@ -210,7 +210,7 @@ def test_a_missing_package_of_a_protocol_is_named(monkeypatch):
         raise ImportError("Install s3fs to access S3")
 
     monkeypatch.setattr(CheckedStore, "of_address", missing)
-    refused(lambda: read_image(image_path("s3://bucket/a.ome.zarr")), "s3://bucket/a.ome.zarr", "pip install 'seg[s3]'")  # fmt: skip
+    refused(lambda: read_image(image_path("s3://bucket/a.ome.zarr")), "s3://bucket/a.ome.zarr", "pip install 'seg-experiments[s3]'")  # fmt: skip
 
 
 # --- untrusted stores

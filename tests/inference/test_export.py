@@ -448,7 +448,8 @@ def test_a_missing_extra_is_named(package, trained, monkeypatch):
     real = errors.find_spec
     monkeypatch.setattr(errors, "find_spec", lambda name: None if name == package else real(name))
     with pytest.raises(
-        UserError, match=r"format=onnx needs the extra export: pip install 'seg\[export\]'"
+        UserError,
+        match=r"format=onnx needs the extra export: pip install 'seg-experiments\[export\]'",
     ):
         export_run(asked(f"run={trained}"))
 

@@ -408,7 +408,11 @@ def test_unpooling_puts_values_where_the_skip_is_largest():
 # ---- compilers and layouts
 
 
-@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
+@pytest.mark.filterwarnings(
+    "ignore::torch.jit.TracerWarning",
+    "ignore::DeprecationWarning",
+    "ignore:.torch.jit.trace:FutureWarning",  # with Python 3.14
+)
 def test_export_trace_and_channels_last_give_the_same_logits(small):
     model = small().eval()
     image = torch.randn(2, 1, 33, 50)

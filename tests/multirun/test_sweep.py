@@ -288,7 +288,9 @@ def test_a_launcher_whose_package_is_absent_names_the_extra(monkeypatch):
     monkeypatch.setitem(
         sys.modules, "hydra_plugins.hydra_submitit_launcher.submitit_launcher", None
     )
-    with pytest.raises(UserError, match=r"needs the extra slurm: pip install 'seg\[slurm\]'"):
+    with pytest.raises(
+        UserError, match=r"needs the extra slurm: pip install 'seg-experiments\[slurm\]'"
+    ):
         sweeper.check_launcher(
             "hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher"
         )

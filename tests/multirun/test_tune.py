@@ -12,6 +12,7 @@ import sys
 import time
 import urllib.request
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -90,11 +91,11 @@ def composed_once():
 
 def compose_quickly(config_name, words):
     """Without Hydra: for words that give numbers."""
-    cfg, tree, choices = composed_once()
-    cfg = copy.deepcopy(cfg)
+    composed = composed_once()
+    cfg = copy.deepcopy(composed.cfg)
     for key, _, value in (word.partition("=") for word in words if word not in TINY):
         OmegaConf.update(cfg, key, yaml.safe_load(value))
-    return cfg, tree, choices
+    return replace(composed, cfg=cfg)
 
 
 def one_trial():
@@ -308,7 +309,7 @@ def test_a_line_is_refused_for_the_last_value_of_the_last_option():
 )  # fmt: skip
 def test_an_objective_that_is_not_measured_is_told(objectives, message):
     plan = base()
-    cfg, _, _ = compose_quickly("train", ["model.num_classes=1"])
+    cfg = compose_quickly("train", ["model.num_classes=1"]).cfg
     with pytest.raises(UserError, match=message):
         check_objectives(objectives, cfg, plan.data)
     cfg.metrics.calibration = True
@@ -683,7 +684,7 @@ def test_a_group_that_is_searched_brings_its_own_options(pretend, monkeypatch):
     tuned("loss=choice(focal,dice)", sampler=GRID)
     assert len({cfg.loss["_target_"] for cfg, _, _ in calls}) == 2
     for cfg, _, asked in calls:
-        assert compose_config("train", asked.overrides)[0].loss == cfg.loss
+        assert compose_config("train", asked.overrides).cfg.loss == cfg.loss
         assert cfg.loss["_target_"].lower().endswith(asked.choices["loss"])
 
 

@@ -117,7 +117,9 @@ def test_what_is_no_checkpoint_is_an_error_that_names_it(tmp_path):
 def test_a_network_of_an_extra_that_is_not_installed_names_it(tmp_path):
     network = {"_target_": "segmentation_models_pytorch.Unet", "encoder_weights": "imagenet"}
     model = {"_target_": "seg.models.Peer", "in_channels": 1, "num_classes": 1, "network": network}
-    with pytest.raises(RunError, match=r"a.ckpt: .* needs the extra smp: pip install 'seg\[smp\]'"):
+    with pytest.raises(
+        RunError, match=r"a.ckpt: .* needs the extra smp: pip install 'seg-experiments\[smp\]'"
+    ):
         load.load_run(checkpoint(tmp_path / "a.ckpt", model))
 
 

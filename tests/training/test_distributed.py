@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from script import install_script, run_script
 
 from seg.errors import RunError
 from seg.runs import records
@@ -118,3 +119,16 @@ def test_processes_as_slurm_starts_them_train_one_run(tmp_path):
     said = [process.communicate(timeout=200)[1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], said
     check_one_run(tmp_path / "outputs")
+
+
+@pytest.mark.slow
+def test_the_script_trains_one_run_with_two_processes(tmp_path):
+    """Lightning starts the second process with the words of the first one."""
+    (tmp_path / "bin").mkdir()
+    script = install_script(tmp_path / "bin")
+    done = run_script(script, "train", *WORDS, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    check_one_run(tmp_path / "outputs")
+    (folder,) = (f for f in (tmp_path / "outputs").iterdir() if not f.is_symlink())
+    assert records.read_json(folder / "run.json")["command"] == ["seg", "train", *WORDS]
+    assert "  seg evaluate run=" in done.stdout

@@ -10,7 +10,7 @@ from small_runs import TINY
 from test_resume import DROPOUT, rows
 
 from seg.runs import records
-from seg.training.loggers import read_metrics
+from seg.runs.metrics_csv import read_metrics
 
 LR = 3e-3
 ENDS = {

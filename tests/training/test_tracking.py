@@ -280,7 +280,7 @@ def test_a_logger_whose_package_is_missing_names_its_extra(monkeypatch):
     for name in ("trackio", "tensorboard", "mlflow"):
         (target,) = (node["_target_"] for node in yaml_of(name).values())
         missing.add(name)
-        need = f"needs the extra {name}: pip install 'seg[{name}]'"
+        need = f"needs the extra {name}: pip install 'seg-experiments[{name}]'"
         assert errors.missing_extra_hint(target) == need
     with pytest.raises(
         UserError, match=r"logger.mlflow._target_=.*needs the extra mlflow"

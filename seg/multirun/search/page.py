@@ -107,8 +107,8 @@ def describe_study(study: optuna.Study, objectives: list[str]) -> str:
 def option_importances(study: optuna.Study) -> dict[str, float]:
     """Compute the importance of each option: its share of the variance of the first objective, by fANOVA.
 
-    Hutter et al., ICML 2014. Optuna's default, PED-ANOVA, attributes nearly everything to a continuous option even
-    if a categorical one alone determines the score.
+    Hutter et al., ICML 2014. Optuna's default, PED-ANOVA, attributes much to a continuous option even if a
+    categorical one alone determines the score (docs/tune.md, benchmarks/importances.py).
 
     Returns:
         Option -> share in 0..1; empty with fewer than ``MIN_IMPORTANCE_TRIALS`` trials, or a single option.
