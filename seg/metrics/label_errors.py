@@ -414,7 +414,7 @@ def simulated_maxima(common: np.ndarray, others: int) -> np.ndarray:
         others: further numbers, of which only the median knows.
     """
     count = len(common) + others
-    trials = min(max(SIMULATIONS // count, 1000), 20_000)
+    trials = min(max(SIMULATIONS // count, 1000), 5000)
     drawn = np.random.default_rng(0).exponential(size=(trials, count)).astype(np.float32)
     means = np.median(drawn, axis=1, keepdims=True) / math.log(2)
     return np.sort((drawn[:, : len(common)] / means - common).max(1))
