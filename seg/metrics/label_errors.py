@@ -26,9 +26,6 @@ MAX_DEPTH = 32  # px, deeper pixels count as of this depth
 MAX_BORDER = 4  # px, of border=auto
 CHANCE_RATIO = 0.5  # of the median agreement beyond chance: a whole mask below is in doubt
 EXPLAINED = 0.5  # share of an image's evidence that a shift must explain
-TYPICAL_EVIDENCE = (
-    2.0  # nats of each pixel of the smallest region: the score expected where there are no others
-)
 LEAST_KNOWN = 8  # regions and images without any, below which nothing can be said
 SIMULATIONS = 2_000_000  # numbers drawn for p values
 
@@ -376,8 +373,8 @@ def rank_doubts(
     """Return how unusual each doubt of a data set is among those of its kind and classes.
 
     Evidence against right labels is taken as exponentially distributed. Its mean comes from the median of all regions,
-    which few label errors reach; an image without a region counts as one of little evidence, so that a few regions
-    among many images without any are judged by these. The chance is read from the distribution of the standardised
+    which few label errors reach; it is at least the evidence of the smallest region at full confidence, and that is also
+    what an image without a region counts as, so that a few regions among many images without any are judged by these. The chance is read from the distribution of the standardised
     maximum, simulated with as many regions.
 
     Args:
@@ -395,7 +392,7 @@ def rank_doubts(
     kinds = [(doubt.kind, doubt.said, doubt.meant) for doubt in doubts]
     counts = Counter(kinds)
     common = np.log([counts[kind] for kind in kinds])
-    least = TYPICAL_EVIDENCE * min_size * math.log(2)
+    least = MAX_EVIDENCE * min_size * math.log(2)
     evidence = np.array([doubt.evidence for doubt in doubts])
     known = np.concatenate([evidence, np.full(images - doubted, least)])
     mean = max(float(np.median(known)), least) / math.log(2)

@@ -56,10 +56,10 @@ def made() -> tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray]]:
     return [50.0 * mask[..., None] for mask in masks], masks, probabilities
 
 
-def doubts_of(images, masks, probabilities, border=None, min_size=16) -> list[tuple[int, Doubt]]:
-    """Return (image, doubt) of all doubts that stand out at 5 %, most unusual first."""
+def doubts_of(images, masks, probabilities, level=0.05, min_size=16) -> list[tuple[int, Doubt]]:
+    """Return (image, doubt) of all doubts whose chance is at most a level, most unusual first."""
     facts = [measure_image(*one) for one in zip(images, masks, probabilities, strict=True)]
-    pooled = pool_images(facts, border)
+    pooled = pool_images(facts)
     found = [
         (i, doubt)
         for i in range(len(masks))
@@ -67,7 +67,7 @@ def doubts_of(images, masks, probabilities, border=None, min_size=16) -> list[tu
     ]
     doubted = len({i for i, _ in found})
     expected, chance = rank_doubts([d for _, d in found], doubted, len(masks), min_size)
-    return [found[n] for n in np.argsort(expected, kind="stable") if chance[n] <= 0.05]
+    return [found[n] for n in np.argsort(expected, kind="stable") if chance[n] <= level]
 
 
 def test_thresholds_are_the_mean_confidence_of_each_class_without_ignored_pixels():
@@ -135,7 +135,7 @@ def plant(masks: list[np.ndarray], i: int, kind: str) -> tuple[np.ndarray, list[
         mask[one] = 3 - k
         return mask, [(3 - k, k)]
     if kind == "invented":
-        mask[46:51, 46:51] = 1  # 25 px
+        mask[42:53, 42:53] = 1  # 121 px
         return mask, [(1, 0)]
     if kind == "border":
         mask[one], moved = 0, np.roll(one, (5, 5), (0, 1))
@@ -161,6 +161,14 @@ def test_a_planted_error_comes_first_and_alone(made, kind):
     else:
         assert doubt.kind == {"shifted": SHIFTED, "whole": WHOLE}[kind]
         assert doubt.shift == ((4, 0) if kind == "shifted" else (0, 0))
+
+
+def test_a_small_error_comes_first_in_the_list(made):
+    images, masks, probabilities = made
+    wrong = masks[5].copy()
+    wrong[46:51, 46:51] = 1  # 25 px
+    found = doubts_of(images, [*masks[:5], wrong, *masks[6:]], probabilities, level=1)
+    assert found[0][0] == 5 and found[0][1].inside.sum() == pytest.approx(25, abs=3)
 
 
 def test_ignored_pixels_are_never_in_doubt(made):
