@@ -18,7 +18,6 @@ from seg.labels import IGNORE
 from seg.metrics.label_errors import SHIFTED, WHOLE, Doubt, move_label
 from seg.runs.safe_loading import read_rows
 
-IGNORE_COLOR: Color = (128, 128, 128)
 ACCEPTED = ("", "ignore", "class")  # values of the column accept
 KEY_COLUMNS = (
     "image", "kind", "left", "top", "width", "height", "said", "meant", "pixels"
@@ -158,4 +157,4 @@ def write_corrected(
     file = folder / f"{name}.png"
     files.make_folder(file.parent, below)
     with files.atomic_write(file, below) as aside:
-        write_mask(aside, mask, colors + [IGNORE_COLOR] * (256 - len(colors)))  # all 8 bits
+        write_mask(aside, mask, colors)
