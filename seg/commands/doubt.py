@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 from omegaconf import DictConfig
+from PIL import Image
 from rich.table import Table
 
 from seg import files
@@ -24,12 +25,15 @@ from seg.inference.doubt_files import (
     RankedDoubt,
     correct_mask,
     read_reviewed,
+    table_rows,
     write_corrected,
     write_outlines,
     write_table,
 )
+from seg.inference.doubt_page import DoubtCard, picture_uri, render_doubt_page
 from seg.metrics.label_errors import (
     REGION,
+    SHIFTED,
     Doubt,
     LabelStatistics,
     find_doubts,
@@ -41,7 +45,7 @@ from seg.multirun.out_of_fold import OutOfFold, open_out_of_fold
 from seg.runs import records
 
 log = logging.getLogger("seg")
-RESULTS = ("doubt.csv", "doubt.json", "outlines", "panels")
+RESULTS = ("doubt.csv", "doubt.html", "doubt.json", "outlines", "panels")
 
 
 def doubt_labels(cfg: DictConfig) -> list[RankedDoubt]:
@@ -73,8 +77,10 @@ def doubt_labels(cfg: DictConfig) -> list[RankedDoubt]:
 
 
 def check_output(output: Path, below: Path, corrected: bool) -> None:
-    """Raise UserError unless a folder is absent, empty, or of an earlier seg.doubt without corrected masks."""
-    files.check_writable(output, below, ["masks/.part"] if corrected else RESULTS[:2])
+    """Raise UserError unless a folder can be written, and is absent, empty, or of an earlier search."""
+    files.check_writable(output, below, ["masks/.part"] if corrected else RESULTS[:3])
+    for name in RESULTS:
+        files.check_links(output / name, below)
     present = {entry.name for entry in output.iterdir()} if output.is_dir() else set()
     if present and (corrected or not (present <= {*RESULTS} and "doubt.json" in present)):
         raise UserError(f"output={output}: holds something else; give a new folder")
@@ -111,22 +117,18 @@ def write_results(
     output: Path,
     below: Path,
 ) -> None:
-    """Write the table, the outlines, the pictures and, last, doubt.json."""
+    """Write the outlines, the pictures, the table, the page and, last, doubt.json."""
     run = data.run
     with files.atomic_folder(output / "outlines", below) as aside:
         write_outlines(ranked, run.classes, run.colors, aside, aside)
     with files.atomic_folder(output / "panels", below) as aside:
         for number, one in enumerate(ranked[: cfg.panels], start=1):
-            image, label, p_CHW = data.read(one.image)
-            doubt = one.doubt
-            height, width = doubt.inside.shape
-            picture = draw_doubt(
-                image, label, p_CHW.argmax(0).astype(np.uint8), (doubt.left, doubt.top, width, height),
-                run.classes, run.colors, f"{number}  {one.image}: {describe_doubt(doubt, run.classes)}",
-            )  # fmt: skip
+            picture = draw_panel(data, one, number)
             with files.atomic_write(aside / f"{number:03d}.png", aside) as part:
                 picture.save(part)
-    write_table(ranked, run.classes, output / "doubt.csv")
+    rows = table_rows(ranked, run.classes)
+    write_table(rows, output / "doubt.csv", below)
+    write_page(data, ranked, rows, cfg.panels, output, below)
     content = {
         "images": len(data.names),
         "regions": len(ranked),
@@ -140,6 +142,40 @@ def write_results(
         "image_votes": statistics.image_votes,
     }  # fmt: skip
     records.write_json(output / "doubt.json", content, below)
+
+
+def draw_panel(data: OutOfFold, one: RankedDoubt, number: int) -> Image.Image:
+    """Draw the surroundings of a region in the image, its label and the prediction, and its place."""
+    (image, label, p_CHW), run, doubt = data.read(one.image), data.run, one.doubt
+    height, width = doubt.inside.shape
+    predicted, box = p_CHW.argmax(0).astype(np.uint8), (doubt.left, doubt.top, width, height)
+    title = f"{number}  {one.image}: {describe_doubt(doubt, run.classes)}"
+    return draw_doubt(image, label, predicted, box, run.classes, run.colors, title)
+
+
+def write_page(
+    data: OutOfFold,
+    ranked: Sequence[RankedDoubt],
+    rows: Sequence[Sequence[str]],
+    panels: int,
+    output: Path,
+    below: Path,
+) -> None:
+    """Write doubt.html, on which the regions that have a picture are accepted or rejected."""
+    classes = data.run.classes
+    cards = [
+        DoubtCard(
+            f"{number}  {one.image}: {describe_doubt(one.doubt, classes)}",
+            one.doubt.kind,
+            "Move it back" if one.doubt.kind == SHIFTED else f"It is {classes[one.doubt.meant]}",
+            one.stands_out,
+            picture_uri(output / "panels" / f"{number:03d}.png"),
+        )
+        for number, one in enumerate(ranked[:panels], start=1)
+    ]
+    out = sum(one.stands_out for one in ranked)
+    headline = f"{len(ranked)} contradicted regions in {len(data.names)} images, {out} stand out"
+    files.write_text(output / "doubt.html", render_doubt_page(rows, cards, headline), below)
 
 
 def describe_doubt(doubt: Doubt, classes: Sequence[str]) -> str:
@@ -184,8 +220,8 @@ def print_results(
     images = len({one.image for one in out})
     log.info("", extra={"table": doubt_table(out[: cfg.panels], data.run.classes)})
     log.info(
-        f"labels     {len(out)} of {len(ranked)} contradicted regions stand out, in {images} of {count} images; pictures "
-        f"{quote_path(output / 'panels')}, table {place}"
+        f"labels     {len(out)} of {len(ranked)} contradicted regions stand out, in {images} of {count} images; table {place}, "
+        f"page to look through them {quote_path(output / 'doubt.html')}"
     )
     run, reviewed = (
         render_option("run", data.folder),

@@ -53,19 +53,22 @@ class RankedDoubt(NamedTuple):
         )  # fmt: skip
 
 
-def write_table(ranked: Sequence[RankedDoubt], classes: Sequence[str], file: Path) -> None:
-    """Write doubt.csv, most unusual first, with an empty column accept."""
-    with files.open_text(file, file.parent) as stream:
-        writer = csv.writer(stream)
-        writer.writerow(COLUMNS)
-        for one in ranked:
-            doubt = one.doubt
-            writer.writerow(
-                (
-                    *one.key(classes), f"{doubt.confidence:.4f}", f"{doubt.evidence:.1f}", f"{one.expected:.4g}", f"{one.chance:.4g}",
-                    "yes" if one.stands_out else "no", "",
-                )
-            )  # fmt: skip
+def table_rows(ranked: Sequence[RankedDoubt], classes: Sequence[str]) -> list[tuple[str, ...]]:
+    """Return the rows of doubt.csv, its header first, then most unusual first, with an empty column accept."""
+    rows: list[tuple[str, ...]] = [COLUMNS]
+    for one in ranked:
+        doubt = one.doubt
+        rows.append((
+            *one.key(classes), f"{doubt.confidence:.4f}", f"{doubt.evidence:.1f}", f"{one.expected:.4g}",
+            f"{one.chance:.4g}", "yes" if one.stands_out else "no", "",
+        ))  # fmt: skip
+    return rows
+
+
+def write_table(rows: Sequence[Sequence[str]], file: Path, below: Path) -> None:
+    """Write the rows of ``table_rows`` as CSV."""
+    with files.open_text(file, below) as stream:
+        csv.writer(stream).writerows(rows)
 
 
 def write_outlines(

@@ -343,24 +343,22 @@ def mask_doubt(
 def find_regions(
     label: np.ndarray, p_CHW: np.ndarray, found: Contradictions, border: int, min_size: int
 ) -> list[Doubt]:
-    """Return the connected regions of a pair of classes: those of the core, and contradicted pixels around them."""
+    """Return the connected regions of each pair of classes: the core and contradicted pixels near it."""
     regions, classes = [], len(p_CHW)
     pairs = np.where(found.everywhere, label.astype(np.int64) * classes + found.meant, -1)
     for pair in np.unique(pairs[found.core]):
         said, meant = divmod(int(pair), classes)
-        cores = label_components(found.core & (pairs == pair))
-        for number, box in enumerate(ndimage.find_objects(cores), start=1):
-            around = tuple(slice(max(s.start - border, 0), s.stop + border) for s in box)
-            core = cores[around] == number
-            grown = ndimage.binary_dilation(core, iterations=border, mask=pairs[around] == pair)
-            if grown.sum() < min_size:
+        here = pairs == pair
+        grown = ndimage.binary_dilation(found.core & here, iterations=border, mask=here)
+        labels = label_components(grown)
+        for number, window in enumerate(ndimage.find_objects(labels), start=1):
+            inside = labels[window] == number
+            if inside.sum() < min_size:
                 continue
-            rows, columns = ndimage.find_objects(grown.astype(np.uint8))[0]
-            left, top = around[1].start + columns.start, around[0].start + rows.start
-            score = float(found.evidence[around][core].sum())
-            confidence = float(p_CHW[meant][around][grown].mean())
-            window = grown[rows, columns]
-            regions.append(Doubt(REGION, said, meant, left, top, window, confidence, score))
+            evidence = float(found.evidence[window][inside & found.core[window]].sum())
+            confidence = float(p_CHW[meant][window][inside].mean())
+            left, top = window[1].start, window[0].start
+            regions.append(Doubt(REGION, said, meant, left, top, inside, confidence, evidence))
     return regions
 
 

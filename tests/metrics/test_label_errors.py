@@ -33,7 +33,7 @@ def draw_truth(rng: np.random.Generator) -> np.ndarray:
     for number, (row, column) in enumerate([(22, 22), (22, 70), (70, 22), (70, 70)]):
         row, column = (int(rng.integers(v - 6, v + 7)) for v in (row, column))
         far = np.abs(rows - row), np.abs(columns - column)
-        radius = int(rng.integers(4, 9))
+        radius = int(rng.integers(6, 10))
         inside = np.hypot(*far) < radius if number % 2 else np.maximum(*far) < radius
         mask[inside] = 1 + number % 2
     return mask
@@ -138,7 +138,7 @@ def plant(masks: list[np.ndarray], i: int, kind: str) -> tuple[np.ndarray, list[
         mask[42:53, 42:53] = 1  # 121 px
         return mask, [(1, 0)]
     if kind == "border":
-        mask[one], moved = 0, np.roll(one, (5, 5), (0, 1))
+        mask[one], moved = 0, np.roll(one, (7, 7), (0, 1))
         mask[moved] = k
         return mask, [(0, k), (k, 0)]
     if kind == "shifted":

@@ -15,6 +15,8 @@ from small_runs import config, folded_run
 from seg.commands.crossval import crossval
 from seg.commands.doubt import doubt_labels
 from seg.errors import RunError, UserError
+from seg.files import UnsafePath
+from seg.inference.doubt_page import DoubtCard, render_doubt_page
 
 IMAGES, WRONG = 12, slice(20, 34)
 
@@ -85,6 +87,42 @@ def accept(table: Path, file: Path, word: str) -> Path:
     lines = table.read_text().splitlines()
     file.write_text("\n".join([lines[0], lines[1] + word, *lines[2:]]) + "\n")
     return file
+
+
+def test_the_page_is_reviewed_by_keys_and_its_saved_table_corrects_the_masks(cv, table, tmp_path):
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)  # fmt: skip
+    if chromium is None:
+        pytest.skip("no chromium, chromium-browser or google-chrome on the PATH")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        page, said = browser.new_page(accept_downloads=True), []
+        page.on("console", lambda m: said.append(m.text))
+        page.on("pageerror", lambda e: said.append(str(e)))
+        page.goto((table.parent / "doubt.html").as_uri())
+        page.keyboard.press("i")
+        assert page.inner_text("#count") == "1 ignored, 0 changed; not saved"
+        page.keyboard.press("c")
+        assert page.locator("article.current button[aria-pressed=true]").inner_text() == "It is in"
+        with page.expect_download() as download:
+            page.keyboard.press("s")
+        download.value.save_as(tmp_path / "reviewed.csv")
+        assert page.inner_text("#count") == "0 ignored, 1 changed"
+        browser.close()
+    assert said == []
+    rows, saved = read_table(table), read_table(tmp_path / "reviewed.csv")
+    assert saved == [rows[0] | {"accept": "class"}, *rows[1:]]
+    words = [f"run={cv}", f"reviewed={tmp_path / 'reviewed.csv'}", f"output={tmp_path / 'new'}"]
+    doubt_labels(config("doubt", *words))
+    assert read_picture(tmp_path / "new/masks/3.png")[27, 15] == 1
+
+
+def test_names_of_images_and_classes_make_no_element():
+    evil = "<script>alert(1)</script>"
+    card = DoubtCard(evil, "region", evil, True, "data:,")
+    page = render_doubt_page([("image", "accept"), (evil, "")], [card], evil)
+    assert page.count("<script") == 2 and evil not in page
 
 
 @pytest.mark.parametrize(("word", "value"), [("ignore", 255), ("class", 1)])
@@ -164,3 +202,16 @@ def test_missing_or_foreign_files_are_named(cv, tmp_path):
     with pytest.raises(RunError, match=r"5.tif: no such file; repeat seg.crossval with save="):
         doubt_labels(config("doubt", f"run={own}"))
     assert not (own / "doubt").exists()
+
+
+def test_nothing_is_written_through_a_link(cv, tmp_path):
+    mine, output = tmp_path / "mine", tmp_path / "o"
+    mine.mkdir()
+    output.mkdir()
+    (output / "doubt.json").write_text("{}")
+    for name in ("panels", "outlines", "doubt.csv", "doubt.html"):
+        (output / name).symlink_to(mine / name)
+        with pytest.raises(UnsafePath, match=name):
+            doubt_labels(config("doubt", f"run={cv}", f"output={output}"))
+        (output / name).unlink()
+    assert not list(mine.iterdir())
