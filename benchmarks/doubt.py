@@ -5,6 +5,8 @@ seg.doubt, and prints a row of a table for each share: planted errors, how many 
 among the first k regions, with k the number of planted errors; precision of these; the planted errors among the k
 images of the largest mean loss; and the regions that stand out.
 Intervals are Wilson's at 95 %. The same command continues where it stopped.
+
+``python benchmarks/doubt.py --offsets data=isbi2012 data.root=DATA`` counts the offsets of the masks of any data.
 """
 
 import argparse
@@ -12,13 +14,18 @@ import csv
 import json
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import tifffile
+from omegaconf import OmegaConf
 from PIL import Image
 from scipy import ndimage
 from scipy.stats import binomtest
+
+from seg.cli.compose import compose_checked, instantiate_node, plain_config
+from seg.metrics.label_errors import image_offset
 
 KINDS = ("missing", "invented", "shifted", "swapped", "whole")
 SIZE, OBJECTS, LEAST_PX = 128, 28, 20  # px of a side; tries to place an object; px of an error
@@ -148,13 +155,17 @@ def share(count: int, of: int) -> str:
 def main() -> None:
     """Measure every rate, and print a row for each."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path, help="folder for data and runs")
+    parser.add_argument("folder", type=Path, nargs="?", help="folder for data and runs")
+    parser.add_argument("--offsets", nargs="+", help="options of data whose masks are measured")
     parser.add_argument("--rates", type=float, nargs="+", default=[0, 0.02, 0.1, 0.3])
     parser.add_argument("--images", type=int, default=40)
     parser.add_argument("--noise", type=float, default=9, help="sd of the grey values' noise")
     parser.add_argument("--radius", type=float, default=4, help="px of the smallest objects")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
+    if args.offsets:
+        print(count_offsets(args.offsets))
+        return
     print("| rate | planted | regions | in the list | in the first k | right of the first k | in the first k images by mean loss | standing out | right of these |")  # fmt: skip
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     for rate in args.rates:
@@ -165,6 +176,14 @@ def main() -> None:
         run("crossval", *TRAINING, f"data.root={place / 'data'}", f"output={place / 'cv'}")
         run("doubt", f"run={place / 'cv'}", f"output={place / 'doubt'}")
         print(score_list(place), flush=True)
+
+
+def count_offsets(words: list[str]) -> Counter[tuple[int, int]]:
+    """Return how many masks of some data lie off their image by (rows, columns) px."""
+    node = OmegaConf.create(plain_config(compose_checked("train", words).data))
+    source = instantiate_node(node, "data")
+    names = [name for names in source.splits.values() for name in names]
+    return Counter(image_offset(*source.read(name)) for name in names)
 
 
 def run(command: str, *words: str) -> None:

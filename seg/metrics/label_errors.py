@@ -115,16 +115,15 @@ def measure_image(image: np.ndarray, label: np.ndarray, p_CHW: np.ndarray) -> Im
     wrong = known & (predicted != label)
     depths = move_depths(label, predicted, predicted, wrong)[wrong]
     depth = float(np.median(depths)) if len(depths) else math.nan
-    grey = image.astype(np.float32).mean(-1)
-    inner = tuple(slice(MAX_SHIFT, max(side - MAX_SHIFT, MAX_SHIFT)) for side in label.shape)
-    p_inner, grey_inner = p_CHW[:, *inner], grey[inner]
+    inner = inner_window(label)
+    p_inner = p_CHW[:, *inner]
     return ImageFacts(
         confidence,
         pixels,
         depth,
         cohen_kappa(label, predicted, classes),
         best_offset(label, lambda moved: mean_probability(p_inner, moved)),
-        best_offset(label, lambda moved: explained_variance(grey_inner, moved)),
+        image_offset(image, label),
     )
 
 
@@ -205,6 +204,17 @@ def mean_probability(p_CHW: np.ndarray, label: np.ndarray) -> float:
     """Return the mean probability of the labelled class over the pixels that are not ignored."""
     known = label != IGNORE
     return float(pick_probabilities(p_CHW, np.where(known, label, 0))[known].mean()) if known.any() else 0.0  # fmt: skip
+
+
+def image_offset(image: np.ndarray, label: np.ndarray) -> tuple[int, int]:
+    """Return the offset of a label from the place where it explains the grey values of an image (H, W, C) best."""
+    grey = np.nan_to_num(image.astype(np.float32).mean(-1))[inner_window(label)]  # nan: no data
+    return best_offset(label, lambda moved: explained_variance(grey, moved))
+
+
+def inner_window(label: np.ndarray) -> tuple[slice, ...]:
+    """Return the rows and columns of an image without MAX_SHIFT px along each side."""
+    return tuple(slice(MAX_SHIFT, max(side - MAX_SHIFT, MAX_SHIFT)) for side in label.shape)
 
 
 def explained_variance(grey: np.ndarray, label: np.ndarray) -> float:
