@@ -320,7 +320,9 @@ def find_doubts(
     found = find_contradictions(label, p_CHW, statistics)
     if not found.core.any():
         return []
-    if facts.kappa < CHANCE_RATIO * statistics.kappa:
+    # The mask of another image is wrong in several classes; a lone missing object only in the background
+    several = len(np.unique(label[found.core])) > 1
+    if several and facts.kappa < CHANCE_RATIO * statistics.kappa:
         return [mask_doubt(WHOLE, label, p_CHW, found, found.total)]
     # An offset of this mask alone, if it explains most of the evidence
     masks = []

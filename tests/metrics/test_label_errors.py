@@ -171,6 +171,16 @@ def test_a_small_error_comes_first_in_the_list(made):
     assert found[0][0] == 5 and found[0][1].inside.sum() == pytest.approx(25, abs=3)
 
 
+def test_a_lone_missing_object_is_a_region_and_not_a_whole_mask(made):
+    images, masks, probabilities = made
+    only, label = np.zeros_like(masks[5]), np.zeros_like(masks[5])
+    only[30:50, 30:50] = 1
+    p = predict(only, np.random.default_rng(9))
+    given = [*masks[:5], label, *masks[6:]]
+    found = doubts_of([*images[:5], only[..., None], *images[6:]], given, [*probabilities[:5], p, *probabilities[6:]])  # fmt: skip
+    assert [(i, d.kind, d.said, d.meant) for i, d in found] == [(5, "region", 0, 1)]
+
+
 def test_ignored_pixels_are_never_in_doubt(made):
     images, masks, probabilities = made
     wrong, _ = plant(masks, 5, "missing")
