@@ -19,6 +19,8 @@ from seg.runs.folder import CROSSVAL_FILE
 from seg.runs.load import LoadedRun
 from seg.runs.safe_loading import CROSSVAL_LIMIT
 
+TOLERANCE = 1e-4  # of probabilities, by rounding
+
 
 class OutOfFold(NamedTuple):
     """Data of a finished cross-validation, whose images are read one at a time.
@@ -39,7 +41,7 @@ class OutOfFold(NamedTuple):
         """Return image (H, W, C), mask (H, W) uint8 and probabilities (K, H, W) float32 of a name.
 
         Raises:
-            RunError: if the probabilities are missing or of another size.
+            RunError: if the probabilities are missing, of another size, or none.
             DataError: if a file cannot be read.
         """
         image, mask = self.source.read(name)
@@ -60,6 +62,8 @@ class OutOfFold(NamedTuple):
             p_HWC = reader.rows(0, len(mask)).astype(np.float32)
         finally:
             reader.close()
+        if not (p_HWC.min() >= 0 and p_HWC.max() <= 1 + TOLERANCE):  # nan, too
+            raise RunError(f"{file}: holds values that are no probabilities; repeat seg.crossval")
         return image, mask, np.ascontiguousarray(p_HWC.transpose(2, 0, 1))
 
 

@@ -14,7 +14,7 @@ from small_runs import config, folded_run
 
 from seg.commands.crossval import crossval
 from seg.commands.doubt import doubt_labels
-from seg.errors import RunError, UserError
+from seg.errors import DataError, RunError, UserError
 from seg.files import UnsafePath
 from seg.inference.doubt_page import DoubtCard, render_doubt_page
 
@@ -198,6 +198,10 @@ def test_missing_or_foreign_files_are_named(cv, tmp_path):
     tifffile.imwrite(file, np.zeros((2, 8, 8), np.float32), photometric="minisblack")
     with pytest.raises(RunError, match=r"5.tif: its shape is \(8, 8, 2\)"):
         doubt_labels(config("doubt", f"run={own}"))
+    for value in (2, np.nan):
+        tifffile.imwrite(file, np.full((2, 64, 64), value, np.float32), photometric="minisblack")
+        with pytest.raises((RunError, DataError), match=r"5\.tif: .*(no probabilities|finite)"):
+            doubt_labels(config("doubt", f"run={own}"))
     file.unlink()
     with pytest.raises(RunError, match=r"5.tif: no such file; repeat seg.crossval with save="):
         doubt_labels(config("doubt", f"run={own}"))
