@@ -5,7 +5,8 @@
 >>> run.metrics["best/val/dice"], run.predict("image.png").mask
 
 Every function takes words, ``"model=unet"``, and options by name, whose values are Python's. A wrong one raises
-``seg.errors.UserError`` with the message of the command line, before PyTorch is imported. Results are objects whose
+``seg.errors.UserError`` with the message of the command line, before PyTorch is imported; data, runs and hardware that
+don't fit raise ``DataError``, ``RunError`` and ``HardwareError``. All four are ``ValueError``. Results are objects whose
 tables are pandas' DataFrames; in a notebook they show their tables and pictures.
 """
 
@@ -20,11 +21,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from omegaconf import OmegaConf
+
 from seg.cli.command import run_composed
 from seg.cli.command_line import render_option
 from seg.cli.compose import check_command_line
 from seg.cli.paths import check_data_root
 from seg.cli.renamed_options import rename_words
+from seg.errors import UserError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -50,6 +54,9 @@ class Run:
     """
 
     folder: Path
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "folder", Path(self.folder).absolute())
 
     @cached_property
     def record(self) -> dict[str, Any]:
@@ -290,6 +297,7 @@ def train(*words: str, **options: Any) -> Run:
                 self.folder = Path(trainer.default_root_dir)
 
         keeper = FolderKeeper()
+        check_one_process(cfg)
         run.train(cfg, [keeper])
         assert keeper.folder is not None
         return Run(keeper.folder)
@@ -307,11 +315,13 @@ def sweep(*words: str, **options: Any) -> Sweep:
     Raises:
         UserError: if a word is wrong, before any job starts.
     """
+    line, given = sys.argv, command_words(words, options)
+    check_one_process(check_command_line("train", given, multirun=True).cfg)
     from seg.multirun.sweeper import ResumableSweeper
     from seg.train import main
 
-    line = sys.argv
-    sys.argv = ["seg.train", "-m", *command_words(words, options)]
+    ResumableSweeper.latest = None
+    sys.argv = ["seg.train", "-m", *given]
     try:
         main.run()
     except SystemExit as error:  # 1: some jobs failed, which their status says
@@ -336,7 +346,8 @@ def evaluate(run: Any, *words: str, **options: Any) -> Evaluation:
     def function(cfg: "DictConfig") -> Evaluation:
         from seg.commands.evaluate import evaluate_run
 
-        return Evaluation(*evaluate_run(cfg))
+        scores, folder = evaluate_run(cfg)
+        return Evaluation(scores, folder.absolute())
 
     return call("evaluate", function, words, {"run": run_place(run)} | options)
 
@@ -355,9 +366,10 @@ def predict(run: Any, input: Any, output: Any, *words: str, **options: Any) -> P
     def function(cfg: "DictConfig") -> PredictedFiles:
         from seg.inference.file_prediction import predict_files
 
-        return PredictedFiles(predict_files(cfg), Path(cfg.output))
+        written = [file.absolute() for file in predict_files(cfg)]
+        return PredictedFiles(written, Path(cfg.output).absolute())
 
-    given = {"run": run_place(run), "input": os.fspath(input), "output": os.fspath(output)}
+    given = {"run": run_place(run), "input": plain_value(input), "output": plain_value(output)}
     return call("predict", function, words, given | options)
 
 
@@ -367,7 +379,7 @@ def check(*words: str, **options: Any) -> DataCheck:
     def function(cfg: "DictConfig") -> DataCheck:
         from seg.commands.check import write_report
 
-        return DataCheck(write_report(cfg), Path(cfg.output))
+        return DataCheck(write_report(cfg), Path(cfg.output).absolute())
 
     return call("check", function, words, options)
 
@@ -376,7 +388,7 @@ def compare(*runs: Any, **options: Any) -> Comparison:
     """Compare runs, as ``python -m seg.compare`` does.
 
     Args:
-        *runs: ``Run`` or ``Sweep`` objects, or folders of them.
+        *runs: ``Run`` or ``Sweep`` objects, folders of them, or lists of these.
         **options: options by name, ``group_by=["model"]``.
     """
 
@@ -386,9 +398,11 @@ def compare(*runs: Any, **options: Any) -> Comparison:
 
         result = compare_and_write(cfg)
         frame = build_run_table(result.ranking, result.others)
-        return Comparison(build_group_frame(result.ranking), frame, result.files)
+        files = [file.absolute() for file in result.files]
+        return Comparison(build_group_frame(result.ranking), frame, files)
 
-    places = [run_place(run) for run in runs]
+    listed = [item for run in runs for item in (run if isinstance(run, list | tuple) else [run])]
+    places = [run_place(run) for run in listed]
     return call("compare", function, [], ({"runs": places} if places else {}) | options)
 
 
@@ -398,7 +412,7 @@ def crossval(*words: str, **options: Any) -> CrossValidation:
     def function(cfg: "DictConfig") -> CrossValidation:
         from seg.commands.crossval import crossval as run_folds
 
-        return CrossValidation(run_folds(cfg), Path(cfg.output))
+        return CrossValidation(run_folds(cfg), Path(cfg.output).absolute())
 
     return call("crossval", function, words, options)
 
@@ -417,14 +431,40 @@ def call(
 
 def command_words(words: Sequence[str], options: dict[str, Any]) -> list[str]:
     """Return words and options as the words of a command line, with the present names of options."""
+    for word in words:
+        if not isinstance(word, str):
+            raise UserError(f'{word}: words are texts, "model=unet"; options are given by name')
+        if word.partition("=")[0] in options:
+            raise UserError(f"{word}: given as a word and as an option; give one of them")
     given = [render_option(name, plain_value(value)) for name, value in options.items()]
     return rename_words([*words, *given])
 
 
+def check_one_process(cfg: "DictConfig") -> None:
+    """Raise UserError for a training of several processes, each of which would run the caller's script; use one device."""
+    devices = cfg.trainer.devices
+    if devices not in ("auto", 1, "1", [0]) and not (
+        OmegaConf.is_list(devices) and len(devices) == 1
+    ):
+        raise UserError(
+            f"trainer.devices={devices}: seg.api trains in one process; several start with python -m seg.train"
+        )
+    if cfg.trainer.num_nodes != 1:
+        raise UserError(f"trainer.num_nodes={cfg.trainer.num_nodes}: python -m seg.train starts it")
+    if devices == "auto":
+        cfg.trainer.devices = 1
+
+
 def plain_value(value: Any) -> Any:
-    """Return a value with paths as texts."""
+    """Return a value with paths and result objects as texts, and numpy's numbers and arrays as Python's."""
+    if isinstance(value, Run | Sweep | CrossValidation):
+        return str(value.folder)
+    if isinstance(value, dict):
+        return {key: plain_value(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [plain_value(item) for item in value]
+    if hasattr(value, "tolist"):  # of numpy
+        return value.tolist()
     return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
@@ -432,7 +472,9 @@ def run_place(run: Any) -> Any:
     """Return the folder of a result object as text; of a list, of each."""
     if isinstance(run, list | tuple):
         return [run_place(item) for item in run]
-    return str(run.folder if isinstance(run, Run | Sweep | CrossValidation) else run)
+    if run is None:
+        raise UserError("run=None: give a Run, a run folder, a checkpoint file or a list of them")
+    return plain_value(run)
 
 
 def list_runs(folder: Path) -> list[Run]:

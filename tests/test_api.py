@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from PIL import Image
 
@@ -72,10 +73,10 @@ def test_predictions_are_listed_and_seen(run, place):
 
 def test_runs_are_swept_and_compared(place):
     line = list(sys.argv)
-    swept = api.sweep(*TINY, "seed=0,1", "model=unet,unetpp", **{"model.depth": 2, "panels": 0})
+    swept = api.sweep(*TINY, "seed=0,1", "model=unet,unetpp", **{"ema": None})
     assert sys.argv == line and len(swept.runs) == 4 and swept.folder.parent.name == "sweeps"
     assert list(swept.table["status"]) == ["finished"] * 4
-    found = api.compare(swept, group_by=["model"], split="val")
+    found = api.compare([swept], group_by=["model"], split="val")
     assert set(found.groups["group"]) == {"unet", "unetpp"} and list(found.groups["runs"]) == [2, 2]
     means = swept.table.groupby(swept.table["run"].str.contains("unetpp"))["best/val/dice"].mean()
     assert sorted(found.groups["mean"]) == pytest.approx(sorted(means))
@@ -120,6 +121,12 @@ def test_errors_of_data_are_a_result_of_the_check(place):
         (lambda: api.sweep("seed=0,x"), "seed=x: a whole number is needed"),
         (lambda: api.compare(level=2), "level=2"),
         (lambda: api.predict("x", "y", "z", tile="big"), "tile=big"),
+        (lambda: api.sweep("-h"), "can't be read as an override"),
+        (lambda: api.sweep("seed=0,1", **{"trainer.devices": 2}), "python -m seg.train"),
+        (lambda: api.train(*TINY, **{"trainer.devices": 2}), "python -m seg.train"),
+        (lambda: api.train("seed=1", seed=2), "given as a word and as an option"),
+        (lambda: api.train({"seed": 1}), "words are texts"),
+        (lambda: api.evaluate(None), "give a Run"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_raised_with_the_message_of_the_command_line(call, message, place):
@@ -127,3 +134,31 @@ def test_a_mistake_is_raised_with_the_message_of_the_command_line(call, message,
     with pytest.raises(UserError, match=message):
         call()
     assert sys.argv == line
+
+
+def test_options_may_be_results_paths_and_numbers_of_numpy(run, place):
+    options = {
+        "optim.lr": np.float64(0.5),
+        "seed": np.int64(3),
+        "optim.betas": np.array([0.5, 0.75]),
+    }
+    words = api.command_words((), options | {"init": run, "name": "a, b"})
+    assert words == [
+        "optim.lr=0.5",
+        "seed=3",
+        "optim.betas=[0.5,0.75]",
+        f"init={run.folder}",
+        'name="a, b"',
+    ]
+
+
+def test_a_run_is_found_by_its_folder_from_any_place(run, place, monkeypatch):
+    monkeypatch.chdir("/")
+    assert api.Run(str(run.folder)).metrics == run.metrics
+
+
+def test_hydra_goes_on_where_it_was(run, place, tmp_path):
+    (tmp_path / "mine.yaml").write_text("a: 1\n")
+    with initialize_config_dir(str(tmp_path), version_base="1.3"):
+        api.check("data.size=32", "data.train=1", panels=0)
+        assert compose("mine").a == 1

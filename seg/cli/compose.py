@@ -272,7 +272,7 @@ def compose_config(config_name: str, words: list[str]) -> ComposedConfig:
         UserError: with Hydra's message.
     """
     # Hydra's state is global: keep the outer one and restore it at the end
-    outer = HydraConfig.instance().cfg
+    outer, outer_hydra = HydraConfig.instance().cfg, GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
     try:
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
@@ -298,7 +298,7 @@ def compose_config(config_name: str, words: list[str]) -> ComposedConfig:
         raise UserError(problem) from error
     finally:
         HydraConfig.instance().cfg = outer
-        GlobalHydra.instance().clear()
+        GlobalHydra.instance().hydra = outer_hydra
     return ComposedConfig(cfg, tree, choices, with_hydra)
 
 

@@ -37,6 +37,19 @@ def script() -> None:
 
 
 def main() -> None:
+    """Run the command that the first word names; end with code 141 if the reader of stdout closed, as ``| head`` does."""
+    try:
+        dispatch()
+        sys.stdout.flush()
+    except OSError as error:  # of stdout: commands report their own errors
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):
+            sys.exit(141)
+        print(f"error: the output can't be written ({error.strerror})", file=sys.stderr)
+        sys.exit(1)
+
+
+def dispatch() -> None:
     """Run the command that the first word names, with the other words."""
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in ("-h", "--help"):
@@ -45,6 +58,8 @@ def main() -> None:
         print(f"seg {__version__}")
     elif name in ("-sc", "--shell-completion"):
         complete(sys.argv[2:])
+    elif name.startswith("--shell-completion="):
+        complete([name.partition("=")[2], *sys.argv[2:]])
     elif name in COMMANDS:
         del sys.argv[1]
         run_command(name)

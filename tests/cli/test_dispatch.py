@@ -140,3 +140,20 @@ def test_a_run_of_the_script_is_recorded_as_typed_and_goes_on_by_the_commands_it
     (line,) = (row for row in done.stdout.splitlines() if row.startswith("  seg evaluate "))
     done = run_script(script, *line.split()[1:], "panels=1", cwd=tmp_path)
     assert done.returncode == 0 and done.stderr == "", done.stderr
+
+
+@pytest.mark.parametrize("words", ["", "--help", "info"])
+def test_a_reader_that_closes_ends_it_quietly(words):
+    line = f"{sys.executable} -m seg {words} | true; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True)
+    assert done.returncode in (0, 141) and done.stderr == ""  # 0: written before it closed
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_a_full_disk_is_one_line():
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "seg"], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert done.returncode == 1
+    assert done.stderr == "error: the output can't be written (No space left on device)\n"

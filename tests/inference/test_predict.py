@@ -373,14 +373,15 @@ def test_a_neck_parts_objects_and_none_at_all_are_an_empty_table(run, folder, tm
     ("module", "name", "words", "message"),
     [
         (outputs, "MAX_OUTLINE_PIXELS", ["save=[masks,polygons]"], r"b\.png: 97x130 px; save=\[polygons\] needs the whole"),
-        (object_bands, "MAX_WINDOW_PIXELS", ["save=[instances]", "objects.split_neck_px=1"], r"b\.png: 97x130 px: an object of \d+ rows of 130 px"),
+        (object_bands, "MAX_WINDOW_PIXELS", ["save=[instances]", "objects.split_neck_px=1"], r"b\.png: 97x130 px: an object of \d+x\d+ px"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_into_memory_is_refused_and_nothing_is_left(
     run, folder, tmp_path, monkeypatch, module, name, words, message
 ):
-    monkeypatch.setattr(module, name, 130)
+    monkeypatch.setattr(module, name, 8)
     monkeypatch.setattr(object_bands, "BAND_PIXELS", 130)
+    monkeypatch.setattr(object_bands, "SPLIT_PIXELS", 130)
     with pytest.raises(UserError, match=message):
         predicted(run, folder / "b.png", tmp_path, *words)
     assert not content(tmp_path) and not (tmp_path / ".partial").exists()
