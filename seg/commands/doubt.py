@@ -32,6 +32,7 @@ from seg.inference.doubt_files import (
 )
 from seg.inference.doubt_page import DoubtCard, picture_uri, render_doubt_page
 from seg.metrics.label_errors import (
+    LEAST_KNOWN,
     REGION,
     SHIFTED,
     Doubt,
@@ -99,9 +100,8 @@ def list_doubts(data: OutOfFold, cfg: DictConfig) -> tuple[list[RankedDoubt], La
         _, label, p_CHW = data.read(name)
         doubts = find_doubts(label, p_CHW, facts[name], statistics, cfg.min_size)
         found += [(name, doubt) for doubt in doubts]
-    doubted = len({name for name, _ in found})
     doubts = [doubt for _, doubt in found]
-    expected, chances = rank_doubts(doubts, doubted, len(data.names), cfg.min_size)
+    expected, chances = rank_doubts(doubts, len(data.names), cfg.min_size)
     ranked = [
         RankedDoubt(name, doubt, float(number), float(chance), bool(chance <= cfg.false_alarm))
         for (name, doubt), number, chance in zip(found, expected, chances, strict=True)
@@ -211,6 +211,11 @@ def print_results(
         )
     out = [one for one in ranked if one.stands_out]
     place = quote_path(output / "doubt.csv")
+    if not out and count < LEAST_KNOWN:
+        log.info(
+            f"labels     {count} images are too few to say what stands out; {len(ranked)} contradicted regions are in {place}"
+        )
+        return
     if not out:
         log.info(
             f"labels     nothing stands out among {count} images: none of {len(ranked)} contradicted regions is stronger "

@@ -26,7 +26,7 @@ MAX_DEPTH = 32  # px, deeper pixels count as of this depth
 MAX_BORDER = 4  # px, of border=auto
 CHANCE_RATIO = 0.5  # of the median agreement beyond chance: a whole mask below is in doubt
 EXPLAINED = 0.5  # share of an image's evidence that a shift must explain
-LEAST_KNOWN = 8  # regions and images without any, below which nothing can be said
+LEAST_KNOWN = 8  # images and regions that a statement needs
 SIMULATIONS = 2_000_000  # numbers drawn for p values
 
 
@@ -378,19 +378,17 @@ def find_regions(
 
 
 def rank_doubts(
-    doubts: Sequence[Doubt], doubted: int, images: int, min_size: int
+    doubts: Sequence[Doubt], images: int, min_size: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return how unusual each doubt of a data set is among those of its kind and classes.
 
     Evidence against right labels is taken as exponentially distributed. Its mean comes from the median of all regions,
-    which few label errors reach; it is at least the evidence of the smallest region at full confidence, and that is also
-    what an image without a region counts as, so that a few regions among many images without any are judged by these. The chance is read from the distribution of the standardised
-    maximum, simulated with as many regions.
+    which few label errors reach; fewer than 8 are filled up with the smallest region at full confidence. The chance is
+    read from the distribution of the standardised maximum, simulated with as many regions.
 
     Args:
         doubts: of all images.
-        doubted: number of images that have any.
-        images: number of all images.
+        images: number of images; below 8 nothing is unusual.
         min_size: px of the smallest region.
 
     Returns:
@@ -404,13 +402,14 @@ def rank_doubts(
     common = np.log([counts[kind] for kind in kinds])
     least = MAX_EVIDENCE * min_size * math.log(2)
     evidence = np.array([doubt.evidence for doubt in doubts])
-    known = np.concatenate([evidence, np.full(images - doubted, least)])
+    filled = max(LEAST_KNOWN - len(doubts), 0)
+    known = np.concatenate([evidence, np.full(filled, least)])
     mean = max(float(np.median(known)), least) / math.log(2)
     surprise = evidence / mean - common
-    reference = simulated_maxima(common, images - doubted)
+    reference = simulated_maxima(common, filled)
     ranks = len(reference) - np.searchsorted(reference, surprise)
     chance = (ranks + 1) / (len(reference) + 1)
-    return np.exp(-surprise), chance if len(known) >= LEAST_KNOWN else np.ones(len(doubts))
+    return np.exp(-surprise), chance if images >= LEAST_KNOWN else np.ones(len(doubts))
 
 
 def simulated_maxima(common: np.ndarray, others: int) -> np.ndarray:

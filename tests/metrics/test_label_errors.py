@@ -65,8 +65,7 @@ def doubts_of(images, masks, probabilities, level=0.05, min_size=16) -> list[tup
         for i in range(len(masks))
         for doubt in find_doubts(masks[i], probabilities[i], facts[i], pooled, min_size)
     ]
-    doubted = len({i for i, _ in found})
-    expected, chance = rank_doubts([d for _, d in found], doubted, len(masks), min_size)
+    expected, chance = rank_doubts([d for _, d in found], len(masks), min_size)
     return [found[n] for n in np.argsort(expected, kind="stable") if chance[n] <= level]
 
 
@@ -207,6 +206,6 @@ def test_the_chance_holds_where_no_label_is_wrong():
             Doubt("region", int(k), 3, 0, 0, window, 0.9, float(e))
             for k, e in zip(kinds, rng.exponential(300, 30), strict=True)
         ]
-        _, chance = rank_doubts(doubts, 30, 30, 16)
+        _, chance = rank_doubts(doubts, 30, 16)
         alarms += chance.min() <= 0.05
     assert 2 <= alarms <= 20  # 10 are expected; sd 3.1
