@@ -218,8 +218,8 @@ def print_results(
         return
     if not out:
         log.info(
-            f"labels     nothing stands out among {count} images: none of {len(ranked)} contradicted regions is stronger "
-            f"than usual; all are in {place}"
+            f"labels     nothing stands out among {count} images: each of {len(ranked)} contradicted regions may be a mistake of the "
+            f"networks; all are in {place}, the most unusual in {quote_path(output / 'doubt.html')}"
         )
         return
     images = len({one.image for one in out})
