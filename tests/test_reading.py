@@ -32,6 +32,7 @@ ALLOWED = {  # module -> function -> what it may call, and why
     "comparison/page.py": {"render_comparison_page": (("read_text",), OWN)},
     "models/pretrained.py": {"download_weights": (("read_bytes", "load_state_dict_from_url"), "PyTorch's cache, its hash compared")},
     "data/*": {"*": (tuple(READERS), DATA)},
+    "inference/doubt_page.py": {"render_doubt_page": (("read_text",), OWN)},
     "inference/band_writer.py": {"*": (("open", "fromfile", "memmap"), "its own bytes")},
     "inference/exported_network.py": {"*": (("load", "open"), "onnx's and torch's, of the file that was just written")},
     "multirun/rerun.py": {"upgrade_config": (("safe_load", "read_text"), OWN)},
