@@ -24,6 +24,7 @@ ALLOWED = {  # module -> function -> what it may call, and why
     "runs/machine.py": {"cpu_name": (("read_text",), OWN)},
     "runs/provenance.py": {"source_hash": (("read_bytes",), OWN), "new_file_patch": (("read_bytes",), OWN)},
     "cli/command.py": {"__call__": (("open",), "the system's null device"), "unknown_flag": (("read_text",), OWN)},
+    "cli/dispatch.py": {"main": (("open",), "the system's null device")},
     "cli/conf_files.py": {"own_options": (("safe_load", "read_text"), OWN)},
     "cli/signatures.py": {"__init__": (("read_bytes",), OWN)},
     "api.py": {"predict": (("load",), "a run, by seg.load"), "read_pictures": (("open",), "bytes that seg.files read")},
