@@ -38,13 +38,13 @@ import torch
 
 import seg
 from seg.cli.compose import compose_checked
+from seg.commands.evaluate import evaluate
 from seg.data.datasets.membranes import Membranes
-from seg.evaluate import evaluate
 from seg.hardware import prepare_for_inference
+from seg.inference.file_prediction import predict_files
 from seg.inference.predictor import Predictor
 from seg.inference.tiling import AUTO_TILE, needed_overlap
 from seg.logits import probabilities
-from seg.predict import predict_files
 
 TASKS = ("predict", "masks", "evaluate", "objects")
 MEASURED = ["label", "area", "centroid", "bbox", "perimeter", "eccentricity", "orientation",

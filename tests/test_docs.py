@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from annotation_files import WRITERS, folder_of
 from coco_files import coco_root
 from made_runs import make_run, spread
@@ -22,6 +23,7 @@ from seg.cli.list_arguments import to_overrides
 from seg.commands.check import check_data
 from seg.commands.compare import compare_runs
 from seg.commands.crossval import crossval
+from seg.commands.doubt import doubt_labels
 from seg.commands.evaluate import evaluate
 from seg.commands.info import print_info
 from seg.commands.list import list_runs
@@ -177,6 +179,20 @@ def test_a_documented_command_runs(
         return
     words = [w for w in words if not w.startswith("logger")]  # they'd write into the user's places
     line = [w.split(",")[0] if "," in w and "[" not in w else w for w in words if w != "-m"]
+    if name == "doubt":
+        own = ["data=folder", f"data.root={folder_root}", "data.classes=[a,b,c]"]
+        crossval(compose_checked("crossval", [*own, "output=outputs/cv", *SMALL, "data.folds=2"]))
+        spoil_label(folder_root, Path("outputs/cv"))
+        doubt_labels(compose_checked("doubt", ["run=outputs/cv"]))
+        table = Path("outputs/cv/doubt/doubt.csv")
+        first, second, *rest = table.read_text().splitlines()
+        table.write_text("\n".join([first, f"{second}ignore", *rest, ""]))
+        if any(w.startswith("reviewed=") for w in line):
+            doubt_labels(compose_checked("doubt", line))
+            assert len(list(Path("corrected/masks").iterdir())) == len(
+                list((folder_root / "masks").iterdir())
+            )
+        return
     if name == "models":
         show_network(compose_checked("models", line))
         return
@@ -281,6 +297,16 @@ def test_the_table_of_losses_is_made_from_the_runs_of_a_sweep(tmp_path, monkeypa
     )  # fmt: skip
     assert re.search(r"\| dice \| .* \| 2 \|\n", done.stdout) and "| focal |" in done.stdout
     assert Path("plot.png").is_file()
+
+
+def spoil_label(root: Path, cv: Path) -> None:
+    """Replace the out-of-fold probabilities by those of the masks, in one image of another class in a square."""
+    for number, file in enumerate(sorted((cv / "out-of-fold/probabilities").iterdir())):
+        mask = np.array(Image.open(root / f"masks/{file.stem}.png"))
+        if number == 0:
+            mask[5:25, 5:25] = (mask[5:25, 5:25] + 1) % 3
+        p = np.where(mask == np.arange(3)[:, None, None], 0.98, 0.01).astype(np.float32)
+        tifffile.imwrite(file, p, photometric="minisblack")
 
 
 def tool_of(line: list[str]) -> str | None:

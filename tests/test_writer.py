@@ -58,6 +58,7 @@ GIVERS = {
 BY_CALLER = "the file is the caller's, of files.atomic_write"
 ALLOWED = {
     "api.py show_html picture.save": "into memory",
+    "cli/dispatch.py main os.open": "likewise",
     "cli/command.py __call__ os.open": "the null device, in the place of an output that was closed",
     "data/datasets/download.py download_file file.open": "in files.scratch_folder",
     "data/datasets/download.py unpack_files open": "only if it is new, in files.scratch_folder",

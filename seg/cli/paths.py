@@ -16,6 +16,7 @@ PATH_OPTIONS = (  # dotted names of all options that hold a path, a list of path
     "runs",
     "init",
     "resume",
+    "reviewed",
     "loader.cache",
     "data.root",
     "data.table",

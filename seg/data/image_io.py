@@ -395,7 +395,13 @@ def as_image(page: np.ndarray, file: Path | str, nodata: Sequence[float] = ()) -
 
 
 def write_mask(file: Path, mask: np.ndarray, colors: list[tuple[int, int, int]]) -> None:
-    """Write class indices (H, W) uint8 as a palette PNG: its values are the indices, shown in ``colors``."""
+    """Write class indices (H, W) uint8 as a palette PNG: its values are the indices, shown in ``colors``.
+
+    Values without a colour, such as 255, are grey.
+    """
+    # Pillow stores as few bits as the palette needs, and cuts off larger values
+    spare = int(mask.max(initial=0)) + 1 - len(colors)
+    colors = [*colors, *[(128, 128, 128)] * max(spare, 0)]
     image = Image.frombytes("P", mask.shape[::-1], np.ascontiguousarray(mask).tobytes())
     image.putpalette([v for color in colors for v in color])
     image.save(file)

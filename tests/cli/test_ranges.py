@@ -19,7 +19,7 @@ VALUES = {
     "' '": " ", "abc": "abc", "[]": [], "[1]": [1], "[nan]": [math.nan], "{}": {}, "null": None, "-0.5": -0.5, "1.0": 1.0,
 }  # fmt: skip
 COMMANDS = ("train", "evaluate", "predict", "compare", "prune", "export", "check", "show", "sync", "crossval", "tune",
-            "rerun", "models", "list")  # fmt: skip
+            "rerun", "models", "list", "doubt")  # fmt: skip
 PRESETS = ("data=dsb2018", "data=nnunet")  # of data=folder, whose options they have
 TAKEN = {  # those of VALUES that an option takes -> file or command -> such options
     '': {
@@ -42,6 +42,7 @@ TAKEN = {  # those of VALUES that an option takes -> file or command -> such opt
         'compare': 'level',
         'prune': 'data.split accelerator',
         'export': 'format opset',
+        'doubt': 'false_alarm',
     },
     "'' ' ' abc": {  # a download, and Lightning's names, are looked at there
         'trainer=auto': 'strategy',
@@ -59,6 +60,7 @@ TAKEN = {  # those of VALUES that an option takes -> file or command -> such opt
     "-1 0 1.5 1e9 1e30 true '' ' ' abc [] [1] {} null -0.5 1.0": {
         'train': 'head_weights',
         'rerun': 'data.annotations data.lists trainer.accelerator trainer.devices',
+        'doubt': 'data.annotations data.lists',
     },
     '-1 0 1e9': {
         'trainer=auto': 'max_steps',
@@ -129,6 +131,7 @@ TAKEN = {  # those of VALUES that an option takes -> file or command -> such opt
         'check': 'panels',
         'show': 'epoch',
         'crossval': 'overlap',
+        'doubt': 'border panels',
     },
     '0 1e9 null': {
         'data=annotations': 'fold',
@@ -180,6 +183,7 @@ TAKEN = {  # those of VALUES that an option takes -> file or command -> such opt
         'crossval': 'objects.min_size',
         'tune': 'trials',
         'models': 'data.size data.channels logits',
+        'doubt': 'min_size',
     },
     '1e9 1.0': {
         'trainer=auto': 'limit_train_batches limit_val_batches',
@@ -242,6 +246,7 @@ TAKEN = {  # those of VALUES that an option takes -> file or command -> such opt
         'prune': 'run',
         'export': 'run',
         'rerun': 'run',
+        'doubt': 'run',
     },
     'abc null': {
         'data=annotations': 'root group_by',
@@ -258,6 +263,7 @@ TAKEN = {  # those of VALUES that an option takes -> file or command -> such opt
         'export': 'output',
         'tune': 'storage',
         'rerun': 'init data.root data.table loader.cache',
+        'doubt': 'reviewed output data.root data.table',
     },
     'null': {
         'data=annotations': 'tool spacing val',

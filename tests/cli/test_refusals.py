@@ -12,7 +12,7 @@ from PIL import Image
 from seg.cli.command import accept_lazy_help, flag_parser
 
 COMMANDS = ("train", "evaluate", "predict", "compare", "prune", "export", "check", "show", "sync", "crossval", "tune",
-            "rerun", "models", "list")  # fmt: skip
+            "rerun", "models", "list", "doubt")  # fmt: skip
 FLAGS = [
     ("--foo", "--foo: no such flag; did you mean --"),
     ("-z", "-z: no such flag (flags: -h, --help, -m, --multirun, "),
@@ -132,6 +132,8 @@ WRONG = [
     ("show", "n=0", "n=0: a whole number of 1 or more"),
     ("show", "output=x.txt", "output=x.txt: a picture is needed"),
     ("sync", "outputs=nowhere", "outputs=nowhere: no such folder"),
+    ("doubt", "run=RUN", "run=RUN: a folder of seg.crossval is needed"),
+    ("doubt", "run=RUN reviewed=nowhere.csv", "reviewed=nowhere.csv: no such file"),
     ("crossval", "data=membranes", "data.folds: Membranes has no such option"),
     ("crossval", "data=folder data.root=nowhere data.folds=1", "data.folds=1: a whole number of 2"),
     ("tune", "trials=3", "nothing is searched"),

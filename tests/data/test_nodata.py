@@ -9,6 +9,7 @@ import pytest
 import tifffile
 import torch
 from coco_files import box, coco_of
+from PIL import Image
 from small_runs import config
 
 import seg
@@ -17,7 +18,7 @@ from seg.commands.evaluate import evaluate
 from seg.data.datamodule import DataModule
 from seg.data.datasets.coco import Coco
 from seg.data.datasets.folder import Folder
-from seg.data.image_io import read_image
+from seg.data.image_io import read_image, write_mask
 from seg.data.nodata import nodata_values
 from seg.data.raster import ImageReader
 from seg.data.tiff import WARNED
@@ -358,6 +359,14 @@ def test_a_prediction_sees_the_mean_there_and_its_mask_is_255(runs):
             torch.from_numpy(normal.transpose(2, 0, 1)[None].astype(np.float32))
         )
     np.testing.assert_allclose(predicted.probabilities[1], logits.sigmoid()[0, 0], atol=1e-5)
+
+
+@pytest.mark.parametrize("classes", [2, 3, 5, 20])
+def test_a_mask_in_a_png_keeps_255_with_any_number_of_classes(tmp_path, classes):
+    mask = np.array([[0, classes - 1, 255], [255, 0, 1]], np.uint8)
+    write_mask(tmp_path / "a.png", mask, [(i, i, i) for i in range(classes)])
+    with Image.open(tmp_path / "a.png") as image:
+        np.testing.assert_array_equal(np.array(image), mask)
 
 
 def test_the_checkpoint_keeps_the_value_for_files_without_the_tag(runs):

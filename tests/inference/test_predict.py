@@ -1374,7 +1374,7 @@ def test_an_address_is_predicted_and_large_results_have_levels(run, tmp_path, mo
     words = [f"run={run}", "input=memory://scans/a.ome.zarr", f"output={tmp_path / 'out'}"]
     more = ["accelerator=cpu", "tile=96", "overlap=32", "save=[masks]"]
     cfg = compose_checked("predict", [*words, *more])
-    (file,) = predict.predict_files(cfg)
+    (file,) = predict_files(cfg)
     assert file == tmp_path / "out/masks/a.ome.zarr"
     tifffile.imwrite(tmp_path / "a.tif", image)
     (twin,) = predicted(run, tmp_path / "a.tif", tmp_path / "twin", "save=[masks]")
@@ -1383,7 +1383,7 @@ def test_an_address_is_predicted_and_large_results_have_levels(run, tmp_path, mo
     assert sorted(levels.array_keys()) == ["0", "1", "2"]
     for level in range(3):
         np.testing.assert_array_equal(levels[str(level)][:], wanted[:: 2**level, :: 2**level])
-    assert predict.predict_files(cfg) == []
+    assert predict_files(cfg) == []
     seen = seg.load(run).predict("memory://scans/a.ome.zarr")
     np.testing.assert_array_equal(seen.image[..., 0], image)
     for given in ("ftp://server/a.zarr", "s3://bucket/a.tif"):

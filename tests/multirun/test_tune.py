@@ -752,8 +752,10 @@ def test_a_password_is_neither_told_nor_written_and_a_line_is_searched_as_typed(
         cfg.storage = file
         return base()._replace(cfg=cfg)
 
-    monkeypatch.setattr(tune, "plan_search", planned)
-    monkeypatch.setattr(tune, "hide_password", lambda s: s.replace("study", "***"))
+    monkeypatch.setattr("seg.commands.tune.plan_search", planned)
+    monkeypatch.setattr(
+        "seg.multirun.search.study.hide_password", lambda s: s.replace("study", "***")
+    )
     monkeypatch.setattr(search_worker, "hide_password", lambda s: s.replace("study", "***"))
     calls = pretend(dice)
     line = ["tune", *TINY, LR, WIDTH, "trials=1", f"storage={file}"]

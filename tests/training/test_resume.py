@@ -77,12 +77,13 @@ def straight(tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize("step", [2, 3])  # an epoch's end, and its middle
 def test_a_run_stopped_at_any_step_ends_as_if_it_never_was(tmp_path, straight, step):
+    handler = signal.getsignal(signal.SIGINT)
     with pytest.raises((KeyboardInterrupt, SystemExit)):
         train(config("train", *TINY, *DROPOUT, f"outputs={tmp_path}"), [Stop(step)])
     folder = (tmp_path / "latest").resolve()
     assert records.read_json(folder / "run.json")["status"] == "interrupted"
     assert state(folder)["global_step"] == step
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is handler
     cfg, asked = load_stopped_run(config("train", f"resume={tmp_path / 'latest'}"))
     train(cfg, asked=asked)
     assert same(folder, straight)

@@ -1,0 +1,426 @@
+"""Labels that out-of-fold probabilities contradict: confident pixels, gathered into regions and ranked.
+
+A pixel of class i contradicts its label if the probability of another class j reaches j's threshold, the mean
+probability of j over the pixels labelled j (Northcutt, Jiang and Chuang 2021, Confident Learning, JAIR 70,
+arXiv:1911.00068, Eq. 1 and 2). Differs: pixels stand for examples; j must be more probable than i; pixels that a
+small move of a border would explain do not count.
+
+Shapes: labels (H, W) uint8 of class indices, 255 where ignored; probabilities (C, H, W).
+"""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy import ndimage
+
+from seg.labels import IGNORE
+from seg.objects import label_components
+
+REGION, SHIFTED, WHOLE = "region", "shifted mask", "whole mask"
+MAX_EVIDENCE = 5.0  # nats of one pixel at most, odds of 0.993 to 0.007
+MAX_SHIFT = 6  # px, largest offset of a mask that is looked for
+MAX_DEPTH = 32  # px, deeper pixels count as of this depth
+MAX_BORDER = 4  # px, of border=auto
+CHANCE_RATIO = 0.5  # of the median agreement beyond chance: a whole mask below is in doubt
+EXPLAINED = 0.5  # share of an image's evidence that a shift must explain
+LEAST_KNOWN = 8  # images and regions that a statement needs
+SIMULATIONS = 2_000_000  # numbers drawn for p values
+
+
+class ImageFacts(NamedTuple):
+    """Statistics of one image, which are pooled over all images.
+
+    Attributes:
+        confidence: sum over the pixels labelled j of the probability of j, (C,).
+        pixels: number of pixels labelled j, (C,).
+        depth: median depth of the wrong pixels, px; nan if there are none.
+        kappa: agreement of label and prediction beyond chance (Cohen 1960), nan where undefined.
+        offset: (rows, columns) by which the label lies away from the probabilities.
+        image_offset: the same from the image's grey values.
+    """
+
+    confidence: np.ndarray
+    pixels: np.ndarray
+    depth: float
+    kappa: float
+    offset: tuple[int, int]
+    image_offset: tuple[int, int]
+
+
+class LabelStatistics(NamedTuple):
+    """Statistics of all images.
+
+    Attributes:
+        thresholds: of each class; infinite for a class that no pixel has.
+        border: px; a border that is wrong by at most this much is no label error.
+        kappa: median over the images.
+        offset: (rows, columns) by which labels lie away from the probabilities in most images.
+        image_offset: the same from the images' grey values.
+        image_votes: number of images with that ``image_offset``.
+    """
+
+    thresholds: np.ndarray
+    border: int
+    kappa: float
+    offset: tuple[int, int]
+    image_offset: tuple[int, int]
+    image_votes: int
+
+
+class Doubt(NamedTuple):
+    """Region of an image whose label is in doubt.
+
+    Attributes:
+        kind: region, shifted mask or whole mask.
+        said: class of the label; of a mask the most frequent one of its contradicted pixels.
+        meant: class that the probabilities give.
+        left: first column of its window, px.
+        top: first row of its window, px.
+        inside: (h, w) bool, the contradicted pixels of the window.
+        confidence: mean probability of the class meant, 0..1.
+        evidence: against the label, nats.
+        shift: (rows, columns) by which a shifted mask lies away.
+    """
+
+    kind: str
+    said: int
+    meant: int
+    left: int
+    top: int
+    inside: np.ndarray
+    confidence: float
+    evidence: float
+    shift: tuple[int, int] = (0, 0)
+
+    @property
+    def window(self) -> tuple[slice, slice]:
+        """Rows and columns of the window."""
+        height, width = self.inside.shape
+        return slice(self.top, self.top + height), slice(self.left, self.left + width)
+
+
+# ---- statistics of all images
+
+
+def measure_image(image: np.ndarray, label: np.ndarray, p_CHW: np.ndarray) -> ImageFacts:
+    """Return the statistics of an image (H, W, C) with its label and out-of-fold probabilities."""
+    known, classes = label != IGNORE, len(p_CHW)
+    own = pick_probabilities(p_CHW, np.where(known, label, 0))[known]
+    pixels = np.bincount(label[known], minlength=classes)
+    confidence = np.bincount(label[known], own, minlength=classes)
+    predicted = p_CHW.argmax(0).astype(np.uint8)
+    wrong = known & (predicted != label)
+    depths = move_depths(label, predicted, predicted, wrong)[wrong]
+    depth = float(np.median(depths)) if len(depths) else math.nan
+    inner = inner_window(label)
+    p_inner = p_CHW[:, *inner]
+    return ImageFacts(
+        confidence,
+        pixels,
+        depth,
+        cohen_kappa(label, predicted, classes),
+        best_offset(label, lambda moved: mean_probability(p_inner, moved)),
+        image_offset(image, label),
+    )
+
+
+def pool_images(facts: Sequence[ImageFacts], border: int | None = None) -> LabelStatistics:
+    """Return the statistics of all images.
+
+    Args:
+        facts: of each image.
+        border: px by which an ordinary border may be wrong; None: from the images.
+    """
+    confidence, pixels = (sum(getattr(f, name) for f in facts) for name in ("confidence", "pixels"))
+    thresholds = np.divide(confidence, pixels, where=pixels > 0, out=np.full(len(pixels), np.inf))
+    if border is None:
+        depths = [fact.depth for fact in facts if fact.depth == fact.depth]
+        border = min(MAX_BORDER, math.ceil(np.median(depths)) + 1) if depths else 1
+    kappas = [fact.kappa for fact in facts if fact.kappa == fact.kappa]
+    kappa = float(np.median(kappas)) if kappas else math.nan
+    seen, votes = majority([fact.image_offset for fact in facts])
+    return LabelStatistics(
+        thresholds, border, kappa, majority([fact.offset for fact in facts])[0], seen, votes
+    )
+
+
+def majority(offsets: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], int]:
+    """Return the offset that more than half of the images have, and their number; else no offset and 0."""
+    best = max(sorted(set(offsets)), key=offsets.count)
+    votes = offsets.count(best)
+    return (best, votes) if 2 * votes > len(offsets) and best != (0, 0) else ((0, 0), 0)
+
+
+def pick_probabilities(p_CHW: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    """Return each pixel's probability of its class (H, W)."""
+    return np.take_along_axis(p_CHW, classes[None].astype(np.intp), 0)[0]
+
+
+def cohen_kappa(label: np.ndarray, predicted: np.ndarray, classes: int) -> float:
+    """Return the agreement of two masks beyond chance: 1 where equal, 0 where independent; nan if undefined."""
+    known = label != IGNORE
+    pairs = label[known].astype(np.int64) * classes + predicted[known]
+    counts = np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
+    total = counts.sum()
+    chance = float((counts.sum(0) / max(total, 1)) @ (counts.sum(1) / max(total, 1)))
+    return float((np.trace(counts) / total - chance) / (1 - chance)) if chance < 1 and total else math.nan  # fmt: skip
+
+
+def best_offset(label: np.ndarray, score: Callable[[np.ndarray], float]) -> tuple[int, int]:
+    """Return the offset of a label with the best score, by climbing from none.
+
+    Args:
+        label: (H, W).
+        score: of the label moved back by an offset, without MAX_SHIFT px along each side.
+    """
+    height, width = label.shape
+    if min(height, width) <= 2 * MAX_SHIFT:
+        return (0, 0)
+    scores: dict[tuple[int, int], float] = {}
+
+    def score_at(offset: tuple[int, int]) -> float:
+        if offset not in scores:
+            (top, bottom), (left, right) = (
+                (MAX_SHIFT + move, side - MAX_SHIFT + move)
+                for move, side in zip(offset, label.shape, strict=True)
+            )
+            scores[offset] = score(label[top:bottom, left:right])
+        return scores[offset]
+
+    here = (0, 0)
+    while True:
+        around = [(here[0] + i, here[1] + j) for i in (-1, 0, 1) for j in (-1, 0, 1)]
+        around = [there for there in around if max(map(abs, there)) <= MAX_SHIFT]
+        best = max(around, key=lambda there: (score_at(there), there == here))
+        if not score_at(best) > score_at(here):
+            return here
+        here = best
+
+
+def mean_probability(p_CHW: np.ndarray, label: np.ndarray) -> float:
+    """Return the mean probability of the labelled class over the pixels that are not ignored."""
+    known = label != IGNORE
+    return float(pick_probabilities(p_CHW, np.where(known, label, 0))[known].mean()) if known.any() else 0.0  # fmt: skip
+
+
+def image_offset(image: np.ndarray, label: np.ndarray) -> tuple[int, int]:
+    """Return the offset of a label from the place where it explains the grey values of an image (H, W, C) best."""
+    grey = np.nan_to_num(image.astype(np.float32).mean(-1))[inner_window(label)]  # nan: no data
+    return best_offset(label, lambda moved: explained_variance(grey, moved))
+
+
+def inner_window(label: np.ndarray) -> tuple[slice, ...]:
+    """Return the rows and columns of an image without MAX_SHIFT px along each side."""
+    return tuple(slice(MAX_SHIFT, max(side - MAX_SHIFT, MAX_SHIFT)) for side in label.shape)
+
+
+def explained_variance(grey: np.ndarray, label: np.ndarray) -> float:
+    """Return the variance of the classes' mean grey values, weighted by their pixels."""
+    known = label != IGNORE
+    counts = np.bincount(label[known])
+    sums = np.bincount(label[known], grey[known])
+    mean = grey[known].mean() if known.any() else 0.0
+    there = counts > 0
+    return float(((sums[there] / counts[there] - mean) ** 2 * counts[there]).sum() / max(counts.sum(), 1))  # fmt: skip
+
+
+def move_label(label: np.ndarray, offset: tuple[int, int]) -> np.ndarray:
+    """Return the label moved back by an offset; ignored where nothing is moved to."""
+    if offset == (0, 0):
+        return label
+    moved = np.full_like(label, IGNORE)
+    into, source = [], []
+    for move, side in zip(offset, label.shape, strict=True):
+        into.append(slice(max(-move, 0), side - max(move, 0)))
+        source.append(slice(max(move, 0), side - max(-move, 0)))
+    moved[tuple(into)] = label[tuple(source)]
+    return moved
+
+
+# ---- doubts of one image
+
+
+def move_depths(
+    label: np.ndarray, predicted: np.ndarray, meant: np.ndarray, where: np.ndarray
+) -> np.ndarray:
+    """Return how far a border must have moved to explain each of some pixels, (H, W) px.
+
+    A pixel of class i that is meant to be j may lie beside a border of the label, at most its distance to the nearest
+    pixel labelled j, and beside one of the prediction, at most its distance to the nearest pixel predicted as i. Only
+    if both are near does a moved border explain it: the larger one counts.
+    """
+    depths = np.zeros(label.shape)
+    for classes, mask in ((meant, label), (label, predicted)):
+        for k in np.unique(classes[where]):
+            here = where & (classes == k)
+            same = mask == k
+            far = ndimage.distance_transform_edt(~same)[here] if same.any() else float(MAX_DEPTH)
+            depths[here] = np.maximum(depths[here], far)
+    return depths.clip(max=MAX_DEPTH)
+
+
+class Contradictions(NamedTuple):
+    """Contradicted pixels of an image.
+
+    Attributes:
+        meant: class (H, W) that the probabilities give.
+        everywhere: (H, W) bool, all of them.
+        core: (H, W) bool, those that no moved border explains.
+        evidence: (H, W), log of the odds of the class meant against the labelled one, in nats.
+    """
+
+    meant: np.ndarray
+    everywhere: np.ndarray
+    core: np.ndarray
+    evidence: np.ndarray
+
+    @property
+    def total(self) -> float:
+        """Evidence of the core."""
+        return float(self.evidence[self.core].sum())
+
+
+def find_contradictions(
+    label: np.ndarray, p_CHW: np.ndarray, statistics: LabelStatistics
+) -> Contradictions:
+    """Return the pixels of an image whose label the probabilities contradict."""
+    known = label != IGNORE
+    said = np.where(known, label, 0)
+    able = np.where(p_CHW >= statistics.thresholds[:, None, None], p_CHW, 0)
+    meant = able.argmax(0).astype(np.uint8)
+    p_meant, p_said = pick_probabilities(p_CHW, meant), pick_probabilities(p_CHW, said)
+    found = known & (able.max(0) > p_said) & (meant != label)
+    odds = np.log(np.maximum(p_meant, 1e-9)) - np.log(np.maximum(p_said, 1e-9))
+    depths = move_depths(label, p_CHW.argmax(0).astype(np.uint8), meant, found)
+    core = found & (depths > statistics.border)
+    return Contradictions(meant, found, core, odds.clip(0, MAX_EVIDENCE))
+
+
+def find_doubts(
+    label: np.ndarray,
+    p_CHW: np.ndarray,
+    facts: ImageFacts,
+    statistics: LabelStatistics,
+    min_size: int,
+) -> list[Doubt]:
+    """Return the doubts of an image, strongest first.
+
+    Args:
+        label: (H, W).
+        p_CHW: out-of-fold probabilities.
+        facts: of this image.
+        statistics: of all images.
+        min_size: px, smaller regions are left out.
+    """
+    # An offset of most labels is a finding of its own, and no doubt of each border
+    label = move_label(label, statistics.offset)
+    found = find_contradictions(label, p_CHW, statistics)
+    if not found.core.any():
+        return []
+    # The mask of another image is wrong in several classes; a lone missing object only in the background
+    several = len(np.unique(label[found.core])) > 1
+    if several and facts.kappa < CHANCE_RATIO * statistics.kappa:
+        return [mask_doubt(WHOLE, label, p_CHW, found, found.total)]
+    # An offset of this mask alone, if it explains most of the evidence
+    masks = []
+    extra = (facts.offset[0] - statistics.offset[0], facts.offset[1] - statistics.offset[1])
+    if extra != (0, 0):
+        moved = move_label(label, extra)
+        rest = find_contradictions(moved, p_CHW, statistics)
+        if rest.total < (1 - EXPLAINED) * found.total:
+            one = mask_doubt(SHIFTED, label, p_CHW, found, found.total - rest.total)
+            masks, label, found = [one._replace(shift=extra)], moved, rest
+    regions = find_regions(label, p_CHW, found, statistics.border, min_size)
+    return sorted([*masks, *regions], key=lambda one: -one.evidence)
+
+
+def mask_doubt(
+    kind: str, label: np.ndarray, p_CHW: np.ndarray, found: Contradictions, score: float
+) -> Doubt:
+    """Return the doubt of a whole mask."""
+    inside, (rows, columns) = (
+        found.everywhere,
+        ndimage.find_objects(found.everywhere.astype(np.uint8))[0],
+    )
+    pairs = label[inside].astype(np.int64) * len(p_CHW) + found.meant[inside]
+    said, meant = divmod(int(np.bincount(pairs).argmax()), len(p_CHW))
+    confidence = pick_probabilities(p_CHW, found.meant)[inside].mean()
+    window = inside[rows, columns]
+    return Doubt(kind, said, meant, columns.start, rows.start, window, float(confidence), score)
+
+
+def find_regions(
+    label: np.ndarray, p_CHW: np.ndarray, found: Contradictions, border: int, min_size: int
+) -> list[Doubt]:
+    """Return the connected regions of each pair of classes: the core and contradicted pixels near it."""
+    regions, classes = [], len(p_CHW)
+    pairs = np.where(found.everywhere, label.astype(np.int64) * classes + found.meant, -1)
+    for pair in np.unique(pairs[found.core]):
+        said, meant = divmod(int(pair), classes)
+        here = pairs == pair
+        grown = ndimage.binary_dilation(found.core & here, iterations=border, mask=here)
+        labels = label_components(grown)
+        for number, window in enumerate(ndimage.find_objects(labels), start=1):
+            inside = labels[window] == number
+            if inside.sum() < min_size:
+                continue
+            evidence = float(found.evidence[window][inside & found.core[window]].sum())
+            confidence = float(p_CHW[meant][window][inside].mean())
+            left, top = window[1].start, window[0].start
+            regions.append(Doubt(REGION, said, meant, left, top, inside, confidence, evidence))
+    return regions
+
+
+# ---- what stands out
+
+
+def rank_doubts(
+    doubts: Sequence[Doubt], images: int, min_size: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return how unusual each doubt of a data set is among those of its kind and classes.
+
+    Evidence against right labels is taken as exponentially distributed. Its mean comes from the median of all regions,
+    which few label errors reach; fewer than 8 are filled up with the smallest region at full confidence. The chance is
+    read from the distribution of the standardised maximum, simulated with as many regions.
+
+    Args:
+        doubts: of all images.
+        images: number of images; below 8 nothing is unusual.
+        min_size: px of the smallest region.
+
+    Returns:
+        The number of regions of its kind and with its evidence that are expected where no label is wrong, and the chance
+        that any region is as unusual there.
+    """
+    if not doubts:
+        return np.zeros(0), np.zeros(0)
+    kinds = [(doubt.kind, doubt.said, doubt.meant) for doubt in doubts]
+    counts = Counter(kinds)
+    common = np.log([counts[kind] for kind in kinds])
+    least = MAX_EVIDENCE * min_size * math.log(2)
+    evidence = np.array([doubt.evidence for doubt in doubts])
+    filled = max(LEAST_KNOWN - len(doubts), 0)
+    known = np.concatenate([evidence, np.full(filled, least)])
+    mean = max(float(np.median(known)), least) / math.log(2)
+    surprise = evidence / mean - common
+    reference = simulated_maxima(common, filled)
+    ranks = len(reference) - np.searchsorted(reference, surprise)
+    chance = (ranks + 1) / (len(reference) + 1)
+    return np.exp(-surprise), chance if images >= LEAST_KNOWN else np.ones(len(doubts))
+
+
+def simulated_maxima(common: np.ndarray, others: int) -> np.ndarray:
+    """Return simulated maxima of exponential numbers, in units of the mean that their median gives; sorted.
+
+    Args:
+        common: what is subtracted from each number.
+        others: further numbers, of which only the median knows.
+    """
+    count = len(common) + others
+    trials = min(max(SIMULATIONS // count, 1000), 5000)
+    drawn = np.random.default_rng(0).exponential(size=(trials, count)).astype(np.float32)
+    means = np.median(drawn, axis=1, keepdims=True) / math.log(2)
+    return np.sort((drawn[:, : len(common)] / means - common).max(1))
