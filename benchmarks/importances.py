@@ -1,4 +1,4 @@
-"""Which option mattered: fANOVA and PED-ANOVA, where the answer is known, and on a study of seg.tune.
+"""Importance of options by fANOVA and PED-ANOVA, where the answer is known, and on a study of seg.tune.
 
 python benchmarks/importances.py [STUDY_FOLDER]
 

@@ -1,4 +1,4 @@
-"""What Lightning's loop with all our callbacks costs, beside a bare loop: python benchmarks/loop.py [rounds=5].
+"""Cost of Lightning's loop with all our callbacks, beside a bare loop: python benchmarks/loop.py [rounds=5].
 
 Both train the same network on the same batches with the same loss and optimiser: ``seg.train``, and ten lines that call
 model, loss, backward and step. Each measurement is a process of its own, both in turn for several rounds; printed are

@@ -54,7 +54,7 @@ COLORS = {"ours": "#0072b2", "MONAI": "#d55e00", "ours, whole image": "#999999"}
 
 
 class Contestant(NamedTuple):
-    """How an image is processed.
+    """One way of processing an image.
 
     Attributes:
         library: whose: ours or MONAI.

@@ -162,7 +162,7 @@ class PredictedFiles:
 
 @dataclass(frozen=True)
 class DataCheck:
-    """What is wrong with a data set.
+    """Issues of a data set.
 
     Attributes:
         report: content of check.json.
@@ -302,7 +302,7 @@ def train(*words: str, **options: Any) -> Run:
         assert keeper.folder is not None
         return Run(keeper.folder)
 
-    return call("train", function, words, options)
+    return call_command("train", function, words, options)
 
 
 def sweep(*words: str, **options: Any) -> Sweep:
@@ -349,7 +349,7 @@ def evaluate(run: Any, *words: str, **options: Any) -> Evaluation:
         scores, folder = evaluate_run(cfg)
         return Evaluation(scores, folder.absolute())
 
-    return call("evaluate", function, words, {"run": run_place(run)} | options)
+    return call_command("evaluate", function, words, {"run": run_place(run)} | options)
 
 
 def predict(run: Any, input: Any, output: Any, *words: str, **options: Any) -> PredictedFiles:
@@ -370,7 +370,7 @@ def predict(run: Any, input: Any, output: Any, *words: str, **options: Any) -> P
         return PredictedFiles(written, Path(cfg.output).absolute())
 
     given = {"run": run_place(run), "input": plain_value(input), "output": plain_value(output)}
-    return call("predict", function, words, given | options)
+    return call_command("predict", function, words, given | options)
 
 
 def check(*words: str, **options: Any) -> DataCheck:
@@ -381,7 +381,7 @@ def check(*words: str, **options: Any) -> DataCheck:
 
         return DataCheck(write_report(cfg), Path(cfg.output).absolute())
 
-    return call("check", function, words, options)
+    return call_command("check", function, words, options)
 
 
 def compare(*runs: Any, **options: Any) -> Comparison:
@@ -403,7 +403,7 @@ def compare(*runs: Any, **options: Any) -> Comparison:
 
     listed = [item for run in runs for item in (run if isinstance(run, list | tuple) else [run])]
     places = [run_place(run) for run in listed]
-    return call("compare", function, [], ({"runs": places} if places else {}) | options)
+    return call_command("compare", function, [], ({"runs": places} if places else {}) | options)
 
 
 def crossval(*words: str, **options: Any) -> CrossValidation:
@@ -414,10 +414,10 @@ def crossval(*words: str, **options: Any) -> CrossValidation:
 
         return CrossValidation(run_folds(cfg), Path(cfg.output).absolute())
 
-    return call("crossval", function, words, options)
+    return call_command("crossval", function, words, options)
 
 
-def call(
+def call_command(
     command: str,
     function: Callable[["DictConfig"], Any],
     words: Sequence[str],

@@ -29,7 +29,7 @@ COMMANDS = {  # name -> first words of its page's docstring, in the order of a w
 }
 
 
-def script() -> None:
+def run_script() -> None:
     """Run as the installed script ``seg``; modules in the current folder can be imported, after installed ones."""
     if not sys.flags.safe_path:
         sys.path.append(os.getcwd())
@@ -39,7 +39,7 @@ def script() -> None:
 def main() -> None:
     """Run the command that the first word names; end with code 141 if the reader of stdout closed, as ``| head`` does."""
     try:
-        dispatch()
+        dispatch_command()
         sys.stdout.flush()
     except OSError as error:  # of stdout: commands report their own errors
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -49,7 +49,7 @@ def main() -> None:
         sys.exit(1)
 
 
-def dispatch() -> None:
+def dispatch_command() -> None:
     """Run the command that the first word names, with the other words."""
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in ("-h", "--help"):
@@ -57,14 +57,14 @@ def dispatch() -> None:
     elif name == "--version":
         print(f"seg {__version__}")
     elif name in ("-sc", "--shell-completion"):
-        complete(sys.argv[2:])
+        complete_words(sys.argv[2:])
     elif name.startswith("--shell-completion="):
-        complete([name.partition("=")[2], *sys.argv[2:]])
+        complete_words([name.partition("=")[2], *sys.argv[2:]])
     elif name in COMMANDS:
         del sys.argv[1]
         run_command(name)
     else:
-        refuse(name)
+        refuse_word(name)
 
 
 def run_command(name: str) -> None:
@@ -87,7 +87,7 @@ def list_commands() -> str:
     )
 
 
-def refuse(word: str) -> None:
+def refuse_word(word: str) -> None:
     """Report an unknown command in one line, with the most similar one, and exit with code 2."""
     from seg.cli.command import exit_user_error  # here: they import Hydra
     from seg.cli.conf_files import did_you_mean
@@ -99,7 +99,7 @@ def refuse(word: str) -> None:
     exit_user_error(UserError(f"{word}: no such command{close} (commands: {', '.join(COMMANDS)})"))
 
 
-def complete(words: list[str]) -> None:
+def complete_words(words: list[str]) -> None:
     """Print the shell code that completes ``seg``, or the completions that a shell asks for."""
     from seg.cli.completion import check_completion, print_completions, print_shell_code
     from seg.errors import UserError

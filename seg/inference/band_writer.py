@@ -174,7 +174,7 @@ class BandWriter:
 
     @property
     def is_large(self) -> bool:
-        """Whether the TIFF may exceed what the classic format holds: from 2 GiB of rows on."""
+        """True from 2 GiB of rows on: the TIFF may exceed the limit of the classic format."""
         return self.pages * self.height * self.row > 2**31
 
     @contextmanager

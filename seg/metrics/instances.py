@@ -85,7 +85,7 @@ def split_necks(mask: NDArray[np.bool_], split_neck_px: float) -> NDArray[np.int
     depth = ndimage.distance_transform_edt(mask)  # px to the nearest pixel outside
     # One seed for each peak that rises split_neck_px above its saddle (h-maxima).
     peaks = mask & local_maxima(
-        reconstruct(np.maximum(depth - split_neck_px, 0), depth), connectivity=2
+        reconstruct_by_dilation(np.maximum(depth - split_neck_px, 0), depth), connectivity=2
     )
     seeds, number = ndimage.label(peaks, np.ones((3, 3)))
     # Regions too shallow for a seed stay whole; the watershed divides the others.
@@ -98,7 +98,9 @@ def split_necks(mask: NDArray[np.bool_], split_neck_px: float) -> NDArray[np.int
     return rank_by_position(first_pixels(labels))[labels]
 
 
-def reconstruct(seed: NDArray[np.float64], depth: NDArray[np.float64]) -> NDArray[np.float64]:
+def reconstruct_by_dilation(
+    seed: NDArray[np.float64], depth: NDArray[np.float64]
+) -> NDArray[np.float64]:
     """Return the reconstruction by dilation of a seed (H, W) under a depth (H, W), 8-connected; both 0 outside regions.
 
     Equal to scikit-image's ``reconstruction``, which sorts all pixels: several times slower where values spread by few

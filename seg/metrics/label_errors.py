@@ -141,13 +141,13 @@ def pool_images(facts: Sequence[ImageFacts], border: int | None = None) -> Label
         border = min(MAX_BORDER, math.ceil(np.median(depths)) + 1) if depths else 1
     kappas = [fact.kappa for fact in facts if fact.kappa == fact.kappa]
     kappa = float(np.median(kappas)) if kappas else math.nan
-    seen, votes = majority([fact.image_offset for fact in facts])
+    seen, votes = majority_offset([fact.image_offset for fact in facts])
     return LabelStatistics(
-        thresholds, border, kappa, majority([fact.offset for fact in facts])[0], seen, votes
+        thresholds, border, kappa, majority_offset([fact.offset for fact in facts])[0], seen, votes
     )
 
 
-def majority(offsets: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], int]:
+def majority_offset(offsets: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], int]:
     """Return the offset that more than half of the images have, and their number; else no offset and 0."""
     best = max(sorted(set(offsets)), key=offsets.count)
     votes = offsets.count(best)

@@ -48,7 +48,7 @@ class ConfusionCounts(NamedTuple):
         return cls(*counts.unbind(-1))
 
 
-def ratio(part: Counts, whole: Counts) -> Counts:
+def count_ratio(part: Counts, whole: Counts) -> Counts:
     """Return part / whole in float64; nan where whole is 0."""
     if isinstance(part, np.ndarray):
         with np.errstate(invalid="ignore"):
@@ -58,32 +58,32 @@ def ratio(part: Counts, whole: Counts) -> Counts:
 
 def dice(t: ConfusionCounts) -> Counts:
     """Return Dice = F1 = 2 TP / (2 TP + FP + FN), (..., C) in 0..1; nan where the class does not occur."""
-    return ratio(2 * t.tp, 2 * t.tp + t.fp + t.fn)
+    return count_ratio(2 * t.tp, 2 * t.tp + t.fp + t.fn)
 
 
 def iou(t: ConfusionCounts) -> Counts:
     """Return the Jaccard index TP / (TP + FP + FN), (..., C) in 0..1; nan where the class does not occur."""
-    return ratio(t.tp, t.tp + t.fp + t.fn)
+    return count_ratio(t.tp, t.tp + t.fp + t.fn)
 
 
 def precision(t: ConfusionCounts) -> Counts:
     """Return TP / (TP + FP), (..., C) in 0..1; nan where the class is never predicted."""
-    return ratio(t.tp, t.tp + t.fp)
+    return count_ratio(t.tp, t.tp + t.fp)
 
 
 def recall(t: ConfusionCounts) -> Counts:
     """Return the sensitivity TP / (TP + FN), (..., C) in 0..1; nan where the class is not in the truth."""
-    return ratio(t.tp, t.tp + t.fn)
+    return count_ratio(t.tp, t.tp + t.fn)
 
 
 def specificity(t: ConfusionCounts) -> Counts:
     """Return TN / (TN + FP), (..., C) in 0..1; nan where every pixel is of the class."""
-    return ratio(t.tn, t.tn + t.fp)
+    return count_ratio(t.tn, t.tn + t.fp)
 
 
 def accuracy(t: ConfusionCounts) -> Counts:
     """Return (TP + TN) / all pixels, each class against all others, (..., C) in 0..1."""
-    return ratio(t.tp + t.tn, t.tp + t.fp + t.fn + t.tn)
+    return count_ratio(t.tp + t.tn, t.tp + t.fp + t.fn + t.tn)
 
 
 PIXEL_SCORES = {
@@ -99,7 +99,7 @@ PIXEL_SCORES = {
 
 def pixel_accuracy(t: ConfusionCounts) -> Counts:
     """Return the share of correct pixels (...) in 0..1, for exclusive classes."""
-    return ratio(t.tp.sum(-1), (t.tp + t.fn).sum(-1))
+    return count_ratio(t.tp.sum(-1), (t.tp + t.fn).sum(-1))
 
 
 def mean_score(name: str, t: ConfusionCounts) -> Counts:
@@ -117,5 +117,5 @@ def mean_over_present(score: Counts, t: ConfusionCounts) -> Counts:
     """Return the mean (...) of a score (..., C) over the classes that occur in truth or prediction."""
     occurs = t.tp + t.fp + t.fn > 0
     if isinstance(score, np.ndarray):
-        return ratio(np.where(occurs, score, 0).sum(-1), occurs.sum(-1))
+        return count_ratio(np.where(occurs, score, 0).sum(-1), occurs.sum(-1))
     return score.where(occurs, float("nan")).nanmean(-1)

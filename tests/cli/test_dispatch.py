@@ -121,7 +121,7 @@ def test_a_class_in_the_current_folder_is_found_after_installed_ones(monkeypatch
     monkeypatch.setattr(sys, "path", list(sys.path))
     (tmp_path / "my_own_networks.py").write_text("")
     (tmp_path / "torch.py").write_text("")
-    dispatch.script()
+    dispatch.run_script()
     assert find_spec("my_own_networks").origin == str(tmp_path / "my_own_networks.py")
     assert Path(find_spec("torch").origin).name == "__init__.py"
 

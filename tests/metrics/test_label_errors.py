@@ -197,7 +197,7 @@ def test_an_offset_of_all_masks_is_one_finding_and_no_doubts(made):
 
 
 def test_the_chance_holds_where_no_label_is_wrong():
-    """Of 200 sets of exponential scores at most about 5 % have one that stands out at 5 %."""
+    """At most about 5 % of 200 sets of exponential scores have one that stands out at 5 %."""
     rng, alarms = np.random.default_rng(0), 0
     window = np.ones((4, 4), bool)
     for _ in range(200):
