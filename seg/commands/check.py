@@ -1,8 +1,4 @@
-"""Check a data set before training: ``python -m seg.check data=folder data.root=DATA``.
-
-Reads every image and mask and lists every issue with its remedy: errors (exit code 2) and warnings (0). Writes
-check.json with all statistics and issues, and sheet.png, images with their masks laid over.
-"""
+"""Implementation of ``python -m seg.check``."""
 
 import logging
 import time

@@ -1,8 +1,4 @@
-"""Compare many runs: ``python -m seg.compare outputs/sweeps/SWEEP group_by=model,loss``.
-
-Prints a table of the ranked groups with the significance of their differences, and writes compare.csv, one row
-for each run, and compare.html, a page that needs no network.
-"""
+"""Implementation of ``python -m seg.compare``."""
 
 import logging
 

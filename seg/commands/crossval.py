@@ -1,10 +1,4 @@
-"""Cross-validate: train every fold, and score each image with the network that did not train on it.
-
-``python -m seg.crossval data=folder data.root=DATA data.classes=[a,b]`` writes, below ``output``, a run folder per
-fold, the out-of-fold masks and probabilities, and crossval.json with all scores. seg.predict and seg.evaluate use the
-folder as an ensemble of its folds. The same command continues with the unfinished folds; typed
-several times, several workers share them.
-"""
+"""Implementation of ``python -m seg.crossval``."""
 
 import logging
 from collections.abc import Generator

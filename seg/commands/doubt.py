@@ -1,8 +1,4 @@
-"""Find labels that are wrong: ``python -m seg.doubt run=outputs/cv``.
-
-Compares the masks of a cross-validation with its out-of-fold probabilities, and ranks the regions whose labels these
-contradict. Writes doubt.csv, outlines and pictures; with ``reviewed=doubt.csv`` corrected copies of the masks.
-"""
+"""Implementation of ``python -m seg.doubt``."""
 
 import logging
 from collections import Counter

@@ -1,4 +1,4 @@
-"""Evaluate a run on a split or on other data: ``python -m seg.evaluate run=outputs/latest data.split=test``."""
+"""Implementation of ``python -m seg.evaluate``."""
 
 import dataclasses
 import logging

@@ -1,8 +1,4 @@
-"""List runs and remove some: ``python -m seg.list outputs clean=failed,superseded``.
-
-Prints a row for each run: status, score, size, age. With ``clean`` it prints what would be removed, and
-``apply=true`` removes it.
-"""
+"""Implementation of ``python -m seg.list``."""
 
 import logging
 from collections.abc import Sequence

@@ -1,8 +1,4 @@
-"""Print the layers of a network: ``python -m seg.models model=unet data.size=572``.
-
-They are listed in the order in which they run, with output sizes, parameters and multiply-adds. The network is built on
-PyTorch's meta device, so that no width or size takes time or memory.
-"""
+"""Implementation of ``python -m seg.models``."""
 
 import logging
 

@@ -1,8 +1,4 @@
-"""Train a finished run again, and compare its numbers: ``python -m seg.rerun run=RUN``.
-
-rerun.json in the new run folder has each score then and now, the interval of the difference over images, and what has
-changed in between: options, code, versions, data, machine.
-"""
+"""Implementation of ``python -m seg.rerun``."""
 
 import logging
 from pathlib import Path

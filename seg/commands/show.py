@@ -1,8 +1,4 @@
-"""Draw training samples: ``python -m seg.show data=membranes augment=strong n=16``.
-
-Takes every option of seg.train and shows the first samples of that training: each as its crop alone, as the
-network receives it after augmentation, and with its mask.
-"""
+"""Implementation of ``python -m seg.show``."""
 
 import logging
 from pathlib import Path

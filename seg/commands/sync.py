@@ -1,8 +1,4 @@
-"""List W&B runs that were recorded offline, and upload them: ``python -m seg.sync send=true``.
-
-W&B records such a run in ``wandb/offline-run-*`` of the run folder, and marks it once it is sent. An online run whose
-server was lost lies in ``wandb/run-*``.
-"""
+"""Implementation of ``python -m seg.sync``."""
 
 import logging
 from pathlib import Path

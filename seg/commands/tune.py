@@ -1,14 +1,4 @@
-"""Search hyper-parameters: ``python -m seg.tune 'optim.lr=tag(log, interval(1e-4, 1e-1))' trials=40``.
-
-Each trial is a run of seg.train in the study's folder, with values chosen by Optuna. The same command continues the
-study, and several processes can work on one study.
-
-study.db     Optuna's database, unless ``storage`` names another
-NUMBER-.../  run folder of each trial
-trials.csv   a row per trial
-best.yaml    overrides of the best trial; with several objectives, of each trial on the Pareto front
-search.html  plots
-"""
+"""Implementation of ``python -m seg.tune``."""
 
 import logging
 from collections.abc import Sequence
