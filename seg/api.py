@@ -21,11 +21,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import OmegaConf
-
 from seg.cli.command import run_composed
 from seg.cli.command_line import render_option
-from seg.cli.compose import check_command_line
+from seg.cli.compose import check_command_line, plain_config
 from seg.cli.paths import check_data_root
 from seg.cli.renamed_options import rename_words
 from seg.errors import UserError
@@ -286,21 +284,11 @@ def train(*words: str, **options: Any) -> Run:
     """
 
     def function(cfg: "DictConfig") -> Run:
-        import lightning as L
+        from seg.training.run import train_run
 
-        from seg.training import run
-
-        class FolderKeeper(L.Callback):
-            folder: Path | None = None
-
-            def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-                self.folder = Path(trainer.default_root_dir)
-
-        keeper = FolderKeeper()
         check_one_process(cfg)
-        run.train(cfg, [keeper])
-        assert keeper.folder is not None
-        return Run(keeper.folder)
+        _, folder = train_run(cfg)
+        return Run(folder)
 
     return call_command("train", function, words, options)
 
@@ -441,18 +429,21 @@ def command_words(words: Sequence[str], options: dict[str, Any]) -> list[str]:
 
 
 def check_one_process(cfg: "DictConfig") -> None:
-    """Raise UserError for a training of several processes, each of which would run the caller's script; use one device."""
-    devices = cfg.trainer.devices
-    if devices not in ("auto", 1, "1", [0]) and not (
-        OmegaConf.is_list(devices) and len(devices) == 1
-    ):
+    """Raise UserError for a training of several processes, each of which would run the caller's script."""
+    import torch
+
+    from seg.hardware import uses_one_device
+
+    trainer = cfg.trainer
+    several = (
+        trainer.devices == "auto" and trainer.accelerator != "cpu" and torch.cuda.device_count() > 1
+    )
+    devices = plain_config(trainer)["devices"]
+    if several or not uses_one_device(devices, trainer.num_nodes):
         raise UserError(
-            f"trainer.devices={devices}: seg.api trains in one process; several start with python -m seg.train"
+            f"trainer.devices={devices}, trainer.num_nodes={trainer.num_nodes}: seg.api trains in one process; give "
+            "trainer.devices=1, or start several with python -m seg.train"
         )
-    if cfg.trainer.num_nodes != 1:
-        raise UserError(f"trainer.num_nodes={cfg.trainer.num_nodes}: python -m seg.train starts it")
-    if devices == "auto":
-        cfg.trainer.devices = 1
 
 
 def plain_value(value: Any) -> Any:

@@ -36,7 +36,6 @@ ALLOWED = {  # module -> function -> what it may call, and why
     "inference/doubt_page.py": {"render_doubt_page": (("read_text",), OWN)},
     "inference/band_writer.py": {"*": (("open", "fromfile", "memmap"), "its own bytes")},
     "inference/exported_network.py": {"*": (("load", "open"), "onnx's and torch's, of the file that was just written")},
-    "multirun/rerun.py": {"upgrade_config": (("safe_load", "read_text"), OWN)},
 }  # fmt: skip
 
 

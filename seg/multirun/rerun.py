@@ -8,12 +8,11 @@ from typing import Any, cast
 
 import lightning as L
 import torch
-import yaml
 from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import DictConfig, OmegaConf
 
 from seg.cli.compose import compose_checked, plain_config
-from seg.cli.conf_files import CONF, format_option_value
+from seg.cli.conf_files import format_option_value, own_options
 from seg.cli.validation import OptionChecker
 from seg.comparison import rerun_report as report
 from seg.display.console import is_rank_zero
@@ -84,14 +83,13 @@ def upgrade_config(cfg: DictConfig, past: FinishedRun) -> dict[str, Any]:
     """
     # Top-level options that this version lacks are dropped, new ones have their defaults
     base = plain_config(compose_checked("train", []))
-    own = yaml.safe_load((CONF / "train.yaml").read_text("utf-8"))
     config = base | {k: v for k, v in copy.deepcopy(past.config).items() if k in base}
     apply_overrides(config, plain_config(cfg))
     # Check the result like any config.
     config |= {"logger": plain_config(cfg.logger), "outputs": cfg.outputs}
     groups = {name: config[name] for name in (*ALLOWED_TARGETS, "trainer", "logger")}
     try:
-        OptionChecker(own=own).check(config, base | groups)
+        OptionChecker(own=own_options("train")).check(config, base | groups)
     except UserError as error:
         raise UserError(
             f"run={cfg.run}: made by another version, whose options this version doesn't accept ({error}); use the "

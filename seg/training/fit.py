@@ -14,7 +14,6 @@ import lightning as L
 from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
@@ -25,7 +24,7 @@ from seg.cli.resource_errors import explain_error
 from seg.cli.validation import is_number
 from seg.data.datamodule import DataModule
 from seg.data.partition import split_hash
-from seg.display.console import is_rank_zero
+from seg.display.console import is_rank_zero, rank_zero_only
 from seg.errors import USER_ERRORS, RunError
 from seg.metrics.calibration import ProbabilityHistogram
 from seg.metrics.risk_control import RiskBound, parse_risk_bound

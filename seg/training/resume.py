@@ -13,15 +13,15 @@ from pathlib import Path
 from typing import Any, cast
 
 from hydra.core.hydra_config import HydraConfig
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from seg import files
 from seg.cli.command_line import typed_command
 from seg.cli.compose import compose_checked, one_line, parse_overrides, plain_config
-from seg.cli.conf_files import CONF, format_option_value
+from seg.cli.conf_files import format_option_value, own_options
 from seg.cli.validation import OptionChecker, is_number
+from seg.display.console import rank_zero_only
 from seg.errors import RunError, UserError
 from seg.files import read_text
 from seg.runs import reader
@@ -402,10 +402,11 @@ def check_saved_options(config: dict[str, Any], known: dict[str, Any], file: Pat
         known: composed by this version.
         file: the config came from, for the message.
     """
-    own = read_yaml(read_text(CONF / "train.yaml", CONFIG_LIMIT))
     groups = {name: config[name] for name in (*reader.ALLOWED_TARGETS, "trainer", "logger")}
     try:
-        OptionChecker(own=own).check({name: config[name] for name in known}, known | groups)
+        OptionChecker(own=own_options("train")).check(
+            {name: config[name] for name in known}, known | groups
+        )
     except UserError as error:
         raise RunError(f"{file}: {error}") from error
 

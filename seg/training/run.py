@@ -46,7 +46,14 @@ from seg.version import __version__
 def train(
     cfg: DictConfig, callbacks: Sequence[L.Callback] = (), asked: RunInfo | None = None
 ) -> dict[str, float]:
-    """Train one run, write its run folder, and return the final metrics.
+    """Train one run as ``train_run``, and return only the final metrics."""
+    return train_run(cfg, callbacks, asked)[0]
+
+
+def train_run(
+    cfg: DictConfig, callbacks: Sequence[L.Callback] = (), asked: RunInfo | None = None
+) -> tuple[dict[str, float], Path]:
+    """Train one run, write its run folder, and return the final metrics and the folder.
 
     Args:
         cfg: composed from conf/train.yaml.
@@ -54,7 +61,7 @@ def train(
         asked: facts that are not in the config; None: from the command line.
 
     Returns:
-        ``best/val/...`` of the best checkpoint and, with a test split, ``test/...``.
+        ``best/val/...`` of the best checkpoint and, with a test split, ``test/...``; and the run folder.
 
     Raises:
         UserError: if the config, the data and the network do not fit together.
@@ -81,7 +88,7 @@ def free_memory() -> None:
 
 def build_and_fit(
     cfg: DictConfig, callbacks: Sequence[L.Callback], asked: RunInfo
-) -> dict[str, float]:
+) -> tuple[dict[str, float], Path]:
     """Build data, network, loss, metrics and optimiser, check them, and fit; see ``train``."""
     # Check what can be checked before the data is read.
     configure_logging(speaks=not asked.silent)
@@ -151,4 +158,4 @@ def build_and_fit(
         asked = replace(asked, folder=place.folder, checkpoint=place.checkpoint)
         folder.prepare_run_folder(place.folder, anew=place.checkpoint is None)
         with log_to_file(place.folder / "log.txt"):
-            return fit_run(cfg, asked, task, data, taken, callbacks)
+            return fit_run(cfg, asked, task, data, taken, callbacks), place.folder
