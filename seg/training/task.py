@@ -73,7 +73,11 @@ class SegmentationTask(L.LightningModule):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         # The random numbers of a step, such as dropout, depend on (seed, step) only.
-        torch.manual_seed(self.seed * 1_000_003 + self.global_step)
+        seed = self.seed * 1_000_003 + self.global_step
+        if self.device.type == "cpu":  # torch.manual_seed formats tracebacks for GPUs
+            torch.default_generator.manual_seed(seed)
+        else:
+            torch.manual_seed(seed)
 
     def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
         return self.step(batch, "train") * self.accumulation_factor(batch_index)

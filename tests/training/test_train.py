@@ -6,10 +6,12 @@ import json
 import math
 import subprocess
 import sys
+import traceback
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
+import lightning as L
 import numpy as np
 import pytest
 import tifffile
@@ -485,3 +487,17 @@ def test_frozen_parameters_are_counted_apart(tmp_path, capsys):
     assert record["frozen_parameters"] == fixed > 0
     assert record["parameters"] == sum(p.numel() for p in model.parameters())
     assert f"({fixed / 1e6:.2f} M of them frozen)" in capsys.readouterr().out
+
+
+def test_a_step_on_the_cpu_formats_no_traceback(tmp_path, monkeypatch):
+    """PyTorch's manual_seed formats one for each kind of GPU that isn't in use."""
+    formatted, steps = [], []
+    original = traceback.format_stack
+    monkeypatch.setattr(traceback, "format_stack", lambda *args: formatted.append(1) or original(*args))  # fmt: skip
+
+    class Counter(L.Callback):
+        def on_train_batch_end(self, *args):
+            steps.append(len(formatted))
+
+    train(config("train", *TINY, f"outputs={tmp_path}"), [Counter()])
+    assert len(steps) > 2 and steps[1] == steps[0]
