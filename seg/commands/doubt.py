@@ -28,6 +28,7 @@ from seg.inference.doubt_files import (
 )
 from seg.inference.doubt_page import DoubtCard, picture_uri, render_doubt_page
 from seg.metrics.label_errors import (
+    LEAST_KAPPA,
     LEAST_KNOWN,
     REGION,
     SHIFTED,
@@ -98,6 +99,8 @@ def list_doubts(data: OutOfFold, cfg: DictConfig) -> tuple[list[RankedDoubt], La
         found += [(name, doubt) for doubt in doubts]
     doubts = [doubt for _, doubt in found]
     expected, chances = rank_doubts(doubts, len(data.names), cfg.min_size)
+    if not statistics.networks_agree:
+        chances = np.ones(len(doubts))
     ranked = [
         RankedDoubt(name, doubt, float(number), float(chance), bool(chance <= cfg.false_alarm))
         for (name, doubt), number, chance in zip(found, expected, chances, strict=True)
@@ -207,6 +210,12 @@ def print_results(
         )
     out = [one for one in ranked if one.stands_out]
     place = quote_path(output / "doubt.csv")
+    if not statistics.networks_agree:
+        log.info(
+            f"labels     nothing can be said: the networks agree with the labels too little (Cohen's kappa {statistics.kappa:.2f} in the "
+            f"median image, {LEAST_KAPPA} is needed); train them longer"
+        )
+        return
     if not out and count < LEAST_KNOWN:
         log.info(
             f"labels     {count} images are too few to say what stands out; {len(ranked)} contradicted regions are in {place}"

@@ -26,6 +26,7 @@ MAX_DEPTH = 32  # px, deeper pixels count as of this depth
 MAX_BORDER = 4  # px, of border=auto
 CHANCE_RATIO = 0.5  # of the median agreement beyond chance: a whole mask below is in doubt
 EXPLAINED = 0.5  # share of an image's evidence that a shift must explain
+LEAST_KAPPA = 0.4  # of the median image: below, the networks know too little to contradict a label
 LEAST_KNOWN = 8  # images and regions that a statement needs
 SIMULATIONS = 2_000_000  # numbers drawn for p values
 
@@ -57,7 +58,8 @@ class LabelStatistics(NamedTuple):
         thresholds: of each class; infinite for a class that no pixel has.
         border: px; a border that is wrong by at most this much is no label error.
         kappa: median over the images.
-        offset: (rows, columns) by which labels lie away from the probabilities in most images.
+        offset: (rows, columns) by which labels lie away from the probabilities in most images; (0, 0) if the networks
+            agree too little with the labels.
         image_offset: the same from the images' grey values.
         image_votes: number of images with that ``image_offset``.
     """
@@ -68,6 +70,11 @@ class LabelStatistics(NamedTuple):
     offset: tuple[int, int]
     image_offset: tuple[int, int]
     image_votes: int
+
+    @property
+    def networks_agree(self) -> bool:
+        """False if the networks agree with the labels so little that their contradictions mean nothing."""
+        return not self.kappa < LEAST_KAPPA
 
 
 class Doubt(NamedTuple):
@@ -142,9 +149,9 @@ def pool_images(facts: Sequence[ImageFacts], border: int | None = None) -> Label
     kappas = [fact.kappa for fact in facts if fact.kappa == fact.kappa]
     kappa = float(np.median(kappas)) if kappas else math.nan
     seen, votes = majority_offset([fact.image_offset for fact in facts])
-    return LabelStatistics(
-        thresholds, border, kappa, majority_offset([fact.offset for fact in facts])[0], seen, votes
-    )
+    offset, _ = majority_offset([fact.offset for fact in facts])
+    offset = (0, 0) if kappa < LEAST_KAPPA else offset
+    return LabelStatistics(thresholds, border, kappa, offset, seen, votes)
 
 
 def majority_offset(offsets: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], int]:

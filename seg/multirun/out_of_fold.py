@@ -78,6 +78,8 @@ def open_out_of_fold(run: Any, data: DictConfig) -> OutOfFold:
         UserError: if it is no such folder, or its classes overlap.
         RunError: if its record is damaged or unfinished, or images are missing.
     """
+    if run is None:
+        raise UserError("run is not set: give a folder of seg.crossval, run=outputs/crossval")
     if not isinstance(run, str) or not (Path(run) / CROSSVAL_FILE).is_file():
         raise UserError(
             f"run={run}: a folder of seg.crossval is needed, in which each image was predicted by a network that did "

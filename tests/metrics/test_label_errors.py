@@ -209,3 +209,15 @@ def test_the_chance_holds_where_no_label_is_wrong():
         _, chance = rank_doubts(doubts, 30, 16)
         alarms += chance.min() <= 0.05
     assert 2 <= alarms <= 20  # 10 are expected; sd 3.1
+
+
+def test_networks_that_know_nothing_give_no_offset():
+    rng, facts = np.random.default_rng(0), []
+    for _ in range(10):
+        label = rng.integers(0, 3, (40, 40)).astype(np.uint8)
+        p_CHW = rng.dirichlet(np.ones(3), (40, 40)).transpose(2, 0, 1).astype(np.float32)
+        p_CHW[:, 1:] = 0.9 * p_CHW[:, 1:] + 0.1 * np.eye(3, dtype=np.float32)[label[:-1]].transpose(2, 0, 1)  # fmt: skip
+        facts.append(measure_image(label[..., None].astype(float), label, p_CHW))
+    assert {fact.offset for fact in facts} == {(-1, 0)}  # all seem to lie a pixel higher
+    statistics = pool_images(facts)
+    assert statistics.offset == (0, 0) and not statistics.networks_agree

@@ -157,7 +157,6 @@ def test_nothing_stands_out_of_right_labels(cv, tmp_path, capsys):
     words = [f"run={cv}", f"data.root={own}", f"output={tmp_path / 'o'}"]
     assert not any(one.stands_out for one in doubt_labels(config("doubt", *words)))
     assert "nothing stands out among 12 images" in capsys.readouterr().out
-    assert doubt_labels(config("doubt", *words)) == [] or (tmp_path / "o/doubt.csv").exists()
 
 
 @pytest.mark.parametrize(
