@@ -495,6 +495,25 @@ def write_artifacts(
     )  # fmt: skip
 
 
+def load_best_checkpoint(trainer: L.Trainer, task: SegmentationTask) -> Path:
+    """Load the weights of the best checkpoint and return its file; save one if the run ended before a validation.
+
+    Raises:
+        RunError: if its weights don't fit.
+    """
+    checkpoints = cast(ModelCheckpoint, trainer.checkpoint_callback)
+    best = Path(checkpoints.best_model_path or Path(str(checkpoints.dirpath)) / "best.ckpt")
+    if not checkpoints.best_model_path:
+        trainer.save_checkpoint(best)
+    try:
+        task.load_state_dict(read_checkpoint(best)["state_dict"])
+    except (LookupError, TypeError, RuntimeError, AttributeError) as error:
+        raise RunError(
+            f"{best}: its weights don't fit this run ({error_summary(error)})"
+        ) from error
+    return best
+
+
 def score_best_checkpoint(
     trainer: L.Trainer,
     task: SegmentationTask,
@@ -511,17 +530,7 @@ def score_best_checkpoint(
     Returns:
         ``best/val/...`` and ``test/...``.
     """
-    # Load the best checkpoint, or save one if the run ended before its first validation.
-    checkpoints = cast(ModelCheckpoint, trainer.checkpoint_callback)
-    best = Path(checkpoints.best_model_path or Path(str(checkpoints.dirpath)) / "best.ckpt")
-    if not checkpoints.best_model_path:
-        trainer.save_checkpoint(best)
-    try:
-        task.load_state_dict(read_checkpoint(best)["state_dict"])
-    except (LookupError, TypeError, RuntimeError, AttributeError) as error:
-        raise RunError(
-            f"{best}: its weights don't fit this run ({error_summary(error)})"
-        ) from error
+    best = load_best_checkpoint(trainer, task)
     task.val_metrics.histogram = None if bound is None else ProbabilityHistogram()
     validated = trainer.validate(task, datamodule=TrainerData(data), verbose=False)[0]
     # Choose the threshold, and score again with it; then how objects are separated.

@@ -161,5 +161,5 @@ def test_a_reconstruction_is_that_of_scikit_image(seed, size, sigma, dilations, 
     depth = ndimage.distance_transform_edt(np.pad(blobs(seed, *size, sigma) > 0.4, 1))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(instances, "DILATIONS", dilations)
-        found = instances.reconstruct(np.maximum(depth - neck, 0), depth)
+        found = instances.reconstruct_by_dilation(np.maximum(depth - neck, 0), depth)
     np.testing.assert_array_equal(found, reconstruction(np.maximum(depth - neck, 0), depth))
