@@ -237,7 +237,11 @@ def predict_file(
         for kind in request.save:
             files.make_folder((output / kind / name).parent, output)
         written = [path for result in results for path in result.finish(pages[0].tags)]
-        return written if scorer is None else [*written, write_quality_part(output, name, file, qualities, run.classes)]
+        return (
+            written
+            if scorer is None
+            else [*written, write_quality_part(output, name, file, qualities, run.classes)]
+        )
     finally:
         for page in opened:
             page.close()

@@ -73,8 +73,17 @@ class ImageQuality:
         """Return the rows of quality.csv, a class each."""
         facts = [shorten(self.distance), "yes" if self.known else "no", self.farthest, "yes" if self.look else "no"]  # fmt: skip
         return [
-            [image, "" if page is None else page, name, pixels, *map(shorten, (*dice, *iou)), *facts]  # fmt: skip
-            for name, pixels, dice, iou in zip(classes, self.pixels, self.dice, self.iou, strict=True)  # fmt: skip
+            [
+                image,
+                "" if page is None else page,
+                name,
+                pixels,
+                *map(shorten, (*dice, *iou)),
+                *facts,
+            ]  # fmt: skip
+            for name, pixels, dice, iou in zip(
+                classes, self.pixels, self.dice, self.iou, strict=True
+            )  # fmt: skip
         ]
 
 
@@ -166,14 +175,16 @@ def expected_quality(
         distance, farthest = float(deviations[worst]), NAMES[worst % len(NAMES)]
         if len(features) > len(NAMES):
             farthest += f" of channel {worst // len(NAMES)}"
-    known = distance is not None and distance <= 1 and intervals
+    width = None
+    if distance is not None and distance <= 1 and intervals:
+        width = float(expected_scores.interval_scale(distance))
     # Scores of each class
     dice, iou = [], []
     for one, counts_PB in zip(quality.classes, counts_CPB, strict=True):
         calibration = expected_scores.ClassCalibration(one.slope, one.offset)
         found = expected_scores.expected_scores(counts_PB[None], calibration)
-        dice.append(score_range(float(found.dice[0]), one, one.dice_margin if known else None))
-        iou.append(score_range(float(found.iou[0]), one, one.iou_margin if known else None))
+        dice.append(score_range(float(found.dice[0]), one, one.dice_margin, width))
+        iou.append(score_range(float(found.iou[0]), one, one.iou_margin, width))
     pixels = [int(n) for n in counts_CPB[:, 1].sum(-1)]
     result = ImageQuality(pixels, dice, iou, distance, farthest)
     least = quality.usual if look is None else look
@@ -181,16 +192,18 @@ def expected_quality(
     return dataclasses.replace(result, look=poor or not result.known)
 
 
-def score_range(value: float, one: ClassQuality, margin: float | None) -> ScoreRange:
-    """Return a score with its interval.
+def score_range(
+    value: float, one: ClassQuality, margin: float | None, width: float | None
+) -> ScoreRange:
+    """Return a score with its interval, which has ``margin * width`` on both sides; None: it has none.
 
     A class of which nothing is predicted has no score (nan), but 0 if every calibration image has it.
     """
     if np.isnan(value):
         return ScoreRange(0.0 if one.always else None)
-    if margin is None:
+    if margin is None or width is None:
         return ScoreRange(value)
-    return ScoreRange(value, max(value - margin, 0.0), min(value + margin, 1.0))
+    return ScoreRange(value, max(value - margin * width, 0.0), min(value + margin * width, 1.0))
 
 
 class QualityScorer(NamedTuple):

@@ -11,8 +11,8 @@ from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from seg.labels import IGNORE
-from seg.metrics.pixel_scores import ConfusionCounts, dice, mean_over_present
 from seg.metrics import expected_scores
+from seg.metrics.pixel_scores import ConfusionCounts, dice, mean_over_present
 from seg.metrics.risk_control import THRESHOLDS
 
 CONFIDENCE_UNITS = 2**20  # confidences are summed as integers, in units of 1 / UNIT

@@ -23,6 +23,7 @@ HIGHEST, STEP = 16.0, 0.25  # logits of the last border of bins, and between two
 BINS = round(2 * HIGHEST / STEP) + 2  # bins 0 and BINS - 1 hold what lies beyond the borders
 CENTRES = (np.arange(BINS) - (BINS - 1) / 2) * STEP  # logits of the bins' centres
 SLOPES, OFFSETS = (0.05, 20.0), (-10.0, 10.0)  # range of the fit
+NEAREST = 0.25  # distance, in 0..1 of what is known, that is added before residuals are compared
 CLEAR_GAIN = 0.02  # share of the negative log likelihood by which an offset must be better
 FOLDS = 10  # of the images, whose residuals come from a fit on the others
 
@@ -115,6 +116,11 @@ def fewest_images(level: float = LEVEL) -> int:
     return math.ceil(level / (1 - level) - 1e-9)
 
 
+def interval_scale(distance: float | NDArray) -> float | NDArray:
+    """Return the width of intervals at a distance from the known images, relative to that at 1 - ``NEAREST``."""
+    return NEAREST + distance
+
+
 def conformal_margin(residuals: NDArray, level: float = LEVEL) -> float | None:
     """Return the half width of a split conformal interval; None if there are too few residuals.
 
@@ -122,7 +128,7 @@ def conformal_margin(residuals: NDArray, level: float = LEVEL) -> float | None:
     ``level`` + 1 / (n + 1) if there are no ties.
 
     Args:
-        residuals: of calibration images, of either sign.
+        residuals: of calibration images, of either sign, each divided by its ``interval_scale``.
         level: of the interval.
     """
     rank = math.ceil((len(residuals) + 1) * level - 1e-9)

@@ -14,18 +14,20 @@ MAX_CHANNELS = 4  # that are measured, evenly spaced
 LAGS = (1, 2, 4)  # px between compared pixels
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 SPAN, LEVELS = 8.0, 2048  # quantiles are read from a histogram of -SPAN to SPAN
+FLAT = 0.01  # step below which neighbours are equal; also added to their share before its logarithm
 TINY = 1e-3  # of values of standard deviation 1, added before a logarithm
 LEAST_SPREAD = 0.05  # added to the standard deviation of a feature, in standard deviations of values or e-folds
 MARGIN = 1.2  # by which the limit exceeds the deviation of 95 % of the images
-NAMES = ["mean", "log_sd", *(f"quantile_{q:g}" for q in QUANTILES), *(f"log_step_{lag}" for lag in LAGS), "log_noise"]  # fmt: skip
+NAMES = ["mean", "log_sd", *(f"quantile_{q:g}" for q in QUANTILES), *(f"log_step_{lag}" for lag in LAGS), "log_noise", "log_flat", "log_block_sd"]  # fmt: skip
 
 
 class ImageFeatures:
     """Features of one image, whose rows are added from top to bottom, in bands of any height.
 
     Of each of at most ``MAX_CHANNELS`` channels: mean, log of the standard deviation, quantiles, the log of the mean
-    absolute difference of pixels that are 1, 2 and 4 px apart, and that of a Laplacian which only noise and the finest
-    structures pass (Immerkaer, Fast noise variance estimation, CVIU 1996). They do not depend on the bands.
+    absolute difference of pixels that are 1, 2 and 4 px apart, that of a Laplacian which only noise and the finest
+    structures pass (Immerkaer, Fast noise variance estimation, CVIU 1996), the share of equal neighbours, and the standard
+    deviation of the means of blocks. They do not depend on the bands.
 
     Args:
         height: px.
@@ -67,6 +69,9 @@ class ImageFeatures:
         level = ((values + SPAN) * (LEVELS / (2 * SPAN))).clip(0, LEVELS - 1).astype(np.intp)
         counts = [np.bincount(level[known[:, c], c], minlength=LEVELS) for c in range(flat.shape[1])]  # fmt: skip
         self.sum("levels", np.stack(counts))
+        self.sum_blocks(strip_HWC)
+        flat_steps = np.abs(strip_HWC[:, 1:] - strip_HWC[:, :-1]) < FLAT
+        self.sum("flat", flat_steps.sum((0, 1)))
         for lag in LAGS:
             down, right = strip_HWC[lag:] - strip_HWC[:-lag], strip_HWC[:, lag:] - strip_HWC[:, :-lag]  # fmt: skip
             self.sum_size(f"step {lag}", down)
@@ -74,6 +79,17 @@ class ImageFeatures:
         if min(strip_HWC.shape[:2]) > 2:
             rows = strip_HWC[2:] - 2 * strip_HWC[1:-1] + strip_HWC[:-2]
             self.sum_size("noise", rows[:, 2:] - 2 * rows[:, 1:-1] + rows[:, :-2])
+
+    def sum_blocks(self, strip_HWC: NDArray) -> None:
+        """Add the means of square blocks, without those that lack data."""
+        height, width, channels = strip_HWC.shape
+        side = min(STRIP, height, width)
+        blocks = strip_HWC[:side, : width // side * side].reshape(side, -1, side, channels)
+        means = blocks.mean((0, 2), dtype=np.float64)
+        means = means[~np.isnan(means).any(1)]
+        self.sum("blocks", len(means) * np.ones(channels))
+        self.sum("block means", means.sum(0))
+        self.sum("block squares", np.square(means).sum(0))
 
     def sum(self, name: str, values: NDArray) -> None:
         """Add to a sum."""
@@ -100,6 +116,10 @@ class ImageFeatures:
             size = self.sums.get(f"{name} size", np.zeros_like(mean))
             number = self.sums.get(f"{name} pixels", np.zeros_like(mean))
             rows.append(np.log(size / np.maximum(number, 1) + TINY))
+        rows.append(np.log(self.sums["flat"] / pixels + FLAT))
+        number = np.maximum(self.sums["blocks"], 1)
+        variance = self.sums["block squares"] / number - (self.sums["block means"] / number) ** 2
+        rows.append(np.log(np.sqrt(variance.clip(0)) + TINY))
         return np.stack(rows, 1).ravel()
 
 
@@ -127,22 +147,22 @@ class ReferenceImages(NamedTuple):
         return np.abs(features_NF - self.center) / self.spread / self.limit
 
 
-def fit_reference(features_NF: NDArray) -> ReferenceImages:
-    """Return the reference that images give; the limit is what each of them deviates from the others, with a margin.
+def fit_reference(features_NF: NDArray) -> tuple[ReferenceImages, NDArray]:
+    """Return the reference that images give, and the distance of each of them from the others, (N,).
+
+    The limit is the largest deviation of any image from the others, or that of 95 % of them with a margin.
 
     Args:
         features_NF: of three images or more.
     """
-    whole = spread_of(features_NF)
-    number = range(len(features_NF))
-    left_out = []
-    for i in number:
-        center, spread = spread_of(np.delete(features_NF, i, 0))
-        left_out.append((np.abs(features_NF[i] - center) / spread).max())
-    limit = max(MARGIN * float(np.quantile(left_out, 0.95)), max(left_out), 1.0)
-    return ReferenceImages(*whole, limit)
-
-
-def spread_of(features_NF: NDArray) -> tuple[NDArray, NDArray]:
-    """Return mean and spread of each feature."""
-    return features_NF.mean(0), features_NF.std(0) + LEAST_SPREAD
+    number, center = len(features_NF), features_NF.mean(0)
+    offset_NF = features_NF - center
+    squares = np.square(offset_NF).sum(0)
+    # Mean and variance without each image in turn
+    mean_NF = -offset_NF / (number - 1)
+    variance_NF = ((squares - offset_NF**2) / (number - 1) - mean_NF**2).clip(0)
+    deviation_NF = np.abs(offset_NF - mean_NF) / (np.sqrt(variance_NF) + LEAST_SPREAD)
+    largest_N = deviation_NF.max(1)
+    limit = max(MARGIN * float(np.quantile(largest_N, 0.95)), float(largest_N.max()), 1.0)
+    spread = np.sqrt(squares / number) + LEAST_SPREAD
+    return ReferenceImages(center, spread, limit), largest_N / limit

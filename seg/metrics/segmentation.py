@@ -143,6 +143,13 @@ class SegmentationMetrics(nn.Module):
         return self.surfaces is not None and self.surfaces.hausdorff
 
     def reset(self) -> None:
-        for part in (self.pixels, self.surfaces, self.calibration, self.curve, self.histogram, self.counts):
+        for part in (
+            self.pixels,
+            self.surfaces,
+            self.calibration,
+            self.curve,
+            self.histogram,
+            self.counts,
+        ):
             if part is not None:
                 part.reset()

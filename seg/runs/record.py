@@ -132,6 +132,7 @@ def read_promise(content: dict[str, Any]) -> RiskPromise | None:
 
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
+Margin = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
@@ -141,9 +142,11 @@ class ClassQuality(RecordSection):
     slope: Positive = Field(description="of the logit: 1 / temperature")
     offset: Finite = Field(description="of the logit")
     always: bool = Field(description="true: each calibration image has the class")
-    images: int = Field(ge=0, description="calibration images that have a true and an expected score")
-    dice_margin: Share | None = Field(None, description="half width of the interval; null: too few images")  # fmt: skip
-    iou_margin: Share | None = Field(None, description="the same of IoU")
+    images: int = Field(
+        ge=0, description="calibration images that have a true and an expected score"
+    )
+    dice_margin: Margin | None = Field(None, description="half width of the interval, divided by seg.metrics.expected_scores.interval_scale; null: too few images")  # fmt: skip
+    iou_margin: Margin | None = Field(None, description="the same of IoU")
 
 
 class QualityRecord(RecordSection):
@@ -243,7 +246,8 @@ class RunRecord(RecordSection):
         None, description="bound that the threshold keeps on average; null: none was asked for"
     )
     quality: QualityRecord | None = Field(
-        None, description="for scores of images without truth; null: the run has no validation images"
+        None,
+        description="for scores of images without truth; null: the run has no validation images",
     )
     minutes: RecordNumber = Field(None, description="duration of the training, minutes")
     steps: int | None = Field(None, description="optimiser steps")

@@ -88,7 +88,13 @@ def check_evaluation_options(cfg: DictConfig) -> None:
 def output_names(metrics: SegmentationMetrics, panels: int) -> list[str]:
     """Return the names of the files to be written that are known in advance."""
     plots = ["reliability.png"] if metrics.calibration is not None else []
-    return ["metrics.json", CONFUSION_FILE, QUALITY_FILE, *plots, *(["panels/all.png"] if panels else [])]
+    return [
+        "metrics.json",
+        CONFUSION_FILE,
+        QUALITY_FILE,
+        *plots,
+        *(["panels/all.png"] if panels else []),
+    ]
 
 
 def build_trained_loss(run: LoadedRun) -> nn.Module:

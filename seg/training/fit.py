@@ -557,7 +557,9 @@ def score_best_checkpoint(
         chosen["split_neck_px"] = task.card["split_neck_px"] = neck
         found = "connected regions" if neck is None else f"split_neck_px={neck:g}"
         log.info(f"objects    {found}, the highest F1 on the validation split; stored in the run")
-    task.card["quality"] = calibrate_quality(counts, data, task.val_metrics.threshold)
+    task.card["quality"] = calibrate_quality(
+        counts, data, task.val_metrics.threshold, trainer.world_size
+    )
     task.val_metrics.counts = None
     chosen["quality"] = task.card["quality"]
     store_choices(best, chosen)
@@ -596,7 +598,7 @@ def keep_risk_bound(
 
 
 def calibrate_quality(
-    counts: ProbabilityCounts, data: DataModule, threshold: float
+    counts: ProbabilityCounts, data: DataModule, threshold: float, world: int
 ) -> dict[str, Any] | None:
     """Return what scores of images without truth need, on rank 0; None if the data has too few images.
 
@@ -604,14 +606,17 @@ def calibrate_quality(
         counts: of the last validation.
         data: with the splits for training and validation.
         threshold: of the last validation.
+        world: number of ranks.
     """
     counts_NCTPB = counts.compute().cpu().numpy()  # gathered from all ranks
     if not is_rank_zero():
         return None
-    features = [f for split in ("train", "val") for f in measure_values(data.samples(split))]
-    classes = len(data.source.classes)
+    # Names rank by rank; a limit of the memory for counts may have left out the last of each rank
+    train, val = data.samples("train"), data.samples("val")
+    names = artifacts.scored_names(val.names, world, len(counts_NCTPB))
+    features, others = measure_values(val, names), measure_values(train, train.names)
     quality = fit_quality(
-        counts_NCTPB, features, data.intensity, classes, "validation", threshold
+        counts_NCTPB, features, others, data.intensity, len(data.source.classes), "validation", threshold
     )  # fmt: skip
     return None if quality is None else quality.model_dump()
 

@@ -41,13 +41,19 @@ def value_scale(intensity: Normalization) -> tuple[list[float], list[float]]:
     return (intensity.low + span * mean).tolist(), (span * std).tolist()
 
 
-def measure_values(samples: SegmentationDataset) -> list[NDArray]:
-    """Return the features of at most ``MEASURED`` images of a split, evenly spaced; of those that have data."""
-    names = samples.names
+def measure_values(samples: SegmentationDataset, names: Sequence[str]) -> list[NDArray | None]:
+    """Return the features of images, of at most ``MEASURED`` evenly spaced ones; None of the others.
+
+    Args:
+        samples: their data set.
+        names: of the images.
+    """
     chosen = sorted({round(i) for i in np.linspace(0, len(names) - 1, min(len(names), MEASURED))})
-    shift, scale = value_scale(samples.intensity)
-    found = measure_images(samples, [names[i] for i in chosen], shift, scale)
-    return [features for features in found if features is not None]
+    found = measure_images(samples, [names[i] for i in chosen], *value_scale(samples.intensity))
+    features: list[NDArray | None] = [None] * len(names)
+    for i, one in zip(chosen, found, strict=True):
+        features[i] = one
+    return features
 
 
 def measure_images(
@@ -76,7 +82,8 @@ def measure_images(
 
 def fit_quality(
     counts_NCTPB: NDArray,
-    features: Sequence[NDArray],
+    features: Sequence[NDArray | None],
+    others: Sequence[NDArray | None],
     intensity: Normalization,
     classes: int,
     calibrated_on: Calibration,
@@ -86,17 +93,22 @@ def fit_quality(
 
     Args:
         counts_NCTPB: pixels of calibration images, which trained no network that predicted them.
-        features: of calibration and training images.
+        features: of the same images; None: not measured.
+        others: of further images that the network knows, those that trained it.
         intensity: by which the features were normalised.
         classes: their number.
         calibrated_on: ``validation`` or ``out-of-fold``.
         threshold: of the predictions; None: each network had its own.
     """
-    if not len(counts_NCTPB) or len(features) < FEWEST:
+    measured = np.array([i for i, one in enumerate(features) if one is not None], int)
+    known = [one for one in (*features, *others) if one is not None]
+    if not len(counts_NCTPB) or len(known) < FEWEST:
         return None
+    reference, distances = fit_reference(np.stack(known))
+    distance_N = np.full(len(counts_NCTPB), np.nan)
+    distance_N[measured] = distances[: len(measured)]
     counts_NCTPB = class_counts(counts_NCTPB, classes)
-    rows = [fit_class(counts_NCTPB[:, c]) for c in range(classes)]
-    reference = fit_reference(np.stack(features))
+    rows = [fit_class(counts_NCTPB[:, c], distance_N) for c in range(classes)]
     shift, scale = value_scale(intensity)
     record = QualityRecord(
         calibrated_on=calibrated_on,
@@ -106,7 +118,7 @@ def fit_quality(
         classes=rows,
         shift=shift,
         scale=scale,
-        measured=len(features),
+        measured=len(known),
         center=[float(f"{v:.6g}") for v in reference.center],
         spread=[float(f"{v:.6g}") for v in reference.spread],
         limit=reference.limit,
@@ -127,7 +139,7 @@ class OutOfFoldMeter:
         self.run, self.kept = run, 0
         self.scale = value_scale(run.intensity)
         self.counts: list[NDArray] = []
-        self.features: list[NDArray] = []
+        self.features: list[NDArray | None] = []
 
     def begin(self, height: int, width: int) -> ImageMeter:
         """Return the meter of an image."""
@@ -135,12 +147,11 @@ class OutOfFoldMeter:
 
     def finish(self, meter: ImageMeter) -> None:
         """Keep what the meter of an image has measured; the counts up to ``COUNTED_BYTES``."""
-        counts, features = meter.counts_CTPB, meter.features.compute()
-        if counts is not None and self.kept < COUNTED_BYTES:
-            self.counts.append(counts)
-            self.kept += counts.nbytes
-        if features is not None:
-            self.features.append(features)
+        assert meter.counts_CTPB is not None
+        if self.kept < COUNTED_BYTES:
+            self.counts.append(meter.counts_CTPB)
+            self.kept += meter.counts_CTPB.nbytes
+        self.features.append(meter.features.compute())
 
     def fit(self, promise: RiskPromise | None) -> dict[str, Any] | None:
         """Return the record of the quality as plain values; None if there are too few images.
@@ -152,7 +163,7 @@ class OutOfFoldMeter:
             return None
         threshold = None if promise is None else promise.threshold
         found = fit_quality(
-            np.stack(self.counts), self.features, self.run.intensity, len(self.run.classes),
+            np.stack(self.counts), self.features[: len(self.counts)], self.features[len(self.counts) :], self.run.intensity, len(self.run.classes),
             "out-of-fold", threshold,
         )  # fmt: skip
         return None if found is None else found.model_dump()
@@ -180,7 +191,9 @@ def report_quality(
     # Compare with the truth: the mean over the classes that have both scores, and each class with its interval
     counts_NCTPB = class_counts(counts_NCTPB, len(classes))
     true_NC = np.stack([expected_scores.true_scores(counts_NCTPB[:, c]).dice for c in range(len(classes))], 1)  # fmt: skip
-    log.info(f"           {compare_with_truth(found, true_NC)}; {quote_path(folder / QUALITY_FILE)}")
+    log.info(
+        f"           {compare_with_truth(found, true_NC)}; {quote_path(folder / QUALITY_FILE)}"
+    )
 
 
 def compare_with_truth(found: Sequence[ImageQuality], true_NC: NDArray) -> str:
@@ -207,11 +220,17 @@ def compare_with_truth(found: Sequence[ImageQuality], true_NC: NDArray) -> str:
     return text
 
 
-def fit_class(counts_NTPB: NDArray) -> ClassQuality:
-    """Return calibration and intervals of one class."""
+def fit_class(counts_NTPB: NDArray, distance_N: NDArray) -> ClassQuality:
+    """Return calibration and intervals of one class.
+
+    Args:
+        counts_NTPB: pixels of the calibration images.
+        distance_N: of each image from the other known ones; nan: not measured.
+    """
     calibration = expected_scores.fit_calibration(counts_NTPB.sum(2))
     true, expected = expected_scores.true_scores(counts_NTPB), expected_scores.held_out_scores(counts_NTPB)  # fmt: skip
-    gaps = [t - e for t, e in zip(true, expected, strict=True)]
+    scale_N = expected_scores.interval_scale(distance_N)
+    gaps = [(t - e) / scale_N for t, e in zip(true, expected, strict=True)]
     gaps = [gap[~np.isnan(gap)] for gap in gaps]
     dice_margin, iou_margin = (expected_scores.conformal_margin(gap) for gap in gaps)
     labelled = counts_NTPB[:, 1].sum((1, 2)) > 0
