@@ -1,27 +1,30 @@
 """Expected scores against true ones, on corrupted images: ``python benchmarks/quality.py FOLDER made isbi2012 vnc camvid``.
 
-For each data set a small network is trained; its validation images calibrate, and the test images are predicted as they
-are and under eight corruptions at three strengths, with another data set's images at the end. Rules were chosen on
-``made`` (seeds 0 and 1). The same command continues where it stopped.
+For each data set a small network is trained, whose validation images calibrate; at most 40 test images are predicted as
+they are and under eight corruptions at three strengths, and ten images of another data set at the end. Printed are two
+tables. The same command continues where it stopped.
 """
 
 import argparse
 import io
+import json
 from pathlib import Path
 
 import numpy as np
 import tifffile
 import torch
 from numpy.typing import NDArray
+from omegaconf import OmegaConf
 from PIL import Image
 from scipy import ndimage
 
 from seg.api import train
+from seg.cli.compose import instantiate_node
 from seg.inference.predictor import Predictor
+from seg.inference.quality import ImageMeter, class_counts, expected_quality
 from seg.inference.tta import normalized_entropy
 from seg.logits import classes_from_probabilities
-from seg.metrics.calibration import count_probabilities
-from seg.metrics.image_features import ImageFeatures
+from seg.metrics.expected_scores import true_scores
 
 NETWORK = ["model.width=6", "model.depth=3", "trainer=cpu", "logger=none", "panels=0", "save_predictions=0", "loader.crop=96"]  # fmt: skip
 MADE = ["data=membranes", "data.size=128", "data.train=16", "data.val=40", "data.test=40"]
@@ -35,6 +38,8 @@ TRAINING = {
 }  # fmt: skip
 OTHER = {"made": "camvid", "isbi2012": "camvid", "vnc": "camvid", "camvid": "isbi2012"}
 STRENGTHS = (1, 2, 3)
+KINDS = ("blur", "noise", "brightness", "contrast", "gamma", "jpeg", "shading", "patch")
+MOST = 40  # test images
 
 
 def corrupt(image: NDArray, kind: str, strength: int, rng: np.random.Generator) -> NDArray:
@@ -65,9 +70,6 @@ def corrupt(image: NDArray, kind: str, strength: int, rng: np.random.Generator) 
         x = x.copy()
         x[top : top + side, left : left + side] = 0
     return np.clip(np.rint(x), 0, 255).astype(np.uint8)
-
-
-KINDS = ("blur", "noise", "brightness", "contrast", "gamma", "jpeg", "shading", "patch")
 
 
 def make_folder(name: str, data: Path, root: Path) -> None:
@@ -107,53 +109,51 @@ def cut(stem: str, image: NDArray, mask: NDArray, side: int) -> list[tuple[str, 
     ]
 
 
-def measure(predictor: Predictor, image: NDArray, mask: NDArray) -> tuple[NDArray, NDArray, float]:
-    """Return counts, features and mean entropy of an image."""
+def measure(
+    predictor: Predictor, image: NDArray, mask: NDArray
+) -> tuple[list, list, list, float, float]:
+    """Return true Dice, expected Dice and half width of each class, distance, and 1 - mean entropy of an image."""
     run = predictor.run
+    quality = run.quality
+    assert quality is not None
     p_CHW = predictor.probabilities(image)
     labels = classes_from_probabilities(p_CHW, run.threshold, run.overlapping)
-    counts = count_probabilities(torch.from_numpy(p_CHW)[None], torch.from_numpy(labels)[None], torch.from_numpy(mask)[None])  # fmt: skip
-    features = ImageFeatures(*image.shape[:2])
-    features.add(0, run.intensity.normalised(run.intensity.scaled(image)))
-    found = features.compute()
-    assert found is not None
-    return counts[0].numpy(), found, float(normalized_entropy(torch.from_numpy(p_CHW)).mean())
+    meter = ImageMeter(*image.shape[:2], quality.shift, quality.scale, run.overlapping)
+    meter.add(0, image, p_CHW, labels, mask)
+    assert meter.counts_CTPB is not None
+    counts_CTPB = class_counts(meter.counts_CTPB, len(run.classes))
+    found = expected_quality(quality, counts_CTPB, meter.features.compute())
+    true = [float(true_scores(counts[None]).dice[0]) for counts in counts_CTPB]
+    value = [np.nan if s.value is None else s.value for s in found.dice]
+    inside = [np.nan if s.low is None or s.high is None else float(s.low <= t <= s.high) for s, t in zip(found.dice, true, strict=True)]  # fmt: skip
+    certainty = 1 - float(normalized_entropy(torch.from_numpy(p_CHW)).mean())
+    return true, value, inside, found.distance or 0.0, certainty
 
 
 def collect(name: str, seed: int, place: Path, data: Path) -> None:
-    """Train a network on a data set, and write what it finds in all images to a file."""
+    """Train a network on a data set, and write what is found in all images to a file."""
     words = [*NETWORK, *TRAINING[name], f"seed={seed}", f"outputs={place}/outputs-{name}-{seed}"]
     if name == "made":
         words += [*MADE, f"data.data_seed={seed}"]
     else:
-        root = place / name
-        if not root.exists():
-            make_folder(name, data, root)
-        words += [f"data.root={root}"]
-    run = train(*words)
-    predictor = run.load(accelerator="cpu")
-    from omegaconf import OmegaConf
-
-    from seg.cli.compose import instantiate_node
-
+        if not (place / name).exists():
+            make_folder(name, data, place / name)
+        words += [f"data.root={place / name}"]
+    predictor = train(*words).load(accelerator="cpu")
     source = instantiate_node(OmegaConf.create(predictor.run.config["data"]), "data")
-    arrays: dict[str, list] = {}
-    splits = {split: [source.read(n) for n in names] for split, names in source.splits.items()}
-    rng = np.random.default_rng(seed)
-    for split in ("train", "val"):
-        arrays[split] = [measure(predictor, *pair) for pair in splits[split]]
-    arrays["clean"] = [measure(predictor, *pair) for pair in splits["test"]]
+    names = source.splits["test"]
+    images = [source.read(names[i * len(names) // MOST] if len(names) > MOST else names[i]) for i in range(min(MOST, len(names)))]  # fmt: skip
+    rng, rows = np.random.default_rng(seed), {}
+    rows["none"] = [measure(predictor, *pair) for pair in images]
     for kind in KINDS:
         for strength in STRENGTHS:
-            arrays[f"{kind}-{strength}"] = [
+            rows[f"{kind} {strength}"] = [
                 measure(predictor, corrupt(image, kind, strength, rng), mask)
-                for image, mask in splits["test"][:40]
+                for image, mask in images
             ]
-    arrays["other"] = [measure(predictor, image, np.zeros(image.shape[:2], np.uint8)) for image in foreign(OTHER[name], splits["test"][0][0], data)]  # fmt: skip
-    flat = {}
-    for key, rows in arrays.items():
-        flat |= {f"{key}/{part}": np.array(values) for part, values in zip(("counts", "features", "entropy"), zip(*rows, strict=True), strict=True)}  # fmt: skip
-    np.savez_compressed(place / f"{name}-{seed}.npz", **flat)
+    others = foreign(OTHER[name], images[0][0], data)
+    rows["other"] = [measure(predictor, image, np.zeros(image.shape[:2], np.uint8)) for image in others]  # fmt: skip
+    (place / f"{name}-{seed}.json").write_text(json.dumps(rows))
 
 
 def foreign(name: str, like: NDArray, data: Path) -> list[NDArray]:
@@ -166,6 +166,60 @@ def foreign(name: str, like: NDArray, data: Path) -> list[NDArray]:
     return [np.repeat(image[:256, :256], like.shape[2], 2) for image in images]
 
 
+class Images:
+    """Measurements of images.
+
+    Args:
+        rows: of ``measure``.
+    """
+
+    def __init__(self, rows: list) -> None:
+        self.true, self.value, self.inside = (np.array([row[i] for row in rows], float) for i in range(3))  # fmt: skip
+        self.distance, self.certainty = (np.array([row[i] for row in rows]) for i in (3, 4))
+        both = ~np.isnan(self.true + self.value)
+        with np.errstate(invalid="ignore"):
+            self.means = [(np.where(both, x, 0).sum(1) / both.sum(1)) for x in (self.true, self.value)]  # fmt: skip
+
+    def cells(self, chosen: NDArray) -> list[str]:
+        """Return cells of a table for some of the images."""
+        true, value = self.means
+        some = chosen & ~np.isnan(true)
+        correlations = [f"{np.corrcoef(true[some], x[some])[0, 1]:.2f}" for x in (value, self.certainty)]  # fmt: skip
+        inside = self.inside[chosen]
+        inside = inside[~np.isnan(inside)]
+        return [str(chosen.sum()), f"{true[some].mean():.3f}", f"{value[some].mean():.3f}", *correlations,
+                f"{inside.mean():.3f} of {len(inside)}" if len(inside) else "none"]  # fmt: skip
+
+
+def print_tables(found: dict[str, dict[str, list]]) -> None:
+    """Print a table of data sets and one of corruptions."""
+    print("| data | images | number | true Dice | expected | correlation | of 1 - mean entropy | in the interval |")  # fmt: skip
+    print("| --- " * 8 + "|")
+    for name, rows in found.items():
+        clean = Images(rows["none"])
+        every = Images([row for key, part in rows.items() if key != "other" for row in part])
+        known = every.distance <= 1
+        for label, images, chosen in (
+            ("as they are", clean, np.ones(len(clean.distance), bool)),
+            ("with corruptions, known", every, known),
+            ("with corruptions, not known", every, ~known),
+            ("with corruptions, all", every, known | True),
+        ):
+            print(f"| {name} | {label} | {' | '.join(images.cells(chosen))} |")
+    print(f"\n| corruption | {' | '.join(found)} |")
+    print("| --- " * (len(found) + 1) + "|")
+    for key in next(iter(found.values())):
+        cells = []
+        for rows in found.values():
+            images = Images(rows[key])
+            far, true, value = (images.distance > 1).mean(), *(np.nanmean(m) for m in images.means)
+            inside = images.inside[~np.isnan(images.inside)]
+            held = f", {inside.mean():.2f} held" if len(inside) else ""
+            scores = "" if key == "other" else f", {value:.2f} for {true:.2f}"
+            cells.append(f"{100 * far:.0f} %{held}{scores}")
+        print(f"| {key} | {' | '.join(cells)} |")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
@@ -174,10 +228,17 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="folder of isbi2012, vnc and camvid")
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
+    found: dict[str, dict[str, list]] = {}
     for name in args.names:
+        rows: dict[str, list] = {}
         for seed in args.seeds:
-            if not (args.folder / f"{name}-{seed}.npz").exists():
+            file = args.folder / f"{name}-{seed}.json"
+            if not file.exists():
                 collect(name, seed, args.folder, args.data)
+            for key, part in json.loads(file.read_text()).items():
+                rows[key] = rows.get(key, []) + part
+        found[name] = rows
+    print_tables(found)
 
 
 if __name__ == "__main__":

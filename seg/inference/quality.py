@@ -80,10 +80,10 @@ class ImageQuality:
                 pixels,
                 *map(shorten, (*dice, *iou)),
                 *facts,
-            ]  # fmt: skip
+            ]
             for name, pixels, dice, iou in zip(
                 classes, self.pixels, self.dice, self.iou, strict=True
-            )  # fmt: skip
+            )
         ]
 
 
