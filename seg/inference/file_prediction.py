@@ -81,7 +81,6 @@ def predict_files(cfg: DictConfig) -> list[Path]:
     )  # fmt: skip
     check_kinds_of_run(request)
     load.log_promise(run, cfg)
-    scorer = build_scorer(run, cfg, predictor.threshold)
     if not any(separates_objects(kind, run) for kind in cfg.save):
         refuse_object_options(cfg.objects, f"save=[{','.join(cfg.save)}] has no instances")
     images = list_inputs(cfg.input, Path(cfg.output))
@@ -97,6 +96,7 @@ def predict_files(cfg: DictConfig) -> list[Path]:
         check_result_names({file: images[file] for file in left}, record.content, output)
         if done := len(images) - len(left):
             log.info(f"{done} of {len(images)} inputs are done already, and kept")
+        scorer = build_scorer(run, cfg, predictor.threshold)
         # segment the others; one that can't be read doesn't stop the rest
         written: list[Path] = []
         own: list[Path] = []
@@ -139,7 +139,8 @@ def predict_files(cfg: DictConfig) -> list[Path]:
         f"{len(own)} of {len(left)} inputs segmented{f', {others} by other workers' if others else ''}; results in "
         f"{quote_path(output)}"
     )
-    log_quality(Path(cfg.output))
+    if scorer is not None:
+        log_quality(Path(cfg.output))
     log_passed_over(Path(cfg.input), Path(cfg.output))
     if failed:
         raise UserError("; ".join(failed))
@@ -236,12 +237,9 @@ def predict_file(
         # finish the files
         for kind in request.save:
             files.make_folder((output / kind / name).parent, output)
-        written = [path for result in results for path in result.finish(pages[0].tags)]
-        return (
-            written
-            if scorer is None
-            else [*written, write_quality_part(output, name, file, qualities, run.classes)]
-        )
+        if scorer is not None:
+            write_quality_part(output, name, file, qualities, run.classes)
+        return [path for result in results for path in result.finish(pages[0].tags)]
     finally:
         for page in opened:
             page.close()

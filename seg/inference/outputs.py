@@ -33,7 +33,6 @@ from seg.inference.object_bands import (
     read_context,
     segment_bands,
 )
-from seg.inference.quality_table import QUALITY_PART, merge_quality_parts
 from seg.inference.tta import normalized_entropy
 from seg.labels import IGNORE
 from seg.metrics import instances
@@ -544,11 +543,9 @@ def finish_results(output: Path, written: list[Path]) -> list[Path]:
         files.write_text(merged, json.dumps(polygons.merge_coco(contents)), output)
         for part in parts:
             part.unlink()
-    table = merge_quality_parts(output)
     # Another worker may have merged the parts of this one
-    others = [file for file in written if not file.name.endswith((COCO_PART, QUALITY_PART))]
-    coco = [merged] if parts or any(file.name.endswith(COCO_PART) for file in written) else []
-    return [*others, *coco, *table]
+    others = [file for file in written if not file.name.endswith(COCO_PART)]
+    return [*others, merged] if parts or len(others) < len(written) else written
 
 
 def check_whole_image(place: OutputTarget, kind: str) -> None:

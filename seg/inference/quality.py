@@ -269,5 +269,5 @@ def look_line(looks: Iterable[tuple[str, bool]], shown: int = 5) -> str:
     names = [name for name, look in found if look]
     more = f" and {len(names) - shown} more" if len(names) > shown else ""
     listed = f": {', '.join(names[:shown])}{more}" if names else ""
-    needs = "image needs" if len(names) == 1 else "images need"
+    needs = "images needs" if len(names) == 1 else "images need"
     return f"{len(names)} of {len(found)} {needs} a look{listed}"

@@ -21,8 +21,8 @@ QUALITY_PART = ".quality.json"
 
 def write_quality_part(
     output: Path, name: str, file: Path, qualities: Sequence[ImageQuality], classes: Sequence[str]
-) -> Path:
-    """Write the rows of one input, and return the file.
+) -> None:
+    """Write the rows of one input.
 
     Args:
         output: folder of the results.
@@ -36,11 +36,10 @@ def write_quality_part(
     rows = [row for page, q in zip(pages, qualities, strict=True) for row in q.rows(image, page, classes)]  # fmt: skip
     part = output / files.short_name(f".{quote(os.fsencode(name), safe='')}{QUALITY_PART}")
     files.write_text(part, json.dumps({"rows": rows}), output)
-    return part
 
 
-def merge_quality_parts(output: Path) -> list[Path]:
-    """Add the parts of all workers to quality.csv; return its path, if there is one.
+def merge_quality_parts(output: Path) -> None:
+    """Add the parts of all workers to quality.csv, under the lock of the folder's record.
 
     Rows of an input that was predicted again are replaced.
     """
@@ -53,7 +52,6 @@ def merge_quality_parts(output: Path) -> list[Path]:
         write_quality_rows(table, sorted([*old, *new], key=lambda row: row[0]), output)
         for part in parts:
             part.unlink()
-    return [table] if table.exists() else []
 
 
 def write_quality_rows(table: Path, rows: Sequence[Sequence[Any]], below: Path) -> None:

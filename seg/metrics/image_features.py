@@ -55,7 +55,7 @@ class ImageFeatures:
             if not len(part):
                 continue
             parts = self.strips.setdefault(start, [])
-            parts.append(part[..., chosen].astype(np.float32))
+            parts.append(np.ascontiguousarray(part[..., chosen], np.float32))
             if bottom >= stop:
                 self.measure(np.concatenate(self.strips.pop(start)))
 
