@@ -33,7 +33,7 @@ TRAINING = {
     "made": ["trainer.max_epochs=8"],
     "isbi2012": [*FOLDER, "data.classes=[membrane,cell]", "trainer.max_epochs=8", "loader.repeats=3"],
     "vnc": [*FOLDER, "data.classes=[membrane,intracellular,mitochondrion,synapse,glia]", "trainer.max_epochs=10", "loader.repeats=4"],
-    "camvid": ["data=folder", "augment=mirror", "data.ignore=[11]", "trainer.max_epochs=12", "loader.repeats=2",
+    "camvid": ["data=folder", "augment=mirror", "data.ignore=[11]", "trainer.max_epochs=8", "loader.repeats=2",
                "data.classes=[sky,building,pole,road,pavement,tree,sign,fence,car,pedestrian,bicyclist]"],
 }  # fmt: skip
 OTHER = {"made": "camvid", "isbi2012": "camvid", "vnc": "camvid", "camvid": "isbi2012"}
