@@ -197,8 +197,9 @@ def test_a_damaged_record_is_refused(run, tmp_path):
 def test_two_workers_write_one_table(run, tmp_path):
     folder = write_images(tmp_path / "in", run, 8)
     line = [sys.executable, "-m", "seg.predict", f"run={run}", f"input={folder}", f"output={tmp_path / 'out'}", "save=[masks,probabilities]"]  # fmt: skip
-    workers = [subprocess.Popen(line, stdout=-1, stderr=-1) for _ in range(2)]
-    assert [worker.wait(200) for worker in workers] == [0, 0]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    workers = [subprocess.Popen(line, **quiet) for _ in range(2)]
+    assert [worker.wait(600) for worker in workers] == [0, 0]
     assert read_rows(tmp_path / "out") == predicted(run, folder, tmp_path / "one")
 
 
