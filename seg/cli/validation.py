@@ -196,6 +196,7 @@ OPTION_RANGES = {  # dotted name of an option -> its range
     "model.depth": any_range(int_range(1, 12), NULL_RANGE),
     "tta": choice_range("none", "flips", "d4"),
     "confidence_level": share_range(" (no intervals)"),
+    "look": any_range(word_range("auto"), SHARE_RANGE),
     "objects.split_neck_px": any_range(float_range(0), NULL_RANGE),
     "objects.min_size": POSITIVE_INT,
     "eval_batch_size": POSITIVE_INT,

@@ -13,8 +13,10 @@ from seg.errors import UserError
 from seg.hardware import pick_accelerator, prepare_for_inference, torch_device
 from seg.inference import ensemble
 from seg.inference.outputs import choose_object_options, refuse_object_options
+from seg.inference.quality import build_scorer
 from seg.inference.run_data import choose_data, is_own_data, open_run_data
 from seg.inference.tta import with_tta
+from seg.metrics.calibration import ProbabilityCounts
 from seg.runs import load
 from seg.training.build import set_tiles
 from seg.training.evaluation import (
@@ -25,6 +27,7 @@ from seg.training.evaluation import (
     output_names,
     score_objects,
 )
+from seg.training.quality import report_quality
 from seg.training.risk import score_at_bound
 from seg.training.task import SegmentationTask
 
@@ -71,6 +74,8 @@ def evaluate_run(cfg: DictConfig) -> tuple[dict[str, float], Path]:
         metrics.set_spacing(source_spacing(data.source))
     task = SegmentationTask(run.model, build_trained_loss(run), metrics)
     set_tiles(task, data, cfg.tile)
+    if run.quality is not None:
+        task.test_metrics.counts = ProbabilityCounts(run.overlapping, limited=False)
     own = is_own_data(chosen, run.config.get("data", {}))
     scores, promise = score_at_bound(cfg, run, task, data, split, own)
     evidence = task.test_metrics.bootstrap_inputs()
@@ -88,4 +93,8 @@ def evaluate_run(cfg: DictConfig) -> tuple[dict[str, float], Path]:
         cfg, run, data, split, folder, below, task.test_metrics, objects, promise
     )
     report.write(scores, evidence)
+    scorer = build_scorer(run, cfg, task.test_metrics.threshold)
+    if scorer is not None and (counts := task.test_metrics.counts) is not None:
+        measured = counts.compute().cpu().numpy()
+        report_quality(scorer, measured, data.samples(split), folder, below)
     return scores, folder

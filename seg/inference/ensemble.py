@@ -24,7 +24,7 @@ from seg.runs import load as runs_load
 from seg.runs import records
 from seg.runs.folder import CROSSVAL_FILE
 from seg.runs.load import LoadedRun
-from seg.runs.record import RECORD_FILE, RiskPromise, read_promise, read_record
+from seg.runs.record import RECORD_FILE, RiskPromise, read_promise, read_quality, read_record
 from seg.runs.safe_loading import CROSSVAL_LIMIT
 
 
@@ -180,9 +180,10 @@ def load_fold_ensemble(folder: Path, depth: int | None = None) -> LoadedRun:
     members = [prune_run(runs_load.load_run(path), depth) for path in folders]
     run = join_members(members, file, folder, set(images))
     try:
-        promise = read_promise(record)
+        promise, quality = read_promise(record), read_quality(record, len(run.classes))
     except ValueError as error:
         raise RunError(f"{file}: {error}; not written by seg.crossval") from error
+    run = dataclasses.replace(run, quality=quality)
     return run if promise is None else keep_promise(run, promise, file)
 
 
@@ -262,6 +263,7 @@ def join_members(members: list[LoadedRun], name: Path, folder: Path, seen: set[s
         split_neck_px=median_low(member.split_neck_px or 0 for member in members) or None,
         seen=frozenset(seen),
         promise=None,  # of one member alone
+        quality=None,
     )
 
 

@@ -46,6 +46,8 @@ from seg.inference.prediction_folder import (
     piece_lock,
 )
 from seg.inference.predictor import Predictor, check_image_channels, mark_nodata
+from seg.inference.quality import ImageQuality, QualityScorer, build_scorer
+from seg.inference.quality_table import log_quality, write_quality_part
 from seg.logits import classes_from_probabilities
 from seg.runs import load
 from seg.runs.workers import refuse_ranks, share_pieces
@@ -94,6 +96,7 @@ def predict_files(cfg: DictConfig) -> list[Path]:
         check_result_names({file: images[file] for file in left}, record.content, output)
         if done := len(images) - len(left):
             log.info(f"{done} of {len(images)} inputs are done already, and kept")
+        scorer = build_scorer(run, cfg, predictor.threshold)
         # segment the others; one that can't be read doesn't stop the rest
         written: list[Path] = []
         own: list[Path] = []
@@ -113,6 +116,7 @@ def predict_files(cfg: DictConfig) -> list[Path]:
                             output,
                             progress,
                             cfg.check_seams,
+                            scorer,
                         )
                     )
                 except DataError as error:
@@ -135,6 +139,8 @@ def predict_files(cfg: DictConfig) -> list[Path]:
         f"{len(own)} of {len(left)} inputs segmented{f', {others} by other workers' if others else ''}; results in "
         f"{quote_path(output)}"
     )
+    if scorer is not None:
+        log_quality(Path(cfg.output))
     log_passed_over(Path(cfg.input), Path(cfg.output))
     if failed:
         raise UserError("; ".join(failed))
@@ -174,6 +180,7 @@ def predict_file(
     output: Path,
     progress: Progress,
     check_seams: bool = False,
+    scorer: QualityScorer | None = None,
 ) -> list[Path]:
     """Predict one file, and return the files written, in subfolders as the name says.
 
@@ -205,18 +212,24 @@ def predict_file(
         remove_partial(results)
         task = progress.add_task(file.name, total=height * len(pages))
         tiling, run = predictor.tiling(height, width, nodata), predictor.run
+        qualities: list[ImageQuality] = []
         try:
             for around in sections:
                 rows = converted_rows(around, conversions)
+                meter = None if scorer is None else scorer.begin(height, width)
                 for top, stored, p_CHW in tiling.bands(rows, height):
                     image = stored[..., run.intensity.own_channels]
                     mask = classes_from_probabilities(p_CHW, predictor.threshold, run.overlapping)
                     mask = mark_nodata(mask, image, nodata)
+                    if meter is not None:
+                        meter.add(top, image, p_CHW, mask)
                     for result in results:
                         result.add(PredictedBand(top, image, p_CHW, mask))
                     progress.advance(task, len(image))
                     # memory for the next band, or to finish the files
                     del stored, image, p_CHW, mask
+                if scorer is not None and meter is not None:
+                    qualities.append(scorer.score(meter))
         finally:
             progress.remove_task(task)
         if check_seams:
@@ -224,6 +237,8 @@ def predict_file(
         # finish the files
         for kind in request.save:
             files.make_folder((output / kind / name).parent, output)
+        if scorer is not None:
+            write_quality_part(output, name, file, qualities, run.classes)
         return [path for result in results for path in result.finish(pages[0].tags)]
     finally:
         for page in opened:

@@ -25,6 +25,7 @@ from seg.data.ome_zarr import RemotePath, image_path, is_store, store_state
 from seg.data.sections import find_section_files
 from seg.errors import DataError, UserError
 from seg.inference.outputs import RESULT_KINDS, choose_object_options, finish_results, quote_name
+from seg.inference.quality_table import merge_quality_parts
 from seg.runs import load, records
 from seg.runs.folder import hold_lock, lock_folder
 from seg.runs.load import LoadedRun
@@ -179,6 +180,7 @@ class SharedRecord:
         with lock_record(self.output):
             self.refresh()
             written = finish_results(self.output, written)
+            merge_quality_parts(self.output)
             self.write({"status": "finished", "failed": failed})
         return written
 

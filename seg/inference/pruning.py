@@ -117,7 +117,7 @@ def write_pruned(
     content = checkpoint.read_checkpoint(run.checkpoint)
     card = content["seg"]
     card["config"]["model"] |= run.model.pruned_options(depth)
-    card["promise"] = None  # of the full network
+    card["promise"] = card["quality"] = None  # of the full network
     weights = {f"model.{name}": value for name, value in small.state_dict().items()}
     checkpoint.write_checkpoint(file, {"state_dict": weights, "seg": card}, below)
     log.info(

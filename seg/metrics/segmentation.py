@@ -8,7 +8,12 @@ from torch import Tensor, nn
 
 from seg.logits import predicted_classes, probabilities
 from seg.metrics.boundary import BorderMetric
-from seg.metrics.calibration import CalibrationError, ProbabilityHistogram, ThresholdCurve
+from seg.metrics.calibration import (
+    CalibrationError,
+    ProbabilityCounts,
+    ProbabilityHistogram,
+    ThresholdCurve,
+)
 from seg.metrics.confusion import PixelScores
 from seg.metrics.significance import BootstrapInput
 from seg.ranges import check_ranges
@@ -56,6 +61,7 @@ class SegmentationMetrics(nn.Module):
         labels = len(classes) if overlapping else None
         self.curve = ThresholdCurve(labels) if threshold == "best" else None
         self.histogram: ProbabilityHistogram | None = None  # set by fit_run for its last validation
+        self.counts: ProbabilityCounts | None = None  # likewise, and by seg.evaluate
         self.best_threshold = self.threshold
         self.rows_of_borders: list[tuple[Tensor, Tensor]] = []
 
@@ -70,6 +76,8 @@ class SegmentationMetrics(nn.Module):
                 part.update(probabilities(logits_BKHW, self.overlapping), mask)
         if self.histogram is not None:
             self.histogram.update(probabilities(logits_BKHW), mask)
+        if self.counts is not None:
+            self.counts.update(probabilities(logits_BKHW, self.overlapping), prediction, mask)
 
     @torch.no_grad()
     def update_band(self, logits_1KHW: Tensor, mask: Tensor, first: bool, last: bool) -> None:
@@ -90,6 +98,9 @@ class SegmentationMetrics(nn.Module):
                 part.update(probabilities(logits_1KHW, self.overlapping), mask)
         if self.histogram is not None:
             self.histogram.update(probabilities(logits_1KHW), mask, continued=not first)
+        if self.counts is not None:
+            p = probabilities(logits_1KHW, self.overlapping)
+            self.counts.update(p, prediction, mask, continued=not first)
         if self.surfaces is not None:
             self.rows_of_borders.append((prediction.byte().cpu(), mask.byte().cpu()))
             if last:
@@ -132,6 +143,13 @@ class SegmentationMetrics(nn.Module):
         return self.surfaces is not None and self.surfaces.hausdorff
 
     def reset(self) -> None:
-        for part in (self.pixels, self.surfaces, self.calibration, self.curve, self.histogram):
+        for part in (
+            self.pixels,
+            self.surfaces,
+            self.calibration,
+            self.curve,
+            self.histogram,
+            self.counts,
+        ):
             if part is not None:
                 part.reset()

@@ -18,7 +18,7 @@ from seg.cli.command_line import quote_path
 from seg.cli.compose import plain_config
 from seg.cli.validation import argument_names, import_target
 from seg.data.dataset import BandedSample, SegmentationDataset
-from seg.data.datasets.base import DataSource
+from seg.data.datasets.base import DataSource, image_groups
 from seg.data.image_files import image_stem
 from seg.data.spacing import source_spacing
 from seg.display import tables
@@ -59,6 +59,7 @@ from seg.runs.load import LoadedRun
 from seg.runs.record import RECORD_FILE, RiskPromise, read_record
 from seg.runs.workers import share_pieces
 from seg.training.evaluation import CONFUSION_FILE, score_objects
+from seg.training.quality import OutOfFoldMeter
 from seg.training.risk import choose_risk_threshold, log_measured_risk
 from seg.training.run import train
 
@@ -191,13 +192,14 @@ def score_folds(
     promise = promise_of_folds(cfg, plan, folders)
     # Predict fold by fold, with one confusion matrix over all images.
     folds = []
+    meters = OutOfFoldMeter(first)
     with files.atomic_folder(output / OUT_OF_FOLD, output) as aside:
         for kind in cfg.save:
             files.make_folder(aside / kind, aside)
         for fold, folder in enumerate(folders):
             run, source = load.load_run(folder), open_fold(cfg, fold)
             predictor = make_predictor(cfg, at_threshold(run, promise))
-            predict_split(cfg, predictor, source, "val", pooled, aside)
+            predict_split(cfg, predictor, source, "val", pooled, aside, meters)
             folds.append(fold_entry(cfg, run, source, fold, predictor.device))
     # Summarise the folds, the pooled images and, if there is a test split, the ensemble.
     mean, sd = mean_and_sd([fold["metrics"] for fold in folds])
@@ -208,6 +210,7 @@ def score_folds(
         "sd": sd,
         "pooled": pooled_scores(pooled, cfg.confidence_level),
         "promise": None if promise is None else promise.model_dump(),
+        "quality": meters.fit(promise, image_groups(open_fold(cfg, 0))),
         "origin": provenance.collect_provenance(),
     }
     # Matrices: pooled in the order of images in crossval.json, test in that of the test split.
@@ -269,6 +272,7 @@ def predict_split(
     split: str,
     scores: PixelScores,
     folder: Path | None = None,
+    meters: OutOfFoldMeter | None = None,
 ) -> None:
     """Predict the images of a split, count their pixels, and write the predictions.
 
@@ -279,6 +283,7 @@ def predict_split(
         split: to predict.
         scores: receives the counts.
         folder: receives the files; None: nothing is written.
+        meters: measure the images, for the quality of further ones; None: they don't.
     """
     # Predictions are written at the run's own threshold, probabilities as float32
     names, run = source.splits[split], predictor.run
@@ -290,7 +295,7 @@ def predict_split(
     samples = SegmentationDataset(source, names, run.intensity)
     for name in track_progress(names, "predicting"):
         with samples.open_banded(name) as sample:
-            predict_image_rows(predictor, sample, scores, request, folder)
+            predict_image_rows(predictor, sample, scores, request, folder, meters)
     if folder is not None:
         finish_results(folder, [])
 
@@ -301,10 +306,12 @@ def predict_image_rows(
     scores: PixelScores,
     request: OutputOptions,
     folder: Path | None,
+    meters: OutOfFoldMeter | None,
 ) -> None:
     """Predict an image band by band, count its pixels, and write its results into a folder, if there is one."""
     run, (height, width) = predictor.run, sample.shape
     results = []
+    meter = None if meters is None else meters.begin(height, width)
     if folder is not None:
         file = prediction_file(sample.name)
         place = OutputTarget(folder, file, image_stem(file), height, width, 1, sample.dtype)
@@ -319,8 +326,12 @@ def predict_image_rows(
         scores.update(counted, known, continued=top > 0)
         rows = rows[..., run.intensity.own_channels]
         mask = mark_nodata(prediction, rows, run.intensity.nodata)
+        if meter is not None:
+            meter.add(top, rows, p_CHW, mask, truth)
         for result in results:
             result.add(PredictedBand(top, rows, p_CHW, mask))
+    if meters is not None and meter is not None:
+        meters.finish(meter, sample.name)
     if folder is not None:
         finish_image_results(folder, results)
 

@@ -20,7 +20,7 @@ from seg.data.splits import check_training_splits
 from seg.errors import RunError, UserError
 from seg.runs import records
 from seg.runs.folder import CROSSVAL_FILE
-from seg.runs.record import RECORD_FILE, RunRecord, read_promise, read_record
+from seg.runs.record import RECORD_FILE, RunRecord, read_promise, read_quality, read_record
 from seg.runs.resumable import read_resumable_record
 from seg.runs.safe_loading import CROSSVAL_LIMIT
 
@@ -197,6 +197,7 @@ def check_scores(record: dict[str, Any], file: Path) -> None:
         good = good and all(type(fold["fold"]) is int for fold in record["folds"])
         good = good and {*record["mean"]} == {*record["sd"]} and "pooled" in record
         read_promise(record)
+        read_quality(record, len(record["classes"]))
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise RunError(f"{file}: damaged ({error!r}); give another output") from error
     if not good:

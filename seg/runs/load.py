@@ -33,7 +33,7 @@ from seg.runs.checkpoint import (
     version_remark,
 )
 from seg.runs.migrations import upgrade_config
-from seg.runs.record import RiskPromise, read_promise
+from seg.runs.record import QualityRecord, RiskPromise, read_promise, read_quality
 from seg.runs.safe_loading import NETWORK_PACKAGES, check_plain, check_targets, is_unicode
 
 log = logging.getLogger("seg")
@@ -58,6 +58,7 @@ class LoadedRun:
         border: px that each of two touching objects gave up in the masks that it learned.
         seen: names of the images that any member of an ensemble was trained on; empty for a single run.
         promise: bound that the threshold keeps on average; None: it was not chosen for one.
+        quality: what scores of images without truth need; None: unknown.
     """
 
     checkpoint: Path
@@ -73,6 +74,7 @@ class LoadedRun:
     border: int = 0
     seen: frozenset[str] = frozenset()
     promise: RiskPromise | None = None
+    quality: QualityRecord | None = None
 
     @property
     def overlapping(self) -> bool:
@@ -142,6 +144,7 @@ def load_run(run: str | Path | None) -> LoadedRun:
         file, folder, model.eval(), config, list(card["classes"]), [tuple(c) for c in card["colors"]],
         Normalization(**card["intensity"]), card.get("task", "classes"), float(card.get("threshold", 0.5)),
         card.get("split_neck_px"), card.get("border", 0), promise=read_promise(card),
+        quality=read_quality(card, len(card["classes"])),
     )  # fmt: skip
 
 
@@ -266,6 +269,7 @@ def check_card(card: dict[str, Any]) -> None:
         raise ValueError(f"its threshold is {threshold!s:.40}")
     if (promise := read_promise(card)) is not None and len(classes) != 2:
         raise ValueError(f"its promise about {promise.risk} pixels is of two classes")
+    read_quality(card, len(classes))
     neck, border = card.get("split_neck_px"), card.get("border", 0)
     if neck is not None and (not is_number(neck) or not 0 < neck < math.inf):
         raise ValueError(f"its split_neck_px is {neck!s:.40}")

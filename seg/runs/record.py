@@ -16,6 +16,7 @@ from pydantic import (
     InstanceOf,
     ValidationError,
     field_validator,
+    model_validator,
 )
 
 from seg.errors import RunError
@@ -130,6 +131,68 @@ def read_promise(content: dict[str, Any]) -> RiskPromise | None:
         raise ValueError(f"its promise is damaged ({error.errors()[0]['msg']:.200})") from error
 
 
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Margin = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class ClassQuality(RecordSection):
+    """Calibration of one class, and the intervals of its expected scores; see seg.metrics.expected_scores."""
+
+    slope: Positive = Field(description="of the logit: 1 / temperature")
+    offset: Finite = Field(description="of the logit")
+    always: bool = Field(description="true: each calibration image has the class")
+    images: int = Field(
+        ge=0, description="calibration images that have a true and an expected score"
+    )
+    dice_margin: Margin | None = Field(None, description="half width of the interval, divided by seg.metrics.expected_scores.interval_scale; null: too few images")  # fmt: skip
+    iou_margin: Margin | None = Field(None, description="the same of IoU")
+
+
+class QualityRecord(RecordSection):
+    """All that scores of images without truth need: calibration, intervals, and features of the images."""
+
+    calibrated_on: Calibration = Field(description="images, and as what they were predicted")
+    images: int = Field(ge=1, description="number of these images")
+    threshold: Share | None = Field(description="of their predictions; null: each network had its own")  # fmt: skip
+    usual: Share | None = Field(description="mean expected Dice that 5 % of these images have less than; null: none has any")  # fmt: skip
+    classes: Annotated[list[ClassQuality], Field(max_length=1000)] = Field(description="as in classes")  # fmt: skip
+    shift: Annotated[list[Finite], Field(min_length=1, max_length=4096)] = Field(description="of each channel: stored value that becomes 0")  # fmt: skip
+    scale: Annotated[list[Positive], Field(min_length=1, max_length=4096)] = Field(description="of each channel: stored values that become 1")  # fmt: skip
+    measured: int = Field(ge=0, description="images whose features were measured")
+    center: Annotated[list[Finite], Field(max_length=64)] = Field(description="mean of each feature, see seg.metrics.image_features")  # fmt: skip
+    spread: Annotated[list[Positive], Field(max_length=64)] = Field(description="standard deviation of each")  # fmt: skip
+    limit: Positive = Field(description="largest deviation, in spreads, of an image that is like these")  # fmt: skip
+
+    @model_validator(mode="after")
+    def check_lengths(self) -> "QualityRecord":
+        """Return the record if the lengths of its lists agree."""
+        if len(self.shift) != len(self.scale) or len(self.center) != len(self.spread):
+            raise ValueError("lists of its quality differ in length")
+        return self
+
+
+def read_quality(content: dict[str, Any], classes: int) -> QualityRecord | None:
+    """Return what a checkpoint's card, or crossval.json, knows for scores without truth; None: nothing.
+
+    Args:
+        content: of the file.
+        classes: number of classes.
+
+    Raises:
+        ValueError: if it is damaged.
+    """
+    if (quality := content.get("quality")) is None:
+        return None
+    try:
+        found = QualityRecord.model_validate(quality)
+    except ValidationError as error:
+        raise ValueError(f"its quality is damaged ({error.errors()[0]['msg']:.200})") from error
+    if len(found.classes) != classes:
+        raise ValueError(f"its quality is of {len(found.classes)} classes, not {classes}")
+    return found
+
+
 class RunRecord(RecordSection):
     """Content of run.json, in the order of the file."""
 
@@ -181,6 +244,10 @@ class RunRecord(RecordSection):
     )
     promise: RiskPromise | None = Field(
         None, description="bound that the threshold keeps on average; null: none was asked for"
+    )
+    quality: QualityRecord | None = Field(
+        None,
+        description="for scores of images without truth; null: the run has no validation images",
     )
     minutes: RecordNumber = Field(None, description="duration of the training, minutes")
     steps: int | None = Field(None, description="optimiser steps")

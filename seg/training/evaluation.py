@@ -23,6 +23,7 @@ from seg.display import tables
 from seg.display.console import track_progress
 from seg.errors import DataError, RunError, UserError
 from seg.inference.outputs import check_object_options
+from seg.inference.quality import QUALITY_FILE
 from seg.inference.run_data import check_run_node
 from seg.labels import IGNORE
 from seg.logits import probabilities
@@ -87,7 +88,13 @@ def check_evaluation_options(cfg: DictConfig) -> None:
 def output_names(metrics: SegmentationMetrics, panels: int) -> list[str]:
     """Return the names of the files to be written that are known in advance."""
     plots = ["reliability.png"] if metrics.calibration is not None else []
-    return ["metrics.json", CONFUSION_FILE, *plots, *(["panels/all.png"] if panels else [])]
+    return [
+        "metrics.json",
+        CONFUSION_FILE,
+        QUALITY_FILE,
+        *plots,
+        *(["panels/all.png"] if panels else []),
+    ]
 
 
 def build_trained_loss(run: LoadedRun) -> nn.Module:

@@ -23,10 +23,11 @@ from seg.cli.compose import CONSTRUCTOR_ERRORS, instantiate_node, one_line, plai
 from seg.cli.resource_errors import explain_error
 from seg.cli.validation import is_number
 from seg.data.datamodule import DataModule
+from seg.data.datasets.base import image_groups
 from seg.data.partition import split_hash
 from seg.display.console import is_rank_zero, rank_zero_only
 from seg.errors import USER_ERRORS, RunError
-from seg.metrics.calibration import ProbabilityHistogram
+from seg.metrics.calibration import ProbabilityCounts, ProbabilityHistogram
 from seg.metrics.risk_control import RiskBound, parse_risk_bound
 from seg.models.profiling import count_frozen, count_parameters
 from seg.runs import provenance, records
@@ -61,6 +62,7 @@ from seg.training.evaluation import choose_split_neck
 from seg.training.loggers.base import TrackedRun
 from seg.training.loggers.guarded import finish_loggers, hide_secrets, start_loggers
 from seg.training.loggers.metrics_logger import MetricsCSV
+from seg.training.quality import fit_quality, groups_of, measure_values
 from seg.training.resume import (
     copy_to_last,
     existing_checkpoints,
@@ -207,6 +209,7 @@ def fit_run(
                 "threshold": task.val_metrics.threshold,
                 "split_neck_px": task.card.get("split_neck_px"),
                 "promise": task.card.get("promise"),
+                "quality": task.card.get("quality"),
                 "minutes": minutes,
                 "steps": trainer.global_step,
                 "lr_segments": task.course.segments,
@@ -532,6 +535,7 @@ def score_best_checkpoint(
     """
     best = load_best_checkpoint(trainer, task)
     task.val_metrics.histogram = None if bound is None else ProbabilityHistogram()
+    task.val_metrics.counts = counts = ProbabilityCounts(task.val_metrics.overlapping)
     validated = trainer.validate(task, datamodule=TrainerData(data), verbose=False)[0]
     # Choose the threshold, and score again with it; then how objects are separated.
     chosen: dict[str, Any] = {}
@@ -554,9 +558,14 @@ def score_best_checkpoint(
         chosen["split_neck_px"] = task.card["split_neck_px"] = neck
         found = "connected regions" if neck is None else f"split_neck_px={neck:g}"
         log.info(f"objects    {found}, the highest F1 on the validation split; stored in the run")
-    if chosen:
-        store_choices(best, chosen)
-        store_choices(best.with_name("last.ckpt"), chosen | {"promise": None})  # of the best only
+    task.card["quality"] = calibrate_quality(
+        counts, data, task.val_metrics.threshold, trainer.world_size
+    )
+    task.val_metrics.counts = None
+    chosen["quality"] = task.card["quality"]
+    store_choices(best, chosen)
+    of_best = {"promise": None, "quality": None}
+    store_choices(best.with_name("last.ckpt"), chosen | of_best)
     scores = {f"best/{k}": v for k, v in validated.items()}
     if "test" in data.source.splits:
         scores |= trainer.test(task, datamodule=TrainerData(data), verbose=False)[0]
@@ -587,6 +596,31 @@ def keep_risk_bound(
         log_risk_threshold(promise, data.source.classes)
     task.card["promise"] = None if promise is None else promise.model_dump()
     return promise
+
+
+def calibrate_quality(
+    counts: ProbabilityCounts, data: DataModule, threshold: float, world: int
+) -> dict[str, Any] | None:
+    """Return what scores of images without truth need, on rank 0; None if the data has too few images.
+
+    Args:
+        counts: of the last validation.
+        data: with the splits for training and validation.
+        threshold: of the last validation.
+        world: number of ranks.
+    """
+    counts_NCTPB = counts.compute().cpu().numpy()  # gathered from all ranks
+    if not is_rank_zero():
+        return None
+    # Names rank by rank; a limit of the memory for counts may have left out the last of each rank
+    train, val = data.samples("train"), data.samples("val")
+    names = artifacts.scored_names(val.names, world, len(counts_NCTPB))
+    features, others = measure_values(val, names), measure_values(train, train.names)
+    groups = groups_of(names, image_groups(data.source))
+    quality = fit_quality(
+        counts_NCTPB, features, others, data.intensity, len(data.source.classes), "validation", threshold, groups
+    )  # fmt: skip
+    return None if quality is None else quality.model_dump()
 
 
 @rank_zero_only

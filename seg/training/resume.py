@@ -43,7 +43,7 @@ from seg.training.schedules import Course, Schedule, Segment
 log = logging.getLogger("seg")
 RESULTS = ("steps", "minutes", "metrics")  # of the earlier end of a run that is made longer
 # fields of run.json that resuming resets
-RESUME_RESETS = ("status", "error", "threshold", "split_neck_px", "promise", *RESULTS)
+RESUME_RESETS = ("status", "error", "threshold", "split_neck_px", "promise", "quality", *RESULTS)
 END_OPTIONS = ("trainer.max_epochs", "trainer.max_steps", "trainer.max_time", "patience")
 UNLIMITED = (None, -1)  # values of these options that set no end
 UNTIMED_STEPS = 1000  # planned for max_time until its first step is timed

@@ -126,6 +126,7 @@ def build_and_fit(
         "threshold": metrics.threshold,
         "split_neck_px": None,
         "promise": None,
+        "quality": None,
         "border": object_border(source).width,
     }
     task = SegmentationTask(
