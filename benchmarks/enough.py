@@ -16,10 +16,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from omegaconf import DictConfig
+from scipy.stats import binomtest
 
 from seg.cli.compose import compose_checked, instantiate_node
 from seg.logits import classes_from_probabilities, probabilities
 from seg.metrics.confusion import PixelScores
+from seg.metrics.learning_curve import dice_of_counts, fit_learning_curve
 from seg.training.build import build_data, build_model
 
 SIZES, SEEDS, TRUTH_SEEDS = (4, 6, 10, 16), (0, 1), (2, 3, 4)
@@ -76,20 +78,57 @@ def measure_repeat(file: Path, data_seed: int) -> dict[str, np.ndarray]:
         return dict(stored)
 
 
+def judge_repeat(counts: dict[str, np.ndarray], level: float) -> dict[str, float]:
+    """Return whether the intervals of a repeat cover the truth, their widths and the errors of the prediction."""
+    rows = np.array([[counts[f"{n}-{s}"] for s in SEEDS] for n in SIZES])
+    curve = fit_learning_curve(np.array(SIZES), rows, level)
+    held_back = np.stack([counts[f"{2 * max(SIZES)}-{s}"] for s in TRUTH_SEEDS])
+    truth = dice_of_counts(held_back.sum(1)).mean()
+    gain, low, high = truth - curve.scores[-1].mean(), curve.low[-1], curve.high[-1]
+    return {
+        "score": low <= truth <= high,
+        "gain": curve.gain_low <= gain <= curve.gain_high,
+        "score width": high - low,
+        "gain width": curve.gain_high - curve.gain_low,
+        "error": curve.fitted[-1] - truth,
+        "no change": -gain,
+        "says more": curve.gain_low > 0,
+        "says fewer": curve.gain_high < 0,
+    }
+
+
 def main() -> None:
     """Measure every data seed, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, help="folder for the counts of the trainings")
-    parser.add_argument("--repeats", type=int, nargs=2, default=[10, 50], help="data seeds: first, one after the last")
+    parser.add_argument(
+        "--repeats", type=int, nargs=2, default=[10, 50], help="data seeds: the first, one after the last"
+    )
+    parser.add_argument("--levels", type=float, nargs="+", default=[0.9, 0.8])
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
-    for data_seed in range(*args.repeats):
-        counts = measure_repeat(args.folder / f"{data_seed:03d}.npz", data_seed)
-        d = {}
-        for k, c in counts.items():
-            s = c.sum(0); d[k] = (2*s[:,0]/(2*s[:,0]+s[:,1]+s[:,2])).mean()
-        print(data_seed, {k: round(float(v), 3) for k, v in d.items()}, flush=True)
+    counts = [measure_repeat(args.folder / f"{n:03d}.npz", n) for n in range(*args.repeats)]
+    print(
+        "| level | score at 32 covered | width | gain covered | width | error of the curve at 32: mean, sd | of no change: mean, sd | gain above 0 | below 0 |"
+    )
+    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    for level in args.levels:
+        rows = [judge_repeat(one, level) for one in counts]
+        columns = {name: np.array([row[name] for row in rows], float) for name in rows[0]}
+        cells = [
+            f"{level:g}", share(columns["score"]), f"{np.median(columns['score width']):.3f}",
+            share(columns["gain"]), f"{np.median(columns['gain width']):.3f}",
+            *(f"{columns[n].mean():+.3f}, {columns[n].std(ddof=1):.3f}" for n in ("error", "no change")),
+            *(f"{int(columns[n].sum())}" for n in ("says more", "says fewer")),
+        ]  # fmt: skip
+        print(f"| {' | '.join(cells)} |")
+
+
+def share(hits: np.ndarray) -> str:
+    """Return a count with Wilson's interval of its share at 95 %."""
+    interval = binomtest(int(hits.sum()), len(hits)).proportion_ci(method="wilson")
+    return f"{int(hits.sum())} of {len(hits)} ({interval.low:.2f} to {interval.high:.2f})"
 
 
 if __name__ == "__main__":

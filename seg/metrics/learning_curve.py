@@ -42,7 +42,7 @@ class LearningCurve(NamedTuple):
         fitted: (G,) Dice of the fitted curve.
         low: (G,) lower end of its interval.
         high: (G,) upper end.
-        gain: Dice that doubling the largest size adds, by the fit.
+        gain: Dice of the curve at twice the largest size, less the measured mean of the largest size.
         gain_low: lower end of its interval.
         gain_high: upper end.
         seed_sd: standard deviation of the Dice over seeds at the largest size; nan with one seed.
@@ -108,29 +108,39 @@ def dice_of_counts(counts: NDArray) -> NDArray[np.float64]:
 
 
 def resample_scores(
-    counts_MSNC3: NDArray, resamples: int, rng: np.random.Generator
-) -> NDArray[np.float64]:
-    """Return the mean Dice (R, M) of each size, over images and seeds drawn with replacement.
+    counts_MSNC3: NDArray, resamples: int, rng: np.random.Generator, factor: float = 1.0
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the mean Dice of each size over images and seeds drawn with replacement, and over the images alone (R, M).
 
     All sizes have the same images in a resample, as their errors are shared, and seeds of their own. The deviations of
     the drawn seeds are enlarged by sqrt(S / (S - 1)), without which S draws out of S seeds vary too little.
+
+    Args:
+        counts_MSNC3: counts of each training.
+        resamples: number of resamples R.
+        rng: of the draws.
+        factor: by which the deviations of the seeds are enlarged further.
     """
     _, seeds, images = counts_MSNC3.shape[:3]
-    factor = np.sqrt(seeds / (seeds - 1)) if seeds > 1 else 1.0
-    found = []
+    factor *= np.sqrt(seeds / (seeds - 1)) if seeds > 1 else 1.0
+    drawn, of_images = [], []
     for _ in range(resamples):
-        drawn = np.bincount(rng.integers(images, size=images), minlength=images).astype(float)
-        dice_MS = dice_of_counts(np.tensordot(counts_MSNC3, drawn, (2, 0)))
+        times_N = np.bincount(rng.integers(images, size=images), minlength=images).astype(float)
+        dice_MS = dice_of_counts(np.tensordot(counts_MSNC3, times_N, (2, 0)))
         picked = rng.integers(seeds, size=dice_MS.shape)
         mean_M = dice_MS.mean(1)
-        found.append(mean_M + factor * (np.take_along_axis(dice_MS, picked, 1).mean(1) - mean_M))
-    return np.array(found)
+        drawn.append(mean_M + factor * (np.take_along_axis(dice_MS, picked, 1).mean(1) - mean_M))
+        of_images.append(mean_M)
+    return np.array(drawn), np.array(of_images)
 
 
 def fit_learning_curve(
     sizes_M: NDArray, counts_MSNC3: NDArray, level: float, resamples: int = RESAMPLES, seed: int = 0
 ) -> LearningCurve:
     """Fit the Dice of trainings on subsets, with an interval by bootstrap over images and seeds.
+
+    As few seeds say little of their own spread, it is enlarged by Student's quantile over the normal one, with
+    M (S - 1) degrees of freedom. The gain is measured from the mean of the largest size, on the same drawn images.
 
     Args:
         sizes_M: numbers of training images, increasing, three or more.
@@ -139,19 +149,23 @@ def fit_learning_curve(
         resamples: number of resamples R.
         seed: of the draws.
     """
-    rng = np.random.default_rng(seed)
-    sizes_M = np.asarray(sizes_M)
+    from scipy import stats  # here: commands start without it
+
+    sizes_M, rng = np.asarray(sizes_M), np.random.default_rng(seed)
     dice_MS = dice_of_counts(np.asarray(counts_MSNC3).sum(2))
-    grid = np.geomspace(sizes_M[0], 2 * sizes_M[-1], 61)
-    ends = np.array([sizes_M[-1], 2 * sizes_M[-1]])
-    law = fit_power_laws(sizes_M, 1 - dice_MS.mean(1)[None])
-    drawn = fit_power_laws(sizes_M, 1 - resample_scores(counts_MSNC3, resamples, rng))
     tails = [(1 - level) / 2, (1 + level) / 2]
-    low, high = np.quantile(1 - drawn.errors(grid), tails, axis=0)
-    gains = drawn.errors(ends) @ [1, -1]
-    gain_low, gain_high = np.quantile(gains, tails)
+    freedom = dice_MS.size - len(sizes_M)
+    factor = stats.t.ppf(tails[1], freedom) / stats.norm.ppf(tails[1]) if freedom else 1.0
+    # The curve of all, and those of the resamples
+    grid, twice = np.geomspace(sizes_M[0], 2 * sizes_M[-1], 61), 2 * sizes_M[-1:]
+    law = fit_power_laws(sizes_M, 1 - dice_MS.mean(1)[None])
+    drawn_RM, images_RM = resample_scores(counts_MSNC3, resamples, rng, factor)
+    laws = fit_power_laws(sizes_M, 1 - drawn_RM)
+    low, high = np.quantile(1 - laws.errors(grid), tails, axis=0)
+    gain_low, gain_high = np.quantile(1 - laws.errors(twice)[:, 0] - images_RM[:, -1], tails)
+    gain = 1 - law.errors(twice)[0, 0] - dice_MS[-1].mean()
     sd = float(dice_MS[-1].std(ddof=1)) if dice_MS.shape[1] > 1 else float("nan")
     return LearningCurve(
-        sizes_M, dice_MS, grid, 1 - law.errors(grid)[0], low, high, float((law.errors(ends) @ [1, -1])[0]),
-        float(gain_low), float(gain_high), sd, (float(law.a[0]), float(law.b[0]), float(law.c[0])), level,
+        sizes_M, dice_MS, grid, 1 - law.errors(grid)[0], low, high, float(gain), float(gain_low), float(gain_high),
+        sd, (float(law.a[0]), float(law.b[0]), float(law.c[0])), level,
     )  # fmt: skip

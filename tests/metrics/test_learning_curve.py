@@ -85,9 +85,25 @@ def test_a_flat_noisy_curve_has_an_interval_around_no_gain():
 def test_resampled_seeds_vary_as_the_mean_of_seeds_does():
     rng = np.random.default_rng(2)
     dice = np.broadcast_to(0.7 + rng.normal(0, 0.03, (1, 4, 1)), (3, 4, 6))
-    drawn = resample_scores(counts_of(dice), 4000, rng)
+    drawn, of_images = resample_scores(counts_of(dice), 4000, rng)
     # variance of a mean of S: s^2 / S, with s^2 of S - 1 degrees of freedom
     np.testing.assert_allclose(drawn.var(0), dice[0, :, 0].var(ddof=1) / 4, rtol=0.1)
+    np.testing.assert_allclose(of_images, dice[0, :, 0].mean())  # all images are alike
+    wider, _ = resample_scores(counts_of(dice), 4000, rng, factor=2)
+    np.testing.assert_allclose(wider.var(0), dice[0, :, 0].var(ddof=1), rtol=0.1)
+
+
+def test_the_gain_is_counted_from_the_measured_scores_on_the_same_images():
+    rng = np.random.default_rng(4)
+    images = rng.normal(0, 0.05, (1, 1, 12))  # hard and easy images, the same for all networks
+    dice = 1 - (0.5 * SIZES**-0.5 + 0.1)[:, None, None] + images
+    curve = fit_learning_curve(SIZES, counts_of(np.repeat(dice, 2, 1)), 0.9, 200)
+    assert curve.gain_high - curve.gain_low < 0.15 * (curve.high - curve.low)[-1]
+    # A largest size that lies above the curve of the others gains less
+    dice[-1] += 0.02
+    above = fit_learning_curve(SIZES, counts_of(np.repeat(dice, 2, 1)), 0.9, 200)
+    fitted = 1 - above.fitted[-1]
+    assert above.gain == pytest.approx(1 - fitted - above.scores[-1].mean()) and above.gain < curve.gain + 0.02
 
 
 def test_the_same_seed_gives_the_same_interval_and_a_higher_level_a_wider_one():
