@@ -67,9 +67,7 @@ def measure_repeat(file: Path, data_seed: int) -> dict[str, np.ndarray]:
             n: compose_checked("train", [*WORDS, f"data.train={n}", f"data.data_seed={data_seed}"])
             for n in (max(SIZES), 2 * max(SIZES))
         }
-        counts = {
-            f"{n}-{s}": train_counts(cfg[max(SIZES)], n, s) for n in SIZES for s in SEEDS
-        }
+        counts = {f"{n}-{s}": train_counts(cfg[max(SIZES)], n, s) for n in SIZES for s in SEEDS}
         n = 2 * max(SIZES)
         counts |= {f"{n}-{s}": train_counts(cfg[n], n, s) for s in TRUTH_SEEDS}
         with file.open("wb") as stream:
@@ -102,7 +100,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, help="folder for the counts of the trainings")
     parser.add_argument(
-        "--repeats", type=int, nargs=2, default=[10, 50], help="data seeds: the first, one after the last"
+        "--repeats",
+        type=int,
+        nargs=2,
+        default=[10, 50],
+        help="data seeds: the first, one after the last",
     )
     parser.add_argument("--levels", type=float, nargs="+", default=[0.9, 0.8])
     args = parser.parse_args()

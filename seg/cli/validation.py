@@ -201,7 +201,7 @@ OPTION_RANGES = {  # dotted name of an option -> its range
     "model.depth": any_range(int_range(1, 12), NULL_RANGE),
     "tta": choice_range("none", "flips", "d4"),
     "confidence_level": share_range(" (no intervals)"),
-    "sizes": any_range(int_range(3, 100), OptionRange("a list of whole numbers of 1 or more, [4,8,16]", is_sizes)),
+    "sizes": any_range(OptionRange("a list of whole numbers of 1 or more, [4,8,16]", is_sizes), NULL_RANGE),
     "seeds": int_range(2, 1000),
     "objects.split_neck_px": any_range(float_range(0), NULL_RANGE),
     "objects.min_size": POSITIVE_INT,

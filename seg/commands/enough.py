@@ -168,6 +168,10 @@ def print_curve(plan: SubsetPlan, curve: LearningCurve, scored: int, output: Pat
     log.info("", extra={"table": table})
     chosen = "; these also selected the checkpoints" * (plan.split == "val")
     units = plan.word if plan.groups is not None else "images"
-    log.info(f"scored on {scored} {units} of {plan.split}{chosen}; the interval is by bootstrap over them and the seeds")
+    log.info(
+        f"scored on {scored} {units} of {plan.split}{chosen}; the interval is by bootstrap over them and the seeds"
+    )
     log.info(f"enough     {describe_gain(plan, curve)}")
-    log.info(f"numbers {quote_path(output / ENOUGH_FILE)}, curve {quote_path(output / 'enough.png')}; nothing is said beyond twice the data")
+    log.info(
+        f"numbers {quote_path(output / ENOUGH_FILE)}, curve {quote_path(output / 'enough.png')}; nothing is said beyond twice the data"
+    )

@@ -18,7 +18,9 @@ def draw_curve(curve: LearningCurve, word: str, split: str, title: str, file: Pa
         curve.grid, curve.low, curve.high, color="#56b4e9", alpha=0.3, linewidth=0, label=f"{curve.level:.0%} interval"
     )  # fmt: skip
     axes.plot(curve.grid[inside], curve.fitted[inside], color="#0072b2", label="power law")
-    axes.plot(curve.grid[~inside], curve.fitted[~inside], "--", color="#0072b2", label="extrapolated")
+    axes.plot(
+        curve.grid[~inside], curve.fitted[~inside], "--", color="#0072b2", label="extrapolated"
+    )
     for size, scores in zip(curve.sizes, curve.scores, strict=True):
         points = axes.plot([size] * len(scores), scores, "o", color="#d55e00", markersize=4)[0]
     points.set_label("trainings")

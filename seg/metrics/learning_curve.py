@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 
 from seg.metrics.pixel_scores import ConfusionCounts, mean_score
 
-EXPONENTS = np.geomspace(0.1, 1, 30)  # b among which the least squares choose; measured ones are mostly below 1
+EXPONENTS = np.geomspace(
+    0.1, 1, 30
+)  # b among which the least squares choose; measured ones are mostly below 1
 LEAST_SIZES = 3  # below, no exponent follows from the errors
 RESAMPLES = 2000
 

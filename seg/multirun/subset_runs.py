@@ -4,6 +4,7 @@ import copy
 import logging
 import math
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from seg.data.splits import check_training_splits
 from seg.data.subset import draw_subset, restrict_training, training_units, unit_word
 from seg.errors import RunError, UserError
 from seg.hardware import uses_one_device
+from seg.metrics.learning_curve import LEAST_SIZES
 from seg.multirun.folds import NEUTRAL_TRAIN_OPTIONS, dotted_leaves, runs_by_name, to_json_value
 from seg.runs.folder import relative_to_here
 from seg.runs.workers import share_pieces
@@ -26,7 +28,8 @@ from seg.training.run import train
 
 log = logging.getLogger("seg")
 ENOUGH_OPTIONS = ("output", "sizes", "seeds", "split", "confidence_level")  # not of seg.train
-LEAST_UNITS, LEAST_SIZES, SMALLEST = 4, 3, 2
+LEAST_UNITS = 4  # images or groups, below which there is no curve
+SMALLEST, DEFAULT_SIZES = 2, 4  # smallest subset, and number of subsets, of sizes=null
 
 
 class Subset(NamedTuple):
@@ -84,7 +87,9 @@ def plan_subsets(cfg: DictConfig) -> SubsetPlan:
     sizes = choose_sizes(cfg.sizes, count, word)
     split = cfg.split or ("test" if "test" in source.splits else "val")
     if split not in source.splits:
-        raise UserError(f"split={split}: this data has {' and '.join(source.splits)}; give split=val")
+        raise UserError(
+            f"split={split}: this data has {' and '.join(source.splits)}; give split=val"
+        )
     seeds = list(range(cfg.seed, cfg.seed + cfg.seeds))
     prefix = f"{cfg.name}-" if cfg.name else ""
     pieces = []
@@ -101,13 +106,21 @@ def plan_subsets(cfg: DictConfig) -> SubsetPlan:
 def check_options(cfg: DictConfig) -> None:
     """Raise UserError for options that can be checked before the data is read."""
     if cfg.outputs != cfg.output:
-        raise UserError(f"outputs={cfg.outputs}: the runs are written below output; leave it out, and give output=...")
+        raise UserError(
+            f"outputs={cfg.outputs}: the runs are written below output; leave it out, and give output=..."
+        )
     if cfg.loader.subset is not None:
-        raise UserError(f"loader.subset={cfg.loader.subset}: set for each training; leave it out, and give sizes=...")
+        raise UserError(
+            f"loader.subset={cfg.loader.subset}: set for each training; leave it out, and give sizes=..."
+        )
     if not cfg.confidence_level:
-        raise UserError("confidence_level=0: the result is an interval; give a level above 0, such as 0.9")
+        raise UserError(
+            "confidence_level=0: the result is an interval; give a level above 0, such as 0.9"
+        )
     if cfg.resume is not None:
-        raise UserError("resume: seg.enough continues by its own command; leave it out, and give its output")
+        raise UserError(
+            "resume: seg.enough continues by its own command; leave it out, and give its output"
+        )
     trainer = plain_config(cfg.trainer)
     devices, nodes = trainer.get("devices", 1), trainer.get("num_nodes", 1)
     if not uses_one_device(devices, nodes):
@@ -117,11 +130,11 @@ def check_options(cfg: DictConfig) -> None:
         )
 
 
-def choose_sizes(option: Any, count: int, word: str) -> list[int]:
+def choose_sizes(option: Sequence[int] | None, count: int, word: str) -> list[int]:
     """Return the sizes of the subsets by the option ``sizes``, increasing.
 
     Args:
-        option: number of sizes, or a list of them.
+        option: list of sizes; None: four by equal factors, from a quarter to all.
         count: number of images or groups that can be trained on.
         word: what these are.
 
@@ -133,24 +146,20 @@ def choose_sizes(option: Any, count: int, word: str) -> list[int]:
             f"data: the training split has {count} {word}; a learning curve needs {LEAST_UNITS} or more, as with more "
             "images, or a smaller data.val and data.test"
         )
-    if isinstance(option, int):
+    if option is None:
         smallest = max(SMALLEST, count // 4)
-        sizes = sorted({round(s) for s in np.geomspace(smallest, count, option)})
+        sizes = sorted({round(s) for s in np.geomspace(smallest, count, DEFAULT_SIZES)})
     else:
         sizes = sorted(set(option))
+    typed = f"sizes=[{','.join(map(str, sizes))}]"
     if sizes[-1] > count:
-        raise UserError(f"sizes={plain(option)}: the training split has {count} {word}; give sizes up to {count}")
+        raise UserError(f"{typed}: the training split has {count} {word}; give sizes up to {count}")
     if len(sizes) < LEAST_SIZES:
         raise UserError(
-            f"sizes={plain(option)}: {len(sizes)} different size{'s' * (len(sizes) > 1)} of {count} {word}; a curve "
+            f"{typed}: {len(sizes)} different size{'s' * (len(sizes) > 1)} of {count} {word}; a curve "
             f"needs {LEAST_SIZES} or more, sizes=[{max(1, count // 4)},{count // 2},{count}]"
         )
     return sizes
-
-
-def plain(option: Any) -> str:
-    """Return an option as typed, without spaces."""
-    return str(option).replace(" ", "")
 
 
 def train_subsets(cfg: DictConfig, plan: SubsetPlan, output: Path) -> None:
@@ -180,7 +189,9 @@ def train_subset(cfg: DictConfig, plan: SubsetPlan, piece: Subset, output: Path)
     """Delete an unfinished run of a training, and train it."""
     for folder, record in runs_by_name(output, piece.name):
         if record.status != "finished":
-            log.info(f"{relative_to_here(folder)} was not finished; it is deleted and trained again")
+            log.info(
+                f"{relative_to_here(folder)} was not finished; it is deleted and trained again"
+            )
             shutil.rmtree(folder)
     log.info(f"training   on {piece.size} of {plan.sizes[-1]} {plan.word}, seed {piece.seed}")
     train(subset_config(cfg, plan, piece))

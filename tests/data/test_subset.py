@@ -14,7 +14,11 @@ from seg.errors import DataError
 def source_of(count: int, groups: int | None):
     """A source of some training images, of which each third starts a new group."""
     names = [f"i{n}" for n in range(count)]
-    found = None if groups is None else {n: f"g{i % groups}" for i, n in enumerate(names)} | {"v": "g-v"}
+    found = (
+        None
+        if groups is None
+        else {n: f"g{i % groups}" for i, n in enumerate(names)} | {"v": "g-v"}
+    )
     return SimpleNamespace(splits={"train": names, "val": ["v"]}, groups=found)
 
 
@@ -61,5 +65,7 @@ def test_a_module_trains_and_normalises_on_the_subset_alone():
 def test_more_than_there_are_is_refused_with_the_number(groups, word, count):
     source = source_of(9, groups)
     assert unit_word(source) == word
-    with pytest.raises(DataError, match=f"subset=10: the training split has {count} {word}; give {count} or less"):
+    with pytest.raises(
+        DataError, match=f"subset=10: the training split has {count} {word}; give {count} or less"
+    ):
         restrict_training(source, 10, 0)

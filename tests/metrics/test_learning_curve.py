@@ -103,7 +103,10 @@ def test_the_gain_is_counted_from_the_measured_scores_on_the_same_images():
     dice[-1] += 0.02
     above = fit_learning_curve(SIZES, counts_of(np.repeat(dice, 2, 1)), 0.9, 200)
     fitted = 1 - above.fitted[-1]
-    assert above.gain == pytest.approx(1 - fitted - above.scores[-1].mean()) and above.gain < curve.gain + 0.02
+    assert (
+        above.gain == pytest.approx(1 - fitted - above.scores[-1].mean())
+        and above.gain < curve.gain + 0.02
+    )
 
 
 def test_the_same_seed_gives_the_same_interval_and_a_higher_level_a_wider_one():

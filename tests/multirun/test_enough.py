@@ -193,7 +193,7 @@ def test_groups_are_counted_and_scored_as_a_whole(tmp_path):
 
 @pytest.mark.parametrize(
     ("option", "count", "sizes"),
-    [(4, 24, [6, 10, 15, 24]), (4, 4, [2, 3, 4]), (3, 100, [25, 50, 100]), ([16, 4, 8], 16, [4, 8, 16])],
+    [(None, 24, [6, 10, 15, 24]), (None, 4, [2, 3, 4]), (None, 200, [50, 79, 126, 200]), ([16, 4, 8], 16, [4, 8, 16])],
 )  # fmt: skip
 def test_sizes_go_from_a_quarter_to_all_by_equal_factors(option, count, sizes):
     assert choose_sizes(option, count, "images") == sizes
@@ -202,7 +202,7 @@ def test_sizes_go_from_a_quarter_to_all_by_equal_factors(option, count, sizes):
 @pytest.mark.parametrize(
     ("option", "count", "message"),
     [
-        (4, 3, "the training split has 3 groups; a learning curve needs 4 or more"),
+        (None, 3, "the training split has 3 groups; a learning curve needs 4 or more"),
         ([8], 16, r"sizes=\[8\]: 1 different size of 16 groups; a curve needs 3 or more"),
         ([4, 8, 8], 16, "2 different sizes"),
         ([4, 8, 32], 16, "the training split has 16 groups; give sizes up to 16"),
@@ -232,7 +232,7 @@ def test_what_can_not_be_is_told_before_anything_is_made(data, tmp_path, word, m
 
 @pytest.mark.parametrize(
     ("word", "message"),
-    [("sizes=1", "sizes=1:"), ("seeds=1", "seeds=1: a whole number of 2"), ("split=train", "split=train:"), ("sizes=[0,4]", "sizes=")],
+    [("sizes=4", "sizes=4:"), ("seeds=1", "seeds=1: a whole number of 2"), ("split=train", "split=train:"), ("sizes=[0,4]", "sizes=")],
 )  # fmt: skip
 def test_a_wrong_word_is_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys, word, message):
     monkeypatch.setattr(sys, "argv", ["seg.enough", word, f"output={tmp_path / 'e'}"])
@@ -262,5 +262,3 @@ def test_the_sentence_says_what_the_interval_allows(gain, low, high, sentence):
     curve = LearningCurve(nothing, nothing, nothing, nothing, nothing, nothing, gain, low, high, 0.005, (1, 1, 0), 0.9)  # fmt: skip
     plan = SimpleNamespace(sizes=[4, 8, 16], word="images")
     assert describe_gain(plan, curve) == sentence
-
-
