@@ -95,10 +95,8 @@ def open_record(cfg: DictConfig, plan: SubsetPlan, output: Path) -> dict[str, An
 
 def join_groups(counts: np.ndarray, names: list[str], groups: dict[str, str]) -> np.ndarray:
     """Return the counts (M, S, N, C, 3) summed over the images of each group, which resemble each other."""
-    _, place = np.unique([groups[name] for name in names], return_inverse=True)
-    joined = np.zeros((*counts.shape[:2], place.max() + 1, *counts.shape[3:]), counts.dtype)
-    np.add.at(joined, (slice(None), slice(None), place), counts)
-    return joined
+    of_images = np.array([groups[name] for name in names])
+    return np.stack([counts[:, :, of_images == g].sum(2) for g in np.unique(of_images)], axis=2)
 
 
 def write_curve(

@@ -29,6 +29,7 @@ from seg.training.run import train
 log = logging.getLogger("seg")
 ENOUGH_OPTIONS = ("output", "sizes", "seeds", "split", "confidence_level")  # not of seg.train
 LEAST_UNITS = 4  # images or groups, below which there is no curve
+LEAST_SCORED = 2  # images or groups
 SMALLEST, DEFAULT_SIZES = 2, 4  # smallest subset, and number of subsets, of sizes=null
 
 
@@ -90,6 +91,11 @@ def plan_subsets(cfg: DictConfig) -> SubsetPlan:
         raise UserError(
             f"split={split}: this data has {' and '.join(source.splits)}; give split=val"
         )
+    scored, groups = source.splits[split], image_groups(source)
+    if len(scored if groups is None else {groups[name] for name in scored}) < LEAST_SCORED:
+        raise UserError(
+            f"split={split}: it has one {word.removesuffix('s')}; an interval needs {LEAST_SCORED} or more, so enlarge the split"
+        )
     seeds = list(range(cfg.seed, cfg.seed + cfg.seeds))
     prefix = f"{cfg.name}-" if cfg.name else ""
     pieces = []
@@ -99,7 +105,7 @@ def plan_subsets(cfg: DictConfig) -> SubsetPlan:
             hashed = split_hash(restrict_training(source, size, seed).splits)
             name = f"{prefix}{word}-{size}-seed-{seed}"
             pieces.append(Subset(size, seed, name, len(names), hashed))
-    total, groups = len(source.splits["train"]), image_groups(source)
+    total = len(source.splits["train"])
     return SubsetPlan(word, total, sizes, seeds, split, groups, pieces, split_hash(source.splits))
 
 

@@ -221,6 +221,7 @@ def test_too_little_for_a_curve_is_told(option, count, message):
         ("split=test", "split=test: this data has train and val; give split=val"),
         ("trainer.devices=2", "trainer.devices=2 trainer.num_nodes=1"),
         ("confidence_level=0", "confidence_level=0: the result is an interval"),
+        ("data.val=0.1", "split=val: it has one image; an interval needs 2 or more"),
         ("resume=x", "resume: seg.enough continues by its own command"),
     ],
 )
