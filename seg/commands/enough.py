@@ -2,8 +2,6 @@
 
 import csv
 import logging
-from collections.abc import Generator
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -48,11 +46,11 @@ def measure_enough(cfg: DictConfig) -> LearningCurve:
     output = Path(cfg.output)
     files.check_writable(output, output, RESULTS)
     # Train what is unfinished, with the other workers
-    with lock_curve(output):
+    with folder.lock_folder(output, "seg.enough", wait=True):
         begun = open_record(cfg, plan, output)
     train_subsets(cfg, plan, output)
     # Fit and write, one worker after another
-    with lock_curve(output):
+    with folder.lock_folder(output, "seg.enough", wait=True):
         names, counts = collect_counts(plan, output)
         rows = counts if plan.groups is None else join_groups(counts, names, plan.groups)
         curve = fit_learning_curve(np.array(plan.sizes), rows, cfg.confidence_level)
@@ -60,14 +58,6 @@ def measure_enough(cfg: DictConfig) -> LearningCurve:
     with log_to_file(output / "log.txt"):
         print_curve(plan, curve, rows.shape[2], output)
     return curve
-
-
-@contextmanager
-def lock_curve(output: Path) -> Generator[None]:
-    """Lock the record of a learning curve; wait for another worker that writes it."""
-    with ExitStack() as locks:
-        locks.enter_context(folder.lock_folder(output, "seg.enough", wait=True))
-        yield
 
 
 def open_record(cfg: DictConfig, plan: SubsetPlan, output: Path) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Learning curve: error against the number of training images as a power law, with an interval by bootstrap.
 
-error(n) = a n^-b + c, as in Hestness et al. 2017, arXiv:1712.00409, Sec. 2, where c is the error that no number of
+error(n) = a n^-b + c, as in Hestness et al. 2017, arXiv:1712.00409, where c is the error that no number of
 images removes. ``a`` may be negative, so that a score that more images do not improve gives a gain below 0.
 
 Shape suffixes: M sizes of the training set, S seeds, N scored images (or groups of them), C classes, R resamples; the
@@ -14,9 +14,7 @@ from numpy.typing import NDArray
 
 from seg.metrics.pixel_scores import ConfusionCounts, mean_score
 
-EXPONENTS = np.geomspace(
-    0.1, 1, 30
-)  # b among which the least squares choose; measured ones are mostly below 1
+EXPONENTS = np.geomspace(0.1, 1, 30)  # b among which the least squares choose
 LEAST_SIZES = 3  # below, no exponent follows from the errors
 RESAMPLES = 2000
 
