@@ -15,6 +15,7 @@ from small_runs import config, make_images
 
 from seg.commands import enough as command
 from seg.commands.enough import describe_gain, join_groups, measure_enough
+from seg.display.console import configure_logging
 from seg.enough import main
 from seg.errors import RunError, UserError
 from seg.metrics.learning_curve import LearningCurve
@@ -140,6 +141,7 @@ def test_an_interrupted_curve_goes_on_with_what_is_left(curve, data, tmp_path, m
 
 
 def test_a_training_of_another_worker_is_left_to_it_until_it_dies(data, tmp_path, monkeypatch, capsys):  # fmt: skip
+    configure_logging()
     output, trained = tmp_path / "e", []
     cfg = config("enough", *words(data, output, "sizes=[2,3,6]"))
     plan = plan_subsets(cfg)
@@ -175,7 +177,10 @@ def test_groups_are_counted_and_scored_as_a_whole(tmp_path):
     for part in ("images", "masks"):
         for i in range(12):
             (data / part / f"{i}.png").rename(data / part / f"p{i // 2}_{i % 2}.png")
-    cfg = config("enough", *words(data, tmp_path / "e", r"data.group_by='^(p\d)_'", "seed=7"))
+    cfg = config(
+        "enough",
+        *words(data, tmp_path / "e", r"data.group_by='^(p\d)_'", "data.val=0.34", "seed=7"),
+    )
     plan = plan_subsets(cfg)
     assert plan.word == "groups" and plan.sizes[-1] == plan.total / 2
     assert [p.images for p in plan.pieces] == [2 * p.size for p in plan.pieces]
