@@ -91,6 +91,7 @@ def judge_repeat(counts: dict[str, np.ndarray], level: float) -> dict[str, float
         "error": curve.fitted[-1] - truth,
         "no change": -gain,
         "says more": curve.gain_low > 0,
+        "says more rightly": curve.gain_low > 0 and gain > 0,
         "says fewer": curve.gain_high < 0,
     }
 
@@ -112,7 +113,7 @@ def main() -> None:
     torch.set_num_threads(1)
     counts = [measure_repeat(args.folder / f"{n:03d}.npz", n) for n in range(*args.repeats)]
     print(
-        "| level | score at 32 covered | width | gain covered | width | error of the curve at 32: mean, sd | of no change: mean, sd | gain above 0 | below 0 |"
+        "| level | score at 32 covered | width | gain covered | width | error of the curve at 32: mean, sd | of no change: mean, sd | gain above 0, true of these | below 0 |"
     )
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     for level in args.levels:
@@ -122,7 +123,8 @@ def main() -> None:
             f"{level:g}", share(columns["score"]), f"{np.median(columns['score width']):.3f}",
             share(columns["gain"]), f"{np.median(columns['gain width']):.3f}",
             *(f"{columns[n].mean():+.3f}, {columns[n].std(ddof=1):.3f}" for n in ("error", "no change")),
-            *(f"{int(columns[n].sum())}" for n in ("says more", "says fewer")),
+            f"{int(columns['says more'].sum())}, {int(columns['says more rightly'].sum())}",
+            f"{int(columns['says fewer'].sum())}",
         ]  # fmt: skip
         print(f"| {' | '.join(cells)} |")
 
