@@ -24,6 +24,7 @@ from seg.commands.check import check_data
 from seg.commands.compare import compare_runs
 from seg.commands.crossval import crossval
 from seg.commands.doubt import doubt_labels
+from seg.commands.enough import measure_enough
 from seg.commands.evaluate import evaluate
 from seg.commands.info import print_info
 from seg.commands.list import list_runs
@@ -72,6 +73,7 @@ FIRST = {name: words for name, words in reversed(EVERY)}
 LONG = (
     "tune",
     "crossval",
+    "enough",
     "export",
 )  # of these commands the first line is run always, the others seldom
 RUNS = [
@@ -214,6 +216,14 @@ def test_a_documented_command_runs(
         assert check_data(compose_checked("check", [*line, *made]))["errors"] == 0
         return
     model = {"prune": "unetpp", "train": "fcn"}.get(name, "unet")
+    if name == "enough":
+        line = [w for w in line if not w.startswith(("sizes=", "seeds=", "output="))]
+        made = ["sizes=[2,3,4]", "output=outputs/enough", "trainer=smoke"]
+        two_val = ["data.val=0.34"] if "data=folder" in line else []
+        given = small(line, stack_root, folder_root)
+        curve = measure_enough(compose_checked("enough", [*given, *two_val, *made]))
+        assert curve.scores.shape == (3, 2)
+        return
     if name not in ("train", "crossval") or any(
         w.startswith("init=") for w in line
     ):  # it starts from a run

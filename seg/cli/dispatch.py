@@ -16,6 +16,7 @@ COMMANDS = {  # name -> first words of its page's docstring, in the order of a w
     "train": "Train a network",
     "tune": "Search hyper-parameters",
     "crossval": "Cross-validate",
+    "enough": "Tell what more labelled images would bring",
     "doubt": "Find labels that are wrong",
     "list": "List runs and remove some",
     "compare": "Compare many runs",

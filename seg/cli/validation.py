@@ -141,6 +141,11 @@ def is_age(value: Any) -> bool:
     return isinstance(value, str) and re.fullmatch(r"\d{1,6}[hdw]", value) is not None
 
 
+def is_sizes(value: Any) -> bool:
+    """Return True for a list of whole numbers of 1 or more that is not empty."""
+    return isinstance(value, list) and value != [] and all(map(POSITIVE_INT.holds, value))
+
+
 def is_risk_bound(value: Any) -> bool:
     """Return True for a bound of a risk, missed:0.1 or false:0.05."""
     from seg.metrics.risk_control import parse_risk_bound  # here: it imports NumPy
@@ -197,6 +202,8 @@ OPTION_RANGES = {  # dotted name of an option -> its range
     "tta": choice_range("none", "flips", "d4"),
     "confidence_level": share_range(" (no intervals)"),
     "look": any_range(word_range("auto"), SHARE_RANGE),
+    "sizes": any_range(OptionRange("a list of whole numbers of 1 or more, [4,8,16]", is_sizes), NULL_RANGE),
+    "seeds": int_range(2, 1000),
     "objects.split_neck_px": any_range(float_range(0), NULL_RANGE),
     "objects.min_size": POSITIVE_INT,
     "eval_batch_size": POSITIVE_INT,

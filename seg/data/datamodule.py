@@ -24,6 +24,7 @@ from seg.data.quality.issues import check_kinds
 from seg.data.sampler import EpochSampler, ignore_signals
 from seg.data.sections import find_sections
 from seg.data.statistics import measure_dataset
+from seg.data.subset import restrict_training
 from seg.errors import DataError
 from seg.ranges import check_ranges
 
@@ -53,6 +54,8 @@ class DataModule:
         skip_checks: kinds of issues, as seg.check names them, that are left out.
         memory: GiB of decoded images that are kept in memory, if all fit.
         cache: folder for decoded images, which are mapped from disk; None: files are read each time.
+        subset: number of training images, of groups where the source has them, that are used: drawn by the seed, so
+            that a larger subset contains a smaller one. None: all.
 
     Raises:
         DataError: for data that cannot be used, naming the first such file.
@@ -77,6 +80,7 @@ class DataModule:
         skip_checks: list[str] | None = None,
         memory: Annotated[float, Field(ge=0, le=2**20)] = 2.0,
         cache: str | None = None,
+        subset: Annotated[int, Field(ge=1)] | None = None,
     ) -> None:
         # Check the arguments.
         if rare_class_crops and crop is None:
@@ -90,6 +94,8 @@ class DataModule:
                 f"percentiles is {list(percentiles)}; two of 0 to 100 are needed, [1, 99]"
             )
         check_kinds(skip_checks)
+        if subset is not None:
+            source = restrict_training(source, subset, seed)
         self.source, self.seed, self.workers = source, seed, workers
         self.batch_size, self.crop, self.repeats = batch_size, crop, repeats
         self.eval_batch_size = eval_batch_size

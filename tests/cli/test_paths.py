@@ -16,7 +16,7 @@ from seg.errors import UserError
 COMMANDS = {  # command -> the words with which all of its options exist
     "train": [], "check": [], "show": [], "crossval": [], "tune": [],
     "evaluate": ["data=folder"], "prune": ["data=folder"], "predict": [], "export": [], "compare": [],
-    "rerun": ["logger=trackio"], "sync": [], "list": [], "doubt": [],
+    "rerun": ["logger=trackio"], "sync": [], "list": [], "doubt": [], "enough": [],
 }  # fmt: skip
 CHOICES = (["data=folder", "logger=trackio"], ["data=coco"])
 OTHERS = {  # options whose comments mention files, but which are no paths
@@ -69,7 +69,7 @@ def test_each_path_of_each_command_is_expanded(home, tmp_path, command, typed):
         cfg = compose_checked(command, words)
         options = [name for name in (*PATH_OPTIONS, *URL_OPTIONS) if in_config(cfg, name)]
         assert options
-        if command == "crossval":
+        if command in ("crossval", "enough"):
             options.remove("outputs")  # output sets it
         value = f'"{typed}"'.replace("${", "\\${")
         given = {name: f"[{value}]" if name == "runs" else value for name in options}

@@ -19,7 +19,7 @@ VALUES = {
     "' '": " ", "abc": "abc", "[]": [], "[1]": [1], "[nan]": [math.nan], "{}": {}, "null": None, "-0.5": -0.5, "1.0": 1.0,
 }  # fmt: skip
 COMMANDS = ("train", "evaluate", "predict", "compare", "prune", "export", "check", "show", "sync", "crossval", "tune",
-            "rerun", "models", "list", "doubt")  # fmt: skip
+            "rerun", "models", "list", "doubt", "enough")  # fmt: skip
 PRESETS = ("data=dsb2018", "data=nnunet")  # of data=folder, whose options they have
 TAKEN = {  # those of VALUES that an option takes -> file or command -> such options
     '': {
@@ -43,6 +43,7 @@ TAKEN = {  # those of VALUES that an option takes -> file or command -> such opt
         'prune': 'data.split accelerator',
         'export': 'format opset',
         'doubt': 'false_alarm',
+        'enough': 'seeds',
     },
     "'' ' ' abc": {  # a download, and Lightning's names, are looked at there
         'trainer=auto': 'strategy',
@@ -86,6 +87,7 @@ TAKEN = {  # those of VALUES that an option takes -> file or command -> such opt
         'predict': 'look',
         'prune': 'workers',
         'crossval': 'confidence_level',
+        'enough': 'confidence_level',
     },
     '0 1.0': {
         'data=membranes': 'difficulty',
@@ -194,7 +196,7 @@ TAKEN = {  # those of VALUES that an option takes -> file or command -> such opt
         'model=segnet': 'in_channels num_classes',
         'model=unet': 'in_channels num_classes',
         'model=unet_e': 'in_channels num_classes',
-        'train': 'patience tile',
+        'train': 'patience tile loader.subset',
         'evaluate': 'tile',
         'predict': 'tile',
         'prune': 'depth',
@@ -203,6 +205,9 @@ TAKEN = {  # those of VALUES that an option takes -> file or command -> such opt
     '[]': {
         'list': 'status clean',
         'augment=d4': 'transforms',
+    },
+    '[1] null': {
+        'enough': 'sizes',
     },
     '[] [1]': {
         'evaluate': 'scales',
@@ -240,6 +245,7 @@ TAKEN = {  # those of VALUES that an option takes -> file or command -> such opt
         'crossval': 'output outputs',
         'tune': 'outputs',
         'rerun': 'outputs',
+        'enough': 'output outputs',
     },
     'abc [] null': {
         'evaluate': 'run',
@@ -276,6 +282,7 @@ TAKEN = {  # those of VALUES that an option takes -> file or command -> such opt
         'evaluate': 'data.split threshold model.depth',
         'predict': 'threshold model.depth spacing',
         'compare': 'split',
+        'enough': 'split',
         'list': 'older',
     },
     'true': {

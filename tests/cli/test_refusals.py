@@ -12,7 +12,7 @@ from PIL import Image
 from seg.cli.command import accept_lazy_help, flag_parser
 
 COMMANDS = ("train", "evaluate", "predict", "compare", "prune", "export", "check", "show", "sync", "crossval", "tune",
-            "rerun", "models", "list", "doubt")  # fmt: skip
+            "rerun", "models", "list", "doubt", "enough")  # fmt: skip
 FLAGS = [
     ("--foo", "--foo: no such flag; did you mean --"),
     ("-z", "-z: no such flag (flags: -h, --help, -m, --multirun, "),
@@ -134,6 +134,16 @@ WRONG = [
     ("sync", "outputs=nowhere", "outputs=nowhere: no such folder"),
     ("doubt", "run=RUN", "run=RUN: a folder of seg.crossval is needed"),
     ("doubt", "run=RUN reviewed=nowhere.csv", "reviewed=nowhere.csv: no such file"),
+    (
+        "enough",
+        "data.train=3",
+        "data: the training split has 3 images; a learning curve needs 4 or more",
+    ),
+    (
+        "enough",
+        "sizes=[4,8]",
+        "sizes=[4,8]: 2 different sizes of 24 images; a curve needs 3 or more",
+    ),
     ("crossval", "data=membranes", "data.folds: Membranes has no such option"),
     ("crossval", "data=folder data.root=nowhere data.folds=1", "data.folds=1: a whole number of 2"),
     ("tune", "trials=3", "nothing is searched"),

@@ -31,7 +31,7 @@ print(json.dumps([codes, sorted({name.split(".")[0] for name in sys.modules})]))
 JUDGED = [
     *(([command, "--help"], 0) for command in (
         "train", "evaluate", "predict", "compare", "prune", "export", "tune", "check", "crossval", "rerun", "show", "sync",
-        "list", "models", "doubt",
+        "list", "models", "doubt", "enough",
     )),
     (["train", "--version"], 0),
     (["train", "--hlep"], 2),
@@ -47,6 +47,8 @@ JUDGED = [
     (["train", "data=folder", "data.root=nowhere"], 2),
     (["check", "data=folder", "data.root=nowhere"], 2),
     (["crossval", "data=folder", "data.root=nowhere"], 2),
+    (["enough", "data=folder", "data.root=nowhere"], 2),
+    (["enough", "seeds=1"], 2),
     (["tune", "optim.lr=1,2", "trails=3"], 2),
     (["predict", "tiel=3"], 2),
     (["compare", "level=2"], 2),
