@@ -303,8 +303,8 @@ def sweep(*words: str, **options: Any) -> Sweep:
     Raises:
         UserError: if a word is wrong, before any job starts.
     """
-    line, given = sys.argv, command_words(words, options)
-    check_one_process(check_command_line("train", given, multirun=True).cfg)
+    line, variables, given = sys.argv, dict(os.environ), command_words(words, options)
+    check_one_process(check_command_line("train", given, True, check_data_root).cfg)
     from seg.multirun.sweeper import ResumableSweeper
     from seg.train import main
 
@@ -317,6 +317,8 @@ def sweep(*words: str, **options: Any) -> Sweep:
             raise
     finally:
         sys.argv = line
+        os.environ.clear()
+        os.environ.update(variables)  # Hydra sets its own
     folder = ResumableSweeper.latest
     assert folder is not None
     return Sweep(folder, list_runs(folder))

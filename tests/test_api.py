@@ -1,6 +1,7 @@
 """The commands as Python functions: the same numbers and files as of the command line, errors raised, results as objects."""
 
 import csv
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -72,9 +73,10 @@ def test_predictions_are_listed_and_seen(run, place):
 
 
 def test_runs_are_swept_and_compared(place):
-    line = list(sys.argv)
+    line, variables = list(sys.argv), dict(os.environ)
     swept = api.sweep(*TINY, "seed=0,1", "model=unet,unetpp", **{"ema": None})
-    assert sys.argv == line and len(swept.runs) == 4 and swept.folder.parent.name == "sweeps"
+    assert sys.argv == line and dict(os.environ) == variables
+    assert len(swept.runs) == 4 and swept.folder.parent.name == "sweeps"
     assert list(swept.table["status"]) == ["finished"] * 4
     found = api.compare([swept], group_by=["model"], split="val")
     assert set(found.groups["group"]) == {"unet", "unetpp"} and list(found.groups["runs"]) == [2, 2]

@@ -20,7 +20,13 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from seg.cli.completion import check_completion, print_shell_code
-from seg.cli.compose import CheckedConfig, check_command_line, one_line, parse_overrides
+from seg.cli.compose import (
+    CheckedConfig,
+    check_command_line,
+    no_further_check,
+    one_line,
+    parse_overrides,
+)
 from seg.cli.conf_files import CONF, did_you_mean, group_names, is_hydra_override
 from seg.cli.help import help_text
 from seg.cli.paths import check_data_root, complete_values, expand_path
@@ -131,8 +137,6 @@ class Command:
         if arguments.shell_completion and not arguments.overrides[0].startswith("query="):
             print_shell_code(*arguments.overrides[0].split("="))
             return
-        if checked is not None and not (arguments.cfg or arguments.info):
-            check_data_root(checked.cfg)
         if checked is not None and runs_directly(arguments):
             run_composed(self.function, checked)
             return
@@ -288,7 +292,8 @@ def check_flags(config_name: str, arguments: Namespace, sweeps: bool) -> Checked
     # overrides
     if not {"--info", "--shell-completion", "--hydra-help"} & set(given):
         words = [*search_path_override(arguments.config_dir), *arguments.overrides]
-        checked = check_command_line(config_name, words, arguments.multirun)
+        also = no_further_check if arguments.cfg or arguments.info else check_data_root
+        checked = check_command_line(config_name, words, arguments.multirun, also)
         package = arguments.package if arguments.cfg == "job" else None
         if package and package != "_global_" and OmegaConf.select(checked.cfg, package) is None:
             names = [*map(str, checked.cfg)]

@@ -2,6 +2,7 @@
 
 import copy
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, cast
@@ -112,6 +113,10 @@ class ComposedConfig:
     hydra: DictConfig
 
 
+def no_further_check(cfg: DictConfig) -> None:
+    """Accept a config."""
+
+
 @dataclass(frozen=True)
 class CheckedConfig(ComposedConfig):
     """Composed config whose options and values were checked against the files.
@@ -131,10 +136,16 @@ class CheckedConfig(ComposedConfig):
         unchosen = [group for group, choice in self.choices.items() if choice is None]
         OptionChecker(unchosen, self.own, tested_files=self.tested_files).check(tree, self.files)
 
-    def check_values(self, overrides: list[Override]) -> None:
+    def check_values(
+        self, overrides: list[Override], also: Callable[[DictConfig], None] = no_further_check
+    ) -> None:
         """Check each override in place of the option's present value; the values are plain.
 
         This takes milliseconds where composing takes tenths of a second.
+
+        Args:
+            overrides: one option each.
+            also: further check of each config.
         """
         cfg = copy.deepcopy(self.cfg)
         for override in overrides:
@@ -142,10 +153,22 @@ class CheckedConfig(ComposedConfig):
                 OmegaConf.update(cfg, override.key_or_group, override.value())
             complete_values(cfg)
             self.check(plain_config(cfg))
+            also(cfg)
 
 
-def check_command_line(config_name: str, words: list[str], multirun: bool) -> CheckedConfig:
+def check_command_line(
+    config_name: str,
+    words: list[str],
+    multirun: bool,
+    also: Callable[[DictConfig], None] = no_further_check,
+) -> CheckedConfig:
     """Check a command line; in a sweep, each value of each option together with the first values of the others.
+
+    Args:
+        config_name: name of the command's config.
+        words: overrides.
+        multirun: whether it is a sweep.
+        also: further check of each config.
 
     Returns:
         The config; in a sweep that of the first values.
@@ -166,13 +189,14 @@ def check_command_line(config_name: str, words: list[str], multirun: bool) -> Ch
     choices = [expand_sweep(o, groups) for o in overrides]
     line = [values[0] for values in choices]
     first = compose_and_check(config_name, line)
+    also(first.cfg)
     for i, values in enumerate(choices):
         varied = parse_overrides(values[1:])
         if overrides[i].key_or_group not in groups and all(map(sets_plain_value, varied)):
-            first.check_values(varied)
+            first.check_values(varied, also)
             continue
         for value in values[1:]:
-            compose_and_check(config_name, [*line[:i], value, *line[i + 1 :]])
+            also(compose_and_check(config_name, [*line[:i], value, *line[i + 1 :]]).cfg)
     return first
 
 

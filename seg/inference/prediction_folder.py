@@ -163,7 +163,9 @@ class SharedRecord:
     def refresh(self) -> None:
         """Read what the other workers have added."""
         if (stamp := read_file_stamp(self.file)) != self.stamp:
-            self.content, self.stamp = records.read_json(self.file), stamp
+            self.content = records.read_json(self.file)
+            check_predict_record(self.content, self.file)
+            self.stamp = stamp
 
     def add(self, file: Path, name: str, file_stamp: list[int]) -> None:
         """Record a file as done."""
@@ -214,8 +216,7 @@ def open_predict_record(output: Path, cfg: DictConfig, run: LoadedRun) -> dict[s
     # continue an interrupted command, if its settings are the same
     record: dict[str, Any] = {"status": "running", "settings": settings, "done": {}}
     if begun := read_resumable_record(file, record, "seg.predict"):
-        if not isinstance(begun["done"], dict):
-            raise UserError(f"{file}: not written by seg.predict; give another output")
+        check_predict_record(begun, file)
         return begun
     # begin anew, in a folder without results
     full = [
@@ -227,6 +228,14 @@ def open_predict_record(output: Path, cfg: DictConfig, run: LoadedRun) -> dict[s
         )
     records.write_json(file, record)
     return record
+
+
+def check_predict_record(record: dict[str, Any], file: Path) -> None:
+    """Raise UserError unless a record says of files when they were changed, and what their results are called."""
+    done, names = record.get("done"), record.get("names", {})
+    whole = isinstance(done, dict) and isinstance(names, dict)
+    if not whole or not all(isinstance(name, str) for name in names.values()):
+        raise UserError(f"{file}: damaged, or not written by seg.predict; give another output")
 
 
 def check_result_names(images: dict[Path, str], record: dict[str, Any], output: Path) -> None:

@@ -11,6 +11,7 @@ from seg.runs.records import read_json
 from seg.runs.safe_loading import RECORD_LIMIT
 
 MAX_DIFFERENCES = 4  # differing settings that an error names
+MAX_LENGTH = 300  # characters of each of them
 
 
 def read_resumable_record(
@@ -56,7 +57,7 @@ def check_same_settings(
     if not differ:
         return
     was, is_now = (
-        ", ".join(f"{n}={format_option_value(side.get(n))}" for n in differ[:MAX_DIFFERENCES])
+        ", ".join(describe_setting(n, side.get(n)) for n in differ[:MAX_DIFFERENCES])
         for side in (begun, now)
     )
     more = len(differ) - MAX_DIFFERENCES
@@ -65,3 +66,9 @@ def check_same_settings(
         f"{place}: begun with {was}, and this is {is_now}{others}; repeat the command that began it, or give "
         f"another {other}"
     )
+
+
+def describe_setting(name: str, value: Any) -> str:
+    """Return ``name=value``, without the end of a long one."""
+    text = f"{name}={format_option_value(value)}"
+    return text if len(text) <= MAX_LENGTH else f"{text[:MAX_LENGTH]}..."

@@ -61,6 +61,7 @@ class SegmentationTask(L.LightningModule):
         self.seed, self.card, self.tiles = seed, card or {}, tiles
         self.course: Course | None = None  # set by fit_run; None: planned by Lightning
         self.without_loss: set[str] = set()
+        self.train_losses: dict[str, Tensor] = {}  # of the last training step
         self.head_weights, self.weight_decay_of_all = head_weights, weight_decay_of_all
         self.val_metrics, self.test_metrics = metrics, deepcopy(metrics)
         names = ["loss", *(f"loss/{name}" for name in term_names(loss))]
@@ -80,7 +81,16 @@ class SegmentationTask(L.LightningModule):
             torch.manual_seed(seed)
 
     def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
-        return self.step(batch, "train") * self.accumulation_factor(batch_index)
+        loss, factor = self.step(batch, "train"), self.accumulation_factor(batch_index)
+        return loss if factor == 1 else loss * factor
+
+    def losses_are_logged(self) -> bool:
+        """Whether Lightning passes on the losses of this step: it writes those of every n-th, and an epoch ends with some.
+
+        Other steps log nothing, since a call of ``log_dict`` takes as long as a small layer.
+        """
+        step, every = self.global_step + 1, cast(Any, self.trainer).log_every_n_steps
+        return step % every == 0 or self.trainer.is_last_batch or step == self.trainer.max_steps
 
     def accumulation_factor(self, batch_index: int) -> float:
         """Return the factor of a batch's loss that divides accumulated gradients by the number of their batches.
@@ -162,9 +172,12 @@ class SegmentationTask(L.LightningModule):
         heads = [head.float() for head in heads]
         if stage == "train":
             loss, values = self.compute_losses(heads, mask, gaps)
-            self.log_dict(
-                {f"train/{name}": value for name, value in values.items()}, batch_size=len(image)
-            )
+            self.train_losses = values
+            if self.losses_are_logged():
+                self.log_dict(
+                    {f"train/{name}": value for name, value in values.items()},
+                    batch_size=len(image),
+                )
             return loss
         # The epoch's loss is the mean over images, whatever the batch size and the number of ranks: losses that
         # sum over a batch (Dice, focal) are computed image by image.

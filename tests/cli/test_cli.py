@@ -259,6 +259,16 @@ def test_a_sweep_checks_each_value_of_each_option():
         check_command_line("train", ["seed=0,1", "optim.lr=0.1,x"], multirun=True)
 
 
+def test_a_sweep_over_folders_of_data_is_refused_if_one_is_missing(tmp_path, monkeypatch, capsys):
+    words = ["data=folder", "data.classes=[a,b]", f"data.root={tmp_path},nowhere"]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["train", "-m", *words])
+    with pytest.raises(SystemExit) as left:
+        command("train", sweeper="seg.multirun.sweeper")(lambda cfg: None)()
+    message = "error: data.root=nowhere: no such folder; give the folder of the data"
+    assert (left.value.code, capsys.readouterr().err.strip()) == (2, message)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -262,9 +262,16 @@ def test_a_full_disk_is_an_error_and_leaves_no_half_array(source, tmp_path, monk
     agree(ImageCache(source, 0, tmp_path / "decoded").read("0"), source.source.read("0"))
 
 
-def test_a_source_without_files_has_no_cache_folder(tmp_path):
-    with pytest.raises(DataError, match=r"Membranes keeps no decoded images.*loader\.cache=null"):
-        ImageCache(Membranes(size=32, train=1, val=1, test=0), 0, tmp_path)
+class Unstamped:
+    """A source that can't tell whether an image has changed."""
+
+    def __init__(self, source):
+        self.splits, self.read = source.splits, source.read
+
+
+def test_a_source_without_stamps_has_no_cache_folder(tmp_path):
+    with pytest.raises(DataError, match=r"Unstamped keeps no decoded images.*loader\.cache=null"):
+        ImageCache(Unstamped(Membranes(size=32, train=1, val=1, test=0)), 0, tmp_path)
 
 
 # samples

@@ -7,7 +7,11 @@ import pytest
 from skimage.filters import gaussian
 from skimage.measure import label
 
+from seg.data.datasets import membranes
 from seg.data.datasets.membranes import Membranes
+from seg.data.image_cache import ImageCache
+from seg.data.quality.inspect import hash_pixels
+from seg.data.statistics import measure_dataset
 from seg.errors import DataError
 
 SMALL = {"size": 96, "train": 3, "val": 2, "test": 1}
@@ -160,3 +164,30 @@ def test_a_bad_argument_is_an_error_that_names_the_option(option, value):
 def test_an_unknown_name_is_an_error_that_says_which_names_there_are(name):
     with pytest.raises(DataError, match=r"train-002.*val-001.*test-000"):
         Membranes(**SMALL).read(name)
+
+
+def test_the_stamp_changes_with_what_is_drawn():
+    small = dict(size=32, train=2, val=1, test=0)
+    first = Membranes(**small)
+    assert Membranes(**(small | {"train": 3})).stamp("train-000") == first.stamp("train-000")
+    others = [{"size": 64}, {"difficulty": 0.4}, {"data_seed": 1}]
+    stamps = [Membranes(**(small | other)).stamp("train-000") for other in others]
+    assert len({first.stamp("train-000"), first.stamp("train-001"), *stamps}) == 5
+
+
+def test_a_second_run_draws_an_image_only_when_it_is_used(monkeypatch):
+    def measured():
+        membranes.drawn_images.cache_clear()
+        store = ImageCache(Membranes(size=64, train=3, val=1, test=0), 10**9)
+        return measure_dataset(store, check=True), store
+
+    first, _ = measured()
+    drawn = []
+    draw = membranes.draw_membranes
+    monkeypatch.setattr(
+        membranes, "draw_membranes", lambda *args: drawn.append(args) or draw(*args)
+    )
+    again, store = measured()
+    assert again == first and drawn == []
+    image, _ = store.read("train-001")
+    assert len(drawn) == 1 and first.digests["train-001"][0] == hash_pixels(image).hex()

@@ -986,6 +986,30 @@ def test_three_workers_write_each_result_once_though_one_is_killed(process, run,
     assert sum(int(share[1]) for share in shares) == 12
 
 
+@pytest.mark.parametrize(
+    ("name", "value"), [("names", {"a.png": ["a"]}), ("names", ["a"]), ("done", ["a.png"])]
+)
+def test_a_damaged_record_is_named(run, folder, tmp_path, name, value):
+    predicted(run, folder / "b.png", tmp_path / "out", "save=[masks]")
+    file = tmp_path / "out/predict.json"
+    write_json(file, json.loads(file.read_text()) | {name: value})
+    with pytest.raises(UserError, match=r"predict\.json: damaged, or not written by seg\.predict"):
+        predicted(run, folder / "c.png", tmp_path / "out", "save=[masks]")
+
+
+def test_a_record_with_a_setting_of_thousands_of_letters_is_refused_in_a_short_line(
+    run, folder, tmp_path
+):
+    predicted(run, folder / "b.png", tmp_path / "out", "save=[masks]")
+    file = tmp_path / "out/predict.json"
+    record = json.loads(file.read_text())
+    record["settings"] |= {"x" * 5000: 1, "tta": "y" * 5000}
+    write_json(file, record)
+    with pytest.raises(UserError, match=r"begun with tta=yyy.*repeat the command") as refused:
+        predicted(run, folder / "b.png", tmp_path / "out", "save=[masks]")
+    assert len(str(refused.value)) < 1500
+
+
 def test_ranks_are_no_workers(run, folder, tmp_path, monkeypatch):
     monkeypatch.setattr(rank_zero_only, "rank", 1)
     with pytest.raises(UserError, match=r"seg\.predict: started as one of several ranks"):

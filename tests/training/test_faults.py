@@ -119,10 +119,12 @@ def kill_again_and_again(root: Path, kills: int) -> None:
     until((root / "latest/checkpoints/last.ckpt").exists, 0.01)
     lap = time.perf_counter() - began  # s to the first checkpoint
     folder = (root / "latest").resolve()
-    aside = [folder / "checkpoints" / name for name in (".last.ckpt", ".best.ckpt")]
 
     def at_work() -> bool:
-        return any(f.exists() and f.stat().st_ctime > started for f in aside)
+        with contextlib.suppress(FileNotFoundError):  # it is whole by now
+            aside = (folder / "checkpoints").glob(".*.part.ckpt")
+            return any(f.stat().st_ctime > started for f in aside)
+        return False
 
     # A child that outlives a failed assertion would hold the pipes of this process, and its caller would wait for it.
     atexit.register(lambda: kill_child(pid))

@@ -1,5 +1,7 @@
 """Evaluation by tiles gives the numbers of the whole image, for every kind of network, loss and metric."""
 
+import subprocess
+import sys
 from functools import partialmethod
 from pathlib import Path
 
@@ -181,3 +183,63 @@ def test_a_tile_that_would_change_the_numbers_is_refused(root, tmp_path, model, 
     with pytest.raises(ValueError, match=found):
         scores_of(root, tmp_path, f"model={name}", *words, f"tile={tile}")
     assert not any(tmp_path.iterdir())
+
+
+# large
+
+
+MEASURED = """
+import sys
+from pathlib import Path
+from seg.cli.compose import compose_checked
+command, *words = sys.argv[1:]
+if command == "train":
+    from seg.training.run import train as function
+else:
+    from seg.commands.evaluate import evaluate as function
+scores = function(compose_checked(command, words))
+peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+print(scores[f"{'best/val' if command == 'train' else 'all'}/dice"], int(peak.split()[1]) / 1024)
+"""
+
+
+def write_pattern(root: Path, name: str, side: int) -> None:
+    """A square image and its mask, which repeat 256 px, as TIFFs of tiles."""
+    rng = np.random.default_rng(0)
+    mask = np.kron(rng.random((16, 16)) < 0.3, np.ones((16, 16))).astype(np.uint8)
+    image = (60 + 90 * mask + rng.normal(0, 30, mask.shape)).clip(0, 255).astype(np.uint8)
+    for part, tile in (("images", image), ("masks", mask)):
+        (root / part).mkdir(parents=True, exist_ok=True)
+        tifffile.imwrite(
+            root / part / f"{name}.tif", (tile for _ in range((-(-side // 256)) ** 2)), shape=(side, side), dtype=np.uint8,
+            tile=(256, 256), compression="zlib", photometric="minisblack",
+        )  # fmt: skip
+
+
+def dice_and_peak(*words: str) -> tuple[float, float]:
+    """Dice, and the largest memory in MiB, of a command in a process of its own."""
+    line = [sys.executable, "-c", MEASURED, *words]
+    done = subprocess.run(line, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    dice, peak = map(float, done.stdout.splitlines()[-1].split())
+    print(words[0], dice, peak)
+    return dice, peak
+
+
+@pytest.mark.slow
+def test_the_default_network_validates_8192_px_and_scores_20000_px_in_bounded_memory(tmp_path):
+    for name, side in (("few", 512), ("large", 8192)):
+        write_pattern(tmp_path / "data", name, side)
+    for split, name in (("train", "few"), ("val", "large")):
+        (tmp_path / f"{split}.txt").write_text(f"{name}\n")
+    dice, peak = dice_and_peak(
+        "train", "data=folder", f"data.root={tmp_path / 'data'}", CLASSES, f"data.lists={tmp_path}", f"outputs={tmp_path / 'outputs'}",
+        "trainer=cpu", "trainer.max_steps=2", "logger=none",
+    )  # fmt: skip
+    assert 0 < dice < 1 and peak < 1500
+    write_pattern(tmp_path / "other", "a", 20_000)
+    dice, peak = dice_and_peak(
+        "evaluate", f"run={tmp_path / 'outputs/latest'}", "data=folder", f"data.root={tmp_path / 'other'}", CLASSES,
+        "data.split=all", f"output={tmp_path / 'scores'}", "accelerator=cpu",
+    )  # fmt: skip
+    assert 0 < dice < 1 and peak < 1900

@@ -11,6 +11,7 @@ of mean 0 and standard deviation about 1.
 
 from collections.abc import Iterator
 from functools import lru_cache
+from pathlib import Path
 from typing import Annotated, NamedTuple
 
 import numpy as np
@@ -107,6 +108,11 @@ class Membranes:
                 Generator(PCG64(key)), self.size, float(self.difficulty)
             )
         return self._made[name]
+
+    def stamp(self, name: str) -> str:
+        """Return a text that changes when the result of ``read`` may: options, and the time of this file."""
+        drawn = Path(__file__).stat().st_mtime_ns
+        return f"{name} {self.size} {self.difficulty:g} {self.data_seed} {drawn}"
 
 
 @lru_cache(maxsize=1)

@@ -114,9 +114,10 @@ class ProgressLogger(L.Callback):
         now = time.perf_counter()
         self.paused += now - self.pause
         self.seconds = self.before + now - self.started
+        task: Any = pl_module
         values = {k: float(v) for k, v in trainer.callback_metrics.items()}
-        loss = values.get("train/loss", float("nan"))
-        metrics: Any = pl_module.val_metrics
+        loss = float(task.train_losses.get("loss", float("nan")))
+        metrics: Any = task.val_metrics
         foreground = foreground_dice(values, metrics.classes, metrics.overlapping, "val/")
         beside = f" ({foreground[0]} {foreground[1]:.4f})" if foreground else ""
         missed = ", ".join(never_predicted(values, metrics.classes, "val/"))
