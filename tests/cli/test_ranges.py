@@ -19,7 +19,7 @@ VALUES = {
     "' '": " ", "abc": "abc", "[]": [], "[1]": [1], "[nan]": [math.nan], "{}": {}, "null": None, "-0.5": -0.5, "1.0": 1.0,
 }  # fmt: skip
 COMMANDS = ("train", "evaluate", "predict", "compare", "prune", "export", "check", "show", "sync", "crossval", "tune",
-            "rerun", "models", "list", "doubt")  # fmt: skip
+            "rerun", "models", "list", "doubt", "next")  # fmt: skip
 PRESETS = ("data=dsb2018", "data=nnunet")  # of data=folder, whose options they have
 TAKEN = {  # those of VALUES that an option takes -> file or command -> such options
     '': {
@@ -43,6 +43,7 @@ TAKEN = {  # those of VALUES that an option takes -> file or command -> such opt
         'prune': 'data.split accelerator',
         'export': 'format opset',
         'doubt': 'false_alarm',
+        'next': 'order accelerator',
     },
     "'' ' ' abc": {  # a download, and Lightning's names, are looked at there
         'trainer=auto': 'strategy',
@@ -133,6 +134,7 @@ TAKEN = {  # those of VALUES that an option takes -> file or command -> such opt
         'show': 'epoch',
         'crossval': 'overlap',
         'doubt': 'border panels',
+        'next': 'seed overlap',
     },
     '0 1e9 null': {
         'data=annotations': 'fold',
@@ -185,6 +187,7 @@ TAKEN = {  # those of VALUES that an option takes -> file or command -> such opt
         'tune': 'trials',
         'models': 'data.size data.channels logits',
         'doubt': 'min_size',
+        'next': 'n batch',
     },
     '1e9 1.0': {
         'trainer=auto': 'limit_train_batches limit_val_batches',
@@ -199,6 +202,7 @@ TAKEN = {  # those of VALUES that an option takes -> file or command -> such opt
         'predict': 'tile',
         'prune': 'depth',
         'rerun': 'threads',
+        'next': 'tile',
     },
     '[]': {
         'list': 'status clean',
@@ -248,6 +252,7 @@ TAKEN = {  # those of VALUES that an option takes -> file or command -> such opt
         'export': 'run',
         'rerun': 'run',
         'doubt': 'run',
+        'next': 'run',
     },
     'abc null': {
         'data=annotations': 'root group_by',
@@ -265,6 +270,7 @@ TAKEN = {  # those of VALUES that an option takes -> file or command -> such opt
         'tune': 'storage',
         'rerun': 'init data.root data.table loader.cache',
         'doubt': 'reviewed output data.root data.table',
+        'next': 'input output',
     },
     'null': {
         'data=annotations': 'tool spacing val',
@@ -277,6 +283,7 @@ TAKEN = {  # those of VALUES that an option takes -> file or command -> such opt
         'predict': 'threshold model.depth spacing',
         'compare': 'split',
         'list': 'older',
+        'next': 'threshold',
     },
     'true': {
         'data=annotations': 'contiguous stratify border_class',
@@ -302,6 +309,7 @@ TAKEN = {  # those of VALUES that an option takes -> file or command -> such opt
         'data=coco': 'nodata',
         'data=folder': 'nodata',
         'predict': 'nodata',
+        'next': 'nodata',
     },
     '{}': {
         'logger=csv': 'logger',
