@@ -35,7 +35,7 @@ from seg.runs.record import QualityRecord
 from seg.runs.workers import refuse_ranks
 
 log = logging.getLogger("seg")
-COLUMNS = ("rank", "image", "dice", "distance", "score")
+COLUMNS = ("rank", "image", "copy", "dice", "distance", "score")
 TABLE, SHEET = "next.csv", "next.png"
 
 
@@ -51,11 +51,6 @@ class RankedImage(NamedTuple):
     image: UnlabelledImage
     distance: float | None
     score: float | None
-
-    @property
-    def path(self) -> str:
-        """Path from the folder of images on."""
-        return Path(self.image.name).with_name(self.image.file.name).as_posix()
 
     @property
     def dice(self) -> float | None:
@@ -89,6 +84,7 @@ def queue_images(cfg: DictConfig) -> list[RankedImage]:
         accelerator=cfg.accelerator, nodata=cfg.nodata,
     )  # fmt: skip
     inputs = list_inputs(cfg.input, output)
+    check_flat_names(inputs)
     failed: list[str] = []
     ranked = rank_inputs(inputs, predictor, scorer, cfg, failed)
     if not ranked:
@@ -108,6 +104,14 @@ def check_new_folder(output: Path) -> None:
     if output.is_file() or (output.is_dir() and any(output.iterdir())):
         raise UserError(f"output={output}: holds something; give a new folder")
     files.check_writable(output, output, [TABLE])
+
+
+def check_flat_names(inputs: dict[Path, str]) -> None:
+    """Raise UserError if two images would have copies of the same name."""
+    names: dict[str, Path] = {}
+    for file, name in inputs.items():
+        if (other := names.setdefault(UnlabelledImage(file, name).flat_name, file)) is not file:
+            raise UserError(f"{other} and {file} would have copies of the same name; rename one")
 
 
 def build_queue_scorer(run: LoadedRun, order: str) -> QualityScorer | None:
@@ -175,7 +179,7 @@ def write_queue(ranked: Sequence[RankedImage], predictor: Predictor, folder: Pat
     for rank, one in enumerate(track_progress(ranked, "writing"), start=1):
         preview = write_start(one.image, predictor, folder)
         dice = "" if one.dice is None else f", expected Dice {one.dice:.2f}"
-        title = f"{rank}  {one.path}{dice}"
+        title = f"{rank}  {one.image.path}{dice}"
         pairs.append(draw_pair(*preview, run.colors, title, run.overlapping))
     with files.atomic_write(folder / SHEET, folder) as aside:
         draw_queue(pairs, run.classes, run.colors, run.overlapping).save(aside)
@@ -184,7 +188,8 @@ def write_queue(ranked: Sequence[RankedImage], predictor: Predictor, folder: Pat
         writer.writerow(COLUMNS)
         for rank, one in enumerate(ranked, start=1):
             numbers = map(shorten, (one.dice, one.distance, one.score))
-            writer.writerow([rank, files.encodable(one.path), *numbers])
+            names = map(files.encodable, (one.image.path, one.image.copy_name))
+            writer.writerow([rank, *names, *numbers])
 
 
 def print_queue(

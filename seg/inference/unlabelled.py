@@ -44,6 +44,21 @@ class UnlabelledImage(NamedTuple):
     quality: ImageQuality | None = None
     features: NDArray | None = None
 
+    @property
+    def path(self) -> str:
+        """Path from the input folder on."""
+        return Path(self.name).with_name(self.file.name).as_posix()
+
+    @property
+    def flat_name(self) -> str:
+        """Name of the mask without suffix: the folders of the data have no subfolders."""
+        return self.name.replace("/", "-")
+
+    @property
+    def copy_name(self) -> str:
+        """Name of the copy."""
+        return self.path.replace("/", "-")
+
 
 class Preview(NamedTuple):
     """A reduced image with its prediction.
@@ -121,7 +136,7 @@ def write_start(one: UnlabelledImage, predictor: Predictor, folder: Path) -> Pre
     run = predictor.run
     with open_image(one.file, predictor) as page:
         height, width, _ = page.shape
-        place = OutputTarget(folder, one.file, one.name, height, width, 1, page.dtype)
+        place = OutputTarget(folder, one.file, one.flat_name, height, width, 1, page.dtype)
         request = OutputOptions(run, ["masks"], predictor.threshold, "float32", {})
         results = begin_image_results(place, request)
         step = max(1, max(height, width) // PREVIEW_PX)
@@ -132,10 +147,9 @@ def write_start(one: UnlabelledImage, predictor: Predictor, folder: Path) -> Pre
             rows = slice(-band.top % step, None, step)
             images.append(band.image[rows, ::step].copy())
             masks.append(flatten_labels(band.mask[..., rows, ::step]).copy())
-        files.make_folder((folder / "masks" / one.name).parent, folder)
+        files.make_folder(folder / "masks", folder)
         finish_image_results(folder, results)
-    copy = (folder / "images" / one.name).with_name(one.file.name)
-    files.make_folder(copy.parent, folder)
+    copy = files.make_folder(folder / "images", folder) / one.copy_name
     with files.atomic_write(copy, folder) as aside:
         shutil.copyfile(one.file, aside)
     return Preview(np.concatenate(images), np.concatenate(masks))
