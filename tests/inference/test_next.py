@@ -77,7 +77,8 @@ def test_the_queue_is_that_of_the_quality_and_its_data_are_read_back(run, images
         np.testing.assert_array_equal(image.squeeze(), Image.open(images / row["image"]))
         predicted = Image.open(tmp_path / "predicted/masks" / row["image"])
         np.testing.assert_array_equal(mask, predicted)
-    assert Image.open(tmp_path / "out/next.png").width > 500
+    with Image.open(tmp_path / "out/next.png") as sheet:
+        assert sheet.width > 500
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["images", "masks", "next.csv", "next.png"]  # fmt: skip
 
 
