@@ -33,7 +33,7 @@ TRAINING = {
     "made": ["trainer.max_epochs=8"],
     "isbi2012": [*FOLDER, "data.classes=[membrane,cell]", "trainer.max_epochs=8", "loader.repeats=3"],
     "vnc": [*FOLDER, "data.classes=[membrane,intracellular,mitochondrion,synapse,glia]", "trainer.max_epochs=10", "loader.repeats=4"],
-    "camvid": ["data=folder", "augment=mirror", "data.ignore=[11]", "trainer.max_epochs=12", "loader.repeats=2",
+    "camvid": ["data=folder", "augment=mirror", "data.ignore=[11]", "trainer.max_epochs=8", "loader.repeats=2",
                "data.classes=[sky,building,pole,road,pavement,tree,sign,fence,car,pedestrian,bicyclist]"],
 }  # fmt: skip
 OTHER = {"made": "camvid", "isbi2012": "camvid", "vnc": "camvid", "camvid": "isbi2012"}
@@ -92,12 +92,15 @@ def make_folder(name: str, data: Path, root: Path) -> None:
                 image = np.array(Image.open(file).resize(mask.shape[::-1], Image.Resampling.BOX))
                 split = "test" if part == "val" else "train" if i < 92 else "val"
                 parts[split].append((file.stem, image, mask))
+    table = ["image,mask,split,group"]
     for split, found in parts.items():
+        table += [f"{split}/images/{stem}.png,{split}/masks/{stem}.png,{split},{stem[:2]}" for stem, _, _ in found]  # fmt: skip
         for kind in ("images", "masks"):
             (root / split / kind).mkdir(parents=True, exist_ok=True)
         for stem, image, mask in found:
             Image.fromarray(image).save(root / split / "images" / f"{stem}.png")
             Image.fromarray(mask).save(root / split / "masks" / f"{stem}.png")
+    (root / "table.csv").write_text("\n".join(table) + "\n")
 
 
 def cut(stem: str, image: NDArray, mask: NDArray, side: int) -> list[tuple[str, NDArray, NDArray]]:
@@ -138,7 +141,8 @@ def collect(name: str, seed: int, place: Path, data: Path) -> None:
     else:
         if not (place / name).exists():
             make_folder(name, data, place / name)
-        words += [f"data.root={place / name}"]
+        grouped = name == "isbi2012"  # the squares of a section are a group
+        words += [f"data.table={place / name / 'table.csv'}" if grouped else f"data.root={place / name}"]  # fmt: skip
     predictor = train(*words).load(accelerator="cpu")
     source = instantiate_node(OmegaConf.create(predictor.run.config["data"]), "data")
     names = source.splits["test"]

@@ -72,10 +72,9 @@ def evaluate_run(cfg: DictConfig) -> tuple[dict[str, float], Path]:
         refuse_object_options(cfg.objects, f"data.task={data.source.task} has no objects")
     if metrics.needs_spacing:
         metrics.set_spacing(source_spacing(data.source))
-    scorer = build_scorer(run, cfg, metrics.threshold)
     task = SegmentationTask(run.model, build_trained_loss(run), metrics)
     set_tiles(task, data, cfg.tile)
-    if scorer is not None:
+    if run.quality is not None:
         task.test_metrics.counts = ProbabilityCounts(run.overlapping, limited=False)
     own = is_own_data(chosen, run.config.get("data", {}))
     scores, promise = score_at_bound(cfg, run, task, data, split, own)
@@ -94,6 +93,7 @@ def evaluate_run(cfg: DictConfig) -> tuple[dict[str, float], Path]:
         cfg, run, data, split, folder, below, task.test_metrics, objects, promise
     )
     report.write(scores, evidence)
+    scorer = build_scorer(run, cfg, task.test_metrics.threshold)
     if scorer is not None and (counts := task.test_metrics.counts) is not None:
         measured = counts.compute().cpu().numpy()
         report_quality(scorer, measured, data.samples(split), folder, below)

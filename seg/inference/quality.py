@@ -18,6 +18,10 @@ from seg.metrics.image_features import NAMES, ImageFeatures, ReferenceImages
 from seg.runs.load import LoadedRun
 from seg.runs.record import ClassQuality, QualityRecord
 
+NO_CALIBRATION = (
+    "has no calibration for scores without truth; seg.train and seg.crossval of this version store it, in the best "
+    "checkpoint and for all folds together"
+)
 log = logging.getLogger("seg")
 COLUMNS = ("image", "page", "class", "pixels", "dice", "dice_low", "dice_high", "iou", "iou_low", "iou_high",
            "distance", "known", "farthest", "look")  # fmt: skip
@@ -192,6 +196,29 @@ def expected_quality(
     return dataclasses.replace(result, look=poor or not result.known)
 
 
+def score_prediction(
+    run: LoadedRun, image_HWC: NDArray, p_CHW: NDArray, mask: NDArray, look: float | None = None
+) -> ImageQuality:
+    """Return the expected scores of an image in memory, predicted with the run's own options.
+
+    Args:
+        run: that predicted it.
+        image_HWC: as stored, in the type of the training images.
+        p_CHW: class probabilities.
+        mask: (H, W) predicted class indices, or (C, H, W) of overlapping classes; 255 without data.
+        look: see ``expected_quality``.
+
+    Raises:
+        RunError: if the run has no calibration.
+    """
+    if run.quality is None:
+        raise RunError(f"{run.checkpoint}: {NO_CALIBRATION}")
+    scorer = QualityScorer(run, run.quality, True, look)
+    meter = scorer.begin(*image_HWC.shape[:2])
+    meter.add(0, image_HWC, p_CHW, mask)
+    return scorer.score(meter)
+
+
 def score_range(
     value: float, one: ClassQuality, margin: float | None, width: float | None
 ) -> ScoreRange:
@@ -244,10 +271,7 @@ def build_scorer(run: LoadedRun, cfg: DictConfig, threshold: float) -> QualitySc
         threshold: of the predictions.
     """
     if run.quality is None:
-        log.info(
-            f"quality    no {QUALITY_FILE}: {run.checkpoint} does not have the calibration; seg.train and seg.crossval "
-            "of this version store it in the best checkpoint and for all folds"
-        )
+        log.info(f"quality    no {QUALITY_FILE}: {run.checkpoint}: {NO_CALIBRATION}")
         return None
     if len(run.quality.shift) != run.intensity.image_channels:
         raise RunError(f"{run.checkpoint}: its quality is of {len(run.quality.shift)} channels")

@@ -11,6 +11,7 @@ from urllib.parse import quote
 
 from seg import files
 from seg.cli.command_line import quote_path
+from seg.files import read_text
 from seg.inference.quality import COLUMNS, QUALITY_FILE, ImageQuality, look_line
 from seg.runs import records
 from seg.runs.safe_loading import TABLE_LIMIT
@@ -66,7 +67,7 @@ def read_quality_rows(table: Path) -> list[dict[str, str]]:
     """Return the rows of quality.csv by column; none if there is no file."""
     if not table.exists():
         return []
-    return list(csv.DictReader(files.read_text(table, TABLE_LIMIT).splitlines(keepends=True)))
+    return list(csv.DictReader(read_text(table, TABLE_LIMIT).splitlines(keepends=True)))
 
 
 def log_quality(output: Path) -> None:

@@ -230,7 +230,8 @@ class ProbabilityCounts(Metric):
         self, p_BCHW: Tensor, prediction: Tensor, mask: Tensor, continued: bool = False
     ) -> None:
         """Count the pixels of a batch; with ``continued`` they are further rows of the last image."""
-        full = self.limited and sum(c.nbytes for c in self.image_counts) >= COUNTED_BYTES
+        kept = self.image_counts
+        full = self.limited and bool(kept) and len(kept) * kept[0].nbytes >= COUNTED_BYTES
         if full and not (continued and self.last_counted):
             self.last_counted = False
             return

@@ -121,20 +121,27 @@ def interval_scale(distance: float | NDArray) -> float | NDArray:
     return NEAREST + distance
 
 
-def conformal_margin(residuals: NDArray, level: float = LEVEL) -> float | None:
+def conformal_margin(
+    residuals: NDArray, level: float = LEVEL, groups: NDArray | None = None
+) -> float | None:
     """Return the half width of a split conformal interval; None if there are too few residuals.
 
     The chance that one more residual, exchangeable with these, is no larger is at least ``level``, and at most
-    ``level`` + 1 / (n + 1) if there are no ties.
+    ``level`` + 1 / (n + 1) if there are no ties. With groups, n is their number: each weighs the same, and 1 / (n + 1) is
+    left for the group of the new image.
 
     Args:
         residuals: of calibration images, of either sign, each divided by its ``interval_scale``.
         level: of the interval.
+        groups: number of the group of each image, if images of a group resemble each other; None: each is its own.
     """
-    rank = math.ceil((len(residuals) + 1) * level - 1e-9)
-    if rank > len(residuals):
-        return None
-    return float(np.sort(np.abs(residuals))[rank - 1])
+    groups = np.arange(len(residuals)) if groups is None else groups
+    _, group, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+    size = np.abs(residuals)
+    order = np.argsort(size)
+    share = np.cumsum(1 / sizes[group][order])
+    enough = np.flatnonzero(share >= (len(sizes) + 1) * level - 1e-9)
+    return float(size[order][enough[0]]) if len(enough) else None
 
 
 def held_out_scores(counts_NTPB: NDArray) -> Scores:

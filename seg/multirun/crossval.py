@@ -18,7 +18,7 @@ from seg.cli.command_line import quote_path
 from seg.cli.compose import plain_config
 from seg.cli.validation import argument_names, import_target
 from seg.data.dataset import BandedSample, SegmentationDataset
-from seg.data.datasets.base import DataSource
+from seg.data.datasets.base import DataSource, image_groups
 from seg.data.image_files import image_stem
 from seg.data.spacing import source_spacing
 from seg.display import tables
@@ -210,7 +210,7 @@ def score_folds(
         "sd": sd,
         "pooled": pooled_scores(pooled, cfg.confidence_level),
         "promise": None if promise is None else promise.model_dump(),
-        "quality": meters.fit(promise),
+        "quality": meters.fit(promise, image_groups(open_fold(cfg, 0))),
         "origin": provenance.collect_provenance(),
     }
     # Matrices: pooled in the order of images in crossval.json, test in that of the test split.
@@ -331,7 +331,7 @@ def predict_image_rows(
         for result in results:
             result.add(PredictedBand(top, rows, p_CHW, mask))
     if meters is not None and meter is not None:
-        meters.finish(meter)
+        meters.finish(meter, sample.name)
     if folder is not None:
         finish_image_results(folder, results)
 

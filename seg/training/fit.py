@@ -23,6 +23,7 @@ from seg.cli.compose import CONSTRUCTOR_ERRORS, instantiate_node, one_line, plai
 from seg.cli.resource_errors import explain_error
 from seg.cli.validation import is_number
 from seg.data.datamodule import DataModule
+from seg.data.datasets.base import image_groups
 from seg.data.partition import split_hash
 from seg.display.console import is_rank_zero, rank_zero_only
 from seg.errors import USER_ERRORS, RunError
@@ -61,7 +62,7 @@ from seg.training.evaluation import choose_split_neck
 from seg.training.loggers.base import TrackedRun
 from seg.training.loggers.guarded import finish_loggers, hide_secrets, start_loggers
 from seg.training.loggers.metrics_logger import MetricsCSV
-from seg.training.quality import fit_quality, measure_values
+from seg.training.quality import fit_quality, groups_of, measure_values
 from seg.training.resume import (
     copy_to_last,
     existing_checkpoints,
@@ -615,8 +616,9 @@ def calibrate_quality(
     train, val = data.samples("train"), data.samples("val")
     names = artifacts.scored_names(val.names, world, len(counts_NCTPB))
     features, others = measure_values(val, names), measure_values(train, train.names)
+    groups = groups_of(names, image_groups(data.source))
     quality = fit_quality(
-        counts_NCTPB, features, others, data.intensity, len(data.source.classes), "validation", threshold
+        counts_NCTPB, features, others, data.intensity, len(data.source.classes), "validation", threshold, groups
     )  # fmt: skip
     return None if quality is None else quality.model_dump()
 

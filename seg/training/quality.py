@@ -88,6 +88,7 @@ def fit_quality(
     classes: int,
     calibrated_on: Calibration,
     threshold: float | None,
+    groups: Sequence[str] | None,
 ) -> QualityRecord | None:
     """Return what scores without truth need; None if there are too few images to tell others apart.
 
@@ -99,6 +100,7 @@ def fit_quality(
         classes: their number.
         calibrated_on: ``validation`` or ``out-of-fold``.
         threshold: of the predictions; None: each network had its own.
+        groups: of each calibration image, if images of a group resemble each other.
     """
     measured = np.array([i for i, one in enumerate(features) if one is not None], int)
     known = [one for one in (*features, *others) if one is not None]
@@ -108,7 +110,10 @@ def fit_quality(
     distance_N = np.full(len(counts_NCTPB), np.nan)
     distance_N[measured] = distances[: len(measured)]
     counts_NCTPB = class_counts(counts_NCTPB, classes)
-    rows = [fit_class(counts_NCTPB[:, c], distance_N) for c in range(classes)]
+    group_N = np.arange(len(counts_NCTPB))
+    if groups is not None:
+        group_N = np.unique(np.asarray(groups), return_inverse=True)[1]
+    rows = [fit_class(counts_NCTPB[:, c], distance_N, group_N) for c in range(classes)]
     shift, scale = value_scale(intensity)
     record = QualityRecord(
         calibrated_on=calibrated_on,
@@ -128,6 +133,11 @@ def fit_quality(
     return record.model_copy(update={"usual": float(np.quantile(means, USUAL)) if means else None})
 
 
+def groups_of(names: Sequence[str], groups: dict[str, str] | None) -> list[str] | None:
+    """Return the group of each name; None if images come in no groups."""
+    return None if groups is None else [groups[name] for name in names]
+
+
 class OutOfFoldMeter:
     """Measurements of the images that the folds of a cross-validation predict.
 
@@ -140,31 +150,37 @@ class OutOfFoldMeter:
         self.scale = value_scale(run.intensity)
         self.counts: list[NDArray] = []
         self.features: list[NDArray | None] = []
+        self.names: list[str] = []
 
     def begin(self, height: int, width: int) -> ImageMeter:
         """Return the meter of an image."""
         return ImageMeter(height, width, *self.scale, self.run.overlapping)
 
-    def finish(self, meter: ImageMeter) -> None:
+    def finish(self, meter: ImageMeter, name: str) -> None:
         """Keep what the meter of an image has measured; the counts up to ``COUNTED_BYTES``."""
+        self.names.append(name)
         assert meter.counts_CTPB is not None
         if self.kept < COUNTED_BYTES:
             self.counts.append(meter.counts_CTPB)
             self.kept += meter.counts_CTPB.nbytes
         self.features.append(meter.features.compute())
 
-    def fit(self, promise: RiskPromise | None) -> dict[str, Any] | None:
+    def fit(
+        self, promise: RiskPromise | None, groups: dict[str, str] | None
+    ) -> dict[str, Any] | None:
         """Return the record of the quality as plain values; None if there are too few images.
 
         Args:
             promise: of the threshold of all folds; None: each has its own.
+            groups: name -> group of the images; None: they come in no groups.
         """
         if not self.counts:
             return None
         threshold = None if promise is None else promise.threshold
+        counted = len(self.counts)
         found = fit_quality(
-            np.stack(self.counts), self.features[: len(self.counts)], self.features[len(self.counts) :], self.run.intensity, len(self.run.classes),
-            "out-of-fold", threshold,
+            np.stack(self.counts), self.features[:counted], self.features[counted:], self.run.intensity,
+            len(self.run.classes), "out-of-fold", threshold, groups_of(self.names[:counted], groups),
         )  # fmt: skip
         return None if found is None else found.model_dump()
 
@@ -220,25 +236,28 @@ def compare_with_truth(found: Sequence[ImageQuality], true_NC: NDArray) -> str:
     return text
 
 
-def fit_class(counts_NTPB: NDArray, distance_N: NDArray) -> ClassQuality:
+def fit_class(counts_NTPB: NDArray, distance_N: NDArray, group_N: NDArray) -> ClassQuality:
     """Return calibration and intervals of one class.
 
     Args:
         counts_NTPB: pixels of the calibration images.
         distance_N: of each image from the other known ones; nan: not measured.
+        group_N: number of the group of each image.
     """
     calibration = expected_scores.fit_calibration(counts_NTPB.sum(2))
     true, expected = expected_scores.true_scores(counts_NTPB), expected_scores.held_out_scores(counts_NTPB)  # fmt: skip
     scale_N = expected_scores.interval_scale(distance_N)
     gaps = [(t - e) / scale_N for t, e in zip(true, expected, strict=True)]
-    gaps = [gap[~np.isnan(gap)] for gap in gaps]
-    dice_margin, iou_margin = (expected_scores.conformal_margin(gap) for gap in gaps)
+    known = ~np.isnan(gaps[0])  # both scores are nan in the same images
+    dice_margin, iou_margin = (
+        expected_scores.conformal_margin(gap[known], groups=group_N[known]) for gap in gaps
+    )
     labelled = counts_NTPB[:, 1].sum((1, 2)) > 0
     return ClassQuality(
         slope=calibration.slope,
         offset=calibration.offset,
         always=bool(labelled.all()),
-        images=len(gaps[0]),
+        images=int(known.sum()),
         dice_margin=dice_margin,
         iou_margin=iou_margin,
     )

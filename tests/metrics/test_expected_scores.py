@@ -211,3 +211,29 @@ def test_distances_are_those_of_each_image_from_the_others():
     assert distances.max() <= 1
     strange = features[:1] + np.array([0, 0, 30, 0])
     assert reference.deviations(strange)[0].argmax() == 2 and reference.deviations(strange).max() > 1  # fmt: skip
+
+
+def test_counts_of_further_images_than_memory_has_room_for_are_left_out(monkeypatch):
+    monkeypatch.setattr("seg.metrics.calibration.COUNTED_BYTES", 3 * 4 * BINS * 8)
+    p = torch.rand(1, 2, 8, 8).softmax(1)
+    limited, whole = ProbabilityCounts(), ProbabilityCounts(limited=False)
+    for metric in (limited, whole):
+        for _ in range(5):
+            metric.update(p, p.argmax(1), p.argmax(1))
+            metric.update(p, p.argmax(1), p.argmax(1), continued=True)
+    assert len(limited.compute()) == 3 and len(whole.compute()) == 5
+    assert torch.equal(limited.compute(), whole.compute()[:3])
+
+
+def test_images_of_a_group_count_as_one():
+    # Nine groups of one residual, and one of two: 11 * .9 = 9.9 groups must be below, so the largest of all
+    groups = np.array([*range(9), 9, 9])
+    residuals = np.array([*range(1, 10), 10.0, -20.0])
+    assert conformal_margin(residuals, groups=groups) == 20
+    assert (
+        conformal_margin(residuals, 0.85, groups) == 10
+    )  # 9.35 groups: those of 1 to 9, and half the last
+    assert (
+        conformal_margin(residuals, 0.8) == 10
+    )  # of 11 images, the one of rank 12 * .8, rounded up
+    assert conformal_margin(np.arange(40.0), groups=np.arange(40) // 5) is None

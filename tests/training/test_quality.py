@@ -19,8 +19,7 @@ from seg.commands.evaluate import evaluate
 from seg.errors import RunError
 from seg.inference import ensemble
 from seg.inference.file_prediction import predict_files
-from seg.inference.quality import ImageMeter, class_counts, expected_quality
-from seg.metrics.expected_scores import CENTRES
+from seg.inference.quality import ImageMeter, expected_quality, score_prediction
 from seg.runs import checkpoint, load
 
 RUN = ["data.val=12", "data.test=10", "data.train=6", "trainer.max_epochs=2", "loss=weighted_bce"]
@@ -157,13 +156,18 @@ def test_evaluate_compares_with_the_truth(run, tmp_path, capsys):
 
 def test_quality_of_arrays_is_a_public_function(run):
     predictor = seg.load(str(run), accelerator="cpu")
-    quality, image = predictor.run.quality, np.random.default_rng(0).integers(0, 255, (64, 64, 1), np.uint8)  # fmt: skip
+    image = np.random.default_rng(0).integers(0, 255, (64, 64, 1), np.uint8)
     found = predictor.predict(image)
+    result = score_prediction(predictor.run, image, found.probabilities, found.mask)
+    assert not result.known and result.look and result.distance > 1
+    # The same from measurements
+    quality = predictor.run.quality
     meter = ImageMeter(64, 64, quality.shift, quality.scale, False)
     meter.add(0, image, found.probabilities, found.mask)
-    result = expected_quality(quality, meter.counts_CTPB, meter.features.compute())
-    assert not result.known and result.look and result.distance > 1
-    assert class_counts(meter.counts_CTPB, 2).shape == (2, 2, 2, len(CENTRES))
+    assert expected_quality(quality, meter.counts_CTPB, meter.features.compute()) == result
+    last = seg.load(str(run / "checkpoints/last.ckpt"), accelerator="cpu").run
+    with pytest.raises(RunError, match=r"last\.ckpt: has no calibration"):
+        score_prediction(last, image, found.probabilities, found.mask)
 
 
 def test_out_of_fold_images_calibrate_the_ensemble(tmp_path):
@@ -193,8 +197,9 @@ def test_a_damaged_record_is_refused(run, tmp_path):
 def test_two_workers_write_one_table(run, tmp_path):
     folder = write_images(tmp_path / "in", run, 8)
     line = [sys.executable, "-m", "seg.predict", f"run={run}", f"input={folder}", f"output={tmp_path / 'out'}", "save=[masks,probabilities]"]  # fmt: skip
-    workers = [subprocess.Popen(line, stdout=-1, stderr=-1) for _ in range(2)]
-    assert [worker.wait(200) for worker in workers] == [0, 0]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    workers = [subprocess.Popen(line, **quiet) for _ in range(2)]
+    assert [worker.wait(600) for worker in workers] == [0, 0]
     assert read_rows(tmp_path / "out") == predicted(run, folder, tmp_path / "one")
 
 
