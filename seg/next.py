@@ -1,7 +1,7 @@
 """Choose what to annotate next: ``python -m seg.next run=outputs/latest input=UNLABELLED output=OUT n=20``.
 
-Ranks unlabelled images by their expected Dice and by how unlike the labelled images and each other they are. Writes the
-table, a sheet of pictures, and copies of the first images with predicted masks to correct.
+Chooses unlabelled images at random, or by their expected Dice and by how unlike the labelled images and each other they
+are. Writes a table, a sheet of pictures, and copies of the images with predicted masks to correct.
 """
 
 from omegaconf import DictConfig

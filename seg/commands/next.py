@@ -19,7 +19,7 @@ from seg.errors import DataError, RunError, UserError
 from seg.inference import ensemble
 from seg.inference.prediction_folder import list_inputs
 from seg.inference.predictor import Predictor
-from seg.inference.quality import QualityScorer, shorten
+from seg.inference.quality import NO_CALIBRATION, QualityScorer, shorten
 from seg.inference.unlabelled import (
     UnlabelledImage,
     check_run_has_starts,
@@ -122,8 +122,7 @@ def build_queue_scorer(run: LoadedRun, order: str) -> QualityScorer | None:
     """
     if run.quality is None and order == "quality":
         raise RunError(
-            f"{run.checkpoint}: without the calibration that order=quality needs; take checkpoints/best.ckpt of a run of "
-            "this version, train again, or give order=random"
+            f"{run.checkpoint}: order=quality needs scores, but it {NO_CALIBRATION}; train again, or give order=random"
         )
     if run.quality is None:
         return None

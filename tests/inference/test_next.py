@@ -47,7 +47,7 @@ def queue(run: Path, inputs: Path, output: Path, *words: str) -> list[dict[str, 
 
 
 def test_the_queue_is_that_of_the_quality_and_its_data_are_read_back(run, images, tmp_path, capsys):
-    rows = queue(run, images, tmp_path / "out", "n=5")
+    rows = queue(run, images, tmp_path / "out", "n=5", "order=quality")
     said = " ".join(capsys.readouterr().out.split())
     assert "5 of 6 images" in said and "python -m seg.train data=folder" in said
     assert [row["rank"] for row in rows] == ["1", "2", "3", "4", "5"]
@@ -86,8 +86,8 @@ def test_random_order_needs_no_quality_and_is_that_of_its_seed(run, images, tmp_
     rows = queue(run, images, tmp_path / "a", "n=3", "order=random", "seed=4")
     assert [row["score"] for row in rows] == ["", "", ""] and all(row["dice"] for row in rows)
     old = run / "checkpoints/last.ckpt"  # it has no calibration
-    with pytest.raises(RunError, match=r"last\.ckpt: without the calibration that order=quality needs"):  # fmt: skip
-        queue(old, images, tmp_path / "b")
+    with pytest.raises(RunError, match=r"last\.ckpt: order=quality needs scores, but it has no calibration"):  # fmt: skip
+        queue(old, images, tmp_path / "b", "order=quality")
     again = queue(old, images, tmp_path / "b", "n=3", "order=random", "seed=4")
     assert [row["image"] for row in again] == [row["image"] for row in rows]
     assert all(row["dice"] == row["distance"] == "" for row in again)
@@ -96,7 +96,7 @@ def test_random_order_needs_no_quality_and_is_that_of_its_seed(run, images, tmp_
 
 
 def test_all_are_taken_where_there_are_fewer(run, images, tmp_path, capsys):
-    assert len(queue(run, images / "more", tmp_path / "out")) == 1
+    assert len(queue(run, images / "more", tmp_path / "out", "order=quality")) == 1
     assert "all 1 are taken: fewer than n=20" in capsys.readouterr().out
 
 
