@@ -27,7 +27,7 @@ SIZES = (8, 16, 32)  # labelled images
 EPOCHS, CROPS = 4, 192  # of a training; crops in an epoch
 NETWORK = [
     "data=folder", "model.width=6", "model.depth=3", "trainer=cpu", "logger=none", "panels=0", "save_predictions=0",
-    "loader.crop=64", "loader.batch_size=8", "optim.lr=1.0e-2", f"trainer.max_epochs={EPOCHS}",
+    "loader.crop=64", "loader.batch_size=8", "loader.skip_checks=[untrained]", "optim.lr=1.0e-2", f"trainer.max_epochs={EPOCHS}",
 ]  # fmt: skip
 TRAINING = {
     "vnc": ["data.classes=[membrane,intracellular,mitochondrion,synapse,glia]", "augment=d4"],
