@@ -29,6 +29,7 @@ from seg.commands.evaluate import evaluate
 from seg.commands.info import print_info
 from seg.commands.list import list_runs
 from seg.commands.models import show_network
+from seg.commands.next import queue_images
 from seg.commands.rerun import rerun
 from seg.commands.show import draw_samples as picture
 from seg.commands.sync import sync
@@ -43,7 +44,7 @@ ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "README.zh-CN.md", *sorted((ROOT / "docs").glob("*.md"))]
 COMMAND = re.compile(r"^(?:.*python -m seg\.|seg )([a-z]\w+)((?: [^\n`|#]+)?)", re.M)
 RUN = {"train": train, "evaluate": evaluate, "predict": predict_files, "prune": compare_depths, "export": export_run,
-       "rerun": rerun, "sync": sync}  # fmt: skip
+       "rerun": rerun, "sync": sync, "next": queue_images}  # fmt: skip
 SMALL = [
     "trainer=smoke",
     "logger=none",
@@ -238,7 +239,7 @@ def test_a_documented_command_runs(
         root = planes_root if "data.task=overlapping" in line else folder_root
         train(compose_checked("train", small(line, stack_root, root)))
         return
-    image = stack_root / "train-volume.tif"
+    image = folder_root / "images" if name == "next" else stack_root / "train-volume.tif"
     places = {"input": str(image), "output": str(tmp_path / "out"), "run": "outputs/latest"}
     RUN[name](
         compose_checked(

@@ -22,6 +22,7 @@ COMMANDS = {  # name -> first words of its page's docstring, in the order of a w
     "compare": "Compare many runs",
     "evaluate": "Evaluate a run on a split or on other data",
     "predict": "Segment images with a trained run",
+    "next": "Choose what to annotate next",
     "prune": "Compare UNet++ at each depth, and write a small one",
     "export": "Export a trained run as one file for other programs",
     "rerun": "Train a finished run again, and compare its numbers",

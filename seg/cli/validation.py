@@ -218,6 +218,7 @@ OPTION_RANGES = {  # dotted name of an option -> its range
     "tolerance": float_range(0, open_=True),
     "opset": int_range(12, 20),  # 20: the last that PyTorch's TorchScript exporter writes
     "n": POSITIVE_INT,
+    "order": choice_range("quality", "random"),
     "epoch": int_range(0),
     "status": words_range("finished", "running", "killed", "failed", "interrupted", "pruned", "damaged"),
     "clean": words_range("failed", "interrupted", "pruned", "killed", "superseded"),

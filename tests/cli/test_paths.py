@@ -16,7 +16,7 @@ from seg.errors import UserError
 COMMANDS = {  # command -> the words with which all of its options exist
     "train": [], "check": [], "show": [], "crossval": [], "tune": [],
     "evaluate": ["data=folder"], "prune": ["data=folder"], "predict": [], "export": [], "compare": [],
-    "rerun": ["logger=trackio"], "sync": [], "list": [], "doubt": [], "enough": [],
+    "rerun": ["logger=trackio"], "sync": [], "list": [], "doubt": [], "enough": [], "next": [],
 }  # fmt: skip
 CHOICES = (["data=folder", "logger=trackio"], ["data=coco"])
 OTHERS = {  # options whose comments mention files, but which are no paths

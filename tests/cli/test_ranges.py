@@ -19,7 +19,7 @@ VALUES = {
     "' '": " ", "abc": "abc", "[]": [], "[1]": [1], "[nan]": [math.nan], "{}": {}, "null": None, "-0.5": -0.5, "1.0": 1.0,
 }  # fmt: skip
 COMMANDS = ("train", "evaluate", "predict", "compare", "prune", "export", "check", "show", "sync", "crossval", "tune",
-            "rerun", "models", "list", "doubt", "enough")  # fmt: skip
+            "rerun", "models", "list", "doubt", "enough", "next")  # fmt: skip
 PRESETS = ("data=dsb2018", "data=nnunet")  # of data=folder, whose options they have
 TAKEN = {  # those of VALUES that an option takes -> file or command -> such options
     '': {
@@ -44,6 +44,7 @@ TAKEN = {  # those of VALUES that an option takes -> file or command -> such opt
         'export': 'format opset',
         'doubt': 'false_alarm',
         'enough': 'seeds',
+        'next': 'order accelerator',
     },
     "'' ' ' abc": {  # a download, and Lightning's names, are looked at there
         'trainer=auto': 'strategy',
@@ -135,6 +136,7 @@ TAKEN = {  # those of VALUES that an option takes -> file or command -> such opt
         'show': 'epoch',
         'crossval': 'overlap',
         'doubt': 'border panels',
+        'next': 'seed overlap',
     },
     '0 1e9 null': {
         'data=annotations': 'fold',
@@ -187,6 +189,7 @@ TAKEN = {  # those of VALUES that an option takes -> file or command -> such opt
         'tune': 'trials',
         'models': 'data.size data.channels logits',
         'doubt': 'min_size',
+        'next': 'n batch',
     },
     '1e9 1.0': {
         'trainer=auto': 'limit_train_batches limit_val_batches',
@@ -201,6 +204,7 @@ TAKEN = {  # those of VALUES that an option takes -> file or command -> such opt
         'predict': 'tile',
         'prune': 'depth',
         'rerun': 'threads',
+        'next': 'tile',
     },
     '[]': {
         'list': 'status clean',
@@ -254,6 +258,7 @@ TAKEN = {  # those of VALUES that an option takes -> file or command -> such opt
         'export': 'run',
         'rerun': 'run',
         'doubt': 'run',
+        'next': 'run',
     },
     'abc null': {
         'data=annotations': 'root group_by',
@@ -271,6 +276,7 @@ TAKEN = {  # those of VALUES that an option takes -> file or command -> such opt
         'tune': 'storage',
         'rerun': 'init data.root data.table loader.cache',
         'doubt': 'reviewed output data.root data.table',
+        'next': 'input output',
     },
     'null': {
         'data=annotations': 'tool spacing val',
@@ -284,6 +290,7 @@ TAKEN = {  # those of VALUES that an option takes -> file or command -> such opt
         'compare': 'split',
         'enough': 'split',
         'list': 'older',
+        'next': 'threshold',
     },
     'true': {
         'data=annotations': 'contiguous stratify border_class',
@@ -309,6 +316,7 @@ TAKEN = {  # those of VALUES that an option takes -> file or command -> such opt
         'data=coco': 'nodata',
         'data=folder': 'nodata',
         'predict': 'nodata',
+        'next': 'nodata',
     },
     '{}': {
         'logger=csv': 'logger',

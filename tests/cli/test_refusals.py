@@ -12,7 +12,7 @@ from PIL import Image
 from seg.cli.command import accept_lazy_help, flag_parser
 
 COMMANDS = ("train", "evaluate", "predict", "compare", "prune", "export", "check", "show", "sync", "crossval", "tune",
-            "rerun", "models", "list", "doubt", "enough")  # fmt: skip
+            "rerun", "models", "list", "doubt", "enough", "next")  # fmt: skip
 FLAGS = [
     ("--foo", "--foo: no such flag; did you mean --"),
     ("-z", "-z: no such flag (flags: -h, --help, -m, --multirun, "),
@@ -144,6 +144,10 @@ WRONG = [
         "sizes=[4,8]",
         "sizes=[4,8]: 2 different sizes of 24 images; a curve needs 3 or more",
     ),
+    ("next", "run=RUN", "input is not set: give a folder of images, input=..."),
+    ("next", "run=RUN input=IMAGE", "output is not set: give a new folder, output=..."),
+    ("next", "run=RUN input=IMAGE output=o n=0", "n=0: a whole number of 1 or more"),
+    ("next", "run=RUN input=IMAGE output=o order=size", "order=size: "),
     ("crossval", "data=membranes", "data.folds: Membranes has no such option"),
     ("crossval", "data=folder data.root=nowhere data.folds=1", "data.folds=1: a whole number of 2"),
     ("tune", "trials=3", "nothing is searched"),

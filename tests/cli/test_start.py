@@ -31,7 +31,7 @@ print(json.dumps([codes, sorted({name.split(".")[0] for name in sys.modules})]))
 JUDGED = [
     *(([command, "--help"], 0) for command in (
         "train", "evaluate", "predict", "compare", "prune", "export", "tune", "check", "crossval", "rerun", "show", "sync",
-        "list", "models", "doubt", "enough",
+        "list", "models", "doubt", "enough", "next",
     )),
     (["train", "--version"], 0),
     (["train", "--hlep"], 2),
