@@ -239,7 +239,10 @@ def test_a_documented_command_runs(
         root = planes_root if "data.task=overlapping" in line else folder_root
         train(compose_checked("train", small(line, stack_root, root)))
         return
-    image = folder_root / "images" if name == "next" else stack_root / "train-volume.tif"
+    image = stack_root / "train-volume.tif"
+    if name == "next":  # a file is one image
+        image = tmp_path / "grey.png"
+        Image.new("L", (64, 64), 99).save(image)
     places = {"input": str(image), "output": str(tmp_path / "out"), "run": "outputs/latest"}
     RUN[name](
         compose_checked(
