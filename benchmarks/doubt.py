@@ -1,21 +1,25 @@
 """Find planted label errors: ``python benchmarks/doubt.py FOLDER``.
 
-Makes images of round and square objects, plants errors of five kinds in a share of the masks, cross-validates, runs
-seg.doubt, and prints a row of a table for each share: planted errors, how many of them have a region in the list, and
-among the first k regions, with k the number of planted errors; precision of these; the planted errors among the k
-images of the largest mean loss; and the regions that stand out.
-Intervals are Wilson's at 95 %. The same command continues where it stopped.
+Makes images of round and square objects, or takes ``--data vnc`` (tiles of 256 px at half the resolution) or ``--data
+camvid`` (every second frame at half the resolution) from ``--source``; plants errors of five kinds in a share of the
+masks, cross-validates, lists the doubts, and prints a row of a table for each share: planted errors, how many of them
+have a region in the list, and among the first k regions, with k the number of planted errors; precision of these; the
+planted errors among the k images of the largest mean loss; and the regions that stand out. Intervals are Wilson's at
+95 %. ``--after N`` plants N times after the cross-validation of unchanged masks, which saves N cross-validations. The
+same command continues where it stopped.
 
+``--retrain SEEDS`` then trains on the masks with the first k doubts accepted, and prints the Dice of clean images.
 ``python benchmarks/doubt.py --offsets data=isbi2012 data.root=DATA`` counts the offsets of the masks of any data.
 """
 
 import argparse
 import csv
-import json
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import tifffile
@@ -25,14 +29,61 @@ from scipy import ndimage
 from scipy.stats import binomtest
 
 from seg.cli.compose import compose_checked, instantiate_node, plain_config
-from seg.metrics.label_errors import image_offset
+from seg.commands.doubt import list_doubts
+from seg.inference.doubt_files import RankedDoubt, correct_mask
+from seg.labels import IGNORE
+from seg.metrics.label_errors import WHOLE, image_offset
+from seg.multirun.out_of_fold import open_out_of_fold
 
 KINDS = ("missing", "invented", "shifted", "swapped", "whole")
 SIZE, OBJECTS, LEAST_PX = 128, 28, 20  # px of a side; tries to place an object; px of an error
-TRAINING = [
-    "data=folder", "data.classes=[background,round,square]", "data.folds=4", "model.width=8", "model.depth=3",
-    "trainer.max_epochs=12", "loader.repeats=4", "loader.crop=64", "augment=d4", "logger=none", "panels=0",
-]  # fmt: skip
+MOST, MOVE, ROOM = (
+    0.1,
+    6,
+    8,
+)  # share of an image that an object has at most; px of a shift; px around what is invented
+Masks = dict[str, np.ndarray]
+
+
+class Data(NamedTuple):
+    """What is measured on.
+
+    Attributes:
+        things: classes of objects that are missing, invented, shifted or swapped.
+        training: options of seg.crossval and seg.train.
+        folds: further options of seg.crossval.
+    """
+
+    things: tuple[int, ...]
+    training: list[str]
+    folds: list[str]
+
+
+COMMON = ["data=folder", "model.width=8", "logger=none", "panels=0"]
+REAL = ["model.depth=4", "loss=cross_entropy"]
+DATA = {
+    "objects": Data(
+        (1, 2),
+        [*COMMON, "data.classes=[background,round,square]", "model.depth=3", "trainer.max_epochs=12",
+         "loader.repeats=4", "loader.crop=64", "augment=d4"],
+        ["data.folds=4"],
+    ),
+    "vnc": Data(
+        (2, 3, 4),
+        [*COMMON, *REAL, "data.classes=[membrane,cell,mitochondrion,synapse,glia]", "trainer.max_epochs=8",
+         "loader.repeats=4", "loader.crop=96", "loader.batch_size=8", "augment=d4"],
+        ["data.folds=2", "data.group_by='^[0-9][0-9]'"],
+    ),
+    "camvid": Data(
+        (2, 6, 7, 8, 9, 10),
+        [*COMMON, *REAL, "data.classes=[sky,building,pole,road,pavement,tree,sign,fence,car,pedestrian,bicyclist]",
+         "data.ignore=[255]", "trainer.max_epochs=12", "loader.repeats=2", "loader.crop=128", "augment=mirror"],
+        ["data.folds=2"],
+    ),
+}  # fmt: skip
+
+
+# ---- images and true masks
 
 
 def draw_mask(rng: np.random.Generator, least: float) -> np.ndarray:
@@ -54,94 +105,175 @@ def draw_image(mask: np.ndarray, rng: np.random.Generator, noise: float) -> np.n
     return (image + rng.normal(0, noise, mask.shape)).clip(0, 255).astype(np.uint8)
 
 
-def plant_error(
-    mask: np.ndarray, kind: str, other: np.ndarray, rng: np.random.Generator
-) -> np.ndarray:
-    """Return a mask with one error of a kind; ``other`` is the mask of another image."""
-    wrong, (labels, count) = mask.copy(), ndimage.label(mask)
-    sizes = np.bincount(labels.ravel(), minlength=count + 1)
-    one = labels == rng.choice(np.flatnonzero(sizes[1:] >= LEAST_PX) + 1)
-    if kind == "missing":
-        wrong[one] = 0
-    elif kind == "swapped":
-        wrong[one] = 3 - mask[one]
-    elif kind == "shifted":
-        wrong[one] = 0
-        wrong[np.roll(one, rng.choice([-6, 6], 2), (0, 1))] = mask[one][0]
-    elif kind == "invented":
-        place = ndimage.distance_transform_edt(mask == 0)
-        place[:12], place[-12:], place[:, :12], place[:, -12:] = 0, 0, 0, 0
-        row, column = np.unravel_index(rng.choice(np.flatnonzero(place > 8)), mask.shape)
-        rows, columns = np.mgrid[:SIZE, :SIZE]
-        wrong[np.hypot(rows - row, columns - column) < rng.uniform(2.7, 8)] = 1
-    else:
-        wrong = other.copy()
-    return wrong
+def load_data(args: argparse.Namespace) -> tuple[Masks, Masks, int]:
+    """Return images and true masks by name, and how many of the first ones are in the cross-validation."""
+    if args.data == "objects":
+        rng = np.random.default_rng(args.seed)
+        masks = [draw_mask(rng, args.radius) for _ in range(2 * args.images)]
+        images = {f"{i:03d}": draw_image(mask, rng, args.noise) for i, mask in enumerate(masks)}
+        return images, dict(zip(images, masks, strict=True)), args.images
+    pairs = list(read_vnc(args.source) if args.data == "vnc" else read_camvid(args.source))
+    images, masks = ({name: pair[i] for name, *pair in pairs} for i in (0, 1))
+    return images, masks, 128 if args.data == "vnc" else 92
 
 
-def make_data(root: Path, args: argparse.Namespace, rate: float) -> dict[str, str]:
-    """Write images and masks, and the true masks; return image name -> kind of its planted error."""
-    rng = np.random.default_rng(args.seed)
-    masks = [draw_mask(rng, args.radius) for _ in range(args.images)]
-    images = [draw_image(mask, rng, args.noise) for mask in masks]
-    chosen = rng.permutation(args.images)[: round(rate * args.images)]
-    kinds = {int(i): KINDS[n % len(KINDS)] for n, i in enumerate(chosen)}
-    for part in ("images", "masks", "truth"):
-        (root / part).mkdir(parents=True)
-    for i, (image, mask) in enumerate(zip(images, masks, strict=True)):
-        given = plant_error(mask, kinds[i], masks[i - 1], rng) if i in kinds else mask
-        for part, array in (("images", image), ("masks", given), ("truth", mask)):
-            Image.fromarray(array).save(root / part / f"{i:03d}.png")
-    return {f"{i:03d}": kind for i, kind in kinds.items()}
-
-
-def score_list(place: Path) -> str:
-    """Return the row of a table for the list of doubts in a folder; a region is right if an error is in its box."""
-    kinds = json.loads((place / "planted.json").read_text())
-    wrong = {}
-    for name in kinds:
-        mask, truth = (
-            np.array(Image.open(place / f"data/{p}/{name}.png")) for p in ("masks", "truth")
+def read_half(image: Path, mask: Path) -> tuple[Image.Image, Image.Image]:
+    """Read an image and its mask at half the resolution."""
+    with Image.open(image) as one, Image.open(mask) as two:
+        return one.reduce(2), two.resize(
+            (one.width // 2, one.height // 2), Image.Resampling.NEAREST
         )
-        wrong[name] = mask != truth
-    with (place / "doubt/doubt.csv").open(newline="") as stream:
-        rows = list(csv.DictReader(stream))
-    right = [is_right(row, wrong) for row in rows]
+
+
+def read_vnc(source: Path) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """Yield name, image and mask of 16 tiles of each section; the last two sections are held back."""
+    for file in sorted((source / "images").iterdir()):
+        image, mask = read_half(file, source / "masks" / file.name)
+        for top in range(0, image.height, SIZE):
+            for left in range(0, image.width, SIZE):
+                box = (left, top, left + SIZE, top + SIZE)
+                name = f"{file.stem}_{top // SIZE}{left // SIZE}"
+                yield name, np.array(image.crop(box)), np.array(mask.crop(box))
+
+
+def read_camvid(source: Path) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """Yield name, image and mask of every second frame; those of the folder val are held back."""
+    for part in ("train", "val"):
+        for file in sorted((source / part / "images").iterdir())[::2]:
+            image, mask = map(np.array, read_half(file, source / part / "masks" / file.name))
+            yield file.stem, image, np.where(mask == 11, IGNORE, mask).astype(np.uint8)
+
+
+# ---- planted errors
+
+
+def plant_error(
+    mask: np.ndarray,
+    kind: str,
+    other: np.ndarray,
+    things: tuple[int, ...],
+    rng: np.random.Generator,
+) -> np.ndarray | None:
+    """Return a mask with one error of a kind, or None if it has no place for it; ``other`` is another image's mask."""
+    wrong = mask.copy()
+    if kind == "whole":
+        wrong = other.copy()
+    elif kind == "invented":
+        place = np.zeros(mask.shape, bool)
+        for k in set(np.unique(mask)) - {*things, IGNORE}:
+            place |= ndimage.distance_transform_edt(np.pad(mask == k, 1))[1:-1, 1:-1] > ROOM
+        if not place.any():
+            return None
+        row, column = np.unravel_index(rng.choice(np.flatnonzero(place)), mask.shape)
+        rows, columns = np.mgrid[: mask.shape[0], : mask.shape[1]]
+        wrong[np.hypot(rows - row, columns - column) < rng.uniform(2.7, ROOM)] = rng.choice(things)
+    else:
+        objects = find_objects(mask, things)
+        if not objects:
+            return None
+        one = objects[rng.integers(len(objects))]
+        ring = mask[ndimage.binary_dilation(one, iterations=2) & ~one & (mask != IGNORE)]
+        around, own = np.bincount(ring, minlength=1).argmax(), mask[one][0]
+        wrong[one] = rng.choice([k for k in things if k != own]) if kind == "swapped" else around
+        if kind == "shifted":
+            wrong[ndimage.shift(one, rng.choice([-MOVE, MOVE], 2), order=0)] = own
+    return wrong if ((wrong != mask) & (mask != IGNORE)).sum() >= LEAST_PX else None
+
+
+def find_objects(mask: np.ndarray, things: tuple[int, ...]) -> list[np.ndarray]:
+    """Return the objects (H, W) bool of some classes, without tiny and huge ones."""
+    objects = []
+    for k in things:
+        labels, count = ndimage.label(mask == k)
+        sizes = np.bincount(labels.ravel(), minlength=count + 1)
+        fit = (sizes >= LEAST_PX) & (sizes <= MOST * mask.size)
+        objects += [labels == n for n in range(1, count + 1) if fit[n]]
+    return objects
+
+
+def plant_errors(masks: Masks, rate: float, things: tuple[int, ...], seed: int) -> tuple[Masks, dict[str, str]]:  # fmt: skip
+    """Return masks with errors in a share of them, all kinds alike, and image name -> kind."""
+    rng = np.random.default_rng([seed, 1])
+    names, given, kinds = rng.permutation(sorted(masks)).tolist(), dict(masks), {}
+    for n in range(round(rate * len(masks))):
+        kind = KINDS[n % len(KINDS)]
+        for name in names:
+            other = masks[rng.choice([k for k in names if k != name])]
+            wrong = None if name in kinds else plant_error(masks[name], kind, other, things, rng)
+            if wrong is not None:
+                given[name], kinds[name] = wrong, kind
+                break
+    return given, kinds
+
+
+def write_images(arrays: Masks, folder: Path) -> None:
+    """Write images or masks as PNG."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, array in arrays.items():
+        Image.fromarray(array).save(folder / f"{name}.png")
+
+
+# ---- scores
+
+
+class Scores(NamedTuple):
+    """Counts of one list of doubts."""
+
+    planted: int
+    regions: int
+    listed: int
+    first: int
+    first_right: int
+    first_of: int
+    by_loss: int
+    out: int
+    out_right: int
+    out_of: int
+
+    def row(self, rate: float) -> str:
+        """Return the row of a table."""
+        cells = [
+            f"{rate:g}", str(self.planted), str(self.regions), share(self.listed, self.planted), share(self.first, self.planted),
+            share(self.first_right, self.first_of), share(self.by_loss, self.planted), share(self.out, self.planted),
+            share(self.out_right, self.out_of),
+        ]  # fmt: skip
+        return f"| {' | '.join(cells)} |"
+
+
+def score_list(
+    ranked: list[RankedDoubt], truth: Masks, given: Masks, kinds: dict[str, str], cv: Path
+) -> Scores:
+    """Return the counts of a list of doubts; a region is right if at least half of its pixels are mislabelled."""
+    right = [is_right(one, truth, given) for one in ranked]
+    k = len(kinds)
+    out = [i for i, one in enumerate(ranked) if one.stands_out]
 
     def found(chosen: list[int]) -> int:
-        return len({rows[i]["image"] for i in chosen if right[i]})
+        return len({ranked[i].image for i in chosen if right[i]} & set(kinds))
 
-    first = list(range(min(len(kinds), len(rows))))
-    out = [i for i, row in enumerate(rows) if row["stands_out"] == "yes"]
-    cells = [
-        str(len(kinds)),
-        str(len(rows)),
-        share(found(list(range(len(rows)))), len(kinds)),
-        share(found(first), len(kinds)),
-        share(sum(right[i] for i in first), len(first)),
-        share(len(set(kinds) & set(rank_by_loss(place)[: len(kinds)])), len(kinds)),
-        share(found(out), len(kinds)),
-        share(sum(right[i] for i in out), len(out)),
-    ]
-    return f"| {place.name} | {' | '.join(cells)} |"
+    everywhere, first = list(range(len(ranked))), list(range(min(k, len(ranked))))
+    by_loss = len(set(kinds) & set(rank_by_loss(cv, given)[:k]))
+    return Scores(
+        k, len(ranked), found(everywhere), found(first), sum(right[i] for i in first), len(first), by_loss, found(out),
+        sum(right[i] for i in out), len(out),
+    )  # fmt: skip
 
 
-def rank_by_loss(place: Path) -> list[str]:
+def is_right(one: RankedDoubt, truth: Masks, given: Masks) -> bool:
+    """Return True if at least half of the pixels of a doubt are mislabelled."""
+    window = one.doubt.window
+    wrong = (truth[one.image][window] != given[one.image][window])[one.doubt.inside]
+    return bool(wrong.mean() >= 0.5)
+
+
+def rank_by_loss(cv: Path, given: Masks) -> list[str]:
     """Return the images by their mean cross-entropy, largest first: what a plain ranking would show."""
     losses = {}
-    for file in (place / "cv/out-of-fold/probabilities").iterdir():
-        mask = np.array(Image.open(place / f"data/masks/{file.stem}.png"))
-        p = np.take_along_axis(tifffile.imread(file), mask[None].astype(int), 0)
-        losses[file.stem] = -np.log(np.maximum(p, 1e-9)).mean()
+    for name, mask in given.items():
+        p_CHW, known = tifffile.imread(cv / f"out-of-fold/probabilities/{name}.tif"), mask != IGNORE
+        p = np.take_along_axis(p_CHW, np.where(known, mask, 0)[None].astype(int), 0)[0]
+        losses[name] = -np.log(np.maximum(p[known], 1e-9)).mean()
     return sorted(losses, key=lambda name: -losses[name])
-
-
-def is_right(row: dict[str, str], wrong: dict[str, np.ndarray]) -> bool:
-    """Return True if a planted error has a pixel in the box of a row."""
-    left, top, width, height = (int(row[name]) for name in ("left", "top", "width", "height"))
-    return row["image"] in wrong and bool(
-        wrong[row["image"]][top : top + height, left : left + width].any()
-    )
 
 
 def share(count: int, of: int) -> str:
@@ -152,30 +284,135 @@ def share(count: int, of: int) -> str:
     return f"{count} of {of} ({interval.low:.2f} to {interval.high:.2f})"
 
 
+def find_planted(place: Path, root: Path) -> list[RankedDoubt]:
+    """Return the doubts of a cross-validation, with the masks of a folder."""
+    cfg = compose_checked("doubt", [f"run={place / 'cv'}", f"data.root={root}"])
+    return list_doubts(open_out_of_fold(cfg.run, cfg.data), cfg)[0]
+
+
+# ---- retraining
+
+
+def accept(given: Masks, chosen: list[RankedDoubt], word: str) -> Masks:
+    """Return masks with some doubts accepted; whole masks are ignored."""
+    masks = dict(given)
+    for one in chosen:
+        how = "ignore" if one.doubt.kind == WHOLE else word
+        masks[one.image] = correct_mask(masks[one.image], one.doubt, how)
+    return masks
+
+
+def retrain(place: Path, args: argparse.Namespace, given: Masks, truth: Masks, ranked: list[RankedDoubt], k: int, held: tuple[Masks, Masks]) -> None:  # fmt: skip
+    """Train on corrected masks and print the Dice of held-back images after the last epoch, a row for each correction."""
+    images = {name: np.array(Image.open(place / f"data/images/{name}.png")) for name in given}
+    for k_now in (k // 2, k):
+        first = ranked[:k_now]
+        looked = np.random.default_rng([args.seed, 2]).permutation(sorted(given))[:k_now].tolist()
+        arms = {
+            "0-nothing": given,
+            f"{k_now}-ignore": accept(given, first, "ignore"),
+            f"{k_now}-class": accept(given, first, "class"),
+            f"{k_now}-class-if-right": accept(given, [one for one in first if is_right(one, truth, given)], "class"),
+            f"{k_now}-random-images": given | {name: truth[name] for name in looked},
+            "all-corrected": truth,
+        }  # fmt: skip
+        for arm, masks in arms.items():
+            root = place / "retrain" / arm
+            for part, pair in (("train", (images, masks)), ("val", held)):
+                for folder, arrays in zip(("images", "masks"), pair, strict=True):
+                    write_images(arrays, root / part / folder)
+            scores = [retrained_dice(root, args, seed) for seed in range(args.retrain)]
+            print(f"| {arm} | {' | '.join(f'{score:.4f}' for score in scores)} |", flush=True)
+
+
+def retrained_dice(root: Path, args: argparse.Namespace, seed: int) -> float:
+    """Train a network on corrected masks, unless done; return the Dice of the held-back images after the last epoch."""
+    outputs = root / f"seed-{seed}"
+    if not list(outputs.glob("*/metrics.csv")):
+        words = [word for word in DATA[args.data].training if not word.startswith("data.ignore")]
+        run(
+            "train",
+            *words,
+            "data.ignore=[255]",
+            f"data.root={root}",
+            f"outputs={outputs}",
+            f"seed={seed}",
+        )
+    with next(outputs.glob("*/metrics.csv")).open(newline="") as stream:
+        scores = [row["val/dice"] for row in csv.DictReader(stream)]
+    return float([score for score in scores if score][-1])
+
+
+# ---- commands
+
+
 def main() -> None:
     """Measure every rate, and print a row for each."""
+    args = parse_arguments()
+    if args.offsets:
+        print(count_offsets(args.offsets))
+        return
+    what = DATA[args.data]
+    images, masks, count = load_data(args)
+    names = list(images)
+    truth, held = {name: masks[name] for name in names[:count]}, names[count:]
+    print("| rate | planted | regions | in the list | in the first k | right of the first k | in the first k images by mean loss | standing out | right of these |")  # fmt: skip
+    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    for rate in args.rates:
+        place = args.folder / f"{0 if args.after else rate:g}"
+        given, kinds = plant_errors(truth, 0 if args.after else rate, what.things, args.seed)
+        if not (place / "data/images").exists():
+            write_images(given, place / "data/masks")
+            write_images({name: images[name] for name in given}, place / "data/images")
+        words = [
+            *what.training,
+            *what.folds,
+            f"data.root={place / 'data'}",
+            f"output={place / 'cv'}",
+        ]
+        run("crossval", *words)
+        if args.after:
+            print(score_repeats(place, args, truth, rate).row(rate), flush=True)
+            continue
+        ranked = find_planted(place, place / "data")
+        print(score_list(ranked, truth, given, kinds, place / "cv").row(rate), flush=True)
+        if args.retrain:
+            clean = {name: images[name] for name in held}, {name: masks[name] for name in held}
+            retrain(place, args, given, truth, ranked, len(kinds), clean)
+
+
+def score_repeats(place: Path, args: argparse.Namespace, truth: Masks, rate: float) -> Scores:
+    """Return the sums of the counts over errors planted several times after the cross-validation."""
+    scores = []
+    for repeat in range(args.after):
+        given, kinds = plant_errors(truth, rate, DATA[args.data].things, args.seed + repeat)
+        root = place / "after"
+        write_images({}, root)
+        if not (root / "images").exists():
+            (root / "images").symlink_to((place / "data/images").resolve())
+        write_images(given, root / "masks")
+        ranked = find_planted(place, root)
+        scores.append(score_list(ranked, truth, given, kinds, place / "cv"))
+    return Scores(*(sum(column) for column in zip(*scores, strict=True)))
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Return the options."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, nargs="?", help="folder for data and runs")
     parser.add_argument("--offsets", nargs="+", help="options of data whose masks are measured")
+    parser.add_argument("--data", choices=DATA, default="objects")
+    parser.add_argument(
+        "--source", type=Path, help="folder of vnc (images, masks) or camvid (train, val)"
+    )
     parser.add_argument("--rates", type=float, nargs="+", default=[0, 0.02, 0.1, 0.3])
+    parser.add_argument("--after", type=int, default=0, help="plantings after the cross-validation")
+    parser.add_argument("--retrain", type=int, default=0, help="networks per correction")
     parser.add_argument("--images", type=int, default=40)
     parser.add_argument("--noise", type=float, default=9, help="sd of the grey values' noise")
     parser.add_argument("--radius", type=float, default=4, help="px of the smallest objects")
     parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
-    if args.offsets:
-        print(count_offsets(args.offsets))
-        return
-    print("| rate | planted | regions | in the list | in the first k | right of the first k | in the first k images by mean loss | standing out | right of these |")  # fmt: skip
-    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
-    for rate in args.rates:
-        place = args.folder / f"{rate:g}"
-        if not (place / "planted.json").exists():
-            kinds = make_data(place / "data", args, rate)
-            (place / "planted.json").write_text(json.dumps(kinds))
-        run("crossval", *TRAINING, f"data.root={place / 'data'}", f"output={place / 'cv'}")
-        run("doubt", f"run={place / 'cv'}", f"output={place / 'doubt'}")
-        print(score_list(place), flush=True)
+    return parser.parse_args()
 
 
 def count_offsets(words: list[str]) -> Counter[tuple[int, int]]:
