@@ -52,11 +52,13 @@ class Data(NamedTuple):
         things: classes of objects that are missing, invented, shifted or swapped.
         training: options of seg.crossval and seg.train.
         folds: further options of seg.crossval.
+        retraining: further options of seg.train.
     """
 
     things: tuple[int, ...]
     training: list[str]
     folds: list[str]
+    retraining: list[str]
 
 
 COMMON = ["data=folder", "model.width=8", "logger=none", "panels=0"]
@@ -66,19 +68,19 @@ DATA = {
         (1, 2),
         [*COMMON, "data.classes=[background,round,square]", "model.depth=3", "trainer.max_epochs=12",
          "loader.repeats=4", "loader.crop=64", "augment=d4"],
-        ["data.folds=4"],
+        ["data.folds=4"], [],
     ),
     "vnc": Data(
         (2, 3, 4),
         [*COMMON, *REAL, "data.classes=[membrane,cell,mitochondrion,synapse,glia]", "trainer.max_epochs=8",
          "loader.repeats=4", "loader.crop=96", "loader.batch_size=8", "augment=d4"],
-        ["data.folds=2", "data.group_by='^[0-9][0-9]'"],
+        ["data.folds=2", "data.group_by='^[0-9][0-9]'"], ["trainer.max_epochs=3"],
     ),
     "camvid": Data(
         (2, 6, 7, 8, 9, 10),
         [*COMMON, *REAL, "data.classes=[sky,building,pole,road,pavement,tree,sign,fence,car,pedestrian,bicyclist]",
          "data.ignore=[255]", "trainer.max_epochs=12", "loader.repeats=2", "loader.crop=128", "augment=mirror"],
-        ["data.folds=2"],
+        ["data.folds=2"], ["trainer.max_epochs=6"],
     ),
 }  # fmt: skip
 
@@ -305,7 +307,7 @@ def accept(given: Masks, chosen: list[RankedDoubt], word: str) -> Masks:
 def retrain(place: Path, args: argparse.Namespace, given: Masks, truth: Masks, ranked: list[RankedDoubt], k: int, held: tuple[Masks, Masks]) -> None:  # fmt: skip
     """Train on corrected masks and print the Dice of held-back images after the last epoch, a row for each correction."""
     images = {name: np.array(Image.open(place / f"data/images/{name}.png")) for name in given}
-    for k_now in (k // 2, k):
+    for k_now in (round(part * k) for part in args.parts):
         first = ranked[:k_now]
         looked = np.random.default_rng([args.seed, 2]).permutation(sorted(given))[:k_now].tolist()
         arms = {
@@ -408,6 +410,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--rates", type=float, nargs="+", default=[0, 0.02, 0.1, 0.3])
     parser.add_argument("--after", type=int, default=0, help="plantings after the cross-validation")
     parser.add_argument("--retrain", type=int, default=0, help="networks per correction")
+    parser.add_argument(
+        "--parts", type=float, nargs="+", default=[0.5, 1], help="of k, accepted to retrain"
+    )
     parser.add_argument("--images", type=int, default=40)
     parser.add_argument("--noise", type=float, default=9, help="sd of the grey values' noise")
     parser.add_argument("--radius", type=float, default=4, help="px of the smallest objects")

@@ -88,7 +88,7 @@ class Doubt(NamedTuple):
         top: first row of its window, px.
         inside: (h, w) bool, the contradicted pixels of the window.
         confidence: mean probability of the class meant, 0..1.
-        evidence: against the label, nats.
+        evidence: against the label, nats; of a region weighted.
         shift: (rows, columns) by which a shifted mask lies away.
     """
 
@@ -362,23 +362,49 @@ def mask_doubt(
 def find_regions(
     label: np.ndarray, p_CHW: np.ndarray, found: Contradictions, border: int, min_size: int
 ) -> list[Doubt]:
-    """Return the connected regions of each pair of classes: the core and contradicted pixels near it."""
+    """Return the connected regions of each pair of classes: the core and contradicted pixels near it.
+
+    The evidence of their pixels is weighted by the certainty of the class meant, 2 p - 1 of the mean probability p and
+    at least 0, and by the square root of ``object_overlap``.
+    """
     regions, classes = [], len(p_CHW)
+    predicted = p_CHW.argmax(0)
     pairs = np.where(found.everywhere, label.astype(np.int64) * classes + found.meant, -1)
     for pair in np.unique(pairs[found.core]):
         said, meant = divmod(int(pair), classes)
         here = pairs == pair
         grown = ndimage.binary_dilation(found.core & here, iterations=border, mask=here)
         labels = label_components(grown)
+        objects = [label_components(label == said), label_components(predicted == meant)]
+        areas = [np.bincount(numbers.ravel()) for numbers in objects]
         for number, window in enumerate(ndimage.find_objects(labels), start=1):
             inside = labels[window] == number
             if inside.sum() < min_size:
                 continue
-            evidence = float(found.evidence[window][inside & found.core[window]].sum())
             confidence = float(p_CHW[meant][window][inside].mean())
+            overlap = max(
+                object_overlap(inside, numbers[window], area)
+                for numbers, area in zip(objects, areas, strict=True)
+            )
+            evidence = float(found.evidence[window][inside & found.core[window]].sum())
+            evidence *= max(2 * confidence - 1, 0.0) * math.sqrt(overlap)
             left, top = window[1].start, window[0].start
             regions.append(Doubt(REGION, said, meant, left, top, inside, confidence, evidence))
     return regions
+
+
+def object_overlap(inside: np.ndarray, numbers: np.ndarray, areas: np.ndarray) -> float:
+    """Return the largest IoU of a region with an object, 0..1.
+
+    A label error most often concerns a whole object, of the label or of the prediction; a mistake of a network a part.
+
+    Args:
+        inside: (h, w) bool, the region.
+        numbers: (h, w) numbers of the objects, 0 elsewhere.
+        areas: px of each number in the whole image.
+    """
+    shared = np.bincount(numbers[inside], minlength=len(areas))
+    return float((shared / (areas + inside.sum() - shared))[1:].max(initial=0.0))
 
 
 # ---- what stands out
