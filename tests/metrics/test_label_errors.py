@@ -12,17 +12,15 @@ from seg.metrics.label_errors import (
     SHIFTED,
     WHOLE,
     Doubt,
-    best_offset,
     cohen_kappa,
-    explained_variance,
     find_contradictions,
     find_doubts,
     measure_image,
     move_depths,
-    move_label,
     pool_images,
     rank_doubts,
 )
+from seg.metrics.label_offsets import best_offset, explained_variance, move_label
 
 SIZE, IMAGES = 96, 16
 
