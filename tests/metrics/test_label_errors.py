@@ -15,8 +15,10 @@ from seg.metrics.label_errors import (
     cohen_kappa,
     find_contradictions,
     find_doubts,
+    find_regions,
     measure_image,
     move_depths,
+    object_overlap,
     pool_images,
     rank_doubts,
 )
@@ -92,6 +94,30 @@ def test_the_depth_is_how_far_a_border_must_move():
     depths = move_depths(label, predicted, predicted, wrong)
     assert depths[0, [7, 8, 9]].tolist() == [3, 2, 3]  # from column 6 to it, or from column 10
     assert depths[0, 2] == 8 and not depths[~wrong].any()
+
+
+def test_the_overlap_is_the_iou_with_the_best_object_of_the_whole_image():
+    inside = np.array([[1, 1, 1], [1, 0, 0]], bool)
+    numbers = np.array([[0, 1, 1], [2, 2, 0]])
+    # object 1 has 2 of the region's 4 px and 4 px outside the window; object 2 has 1 and 1 outside the region
+    assert object_overlap(inside, numbers, np.array([90, 6, 2])) == pytest.approx(2 / (6 + 4 - 2))
+    assert object_overlap(inside, np.zeros((2, 3), int), np.array([96])) == 0
+
+
+@pytest.mark.parametrize(("confidence", "listed"), [(0.45, False), (0.9, True)])
+def test_a_region_counts_as_far_as_the_networks_are_sure(confidence, listed):
+    label = np.zeros((20, 20), np.uint8)
+    p_CHW = np.zeros((3, 20, 20), np.float32)
+    p_CHW[0] = 1
+    p_CHW[:, 6:12, 6:12] = np.array([0.05, confidence, 0.95 - confidence])[:, None, None]
+    pooled = pool_images([measure_image(label[..., None], label, p_CHW)], border=1)
+    pooled = pooled._replace(thresholds=np.array([0.9, 0.4, 0.9]))
+    found = find_contradictions(label, p_CHW, pooled)
+    regions = find_regions(label, p_CHW, found, 1, 16)
+    assert len(regions) == listed
+    if listed:  # a whole object of the prediction, so that only certainty weighs its 36 px
+        pixel = math.log(confidence / 0.05)
+        assert regions[0].evidence == pytest.approx(36 * pixel * (2 * confidence - 1), rel=1e-4)
 
 
 def test_kappa_is_that_of_scikit_learn():
