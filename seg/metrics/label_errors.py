@@ -36,6 +36,7 @@ CHANCE_RATIO = 0.5  # of the median agreement beyond chance: a whole mask below 
 EXPLAINED = 0.5  # share of an image's evidence that a shift must explain
 LEAST_KAPPA = 0.4  # of the median image: below, the networks know too little to contradict a label
 LEAST_KNOWN = 8  # images and regions that a statement needs
+TAIL = 0.75  # shape of the distribution of evidence against right labels: 1 is exponential, smaller has a heavier tail
 SIMULATIONS = 2_000_000  # numbers drawn for p values
 
 
@@ -345,9 +346,10 @@ def rank_doubts(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return how unusual each doubt of a data set is among those of its kind and classes.
 
-    Evidence against right labels is taken as exponentially distributed. Its mean comes from the median of all regions,
-    which few label errors reach; fewer than 8 are filled up with the smallest region at full confidence. The chance is
-    read from the distribution of the standardised maximum, simulated with as many regions.
+    Evidence against right labels is taken as Weibull distributed with the shape ``TAIL``, so that its power ``TAIL`` is
+    exponential. The mean of this comes from the median of all regions, which few label errors reach; fewer than 8 are
+    filled up with the smallest region at full confidence. The chance is read from the distribution of the standardised
+    maximum, simulated with as many regions.
 
     Args:
         doubts: of all images.
@@ -363,8 +365,8 @@ def rank_doubts(
     kinds = [(doubt.kind, doubt.said, doubt.meant) for doubt in doubts]
     counts = Counter(kinds)
     common = np.log([counts[kind] for kind in kinds])
-    least = MAX_EVIDENCE * min_size * math.log(2)
-    evidence = np.array([doubt.evidence for doubt in doubts])
+    least = (MAX_EVIDENCE * min_size * math.log(2)) ** TAIL
+    evidence = np.array([doubt.evidence for doubt in doubts]) ** TAIL
     filled = max(LEAST_KNOWN - len(doubts), 0)
     known = np.concatenate([evidence, np.full(filled, least)])
     mean = max(float(np.median(known)), least) / math.log(2)
