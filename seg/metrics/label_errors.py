@@ -256,7 +256,7 @@ def find_doubts(
     # The mask of another image is wrong in several classes; a lone missing object only in the background
     several = len(np.unique(label[found.core])) > 1
     if several and facts.kappa < CHANCE_RATIO * statistics.kappa:
-        return [mask_doubt(WHOLE, label, p_CHW, found, found.total)]
+        return strong_enough([mask_doubt(WHOLE, label, p_CHW, found, found.total)], min_size)
     # An offset of this mask alone, if it explains most of the evidence
     masks = []
     extra = (facts.offset[0] - statistics.offset[0], facts.offset[1] - statistics.offset[1])
@@ -267,7 +267,12 @@ def find_doubts(
             one = mask_doubt(SHIFTED, label, p_CHW, found, found.total - rest.total)
             masks, label, found = [one._replace(shift=extra)], moved, rest
     regions = find_regions(label, p_CHW, found, statistics.border, min_size)
-    return sorted([*masks, *regions], key=lambda one: -one.evidence)
+    return sorted(strong_enough([*masks, *regions], min_size), key=lambda one: -one.evidence)
+
+
+def strong_enough(doubts: list[Doubt], min_size: int) -> list[Doubt]:
+    """Return the doubts with at least 1 nat for each pixel of the smallest region."""
+    return [doubt for doubt in doubts if doubt.evidence >= min_size]
 
 
 def mask_doubt(
@@ -295,8 +300,7 @@ def find_regions(
 ) -> list[Doubt]:
     """Return the connected regions of each pair of classes: the core and contradicted pixels near it.
 
-    The evidence of their pixels is weighted by ``certainty`` and the square root of ``object_overlap``. Regions of no
-    certainty are left out.
+    The evidence of their pixels is weighted by ``certainty`` and the square root of ``object_overlap``.
     """
     regions, classes = [], len(p_CHW)
     predicted = p_CHW.argmax(0)
@@ -310,9 +314,9 @@ def find_regions(
         areas = [np.bincount(numbers.ravel()) for numbers in objects]
         for number, window in enumerate(ndimage.find_objects(labels), start=1):
             inside = labels[window] == number
-            confidence = float(p_CHW[meant][window][inside].mean())
-            if inside.sum() < min_size or not certainty(confidence):
+            if inside.sum() < min_size:
                 continue
+            confidence = float(p_CHW[meant][window][inside].mean())
             overlap = max(
                 object_overlap(inside, numbers[window], area)
                 for numbers, area in zip(objects, areas, strict=True)

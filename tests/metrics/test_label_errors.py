@@ -16,7 +16,6 @@ from seg.metrics.label_errors import (
     cohen_kappa,
     find_contradictions,
     find_doubts,
-    find_regions,
     measure_image,
     move_depths,
     object_overlap,
@@ -111,10 +110,9 @@ def test_a_region_counts_as_far_as_the_networks_are_sure(confidence, listed):
     p_CHW = np.zeros((3, 20, 20), np.float32)
     p_CHW[0] = 1
     p_CHW[:, 6:12, 6:12] = np.array([0.05, confidence, 0.95 - confidence])[:, None, None]
-    pooled = pool_images([measure_image(label[..., None], label, p_CHW)], border=1)
-    pooled = pooled._replace(thresholds=np.array([0.9, 0.4, 0.9]))
-    found = find_contradictions(label, p_CHW, pooled)
-    regions = find_regions(label, p_CHW, found, 1, 16)
+    facts = measure_image(label[..., None], label, p_CHW)
+    pooled = pool_images([facts], border=1)._replace(thresholds=np.array([0.9, 0.4, 0.9]))
+    regions = find_doubts(label, p_CHW, facts, pooled, 16)
     assert len(regions) == listed
     if listed:  # a whole object of the prediction, so that only certainty weighs its 36 px
         pixel = math.log(confidence / 0.05)
