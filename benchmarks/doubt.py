@@ -173,10 +173,10 @@ def retrain(place: Path, args: argparse.Namespace, given: Masks, truth: Masks, r
         looked = np.random.default_rng([args.seed, 2]).permutation(sorted(given))[:k_now].tolist()
         arms = {
             "0-nothing": given,
-            f"{k_now}-ignore": accept(given, first, "ignore"),
             f"{k_now}-class": accept(given, first, "class"),
             f"{k_now}-random-images": given | {name: truth[name] for name in looked},
             "all-corrected": truth,
+            f"{k_now}-ignore": accept(given, first, "ignore"),
         }  # fmt: skip
         for arm, masks in arms.items():
             root = place / "retrain" / arm
