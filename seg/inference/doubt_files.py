@@ -15,7 +15,8 @@ from seg.errors import RunError, UserError
 from seg.inference.outputs import quote_name
 from seg.inference.polygons import TracedObject, as_geojson, trace_rings
 from seg.labels import IGNORE
-from seg.metrics.label_errors import SHIFTED, WHOLE, Doubt, move_label
+from seg.metrics.label_errors import SHIFTED, WHOLE, Doubt
+from seg.metrics.label_offsets import move_label
 from seg.runs.safe_loading import read_rows
 
 ACCEPTED = ("", "ignore", "class")  # values of the column accept

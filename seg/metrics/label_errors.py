@@ -10,24 +10,33 @@ Shapes: labels (H, W) uint8 of class indices, 255 where ignored; probabilities (
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from scipy import ndimage
 
 from seg.labels import IGNORE
+from seg.metrics.label_offsets import (
+    best_offset,
+    image_offset,
+    inner_window,
+    majority_offset,
+    mean_probability,
+    move_label,
+    pick_probabilities,
+)
 from seg.objects import label_components
 
 REGION, SHIFTED, WHOLE = "region", "shifted mask", "whole mask"
 MAX_EVIDENCE = 5.0  # nats of one pixel at most, odds of 0.993 to 0.007
-MAX_SHIFT = 6  # px, largest offset of a mask that is looked for
 MAX_DEPTH = 32  # px, deeper pixels count as of this depth
 MAX_BORDER = 4  # px, of border=auto
 CHANCE_RATIO = 0.5  # of the median agreement beyond chance: a whole mask below is in doubt
 EXPLAINED = 0.5  # share of an image's evidence that a shift must explain
 LEAST_KAPPA = 0.4  # of the median image: below, the networks know too little to contradict a label
 LEAST_KNOWN = 8  # images and regions that a statement needs
+TAIL = 0.75  # shape of the distribution of evidence against right labels: 1 is exponential, smaller has a heavier tail
 SIMULATIONS = 2_000_000  # numbers drawn for p values
 
 
@@ -88,7 +97,7 @@ class Doubt(NamedTuple):
         top: first row of its window, px.
         inside: (h, w) bool, the contradicted pixels of the window.
         confidence: mean probability of the class meant, 0..1.
-        evidence: against the label, nats.
+        evidence: against the label, nats, weighted by certainty and overlap with an object.
         shift: (rows, columns) by which a shifted mask lies away.
     """
 
@@ -154,18 +163,6 @@ def pool_images(facts: Sequence[ImageFacts], border: int | None = None) -> Label
     return LabelStatistics(thresholds, border, kappa, offset, seen, votes)
 
 
-def majority_offset(offsets: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], int]:
-    """Return the offset that more than half of the images have, and their number; else no offset and 0."""
-    best = max(sorted(set(offsets)), key=offsets.count)
-    votes = offsets.count(best)
-    return (best, votes) if 2 * votes > len(offsets) and best != (0, 0) else ((0, 0), 0)
-
-
-def pick_probabilities(p_CHW: np.ndarray, classes: np.ndarray) -> np.ndarray:
-    """Return each pixel's probability of its class (H, W)."""
-    return np.take_along_axis(p_CHW, classes[None].astype(np.intp), 0)[0]
-
-
 def cohen_kappa(label: np.ndarray, predicted: np.ndarray, classes: int) -> float:
     """Return the agreement of two masks beyond chance: 1 where equal, 0 where independent; nan if undefined."""
     known = label != IGNORE
@@ -174,77 +171,6 @@ def cohen_kappa(label: np.ndarray, predicted: np.ndarray, classes: int) -> float
     total = counts.sum()
     chance = float((counts.sum(0) / max(total, 1)) @ (counts.sum(1) / max(total, 1)))
     return float((np.trace(counts) / total - chance) / (1 - chance)) if chance < 1 and total else math.nan  # fmt: skip
-
-
-def best_offset(label: np.ndarray, score: Callable[[np.ndarray], float]) -> tuple[int, int]:
-    """Return the offset of a label with the best score, by climbing from none.
-
-    Args:
-        label: (H, W).
-        score: of the label moved back by an offset, without MAX_SHIFT px along each side.
-    """
-    height, width = label.shape
-    if min(height, width) <= 2 * MAX_SHIFT:
-        return (0, 0)
-    scores: dict[tuple[int, int], float] = {}
-
-    def score_at(offset: tuple[int, int]) -> float:
-        if offset not in scores:
-            (top, bottom), (left, right) = (
-                (MAX_SHIFT + move, side - MAX_SHIFT + move)
-                for move, side in zip(offset, label.shape, strict=True)
-            )
-            scores[offset] = score(label[top:bottom, left:right])
-        return scores[offset]
-
-    here = (0, 0)
-    while True:
-        around = [(here[0] + i, here[1] + j) for i in (-1, 0, 1) for j in (-1, 0, 1)]
-        around = [there for there in around if max(map(abs, there)) <= MAX_SHIFT]
-        best = max(around, key=lambda there: (score_at(there), there == here))
-        if not score_at(best) > score_at(here):
-            return here
-        here = best
-
-
-def mean_probability(p_CHW: np.ndarray, label: np.ndarray) -> float:
-    """Return the mean probability of the labelled class over the pixels that are not ignored."""
-    known = label != IGNORE
-    return float(pick_probabilities(p_CHW, np.where(known, label, 0))[known].mean()) if known.any() else 0.0  # fmt: skip
-
-
-def image_offset(image: np.ndarray, label: np.ndarray) -> tuple[int, int]:
-    """Return the offset of a label from the place where it explains the grey values of an image (H, W, C) best."""
-    grey = np.nan_to_num(image.astype(np.float32).mean(-1))[inner_window(label)]  # nan: no data
-    return best_offset(label, lambda moved: explained_variance(grey, moved))
-
-
-def inner_window(label: np.ndarray) -> tuple[slice, ...]:
-    """Return the rows and columns of an image without MAX_SHIFT px along each side."""
-    return tuple(slice(MAX_SHIFT, max(side - MAX_SHIFT, MAX_SHIFT)) for side in label.shape)
-
-
-def explained_variance(grey: np.ndarray, label: np.ndarray) -> float:
-    """Return the variance of the classes' mean grey values, weighted by their pixels."""
-    known = label != IGNORE
-    counts = np.bincount(label[known])
-    sums = np.bincount(label[known], grey[known])
-    mean = grey[known].mean() if known.any() else 0.0
-    there = counts > 0
-    return float(((sums[there] / counts[there] - mean) ** 2 * counts[there]).sum() / max(counts.sum(), 1))  # fmt: skip
-
-
-def move_label(label: np.ndarray, offset: tuple[int, int]) -> np.ndarray:
-    """Return the label moved back by an offset; ignored where nothing is moved to."""
-    if offset == (0, 0):
-        return label
-    moved = np.full_like(label, IGNORE)
-    into, source = [], []
-    for move, side in zip(offset, label.shape, strict=True):
-        into.append(slice(max(-move, 0), side - max(move, 0)))
-        source.append(slice(max(move, 0), side - max(-move, 0)))
-    moved[tuple(into)] = label[tuple(source)]
-    return moved
 
 
 # ---- doubts of one image
@@ -330,7 +256,7 @@ def find_doubts(
     # The mask of another image is wrong in several classes; a lone missing object only in the background
     several = len(np.unique(label[found.core])) > 1
     if several and facts.kappa < CHANCE_RATIO * statistics.kappa:
-        return [mask_doubt(WHOLE, label, p_CHW, found, found.total)]
+        return strong_enough([mask_doubt(WHOLE, label, p_CHW, found, found.total)], min_size)
     # An offset of this mask alone, if it explains most of the evidence
     masks = []
     extra = (facts.offset[0] - statistics.offset[0], facts.offset[1] - statistics.offset[1])
@@ -341,7 +267,12 @@ def find_doubts(
             one = mask_doubt(SHIFTED, label, p_CHW, found, found.total - rest.total)
             masks, label, found = [one._replace(shift=extra)], moved, rest
     regions = find_regions(label, p_CHW, found, statistics.border, min_size)
-    return sorted([*masks, *regions], key=lambda one: -one.evidence)
+    return sorted(strong_enough([*masks, *regions], min_size), key=lambda one: -one.evidence)
+
+
+def strong_enough(doubts: list[Doubt], min_size: int) -> list[Doubt]:
+    """Return the doubts with at least 1 nat for each pixel of the smallest region."""
+    return [doubt for doubt in doubts if doubt.evidence >= min_size]
 
 
 def mask_doubt(
@@ -354,31 +285,61 @@ def mask_doubt(
     )
     pairs = label[inside].astype(np.int64) * len(p_CHW) + found.meant[inside]
     said, meant = divmod(int(np.bincount(pairs).argmax()), len(p_CHW))
-    confidence = pick_probabilities(p_CHW, found.meant)[inside].mean()
-    window = inside[rows, columns]
-    return Doubt(kind, said, meant, columns.start, rows.start, window, float(confidence), score)
+    confidence = float(pick_probabilities(p_CHW, found.meant)[inside].mean())
+    window, score = inside[rows, columns], score * certainty(confidence)
+    return Doubt(kind, said, meant, columns.start, rows.start, window, confidence, score)
+
+
+def certainty(confidence: float) -> float:
+    """Return the weight of a mean probability of the class meant: 0 up to 0.5, 1 at 1."""
+    return max(2 * confidence - 1, 0.0)
 
 
 def find_regions(
     label: np.ndarray, p_CHW: np.ndarray, found: Contradictions, border: int, min_size: int
 ) -> list[Doubt]:
-    """Return the connected regions of each pair of classes: the core and contradicted pixels near it."""
+    """Return the connected regions of each pair of classes: the core and contradicted pixels near it.
+
+    The evidence of their pixels is weighted by ``certainty`` and the square root of ``object_overlap``.
+    """
     regions, classes = [], len(p_CHW)
+    predicted = p_CHW.argmax(0)
     pairs = np.where(found.everywhere, label.astype(np.int64) * classes + found.meant, -1)
     for pair in np.unique(pairs[found.core]):
         said, meant = divmod(int(pair), classes)
         here = pairs == pair
         grown = ndimage.binary_dilation(found.core & here, iterations=border, mask=here)
         labels = label_components(grown)
+        objects = [label_components(label == said), label_components(predicted == meant)]
+        areas = [np.bincount(numbers.ravel()) for numbers in objects]
         for number, window in enumerate(ndimage.find_objects(labels), start=1):
             inside = labels[window] == number
             if inside.sum() < min_size:
                 continue
-            evidence = float(found.evidence[window][inside & found.core[window]].sum())
             confidence = float(p_CHW[meant][window][inside].mean())
+            overlap = max(
+                object_overlap(inside, numbers[window], area)
+                for numbers, area in zip(objects, areas, strict=True)
+            )
+            evidence = float(found.evidence[window][inside & found.core[window]].sum())
+            evidence *= certainty(confidence) * math.sqrt(overlap)
             left, top = window[1].start, window[0].start
             regions.append(Doubt(REGION, said, meant, left, top, inside, confidence, evidence))
     return regions
+
+
+def object_overlap(inside: np.ndarray, numbers: np.ndarray, areas: np.ndarray) -> float:
+    """Return the largest IoU of a region with an object, 0..1.
+
+    A label error most often concerns a whole object, of the label or of the prediction; a mistake of a network a part.
+
+    Args:
+        inside: (h, w) bool, the region.
+        numbers: (h, w) numbers of the objects, 0 elsewhere.
+        areas: px of each number in the whole image.
+    """
+    shared = np.bincount(numbers[inside], minlength=len(areas))
+    return float((shared / (areas + inside.sum() - shared))[1:].max(initial=0.0))
 
 
 # ---- what stands out
@@ -389,9 +350,10 @@ def rank_doubts(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return how unusual each doubt of a data set is among those of its kind and classes.
 
-    Evidence against right labels is taken as exponentially distributed. Its mean comes from the median of all regions,
-    which few label errors reach; fewer than 8 are filled up with the smallest region at full confidence. The chance is
-    read from the distribution of the standardised maximum, simulated with as many regions.
+    Evidence against right labels is taken as Weibull distributed with the shape ``TAIL``, so that its power ``TAIL`` is
+    exponential. The mean of this comes from the median of all regions, which few label errors reach; fewer than 8 are
+    filled up with the smallest region at full confidence. The chance is read from the distribution of the standardised
+    maximum, simulated with as many regions.
 
     Args:
         doubts: of all images.
@@ -407,8 +369,8 @@ def rank_doubts(
     kinds = [(doubt.kind, doubt.said, doubt.meant) for doubt in doubts]
     counts = Counter(kinds)
     common = np.log([counts[kind] for kind in kinds])
-    least = MAX_EVIDENCE * min_size * math.log(2)
-    evidence = np.array([doubt.evidence for doubt in doubts])
+    least = (MAX_EVIDENCE * min_size * math.log(2)) ** TAIL
+    evidence = np.array([doubt.evidence for doubt in doubts]) ** TAIL
     filled = max(LEAST_KNOWN - len(doubts), 0)
     known = np.concatenate([evidence, np.full(filled, least)])
     mean = max(float(np.median(known)), least) / math.log(2)

@@ -10,19 +10,19 @@ from sklearn.metrics import cohen_kappa_score
 from seg.labels import IGNORE
 from seg.metrics.label_errors import (
     SHIFTED,
+    TAIL,
     WHOLE,
     Doubt,
-    best_offset,
     cohen_kappa,
-    explained_variance,
     find_contradictions,
     find_doubts,
     measure_image,
     move_depths,
-    move_label,
+    object_overlap,
     pool_images,
     rank_doubts,
 )
+from seg.metrics.label_offsets import best_offset, explained_variance, move_label
 
 SIZE, IMAGES = 96, 16
 
@@ -96,6 +96,29 @@ def test_the_depth_is_how_far_a_border_must_move():
     assert depths[0, 2] == 8 and not depths[~wrong].any()
 
 
+def test_the_overlap_is_the_iou_with_the_best_object_of_the_whole_image():
+    inside = np.array([[1, 1, 1], [1, 0, 0]], bool)
+    numbers = np.array([[0, 1, 1], [2, 2, 0]])
+    # object 1 has 2 of the region's 4 px and 4 px outside the window; object 2 has 1 and 1 outside the region
+    assert object_overlap(inside, numbers, np.array([90, 6, 2])) == pytest.approx(2 / (6 + 4 - 2))
+    assert object_overlap(inside, np.zeros((2, 3), int), np.array([96])) == 0
+
+
+@pytest.mark.parametrize(("confidence", "listed"), [(0.45, False), (0.9, True)])
+def test_a_region_counts_as_far_as_the_networks_are_sure(confidence, listed):
+    label = np.zeros((20, 20), np.uint8)
+    p_CHW = np.zeros((3, 20, 20), np.float32)
+    p_CHW[0] = 1
+    p_CHW[:, 6:12, 6:12] = np.array([0.05, confidence, 0.95 - confidence])[:, None, None]
+    facts = measure_image(label[..., None], label, p_CHW)
+    pooled = pool_images([facts], border=1)._replace(thresholds=np.array([0.9, 0.4, 0.9]))
+    regions = find_doubts(label, p_CHW, facts, pooled, 16)
+    assert len(regions) == listed
+    if listed:  # a whole object of the prediction, so that only certainty weighs its 36 px
+        pixel = math.log(confidence / 0.05)
+        assert regions[0].evidence == pytest.approx(36 * pixel * (2 * confidence - 1), rel=1e-4)
+
+
 def test_kappa_is_that_of_scikit_learn():
     rng = np.random.default_rng(1)
     label, predicted = rng.integers(0, 4, (2, 30, 30)).astype(np.uint8)
@@ -146,15 +169,16 @@ def plant(masks: list[np.ndarray], i: int, kind: str) -> tuple[np.ndarray, list[
 
 
 @pytest.mark.parametrize("kind", ["missing", "swapped", "invented", "border", "shifted", "whole"])
-def test_a_planted_error_comes_first_and_alone(made, kind):
+def test_a_planted_error_comes_first_and_nothing_else_stands_out(made, kind):
     images, masks, probabilities = made
     wrong, pairs = plant(masks, 5, kind)
     given = [*masks[:5], wrong, *masks[6:]]
+    first, doubt = doubts_of(images, given, probabilities, level=1)[0]
     found = doubts_of(images, given, probabilities)
-    assert found and {i for i, _ in found} == {5}
-    doubt = found[0][1]
+    assert first == 5 and {i for i, _ in found} <= {5}
+    assert found or kind in ("missing", "border")  # networks miss objects of that size, too
     if pairs:
-        assert {(one.said, one.meant) for _, one in found} <= set(pairs)
+        assert {(one.said, one.meant) for _, one in [*found, (5, doubt)]} <= set(pairs)
         differing = (wrong != masks[5])[doubt.window] & doubt.inside
         assert differing.sum() >= 0.8 * doubt.inside.sum()
     else:
@@ -197,14 +221,14 @@ def test_an_offset_of_all_masks_is_one_finding_and_no_doubts(made):
 
 
 def test_the_chance_holds_where_no_label_is_wrong():
-    """At most about 5 % of 200 sets of exponential scores have one that stands out at 5 %."""
+    """At most about 5 % of 200 sets of Weibull distributed evidence have one that stands out at 5 %."""
     rng, alarms = np.random.default_rng(0), 0
     window = np.ones((4, 4), bool)
     for _ in range(200):
         kinds = rng.integers(0, 3, 30)
         doubts = [
             Doubt("region", int(k), 3, 0, 0, window, 0.9, float(e))
-            for k, e in zip(kinds, rng.exponential(300, 30), strict=True)
+            for k, e in zip(kinds, 500 * rng.weibull(TAIL, 30), strict=True)
         ]
         _, chance = rank_doubts(doubts, 30, 16)
         alarms += chance.min() <= 0.05
