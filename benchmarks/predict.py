@@ -302,7 +302,11 @@ def table(found: dict[str, dict[str, float]]) -> str:
 def compare_sides(options: argparse.Namespace) -> None:
     """Memory against side: a table and a plot."""
     options.tasks = [task for task in options.tasks if task in ("masks", "evaluate")]
-    found = {side: compete(options, side, list(COLORS)) for side in options.sides}
+    ours = [name for name in COLORS if FILES[name].library == "ours"]
+    found = {
+        side: compete(options, side, list(COLORS) if side <= options.monai_up_to else ours)
+        for side in options.sides
+    }
     for task in options.tasks:
         names = [name for name in COLORS if any(name in found[side][task] for side in found)]
         print(f"\n{task}, MiB at the peak\n| | {' | '.join(f'{side} px' for side in found)} |", "|" + " --- |" * (1 + len(found)), sep="\n")  # fmt: skip
@@ -343,6 +347,12 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=4096, help="px of the image")
     parser.add_argument(
         "--sides", type=int, nargs="+", help="several, for the memory of masks and evaluate"
+    )
+    parser.add_argument(
+        "--monai-up-to",
+        type=int,
+        default=16384,
+        help="px of the largest side at which MONAI takes part",
     )
     parser.add_argument("--output", type=Path, help="PNG of the memory against the sides")
     parser.add_argument("--rounds", type=int, default=3)

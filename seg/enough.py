@@ -1,4 +1,4 @@
-"""Would more labelled images help? ``python -m seg.enough data=folder data.root=DATA data.classes=[a,b]``.
+"""Tell what more labelled images would bring: ``python -m seg.enough data=folder data.root=DATA data.classes=[a,b]``.
 
 Trains on nested subsets of the training images with several seeds, fits a power law to the error, and says what twice
 the images would bring, with an interval. Writes a run folder for each training, enough.json, enough.csv and enough.png

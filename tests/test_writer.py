@@ -71,6 +71,7 @@ ALLOWED = {
     "inference/polygons.py as_labelme save": "into memory",
     "inference/zarr_writer.py write_zarr group.create_array": "in the folder of files.atomic_folder",
     "inference/zarr_writer.py write_zarr zarr.create_group": "in that folder",
+    "display/learning_curve.py draw_curve figure.savefig": BY_CALLER,
     "inference/pruning.py plot_depths figure.savefig": BY_CALLER,
     "metrics/calibration.py draw_reliability figure.savefig": BY_CALLER,
     "runs/provenance.py write_provenance_files write_bytes": "that of seg.files",

@@ -210,6 +210,10 @@ class DataModule:
             (side for sizes in self.sizes.values() for size in sizes for side in size), default=0
         )
         self.tile = None if known and tile is not None and longest <= tile else tile
+        if self.tile is not None:
+            for split, names in self.source.splits.items():
+                if split != "train":
+                    self.image_cache.drop_larger(names, self.tile)
 
     def samples(self, split: str) -> SegmentationDataset:
         """Return the dataset of a split's unchanged images."""

@@ -135,6 +135,15 @@ class ImageCache:
         if self.size > self.memory // (worker.num_workers if worker else 1):
             self.close()
 
+    def drop_larger(self, names: Iterable[str], side: int) -> None:
+        """Drop those of the named images with a side above ``side`` px from memory, if the source reads rows of them."""
+        if not hasattr(self.source, "open_rows"):
+            return
+        for name in names:
+            if name in self.kept and max(self.kept[name][0].shape[:2]) > side:
+                dropped = self.kept.pop(name)
+                self.size -= sum(a.nbytes for a in dropped if not isinstance(a, np.memmap))
+
     def close(self) -> None:
         """Drop all images from memory and keep none from now on."""
         self.kept, self.size, self.open = {}, 0, False

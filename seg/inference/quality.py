@@ -13,8 +13,8 @@ from omegaconf import DictConfig
 from seg.errors import RunError
 from seg.labels import IGNORE
 from seg.metrics import expected_scores
-from seg.metrics.calibration import count_probabilities
 from seg.metrics.image_features import NAMES, ImageFeatures, ReferenceImages
+from seg.metrics.probability_counts import count_probabilities
 from seg.runs.load import LoadedRun
 from seg.runs.record import ClassQuality, QualityRecord
 

@@ -262,6 +262,20 @@ def test_a_full_disk_is_an_error_and_leaves_no_half_array(source, tmp_path, monk
     agree(ImageCache(source, 0, tmp_path / "decoded").read("0"), source.source.read("0"))
 
 
+def test_images_that_are_read_by_bands_are_dropped(folder_root):
+    source = Folder(str(folder_root), ABC, val=0.5)
+    names = [name for split in source.splits.values() for name in split]
+    cache = ImageCache(source, 10**9)
+    side = max(max(cache.read(name)[0].shape[:2]) for name in names)
+    cache.drop_larger(names, side)
+    assert set(cache.kept) == set(names) and cache.size > 0
+    cache.drop_larger(names[:1], side - 1 if max(cache.kept[names[0]][0].shape) == side else 1)
+    assert set(cache.kept) == set(names[1:])
+    cache.drop_larger(names, 0)
+    assert cache.kept == {} and cache.size == 0
+    agree(cache.read(names[0]), source.read(names[0]))
+
+
 class Unstamped:
     """A source that can't tell whether an image has changed."""
 

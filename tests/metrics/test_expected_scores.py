@@ -10,7 +10,7 @@ from sklearn.metrics import f1_score, jaccard_score
 
 from seg.labels import IGNORE
 from seg.logits import classes_from_probabilities
-from seg.metrics.calibration import ProbabilityCounts, count_probabilities, probability_bins
+from seg.metrics.calibration import ProbabilityCounts
 from seg.metrics.expected_scores import (
     BINS,
     CENTRES,
@@ -25,6 +25,7 @@ from seg.metrics.expected_scores import (
     true_scores,
 )
 from seg.metrics.image_features import NAMES, STRIP, ImageFeatures, fit_reference
+from seg.metrics.probability_counts import count_probabilities, probability_bins
 
 
 def counts_of(p_NP, mask_NP, threshold=0.5):

@@ -23,6 +23,7 @@ from test_resume import rows
 from seg.errors import RunError
 from seg.runs import records
 from seg.runs.checkpoint import read_checkpoint
+from seg.training.build import build_data
 from seg.training.callbacks.checkpointing import GracefulStop
 from seg.training.loggers.metrics_logger import MetricsCSV
 from seg.training.resume import newest_checkpoint
@@ -97,6 +98,12 @@ class Instants(L.Callback):
             patch.setattr(MetricsCSV, "log_metrics", logging)
             patch.setattr("lightning.pytorch.callbacks.timer.time", self.clock)
             yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def statistics() -> None:
+    """Keep the statistics of the data, which the first run would write: then all runs have the same instants."""
+    build_data(config("train", *SMALL))
 
 
 def run(*words: str, deed: Callable[[int, str], object] = lambda number, name: None) -> list[str]:
