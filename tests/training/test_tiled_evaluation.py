@@ -236,7 +236,7 @@ def test_the_default_network_validates_8192_px_and_scores_20000_px_in_bounded_me
         "train", "data=folder", f"data.root={tmp_path / 'data'}", CLASSES, f"data.lists={tmp_path}", f"outputs={tmp_path / 'outputs'}",
         "trainer=cpu", "trainer.max_steps=2", "logger=none",
     )  # fmt: skip
-    assert 0 < dice < 1 and peak < 1500
+    assert 0 < dice < 1 and peak < 1750  # with the scores and pictures at the end
     write_pattern(tmp_path / "other", "a", 20_000)
     dice, peak = dice_and_peak(
         "evaluate", f"run={tmp_path / 'outputs/latest'}", "data=folder", f"data.root={tmp_path / 'other'}", CLASSES,
