@@ -37,7 +37,7 @@ from seg.multirun.out_of_fold import open_out_of_fold
 
 
 class Data(NamedTuple):
-    """What is measured on.
+    """Data set that errors are planted in.
 
     Attributes:
         things: classes of objects that are missing, invented, shifted or swapped.

@@ -17,6 +17,8 @@ window, MONAI pads with zeros and differs). The memory of
 masks and evaluate against the side of the image, as a table and a plot (half an hour):
 
     python benchmarks/predict.py RUN --sides 1024 2048 4096 8192 16384 --output docs/images/memory.png
+
+With --monai-up-to 4096 MONAI takes part up to this side only, which saves most of that time.
 """
 
 import argparse

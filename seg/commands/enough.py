@@ -126,22 +126,19 @@ def write_curve(
 def describe_gain(plan: SubsetPlan, curve: LearningCurve) -> str:
     """Return what doubling the training images brings, in one sentence."""
     count = plan.sizes[-1]
-    span = f"{signed(curve.gain_low)} to {signed(curve.gain_high)}, {curve.level:.0%}"
+    span = f"{format_score(curve.gain_low, '+')} to {format_score(curve.gain_high, '+')}, {curve.level:.0%}"
     what = f"doubling the {count} training {plan.word} to {2 * count}"
-    noise = "" if np.isnan(curve.seed_sd) else f"; the seeds' noise is {unsigned(curve.seed_sd)}"
+    noise = (
+        "" if np.isnan(curve.seed_sd) else f"; the seeds' noise is {format_score(curve.seed_sd)}"
+    )
     if curve.gain_low <= 0 <= curve.gain_high:
-        return f"whether {what} brings anything can't be told: {signed(curve.gain)} Dice ({span}){noise}"
-    return f"{what} {'brings' if curve.gain > 0 else 'costs'} {signed(curve.gain)} Dice ({span}){noise}"
+        return f"whether {what} brings anything can't be told: {format_score(curve.gain, '+')} Dice ({span}){noise}"
+    return f"{what} {'brings' if curve.gain > 0 else 'costs'} {format_score(curve.gain, '+')} Dice ({span}){noise}"
 
 
-def signed(value: float) -> str:
-    """Format a difference of scores: +.012."""
-    return f"{value:+.3f}".replace("0.", ".", 1)
-
-
-def unsigned(value: float) -> str:
-    """Format a score: .012."""
-    return f"{value:.3f}".replace("0.", ".", 1)
+def format_score(value: float, sign: str = "") -> str:
+    """Return a score as .012, or with ``sign="+"`` a difference of scores as +.012."""
+    return f"{value:{sign}.3f}".replace("0.", ".", 1)
 
 
 def print_curve(plan: SubsetPlan, curve: LearningCurve, scored: int, output: Path) -> None:

@@ -19,7 +19,7 @@ from seg.errors import DataError, RunError, UserError
 from seg.inference import ensemble
 from seg.inference.prediction_folder import list_inputs
 from seg.inference.predictor import Predictor
-from seg.inference.quality import NO_CALIBRATION, QualityScorer, shorten
+from seg.inference.quality import NO_CALIBRATION, QualityScorer, table_number
 from seg.inference.unlabelled import (
     UnlabelledImage,
     check_run_has_starts,
@@ -186,7 +186,7 @@ def write_queue(ranked: Sequence[RankedImage], predictor: Predictor, folder: Pat
         writer = csv.writer(stream)
         writer.writerow(COLUMNS)
         for rank, one in enumerate(ranked, start=1):
-            numbers = map(shorten, (one.dice, one.distance, one.score))
+            numbers = map(table_number, (one.dice, one.distance, one.score))
             names = map(files.encodable, (one.image.path, one.image.copy_name))
             writer.writerow([rank, *names, *numbers])
 

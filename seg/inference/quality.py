@@ -75,14 +75,14 @@ class ImageQuality:
 
     def rows(self, image: str, page: int | None, classes: Sequence[str]) -> list[list[Any]]:
         """Return the rows of quality.csv, a class each."""
-        facts = [shorten(self.distance), "yes" if self.known else "no", self.farthest, "yes" if self.look else "no"]  # fmt: skip
+        facts = [table_number(self.distance), "yes" if self.known else "no", self.farthest, "yes" if self.look else "no"]  # fmt: skip
         return [
             [
                 image,
                 "" if page is None else page,
                 name,
                 pixels,
-                *map(shorten, (*dice, *iou)),
+                *map(table_number, (*dice, *iou)),
                 *facts,
             ]
             for name, pixels, dice, iou in zip(
@@ -91,7 +91,7 @@ class ImageQuality:
         ]
 
 
-def shorten(value: float | None) -> float | str:
+def table_number(value: float | None) -> float | str:
     """Return a number as it stands in a table; empty for None."""
     return "" if value is None else float(f"{value:.4g}")
 

@@ -286,11 +286,11 @@ def mask_doubt(
     pairs = label[inside].astype(np.int64) * len(p_CHW) + found.meant[inside]
     said, meant = divmod(int(np.bincount(pairs).argmax()), len(p_CHW))
     confidence = float(pick_probabilities(p_CHW, found.meant)[inside].mean())
-    window, score = inside[rows, columns], score * certainty(confidence)
+    window, score = inside[rows, columns], score * certainty_weight(confidence)
     return Doubt(kind, said, meant, columns.start, rows.start, window, confidence, score)
 
 
-def certainty(confidence: float) -> float:
+def certainty_weight(confidence: float) -> float:
     """Return the weight of a mean probability of the class meant: 0 up to 0.5, 1 at 1."""
     return max(2 * confidence - 1, 0.0)
 
@@ -300,7 +300,7 @@ def find_regions(
 ) -> list[Doubt]:
     """Return the connected regions of each pair of classes: the core and contradicted pixels near it.
 
-    The evidence of their pixels is weighted by ``certainty`` and the square root of ``object_overlap``.
+    The evidence of their pixels is weighted by ``certainty_weight`` and the square root of ``object_overlap``.
     """
     regions, classes = [], len(p_CHW)
     predicted = p_CHW.argmax(0)
@@ -322,7 +322,7 @@ def find_regions(
                 for numbers, area in zip(objects, areas, strict=True)
             )
             evidence = float(found.evidence[window][inside & found.core[window]].sum())
-            evidence *= certainty(confidence) * math.sqrt(overlap)
+            evidence *= certainty_weight(confidence) * math.sqrt(overlap)
             left, top = window[1].start, window[0].start
             regions.append(Doubt(REGION, said, meant, left, top, inside, confidence, evidence))
     return regions

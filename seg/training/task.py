@@ -85,7 +85,7 @@ class SegmentationTask(L.LightningModule):
         return loss if factor == 1 else loss * factor
 
     def losses_are_logged(self) -> bool:
-        """Whether Lightning passes on the losses of this step: it writes those of every n-th, and an epoch ends with some.
+        """Return True if Lightning writes the losses of this step: every n-th, and the last of an epoch and of the training.
 
         Other steps log nothing, since a call of ``log_dict`` takes as long as a small layer.
         """
