@@ -71,13 +71,7 @@ class SegmentationMetrics(nn.Module):
         self.pixels.update(prediction, mask)
         if self.surfaces is not None:
             self.surfaces.update(prediction, mask)
-        for part in (self.calibration, self.curve):
-            if part is not None:
-                part.update(probabilities(logits_BKHW, self.overlapping), mask)
-        if self.histogram is not None:
-            self.histogram.update(probabilities(logits_BKHW), mask)
-        if self.counts is not None:
-            self.counts.update(probabilities(logits_BKHW, self.overlapping), prediction, mask)
+        self.update_probabilities(logits_BKHW, prediction, mask, continued=False)
 
     @torch.no_grad()
     def update_band(self, logits_1KHW: Tensor, mask: Tensor, first: bool, last: bool) -> None:
@@ -93,14 +87,7 @@ class SegmentationMetrics(nn.Module):
         """
         prediction = predicted_classes(logits_1KHW, self.threshold, self.overlapping)
         self.pixels.update(prediction, mask, continued=not first)
-        for part in (self.calibration, self.curve):
-            if part is not None:
-                part.update(probabilities(logits_1KHW, self.overlapping), mask)
-        if self.histogram is not None:
-            self.histogram.update(probabilities(logits_1KHW), mask, continued=not first)
-        if self.counts is not None:
-            p = probabilities(logits_1KHW, self.overlapping)
-            self.counts.update(p, prediction, mask, continued=not first)
+        self.update_probabilities(logits_1KHW, prediction, mask, continued=not first)
         if self.surfaces is not None:
             self.rows_of_borders.append((prediction.byte().cpu(), mask.byte().cpu()))
             if last:
@@ -108,6 +95,21 @@ class SegmentationMetrics(nn.Module):
                     *(torch.cat(p, -2) for p in zip(*self.rows_of_borders, strict=True))
                 )
                 self.rows_of_borders = []
+
+    def update_probabilities(
+        self, logits_BKHW: Tensor, prediction: Tensor, mask: Tensor, continued: bool
+    ) -> None:
+        """Add to the metrics of probabilities, if there are any; with ``continued`` further rows of the last image."""
+        if not any((self.calibration, self.curve, self.histogram, self.counts)):
+            return
+        p_BCHW = probabilities(logits_BKHW, self.overlapping)
+        for part in (self.calibration, self.curve):
+            if part is not None:
+                part.update(p_BCHW, mask)
+        if self.histogram is not None:
+            self.histogram.update(p_BCHW, mask, continued=continued)
+        if self.counts is not None:
+            self.counts.update(p_BCHW, prediction, mask, continued=continued)
 
     def compute(self) -> dict[str, Tensor]:
         """Return the scores by name: those of PixelScores, SurfaceMetric, and ``ece``."""
