@@ -12,7 +12,7 @@ from seg import files
 from seg.cli.command_line import quote_path
 from seg.display.console import configure_logging, log_to_file
 from seg.display.learning_curve import draw_curve
-from seg.display.tables import make_table
+from seg.display.tables import format_signed, make_table
 from seg.errors import UserError
 from seg.metrics.learning_curve import LearningCurve, fit_learning_curve
 from seg.multirun.subset_runs import (
@@ -126,19 +126,13 @@ def write_curve(
 def describe_gain(plan: SubsetPlan, curve: LearningCurve) -> str:
     """Return what doubling the training images brings, in one sentence."""
     count = plan.sizes[-1]
-    span = f"{format_score(curve.gain_low, '+')} to {format_score(curve.gain_high, '+')}, {curve.level:.0%}"
+    span = f"{format_signed(curve.gain_low, 3)} to {format_signed(curve.gain_high, 3)}, {curve.level:.0%}"
     what = f"doubling the {count} training {plan.word} to {2 * count}"
-    noise = (
-        "" if np.isnan(curve.seed_sd) else f"; the seeds' noise is {format_score(curve.seed_sd)}"
-    )
+    sd = f"{curve.seed_sd:.3f}".removeprefix("0")
+    noise = f"; the seeds' noise is {sd}"
     if curve.gain_low <= 0 <= curve.gain_high:
-        return f"whether {what} brings anything can't be told: {format_score(curve.gain, '+')} Dice ({span}){noise}"
-    return f"{what} {'brings' if curve.gain > 0 else 'costs'} {format_score(curve.gain, '+')} Dice ({span}){noise}"
-
-
-def format_score(value: float, sign: str = "") -> str:
-    """Return a score as .012, or with ``sign="+"`` a difference of scores as +.012."""
-    return f"{value:{sign}.3f}".replace("0.", ".", 1)
+        return f"whether {what} brings anything can't be told: {format_signed(curve.gain, 3)} Dice ({span}){noise}"
+    return f"{what} {'brings' if curve.gain > 0 else 'costs'} {format_signed(curve.gain, 3)} Dice ({span}){noise}"
 
 
 def print_curve(plan: SubsetPlan, curve: LearningCurve, scored: int, output: Path) -> None:

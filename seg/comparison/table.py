@@ -1,7 +1,6 @@
 """Tables of a comparison: the ranking on the terminal, and the rows of compare.csv."""
 
 import math
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +14,7 @@ from seg.comparison.ranking import Comparison, Ranking
 from seg.comparison.run_records import ComparedRun
 from seg.comparison.summary import mean_fact, score_name, unranked_reason
 from seg.display.console import console
-from seg.display.tables import format_score, make_table
+from seg.display.tables import format_score, format_signed, make_table
 
 CostFunction = Callable[[ComparedRun], float | None]
 COST_COLUMNS: tuple[tuple[str, CostFunction], ...] = (  # of a run; the last are left out first
@@ -103,11 +102,6 @@ def format_p(p: float) -> str:
     if p != p:
         return ""
     return "<.0001" if p < 0.0001 else f"{p:.4f}".removeprefix("0")
-
-
-def format_signed(value: float) -> str:
-    """Return ``+.0123``; empty for nan."""
-    return re.sub(r"^([+-])0\.", r"\1.", f"{value:+.4f}") if value == value else ""
 
 
 def format_cost(value: float | None) -> str:

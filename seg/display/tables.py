@@ -1,5 +1,6 @@
 """Tables of scores on the terminal, and the lines below them."""
 
+import re
 from collections.abc import Mapping
 
 from rich.table import Table
@@ -124,6 +125,11 @@ def object_table(
         ends = [format_interval(intervals[key], 6 if tiny else 3)] if intervals else []
         table.add_row(header, value, *ends)
     return table
+
+
+def format_signed(value: float, digits: int = 4) -> str:
+    """Return ``+.0123``; empty for nan."""
+    return re.sub(r"^([+-])0\.", r"\1.", f"{value:+.{digits}f}") if value == value else ""
 
 
 def format_interval(interval: Interval, digits: int = 3) -> str:

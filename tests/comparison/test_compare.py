@@ -26,7 +26,8 @@ from seg.comparison.ranking import ComparisonSpec, RankedGroup, rank_groups
 from seg.comparison.run_files import ImageCounts
 from seg.comparison.run_records import ComparedRun, find_runs, read_compared_runs
 from seg.comparison.summary import list_warnings, unranked_reason, write_headline
-from seg.comparison.table import fit_group_table, format_signed
+from seg.comparison.table import fit_group_table
+from seg.display.tables import format_signed
 from seg.errors import UserError
 
 DICE = ComparisonSpec("dice", "test")
