@@ -19,7 +19,7 @@ from seg.errors import DataError, RunError, UserError
 from seg.inference import ensemble
 from seg.inference.prediction_folder import list_inputs
 from seg.inference.predictor import Predictor
-from seg.inference.quality import NO_CALIBRATION, QualityScorer, table_number
+from seg.inference.quality import NO_CALIBRATION, QualityScorer, make_scorer, table_number
 from seg.inference.unlabelled import (
     UnlabelledImage,
     check_run_has_starts,
@@ -126,9 +126,7 @@ def build_queue_scorer(run: LoadedRun, order: str) -> QualityScorer | None:
         )
     if run.quality is None:
         return None
-    if len(run.quality.shift) != run.intensity.image_channels:
-        raise RunError(f"{run.checkpoint}: its quality is of {len(run.quality.shift)} channels")
-    return QualityScorer(run, run.quality, intervals=False, look=None)
+    return make_scorer(run, run.quality, intervals=False)
 
 
 def rank_inputs(

@@ -213,7 +213,7 @@ def score_prediction(
     """
     if run.quality is None:
         raise RunError(f"{run.checkpoint}: {NO_CALIBRATION}")
-    scorer = QualityScorer(run, run.quality, True, look)
+    scorer = make_scorer(run, run.quality, True, look)
     meter = scorer.begin(*image_HWC.shape[:2])
     meter.add(0, image_HWC, p_CHW, mask)
     return scorer.score(meter)
@@ -273,12 +273,23 @@ def build_scorer(run: LoadedRun, cfg: DictConfig, threshold: float) -> QualitySc
     if run.quality is None:
         log.info(f"quality    no {QUALITY_FILE}: {run.checkpoint}: {NO_CALIBRATION}")
         return None
-    if len(run.quality.shift) != run.intensity.image_channels:
-        raise RunError(f"{run.checkpoint}: its quality is of {len(run.quality.shift)} channels")
     intervals = has_intervals(run.quality, cfg, threshold)
     if not intervals:
         log.info("quality    without intervals: threshold, tta, scales or model.depth differ from those of the calibration")  # fmt: skip
-    return QualityScorer(run, run.quality, intervals, None if cfg.look == "auto" else cfg.look)
+    return make_scorer(run, run.quality, intervals, None if cfg.look == "auto" else cfg.look)
+
+
+def make_scorer(
+    run: LoadedRun, quality: QualityRecord, intervals: bool, look: float | None = None
+) -> QualityScorer:
+    """Return the scorer of a run.
+
+    Raises:
+        RunError: if its record is of images with other channels.
+    """
+    if len(quality.shift) != run.intensity.image_channels:
+        raise RunError(f"{run.checkpoint}: its quality is of {len(quality.shift)} channels")
+    return QualityScorer(run, quality, intervals, look)
 
 
 def has_intervals(quality: QualityRecord, cfg: DictConfig, threshold: float) -> bool:
