@@ -2,7 +2,6 @@
 
 import copy
 import logging
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ from rich.table import Table
 
 from seg import files
 from seg.cli.command_line import quote_path
-from seg.cli.compose import plain_config
 from seg.cli.validation import argument_names, import_target
 from seg.data.dataset import BandedSample, SegmentationDataset
 from seg.data.datasets.base import DataSource, image_groups
@@ -24,7 +22,6 @@ from seg.data.spacing import source_spacing
 from seg.display import tables
 from seg.display.console import track_progress
 from seg.errors import UserError
-from seg.hardware import uses_one_device
 from seg.inference import ensemble
 from seg.inference.file_prediction import begin_image_results, finish_image_results
 from seg.inference.outputs import (
@@ -51,8 +48,8 @@ from seg.multirun.folds import (
     finished_fold,
     open_fold,
     prediction_file,
-    runs_by_name,
 )
+from seg.multirun.trainings import check_one_device, delete_unfinished_runs
 from seg.runs import load, provenance, records
 from seg.runs.folder import CROSSVAL_FILE, relative_to_here
 from seg.runs.load import LoadedRun
@@ -95,13 +92,8 @@ def check_crossval_options(cfg: DictConfig) -> None:
     if not isinstance(cfg.data.get("folds"), int) or cfg.data.folds < 2:
         raise UserError(f"data.folds={cfg.data.get('folds')}: 2 or more are needed")
     # Each training must stay in this process.
-    trainer = plain_config(cfg.trainer)
-    devices, nodes = trainer.get("devices", 1), trainer.get("num_nodes", 1)
-    if not uses_one_device(devices, nodes):
-        raise UserError(
-            f"trainer.devices={devices} trainer.num_nodes={nodes}: the folds train one after another, each on "
-            "one device; give trainer.devices=1"
-        )
+    why = "the folds train one after another, each on one device; give trainer.devices=1"
+    check_one_device(cfg.trainer, why)
     check_save_option(cfg.save)
     check_object_options(cfg)
     task = cfg.data.get("task")
@@ -136,12 +128,10 @@ def train_folds(cfg: DictConfig, plan: FoldPlan, output: Path) -> None:
 
 def train_fold(cfg: DictConfig, plan: FoldPlan, fold: int, output: Path) -> None:
     """Delete an unfinished run of a fold, and train the fold."""
-    for folder, record in runs_by_name(output, plan.names[fold]):
-        if record.status != "finished":
-            log.info(
-                f"fold {fold}     was not finished; {relative_to_here(folder)} is deleted, and the fold is trained again"
-            )
-            shutil.rmtree(folder)
+    for folder in delete_unfinished_runs(output, plan.names[fold]):
+        log.info(
+            f"fold {fold}     was not finished; {relative_to_here(folder)} was deleted, and the fold is trained again"
+        )
     log.info(f"fold {fold}     of 0 to {len(plan.names) - 1}")
     try:
         train(fold_config(cfg, plan, fold))

@@ -18,9 +18,10 @@ from seg.data.datasets.base import DataSource
 from seg.data.partition import Splits, split_hash
 from seg.data.splits import check_training_splits
 from seg.errors import RunError, UserError
+from seg.multirun.trainings import find_finished_run
 from seg.runs import records
 from seg.runs.folder import CROSSVAL_FILE
-from seg.runs.record import RECORD_FILE, RunRecord, read_promise, read_quality, read_record
+from seg.runs.record import read_promise, read_quality
 from seg.runs.resumable import read_resumable_record
 from seg.runs.safe_loading import CROSSVAL_LIMIT
 
@@ -211,10 +212,7 @@ def is_score(value: Any) -> bool:
 
 def find_finished_fold(output: Path, plan: FoldPlan, fold: int) -> Path | None:
     """Return the folder of a fold's finished run; None if there is none."""
-    for folder, record in runs_by_name(output, plan.names[fold]):
-        if record.status == "finished" and record.split_hash == plan.hashes[fold]:
-            return folder
-    return None
+    return find_finished_run(output, plan.names[fold], plan.hashes[fold])
 
 
 def finished_fold(output: Path, plan: FoldPlan, fold: int) -> Path:
@@ -226,18 +224,3 @@ def finished_fold(output: Path, plan: FoldPlan, fold: int) -> Path:
     if (folder := find_finished_fold(output, plan, fold)) is None:
         raise RunError(f"{output}: its run {plan.names[fold]} is gone; repeat the command")
     return folder
-
-
-def runs_by_name(output: Path, name: str) -> Iterator[tuple[Path, RunRecord]]:
-    """Yield the runs of a name in a folder: run folder and record."""
-    for file in sorted(output.glob(f"*/{RECORD_FILE}")):
-        if file.parent.is_symlink():  # latest
-            continue
-        try:
-            record = read_record(file)
-        except RunError:
-            if file.exists():
-                raise
-            continue  # deleted by another worker
-        if record.name == name:
-            yield file.parent, record

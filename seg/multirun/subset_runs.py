@@ -3,7 +3,6 @@
 import copy
 import logging
 import math
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,9 +17,9 @@ from seg.data.partition import split_hash
 from seg.data.splits import check_training_splits
 from seg.data.subset import draw_subset, restrict_training, training_units, unit_word
 from seg.errors import RunError, UserError
-from seg.hardware import uses_one_device
 from seg.metrics.learning_curve import LEAST_SIZES
-from seg.multirun.folds import NEUTRAL_TRAIN_OPTIONS, dotted_leaves, runs_by_name, to_json_value
+from seg.multirun.folds import NEUTRAL_TRAIN_OPTIONS, dotted_leaves, to_json_value
+from seg.multirun.trainings import check_one_device, delete_unfinished_runs, find_finished_run
 from seg.runs.folder import relative_to_here
 from seg.runs.workers import share_pieces
 from seg.training.build import count_batches
@@ -127,13 +126,8 @@ def check_options(cfg: DictConfig) -> None:
         raise UserError(
             "resume: seg.enough continues by its own command; leave it out, and give its output"
         )
-    trainer = plain_config(cfg.trainer)
-    devices, nodes = trainer.get("devices", 1), trainer.get("num_nodes", 1)
-    if not uses_one_device(devices, nodes):
-        raise UserError(
-            f"trainer.devices={devices} trainer.num_nodes={nodes}: the trainings run one after another, each on one "
-            "device; give trainer.devices=1"
-        )
+    why = "the trainings run one after another, each on one device; give trainer.devices=1"
+    check_one_device(cfg.trainer, why)
 
 
 def choose_sizes(option: Sequence[int] | None, count: int, word: str) -> list[int]:
@@ -170,35 +164,27 @@ def choose_sizes(option: Sequence[int] | None, count: int, word: str) -> list[in
 
 def train_subsets(cfg: DictConfig, plan: SubsetPlan, output: Path) -> None:
     """Train what is not finished, with the other workers of the command."""
-    left = [piece for piece in plan.pieces if find_finished(output, piece) is None]
+    left = [
+        piece for piece in plan.pieces if find_finished_run(output, piece.name, piece.hash) is None
+    ]
     if kept := len(plan.pieces) - len(left):
         log.info(f"{kept} of {len(plan.pieces)} trainings are finished and kept")
     share_pieces(
         left,
         lambda piece: output / f".{piece.name}.lock",
         output,
-        lambda piece: find_finished(output, piece) is not None,
+        lambda piece: find_finished_run(output, piece.name, piece.hash) is not None,
         lambda piece: train_subset(cfg, plan, piece, output),
         "trainings",
     )
 
 
-def find_finished(output: Path, piece: Subset) -> Path | None:
-    """Return the folder of a finished training; None if there is none."""
-    for folder, record in runs_by_name(output, piece.name):
-        if record.status == "finished" and record.split_hash == piece.hash:
-            return folder
-    return None
-
-
 def train_subset(cfg: DictConfig, plan: SubsetPlan, piece: Subset, output: Path) -> None:
     """Delete an unfinished run of a training, and train it."""
-    for folder, record in runs_by_name(output, piece.name):
-        if record.status != "finished":
-            log.info(
-                f"{relative_to_here(folder)} was not finished; it is deleted and trained again"
-            )
-            shutil.rmtree(folder)
+    for folder in delete_unfinished_runs(output, piece.name):
+        log.info(
+            f"{relative_to_here(folder)} was not finished; it was deleted, and is trained again"
+        )
     log.info(f"training   on {piece.size} of {plan.sizes[-1]} {plan.word}, seed {piece.seed}")
     train(subset_config(cfg, plan, piece))
 
@@ -241,7 +227,7 @@ def collect_counts(plan: SubsetPlan, output: Path) -> tuple[list[str], np.ndarra
     """
     found: dict[tuple[int, int], ImageCounts] = {}
     for piece in plan.pieces:
-        if (folder := find_finished(output, piece)) is None:
+        if (folder := find_finished_run(output, piece.name, piece.hash)) is None:
             raise RunError(f"{output}: its run {piece.name} is gone; repeat the command")
         faults: list[str] = []
         counts = read_counts(folder, {}, faults).get(plan.split)

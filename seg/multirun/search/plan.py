@@ -19,10 +19,10 @@ from seg.cli.conf_files import did_you_mean, format_option_value
 from seg.cli.search_arguments import gather_searched
 from seg.data.datamodule import DataModule
 from seg.errors import NotWholeNumber, UserError
-from seg.hardware import uses_one_device
 from seg.multirun.folds import dotted_leaves, to_json_value
 from seg.multirun.search.space import SearchDimension, parse_dimensions, short_names
 from seg.multirun.search.study import MEASURED_OBJECTIVES
+from seg.multirun.trainings import check_one_device
 from seg.runs import folder, run_info
 from seg.training.build import build_data
 
@@ -153,13 +153,10 @@ def compose_trial(words: list[str], axis: SearchDimension) -> DictConfig:
         hint = f"; {axis.key}=int(interval(...)) gives whole ones" if whole else ""
         raise UserError(f"{axis.typed}: {error}{hint}") from error
     # Ranks on further devices would not know the trial
-    trainer = plain_config(cfg.trainer)
-    devices, nodes = trainer.get("devices", 1), trainer.get("num_nodes", 1)
-    if not uses_one_device(devices, nodes):
-        raise UserError(
-            f"trainer.devices={devices} trainer.num_nodes={nodes}: a trial trains on one device; start the same "
-            "command once per device, CUDA_VISIBLE_DEVICES=1 python -m seg.tune ..."
-        )
+    check_one_device(
+        cfg.trainer,
+        "a trial trains on one device; start the same command once per device, CUDA_VISIBLE_DEVICES=1 python -m seg.tune ...",
+    )
     return cfg
 
 
