@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -211,23 +211,18 @@ def predict_file(
         results = build_results(request, place)
         remove_partial(results)
         task = progress.add_task(file.name, total=height * len(pages))
-        tiling, run = predictor.tiling(height, width, nodata), predictor.run
         qualities: list[ImageQuality] = []
         try:
             for around in sections:
                 rows = converted_rows(around, conversions)
                 meter = None if scorer is None else scorer.begin(height, width)
-                for top, stored, p_CHW in tiling.bands(rows, height):
-                    image = stored[..., run.intensity.own_channels]
-                    mask = classes_from_probabilities(p_CHW, predictor.threshold, run.overlapping)
-                    mask = mark_nodata(mask, image, nodata)
+                for band in predict_bands(predictor, rows, height, width, nodata):
                     if meter is not None:
-                        meter.add(top, image, p_CHW, mask)
+                        meter.add(band.top, band.image, band.probabilities, band.mask)
                     for result in results:
-                        result.add(PredictedBand(top, image, p_CHW, mask))
-                    progress.advance(task, len(image))
-                    # memory for the next band, or to finish the files
-                    del stored, image, p_CHW, mask
+                        result.add(band)
+                    progress.advance(task, len(band.image))
+                    del band  # memory for the next band, or to finish the files
                 if scorer is not None and meter is not None:
                     qualities.append(scorer.score(meter))
         finally:
@@ -238,12 +233,37 @@ def predict_file(
         for kind in request.save:
             files.make_folder((output / kind / name).parent, output)
         if scorer is not None:
-            write_quality_part(output, name, file, qualities, run.classes)
+            write_quality_part(output, name, file, qualities, predictor.run.classes)
         return [path for result in results for path in result.finish(pages[0].tags)]
     finally:
         for page in opened:
             page.close()
         remove_partial(results)
+
+
+def predict_bands(
+    predictor: Predictor,
+    rows: Callable[[int, int], np.ndarray],
+    height: int,
+    width: int,
+    nodata: Sequence[float],
+) -> Generator[PredictedBand]:
+    """Yield the prediction of an image band by band; keeps no band while the next one is predicted.
+
+    Args:
+        predictor: of the run.
+        rows: returns the rows from ``start`` to before ``stop``, with the channels that the network sees.
+        height: px.
+        width: px.
+        nodata: values that mean no data.
+    """
+    run = predictor.run
+    for top, stored, p_CHW in predictor.tiling(height, width, nodata).bands(rows, height):
+        image = stored[..., run.intensity.own_channels]
+        mask = classes_from_probabilities(p_CHW, predictor.threshold, run.overlapping)
+        mask = mark_nodata(mask, image, nodata)
+        yield PredictedBand(top, image, p_CHW, mask)
+        del stored, image, p_CHW, mask
 
 
 def open_sections(

@@ -19,11 +19,11 @@ from seg.inference.file_prediction import (
     converted_rows,
     finish_image_results,
     page_name,
+    predict_bands,
 )
 from seg.inference.outputs import OutputOptions, OutputTarget, PredictedBand
-from seg.inference.predictor import Predictor, check_image_channels, mark_nodata
+from seg.inference.predictor import Predictor, check_image_channels
 from seg.inference.quality import ImageQuality, QualityScorer
-from seg.logits import classes_from_probabilities
 from seg.runs.load import LoadedRun
 
 PREVIEW_PX = 256  # longer side of a preview is below twice this
@@ -108,16 +108,11 @@ def open_image(file: Path, predictor: Predictor) -> Generator[ImageReader]:
             page.close()
 
 
-def predict_bands(page: ImageReader, predictor: Predictor) -> Generator[PredictedBand]:
-    """Yield the prediction of an image band by band."""
-    run, nodata = predictor.run, predictor.nodata_values(page.file)
-    height, width, _ = page.shape
+def predict_page(page: ImageReader, predictor: Predictor) -> Generator[PredictedBand]:
+    """Return the prediction of an image, band by band."""
     conversion = predictor.conversion(page.dtype, page.bands(), page_name(page))
     rows = converted_rows([page], {page: conversion})
-    for top, stored, p_CHW in predictor.tiling(height, width, nodata).bands(rows, height):
-        image = stored[..., run.intensity.own_channels]
-        mask = classes_from_probabilities(p_CHW, predictor.threshold, run.overlapping)
-        yield PredictedBand(top, image, p_CHW, mark_nodata(mask, image, nodata))
+    return predict_bands(predictor, rows, *page.shape[:2], predictor.nodata_values(page.file))
 
 
 def measure_unlabelled(
@@ -126,8 +121,9 @@ def measure_unlabelled(
     """Return an image with what the run expects of its prediction."""
     with open_image(file, predictor) as page:
         meter = scorer.begin(*page.shape[:2])
-        for band in predict_bands(page, predictor):
+        for band in predict_page(page, predictor):
             meter.add(band.top, band.image, band.probabilities, band.mask)
+            del band  # memory for the next one
     return UnlabelledImage(file, name, scorer.score(meter), meter.features.compute())
 
 
@@ -141,12 +137,13 @@ def write_start(one: UnlabelledImage, predictor: Predictor, folder: Path) -> Pre
         results = begin_image_results(place, request)
         step = max(1, max(height, width) // PREVIEW_PX)
         images, masks = [], []
-        for band in predict_bands(page, predictor):
+        for band in predict_page(page, predictor):
             for result in results:
                 result.add(band)
             rows = slice(-band.top % step, None, step)
             images.append(band.image[rows, ::step].copy())
             masks.append(flatten_labels(band.mask[..., rows, ::step]).copy())
+            del band
         files.make_folder(folder / "masks", folder)
         finish_image_results(folder, results)
     copy = files.make_folder(folder / "images", folder) / one.copy_name
