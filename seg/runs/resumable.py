@@ -8,7 +8,7 @@ from seg.cli.conf_files import format_option_value
 from seg.cli.renamed_options import rename_options
 from seg.errors import UserError
 from seg.runs.records import read_json
-from seg.runs.safe_loading import RECORD_LIMIT
+from seg.runs.safe_loading import RECORD_LIMIT, cut_text
 
 MAX_DIFFERENCES = 4  # differing settings that an error names
 MAX_LENGTH = 300  # characters of each of them
@@ -57,7 +57,10 @@ def check_same_settings(
     if not differ:
         return
     was, is_now = (
-        ", ".join(describe_setting(n, side.get(n)) for n in differ[:MAX_DIFFERENCES])
+        ", ".join(
+            cut_text(f"{n}={format_option_value(side.get(n))}", MAX_LENGTH)
+            for n in differ[:MAX_DIFFERENCES]
+        )
         for side in (begun, now)
     )
     more = len(differ) - MAX_DIFFERENCES
@@ -66,9 +69,3 @@ def check_same_settings(
         f"{place}: begun with {was}, and this is {is_now}{others}; repeat the command that began it, or give "
         f"another {other}"
     )
-
-
-def describe_setting(name: str, value: Any) -> str:
-    """Return ``name=value``, without the end of a long one."""
-    text = f"{name}={format_option_value(value)}"
-    return text if len(text) <= MAX_LENGTH else f"{text[:MAX_LENGTH]}..."

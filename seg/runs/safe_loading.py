@@ -229,7 +229,11 @@ def check_targets(node: Any, file: Path, packages: tuple[str, ...] = NETWORK_PAC
 
 def shorten_value(value: object, length: int = 200) -> str:
     """Return a value as text, cut to a length."""
-    text = repr(value)
+    return cut_text(repr(value), length)
+
+
+def cut_text(text: str, length: int) -> str:
+    """Return a text, without its end if it is longer than a length."""
     return text if len(text) <= length else f"{text[:length]}..."
 
 
