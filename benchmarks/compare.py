@@ -7,6 +7,7 @@ runs are in the page after one scroll to them, both in headless Chromium. "proce
 the first column gives alone.
 """
 
+import functools
 import itertools
 import shutil
 import statistics
@@ -17,6 +18,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import timing
 from playwright.sync_api import Browser, sync_playwright
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
@@ -80,16 +82,12 @@ def main() -> None:
         folders = {count: Path(scratch, str(count)) for count in SIZES}
         for count, folder in folders.items():
             make(folder, count)
-        found: dict[int, list[list[float]]] = {count: [] for count in SIZES}
-        for _ in range(rounds):
-            for count, folder in folders.items():
-                found[count].append(measure(folder, browser))
+        calls = {n: functools.partial(measure, folder, browser) for n, folder in folders.items()}
+        found = timing.call_in_turn(calls, rounds)
         browser.close()
-    print(f"| runs | {' | '.join(COLUMNS)} |")
-    print("| --- " * (1 + len(COLUMNS)) + "|")
-    for count, rows in found.items():
-        medians = (statistics.median(column) for column in zip(*rows, strict=True))
-        print(f"| {count} | {' | '.join(f'{value:.2f}' for value in medians)} |")
+    medians = {n: map(statistics.median, zip(*rows, strict=True)) for n, rows in found.items()}
+    cells = [[str(n), *(f"{value:.2f}" for value in own)] for n, own in medians.items()]
+    print(timing.markdown(["runs", *COLUMNS], cells))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Our loader against MONAI's CacheDataset and a textbook Dataset: python benchmarks/data.py [images=30] [workers=2].
 
-Needs MONAI: pip install monai. Thirty grey PNGs of 512x512 with masks of 0 and 255; crops of 256, in batches of 8, go
+MONAI takes part where it is installed (pip install monai). Thirty grey PNGs of 512x512 with masks of 0 and 255; crops of 256, in batches of 8, go
 through flips, rotation (+-30 degrees), an elastic deformation, brightness and contrast, and normalisation, each with
 probability 1 but the flips. Every contestant crops before it transforms, as its users can, and runs in a process of
 its own, in turn, for several rounds; printed are medians of the samples a second once it runs, of the seconds from
@@ -11,11 +11,11 @@ alpha and sigma of its documentation's medical example); "textbook, our elastic"
 python benchmarks/data.py many: what 100,000 small images cost to open, and how the loader processes' own memory grows.
 """
 
+import functools
 import importlib
+import importlib.util
 import json
 import os
-import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -25,6 +25,7 @@ from pathlib import Path
 import albumentations as A
 import cv2
 import numpy as np
+import timing
 from PIL import Image
 from torch.utils.data import ConcatDataset, DataLoader, Dataset
 
@@ -121,7 +122,7 @@ CONTESTANTS: dict[str, Callable[[Path, int], Iterable]] = {
 }
 
 
-def measure(name: str, root: Path, workers: int, batches: int) -> dict[str, float]:
+def measure_one(name: str, root: Path, workers: int, batches: int) -> dict[str, float]:
     """Seconds to the first batch, and samples a second over ``batches`` after the first epoch."""
     if name.startswith("MONAI"):
         importlib.import_module("monai.data")  # no part of what is timed
@@ -159,26 +160,22 @@ def make(root: Path, images: int) -> None:
         Image.fromarray(mask * 255).save(root / f"masks/{name}.png")
 
 
-def compete(options: dict[str, int]) -> None:
+def measure(**options: int) -> list[timing.Row]:
+    """Return the speed of each loader, and the time to its first batch."""
+    options = OPTIONS | options
+    here = [n for n in CONTESTANTS if "MONAI" not in n or importlib.util.find_spec("monai")]
     with tempfile.TemporaryDirectory() as scratch:
-        root = Path(scratch)
-        make(root, options["images"])
-        found: dict[str, list[dict[str, float]]] = {name: [] for name in CONTESTANTS}
-        for _ in range(options["rounds"]):
-            for name in CONTESTANTS:
-                words = [name, scratch, str(options["workers"]), str(options["batches"])]
-                environment = os.environ | {"SEG_CACHE": f"{scratch}/cache"}
-                done = subprocess.run(
-                    [sys.executable, __file__, "--measure", *words],
-                    check=True, capture_output=True, text=True, env=environment,
-                )  # fmt: skip
-                found[name].append(json.loads(done.stdout.splitlines()[-1]))
-    print(f"{'':24}{'samples/s':>10}{'ours is':>10}{'first batch, s':>16}")
-    best = statistics.median(one["speed"] for one in found["ours"])
-    for name, rounds in found.items():
-        speed = statistics.median(one["speed"] for one in rounds)
-        first = statistics.median(one["first"] for one in rounds)
-        print(f"{name:24}{speed:10.0f}{best / speed:9.2f}x{first:16.2f}")
+        make(Path(scratch), options["images"])
+        environment = os.environ | {"SEG_CACHE": f"{scratch}/cache"}
+        words = scratch, options["workers"], options["batches"]
+        children = {
+            name: functools.partial(timing.run_child, __file__, "--measure", name, *words, env=environment)
+            for name in here
+        }  # fmt: skip
+        taken = timing.call_in_turn(children, options["rounds"])
+    speeds, firsts = ({n: [one[key] for one in found] for n, found in taken.items()} for key in ("speed", "first"))  # fmt: skip
+    first_rows = timing.compare({f"{n}, first batch": s for n, s in firsts.items()}, "ours, first batch", "s")  # fmt: skip
+    return timing.compare(speeds, "ours", "samples/s") + first_rows
 
 
 def many(number: int = 100_000) -> None:
@@ -230,8 +227,9 @@ def private(pid: int) -> float:
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--measure"]:
         who, where, processes, count = sys.argv[2:]
-        print(json.dumps(measure(who, Path(where), int(processes), int(count))))
+        print(json.dumps(measure_one(who, Path(where), int(processes), int(count))))
     elif sys.argv[1:] == ["many"]:
         many()
     else:
-        compete(OPTIONS | {k: int(v) for k, v in (word.split("=") for word in sys.argv[1:])})
+        rows = measure(**{k: int(v) for k, v in (word.split("=") for word in sys.argv[1:])})
+        print(f"{timing.describe_machine()}\n\n{timing.table({'loader': rows})}")

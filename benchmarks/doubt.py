@@ -1,7 +1,7 @@
 """Find planted label errors: ``python benchmarks/doubt.py FOLDER``.
 
-Makes images of round and square objects, or takes ``--data vnc`` (tiles of 256 px at half the resolution) or ``--data
-camvid`` (every second frame at half the resolution) from ``--source``; plants errors of five kinds in a share of the
+Makes images of round and square objects, or takes ``--data vnc`` (tiles of 256 px at half the resolution), ``--data
+camvid`` (every second frame at half the resolution) or ``--data isbi2012`` (quarters of the sections) from ``--source``; plants errors of five kinds in a share of the
 masks, cross-validates, lists the doubts, and prints a row of a table for each share: planted errors, how many of them
 have a region in the list, and among the first k regions, with k the number of planted errors; precision of these; the
 planted errors among the k images of the largest mean loss; and the regions that stand out. Intervals are Wilson's at
@@ -72,6 +72,12 @@ DATA = {
         [*COMMON, *REAL, "data.classes=[sky,building,pole,road,pavement,tree,sign,fence,car,pedestrian,bicyclist]",
          "data.ignore=[255]", "trainer.max_epochs=12", "loader.repeats=2", "loader.crop=128", "augment=mirror"],
         ["data.folds=2"], ["trainer.max_epochs=1", "loader.repeats=12"],
+    ),
+    "isbi2012": Data(
+        (0, 1),  # nothing can be invented: a membrane has no room
+        [*COMMON, "model.depth=4", "data.classes=[membrane,cell]", "trainer.max_epochs=8", "loader.repeats=4",
+         "loader.crop=96", "loader.batch_size=8", "augment=d4"],
+        ["data.folds=2", "data.group_by='^[0-9][0-9]'"], [],
     ),
 }  # fmt: skip
 
@@ -262,7 +268,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--offsets", nargs="+", help="options of data whose masks are measured")
     parser.add_argument("--data", choices=DATA, default="objects")
     parser.add_argument(
-        "--source", type=Path, help="folder of vnc (images, masks) or camvid (train, val)"
+        "--source", type=Path, help="folder of vnc (images, masks), camvid (train, val) or isbi2012"
     )
     parser.add_argument("--rates", type=float, nargs="+", default=[0, 0.02, 0.1, 0.3])
     parser.add_argument("--after", type=int, default=0, help="plantings after the cross-validation")

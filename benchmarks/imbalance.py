@@ -1,6 +1,6 @@
 """Which loss for which imbalance: ``python benchmarks/imbalance.py outputs/sweeps/SWEEP [PLOT.png]``.
 
-Reads the runs of a sweep over losses and seeds, docs/losses-and-metrics.md has the command; prints a table
+Reads the runs of a sweep over losses and seeds, docs/losses.md has the command; prints a table
 of class 1 on the validation split, mean and sd over seeds, and draws its Dice over the steps. "Any
 threshold" is the best Dice that a threshold chosen on the same split gives: what a loss has learnt, apart
 from where it puts one half.

@@ -5,16 +5,14 @@ model, loss, backward and step. Each measurement is a process of its own, both i
 medians of the time per step, without the first steps and without validation, of the peak memory, and their ratios.
 """
 
+import functools
 import json
-import resource
-import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from pathlib import Path
 
 import lightning as L
+import timing
 import torch
 
 from seg.cli.compose import compose_checked, instantiate_node
@@ -30,26 +28,31 @@ CASES = {  # name -> options and timed steps
     "U-Net of width 16, crops of 256": (["model.width=16", "loader.crop=256"], 40),
 }
 SHARED = ["logger=none", "panels=0", "save_predictions=0", "data.train=8", "data.val=1", "data.test=0", "loader.batch_size=4",
-          "trainer=cpu", "trainer.max_epochs=1"]  # fmt: skip
+          "trainer.max_epochs=1"]  # fmt: skip
 
 
 class Clock(L.Callback):
-    """Times the steps after the first ones."""
+    """Times so many steps after the first ones; a GPU is waited for at both ends only."""
 
-    def __init__(self) -> None:
+    def __init__(self, steps: int) -> None:
+        self.last = WARM_UP + steps
         self.count, self.started, self.ended = 0, 0.0, 0.0
 
     def on_train_batch_start(self, *args: object) -> None:
         if self.count == WARM_UP:
+            timing.wait_for_gpu()
             self.started = time.perf_counter()
 
     def on_train_batch_end(self, *args: object) -> None:
-        self.count, self.ended = self.count + 1, time.perf_counter()
+        self.count += 1
+        if self.count == self.last:
+            timing.wait_for_gpu()
+            self.ended = time.perf_counter()
 
 
 def time_ours(words: list[str], steps: int) -> float:
     """Return the seconds per step of seg.train."""
-    clock = Clock()
+    clock = Clock(steps)
     train(compose_checked("train", words), [clock])
     return (clock.ended - clock.started) / steps
 
@@ -75,40 +78,42 @@ def time_bare(words: list[str], steps: int) -> float:
     return (time.perf_counter() - started) / steps
 
 
-def measure_one(kind: str, words: list[str], steps: int) -> None:
-    """Print the seconds per step and the peak memory of one training, as JSON."""
+def measure_one(kind: str, steps: int, words: list[str]) -> dict[str, float]:
+    """Return the seconds per step of one training, and MiB at the peak of this process and on a GPU."""
     seconds = {"ours": time_ours, "bare": time_bare}[kind](words, steps)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(json.dumps({"seconds": seconds, "MiB": peak}))
+    gpu = torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else 0.0
+    return {"seconds": seconds, "MiB": timing.process_memory("VmHWM"), "GPU MiB": gpu}
 
 
-def measure(kind: str, words: list[str], steps: int) -> dict[str, float]:
-    """Measure one training in a process of its own."""
+def run_one(kind: str, steps: int, options: list[str]) -> dict[str, float]:
+    """Measure one training in a process and a folder of its own."""
+    repeats = (steps + WARM_UP) // 2  # 8 images, batches of 4
+    words = [*SHARED, f"loader.repeats={repeats}", *options]
     with tempfile.TemporaryDirectory() as place:
-        line = [sys.executable, str(Path(__file__).resolve()), "one", kind, str(steps), *words]
-        done = subprocess.run(line, cwd=place, capture_output=True, text=True, check=True)
-    return json.loads(done.stdout.splitlines()[-1])
+        return timing.run_child(__file__, "one", kind, steps, *words, cwd=place)
+
+
+def measure(rounds: int = 5, cases: dict[str, tuple[list[str], int]] = CASES) -> list[timing.Row]:
+    rows = []
+    for name, (options, steps) in cases.items():
+        calls = {
+            f"{name}, {kind}": functools.partial(run_one, kind, steps, [*options, "trainer=cpu"])
+            for kind in ("bare", "ours")
+        }
+        taken = timing.call_in_turn(calls, rounds)
+        for quantity, unit, factor in (("seconds", "ms a step", 1000), ("MiB", "MiB", 1)):
+            values = {key: [one[quantity] for one in found] for key, found in taken.items()}
+            rows += timing.compare(values, f"{name}, bare", unit, factor)
+    return rows
 
 
 def main() -> None:
     rounds = int((OPTIONS | dict(word.split("=", 1) for word in sys.argv[1:]))["rounds"])
-    print("| | ms a step, bare | ours | ratio | MiB, bare | ours | ratio |\n" + "| --- " * 7 + "|")
-    for name, (options, steps) in CASES.items():
-        samples = 4 * (steps + WARM_UP)
-        words = [*SHARED, *options, f"loader.repeats={samples // 8}"]
-        taken: dict[str, list[dict[str, float]]] = {"bare": [], "ours": []}
-        for _ in range(rounds):
-            for kind, values in taken.items():
-                values.append(measure(kind, words, steps))
-        cells = []
-        for unit, factor, digits in (("seconds", 1000, 2), ("MiB", 1, 0)):
-            bare, ours = (statistics.median(value[unit] for value in taken[kind]) * factor for kind in ("bare", "ours"))  # fmt: skip
-            cells += [f"{bare:.{digits}f}", f"{ours:.{digits}f}", f"{ours / bare:.3f}"]
-        print(f"| {name} | {' | '.join(cells)} |", flush=True)
+    print(f"{timing.describe_machine()}\n\n{timing.table({'loop': measure(rounds)})}")
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["one"]:
-        measure_one(sys.argv[2], sys.argv[4:], int(sys.argv[3]))
+        print(json.dumps(measure_one(sys.argv[2], int(sys.argv[3]), sys.argv[4:])))
     else:
         main()

@@ -2,16 +2,16 @@
 
 A step is forward, bce_dice, backward and AdamW on 4 crops of 256x256 px, float32. Beside it, on the same
 batch: counting the metrics, the same by torchmetrics' own confusion matrix, the optional ones, and each
-loss with its gradient. Rounds are interleaved; printed are medians and their share of the step.
+loss with its gradient. Rounds are interleaved; printed are medians and their ratio to a step of model=unet.
 
 ``python benchmarks/metrics.py growth``: what the scores of a split and their intervals cost by images and classes.
 """
 
-import statistics
 import sys
 import time
 from collections.abc import Callable
 
+import timing
 import torch
 from torch import Tensor
 from torchmetrics.classification import MulticlassConfusionMatrix
@@ -25,7 +25,7 @@ from seg.metrics import SegmentationMetrics
 from seg.metrics.confusion import PixelScores
 from seg.metrics.significance import bootstrap_intervals
 
-ROUNDS = 9
+STEP = "a step of model=unet"
 
 
 def step_of(model_name: str, image: Tensor, mask: Tensor) -> Callable[[], None]:
@@ -79,22 +79,22 @@ def growth() -> None:
         print(f"{images:6} {classes:7} " + " ".join(f"{seconds:10.2f}" for seconds in parts))
 
 
-def main() -> None:
+def measure(rounds: int = 9, size: int = 256) -> list[timing.Row]:
     keep_freed_memory()
     torch.manual_seed(0)
-    source = Membranes(train=4, val=1, test=0)
+    source = Membranes(size=size, train=4, val=1, test=0)
     pairs = [source.read(name) for name in source.splits["train"]]
     image = torch.stack(
         [torch.from_numpy(i[..., 0]).float().sub(128).div(50)[None] for i, _ in pairs]
     )
     mask = torch.stack([torch.from_numpy(m).long() for _, m in pairs])
-    logits = torch.randn(4, 1, 256, 256)
-    learnt = torch.randn(4, 1, 256, 256, requires_grad=True)
+    logits = torch.randn(4, 1, size, size)
+    learnt = torch.randn(4, 1, size, size, requires_grad=True)
     peer = MulticlassConfusionMatrix(2, ignore_index=255, validate_args=False)
     weights = WeightMap()
     gaps = torch.stack([torch.from_numpy(weights.gaps(m)) for _, m in pairs])
     works: dict[str, Callable] = {
-        "a step of model=unet": step_of("unet", image, mask),
+        STEP: step_of("unet", image, mask),
         "a step of model=unetpp": step_of("unetpp", image, mask),
         "metrics=standard": counting(mask, logits),
         "  torchmetrics' confusion matrix": lambda: peer.update(predicted_classes(logits), mask),
@@ -108,18 +108,11 @@ def main() -> None:
         "weight map, kept": gradient(weights, learnt, mask, gaps),
         "weight map, computed anew": gradient(weights, learnt, mask),
     }  # fmt: skip
-    times: dict[str, list[float]] = {name: [] for name in works}
-    for turn in range(ROUNDS + 2):
-        for name, work in works.items():
-            started = time.perf_counter()
-            work()
-            if turn >= 2:
-                times[name].append(time.perf_counter() - started)
-    medians = {name: statistics.median(values) for name, values in times.items()}
-    step = medians["a step of model=unet"]
-    print(f"4 crops of 256x256 px, {torch.get_num_threads()} threads, median of {ROUNDS}")
-    for name, seconds in medians.items():
-        print(f"{name:<36} {seconds * 1000:8.1f} ms   {seconds / step:6.1%} of a unet step")
+    return timing.compare(timing.time_in_turn(works, rounds, warm_up=2), STEP, "ms", 1000)
+
+
+def main() -> None:
+    print(f"{timing.describe_machine()}\n\n{timing.table({'4 crops of 256 px': measure()})}")
 
 
 if __name__ == "__main__":

@@ -7,71 +7,41 @@ give a peer the same, which shows what is layout and what is network. float32 on
 on a GPU. A training step is forward, binary cross-entropy of each head, backward and AdamW.
 """
 
-import contextlib
+import functools
 import json
-import statistics
-import subprocess
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 
+import timing
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from peers import Textbook, build_steps, monai
+from torch import nn
 
 from seg.hardware import arrange_memory, keep_freed_memory
-from seg.models import NestedUNet, UNet, profiling
+from seg.models import NestedUNet, Network, UNet, profiling
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+OURS = {"unet": "unet", "unetpp": "unetpp L4"}  # which the others of a kind are compared with
 OPTIONS = {"width": 16, "size": 256, "batch": 2, "rounds": 3, "steps": 7}
 
 
-class Textbook(nn.Module):
-    """The U-Net of the tutorials: convolution, batch norm, ReLU, twice; eager, in the default layout."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        widths = [width * 2**i for i in range(5)]
-        self.down = nn.ModuleList(
-            self.double(a, b) for a, b in zip([1, *widths], widths, strict=False)
-        )
-        self.up = nn.ModuleList(nn.ConvTranspose2d(2 * w, w, 2, 2) for w in widths[-2::-1])
-        self.fuse = nn.ModuleList(self.double(2 * w, w) for w in widths[-2::-1])
-        self.head = nn.Conv2d(width, 1, 1)
-
-    @staticmethod
-    def double(a: int, b: int) -> nn.Sequential:
-        layers: list[nn.Module] = []
-        for c in (a, b):
-            layers += [nn.Conv2d(c, b, 3, padding=1), nn.BatchNorm2d(b), nn.ReLU(inplace=True)]
-        return nn.Sequential(*layers)
-
-    def forward(self, x: Tensor) -> Tensor:
-        skips = []
-        for block in self.down:
-            x = block(F.max_pool2d(x, 2) if skips else x)
-            skips.append(x)
-        skips.pop()
-        for up, block in zip(self.up, self.fuse, strict=True):
-            x = block(torch.cat([skips.pop(), up(x)], 1))
-        return self.head(x)
-
-
-def monai(name: str, width: int) -> nn.Module:
-    from monai.networks import nets
-
-    features = (width, 2 * width, 4 * width, 8 * width, 16 * width, width)
-    more = {"deep_supervision": True} if name.endswith("PlusPlus") else {}
-    return getattr(nets, name)(2, 1, 1, features=features, upsample="deconv", **more)
+def checkpointed(model: Network) -> Network:
+    """The network with ``trainer.checkpoint_activations``."""
+    model.checkpoint_activations = True
+    return model
 
 
 # name -> (constructor of a width, laid out as ours, trained too)
 CONTESTANTS: dict[str, tuple[Callable[[int], nn.Module], bool, bool]] = {
     "unet": (lambda w: UNet(1, 1, w), True, True),
+    "unet checkpointed": (lambda w: checkpointed(UNet(1, 1, w)), True, True),
     "unet textbook": (Textbook, False, True),
     "unet textbook, as ours": (Textbook, True, True),
     "unet MONAI": (lambda w: monai("BasicUNet", w), False, True),
     "unet MONAI, as ours": (lambda w: monai("BasicUNet", w), True, True),
     "unetpp L4": (lambda w: NestedUNet(1, 1, w), True, True),
+    "unetpp checkpointed": (lambda w: checkpointed(NestedUNet(1, 1, w)), True, True),
     "unetpp L3": (lambda w: NestedUNet(1, 1, w, 3, pruned=True), True, False),
     "unetpp L2": (lambda w: NestedUNet(1, 1, w, 2, pruned=True), True, False),
     "unetpp L1": (lambda w: NestedUNet(1, 1, w, 1, pruned=True), True, False),
@@ -80,7 +50,7 @@ CONTESTANTS: dict[str, tuple[Callable[[int], nn.Module], bool, bool]] = {
 }
 
 
-def measure(name: str, width: int, size: int, batch: int, steps: int) -> dict[str, float]:
+def measure_one(name: str, width: int, size: int, batch: int, steps: int) -> dict[str, float]:
     """Seconds and bytes of a training step and of an inference."""
     make, as_ours, trained = CONTESTANTS[name]
     torch.manual_seed(0)
@@ -88,24 +58,9 @@ def measure(name: str, width: int, size: int, batch: int, steps: int) -> dict[st
         keep_freed_memory()
     model = make(width).to(DEVICE)
     arrange_memory(model, as_ours)
-    half = torch.autocast("cuda", torch.bfloat16) if DEVICE == "cuda" else contextlib.nullcontext()
-    optimizer = torch.optim.AdamW(model.parameters())
     images = torch.randn(batch, 1, size, size, device=DEVICE)
-    mask = torch.randint(0, 2, images.shape, device=DEVICE).float()
-
-    def train() -> None:
-        optimizer.zero_grad()
-        with half:
-            logits = model(images)
-        heads = logits if isinstance(logits, list | tuple) else [logits]
-        sum(F.binary_cross_entropy_with_logits(h.float(), mask) for h in heads).backward()
-        optimizer.step()
-
-    @torch.inference_mode()
-    def infer() -> None:
-        with half:
-            model(images[:1])
-
+    train, _ = build_steps(model, images, half=DEVICE == "cuda")
+    _, infer = build_steps(model, images[:1], half=DEVICE == "cuda")
     found = {"parameters": float(profiling.count_parameters(model))}
     if trained:
         found["train s"] = profiling.measure_seconds([train], steps, DEVICE)[0]
@@ -116,46 +71,51 @@ def measure(name: str, width: int, size: int, batch: int, steps: int) -> dict[st
     return found
 
 
+def take_medians(rounds: int, **options: int) -> dict[str, dict[str, float]]:
+    """Return the medians of each contestant; without MONAI, its networks are left out."""
+    words = [f"{k}={v}" for k, v in options.items()]
+    here = [n for n in CONTESTANTS if "MONAI" not in n or find_spec("monai")]
+    children = {n: functools.partial(timing.run_child, __file__, n, *words) for n in here}
+    return timing.medians(timing.call_in_turn(children, rounds))
+
+
+def measure(**options: int) -> list[timing.Row]:
+    """Return the times beside those of our network of the same kind."""
+    found = take_medians(**(OPTIONS | options))
+    return [
+        timing.Row(f"{name}, {title}", f"{ours}, {title}", 1000 * row[key], "ms", row[key] / found[ours][key])
+        for name, row in found.items()
+        for key, title in (("train s", "training"), ("infer s", "inference"))
+        if key in row
+        for ours in (OURS[name.split()[0]],)
+    ]  # fmt: skip
+
+
 def main() -> None:
     options = OPTIONS | {k: int(v) for k, v in (w.split("=") for w in sys.argv[1:] if "=" in w)}
-    rounds = options.pop("rounds")
     if len(sys.argv) > 1 and sys.argv[1] in CONTESTANTS:  # a child
-        print(json.dumps(measure(sys.argv[1], **options)))
+        del options["rounds"]
+        print(json.dumps(measure_one(sys.argv[1], **options)))
         return
-    results: dict[str, list[dict[str, float]]] = {name: [] for name in CONTESTANTS}
-    words = [f"{k}={v}" for k, v in options.items()]
-    for number in range(rounds):
-        names = list(CONTESTANTS)
-        for name in names[number:] + names[:number]:
-            child = [sys.executable, __file__, name, *words]
-            done = subprocess.run(child, capture_output=True, text=True)
-            if done.returncode:
-                sys.exit(f"{name}: {done.stderr.strip().splitlines()[-1]} (pip install monai)")
-            results[name].append(json.loads(done.stdout))
-    medians = {
-        name: {key: statistics.median(r[key] for r in rows) for key in rows[0]}
-        for name, rows in results.items()
-    }
-    where = (
-        torch.cuda.get_device_name()
-        if DEVICE == "cuda"
-        else f"{torch.get_num_threads()} CPU threads"
-    )
-    print(f"{where}; {', '.join(words)}, {rounds} rounds; a time's ratio is to ours of that kind")
-    print(
-        f"{'':24}{'M par.':>7}{'train ms':>10}{'ratio':>6}{'MiB':>6}{'infer ms':>10}{'ratio':>6}{'MiB':>6}"
-    )
-    for name, row in medians.items():
-        ours = medians["unet" if name.startswith("unet ") or name == "unet" else "unetpp L4"]
-        line = f"{name:24}{row['parameters'] / 1e6:7.2f}"
+    if not find_spec("monai"):
+        sys.exit("MONAI is missing: pip install monai")
+    found = take_medians(**options)
+    print(f"{timing.describe_machine()}\n{options}; the ratio of a time is to ours of that kind\n")
+    headers = ["", "M parameters"]
+    headers += ["training step, ms", "ratio", "MiB", "inference, ms", "ratio", "MiB"]
+    rows = []
+    for name, row in found.items():
+        ours = found[OURS[name.split()[0]]]
+        cells = [name, f"{row['parameters'] / 1e6:.2f}"]
         for kind in ("train", "infer"):
-            if f"{kind} s" in row:
-                s, size = row[f"{kind} s"], row[f"{kind} bytes"] / 2**20
-                line += f"{s * 1000:10.1f}{s / ours[f'{kind} s']:6.2f}{size:6.0f}"
+            if (key := f"{kind} s") in row:
+                mib = row[f"{kind} bytes"] / 2**20
+                cells += [f"{row[key] * 1000:.1f}", f"{row[key] / ours[key]:.2f}", f"{mib:.0f}"]
             else:
-                line += " " * 22
-        print(line)
-    judge(medians)
+                cells += [""] * 3
+        rows.append(cells)
+    print(timing.markdown(headers, rows) + "\n")
+    judge(found)
 
 
 def judge(medians: dict[str, dict[str, float]]) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import tifffile
 from PIL import Image
 from scipy import ndimage
 
@@ -49,9 +50,14 @@ def load_data(args: argparse.Namespace) -> tuple[Masks, Masks, int]:
         masks = [draw_mask(rng, args.radius) for _ in range(2 * args.images)]
         images = {f"{i:03d}": draw_image(mask, rng, args.noise) for i, mask in enumerate(masks)}
         return images, dict(zip(images, masks, strict=True)), args.images
-    pairs = list(read_vnc(args.source) if args.data == "vnc" else read_camvid(args.source))
+    read, count = {
+        "vnc": (read_vnc, 128),
+        "camvid": (read_camvid, 92),
+        "isbi2012": (read_isbi, 120),
+    }[args.data]
+    pairs = list(read(args.source))
     images, masks = ({name: pair[i] for name, *pair in pairs} for i in (0, 1))
-    return images, masks, 128 if args.data == "vnc" else 92
+    return images, masks, count
 
 
 def read_half(image: Path, mask: Path) -> tuple[Image.Image, Image.Image]:
@@ -71,6 +77,18 @@ def read_vnc(source: Path) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
                 box = (left, top, left + SIZE, top + SIZE)
                 name = f"{file.stem}_{top // SIZE}{left // SIZE}"
                 yield name, np.array(image.crop(box)), np.array(mask.crop(box))
+
+
+def read_isbi(source: Path) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """Yield name, image and mask of the four quarters of each section."""
+    images, labels = (
+        tifffile.imread(source / f"train-{what}.tif") for what in ("volume", "labels")
+    )
+    for number, (image, label) in enumerate(zip(images, labels, strict=True)):
+        for quarter in range(4):
+            top, left = (256 * i for i in divmod(quarter, 2))
+            place = slice(top, top + 256), slice(left, left + 256)
+            yield f"{number:02d}_{quarter}", image[place], (label[place] > 0).astype(np.uint8)
 
 
 def read_camvid(source: Path) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:

@@ -11,7 +11,7 @@ masks     a TIFF to a TIFF of classes.
 evaluate  a TIFF and its mask to Dice; ours with all scores of seg.evaluate, MONAI's with its DiceMetric.
 objects   a TIFF to a TIFF of labels and a table of measurements; MONAI's with scikit-image's label and regionprops.
 
-Of the last three, MONAI's windows and their overlap are those of our tiles, and their weight is constant. "MONAI, as
+"ours, int8" is ours in OpenVINO, calibrated on made membranes: RUN has their classes. Of the last three, MONAI's windows and their overlap are those of our tiles, and their weight is constant. "MONAI, as
 ours" has our memory layout (channels_last, memory kept). --side 512 --rounds 1 is a trial (below 1024 px, a
 window, MONAI pads with zeros and differs). The memory of
 masks and evaluate against the side of the image, as a table and a plot (half an hour):
@@ -25,8 +25,6 @@ import argparse
 import functools
 import importlib.util
 import json
-import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -36,11 +34,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import tifffile
+import timing
 import torch
 
 import seg
 from seg.cli.compose import compose_checked
 from seg.commands.evaluate import evaluate
+from seg.commands.export import export_run
 from seg.data.datasets.membranes import Membranes
 from seg.hardware import prepare_for_inference
 from seg.inference.file_prediction import predict_files
@@ -69,6 +69,7 @@ class Contestant(NamedTuple):
     as_ours: bool = True
 
 
+INT8 = {"engine": "openvino", "precision": "int8"}
 ARRAYS = {
     "ours": Contestant("ours", {"tile": 512, "overlap": 64}),
     "MONAI": Contestant("MONAI", as_ours=False),
@@ -77,12 +78,14 @@ ARRAYS = {
     "ours, tile=1024": Contestant("ours", {"tile": 1024}),
     "ours, tile=2048": Contestant("ours", {"tile": 2048}),
     "ours, batch=4": Contestant("ours", {"tile": 512, "overlap": 64, "batch": 4}),
+    "ours, int8": Contestant("ours", {"tile": 512, "overlap": 64, **INT8}),
 }
 FILES = {
     "ours": Contestant("ours"),
     "MONAI": Contestant("MONAI", as_ours=False),
     "MONAI, as ours": Contestant("MONAI"),
     "ours, tile=512": Contestant("ours", {"tile": 512}),
+    "ours, int8": Contestant("ours", INT8),
     "ours, whole image": Contestant("ours", {"tile": None}),
 }
 
@@ -147,10 +150,10 @@ def read_image(root: Path) -> np.ndarray:
 # --- our side
 
 
-def our_command(task: str, run: str, root: Path, output: Path, tile: int | str | None) -> float:
+def our_command(task: str, run: str, root: Path, output: Path, options: dict[str, Any]) -> float:
     """Dice, the number of objects, or the share of class 1."""
-    side = "null" if tile is None else tile
-    words = [f"run={run}", f"tile={side}", f"output={output}", "accelerator=cpu"]
+    given = {key: "null" if value is None else value for key, value in options.items()}
+    words = [f"run={run}", f"output={output}", "accelerator=cpu", *(f"{k}={v}" for k, v in given.items())]  # fmt: skip
     if task == "evaluate":
         words += ["data=folder", f"data.root={root}", "data.split=all", "panels=0"]
         scores = evaluate(compose_checked("evaluate", words))
@@ -165,12 +168,6 @@ def our_command(task: str, run: str, root: Path, output: Path, tile: int | str |
 # --- one measurement, in a process of its own
 
 
-def memory(field: str) -> float:
-    """MiB of this process: VmHWM (at most so far) or VmRSS (now)."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024
-
-
 def measure(task: str, name: str, run: str, root: Path, threads: int) -> dict[str, float]:
     """Seconds, MiB at the peak and before, and a result or error; imports and the network aren't timed."""
     torch.set_num_threads(threads)
@@ -178,8 +175,10 @@ def measure(task: str, name: str, run: str, root: Path, threads: int) -> dict[st
     if one.library == "MONAI":
         import monai.inferers
         import monai.metrics  # noqa: F401
-    options = (one.options or {}) if task == "predict" else {}
-    predictor = seg.load(run, **options)
+    given = dict(one.options or {})
+    if "engine" in given:
+        given["exported"] = str(root / "int8.onnx")
+    predictor = seg.load(run, **(given if task == "predict" else {}))
     prepare_for_inference(predictor.run.model, "cpu")
     if not one.as_ours:
         predictor.run.model.to(memory_format=torch.contiguous_format)
@@ -190,12 +189,16 @@ def measure(task: str, name: str, run: str, root: Path, threads: int) -> dict[st
         if one.library == "MONAI":
             call = functools.partial(monais[task], predictor, root, Path(folder))
         else:
-            tile = (one.options or {}).get("tile", "auto")
-            call = functools.partial(our_command, task, run, root, Path(folder) / "out", tile)
-        before, started = memory("VmRSS"), time.perf_counter()
+            call = functools.partial(our_command, task, run, root, Path(folder) / "out", given)
+        before, started = timing.process_memory("VmRSS"), time.perf_counter()
         result = call()
         seconds = time.perf_counter() - started
-    return {"seconds": seconds, "peak": memory("VmHWM"), "before": before, "result": result}
+    return {
+        "seconds": seconds,
+        "peak": timing.process_memory("VmHWM"),
+        "before": before,
+        "result": result,
+    }
 
 
 def measure_arrays(one: Contestant, predictor: Predictor, root: Path) -> dict[str, float]:
@@ -224,11 +227,11 @@ def measure_arrays(one: Contestant, predictor: Predictor, root: Path) -> dict[st
         spent += time.perf_counter() - paused
 
     process(image[:640, :640], lambda top, p_CHW: None)  # first calls are slow
-    before, started = memory("VmHWM"), time.perf_counter()
+    before, started = timing.process_memory("VmHWM"), time.perf_counter()
     process(image, keep)
     seconds = time.perf_counter() - started - spent
     largest, mean = max(g[0] for g in gaps), float(np.mean([g[1] for g in gaps]))
-    return {"seconds": seconds, "peak": memory("VmHWM"), "before": before, "largest": largest, "mean": mean}  # fmt: skip
+    return {"seconds": seconds, "peak": timing.process_memory("VmHWM"), "before": before, "largest": largest, "mean": mean}  # fmt: skip
 
 
 def prepare(run: str, side: int, root: Path, tasks: list[str]) -> None:
@@ -246,16 +249,12 @@ def prepare(run: str, side: int, root: Path, tasks: list[str]) -> None:
             np.save(root / "image.npy", whole)
             predictor = seg.load(run, tile=2 ** (side - 1).bit_length())
             np.save(root / "whole.npy", predictor.probabilities(whole)[1])
+    if importlib.util.find_spec("openvino") is not None:
+        words = [f"run={run}", "precision=int8", f"output={root / 'int8.onnx'}", "data=membranes", "data.split=val"]  # fmt: skip
+        export_run(compose_checked("export", words))
 
 
 # --- all of them
-
-
-def child(*words: str) -> str:
-    done = subprocess.run([sys.executable, __file__, *words], capture_output=True, text=True)
-    if done.returncode:
-        sys.exit(f"{' '.join(words)}: {(done.stderr.strip() or done.stdout.strip())[-2000:]}")
-    return done.stdout
 
 
 def contestants(task: str, side: int, names: list[str] | None = None) -> list[str]:
@@ -265,6 +264,8 @@ def contestants(task: str, side: int, names: list[str] | None = None) -> list[st
     found = [name for name in every if names is None or name in names]
     if importlib.util.find_spec("monai") is None:
         found = [name for name in found if every[name].library != "MONAI"]
+    if importlib.util.find_spec("openvino") is None:
+        found = [name for name in found if name != "ours, int8"]
     if side**2 * WHOLE_BYTES > free / 2:
         found = [name for name in found if name != "ours, whole image"]
     return found
@@ -272,33 +273,31 @@ def contestants(task: str, side: int, names: list[str] | None = None) -> list[st
 
 def compete(options: argparse.Namespace, side: int, names: list[str] | None = None) -> dict[str, dict[str, dict[str, float]]]:  # fmt: skip
     """Task -> contestant -> medians."""
-    results: dict[str, dict[str, list[dict[str, float]]]] = {}
+    results: dict[str, dict[str, dict[str, float]]] = {}
     with tempfile.TemporaryDirectory() as root:
-        child("--prepare", options.run, str(side), root, *options.tasks)
+        timing.run_child(__file__, "--prepare", options.run, side, root, *options.tasks)
         for task in options.tasks:
-            results[task] = {name: [] for name in contestants(task, side, names)}
-            for _ in range(options.rounds):
-                for name, measured in results[task].items():
-                    print(f"{side} px, {task}, {name} ...", file=sys.stderr, flush=True)
-                    said = child("--measure", task, name, options.run, root, str(options.threads))
-                    measured.append(json.loads(said.splitlines()[-1]))
-    return {
-        task: {name: {key: statistics.median(r[key] for r in runs) for key in runs[0]} for name, runs in found.items()}
-        for task, found in results.items()
-    }  # fmt: skip
+            children = {
+                name: functools.partial(timing.run_child, __file__, "--measure", task, name, options.run, root, options.threads)
+                for name in contestants(task, side, names)
+            }  # fmt: skip
+            print(f"{side} px, {task}, {', '.join(children)} ...", file=sys.stderr, flush=True)
+            results[task] = timing.medians(timing.call_in_turn(children, options.rounds))
+    return results
 
 
 def table(found: dict[str, dict[str, float]]) -> str:
     """Contestants beside ours, in Markdown."""
     first, *_ = found.values()
     more = [key for key in first if key not in ("seconds", "peak", "before")]
-    lines = ["", f"| | seconds | / ours | peak, MiB | of it new | / ours | {' | '.join(more)} |", "|" + " --- |" * (6 + len(more))]  # fmt: skip
+    rows = []
     for name, one in found.items():
         new = one["peak"] - one["before"]
-        cells = [f"{one['seconds']:.1f}", f"{one['seconds'] / first['seconds']:.2f}", f"{one['peak']:.0f}", f"{new:.0f}",
-                 f"{new / (first['peak'] - first['before']):.2f}", *(f"{one[key]:.5g}" for key in more)]  # fmt: skip
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        rows.append([name, f"{one['seconds']:.1f}", f"{one['seconds'] / first['seconds']:.2f}", f"{one['peak']:.0f}", f"{new:.0f}",
+                     f"{new / (first['peak'] - first['before']):.2f}", *(f"{one[key]:.5g}" for key in more)])  # fmt: skip
+    return timing.markdown(
+        ["", "seconds", "/ ours", "peak, MiB", "of it new", "/ ours", *more], rows
+    )
 
 
 def compare_sides(options: argparse.Namespace) -> None:
@@ -311,10 +310,10 @@ def compare_sides(options: argparse.Namespace) -> None:
     }
     for task in options.tasks:
         names = [name for name in COLORS if any(name in found[side][task] for side in found)]
-        print(f"\n{task}, MiB at the peak\n| | {' | '.join(f'{side} px' for side in found)} |", "|" + " --- |" * (1 + len(found)), sep="\n")  # fmt: skip
-        for name in names:
-            peaks = [found[side][task].get(name, {}).get("peak") for side in found]
-            print(f"| {name} | {' | '.join('' if p is None else f'{p:.0f}' for p in peaks)} |")
+        peaks = {n: [found[side][task].get(n, {}).get("peak") for side in found] for n in names}
+        rows = [[n, *("" if p is None else f"{p:.0f}" for p in own)] for n, own in peaks.items()]
+        print(f"\n{task}, MiB at the peak\n")
+        print(timing.markdown(["", *(f"{side} px" for side in found)], rows))
     if options.output:
         plot(found, options.tasks, options.output)
 
@@ -364,12 +363,13 @@ def main() -> None:
         compare_sides(options)
         return
     for task, found in compete(options, options.side).items():
-        print(f"\n{task}, {options.side}x{options.side} px, {options.threads} threads", table(found), sep="\n")  # fmt: skip
+        print(f"\n{task}, {options.side}x{options.side} px, {options.threads} threads", "", table(found), sep="\n")  # fmt: skip
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--prepare"]:
         prepare(sys.argv[2], int(sys.argv[3]), Path(sys.argv[4]), sys.argv[5:])
+        print("null")  # the result is the last line
     elif sys.argv[1:2] == ["--measure"]:
         task, name, run, root, threads = sys.argv[2:]
         print(json.dumps(measure(task, name, run, Path(root), int(threads))))

@@ -1,17 +1,18 @@
 """Which trained network is best in real time on a CPU: python benchmarks/realtime.py RUN [RUN ...] --output FOLDER.
 
-Needs the extra export. Each run is a model; a UNet++ with several heads is one at each depth, pruned (seg.prune). Each
-is scored on a split of its own data as seg.evaluate does it, and timed on one image as seg.predict runs it (PyTorch,
-channels_last, batch normalisation folded) and as an ONNX file in ONNX Runtime (seg.export), all in turn, on --threads
-threads. FOLDER gets realtime.json, the table realtime.md, and the plot realtime.png: accuracy over milliseconds, with
+Needs the extras export and openvino. Each run is a model in float32 and in int8; a UNet++ with several heads is one at
+each depth, pruned (seg.prune). Each is scored on a split of its own data as seg.export does it, and timed on one image
+as seg.predict runs it (PyTorch, channels_last, batch normalisation folded) and as an ONNX file in ONNX Runtime and
+OpenVINO (seg.export), all in turn, on --threads threads. FOLDER gets realtime.json, the table realtime.md, and the plot realtime.png: accuracy over milliseconds, with
 a line where 30 images a second are. --data-root says where the data lies now.
 """
 
 import argparse
 import dataclasses
+import functools
+import re
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,28 +22,26 @@ import matplotlib.ticker
 matplotlib.use("Agg")  # before pyplot: no window
 import matplotlib.pyplot as plt
 import numpy as np
+import timing
 import torch
 
 from seg.cli.compose import compose_checked
+from seg.commands.export import Reduction, calibration_images, open_reduction, score_run
 from seg.display.console import configure_logging
 from seg.errors import DataError, RunError, UserError
 from seg.hardware import keep_freed_memory
-from seg.inference import ensemble
 from seg.inference.depths import prunable_depths, prune_run
-from seg.inference.export import describe_run
-from seg.inference.exported_network import ExportedNetwork, open_export, write_export
-from seg.inference.outputs import choose_object_options
+from seg.inference.engines import engine_fields, open_openvino
+from seg.inference.exported_network import ExportedNetwork, open_onnxruntime, write_export
 from seg.inference.predictor import Predictor
-from seg.inference.run_data import choose_data, open_run_data
+from seg.inference.quantization import QUANTIZATION_OPSET, quantize_onnx
 from seg.models import NestedUNet, profiling
 from seg.runs import load, records
 from seg.runs.load import LoadedRun
 from seg.runs.provenance import describe_hardware
-from seg.training.evaluation import build_metrics, build_trained_loss, score_objects, score_split
-from seg.training.task import SegmentationTask
 
 REALTIME = 1000 / 30  # ms an image
-RUNTIMES = {"PyTorch": "o", "ONNX Runtime": "s"}  # and their markers
+RUNTIMES = ("PyTorch", "ONNX Runtime", "OpenVINO")
 Call = Callable[[np.ndarray], np.ndarray]  # (1, C, H, W) float32 -> (1, classes, H, W)
 
 
@@ -57,7 +56,7 @@ class Model:
         multiply_adds: of one image, in G.
         scores: of the split, by name.
         ms: median of an image, by runtime.
-        gap: largest difference of a probability between the two.
+        gap: largest difference of a probability from that of PyTorch in float32.
     """
 
     name: str
@@ -87,51 +86,50 @@ def name_of(run: LoadedRun, depth: int | None) -> str:
     return f"{kind}{width}{f' L{deep}' if deep else ''}"
 
 
-def scored(path: str, depth: int | None, split: str, root: str | None) -> dict[str, float]:
-    """Dice, IoU and, where objects are counted, V_rand and friends, as seg.evaluate finds them."""
-    words = [f"run={path}", f"data.split={split}", "accelerator=cpu"]
-    words += [f"model.depth={depth}"] if depth else []
-    words += [f"data.root={root}"] if root else []
-    cfg = compose_checked("evaluate", words)
-    run = ensemble.load_members(cfg.run, cfg.model.depth)
-    metrics = build_metrics(cfg, run)
-    data = open_run_data(cfg, run, *choose_data(cfg.data, run))
-    task = SegmentationTask(run.model, build_trained_loss(run), metrics)
-    scores = score_split(cfg, run, task, data, split)
-    scores = {name.removeprefix(f"{split}/"): value for name, value in scores.items()}
-    if data.source.task == "instances":
-        samples, options = data.samples(split), choose_object_options(cfg.objects, run)
-        scores |= score_objects(run, samples, metrics.threshold, options, "cpu")[0]
-    return scores
+def reduction_of(run: LoadedRun, path: str, options: argparse.Namespace) -> Reduction:
+    """The images that score a run, and those that calibrate int8."""
+    words = [f"run={path}", "precision=int8", f"data.split={options.split}"]
+    words += [f"data.root={options.data_root}"] if options.data_root else []
+    return open_reduction(compose_checked("export", words), run)
 
 
-def calls(run: LoadedRun, path: str, file: Path) -> dict[str, Call]:
-    """How an image goes through, by runtime."""
-    write_export(
-        ExportedNetwork(run),
-        describe_run(run, path),
-        file,
-        "onnx",
-        compose_checked("export", []).opset,
-    )
+def predict(predictor: Predictor, image: np.ndarray) -> np.ndarray:
+    """Probabilities (1, classes, H, W) of an image (1, C, H, W)."""
+    return predictor.probabilities(image[0].transpose(1, 2, 0))[None]
+
+
+def precisions(run: LoadedRun, file: Path, reduction: Reduction) -> dict[str, tuple[dict[str, Call], dict[str, float]]]:  # fmt: skip
+    """Precision -> how an image goes through, by runtime, and the scores; int8 is scored in OpenVINO."""
     predictor = Predictor(run, run.threshold, accelerator="cpu")
-    predicted = lambda image: predictor.probabilities(image[0].transpose(1, 2, 0))[None]  # noqa: E731
-    return {"PyTorch": predicted, "ONNX Runtime": open_export(file, "onnx")}
+    write_export(
+        ExportedNetwork(run), {"channels": run.intensity.channels}, file, "onnx", QUANTIZATION_OPSET
+    )
+    int8 = file.with_stem(f"{file.stem}-int8")
+    assert reduction.calibration is not None
+    quantize_onnx(file, int8, calibration_images(reduction.calibration, 32), file.parent)
+    found = {}
+    for precision, one in (("", file), (" int8", int8)):
+        calls: dict[str, Call] = {"PyTorch": functools.partial(predict, predictor)} if not precision else {}  # fmt: skip
+        calls["ONNX Runtime"] = open_onnxruntime(one)
+        calls["OpenVINO"] = open_openvino(one.read_bytes(), "float32")
+        scored = reduction.run
+        if precision:
+            scored = dataclasses.replace(scored, **engine_fields(run, calls["OpenVINO"]))
+        found[precision] = calls, score_run(scored, reduction.data, reduction.split)
+    return found
 
 
 def timed(found: dict[str, dict[str, Call]], image: np.ndarray, rounds: int) -> dict[str, dict[str, float]]:  # fmt: skip
     """Median ms of each model in each runtime; all in turn, so that a busy moment hits all alike."""
-    taken = {name: {runtime: [] for runtime in RUNTIMES} for name in found}
-    for number in range(rounds + 2):
-        for name, both in found.items():
-            for runtime, call in both.items():
-                started = time.perf_counter()
-                call(image)
-                if number > 1:  # the first two warm up
-                    taken[name][runtime].append(1000 * (time.perf_counter() - started))
+    calls = {
+        (name, runtime): functools.partial(call, image)
+        for name, own in found.items()
+        for runtime, call in own.items()
+    }
+    times = timing.time_in_turn(calls, rounds, warm_up=2)
     return {
-        name: {runtime: statistics.median(times) for runtime, times in both.items()}
-        for name, both in taken.items()
+        name: {runtime: 1000 * statistics.median(times[name, runtime]) for runtime in found[name]}
+        for name in found
     }
 
 
@@ -150,16 +148,17 @@ def measured(options: argparse.Namespace) -> list[Model]:
             print(f"{name} ...", file=sys.stderr, flush=True)
             image = torch.zeros(1, channels, options.size, options.size)
             adds = profiling.count_multiply_adds(run.model, image)["Global"] / 1e9
-            scores = scored(path, depth, options.split, options.data_root)
-            models[name] = Model(name, path, profiling.count_parameters(run.model), adds, scores)
             file = options.output / f"{name.replace(' ', '-').replace('+', 'p')}.onnx"
-            found[name] = calls(run, path, file)
+            parameters = profiling.count_parameters(run.model)
+            for precision, (calls, scores) in precisions(run, file, reduction_of(run, path, options)).items():  # fmt: skip
+                models[name + precision] = Model(name + precision, path, parameters, adds, scores)
+                found[name + precision] = calls
     shape = (1, channels, options.size, options.size)
     image = np.random.default_rng(0).integers(0, 256, shape).astype(np.float32)
     for name, times in timed(found, image, options.rounds).items():
         models[name].ms = times
-        first, second = (call(image) for call in found[name].values())
-        models[name].gap = float(np.abs(first - second).max())
+        truth = found[name.removesuffix(" int8")]["PyTorch"](image)
+        models[name].gap = max(float(np.abs(c(image) - truth).max()) for c in found[name].values())
     return sorted(models.values(), key=lambda model: model.ms[model.fastest])
 
 
@@ -176,11 +175,11 @@ def columns(models: list[Model]) -> dict[str, str]:
 def table(models: list[Model], score: str) -> list[str]:
     """Markdown, the fastest first; the best one in real time last."""
     shown = columns(models)
-    heads = ["model", "parameters", "G mult-adds", *shown.values(), "PyTorch, ms", "ONNX Runtime, ms", "images/s", "difference"]  # fmt: skip
+    heads = ["model", "parameters", "G mult-adds", *shown.values(), *(f"{r}, ms" for r in RUNTIMES), "images/s", "difference"]  # fmt: skip
     lines = [f"| {' | '.join(heads)} |", f"|{' --- |' * len(heads)}"]
     for one in models:
         values = [f"{one.scores[name]:.4f}" for name in shown]
-        times = [f"{one.ms[runtime]:.1f}" for runtime in RUNTIMES]
+        times = [f"{one.ms[r]:.1f}" if r in one.ms else "" for r in RUNTIMES]
         cells = [one.name, f"{one.parameters:,}", f"{one.multiply_adds:.2f}", *values, *times,
                  f"{1000 / one.ms[one.fastest]:.1f}", f"{one.gap:.0e}"]  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
@@ -192,33 +191,46 @@ def table(models: list[Model], score: str) -> list[str]:
     return [*lines, "", f"best in real time (30 images/s): {best.name}, {told}"]
 
 
+def family_of(name: str) -> str:
+    """The models that a line joins: U-Nets of all widths, the depths of a UNet++."""
+    words = [word for word in name.split() if word != "int8" and not re.fullmatch(r"L\d+", word)]
+    return words[0] if words[0] == "UNet" else " ".join(words)
+
+
+def label_of(name: str) -> str:
+    """Width of a U-Net, depth of a pruned UNet++: the label of a point."""
+    words = name.split()
+    return (
+        words[1] if words[0] == "UNet" else next((w for w in words if re.fullmatch(r"L\d+", w)), "")
+    )
+
+
 def plot(models: list[Model], score: str, title: str, file: Path) -> None:
-    """A score over the ms of the faster runtime, whose marker it has; a network's depths are joined."""
+    """A score over the ms of the fastest runtime; filled markers are int8."""
     figure, axes = plt.subplots(figsize=(8, 5), dpi=150, layout="constrained")
-    families: dict[str, list[Model]] = {}
+    families: dict[str, int] = {}
+    lines: dict[tuple[str, bool], list[Model]] = {}
     for one in models:
-        families.setdefault(one.name.rpartition(" ")[0], []).append(one)
-    for number, (family, own) in enumerate(families.items()):
-        color = plt.get_cmap("tab10")(number % 10)
+        families.setdefault(family_of(one.name), len(families))
+        lines.setdefault((family_of(one.name), one.name.endswith("int8")), []).append(one)
+    for (family, int8), own in lines.items():
+        color = plt.get_cmap("tab10")(families[family])
         own = sorted(own, key=lambda one: one.ms[one.fastest])
+        ms, scores = [one.ms[one.fastest] for one in own], [one.scores[score] for one in own]
         axes.plot(
-            [one.ms[one.fastest] for one in own], [one.scores[score] for one in own], color=color,
-            linewidth=1, alpha=0.6, label=family,
+            ms, scores, "o-" if int8 else "o--", color=color, linewidth=1, alpha=0.8,
+            markerfacecolor=color if int8 else "white", label=f"{family}, {'int8' if int8 else 'float32'}",
         )  # fmt: skip
-        for one in own:
-            place = one.ms[one.fastest], one.scores[score]
-            axes.plot(*place, RUNTIMES[one.fastest], color=color)
-            axes.annotate(one.name.rpartition(" ")[2], place, (6, -3), textcoords="offset points", fontsize=8)  # fmt: skip
-    for runtime, marker in RUNTIMES.items():
-        axes.plot([], [], marker, color="grey", label=f"faster by {runtime}", linestyle="")
-    axes.axvline(REALTIME, color="#d55e00", linewidth=1, linestyle="--", label="30 images/s")
-    axes.set(xscale="log", xlabel="ms an image", ylabel=score, title=title)
+        for one, x, y in zip(own, ms, scores, strict=True):
+            axes.annotate(label_of(one.name), (x, y), (4, 5), textcoords="offset points", fontsize=8)  # fmt: skip
+    axes.axvline(REALTIME, color="#d55e00", linewidth=1, linestyle=":", label="30 images/s")
+    axes.set(xscale="log", xlabel="ms an image, fastest runtime", ylabel=score, title=title)
     axes.xaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
     axes.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
     axes.margins(x=0.15, y=0.15)
     axes.grid(alpha=0.3)
-    axes.legend()
+    axes.legend(loc="lower right")
     figure.savefig(file)
     plt.close(figure)
 

@@ -7,14 +7,15 @@ training included. With a folder as the option ``versus=FOLDER``, another checko
 of that in the same rounds.
 """
 
+import functools
 import os
-import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
+
+import timing
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from made_runs import make_run, spread
@@ -79,39 +80,50 @@ def make_runs(folder: Path) -> None:
 def seconds(arguments: list[str], checkout: Path) -> float:
     """Return the duration of a process in a new folder."""
     with tempfile.TemporaryDirectory() as place:
-        started = time.perf_counter()
-        subprocess.run(
-            [sys.executable, *arguments], cwd=place, env=os.environ | {"PYTHONPATH": str(checkout)}, capture_output=True
+        run = functools.partial(
+            subprocess.run, [sys.executable, *arguments], cwd=place, env=os.environ | {"PYTHONPATH": str(checkout)}, capture_output=True
         )  # fmt: skip
-        return time.perf_counter() - started
+        return timing.time_call(run)
+
+
+def take_medians(rounds: int, checkouts: list[Path], lines: list[str] | None = None) -> dict[Path, dict[str, float]]:  # fmt: skip
+    """Return the medians of some lines, or of all, by checkout."""
+    with tempfile.TemporaryDirectory() as folder:
+        make_runs(Path(folder))
+        every = python_lines(Path(folder))
+        calls = {
+            (checkout, name): functools.partial(seconds, every[name], checkout)
+            for name in lines or every
+            for checkout in checkouts
+        }
+        taken = timing.call_in_turn(calls, rounds)
+    return {
+        one: {name: statistics.median(times) for (checkout, name), times in taken.items() if checkout == one}
+        for one in checkouts
+    }  # fmt: skip
+
+
+def measure(rounds: int, lines: list[str]) -> list[timing.Row]:
+    """Return the time of some lines beside the first of them."""
+    found = take_medians(rounds, [HERE], lines)[HERE]
+    return timing.compare({name: [value] for name, value in found.items()}, lines[0], "s")
 
 
 def main() -> None:
     options = OPTIONS | dict(word.split("=", 1) for word in sys.argv[1:])
     checkouts = [HERE, *([Path(options["versus"]).resolve()] if options["versus"] else [])]
-    folder = Path(tempfile.mkdtemp())
-    try:
-        make_runs(folder)
-        lines = python_lines(folder)
-        taken: dict[tuple[str, Path], list[float]] = {}
-        for _ in range(int(options["rounds"])):
-            for name, arguments in lines.items():
-                for checkout in checkouts:
-                    taken.setdefault((name, checkout), []).append(seconds(arguments, checkout))
-    finally:
-        shutil.rmtree(folder)
-    for checkout in checkouts:
-        print_table({name: statistics.median(taken[name, checkout]) for name in lines})
+    print(f"{timing.describe_machine()}\n")
+    for medians in take_medians(int(options["rounds"]), checkouts).values():
+        print_table(medians)
 
 
 def print_table(medians: dict[str, float]) -> None:
     """Print a row for each line: seconds and both ratios."""
     few, many = (medians.pop(f"sweep of {count} jobs") for count in JOBS)
     medians["a further job of a sweep"] = (many - few) / (JOBS[1] - JOBS[0])
-    print("| line | s | / import torch | / import lightning |\n| --- | --- | --- | --- |")
-    for name, value in medians.items():
-        ratios = [value / medians[f"import {package}"] for package in ("torch", "lightning")]
-        print(f"| {name} | {value:.2f} | {ratios[0]:.2f} | {ratios[1]:.2f} |")
+    peers = [medians["import torch"], medians["import lightning"]]
+    rows = [[name, *(f"{value / peer:.2f}" for peer in (1, *peers))] for name, value in medians.items()]  # fmt: skip
+    print(timing.markdown(["line", "s", "/ import torch", "/ import lightning"], rows))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Draws the pictures of losses-and-metrics.md, from made data: ``python docs/pictures.py [FOLDER]``."""
+"""Draws the pictures of losses.md and metrics.md, from made data: ``python docs/pictures.py [FOLDER]``."""
 
 import sys
 from pathlib import Path

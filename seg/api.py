@@ -1,8 +1,9 @@
 """The commands as Python functions, with the words of the command line.
 
->>> from seg.api import train
->>> run = train("model=unet", "data=folder", **{"data.root": "DATA", "data.classes": ["background", "cell"]})
->>> run.metrics["best/val/dice"], run.predict("image.png").mask
+    from seg.api import train
+
+    run = train("model=unet", "data=folder", **{"data.root": "DATA", "data.classes": ["background", "cell"]})
+    run.metrics["best/val/dice"], run.predict("image.png").mask
 
 Every function takes words, ``"model=unet"``, and options by name, whose values are Python's. A wrong one raises
 ``seg.errors.UserError`` with the message of the command line, before PyTorch is imported; data, runs and hardware that
@@ -15,7 +16,7 @@ import html
 import io
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -36,11 +37,13 @@ if TYPE_CHECKING:
     from seg.inference.predictor import Prediction, Predictor
 
 __all__ = [
-    "Comparison", "CrossValidation", "DataCheck", "Evaluation", "PredictedFiles", "Run", "Sweep",
-    "check", "compare", "crossval", "evaluate", "predict", "sweep", "train",
+    "AnnotationQueue", "Comparison", "CrossValidation", "DataCheck", "Doubts", "Evaluation", "LearningCurve",
+    "PredictedFiles", "Run", "Sweep",
+    "check", "compare", "crossval", "doubt", "enough", "evaluate", "export", "next_images", "predict", "sweep", "train",
 ]  # fmt: skip
 SHOWN_PICTURES = 4  # pictures of a result that a notebook shows
 PICTURE_LIMIT = 2**28  # bytes
+TABLE_LIMIT = 2**28  # bytes
 
 
 @dataclass(frozen=True)
@@ -272,6 +275,73 @@ class CrossValidation:
         return show_html(str(self.folder), [self.table], [])
 
 
+@dataclass(frozen=True)
+class Doubts:
+    """Labels in doubt.
+
+    Attributes:
+        table: a row per region, most unusual first, as in doubt.csv; with ``reviewed`` the reviewed rows.
+        folder: folder with doubt.csv, doubt.html and the panels; with ``reviewed`` that of the corrected masks.
+    """
+
+    table: "pd.DataFrame"
+    folder: Path
+
+    @property
+    def panels(self) -> "list[Image]":
+        """Pictures of the first regions."""
+        return read_pictures(sorted((self.folder / "panels").glob("*.png")))
+
+    def _repr_html_(self) -> str:
+        return show_html(str(self.folder), [self.table], self.panels[:SHOWN_PICTURES])
+
+
+@dataclass(frozen=True)
+class AnnotationQueue:
+    """Images to annotate next.
+
+    Attributes:
+        table: a row per chosen image, first one first, as in next.csv.
+        folder: folder with next.csv, next.png, images and masks.
+    """
+
+    table: "pd.DataFrame"
+    folder: Path
+
+    def _repr_html_(self) -> str:
+        return show_html(str(self.folder), [self.table], read_pictures([self.folder / "next.png"]))
+
+
+@dataclass(frozen=True)
+class LearningCurve:
+    """Scores of trainings on subsets of the training images.
+
+    Attributes:
+        record: content of enough.json: the fitted law, the gain, its interval, and the sentence.
+        folder: folder with enough.json, enough.csv, enough.png and the runs.
+    """
+
+    record: dict[str, Any]
+    folder: Path
+
+    @property
+    def runs(self) -> list[Run]:
+        """The trainings."""
+        return list_runs(self.folder)
+
+    @property
+    def table(self) -> "pd.DataFrame":
+        """A row per training: size of the subset, seed, number of training images, Dice and run."""
+        return read_table(self.folder / "enough.csv")
+
+    def __repr__(self) -> str:
+        return f"LearningCurve({str(self.folder)!r}, {self.record['sentence']!r})"
+
+    def _repr_html_(self) -> str:
+        picture = read_pictures([self.folder / "enough.png"])
+        return show_html(self.record["sentence"], [self.table], picture)
+
+
 def train(*words: str, **options: Any) -> Run:
     """Train one run, as ``python -m seg.train`` does; ``resume=RUN`` goes on with one.
 
@@ -363,6 +433,23 @@ def predict(run: Any, input: Any, output: Any, *words: str, **options: Any) -> P
     return call_command("predict", function, words, given | options)
 
 
+def export(run: Any, *words: str, **options: Any) -> Path:
+    """Write a run as one file, as ``python -m seg.export`` does, and return the file.
+
+    Args:
+        run: as of ``evaluate``.
+        *words: ``"precision=int8"``.
+        **options: options by name.
+    """
+
+    def function(cfg: "DictConfig") -> Path:
+        from seg.commands.export import export_run
+
+        return export_run(cfg).absolute()
+
+    return call_command("export", function, words, {"run": run_place(run)} | options)
+
+
 def check(*words: str, **options: Any) -> DataCheck:
     """Check a data set, as ``python -m seg.check`` does; errors in the data are part of the result."""
 
@@ -405,6 +492,61 @@ def crossval(*words: str, **options: Any) -> CrossValidation:
         return CrossValidation(run_folds(cfg), Path(cfg.output).absolute())
 
     return call_command("crossval", function, words, options)
+
+
+def doubt(run: Any, *words: str, **options: Any) -> Doubts:
+    """Rank the labels that a cross-validation contradicts, or correct them, as ``python -m seg.doubt`` does.
+
+    Args:
+        run: a ``CrossValidation``, or its folder.
+        *words: ``"panels=5"``.
+        **options: options by name; ``reviewed`` is doubt.csv with the column ``accept`` filled in.
+    """
+
+    def function(cfg: "DictConfig") -> Doubts:
+        from seg.commands.doubt import doubt_labels, results_folder
+
+        doubt_labels(cfg)
+        folder = results_folder(cfg).absolute()
+        return Doubts(read_table(Path(cfg.reviewed or folder / "doubt.csv")), folder)
+
+    return call_command("doubt", function, words, {"run": run_place(run)} | options)
+
+
+def next_images(run: Any, input: Any, output: Any, *words: str, **options: Any) -> AnnotationQueue:
+    """Choose images to annotate next, as ``python -m seg.next`` does.
+
+    Args:
+        run: as of ``evaluate``.
+        input: folder of unlabelled images, or a pattern.
+        output: new folder that receives them with their predicted masks.
+        *words: ``"n=20"``.
+        **options: options by name.
+    """
+
+    def function(cfg: "DictConfig") -> AnnotationQueue:
+        from seg.commands.next import queue_images
+
+        queue_images(cfg)
+        folder = Path(cfg.output).absolute()
+        return AnnotationQueue(read_table(folder / "next.csv"), folder)
+
+    given = {"run": run_place(run), "input": plain_value(input), "output": plain_value(output)}
+    return call_command("next", function, words, given | options)
+
+
+def enough(*words: str, **options: Any) -> LearningCurve:
+    """Train on subsets and tell what twice the images would bring, as ``python -m seg.enough`` does."""
+
+    def function(cfg: "DictConfig") -> LearningCurve:
+        from seg.commands.enough import ENOUGH_FILE, measure_enough
+        from seg.runs import records
+
+        measure_enough(cfg)
+        folder = Path(cfg.output).absolute()
+        return LearningCurve(records.read_json(folder / ENOUGH_FILE), folder)
+
+    return call_command("enough", function, words, options)
 
 
 def call_command(
@@ -496,6 +638,18 @@ def read_pictures(files: Sequence[Path]) -> "list[Image]":
 
     present = [file for file in files if file.is_file()]
     return [Image.open(io.BytesIO(read_bytes(file, PICTURE_LIMIT))) for file in present]
+
+
+def read_table(file: Path) -> "pd.DataFrame":
+    """Return a table that a command wrote; names stay texts, and an empty number is nan."""
+    import pandas as pd
+
+    from seg.files import read_bytes
+
+    texts = ["image", "copy", "kind", "said", "meant", "accept", "run"]
+    types: dict[Hashable, Any] = {name: str for name in texts}
+    frame = pd.read_csv(io.BytesIO(read_bytes(file, TABLE_LIMIT)), dtype=types)
+    return frame.assign(**{name: frame[name].fillna("") for name in texts if name in frame})
 
 
 def show_html(title: str, frames: "Sequence[pd.DataFrame]", pictures: "Sequence[Image]") -> str:

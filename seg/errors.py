@@ -60,6 +60,7 @@ EXTRAS = {  # extra -> its distributions, as in pyproject.toml
     "zarr": ("zarr", "fsspec", "aiohttp"),
     "s3": ("s3fs",),
     "export": ("onnx", "onnxruntime"),
+    "openvino": ("onnx", "openvino"),
     "parallel": ("hydra-joblib-launcher",),
     "slurm": ("hydra-submitit-launcher",),
     "trackio": ("trackio",),
@@ -68,8 +69,13 @@ EXTRAS = {  # extra -> its distributions, as in pyproject.toml
     "dashboard": ("optuna-dashboard",),
 }
 PACKAGE_EXTRAS = {"segmentation_models_pytorch": "smp", "pycocotools": "coco", "onnx": "export",
-          "onnxruntime": "export", "trackio": "trackio", "tensorboard": "tensorboard",
+          "onnxruntime": "export", "openvino": "openvino", "trackio": "trackio", "tensorboard": "tensorboard",
           "mlflow": "mlflow", "roifile": "rois", "pydicom": "dicom", "nibabel": "nifti", "zarr": "zarr"}  # package -> its extra  # fmt: skip
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, at most 300 characters; without a message, its class."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
 def missing_extra_hint(target: Any) -> str | None:

@@ -12,7 +12,7 @@ from seg.cli.command import command
 @command("export")
 def main(cfg: DictConfig) -> None:
     """Export the run."""
-    from seg.inference.export import export_run  # here: it imports PyTorch
+    from seg.commands.export import export_run  # here: it imports PyTorch
 
     export_run(cfg)
 

@@ -13,10 +13,14 @@ from seg.cli.command import command
 def main(cfg: DictConfig) -> bool | None:
     from seg.multirun import sweeper  # here: it imports PyTorch
     from seg.runs.run_info import is_sweep_job
+    from seg.training.dry_run import dry_run
     from seg.training.run import train
 
     if is_sweep_job():
         return sweeper.run_job(cfg, train)
+    if cfg.dry:
+        dry_run(cfg)
+        return None
     train(cfg)
     return None
 

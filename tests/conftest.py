@@ -1,6 +1,7 @@
 """Small data sets on disk, made for a test, and quiet surroundings."""
 
 import atexit
+import gc
 import os
 import shutil
 import tempfile
@@ -9,17 +10,33 @@ os.environ["SEG_CACHE"] = tempfile.mkdtemp(prefix="seg-cache-")  # the user's ow
 os.environ["WANDB_MODE"] = "disabled"  # tests that need it say so
 
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
+import omegaconf._utils
 import pytest
 import tifffile
 import torch
+import yaml
 from PIL import Image
 
 from seg.data.datasets.membranes import Membranes
 
 atexit.register(shutil.rmtree, os.environ["SEG_CACHE"], ignore_errors=True)
 torch.set_num_threads(1)  # tensors here are small, and tests share the cores
+
+with patch.object(
+    yaml, "SafeLoader", yaml.CSafeLoader
+):  # libyaml: a config composes in .8 of the time
+    YAML_LOADER = omegaconf._utils.get_yaml_loader()
+omegaconf._utils.get_yaml_loader = lambda: YAML_LOADER
+
+
+@pytest.fixture(autouse=True, scope="module")
+def frozen_memory() -> None:
+    """Exempt what collection and earlier modules made from garbage collection: .4 s of each training."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture
@@ -63,3 +80,11 @@ def planes_root(tmp_path) -> Path:
         tifffile.imwrite(root / "images" / f"{i}.tif", image.astype(np.uint8))
         tifffile.imwrite(root / "masks" / f"{i}.tif", planes, photometric="minisblack")
     return root
+
+
+@pytest.fixture(scope="session")
+def trained_run(tmp_path_factory) -> Path:
+    """A run of one epoch with four validation images; read only."""
+    from small_runs import tiny
+
+    return tiny(tmp_path_factory.mktemp("trained"), "trainer.max_epochs=1", "data.val=4")[1]

@@ -1,4 +1,4 @@
-"""The same small data set in the files of each format: an entry of ``FORMATS`` for each row of the table in docs/data.md.
+"""The same small data set in the files of each format: an entry of ``FORMATS`` for each row of the table in docs/formats.md.
 
 A builder writes images and masks, by name, into an empty folder and returns the options of the command line that read them.
 """

@@ -42,8 +42,10 @@ def config(name: str, *overrides: str) -> DictConfig:
 
 
 def tiny(tmp_path: Path, *overrides: str) -> tuple[dict[str, float], Path]:
+    """The scores and the folder of a small training, of a U-Net of two levels where no model is named."""
     outputs = tmp_path / "outputs"
-    scores = train(config("train", *TINY, f"outputs={outputs}", *overrides))
+    depth = [] if any(word.startswith("model") for word in overrides) else ["model.depth=2"]
+    scores = train(config("train", *TINY, *depth, f"outputs={outputs}", *overrides))
     return scores, (outputs / "latest").resolve()
 
 

@@ -26,18 +26,20 @@ from seg.commands.crossval import crossval
 from seg.commands.doubt import doubt_labels
 from seg.commands.enough import measure_enough
 from seg.commands.evaluate import evaluate
+from seg.commands.export import export_run
 from seg.commands.info import print_info
 from seg.commands.list import list_runs
 from seg.commands.models import show_network
 from seg.commands.next import queue_images
+from seg.commands.plan import plan_training
 from seg.commands.rerun import rerun
 from seg.commands.show import draw_samples as picture
 from seg.commands.sync import sync
 from seg.commands.tune import tune
-from seg.inference.export import export_run
 from seg.inference.file_prediction import predict_files
 from seg.inference.pruning import compare_depths
 from seg.multirun.search.plan import gather_searched
+from seg.training.dry_run import dry_run
 from seg.training.run import train
 
 ROOT = Path(__file__).parent.parent
@@ -58,9 +60,9 @@ SMALL = [
 def commands(page: Path) -> list[tuple[str, list[str]]]:
     """(command, words) of each code block and code span of a page that stands complete."""
     text = page.read_text()
-    code = re.findall(r"```(?:sh|bash)?\n(.*?)```", text, re.S) + re.findall(
-        r"`((?:python -m|seg) [^`\n]+)`", text
-    )
+    blocks = re.findall(r"```(\w*)\n(.*?)```", text, re.S)
+    code = [block for language, block in blocks if language in ("", "sh", "bash")]
+    code += re.findall(r"`((?:python -m|seg) [^`\n]+)`", text)
     found = [m for block in code for m in COMMAND.findall(block.replace("\\\n", " "))]
     return [
         (name, shlex.split(words))
@@ -70,26 +72,29 @@ def commands(page: Path) -> list[tuple[str, list[str]]]:
 
 
 EVERY = sorted({(name, tuple(words)) for page in PAGES for name, words in commands(page)})
-FIRST = {name: words for name, words in reversed(EVERY)}
-LONG = (
-    "tune",
-    "crossval",
-    "enough",
-    "export",
-)  # of these commands the first line is run always, the others seldom
-RUNS = [
-    pytest.param(*one, marks=pytest.mark.slow)
-    if one[0] in LONG and one[1] != FIRST[one[0]]
-    else one
-    for one in EVERY
-]
+LONG = ("tune", "crossval", "enough", "export", "plan")  # tests of their own run them
 
 
+def runs_always() -> set[tuple[str, tuple[str, ...]]]:
+    """The lines that are run always: with an option or group that no longer line has; no sweep."""
+    found, seen = set(), set()
+    for name, words in sorted(EVERY, key=lambda line: -len(line[1])):
+        options = {(name, re.split("[=.]", word)[0]) for word in words} or {(name, "")}
+        if options - seen and name not in LONG and "-m" not in words:
+            found.add((name, words))
+            seen |= options
+    return found
+
+
+ALWAYS = runs_always()
+RUNS = [one if one in ALWAYS else pytest.param(*one, marks=pytest.mark.slow) for one in EVERY]
 # the others are composed as they stand when they run
 CHANGED = [
     (name, words)
     for name, words in EVERY
-    if name in LONG or any(w.startswith(("-", "logger", "trainer=ddp")) for w in words)
+    if (name, words) not in ALWAYS
+    or name in LONG
+    or any(w.startswith(("-", "logger", "trainer=ddp")) for w in words)
 ]
 
 
@@ -204,6 +209,14 @@ def test_a_documented_command_runs(
             compose_checked("show", [*line, "data.size=64", "data.train=2", "loader.crop=32"])
         ).is_file()
         return
+    if name == "plan":
+        monkeypatch.setattr("seg.commands.plan.MEASURED_SECONDS", 0.0)
+        plan_training(compose_checked("plan", small(line, stack_root, folder_root)))
+        assert Path("experiment/plan.yaml").is_file()
+        return
+    if name == "train" and "dry=true" in line:
+        assert dry_run(compose_checked("train", small(line, stack_root, folder_root))).steps >= 2
+        return
     if name == "check" and (tool := tool_of(line)):
         root = folder_of(tool, tmp_path / tool)
         line = [f"data.root={root}" if w.startswith("data.root=") else w for w in line]
@@ -237,13 +250,21 @@ def test_a_documented_command_runs(
         return
     if name == "train":
         root = planes_root if "data.task=overlapping" in line else folder_root
-        train(compose_checked("train", small(line, stack_root, root)))
+        words = small(line, stack_root, root)
+        if any(w.startswith("init=pretrained:") for w in line):  # it has one size
+            words += [w for w in line if w.startswith("model.")]
+        train(compose_checked("train", words))
         return
     image = stack_root / "train-volume.tif"
     if name == "next":  # a file is one image
         image = tmp_path / "grey.png"
         Image.new("L", (64, 64), 99).save(image)
-    places = {"input": str(image), "output": str(tmp_path / "out"), "run": "outputs/latest"}
+    if any(w.startswith("engine=") for w in line):  # they run what seg.export wrote
+        stored = "int8" if "precision=int8" in line else "float32"
+        export_run(
+            compose_checked("export", ["run=outputs/latest", f"precision={stored}", "max_loss=1"])
+        )
+    places = {"input": str(image), "output": str(tmp_path / "out"), "run": "outputs/latest", "data.root": str(stack_root)}  # fmt: skip
     RUN[name](
         compose_checked(
             name, [f"{k}={places[k]}" if (k := w.split("=")[0]) in places else w for w in line]
@@ -251,27 +272,36 @@ def test_a_documented_command_runs(
     )
 
 
+@pytest.fixture(scope="module")
+def two_runs(tmp_path_factory) -> Path:
+    """The outputs of two evaluated runs, RUN_A and RUN_B."""
+    place = tmp_path_factory.mktemp("two") / "outputs"
+    for seed, name in enumerate(("RUN_A", "RUN_B")):
+        made = ["data.size=64", "data.train=2", "data.val=3", f"seed={seed}", f"outputs={place}"]
+        train(compose_checked("train", [*SMALL, *made]))
+        evaluate(compose_checked("evaluate", [f"run={place}/latest", "panels=0"]))
+        (place / "latest").resolve().rename(place / name)
+    return place
+
+
 CODE = [page for page in PAGES if "```python" in page.read_text()]
 
 
 @pytest.mark.parametrize("page", CODE, ids=lambda page: page.name)
-def test_the_python_of_a_page_runs_from_top_to_bottom(page, tmp_path, monkeypatch, capsys):
+def test_the_python_of_a_page_runs_from_top_to_bottom(
+    page, tmp_path, monkeypatch, capsys, two_runs
+):
     """Where it speaks of runs, two small ones are there."""
     monkeypatch.chdir(tmp_path)
-    for seed, name in enumerate(("RUN_A", "RUN_B")):
-        train(
-            compose_checked(
-                "train", [*SMALL, "data.size=64", "data.train=2", "data.val=3", f"seed={seed}"]
-            )
-        )
-        evaluate(compose_checked("evaluate", ["run=outputs/latest", "panels=0"]))
-        Path("outputs/latest").resolve().rename(tmp_path / "outputs" / name)
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text(), re.S)
+    if any("outputs/" in block for block in blocks):
+        shutil.copytree(two_runs, "outputs", symlinks=True)
     Path("images").mkdir()
     Image.new("L", (64, 64)).save("images/a.png")
     names: dict[str, object] = {}
-    for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.S):
+    for block in blocks:
         exec(compile(block, str(page), "exec"), names)
-    said = {"losses-and-metrics.md": "Difference(value=", "predict.md": "(300, 200) (2, 300, 200)"}
+    said = {"metrics.md": "Difference(value=", "predict.md": "(300, 200) (2, 300, 200)"}
     assert said.get(page.name, "") in capsys.readouterr().out
 
 
@@ -351,6 +381,9 @@ def small(line: list[str], stack_root: Path, folder_root: Path) -> list[str]:
         return [f"data.root={folder_root}" if "data.root=" in w else w for w in line] + SMALL
     if "data.task=overlapping" in line:
         line = [*line, "data.ignore=[7]"]
+    if "experiment=synapses" in line:  # whose classes are those of the vnc data: 3 is a synapse
+        for mask in (folder_root / "masks").iterdir():
+            Image.fromarray(np.array(Image.open(mask)) + 1).save(mask)
     if "data.task=overlapping" in line or "experiment=synapses" in line:
         return [f"data.root={folder_root}" if "data.root=" in w else w for w in line] + SMALL
     if stack or folder:

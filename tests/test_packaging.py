@@ -57,6 +57,7 @@ def test_the_wheel_brings_every_file_of_the_package_and_nothing_else(wheel):
     assert files == package | {Path("seg/conf") / p for p in here}
 
 
+@pytest.mark.slow
 def test_the_wheel_trains_from_another_folder(wheel, tmp_path):
     done = subprocess.run(
         [sys.executable, "-W", "error::SyntaxWarning", "-m", "seg.train", *SMALL],
@@ -196,15 +197,14 @@ def test_the_extras_of_messages_are_those_of_the_project():
     extras = {
         name: tuple(map(distribution, wanted))
         for name, wanted in PROJECT["optional-dependencies"].items()
-        if name != "dev"
+        if name not in ("dev", "docs")  # tools for the project itself
     }
     assert PROJECT["name"] == DISTRIBUTION and extras == EXTRAS
     assert set(PACKAGE_EXTRAS.values()) <= set(EXTRAS)
 
 
-@pytest.mark.parametrize(
-    "extra", [pytest.param(e, marks=[] if e == "export" else pytest.mark.slow) for e in EXTRAS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("extra", EXTRAS)
 def test_the_command_of_a_message_finds_this_package_and_the_packages_of_the_extra(
     installed, built, extra
 ):

@@ -27,14 +27,17 @@ ALLOWED = {  # module -> function -> what it may call, and why
     "cli/dispatch.py": {"main": (("open",), "the system's null device")},
     "cli/conf_files.py": {"own_options": (("safe_load", "read_text"), OWN)},
     "cli/signatures.py": {"__init__": (("read_bytes",), OWN)},
-    "api.py": {"predict": (("load",), "a run, by seg.load"), "read_pictures": (("open",), "bytes that seg.files read")},
+    "api.py": {"predict": (("load",), "a run, by seg.load"), "read_pictures": (("open",), "bytes that seg.files read"),
+               "read_table": (("read_csv",), "likewise")},
     "cli/help.py": {"*": (("read_text",), OWN)},
     "cli/validation.py": {"allows_several": (("read_text",), OWN)},
     "comparison/page.py": {"render_comparison_page": (("read_text",), OWN)},
     "models/pretrained.py": {"download_weights": (("read_bytes", "load_state_dict_from_url"), "PyTorch's cache, its hash compared")},
     "data/*": {"*": (tuple(READERS), DATA)},
+    "inference/quantization.py": {"quantize_onnx": (("load",), "onnx's, of the file that was just written")},
     "inference/doubt_page.py": {"render_doubt_page": (("read_text",), OWN)},
     "inference/band_writer.py": {"*": (("open", "fromfile", "memmap"), "its own bytes")},
+    "inference/unlabelled.py": {"read_preview": (("load",), "its own file, in files.scratch_folder")},
     "inference/exported_network.py": {"*": (("load", "open"), "onnx's and torch's, of the file that was just written")},
 }  # fmt: skip
 

@@ -27,10 +27,11 @@ from small_runs import composed, folded_run, make_images
 from seg import files
 from seg.cli.compose import compose_checked
 from seg.commands import check, compare, crossval, evaluate, rerun, show, sync
+from seg.commands.export import export_run
 from seg.display.console import configure_logging, console, escape_controls
 from seg.errors import DataError, RunError, UserError
 from seg.files import UnsafePath
-from seg.inference import export, file_prediction, pruning
+from seg.inference import file_prediction, pruning
 from seg.multirun import sweeper
 from seg.multirun.search import trial
 from seg.runs import records
@@ -65,10 +66,13 @@ ALLOWED = {
     "data/datasets/download.py unpack_files copyfileobj": "into that file",
     "data/image_io.py write_mask image.save": BY_CALLER,
     "inference/exported_network.py write_onnx torch.onnx.export": BY_CALLER,
-    "inference/exported_network.py write_onnx onnx.save": BY_CALLER,
+    "inference/exported_network.py add_facts onnx.save": BY_CALLER,
     "inference/exported_network.py write_torch file.open": BY_CALLER,
     "inference/exported_network.py write_torch torch.export.save": "into that file",
+    "inference/bioimageio.py draw_cover save": "into memory",
+    "inference/bioimageio.py encode_array np.save": "into memory",
     "inference/polygons.py as_labelme save": "into memory",
+    "inference/unlabelled.py predict_start np.savez": "into the stream of files.atomic_write",
     "inference/zarr_writer.py write_zarr group.create_array": "in the folder of files.atomic_folder",
     "inference/zarr_writer.py write_zarr zarr.create_group": "in that folder",
     "display/learning_curve.py draw_curve figure.savefig": BY_CALLER,
@@ -330,7 +334,7 @@ def comparable(folder: Path) -> None:
 # command -> what it does with a folder of somebody else, whose names it writes
 DEEDS: dict[str, Callable[[Path], Any]] = {
     "evaluate": of_run(evaluate.evaluate, "evaluate", "metrics=full", "panels=1", "accelerator=cpu"),
-    "export": of_run(export.export_run, "export", "format=torch"),
+    "export": of_run(export_run, "export", "format=torch"),
     "prune": of_run(pruning.compare_depths, "prune", "depth=1", "rounds=1", "accelerator=cpu"),
     "compare": lambda sweep: compare.compare_runs(compose_checked("compare", [f"runs=[{sweep}]", "resamples=10"])),
     "resume": lambda run: train(compose_checked("train", [f"resume={run}"])),
@@ -697,7 +701,7 @@ def test_a_sweep_of_somebody_else_is_taken_up_inside_its_folder_alone(trick, tmp
 # --- what can't be written is told before the work
 
 WORK = {
-    "evaluate": "seg.commands.evaluate.open_run_data", "export": "seg.inference.export.write_checked", "prune": "seg.inference.pruning.open_run_data",
+    "evaluate": "seg.commands.evaluate.open_run_data", "export": "seg.commands.export.write_checked", "prune": "seg.inference.pruning.open_run_data",
     "compare": "seg.comparison.compare.rank_groups", "show": "seg.commands.show.open_training_data", "check": "seg.commands.check.inspect_all",
     "predict": "seg.inference.ensemble.load_members", "crossval": "seg.multirun.crossval.train", "train": "seg.training.run.build_data",
     "tune": "seg.multirun.search.worker.open_storage", "rerun": "seg.training.run.build_data",
@@ -768,7 +772,7 @@ def test_an_output_that_can_not_be_written_is_told_in_one_line_before_the_work(
 def test_a_refused_export_leaves_no_folder(trained, tmp_path):
     words = [f"run={trained}", "format=torch", "tolerance=1e-30", f"output={tmp_path}/new/er/m.pt2"]
     with pytest.raises(UserError, match="nothing is written"):
-        export.export_run(compose_checked("export", words))
+        export_run(compose_checked("export", words))
     assert not [*tmp_path.iterdir()]
 
 
@@ -896,7 +900,7 @@ def test_folders_of_such_names_end_no_training_and_nothing_that_reads_its_run(la
     compare.compare_runs(cfg)
     assert "data:image" in (folder.parent / "compare.html").read_text("utf-8")
     assert r"caf\udce9" in (folder.parent / "compare.csv").read_text("utf-8")
-    export.export_run(run_of("export", "format=torch"))
+    export_run(run_of("export", "format=torch"))
     cfg = run_of("rerun")
     cfg.outputs = str(outputs)
     assert rerun.rerun(cfg)["verdict"] == "same"

@@ -137,6 +137,8 @@ class Command:
         if arguments.shell_completion and not arguments.overrides[0].startswith("query="):
             print_shell_code(*arguments.overrides[0].split("="))
             return
+        if checked is not None and self.config_name != "train" and checked.cfg.get("dry"):
+            raise UserError("dry=true: goes with a single run of seg.train; leave it out")
         if checked is not None and runs_directly(arguments):
             run_composed(self.function, checked)
             return

@@ -38,6 +38,11 @@ def started_by_script() -> bool:
     return len(sys.orig_argv) > 1 and Path(sys.orig_argv[1]).name in ("seg", "seg.exe")
 
 
+def typed_overrides() -> list[str]:
+    """Return the overrides that were typed for this command; empty if it was called from Python."""
+    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+
+
 def config_dir_words() -> list[str]:
     """Return ``--config-dir FOLDER`` as words, if this command has that flag; else an empty list."""
     if not HydraConfig.initialized():

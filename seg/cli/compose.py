@@ -21,7 +21,12 @@ from seg.cli.conf_files import CONF, group_names, is_hydra_override, own_options
 from seg.cli.paths import complete_values
 from seg.cli.renamed_options import rename_composed
 from seg.cli.resource_errors import OutOfMemory, explain_error
-from seg.cli.validation import OptionChecker, check_group_choice, check_override_name
+from seg.cli.validation import (
+    OptionChecker,
+    check_group_choice,
+    check_override_name,
+    is_new_option,
+)
 from seg.errors import USER_ERRORS, UserError
 
 CONSTRUCTOR_ERRORS = (
@@ -271,9 +276,15 @@ def compose_and_check(config_name: str, words: list[str]) -> CheckedConfig:
         files = compose_config(config_name, [*hydras, *choose])
     # with the typed options
     unchosen = [group for group, choice in composed.choices.items() if choice is None]
+    words = [
+        f"+{word}" if is_new_option(override, files.tree, unchosen) else word
+        for word, override in zip(words, overrides, strict=True)
+    ]
     if len(hydras) + len(picks) < len(words):
+        grouped = [o for o in overrides if o.key_or_group in groups]
+        known = composed.choices if len(grouped) == len(chosen) else None  # no other word chooses
         try:
-            composed = compose_config(config_name, words)
+            composed = compose_config(config_name, words, known)
         except UserError:
             for override in overrides:
                 if not is_hydra_override(override) and override.key_or_group not in groups:
@@ -289,8 +300,15 @@ def compose_and_check(config_name: str, words: list[str]) -> CheckedConfig:
     return checked
 
 
-def compose_config(config_name: str, words: list[str]) -> ComposedConfig:
+def compose_config(
+    config_name: str, words: list[str], choices: dict[str, str] | None = None
+) -> ComposedConfig:
     """Compose a config.
+
+    Args:
+        config_name: its file.
+        words: of the command line.
+        choices: the file of each group, where an earlier composition has found it.
 
     Raises:
         UserError: with Hydra's message.
@@ -301,9 +319,10 @@ def compose_config(config_name: str, words: list[str]) -> ComposedConfig:
     try:
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
             cfg = hydra.compose(config_name, words, return_hydra_config=True)
-            choices = dict(cfg.hydra.runtime.choices)
-            if any(key not in choices and (CONF / str(key)).is_dir() for key in cfg):
-                choices = multiple_choices(config_name, words) | choices
+            if choices is None:
+                choices = dict(cfg.hydra.runtime.choices)
+                if any(key not in choices and (CONF / str(key)).is_dir() for key in cfg):
+                    choices = multiple_choices(config_name, words) | choices
         # Values that exist only inside a job, needed to resolve the interpolations
         for key, value in (("job.num", 0), ("job.id", "0"), ("runtime.output_dir", os.getcwd())):
             OmegaConf.update(cfg, f"hydra.{key}", value)  # known only in a job

@@ -11,6 +11,7 @@ from seg.version import __version__
 
 COMMANDS = {  # name -> first words of its page's docstring, in the order of a working day
     "check": "Check a data set before training",
+    "plan": "Choose the settings of a training",
     "show": "Draw training samples",
     "models": "Print the layers of a network",
     "train": "Train a network",

@@ -17,6 +17,8 @@ PATH_OPTIONS = (  # dotted names of all options that hold a path, a list of path
     "init",
     "resume",
     "reviewed",
+    "exported",
+    "bioimageio.image",
     "loader.cache",
     "data.root",
     "data.table",

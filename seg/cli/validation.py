@@ -136,6 +136,20 @@ def is_duration(value: Any) -> bool:
     return isinstance(value, str) and re.fullmatch(r"\d+:\d\d:\d\d:\d\d", value) is not None
 
 
+def is_budget(value: Any) -> bool:
+    """Return True for hours, minutes and seconds of 10 s or more: 30m, 2h, 1h30m, 90s."""
+    return isinstance(value, str) and (budget_seconds(value) or 0) >= 10
+
+
+def budget_seconds(text: str) -> int | None:
+    """Return the seconds of a time such as 1h30m; None if it is none."""
+    match = re.fullmatch(r"(?:(\d{1,5})h)?(?:(\d{1,5})m)?(?:(\d{1,7})s)?", text)
+    if match is None:
+        return None
+    hours, minutes, seconds = (int(part or 0) for part in match.groups())
+    return (hours * 60 + minutes) * 60 + seconds
+
+
 def is_age(value: Any) -> bool:
     """Return True for a number of hours, days or weeks: 12h, 30d, 8w."""
     return isinstance(value, str) and re.fullmatch(r"\d{1,6}[hdw]", value) is not None
@@ -199,6 +213,12 @@ OPTION_RANGES = {  # dotted name of an option -> its range
     "data.group_by": PATH_RANGE,
     "data.split": any_range(SPLIT_NAMES, NULL_RANGE),
     "model.depth": any_range(int_range(1, 12), NULL_RANGE),
+    "precision": any_range(choice_range("float32", "bfloat16", "int8", "float16"), NULL_RANGE),
+    "engine": choice_range("torch", "onnx", "openvino"),
+    "exported": any_range(WORD_RANGE, NULL_RANGE),
+    "max_loss": float_range(0),
+    "calibration.split": SPLIT_NAMES,
+    "calibration.images": POSITIVE_INT,
     "tta": choice_range("none", "flips", "d4"),
     "confidence_level": share_range(" (no intervals)"),
     "look": any_range(word_range("auto"), SHARE_RANGE),
@@ -214,7 +234,9 @@ OPTION_RANGES = {  # dotted name of an option -> its range
     "pyramid": any_range(choice_range("auto"), OptionRange("true or false", lambda v: isinstance(v, bool))),
     "depth": any_range(POSITIVE_INT, NULL_RANGE),
     "rounds": POSITIVE_INT,
-    "format": choice_range("onnx", "torch"),
+    "format": choice_range("onnx", "torch", "bioimageio"),
+    **dict.fromkeys(("bioimageio.image", "bioimageio.license", "bioimageio.name", "bioimageio.description"), any_range(WORD_RANGE, NULL_RANGE)),
+    "bioimageio.authors": OptionRange("a list of names", is_words),
     "tolerance": float_range(0, open_=True),
     "opset": int_range(12, 20),  # 20: the last that PyTorch's TorchScript exporter writes
     "n": POSITIVE_INT,
@@ -222,6 +244,7 @@ OPTION_RANGES = {  # dotted name of an option -> its range
     "epoch": int_range(0),
     "status": words_range("finished", "running", "killed", "failed", "interrupted", "pruned", "damaged"),
     "clean": words_range("failed", "interrupted", "pruned", "killed", "superseded"),
+    "budget": OptionRange("a time of 10 s or more: 30m, 2h, 1h30m, 90s", is_budget),
     "older": any_range(OptionRange("hours, days or weeks: 12h, 30d, 8w", is_age), NULL_RANGE),
     "group_by": any_range(OptionRange("a list of options", is_words), NULL_RANGE),
     "level": float_range(0, 1, open_=True),
@@ -361,12 +384,9 @@ def check_override_name(
                     f"{override.input_line}: {part} isn't chosen; add {parts[0]}={part}, or "
                     f"{parts[0]}=[{','.join([*option_names(node), part])}]"
                 )
-            similar = did_you_mean(part, option_names(node))
             if depth == 0 and part in unchosen:
                 line = override.input_line
                 raise UserError(f"{line}: choose its file first, {part}=..., and then {line}")
-            if parts[0] in unchosen and not similar and not override.is_delete():
-                raise UserError(f"{override.input_line}: write +{override.input_line}")
             raise unknown_option(path, option_names(node))
         node = node[part]
     # The option exists: it can't be added, and a group takes no plain value.
@@ -377,6 +397,26 @@ def check_override_name(
         raise UserError(
             f"{override.input_line}: {TYPE_NAMES[type(node)]} is needed{file_value_hint(node)}"
         )
+
+
+def is_new_option(override: Override, base: Any, unchosen: Collection[str]) -> bool:
+    """Return True if an override gives an option of a group of which no file is chosen, as data.root in seg.evaluate.
+
+    The run's own config has the option; what it is called is checked there.
+    """
+    group, _, name = override.key_or_group.partition(".")
+    node = base.get(group)
+    if (
+        group not in unchosen
+        or "." in name
+        or not name
+        or override.is_add()
+        or override.is_delete()
+    ):
+        return False
+    return (
+        isinstance(node, dict) and name not in node and not did_you_mean(name, option_names(node))
+    )
 
 
 def option_names(node: Mapping[str, Any]) -> list[str]:

@@ -5,11 +5,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from seg import files
-from seg.cli.command_line import config_dir_words, render_command
+from seg.cli.command_line import config_dir_words, render_command, typed_overrides
 from seg.data.quality.checks import find_issues, sort_issues
 from seg.data.quality.contact_sheet import draw_check_sheet
 from seg.data.quality.inspect import inspect_all
@@ -35,7 +34,10 @@ def check_data(cfg: DictConfig) -> dict[str, Any]:
         more = f" (and {count_noun(len(errors) - 1, 'more error')})" if errors[1:] else ""
         line = "{file}: {found}; {remedy}".format(**errors[0])
         raise UserError(f"{line}{more}; all are in {Path(cfg.output) / 'check.json'}")
-    log.info(f"next: {train_command()}")
+    log.info(f"next: {command_on_this_data('train')}")
+    log.info(
+        f"settings: {command_on_this_data('plan', 'budget=30m')}  chooses crop, width and others for this data and machine"
+    )
     return report
 
 
@@ -100,8 +102,9 @@ def is_check_report(file: Path) -> bool:
     return isinstance(content, dict) and {"data", "errors", "warnings", "faults"} <= content.keys()
 
 
-def train_command() -> str:
-    """Return the command that trains on this data: the same options for seg.train."""
-    words = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
-    kept = [w for w in words if w.split("=")[0].lstrip("+~") not in ("output", "panels")]
-    return render_command("train", *config_dir_words(), *kept)
+def command_on_this_data(command: str, *words: str) -> str:
+    """Return a command that takes the options of seg.train with those that were given, and with further words."""
+    kept = [
+        w for w in typed_overrides() if w.split("=")[0].lstrip("+~") not in ("output", "panels")
+    ]
+    return render_command(command, *config_dir_words(), *kept, *words)

@@ -1,9 +1,11 @@
 """Implementation of ``python -m seg.doubt``."""
 
+import inspect
 import logging
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from omegaconf import DictConfig
@@ -13,6 +15,7 @@ from rich.table import Table
 from seg import files
 from seg.cli.command_line import quote_path, render_command, render_option
 from seg.data.datasets.base import object_border
+from seg.data.datasets.folder import Folder
 from seg.display.console import configure_logging, track_progress
 from seg.display.doubt_panel import draw_doubt
 from seg.display.tables import make_table
@@ -27,6 +30,7 @@ from seg.inference.doubt_files import (
     write_table,
 )
 from seg.inference.doubt_page import DoubtCard, picture_uri, render_doubt_page
+from seg.labels import IGNORE
 from seg.metrics.label_errors import (
     LEAST_KAPPA,
     LEAST_KNOWN,
@@ -43,6 +47,16 @@ from seg.multirun.out_of_fold import OutOfFold, open_out_of_fold
 from seg.runs import records
 
 log = logging.getLogger("seg")
+REPLACED = (
+    "masks",
+    "ignore",
+    "values",
+    "palette",
+    "mask_layers",
+    "mask_threshold",
+    "fold",
+    "folds",
+)  # by corrected masks
 RESULTS = ("doubt.csv", "doubt.html", "doubt.json", "outlines", "panels")
 
 
@@ -56,7 +70,7 @@ def doubt_labels(cfg: DictConfig) -> list[RankedDoubt]:
     configure_logging()
     accepted = read_reviewed(Path(cfg.reviewed)) if cfg.reviewed else None
     data = open_out_of_fold(cfg.run, cfg.data)
-    output = Path(cfg.output or data.folder / ("corrected" if accepted else "doubt"))
+    output = results_folder(cfg)
     below = output if cfg.output else data.folder
     check_output(output, below, accepted is not None)
     if accepted and object_border(data.source).separate:
@@ -72,6 +86,11 @@ def doubt_labels(cfg: DictConfig) -> list[RankedDoubt]:
     write_results(data, ranked, statistics, cfg, output, below)
     print_results(data, ranked, statistics, cfg, output)
     return ranked
+
+
+def results_folder(cfg: DictConfig) -> Path:
+    """Return the folder of the results: ``output``, or one in that of the cross-validation."""
+    return Path(cfg.output or Path(cfg.run) / ("corrected" if cfg.reviewed else "doubt"))
 
 
 def check_output(output: Path, below: Path, corrected: bool) -> None:
@@ -283,6 +302,7 @@ def write_corrected_masks(
     for key, word in accepted.items():
         of_image.setdefault(doubts[key].image, []).append((doubts[key].doubt, word))
     files.make_folder(output, below)
+    ignored = 0
     with files.atomic_folder(output / "masks", below) as aside:
         for name in track_progress(next(iter(data.source.splits.values())), "writing"):
             _, mask = data.source.read(name)
@@ -290,9 +310,34 @@ def write_corrected_masks(
                 of_image.get(name, []), key=lambda one: one[0].kind == REGION
             ):
                 mask = correct_mask(mask, doubt, word)
+            ignored += bool((mask == IGNORE).all())
             write_corrected(mask, name, run.colors, aside, aside)
     counts = Counter(accepted.values())
     words = " and ".join(f"{counts[w]} by {w}" for w in ("ignore", "class") if counts[w])
     log.info(
-        f"masks      {quote_path(output / 'masks')}: copies of all masks as class indices, 255 is ignored; corrected: {words}"
+        f"masks      {quote_path(output / 'masks')}: copies of all masks as class indices, {IGNORE} is ignored; corrected: {words}"
     )
+    whole = f", {ignored} of which are ignored as a whole" * bool(ignored)
+    log.info(f"next, train with them{whole}:")
+    words = training_words(data.options, output / "masks", ignored > 0)
+    log.info(f"  {render_command('train', *words)}")
+
+
+def training_words(options: dict[str, Any], masks: Path, ignored: bool) -> list[str]:
+    """Return the words of seg.train with corrected masks; of the data, the options that differ from the defaults.
+
+    Args:
+        options: of the data whose masks were corrected. Of a table, or of another class than ``Folder``, none is kept.
+        masks: folder of the corrected ones.
+        ignored: whether some are ignored as a whole, which the check of the data refuses.
+    """
+    defaults = inspect.signature(Folder).parameters
+    own = options["_target_"] == "seg.data.Folder" and options["table"] is None
+    kept = {
+        name: value
+        for name, value in options.items()
+        if own and name in defaults and name not in REPLACED and value != defaults[name].default
+    }
+    given = {"root": "ROOT"} | kept | {"masks": masks.absolute(), "ignore": [IGNORE]}
+    words = [render_option(f"data.{name}", value) for name, value in given.items()]
+    return ["data=folder", *words, *["loader.skip_checks=[ignored]"] * ignored]

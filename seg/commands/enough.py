@@ -142,7 +142,7 @@ def print_curve(plan: SubsetPlan, curve: LearningCurve, scored: int, output: Pat
         table.add_column(header, justify="right")
     fitted = np.interp(plan.sizes, curve.grid, curve.fitted)
     for size, dice_S, line in zip(plan.sizes, curve.scores, fitted, strict=True):
-        sd = f"{dice_S.std(ddof=1):.4f}" if len(dice_S) > 1 else ""
+        sd = f"{dice_S.std(ddof=1):.4f}"
         table.add_row(str(size), str(len(dice_S)), f"{dice_S.mean():.4f}", sd, f"{line:.4f}")
     log.info("", extra={"table": table})
     chosen = "; these also selected the checkpoints" * (plan.split == "val")

@@ -12,7 +12,9 @@ from seg.display.console import configure_logging
 from seg.errors import UserError
 from seg.hardware import pick_accelerator, prepare_for_inference, torch_device
 from seg.inference import ensemble
+from seg.inference.engines import with_engine
 from seg.inference.outputs import choose_object_options, refuse_object_options
+from seg.inference.predictor import set_precision
 from seg.inference.quality import build_scorer
 from seg.inference.run_data import choose_data, is_own_data, open_run_data
 from seg.inference.tta import with_tta
@@ -52,7 +54,13 @@ def evaluate_run(cfg: DictConfig) -> tuple[dict[str, float], Path]:
     # Load the run, and check the options and the output folder before the network runs.
     configure_logging()
     run = ensemble.load_members(cfg.run, cfg.model.depth)
+    precision = cfg.precision or "float32"
+    run = with_engine(
+        run, cfg.run, cfg.engine, precision, cfg.exported, cfg.accelerator, cfg.model.depth
+    )
     try:
+        if cfg.engine == "torch" and cfg.precision:
+            set_precision(run.model, cfg.precision, torch_device(pick_accelerator(cfg.accelerator)))
         model = with_tta(run.model, cfg.tta, list(cfg.scales), run.overlapping)
     except ValueError as error:
         raise UserError(str(error)) from error
@@ -62,7 +70,7 @@ def evaluate_run(cfg: DictConfig) -> tuple[dict[str, float], Path]:
     check_evaluation_options(cfg)
     load.log_promise(run, cfg)
     split, chosen = choose_data(cfg.data, run)
-    folder = Path(cfg.output) if cfg.output else run.folder / f"evaluate-{split}"
+    folder = Path(cfg.output) if cfg.output else load.default_output(run, f"evaluate-{split}")
     below = folder if cfg.output else run.folder
     files.check_writable(folder, below, output_names(metrics, cfg.panels))
     files.check_tree(folder / "panels", below)

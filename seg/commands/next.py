@@ -23,8 +23,10 @@ from seg.inference.quality import NO_CALIBRATION, QualityScorer, make_scorer, ta
 from seg.inference.unlabelled import (
     UnlabelledImage,
     check_run_has_starts,
-    measure_unlabelled,
-    write_start,
+    copy_image,
+    flat_name,
+    predict_start,
+    read_preview,
 )
 from seg.labels import IGNORE
 from seg.metrics.annotation_queue import order_images
@@ -86,12 +88,15 @@ def queue_images(cfg: DictConfig) -> list[RankedImage]:
     inputs = list_inputs(cfg.input, output)
     check_flat_names(inputs)
     failed: list[str] = []
-    ranked = rank_inputs(inputs, predictor, scorer, cfg, failed)
-    if not ranked:
-        raise DataError("; ".join(failed) or f"input={cfg.input}: no image has data")
     files.make_folder(output.parent, output.parent)
-    with files.atomic_folder(output, output.parent) as aside:
-        write_queue(ranked, predictor, aside)
+    with (
+        files.atomic_folder(output, output.parent) as aside,
+        files.scratch_folder(aside) as scratch,
+    ):
+        ranked = rank_inputs(inputs, predictor, scorer, cfg, aside, scratch, failed)
+        if not ranked:
+            raise DataError("; ".join(failed) or f"input={cfg.input}: no image has data")
+        write_queue(ranked, run, aside)
     print_queue(ranked, len(inputs), run, cfg, output)
     log_passed_over(Path(cfg.input), output)
     if failed:
@@ -110,7 +115,7 @@ def check_flat_names(inputs: dict[Path, str]) -> None:
     """Raise UserError if two images would have copies of the same name."""
     names: dict[str, Path] = {}
     for file, name in inputs.items():
-        if (other := names.setdefault(UnlabelledImage(file, name).flat_name, file)) is not file:
+        if (other := names.setdefault(flat_name(name), file)) is not file:
             raise UserError(f"{other} and {file} would have copies of the same name; rename one")
 
 
@@ -134,9 +139,21 @@ def rank_inputs(
     predictor: Predictor,
     scorer: QualityScorer | None,
     cfg: DictConfig,
+    folder: Path,
+    scratch: Path,
     failed: list[str],
 ) -> list[RankedImage]:
-    """Return the first images of the queue; ``failed`` receives what is wrong with those that can't be read."""
+    """Predict images once, and return the first ones of the queue.
+
+    Args:
+        inputs: file -> name.
+        predictor: of the run.
+        scorer: of the run.
+        cfg: options.
+        folder: that receives the predicted masks, also of images that the queue leaves out.
+        scratch: folder that receives previews.
+        failed: receives what is wrong with the images that can't be read.
+    """
     chosen = list(inputs.items())
     if cfg.order == "random":
         order = np.random.default_rng(cfg.seed).permutation(len(chosen))
@@ -144,8 +161,7 @@ def rank_inputs(
     found: list[UnlabelledImage] = []
     for file, name in track_progress(chosen, "predicting"):
         try:
-            one = UnlabelledImage(file, name)
-            found.append(one if scorer is None else measure_unlabelled(file, name, predictor, scorer))  # fmt: skip
+            found.append(predict_start(file, name, predictor, scorer, folder, scratch))
         except DataError as error:
             failed.append(str(error))
     if cfg.order == "random":
@@ -170,11 +186,16 @@ def rank_by_quality(
     return [RankedImage(found[one.index], one.distance, one.score) for one in queue]
 
 
-def write_queue(ranked: Sequence[RankedImage], predictor: Predictor, folder: Path) -> None:
-    """Write the images, their masks, the sheet and the table."""
-    run, pairs = predictor.run, list[Image.Image]()
-    for rank, one in enumerate(track_progress(ranked, "writing"), start=1):
-        preview = write_start(one.image, predictor, folder)
+def write_queue(ranked: Sequence[RankedImage], run: LoadedRun, folder: Path) -> None:
+    """Write the images, the sheet and the table, and remove the masks of other images."""
+    chosen = {one.image.mask for one in ranked}
+    for mask in (folder / "masks").iterdir():
+        if mask not in chosen:
+            mask.unlink()
+    pairs = list[Image.Image]()
+    for rank, one in enumerate(ranked, start=1):
+        copy_image(one.image, folder)
+        preview = read_preview(one.image.preview)
         dice = "" if one.dice is None else f", expected Dice {one.dice:.2f}"
         title = f"{rank}  {one.image.path}{dice}"
         pairs.append(draw_pair(*preview, run.colors, title, run.overlapping))

@@ -31,5 +31,5 @@ def draw_curve(curve: LearningCurve, word: str, split: str, title: str, file: Pa
     axes.minorticks_off()
     axes.set(xlabel=f"training {word}", ylabel=f"{split} Dice")
     axes.set_title("\n".join(textwrap.wrap(title, 68)), fontsize=9, parse_math=False)
-    axes.legend(fontsize=8, loc="lower right")
+    figure.legend(fontsize=8, loc="outside lower center", ncols=4, frameon=False)
     figure.savefig(file, format="png")

@@ -1,12 +1,8 @@
-"""Export of a trained run as ONNX or torch.export program, compared with the network."""
+"""Export of a trained run as ONNX, torch.export program or package of the Model Zoo, compared with the network."""
 
-import hashlib
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass
-from io import BufferedReader
 from pathlib import Path
-from typing import Any, cast
 
 import numpy as np
 import torch
@@ -14,13 +10,10 @@ from omegaconf import DictConfig, OmegaConf
 from rich.table import Table
 
 from seg import files
-from seg.cli.command_line import quote_path
-from seg.data.normalization import Normalization
-from seg.display.console import configure_logging
 from seg.display.tables import make_table
-from seg.errors import UserError, missing_extra_hint
-from seg.files import open_regular
-from seg.inference import ensemble
+from seg.errors import UserError, first_line, missing_extra_hint
+from seg.inference.bioimageio import MAX_ONNX_BYTES, write_package
+from seg.inference.engines import export_name
 from seg.inference.exported_network import (
     ExportedFunction,
     ExportedNetwork,
@@ -29,22 +22,17 @@ from seg.inference.exported_network import (
 )
 from seg.logits import probabilities
 from seg.models.contract import same_size_logits
-from seg.runs import checkpoint, records
-from seg.runs.archive import CHECKPOINT_LIMIT
-from seg.runs.folder import CROSSVAL_FILE
+from seg.runs import load
 from seg.runs.load import LoadedRun
-from seg.runs.safe_loading import CROSSVAL_LIMIT
-from seg.version import __version__
 
 log = logging.getLogger("seg")
-FORMAT_SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
+FORMAT_SUFFIXES = {"onnx": ".onnx", "torch": ".pt2", "bioimageio": ".zip"}
 COMPARED_SIZES = (
     (97, 97),
     (64, 160),
     (257, 320),
 )  # px: a prime, which no stride divides; oblong; larger
 COMPARED_BATCHES = (1, 2)
-MAX_ONNX_BYTES = 2**31  # bytes of one ONNX file
 
 
 @dataclass(frozen=True)
@@ -64,48 +52,39 @@ class ExportDifference:
     largest: float
 
 
-def export_run(cfg: DictConfig) -> Path:
-    """Write the run as one file, after comparing it with the network, and return its path.
-
-    Args:
-        cfg: as conf/export.yaml.
-
-    Raises:
-        UserError: if an option is wrong, or the file can't be written or differs too much.
-        RunError: if the run can't be read.
-    """
-    # Check packages and target before the network is exported
-    configure_logging()
-    check_packages(cfg)
-    run = ensemble.load_members(cfg.run)
-    file, below = export_target(cfg, run)
-    # Write to a temporary file, which gets its name only after the comparison
-    facts = describe_run(run, cfg.run)
-    with (
-        files.folder_removed_if_empty(file.parent, below),
-        files.atomic_write(file, below) as aside,
-    ):
-        write_checked(run, facts, aside, cfg)
-    # Print input and output as the file's users see them
-    channels, classes = run.intensity.channels, ", ".join(run.classes)
-    log.info(
-        f"in         image (batch, {channels}, height, width) float32, values as stored"
-        f"{describe_sections(run.intensity)}"
-    )
-    log.info(f"out        probabilities (batch, {len(run.classes)}, height, width): {classes}")
-    log.info(f"wrote      {quote_path(file)}: {file.stat().st_size / 1e6:.1f} MB")
-    return file
-
-
 def check_packages(cfg: DictConfig) -> None:
     """Raise UserError if a package that the format needs isn't installed."""
-    for package in ("onnx", "onnxruntime") if cfg.format == "onnx" else ():
+    for package in ("onnx", "onnxruntime") if cfg.format != "torch" else ():
         if need := missing_extra_hint(package):
-            raise UserError(f"format=onnx {need}")
+            raise UserError(f"format={cfg.format} {need}")
+    if cfg.precision not in ("float32", "int8", "float16"):
+        raise UserError(
+            f"precision={cfg.precision}: choose from float32, int8, float16; engine=openvino precision=bfloat16 of seg.predict "
+            "runs the file in float32"
+        )
+    if cfg.precision != "float32" and cfg.format != "onnx":
+        raise UserError(f"precision={cfg.precision}: format={cfg.format} is written in float32; take format=onnx")  # fmt: skip
 
 
-def write_checked(run: LoadedRun, facts: dict, file: Path, cfg: DictConfig) -> None:
+def write_checked_package(
+    run: LoadedRun, facts: dict, image: np.ndarray, file: Path, cfg: DictConfig
+) -> None:
+    """Write the package of the Model Zoo, whose ONNX file is compared with the network as ``write_checked`` does."""
+    with files.scratch_folder(file.parent) as folder:
+        onnx_file = folder / "weights.onnx"
+        write_checked(run, facts, onnx_file, "onnx", cfg)
+        write_package(run, facts, onnx_file, open_export(onnx_file, "onnx"), image, file, cfg)
+
+
+def write_checked(run: LoadedRun, facts: dict, file: Path, kind: str, cfg: DictConfig) -> None:
     """Write the file and print how much its probabilities differ from the network's.
+
+    Args:
+        run: network to write.
+        facts: stored beside it.
+        file: to write.
+        kind: onnx or torch.
+        cfg: as conf/export.yaml.
 
     Raises:
         UserError: if it can't be written or run, or differs by more than ``cfg.tolerance``.
@@ -113,22 +92,19 @@ def write_checked(run: LoadedRun, facts: dict, file: Path, cfg: DictConfig) -> N
     # Export, then run the file with its own runtime on images of noise
     name = f"{run.checkpoint}: its {facts['network']}"
     try:
-        write_export(ExportedNetwork(run), facts, file, cfg.format, cfg.opset)
-        gaps = compare_outputs(run, open_export(file, cfg.format), noise_images(run))
+        write_export(ExportedNetwork(run), facts, file, kind, cfg.opset)
+        gaps = compare_outputs(run, open_export(file, kind), noise_images(run))
     except Exception as error:  # exporters raise errors of every class
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-        raise UserError(f"{name} can't be exported as {cfg.format}: {reason}") from error
+        raise UserError(f"{name} can't be exported as {kind}: {first_line(error)}") from error
     log.info(
         "",
-        extra={
-            "table": build_difference_table(gaps, f"{cfg.format} against PyTorch, images of noise")
-        },
+        extra={"table": build_difference_table(gaps, f"{kind} against PyTorch, images of noise")},
     )
     # A difference of nan counts as infinite, and fails the comparison below
     worst = max((gap.largest for gap in gaps), key=lambda gap: gap if gap == gap else np.inf)
     if not worst <= cfg.tolerance:
         raise UserError(
-            f"{name} as {cfg.format} differs from PyTorch by {worst:.1e}, more than "
+            f"{name} as {kind} differs from PyTorch by {worst:.1e}, more than "
             f"tolerance={cfg.tolerance:g}; nothing is written"
         )
 
@@ -144,7 +120,8 @@ def export_target(cfg: DictConfig, run: LoadedRun) -> tuple[Path, Path]:
     suffix = FORMAT_SUFFIXES[cfg.format]
     if cfg.output is None and OmegaConf.is_list(cfg.run):
         raise UserError("output is not set: several runs have no folder in common; give output=...")
-    file = Path(cfg.output) if cfg.output else run.folder / "export" / f"model{suffix}"
+    name = f"export/model{suffix}" if cfg.format != "onnx" else export_name(cfg.precision)
+    file = Path(cfg.output) if cfg.output else load.default_output(run, name)
     if file.suffix != suffix:
         raise UserError(f"output={file}: format={cfg.format} is written as a file named {suffix}")
     # An existing file is never overwritten
@@ -154,51 +131,12 @@ def export_target(cfg: DictConfig, run: LoadedRun) -> tuple[Path, Path]:
         raise UserError(f"output={file}: is there already; remove it or give another file")
     # Protocol buffers limit one ONNX file to 2 GiB
     weights = sum(t.nbytes for t in run.model.state_dict().values())
-    if cfg.format == "onnx" and weights >= MAX_ONNX_BYTES:
+    if cfg.format != "torch" and weights >= MAX_ONNX_BYTES:
         raise UserError(
             f"{run.checkpoint}: weights of {weights / 1e9:.1f} GB, and one ONNX file holds less than "
             f"{MAX_ONNX_BYTES / 1e9:.1f}; take format=torch"
         )
     return file, below
-
-
-def describe_run(run: LoadedRun, given: Any) -> dict[str, Any]:
-    """Return the facts that the file holds beside the network."""
-    return {
-        "seg": __version__,
-        "classes": run.classes,
-        "colors": [list(color) for color in run.colors],
-        "threshold": run.threshold,
-        **({"promise": run.promise.describe(run.classes)} if run.promise else {}),
-        "task": run.task,
-        "channels": run.intensity.channels,
-        "neighbours": run.intensity.neighbours,
-        "network": run.model.name,
-        "checkpoints": {str(file): hash_checkpoint(file) for file in member_checkpoints(given)},
-    }
-
-
-def describe_sections(intensity: Normalization) -> str:
-    """Return what the channels of the input are, of a network that sees neighbours; else an empty text."""
-    n, each = intensity.neighbours, intensity.image_channels
-    return f": the sections z-{n} to z+{n} of a stack, {each} channel(s) each" if n else ""
-
-
-def member_checkpoints(given: str | Path | Sequence[str]) -> list[Path]:
-    """Return the checkpoint files of ``run=``, one for each member of an ensemble."""
-    if isinstance(given, Sequence) and not isinstance(given, str):
-        return [checkpoint.find_checkpoint(one) for one in given]
-    folder = Path(given)
-    if not (folder / CROSSVAL_FILE).is_file():
-        return [checkpoint.find_checkpoint(folder)]
-    folds = records.read_json(folder / CROSSVAL_FILE, CROSSVAL_LIMIT)["folds"]
-    return [checkpoint.find_checkpoint(one) for one in ensemble.fold_folders(folder, folds)]
-
-
-def hash_checkpoint(file: Path) -> str:
-    """Return the SHA-256 of a checkpoint."""
-    with open_regular(file, CHECKPOINT_LIMIT) as stream:
-        return hashlib.file_digest(cast(BufferedReader, stream), "sha256").hexdigest()
 
 
 def noise_images(run: LoadedRun) -> list[np.ndarray]:

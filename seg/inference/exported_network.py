@@ -1,5 +1,6 @@
 """Exported network: one module from stored values to probabilities, and its files."""
 
+import copy
 import json
 import warnings
 from collections.abc import Callable, Generator
@@ -32,17 +33,19 @@ class ExportedNetwork(nn.Module):
 
     Args:
         run: a network, or an ensemble, and the normalisation of its input.
+        float16: compute the networks in float16; normalisation and activation stay float32.
 
     Shape:
         image (B, C, H, W) float32 as stored -> class probabilities (B, classes, H, W), any B, H, W >= 1.
     """
 
-    def __init__(self, run: LoadedRun) -> None:
+    def __init__(self, run: LoadedRun, float16: bool = False) -> None:
         super().__init__()
-        model = run.model
-        if not model.normalizes:
-            model = Ensemble([model], [run.intensity], run.overlapping)
-        self.ensemble, self.overlapping = cast(Ensemble, model), run.overlapping
+        self.ensemble, self.overlapping = as_ensemble(run), run.overlapping
+        self.float16 = float16
+        if float16:
+            self.ensemble = copy.deepcopy(self.ensemble)
+            self.ensemble.members.half()
         self.eval()  # the whole module: the ONNX exporter restores the mode of the outermost one
 
     def forward(self, image: Tensor) -> Tensor:
@@ -57,9 +60,17 @@ class ExportedNetwork(nn.Module):
         """Return the logits (B, K, H, W) of normalised images (B, C, H, W), padded for the network and cropped."""
         height, width = x.shape[-2:]
         rows, columns = padded_rows(network, height), padded_rows(network, width)
-        y = network(x.index_select(-2, rows).index_select(-1, columns))
+        x = x.index_select(-2, rows).index_select(-1, columns)
+        y = network(x.half()).float() if self.float16 else network(x)
         # index_select, because torch.export would fix whether a slice is whole and refuse the other case
         return y.index_select(-2, torch.arange(height)).index_select(-1, torch.arange(width))
+
+
+def as_ensemble(run: LoadedRun) -> Ensemble:
+    """Return the network of a run as one that takes values as stored."""
+    if run.model.normalizes:
+        return cast(Ensemble, run.model)
+    return Ensemble([run.model], [run.intensity], run.overlapping)
 
 
 def padded_rows(network: Network, side: int) -> Tensor:
@@ -108,19 +119,23 @@ def write_onnx(
 
     It is as exact as its successor (``dynamo=True``) on every network here, 20 times faster, and needs no onnxscript.
     """
-    import onnx
-
     # the warnings are about sizes that tracing fixes, which the comparison at several sizes tests
     with warnings.catch_warnings(action="ignore"), without_graph_dump():
         torch.onnx.export(
             network, (image,), file, dynamo=False, opset_version=opset, input_names=["image"],
             output_names=["probabilities"], dynamic_axes={"image": DYNAMIC_AXES, "probabilities": DYNAMIC_AXES},
         )  # fmt: skip
-    # Store the facts in the file's metadata, and check the complete graph
+    add_facts(file, facts)
+
+
+def add_facts(file: Path, facts: dict) -> None:
+    """Store the facts in the metadata of an ONNX file, and check its complete graph."""
+    import onnx
+
     model = onnx.load(file)
-    model.metadata_props.add(
-        key="seg", value=files.encodable(json.dumps(facts, ensure_ascii=False))
-    )
+    del model.metadata_props[:]
+    value = files.encodable(json.dumps(facts, ensure_ascii=False))
+    model.metadata_props.add(key="seg", value=value)
     onnx.checker.check_model(model, full_check=True)
     onnx.save(model, file)
 
@@ -164,13 +179,21 @@ def write_torch(network: ExportedNetwork, image: Tensor, facts: dict, file: Path
 def open_export(file: Path, format: str) -> ExportedFunction:
     """Return a function that runs a written file on the CPU, as its users do."""
     if format == "onnx":
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4  # errors come as exceptions
-        options.intra_op_num_threads = torch.get_num_threads()
-        session = onnxruntime.InferenceSession(file, options, ["CPUExecutionProvider"])
-        return lambda image: np.asarray(session.run(None, {"image": image})[0])
+        return open_onnxruntime(file)
     with warnings.catch_warnings(action="ignore"), file.open("rb") as stream:
         module = torch.export.load(stream).module()
     return torch.inference_mode()(lambda image: module(torch.from_numpy(image)).numpy())
+
+
+def open_onnxruntime(model: Path | bytes) -> ExportedFunction:
+    """Return a function that runs an ONNX file, or its content, by ONNX Runtime on the CPU."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # errors come as exceptions
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.add_session_config_entry(
+        "session.force_spinning_stop", "1"
+    )  # else threads stay busy after a call
+    session = onnxruntime.InferenceSession(model, options, ["CPUExecutionProvider"])
+    return lambda image: np.asarray(session.run(None, {"image": image})[0])

@@ -23,6 +23,7 @@ from seg.data.value_types import ValueConversion
 from seg.display.console import configure_logging, console
 from seg.errors import DataError, UserError
 from seg.inference import ensemble
+from seg.inference.engines import with_engine
 from seg.inference.outputs import (
     GrowingResult,
     OutputOptions,
@@ -71,9 +72,12 @@ def predict_files(cfg: DictConfig) -> list[Path]:
     check_predict_options(cfg)
     check_output_folder(Path(cfg.output), cfg.save)
     run = ensemble.load_members(cfg.run, cfg.model.depth)
+    run = with_engine(
+        run, cfg.run, cfg.engine, cfg.precision, cfg.exported, cfg.accelerator, cfg.model.depth
+    )
     predictor = Predictor(
         run, load.threshold(run, cfg.threshold), cfg.tta, list(cfg.scales), cfg.tile, cfg.overlap,
-        cfg.batch, cfg.accelerator, cfg.nodata,
+        cfg.batch, cfg.accelerator, cfg.nodata, cfg.precision,
     )  # fmt: skip
     request = OutputOptions(
         run, list(cfg.save), predictor.threshold, cfg.probabilities,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from torch import nn
 
 from seg.data.image_io import as_image, read_image
 from seg.data.nodata import NodataOption, nodata_pixels, nodata_values
@@ -17,8 +18,22 @@ from seg.data.tiff_layout import PagesOption
 from seg.data.value_types import ValueConversion, find_conversion, scan_bands
 from seg.display import panels
 from seg.errors import DataError, UserError
-from seg.hardware import fuse_conv_bn, pick_accelerator, prepare_for_inference, torch_device
+from seg.hardware import (
+    fuse_conv_bn,
+    multiplies_bfloat16,
+    pick_accelerator,
+    prepare_for_inference,
+    torch_device,
+    use_bfloat16,
+)
 from seg.inference import ensemble
+from seg.inference.engines import (
+    EngineName,
+    EngineNetwork,
+    PrecisionName,
+    check_engine,
+    with_engine,
+)
 from seg.inference.tiling import Tiling, check_tiles, choose_side, needed_overlap
 from seg.inference.tta import ViewsName, with_tta
 from seg.labels import IGNORE
@@ -71,6 +86,7 @@ class Predictor:
         accelerator: auto, cpu, gpu or mps.
         nodata: value of the images that means no data, or ``nan``, besides those that the run knows and the tag
             GDAL_NODATA; ``none``: no value does.
+        precision: float32 or bfloat16 of the network; of a network that an engine runs, what the engine was opened with.
 
     Raises:
         UserError: if an option doesn't fit the run's network.
@@ -87,6 +103,7 @@ class Predictor:
         batch: int = 1,
         accelerator: str = "auto",
         nodata: NodataOption | None = None,
+        precision: PrecisionName = "float32",
     ) -> None:
         self.run, self.threshold, self.nodata = run, threshold, nodata
         self.asked, self.batch = overlap, batch
@@ -96,6 +113,8 @@ class Predictor:
         # Fuse convolutions with batch normalisation, and move the network to its device
         self.device = torch_device(pick_accelerator(accelerator))
         network = fuse_conv_bn(run.model)
+        if not isinstance(network, EngineNetwork):
+            set_precision(network, precision, self.device)
         prepare_for_inference(network, self.device)
         if overlap != "auto" and not isinstance(overlap, int):
             raise UserError(f"overlap={overlap}: a number of px, or auto, is needed")
@@ -247,6 +266,22 @@ class Predictor:
         return [("the array", part) for part in np.split(array, 2 * n + 1, axis=-1)]
 
 
+def set_precision(network: nn.Module, precision: PrecisionName, device: str) -> None:
+    """Set the type in which a network computes, and warn if it is slow on the device.
+
+    Raises:
+        UserError: if PyTorch doesn't compute in it.
+    """
+    check_engine("torch", precision, "auto")
+    if precision == "float32":
+        return
+    use_bfloat16(network)
+    if device != "mps" and not multiplies_bfloat16(device):  # not measured on Apple's GPUs
+        log.warning(
+            f"precision  bfloat16 may take many times longer than float32: this {device} doesn't multiply it in hardware"
+        )
+
+
 def mark_nodata(mask: np.ndarray, image: np.ndarray, nodata: Sequence[float] | None) -> np.ndarray:
     """Return a predicted mask (H, W) or (K, H, W), 255 where all channels of the image (H, W, C) have no data."""
     lost = nodata_pixels(image, nodata)
@@ -265,6 +300,9 @@ def load_predictor(
     batch: int = 1,
     accelerator: str = "auto",
     nodata: NodataOption | None = None,
+    precision: PrecisionName = "float32",
+    engine: EngineName = "torch",
+    exported: str | Path | None = None,
 ) -> Predictor:
     """Load a run, or an ensemble of runs, for prediction.
 
@@ -280,14 +318,20 @@ def load_predictor(
         batch: number of tiles that go through together.
         accelerator: auto, cpu, gpu or mps.
         nodata: value of the images that means no data, or ``nan``; see ``Predictor``.
+        precision: float32, bfloat16 or int8 of the network.
+        engine: torch, or onnx or openvino, which run a file that ``seg.export`` wrote.
+        exported: that file; None: the one in the folder of the run.
 
     Raises:
         RunError: if the run can't be read.
         UserError: if an option doesn't fit the run's network.
     """
     loaded = ensemble.load_members(run, depth)
+    loaded = with_engine(loaded, run, engine, precision, exported, accelerator, depth)
     threshold = runs_load.threshold(loaded, threshold)
-    return Predictor(loaded, threshold, tta, scales, tile, overlap, batch, accelerator, nodata)
+    return Predictor(
+        loaded, threshold, tta, scales, tile, overlap, batch, accelerator, nodata, precision
+    )
 
 
 def check_image_channels(channels: int, run: LoadedRun, file: str | Path) -> None:

@@ -68,7 +68,7 @@ def compare_depths(cfg: DictConfig) -> list[DepthScores]:
     depths = prunable_depths(run)
     if cfg.depth is not None and (not isinstance(cfg.depth, int) or cfg.depth not in depths):
         raise UserError(f"depth={cfg.depth}: {run.checkpoint} has heads {depths}")
-    folder = Path(cfg.output) if cfg.output else run.folder / "prune"
+    folder = Path(cfg.output) if cfg.output else load.default_output(run, "prune")
     below = folder if cfg.output else run.folder
     checkpoints = [] if cfg.depth is None else [f"L{cfg.depth}.ckpt"]
     files.check_writable(folder, below, ["prune.json", "prune.png", *checkpoints])

@@ -110,8 +110,7 @@ class ImageMeter:
     def __init__(
         self, height: int, width: int, shift: Sequence[float], scale: Sequence[float], overlapping: bool
     ) -> None:  # fmt: skip
-        self.features, self.overlapping = ImageFeatures(height, width), overlapping
-        self.shift, self.scale = np.array(shift, np.float32), np.array(scale, np.float32)
+        self.features, self.overlapping = ImageFeatures(height, width, shift, scale), overlapping
         self.counts_CTPB: NDArray | None = None
 
     def add(
@@ -138,11 +137,7 @@ class ImageMeter:
 
     def add_values(self, top: int, image_HWC: NDArray, mask: NDArray) -> None:
         """Add rows of the image alone; ``mask`` is 255 where there is no data."""
-        values = (image_HWC.astype(np.float32) - self.shift) / self.scale
-        lost = (mask[0] if mask.ndim == 3 else mask) == IGNORE
-        if lost.any():
-            values[lost] = np.nan
-        self.features.add(top, values)
+        self.features.add(top, image_HWC, (mask[0] if mask.ndim == 3 else mask) == IGNORE)
 
 
 def class_counts(counts_CTPB: NDArray, classes: int) -> NDArray:

@@ -29,7 +29,11 @@ def check_run_node(node: Any, group: str, run: LoadedRun, package: str) -> None:
 
 
 def open_run_data(
-    cfg: DictConfig, run: LoadedRun, split: str, chosen: dict[str, Any]
+    cfg: DictConfig,
+    run: LoadedRun,
+    split: str,
+    chosen: dict[str, Any],
+    option: str = "data.split",
 ) -> DataModule:
     """Return the data of a split; ``all`` is every image of the data.
 
@@ -38,6 +42,7 @@ def open_run_data(
         run: which is evaluated.
         split: train, val, test or all.
         chosen: the data's config; see ``choose_data``.
+        option: that names the split, for messages.
 
     Raises:
         UserError: if the data's classes or task aren't the run's, it has no such split, or images of the split trained a
@@ -66,7 +71,7 @@ def open_run_data(
     # Keep only the chosen split, after checking that no member of an ensemble trained on it
     splits = {"all": [name for names in source.splits.values() for name in names]} | source.splits
     if split not in splits:
-        raise UserError(f"data.split={split}: this data has {', '.join(source.splits)} and all")
+        raise UserError(f"{option}={split}: this data has {', '.join(source.splits)} and all")
     check_unseen_images(run, split, chosen, splits[split])
     source.splits = {split: splits[split]}
     return DataModule(

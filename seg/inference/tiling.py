@@ -14,6 +14,7 @@ from seg.models.contract import needed_context, same_size_logits, tile_stride
 from seg.models.network import Extent, receptive_field
 
 AUTO_TILE = 1024  # px
+PART_PIXELS = 2**20  # of a band that are scored together, some 50 bytes a pixel
 
 
 def needed_overlap(model: nn.Module) -> tuple[int, int, bool]:
@@ -154,10 +155,24 @@ class Tiling:
         for read, keep, put in tile_spans(height, self.tile, self.overlap):
             release_freed_memory()  # tiles of several sizes, and what used the memory before
             band = rows(read.start, read.stop)
-            yield put.start, band[keep], self.across(band)[:, keep]
+            yield put.start, band[keep], self.across(band, keep)
 
-    def across(self, band: np.ndarray) -> np.ndarray:
-        """Return the probabilities (C, h, W) of rows (h, W, C), tile by tile from left to right."""
+    def parts(
+        self, rows: Callable[[int, int], np.ndarray], height: int
+    ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        """Yield copies of the rows of ``bands``, at most ``PART_PIXELS`` together.
+
+        A caller that keeps one of them keeps no band while the next one is predicted.
+        """
+        for top, band, p_CHW in self.bands(rows, height):
+            step = max(1, PART_PIXELS // band.shape[1])
+            for first in range(0, len(band), step):
+                part = slice(first, first + step)
+                yield top + first, band[part].copy(), p_CHW[:, part].copy()
+            del band, p_CHW
+
+    def across(self, band: np.ndarray, kept: slice) -> np.ndarray:
+        """Return the probabilities (C, h, W) of the kept ones of rows (H, W, C), tile by tile from left to right."""
         # tiles of one width can go through together
         by_width: dict[int, list[TileSpan]] = {}
         for span in tile_spans(band.shape[1], self.tile, self.overlap):
@@ -169,9 +184,10 @@ class Tiling:
                 spans_of_batch = group[first : first + self.batch]
                 p_BCHW = self.probabilities([band[:, read] for read, _, _ in spans_of_batch])
                 if result is None:
-                    result = np.empty((p_BCHW.shape[1], *band.shape[:2]), np.float32)
+                    shape = (p_BCHW.shape[1], kept.stop - kept.start, band.shape[1])
+                    result = np.empty(shape, np.float32)
                 for p_CHW, (_, keep, put) in zip(p_BCHW, spans_of_batch, strict=True):
-                    result[:, :, put] = p_CHW[:, :, keep].cpu().numpy()
+                    result[:, :, put] = p_CHW[:, kept, keep].cpu().numpy()
         assert result is not None  # an image has at least one tile
         return result
 

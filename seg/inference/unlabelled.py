@@ -22,6 +22,7 @@ from seg.inference.file_prediction import (
     predict_bands,
 )
 from seg.inference.outputs import OutputOptions, OutputTarget, PredictedBand
+from seg.inference.prediction_folder import PARTIAL_FOLDER
 from seg.inference.predictor import Predictor, check_image_channels
 from seg.inference.quality import ImageQuality, QualityScorer
 from seg.runs.load import LoadedRun
@@ -35,12 +36,16 @@ class UnlabelledImage(NamedTuple):
     Attributes:
         file: the image.
         name: its path without suffix, from the input folder on.
+        mask: file of its predicted mask.
+        preview: file of its preview; see ``read_preview``.
         quality: what the run expects; None: it does not know.
-        features: of its values; None: not measured.
+        features: of its values; None: not measured, or without data.
     """
 
     file: Path
     name: str
+    mask: Path
+    preview: Path
     quality: ImageQuality | None = None
     features: NDArray | None = None
 
@@ -48,11 +53,6 @@ class UnlabelledImage(NamedTuple):
     def path(self) -> str:
         """Path from the input folder on."""
         return Path(self.name).with_name(self.file.name).as_posix()
-
-    @property
-    def flat_name(self) -> str:
-        """Name of the mask without suffix: the folders of the data have no subfolders."""
-        return self.name.replace("/", "-")
 
     @property
     def copy_name(self) -> str:
@@ -70,6 +70,11 @@ class Preview(NamedTuple):
 
     image: NDArray
     mask: NDArray
+
+
+def flat_name(name: str) -> str:
+    """Return the name of an image's mask without suffix: the folders of the data have no subfolders."""
+    return name.replace("/", "-")
 
 
 def check_run_has_starts(run: LoadedRun) -> None:
@@ -115,38 +120,61 @@ def predict_page(page: ImageReader, predictor: Predictor) -> Generator[Predicted
     return predict_bands(predictor, rows, *page.shape[:2], predictor.nodata_values(page.file))
 
 
-def measure_unlabelled(
-    file: Path, name: str, predictor: Predictor, scorer: QualityScorer
-) -> UnlabelledImage:
-    """Return an image with what the run expects of its prediction."""
-    with open_image(file, predictor) as page:
-        meter = scorer.begin(*page.shape[:2])
-        for band in predict_page(page, predictor):
-            meter.add(band.top, band.image, band.probabilities, band.mask)
-            del band  # memory for the next one
-    return UnlabelledImage(file, name, scorer.score(meter), meter.features.compute())
+def predict_start(
+    file: Path, name: str, predictor: Predictor, scorer: QualityScorer | None, folder: Path, scratch: Path
+) -> UnlabelledImage:  # fmt: skip
+    """Write the predicted mask of an image to ``masks`` of a folder, and return what the run expects of it.
 
-
-def write_start(one: UnlabelledImage, predictor: Predictor, folder: Path) -> Preview:
-    """Copy an image to ``images`` and write its predicted mask to ``masks``; return a preview."""
+    Args:
+        file: the image.
+        name: its path without suffix, from the input folder on.
+        predictor: of the run.
+        scorer: of the run; None: it does not know how good its predictions are.
+        folder: that receives the mask.
+        scratch: folder that receives the preview.
+    """
     run = predictor.run
-    with open_image(one.file, predictor) as page:
+    with open_image(file, predictor) as page:
         height, width, _ = page.shape
-        place = OutputTarget(folder, one.file, one.flat_name, height, width, 1, page.dtype)
+        meter = None if scorer is None else scorer.begin(height, width)
+        place = OutputTarget(folder, file, flat_name(name), height, width, 1, page.dtype)
         request = OutputOptions(run, ["masks"], predictor.threshold, "float32", {})
         results = begin_image_results(place, request)
         step = max(1, max(height, width) // PREVIEW_PX)
         images, masks = [], []
-        for band in predict_page(page, predictor):
-            for result in results:
-                result.add(band)
-            rows = slice(-band.top % step, None, step)
-            images.append(band.image[rows, ::step].copy())
-            masks.append(flatten_labels(band.mask[..., rows, ::step]).copy())
-            del band
-        files.make_folder(folder / "masks", folder)
-        finish_image_results(folder, results)
+        try:
+            for band in predict_page(page, predictor):
+                if meter is not None:
+                    meter.add(band.top, band.image, band.probabilities, band.mask)
+                for result in results:
+                    result.add(band)
+                rows = slice(-band.top % step, None, step)
+                images.append(band.image[rows, ::step].copy())
+                masks.append(flatten_labels(band.mask[..., rows, ::step]).copy())
+                del band  # memory for the next one
+            files.make_folder(folder / "masks", folder)
+            (mask,) = finish_image_results(folder, results)
+        finally:
+            shutil.rmtree(
+                folder / PARTIAL_FOLDER, ignore_errors=True
+            )  # of an image that can't be read
+    preview = scratch / f"{flat_name(name)}.npz"
+    with files.atomic_write(preview, scratch) as aside, aside.open("wb") as stream:
+        np.savez(stream, image=np.concatenate(images), mask=np.concatenate(masks))
+    if scorer is None or meter is None:
+        return UnlabelledImage(file, name, mask, preview)
+    features = meter.features.compute()
+    return UnlabelledImage(file, name, mask, preview, scorer.score(meter), features)
+
+
+def read_preview(file: Path) -> Preview:
+    """Return the preview that ``predict_start`` wrote."""
+    with np.load(file) as arrays:
+        return Preview(arrays["image"], arrays["mask"])
+
+
+def copy_image(one: UnlabelledImage, folder: Path) -> None:
+    """Copy an image to ``images`` of a folder."""
     copy = files.make_folder(folder / "images", folder) / one.copy_name
     with files.atomic_write(copy, folder) as aside:
         shutil.copyfile(one.file, aside)
-    return Preview(np.concatenate(images), np.concatenate(masks))

@@ -2,10 +2,9 @@
 
 from pathlib import Path
 
-import matplotlib
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
@@ -199,9 +198,6 @@ class ProbabilityCounts(Metric):
         return dim_zero_cat(self.image_counts)
 
 
-matplotlib.use("Agg")  # draw to files, never open a window
-
-
 def draw_reliability(calibration: CalibrationError, title: str, file: Path) -> None:
     """Draw accuracy against confidence, one bar per bin, and below it the share of pixels of each bin."""
     # Mean confidence and accuracy of the bins that have pixels
@@ -214,9 +210,8 @@ def draw_reliability(calibration: CalibrationError, title: str, file: Path) -> N
     used = pixels > 0
     mean_confidence, accuracy = confidence[used] / pixels[used], hits[used] / pixels[used]
     # Accuracy above, share of pixels below, on one axis of confidence
-    figure, (above, below) = plt.subplots(
-        2, 1, figsize=(4.5, 5.5), dpi=150, height_ratios=(3, 1), sharex=True, layout="constrained"
-    )
+    figure = Figure(figsize=(4.5, 5.5), dpi=150, layout="constrained")
+    above, below = figure.subplots(2, 1, height_ratios=(3, 1), sharex=True)
     width = 1 / calibration.bins
     above.plot([0, 1], [0, 1], color="#666666", linewidth=1, label="perfect calibration")
     above.bar(left[used], accuracy, width, align="edge", color="#56b4e9", edgecolor="white")
@@ -237,4 +232,3 @@ def draw_reliability(calibration: CalibrationError, title: str, file: Path) -> N
     below.bar(left, pixels / pixels.sum(), width, align="edge", color="#999999", edgecolor="white")
     below.set(xlabel="confidence", ylabel="share of pixels")
     figure.savefig(file)
-    plt.close(figure)

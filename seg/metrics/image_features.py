@@ -1,12 +1,13 @@
 """Features of an image's values, and the distance of an image from others by them. Without PyTorch.
 
-Shape suffixes: N images, F features, H x W pixels, C channels.
+Shape suffixes: N images, F features, S strips, H x W pixels, C channels.
 """
 
+import math
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 STRIP = 32  # rows that are measured together
 PIXELS = 2**18  # of an image that are measured, in strips evenly spaced from top to bottom
@@ -33,100 +34,145 @@ class ImageFeatures:
     Args:
         height: px.
         width: px.
+        shift: of each channel, stored value that becomes 0.
+        scale: of each channel, stored values that become 1.
     """
 
-    def __init__(self, height: int, width: int) -> None:
+    def __init__(
+        self, height: int, width: int, shift: ArrayLike = 0.0, scale: ArrayLike = 1.0
+    ) -> None:
         self.height, self.period = height, STRIP * max(1, -(-height * width // PIXELS))
+        self.shift, self.scale = np.asarray(shift, np.float32), np.asarray(scale, np.float32)
         self.strips: dict[int, list[NDArray]] = {}
-        self.sums: dict[str, NDArray] = {}
+        self.sums: dict[str, list[NDArray]] = {}  # parts (C, S)
+        self.levels: NDArray | int = 0
 
     def spans(self) -> list[tuple[int, int]]:
         """Return the strips that are measured: first row, and the row after the last."""
         return [(top, min(top + STRIP, self.height)) for top in range(0, self.height, self.period)]
 
-    def add(self, top: int, rows_HWC: NDArray) -> None:
-        """Add rows, the first of which is row ``top`` of the image; nan is no data."""
+    def add(self, top: int, rows_HWC: NDArray, lost_HW: NDArray | None = None) -> None:
+        """Add rows.
+
+        Args:
+            top: the first row.
+            rows_HWC: as stored; nan is no data.
+            lost_HW: whether a pixel has no data; None: all have.
+        """
         bottom = top + len(rows_HWC)
-        chosen = choose_channels(rows_HWC.shape[2])
         first = top // self.period * self.period
+        finished: list[NDArray] = []
         for start in range(first, bottom, self.period):
             stop = min(start + STRIP, self.height)
-            part = rows_HWC[max(start - top, 0) : max(stop - top, 0)]
-            if not len(part):
+            rows = slice(max(start - top, 0), max(stop - top, 0))
+            if rows.start >= min(rows.stop, len(rows_HWC)):
                 continue
             parts = self.strips.setdefault(start, [])
-            parts.append(np.ascontiguousarray(part[..., chosen], np.float32))
+            parts.append(self.values(rows_HWC[rows], None if lost_HW is None else lost_HW[rows]))
             if bottom >= stop:
-                self.measure(np.concatenate(self.strips.pop(start)))
+                parts = self.strips.pop(start)
+                finished.append(parts[0] if len(parts) == 1 else np.concatenate(parts, 1))
+        # Strips of one height are measured together; the last one may be lower
+        for height in sorted({strip.shape[1] for strip in finished}, reverse=True):
+            self.measure(np.stack([strip for strip in finished if strip.shape[1] == height], 1))
 
-    def measure(self, strip_HWC: NDArray) -> None:
-        """Add the sums of a strip."""
-        flat = strip_HWC.reshape(-1, strip_HWC.shape[2])
-        known = ~np.isnan(flat)
-        values = np.where(known, flat, 0)
-        self.sum("pixels", known.sum(0))
-        self.sum("values", values.sum(0, dtype=np.float64))
-        self.sum("squares", np.square(values, dtype=np.float64).sum(0))
-        thin, thin_known = values[::THIN], known[::THIN]
-        level = ((thin + SPAN) * (LEVELS / (2 * SPAN))).clip(0, LEVELS - 1).astype(np.intp)
-        level[~thin_known] = LEVELS
-        counts = [np.bincount(one, minlength=LEVELS + 1)[:-1] for one in level.T]
-        self.sum("levels", np.stack(counts))
-        self.sum_blocks(strip_HWC)
-        flat_steps = np.abs(strip_HWC[:, 1:] - strip_HWC[:, :-1]) < FLAT
-        self.sum("flat", flat_steps.sum((0, 1)))
+    def values(self, rows_HWC: NDArray, lost_HW: NDArray | None) -> NDArray[np.float32]:
+        """Return the normalised values of the measured channels, (C, h, W); nan is no data."""
+        chosen = choose_channels(rows_HWC.shape[2])
+        shift, scale = (np.broadcast_to(v, rows_HWC.shape[2:])[chosen, None, None] for v in (self.shift, self.scale))  # fmt: skip
+        values_CHW = np.ascontiguousarray(rows_HWC.transpose(2, 0, 1)[chosen], np.float32)
+        values_CHW -= shift
+        values_CHW /= scale
+        if lost_HW is not None and lost_HW.any():
+            values_CHW[:, lost_HW] = np.nan
+        return values_CHW
+
+    def measure(self, strips_CSHW: NDArray[np.float32]) -> None:
+        """Add the sums of strips; each is summed on its own, so that the bands make no difference."""
+        flat_CSN = strips_CSHW.reshape(*strips_CSHW.shape[:2], -1)
+        wide_CSN = flat_CSN.astype(np.float64)
+        level_CSN = ((flat_CSN[..., ::THIN] + SPAN) * (LEVELS / (2 * SPAN))).clip(0, LEVELS - 1)
+        total_CS, pixels_CS = wide_CSN.sum(2), np.full(wide_CSN.shape[:2], wide_CSN.shape[2])
+        if np.isnan(total_CS).any():
+            known_CSN = ~np.isnan(wide_CSN)
+            wide_CSN = np.where(known_CSN, wide_CSN, 0)
+            level_CSN = np.where(known_CSN[..., ::THIN], level_CSN, LEVELS)
+            total_CS, pixels_CS = wide_CSN.sum(2), count_each(known_CSN)
+        self.add_sums("pixels", pixels_CS)
+        self.add_sums("values", total_CS)
+        self.add_sums("squares", np.einsum("csn,csn->cs", wide_CSN, wide_CSN))
+        levels = [
+            np.bincount(one.ravel(), minlength=LEVELS + 1)[:-1] for one in level_CSN.astype(np.intp)
+        ]
+        self.levels = self.levels + np.stack(levels)
+        self.add_blocks(strips_CSHW)
         for lag in LAGS:
-            down, right = strip_HWC[lag:] - strip_HWC[:-lag], strip_HWC[:, lag:] - strip_HWC[:, :-lag]  # fmt: skip
-            self.sum_size(f"step {lag}", down)
-            self.sum_size(f"step {lag}", right)
-        if min(strip_HWC.shape[:2]) > 2:
-            rows = strip_HWC[2:] - 2 * strip_HWC[1:-1] + strip_HWC[:-2]
-            self.sum_size("noise", rows[:, 2:] - 2 * rows[:, 1:-1] + rows[:, :-2])
+            down = strips_CSHW[:, :, lag:] - strips_CSHW[:, :, :-lag]
+            right = strips_CSHW[..., lag:] - strips_CSHW[..., :-lag]
+            if lag == 1:
+                self.add_sizes("noise", np.diff(down[:, :, 1:] - down[:, :, :-1], 2))
+            self.add_sizes(f"step {lag}", down)
+            self.add_sizes(f"step {lag}", right)
+            if lag == 1:
+                self.add_sums("flat", count_each(right < FLAT))  # right is absolute by now
 
-    def sum_blocks(self, strip_HWC: NDArray) -> None:
+    def add_blocks(self, strips_CSHW: NDArray) -> None:
         """Add the means of square blocks, without those that lack data."""
-        height, width, channels = strip_HWC.shape
+        height, width = strips_CSHW.shape[2:]
         side = min(STRIP, height, width)
-        blocks = strip_HWC[:side, : width // side * side].reshape(side, -1, side, channels)
-        means = blocks.mean(0).mean(1).astype(np.float64)
-        means = means[~np.isnan(means).any(1)]
-        self.sum("blocks", len(means) * np.ones(channels))
-        self.sum("block means", means.sum(0))
-        self.sum("block squares", np.square(means).sum(0))
+        columns = strips_CSHW[:, :, :side, : width // side * side].sum(2)
+        means_CSB = (
+            columns.reshape(*columns.shape[:2], -1, side).sum(3).astype(np.float64) / side**2
+        )
+        known_SB = ~np.isnan(means_CSB).any(0)
+        means_CSB = np.where(known_SB, means_CSB, 0)
+        self.add_sums("blocks", np.broadcast_to(known_SB.sum(1), means_CSB.shape[:2]))
+        self.add_sums("block means", means_CSB.sum(2))
+        self.add_sums("block squares", np.square(means_CSB).sum(2))
 
-    def sum(self, name: str, values: NDArray) -> None:
-        """Add to a sum."""
-        self.sums[name] = self.sums.get(name, 0) + values
+    def add_sums(self, name: str, sums_CS: NDArray) -> None:
+        """Keep the sums of strips, which ``total`` adds in the order of the strips."""
+        self.sums.setdefault(name, []).append(sums_CS)
 
-    def sum_size(self, name: str, values_HWC: NDArray) -> None:
-        """Add the absolute values and their number, without nan."""
-        size = np.abs(values_HWC).reshape(-1, values_HWC.shape[2])
-        total, pixels = size.sum(0), np.full(size.shape[1], len(size))
-        if np.isnan(total).any():
-            total, pixels = np.nansum(size, 0), (~np.isnan(size)).sum(0)
-        self.sum(f"{name} size", total.astype(np.float64))
-        self.sum(f"{name} pixels", pixels)
+    def add_sizes(self, name: str, values_CSHW: NDArray) -> None:
+        """Make values absolute, and add them and their number, without nan."""
+        sizes_CSN = np.abs(values_CSHW, out=values_CSHW).reshape(
+            *values_CSHW.shape[:2], math.prod(values_CSHW.shape[2:])
+        )
+        total_CS = sizes_CSN.sum(2)
+        pixels_CS = np.full(total_CS.shape, sizes_CSN.shape[2])
+        if np.isnan(total_CS).any():
+            total_CS, pixels_CS = np.nansum(sizes_CSN, 2), count_each(~np.isnan(sizes_CSN))
+        self.add_sums(f"{name} size", total_CS)
+        self.add_sums(f"{name} pixels", pixels_CS)
+
+    def total(self, name: str) -> NDArray[np.float64]:
+        """Return a sum over all strips, (C,), which does not depend on the bands."""
+        return np.concatenate(self.sums[name], 1).sum(1, dtype=np.float64)
 
     def compute(self) -> NDArray | None:
         """Return the features, (F,) with those of each channel in the order of ``NAMES``; None without any data."""
-        pixels = self.sums.get("pixels")
-        if pixels is None or not pixels.all():
+        if not self.sums or not (pixels := self.total("pixels")).all():
             return None
-        mean = self.sums["values"] / pixels
-        variance = (self.sums["squares"] / pixels - mean**2).clip(0)
+        mean = self.total("values") / pixels
+        variance = (self.total("squares") / pixels - mean**2).clip(0)
         rows = [mean, np.log(np.sqrt(variance) + TINY)]
-        levels = self.sums["levels"]
+        levels = np.asarray(self.levels)
         shares = levels.cumsum(1) / levels.sum(1, keepdims=True).clip(1)
         rows += [((shares < q).sum(1) + 0.5) * (2 * SPAN / LEVELS) - SPAN for q in QUANTILES]
         for name in (*(f"step {lag}" for lag in LAGS), "noise"):
-            size = self.sums.get(f"{name} size", np.zeros_like(mean))
-            number = self.sums.get(f"{name} pixels", np.zeros_like(mean))
-            rows.append(np.log(size / np.maximum(number, 1) + TINY))
-        rows.append(np.log(self.sums["flat"] / pixels + FLAT))
-        number = np.maximum(self.sums["blocks"], 1)
-        variance = self.sums["block squares"] / number - (self.sums["block means"] / number) ** 2
+            number = np.maximum(self.total(f"{name} pixels"), 1)
+            rows.append(np.log(self.total(f"{name} size") / number + TINY))
+        rows.append(np.log(self.total("flat") / pixels + FLAT))
+        number = np.maximum(self.total("blocks"), 1)
+        variance = self.total("block squares") / number - (self.total("block means") / number) ** 2
         rows.append(np.log(np.sqrt(variance.clip(0)) + TINY))
         return np.stack(rows, 1).ravel()
+
+
+def count_each(found_CS: NDArray[np.bool_]) -> NDArray[np.intp]:
+    """Return the number of true values of each strip, (C, S)."""
+    return np.array([[np.count_nonzero(strip) for strip in channel] for channel in found_CS])
 
 
 def choose_channels(channels: int) -> list[int]:

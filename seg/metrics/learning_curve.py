@@ -45,7 +45,7 @@ class LearningCurve(NamedTuple):
         gain: Dice of the curve at twice the largest size, less the measured mean of the largest size.
         gain_low: lower end of its interval.
         gain_high: upper end.
-        seed_sd: standard deviation of the Dice over seeds at the largest size; nan with one seed.
+        seed_sd: standard deviation of the Dice over seeds at the largest size.
         law: a, b and c of the fit.
         level: confidence level of the intervals.
     """
@@ -116,13 +116,13 @@ def resample_scores(
     the drawn seeds are enlarged by sqrt(S / (S - 1)), without which S draws out of S seeds vary too little.
 
     Args:
-        counts_MSNC3: counts of each training.
+        counts_MSNC3: counts of each training, of two seeds or more.
         resamples: number of resamples R.
         rng: of the draws.
         factor: by which the deviations of the seeds are enlarged further.
     """
     _, seeds, images = counts_MSNC3.shape[:3]
-    factor *= np.sqrt(seeds / (seeds - 1)) if seeds > 1 else 1.0
+    factor *= np.sqrt(seeds / (seeds - 1))
     drawn, of_images = [], []
     for _ in range(resamples):
         times_N = np.bincount(rng.integers(images, size=images), minlength=images).astype(float)
@@ -144,7 +144,7 @@ def fit_learning_curve(
 
     Args:
         sizes_M: numbers of training images, increasing, three or more.
-        counts_MSNC3: counts of each training on the same N images, or groups of them.
+        counts_MSNC3: counts of each training on the same N images, or groups of them; two seeds or more.
         level: confidence level, between 0 and 1.
         resamples: number of resamples R.
         seed: of the draws.
@@ -155,7 +155,7 @@ def fit_learning_curve(
     dice_MS = dice_of_counts(np.asarray(counts_MSNC3).sum(2))
     tails = [(1 - level) / 2, (1 + level) / 2]
     freedom = dice_MS.size - len(sizes_M)
-    factor = stats.t.ppf(tails[1], freedom) / stats.norm.ppf(tails[1]) if freedom else 1.0
+    factor = stats.t.ppf(tails[1], freedom) / stats.norm.ppf(tails[1])
     # The curve of all, and those of the resamples
     grid, twice = np.geomspace(sizes_M[0], 2 * sizes_M[-1], 61), 2 * sizes_M[-1:]
     law = fit_power_laws(sizes_M, 1 - dice_MS.mean(1)[None])
@@ -164,7 +164,7 @@ def fit_learning_curve(
     low, high = np.quantile(1 - laws.errors(grid), tails, axis=0)
     gain_low, gain_high = np.quantile(1 - laws.errors(twice)[:, 0] - images_RM[:, -1], tails)
     gain = 1 - law.errors(twice)[0, 0] - dice_MS[-1].mean()
-    sd = float(dice_MS[-1].std(ddof=1)) if dice_MS.shape[1] > 1 else float("nan")
+    sd = float(dice_MS[-1].std(ddof=1))
     return LearningCurve(
         sizes_M, dice_MS, grid, 1 - law.errors(grid)[0], low, high, float(gain), float(gain_low), float(gain_high),
         sd, (float(law.a[0]), float(law.b[0]), float(law.c[0])), level,

@@ -42,6 +42,8 @@ class FCN(Network):
         image (B, C, H, W) -> logits (B, K, H, W), any H and W.
     """
 
+    can_checkpoint = True
+
     @check_ranges
     def __init__(
         self,
@@ -97,9 +99,9 @@ class FCN(Network):
         x = pad_to_multiple(image, self.stride)
         pooled = []
         for stage, pool in zip(self.stages, self.pools, strict=True):
-            x = pool(stage(x))
+            x = pool(self.run_part(stage, x))
             pooled.append(x)
-        logits = self.scores[0](self.classifier(pooled.pop()))
+        logits = self.scores[0](self.run_part(self.classifier, pooled.pop()))
         for double, score in zip(self.doubles, self.scores[1:], strict=True):
             logits = double(logits) + score(pooled.pop())  # skips are added
         return self.last(logits)[..., :height, :width]

@@ -16,6 +16,8 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
+from seg.models.checkpointing import run_checkpointed
+
 UNKNOWN_MARGIN = 256  # px on each side, assumed for a receptive field without end
 FIRST_PROBE, LONGEST_PROBE = (
     512,
@@ -96,11 +98,15 @@ class Network(ReceptiveModule):
         averages_heads: whether the logits in evaluation mode are the average of several heads, as a softmax.
         depths: depths of the heads that can be used alone, in ascending order; empty if the network cannot be pruned.
         normalizes: whether ``forward`` expects grey values as stored and normalises them itself, as an ensemble does.
+        can_checkpoint: whether ``forward`` calls its parts by ``run_part``.
+        checkpoint_activations: compute activations again in the backward pass, which takes less memory and more time.
     """
 
     context: int = 0
     smallest: int = 1
     normalizes: bool = False
+    can_checkpoint: bool = False
+    checkpoint_activations: bool = False
 
     @property
     @abstractmethod
@@ -126,6 +132,15 @@ class Network(ReceptiveModule):
     @property
     def depths(self) -> list[int]:
         return []
+
+    @property
+    def recomputes(self) -> bool:
+        """True if the activations of this forward pass are computed again in the backward pass."""
+        return self.checkpoint_activations and self.training and torch.is_grad_enabled()
+
+    def run_part(self, part: Callable[..., Any], *inputs: Any) -> Any:
+        """Return ``part(*inputs)``, of which only the inputs stay in memory if the network ``recomputes``."""
+        return run_checkpointed(self, part, *inputs) if self.recomputes else part(*inputs)
 
     def margin(self) -> int:
         """Return the px around a part of the image on the grid of ``stride`` px that its logits depend on.

@@ -37,6 +37,8 @@ class SegNet(Network):
 
     encoder: EncoderName = "vgg16"
 
+    can_checkpoint = True
+
     @check_ranges
     def __init__(
         self,
@@ -73,10 +75,10 @@ class SegNet(Network):
         x = pad_to_multiple(image, self.stride)
         pool_indices = []
         for stage in self.stages:
-            x, indices = F.max_pool2d(stage(x), 2, return_indices=True)
+            x, indices = F.max_pool2d(self.run_part(stage, x), 2, return_indices=True)
             pool_indices.append(indices)
         for stage in self.decoder:
-            x = stage(unpool_maxima(x, pool_indices.pop()))
+            x = self.run_part(stage, unpool_maxima(x, pool_indices.pop()))
         return self.head(x)[..., :height, :width]
 
     def receptive_field(self, outputs: Extent) -> Extent:

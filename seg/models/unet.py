@@ -25,6 +25,10 @@ from seg.models.blocks import (
 from seg.models.network import Extent, Network, receptive_field
 from seg.ranges import check_ranges
 
+# With checkpoint_activations the levels from an eighth of the side down keep their activations; docs/speed.md has
+# the memory and time that were measured.
+KEPT_LEVEL = 3
+
 
 class UNet(Network):
     """U-Net of Ronneberger, Fischer, Brox, MICCAI 2015, arXiv:1505.04597, figure 1.
@@ -52,6 +56,8 @@ class UNet(Network):
     Raises:
         ValueError: from ``forward``, for a side that valid padding doesn't allow; names the nearest one.
     """
+
+    can_checkpoint = True
 
     @check_ranges
     def __init__(
@@ -102,19 +108,27 @@ class UNet(Network):
         height, width = image.shape[-2:]
         if self.valid:
             self.check_size(height, width)
-            x = self.down[0](image)
+            x = self.run_part(self.down[0], image)
         else:
-            x = self.down[0](pad_to_multiple(image, self.stride))
+            x = self.run_part(self.down[0], pad_to_multiple(image, self.stride))
         # Contracting path; keep each level's features as a skip.
         skips = []
-        for pool, block in zip(self.pools, self.down[1:], strict=True):
+        for level, (pool, block) in enumerate(zip(self.pools, self.down[1:], strict=True), 1):
             skips.append(x)
-            x = block(pool(x))
+            x = self.run_part(block, pool(x)) if level < KEPT_LEVEL else block(pool(x))
         x = self.dropout(x)
         # Expanding path: fuse each level with its skip.
-        for up, block in zip(self.up, self.fuse, strict=True):
-            x = block(self.merge_skips(up, x, skips.pop()))  # pop frees the skip's memory
+        levels = reversed(range(len(self.pools)))
+        for level, up, block in zip(levels, self.up, self.fuse, strict=True):
+            if self.recomputes and level < KEPT_LEVEL:
+                x = self.run_part(self.expand, up, block, x, skips.pop())
+            else:
+                x = block(self.merge_skips(up, x, skips.pop()))  # pop frees the skip's memory
         return self.head(x) if self.valid else self.head(x)[..., :height, :width]
+
+    def expand(self, up: nn.Module, block: nn.Module, x: Tensor, skip: Tensor) -> Tensor:
+        """Return the features of a level of the expanding path, from those of the level below and the skip."""
+        return block(self.merge_skips(up, x, skip))
 
     def merge_skips(self, up: nn.Module, x: Tensor, skip: Tensor) -> Tensor:
         """Fuse the upsampled map with its skip, which is cropped for valid convolutions."""

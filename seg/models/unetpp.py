@@ -70,6 +70,8 @@ class NestedUNet(Network):
         the deepest head d in use. In training mode with deep supervision a list, shallowest first.
     """
 
+    can_checkpoint = True
+
     @check_ranges
     def __init__(
         self,
@@ -168,10 +170,13 @@ class NestedUNet(Network):
             # Eq. 1: pooling in the encoder column, else the skips and the upsampled node below.
             if j == 0:
                 below = self.pools[i - 1](x[i - 1, 0]) if i else padded
+                x[i, j] = self.dropout(self.run_part(self.nodes[f"{i}_{j}"], below))
+                del below  # free its memory before the next node's input is computed
             else:
-                below = self.merge_skips(x, i, j)
-            x[i, j] = self.dropout(self.nodes[f"{i}_{j}"](below))
-            del below  # free its memory before the next node's input is computed
+                skips = [x[node] for node in self.same_level(i, j)]
+                merged = self.run_part(self.merge, i, j, x[i + 1, j - 1], x[i, 0], *skips)
+                x[i, j] = self.dropout(merged)
+                del skips, merged
             # after a column's lowest node, no other node needs the levels below
             if j and i + j == max(depths):
                 x = {node: value for node, value in x.items() if node[0] <= i}
@@ -182,10 +187,10 @@ class NestedUNet(Network):
             return logits
         return average_logits(logits) if len(logits) > 1 else logits[0]
 
-    def merge_skips(self, x: dict[GridNode, Tensor], i: int, j: int) -> Tensor:
-        """Fuse the inputs of X(i, j), j > 0: nodes of level i, and X(i+1, j-1) upsampled."""
-        raised = self.ups[f"{i}_{j}"](x[i + 1, j - 1], x[i, 0])
-        return fuse_maps([x[node] for node in self.same_level(i, j)], raised, self.fuse)
+    def merge(self, i: int, j: int, below: Tensor, first: Tensor, *skips: Tensor) -> Tensor:
+        """Return X(i, j), j > 0, before dropout, from X(i+1, j-1), X(i, 0) and the nodes of level i that it fuses."""
+        raised = self.ups[f"{i}_{j}"](below, first)
+        return self.nodes[f"{i}_{j}"](fuse_maps(list(skips), raised, self.fuse))
 
     def receptive_field(self, outputs: Extent) -> Extent:
         depths = self.active_heads()

@@ -8,12 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from rich.table import Table
 
 from seg import files
-from seg.cli.command_line import quote_path
+from seg.cli.command_line import quote_path, typed_overrides
 from seg.cli.validation import argument_names, import_target
 from seg.data.dataset import BandedSample, SegmentationDataset
 from seg.data.datasets.base import DataSource, image_groups
@@ -65,9 +64,7 @@ log = logging.getLogger("seg")
 
 def check_no_fold() -> None:
     """Raise UserError if the command line sets ``data.fold``."""
-    if not HydraConfig.initialized():
-        return
-    for word in HydraConfig.get().overrides.task:
+    for word in typed_overrides():
         if word.lstrip("+~").split("=")[0] == "data.fold":
             raise UserError(
                 f"{word}: every fold is trained; leave it out (data.folds gives their number)"
@@ -235,7 +232,7 @@ def promise_of_folds(cfg: DictConfig, plan: FoldPlan, folders: list[Path]) -> Ri
             with samples.open_banded(name) as sample:
                 height, width = sample.shape
                 tiling = predictor.tiling(height, width)
-                for top, rows, p_CHW in tiling.bands(sample.image_rows, height):
+                for top, rows, p_CHW in tiling.parts(sample.image_rows, height):
                     truth = np.ascontiguousarray(sample.mask_rows(top, top + len(rows)))
                     mask = torch.from_numpy(truth)[None].long()
                     histogram.update(torch.from_numpy(p_CHW)[None], mask, continued=top > 0)
@@ -320,6 +317,7 @@ def predict_image_rows(
             meter.add(top, rows, p_CHW, mask, truth)
         for result in results:
             result.add(PredictedBand(top, rows, p_CHW, mask))
+        del rows, p_CHW, prediction, truth, counted, known, mask  # memory for the next band
     if meters is not None and meter is not None:
         meters.finish(meter, sample.name)
     if folder is not None:

@@ -38,6 +38,7 @@ NEUTRAL_TRAIN_OPTIONS = (
     "panels",
     "save_checkpoints",
     "tile",
+    "dry",
 )  # options of seg.train that do not affect the weights
 OUT_OF_FOLD = "out-of-fold"
 

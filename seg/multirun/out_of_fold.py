@@ -30,12 +30,14 @@ class OutOfFold(NamedTuple):
         run: first fold's run.
         source: data of the runs.
         names: images that a fold has predicted.
+        options: of the data.
     """
 
     folder: Path
     run: LoadedRun
     source: DataSource
     names: list[str]
+    options: dict[str, Any]
 
     def read(self, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return image (H, W, C), mask (H, W) uint8 and probabilities (K, H, W) float32 of a name.
@@ -106,4 +108,4 @@ def open_out_of_fold(run: Any, data: DictConfig) -> OutOfFold:
     known = set(source.splits[split])
     if lost := [name for name in images if name not in known]:
         raise RunError(f"run={run}: {len(lost)} of its images are no longer in the data: {lost[0]}")
-    return OutOfFold(folder, first, source, list(images))
+    return OutOfFold(folder, first, source, list(images), chosen)

@@ -214,6 +214,8 @@ def plan_jobs(config: DictConfig, params: dict[str, str]) -> list[dict[str, Any]
         raise UserError(
             "resume: repeat the sweep's own command to continue it; resume= continues a single run, without -m"
         )
+    if any(o.key_or_group == "dry" and o.value() is not False for o in overrides):
+        raise UserError("dry=true: goes with a single run; leave out -m")
     for override in overrides:
         key = override.key_or_group
         if key in ("name", "outputs") and override.is_sweep_override():

@@ -11,6 +11,7 @@ import torch
 from seg import files
 from seg.cli.command_line import quote_shell, render_option
 from seg.errors import RunError
+from seg.runs import pretrained
 from seg.runs.archive import ArchiveError, read_skeleton
 from seg.runs.folder import CHECKPOINT_FILES, CROSSVAL_FILE
 from seg.version import __version__
@@ -44,7 +45,7 @@ def find_checkpoint(run: str | Path | None, option: str = "run") -> Path:
     """Return the checkpoint of a run: the best one, or else the last.
 
     Args:
-        run: run folder, or a checkpoint file, which is returned as it is.
+        run: run folder, or a checkpoint file, which is returned as it is, or ``pretrained:NAME``.
         option: that was given, for the messages.
 
     Raises:
@@ -52,6 +53,8 @@ def find_checkpoint(run: str | Path | None, option: str = "run") -> Path:
     """
     if run is None:
         raise RunError("run is not set: give a run folder or a checkpoint file, run=outputs/latest")
+    if str(run).startswith(pretrained.PREFIX):
+        return pretrained.find_network(str(run), option)
     path = Path(run)
     if path.is_file():
         return path

@@ -17,11 +17,12 @@ from seg.cli.validation import check_call, is_number
 from seg.data.datasets.base import MAX_BORDER_PX, Task
 from seg.data.normalization import Normalization
 from seg.data.sections import MAX_NEIGHBOURS
-from seg.errors import RunError
+from seg.errors import RunError, UserError
 from seg.files import MIB
 from seg.logits import num_logits
 from seg.models.contract import require_network
 from seg.models.network import Network
+from seg.runs import pretrained
 from seg.runs.archive import DeclaredTensor
 from seg.runs.checkpoint import (
     DamagedCheckpoint,
@@ -82,6 +83,20 @@ class LoadedRun:
         return self.task == "overlapping"
 
 
+def default_output(run: LoadedRun, name: str) -> Path:
+    """Return the file or folder inside of a run that a command writes where ``output`` is null.
+
+    Raises:
+        UserError: if the run is a network of the package, where nothing is written.
+    """
+    if run.folder == pretrained.FOLDER:
+        raise UserError(
+            f"output is not set: {run.checkpoint.stem} is a network of the package, and nothing is written there; "
+            "give output=..."
+        )
+    return run.folder / name
+
+
 def threshold(run: LoadedRun, asked: float | None) -> float:
     """Return the given threshold, or that of the run.
 
@@ -114,8 +129,11 @@ def log_promise(run: LoadedRun, cfg: DictConfig) -> None:
     if run.promise is None or cfg.threshold is not None:
         return
     log.info(f"threshold  {run.threshold:g} of the run: {run.promise.describe(run.classes)}")
-    if cfg.tta != "none" or list(cfg.scales) != [1.0] or cfg.model.depth is not None:
-        log.info("holds      not here: tta, scales and model.depth change the probabilities")
+    plain = cfg.tta == "none" and list(cfg.scales) == [1.0] and cfg.precision in (None, "float32")
+    if not plain or cfg.model.depth is not None:
+        log.info(
+            "holds      not here: tta, scales, precision and model.depth change the probabilities"
+        )
         return
     measured = "; measured for the network of each fold, not proven for their ensemble"
     log.info(

@@ -14,7 +14,7 @@ import yaml
 
 from seg.errors import DataError, RunError, UserError
 from seg.files import read_text
-from seg.runs import checkpoint, safe_loading
+from seg.runs import checkpoint, pretrained, safe_loading
 from seg.runs.migrations import upgrade_config
 from seg.runs.record import RunRecord, read_record
 
@@ -61,7 +61,10 @@ def load_finished_run(run: str | None) -> FinishedRun:
     folder = Path(os.path.realpath(run))
     if not (folder / "run.json").is_file():
         problem = "a run folder is needed, which holds run.json and config.yaml"
-        problem = problem if folder.exists() else "no such folder"
+        if run.startswith(pretrained.PREFIX):
+            problem += "; networks of the package have no record"
+        elif not folder.exists():
+            problem = "no such folder"
         raise RunError(f"run={run}: {problem}{checkpoint.suggest_run(Path(run))}")
     record = read_finished_record(folder / "run.json")
     return FinishedRun(folder, record, read_untrusted_config(folder / "config.yaml"))

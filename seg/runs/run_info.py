@@ -17,7 +17,7 @@ DATA_LAYOUT_OPTIONS = tuple(  # options of the data's place and format on disk; 
     )
 )  # fmt: skip
 # options that change nothing of what a network learns
-NEUTRAL_OPTIONS = ("outputs", "name", "logger", "panels", "save_predictions", "save_checkpoints", "restart", "resume")  # fmt: skip
+NEUTRAL_OPTIONS = ("outputs", "name", "logger", "panels", "save_predictions", "save_checkpoints", "restart", "dry", "resume")  # fmt: skip
 UNNAMED_OPTIONS = (
     *NEUTRAL_OPTIONS,
     "hydra",

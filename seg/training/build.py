@@ -211,7 +211,12 @@ def epoch_steps(node: DictConfig, data: DataModule, world: int) -> int:
 
 
 def check_trainer_options(node: DictConfig, data: DataModule, model: Network) -> None:
-    """Raise UserError if Lightning rejects an option, an epoch would have no batch, or one of too few samples."""
+    """Raise UserError if an option does not fit: to Lightning, the network, or the number of batches and samples."""
+    if node.get("checkpoint_activations") and not model.can_checkpoint:
+        raise UserError(
+            f"trainer.checkpoint_activations=true: {model.name} keeps its activations; only fcn, segnet, unet, unetpp "
+            "and networks with can_checkpoint compute them again: give false"
+        )
     trainer = instantiate_node(node, "trainer")
     processes, cores = trainer.num_devices, os.cpu_count() or 1
     if hardware.pick_accelerator(node.accelerator) == "cpu" and processes > max(8, cores):

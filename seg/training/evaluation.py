@@ -133,6 +133,8 @@ def score_split(
     trained = run.config.get("trainer", {})
     try:
         options = {name: trained[name] for name in ("precision", "channels_last")}
+        if cfg.get("precision"):  # else as in training
+            options["precision"] = "32-true"
         check_call("trainer", {"_target_": "seg.training.trainer.build_trainer"} | options)
     except (KeyError, TypeError, UserError) as error:
         raise RunError(f"{run.checkpoint}: its config's trainer is damaged ({error})") from error
@@ -296,6 +298,8 @@ class EvaluationReport:
             "images": samples.names,
             "pixels": self.metrics.pixels.scored_pixels,
             "threshold": threshold,
+            "engine": self.cfg.get("engine", "torch"),
+            "precision": self.cfg.get("precision"),
             **({"objects": self.objects} if self.objects else {}),
             **({"promise": self.promise.model_dump()} if self.promise else {}),
             "confidence_level": self.cfg.confidence_level,
@@ -326,8 +330,8 @@ class EvaluationReport:
             with files.atomic_write(self.folder / "reliability.png", self.below) as aside:
                 draw_reliability(self.metrics.calibration, title, aside)
             log.info(f"reliability {quote_path(self.folder / 'reliability.png')}")
-        numbers, pictures = self.folder / "metrics.json", Path(panels, "all.png")
-        log.info(f"numbers {quote_path(numbers)}, pictures {quote_path(pictures)}")
+        shown = f", pictures {quote_path(Path(panels, 'all.png'))}" if self.cfg.panels else ""
+        log.info(f"numbers {quote_path(self.folder / 'metrics.json')}{shown}")
 
     def intervals(self, evidence: dict[str, BootstrapInput]) -> dict[str, Interval]:
         """Return the bootstrap intervals over images of the scores in the tables; none with ``confidence_level=0``."""

@@ -12,12 +12,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from seg import files
-from seg.cli.command_line import typed_command
+from seg.cli.command_line import typed_command, typed_overrides
 from seg.cli.compose import compose_checked, one_line, parse_overrides, plain_config
 from seg.cli.conf_files import format_option_value, own_options
 from seg.cli.validation import OptionChecker, is_number
@@ -75,7 +74,7 @@ def load_stopped_run(
     """
     # Only the end of a run that is resumed can be changed.
     if words is None:
-        words = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+        words = typed_overrides()
     given = {one.key_or_group: one.value() for one in parse_overrides(list(words))}
     given.pop("resume", None)
     for name, value in given.items():

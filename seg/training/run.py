@@ -13,6 +13,7 @@ from seg import files, hardware
 from seg.cli.compose import instantiate_node, plain_config
 from seg.cli.paths import complete_epochs
 from seg.cli.validation import check_literal
+from seg.data.datamodule import DataModule
 from seg.data.datasets.base import object_border
 from seg.data.spacing import source_spacing
 from seg.display.console import configure_logging, is_rank_zero, log_to_file
@@ -66,6 +67,8 @@ def train_run(
     Raises:
         UserError: if the config, the data and the network do not fit together.
     """
+    if cfg.get("dry"):
+        raise UserError("dry=true: goes with a single run of seg.train; leave it out")
     try:
         if cfg.resume is None:
             if asked is None and cfg.extend is not None:
@@ -90,15 +93,36 @@ def build_and_fit(
     cfg: DictConfig, callbacks: Sequence[L.Callback], asked: RunInfo
 ) -> tuple[dict[str, float], Path]:
     """Build data, network, loss, metrics and optimiser, check them, and fit; see ``train``."""
-    # Check what can be checked before the data is read.
     configure_logging(speaks=not asked.silent)
+    outputs = Path(cfg.outputs) if asked.folder is None else asked.folder.parent
+    if asked.folder is None and is_rank_zero():
+        files.check_writable(outputs, outputs, given=f"outputs={outputs}")
+    task, data, taken = build_parts(cfg)
+    # Create and lock the run folder, and train in it.
+    with (
+        shared_run_folder(outputs, asked.name, asked.folder, asked.checkpoint) as place,
+        folder.lock_folder(place.folder, "seg.train"),
+    ):
+        asked = replace(asked, folder=place.folder, checkpoint=place.checkpoint)
+        folder.prepare_run_folder(place.folder, anew=place.checkpoint is None)
+        with log_to_file(place.folder / "log.txt"):
+            return fit_run(cfg, asked, task, data, taken, callbacks), place.folder
+
+
+def build_parts(cfg: DictConfig) -> tuple[SegmentationTask, DataModule, str | None]:
+    """Build data, network, loss, metrics and optimiser, and check that they fit together, before a folder is created.
+
+    Args:
+        cfg: config of the run, which is completed by what the data tells.
+
+    Returns:
+        The task, the data, and a description of the initial weights, None if they are random.
+    """
+    # Check what can be checked before the data is read.
     complete_epochs(cfg)
     check_literal(plain_config(cfg))
     L.seed_everything(cfg.seed, verbose=False)
     hardware.pick_accelerator(cfg.trainer.accelerator)
-    outputs = Path(cfg.outputs) if asked.folder is None else asked.folder.parent
-    if asked.folder is None and is_rank_zero():
-        files.check_writable(outputs, outputs, given=f"outputs={outputs}")
     # Open the data, which completes the config: channels, classes, and class weights.
     data = build_data(cfg)
     source, overlapping = data.source, data.source.task == "overlapping"
@@ -140,7 +164,7 @@ def build_and_fit(
         config["head_weights"],
         config.get("weight_decay_of_all", True),
     )
-    # Check that the parts fit together, before a folder is created.
+    # Check that the parts fit together.
     check_head_weights(config["head_weights"], task.model)
     check_averaged_heads(task.model, overlapping)
     check_loss(task.loss, cfg.model.num_classes, overlapping)
@@ -150,13 +174,4 @@ def build_and_fit(
     set_tiles(task, data, config.get("tile", "auto"))
     check_optimizer_options(task)
     check_trainer_options(cfg.trainer, data, task.model)
-    # Create and lock the run folder, and train in it.
-    taken = cfg.init and init_weights.load_initial_weights(task.model, cfg.init)
-    with (
-        shared_run_folder(outputs, asked.name, asked.folder, asked.checkpoint) as place,
-        folder.lock_folder(place.folder, "seg.train"),
-    ):
-        asked = replace(asked, folder=place.folder, checkpoint=place.checkpoint)
-        folder.prepare_run_folder(place.folder, anew=place.checkpoint is None)
-        with log_to_file(place.folder / "log.txt"):
-            return fit_run(cfg, asked, task, data, taken, callbacks), place.folder
+    return task, data, cfg.init and init_weights.load_initial_weights(task.model, cfg.init)

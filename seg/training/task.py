@@ -22,7 +22,6 @@ from seg.models.network import Network
 from seg.training.schedules import Constant, Course, Schedule, Segment
 
 log = logging.getLogger("seg")
-SCORED_PIXELS = 2**20  # of a large image that are scored together
 
 
 class SegmentationTask(L.LightningModule):
@@ -123,18 +122,13 @@ class SegmentationTask(L.LightningModule):
         height, width = sample.shape
         loss = LossOfBands(self.loss, height * width)
         tiling = Tiling(self.model, sample.prepare, *self.tiles, device=self.device, logits=True)
-        step = max(
-            1, SCORED_PIXELS // width
-        )  # rows that are scored together, some 50 bytes a pixel
-        for band_top, rows, logits in tiling.bands(sample.image_rows, height):
-            for top in range(band_top, band_top + len(rows), step):
-                bottom = min(top + step, band_top + len(rows))
-                part = logits[:, top - band_top : bottom - band_top]
-                logits_1KHW = torch.from_numpy(part)[None].to(self.device)
-                mask = torch.from_numpy(sample.mask_rows(top, bottom).astype("int64"))[None]
-                mask = mask.to(self.device)
-                self.metrics(stage).update_band(logits_1KHW, mask, top == 0, bottom == height)
-                loss.add(logits_1KHW, mask)
+        for top, _, logits in tiling.parts(sample.image_rows, height):
+            bottom = top + logits.shape[1]
+            logits_1KHW = torch.from_numpy(logits)[None].to(self.device)
+            mask = torch.from_numpy(sample.mask_rows(top, bottom).astype("int64"))[None]
+            mask = mask.to(self.device)
+            self.metrics(stage).update_band(logits_1KHW, mask, top == 0, bottom == height)
+            loss.add(logits_1KHW, mask)
         total, terms = loss.compute()
         values = {"loss": total} | {f"loss/{name}": value for name, value in terms.items()}
         for name, value in values.items():

@@ -4,7 +4,6 @@ from typing import Any, Literal, cast
 
 import lightning as L
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar
-from torch import nn
 
 from seg.hardware import (
     Precision,
@@ -13,22 +12,26 @@ from seg.hardware import (
     pick_accelerator,
     pick_precision,
 )
+from seg.models import Network
 
 
-class MemoryFormat(L.Callback):
-    """Set the memory layout of the network, and compile it, before the first step.
+class NetworkSettings(L.Callback):
+    """Set how the network is computed before the first step.
 
     Args:
         channels_last: use NHWC for convolutions.
         compile: compile with torch.compile for any size of image.
+        checkpoint_activations: compute activations again in the backward pass.
     """
 
-    def __init__(self, channels_last: bool, compile: bool) -> None:
+    def __init__(self, channels_last: bool, compile: bool, checkpoint_activations: bool) -> None:
         self.channels_last, self.compile = channels_last, compile
+        self.checkpoint_activations = checkpoint_activations
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        model = cast(nn.Module, pl_module.model)
+        model = cast(Network, pl_module.model)
         arrange_memory(model, self.channels_last)
+        model.checkpoint_activations = self.checkpoint_activations
         if self.compile:
             model.compile(dynamic=True)  # in place: checkpoint keys stay as they are
 
@@ -41,6 +44,7 @@ def build_trainer(
     precision: Precision = "auto",
     channels_last: bool | Literal["auto"] = "auto",
     compile: bool = False,
+    checkpoint_activations: bool = False,
     max_epochs: int | None = 20,
     max_steps: int = -1,
     max_time: str | None = None,
@@ -94,7 +98,10 @@ def build_trainer(
         sync_batchnorm=sync_batchnorm,
         deterministic=deterministic,
         log_every_n_steps=log_every_n_steps,
-        callbacks=[MemoryFormat(channels_last, compile), *(callbacks or [])],
+        callbacks=[
+            NetworkSettings(channels_last, compile, checkpoint_activations),
+            *(callbacks or []),
+        ],
         plugins=plugins,
         logger=logger,
         default_root_dir=folder,

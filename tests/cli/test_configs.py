@@ -348,7 +348,7 @@ FACTORS = {
         "alone": ["model.deep_supervision=false", "model.output=deepest"],
     },
 }  # fmt: skip
-REFUSED = {  # docs/losses-and-metrics.md, docs/models.md: pair -> what is said; no other may be refused
+REFUSED = {  # docs/losses.md, docs/models.md: pair -> what is said; no other may be refused
     **{frozenset({("loss", "weighted_bce"), ("data", many)}): "loss: pos_weight is for two classes" for many in ("folder", "voc", "coco")},
     **{frozenset({("data", "overlapping"), other}): "model.output=average: heads are averaged as a softmax"
        for other in (("head", "average"), ("model", "unet_e"))},
@@ -404,7 +404,7 @@ def data_sets(tmp_path, stack_root, folder_root, planes_root) -> Path:
         (tmp_path / "voc" / part).mkdir(parents=True)
     (tmp_path / "coco").mkdir()
     images, annotations = [], []
-    for i in range(4):
+    for i in range(5):  # four to train on: two whole batches
         mask = np.kron(rng.integers(0, 3, (5, 5)), np.ones((8, 8))).astype(np.uint8)
         mask[0] = 255
         image = (mask[..., None] // 3 * 200 + rng.integers(0, 50, (40, 40, 3))).astype(np.uint8)
@@ -416,7 +416,7 @@ def data_sets(tmp_path, stack_root, folder_root, planes_root) -> Path:
             outline = [[x, y, x + 14, y, x + 14, y + 14, x, y + 14]]
             annotations.append({"id": 2 * i + j, "image_id": i, "category_id": j + 1, "segmentation": outline,
                                 "area": 196, "bbox": [x, y, 14, 14], "iscrowd": 0})  # fmt: skip
-    for split, names in (("train", "0\n1\n2\n"), ("val", "3\n")):
+    for split, names in (("train", "0\n1\n2\n3\n"), ("val", "4\n")):
         (tmp_path / f"voc/ImageSets/Segmentation/{split}.txt").write_text(names)
     categories = [{"id": 1, "name": "square"}, {"id": 2, "name": "other"}]
     content = {"images": images, "annotations": annotations, "categories": categories}

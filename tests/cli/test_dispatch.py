@@ -86,20 +86,12 @@ def test_a_wrong_command_is_one_line_and_exits_with_2(monkeypatch, capsys, words
 
 
 def test_the_script_does_what_the_module_does(script, tmp_path):
-    for words in (
-        ["train", "--cfg", "job", "model=unetpp", "optim.lr=0.5"],
-        ["models", "modl=unet"],
-    ):
-        module = [sys.executable, "-m", f"seg.{words[0]}", *words[1:]]
-        env = os.environ | {"PYTHONPATH": str(ROOT)}
-        other = subprocess.run(module, cwd=tmp_path, env=env, capture_output=True, text=True)
-        done = run_script(script, *words, cwd=tmp_path)
-        assert (done.returncode, done.stdout, done.stderr) == (
-            other.returncode,
-            other.stdout,
-            other.stderr,
-        )
-        assert done.returncode == (0 if "--cfg" in words else 2)
+    module = [sys.executable, "-m", "seg.models", "modl=unet"]
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    other = subprocess.run(module, cwd=tmp_path, env=env, capture_output=True, text=True)
+    done = run_script(script, "models", "modl=unet", cwd=tmp_path)
+    assert done.stderr == other.stderr != "" and done.stdout == other.stdout
+    assert done.returncode == other.returncode == 2
 
 
 def test_commands_are_printed_and_recorded_as_this_one_was_typed(monkeypatch, script, tmp_path):

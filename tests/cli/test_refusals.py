@@ -12,7 +12,7 @@ from PIL import Image
 from seg.cli.command import accept_lazy_help, flag_parser
 
 COMMANDS = ("train", "evaluate", "predict", "compare", "prune", "export", "check", "show", "sync", "crossval", "tune",
-            "rerun", "models", "list", "doubt", "enough", "next")  # fmt: skip
+            "rerun", "models", "list", "doubt", "enough", "next", "plan")  # fmt: skip
 FLAGS = [
     ("--foo", "--foo: no such flag; did you mean --"),
     ("-z", "-z: no such flag (flags: -h, --help, -m, --multirun, "),
@@ -148,6 +148,15 @@ WRONG = [
     ("next", "run=RUN input=IMAGE", "output is not set: give a new folder, output=..."),
     ("next", "run=RUN input=IMAGE output=o n=0", "n=0: a whole number of 1 or more"),
     ("next", "run=RUN input=IMAGE output=o order=size", "order=size: "),
+    ("plan", "budget=5s", "budget=5s: a time of 10 s or more"),
+    (
+        "plan",
+        "output=plan.yaml",
+        "output=plan.yaml: seg.train --config-dir finds it only in a folder named experiment",
+    ),
+    ("train", "dry=true resume=RUN", "dry=true: measures a new run"),
+    ("train", "-m dry=true seed=0,1", "dry=true: goes with a single run"),
+    ("enough", "dry=true", "dry=true: goes with a single run of seg.train"),
     ("crossval", "data=membranes", "data.folds: Membranes has no such option"),
     ("crossval", "data=folder data.root=nowhere data.folds=1", "data.folds=1: a whole number of 2"),
     ("tune", "trials=3", "nothing is searched"),

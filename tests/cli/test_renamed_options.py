@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from omegaconf import OmegaConf
 
 from seg.cli.compose import check_command_line, compose_checked
 from seg.cli.conf_files import CONF
@@ -36,20 +37,23 @@ def _nothing_announced():
     announce_renaming.cache_clear()
 
 
-@pytest.mark.parametrize("old", RENAMED_OPTIONS)
-def test_an_old_word_sets_the_option_and_is_announced_once(old, capsys):
-    new, value = RENAMED_OPTIONS[old], VALUES[old]
-    words = ["data=folder"] if old.startswith("data.") else []
-    for _ in range(2):
-        words_now = rename_words([*words, f"{old}={value}"])
-    assert words_now == [*words, f"{new}={value}"]
-    told = capsys.readouterr()
-    assert (
-        told.err == f"{old} is now {new}; the old word works until version 0.3\n" and not told.out
-    )
-    cfg = compose_checked(COMMANDS.get(old, "train"), words_now)
-    group, _, name = new.rpartition(".")
-    assert (cfg[group] if group else cfg)[name] == yaml.safe_load(value)
+@pytest.mark.parametrize("command", ["train", "evaluate", "crossval", "compare"])
+def test_an_old_word_sets_the_option_and_is_announced_once(command, capsys):
+    words = ["data=folder"] if command == "train" else []
+    olds = [old for old in RENAMED_OPTIONS if COMMANDS.get(old, "train") == command]
+    assert olds
+    for old in olds:
+        new, value = RENAMED_OPTIONS[old], VALUES[old]
+        for _ in range(2):
+            assert rename_words([f"{old}={value}"]) == [f"{new}={value}"]
+        told = capsys.readouterr()
+        assert told.err == f"{old} is now {new}; the old word works until version 0.3\n"
+        assert not told.out
+        words.append(f"{new}={value}")
+    cfg = compose_checked(command, words)
+    for old in olds:
+        wanted = yaml.safe_load(VALUES[old])
+        assert OmegaConf.select(cfg, RENAMED_OPTIONS[old]) == wanted, old
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ print(json.dumps([codes, sorted({name.split(".")[0] for name in sys.modules})]))
 JUDGED = [
     *(([command, "--help"], 0) for command in (
         "train", "evaluate", "predict", "compare", "prune", "export", "tune", "check", "crossval", "rerun", "show", "sync",
-        "list", "models", "doubt", "enough", "next",
+        "list", "models", "doubt", "enough", "next", "plan",
     )),
     (["train", "--version"], 0),
     (["train", "--hlep"], 2),
@@ -49,6 +49,7 @@ JUDGED = [
     (["crossval", "data=folder", "data.root=nowhere"], 2),
     (["enough", "data=folder", "data.root=nowhere"], 2),
     (["enough", "seeds=1"], 2),
+    (["plan", "budget=1x"], 2),
     (["tune", "optim.lr=1,2", "trails=3"], 2),
     (["predict", "tiel=3"], 2),
     (["compare", "level=2"], 2),
@@ -82,16 +83,15 @@ def runs(tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize("line", [["list", "outputs"], ["compare", "outputs"], ["sync"]])
-def test_runs_are_read_without_pytorch(runs, line):
-    codes, packages = run_lines([line], runs)
-    assert codes == [0] and packages & {"torch", "lightning", "torchmetrics"} == set()
+def test_runs_are_read_and_data_is_checked_without_pytorch(runs):
+    check = ["check", "data.size=32", "data.train=2", "data.val=1", "data.test=1"]
+    lines = [["list", "outputs"], ["compare", "outputs"], ["sync"], check]
+    codes, packages = run_lines(lines, runs)
+    unneeded = {"torch", "lightning", "torchmetrics", "albumentations"}
+    assert codes == [0] * 4 and packages & unneeded == set()
 
 
-def test_data_is_checked_without_pytorch_and_shown_without_lightning(tmp_path):
-    line = ["check", "data.size=32", "data.train=2", "data.val=1", "data.test=1"]
-    codes, packages = run_lines([line], tmp_path)
-    assert codes == [0] and packages & {"torch", "lightning", "albumentations"} == set()
+def test_data_is_shown_without_lightning(tmp_path):
     line = ["show", "n=1", "data.size=32", "data.train=2", "loader.crop=32"]
     codes, packages = run_lines([line], tmp_path)
     assert codes == [0] and "lightning" not in packages

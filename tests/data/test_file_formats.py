@@ -26,7 +26,7 @@ from seg.data.raster import ImageReader, open_pages
 from seg.data.spacing import read_spacing
 from seg.errors import DataError
 
-GUIDE = Path(__file__).parents[2] / "docs/data.md"
+GUIDE = Path(__file__).parents[2] / "docs/formats.md"
 RNG = np.random.default_rng(0)
 GREY8 = RNG.integers(0, 256, (21, 13), np.uint8)
 GREY16 = RNG.integers(0, 65536, (21, 13), np.uint16)

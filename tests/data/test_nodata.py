@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tifffile
 import torch
+from cases import slow_but
 from coco_files import box, coco_of
 from PIL import Image
 from small_runs import config
@@ -15,6 +16,7 @@ from small_runs import config
 import seg
 from seg.cli.compose import compose_checked, instantiate_node
 from seg.commands.evaluate import evaluate
+from seg.commands.export import export_run
 from seg.data.datamodule import DataModule
 from seg.data.datasets.coco import Coco
 from seg.data.datasets.folder import Folder
@@ -25,7 +27,6 @@ from seg.data.tiff import WARNED
 from seg.errors import DataError, UserError
 from seg.inference import ensemble
 from seg.inference.export import FORMAT_SUFFIXES as SUFFIXES
-from seg.inference.export import export_run
 from seg.inference.exported_network import open_export
 from seg.inference.file_prediction import predict_files
 from seg.training.run import train
@@ -225,13 +226,8 @@ def test_images_of_integers_need_one_value_and_the_remedies_work(tmp_path):
         remedies = re.findall(r"data\.nodata=\S+", str(error.value))
         assert len(remedies) == 2
         for remedy in remedies:
-            words = [
-                "data=folder",
-                f"data.root={tmp_path}",
-                "data.classes=[a,b]",
-                remedy.strip(","),
-            ]
-            DataModule(instantiate_node(compose_checked("train", words).data, "data"))
+            words = ["data=folder", f"data.root={tmp_path}", "data.classes=[a,b]"]
+            DataModule(instantiate_node(config("train", *words, remedy.strip(",")).data, "data"))
 
 
 def test_no_data_at_all_is_an_error(tmp_path):
@@ -264,7 +260,7 @@ def test_a_value_that_looks_like_no_data_is_told_and_the_remedy_declares_it(
         assert f"values of {value} are far below all others" in text
     for option in re.findall(r"(?:data\.)?nodata=[^\s)]+", text):
         command = "train" if option.startswith("data") else "predict"
-        cfg = compose_checked(command, ["data=folder", option] if command == "train" else [option])
+        cfg = config(command, *(["data=folder", option] if command == "train" else [option]))
         number = cfg.data.nodata if command == "train" else cfg.nodata
         caplog.clear()
         WARNED.clear()
@@ -435,7 +431,7 @@ def test_evaluation_ignores_it(runs, tmp_path):
     assert scores["all/iou/in"] == pytest.approx(hits / union if union else 0, abs=1e-6)
 
 
-@pytest.mark.parametrize("kind", ["onnx", "torch"])
+@pytest.mark.parametrize("kind", slow_but(["onnx", "torch"], "onnx"))
 def test_an_exported_network_sees_the_mean_there(runs, tmp_path, kind):
     if kind == "onnx":
         pytest.importorskip("onnxruntime")

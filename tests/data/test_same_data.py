@@ -1,15 +1,15 @@
-"""The same data in every format of the table in docs/data.md: the same masks, and the same scores after a training."""
+"""The same data in every format of the table in docs/formats.md: the same masks, and the same scores after a training."""
 
 import hashlib
 import re
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from format_builders import CLASSES, FORMATS, Arrays
 from PIL import Image
+from small_runs import config
 
 from seg.cli.compose import compose_checked, instantiate_node
 from seg.training.run import train
@@ -54,8 +54,11 @@ def built_options(name: str, folder: Path, classless: bool) -> list[str]:
     return [*words, classes, *([] if any(w.startswith("data.root") for w in words) else [f"data.root={folder}"])]  # fmt: skip
 
 
-def read_hash(source: Any) -> dict[str, str]:
-    """Name of an image without its folder -> SHA-256 of its pixels and mask."""
+@cache
+def hashes(name: str, folder: Path, classless: bool) -> dict[str, str]:
+    """Name of an image without its folder -> SHA-256 of its pixels and mask, as read from a format."""
+    words = built_options(name, folder, classless)
+    source = instantiate_node(config("train", *words).data, "data")
     names = [name for split in source.splits.values() for name in split]
     return {
         Path(name).name: hashlib.sha256(b"".join(part.tobytes() for part in source.read(name))).hexdigest()
@@ -70,20 +73,17 @@ def scores(name: str, folder: Path, classless: bool) -> dict[str, float]:
 
 
 def test_the_table_has_a_row_for_each_format_and_no_other():
-    text = (ROOT / "docs/data.md").read_text()
+    text = (ROOT / "docs/formats.md").read_text()
     table = text.split("## The same data in every format")[1].split("\n## ")[0]
     rows = re.findall(r"^\| (?!format|---)([^|]+?) \|", table, re.M)
     assert rows == list(FORMATS)
 
 
 @pytest.mark.parametrize("name", [name for name in FORMATS if name != PLAIN])
-def test_the_same_masks_are_read(tmp_path, name):
+def test_the_same_masks_are_read(tmp_path, tmp_path_factory, name):
     classless = FORMATS[name].classless
-    read = []
-    for one, folder in ((PLAIN, tmp_path / "plain"), (name, tmp_path / "other")):
-        words = built_options(one, folder, classless)
-        read.append(read_hash(instantiate_node(compose_checked("train", words).data, "data")))
-    assert read[0] == read[1] and len(read[0]) == 4
+    plain = hashes(PLAIN, tmp_path_factory.getbasetemp() / f"read-{classless}", classless)
+    assert hashes(name, tmp_path / "other", classless) == plain and len(plain) == 4
 
 
 @pytest.mark.slow

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tifffile
 from PIL import Image
-from small_runs import config, tiny
+from small_runs import config
 
 import seg
 from seg.commands.evaluate import evaluate
@@ -162,15 +162,14 @@ def test_an_older_checkpoint_knows_its_type_by_its_range():
     np.testing.assert_array_equal(found, BYTES)
 
 
-def test_runs_on_images_of_other_types_make_no_ensemble(run, tmp_path):
-    _, folder = tiny(tmp_path, "trainer.max_epochs=1")
+def test_runs_on_images_of_other_types_make_no_ensemble(run, trained_run, tmp_path):
     other = write_folder(tmp_path / "d", lambda image: image.astype(np.uint16) * 16)
     words = ["data=folder", f"data.root={other}", "data.classes=[membrane,cell]", "model.width=4", "loader.crop=32",
              "logger=none", "trainer=cpu", "trainer.max_epochs=1", "panels=0", f"outputs={tmp_path}/o"]  # fmt: skip
     train(config("train", *words))
     assert load.load_run(tmp_path / "o/latest").intensity.dtype == "uint16"
     with pytest.raises(RunError, match="no ensemble: image types uint8 and uint16"):
-        seg.load([str(folder), str(tmp_path / "o/latest")])
+        seg.load([str(trained_run), str(tmp_path / "o/latest")])
 
 
 def test_a_file_of_another_type_that_was_not_inspected_is_never_trained_on(tmp_path, monkeypatch):

@@ -13,11 +13,13 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from cases import slow_but
 from PIL import Image
 from small_runs import config, tiny
 from torch import nn
 
 from seg import errors
+from seg.commands.export import export_run
 from seg.data.normalization import Normalization
 from seg.display.console import configure_logging
 from seg.errors import RunError, UserError
@@ -31,11 +33,10 @@ from seg.inference.export import (
     FORMAT_SUFFIXES,
     ExportDifference,
     compare_outputs,
-    describe_run,
-    export_run,
     noise_images,
     reference_probabilities,
 )
+from seg.inference.export_facts import describe_run
 from seg.inference.exported_network import ExportedNetwork, open_export, padded_rows, write_export
 from seg.inference.file_prediction import predict_files
 from seg.models import FCN, NestedUNet, Peer, SegNet, UNet
@@ -160,20 +161,18 @@ NESTED = {
 }
 
 
-@pytest.mark.parametrize("name", [*PLAIN, *NESTED])
+# of the nested grids: each kind of links, each kind of output
+SOME = ("dense-average", "dense-1", "short-2", "none-deepest", "dense-alone", "pruned", "unpool-residual")  # fmt: skip
+
+
+@pytest.mark.parametrize("name", slow_but([*PLAIN, *NESTED], *PLAIN, *SOME))
 def test_onnx_says_what_the_network_says_at_any_size(name, tmp_path):
     model = lively((PLAIN | NESTED)[name](1, 1))
     check(as_run(model), tmp_path)
 
 
-@pytest.mark.parametrize("name", ["valid-bilinear", "dense-1"])
+@pytest.mark.parametrize("name", slow_but([*PLAIN, *NESTED]))
 def test_so_does_torch_export(name, tmp_path):
-    check(as_run(lively((PLAIN | NESTED)[name](1, 1))), tmp_path, "torch")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", [*PLAIN, *NESTED])
-def test_so_does_torch_export_of_every_network(name, tmp_path):
     check(as_run(lively((PLAIN | NESTED)[name](1, 1))), tmp_path, "torch")
 
 
@@ -291,12 +290,13 @@ def test_a_run_becomes_one_onnx_file_that_tells_what_it_is(trained, tmp_path, ca
         "channels": 1,
         "neighbours": 0,
         "network": "NestedUNet",
+        "precision": "float32",
         "checkpoints": {str(best): digest},
     }
 
 
-def test_torch_export_tells_the_same(trained, tmp_path):
-    file = export_run(asked(f"run={trained}", "format=torch", f"output={tmp_path}/m.pt2"))
+def test_torch_export_tells_the_same(trained_run, tmp_path):
+    file = export_run(asked(f"run={trained_run}", "format=torch", f"output={tmp_path}/m.pt2"))
     extra = {"seg.json": ""}
     torch.export.load(file, extra_files=extra)
     facts = json.loads(extra["seg.json"])

@@ -14,6 +14,7 @@ from seg.cli.compose import instantiate_node
 from seg.commands.next import queue_images
 from seg.data.datasets.membranes import Membranes
 from seg.errors import DataError, RunError, UserError
+from seg.inference import unlabelled
 from seg.inference.file_prediction import predict_files
 from seg.inference.predictor import load_predictor
 
@@ -80,6 +81,17 @@ def test_the_queue_is_that_of_the_quality_and_its_data_are_read_back(run, images
     with Image.open(tmp_path / "out/next.png") as sheet:
         assert sheet.width > 500
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["images", "masks", "next.csv", "next.png"]  # fmt: skip
+
+
+@pytest.mark.parametrize(("order", "predicted"), [("quality", 6), ("random", 2)])
+def test_each_image_is_predicted_once(run, images, tmp_path, monkeypatch, order, predicted):
+    pages = []
+    predict_page = unlabelled.predict_page
+    monkeypatch.setattr(unlabelled, "predict_page", lambda page, *more: pages.append(page.file) or predict_page(page, *more))  # fmt: skip
+    rows = queue(run, images, tmp_path / "out", "n=2", f"order={order}")
+    assert len(pages) == len(set(pages)) == predicted
+    masks = sorted(file.name for file in (tmp_path / "out/masks").iterdir())
+    assert masks == sorted(row["copy"] for row in rows) and len(masks) == 2
 
 
 def test_random_order_needs_no_quality_and_is_that_of_its_seed(run, images, tmp_path):

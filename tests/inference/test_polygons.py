@@ -9,9 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from PIL import Image
-from small_runs import tiny
+from small_runs import config
 
-from seg.cli.compose import compose_checked
 from seg.data.datasets.annotations import Annotations
 from seg.data.datasets.coco import Coco
 from seg.data.datasets.tools import imagej, labelme, qupath
@@ -143,23 +142,22 @@ def test_a_feature_has_class_colour_and_measurements():
 
 
 @pytest.mark.parametrize("tool", ["polygons", "labelme", "rois", "coco"])
-def test_predictions_are_the_masks_to_train_on_again(tmp_path, tool):
+def test_predictions_are_the_masks_to_train_on_again(tmp_path, trained_run, tool):
     if tool == "rois":
         pytest.importorskip("roifile", reason="the extra rois isn't installed")
     if tool == "coco":
         pytest.importorskip("pycocotools", reason="the extra coco isn't installed")
-    _, run = tiny(tmp_path, "trainer.max_epochs=1")
     (tmp_path / "in").mkdir()
     rng = np.random.default_rng(0)
     for name in "abc":
         pixels = np.kron(rng.integers(0, 255, (8, 10)), np.ones((6, 6))).astype(np.uint8)
         Image.fromarray(pixels).save(tmp_path / f"in/{name}.png")
-    words = [f"run={run}", f"input={tmp_path / 'in'}", f"output={tmp_path / 'out'}", "threshold=0.5"]  # fmt: skip
-    written = predict_files(compose_checked("predict", [*words, f"save=[masks,{tool}]"]))
+    words = [f"run={trained_run}", f"input={tmp_path / 'in'}", f"output={tmp_path / 'out'}", "threshold=0.5"]  # fmt: skip
+    written = predict_files(config("predict", *words, f"save=[masks,{tool}]"))
     assert written and all(file.is_file() for file in written)
     if tool == "coco":
         (tmp_path / "in/c.png").rename(tmp_path / "in/d.png")  # another image, and the same output
-        predict_files(compose_checked("predict", [*words, f"save=[masks,{tool}]"]))
+        predict_files(config("predict", *words, f"save=[masks,{tool}]"))
         (tmp_path / "in/d.png").rename(tmp_path / "in/c.png")
         file = tmp_path / "out/coco/instances.json"
         content = json.loads(file.read_text())

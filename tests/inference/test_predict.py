@@ -19,6 +19,7 @@ import pytest
 import tifffile
 import torch
 import zarr
+from cases import slow_but
 from format_files import dicom, nifti, ome_zarr, record_chunks
 from hydra.utils import instantiate
 from lightning_utilities.core.rank_zero import rank_zero_only
@@ -773,7 +774,7 @@ def ran(process, words: list[str], log: Path, **how) -> int:
 SAVE = "save=[masks,probabilities,overlays,instances,uncertainty]"
 
 
-@pytest.mark.parametrize("at", [3, 24])
+@pytest.mark.parametrize("at", slow_but([3, 24], 24))
 def test_a_file_killed_midway_is_predicted_again_with_the_same_results(
     process, run16, stack, tmp_path, at
 ):
@@ -839,6 +840,17 @@ def test_a_changed_file_starts_anew(process, run, tmp_path):
     assert shown(tmp_path / "out/masks/x.png").shape == (150, 80)
 
 
+@pytest.fixture(scope="module")
+def begun(root, folder) -> tuple[list[str], Path]:
+    """The words of a prediction that was made, and its output."""
+    for seed in (0, 1):  # of the same name
+        make_run(root / f"run-{seed}", seed=seed)
+    output = root / "begun"
+    words = words_of(root / "run-0/run.ckpt", folder / "a.png", output, "save=[masks,instances]")
+    predict_files(config("predict", *words))
+    return words, output
+
+
 @pytest.mark.parametrize(
     ("word", "message"),
     [
@@ -853,24 +865,19 @@ def test_a_changed_file_starts_anew(process, run, tmp_path):
     ],
 )
 def test_other_settings_on_one_folder_are_refused_by_name(
-    root, run, folder, tmp_path, monkeypatch, capsys, word, message
+    root, begun, monkeypatch, capsys, word, message
 ):
-    for seed in (0, 1):  # of the same name, in turn
-        make_run(root / f"run-{seed}", seed=seed)
-    first = words_of(root / "run-0/run.ckpt", folder / "a.png", tmp_path, "save=[masks,instances]")
-    monkeypatch.setattr(sys, "argv", ["seg.predict", *first])
-    predict.main()
-    before = content(tmp_path)
+    first, output = begun
+    before = content(output)
     word = word.replace("OTHER", str(root / "run-1/run.ckpt"))
     kept = [one for one in first if not one.startswith(word.partition("=")[0] + "=")]
     monkeypatch.setattr(sys, "argv", ["seg.predict", *kept, word])
-    capsys.readouterr()
     with pytest.raises(SystemExit) as left:
         predict.main()
     err = capsys.readouterr().err
     assert left.value.code == 2
     assert re.fullmatch(rf"error: output=\S+: begun with {message}; repeat the command that began it, or give another output\n", err), err  # fmt: skip
-    assert content(tmp_path) == before
+    assert content(output) == before
 
 
 def test_a_run_retrained_in_its_place_is_refused(root, folder, tmp_path):

@@ -16,11 +16,11 @@ from small_runs import config, folded_run
 import seg
 from seg.commands.crossval import crossval
 from seg.commands.evaluate import evaluate
+from seg.commands.export import export_run
 from seg.data.normalization import Normalization
 from seg.errors import DataError, RunError, UserError
 from seg.inference import ensemble
 from seg.inference.ensemble import Ensemble
-from seg.inference.export import export_run
 from seg.inference.file_prediction import predict_files
 from seg.inference.pruning import compare_depths
 from seg.models import UNet

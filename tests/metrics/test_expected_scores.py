@@ -179,6 +179,26 @@ def test_features_are_those_of_their_names():
     assert np.exp(found["log_block_sd"]) == pytest.approx(2 / 32, rel=0.3)
 
 
+def test_stored_values_are_normalised_by_channel():
+    stored = np.random.default_rng(6).integers(0, 256, (70, 40, 2), np.uint8)
+    shift, scale = np.array([90, 20]), np.array([40, 5])
+    by_meter, before = ImageFeatures(70, 40, shift, scale), ImageFeatures(70, 40)
+    by_meter.add(0, stored)
+    before.add(0, (stored - shift) / scale)
+    np.testing.assert_allclose(by_meter.compute(), before.compute(), atol=1e-5)
+    lost = np.zeros((70, 40), bool)
+    lost[:, :7] = True
+    holed, cut = ImageFeatures(70, 40, shift, scale), ImageFeatures(70, 33, shift, scale)
+    holed.add(0, stored, lost)
+    cut.add(0, stored[:, 7:])
+    steps = [
+        i
+        for i, name in enumerate(NAMES * 2)
+        if name.startswith(("mean", "log_sd", "log_step", "log_noise"))
+    ]
+    np.testing.assert_allclose(holed.compute()[steps], cut.compute()[steps], atol=1e-5)
+
+
 def test_pixels_without_data_are_left_out():
     image = np.random.default_rng(4).normal(size=(64, 64, 1)).astype(np.float32)
     whole, holed = ImageFeatures(64, 32), ImageFeatures(64, 64)

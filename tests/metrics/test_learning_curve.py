@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
 from scipy.optimize import least_squares
 
+from seg.display.learning_curve import draw_curve
 from seg.metrics.learning_curve import (
     EXPONENTS,
     dice_of_counts,
@@ -115,3 +117,17 @@ def test_the_same_seed_gives_the_same_interval_and_a_higher_level_a_wider_one():
     first, again, wide = (fit_learning_curve(SIZES, counts, level, 300) for level in (0.8, 0.8, 0.95))  # fmt: skip
     assert (first.gain_low, first.gain_high) == (again.gain_low, again.gain_high)
     assert wide.gain_low <= first.gain_low <= first.gain_high <= wide.gain_high
+
+
+def test_the_legend_covers_nothing_of_the_plot(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
+    curve = fit_learning_curve(SIZES, counts_of(np.full((4, 2, 5), 0.5)), 0.9, 20)
+    draw_curve(curve, "images", "val", "a sentence", tmp_path / "enough.png")
+    (figure,) = drawn
+    figure.draw_without_rendering()
+    (legend,), (axes,) = figure.legends, figure.axes
+    assert len(legend.get_texts()) == 4 and axes.get_legend() is None
+    assert not legend.get_window_extent().overlaps(axes.get_tightbbox())
+    assert figure.bbox.padded(1).contains(*legend.get_window_extent().min)
+    assert figure.bbox.padded(1).contains(*legend.get_window_extent().max)

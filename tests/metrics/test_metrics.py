@@ -247,7 +247,7 @@ def three_images() -> tuple[torch.Tensor, torch.Tensor]:
 def test_two_processes_count_each_image_once(tmp_path):
     output = tmp_path / "scores.pt"
     torch.multiprocessing.start_processes(
-        in_a_process, (str(tmp_path / "meet"), str(output)), nprocs=2, start_method="spawn"
+        in_a_process, (str(tmp_path / "meet"), str(output)), nprocs=2, start_method="fork"
     )
     alone = SegmentationMetrics(**FULL)
     alone.update(*three_images())

@@ -1,10 +1,12 @@
 """The networks against their papers' numbers, and the contract image -> logits."""
 
 import itertools
+from collections.abc import Iterable
 
 import pytest
 import torch
 import torch.nn.functional as F
+from cases import slow_but
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -174,9 +176,19 @@ def test_a_size_that_a_valid_unet_can_not_take_is_answered_with_the_nearest():
         model(torch.zeros(1, 1, 512, 512))
 
 
-@pytest.mark.parametrize("padding", ["same", "valid"])
+def combinations(*options: Iterable[str]) -> list:
+    """Every combination of options; those with no pair of values that is new are slow."""
+    found, seen = [], set()
+    for row in itertools.product(*options):
+        pairs = set(itertools.combinations(enumerate(row), 2))
+        found.append(row if pairs - seen else pytest.param(*row, marks=pytest.mark.slow))
+        seen |= pairs
+    return found
+
+
 @pytest.mark.parametrize(
-    ("down", "up", "fuse", "block"), list(itertools.product(DOWN, UP, FUSE, BLOCK))
+    ("padding", "down", "up", "fuse", "block"),
+    combinations(("same", "valid"), DOWN, UP, FUSE, BLOCK),
 )
 def test_every_unet_trains_a_step_and_keeps_the_size(padding, down, up, fuse, block):
     torch.manual_seed(0)
@@ -185,9 +197,9 @@ def test_every_unet_trains_a_step_and_keeps_the_size(padding, down, up, fuse, bl
     trains_a_step(model, (side, side), 2 * model.context)
 
 
-@pytest.mark.parametrize("links", ["none", "short", "dense"])
 @pytest.mark.parametrize(
-    ("down", "up", "fuse", "block"), list(itertools.product(DOWN, UP, FUSE, BLOCK))
+    ("links", "down", "up", "fuse", "block"),
+    combinations(("none", "short", "dense"), DOWN, UP, FUSE, BLOCK),
 )
 def test_every_nested_grid_trains_a_step_and_keeps_the_size(links, down, up, fuse, block):
     torch.manual_seed(0)
@@ -413,8 +425,10 @@ def test_unpooling_puts_values_where_the_skip_is_largest():
     "ignore::DeprecationWarning",
     "ignore:.torch.jit.trace:FutureWarning",  # with Python 3.14
 )
-def test_export_trace_and_channels_last_give_the_same_logits(small):
-    model = small().eval()
+@pytest.mark.parametrize("name", slow_but(SMALL, "unetpp", "segnet"))
+def test_export_trace_and_channels_last_give_the_same_logits(name):
+    torch.manual_seed(0)
+    model = SMALL[name]().eval()
     image = torch.randn(2, 1, 33, 50)
     with torch.no_grad():
         wanted = model(image)
@@ -423,15 +437,17 @@ def test_export_trace_and_channels_last_give_the_same_logits(small):
         torch.testing.assert_close(
             torch.export.export(model, (image,)).module()(image), wanted, **same
         )
-        last = small().eval()
+        last = SMALL[name]().eval()
         last.load_state_dict(model.state_dict())
         last = last.to(memory_format=torch.channels_last)
         logits = last(image.to(memory_format=torch.channels_last))
     torch.testing.assert_close(logits, wanted, **same)
 
 
-def test_compiling_changes_neither_logits_nor_checkpoint_keys(small):
-    model = small().eval()
+@pytest.mark.parametrize("name", slow_but(SMALL, "unetpp"))
+def test_compiling_changes_neither_logits_nor_checkpoint_keys(name):
+    torch.manual_seed(0)
+    model = SMALL[name]().eval()
     image, keys = torch.randn(1, 1, 33, 50), list(model.state_dict())
     with torch.no_grad():
         wanted = model(image)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shlex
 import shutil
 from pathlib import Path
 
@@ -10,13 +11,15 @@ import pytest
 import tifffile
 from PIL import Image
 from scipy import ndimage
-from small_runs import config, folded_run
+from small_runs import FOLDED, config, folded_run
 
+from seg import api
 from seg.commands.crossval import crossval
 from seg.commands.doubt import doubt_labels
 from seg.errors import DataError, RunError, UserError
 from seg.files import UnsafePath
 from seg.inference.doubt_page import DoubtCard, render_doubt_page
+from seg.training.run import train
 
 IMAGES, WRONG = 12, slice(20, 34)
 
@@ -82,6 +85,19 @@ def test_the_planted_error_is_the_first_row_with_its_box_outline_and_picture(tab
     assert content["stand_out"] == 1 and content["images"] == IMAGES
 
 
+def test_from_python_the_regions_are_a_table(cv, table, tmp_path):
+    found = api.doubt(cv, "panels=1", output=tmp_path / "doubt")
+    rows = read_table(table)
+    assert found.table.astype(str).to_dict("records")[0]["image"] == rows[0]["image"] == "3"
+    assert list(found.table["evidence"]) == pytest.approx([float(row["evidence"]) for row in rows])
+    assert list(found.table["accept"]) == [""] * len(rows) and len(found.panels) == 1
+    assert "<img" in found._repr_html_()
+    reviewed = accept(table, tmp_path / "reviewed.csv", "ignore")
+    corrected = api.doubt(cv, reviewed=reviewed, output=tmp_path / "new")
+    assert corrected.folder == tmp_path / "new" and corrected.table["accept"][0] == "ignore"
+    assert (corrected.folder / "masks/3.png").is_file() and corrected.panels == []
+
+
 def accept(table: Path, file: Path, word: str) -> Path:
     """Write a reviewed copy of the table, whose first row is accepted."""
     lines = table.read_text().splitlines()
@@ -126,7 +142,9 @@ def test_names_of_images_and_classes_make_no_element():
 
 
 @pytest.mark.parametrize(("word", "value"), [("ignore", 255), ("class", 1)])
-def test_an_accepted_region_is_corrected_in_a_copy_of_the_masks(cv, table, tmp_path, word, value):
+def test_an_accepted_region_is_corrected_in_a_copy_of_the_masks(
+    cv, table, tmp_path, word, value, capsys
+):
     root = cv.parent / "data"
     before = {file.name: file.read_bytes() for file in (root / "masks").iterdir()}
     reviewed = accept(table, tmp_path / "reviewed.csv", word)
@@ -138,10 +156,32 @@ def test_an_accepted_region_is_corrected_in_a_copy_of_the_masks(cv, table, tmp_p
         changed = old != new
         assert changed.any() == (name == "3.png")
         assert not changed.any() or set(new[changed]) == {value}
+    said = capsys.readouterr().out
+    assert "python -m seg.train data=folder" in said and "skip_checks" not in said
     row = read_table(table)[0]
     assert (read_picture(tmp_path / "new/masks/3.png") != before_mask(root)).sum() == int(row["pixels"])  # fmt: skip
     with pytest.raises(UserError, match="holds something else"):
         doubt_labels(config("doubt", *words))
+
+
+def test_the_suggested_training_reads_masks_that_are_ignored_as_a_whole(cv, tmp_path, capsys):
+    shutil.copytree(cv.parent / "data", tmp_path / "data")
+    Image.fromarray(read_picture(tmp_path / "data/masks/8.png")[::-1, ::-1]).save(
+        tmp_path / "data/masks/3.png"
+    )
+    words = [f"run={cv}", f"data.root={tmp_path / 'data'}"]
+    first = doubt_labels(config("doubt", *words, f"output={tmp_path / 'doubt'}"))[0]
+    assert (first.image, first.doubt.kind) == ("3", "whole mask")
+    reviewed = accept(tmp_path / "doubt/doubt.csv", tmp_path / "reviewed.csv", "ignore")
+    capsys.readouterr()
+    doubt_labels(config("doubt", *words, f"reviewed={reviewed}", f"output={tmp_path / 'new'}"))
+    command = shlex.split(capsys.readouterr().out.splitlines()[-1])
+    assert command[:3] == ["python", "-m", "seg.train"]
+    training = [f"outputs={tmp_path / 'outputs'}", "loader.batch_size=2", *FOLDED[3:]]
+    assert command[-1] == "loader.skip_checks=[ignored]"
+    with pytest.raises(DataError, match=r"masks/3\.png: no pixel of a class, all are ignored"):
+        train(config("train", *command[3:-1], *training))
+    train(config("train", *command[3:], *training))
 
 
 def before_mask(root: Path) -> np.ndarray:

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 from small_runs import config, make_images
 
+from seg import api
 from seg.commands import enough as command
 from seg.commands.enough import describe_gain, join_groups, measure_enough
 from seg.display.console import configure_logging
@@ -90,6 +91,19 @@ def test_the_results_are_the_dice_of_the_runs_own_counts(curve):
     assert record["sentence"] in (curve / "log.txt").read_text()
     with Image.open(curve / "enough.png") as picture:
         assert picture.size == (825, 600)
+
+
+def test_from_python_the_curve_holds_its_table_and_its_runs(curve, data, monkeypatch):
+    monkeypatch.setattr(subset_runs, "train", lambda own: pytest.fail(own.name))
+    found = api.enough(*words(data, curve, "sizes=[2,3,6]"))
+    assert found.record == read(curve / "enough.json") and found.folder == curve
+    dice = {
+        (n, s): d for n, s, d in found.table[["images", "seed", "dice"]].itertuples(index=False)
+    }
+    assert len(dice) == 6 and dice[6, 1] == pytest.approx(found.record["dice"][2][1], abs=1e-6)
+    scores = sorted(run.metrics["best/val/dice"] for run in found.runs)
+    assert sorted(dice.values()) == pytest.approx(scores, abs=1e-6)
+    assert found.record["sentence"] in repr(found) and "<img" in found._repr_html_()
 
 
 def test_a_repeated_command_trains_nothing_and_more_seeds_only_their_own(curve, data, monkeypatch, tmp_path, capsys):  # fmt: skip

@@ -29,12 +29,12 @@ from seg.cli.compose import compose_checked, one_line
 from seg.commands.compare import compare_runs
 from seg.commands.crossval import crossval
 from seg.commands.evaluate import evaluate
+from seg.commands.export import export_run
 from seg.commands.rerun import rerun
 from seg.commands.sync import sync
 from seg.commands.tune import tune
 from seg.errors import USER_ERRORS, RunError
 from seg.inference import ensemble
-from seg.inference.export import export_run
 from seg.inference.file_prediction import predict_files
 from seg.inference.pruning import compare_depths
 from seg.multirun.progress import SweepProgress

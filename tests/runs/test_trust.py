@@ -39,13 +39,13 @@ import seg
 from seg.cli.command import exit_user_error
 from seg.cli.compose import compose_checked, plain_config
 from seg.commands.evaluate import evaluate
+from seg.commands.export import export_run
 from seg.comparison.rerun_report import config_edits
 from seg.comparison.run_files import read_options
 from seg.data.datasets import download
 from seg.display.console import configure_logging, escape_controls, log_to_file
 from seg.errors import DataError, RunError, UserError, missing_extra_hint
 from seg.inference import ensemble
-from seg.inference.export import export_run
 from seg.inference.file_prediction import predict_files
 from seg.inference.pruning import compare_depths
 from seg.models import UNet

@@ -17,10 +17,10 @@ from seg.cli.compose import compose_checked
 from seg.cli.conf_files import CONF
 from seg.commands.compare import compare_runs
 from seg.commands.evaluate import evaluate
+from seg.commands.export import export_run
 from seg.commands.rerun import rerun
 from seg.commands.sync import sync
 from seg.errors import RunError
-from seg.inference.export import export_run
 from seg.inference.pruning import compare_depths
 from seg.multirun.rerun import upgrade_config
 from seg.runs import checkpoint, load, records

@@ -37,7 +37,7 @@ from seg.training.resume import newest_checkpoint
 from seg.training.run import train
 
 TESTS = Path(__file__).parent
-SMALL = [*TINY, "model.width=2", "model.dropout=0.5", "panels=1", "save_predictions=1"]
+SMALL = [*TINY, "model.width=2", "model.depth=2", "model.dropout=0.5", "panels=1", "save_predictions=1"]  # fmt: skip
 QUICK = [*SMALL, "panels=0", "save_predictions=0", "data.train=2", "schedule=constant", "trainer.max_epochs=100000"]  # fmt: skip
 LINE = r"goes on with  python -m seg\.train\s+resume=\S+\s"
 

@@ -1,6 +1,8 @@
 """Runs made longer from the command line: resume=RUN with a later end, and what the folder then says."""
 
 import shutil
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import forked
@@ -21,18 +23,19 @@ ENDS = {
 
 
 @pytest.fixture(scope="module")
-def ended(tmp_path_factory) -> dict[str, Path]:
+def ended(tmp_path_factory) -> Callable[[str], Path]:
     """Finished runs of each kind of end, whose rate falls on a straight line."""
-    folders = {}
-    for name, end in ENDS.items():
+
+    @cache
+    def folder(name: str) -> Path:
         cwd = tmp_path_factory.mktemp(name)
         words = [w for w in (*TINY, *DROPOUT) if not w.startswith("trainer.max_epochs")]
-        made = forked.seg(
-            "train", *words, *end, "schedule=poly", "schedule.power=1.0", f"optim.lr={LR}", cwd=cwd
-        )
+        falling = ["schedule=poly", "schedule.power=1.0", f"optim.lr={LR}"]
+        made = forked.seg("train", *words, *ENDS[name], *falling, cwd=cwd)
         assert made.code == 0, made.err
-        folders[name] = (cwd / "outputs/latest").resolve()
-    return folders
+        return (cwd / "outputs/latest").resolve()
+
+    return folder
 
 
 def copied(ended: Path, tmp_path: Path) -> tuple[Path, Path]:
@@ -61,11 +64,11 @@ def rates(folder: Path) -> list[float]:
         ("epochs", ["trainer.max_epochs=4", "extend=restart"], 8, [1 / 2, 0, 1 / 2, 0]),
         # 3 steps end inside the second epoch, and the last one had 1/3.
         pytest.param("steps", ["trainer.max_steps=5", "extend=hold"], 5, [1 / 3, 0, 1 / 3, 1 / 3], marks=pytest.mark.slow),
-        ("steps", ["trainer.max_steps=5", "extend=restart"], 5, [1 / 3, 0, 1 / 2, 0]),
+        pytest.param("steps", ["trainer.max_steps=5", "extend=restart"], 5, [1 / 3, 0, 1 / 2, 0], marks=pytest.mark.slow),
     ],
 )  # fmt: skip
 def test_a_finished_run_goes_on_to_a_later_end(ended, tmp_path, end, given, steps, factors):
-    cwd, folder = copied(ended[end], tmp_path)
+    cwd, folder = copied(ended(end), tmp_path)
     before, earlier = records.read_json(folder / "run.json"), rows_of_steps(folder)
     made = forked.seg("train", f"resume={folder}", *given, cwd=cwd)
     assert made.code == 0, made.err
@@ -89,9 +92,10 @@ def test_a_finished_run_goes_on_to_a_later_end(ended, tmp_path, end, given, step
     assert not any(cwd.iterdir())  # all of it lies in the run's folder
 
 
-@pytest.mark.parametrize("extend", ["hold", pytest.param("restart", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("extend", ["hold", "restart"])
 def test_a_run_gets_more_time(ended, tmp_path, extend):
-    cwd, folder = copied(ended["time"], tmp_path)
+    cwd, folder = copied(ended("time"), tmp_path)
     before, earlier = records.read_json(folder / "run.json"), rows_of_steps(folder)
     made = forked.seg(
         "train", f"resume={folder}", "trainer.max_time=00:00:00:04", f"extend={extend}", cwd=cwd
@@ -103,7 +107,7 @@ def test_a_run_gets_more_time(ended, tmp_path, extend):
     progress = {start: progress for start, _, progress in record["lr_segments"]}
     assert progress[before["steps"]] == (None if extend == "hold" else 0)
     assert record["lr_segments"][-1][1] == record["steps"]
-    added = rates(folder)[len(rates(ended["time"])) :]
+    added = rates(folder)[len(rates(ended("time"))) :]
     if extend == "hold":
         assert len(set(added)) == 1
     else:
@@ -119,7 +123,7 @@ def test_a_run_gets_more_time(ended, tmp_path, extend):
     ],
 )
 def test_a_falling_schedule_without_extend_is_refused_and_changes_nothing(ended, tmp_path, end):
-    cwd, folder = copied(ended[end], tmp_path)
+    cwd, folder = copied(ended(end), tmp_path)
     later = {"epochs": "trainer.max_epochs=3", "steps": "trainer.max_steps=5", "time": "trainer.max_time=00:00:01:00"}  # fmt: skip
     before = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
     made = forked.seg("train", f"resume={folder}", later[end], cwd=cwd)

@@ -22,7 +22,7 @@ from seg.inference.file_prediction import predict_files
 from seg.inference.quality import ImageMeter, expected_quality, score_prediction
 from seg.runs import checkpoint, load
 
-RUN = ["data.val=12", "data.test=10", "data.train=6", "trainer.max_epochs=2", "loss=weighted_bce"]
+RUN = ["data.val=12", "data.test=10", "data.train=6", "trainer.max_epochs=2", "loss=weighted_bce", "model.depth=4"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -31,7 +31,7 @@ from seg.training.loggers.metrics_logger import MetricsCSV
 from seg.training.resume import load_stopped_run, newest_checkpoint
 from seg.training.run import train
 
-DROPOUT = ["model.width=2", "model.dropout=0.5", "trainer.max_epochs=3", "panels=0"]
+DROPOUT = ["model.width=2", "model.depth=2", "model.dropout=0.5", "trainer.max_epochs=3", "panels=0"]  # fmt: skip
 
 
 class Stop(L.Callback):
@@ -369,8 +369,9 @@ def test_on_slurm_a_warned_run_saves_in_its_own_folder_and_hands_no_job_in(
     assert same(folder, long)
 
 
+@pytest.mark.slow
 def test_a_run_whose_weight_decay_leaves_out_norms_ends_as_if_it_never_was_stopped(tmp_path):
-    words = [*TINY, "weight_decay_of_all=false"]
+    words = [*TINY, "model.depth=2", "weight_decay_of_all=false"]
     train(config("train", *words, f"outputs={tmp_path / 'whole'}"))
     with pytest.raises((KeyboardInterrupt, SystemExit)):
         train(config("train", *words, f"outputs={tmp_path / 'cut'}"), [Stop(3)])
@@ -478,6 +479,7 @@ def test_a_finished_run_made_longer_equals_one_trained_straight(tmp_path, first,
     assert list(entry["changed"]) == [more[0].partition("=")[0]]
 
 
+@pytest.mark.slow
 def test_a_falling_rate_needs_a_word_and_falls_again_where_it_was_planned_to_end(tmp_path):
     words = [*TINY, *DROPOUT, "trainer.max_epochs=2", "schedule=poly"]
     train(config("train", *words, f"outputs={tmp_path / 'ended'}"))
@@ -514,7 +516,7 @@ def test_only_a_later_end_can_be_given(straight, words, message):
 
 
 def test_a_run_that_patience_ended_needs_more_of_it(tmp_path):
-    flat = [*FLAT, "optim.lr=0", "trainer.max_epochs=4"]
+    flat = [*FLAT, "model.depth=4", "optim.lr=0", "trainer.max_epochs=4"]
     train(config("train", *flat, "patience=2", f"outputs={tmp_path / 'whole'}"))
     train(config("train", *flat, "patience=1", f"outputs={tmp_path / 'parts'}"))
     whole, parts = ((tmp_path / name / "latest").resolve() for name in ("whole", "parts"))
@@ -541,7 +543,7 @@ def size(folder: Path) -> int:
 
 
 def test_a_finished_run_keeps_the_weights_that_a_full_one_has(slim, straight):
-    assert size(straight) > 2.5 * size(slim)
+    assert size(straight) > 2 * size(slim)
     for name in {file.name for file in (slim / "checkpoints").iterdir()}:
         full, kept = (
             checkpoint.read_checkpoint(run / "checkpoints" / name) for run in (straight, slim)

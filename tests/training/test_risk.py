@@ -18,7 +18,7 @@ from seg.cli.compose import instantiate_node
 from seg.commands.evaluate import evaluate
 from seg.errors import RunError, UserError
 from seg.inference import ensemble
-from seg.inference.export import describe_run
+from seg.inference.export_facts import describe_run
 from seg.inference.file_prediction import predict_files
 from seg.metrics.risk_control import THRESHOLDS, RiskBound, image_losses
 from seg.runs import checkpoint, load

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import tracemalloc
 from functools import partialmethod
 from pathlib import Path
 
@@ -9,14 +10,19 @@ import numpy as np
 import pytest
 import tifffile
 import torch
+from cases import slow_but
 from format_files import ome_zarr, record_chunks
 from small_runs import config
+from torch import nn
 
 from seg.commands.evaluate import evaluate
+from seg.data.dataset import SegmentationDataset
 from seg.data.datasets.folder import Folder
 from seg.data.image_cache import ImageCache
+from seg.data.normalization import Normalization
 from seg.data.ome_zarr import ZarrImages
 from seg.losses import Dice, LossOfBands, Lovasz, compute_loss
+from seg.training.callbacks.pictures import predict_thinned
 from seg.training.run import train
 
 CLASSES = "data.classes=[out,in]"
@@ -31,7 +37,7 @@ def root(tmp_path_factory) -> Path:
     rng = np.random.default_rng(0)
     for part in ("images", "masks"):
         (root / part).mkdir()
-    for i, (height, width) in enumerate([(150, 330), (260, 230), (96, 64), (301, 99)]):
+    for i, (height, width) in enumerate([(110, 230), (200, 130), (96, 64), (230, 99)]):
         mask = (rng.random((height, width)) < 0.01 * (i + 1)).astype(np.uint8)
         mask = np.kron(mask[::8, ::8], np.ones((8, 8), np.uint8))[:height, :width]
         mask[:9, :9] = 255
@@ -60,12 +66,11 @@ CASES = {
     "unetpp, deep supervision": ["model=unetpp", "model.depth=2", "loss=focal"],
     "valid convolutions": ["model=unet_paper", "model.depth=1", "loss=tversky"],
     "losses of whole images": ["model=unet", "model.depth=1", "loss=sum", "loss.terms.lovasz.weight=1", "loss.terms.cldice.weight=1"],
-    "weight map": ["model=unet", "model.depth=1", "loss=weight_map"],
-    "all metrics": ["model=unet", "model.depth=1", "metrics=full", "threshold=best"],
+    "weight map, all metrics": ["model=unet", "model.depth=1", "loss=weight_map", "metrics=full", "threshold=best"],
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", slow_but(CASES, *list(CASES)[1:]))
 def test_tiles_give_the_numbers_of_the_whole_image(root, tmp_path, case):
     whole = scores_of(root, tmp_path / "whole", "tile=null", *CASES[case])
     tiled = scores_of(root, tmp_path / "tiled", "tile=96", *CASES[case])
@@ -183,6 +188,29 @@ def test_a_tile_that_would_change_the_numbers_is_refused(root, tmp_path, model, 
     with pytest.raises(ValueError, match=found):
         scores_of(root, tmp_path, f"model={name}", *words, f"tile={tile}")
     assert not any(tmp_path.iterdir())
+
+
+def test_a_large_image_is_thinned_without_keeping_its_bands(tmp_path):
+    model = nn.Conv2d(1, 2, 1)
+    peaks = []
+    for number, height in enumerate((4096, 16384)):
+        for part in ("images", "masks"):
+            (tmp_path / f"{number}/{part}").mkdir(parents=True)
+            pixels = np.zeros((height, 256), np.uint8)
+            tifffile.imwrite(
+                tmp_path / f"{number}/{part}/a.tif", pixels, tile=(256, 256), compression="zlib"
+            )
+        source = Folder(str(tmp_path / str(number)), ["out", "in"])
+        samples = SegmentationDataset(
+            source, ["a"], Normalization(0.0, 255.0, [0.5], [0.2], dtype="uint8"), tile=1024
+        )
+        with samples.open_banded("a") as sample:
+            tracemalloc.start()
+            thinned = predict_thinned(model, samples, sample, 0.5)
+            peaks.append(tracemalloc.get_traced_memory()[1])
+            tracemalloc.stop()
+        assert thinned.prediction.shape == thinned.truth.shape == (2048, 256 // (height // 2048))
+    assert peaks[1] < 1.1 * peaks[0]
 
 
 # large

@@ -156,16 +156,12 @@ def predict_thinned(
     for top, rows, logits in logits_of_bands(model, samples, sample):
         prediction = predicted_classes(torch.from_numpy(logits)[None], threshold, overlapping)
         truth = sample.mask_rows(top, top + len(rows))
-        total = (
-            total
-            + count_confusion(prediction, torch.from_numpy(truth.astype(np.int64))[None], classes)[
-                0
-            ]
-        )
-        rows = rows[..., samples.intensity.own_channels]
-        first = -top % step
+        counted = torch.from_numpy(truth.astype(np.int64))[None]
+        total = total + count_confusion(prediction, counted, classes)[0]
+        rows, first = rows[..., samples.intensity.own_channels], -top % step
         masks = (truth, prediction[0].numpy().astype(np.uint8))
-        parts.append((rows[first::step, ::step], *(m[..., first::step, ::step] for m in masks)))
+        thinned = rows[first::step, ::step], *(m[..., first::step, ::step] for m in masks)
+        parts.append([np.copy(one) for one in thinned])  # a view would keep all rows
     image, truth, prediction = zip(*parts, strict=True)
     joined = (np.concatenate(masks, axis=-2) for masks in (truth, prediction))
     return PredictedSample(np.concatenate(image), *joined, total)
@@ -179,9 +175,8 @@ def logits_of_bands(
     assert tiles is not None
     training, device = model.training, next(model.parameters()).device
     model.eval()
-    yield from Tiling(model, sample.prepare, *tiles, device=device, logits=True).bands(
-        sample.image_rows, sample.shape[0]
-    )
+    tiling = Tiling(model, sample.prepare, *tiles, device=device, logits=True)
+    yield from tiling.parts(sample.image_rows, sample.shape[0])
     model.train(training)
 
 

@@ -1,0 +1,1 @@
+"""Settings of a training chosen from the data, the machine and the time."""
