@@ -219,7 +219,7 @@ OPTION_RANGES = {  # dotted name of an option -> its range
     "max_loss": float_range(0),
     "calibration.split": SPLIT_NAMES,
     "calibration.images": POSITIVE_INT,
-    "tta": choice_range("none", "flips", "d4"),
+    "tta": choice_range("none", "mirror", "flips", "d4"),
     "confidence_level": share_range(" (no intervals)"),
     "look": any_range(word_range("auto"), SHARE_RANGE),
     "sizes": any_range(OptionRange("a list of whole numbers of 1 or more, [4,8,16]", is_sizes), NULL_RANGE),

@@ -77,7 +77,7 @@ class Predictor:
     Args:
         run: the loaded run.
         threshold: probability in 0..1 above which a pixel is class 1 of two, or has an overlapping class.
-        tta: none (1 view of each image), flips (4) or d4 (8); their probabilities are averaged.
+        tta: none (1 view of each image), mirror (2), flips (4) or d4 (8); their probabilities are averaged.
         scales: factors of the image's sides, averaged too.
         tile: px; a larger image goes through in overlapping tiles of this side; auto: 1024, or None where a layer reads the
             whole image; None: every image goes through at once.
@@ -310,7 +310,7 @@ def load_predictor(
         run: run folder, checkpoint file, folder of seg.crossval, or a list of runs; the probabilities of several are
             averaged.
         depth: of the UNet++ head that is used alone; None: the output that the run's config names.
-        tta: none (1 view of each image), flips (4) or d4 (8); their probabilities are averaged.
+        tta: none (1 view of each image), mirror (2), flips (4) or d4 (8); their probabilities are averaged.
         scales: factors of the image's sides, averaged too.
         threshold: probability above which a pixel is class 1 of two; None: the run's own.
         tile: px, auto or None; see ``Predictor``.

@@ -13,10 +13,11 @@ from seg.logits import average_logits
 from seg.models.contract import reflect_indices, same_size_logits, tile_stride
 from seg.models.network import Extent, Network, receptive_field
 
-ViewsName = Literal["none", "flips", "d4"]
+ViewsName = Literal["none", "mirror", "flips", "d4"]
 FLIP_VIEWS = [(down, right, False) for down in (False, True) for right in (False, True)]
 VIEWS = {
     "none": FLIP_VIEWS[:1],
+    "mirror": FLIP_VIEWS[:2],
     "flips": FLIP_VIEWS,
     "d4": FLIP_VIEWS + [(down, right, True) for down, right, _ in FLIP_VIEWS],
 }
@@ -30,7 +31,7 @@ class TTANetwork(Network):
 
     Args:
         model: the network, or an ensemble.
-        moves: none, flips (4) or d4 (8: flips and quarter turns).
+        moves: none, mirror (2: left and right), flips (4) or d4 (8: flips and quarter turns).
         scales: factors of height and width, above 0 and up to 8, rounded to fractions with denominators up to 20;
             bilinear resizing.
         overlapping: whether classes overlap, each with its own sigmoid.

@@ -110,7 +110,7 @@ WRONG = [
     ("train", "hydra.mode=MULTIRUN", "hydra.mode=MULTIRUN: leave it out"),
     ("evaluate", "", "run is not set"),
     ("evaluate", "run=nowhere", "run=nowhere: no such folder"),
-    ("evaluate", "run=RUN tta=flip", "tta=flip: one of none, flips, d4 is needed"),
+    ("evaluate", "run=RUN tta=flip", "tta=flip: one of none, mirror, flips, d4 is needed"),
     ("evaluate", "run=RUN data.split=test", "data.split=test: "),
     ("evaluate", "run=RUN threshold=2", "threshold=2: a number between 0 and 1"),
     ("evaluate", "run=RUN scales=[0]", "scales"),

@@ -605,7 +605,7 @@ def test_a_loaded_run_predicts_arrays_and_files(run, folder, tmp_path):
         ({"overlap": 48}, "tile=96 and overlap=48"),
         ({"overlap": "much"}, "overlap=much: a number of px, or auto"),
         ({"batch": 0}, "batch=0"),
-        ({"tta": "d8"}, "tta=d8: one of none, flips, d4"),
+        ({"tta": "d8"}, "tta=d8: one of none, mirror, flips, d4"),
         ({"scales": [0]}, r"scales=\[0\]"),
         ({"threshold": 1}, "threshold=1: a number between 0 and 1"),
         ({"depth": 1}, "a UNet with one head can't be pruned"),

@@ -30,6 +30,7 @@ VIEWS = [
     for f in (False, True) for k in range(4)
 ]  # fmt: skip
 FLIPS = [view for i, view in enumerate(VIEWS) if i in (0, 2, 4, 6)]  # without quarter turns
+MIRROR = [VIEWS[0], VIEWS[4]]  # left and right alone
 
 
 def network(k: int = 1, **words) -> nn.Module:
@@ -52,10 +53,12 @@ def said(model: nn.Module, image: np.ndarray, overlapping: bool = False) -> np.n
     return np.exp(logits) / np.exp(logits).sum(0)
 
 
-@pytest.mark.parametrize(("moves", "views"), [("none", VIEWS[:1]), ("flips", FLIPS), ("d4", VIEWS)])
+@pytest.mark.parametrize(
+    ("moves", "views"), [("none", VIEWS[:1]), ("mirror", MIRROR), ("flips", FLIPS), ("d4", VIEWS)]
+)
 @pytest.mark.parametrize(("k", "overlapping"), [(1, False), (2, False), (3, False), (2, True)])
 def test_it_is_the_mean_of_probabilities_over_the_views(moves, views, k, overlapping):
-    assert len(views) == {"none": 1, "flips": 4, "d4": 8}[moves]
+    assert len(views) == {"none": 1, "mirror": 2, "flips": 4, "d4": 8}[moves]
     model, image = network(k), noise(64, 96)  # on the grid: nothing is padded
     wanted = np.mean([undo(said(model, do(image), overlapping)) for do, undo in views], axis=0)
     found = said(TTANetwork(model, moves, overlapping=overlapping), image, overlapping)
@@ -66,10 +69,12 @@ def test_it_is_the_mean_of_probabilities_over_the_views(moves, views, k, overlap
 
 def test_the_moves_are_the_eight_of_the_square_and_each_is_undone():
     image = torch.arange(12.0).reshape(1, 1, 3, 4)
-    for name, number in (("flips", 4), ("d4", 8)):
+    for name, number in (("mirror", 2), ("flips", 4), ("d4", 8)):
         every = [transform_view(image, move) for move in TTANetwork(nn.Identity(), name).moves]
         ours = {(tuple(m.shape), tuple(m.flatten().tolist())) for m in every}
-        views = [do(image.numpy()) for do, _ in (VIEWS if name == "d4" else FLIPS)]
+        views = [
+            do(image.numpy()) for do, _ in {"mirror": MIRROR, "flips": FLIPS, "d4": VIEWS}[name]
+        ]
         assert ours == {(v.shape, tuple(v.flatten().tolist())) for v in views}
         assert len(ours) == number
         for move in TTANetwork(nn.Identity(), name).moves:
@@ -104,7 +109,7 @@ def test_off_the_grid_the_image_is_continued_mirrored(size):
     model, image = network(), noise(*size)
     more = [(0, 0), (0, -size[0] % 32), (0, -size[1] % 32)]
     padded = np.pad(image, more, mode="reflect")
-    for moves, views in (("flips", FLIPS), ("d4", VIEWS)):
+    for moves, views in (("mirror", MIRROR), ("flips", FLIPS), ("d4", VIEWS)):
         whole = np.mean([undo(said(model, do(padded))) for do, undo in views], axis=0)
         found = said(TTANetwork(model, moves), image)
         np.testing.assert_allclose(found, whole[:, : size[0], : size[1]], atol=1e-6)
@@ -153,7 +158,7 @@ def test_other_networks_turn_too(model):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("d8", [1.0]), "tta=d8: one of none, flips, d4 is needed"),
+        (("d8", [1.0]), "tta=d8: one of none, mirror, flips, d4 is needed"),
         (("none", []), r"scales=\[\]"),
         (("none", [0.0]), r"scales=\[0.0\]: factors above 0"),
         (("none", [-1]), "factors above 0"),
