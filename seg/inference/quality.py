@@ -15,6 +15,7 @@ from seg.labels import IGNORE
 from seg.metrics import expected_scores
 from seg.metrics.image_features import NAMES, ImageFeatures, ReferenceImages
 from seg.metrics.probability_counts import count_probabilities
+from seg.runs import load
 from seg.runs.load import LoadedRun
 from seg.runs.record import ClassQuality, QualityRecord
 
@@ -271,6 +272,11 @@ def build_scorer(run: LoadedRun, cfg: DictConfig, threshold: float) -> QualitySc
     intervals = has_intervals(run.quality, cfg, threshold)
     if not intervals:
         log.info("quality    without intervals: threshold, tta, scales or model.depth differ from those of the calibration")  # fmt: skip
+    elif all(one.dice_margin is None and one.iou_margin is None for one in run.quality.classes):
+        log.info(
+            f"quality    without intervals: calibrated on {run.quality.images} images, and at least "
+            f"{expected_scores.fewest_images()}, or as many groups, are needed"
+        )
     return make_scorer(run, run.quality, intervals, None if cfg.look == "auto" else cfg.look)
 
 
@@ -289,8 +295,7 @@ def make_scorer(
 
 def has_intervals(quality: QualityRecord, cfg: DictConfig, threshold: float) -> bool:
     """Return True if predictions with the options of a command are made as those that gave the intervals."""
-    plain = cfg.tta == "none" and list(cfg.scales) == [1.0] and cfg.model.depth is None
-    return plain and quality.threshold in (None, threshold)
+    return load.has_plain_views(cfg) and quality.threshold in (None, threshold)
 
 
 def look_line(looks: Iterable[tuple[str, bool]], shown: int = 5) -> str:

@@ -129,8 +129,7 @@ def log_promise(run: LoadedRun, cfg: DictConfig) -> None:
     if run.promise is None or cfg.threshold is not None:
         return
     log.info(f"threshold  {run.threshold:g} of the run: {run.promise.describe(run.classes)}")
-    plain = cfg.tta == "none" and list(cfg.scales) == [1.0] and cfg.precision in (None, "float32")
-    if not plain or cfg.model.depth is not None:
+    if not has_plain_views(cfg) or cfg.precision not in (None, "float32"):
         log.info(
             "holds      not here: tta, scales, precision and model.depth change the probabilities"
         )
@@ -140,6 +139,15 @@ def log_promise(run: LoadedRun, cfg: DictConfig) -> None:
         "holds      on average for images drawn like these, not for each image, and not for other data"
         f"{measured if run.promise.calibrated_on == 'out-of-fold' else ''}"
     )
+
+
+def has_plain_views(cfg: DictConfig) -> bool:
+    """Return True if a command predicts each image once, as it is, with the run's own depth.
+
+    Args:
+        cfg: of seg.predict or seg.evaluate.
+    """
+    return cfg.tta == "none" and list(cfg.scales) == [1.0] and cfg.model.depth is None
 
 
 def load_run(run: str | Path | None) -> LoadedRun:

@@ -1,6 +1,7 @@
 """Scores of images without truth, from training to prediction, against sums done by hand."""
 
 import csv
+import dataclasses
 import json
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from seg.commands.evaluate import evaluate
 from seg.errors import RunError
 from seg.inference import ensemble
 from seg.inference.file_prediction import predict_files
-from seg.inference.quality import ImageMeter, expected_quality, score_prediction
+from seg.inference.quality import ImageMeter, build_scorer, expected_quality, score_prediction
 from seg.runs import checkpoint, load
 
 RUN = ["data.val=12", "data.test=10", "data.train=6", "trainer.max_epochs=2", "loss=weighted_bce", "model.depth=4"]  # fmt: skip
@@ -105,6 +106,19 @@ def test_other_predictions_than_those_of_the_calibration_have_no_interval(run, t
     rows = predicted(run, write_images(tmp_path / "in", run, 1), tmp_path / "out", *words)
     assert {row["dice_low"] for row in rows} == {""} and rows[0]["dice"]
     assert "quality    without intervals" in capsys.readouterr().out
+
+
+def test_too_few_calibration_images_for_intervals_are_told(run, capsys):
+    loaded = load.load_run(run)
+    none = {"dice_margin": None, "iou_margin": None}
+    classes = [one.model_copy(update=none) for one in loaded.quality.classes]
+    few = loaded.quality.model_copy(update={"images": 4, "classes": classes})
+    cfg = config("predict", f"run={run}", "input=a.png", "output=b")
+    assert build_scorer(dataclasses.replace(loaded, quality=few), cfg, 0.5).intervals
+    said = (
+        "without intervals: calibrated on 4 images, and at least 9, or as many groups, are needed"
+    )
+    assert said in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_run_without_calibration_writes_no_table_and_says_why(run, tmp_path, capsys):
