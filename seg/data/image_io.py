@@ -346,6 +346,13 @@ def read_image(
     return as_image(images[0], file if page is None else f"{file}, page {page}", nodata)
 
 
+def channels_hint(channels: int, wanted: int) -> str:
+    """Return how a picture gets the channels that a run was trained on; an empty text for other numbers than 1 and 3."""
+    mode = {(3, 1): "L", (1, 3): "RGB"}.get((channels, wanted))
+    title = "RGB becomes grey" if mode == "L" else "grey becomes RGB"
+    return f"; {title} with Pillow: Image.open(FILE).convert('{mode}').save(NEW)" if mode else ""
+
+
 def as_image(page: np.ndarray, file: Path | str, nodata: Sequence[float] = ()) -> np.ndarray:
     """Return a page as an image (H, W, C) uint8, uint16 or float32.
 

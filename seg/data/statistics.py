@@ -17,6 +17,7 @@ from pydantic import TypeAdapter
 from seg import files
 from seg.data.datasets.base import DataSource
 from seg.data.image_cache import ImageCache, cache_root, choose_inspected
+from seg.data.image_io import channels_hint
 from seg.data.masks import count_class_pixels
 from seg.data.nodata import integer_nodata
 from seg.data.normalization import IntensityStatistics, Normalization
@@ -152,6 +153,7 @@ def compute_statistics(
     if intensity is not None and first and first[1] != intensity.image_channels:
         raise DataError(
             f"{first[0]}: {first[1]} channels; the run was trained on {intensity.image_channels}"
+            f"{channels_hint(first[1], intensity.image_channels)}"
         )
     if intensity is None and measure.is_empty:
         raise DataError(

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 from torch import nn
 
-from seg.data.image_io import as_image, read_image
+from seg.data.image_io import as_image, channels_hint, read_image
 from seg.data.nodata import NodataOption, nodata_pixels, nodata_values
 from seg.data.ome_zarr import image_path
 from seg.data.sections import check_same_size, find_section_files
@@ -338,7 +338,8 @@ def check_image_channels(channels: int, run: LoadedRun, file: str | Path) -> Non
     """Raise DataError if an image has other channels than the run was trained on."""
     if channels != run.intensity.image_channels:
         split = run.config.get("data", {}).get("channel_files")
-        remedy = "; its channels were files (data.channel_files): predict arrays (H, W, C) by seg.load(RUN).predict"
+        split_hint = "; its channels were files (data.channel_files): predict arrays (H, W, C) by seg.load(RUN).predict"
         raise DataError(
-            f"{file}: {channels} channels; the run was trained on {run.intensity.image_channels}{remedy if split else ''}"
+            f"{file}: {channels} channels; the run was trained on {run.intensity.image_channels}"
+            f"{split_hint if split else channels_hint(channels, run.intensity.image_channels)}"
         )
