@@ -1,6 +1,7 @@
 """Engines that run an exported ONNX file in the place of a network: ONNX Runtime and OpenVINO."""
 
 import dataclasses
+import functools
 import hashlib
 import io
 import json
@@ -255,6 +256,14 @@ def check_origin(
         )
 
 
+@functools.cache
+def openvino_core() -> Any:
+    """Return the core of OpenVINO, one for the whole process: several may crash it (openvino issue 35338)."""
+    import openvino
+
+    return openvino.Core()
+
+
 def open_openvino(content: bytes, precision: str) -> ExportedFunction:
     """Return a function that runs an ONNX file by OpenVINO on the CPU.
 
@@ -262,10 +271,8 @@ def open_openvino(content: bytes, precision: str) -> ExportedFunction:
         content: of the file.
         precision: of what the file computes in floats; bfloat16, or float32 for any other name.
     """
-    import openvino
-
     hint = "bf16" if precision == "bfloat16" else "f32"
-    core = openvino.Core()
+    core = openvino_core()
     options = {
         "INFERENCE_PRECISION_HINT": hint,
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
