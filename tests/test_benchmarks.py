@@ -9,10 +9,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from seg.metrics.isbi2012 import CHALLENGE_THRESHOLDS, section_scores
 from seg.models import FCN, NestedUNet, UNet
 
 ROOT = Path(__file__).parents[1]
@@ -21,6 +23,7 @@ sys.path.insert(0, str(BENCHMARKS))
 import gpu  # noqa: E402
 import peers  # noqa: E402
 import timing  # noqa: E402
+import v_rand  # noqa: E402
 
 sys.path.remove(str(BENCHMARKS))
 
@@ -217,3 +220,25 @@ def test_the_short_benchmarks_give_one_table(names, tmp_path):
         assert math.isfinite(float(value)) and float(ratio) >= 0
         same = [c for c in rows if c[:2] == [benchmark, reference] and c[3].endswith(unit)]
         assert [c[4] for c in same] == ["1.000"]
+
+
+def test_the_separation_of_cells_without_any_step_is_the_score_of_the_challenge():
+    rng = np.random.default_rng(0)
+    truth = np.kron(rng.integers(0, 2, (8, 8)), np.ones((6, 6))).astype(np.uint8)
+    interior = (0.2 + 0.5 * truth + rng.normal(0, 0.2, truth.shape)).clip(0, 1)
+    scores = section_scores(interior, truth)
+    for at, threshold in enumerate(CHALLENGE_THRESHOLDS):
+        found = v_rand.separation(interior, truth, threshold, 0.0, 1, None)
+        assert found == pytest.approx((scores["v_rand"][at], scores["v_info"][at]))
+
+
+def test_values_and_thresholds_of_a_fold_are_those_that_are_best_on_the_other_folds():
+    """V_rand of two values at two thresholds in three sections, each a fold of its own; by hand."""
+    folds = np.arange(3)
+    v_rand_a = [[0.1, 0.9], [0.5, 0.6], [0.8, 0.1]]
+    v_rand_b = [[0.7, 0.2], [0.0, 0.2], [0.3, 1.0]]
+    scores = {name: np.stack([rows, np.zeros((3, 2))], axis=-1) for name, rows in (("a", v_rand_a), ("b", v_rand_b))}  # fmt: skip
+    # the others' sums: fold 0: a 1.3, .7, b .3, 1.2; fold 1: a .9, 1.0, b 1.0, 1.2; fold 2: a .6, 1.5, b .7, .4
+    found, taken = v_rand.choose(scores, ["a", "b"], folds)
+    assert taken == ["a", "b", "a"]
+    np.testing.assert_allclose(found[:, 0], [0.1, 0.2, 0.1])
