@@ -49,10 +49,13 @@ from seg.objects import label_components
 from seg.runs.records import read_json, write_json
 
 STEPS = {  # option -> its values; the first does nothing
-    "blur": (0.0, 1.0, 2.0),  # px, standard deviation of a Gaussian over the probabilities
-    "min_size": (1, 50, 200),  # px of the smallest object
-    "split_neck_px": (None, 12.0, 8.0, 5.0),  # px, see seg.metrics.instances.segment_objects
+    "blur": (0.0, 1.5),  # px, standard deviation of a Gaussian over the probabilities
+    "min_size": (1, 100),  # px of the smallest object
+    "split_neck_px": (None, 10.0, 6.0),  # px, see seg.metrics.instances.segment_objects
 }
+THRESHOLDS = CHALLENGE_THRESHOLDS[
+    1:-1
+]  # 0.1 ... 0.9: everything, or nothing, is a cell at the others
 
 
 def main() -> None:
@@ -151,7 +154,7 @@ class Scores:
             pairs = list(zip(self.interior, self.truth, strict=True))
             self.kept[key] = np.array(
                 [
-                    [separation(p, t, threshold, *values) for threshold in CHALLENGE_THRESHOLDS]
+                    [separation(p, t, threshold, *values) for threshold in THRESHOLDS]
                     for p, t in track(pairs, f"{self.file.stem} {values}")
                 ]
             )
