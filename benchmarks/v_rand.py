@@ -49,13 +49,12 @@ from seg.objects import label_components
 from seg.runs.records import read_json, write_json
 
 STEPS = {  # option -> its values; the first does nothing
-    "blur": (0.0, 1.5),  # px, standard deviation of a Gaussian over the probabilities
+    "blur": (0.0, 1.0, 2.0),  # px, standard deviation of a Gaussian over the probabilities
     "min_size": (1, 100),  # px of the smallest object
-    "split_neck_px": (None, 10.0, 6.0),  # px, see seg.metrics.instances.segment_objects
+    "split_neck_px": (None, 14.0, 10.0),  # px, see seg.metrics.instances.segment_objects
 }
-THRESHOLDS = CHALLENGE_THRESHOLDS[
-    1:-1
-]  # 0.1 ... 0.9: everything, or nothing, is a cell at the others
+CHALLENGE = CHALLENGE_THRESHOLDS[1:-1]  # 0.1 ... 0.9; at 0 and 1 all pixels, or none, are cells
+THRESHOLDS = (*CHALLENGE, 0.95, 0.98)  # of which the other folds choose one
 
 
 def main() -> None:
@@ -184,7 +183,7 @@ def build_rows(scores: Scores, folds: NDArray) -> dict[str, NDArray]:
     """Return V_rand and V_info (sections, 2) of each row; at the challenge's threshold (sections, thresholds, 2)."""
     nothing = tuple(values[0] for values in STEPS.values())
     rows = {
-        "best threshold": scores[nothing],
+        "best threshold": scores[nothing][:, : len(CHALLENGE)],
         "threshold of the other folds": choose(scores, [nothing], folds)[0],
     }
     best = []  # of each option its value for each fold
