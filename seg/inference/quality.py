@@ -274,8 +274,8 @@ def build_scorer(run: LoadedRun, cfg: DictConfig, threshold: float) -> QualitySc
         log.info("quality    without intervals: threshold, tta, scales or model.depth differ from those of the calibration")  # fmt: skip
     elif all(one.dice_margin is None and one.iou_margin is None for one in run.quality.classes):
         log.info(
-            f"quality    without intervals, which need {expected_scores.fewest_images()} calibration images, or as "
-            f"many groups; the run was calibrated on {run.quality.images} images"
+            f"quality    without intervals, which need {expected_scores.fewest_images()} calibration images or "
+            f"groups; there were {run.quality.images} images"
         )
     return make_scorer(run, run.quality, intervals, None if cfg.look == "auto" else cfg.look)
 

@@ -115,7 +115,7 @@ def test_too_few_calibration_images_for_intervals_are_told(run, capsys):
     few = loaded.quality.model_copy(update={"images": 4, "classes": classes})
     cfg = config("predict", f"run={run}", "input=a.png", "output=b")
     assert build_scorer(dataclasses.replace(loaded, quality=few), cfg, 0.5).intervals
-    said = "without intervals, which need 9 calibration images, or as many groups; the run was calibrated on 4 images"
+    said = "without intervals, which need 9 calibration images or groups; there were 4 images"
     assert said in " ".join(capsys.readouterr().out.split())
 
 
