@@ -50,7 +50,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("runs", nargs="+", type=Path)
     parser.add_argument("--output", type=Path, default=Path("outputs/isbi2012"))
-    parser.add_argument("--views", nargs="+", default=["none", "flips"], help="none, flips, d4")
+    parser.add_argument(
+        "--views", nargs="+", default=["none", "flips"], help="none, mirror, flips, d4"
+    )
     parser.add_argument(
         "--against", default="U-Net", help="the row that the others are compared with"
     )
@@ -201,7 +203,7 @@ def report(rows: dict, facts: dict[str, int], groups: dict, asked: argparse.Name
     ]
     for name, row in sorted(rows.items(), key=lambda item: -item[1]["V_rand"]["mean"]):
         cells = [
-            f"{c['mean']:.4f} ± {c['sd']:.4f} ({c['low']:.3f}-{c['high']:.3f})"
+            f"{c['mean']:.4f}{spread_text(c['sd'])} ({c['low']:.3f}-{c['high']:.3f})"
             for c in row.values()
         ]
         table.add_row(name, f"{facts[name]:,}", *cells)
@@ -218,6 +220,11 @@ def report(rows: dict, facts: dict[str, int], groups: dict, asked: argparse.Name
             for k, t in tests.items()
         )
         print(f"{name} less {asked.against}: " + "; ".join(told))
+
+
+def spread_text(sd: float) -> str:
+    """Return the standard deviation over seeds for the table; an empty text for one seed."""
+    return "" if np.isnan(sd) else f" ± {sd:.4f}"
 
 
 def against(rows: dict, groups: dict, name: str) -> dict[str, dict]:
