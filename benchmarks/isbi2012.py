@@ -29,6 +29,7 @@ from seg.metrics.isbi2012 import section_scores
 from seg.metrics.significance import ScoreFunction, bootstrap_interval, paired_test
 from seg.models.contract import same_size_logits
 from seg.models.profiling import count_parameters
+from seg.runs.load import LoadedRun
 from seg.runs.records import read_json, write_json
 
 ROWS = {  # experiment -> what the table calls it
@@ -101,20 +102,12 @@ def variants(record: dict, views: list[str]) -> list[tuple[str, str, int | None]
     return found
 
 
-@torch.inference_mode()
 def scored(folder: Path, view: str, depth: int | None, file: Path) -> dict[str, NDArray]:
     """Scores of a run's validation sections, as arrays (sections, ...); kept in ``file``."""
     run = ensemble.load_members(str(folder), depth)
     count = count_parameters(run.model)
-    cfg = compose_checked("evaluate", [f"run={json.dumps(str(folder))}"])
-    data = open_run_data(cfg, run, *choose_data(cfg.data, run))
-    model = prepare_for_inference(with_tta(run.model, view, [1.0], False), "cpu")
     rows = []
-    for sample in (data.samples("val")[0, at] for at in range(len(data.samples("val")))):
-        inside = (
-            probabilities(same_size_logits(model, sample["image"][None]))[0, 1].double().numpy()
-        )
-        truth = sample["mask"].numpy().astype(np.uint8)
+    for inside, truth in predict_validation(folder, run, view):
         by_threshold = section_scores(inside, truth)
         rows.append(
             {key: by_threshold[key] for key in THRESHOLDED}
@@ -124,6 +117,22 @@ def scored(folder: Path, view: str, depth: int | None, file: Path) -> dict[str, 
     scores = {key: np.stack([row[key] for row in rows]) for key in rows[0]}
     np.savez(file, parameters=np.array(count), **scores)
     return scores | {"parameters": np.array(count)}
+
+
+@torch.inference_mode()
+def predict_validation(folder: Path, run: LoadedRun, view: str) -> list[tuple[NDArray, NDArray]]:
+    """Return the probability of cell and the truth, (H, W) each, of a run's validation sections, as in its run.json."""
+    cfg = compose_checked("evaluate", [f"run={json.dumps(str(folder))}"])
+    data = open_run_data(cfg, run, *choose_data(cfg.data, run))
+    model = prepare_for_inference(with_tta(run.model, view, [1.0], False), "cpu")
+    samples = data.samples("val")
+    return [
+        (
+            probabilities(same_size_logits(model, sample["image"][None]))[0, 1].double().numpy(),
+            sample["mask"].numpy().astype(np.uint8),
+        )
+        for sample in (samples[0, at] for at in range(len(samples)))
+    ]
 
 
 def counts(found: NDArray, true: NDArray) -> NDArray[np.float64]:

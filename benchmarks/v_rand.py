@@ -1,4 +1,4 @@
-"""What raises V_rand on ISBI 2012: python benchmarks/v_rand.py NAME=CROSSVAL ... --output FOLDER.
+"""Measure what raises V_rand on ISBI 2012: python benchmarks/v_rand.py NAME=CROSSVAL ... --output FOLDER.
 
 CROSSVAL are folders of ``seg.crossval experiment=isbi2012_*`` with the same folds. Every section is predicted by the
 network of its fold, which did not train on it: alone, averaged over the mirrored view, and averaged with the other
@@ -13,23 +13,17 @@ too narrow. Probabilities and scores are kept in FOLDER and not computed again.
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import numpy as np
-import torch
+from isbi2012 import predict_validation
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from scipy import ndimage
 
-from seg.cli.compose import compose_checked
-from seg.hardware import prepare_for_inference
 from seg.inference import ensemble
-from seg.inference.run_data import choose_data, open_run_data
-from seg.inference.tta import with_tta
-from seg.logits import probabilities
 from seg.metrics.instances import segment_objects
 from seg.metrics.isbi2012 import (
     CHALLENGE_THRESHOLDS,
@@ -44,7 +38,6 @@ from seg.metrics.significance import (
     paired_test,
     per_image_rows,
 )
-from seg.models.contract import same_size_logits
 from seg.objects import label_components
 from seg.runs.records import read_json, write_json
 
@@ -54,6 +47,7 @@ STEPS = {  # option -> its values; the first does nothing
     "split_neck_px": (None, 14.0, 10.0),  # px, see seg.metrics.instances.segment_objects
 }
 CHALLENGE = CHALLENGE_THRESHOLDS[1:-1]  # 0.1 ... 0.9; at 0 and 1 all pixels, or none, are cells
+VIEWS = ("none", "mirror")
 THRESHOLDS = (*CHALLENGE, 0.95, 0.98)  # of which the other folds choose one
 
 
@@ -64,15 +58,14 @@ def main() -> None:
     asked = parser.parse_args()
     asked.output.mkdir(parents=True, exist_ok=True)
     members = {name: Path(folder) for name, folder in (w.split("=", 1) for w in asked.crossvals)}
-    truth, folds = read_truth(next(iter(members.values())))
     # Probabilities of every network and view, then of the averages over networks
-    maps = {
-        (name, view): predict_sections(folder, view, asked.output / f"{name}-{view}.npy")
-        for name, folder in members.items()
-        for view in ("none", "mirror")
-    }
+    maps, truth, folds = {}, None, None
+    for name, folder in members.items():
+        for view in VIEWS:
+            file = asked.output / f"{name}-{view}-sections.npz"
+            maps[name, view], truth, folds = predict_sections(folder, view, file)
     if len(members) > 1:
-        for view in ("none", "mirror"):
+        for view in VIEWS:
             maps[" and ".join(members), view] = np.mean([maps[n, view] for n in members], axis=0)
     rows = {}
     for (name, view), interior in maps.items():
@@ -82,56 +75,28 @@ def main() -> None:
     report(rows, asked.output)
 
 
-def read_truth(folder: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Return the labels (sections, H, W) of 0 membrane, 1 cell, and the fold (sections,) of each."""
-    masks, folds = {}, {}
-    for number, run in enumerate(fold_runs(folder)):
-        for name, _, mask in held_out(run):
-            masks[name], folds[name] = mask, number
-    names = sorted(masks)
-    return np.stack([masks[n] for n in names]), np.array([folds[n] for n in names])
+def predict_sections(
+    folder: Path, view: str, file: Path
+) -> tuple[NDArray[np.float64], NDArray[np.uint8], NDArray[np.int64]]:
+    """Return the out-of-fold probability of cell, the truth (sections, H, W) and the fold of each section; kept in ``file``.
 
-
-def fold_runs(folder: Path) -> list[Path]:
-    """Return the run folders of a finished cross-validation, by fold."""
-    record = read_json(folder / "crossval.json")
-    if record["status"] != "finished":
-        raise SystemExit(f"{folder}: status is {record['status']}, and finished is needed")
-    return [path.parent for path in sorted(folder.glob("*-fold-*/run.json"), key=fold_number)]
-
-
-def fold_number(file: Path) -> int:
-    """Return the fold that a run folder's name ends with."""
-    return int(file.parent.name.rsplit("-", 1)[1])
-
-
-def held_out(run: Path) -> list[tuple[str, torch.Tensor, NDArray[np.uint8]]]:
-    """Return name, image (C, H, W) and mask (H, W) of the sections that a fold's network did not train on."""
-    member = ensemble.load_members(str(run), None)
-    cfg = compose_checked("evaluate", [f"run={json.dumps(str(run))}"])
-    data = open_run_data(cfg, member, *choose_data(cfg.data, member))
-    samples = data.samples("val")
-    names = read_json(run / "run.json")["splits"]["val"]
-    return [
-        (name, sample["image"], sample["mask"].numpy().astype(np.uint8))
-        for name, sample in zip(names, (samples[0, at] for at in range(len(names))), strict=True)
-    ]
-
-
-@torch.inference_mode()
-def predict_sections(folder: Path, view: str, file: Path) -> NDArray[np.float32]:
-    """Return the out-of-fold probability (sections, H, W) of cell, in the order of the sections' names."""
-    if file.is_file():
-        return np.load(file)
-    found = {}
-    for run in track(fold_runs(folder), f"predicting {file.stem}"):
-        member = ensemble.load_members(str(run), None)
-        model = prepare_for_inference(with_tta(member.model, view, [1.0], False), "cpu")
-        for name, image, _ in held_out(run):
-            found[name] = probabilities(same_size_logits(model, image[None]))[0, 1].numpy()
-    maps = np.stack([found[name] for name in sorted(found)])
-    np.save(file, maps)
-    return maps
+    Sections are sorted by name, so those of two cross-validations agree.
+    """
+    if not file.is_file():
+        record = read_json(folder / "crossval.json")
+        if record["status"] != "finished":
+            raise SystemExit(f"{folder}: status is {record['status']}, and finished is needed")
+        found = {}
+        for fold, entry in enumerate(track(record["folds"], f"predicting {file.stem}")):
+            place = folder / entry["run"]
+            run = ensemble.load_members(str(place), None)
+            names = read_json(place / "run.json")["splits"]["val"]
+            for name, pair in zip(names, predict_validation(place, run, view), strict=True):
+                found[name] = (*pair, fold)
+        interior, truth, folds = (np.stack(part) for part in zip(*(found[n] for n in sorted(found)), strict=True))  # fmt: skip
+        np.savez(file, interior=interior, truth=truth, folds=folds)
+    kept = np.load(file)
+    return kept["interior"], kept["truth"], kept["folds"]
 
 
 class Scores:
