@@ -43,6 +43,10 @@ ROWS = {  # experiment -> what the table calls it
     "isbi2012_unetpp_plain": "UNet++, no supervision",
     "isbi2012_nvidia": "U-Net, NVIDIA's folds",  # which overlap: a section counts once in each
 }
+NAMED = {  # option of a run -> what the table adds
+    "data.neighbours=1": "with its neighbours",
+    "trainer.max_epochs=50": "3000 steps",
+}
 VIEWED = ("isbi2012_unet", "isbi2012_unetpp")  # scored by --views too
 THRESHOLDED = ("v_rand", "v_info", "pixel_error")  # an array each, the last error's ending with nan
 
@@ -92,9 +96,7 @@ def variants(record: dict, views: list[str]) -> list[tuple[str, str, int | None]
     """Row, view and depth of what a run is scored as."""
     experiment = record["choices"]["experiment"]
     name = ROWS[experiment]
-    name += "".join(
-        f", {w}" for w in record["overrides"] if w.startswith("data.neighbours=") and w[-2:] != "=0"
-    )
+    name += "".join(f", {text}" for option, text in NAMED.items() if option in record["overrides"])
     views = views if experiment in VIEWED else ["none"]
     found = [(name if view == "none" else f"{name}, {view}", view, None) for view in views]
     if experiment == "isbi2012_unetpp":

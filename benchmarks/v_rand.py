@@ -6,7 +6,8 @@ networks of the same fold. Each of these is scored
 
 - at the challenge's one best threshold, selected on the scored sections themselves (as in the published tables);
 - at the threshold that is best on the other four folds;
-- with the steps of ``STEPS`` in addition, each with the values that are best on the other four folds.
+- with the steps of ``STEPS`` in addition (or those of ``--steps``), each with the values that are best on the other four
+  folds.
 
 Intervals are 95 %, by bootstrap over sections. Neighbouring sections resemble each other, so they are somewhat
 too narrow. Probabilities and scores are kept in FOLDER and not computed again.
@@ -55,6 +56,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("crossvals", nargs="+", help="NAME=FOLDER of seg.crossval")
     parser.add_argument("--output", type=Path, default=Path("outputs/v_rand"))
+    parser.add_argument(
+        "--steps", nargs="*", choices=STEPS, default=list(STEPS), help="none: thresholds alone"
+    )
     asked = parser.parse_args()
     asked.output.mkdir(parents=True, exist_ok=True)
     members = {name: Path(folder) for name, folder in (w.split("=", 1) for w in asked.crossvals)}
@@ -71,7 +75,10 @@ def main() -> None:
     for (name, view), interior in maps.items():
         title = name if view == "none" else f"{name}, mirrored view"
         scores = Scores(interior, truth, asked.output / f"{name}-{view}.npz")
-        rows |= {f"{title}: {row}": values for row, values in build_rows(scores, folds).items()}
+        rows |= {
+            f"{title}: {row}": values
+            for row, values in build_rows(scores, folds, asked.steps).items()
+        }
     report(rows, asked.output)
 
 
@@ -144,23 +151,31 @@ def separation(
     return rand_scores(*overlaps)[2], information_scores(*overlaps)[2]
 
 
-def build_rows(scores: Scores, folds: NDArray) -> dict[str, NDArray]:
-    """Return V_rand and V_info (sections, 2) of each row; at the challenge's threshold (sections, thresholds, 2)."""
+def build_rows(scores: Scores, folds: NDArray, steps: list[str]) -> dict[str, NDArray]:
+    """Return V_rand and V_info (sections, 2) of each row; at the challenge's threshold (sections, thresholds, 2).
+
+    Args:
+        scores: of one stack of probabilities.
+        folds: of each section.
+        steps: those of ``STEPS`` that get a row, and one together.
+    """
     nothing = tuple(values[0] for values in STEPS.values())
     rows = {
         "best threshold": scores[nothing][:, : len(CHALLENGE)],
         "threshold of the other folds": choose(scores, [nothing], folds)[0],
     }
-    best = []  # of each option its value for each fold
-    for at, (option, values) in enumerate(STEPS.items()):
-        asked = [(*nothing[:at], value, *nothing[at + 1 :]) for value in values]
+    best = {option: [values[0]] * (folds.max() + 1) for option, values in STEPS.items()}
+    for option in steps:
+        at = list(STEPS).index(option)
+        asked = [(*nothing[:at], value, *nothing[at + 1 :]) for value in STEPS[option]]
         rows[option], chosen = choose(scores, asked, folds)
-        best.append([values[at] for values in chosen])
+        best[option] = [values[at] for values in chosen]  # for each fold
     # All together: the values chosen alone, the threshold chosen again
-    together = np.empty_like(rows["blur"])
-    for fold, values in enumerate(zip(*best, strict=True)):
-        together[folds == fold] = choose(scores, [values], folds)[0][folds == fold]
-    rows["together"] = together
+    if steps:
+        together = np.empty((len(folds), 2))
+        for fold, values in enumerate(zip(*best.values(), strict=True)):
+            together[folds == fold] = choose(scores, [values], folds)[0][folds == fold]
+        rows["together"] = together
     return rows
 
 

@@ -242,3 +242,17 @@ def test_values_and_thresholds_of_a_fold_are_those_that_are_best_on_the_other_fo
     found, taken = v_rand.choose(scores, ["a", "b"], folds)
     assert taken == ["a", "b", "a"]
     np.testing.assert_allclose(found[:, 0], [0.1, 0.2, 0.1])
+
+
+def test_a_step_is_scored_only_where_it_is_asked_for():
+    """With one step alone, all steps together are that step."""
+    rng = np.random.default_rng(0)
+    nothing, folds = (0.0, 1, None), np.arange(6) // 2
+    scores = {key: rng.random((6, 11, 2)) for key in (nothing, (0.0, 100, None))}
+    plain = v_rand.build_rows(scores, folds, [])
+    assert list(plain) == ["best threshold", "threshold of the other folds"]
+    rows = v_rand.build_rows(scores, folds, ["min_size"])
+    assert list(rows) == [*plain, "min_size", "together"]
+    np.testing.assert_array_equal(rows["together"], rows["min_size"])
+    for name, values in plain.items():
+        np.testing.assert_array_equal(rows[name], values)
