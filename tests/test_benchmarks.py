@@ -1,6 +1,7 @@
 """benchmarks/: times are taken in turn and compared by medians, the peers compute what our networks compute, and all runs."""
 
 import functools
+import json
 import math
 import os
 import platform
@@ -21,6 +22,7 @@ ROOT = Path(__file__).parents[1]
 BENCHMARKS = ROOT / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 import gpu  # noqa: E402
+import isbi2012  # noqa: E402
 import peers  # noqa: E402
 import timing  # noqa: E402
 import v_rand  # noqa: E402
@@ -256,3 +258,37 @@ def test_a_step_is_scored_only_where_it_is_asked_for():
     np.testing.assert_array_equal(rows["together"], rows["min_size"])
     for name, values in plain.items():
         np.testing.assert_array_equal(rows[name], values)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "row"),
+    [
+        (["trainer.max_epochs=16", "data.neighbours=0"], "U-Net"),
+        (["data.neighbours=1"], "U-Net, data.neighbours=1"),
+        (["data.neighbours=2"], "U-Net, data.neighbours=2"),
+        (["trainer.max_epochs=50"], "U-Net, 3000 steps"),
+    ],
+)
+def test_a_run_with_other_sections_or_more_steps_has_a_row_of_its_own(overrides, row):
+    record = {"choices": {"experiment": "isbi2012_unet"}, "overrides": overrides}
+    assert isbi2012.variants(record, ["none"]) == [(row, "none", None)]
+
+
+def test_two_runs_of_one_row_with_the_same_seed_and_section_are_refused(tmp_path, monkeypatch):
+    """Neither takes the place of the other."""
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "run.json").write_text(
+            json.dumps(
+                {
+                    "status": "finished", "choices": {"experiment": "isbi2012_unet"}, "overrides": [],
+                    "seed": 0, "splits": {"val": ["slice-00"]},
+                }
+            )
+        )  # fmt: skip
+    scores = {"parameters": np.array(1), "counts": np.zeros((1, 2, 3))}
+    monkeypatch.setattr(isbi2012, "scored", lambda *_: dict(scores))
+    line = ["isbi2012.py", str(tmp_path), "--output", str(tmp_path / "table"), "--views", "none"]
+    monkeypatch.setattr(sys, "argv", line)
+    with pytest.raises(SystemExit, match="b: another run is U-Net with seed 0 and holds out slice-00 too"):  # fmt: skip
+        isbi2012.main()
