@@ -17,7 +17,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
 
-from seg.cli.conf_files import CONF, group_names, is_hydra_override, own_options
+from seg.cli.conf_files import CONF, group_names, is_hydra_override
 from seg.cli.paths import complete_values
 from seg.cli.renamed_options import rename_composed
 from seg.cli.resource_errors import OutOfMemory, explain_error
@@ -128,18 +128,20 @@ class CheckedConfig(ComposedConfig):
 
     Attributes:
         files: the config of the files alone, without typed options, as plain values.
-        own: options of the command's own file.
+        config_name: the command's own file.
         tested_files: True if all files are of this package.
     """
 
     files: dict[str, Any]
-    own: dict[str, Any]
+    config_name: str
     tested_files: bool
 
     def check(self, tree: dict[str, Any]) -> None:
         """Raise UserError unless a config with the same choice of files has valid options and values."""
         unchosen = [group for group, choice in self.choices.items() if choice is None]
-        OptionChecker(unchosen, self.own, tested_files=self.tested_files).check(tree, self.files)
+        OptionChecker(self.config_name, unchosen, tested_files=self.tested_files).check(
+            tree, self.files
+        )
 
     def check_values(
         self, overrides: list[Override], also: Callable[[DictConfig], None] = no_further_check
@@ -293,7 +295,7 @@ def compose_and_check(config_name: str, words: list[str]) -> CheckedConfig:
     checked = CheckedConfig(
         **vars(composed),
         files=files.tree,
-        own=own_options(config_name),
+        config_name=config_name,
         tested_files=not any(o.key_or_group == "hydra.searchpath" for o in overrides),
     )
     checked.check(checked.tree)

@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Collection
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,9 @@ def group_names(overrides: Collection[Override] = ()) -> dict[str, list[str]]:
     return {name: sorted(groups[name]) for name in sorted(groups)}
 
 
+@cache
 def own_options(config_name: str) -> dict[str, Any]:
-    """Return the options of a command's own file, without the groups of which it chooses a file."""
+    """Return the options of a command's own file, without the groups of which it chooses a file; not to be changed."""
     content = yaml.safe_load((CONF / f"{config_name}.yaml").read_text("utf-8"))
     defaults = [entry for entry in content.pop("defaults", []) if isinstance(entry, dict)]
     chosen = {group for entry in defaults for group, choice in entry.items() if choice}

@@ -23,7 +23,14 @@ from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 from pydantic.errors import PydanticSchemaGenerationError
 from pydantic_core import SchemaError
 
-from seg.cli.conf_files import CONF, HYDRA_KEYS, did_you_mean, format_option_value, join_some
+from seg.cli.conf_files import (
+    CONF,
+    HYDRA_KEYS,
+    did_you_mean,
+    format_option_value,
+    join_some,
+    own_options,
+)
 from seg.cli.paths import NODATA_OPTIONS
 from seg.cli.signatures import Arguments, read_arguments
 from seg.errors import NotWholeNumber, UserError, missing_extra_hint
@@ -213,7 +220,6 @@ OPTION_RANGES = {  # dotted name of an option -> its range
     "data.group_by": PATH_RANGE,
     "data.split": any_range(SPLIT_NAMES, NULL_RANGE),
     "model.depth": any_range(int_range(1, 12), NULL_RANGE),
-    "precision": any_range(choice_range("float32", "bfloat16", "int8", "float16"), NULL_RANGE),
     "engine": choice_range("torch", "onnx", "openvino"),
     "exported": any_range(WORD_RANGE, NULL_RANGE),
     "max_loss": float_range(0),
@@ -287,6 +293,14 @@ OPTION_RANGES = {  # dotted name of an option -> its range
     "logger.wandb.entity": PATH_RANGE,
     "logger.trackio.folder": PATH_RANGE,
 }  # fmt: skip
+
+COMPUTED = choice_range("float32", "bfloat16", "int8")
+EXPORTED = choice_range("float32", "int8", "float16")
+COMMAND_RANGES = {  # command, name of an option that means something else in another command -> its range
+    ("predict", "precision"): COMPUTED,
+    ("evaluate", "precision"): any_range(COMPUTED, NULL_RANGE),
+    ("export", "precision"): EXPORTED,
+}
 
 FURTHER_TYPES = {
     "tile": type(None),
@@ -428,15 +442,15 @@ class OptionChecker:
     """Check of a composed config; constructors of other libraries are imported last, since that takes seconds.
 
     Args:
+        command: whose own file has further options, conf/COMMAND.yaml; empty: none.
         unchosen: dotted names of groups of which no file is chosen.
-        own: the options of the command's own file.
         tested_files: True if all files are of this package, whose values are valid; only others are checked.
     """
 
     def __init__(
-        self, unchosen: Collection[str] = (), own: Any = None, *, tested_files: bool = False
+        self, command: str = "", unchosen: Collection[str] = (), *, tested_files: bool = False
     ) -> None:
-        self.unchosen, self.own, self.tested_files = unchosen, own, tested_files
+        self.command, self.unchosen, self.tested_files = command, unchosen, tested_files
         self.foreign: list[tuple[str, dict[str, Any], Any]] = []
 
     def check(self, tree: dict[str, Any], known: dict[str, Any]) -> None:
@@ -447,7 +461,7 @@ class OptionChecker:
             known: that of the files.
         """
         check_extras(tree)
-        self.check_group(tree, known, self.own)
+        self.check_group(tree, known, own_options(self.command) if self.command else None)
         self.check_foreign()
 
     def check_foreign(self) -> None:
@@ -510,9 +524,9 @@ class OptionChecker:
             self.check_arguments(path, rest, known, arguments)
         else:
             for name, value in rest.items():
-                if name in known and range_violation(f"{path}.{name}", value):
+                if name in known and range_violation(f"{path}.{name}", value, self.command):
                     check_like(f"{path}.{name}", value, known[name])
-                    check_range(f"{path}.{name}", value, known[name])
+                    check_range(f"{path}.{name}", value, known[name], self.command)
             self.foreign.append((path, rest, known))
 
     def check_arguments(
@@ -551,7 +565,7 @@ class OptionChecker:
                 check_fits(path, value, wanted, adapter, known)
             else:
                 check_like(path, value, known)
-            check_range(path, value, known)
+            check_range(path, value, known, self.command)
 
     def check_typed_dict(self, path: str, value: dict[str, Any], known: Any, wanted: Any) -> None:
         """Check the fields of a dict whose annotation is a TypedDict."""
@@ -593,9 +607,9 @@ def holds_text(value: Any, text: str) -> bool:
     return value == text
 
 
-def check_range(path: str, value: Any, known: Any) -> None:
+def check_range(path: str, value: Any, known: Any, command: str) -> None:
     """Raise UserError for a value outside of the range of its option."""
-    if needed := range_violation(path, value):
+    if needed := range_violation(path, value, command):
         raise UserError(
             f"{path}={format_option_value(value)}: {needed} is needed{file_value_hint(known)}"
         )
@@ -772,7 +786,7 @@ def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def range_violation(path: str, value: Any) -> str | None:
+def range_violation(path: str, value: Any, command: str = "") -> str | None:
     """Return the needed range in words if a value is outside of it, else None."""
     for number in value if isinstance(value, list) else [value]:
         if path in NODATA_OPTIONS:
@@ -781,5 +795,5 @@ def range_violation(path: str, value: Any) -> str | None:
             return "a finite number"
         if type(number) is int and abs(number) > MAX_COUNT:
             return "a number of at most 64 bits"
-    limit = OPTION_RANGES.get(path)
+    limit = COMMAND_RANGES.get((command, path), OPTION_RANGES.get(path))
     return None if limit is None or limit.holds(value) else limit.needed

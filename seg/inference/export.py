@@ -57,11 +57,6 @@ def check_packages(cfg: DictConfig) -> None:
     for package in ("onnx", "onnxruntime") if cfg.format != "torch" else ():
         if need := missing_extra_hint(package):
             raise UserError(f"format={cfg.format} {need}")
-    if cfg.precision not in ("float32", "int8", "float16"):
-        raise UserError(
-            f"precision={cfg.precision}: choose from float32, int8, float16; engine=openvino precision=bfloat16 of seg.predict "
-            "runs the file in float32"
-        )
     if cfg.precision != "float32" and cfg.format != "onnx":
         raise UserError(f"precision={cfg.precision}: format={cfg.format} is written in float32; take format=onnx")  # fmt: skip
 

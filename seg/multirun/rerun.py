@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import DictConfig, OmegaConf
 
 from seg.cli.compose import compose_checked, plain_config
-from seg.cli.conf_files import format_option_value, own_options
+from seg.cli.conf_files import format_option_value
 from seg.cli.validation import OptionChecker
 from seg.comparison import rerun_report as report
 from seg.display.console import is_rank_zero
@@ -89,7 +89,7 @@ def upgrade_config(cfg: DictConfig, past: FinishedRun) -> dict[str, Any]:
     config |= {"logger": plain_config(cfg.logger), "outputs": cfg.outputs}
     groups = {name: config[name] for name in (*ALLOWED_TARGETS, "trainer", "logger")}
     try:
-        OptionChecker(own=own_options("train")).check(config, base | groups)
+        OptionChecker("train").check(config, base | groups)
     except UserError as error:
         raise UserError(
             f"run={cfg.run}: made by another version, whose options this version doesn't accept ({error}); use the "

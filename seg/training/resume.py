@@ -18,7 +18,7 @@ from torch import Tensor
 from seg import files
 from seg.cli.command_line import typed_command, typed_overrides
 from seg.cli.compose import compose_checked, one_line, parse_overrides, plain_config
-from seg.cli.conf_files import format_option_value, own_options
+from seg.cli.conf_files import format_option_value
 from seg.cli.validation import OptionChecker, is_number
 from seg.display.console import rank_zero_only
 from seg.errors import RunError, UserError
@@ -403,9 +403,7 @@ def check_saved_options(config: dict[str, Any], known: dict[str, Any], file: Pat
     """
     groups = {name: config[name] for name in (*reader.ALLOWED_TARGETS, "trainer", "logger")}
     try:
-        OptionChecker(own=own_options("train")).check(
-            {name: config[name] for name in known}, known | groups
-        )
+        OptionChecker("train").check({name: config[name] for name in known}, known | groups)
     except UserError as error:
         raise RunError(f"{file}: {error}") from error
 

@@ -18,7 +18,7 @@ from PIL import Image
 
 from seg.cli.compose import check_command_line, compose_checked
 from seg.cli.conf_files import CONF, HYDRA_KEYS, format_option_value, group_names
-from seg.cli.validation import OPTION_RANGES, range_violation
+from seg.cli.validation import COMMAND_RANGES, OPTION_RANGES, range_violation
 from seg.errors import UserError
 from seg.runs.run_info import RunInfo
 from seg.training.run import train
@@ -215,24 +215,22 @@ def test_limits_refuse_nonsense_and_take_what_the_file_says(option):
 
 
 def test_limits_are_of_options_that_there_are_and_their_files_keep_to_them():
-    commands = [dict(leaves(read(f.stem))) for f in CONF.glob("*.yaml") if f.stem != "train"]
+    commands = [(f.stem, read(f.stem)) for f in CONF.glob("*.yaml")]
     groups = [
-        dict(leaves(read(f"{group}/{name}"), f"{group}."))
+        ("", {group: read(f"{group}/{name}")})
         for group, names in group_names().items()
         for name in names
         if group != "experiment"
     ]
-    there = [
-        dict(leaves({k: v for k, v in read("train").items() if k != "hydra"})),
-        *groups,
-        *commands,
-    ]
-    for options in there:
+    there = [(command, dict(leaves({k: v for k, v in tree.items() if k != "hydra"}))) for command, tree in commands + groups]  # fmt: skip
+    for command, options in there:
         for path, value in options.items():
-            resolved = None if "${" in str(value) else range_violation(path, value)
+            resolved = None if "${" in str(value) else range_violation(path, value, command)
             assert resolved is None, (path, value)
+    named = {path for _, options in there for path in options}
+    assert set(COMMAND_RANGES) <= {(command, path) for command, tree in there for path in tree}
     of_pytorch = {"optim.eps", "optim.dampening"}  # arguments that no file names
-    assert set(OPTION_RANGES) - of_pytorch <= {path for options in there for path in options}
+    assert set(OPTION_RANGES) - of_pytorch <= named
 
 
 @given(lines())

@@ -361,7 +361,7 @@ def trees() -> Iterator[tuple[str, str, dict[str, Any]]]:
             yield name, path, tree
 
 
-def taken(tree: dict[str, Any], path: str) -> str:
+def taken(command: str, tree: dict[str, Any], path: str) -> str:
     """The values that pass; a refusal is one line that names the option and what it needs."""
     found = []
     for word, value in VALUES.items():
@@ -371,7 +371,7 @@ def taken(tree: dict[str, Any], path: str) -> str:
             node = node[part]
         node[parts[-1]] = value
         try:
-            OptionChecker().check(changed, tree)
+            OptionChecker(command).check(changed, tree)
         except UserError as error:
             assert str(error).startswith((path, "data.sha256=")) and "\n" not in str(error)
             assert " needed" in str(error) or ": one of " in str(error), error
@@ -384,7 +384,9 @@ def test_each_option_takes_what_is_right_and_refuses_the_rest():
     found: dict[str, dict[str, set[str]]] = {}
     for file, path, tree in trees():
         name = path.removeprefix(f"{file.partition('=')[0]}.") if "=" in file else path
-        found.setdefault(taken(tree, path), {}).setdefault(file, set()).add(name)
+        found.setdefault(taken("" if "=" in file else file, tree, path), {}).setdefault(
+            file, set()
+        ).add(name)
     wanted = {k: {f: set(names.split()) for f, names in v.items()} for k, v in TAKEN.items()}
     assert found == wanted
 
@@ -411,6 +413,19 @@ def test_each_option_takes_what_is_right_and_refuses_the_rest():
 def test_a_refusal_names_the_range(words, message):
     with pytest.raises(UserError, match=message):
         check_command_line("train", words.split(), multirun=False)
+
+
+@pytest.mark.parametrize(
+    ("command", "precisions"),
+    [
+        ("predict", "float32, bfloat16, int8 is needed"),
+        ("evaluate", "float32, bfloat16, int8, or null is needed"),
+        ("export", "float32, int8, float16 is needed"),
+    ],
+)
+def test_an_option_of_several_commands_has_a_range_in_each(command, precisions):
+    with pytest.raises(UserError, match=f"precision=int9: one of {precisions}"):
+        check_command_line(command, ["precision=int9"], multirun=False)
 
 
 def test_a_sweep_refuses_a_value_before_it_begins():
