@@ -168,7 +168,8 @@ def test_a_documented_command_runs(
         assert Path("outputs/RUN_A").exists() != ("apply=true" in words)
         return
     if name == "compare":
-        for i, place in enumerate(("sweeps/SWEEP/a", "sweeps/SWEEP/b", "RUN_A", "RUN_B")):
+        places = ("sweeps/SWEEP/a", "sweeps/SWEEP/b", "RUN_A", "RUN_B", "vnc/a", "vnc/b")
+        for i, place in enumerate(places):
             images = {split: spread([10 + i, 20]) for split in ("val", "test")}
             make_run(Path("outputs", place), images, choices={"model": ("unet", "unetpp")[i % 2]})
         Path("outputs/sweeps/latest").symlink_to("SWEEP")
