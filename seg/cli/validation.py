@@ -300,6 +300,8 @@ COMMAND_RANGES = {  # command, name of an option that means something else in an
     ("predict", "precision"): COMPUTED,
     ("evaluate", "precision"): any_range(COMPUTED, NULL_RANGE),
     ("export", "precision"): EXPORTED,
+    ("list", "score"): WORD_RANGE,
+    **{(name, "output"): WORD_RANGE for name in ("check", "crossval", "enough", "plan", "show")},
 }
 
 FURTHER_TYPES = {
@@ -480,8 +482,9 @@ class OptionChecker:
             own: the group in the command's own file.
             path: dotted name of the group; empty: the whole config.
         """
-        # Compare each option of this level with the file's
-        for name in [*level, *known]:
+        # Compare each option of this level with the file's; one whose file's value is another option, after that one
+        ours = own if isinstance(own, dict) else {}
+        for name in sorted([*level, *known], key=lambda name: str(ours.get(name)).startswith("${")):
             full = f"{path}.{name}" if path else str(name)
             if name not in level:
                 raise UserError(f"~{full}: can't be left out, the command reads it")
@@ -491,7 +494,7 @@ class OptionChecker:
             if self.tested_files and same_value(value, filed) and not holds_text(value, "???"):
                 continue
             # Constructors are checked by their signatures, groups recursively, values by type
-            below = own.get(name) if isinstance(own, dict) else None
+            below = ours.get(name)
             if isinstance(value, dict) and "_target_" in value:
                 self.check_call(full, value, filed, below if isinstance(below, dict) else {})
             elif isinstance(value, dict) and isinstance(filed, dict) and full not in self.unchosen:

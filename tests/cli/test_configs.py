@@ -18,7 +18,7 @@ from PIL import Image
 
 from seg.cli.compose import check_command_line, compose_checked
 from seg.cli.conf_files import CONF, HYDRA_KEYS, format_option_value, group_names
-from seg.cli.validation import COMMAND_RANGES, OPTION_RANGES, range_violation
+from seg.cli.validation import COMMAND_RANGES, FURTHER_TYPES, OPTION_RANGES, range_violation
 from seg.errors import UserError
 from seg.runs.run_info import RunInfo
 from seg.training.run import train
@@ -227,6 +227,8 @@ def test_limits_are_of_options_that_there_are_and_their_files_keep_to_them():
         for path, value in options.items():
             resolved = None if "${" in str(value) else range_violation(path, value, command)
             assert resolved is None, (path, value)
+            if command and "." not in path and value is not None and path not in FURTHER_TYPES:
+                assert range_violation(path, None, command) or path not in OPTION_RANGES, path
     named = {path for _, options in there for path in options}
     assert set(COMMAND_RANGES) <= {(command, path) for command, tree in there for path in tree}
     of_pytorch = {"optim.eps", "optim.dampening"}  # arguments that no file names

@@ -428,6 +428,12 @@ def test_an_option_of_several_commands_has_a_range_in_each(command, precisions):
         check_command_line(command, ["precision=int9"], multirun=False)
 
 
+@pytest.mark.parametrize("command", ["crossval", "enough"])
+def test_a_value_is_refused_by_the_name_that_was_typed(command):  # outputs is ${output} there
+    with pytest.raises(UserError, match="^output=3: a word is needed"):
+        check_command_line(command, ["output=3"], multirun=False)
+
+
 def test_a_sweep_refuses_a_value_before_it_begins():
     with pytest.raises(UserError, match=r"model\.width=0: a whole number of 1 or more is needed"):
         check_command_line("train", ["model.width=4,0"], multirun=True)
