@@ -10,12 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from rich.table import Table
 
 from seg import files
 from seg.cli.command_line import quote_path
 from seg.cli.compose import compose_checked
+from seg.cli.conf_files import own_options
 from seg.data.datamodule import DataModule
 from seg.data.dataset import SegmentationDataset
 from seg.display.console import configure_logging
@@ -91,6 +92,7 @@ def export_run(cfg: DictConfig) -> Path:
         raise UserError(
             f"data.{chosen[0]}: only precision=int8 and float16 are scored on data; leave it out"
         )
+    refuse_unused_options(cfg)
     # Write to a temporary file, which gets its name only after the comparison
     facts = describe_run(run, cfg.run, cfg.precision)
     with (
@@ -112,6 +114,24 @@ def export_run(cfg: DictConfig) -> Path:
     log.info(f"out        probabilities (batch, {len(run.classes)}, height, width): {classes}")
     log.info(f"wrote      {quote_path(file)}: {file.stat().st_size / 1e6:.1f} MB")
     return file
+
+
+def refuse_unused_options(cfg: DictConfig) -> None:
+    """Raise UserError for an option that was changed and does nothing with this precision or format."""
+    own = own_options("export")
+    unused = {
+        "calibration.split": cfg.precision == "int8",
+        "calibration.images": cfg.precision == "int8",
+        "max_loss": cfg.precision != "float32",
+        "tolerance": cfg.precision == "float32",
+        "opset": cfg.format != "torch",
+    }
+    for name, used in unused.items():
+        value, filed = (OmegaConf.select(OmegaConf.create(node), name) for node in (cfg, own))
+        if not used and value != filed:
+            raise UserError(
+                f"{name}={value}: does nothing with format={cfg.format} precision={cfg.precision}; leave it out"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,14 +209,42 @@ def write_reduced(reduction: Reduction, facts: dict, file: Path, cfg: DictConfig
         engine: score_run(one, reduction.data, reduction.split) for engine, one in runs.items()
     }
     log.info("", extra={"table": build_score_table(scores, seconds, image, reduction, cfg)})
+    log_calibration(reduction, cfg)
+    samples = reduction.calibration
+    more_images = samples is not None and cfg.calibration.images < len(samples)
+    check_losses(scores, cfg, name, more_images)
     if cfg.precision == "int8" and min(image.shape[1:]) >= TIMED_SIDE:
-        fastest = min(seconds, key=lambda engine: seconds[engine])
-        log.info(
-            f"fastest    engine={fastest} precision={'float32' if fastest == 'torch' else 'int8'} of seg.predict and "
-            f"seg.evaluate, on this CPU: {seconds['torch'] / seconds[fastest]:.2f} times PyTorch in float32"
-        )
-    check_losses(scores, cfg, name)
+        log_fastest(seconds)
     add_facts(file, facts | {"scores": {ENGINE_TITLES[e]: one for e, one in scores.items()}})
+
+
+def log_calibration(reduction: Reduction, cfg: DictConfig) -> None:
+    """Print which images set the ranges of int8, and how many of them are scored, too."""
+    samples = reduction.calibration
+    if samples is None:
+        return
+    names = [samples.names[i] for i in calibration_indices(samples, cfg.calibration.images)]
+    scored = reduction.data.samples(reduction.split).names
+    both = len(set(names).intersection(scored))
+    log.info(
+        f"calibrated on {len(names)} images of {cfg.calibration.split}"
+        + f"; {both} of the {len(scored)} scored images are among them, so the scores of int8 may be slightly too good"
+        * (both > 0)
+    )
+
+
+def log_fastest(seconds: dict[str, float]) -> None:
+    """Print the engine that is fastest on this CPU."""
+    fastest = min(seconds, key=lambda engine: seconds[engine])
+    if fastest == "torch":
+        log.info(
+            "fastest    engine=torch precision=float32: int8 is no faster than PyTorch for this network on this CPU"
+        )
+        return
+    log.info(
+        f"fastest    engine={fastest} precision=int8 of seg.predict and seg.evaluate, on this CPU: "
+        f"{seconds['torch'] / seconds[fastest]:.2f} times PyTorch in float32"
+    )
 
 
 def open_engines(run: LoadedRun, file: Path, precision: str) -> dict[str, LoadedRun]:
@@ -224,10 +272,15 @@ def write_precision(
     add_facts(file, facts)
 
 
+def calibration_indices(samples: SegmentationDataset, count: int) -> list[int]:
+    """Return the indices of at most ``count`` images of a split, evenly spaced in their order."""
+    return [int(i) for i in np.linspace(0, len(samples) - 1, min(count, len(samples))).round()]
+
+
 def calibration_images(samples: SegmentationDataset, count: int) -> Iterator[np.ndarray]:
-    """Yield the middle (C, h, w) of images of a split, evenly spaced in their order."""
-    for index in np.linspace(0, len(samples) - 1, min(count, len(samples))).round().astype(int):
-        yield read_centre(samples, int(index), CALIBRATION_SIDE)
+    """Yield the middle (C, h, w) of the images that ``calibration_indices`` chooses."""
+    for index in calibration_indices(samples, count):
+        yield read_centre(samples, index, CALIBRATION_SIDE)
 
 
 def read_centre(samples: SegmentationDataset, index: int, side: int) -> np.ndarray:
@@ -307,8 +360,17 @@ def build_score_table(
     return table
 
 
-def check_losses(scores: dict[str, dict[str, float]], cfg: DictConfig, name: str) -> None:
-    """Raise UserError if a score of an engine is below that of PyTorch by more than ``cfg.max_loss``."""
+def check_losses(
+    scores: dict[str, dict[str, float]], cfg: DictConfig, name: str, more_images: bool
+) -> None:
+    """Raise UserError if a score of an engine is below that of PyTorch by more than ``cfg.max_loss``.
+
+    Args:
+        scores: engine -> name -> value.
+        cfg: as conf/export.yaml.
+        name: of the network, for the message.
+        more_images: whether the calibration split has images that weren't taken, which may help.
+    """
     for engine, own in list(scores.items())[1:]:
         losses = {key: value - own[key] for key, value in scores["torch"].items() if value == value}
         if not losses:
@@ -317,7 +379,7 @@ def check_losses(scores: dict[str, dict[str, float]], cfg: DictConfig, name: str
             )
         worst = max(losses, key=lambda key: losses[key] if losses[key] == losses[key] else np.inf)
         if not losses[worst] <= cfg.max_loss:
-            remedy = "more calibration.images or " * (cfg.precision == "int8")
+            remedy = "more calibration.images or " * more_images
             raise UserError(
                 f"{name} in {cfg.precision} loses {losses[worst]:.4f} of {worst} in {ENGINE_TITLES[engine]}, more than "
                 f"max_loss={cfg.max_loss:g}; nothing is written. Give {remedy}a larger max_loss"

@@ -19,7 +19,13 @@ from seg.errors import RunError, UserError, first_line, missing_extra_hint
 from seg.files import read_bytes
 from seg.inference.ensemble import Ensemble
 from seg.inference.export_facts import hash_checkpoint, member_checkpoints
-from seg.inference.exported_network import ExportedFunction, as_ensemble, open_onnxruntime
+from seg.inference.exported_network import (
+    DIGEST_KEY,
+    ExportedFunction,
+    as_ensemble,
+    model_digest,
+    open_onnxruntime,
+)
 from seg.models.contract import same_size_logits, tile_stride
 from seg.models.network import Extent, Network
 from seg.runs import pretrained
@@ -148,7 +154,7 @@ def with_engine(
     stored = "int8" if precision == "int8" else "float32"
     file = find_exported(run, given, stored, exported)
     content = read_onnx(file)
-    check_origin(file, read_facts(content, file), run, given, stored)
+    check_origin(file, read_facts(content, file), run, given, stored, exported is not None)
     log.info(f"engine     {ENGINE_TITLES[engine]}, {precision}: {quote_path(file)}")
     try:
         run_file = OPENERS[engine](content, precision)
@@ -222,18 +228,24 @@ def read_facts(content: bytes, file: Path) -> dict[str, Any]:
     """Return the facts that ``seg.export`` stored in an ONNX file.
 
     Raises:
-        RunError: if it is no ONNX file, or was not written by ``seg.export``.
+        RunError: if it is no ONNX file, was not written by ``seg.export``, or was changed since.
     """
     import onnx
 
     try:
         model = onnx.load_model_from_string(content)
-        facts = json.loads({p.key: p.value for p in model.metadata_props}["seg"])
+        stored = {p.key: p.value for p in model.metadata_props}
+        facts = json.loads(stored["seg"])
         if not isinstance(facts["checkpoints"], dict):
             raise TypeError("checkpoints")
-        return facts
+        digest, wanted = model_digest(model), stored[DIGEST_KEY]
     except Exception as error:  # protobuf's, json's and those of a missing key
-        raise RunError(f"{file}: damaged, or not an ONNX file that seg.export wrote") from error
+        raise RunError(
+            f"{file}: damaged, or not an ONNX file that this version of seg.export wrote; export again"
+        ) from error
+    if digest != wanted:
+        raise RunError(f"{file}: damaged, or changed since seg.export wrote it; export again")
+    return facts
 
 
 def check_origin(
@@ -242,17 +254,19 @@ def check_origin(
     run: LoadedRun,
     given: str | Path | Sequence[str],
     stored: str,
+    chosen: bool,
 ) -> None:
-    """Raise UserError unless a file was exported from this network, in this precision."""
+    """Raise UserError unless a file, or the one that ``exported=`` chose, is of this network, in this precision."""
     written = facts.get("precision", "float32")
     if written != stored:
         raise UserError(f"{file}: holds a network in {written}, and {stored} was asked for")
     hashes = [hash_checkpoint(file) for file in member_checkpoints(given)]
     same = sorted(facts["checkpoints"].values()) == sorted(hashes)
     if not same or facts.get("network") != run.model.name or facts.get("classes") != run.classes:
+        remedy = "give a file of this run" if chosen else "remove it and export again"
         raise UserError(
             f"{file}: exported from another network than that of run={given} (the checkpoint changed since, or another "
-            "depth is asked for); remove it and export again"
+            f"depth is asked for); {remedy}"
         )
 
 

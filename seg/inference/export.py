@@ -1,7 +1,8 @@
 """Export of a trained run as ONNX, torch.export program or package of the Model Zoo, compared with the network."""
 
+import copy
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,8 @@ from seg.inference.exported_network import (
 )
 from seg.logits import probabilities
 from seg.models.contract import same_size_logits
+from seg.models.network import Network
+from seg.models.segnet import SegNet
 from seg.runs import load
 from seg.runs.load import LoadedRun
 
@@ -33,6 +36,10 @@ COMPARED_SIZES = (
     (257, 320),
 )  # px: a prime, which no stride divides; oblong; larger
 COMPARED_BATCHES = (1, 2)
+ROUNDING_FACTOR = 10  # by which a sound file may differ more than float32 from float64
+TIED_SHARE = (
+    0.005  # of the probabilities, at most; one wrong row of the smallest image compared is 0.01
+)
 
 
 @dataclass(frozen=True)
@@ -44,12 +51,14 @@ class ExportDifference:
         height: px.
         width: px.
         largest: largest difference of a probability; inf if the sizes of the output differ.
+        share: of the probabilities that differ by more than the tolerance.
     """
 
     batch: int
     height: int
     width: int
     largest: float
+    share: float
 
 
 def check_packages(cfg: DictConfig) -> None:
@@ -88,7 +97,7 @@ def write_checked(run: LoadedRun, facts: dict, file: Path, kind: str, cfg: DictC
     name = f"{run.checkpoint}: its {facts['network']}"
     try:
         write_export(ExportedNetwork(run), facts, file, kind, cfg.opset)
-        gaps = compare_outputs(run, open_export(file, kind), noise_images(run))
+        gaps = compare_outputs(run, open_export(file, kind), noise_images(run), cfg.tolerance)
     except Exception as error:  # exporters raise errors of every class
         raise UserError(f"{name} can't be exported as {kind}: {first_line(error)}") from error
     log.info(
@@ -97,11 +106,36 @@ def write_checked(run: LoadedRun, facts: dict, file: Path, kind: str, cfg: DictC
     )
     # A difference of nan counts as infinite, and fails the comparison below
     worst = max((gap.largest for gap in gaps), key=lambda gap: gap if gap == gap else np.inf)
-    if not worst <= cfg.tolerance:
-        raise UserError(
-            f"{name} as {kind} differs from PyTorch by {worst:.1e}, more than "
-            f"tolerance={cfg.tolerance:g}; nothing is written"
+    if worst <= cfg.tolerance:
+        return
+    # Rounding alone may exceed the tolerance where values are large, as those of noise in a wide type
+    rounding = measure_rounding(run, noise_images(run))
+    if worst <= ROUNDING_FACTOR * rounding:
+        log.info(
+            f"rounding   PyTorch in float32 differs from float64 by {rounding:.1e} on these images"
         )
+        return
+    # Max unpooling: rounding decides which of two almost equal pixels is the maximum, and so where values go
+    share = max(gap.share for gap in gaps)
+    if unpools_maxima(run.model) and worst < 1 and share <= TIED_SHARE:
+        log.info(
+            f"rounding   {share:.2%} of the probabilities differ by more than tolerance={cfg.tolerance:g}: where two pixels are "
+            "almost equal, rounding decides which one is the maximum that the network unpools"
+        )
+        return
+    raise UserError(
+        f"{name} as {kind} differs from PyTorch by {worst:.1e}, more than "
+        f"tolerance={cfg.tolerance:g} and {ROUNDING_FACTOR} times the rounding of float32 in PyTorch ({rounding:.1e}); "
+        "nothing is written. A larger tolerance writes it"
+    )
+
+
+def unpools_maxima(model: Network) -> bool:
+    """Return True if a network has a decoder that puts values where its encoder had maxima."""
+    return any(
+        isinstance(module, SegNet) or getattr(module, "up", None) == "unpool"
+        for module in model.modules()
+    )
 
 
 def export_target(cfg: DictConfig, run: LoadedRun) -> tuple[Path, Path]:
@@ -144,7 +178,7 @@ def noise_images(run: LoadedRun) -> list[np.ndarray]:
 
 
 def compare_outputs(
-    run: LoadedRun, exported: ExportedFunction, images: list[np.ndarray]
+    run: LoadedRun, exported: ExportedFunction, images: list[np.ndarray], tolerance: float = 1e-4
 ) -> list[ExportDifference]:
     """Compare the file with the network as seg.predict runs it, at each size and batch."""
     gaps = []
@@ -153,9 +187,20 @@ def compare_outputs(
             batch_BCHW = np.stack([fit_image(image, height, width) for image in images[:batch]])
             truth, output = reference_probabilities(run, batch_BCHW), exported(batch_BCHW)
             same = truth.shape == output.shape
-            largest = float(np.abs(truth - output).max()) if same else np.inf
-            gaps.append(ExportDifference(batch, height, width, largest))
+            gap = np.abs(truth - output) if same else np.array(np.inf)
+            share = float(np.mean(~(gap <= tolerance)))
+            gaps.append(ExportDifference(batch, height, width, float(gap.max()), share))
     return gaps
+
+
+def measure_rounding(run: LoadedRun, images: list[np.ndarray]) -> float:
+    """Return the largest difference of a probability between PyTorch in float32 and in float64, at each size."""
+    exact = replace(run, model=copy.deepcopy(run.model).double())
+    return max(
+        float(np.abs(reference_probabilities(run, one) - reference_probabilities(exact, one)).max())
+        for height, width in COMPARED_SIZES
+        for one in [np.stack([fit_image(image, height, width) for image in images])]
+    )
 
 
 def fit_image(image: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -169,9 +214,8 @@ def reference_probabilities(run: LoadedRun, image: np.ndarray) -> np.ndarray:
     """Return the probabilities (B, classes, H, W) of images (B, C, H, W) as stored, by the network in PyTorch."""
     scaled = run.intensity.scaled(image.transpose(0, 2, 3, 1))
     normal = np.ascontiguousarray(run.intensity.normalised(scaled).transpose(0, 3, 1, 2))
-    return probabilities(
-        same_size_logits(run.model, torch.from_numpy(normal)), run.overlapping
-    ).numpy()
+    x = torch.from_numpy(normal).to(next(run.model.parameters()).dtype)
+    return probabilities(same_size_logits(run.model, x), run.overlapping).numpy()
 
 
 def build_difference_table(gaps: list[ExportDifference], title: str) -> Table:

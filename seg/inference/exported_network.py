@@ -1,12 +1,13 @@
 """Exported network: one module from stored values to probabilities, and its files."""
 
 import copy
+import hashlib
 import json
 import warnings
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -14,11 +15,15 @@ from torch import Tensor, nn
 
 from seg import files
 from seg.inference.ensemble import Ensemble
-from seg.logits import average_logits, probabilities
+from seg.logits import probabilities
 from seg.models import Network
 from seg.models.contract import tile_stride
 from seg.runs.load import LoadedRun
 
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+DIGEST_KEY = "seg.sha256"  # of an ONNX file's metadata
 DYNAMIC_AXES = {0: "batch", 2: "height", 3: "width"}  # dimensions that may differ from call to call
 ExportedFunction = Callable[
     [np.ndarray], np.ndarray
@@ -49,12 +54,12 @@ class ExportedNetwork(nn.Module):
         self.eval()  # the whole module: the ONNX exporter restores the mode of the outermost one
 
     def forward(self, image: Tensor) -> Tensor:
-        heads = [
-            self.logits(cast(Network, network), self.ensemble.normalised(image, number))
-            for number, network in enumerate(self.ensemble.members)
-        ]
-        logits = average_logits(heads, self.overlapping) if len(heads) > 1 else heads[0]
-        return probabilities(logits, self.overlapping)
+        each = []
+        for number, network in enumerate(self.ensemble.members):
+            logits = self.logits(cast(Network, network), self.ensemble.normalised(image, number))
+            each.append(probabilities(logits, self.overlapping))
+        # The mean as average_logits has it, without ReduceLogSumExp, which OpenVINO can't read in opsets 13 to 17
+        return sum(each[1:], each[0]) / len(each) if len(each) > 1 else each[0]
 
     def logits(self, network: Network, x: Tensor) -> Tensor:
         """Return the logits (B, K, H, W) of normalised images (B, C, H, W), padded for the network and cropped."""
@@ -129,15 +134,25 @@ def write_onnx(
 
 
 def add_facts(file: Path, facts: dict) -> None:
-    """Store the facts in the metadata of an ONNX file, and check its complete graph."""
+    """Store the facts and the digest of graph, weights and facts in an ONNX file, and check its complete graph."""
     import onnx
 
     model = onnx.load(file)
     del model.metadata_props[:]
     value = files.encodable(json.dumps(facts, ensure_ascii=False))
     model.metadata_props.add(key="seg", value=value)
+    model.metadata_props.add(key=DIGEST_KEY, value=model_digest(model))
     onnx.checker.check_model(model, full_check=True)
     onnx.save(model, file)
+
+
+def model_digest(model: "ModelProto") -> str:
+    """Remove the digest from the metadata of an ONNX model, and return the SHA-256 of the rest."""
+    others = [(prop.key, prop.value) for prop in model.metadata_props if prop.key != DIGEST_KEY]
+    del model.metadata_props[:]
+    for key, value in others:
+        model.metadata_props.add(key=key, value=value)
+    return hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest()
 
 
 @contextmanager

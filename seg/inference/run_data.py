@@ -71,7 +71,10 @@ def open_run_data(
     # Keep only the chosen split, after checking that no member of an ensemble trained on it
     splits = {"all": [name for names in source.splits.values() for name in names]} | source.splits
     if split not in splits:
-        raise UserError(f"{option}={split}: this data has {', '.join(source.splits)} and all")
+        names = ", ".join(source.splits)
+        raise UserError(
+            f"{option}={split}: this data has {names} and all; give {option} one of them"
+        )
     check_unseen_images(run, split, chosen, splits[split])
     source.splits = {split: splits[split]}
     return DataModule(

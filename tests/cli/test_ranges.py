@@ -430,7 +430,7 @@ def test_an_option_of_several_commands_has_a_range_in_each(command, precisions):
 
 @pytest.mark.parametrize("command", ["crossval", "enough"])
 def test_a_value_is_refused_by_the_name_that_was_typed(command):  # outputs is ${output} there
-    with pytest.raises(UserError, match="^output=3: a word is needed"):
+    with pytest.raises(UserError, match=r"^output=3: a word is needed"):
         check_command_line(command, ["output=3"], multirun=False)
 
 

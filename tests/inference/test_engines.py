@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import shutil
 from pathlib import Path
 
@@ -19,7 +20,14 @@ import seg
 from seg import errors
 from seg.commands import export as commands_export
 from seg.commands.evaluate import evaluate
-from seg.commands.export import calibration_images, check_losses, export_run, open_reduction
+from seg.commands.export import (
+    calibration_images,
+    check_losses,
+    export_run,
+    log_calibration,
+    log_fastest,
+    open_reduction,
+)
 from seg.data.datasets.membranes import Membranes
 from seg.data.normalization import Normalization
 from seg.errors import RunError, UserError
@@ -27,7 +35,13 @@ from seg.inference import ensemble
 from seg.inference.engines import engine_fields, open_openvino, with_engine
 from seg.inference.ensemble import Ensemble
 from seg.inference.export_facts import describe_run
-from seg.inference.exported_network import ExportedNetwork, open_onnxruntime, write_export
+from seg.inference.exported_network import (
+    DIGEST_KEY,
+    ExportedNetwork,
+    model_digest,
+    open_onnxruntime,
+    write_export,
+)
 from seg.inference.file_prediction import predict_files
 from seg.inference.predictor import Predictor
 from seg.inference.quantization import QUANTIZATION_OPSET, quantize_onnx
@@ -96,14 +110,16 @@ def test_an_engine_leaves_out_pixels_without_data(tmp_path):
     np.testing.assert_allclose(theirs, ours, atol=1e-4)
 
 
-def test_an_ensemble_is_one_file(tmp_path):
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("opset", [12, 15, 18])
+def test_an_ensemble_is_one_file(tmp_path, engine, opset):
     members = [settled(UNet(1, 1, 4, 2)), settled(UNet(1, 1, 4, 1))]
     run = as_run(Ensemble(members, [GREY, Normalization(0.0, 200.0, [0.3], [0.1])]))
     run = LoadedRun(**(vars(run) | {"intensity": run.model.intensity}))
     file = tmp_path / "m.onnx"
-    write_export(ExportedNetwork(run), describe_run(run, []), file, "onnx", 12)
+    write_export(ExportedNetwork(run), describe_run(run, []), file, "onnx", opset)
     image = np.random.default_rng(0).integers(0, 256, (50, 70, 1), dtype=np.uint8)
-    other = LoadedRun(**(vars(run) | engine_fields(run, open_onnxruntime(file))))
+    other = LoadedRun(**(vars(run) | engine_fields(run, ENGINES[engine](file.read_bytes()))))
     ours, theirs = (Predictor(r, 0.5).probabilities(image) for r in (run, other))
     np.testing.assert_allclose(theirs, ours, atol=1e-4)
 
@@ -224,9 +240,38 @@ def test_each_score_counts_towards_the_largest_loss(value, refused):
     cfg = config("export", "precision=int8", "max_loss=0.05")
     if refused:
         with pytest.raises(UserError, match="of dice/a in ONNX Runtime"):
-            check_losses(scores, cfg, "net")
+            check_losses(scores, cfg, "net", False)
     else:
-        check_losses(scores, cfg, "net")
+        check_losses(scores, cfg, "net", False)
+
+
+@pytest.mark.parametrize(("more", "remedy"), [(True, "Give more calibration.images or a larger"), (False, "Give a larger")])  # fmt: skip
+def test_more_images_are_recommended_where_there_are_more(more, remedy):
+    cfg = config("export", "precision=int8")
+    with pytest.raises(UserError, match=f"nothing is written. {remedy} max_loss"):
+        check_losses({"torch": {"dice": 0.9}, "onnx": {"dice": 0.8}}, cfg, "net", more)
+
+
+def test_images_that_calibrated_and_are_scored_are_counted(exported, caplog):
+    caplog.set_level(logging.INFO, "seg")
+    run = ensemble.load_members(str(exported))
+    for words, told in {
+        "data.split=val": "calibrated on 3 images of train\n",
+        "data.split=all": r"calibrated on 3 images of train; 3 of the \d+ scored images are among them",
+    }.items():
+        cfg = config("export", f"run={exported}", "precision=int8", "calibration.images=3", words)
+        caplog.clear()
+        log_calibration(open_reduction(cfg, run), cfg)
+        assert re.search(told, caplog.text)
+
+
+def test_the_fastest_engine_is_told(caplog):
+    caplog.set_level(logging.INFO, "seg")
+    log_fastest({"torch": 0.2, "onnx": 0.4, "openvino": 0.1})
+    log_fastest({"torch": 0.2, "onnx": 0.4})
+    first, second = (record.message for record in caplog.records)
+    assert "engine=openvino precision=int8" in first and "2.00 times" in first
+    assert "engine=torch precision=float32: int8 is no faster" in second
 
 
 def test_calibration_reads_values_as_stored_from_the_training_split(exported):
@@ -338,7 +383,7 @@ def test_a_depth_needs_a_file_of_its_own(exported):
 
 def test_a_file_of_another_network_is_refused(exported, tmp_path):
     other = tiny(tmp_path, "trainer.max_epochs=1", "seed=5")[1]
-    with pytest.raises(UserError, match="exported from another network"):
+    with pytest.raises(UserError, match=r"exported from another network .*; give a file of this run$"):  # fmt: skip
         seg.load(other, engine="onnx", exported=exported / "export/model.onnx")
 
 
@@ -346,9 +391,22 @@ def test_a_file_of_another_network_is_refused(exported, tmp_path):
 def test_a_file_that_is_none_is_told(content, exported, tmp_path):
     (tmp_path / "m.onnx").write_bytes(content)
     with pytest.raises(
-        RunError, match=r"m\.onnx: damaged, or not an ONNX file that seg.export wrote"
+        RunError,
+        match=r"m\.onnx: damaged, or not an ONNX file that this version of seg.export wrote",
     ):
         seg.load(exported, engine="openvino", exported=tmp_path / "m.onnx")
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "model-int8.onnx"])
+def test_a_file_of_which_a_byte_changed_is_damaged(name, exported, tmp_path):
+    content = bytearray((exported / "export" / name).read_bytes())
+    weights = max(onnx.load(exported / "export" / name).graph.initializer, key=lambda one: len(one.raw_data))  # fmt: skip
+    content[content.index(weights.raw_data) + len(weights.raw_data) // 2] ^= 4
+    (tmp_path / "m.onnx").write_bytes(content)
+    onnx.checker.check_model(onnx.load(tmp_path / "m.onnx"), full_check=True)  # nobody else sees it
+    with pytest.raises(RunError, match="damaged, or changed since"):
+        precision = "int8" if "int8" in name else "float32"
+        seg.load(exported, engine="onnx", precision=precision, exported=tmp_path / "m.onnx")
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -361,6 +419,7 @@ def test_a_file_reads_no_other_file(exported, tmp_path, engine):
     weight.data_location = onnx.TensorProto.EXTERNAL
     for key, value in (("location", "secret"), ("length", "288")):
         weight.external_data.add(key=key, value=value)
+    model.metadata_props.add(key=DIGEST_KEY, value=model_digest(model))
     (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
     with pytest.raises(RunError, match="can't run it"):
         seg.load(exported, engine=engine, exported=tmp_path / "m.onnx")
