@@ -1,5 +1,6 @@
 """Errors that a user can correct; a command reports each in one line with exit code 2."""
 
+import re
 from importlib.util import find_spec
 from typing import Any
 
@@ -73,9 +74,20 @@ PACKAGE_EXTRAS = {"segmentation_models_pytorch": "smp", "pycocotools": "coco", "
           "mlflow": "mlflow", "roifile": "rois", "pydicom": "dicom", "nibabel": "nifti", "zarr": "zarr"}  # package -> its extra  # fmt: skip
 
 
+SOURCE_LINE = re.compile(r"(Exception from|Check .* failed at) \S+:\d+:?")  # OpenVINO's
+
+
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, at most 300 characters; without a message, its class."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+    """Return the first line of an error's message, at most 300 characters; without a message, its class.
+
+    Leading lines that name a place in C++ source alone are left out, and a line that ends with a colon is continued.
+    """
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    while len(lines) > 1 and SOURCE_LINE.fullmatch(lines[0]):
+        del lines[0]
+    while len(lines) > 1 and lines[0].endswith(":"):
+        lines[:2] = [f"{lines[0]} {lines[1].strip()}"]
+    return lines[0][:300]
 
 
 def missing_extra_hint(target: Any) -> str | None:

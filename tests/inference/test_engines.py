@@ -439,3 +439,20 @@ def test_only_onnx_is_written_in_int8(exported, tmp_path):
     words = [f"run={exported}", "format=torch", "precision=int8", f"output={tmp_path}/m.pt2"]
     with pytest.raises(UserError, match="format=torch is written in float32; take format=onnx"):
         export_run(config("export", *words))
+
+
+@pytest.mark.parametrize(
+    ("message", "line"),
+    [
+        (
+            "Exception from src/a/core.cpp:105:\nCheck 'false' failed at src/b.cpp:151:\nAPI failed:\nNot converted.\nLog",
+            "API failed: Not converted.",
+        ),
+        ("Exception from src/a/core.cpp:105:", "Exception from src/a/core.cpp:105:"),
+        ("size mismatch:\n\tcopying a", "size mismatch: copying a"),
+        ("one\ntwo", "one"),
+        ("", "ValueError"),
+    ],
+)
+def test_an_error_of_a_runtime_is_told_in_one_line(message, line):
+    assert errors.first_line(ValueError(message)) == line
