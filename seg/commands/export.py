@@ -119,14 +119,14 @@ def export_run(cfg: DictConfig) -> Path:
 def refuse_unused_options(cfg: DictConfig) -> None:
     """Raise UserError for an option that was changed and does nothing with this precision or format."""
     own = own_options("export")
-    unused = {
+    uses = {
         "calibration.split": cfg.precision == "int8",
         "calibration.images": cfg.precision == "int8",
         "max_loss": cfg.precision != "float32",
         "tolerance": cfg.precision == "float32",
         "opset": cfg.format != "torch",
     }
-    for name, used in unused.items():
+    for name, used in uses.items():
         value, filed = (OmegaConf.select(OmegaConf.create(node), name) for node in (cfg, own))
         if not used and value != filed:
             raise UserError(
