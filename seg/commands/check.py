@@ -35,9 +35,8 @@ def check_data(cfg: DictConfig) -> dict[str, Any]:
         line = "{file}: {found}; {remedy}".format(**errors[0])
         raise UserError(f"{line}{more}; all are in {Path(cfg.output) / 'check.json'}")
     log.info(f"next: {command_on_this_data('train')}")
-    log.info(
-        f"settings: {command_on_this_data('plan', 'budget=30m')}  chooses crop, width and others for this data and machine"
-    )
+    plan = command_on_this_data("plan", "budget=30m")
+    log.info(f"to choose crop, width and other settings for this data and machine: {plan}")
     return report
 
 

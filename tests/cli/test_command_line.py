@@ -89,7 +89,7 @@ def test_a_training_refuses_what_would_be_resolved_anew(tmp_path):
 
 # ---- run as printed
 
-PLACE = "-m a[b],c=1 it's\"$HOME\t#é"  # ${seed} in it is refused
+PLACE = "-m a[b],c=1 it's\"$\t#é"  # ${seed} in it is refused, $HOME is expanded
 SMALL = ["data.size=32", "data.train=2", "data.val=1", "model.width=2", "model=unetpp", "model.depth=2", "loader.crop=32",
          "loader.repeats=1", "trainer=cpu", "trainer.max_epochs=1", "augment=none", "logger=none", "panels=1", "save_predictions=1"]  # fmt: skip
 
@@ -174,8 +174,10 @@ def test_the_commands_of_a_sweep_a_search_and_a_cross_validation_run(tmp_path, f
     data = ["data=folder", render_option("data.root", root), "data.classes=[a,b,c]", "data.folds=2"]
     small = [w for w in SMALL if not w.startswith("data.")]
     said = run(tmp_path, "check", *data, *small, "output=check")
-    ((command, words),) = printed(said)
-    run(tmp_path, command, *words)
+    following = printed(said)
+    assert [command for command, _ in following] == ["train", "plan"]
+    for command, words in following:
+        run(tmp_path, command, *words)
     outputs = render_option("outputs", f"o{PLACE}")
     said = run(tmp_path, "train", "-m", *data, *small, outputs, "seed=0,1")
     ((command, words),) = printed(said)

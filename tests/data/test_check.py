@@ -527,7 +527,9 @@ def test_the_command_exits_2_with_one_line_and_0_with_the_line_to_train_next(
     words_kept = f"data=folder data.root={root} 'data.classes=[membrane,cell]'"
     train, settings = out.splitlines()[-2:]
     assert code == 0 and train == f"next: python -m seg.train {words_kept}"
-    assert settings.startswith(f"settings: python -m seg.plan {words_kept} budget=30m ")
+    assert settings.endswith(
+        f"for this data and machine: python -m seg.plan {words_kept} budget=30m"
+    )
     plant(root, "255")
     code, out, said = typed()
     assert code == 2 and said.startswith("error: train/masks/2.png: mask value [255]")
