@@ -9,6 +9,7 @@ import io
 import re
 import zipfile
 from datetime import UTC, datetime
+from keyword import iskeyword
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -214,6 +215,19 @@ def describe_network(run: LoadedRun, facts: dict[str, Any], options: DictConfig)
     return "\n\n".join(line for line in lines if line) + "\n"
 
 
+def channel_identifiers(classes: list[str]) -> list[str]:
+    """Return a Python identifier for each class, as the format requires; different ones for different classes."""
+    found: list[str] = []
+    for number, name in enumerate(classes):
+        word = re.sub(r"\W", "_", name)
+        if not word.isidentifier() or iskeyword(word):
+            word = f"class_{word}"
+        while word in found:
+            word = f"{word}_{number}"
+        found.append(word)
+    return found
+
+
 def describe_package(
     run: LoadedRun, facts: dict[str, Any], hashes: dict[str, str], cfg: DictConfig
 ) -> dict[str, Any]:
@@ -272,7 +286,7 @@ def describe_package(
                 "description": "Probability of each class.",
                 "axes": [
                     {"type": "batch"},
-                    {"type": "channel", "channel_names": list(run.classes)},
+                    {"type": "channel", "channel_names": channel_identifiers(run.classes)},
                     *(
                         {
                             "type": "space",

@@ -117,7 +117,11 @@ WRONG = [
     ("evaluate", "run=RUN model.depth=3", "RUN/checkpoints/best.ckpt: a UNet with one head"),
     ("predict", "run=RUN input=IMAGE", "output is not set"),
     ("predict", "run=RUN input=nowhere output=o", "input=nowhere: no such file"),
-    ("predict", "run=RUN input=IMAGE output=o tile=0", "tile=0: auto, or a whole number of 1 or more, or null is needed"),
+    (
+        "predict",
+        "run=RUN input=IMAGE output=o tile=0",
+        "tile=0: auto, or a whole number of 1 or more, or null is needed",
+    ),
     ("predict", "run=RUN input=IMAGE output=o save=[x]", "save=['x']"),
     ("compare", "nowhere", "runs=nowhere: no such folder"),
     ("compare", "RUN level=2", "level=2: a number between 0 and 1"),

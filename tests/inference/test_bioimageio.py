@@ -20,7 +20,7 @@ from seg.commands.export import export_run
 from seg.data.normalization import Normalization
 from seg.errors import DataError, UserError
 from seg.inference import bioimageio
-from seg.inference.bioimageio import Sides, fit_test_image
+from seg.inference.bioimageio import Sides, channel_identifiers, fit_test_image
 from seg.models import NestedUNet
 from seg.runs.load import LoadedRun
 
@@ -72,7 +72,8 @@ def test_a_package_holds_what_its_description_says(tmp_path, monkeypatch, image_
     np.testing.assert_array_equal(given[0, 0], stored[:, first : first + given.shape[3]])
     session = onnxruntime.InferenceSession(files["weights.onnx"])
     np.testing.assert_array_equal(session.run(None, {"image": given})[0], expected)
-    assert output["axes"][1]["channel_names"] == run.classes and described["cite"]
+    assert output["axes"][1]["channel_names"] == ["cell", "wall", "gap__or_not"]
+    assert described["cite"]
     cover = np.asarray(Image.open(io.BytesIO(files["cover.png"])))
     assert cover.shape == (given.shape[2], 2 * given.shape[3], 3)
     left = cover[:, : given.shape[3], 0].ravel()  # the image, its contrast stretched
@@ -129,6 +130,18 @@ def test_images_unlike_those_of_the_training_are_refused(
 ):
     with pytest.raises(error, match=message):
         write(monkeypatch, run, export_config(tmp_path, image=str(image_file)))
+
+
+@pytest.mark.parametrize(
+    ("classes", "identifiers"),
+    [
+        (["cell", "Zelle ä", "3d", "for"], ["cell", "Zelle_ä", "class_3d", "class_for"]),
+        (["a b", "a-b", "a_b"], ["a_b", "a_b_1", "a_b_2"]),
+        (["a_b", "a_b_2", "a b"], ["a_b", "a_b_2", "a_b_2_2"]),
+    ],
+)
+def test_channels_have_different_identifiers(classes, identifiers):
+    assert channel_identifiers(classes) == identifiers
 
 
 @pytest.mark.slow
