@@ -356,6 +356,8 @@ def test_the_command_exits_with_0_for_the_same_3_for_different_2_for_a_mistake(
     done = seg("seg.rerun", f"run={first}", place=tmp_path)
     assert done.returncode == 0 and "verdict    same" in done.stdout and done.stderr == ""
     edit(copy / "config.yaml", optim__lr=0.5)
+    edit(copy / "run.json", **{"metrics__best/val/dice": 0.9})
+    (copy / "images.csv").unlink()  # without it there is no interval
     done = seg("seg.rerun", f"run={copy}", place=tmp_path)
     assert (
         done.returncode == 3 and "changed    config.yaml: optim.lr: 0.003 -> 0.5\n" in done.stdout
