@@ -212,7 +212,7 @@ def test_jobs_of_other_workers_are_waited_for_and_taken_up_if_they_die(
             other.kill()
             other.wait()
 
-        monkeypatch.setattr(seg.train, "train", made)
+        monkeypatch.setattr("seg.training.run.train", made)
         monkeypatch.setattr(sweeper, "time", SimpleNamespace(sleep=end))
         code, said = typed(monkeypatch, capsys, *words)
     assert trained == [0, 1] and code == 1
