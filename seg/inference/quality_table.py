@@ -11,6 +11,7 @@ from urllib.parse import quote
 
 from seg import files
 from seg.cli.command_line import quote_path
+from seg.errors import RunError, first_line
 from seg.files import read_text
 from seg.inference.quality import COLUMNS, QUALITY_FILE, ImageQuality, look_line
 from seg.runs import records
@@ -64,10 +65,23 @@ def write_quality_rows(table: Path, rows: Sequence[Sequence[Any]], below: Path) 
 
 
 def read_quality_rows(table: Path) -> list[dict[str, str]]:
-    """Return the rows of quality.csv by column; none if there is no file."""
+    """Return the rows of quality.csv by column; none if there is no file.
+
+    Raises:
+        RunError: if the file is damaged.
+    """
     if not table.exists():
         return []
-    return list(csv.DictReader(read_text(table, TABLE_LIMIT).splitlines(keepends=True)))
+    remedy = "remove it; the same command writes the rows of new inputs"
+    try:
+        reader = csv.DictReader(read_text(table, TABLE_LIMIT).splitlines(keepends=True))
+        rows = list(reader)
+    except (ValueError, csv.Error) as error:
+        raise RunError(f"{table}: damaged: {first_line(error)}; {remedy}") from error
+    whole = all(None not in row and None not in row.values() for row in rows)
+    if list(reader.fieldnames or []) != list(COLUMNS) or not whole:
+        raise RunError(f"{table}: damaged: other columns than {', '.join(COLUMNS)}; {remedy}")
+    return rows
 
 
 def log_quality(output: Path) -> None:

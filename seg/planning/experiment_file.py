@@ -11,7 +11,7 @@ from seg import files
 from seg.cli.conf_files import group_names
 from seg.display.console import escape_controls
 from seg.errors import UserError
-from seg.files import read_text
+from seg.files import read_bytes
 from seg.planning.rules import Setting
 
 MADE_BY = "# Settings chosen by seg.plan"
@@ -41,7 +41,7 @@ def check_output(file: Path, config_dir: str | None) -> None:
         raise UserError(
             f"output={file}: seg.train takes one --config-dir, and it is {config_dir}; give output={better}"
         )
-    if file.exists() and MADE_BY not in read_text(file, FILE_LIMIT):
+    if file.exists() and MADE_BY.encode() not in read_bytes(file, FILE_LIMIT):
         raise UserError(f"output={file}: it was not written by seg.plan; give another name")
     files.check_writable(file.parent, file.parent, [file.name])
 

@@ -166,9 +166,10 @@ def test_a_file_that_train_would_not_find_or_that_is_not_a_plan_is_refused(tmp_p
     with pytest.raises(UserError, match="a name of letters"):
         check_output(tmp_path / "experiment" / "my plan.yaml", None)
     file.parent.mkdir()
-    file.write_text("model: {width: 8}\n")
-    with pytest.raises(UserError, match=r"was not written by seg\.plan"):
-        check_output(file, None)
+    for content in (b"model: {width: 8}\n", b"\xff\xfe"):  # the latter is no text
+        file.write_bytes(content)
+        with pytest.raises(UserError, match=r"was not written by seg\.plan"):
+            check_output(file, None)
     write_experiment(file.with_name("plan.yaml"), [], [], [])
     check_output(file.with_name("plan.yaml"), str(tmp_path))
 

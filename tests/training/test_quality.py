@@ -153,6 +153,22 @@ def test_a_repeated_command_keeps_the_rows_of_before(run, tmp_path):
     assert again == predicted(run, folder, tmp_path / "once")
 
 
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [(b"\xff\xfe", "can't decode"), (b"image,page\na.png,\n", "other columns"), (b"", "other columns")],
+)  # fmt: skip
+def test_a_damaged_table_is_named_and_the_command_writes_a_new_one(run, tmp_path, content, found):
+    output = tmp_path / "out"
+    folder = write_images(tmp_path / "in", run, 1)
+    predicted(run, folder, output)
+    (output / "quality.csv").write_bytes(content)
+    (write_images(tmp_path / "more", run, 2) / "test-001.png").rename(folder / "test-001.png")
+    with pytest.raises(RunError, match=rf"quality\.csv: damaged: .*{found}.*; remove it"):
+        predicted(run, folder, output)
+    (output / "quality.csv").unlink()
+    assert {row["image"] for row in predicted(run, folder, output)} == {"test-001.png"}
+
+
 def test_evaluate_compares_with_the_truth(run, tmp_path, capsys):
     scores = evaluate(config("evaluate", f"run={run}", "data.split=test", "panels=0", f"output={tmp_path}"))  # fmt: skip
     rows, out = read_rows(tmp_path), capsys.readouterr().out
