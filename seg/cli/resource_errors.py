@@ -81,9 +81,11 @@ def explain_errors(demand: str, lower: str) -> Generator[None]:
 
 def describe_worker_end(pids: str, killed: str | None) -> str:
     """Return how loader processes ended, the likely reason, and what may help."""
-    how = "ended by itself" if killed is None else f"was killed by signal {signal_number(killed)}"
+    how = (
+        "ended unexpectedly" if killed is None else f"was killed by signal {signal_number(killed)}"
+    )
     reasons = {
-        None: "its own message, if any, is above",
+        None: "perhaps because memory ran out; its own message, if any, is above",
         "SIGKILL": "perhaps because memory ran out",
         "SIGBUS": "perhaps because /dev/shm is full, or a mapped file was truncated",
     }

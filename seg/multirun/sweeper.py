@@ -475,7 +475,8 @@ def claim_gpu(sweep: Path, cfg: DictConfig) -> Generator[list[int] | None]:
         time.sleep(1)
 
 
-# Hydra accepts sweepers only from its plugin package, so this module is registered under such a name as well
+# Hydra accepts sweepers only from its plugin package, so the class is registered under such a name. Then it has its own
+# again, by which the processes of a cluster import it as they read their job.
 ResumableSweeper.__module__ = "hydra_plugins.seg"
-sys.modules[ResumableSweeper.__module__] = sys.modules[__name__]
 Plugins.instance().register(ResumableSweeper)
+ResumableSweeper.__module__ = __name__

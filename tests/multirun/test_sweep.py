@@ -484,3 +484,11 @@ def test_a_folder_of_its_own_is_not_for_a_sweep(tmp_path, monkeypatch, capsys):
     code, said = typed(monkeypatch, capsys, *words)
     assert code == 2 and "hydra.sweep.dir=foo: a sweep must be below outputs/sweeps" in said
     assert not list(tmp_path.iterdir())
+
+
+def test_a_process_that_reads_a_job_finds_the_sweeper():
+    """Hydra hands its plugins to jobs of a cluster, which import their classes by name, again after a requeue."""
+    name = f"{sweeper.ResumableSweeper.__module__}.{sweeper.ResumableSweeper.__qualname__}"
+    code = f"import pydoc; assert pydoc.locate({name!r}, forceload=True)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

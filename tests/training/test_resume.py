@@ -280,7 +280,8 @@ def test_a_run_that_another_process_trains_is_left_alone(tmp_path, straight):
 def command(*words: str, cwd: Path, **options: Any) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, "-m", "seg.train", *words],
-        cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ,
+        cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},  # as the tests: sums depend on the number of threads
         **options,
     )  # fmt: skip
 
