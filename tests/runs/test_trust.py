@@ -409,7 +409,8 @@ def bombed(tmp_path, monkeypatch, config) -> Path:
         (folder / "checkpoints" / name).write_bytes(bombs()["zip"])
     records.write_config(folder / "config.yaml", config)
     records.write_json(folder / "run.json", {"status": "interrupted", "name": "run"})
-    crossval = {"status": "finished", "images": {}, "folds": [{"run": "run"}, {"run": "run"}]}
+    shutil.copytree(folder, folder.with_name("other"))
+    crossval = {"status": "finished", "images": {}, "folds": [{"run": "run"}, {"run": "other"}]}
     (Path("outputs") / CROSSVAL_FILE).write_text(json.dumps(crossval))
     return folder
 

@@ -49,7 +49,7 @@ class PortableModelCheckpoint(ModelCheckpoint):
         best = {self.placed(name): score for name, score in state_dict["best_k_models"].items()}
         state = {**state_dict, **files, "best_k_models": best, "dirpath": self.dirpath}
         # Without an intact best checkpoint, the next validation becomes the best.
-        if not all(is_whole(Path(file)) for file in best):
+        if not all(file and is_whole(Path(file)) for file in best):
             none = {"best_model_path": "", "best_model_score": None, "kth_best_model_path": ""}
             state |= none | {"kth_value": self.kth_value, "best_k_models": {}}
         super().load_state_dict(state)
