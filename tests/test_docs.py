@@ -257,15 +257,14 @@ def test_a_documented_command_runs(
         train(compose_checked("train", words))
         return
     image = stack_root / "train-volume.tif"
+    grey = tmp_path / "grey.png"
+    Image.new("L", (64, 64), 99).save(grey)
     if name == "next":  # a file is one image
-        image = tmp_path / "grey.png"
-        Image.new("L", (64, 64), 99).save(image)
+        image = grey
     if any(w.startswith("engine=") for w in line):  # they run what seg.export wrote
-        stored = "int8" if "precision=int8" in line else "float32"
-        export_run(
-            compose_checked("export", ["run=outputs/latest", f"precision={stored}", "max_loss=1"])
-        )
-    places = {"input": str(image), "output": str(tmp_path / "out"), "run": "outputs/latest", "data.root": str(stack_root)}  # fmt: skip
+        stored = ["precision=int8", "max_loss=1"] if "precision=int8" in line else []
+        export_run(compose_checked("export", ["run=outputs/latest", *stored]))
+    places = {"bioimageio.image": str(grey), "input": str(image), "output": str(tmp_path / "out"), "run": "outputs/latest", "data.root": str(stack_root)}  # fmt: skip
     RUN[name](
         compose_checked(
             name, [f"{k}={places[k]}" if (k := w.split("=")[0]) in places else w for w in line]
