@@ -82,6 +82,7 @@ def export_run(cfg: DictConfig) -> Path:
     # Check packages and target before the network is exported
     configure_logging()
     check_packages(cfg)
+    refuse_unused_options(cfg)
     run = ensemble.load_members(cfg.run)
     file, below = export_target(cfg, run)
     image = check_package(cfg.bioimageio, run) if cfg.format == "bioimageio" else None
@@ -92,7 +93,6 @@ def export_run(cfg: DictConfig) -> Path:
         raise UserError(
             f"data.{chosen[0]}: only precision=int8 and float16 are scored on data; leave it out"
         )
-    refuse_unused_options(cfg)
     # Write to a temporary file, which gets its name only after the comparison
     facts = describe_run(run, cfg.run, cfg.precision)
     with (
@@ -118,7 +118,7 @@ def export_run(cfg: DictConfig) -> Path:
 
 def refuse_unused_options(cfg: DictConfig) -> None:
     """Raise UserError for an option that was changed and does nothing with this precision or format."""
-    own = own_options("export")
+    own = OmegaConf.create(own_options("export"))
     uses = {
         "calibration.split": cfg.precision == "int8",
         "calibration.images": cfg.precision == "int8",
@@ -127,7 +127,7 @@ def refuse_unused_options(cfg: DictConfig) -> None:
         "opset": cfg.format != "torch",
     }
     for name, used in uses.items():
-        value, filed = (OmegaConf.select(OmegaConf.create(node), name) for node in (cfg, own))
+        value, filed = OmegaConf.select(cfg, name), OmegaConf.select(own, name)
         if not used and value != filed:
             raise UserError(
                 f"{name}={value}: does nothing with format={cfg.format} precision={cfg.precision}; leave it out"
