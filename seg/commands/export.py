@@ -190,7 +190,7 @@ def write_reduced(reduction: Reduction, facts: dict, file: Path, cfg: DictConfig
     try:
         with files.scratch_folder(file.parent) as scratch:
             write_precision(reduction, facts, file, scratch, cfg)
-        gaps = compare_outputs(run, open_export(file, "onnx"), noise_images(run))
+        gaps = compare_outputs(run, open_export(file, "onnx"), noise_images(run), cfg.tolerance)
         runs = open_engines(run, file, cfg.precision)
         image = read_centre(reduction.data.samples(reduction.split), 0, CALIBRATION_SIDE)
         seconds = time_runs(runs, image)

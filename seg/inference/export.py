@@ -104,11 +104,25 @@ def write_checked(run: LoadedRun, facts: dict, file: Path, kind: str, cfg: DictC
         "",
         extra={"table": build_difference_table(gaps, f"{kind} against PyTorch, images of noise")},
     )
+    check_differences(run, gaps, cfg.tolerance, f"{name} as {kind}")
+
+
+def check_differences(
+    run: LoadedRun, gaps: list[ExportDifference], tolerance: float, name: str
+) -> None:
+    """Raise UserError if a file differs by more than the tolerance and rounding explain; log what rounding explains.
+
+    Args:
+        run: network that was written.
+        gaps: differences of the file, with their shares beyond ``tolerance``.
+        tolerance: largest difference of a probability.
+        name: of network and format, for the message.
+    """
     # A difference of nan counts as infinite, and fails the comparison below
     worst = max((gap.largest for gap in gaps), key=lambda gap: gap if gap == gap else np.inf)
-    if worst <= cfg.tolerance:
+    if worst <= tolerance:
         return
-    beyond = f"{name} as {kind} differs from PyTorch by {worst:.1e}, more than tolerance={cfg.tolerance:g}"
+    beyond = f"{name} differs from PyTorch by {worst:.1e}, more than tolerance={tolerance:g}"
     remedy = "nothing is written. A larger tolerance writes it"
     if unpools_maxima(run.model):
         # Rounding decides which of two almost equal pixels is the maximum, and so where its value goes
@@ -119,7 +133,7 @@ def write_checked(run: LoadedRun, facts: dict, file: Path, kind: str, cfg: DictC
                 f"network that unpools maxima; {remedy}"
             )
         log.info(
-            f"rounding   {share:.2%} of the probabilities differ by more than tolerance={cfg.tolerance:g}: where two pixels are "
+            f"rounding   {share:.2%} of the probabilities differ by more than tolerance={tolerance:g}: where two pixels are "
             "almost equal, rounding decides which one is the maximum that the network unpools"
         )
         return
@@ -182,7 +196,7 @@ def noise_images(run: LoadedRun) -> list[np.ndarray]:
 
 
 def compare_outputs(
-    run: LoadedRun, exported: ExportedFunction, images: list[np.ndarray], tolerance: float = 1e-4
+    run: LoadedRun, exported: ExportedFunction, images: list[np.ndarray], tolerance: float
 ) -> list[ExportDifference]:
     """Compare the file with the network as seg.predict runs it, at each size and batch."""
     gaps = []
