@@ -392,10 +392,12 @@ def test_a_difference_that_float32_itself_makes_is_no_fault(
 
 def test_rounding_is_larger_where_values_are_far_from_those_of_the_training():
     """Twelve bits stored in sixteen: noise of the whole type is hundreds of standard deviations away."""
+    torch.manual_seed(0)
+    network = lively(UNet(1, 1, width=4, depth=2))
     narrow = Normalization(0.0, 65535.0, [0.02], [0.0005], dtype="uint16")
-    runs = [as_run(lively(UNet(1, 1, width=4, depth=2)), 2, one) for one in (GREY, narrow)]
+    runs = [as_run(network, 2, one) for one in (GREY, narrow)]
     usual, far = (inference_export.measure_rounding(run, noise_images(run)) for run in runs)
-    assert 0 < usual < 1e-5 < far
+    assert 0 < 10 * usual < far
 
 
 def test_a_network_of_float32_alone_has_no_rounding_to_compare():
@@ -425,7 +427,8 @@ def test_few_pixels_may_differ_where_maxima_are_unpooled(share, written, tmp_pat
 
 
 def test_maxima_of_almost_equal_pixels_differ_between_programs(tmp_path):
-    """This SegNet differs in one place of the largest image, by far more than float32 rounds."""
+    """Such a SegNet may differ in few places by far more than float32 rounds."""
+    torch.manual_seed(0)
     run, file = as_run(lively(SegNet(1, 3, width=8)), 3), tmp_path / "m.onnx"
     inference_export.write_checked(run, describe_run(run, []), file, "onnx", asked(f"run={file}"))
     gaps = compare_outputs(run, open_export(file, "onnx"), noise_images(run), 1e-4)
